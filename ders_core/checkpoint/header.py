@@ -1,0 +1,199 @@
+"""The header of one safetensors file, read and checked whole.
+
+A header is untrusted: every way in which it can lie has its own sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ders_core.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit that the safetensors library sets itself."""
+
+CHUNK_BYTES = 8 << 20
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor is before it exists: its dtype and shape, hence its bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `begin` and `end` are byte positions in `file`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.dtype, self.shape)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """The tensor, or `rows` of its first dimension (step 1), in its storage dtype.
+
+        Raises CheckpointError if the file cannot be read to the tensor's end.
+        """
+        begin, shape = self.begin, self.shape
+        if rows is not None:
+            first, last, _ = rows.indices(shape[0])
+            row_bytes = self.nbytes // shape[0] if shape[0] else 0
+            begin, shape = begin + first * row_bytes, (max(last - first, 0), *shape[1:])
+        buffer = torch.empty(math.prod(shape) * self.dtype.itemsize, dtype=torch.uint8)
+        try:
+            with open(self.file, "rb", buffering=0) as file:
+                file.seek(begin)
+                _fill(file, memoryview(buffer.numpy()))
+        except (OSError, EOFError) as error:
+            raise CheckpointError(
+                f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
+                "the file is damaged or was changed while it was open, so copy it again"
+            ) from error
+        return buffer.view(self.dtype).reshape(shape)
+
+    def raw(self) -> Iterator[bytes]:
+        """The tensor's bytes in chunks, for copying without a look inside."""
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.begin)
+            left = self.nbytes
+            while left:
+                chunk = file.read(min(left, CHUNK_BYTES))
+                if not chunk:
+                    raise CheckpointError(
+                        f"{self.file.name} ends inside tensor {self.name!r}; copy the file again"
+                    )
+                left -= len(chunk)
+                yield chunk
+
+
+def _fill(file: Any, view: memoryview) -> None:
+    """Read until `view` is full (one read returns at most 2 GiB on Linux)."""
+    position = 0
+    while position < len(view):
+        count = file.readinto(view[position : position + (1 << 30)])
+        if not count:
+            raise EOFError("the file ends too early")
+        position += count
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of one safetensors file, and its free-form metadata.
+
+    Reads the header only. Raises CheckpointError if the file is truncated, is no safetensors file,
+    or its header disagrees with itself or with the file's size.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{path.name} is not a safetensors file: its header would be {length} bytes long"
+            )
+        text = file.read(length)
+    if len(text) < length:
+        raise CheckpointError(f"{path.name} is truncated inside its header; copy the file again")
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: the header is not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path.name}: the header is not a JSON object")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path.name}: the header's __metadata__ is not an object")
+    data_begin = 8 + length
+    tensors = {name: _tensor_info(path, name, entry, data_begin) for name, entry in entries.items()}
+    _check_cover(path, tensors, data_begin, size)
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _tensor_info(path: Path, name: str, entry: Any, data_begin: int) -> TensorInfo:
+    try:
+        dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole or min((*shape, begin), default=0) < 0:
+        raise CheckpointError(f"{path.name}: the header's entry for {name!r} is malformed")
+    dtype = DTYPES.get(dtype_name)
+    if dtype is None:
+        raise CheckpointError(
+            f"{path.name}: tensor {name!r} has dtype {dtype_name!r}, which is not supported; "
+            f"supported are {', '.join(DTYPES)}"
+        )
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise CheckpointError(
+            f"{path.name}: the header gives {name!r} {end - begin} bytes, but {dtype_name} "
+            f"{list(shape)} takes {math.prod(shape) * dtype.itemsize}; the file is damaged"
+        )
+    return TensorInfo(name, dtype, tuple(shape), path, data_begin + begin, data_begin + end)
+
+
+def _check_cover(path: Path, tensors: dict[str, TensorInfo], begin: int, size: int) -> None:
+    """The tensors must lie end to end from `begin` to the file's end."""
+    position = begin
+    for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
+        if info.begin != position:
+            what = "overlaps another tensor" if info.begin < position else "leaves a hole before it"
+            raise CheckpointError(
+                f"{path.name}: the header's offsets are wrong: {info.name!r} {what}"
+            )
+        position = info.end
+    if position > size:
+        raise CheckpointError(
+            f"{path.name} is truncated: its header needs {position} bytes, the file has {size}; "
+            "copy or download it again"
+        )
+    if position < size:
+        raise CheckpointError(
+            f"{path.name} has {size - position} bytes that its header does not account for; "
+            "the file is damaged"
+        )

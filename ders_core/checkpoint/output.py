@@ -1,0 +1,147 @@
+"""An output directory appears whole or not at all; an interrupted run can be continued."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ders_core.checkpoint.store import read_json
+from ders_core.checkpoint.writer import write_json
+from ders_core.errors import CheckpointError, OutputError
+
+STATE = "state.json"
+
+
+def partial_path(out: Path) -> Path:
+    """Where an unfinished output is kept: a sibling, hence on the same disk."""
+    return out.with_name(out.name + ".partial")
+
+
+@contextmanager
+def output_directory(
+    out: str | Path, *, work: dict[str, Any] | None = None, resume: bool = False, needs: int = 0
+) -> Iterator[Path]:
+    """Yield a directory to write into; it becomes `out` when the block ends without an error.
+
+    work: what is being done, as JSON; given, an interrupted block leaves its directory behind, and
+    `resume` continues it if it was the same work. Without it, an interrupted block leaves nothing.
+    needs: bytes that will be written, checked against the free disk first.
+    Raises OutputError if `out` exists, is being written by another process, belongs to other work,
+    or the disk is full.
+    """
+    target = Path(out).expanduser()
+    partial = partial_path(target)
+    with _full_disk(target), _lock(target):
+        if target.exists() or target.is_symlink():
+            raise OutputError(f"{target} exists already; choose another name or remove it")
+        _prepare(partial, work, resume)
+        _check_room(partial, needs)
+        try:
+            yield partial
+        except BaseException:
+            if work is None:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        (partial / STATE).unlink(missing_ok=True)
+        sync_tree(partial)
+        if target.exists():
+            raise OutputError(f"{target} appeared while it was being written; choose another name")
+        os.rename(partial, target)
+        sync_directory(target.parent)
+
+
+def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
+    if partial.exists():
+        if work is None:
+            shutil.rmtree(partial)
+        elif not resume:
+            raise OutputError(
+                f"{partial} holds an unfinished run; continue it with --resume or remove it"
+            )
+        else:
+            try:
+                same = read_json(partial / STATE) == work
+            except CheckpointError:
+                same = False
+            if not same:
+                raise OutputError(
+                    f"{partial} was begun from another checkpoint or recipe; remove it first"
+                )
+            return
+    partial.mkdir(parents=True)
+    if work is not None:
+        write_json(partial / STATE, work)
+
+
+def _check_room(partial: Path, needs: int) -> None:
+    free = shutil.disk_usage(partial).free
+    if needs > free:
+        raise OutputError(
+            f"{partial.parent}: the output needs {needs / 1e9:.3g} GB, but only {free / 1e9:.3g} "
+            "GB are free on that disk; free some space or choose another place"
+        )
+
+
+@contextmanager
+def _full_disk(target: Path) -> Iterator[None]:
+    """Turn the system's refusals into sentences."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"the disk of {target} is full; free some space, then run again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+        raise
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Hold an exclusive lock beside the output; the system drops it if the process dies."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.lock")
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(file.fileno()).st_nlink == 0  # its holder has just finished
+        except BlockingIOError:
+            taken = True
+        if taken:
+            raise OutputError(
+                f"{target} is being written by another process; wait for it or cancel it"
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def copy_files(files: Sequence[Path], directory: Path) -> None:
+    """Copy side files by content (a hub cache holds links)."""
+    for file in files:
+        shutil.copyfile(file, directory / file.name)
+
+
+def sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(directory: Path) -> None:
+    """Sync every file of a finished directory, then the directory itself."""
+    for file in directory.iterdir():
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    sync_directory(directory)

@@ -1,0 +1,135 @@
+"""Safetensors files written in a stream, with checksums; each appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ders_core.checkpoint.header import CHUNK_BYTES, NAMES, TensorSpec
+from ders_core.checkpoint.store import INDEX
+
+MAX_SHARD_BYTES = 4_000_000_000
+
+Specs = Mapping[str, TensorSpec]
+
+
+def encode_header(specs: Specs, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Length prefix and header of a safetensors file that holds `specs` in this order, end to end.
+
+    Keeping wide dtypes first (see `file_order`) keeps every tensor aligned for memory mapping.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, spec in specs.items():
+        end = position + spec.nbytes
+        entries[name] = {
+            "dtype": NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_order(specs: Specs) -> dict[str, TensorSpec]:
+    """Specs sorted as safetensors sorts them: wide dtypes first, then by name."""
+    return dict(sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+
+
+def file_bytes(specs: Specs, metadata: Mapping[str, str] | None = None) -> int:
+    """Exact size on disk of a safetensors file that will hold `specs`."""
+    return len(encode_header(specs, metadata)) + sum(spec.nbytes for spec in specs.values())
+
+
+def shards(specs: Specs, max_bytes: int = MAX_SHARD_BYTES) -> dict[str, dict[str, TensorSpec]]:
+    """File name -> its tensors: filled in order, each file up to `max_bytes` where tensors allow.
+
+    One file is called model.safetensors; several are numbered as transformers numbers them.
+    """
+    parts: list[dict[str, TensorSpec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if parts[-1] and filled + spec.nbytes > max_bytes:
+            parts.append({})
+            filled = 0
+        parts[-1][name] = spec
+        filled += spec.nbytes
+    if len(parts) == 1:
+        return {"model.safetensors": file_order(parts[0])}
+    return {
+        f"model-{number:05d}-of-{len(parts):05d}.safetensors": file_order(part)
+        for number, part in enumerate(parts, 1)
+    }
+
+
+def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The bytes of a CPU tensor in chunks, without a copy of the whole."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    for begin in range(0, flat.size, CHUNK_BYTES):
+        yield memoryview(flat[begin : begin + CHUNK_BYTES])
+
+
+def write_file(
+    path: Path,
+    specs: Specs,
+    read: Callable[[str], Iterable[bytes | memoryview]],
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Write one safetensors file, tensor by tensor in the order of `specs`.
+
+    `read(name)` yields a tensor's bytes. The file is written aside, synced and renamed. Returns the
+    hex SHA-256 of each tensor's bytes.
+    """
+    checksums: dict[str, str] = {}
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "wb") as file:
+        file.write(encode_header(specs, metadata))
+        for name, spec in specs.items():
+            digest, count = hashlib.sha256(), 0
+            for chunk in read(name):
+                digest.update(chunk)
+                count += file.write(chunk)
+            if count != spec.nbytes:
+                raise AssertionError(f"{name}: {count} bytes written, {spec.nbytes} promised")
+            checksums[name] = digest.hexdigest()
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    return checksums
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Write tensors that are in memory to one safetensors file; returns their checksums."""
+    specs = file_order(
+        {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    )
+    return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON aside, sync, rename. Keys keep their order, so equal values give equal bytes."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_index(directory: Path, files: Mapping[str, Specs]) -> None:
+    """The index that transformers expects beside several shards; nothing for a single file."""
+    if list(files) == ["model.safetensors"]:
+        return
+    total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
+    weight_map = {name: file for file, specs in files.items() for name in specs}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(directory / INDEX, index)

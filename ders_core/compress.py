@@ -1,0 +1,195 @@
+"""Compress: decompose each group, replace its deltas, write the packed checkpoint. One stream.
+
+Every group is encoded on its own and staged as one file beside the output; staged groups are what
+an interrupted run continues from. Then the shards are assembled from the staged files and from the
+source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device alone: a
+task computes on one thread, whatever runs it and however many run beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from ders_core.checkpoint import NAMES, Checkpoint, TensorInfo
+from ders_core.checkpoint.header import read_header
+from ders_core.checkpoint.output import copy_files, output_directory
+from ders_core.checkpoint.store import read_json
+from ders_core.checkpoint.writer import shards, write_file, write_index, write_json
+from ders_core.decompose import DenseParent
+from ders_core.encode import EncodeTask, encode_group
+from ders_core.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    QUANT_METHOD,
+    Manifest,
+    PackedGroup,
+    Source,
+    public_recipe,
+)
+from ders_core.plan import METADATA, Plan, PlanEntry, carried_specs, part_name, resolve
+from ders_core.progress import Progress, quiet
+from ders_core.recipe import DenseBase, Recipe
+from ders_core.report import Report, ReportEntry
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Run(Protocol):
+    """How independent tasks are executed; results may come in any order."""
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]: ...
+
+
+def one_by_one(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
+    """Run tasks one after another in this process."""
+    return map(function, items)
+
+
+def compress(
+    checkpoint: str | Path,
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    run: Run = one_by_one,
+    progress: Progress = quiet,
+) -> Report:
+    """Write the packed form of `checkpoint` to the new directory `out`.
+
+    device: where deltas are encoded, "cpu" or "cuda". resume: continue an interrupted run of the
+    same checkpoint and recipe. progress counts bytes read for encoding and bytes written.
+    Raises DersError and its children; then nothing stands at `out`, and the groups that were
+    finished wait in `<out>.partial`.
+    """
+    started = time.monotonic()
+    source = Checkpoint(checkpoint)
+    plan = resolve(recipe, source)
+    dense = str(recipe.base.dense) if isinstance(recipe.base, DenseBase) else None
+    parent = DenseParent.open(dense) if dense else None
+    work = {
+        "format_version": FORMAT_VERSION,
+        "checkpoint": source.identity,
+        "dense": parent.store.identity if parent else None,
+        "recipe": public_recipe(recipe),
+        "device": device,
+    }
+    total = plan.bytes_before + plan.bytes_after
+    with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
+        staging = partial / "groups"
+        staging.mkdir(exist_ok=True)
+        staged = {entry.key: _staged_path(staging, entry) for entry in plan.entries}
+        tasks = [
+            EncodeTask(
+                str(source.path),
+                entry.layer,
+                entry.projection,
+                entry.codec.dump(),
+                recipe.seed,
+                dense,
+                device,
+                str(staged[entry.key]),
+            )
+            for entry in plan.entries
+            if entry.decomposed and not staged[entry.key].with_suffix(".json").is_file()
+        ]
+        encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
+        done = plan.bytes_before - encoding
+        progress(done, total, f"{len(tasks)} groups to encode")
+        for finished in run(encode_group, tasks):
+            done += finished.bytes_before
+            where = f"layer {finished.layer}, {finished.projection}"
+            progress(done, total, f"encoded {where} ({finished.codec})")
+        entries, groups, files = _assemble(source, plan, staged, partial, progress, done, total)
+        bytes_after = sum((partial / name).stat().st_size for name in files)
+        _write_descriptions(source, plan, groups, files, partial)
+        shutil.rmtree(staging)
+    seconds = time.monotonic() - started
+    return Report(tuple(entries), plan.bytes_before, bytes_after, device, seconds)
+
+
+def _staged_path(staging: Path, entry: PlanEntry) -> Path:
+    return staging / f"{entry.layer:05d}-{entry.projection}.safetensors"
+
+
+def _assemble(
+    source: Checkpoint,
+    plan: Plan,
+    staged: dict[tuple[int, str], Path],
+    partial: Path,
+    progress: Progress,
+    done: int,
+    total: int,
+) -> tuple[list[ReportEntry], list[PackedGroup], dict[str, dict[str, str]]]:
+    """Write the shards; returns the report's entries, the groups, and checksums by file."""
+    entries, groups = [], []
+    tensors: dict[str, TensorInfo] = {
+        name: source.tensors[name] for name in carried_specs(source, plan.entries)
+    }
+    for entry in plan.entries:
+        if not entry.decomposed:
+            size = entry.bytes_before
+            entries.append(ReportEntry(*entry.key, entry.codec.label, size, size, 0.0, 0.0, 0.0))
+            continue
+        note = read_json(staged[entry.key].with_suffix(".json"))
+        entries.append(ReportEntry(**note["entry"]))
+        group = source.group(*entry.key)
+        groups.append(
+            PackedGroup(
+                layer=entry.layer,
+                projection=entry.projection,
+                prefix=part_name(source, *entry.key, "base").removesuffix(".base"),
+                codec=note["codec"],
+                shape=group.shape,
+                dtype=NAMES[group.dtype],
+                experts=group.sources,
+            )
+        )
+        tensors |= read_header(staged[entry.key])[0]
+    files: dict[str, dict[str, str]] = {}
+    layout = shards({name: info.spec for name, info in tensors.items()})
+    for name, specs in layout.items():
+
+        def read(tensor: str, file: str = name) -> Iterable[bytes]:
+            nonlocal done
+            for chunk in tensors[tensor].raw():
+                yield chunk
+                done += len(chunk)
+                progress(min(done, total), total, f"writing {file}")
+
+        files[name] = write_file(partial / name, specs, read, METADATA)
+    write_index(partial, layout)
+    return entries, groups, files
+
+
+def _write_descriptions(
+    source: Checkpoint,
+    plan: Plan,
+    groups: list[PackedGroup],
+    files: dict[str, dict[str, str]],
+    partial: Path,
+) -> None:
+    """config.json, the manifest and the side files."""
+    recipe = public_recipe(plan.recipe)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        layout=source.family,
+        source=Source(
+            identity=source.identity,
+            bytes_total=source.store.bytes_total,
+            files=dict(source.store.files),
+            metadata={name: dict(values) for name, values in source.store.metadata.items()},
+        ),
+        recipe=recipe,
+        groups=tuple(groups),
+        checksums={name: value for sums in files.values() for name, value in sums.items()},
+    )
+    copy_files(source.side_files(), partial)
+    quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **recipe}
+    write_json(partial / "config.json", source.config | {"quantization_config": quantization})
+    write_json(partial / MANIFEST, manifest.model_dump(mode="json"))

@@ -1,0 +1,190 @@
+"""Recipes: which codec, how strong, for which experts. Pydantic in memory, YAML on disk."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from ders_core.checkpoint.layouts import PROJECTIONS
+from ders_core.codecs import DeltaCodec, Keep, make_codec
+from ders_core.errors import CodecError, RecipeError
+from ders_core.shipped import shipped
+from ders_core.yaml_lines import line_of
+
+Projection = Literal["gate", "up", "down"]
+
+
+class Rule(BaseModel):
+    """A selector and the codec for what it selects; the codec's parameters stand beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    layers: str = Field(default="all", description="'all', or layers and ranges such as '0-3,7'")
+    projections: tuple[Projection, ...] = PROJECTIONS
+    codec: DeltaCodec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_codec(cls, data: Any) -> Any:
+        """Fold the codec's flat parameters into the codec."""
+        if not isinstance(data, dict) or isinstance(data.get("codec"), DeltaCodec):
+            return data
+        own = {key: data[key] for key in ("layers", "projections") if key in data}
+        rest = {key: value for key, value in data.items() if key not in own}
+        if "codec" not in rest:
+            raise ValueError("a rule needs a codec")
+        try:
+            return own | {"codec": make_codec(rest)}
+        except CodecError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_as_text(cls, value: Any) -> Any:
+        """`3` and `[0, 1, 2]` are as good as `"3"` and `"0-2"`."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = [value]
+        if isinstance(value, list):
+            return ",".join(str(item) for item in value)
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _check_layers(cls, value: str) -> str:
+        parse_layers(value)
+        return value
+
+    @field_validator("projections", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        if self.layers != "all":
+            fields["layers"] = self.layers
+        if self.projections != PROJECTIONS:
+            fields["projections"] = list(self.projections)
+        return fields | self.codec.dump()
+
+    def selects(self, layer: int, projection: str) -> bool:
+        ranges = parse_layers(self.layers)
+        inside = ranges is None or any(layer in numbers for numbers in ranges)
+        return inside and projection in self.projections
+
+
+class DenseBase(BaseModel):
+    """The dense parent's directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dense: Path
+
+
+class Recipe(BaseModel):
+    """An ordered list of rules. Where several select a group, the last one counts; a group that no
+    rule selects is kept as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    name: str = Field(min_length=1, max_length=80)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    base: Literal["mean"] | DenseBase = "mean"
+    rules: tuple[Rule, ...] = ()
+
+    def codec(self, layer: int, projection: str) -> DeltaCodec:
+        """The codec of one group."""
+        for rule in reversed(self.rules):
+            if rule.selects(layer, projection):
+                return rule.codec
+        return Keep()
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Raises RecipeError, with the line where it can be told."""
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or "it cannot be read"
+            raise RecipeError(
+                f"the recipe is not valid YAML: {problem}", mark.line + 1 if mark else None
+            ) from error
+        if not isinstance(data, dict):
+            raise RecipeError("the recipe is empty or not a mapping; give at least a name", 1)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _recipe_error(error, text) from error
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_layers(text: str) -> list[range] | None:
+    """'0-3,7' as ranges; None for 'all'. Raises ValueError for anything else."""
+    if text.strip() == "all":
+        return None
+    ranges = []
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"layers {text!r} must be 'all' or numbers and ranges such as '0-3,7'")
+        ranges.append(range(int(first), int(last or first) + 1))
+        if not ranges[-1]:
+            raise ValueError(f"layers {text!r}: the range {item.strip()!r} runs backwards")
+    return ranges
+
+
+def _recipe_error(error: ValidationError, text: str) -> RecipeError:
+    first = error.errors()[0]
+    path = [part for part in first["loc"] if isinstance(part, (str, int))]
+    key = ".".join(str(part) for part in path)
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {key!r}; a recipe has {', '.join(Recipe.model_fields)}"
+    elif first["type"] == "missing":
+        message = f"the recipe has no {key!r}"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        message = f"{key}: {message[0].lower()}{message[1:]}"
+    return RecipeError(message, line_of(text, path))
+
+
+@cache
+def presets() -> dict[str, Recipe]:
+    """The recipes that ship with the package, by file name without its ending."""
+    files = sorted(shipped("sample_configs").glob("*.yaml"))
+    return {file.stem: Recipe.from_yaml(file.read_text(encoding="utf-8")) for file in files}
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """A recipe from a YAML file, or a preset by its name. Raises RecipeError."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        preset = presets().get(str(source))
+        if preset is not None:
+            return preset
+        raise RecipeError(
+            f"{source} is neither a file nor a preset; presets are {', '.join(presets())}"
+        )
+    try:
+        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+    except RecipeError as error:
+        raise RecipeError(f"{path.name}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as text: {error}") from error

@@ -1,0 +1,46 @@
+"""What a compression did, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ReportEntry:
+    """One group. Errors are over all its experts: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ (Frobenius)."""
+
+    layer: int
+    projection: str
+    codec: str
+    bytes_before: int
+    bytes_after: int
+    rel_error_delta: float
+    rel_error_weight: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """bytes are those of the weight files; seconds of the whole run, resumed parts not counted."""
+
+    entries: tuple[ReportEntry, ...]
+    bytes_before: int
+    bytes_after: int
+    device: str
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        return self.bytes_after / self.bytes_before
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"ratio": self.ratio}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        entries = tuple(ReportEntry(**entry) for entry in data["entries"])
+        return cls(
+            entries, data["bytes_before"], data["bytes_after"], data["device"], data["seconds"]
+        )

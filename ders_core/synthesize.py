@@ -1,0 +1,63 @@
+"""Synthesize: a packed checkpoint back in the layout that came in, tensor by tensor.
+
+Same file names, tensor names, order, shapes and dtypes, same config and side files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ders_core.checkpoint.output import copy_files, output_directory
+from ders_core.checkpoint.writer import (
+    encode_header,
+    tensor_bytes,
+    write_file,
+    write_index,
+    write_json,
+)
+from ders_core.errors import CheckpointError
+from ders_core.manifest import MANIFEST
+from ders_core.packed import PackedCheckpoint
+from ders_core.progress import Progress, quiet
+
+
+def synthesize(
+    packed: str | Path, out: str | Path, *, device: str = "cpu", progress: Progress = quiet
+) -> dict[str, str]:
+    """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
+
+    One tensor is in memory at a time. progress counts bytes written. Raises CheckpointError if the
+    packed checkpoint is damaged, OutputError if `out` cannot be written; then nothing stands there.
+    """
+    source = PackedCheckpoint(packed)
+    files = {
+        file: {name: source.spec(name) for name in names}
+        for file, names in source.manifest.source.files.items()
+    }
+    total = sum(
+        len(encode_header(specs)) + sum(spec.nbytes for spec in specs.values())
+        for specs in files.values()
+    )
+    done = 0
+    checksums: dict[str, str] = {}
+    with output_directory(out, needs=total) as partial:
+        for file, specs in files.items():
+
+            def read(name: str, file: str = file) -> Iterable[memoryview]:
+                nonlocal done
+                for chunk in tensor_bytes(source.read(name, device).cpu()):
+                    yield chunk
+                    done += len(chunk)
+                    progress(done, total, f"writing {file}")
+
+            metadata = source.manifest.source.metadata.get(file, {})
+            checksums |= write_file(partial / file, specs, read, metadata)
+        if list(files) != ["model.safetensors"]:
+            write_index(partial, files)
+        write_json(partial / "config.json", source.config)
+        copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
+        progress(total, total, "written")
+    if not checksums:
+        raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
+    return checksums
