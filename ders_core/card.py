@@ -9,6 +9,7 @@ import yaml
 
 from ders_core.codecs import make_codec
 from ders_core.packed import PackedCheckpoint
+from ders_core.units import bytes_text, share_text
 
 
 def model_card(
@@ -24,12 +25,12 @@ def model_card(
     )
     codecs = sorted({make_codec(group.codec).label for group in packed.manifest.groups})
     rows = [
-        ("Original weight files", _megabytes(source.bytes_total)),
-        ("This checkpoint's weight files", _megabytes(bytes_written)),
+        ("Original weight files", bytes_text(source.bytes_total)),
+        ("This checkpoint's weight files", bytes_text(bytes_written)),
         (
             "Packed form",
-            f"{_megabytes(packed.bytes_total)} "
-            f"({100 * packed.bytes_total / source.bytes_total:.3g} % of original)",
+            f"{bytes_text(packed.bytes_total)} "
+            f"({share_text(packed.bytes_total / source.bytes_total)} of original)",
         ),
         ("Groups replaced", f"{len(packed.manifest.groups)} ({', '.join(codecs) or 'none'})"),
         ("Original's identity", f"`{source.identity[:16]}`"),
@@ -90,7 +91,3 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
     if quality.get("routing_agreement") is not None:
         rows.append(("Same experts chosen", f"{100 * quality['routing_agreement']:.3g} %"))
     return "\n".join(["| | |\n|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""])
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

@@ -6,6 +6,7 @@ Tensors are asked for by their original names; an expert's weight is synthesized
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class PackedCheckpoint:
                 f"{self.path} lacks the tensor {missing[0]!r}; copy the directory again"
             )
         self._bases: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()  # transformers reads from several threads
 
     @property
     def path(self) -> Path:
@@ -119,12 +121,13 @@ class PackedCheckpoint:
 
     def _base(self, group: PackedGroup, device: torch.device | str) -> torch.Tensor:
         key = f"{group.prefix}@{device}"
-        if key not in self._bases:
-            self._bases[key] = self.base(group).to(device)
-            while len(self._bases) > KEPT_BASES:
-                self._bases.popitem(last=False)
-        self._bases.move_to_end(key)
-        return self._bases[key]
+        with self._lock:
+            if key not in self._bases:
+                self._bases[key] = self.base(group).to(device)
+                while len(self._bases) > KEPT_BASES:
+                    self._bases.popitem(last=False)
+            self._bases.move_to_end(key)
+            return self._bases[key]
 
     def _info(self, name: str) -> Any:
         info = self.store.tensors.get(name)

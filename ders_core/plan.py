@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, TensorSpec
-from ders_core.checkpoint.writer import file_bytes, shards
+from ders_core.checkpoint.writer import file_bytes, file_order, shards
 from ders_core.codecs import DeltaCodec, Keep
 from ders_core.errors import RecipeError
 from ders_core.recipe import Recipe, parse_layers
+from ders_core.rules import spell_layers
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         after = group.nbytes
         if not isinstance(codec, Keep):
             own = group_specs(checkpoint, group, codec)
-            specs |= own
+            specs |= file_order(own)  # the order in which they are staged, hence sharded
             after = sum(spec.nbytes for spec in own.values())
         entries.append(PlanEntry(*group.key, codec, group.shape, group.nbytes, after, codec.exact))
     everything = carried_specs(checkpoint, tuple(entries)) | specs
@@ -137,16 +138,5 @@ def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:
         if named - known:
             raise RecipeError(
                 f"rule {number} names layer {min(named - known)}, but the MoE layers of "
-                f"{checkpoint.path.name} are {_spell(sorted(known))}"
+                f"{checkpoint.path.name} are {spell_layers(known)}"
             )
-
-
-def _spell(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] as '0-2, 5'."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -17,6 +17,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.codecs import DeltaCodec, Keep, make_codec
@@ -49,7 +50,10 @@ class Rule(BaseModel):
         try:
             return own | {"codec": make_codec(rest)}
         except CodecError as error:
-            raise ValueError(str(error)) from error
+            cause = error.__cause__
+            loc = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else ("codec",)
+            details = {"problem": str(error), "loc": loc}
+            raise PydanticCustomError("codec", "{problem}", details) from error
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -119,6 +123,8 @@ class Recipe(BaseModel):
         """Raises RecipeError, with the line where it can be told."""
         try:
             data = yaml.safe_load(text)
+        except RecursionError as error:
+            raise RecipeError("the recipe is nested too deeply to be one") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or "it cannot be read"
@@ -159,9 +165,12 @@ def _recipe_error(error: ValidationError, text: str) -> RecipeError:
         message = f"unknown key {key!r}; a recipe has {', '.join(Recipe.model_fields)}"
     elif first["type"] == "missing":
         message = f"the recipe has no {key!r}"
+    elif path[:1] == ["base"]:
+        message = "base must be 'mean', or {dense: PATH} with the dense model's directory"
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = f"{key}: {message[0].lower()}{message[1:]}"
+        path += first.get("ctx", {}).get("loc", ())
     return RecipeError(message, line_of(text, path))
 
 
@@ -185,6 +194,8 @@ def load_recipe(source: str | Path) -> Recipe:
     try:
         return Recipe.from_yaml(path.read_text(encoding="utf-8"))
     except RecipeError as error:
-        raise RecipeError(f"{path.name}: {error}") from error
+        named = RecipeError(f"{path.name}: {error}")
+        named.line = error.line
+        raise named from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as text: {error}") from error

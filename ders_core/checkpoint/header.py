@@ -20,6 +20,9 @@ from ders_core.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library sets itself."""
 
+LARGEST_NUMBER = 1 << 63
+"""No dimension and no file position reaches it."""
+
 CHUNK_BYTES = 8 << 20
 
 DTYPES: dict[str, torch.dtype] = {
@@ -142,7 +145,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(f"{path.name} is truncated inside its header; copy the file again")
     try:
         entries = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: the header is not JSON ({error})") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path.name}: the header is not a JSON object")
@@ -158,10 +161,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 def _tensor_info(path: Path, name: str, entry: Any, data_begin: int) -> TensorInfo:
     try:
         dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (*shape, begin, end))
+        numbers = [*shape, begin, end]
+        whole = isinstance(shape, list) and isinstance(dtype_name, str)
+        whole = whole and all(type(n) is int and 0 <= n < LARGEST_NUMBER for n in numbers)
     except (KeyError, TypeError, ValueError):
         whole = False
-    if not whole or min((*shape, begin), default=0) < 0:
+    if not whole:
         raise CheckpointError(f"{path.name}: the header's entry for {name!r} is malformed")
     dtype = DTYPES.get(dtype_name)
     if dtype is None:

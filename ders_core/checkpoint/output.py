@@ -140,8 +140,10 @@ def sync_directory(directory: Path) -> None:
 
 def sync_tree(directory: Path) -> None:
     """Sync every file of a finished directory, then the directory itself."""
-    for file in directory.iterdir():
-        if file.is_file():
-            with open(file, "rb") as handle:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
+        elif path.is_dir():
+            sync_directory(path)
     sync_directory(directory)

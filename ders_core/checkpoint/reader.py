@@ -108,7 +108,8 @@ class Checkpoint:
     @property
     def num_layers(self) -> int:
         """All layers, MoE or not."""
-        return int(self.config.get("num_hidden_layers", max(self.moe_layers) + 1))
+        declared = self.config.get("num_hidden_layers")
+        return declared if isinstance(declared, int) else max(self.moe_layers) + 1
 
     @cached_property
     def moe_layers(self) -> list[int]:
@@ -183,11 +184,13 @@ class Checkpoint:
 
     def _check_config(self) -> None:
         declared = self.config.get(self.layout.experts_key)
-        if isinstance(declared, int) and declared != self.num_experts:
-            raise CheckpointError(
-                f"config.json says {self.layout.experts_key} = {declared}, but the weights hold "
-                f"{self.num_experts} experts per layer; the checkpoint is incomplete"
-            )
+        for group in self.groups():
+            if isinstance(declared, int) and declared != group.shape[0]:
+                raise CheckpointError(
+                    f"config.json says {self.layout.experts_key} = {declared}, but the weights of "
+                    f"layer {group.layer} hold {group.shape[0]} experts; the checkpoint is "
+                    "incomplete or its config belongs to another one"
+                )
 
 
 def _gather(
@@ -199,8 +202,17 @@ def _gather(
         if place is not None:
             layer, projection, expert = place
             found.setdefault((layer, projection), {})[expert] = info
-    keys = sorted(found, key=lambda key: (key[0], PROJECTIONS.index(key[1])))
-    return {key: _group(layout, key, found[key], tensors) for key in keys}
+    layers = sorted({layer for layer, _ in found})
+    keys = [(layer, projection) for layer in layers for projection in PROJECTIONS]
+    groups = {key: _group(layout, key, found.get(key, {}), tensors) for key in keys}
+    for (layer, projection), group in groups.items():
+        most = max(groups[layer, other].shape[0] for other in PROJECTIONS)
+        if group.shape[0] < most:
+            raise CheckpointError(
+                f"layer {layer}, {projection}: expert {group.shape[0]} is missing; "
+                "a shard may be missing"
+            )
+    return groups
 
 
 def _group(
@@ -212,16 +224,18 @@ def _group(
     """Check that the experts are whole and alike, then make the group."""
     layer, projection = key
     where = f"layer {layer}, {projection}"
-    missing = sorted(set(range(max(experts) + 1)) - experts.keys())
-    if missing:
-        raise CheckpointError(f"{where}: expert {missing[0]} is missing; a shard may be missing")
+    if not experts:
+        raise CheckpointError(f"{where}: all experts are missing; a shard may be missing")
+    missing = next((index for index in range(len(experts)) if index not in experts), None)
+    if missing is not None:
+        raise CheckpointError(f"{where}: expert {missing} is missing; a shard may be missing")
     first = experts[0]
     if first.dtype not in WEIGHT_DTYPES:
         raise CheckpointError(
             f"{where}: the experts are stored as {NAMES[first.dtype]}, an already quantized form; "
             "give the bfloat16, float16 or float32 original"
         )
-    if len(first.shape) != 2:
+    if len(first.shape) != 2 or not all(first.shape):
         raise CheckpointError(
             f"{where}: expert 0 has shape {list(first.shape)}, not a matrix; the layout is not "
             f"{layout.family!r}"

@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent} has no {path.name}; is it a model directory?")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
@@ -111,7 +111,7 @@ def _weight_files(directory: Path) -> list[Path]:
                 raise CheckpointError(f"{INDEX} names {name!r}, which lies outside the directory")
             if not (directory / name).is_file():
                 raise CheckpointError(
-                    f"{INDEX} names {name}, which is missing; copy or download the file again"
+                    f"{INDEX} names {name!r}, which is missing; copy or download the file again"
                 )
         return [directory / name for name in names]
     found = sorted(directory.glob("*.safetensors"))

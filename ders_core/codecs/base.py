@@ -102,7 +102,7 @@ def make_codec(fields: Mapping[str, Any]) -> DeltaCodec:
     parameters = {key: value for key, value in fields.items() if key != "codec"}
     cls = codec_class(fields.get("codec"))
     try:
-        return cls(**parameters)
+        return cls.model_validate(parameters)
     except ValidationError as error:
         raise CodecError(explain(error, cls)) from error
 

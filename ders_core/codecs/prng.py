@@ -51,7 +51,8 @@ def _permute(value: torch.Tensor, bits: int, keys: list[int]) -> torch.Tensor:
 def random_positions(
     size: int, count: int, seed: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """`count` distinct positions in [0, size), each subset equally likely for a good seed.
+    """`count` distinct positions in [0, size), subsets equally likely over seeds (from size 20 up;
+    a Feistel network reaches only some permutations of a handful of values).
 
     The first `count` values of a keyed permutation of [0, size) (Feistel network with cycle
     walking; Black and Rogaway 2002). Returns int64 `[count]`, in the permutation's order.

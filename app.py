@@ -1,0 +1,20 @@
+"""DeRS Studio: the frame of every page."""
+
+import streamlit as st
+
+from ders_core.ui import frame
+
+st.set_page_config(page_title="DeRS Studio", page_icon=":material/layers:", layout="wide")
+
+PAGES = [
+    st.Page("pages/checkpoint.py", title="Checkpoint", default=True),
+    st.Page("pages/redundancy.py", title="Redundancy"),
+    st.Page("pages/spectra.py", title="Spectra"),
+    st.Page("pages/recipe.py", title="Recipe"),
+    st.Page("pages/runs.py", title="Runs"),
+    st.Page("pages/export.py", title="Export"),
+]
+
+page = st.navigation(PAGES, position="top")
+frame.sidebar()
+page.run()

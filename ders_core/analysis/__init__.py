@@ -1,0 +1,17 @@
+"""How redundant the experts are: plain tables, a verdict, and what codecs would cost."""
+
+from ders_core.analysis.predict import predicted_error, rank_for_energy
+from ders_core.analysis.run import analyze
+from ders_core.analysis.tables import Analysis, of_group
+from ders_core.analysis.verdict import Verdict, judge, sampled_verdict
+
+__all__ = [
+    "Analysis",
+    "Verdict",
+    "analyze",
+    "judge",
+    "of_group",
+    "predicted_error",
+    "rank_for_energy",
+    "sampled_verdict",
+]

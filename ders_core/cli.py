@@ -1,0 +1,385 @@
+"""The `ders` command: thin, every command a call of the library.
+
+Exit status: 0 done, 1 a `DersError` (one line on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import ders_core
+from ders_core.console import progress_bar
+from ders_core.errors import CheckpointError, DersError, OutputError
+from ders_core.units import bytes_text, share_text
+
+app = typer.Typer(
+    name="ders",
+    help="See how redundant an upcycled MoE's experts are, shrink them, measure, export.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+CheckpointArg = Annotated[Path, typer.Argument(metavar="CKPT", help="a model directory")]
+PackedArg = Annotated[Path, typer.Argument(metavar="PACKED", help="a packed DeRS directory")]
+OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="a new directory to write")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON")]
+RecipeOption = Annotated[str, typer.Option("--recipe", metavar="R", help="a YAML file or a preset")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", help="where jobs and runs are kept")
+]
+SchedulerOption = Annotated[
+    str | None, typer.Option("--scheduler", metavar="ADDR", help="a dask scheduler to use")
+]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width to fold at
+        console = Console(width=200)
+    console.print(table)
+
+
+@app.command()
+def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
+    """Family, layers, experts, bytes, the experts' share, and whether they share one start."""
+    from ders_core.summary import summarize
+
+    summary = summarize(checkpoint)
+    if as_json:
+        _print_json(summary.to_dict())
+        return
+    verdict = summary.upcycled
+    _print_table(
+        ["", ""],
+        [
+            ["family", summary.family],
+            ["layers", f"{summary.layers} ({summary.moe_layers} with experts)"],
+            ["experts", f"{summary.experts} per layer, top-{summary.top_k or '?'}"],
+            ["dtype", summary.dtype],
+            ["size", bytes_text(summary.bytes_total)],
+            [
+                "experts take",
+                f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",
+            ],
+            ["upcycled?", f"{verdict.verdict} (mean cosine of experts {verdict.mean_cosine:.4f})"],
+        ],
+    )
+    print(verdict.sentence)
+
+
+@app.command()
+def analyze(
+    checkpoint: CheckpointArg,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.html, .json or .parquet")
+    ] = None,
+    layers: Annotated[str, typer.Option(help="'all' or layers such as 0,4-7")] = "all",
+    spectra: Annotated[bool, typer.Option("--spectra", help="singular values too")] = False,
+) -> None:
+    """Similarity of experts, norms of deltas, and with --spectra their singular values."""
+    from ders_core.analysis import analyze as run_analysis
+    from ders_core.checkpoint import Checkpoint
+    from ders_core.recipe import parse_layers
+    from ders_core.redundancy_report import SUFFIXES, write_report
+
+    if output is not None and output.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"end the name in {', '.join(SUFFIXES)}", param_hint="-o")
+    if output is not None and output.exists():
+        raise OutputError(f"{output} exists already; choose another name or remove it")
+    source = Checkpoint(checkpoint)
+    try:
+        ranges = parse_layers(layers)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--layers") from error
+    chosen = None if ranges is None else [n for numbers in ranges for n in numbers]
+    with progress_bar("analyze") as progress:
+        analysis = run_analysis(source, layers=chosen, spectra=spectra, progress=progress)
+    groups = analysis.groups
+    _print_table(
+        ["layer", "projection", "experts", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
+        [
+            [
+                str(row.layer),
+                str(row.projection),
+                str(row.experts),
+                f"{row.norm_ratio:.3g}",
+                f"{row.mean_one_minus_cos:.3g}",
+                f"{row.max_one_minus_cos:.3g}",
+            ]
+            for row in groups.itertuples()
+        ],
+    )
+    print(analysis.verdict.sentence)
+    if output is not None:
+        write_report(analysis, output)
+        print(f"written: {output}")
+
+
+@app.command()
+def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
+    """Predicted bytes of a recipe, group by group; nothing is written."""
+    from ders_core.checkpoint import Checkpoint
+    from ders_core.plan import resolve
+    from ders_core.recipe import load_recipe
+
+    planned = resolve(load_recipe(recipe), Checkpoint(checkpoint))
+    if as_json:
+        _print_json(planned.to_dict())
+        return
+    _print_table(
+        ["layer", "projection", "codec", "before", "after"],
+        [
+            [
+                str(entry.layer),
+                entry.projection,
+                entry.codec.label,
+                bytes_text(entry.bytes_before),
+                ("" if entry.exact else "≤ ") + bytes_text(entry.bytes_after),
+            ]
+            for entry in planned.entries
+        ],
+    )
+    bound = "" if planned.exact else "at most "
+    print(
+        f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
+        f"{bytes_text(planned.bytes_after)} ({share_text(planned.ratio)} of original)"
+    )
+
+
+@app.command()
+def compress(
+    checkpoint: CheckpointArg,
+    out: OutArg,
+    recipe: RecipeOption,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; by default one per core")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run")] = False,
+    scheduler: SchedulerOption = None,
+) -> None:
+    """Write the packed form of a checkpoint."""
+    from ders_core.compress import compress as run_compress
+    from ders_core.device import resolve_device
+    from ders_core.jobs import Engine
+    from ders_core.recipe import load_recipe
+
+    where = resolve_device(device).type
+    loaded = load_recipe(recipe)
+    with (
+        progress_bar("compress") as progress,
+        Engine(workers=workers, scheduler=scheduler, device=where) as engine,
+    ):
+        report = run_compress(
+            checkpoint,
+            out,
+            loaded,
+            device=where,
+            resume=resume,
+            run=engine.run,
+            progress=progress,
+        )
+    print(
+        f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
+        f"({share_text(report.ratio)} of original) in {report.seconds:.1f} s on {report.device}"
+    )
+
+
+@app.command()
+def verify(
+    packed: PackedArg,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="CKPT", help="measure the error against it")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check every checksum; with --against, measure the error of every group."""
+    from ders_core.verify import verify as run_verify
+
+    with progress_bar("verify", hidden=as_json) as progress:
+        found = run_verify(packed, against, progress=progress)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        if found.groups:
+            _print_table(
+                ["layer", "projection", "", "‖Ŵ−W‖/‖Δ‖", "‖Ŵ−W‖/‖W‖"],
+                [
+                    [
+                        str(group.layer),
+                        group.projection,
+                        "",
+                        f"{group.rel_error_delta:.3g}",
+                        f"{group.rel_error_weight:.3g}",
+                    ]
+                    for group in found.groups
+                ],
+            )
+        if found.ok:
+            print(f"{packed}: all {found.tensors} tensors are as they were written")
+    if not found.ok:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise CheckpointError(found.problems[0] + more)
+
+
+@app.command()
+def synthesize(packed: PackedArg, out: OutArg) -> None:
+    """Bring a packed checkpoint back to its original layout."""
+    from ders_core.synthesize import synthesize as run_synthesize
+
+    with progress_bar("synthesize") as progress:
+        sums = run_synthesize(packed, out, progress=progress)
+    print(f"{out}: {len(sums)} tensors written")
+
+
+@app.command()
+def export(
+    packed: PackedArg,
+    out: OutArg,
+    format: Annotated[str, typer.Option("--format", help="packed or dense")] = "packed",
+    quality: Annotated[
+        Path | None, typer.Option(help="JSON of `ders eval --json`, for the model card")
+    ] = None,
+) -> None:
+    """Take a packed checkpoint home, with a model card, checked after writing."""
+    from ders_core.checkpoint.store import read_json
+    from ders_core.export import export as run_export
+
+    if format not in ("packed", "dense"):
+        raise typer.BadParameter("choose packed or dense", param_hint="--format")
+    measured = read_json(quality) if quality is not None else None
+    with progress_bar("export") as progress:
+        result = run_export(
+            packed,
+            out,
+            "packed" if format == "packed" else "dense",
+            quality=measured,
+            progress=progress,
+        )
+    for check in result.checks:
+        print(f"ok: {check.name} ({check.detail})")
+    print(f"{out}: {bytes_text(result.bytes)}")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a model, packed or not")],
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
+    ] = None,
+    device: DeviceOption = "auto",
+    max_tokens: Annotated[int, typer.Option(min=2, help="stop after so many tokens")] = 8192,
+    as_json: JsonFlag = False,
+) -> None:
+    """Perplexity; with --reference also KL, top-1 agreement and routing agreement."""
+    from ders_core.evaluate import evaluate as run_evaluate
+
+    with progress_bar("eval", hidden=as_json) as progress:
+        quality = run_evaluate(
+            model, reference, text=text, device=device, max_tokens=max_tokens, progress=progress
+        )
+    measured = quality.to_dict()
+    if as_json:
+        _print_json(measured)
+        return
+    labels = {
+        "tokens": "tokens",
+        "perplexity": "perplexity",
+        "reference_perplexity": "perplexity of the reference",
+        "kl": "KL(reference ‖ model), nats a token",
+        "top1_agreement": "same most likely token",
+        "routing_agreement": "same experts chosen",
+    }
+    rows = [
+        [label, f"{measured[key]:.4g}" if key != "tokens" else str(measured[key])]
+        for key, label in labels.items()
+        if measured.get(key) is not None
+    ]
+    _print_table(["", ""], rows)
+
+
+@app.command()
+def demo(out: OutArg, seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
+    """Build the demo: train a small dense LM, upcycle it to an MoE, fine-tune it."""
+    from ders_core.demo import build_demo
+
+    with progress_bar("demo") as progress:
+        result = build_demo(out, seed=seed, progress=progress)
+    print(f"{result.moe}: perplexities on held-out text")
+    for name, value in result.perplexities.items():
+        print(f"  {name}: {value:.4g}")
+
+
+@app.command()
+def worker(workspace: WorkspaceOption = None, scheduler: SchedulerOption = None) -> None:
+    """Run a worker alone: it takes up the jobs of a workspace until it is stopped."""
+    from ders_core.jobs import Workspace, default_workspace
+    from ders_core.jobs.worker import run_worker
+
+    place = Workspace(workspace) if workspace else default_workspace()
+    print(f"worker of {place.path}; stop it with Ctrl-C", flush=True)
+    run_worker(place, scheduler=scheduler)
+
+
+@app.command(name="app")
+def run_app(
+    workspace: WorkspaceOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    with_demo: Annotated[bool, typer.Option("--demo", help="build and open the demo")] = False,
+    scheduler: SchedulerOption = None,
+) -> None:
+    """Start the studio: the app and a worker, on this machine only; opens the browser."""
+    from ders_core.launch import launch
+
+    launch(workspace, port=port, with_demo=with_demo, scheduler=scheduler)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        print(f"ders-studio {ders_core.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors become one line on stderr."""
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except DersError as error:
+        print(f"ders: {error}", file=sys.stderr)
+        sys.exit(1)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("ders: interrupted; nothing half-written stands at the output", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        show = getattr(error, "show", None)  # a click usage error shows itself
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))

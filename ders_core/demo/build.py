@@ -1,0 +1,187 @@
+"""Build the demo: text, tokenizer, dense parent, upcycling, fine-tuning, figures."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ders_core.checkpoint.output import output_directory
+from ders_core.checkpoint.writer import write_json
+from ders_core.demo.corpus import DOMAINS, Corpus, joined, read_corpus
+from ders_core.demo.models import Shape, base_only, dense_model, upcycle
+from ders_core.demo.tokens import Stream, train_tokenizer
+from ders_core.demo.train import perplexity, train
+from ders_core.progress import Progress, quiet
+
+
+@dataclass(frozen=True)
+class DemoScale:
+    """How much is trained. Text sizes in characters, rates are AdamW's peaks."""
+
+    shape: Shape = field(default_factory=Shape)
+    dense_steps: int = 260
+    moe_steps: int = 130
+    batch: int = 12
+    window: int = 256
+    dense_rate: float = 3e-3
+    expert_rate: float = 4e-3
+    other_rate: float = 5e-4
+    text: int = 240_000
+    tokenizer_text: int = 600_000
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Directories and files, and the perplexities on the held-out text of `dense`, `moe` and
+    `base_only` (the MoE with every expert replaced by their mean), as saved in bfloat16."""
+
+    moe: Path
+    dense: Path
+    calibration: Path
+    heldout: Path
+    perplexities: dict[str, float]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in asdict(self).items()
+        }
+
+
+FULL = DemoScale()
+
+
+def build_demo(
+    out: str | Path, *, seed: int = 0, scale: DemoScale = FULL, progress: Progress = quiet
+) -> DemoResult:
+    """Train the demo's models and write them to the new directory `out`.
+
+    `moe` is in the standard Mixtral layout, bfloat16, with its tokenizer; `dense` is its parent;
+    calibration.txt, heldout.txt and the training text come from different files of Python's
+    standard library. progress counts training steps. Raises OutputError if `out` exists; when it is
+    interrupted, nothing stays.
+    """
+    started = time.monotonic()
+    target = Path(out).expanduser()
+    total = scale.dense_steps + scale.moe_steps + 4
+    with output_directory(target) as partial, _quiet_transformers(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        progress(0, total, "reading the standard library")
+        corpus = read_corpus()
+        (partial / "calibration.txt").write_text(
+            joined(corpus.calibration, scale.text), encoding="utf-8"
+        )
+        held_out = joined(corpus.heldout, scale.text)
+        (partial / "heldout.txt").write_text(held_out, encoding="utf-8")
+        progress(1, total, "training the tokenizer")
+        tokenizer = _tokenizer(corpus, scale)
+        stream = Stream(tokenizer, corpus.train, batch=scale.batch, window=scale.window, seed=seed)
+        dense = dense_model(scale.shape, scale.window)
+        train(
+            dense,
+            stream,
+            steps=scale.dense_steps,
+            groups=[{"params": list(dense.parameters()), "lr": scale.dense_rate}],
+            step_done=_steps(progress, 2, total, "dense parent", scale.dense_steps),
+        )
+        _save(dense, tokenizer, partial / "dense")
+        moe = upcycle(dense, scale.shape, stream, seed)
+        moe.config.output_router_logits = True  # the loss includes the balancing term
+        train(
+            moe,
+            stream,
+            steps=scale.moe_steps,
+            groups=_groups(moe, scale),
+            step_done=_steps(progress, 2 + scale.dense_steps, total, "experts", scale.moe_steps),
+        )
+        moe.config.output_router_logits = False
+        _save(moe, tokenizer, partial / "moe")
+        progress(total - 2, total, "measuring on held-out text")
+        perplexities = {}
+        for name, model in (("dense", dense), ("moe", moe)):
+            model.bfloat16().float()  # as saved
+            perplexities[name] = perplexity(model, tokenizer, held_out, scale.window, scale.batch)
+            progress(total - 1, total, f"measured {name}")
+        base_only(moe)
+        moe.bfloat16().float()
+        perplexities["base_only"] = perplexity(moe, tokenizer, held_out, scale.window, scale.batch)
+        seconds = time.monotonic() - started
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        write_json(
+            partial / "demo.json",
+            {
+                "seed": seed,
+                "perplexities": perplexities,
+                "seconds": round(seconds, 1),
+                "scale": asdict(scale),
+                "versions": versions,
+            },
+        )
+    progress(total, total, "built")
+    return DemoResult(
+        target / "moe",
+        target / "dense",
+        target / "calibration.txt",
+        target / "heldout.txt",
+        perplexities,
+        seconds,
+    )
+
+
+def _tokenizer(corpus: Corpus, scale: DemoScale) -> PreTrainedTokenizerFast:
+    each = scale.tokenizer_text // len(DOMAINS)
+    texts = ("\n\n".join(corpus.train[domain])[:each] for domain in DOMAINS)
+    return train_tokenizer(texts, scale.shape.vocabulary)
+
+
+def _groups(moe: PreTrainedModel, scale: DemoScale) -> list[dict[str, Any]]:
+    """Experts at their own rate, everything else slower: what is learned goes into the experts."""
+    experts, others = [], []
+    for name, parameter in moe.named_parameters():
+        (experts if ".mlp.experts." in name else others).append(parameter)
+    return [
+        {"params": experts, "lr": scale.expert_rate},
+        {"params": others, "lr": scale.other_rate},
+    ]
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """In bfloat16, leaving the model in float32."""
+    model.bfloat16().save_pretrained(directory)
+    model.float()
+    tokenizer.save_pretrained(directory)
+
+
+def _steps(
+    progress: Progress, begin: int, total: int, what: str, count: int
+) -> Callable[[int, float], None]:
+    def done(step: int, loss: float) -> None:
+        progress(begin + step, total, f"{what}: step {step} of {count}, loss {loss:.2f}")
+
+    return done
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    logging = transformers.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

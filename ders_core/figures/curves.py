@@ -1,0 +1,194 @@
+"""Lines and dots: spectra, energy, histograms, size against quality."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy.stats import norm
+
+from ders_core.analysis import Analysis, of_group, rank_for_energy
+from ders_core.analysis.predict import pooled_energy
+from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish
+
+MARKS = (0.9, 0.95, 0.99)
+
+
+def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
+    """σ of each expert's delta against its rank, log-log, with their mean and the noise floor."""
+    rows = of_group(analysis.spectra, layer, projection)
+    figure = go.Figure()
+    for expert, own in rows.groupby("expert"):
+        number = int(str(expert))
+        figure.add_scatter(
+            x=own["index"],
+            y=own["singular_value"],
+            name=f"expert {number}",
+            mode="lines",
+            line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
+            hovertemplate="rank %{x}<br>σ = %{y:.3g}<extra>%{fullData.name}</extra>",
+        )
+    mean = rows.groupby("index")["singular_value"].mean()
+    figure.add_scatter(
+        x=mean.index,
+        y=mean,
+        name="mean",
+        mode="lines",
+        line={"width": 3, "color": ACCENT},
+        hovertemplate="rank %{x}<br>mean σ = %{y:.3g}<extra></extra>",
+    )
+    floor = noise_floor(analysis, layer, projection)
+    if floor > 0:
+        figure.add_hline(
+            y=floor,
+            line_dash="dot",
+            line_color=QUIET,
+            annotation_text="noise floor",
+            annotation_position="bottom left",
+        )
+    for share in MARKS:
+        rank = rank_for_energy(analysis, layer, projection, share)
+        if rank:
+            figure.add_vline(
+                x=rank,
+                line_dash="dash",
+                line_width=1,
+                line_color=QUIET,
+                annotation_text=f"{100 * share:g} %",
+                annotation_position="top",
+                annotation_font_size=11,
+            )
+    figure.update_xaxes(type="log", title_text="rank (index of singular value)", dtick=1)
+    positive = rows.loc[rows["singular_value"] > 0, "singular_value"]
+    if len(positive):
+        top, low = float(positive.max()), float(positive.quantile(0.02))
+        figure.update_yaxes(range=[math.log10(max(low, top * 1e-4)) - 0.1, math.log10(top) + 0.1])
+    figure.update_yaxes(type="log", title_text="singular value σ", exponentformat="power")
+    return finish(figure, f"Singular values of the deltas, layer {layer}, {projection}", height=420)
+
+
+def noise_floor(analysis: Analysis, layer: int, projection: str) -> float:
+    """Upper edge of the singular values that a matrix of pure noise would have.
+
+    Marchenko and Pastur 1967: σ₊ = s·(√m + √n), with the noise's standard deviation s told from the
+    median singular value as if the lower half of the spectrum were noise: s ≈ σ_median / √(n·μ_β),
+    with the median of the law approximated by 1 for β = m/n → 0 and 0.6528 at β = 1 (Gavish and
+    Donoho 2014).
+    """
+    rows = of_group(analysis.spectra, layer, projection)
+    if rows.empty:
+        return 0.0
+    group = of_group(analysis.groups, layer, projection).iloc[0]
+    short, long = sorted((int(group["out"]), int(group["in"])))
+    mean = rows.groupby("index")["singular_value"].mean()
+    median = float(np.interp((short + 1) / 2, mean.index.to_numpy(), mean.to_numpy()))
+    beta = short / long
+    law_median = 1 - (1 - 0.6528) * beta
+    deviation = median / math.sqrt(long * law_median)
+    return deviation * (math.sqrt(short) + math.sqrt(long))
+
+
+def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
+    """Share of the deltas' energy that the first r directions hold."""
+    rows = of_group(analysis.spectra, layer, projection)
+    figure = go.Figure()
+    for expert, own in rows.groupby("expert"):
+        number = int(str(expert))
+        figure.add_scatter(
+            x=own["index"],
+            y=own["energy"],
+            name=f"expert {number}",
+            mode="lines",
+            line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
+            hovertemplate="rank %{x}<br>%{y:.1%} kept<extra>%{fullData.name}</extra>",
+        )
+    index, pooled = pooled_energy(analysis, layer, projection)
+    figure.add_scatter(
+        x=index,
+        y=pooled,
+        name="all experts",
+        mode="lines",
+        line={"width": 3, "color": ACCENT},
+        hovertemplate="rank %{x}<br>%{y:.1%} kept<extra></extra>",
+    )
+    for share in MARKS:
+        figure.add_hline(y=share, line_dash="dash", line_width=1, line_color=QUIET)
+    figure.update_xaxes(title_text="rank")
+    figure.update_yaxes(title_text="energy kept", tickformat=".0%", range=[0, 1.02])
+    return finish(figure, f"Energy kept against rank, layer {layer}, {projection}", height=420)
+
+
+def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figure:
+    """Values of all deltas of a group, beside a Gaussian of the same spread."""
+    rows = of_group(analysis.histograms, layer, projection)
+    experts = of_group(analysis.experts, layer, projection)
+    kurtosis = float(experts["kurtosis"].mean())
+    middle = (rows["left"] + rows["right"]) / 2
+    width = rows["right"] - rows["left"]
+    total = float(rows["count"].sum()) or 1.0
+    figure = go.Figure(
+        go.Bar(
+            x=middle,
+            y=rows["count"] / total,
+            width=width,
+            marker_color="#0072b2",
+            marker_line_width=0,
+            name="deltas",
+            hovertemplate="Δ ≈ %{x:.3g}<br>%{y:.3%} of entries<extra></extra>",
+        )
+    )
+    spread = float(np.sqrt((experts["std"] ** 2).mean()))
+    if spread > 0:
+        figure.add_scatter(
+            x=middle,
+            y=norm.pdf(middle, scale=spread) * width,
+            name="Gaussian",
+            mode="lines",
+            line={"color": ACCENT, "dash": "dot"},
+            hovertemplate="Gaussian of the same spread: %{y:.3%}<extra></extra>",
+        )
+    figure.update_xaxes(title_text="value of an entry of Δ")
+    figure.update_yaxes(title_text="share of entries", type="log", exponentformat="power")
+    title = f"Values of the deltas, layer {layer}, {projection} (excess kurtosis {kurtosis:.3g})"
+    return finish(figure, title)
+
+
+def size_quality(runs: pd.DataFrame) -> go.Figure:
+    """Finished runs: share of the original's size against KL, with the Pareto line.
+
+    runs: columns name, ratio, kl; bytes_after and perplexity are shown on hover.
+    """
+    ordered = runs.sort_values(["ratio", "kl"])
+    best = ordered["kl"].cummin()
+    front = ordered[(ordered["kl"] <= best) & ~ordered["kl"].duplicated()]
+    front = front[front["kl"] < front["kl"].shift(fill_value=math.inf)]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=front["ratio"],
+        y=front["kl"],
+        mode="lines",
+        name="best at each size",
+        line={"color": QUIET, "dash": "dot"},
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=ordered["ratio"],
+        y=ordered["kl"],
+        mode="markers+text",
+        text=ordered["name"],
+        textposition="top center",
+        name="runs",
+        marker={"size": 11, "color": "#0072b2"},
+        customdata=np.stack(
+            [ordered["bytes_after"].astype(float) / 1e6, ordered["perplexity"].astype(float)], -1
+        ),
+        hovertemplate="%{text}<br>%{x:.1%} of original (%{customdata[0]:.3g} MB)<br>"
+        "KL %{y:.3g} nats a token<br>perplexity %{customdata[1]:.4g}<extra></extra>",
+        cliponaxis=False,
+    )
+    figure.update_xaxes(title_text="size, share of original", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(title_text="KL(original ‖ compressed), nats a token", rangemode="tozero")
+    figure.update_layout(showlegend=False)
+    return finish(figure, "Size against quality of the runs", height=420)

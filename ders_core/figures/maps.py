@@ -1,0 +1,216 @@
+"""Heat maps: the model at a glance, pairs of experts, where a matrix differs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from ders_core.analysis import Analysis, of_group, rank_for_energy
+from ders_core.figures.style import (
+    DIVERGING,
+    PROJECTION_COLOURS,
+    SEQUENTIAL,
+    expert_colour,
+    finish,
+    power_ticks,
+)
+
+FLOOR = 1e-12
+"""Where 1 − cos is 0 the logarithm stops here."""
+
+
+def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
+    """Layers down, projections across, in the order of the tables."""
+    table = analysis.groups[["layer", "projection"]].assign(value=values)
+    order = table["projection"].drop_duplicates().tolist()
+    grid: pd.DataFrame = table.pivot(index="layer", columns="projection", values="value")[order]
+    return grid
+
+
+def model_map(
+    analysis: Analysis, metric: Literal["one_minus_cos", "norm_ratio"] = "one_minus_cos"
+) -> go.Figure:
+    """Layers by projections; colour is log10 of the mean 1 − cos, or ‖Δ‖/‖W_base‖."""
+    if metric == "one_minus_cos":
+        raw = _grid(analysis, analysis.groups["mean_one_minus_cos"])
+        shown = np.log10(np.maximum(raw.to_numpy(), FLOOR))
+        title, label = "Mean 1 − cos of experts", "1 − cos"
+        bar: dict[str, object] = power_ticks(float(shown.min()), float(shown.max()))
+    else:
+        raw = _grid(analysis, analysis.groups["norm_ratio"])
+        shown = raw.to_numpy()
+        title, label, bar = "‖Δ‖ / ‖W_base‖", "‖Δ‖/‖W‖", {}
+    figure = go.Figure(
+        go.Heatmap(
+            z=shown,
+            x=list(raw.columns),
+            y=[f"layer {layer}" for layer in raw.index],
+            customdata=raw.to_numpy(),
+            colorscale=SEQUENTIAL,
+            colorbar={"title": {"text": label}, "thickness": 12, **bar},
+            hovertemplate="%{y}, %{x}<br>" + label + " = %{customdata:.3g}<extra></extra>",
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_yaxes(autorange="reversed", type="category")
+    return finish(figure, title, height=max(260, 120 + 26 * len(raw.index)))
+
+
+def cluster_order(distance: np.ndarray) -> list[int]:
+    """The order of experts in which the like stand beside the like (average linkage)."""
+    count = len(distance)
+    if count < 3 or not distance.any():
+        return list(range(count))
+    symmetric = (distance + distance.T) / 2
+    np.fill_diagonal(symmetric, 0.0)
+    tree = linkage(squareform(symmetric, checks=False), "average", optimal_ordering=True)
+    return [int(index) for index in leaves_list(tree)]
+
+
+def similarity_heatmap(
+    analysis: Analysis,
+    layer: int,
+    projection: str,
+    kind: Literal["experts", "deltas"] = "experts",
+    zmin: float | None = None,
+    zmax: float | None = None,
+) -> go.Figure:
+    """K × K: log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
+
+    zmin, zmax: a common range of 1 − cos for all layers; by default all layers of the analysis.
+    """
+    pairs = of_group(analysis.similarity, layer, projection)
+    apart = pairs.pivot(index="expert_i", columns="expert_j", values="one_minus_cos").to_numpy()
+    order = cluster_order(apart.copy())
+    names = [f"expert {index}" for index in order]
+    chosen = np.ix_(order, order)
+    common = {"x": names, "y": names, "xgap": 1, "ygap": 1}
+    if kind == "deltas":
+        values = pairs.pivot(index="expert_i", columns="expert_j", values="cos_delta").to_numpy()
+        heat = go.Heatmap(
+            z=values[chosen],
+            zmin=-1,
+            zmax=1,
+            colorscale=DIVERGING,
+            colorbar={"title": {"text": "cos"}, "thickness": 12},
+            hovertemplate="%{y}, %{x}<br>cos of deltas = %{z:.3g}<extra></extra>",
+            **common,
+        )
+        title = f"Cosine of deltas, layer {layer}, {projection}"
+    else:
+        every = analysis.similarity
+        off = every.loc[every["expert_i"] != every["expert_j"], "one_minus_cos"]
+        low = (
+            np.log10(max(zmin if zmin is not None else float(off.min()), FLOOR)) if len(off) else 0
+        )
+        high = (
+            np.log10(max(zmax if zmax is not None else float(off.max()), FLOOR)) if len(off) else 1
+        )
+        shown = np.log10(np.maximum(apart, FLOOR))
+        np.fill_diagonal(shown, np.nan)
+        heat = go.Heatmap(
+            z=shown[chosen],
+            customdata=apart[chosen],
+            zmin=low,
+            zmax=high if high > low else low + 1,
+            colorscale=SEQUENTIAL,
+            colorbar={"title": {"text": "1 − cos"}, "thickness": 12, **power_ticks(low, high)},
+            hovertemplate="%{y}, %{x}<br>1 − cos = %{customdata:.3e}<extra></extra>",
+            hoverongaps=False,
+            **common,
+        )
+        title = f"1 − cos of experts, layer {layer}, {projection}"
+    figure = go.Figure(heat)
+    figure.update_yaxes(autorange="reversed")
+    return finish(figure, title, height=440)
+
+
+def norm_bars(analysis: Analysis, layer: int, projection: str) -> go.Figure:
+    """‖Δ‖ of each expert as a share of ‖W_base‖."""
+    rows = of_group(analysis.experts, layer, projection)
+    base = float(of_group(analysis.groups, layer, projection)["norm_base"].iloc[0]) or 1.0
+    figure = go.Figure(
+        go.Bar(
+            x=[f"expert {expert}" for expert in rows["expert"]],
+            y=rows["norm_delta"] / base,
+            marker_color=[expert_colour(int(expert)) for expert in rows["expert"]],
+            hovertemplate="%{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
+    return finish(figure, f"Norm of each delta, layer {layer}, {projection}", height=280)
+
+
+def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
+    """Mean ‖Δ‖/‖W_base‖ of each layer, one line a projection."""
+    figure = go.Figure()
+    for projection, rows in analysis.groups.groupby("projection", sort=False):
+        figure.add_scatter(
+            x=rows["layer"],
+            y=rows["norm_ratio"],
+            name=str(projection),
+            mode="lines+markers",
+            line_color=PROJECTION_COLOURS.get(str(projection)),
+            hovertemplate="layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_xaxes(title_text="layer", dtick=max(1, len(analysis.groups) // 36))
+    figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
+    return finish(figure, "How far the experts are from their base", height=300)
+
+
+def difference_energy(analysis: Analysis, layer: int, projection: str) -> go.Figure:
+    """Where in the matrix the deltas are: share of ΣΔ² in bins of rows and of columns."""
+    rows = of_group(analysis.energy_map, layer, projection)
+    figure = go.Figure()
+    for axis, word, colour in (
+        ("row", "rows (out)", "#0072b2"),
+        ("column", "columns (in)", "#e69f00"),
+    ):
+        own = rows[rows["axis"] == axis]
+        even = 1 / max(len(own), 1)
+        figure.add_scatter(
+            x=(own["bin"] + 0.5) / max(len(own), 1),
+            y=own["energy"] / even,
+            name=word,
+            mode="lines",
+            line={"shape": "hvh", "color": colour},
+            hovertemplate="at %{x:.0%} of the side<br>%{y:.3g} × even share<extra></extra>",
+        )
+    figure.add_hline(y=1, line_dash="dot", line_width=1, annotation_text="evenly spread")
+    figure.update_xaxes(title_text="position along the side", tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(title_text="energy, times an even share", rangemode="tozero")
+    return finish(figure, f"Where the experts differ, layer {layer}, {projection}", height=440)
+
+
+def rank_map(analysis: Analysis, energy: float = 0.95) -> go.Figure:
+    """Layers by projections: the rank that keeps `energy` of the deltas."""
+    ranks = pd.Series(
+        [
+            rank_for_energy(analysis, int(row.layer), str(row.projection), energy)
+            for row in analysis.groups.itertuples()
+        ],
+        index=analysis.groups.index,
+    )
+    grid = _grid(analysis, ranks)
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid.to_numpy(),
+            x=list(grid.columns),
+            y=[f"layer {layer}" for layer in grid.index],
+            colorscale=SEQUENTIAL,
+            colorbar={"title": {"text": "rank"}, "thickness": 12},
+            texttemplate="%{z}",
+            hovertemplate="%{y}, %{x}<br>rank %{z}<extra></extra>",
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_yaxes(autorange="reversed", type="category")
+    height = max(300, 120 + 26 * len(grid.index))
+    return finish(figure, f"Rank that keeps {100 * energy:g} % of the energy", height=height)

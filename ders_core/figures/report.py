@@ -1,0 +1,63 @@
+"""An analysis as one self-contained page."""
+
+from __future__ import annotations
+
+import html
+
+import plotly.graph_objects as go
+
+from ders_core.analysis import Analysis
+from ders_core.figures import curves, maps
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
+color:#1f2933;background:#fff}
+table{border-collapse:collapse;font-size:13px}th,td{padding:.25rem .75rem;text-align:right;
+border-bottom:1px solid #dde3e8}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
+.lead{font-size:1.1rem}
+"""
+
+
+def report_html(analysis: Analysis) -> str:
+    """HTML with plotly's script inlined once: the verdict, the maps, each layer's figures."""
+    name = html.escape(str(analysis.meta.get("name", analysis.family)))
+    figures: list[tuple[str, list[go.Figure]]] = [
+        ("The model", [maps.model_map(analysis), maps.norm_ratio_over_depth(analysis)])
+    ]
+    if not analysis.spectra.empty:
+        figures.append(("Rank", [maps.rank_map(analysis)]))
+    for row in analysis.groups.itertuples():
+        layer, projection = int(row.layer), str(row.projection)
+        own = [maps.similarity_heatmap(analysis, layer, projection)]
+        if not analysis.spectra.empty:
+            own.append(curves.spectrum(analysis, layer, projection))
+        own.append(curves.value_histogram(analysis, layer, projection))
+        figures.append((f"Layer {layer}, {projection}", own))
+    parts = [
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}: redundancy "
+        f"of experts</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{name}: how alike its experts are</h1>",
+        f"<p class='lead'>{html.escape(analysis.verdict.sentence)}</p>",
+        _table(analysis),
+    ]
+    script: bool | str = True
+    for title, drawn in figures:
+        parts.append(f"<h2>{html.escape(title)}</h2>")
+        for figure in drawn:
+            parts.append(figure.to_html(full_html=False, include_plotlyjs=script))
+            script = False
+    return "\n".join([*parts, "</body></html>"])
+
+
+def _table(analysis: Analysis) -> str:
+    columns = {
+        "layer": "layer",
+        "projection": "projection",
+        "experts": "experts",
+        "norm_ratio": "‖Δ‖/‖W_base‖",
+        "mean_one_minus_cos": "mean 1−cos",
+        "max_one_minus_cos": "max 1−cos",
+    }
+    table = analysis.groups[list(columns)].rename(columns=columns)
+    text: str = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")
+    return text

@@ -1,0 +1,54 @@
+"""One look for every figure: colours, margins, numbers."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+SEQUENTIAL = "Cividis"
+DIVERGING = "RdBu"
+EXPERT_COLOURS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#8c6d31",
+    "#7f7f7f",
+)
+"""Okabe and Ito's colour-blind-safe hues; expert k always has the same."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+ACCENT = "#d55e00"
+QUIET = "#8a949e"
+PROJECTION_COLOURS = {"gate": "#0072b2", "up": "#e69f00", "down": "#009e73"}
+
+
+def expert_colour(expert: int) -> str:
+    return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
+
+
+def expert_dash(expert: int) -> str:
+    """Beyond eight experts the hues come again with another dash."""
+    return DASHES[expert // len(EXPERT_COLOURS) % len(DASHES)]
+
+
+def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
+    """Title, margins, a transparent ground that follows the page's theme."""
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left"},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 48, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"namelength": -1},
+        legend={"orientation": "v"},
+    )
+    return figure
+
+
+def power_ticks(low: float, high: float) -> dict[str, object]:
+    """Ticks of a colour bar over log10 values, written as powers of ten."""
+    first, last = int(low // 1), int(-(-high // 1))
+    step = max(1, (last - first) // 5)
+    values = list(range(first, last + 1, step))
+    return {"tickvals": values, "ticktext": [f"1e{value}" for value in values]}

@@ -1,0 +1,258 @@
+"""The job store as a worker sees it: claim a job, tell how it goes, hand it back.
+
+A claim is known by (job, attempt): each claim raises the attempt, and every word about a job says
+the attempt it speaks for. A worker that was thought dead and whose job another one took over finds
+that out by its next word, and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ders_core.errors import Cancelled
+from ders_core.jobs.job import (
+    STALE_AFTER,
+    Job,
+    Step,
+    job_of,
+    rewound,
+    steps_of,
+    steps_text,
+    stopped,
+    worker_of,
+)
+from ders_core.jobs.pace import Sample
+from ders_core.jobs.schema import connection, prepare, transaction
+from ders_core.jobs.store import log_event
+
+MAX_LOSSES = 3
+"""A job that outlived this many workers is given up: it is probably what kills them."""
+
+ORPHANED = (
+    "state = 'running' AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = jobs.worker"
+    " AND heartbeat >= :limit AND workers.id NOT IN (SELECT value FROM json_each(:dead)))"
+)
+
+
+class TakenOver(Cancelled):
+    """Another worker has the job now; leave everything as it is."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a job, until somebody else claims it."""
+
+    path: Path
+    job: Job
+
+    def advance(
+        self, step: str, done: int, total: int, message: str, samples: Sequence[Sample]
+    ) -> bool:
+        """Tell how far the step is; returns whether somebody asked to stop. Raises TakenOver."""
+        row = self._update(
+            "step = :step, done = :done, total = :total, message = :message, samples = :samples",
+            step=step,
+            done=done,
+            total=total,
+            message=message,
+            samples=json.dumps(samples),
+        )
+        return bool(row["cancel_requested"])
+
+    def set_steps(self, steps: tuple[Step, ...]) -> None:
+        """Raises TakenOver."""
+        self._update("steps = :steps", steps=steps_text(steps))
+
+    def set_device(self, device: str) -> None:
+        """Raises TakenOver."""
+        self._update("device = :device", device=device)
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Add a line to the job's log. Raises TakenOver."""
+        with transaction(self.path) as db:
+            self._check(db)
+            log_event(db, self.job.id, level, message)
+
+    def complete(self, result: dict[str, Any]) -> None:
+        self._end("done", "done", result=json.dumps(result))
+
+    def fail(self, error: str, details: str = "") -> None:
+        """error: a sentence for the user; details: a traceback for the log, or ""."""
+        self._end("failed", "failed", error=error, details=details)
+
+    def cancel(self) -> None:
+        self._end("cancelled", "cancelled")
+
+    def release(self) -> None:
+        """Put the job back into the queue; the worker was asked to go."""
+        with transaction(self.path) as db:
+            steps = steps_text(rewound(steps_of(self._check(db)["steps"])))
+            db.execute(
+                "UPDATE jobs SET state = 'queued', worker = NULL, steps = ?, samples = '[]',"
+                " message = 'waiting for a worker to go on' WHERE id = ?",
+                (steps, self.job.id),
+            )
+            log_event(db, self.job.id, "info", "put back: the worker was stopped")
+
+    def _end(
+        self,
+        state: str,
+        message: str,
+        *,
+        result: str | None = None,
+        error: str | None = None,
+        details: str = "",
+    ) -> None:
+        with transaction(self.path) as db:
+            steps = steps_of(self._check(db)["steps"])
+            if state != "done":
+                steps = stopped(steps, "failed" if state == "failed" else "cancelled")
+            db.execute(
+                "UPDATE jobs SET state = ?, finished = ?, message = ?, result = ?, error = ?,"
+                " worker = NULL, steps = ? WHERE id = ?",
+                (state, time.time(), message, result, error, steps_text(steps), self.job.id),
+            )
+            if details:
+                log_event(db, self.job.id, "debug", details)
+            log_event(db, self.job.id, "error" if error else "info", error or message)
+
+    def _update(self, assignments: str, **values: Any) -> sqlite3.Row:
+        with connection(self.path) as db:
+            rows: list[sqlite3.Row] = db.execute(
+                f"UPDATE jobs SET {assignments} WHERE id = :id AND attempt = :attempt"
+                " AND state = 'running' RETURNING *",
+                {**values, "id": self.job.id, "attempt": self.job.attempt},
+            ).fetchall()
+        if not rows:
+            raise self._taken_over()
+        return rows[0]
+
+    def _check(self, db: sqlite3.Connection) -> sqlite3.Row:
+        row: sqlite3.Row | None = db.execute(
+            "SELECT * FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'",
+            (self.job.id, self.job.attempt),
+        ).fetchone()
+        if row is None:
+            raise self._taken_over()
+        return row
+
+    def _taken_over(self) -> TakenOver:
+        return TakenOver(f"job {self.job.id} was taken over by another worker, or removed")
+
+
+class Claims:
+    """One worker's side of the store. worker_id: unique to this worker's life."""
+
+    def __init__(self, path: Path, worker_id: str) -> None:
+        self.path, self.worker_id = path, worker_id
+        prepare(path)
+
+    def beat(
+        self, job_id: int | None, devices: Sequence[str], memory: int, cpu: float, pid: int = 0
+    ) -> None:
+        """Say that this worker lives. memory: bytes, cpu: percent; pid: of the worker, if it is
+        not this process."""
+        now = time.time()
+        with transaction(self.path) as db:
+            db.execute(
+                "INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+                " SET heartbeat = excluded.heartbeat, job_id = excluded.job_id,"
+                " devices = excluded.devices, memory = excluded.memory, cpu = excluded.cpu",
+                (
+                    self.worker_id,
+                    pid or os.getpid(),
+                    platform.node(),
+                    now,
+                    now,
+                    job_id,
+                    json.dumps(list(devices)),
+                    memory,
+                    cpu,
+                ),
+            )
+            db.execute(
+                "UPDATE jobs SET peak_memory = max(peak_memory, ?) WHERE id = ? AND worker = ?",
+                (memory, job_id, self.worker_id),
+            )
+
+    def leave(self) -> None:
+        """Say goodbye."""
+        with transaction(self.path) as db:
+            db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
+
+    def claim(self, *, orphans: bool = True) -> Claim | None:
+        """The oldest job that nobody works on, or None; one that lost its worker comes first.
+
+        orphans: whether other workers' silence may be taken for death (not just after this machine
+        slept: then everybody was silent).
+        """
+        now = time.time()
+        with transaction(self.path) as db:
+            if orphans:
+                dead = _bury(db, now)
+                limit = now - STALE_AFTER
+                _give_up(db, dead, limit, now)
+            else:
+                dead, limit = [], 0.0
+            rows = db.execute(
+                "UPDATE jobs SET losses = losses + (state = 'running'), state = 'running',"
+                " worker = :me, attempt = attempt + 1, started = :now, finished = NULL,"
+                " error = NULL, samples = '[]' WHERE id = (SELECT id FROM jobs WHERE"
+                f" state = 'queued' OR ({ORPHANED}) ORDER BY state = 'queued', id LIMIT 1)"
+                " RETURNING *",
+                {"me": self.worker_id, "now": now, "limit": limit, "dead": json.dumps(dead)},
+            ).fetchall()
+            if not rows:
+                return None
+            job = job_of(rows[0])
+            steps = rewound(job.steps)
+            db.execute("UPDATE jobs SET steps = ? WHERE id = ?", (steps_text(steps), job.id))
+            if job.attempt > 1:
+                log_event(db, job.id, "info", f"taken up again, attempt {job.attempt}")
+            else:
+                log_event(db, job.id, "info", "started")
+            row = db.execute("SELECT * FROM jobs WHERE id = ?", (job.id,)).fetchone()
+        return Claim(self.path, job_of(row))
+
+    def pending(self) -> bool:
+        """Whether any job waits or runs."""
+        with connection(self.path) as db:
+            found = db.execute(
+                "SELECT 1 FROM jobs WHERE state IN ('queued', 'running') LIMIT 1"
+            ).fetchone()
+        return found is not None
+
+
+def _bury(db: sqlite3.Connection, now: float) -> list[str]:
+    """Ids of workers whose process has ended; long silent ones are forgotten."""
+    db.execute("DELETE FROM workers WHERE heartbeat < ?", (now - 3600,))
+    workers = [worker_of(row) for row in db.execute("SELECT * FROM workers").fetchall()]
+    return [worker.id for worker in workers if worker.gone]
+
+
+def _give_up(db: sqlite3.Connection, dead: list[str], limit: float, now: float) -> None:
+    """Fail the jobs that lost one worker too many."""
+    error = (
+        f"its worker died {MAX_LOSSES + 1} times while it ran, most likely for lack of memory; "
+        "resume it with fewer workers beside it or on a larger machine"
+    )
+    rows = db.execute(
+        f"SELECT id, steps FROM jobs WHERE losses >= :most AND {ORPHANED}",
+        {"most": MAX_LOSSES, "limit": limit, "dead": json.dumps(dead)},
+    ).fetchall()
+    for row in rows:
+        steps = steps_text(stopped(steps_of(row["steps"]), "failed"))
+        db.execute(
+            "UPDATE jobs SET state = 'failed', finished = ?, error = ?, message = 'failed',"
+            " worker = NULL, steps = ? WHERE id = ?",
+            (now, error, steps, row["id"]),
+        )
+        log_event(db, row["id"], "error", error)

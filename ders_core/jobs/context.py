@@ -1,0 +1,138 @@
+"""What a task gets to do its job with: its parameters, its place, progress, log, steps, engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ders_core.checkpoint.store import read_json
+from ders_core.checkpoint.writer import write_json
+from ders_core.errors import Cancelled, CheckpointError
+from ders_core.jobs.claims import Claim
+from ders_core.jobs.engine import Engine
+from ders_core.jobs.job import Job, StepState
+from ders_core.jobs.pace import Sample, add_sample
+from ders_core.jobs.specs import Spec, parse_spec
+from ders_core.jobs.workspace import Workspace
+
+S = TypeVar("S", bound=Spec)
+
+WRITE_EVERY = 0.25
+"""Seconds between two looks into the store: how long a request to stop may go unheard."""
+
+LOG_EVERY = 1.0
+"""Seconds between two progress messages in the job's log."""
+
+
+class Released(Cancelled):
+    """The worker was asked to go; the job goes back into the queue."""
+
+
+class TaskContext:
+    """One attempt at one job. Its methods raise Cancelled (or a child) when work has to stop."""
+
+    def __init__(
+        self, claim: Claim, workspace: Workspace, scheduler: str | None, stop: threading.Event
+    ) -> None:
+        self.job: Job = claim.job
+        self.workspace = workspace
+        self._claim = claim
+        self._scheduler = scheduler
+        self._stop = stop
+        self._steps = self.job.steps
+        self._step = ""
+        self._samples: tuple[Sample, ...] = ()
+        self._message = ""
+        self._written = self._logged = float("-inf")
+
+    def spec(self, kind: type[S]) -> S:
+        """The job's parameters."""
+        spec = parse_spec(self.job.kind, self.job.spec)
+        assert isinstance(spec, kind)
+        return spec
+
+    def allowed(self, path: str) -> Path:
+        """A path of the spec. Raises JobError if it lies outside the workspace's roots."""
+        return self.workspace.check_allowed(path)
+
+    def directory(self) -> Path:
+        """The job's own directory, made if need be."""
+        place = self.workspace.run_dir(self.job.id)
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def device(self, choice: str) -> str:
+        """ "cpu" or "cuda"; a job that goes on stays where it began. Raises DersError."""
+        from ders_core.device import resolve_device
+
+        device = self.job.device or resolve_device(choice).type
+        self._claim.set_device(device)
+        return device
+
+    def engine(self, workers: int | None, device: str) -> Engine:
+        """Processes for independent tasks."""
+        return Engine(workers, self._scheduler, device)
+
+    def progress(self, done: int, total: int, message: str) -> None:
+        """A `Progress`: tells the store now and then, and stops the work if it was asked to."""
+        if self._stop.is_set():
+            raise Released("the worker is leaving")
+        now = time.monotonic()
+        if now - self._written < WRITE_EVERY and done < total:
+            return
+        self._written = now
+        self._samples = add_sample(self._samples, time.time(), done)
+        if self._claim.advance(self._step, done, total, message, self._samples):
+            raise Cancelled(f"job {self.job.id} was cancelled")
+        if message != self._message and now - self._logged >= LOG_EVERY:
+            self._message, self._logged = message, now
+            self._claim.log(message)
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Add a line to the job's log; level "info", "warning" or "debug"."""
+        self._claim.log(message, level)
+
+    def step(
+        self, name: str, work: Callable[[], dict[str, Any]], saved: Path | None = None
+    ) -> dict[str, Any]:
+        """Do one step and return its result. With `saved`, the result is kept in that JSON file,
+        and an attempt that finds it there does not do the step again."""
+        if saved is not None and saved.is_file():
+            try:
+                result = read_json(saved)
+            except CheckpointError:
+                saved.unlink()
+            else:
+                self._mark(name, "done")
+                return result
+        self._enter(name)
+        started = time.monotonic()
+        result = work()
+        if saved is not None:
+            write_json(saved, result)
+        self._mark(name, "done", seconds=time.monotonic() - started)
+        self._claim.log(f"{name}: done")
+        return result
+
+    def skip(self, name: str, note: str) -> None:
+        """Leave a step out and say why."""
+        self._mark(name, "skipped", note=note)
+        self._claim.log(f"{name}: skipped; {note}")
+
+    def _enter(self, name: str) -> None:
+        self._mark(name, "running")
+        self._step, self._samples, self._message = name, (), f"starting to {name}"
+        self.progress(0, 0, self._message)
+        self._written = self._logged = float("-inf")  # the first real message is told at once
+
+    def _mark(self, name: str, state: StepState, **changes: Any) -> None:
+        self._steps = tuple(
+            replace(step, state=state, **changes) if step.name == name else step
+            for step in self._steps
+        )
+        assert any(step.name == name for step in self._steps), name
+        self._claim.set_steps(self._steps)

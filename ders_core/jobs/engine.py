@@ -1,0 +1,198 @@
+"""Run independent tasks on many processes: an embedded dask cluster, or one that is given.
+
+A task is a function of one item, both picklable. A process that dies costs only its task, which
+another one takes up. A given scheduler's workers must have this package installed and see the same
+files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ders_core.errors import JobError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+HOST = "127.0.0.1"
+CONNECT_SECONDS = 20
+ALLOWED_DEATHS = 3
+CONFIG = {
+    "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+    "distributed.nanny.pre-spawn-environ": {},  # it would leak into this process
+    "distributed.worker.use-file-locking": False,
+    "distributed.scheduler.http.routes": [],  # nothing to be seen from outside
+    "distributed.worker.http.routes": [],
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+}
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Engine:
+    """Runs tasks; a context manager, whose end stops the processes.
+
+    workers: processes; by default one per core and never more than there are tasks, and one on
+    "cuda". One worker without a scheduler is this process itself. scheduler: the address of a
+    running dask scheduler, for instance "tcp://10.0.0.5:8786".
+    """
+
+    def __init__(
+        self, workers: int | None = None, scheduler: str | None = None, device: str = "cpu"
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise JobError(f"{workers} workers cannot do anything; give at least 1")
+        self._workers = workers
+        self._scheduler = scheduler
+        self._device = device
+        self._resources = ExitStack()
+        self._client: Any = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client = None
+        self._resources.close()
+
+    def run(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
+        """Yield function(item) for every item, in the order in which they finish.
+
+        At most twice as many tasks as there are workers are under way at once. What a task raises
+        is raised here. Raises JobError if a task keeps killing its process or the cluster is lost.
+        """
+        workers = self._workers or (1 if self._device == "cuda" else cores())
+        workers = min(workers, len(items))
+        if not items or (workers == 1 and self._scheduler is None):
+            return map(function, items)
+        return self._spread(function, items, workers)
+
+    def _spread(self, function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+        from distributed import as_completed
+
+        client = self._connect(workers)
+        waiting = iter(items)
+
+        def submit(count: int) -> list[Any]:
+            return [
+                client.submit(_on_one_thread, function, item, pure=False)
+                for item in islice(waiting, count)
+            ]
+
+        running = as_completed(submit(2 * _capacity(client)), loop=client.loop)
+        try:
+            for future in running:
+                result: R = self._result(future)
+                future.release()
+                running.update(submit(1))
+                yield result
+        finally:
+            client.cancel([*running.futures])
+
+    def _result(self, future: Any) -> Any:
+        from distributed import KilledWorker
+
+        try:
+            return future.result()
+        except KilledWorker as error:
+            raise JobError(
+                f"a task lost its process {ALLOWED_DEATHS + 1} times, most likely for lack of "
+                "memory; use fewer workers"
+            ) from error
+        except BaseException as error:
+            if future.status in ("cancelled", "lost"):
+                where = self._scheduler or "the processes of this machine"
+                raise JobError(f"the cluster ({where}) was lost; start it and resume") from error
+            raise
+
+    def _connect(self, workers: int) -> Any:
+        """A client of the cluster, which is started at the first call."""
+        if self._client is not None:
+            return self._client
+        import dask
+        from distributed import Client
+
+        self._resources.enter_context(_quiet_loggers())
+        self._resources.enter_context(dask.config.set(CONFIG))
+        address = self._scheduler or self._start_cluster(workers)
+        try:
+            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+            self._resources.callback(client.close)
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise JobError(
+                f"no dask scheduler with workers answers at {address}; start `dask scheduler` and "
+                "`dask worker`, or leave the scheduler out"
+            ) from error
+        self._client = client
+        return client
+
+    def _start_cluster(self, workers: int) -> Any:
+        from distributed import LocalCluster
+
+        scratch = self._resources.enter_context(
+            tempfile.TemporaryDirectory(prefix="ders-", ignore_cleanup_errors=True)
+        )
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host=HOST,
+                dashboard_address=f"{HOST}:0",  # without an address it would take port 8787
+                worker_dashboard_address=None,
+                scheduler_kwargs={"dashboard": False},
+                memory_limit=0,
+                local_directory=scratch,
+                silence_logs=logging.CRITICAL,
+            )
+        except (OSError, RuntimeError) as error:
+            raise JobError(
+                f"{workers} worker processes could not be started ({error}); try one worker"
+            ) from error
+        self._resources.callback(cluster.close, timeout=10)
+        return cluster
+
+
+def _on_one_thread(function: Callable[[T], R], item: T) -> R:
+    """Processes share the cores, so each computes on one."""
+    import torch
+
+    torch.set_num_threads(1)
+    return function(item)
+
+
+def _capacity(client: Any) -> int:
+    """Tasks that the cluster computes at once."""
+    return max(1, sum(client.nthreads().values()))
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Deaths of processes are expected here and told as results; dask need not print them."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

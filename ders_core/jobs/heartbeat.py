@@ -1,0 +1,85 @@
+"""A thread that says every two seconds that the worker lives, and what it takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+import psutil
+
+from ders_core.errors import JobError
+from ders_core.jobs.claims import Claims
+
+INTERVAL = 2.0
+
+
+class Heartbeat:
+    """Beats while the block runs; says goodbye at its end.
+
+    `job_id` and `devices` are what the next beat tells. It beats on while torch computes, because
+    torch lets other threads run meanwhile.
+    """
+
+    def __init__(self, claims: Claims, interval: float = INTERVAL) -> None:
+        self.job_id: int | None = None
+        self.devices: tuple[str, ...] = ()
+        self._claims = claims
+        self._interval = interval
+        self._usage = Usage()
+        self._stop = threading.Event()
+        self._beating = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        _unless_refused(self._claims.leave)
+
+    def beat(self) -> None:
+        """Raises JobError if the store cannot be written."""
+        with self._beating:
+            memory, cpu = self._usage.measure()
+            self._claims.beat(self.job_id, self.devices, memory, cpu)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            _unless_refused(self.beat)  # the next beat may succeed; the main thread will notice
+
+
+def _unless_refused(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except JobError:
+        return
+
+
+class Usage:
+    """Memory and processor time of this process and its children."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, psutil.Process] = {}
+
+    def measure(self) -> tuple[int, float]:
+        """Bytes resident now, and percent of one core since the last call; children included."""
+        me = psutil.Process()
+        found = {process.pid: process for process in [me, *me.children(recursive=True)]}
+        self._known = {pid: self._known.get(pid, process) for pid, process in found.items()}
+        memory, cpu = 0, 0.0
+        for process in self._known.values():
+            try:
+                memory += process.memory_info().rss
+                cpu += process.cpu_percent()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return memory, cpu

@@ -1,0 +1,187 @@
+"""What the job store holds, as values: jobs with their steps, log lines, workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import psutil
+
+from ders_core.jobs.pace import Sample, rate, seconds_left
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+StepState = Literal["waiting", "running", "done", "skipped", "failed", "cancelled"]
+
+STALE_AFTER = 15.0
+"""Seconds without a heartbeat after which a worker counts as dead."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a job. seconds: how long it took, None until it ended; note: a sentence or ""."""
+
+    name: str
+    state: StepState = "waiting"
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as it stood when it was read. Times are seconds since the epoch, memory is bytes.
+
+    done, total and message belong to the current step; device is known once a worker chose it.
+    """
+
+    id: int
+    kind: str
+    title: str
+    spec: dict[str, Any]
+    state: JobState
+    done: int
+    total: int
+    message: str
+    step: str
+    steps: tuple[Step, ...]
+    result: dict[str, Any] | None
+    error: str | None
+    created: float
+    started: float | None
+    finished: float | None
+    attempt: int
+    device: str | None
+    cancel_requested: bool
+    worker: str | None
+    peak_memory: int
+    samples: tuple[Sample, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the last attempt has run, or ran."""
+        if self.started is None:
+            return None
+        return max(0.0, (self.finished or time.time()) - self.started)
+
+    @property
+    def fraction(self) -> float:
+        """The current step's progress, 0 to 1."""
+        if self.state == "done":
+            return 1.0
+        return min(1.0, max(0.0, self.done / self.total)) if self.total > 0 else 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Units of the current step per second; None when not running or too early to say."""
+        return rate(self.samples, time.time()) if self.state == "running" else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the current step; None when not running or too early to say."""
+        if self.state != "running":
+            return None
+        return seconds_left(self.samples, self.done, self.total, time.time())
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a job's log. level: "info", "warning", "error", or "debug" (for developers)."""
+
+    seq: int
+    time: float
+    level: str
+    message: str
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """One worker as it last reported. memory: bytes resident, children included; cpu: percent of
+    one core, children included."""
+
+    id: str
+    pid: int
+    host: str
+    started: float
+    heartbeat: float
+    job_id: int | None
+    devices: tuple[str, ...]
+    memory: int
+    cpu: float
+
+    @property
+    def gone(self) -> bool:
+        """Whether its process is known to have ended (only this machine's can be known)."""
+        return self.host == platform.node() and not process_lives(self.pid)
+
+    @property
+    def alive(self) -> bool:
+        return time.time() - self.heartbeat < STALE_AFTER and not self.gone
+
+
+def process_lives(pid: int) -> bool:
+    """Whether a process of this machine runs; one that ended unnoticed (a zombie) does not."""
+    if pid == os.getpid():
+        return True
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """A row of the table `jobs`."""
+    return Job(
+        id=row["id"],
+        kind=row["kind"],
+        title=row["title"],
+        spec=json.loads(row["spec"]),
+        state=row["state"],
+        done=row["done"],
+        total=row["total"],
+        message=row["message"],
+        step=row["step"],
+        steps=steps_of(row["steps"]),
+        result=json.loads(row["result"]) if row["result"] is not None else None,
+        error=row["error"],
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        attempt=row["attempt"],
+        device=row["device"],
+        cancel_requested=bool(row["cancel_requested"]),
+        worker=row["worker"],
+        peak_memory=row["peak_memory"],
+        samples=tuple((float(when), int(done)) for when, done in json.loads(row["samples"])),
+    )
+
+
+def worker_of(row: sqlite3.Row) -> WorkerState:
+    """A row of the table `workers`."""
+    values = {key: row[key] for key in row.keys()}  # noqa: SIM118 (a Row iterates over values)
+    return WorkerState(**(values | {"devices": tuple(json.loads(row["devices"]))}))
+
+
+def steps_of(text: str) -> tuple[Step, ...]:
+    """Steps from JSON."""
+    return tuple(Step(**step) for step in json.loads(text))
+
+
+def steps_text(steps: tuple[Step, ...]) -> str:
+    """Steps as JSON."""
+    return json.dumps([vars(step) for step in steps])
+
+
+def stopped(steps: tuple[Step, ...], state: StepState) -> tuple[Step, ...]:
+    """Steps with the running one put into another state."""
+    return tuple(replace(step, state=state) if step.state == "running" else step for step in steps)
+
+
+def rewound(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Steps as a new attempt finds them: what is done stays done, the rest waits again."""
+    return tuple(step if step.state == "done" else Step(step.name) for step in steps)

@@ -1,0 +1,42 @@
+"""How fast a step advances and how long it still takes, from a few recent samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Sample = tuple[float, int]
+"""(time in seconds, units done)"""
+
+SPACING = 1.0
+"""Seconds between two samples that are kept."""
+
+KEPT = 20
+
+
+def add_sample(samples: Sequence[Sample], now: float, done: int) -> tuple[Sample, ...]:
+    """Samples with one more, where it tells something new; the first of a step is always kept."""
+    if samples and (done <= samples[-1][1] or now - samples[-1][0] < SPACING):
+        return tuple(samples)
+    return (*samples, (now, done))[-KEPT:]
+
+
+def rate(samples: Sequence[Sample], now: float) -> float | None:
+    """Units per second, or None while too little is known.
+
+    Work that has stopped telling slows down: a silence longer than the usual gap between samples
+    counts as time in which nothing was done.
+    """
+    if len(samples) < 2:
+        return None
+    (begin, first), (end, last) = samples[0], samples[-1]
+    gap = (end - begin) / (len(samples) - 1)
+    seconds = max(end, now - gap) - begin
+    return (last - first) / seconds if seconds > 0 and last > first else None
+
+
+def seconds_left(samples: Sequence[Sample], done: int, total: int, now: float) -> float | None:
+    """Seconds until `total`, or None while too little is known."""
+    pace = rate(samples, now)
+    if pace is None or total <= 0:
+        return None
+    return max(0.0, (total - done) / pace)

@@ -1,0 +1,128 @@
+"""The job store's file: SQLite with a write-ahead log, opened for one short transaction each."""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from ders_core.errors import JobError
+
+BUSY_SECONDS = 20.0
+
+MIGRATIONS = (
+    """
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        title TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'queued'
+            CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+        done INTEGER NOT NULL DEFAULT 0,
+        total INTEGER NOT NULL DEFAULT 0,
+        message TEXT NOT NULL DEFAULT '',
+        step TEXT NOT NULL DEFAULT '',
+        steps TEXT NOT NULL DEFAULT '[]',
+        result TEXT,
+        error TEXT,
+        created REAL NOT NULL,
+        started REAL,
+        finished REAL,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        losses INTEGER NOT NULL DEFAULT 0,
+        device TEXT,
+        cancel_requested INTEGER NOT NULL DEFAULT 0,
+        worker TEXT,
+        peak_memory INTEGER NOT NULL DEFAULT 0,
+        samples TEXT NOT NULL DEFAULT '[]'
+    );
+    CREATE INDEX jobs_by_state ON jobs (state, id);
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id INTEGER NOT NULL,
+        time REAL NOT NULL,
+        level TEXT NOT NULL,
+        message TEXT NOT NULL
+    );
+    CREATE INDEX events_by_job ON events (job_id, seq);
+    CREATE TABLE workers (
+        id TEXT PRIMARY KEY,
+        pid INTEGER NOT NULL,
+        host TEXT NOT NULL,
+        started REAL NOT NULL,
+        heartbeat REAL NOT NULL,
+        job_id INTEGER,
+        devices TEXT NOT NULL DEFAULT '[]',
+        memory INTEGER NOT NULL DEFAULT 0,
+        cpu REAL NOT NULL DEFAULT 0
+    );
+    """,
+)
+"""Migration n brings a file of `user_version` n to n + 1."""
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file beside the store; the system drops it if the holder dies."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def prepare(path: Path) -> None:
+    """Make the file, or bring an older one up to date.
+
+    Raises JobError if it cannot be made, is no job store, or was made by a newer version.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path.with_name(f".{path.name}.lock")), connection(path) as db:
+            version = int(db.execute("PRAGMA user_version").fetchone()[0])
+            if version > len(MIGRATIONS):
+                raise JobError(
+                    f"the job store {path} was made by a newer version (it says {version}, this "
+                    f"one knows {len(MIGRATIONS)}); update, or choose another workspace"
+                )
+            if version < len(MIGRATIONS):
+                db.execute("PRAGMA journal_mode = WAL").fetchall()
+            for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+                db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+    except OSError as error:
+        raise JobError(
+            f"the workspace {path.parent} cannot be used: {error.strerror}; choose another one"
+        ) from error
+
+
+@contextmanager
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that is closed at the end; each statement commits by itself.
+
+    Raises JobError when SQLite refuses: the file is gone, damaged, or locked for too long.
+    """
+    try:
+        with closing(
+            sqlite3.connect(
+                f"{path.as_uri()}?mode=rwc", BUSY_SECONDS, isolation_level=None, uri=True
+            )
+        ) as db:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA synchronous = NORMAL")
+            yield db
+    except sqlite3.Error as error:
+        raise JobError(f"the job store {path} cannot be used: {error}") from error
+
+
+@contextmanager
+def transaction(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection inside one write transaction: all of the block is kept, or none of it."""
+    with connection(path) as db:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")

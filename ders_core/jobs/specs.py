@@ -1,0 +1,93 @@
+"""What can be asked of a worker: the kinds of job, their parameters and their steps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ders_core.errors import JobError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Spec(BaseModel):
+    """The parameters of one kind of job; paths are text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DemoSpec(Spec):
+    """Build the demo in the workspace."""
+
+    seed: int = Field(default=0, ge=0)
+
+
+class AnalyzeSpec(Spec):
+    """Analyse a checkpoint. layers: None for all."""
+
+    checkpoint: str
+    spectra: bool = True
+    layers: list[int] | None = None
+    device: Device = "auto"
+
+
+class RunSpec(Spec):
+    """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
+    None for as many as there are cores."""
+
+    checkpoint: str
+    recipe: str
+    name: str = ""
+    device: Device = "auto"
+    workers: int | None = Field(default=None, ge=1)
+    text: str | None = None
+    max_tokens: int = Field(default=8192, ge=2)
+
+
+class ExportSpec(Spec):
+    """Write a packed checkpoint to a new directory. quality: what is known, for the model card."""
+
+    packed: str
+    out: str
+    format: Literal["packed", "dense"] = "packed"
+    quality: dict[str, Any] | None = None
+
+
+class EvaluateSpec(Spec):
+    """Measure a model, against a reference if one is given."""
+
+    model: str
+    reference: str | None = None
+    text: str
+    device: Device = "auto"
+    max_tokens: int = Field(default=8192, ge=2)
+
+
+SPECS: dict[str, type[Spec]] = {
+    "demo": DemoSpec,
+    "analyze": AnalyzeSpec,
+    "run": RunSpec,
+    "export": ExportSpec,
+    "evaluate": EvaluateSpec,
+}
+
+STEPS: dict[str, tuple[str, ...]] = {
+    "demo": ("build",),
+    "analyze": ("analyze",),
+    "run": ("compress", "verify", "evaluate"),
+    "export": ("export",),
+    "evaluate": ("evaluate",),
+}
+
+
+def parse_spec(kind: str, spec: dict[str, Any]) -> Spec:
+    """Check a job's parameters and fill in what was left out. Raises JobError."""
+    if kind not in SPECS:
+        raise JobError(f"there is no job of kind {kind!r}; there are {', '.join(SPECS)}")
+    try:
+        return SPECS[kind].model_validate(spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its parameters"
+        raise JobError(f"job {kind!r}, {where}: {first['msg'].lower()}") from error

@@ -1,0 +1,180 @@
+"""The job store as pages and the command line see it: file jobs, look at them, stop them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ders_core.errors import JobError
+from ders_core.jobs.job import (
+    Event,
+    Job,
+    Step,
+    WorkerState,
+    job_of,
+    rewound,
+    steps_of,
+    steps_text,
+    stopped,
+    worker_of,
+)
+from ders_core.jobs.schema import connection, prepare, transaction
+from ders_core.jobs.specs import STEPS, parse_spec
+from ders_core.jobs.workspace import Workspace
+
+Jobs = list[Job]  # JobStore.list hides the builtin within the class
+Events = list[Event]
+Workers = list[WorkerState]
+
+
+def log_event(db: sqlite3.Connection, job_id: int, level: str, message: str) -> None:
+    """Add a line to a job's log, within whatever transaction is open."""
+    db.execute(
+        "INSERT INTO events (job_id, time, level, message) VALUES (?, ?, ?, ?)",
+        (job_id, time.time(), level, message),
+    )
+
+
+class JobStore:
+    """Jobs in a SQLite file. Every call is one short transaction on a connection of its own, so
+    that any number of threads and processes may use one store at once.
+
+    Raises JobError if the file cannot be used.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().resolve()
+        prepare(self.path)
+
+    def submit(self, kind: str, spec: dict[str, Any], title: str) -> Job:
+        """File a job. Raises JobError for an unknown kind or parameters that do not fit it."""
+        full = parse_spec(kind, spec).model_dump(mode="json")
+        steps = tuple(Step(name) for name in STEPS[kind])
+        with transaction(self.path) as db:
+            row = db.execute(
+                "INSERT INTO jobs (kind, title, spec, steps, created) VALUES (?, ?, ?, ?, ?)"
+                " RETURNING *",
+                (kind, title, json.dumps(full), steps_text(steps), time.time()),
+            ).fetchall()[0]
+            log_event(db, row["id"], "info", "filed")
+        return job_of(row)
+
+    def get(self, job_id: int) -> Job:
+        """Raises JobError if there is no such job."""
+        with connection(self.path) as db:
+            return job_of(_row(db, job_id))
+
+    def list(self, states: Iterable[str] | None = None, kind: str | None = None) -> Jobs:
+        """Jobs, the newest first; of some states and one kind only, if given."""
+        wanted = None if states is None else json.dumps(list(states))
+        with connection(self.path) as db:
+            rows = db.execute(
+                "SELECT * FROM jobs WHERE (:kind IS NULL OR kind = :kind) AND"
+                " (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))"
+                " ORDER BY id DESC",
+                {"kind": kind, "states": wanted},
+            ).fetchall()
+        return [job_of(row) for row in rows]
+
+    def events(self, job_id: int, after: int = 0, *, debug: bool = False) -> Events:
+        """The job's log after line `after`, oldest first. debug: also lines for developers."""
+        return self._events(job_id, after, debug, -1)
+
+    def tail(self, job_id: int, lines: int = 100, *, debug: bool = False) -> Events:
+        """The last lines of a job's log, oldest first."""
+        return self._events(job_id, 0, debug, lines)
+
+    def _events(self, job_id: int, after: int, debug: bool, limit: int) -> Events:
+        with connection(self.path) as db:
+            rows = db.execute(
+                "SELECT seq, time, level, message FROM events WHERE job_id = ? AND seq > ?"
+                " AND (? OR level <> 'debug') ORDER BY seq DESC LIMIT ?",
+                (job_id, after, debug, limit),
+            ).fetchall()
+        return [Event(*row) for row in reversed(rows)]
+
+    def cancel(self, job_id: int) -> Job:
+        """Stop a job: at once if no worker has it, else at its next sign of progress. What is
+        finished is kept for `resume`. Raises JobError if the job has already ended."""
+        with transaction(self.path) as db:
+            row = _row(db, job_id)
+            if row["state"] not in ("queued", "running"):
+                raise JobError(f"job {job_id} is already {row['state']}; there is nothing to stop")
+            if row["state"] == "running" and _worker_lives(db, row["worker"]):
+                db.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
+                log_event(db, job_id, "info", "asked to stop")
+            else:
+                db.execute(
+                    "UPDATE jobs SET state = 'cancelled', finished = ?, message = 'cancelled',"
+                    " worker = NULL, cancel_requested = 1, steps = ? WHERE id = ?",
+                    (
+                        time.time(),
+                        steps_text(stopped(steps_of(row["steps"]), "cancelled")),
+                        job_id,
+                    ),
+                )
+                log_event(db, job_id, "info", "cancelled")
+            return job_of(_row(db, job_id))
+
+    def resume(self, job_id: int) -> Job:
+        """Queue a failed or cancelled job again; it goes on from what it had finished."""
+        with transaction(self.path) as db:
+            row = _row(db, job_id)
+            if row["state"] not in ("failed", "cancelled"):
+                raise JobError(
+                    f"job {job_id} is {row['state']}; only a failed or cancelled job can go on"
+                )
+            db.execute(
+                "UPDATE jobs SET state = 'queued', error = NULL, finished = NULL, started = NULL,"
+                " done = 0, total = 0, message = '', step = '', samples = '[]', worker = NULL,"
+                " cancel_requested = 0, losses = 0, steps = ? WHERE id = ?",
+                (steps_text(rewound(steps_of(row["steps"]))), job_id),
+            )
+            log_event(db, job_id, "info", "queued again")
+            return job_of(_row(db, job_id))
+
+    def delete(self, job_id: int) -> None:
+        """Forget a job, its log and what it made in the workspace (exports elsewhere stay).
+
+        Raises JobError while a worker has it.
+        """
+        with transaction(self.path) as db:
+            row = _row(db, job_id)
+            if row["state"] == "running" and _worker_lives(db, row["worker"]):
+                raise JobError(f"job {job_id} is running; cancel it first")
+            db.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
+            db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        workspace = Workspace(self.path.parent)
+        directory = workspace.run_dir(job_id)
+        if directory.is_dir() and directory.resolve() == directory:  # no link leads elsewhere
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def workers(self) -> Workers:
+        """Every worker that has not said goodbye, the one heard from last first."""
+        with connection(self.path) as db:
+            rows = db.execute("SELECT * FROM workers ORDER BY heartbeat DESC").fetchall()
+        return [worker_of(row) for row in rows]
+
+    def worker(self) -> WorkerState | None:
+        """The worker to show: a live one if there is any, preferably busy; else the last one."""
+        found = self.workers()
+        living = [worker for worker in found if worker.alive]
+        busy = [worker for worker in living if worker.job_id is not None]
+        return next(iter([*busy, *living, *found]), None)
+
+
+def _row(db: sqlite3.Connection, job_id: int) -> sqlite3.Row:
+    row: sqlite3.Row | None = db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise JobError(f"there is no job {job_id}")
+    return row
+
+
+def _worker_lives(db: sqlite3.Connection, worker_id: str | None) -> bool:
+    row = db.execute("SELECT * FROM workers WHERE id = ?", (worker_id,)).fetchone()
+    return row is not None and worker_of(row).alive

@@ -1,0 +1,24 @@
+"""Export a packed checkpoint to a new directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ders_core.errors import OutputError
+from ders_core.jobs.context import TaskContext
+from ders_core.jobs.specs import ExportSpec
+
+
+def run(context: TaskContext) -> dict[str, Any]:
+    from ders_core.export import export
+
+    spec = context.spec(ExportSpec)
+    packed, out = context.allowed(spec.packed), context.allowed(spec.out)
+    if out.exists():
+        raise OutputError(f"{out} exists already; choose another name or remove it")
+
+    def work() -> dict[str, Any]:
+        result = export(packed, out, spec.format, quality=spec.quality, progress=context.progress)
+        return result.to_dict()
+
+    return context.step("export", work)

@@ -1,0 +1,171 @@
+"""The worker: takes up jobs one at a time, beats while it works, and survives the app.
+
+python -m ders_core.jobs.worker --workspace DIR [--scheduler ADDR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from ders_core.errors import Cancelled, DersError
+from ders_core.jobs.claims import Claim, Claims, TakenOver
+from ders_core.jobs.context import Released, TaskContext
+from ders_core.jobs.heartbeat import Heartbeat
+from ders_core.jobs.job import STALE_AFTER, process_lives
+from ders_core.jobs.process import ensure_worker, start_worker_process
+from ders_core.jobs.tasks import task
+from ders_core.jobs.workspace import Workspace
+
+__all__ = ["ensure_worker", "main", "run_worker", "start_worker_process"]
+
+POLL = 0.4
+"""Seconds between two looks into the queue."""
+
+SLEPT = 5.0
+"""A look that comes this much later than it should: the machine slept, and every heartbeat with
+it."""
+
+LINGER = 30.0
+"""Seconds that an idle worker outlives the process it was started for."""
+
+
+def run_worker(
+    workspace: Workspace,
+    scheduler: str | None = None,
+    *,
+    stop_when_idle: bool = False,
+    worker_id: str | None = None,
+    companion: int | None = None,
+) -> None:
+    """Work until SIGTERM or SIGINT, which put a running job back into the queue.
+
+    scheduler: a dask scheduler's address for the per-group work. stop_when_idle: return when no job
+    waits or runs. worker_id: a name that was announced already. companion: return when this process
+    has ended and nothing is left to do. Raises JobError if the job store cannot be used.
+    """
+    claims = Claims(workspace.store_path, worker_id or uuid.uuid4().hex)
+    stop = threading.Event()
+    with _signals(stop), Heartbeat(claims) as heart:
+        heart.devices = _devices()
+        heart.beat()
+        looked, useful = time.time(), time.monotonic()
+        trusted = 0.0  # before this time, silence proves nothing
+        while not stop.is_set():
+            now = time.time()
+            if not -SLEPT < now - looked < SLEPT:
+                trusted = now + STALE_AFTER
+            claim = claims.claim(orphans=now >= trusted)
+            if claim is not None:
+                heart.job_id = claim.job.id
+                heart.beat()
+                _work(claim, TaskContext(claim, workspace, scheduler, stop))
+                heart.job_id = None
+                heart.beat()
+                useful = time.monotonic()
+            elif stop_when_idle and not claims.pending():
+                break
+            else:
+                if companion and time.monotonic() - useful > LINGER:
+                    companion = companion if process_lives(companion) else None
+                    stop_when_idle = companion is None
+                stop.wait(POLL)
+            looked = time.time()
+
+
+def _work(claim: Claim, context: TaskContext) -> None:
+    """Do one job and say how it ended."""
+    try:
+        try:
+            result = task(claim.job.kind)(context)
+        except TakenOver:
+            raise
+        except Released:
+            claim.release()
+        except Cancelled:
+            claim.cancel()
+        except DersError as error:
+            claim.fail(str(error), traceback.format_exc())
+        except Exception as error:
+            claim.fail(_sentence(error), traceback.format_exc())
+        except BaseException:
+            claim.release()
+            raise
+        else:
+            claim.complete(result)
+    except TakenOver as error:
+        print(error, file=sys.stderr, flush=True)
+
+
+def _sentence(error: Exception) -> str:
+    """What the page says about an error that nobody foresaw."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "there is not enough memory for this; use fewer workers or the CPU, then resume"
+    words = str(error).strip().split("\n", 1)[0]
+    return f"unexpected: {type(error).__name__}: {words}; details in the log"
+
+
+def _devices() -> tuple[str, ...]:
+    """What this worker can compute on: "cpu", "cuda:0 NVIDIA H200"."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ("cpu",)
+    names = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
+    return ("cpu", *(f"cuda:{index} {name}" for index, name in enumerate(names)))
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; a second SIGINT interrupts. Only the main thread may do so."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ders_core.jobs.worker", description=__doc__)
+    parser.add_argument("--workspace", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--scheduler", metavar="ADDR")
+    parser.add_argument("--id", help=argparse.SUPPRESS)
+    parser.add_argument("--companion", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    try:
+        run_worker(
+            Workspace(given.workspace),
+            given.scheduler,
+            worker_id=given.id,
+            companion=given.companion,
+        )
+    except DersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The first look at a checkpoint, as `ders info` and the Checkpoint page show it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ders_core.analysis import Verdict, sampled_verdict
+from ders_core.checkpoint import NAMES, Checkpoint
+
+
+@dataclass(frozen=True)
+class Summary:
+    """bytes_total: of the weight files; bytes_experts: of the routed experts' tensors."""
+
+    family: str
+    layers: int
+    moe_layers: int
+    experts: int
+    top_k: int | None
+    dtype: str
+    bytes_total: int
+    bytes_experts: int
+    expert_share: float
+    upcycled: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
+    """Headers, and a few rows of a few experts for the verdict."""
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    return Summary(
+        family=source.family,
+        layers=source.num_layers,
+        moe_layers=len(source.moe_layers),
+        experts=source.num_experts,
+        top_k=source.top_k,
+        dtype=NAMES[source.dtype],
+        bytes_total=source.bytes_total,
+        bytes_experts=source.bytes_experts,
+        expert_share=source.expert_share,
+        upcycled=sampled_verdict(source),
+    )

@@ -1,0 +1,110 @@
+"""The sidebar that stands beside every page, and what a page says when something is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
+from ders_core.jobs import Job
+from ders_core.ui import reads, session
+from ders_core.ui.progress import job_line, submit
+from ders_core.units import bytes_text, share_text
+
+REFRESH_SECONDS = 2
+
+
+def sidebar() -> None:
+    """The open checkpoint, the current recipe, the worker; nothing else."""
+    with st.sidebar:
+        source = opened_or_none()
+        st.caption("Checkpoint")
+        if source is None:
+            st.markdown("none open")
+        else:
+            st.markdown(f"**{label(source)}**")
+            st.caption(f"{source.family} · {bytes_text(source.bytes_total)}")
+        st.caption("Recipe")
+        recipe = session.recipe()
+        st.markdown(f"**{recipe.name}**")
+        if source is not None:
+            try:
+                plan = reads.plan(source, recipe)
+                bound = "" if plan.exact else "at most "
+                st.caption(
+                    f"→ {bound}{bytes_text(plan.bytes_after)} "
+                    f"({share_text(plan.ratio)} of original)"
+                )
+            except DersError as error:
+                st.caption(f":red[does not fit: {error}]")
+        st.caption("Worker")
+        _worker()
+
+
+@st.fragment(run_every=REFRESH_SECONDS)
+def _worker() -> None:
+    state = session.job_store().worker()
+    busy = session.job_store().list(states=["running"])
+    waiting = len(session.job_store().list(states=["queued"]))
+    if state is None or not state.alive:
+        st.markdown(":orange[not running]")
+        st.caption("Start it with `ders worker`; jobs wait until then.")
+    elif busy:
+        job_line(busy[0])
+    else:
+        st.markdown("idle")
+    if waiting:
+        st.caption(f"{waiting} waiting")
+
+
+def label(source: Checkpoint) -> str:
+    """A checkpoint's short name; 'demo / moe' says more than 'moe'."""
+    return f"{source.path.parent.name} / {source.path.name}"
+
+
+def opened_or_none() -> Checkpoint | None:
+    """The open checkpoint, or None if there is none or it cannot be opened any more."""
+    path = session.current().checkpoint
+    if path is None:
+        return None
+    try:
+        return reads.checkpoint(path)
+    except DersError:
+        return None
+
+
+def need_checkpoint() -> Checkpoint:
+    """The open checkpoint; without one, say so, offer the way, and stop the page."""
+    path = session.current().checkpoint
+    if path is not None:
+        try:
+            return reads.checkpoint(path)
+        except DersError as error:
+            st.error(str(error))
+    with st.container(border=True):
+        st.markdown("**No checkpoint is open.** Open one, or let the studio build its demo.")
+        with st.container(horizontal=True):
+            st.page_link("pages/checkpoint.py", label="Open a checkpoint", icon=":material/folder:")
+            if st.button("Try the demo", key="need_demo"):
+                try_demo()
+                st.switch_page("pages/checkpoint.py")
+    st.stop()
+
+
+def try_demo() -> Job | None:
+    """Open the demo if it is built; otherwise file a job that builds it."""
+    built = session.workspace().demo / "moe"
+    if built.exists():
+        session.open_path(built)
+        return None
+    store = session.job_store()
+    pending = store.list(states=["queued", "running"], kind="demo")
+    return pending[0] if pending else submit("demo", {}, "Build the demo")
+
+
+def demo_text(name: str, source: Checkpoint) -> Path | None:
+    """The demo's own held-out or calibration text, if the open checkpoint is the demo."""
+    path = source.path.parent / name
+    return path if path.is_file() else None

@@ -1,0 +1,72 @@
+"""Jobs as a page shows them: one line, a bar, what it says, how long it will take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from ders_core.errors import DersError
+from ders_core.jobs import Job, ensure_worker
+from ders_core.ui import session
+from ders_core.units import duration_text
+
+STATES = {
+    "queued": ("waiting", "gray"),
+    "running": ("running", "blue"),
+    "done": ("done", "green"),
+    "failed": ("failed", "red"),
+    "cancelled": ("cancelled", "orange"),
+}
+
+
+def submit(kind: str, spec: dict[str, Any], title: str) -> Job:
+    """File a job and see to it that a worker is there to take it."""
+    job = session.job_store().submit(kind, spec, title)
+    ensure_worker(session.workspace())
+    return job
+
+
+def time_left(job: Job) -> str:
+    seconds = job.seconds_left if job.state == "running" else None
+    return f"about {duration_text(seconds)} left" if seconds is not None else ""
+
+
+def job_line(job: Job) -> None:
+    """Title, a thin bar, and time left."""
+    step = f" · {job.step}" if job.step else ""
+    st.markdown(f"{job.title}{step}")
+    st.progress(job.fraction)
+    st.caption(time_left(job) or job.message or "starting")
+
+
+def job_panel(job: Job) -> None:
+    """A bordered panel with bar, message, time left and a cancel button."""
+    with st.container(border=True):
+        word, colour = STATES[job.state]
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{job.title}**")
+            st.badge(word, color=colour)  # type: ignore[arg-type]
+            if job.step:
+                st.caption(job.step)
+        if job.state in ("queued", "running"):
+            st.progress(job.fraction)
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.caption(
+                    " · ".join(
+                        filter(None, (job.message or "waiting for the worker", time_left(job)))
+                    )
+                )
+                if st.button("Cancel", key=f"cancel_{job.id}", type="tertiary"):
+                    session.job_store().cancel(job.id)
+                    st.rerun()
+        elif job.state in ("failed", "cancelled"):
+            if job.error:
+                st.error(job.error)
+            if st.button("Resume", key=f"resume_{job.id}", help="Goes on from what was finished."):
+                try:
+                    session.job_store().resume(job.id)
+                    ensure_worker(session.workspace())
+                except DersError as error:
+                    st.error(str(error))
+                st.rerun()

@@ -1,0 +1,89 @@
+"""Cached reads: headers, summaries, plans and analysis tables. No tensor work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from ders_core.analysis import Analysis
+from ders_core.checkpoint import Checkpoint
+from ders_core.plan import Plan, resolve
+from ders_core.recipe import Recipe
+from ders_core.summary import Summary, summarize
+from ders_core.ui.session import workspace
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes when any file of a directory does."""
+    if not path.is_dir():
+        return ()
+    stats = ((file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file())
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _checkpoint(path: str, stamp: object) -> Checkpoint:
+    return Checkpoint(path)
+
+
+def checkpoint(path: str) -> Checkpoint:
+    """The checkpoint at an allowed path. Raises DersError."""
+    allowed = workspace().check_allowed(Path(path))
+    return _checkpoint(str(allowed), _stamp(allowed))
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def _summary(identity: str, _source: Checkpoint) -> Summary:
+    return summarize(_source)
+
+
+def summary(source: Checkpoint) -> Summary:
+    """The first look; the verdict's sample reads a few rows of a few experts."""
+    return _summary(source.identity, source)
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def _plan(identity: str, recipe_yaml: str, _source: Checkpoint) -> Plan:
+    return resolve(Recipe.from_yaml(recipe_yaml), _source)
+
+
+def plan(source: Checkpoint, recipe: Recipe) -> Plan:
+    """Predicted bytes of a recipe. Raises RecipeError if it does not fit the checkpoint."""
+    return _plan(source.identity, recipe.to_yaml(), source)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _analysis(directory: str, stamp: object) -> Analysis:
+    return Analysis.load(Path(directory))
+
+
+def analysis(source: Checkpoint) -> Analysis | None:
+    """The finished analysis of a checkpoint, if there is one."""
+    directory = workspace().analysis_dir(source.identity)
+    stamp = _stamp(directory)
+    return _analysis(str(directory), stamp) if stamp else None
+
+
+@st.cache_data(show_spinner=False, ttl=30)
+def model_directories(roots: tuple[str, ...], depth: int = 3, most: int = 200) -> list[str]:
+    """Directories with a config.json and safetensors under the roots, a few levels down."""
+    found: list[str] = []
+    level = [Path(root) for root in roots]
+    for _ in range(depth + 1):
+        below: list[Path] = []
+        for directory in level:
+            try:
+                entries = [entry for entry in directory.iterdir() if not entry.name.startswith(".")]
+            except OSError:
+                continue
+            if (directory / "config.json").is_file() and any(
+                entry.suffix == ".safetensors" for entry in entries
+            ):
+                found.append(str(directory))
+            elif len(entries) < 500:
+                below += [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+        level = below
+        if len(found) >= most:
+            break
+    return sorted(set(found))[:most]

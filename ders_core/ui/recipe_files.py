@@ -1,0 +1,34 @@
+"""Recipes kept in the workspace, one YAML file each."""
+
+from __future__ import annotations
+
+import re
+
+from ders_core.errors import DersError, RecipeError
+from ders_core.recipe import Recipe
+from ders_core.ui.session import workspace
+
+
+def saved_recipes() -> dict[str, Recipe]:
+    """By name; files that are no recipes are passed over."""
+    found: dict[str, Recipe] = {}
+    for file in sorted(workspace().recipes.glob("*.yaml")):
+        try:
+            recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"))
+        except (DersError, OSError, UnicodeDecodeError):
+            continue
+        found[recipe.name] = recipe
+    return found
+
+
+def save_recipe(recipe: Recipe) -> None:
+    """Write or replace. Raises RecipeError if the name cannot be a file's."""
+    if not re.fullmatch(r"[\w][\w .+-]*", recipe.name):
+        raise RecipeError(
+            f"{recipe.name!r} cannot be a file's name; use letters, digits, spaces, '.', '-', '+'"
+        )
+    directory = workspace().recipes
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = directory / f".{recipe.name}.tmp"
+    aside.write_text(recipe.to_yaml(), encoding="utf-8")
+    aside.replace(directory / f"{recipe.name}.yaml")

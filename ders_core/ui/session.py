@@ -1,0 +1,102 @@
+"""What the studio has open. It is kept in the workspace, so that it survives browser and app."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import streamlit as st
+
+from ders_core.checkpoint.writer import write_json
+from ders_core.errors import DersError
+from ders_core.jobs import JobStore, Workspace, default_workspace
+from ders_core.recipe import Recipe, presets
+
+RECENT = 8
+UNDO = 50
+_KEY = "studio_open"
+_HISTORY = "studio_recipe_history"
+
+
+@dataclass(frozen=True)
+class Open:
+    """checkpoint: a directory's path; recipe: YAML text; recent: paths, newest first."""
+
+    checkpoint: str | None = None
+    recipe: str | None = None
+    recent: tuple[str, ...] = ()
+
+
+@st.cache_resource(show_spinner=False)
+def workspace() -> Workspace:
+    return default_workspace()
+
+
+@st.cache_resource(show_spinner=False)
+def job_store() -> JobStore:
+    return JobStore(workspace().store_path)
+
+
+def _file() -> Path:
+    return workspace().path / "studio.json"
+
+
+def _load() -> Open:
+    try:
+        data = json.loads(_file().read_text(encoding="utf-8"))
+        return Open(data["checkpoint"], data["recipe"], tuple(data["recent"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Open()
+
+
+def current() -> Open:
+    """What is open in this session."""
+    if _KEY not in st.session_state:
+        st.session_state[_KEY] = _load()
+    opened: Open = st.session_state[_KEY]
+    return opened
+
+
+def _keep(opened: Open) -> None:
+    st.session_state[_KEY] = opened
+    write_json(_file(), asdict(opened))
+
+
+def open_path(path: Path) -> None:
+    """Make a checkpoint the open one. Raises DersError if it lies outside the allowed roots."""
+    allowed = str(workspace().check_allowed(path))
+    recent = [allowed, *(p for p in current().recent if p != allowed)][:RECENT]
+    _keep(replace(current(), checkpoint=allowed, recent=tuple(recent)))
+
+
+def recipe() -> Recipe:
+    """The recipe being worked on."""
+    text = current().recipe
+    if text is not None:
+        try:
+            return Recipe.from_yaml(text)
+        except DersError:  # written by another version
+            pass
+    return presets()["quantized-4bit"]
+
+
+def set_recipe(new: Recipe) -> None:
+    """Make a recipe the current one; the one before can be had back."""
+    before = recipe()
+    if new == before:
+        return
+    history: list[Recipe] = st.session_state.setdefault(_HISTORY, [])
+    history.append(before)
+    del history[:-UNDO]
+    _keep(replace(current(), recipe=new.to_yaml()))
+
+
+def can_undo() -> bool:
+    return bool(st.session_state.get(_HISTORY))
+
+
+def undo_recipe() -> None:
+    """Go back to the recipe before the last change."""
+    if can_undo():
+        _keep(replace(current(), recipe=st.session_state[_HISTORY].pop().to_yaml()))

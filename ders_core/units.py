@@ -1,0 +1,27 @@
+"""How numbers are written for people: powers of ten, three significant digits."""
+
+from __future__ import annotations
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in powers of ten: '26.4 MB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def share_text(share: float) -> str:
+    """A share as a percentage: '31.2 %'."""
+    return f"{100 * share:.3g} %"
+
+
+def duration_text(seconds: float) -> str:
+    """'8 s', '3 min 20 s', '2 h 05 min'."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,203 @@
+"""Checkpoint: open one, and see on the first screen whether it can shrink."""
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from ders_core.checkpoint import NAMES, Checkpoint
+from ders_core.errors import DersError
+from ders_core.recipe import presets
+from ders_core.ui import frame, reads, session
+from ders_core.ui.progress import job_panel
+from ders_core.units import bytes_text, share_text
+
+
+def open_row() -> None:
+    """Path with completion, recent ones first, and the demo."""
+    roots = tuple(str(root) for root in session.workspace().roots)
+    recent = list(session.current().recent)
+    known = [path for path in reads.model_directories(roots) if path not in recent]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.selectbox(
+            "Model directory",
+            [*recent, *known],
+            index=None,
+            accept_new_options=True,
+            placeholder="Type or choose a path",
+            key="open_path",
+            help="A local directory with config.json and safetensors files. Allowed are paths "
+            "below: " + ", ".join(roots),
+        )
+        opened = st.button("Open", type="primary", disabled=not chosen, key="open")
+        demo = st.button("Try the demo", key="demo", icon=":material/science:")
+    if opened and chosen:
+        try:
+            reads.checkpoint(chosen)
+            session.open_path(Path(chosen))
+        except DersError as error:
+            st.error(str(error))
+        else:
+            st.rerun()
+    if demo and frame.try_demo() is None:
+        st.rerun()
+
+
+@st.fragment(run_every=2)
+def demo_progress() -> None:
+    """The demo's job while it runs; opens the demo when it is done."""
+    store = session.job_store()
+    jobs = store.list(kind="demo")
+    if not jobs:
+        return
+    job = jobs[0]
+    if job.state in ("queued", "running"):
+        st.session_state["demo_watched"] = job.id
+        job_panel(job)
+        st.caption(
+            "The demo trains a small dense language model on the text of Python's standard "
+            "library, copies its FFNs into 8 experts and trains them apart: a few minutes."
+        )
+    elif job.state == "done" and st.session_state.pop("demo_watched", None) == job.id:
+        session.open_path(session.workspace().demo / "moe")
+        st.rerun()
+    elif job.state in ("failed", "cancelled") and not (session.workspace().demo / "moe").exists():
+        job_panel(job)
+
+
+def composition(source: Checkpoint) -> None:
+    """What the bytes are: one base, its repetitions, the rest."""
+    base = source.expert_share / source.num_experts
+    repeated = source.expert_share - base
+    parts = [
+        ("base", base, "var(--ders-base)", "one expert's worth in each layer"),
+        ("repeated", repeated, "var(--ders-repeated)", "the other experts"),
+        ("other", 1 - source.expert_share, "var(--ders-other)", "attention, embeddings, routers"),
+    ]
+    bars = "".join(
+        f'<div style="flex:{share:.5f};background:{colour}" title="{name}: {hint}"></div>'
+        for name, share, colour, hint in parts
+    )
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{name} {share_text(share)}'
+        f"<small> {hint}</small></span>"
+        for name, share, colour, hint in parts
+    )
+    st.html(
+        "<style>.ders{--ders-base:#0072b2;--ders-repeated:#e69f00;--ders-other:#8a949e}"
+        ".ders .bar{display:flex;height:22px;border-radius:4px;overflow:hidden;gap:2px}"
+        ".ders .legend{display:flex;flex-wrap:wrap;gap:4px 24px;margin-top:8px;font-size:.9rem}"
+        ".ders i{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.4em}"
+        ".ders small{opacity:.65}</style>"
+        f'<div class="ders"><div class="bar" role="img" aria-label="composition">{bars}</div>'
+        f'<div class="legend">{legend}</div></div>'
+    )
+
+
+def first_screen(source: Checkpoint) -> None:
+    """The answer: how alike the experts are, and what can go."""
+    summary = reads.summary(source)
+    verdict = summary.upcycled
+    st.subheader(frame.label(source), anchor=False)
+    st.markdown(
+        f"**{summary.experts} experts × {summary.moe_layers} layers, top-{summary.top_k or '?'}.** "
+        f"{verdict.sentence}"
+    )
+    composition(source)
+    cells = st.columns(5)
+    cells[0].metric("Family", summary.family, help="The layout that the tensors' names follow.")
+    cells[1].metric(
+        "Layers",
+        f"{summary.moe_layers} of {summary.layers}",
+        help="Layers with experts, of all layers.",
+    )
+    cells[2].metric("Dtype", summary.dtype, help="How most experts' weights are stored.")
+    cells[3].metric(
+        "Weight files",
+        bytes_text(summary.bytes_total),
+        help="Bytes of the safetensors files. MB and GB are powers of ten.",
+    )
+    cells[4].metric(
+        "Experts' share",
+        share_text(summary.expert_share),
+        help="Share of all weight bytes that the routed experts take.",
+    )
+    two_bits = reads.plan(source, presets()["quantized-2bit"])
+    saved = two_bits.bytes_before - two_bits.bytes_after
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if verdict.verdict == "scratch":
+            st.warning(
+                "These experts have no common start, so DeRS does not apply as it is meant; "
+                "you may still look and try."
+            )
+        else:
+            st.markdown(
+                f"About **{bytes_text(saved)} of {bytes_text(two_bits.bytes_before)}** can go at "
+                "2 bits; what that costs in quality is measured by a run."
+            )
+        st.page_link("pages/redundancy.py", label="See redundancy", icon=":material/grid_on:")
+        st.page_link("pages/recipe.py", label="Choose a recipe", icon=":material/tune:")
+
+
+def tables(source: Checkpoint) -> None:
+    """Layers with their experts; other tensors folded away."""
+    rows = []
+    for layer in source.moe_layers:
+        groups = [group for group in source.groups() if group.layer == layer]
+        shared = source.shared_expert(layer)
+        rows.append(
+            {
+                "layer": layer,
+                "experts": groups[0].shape[0],
+                "shapes": ", ".join(
+                    f"{group.projection} {group.shape[1]}×{group.shape[2]}" for group in groups
+                ),
+                "size": sum(group.nbytes for group in groups) / 1e6,
+                "shared expert": bytes_text(sum(i.nbytes for i in shared)) if shared else "none",
+                "router": groups[0].router or "not found",
+            }
+        )
+    st.markdown("##### Layers with experts")
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        column_config={
+            "size": st.column_config.NumberColumn("size, MB", format="%.3g"),
+            "shapes": st.column_config.TextColumn("shapes (out × in)", width="large"),
+            "router": st.column_config.TextColumn(width="large"),
+        },
+    )
+    others = source.other_tensors()
+    with st.expander(f"Other tensors ({len(others)}), carried over as they are"):
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "name": [info.name for info in others],
+                    "dtype": [NAMES[info.dtype] for info in others],
+                    "shape": [" × ".join(map(str, info.shape)) for info in others],
+                    "size": [info.nbytes / 1e6 for info in others],
+                }
+            ),
+            hide_index=True,
+            column_config={"size": st.column_config.NumberColumn("size, MB", format="%.3g")},
+        )
+
+
+open_row()
+demo_progress()
+path = session.current().checkpoint
+if path is None:
+    with st.container(border=True):
+        st.markdown(
+            "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a local "
+            "directory with `config.json` and safetensors files, in the Mixtral or Qwen2-MoE "
+            "layout. With none at hand, *Try the demo* builds a real one in a few minutes."
+        )
+else:
+    try:
+        opened = reads.checkpoint(path)
+    except DersError as error:
+        st.error(str(error))
+    else:
+        first_screen(opened)
+        tables(opened)

@@ -1,0 +1,121 @@
+"""Export: take a finished run home, packed or in its original layout."""
+
+import re
+from pathlib import Path
+
+import streamlit as st
+
+from ders_core.errors import DersError
+from ders_core.jobs import Job
+from ders_core.ui import session
+from ders_core.ui.progress import job_panel, submit
+from ders_core.units import bytes_text, share_text
+
+FORMS = {
+    "packed": (
+        "Packed DeRS checkpoint",
+        "Small. Loaded by ders_core, which synthesizes the weights while loading.",
+        "from ders_core.hf import load_model\n\nmodel = load_model({path!r})",
+    ),
+    "dense": (
+        "Original layout",
+        "As large as the original. Loaded by anything that loads the original.",
+        "from transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained({path!r}, dtype="auto")',
+    ),
+}
+
+
+def finished_runs() -> list[Job]:
+    return [job for job in session.job_store().list(kind="run") if job.state == "done"]
+
+
+def free_path(name: str) -> Path:
+    """A path below the workspace's exports that is not taken."""
+    clean = re.sub(r"[^\w.+-]+", "-", name).strip("-") or "export"
+    path, number = session.workspace().exports / clean, 2
+    while path.exists():
+        path, number = session.workspace().exports / f"{clean}-{number}", number + 1
+    return path
+
+
+def card(job: Job, form: str) -> None:
+    title, words, code = FORMS[form]
+    result = job.result or {}
+    size = result["bytes_after"] if form == "packed" else result["bytes_before"]
+    with st.container(border=True, height="stretch"):
+        st.markdown(f"**{title}**")
+        st.markdown(f"{bytes_text(size)} of weight files. {words}")
+        suffix = "ders" if form == "packed" else "synthesized"
+        path = st.text_input(
+            "Directory to write",
+            str(free_path(f"{result_name(job)}-{suffix}")),
+            key=f"out_{form}_{job.id}",
+            help="It must not exist yet and lie below: "
+            + ", ".join(str(root) for root in session.workspace().roots),
+        )
+        if st.button("Export", key=f"export_{form}", type="primary"):
+            try:
+                target = session.workspace().check_allowed(Path(path or ""))
+                if target.exists():
+                    raise DersError(f"{target} exists already; choose another name")
+                submit(
+                    "export",
+                    {
+                        "packed": result["packed"],
+                        "out": str(target),
+                        "format": form,
+                        "quality": result.get("quality"),
+                    },
+                    f"Export {target.name}",
+                )
+            except DersError as error:
+                st.error(str(error))
+        st.code(code.format(path=path), language="python")
+
+
+def result_name(job: Job) -> str:
+    return str(job.spec.get("name") or job.title)
+
+
+@st.fragment(run_every=1.5)
+def exports() -> None:
+    """Exports under way and done, with what was checked."""
+    jobs = session.job_store().list(kind="export")
+    if jobs:
+        st.markdown("##### Exports")
+    for job in jobs:
+        job_panel(job)
+        if job.state == "done" and job.result:
+            st.code(job.result["out"], language=None)
+            for check in job.result["checks"]:
+                mark = ":green[✓]" if check["ok"] else ":red[✗]"
+                st.caption(f"{mark} {check['name']}: {check['detail']}")
+
+
+done = finished_runs()
+if not done:
+    with st.container(border=True):
+        st.markdown("**Nothing to export yet.** A finished run can be taken home from here.")
+        st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
+else:
+    by_id = {job.id: job for job in done}
+    chosen = st.selectbox(
+        "Run",
+        list(by_id),
+        format_func=lambda job_id: (
+            f"{result_name(by_id[job_id])} · "
+            f"{bytes_text((by_id[job_id].result or {})['bytes_after'])} · "
+            f"{share_text((by_id[job_id].result or {})['ratio'])} of original"
+        ),
+        key="export_run",
+    )
+    columns = st.columns(2)
+    for column, form in zip(columns, FORMS, strict=True):
+        with column:
+            card(by_id[chosen], form)
+    st.caption(
+        "A model card with recipe, sizes, measured quality and how to load is written beside the "
+        "weights; every tensor is read back and checked."
+    )
+exports()

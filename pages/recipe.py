@@ -1,0 +1,247 @@
+"""Recipe: which codec, how strong, for which experts; predicted bytes at once."""
+
+import difflib
+from typing import Any
+
+import streamlit as st
+
+from ders_core.errors import DersError
+from ders_core.plan import Plan
+from ders_core.recipe import Recipe, presets
+from ders_core.rules import with_codecs
+from ders_core.ui import frame, reads, session
+from ders_core.ui.recipe_files import save_recipe, saved_recipes
+from ders_core.ui.recipe_table import (
+    FORMS,
+    STRENGTHS,
+    UNITS,
+    apply_edits,
+    codec_from,
+    codecs_of,
+    table,
+)
+from ders_core.units import bytes_text, share_text
+
+EDITOR = "recipe_editor"
+
+
+def change(recipe: Recipe) -> None:
+    """Make it the current one and start the editor and the text anew."""
+    session.set_recipe(recipe)
+    fresh()
+
+
+def fresh() -> None:
+    st.session_state["recipe_round"] = st.session_state.get("recipe_round", 0) + 1
+
+
+def choose_preset() -> None:
+    name = st.session_state.get("preset")
+    if name:
+        change(presets()[name])
+        st.session_state["preset"] = None
+
+
+def take_edits(plan: Plan, key: str) -> None:
+    """Called when a cell changes: the edited rows become rules."""
+    edits: dict[int, dict[str, Any]] = st.session_state[key]["edited_rows"]
+    try:
+        change(with_codecs(session.recipe(), apply_edits(plan, edits)))
+    except DersError as error:
+        st.session_state["recipe_error"] = str(error)
+        fresh()
+
+
+def totals(plan: Plan) -> None:
+    bound = "" if plan.exact else "at most "
+    cells = st.columns(4)
+    cells[0].metric("Weight files now", bytes_text(plan.bytes_before))
+    cells[1].metric(
+        "After",
+        bound + bytes_text(plan.bytes_after),
+        help="Bytes of the packed safetensors files, headers included; exact unless a rank is "
+        "chosen by energy.",
+    )
+    cells[2].metric("Of original", bound + share_text(plan.ratio))
+    cells[3].metric(
+        "Groups replaced",
+        f"{sum(entry.decomposed for entry in plan.entries)} of {len(plan.entries)}",
+        help="A group is one projection of one layer with all its experts.",
+    )
+
+
+def set_many(plan: Plan) -> None:
+    """One codec for many groups at once."""
+    with st.container(border=True), st.container(horizontal=True, vertical_alignment="bottom"):
+        layers = st.multiselect(
+            "Layers",
+            sorted({entry.layer for entry in plan.entries}),
+            placeholder="all",
+            key="set_layers",
+            width=220,
+        )
+        projections = st.multiselect(
+            "Projections",
+            list(dict.fromkeys(entry.projection for entry in plan.entries)),
+            placeholder="all",
+            key="set_projections",
+            width=220,
+        )
+        form = st.selectbox("Codec", list(FORMS), index=3, key="set_form", width=170)
+        if form in STRENGTHS:
+            name, start = STRENGTHS[form]
+            strength: float | None = st.number_input(
+                UNITS[form].capitalize(),
+                value=float(start) if name == "drop_rate" else int(start),
+                min_value=0.0 if name == "drop_rate" else 1,
+                max_value=0.999 if name == "drop_rate" else (8 if name == "bits" else 4096),
+                step=0.05 if name == "drop_rate" else 1,
+                key=f"set_{name}",
+                width=200,
+            )
+        else:
+            strength = None
+        if st.button("Apply", key="set_apply", type="primary"):
+            codecs = codecs_of(plan)
+            for key, before in codecs.items():
+                if (not layers or key[0] in layers) and (not projections or key[1] in projections):
+                    codecs[key] = codec_from(form, strength, before)
+            change(with_codecs(session.recipe(), codecs))
+            st.rerun()
+
+
+def group_table(plan: Plan) -> None:
+    source = frame.need_checkpoint()
+    rows = table(plan, reads.analysis(source))
+    key = f"{EDITOR}_{st.session_state.get('recipe_round', 0)}"
+    st.data_editor(
+        rows,
+        key=key,
+        hide_index=True,
+        disabled=["layer", "projection", "before", "after", "share", "error"],
+        on_change=take_edits,
+        args=(plan, key),
+        column_config={
+            "codec": st.column_config.SelectboxColumn("codec", options=list(FORMS), required=True),
+            "strength": st.column_config.NumberColumn(
+                "strength",
+                help="random drop, magnitude: share of entries dropped. quantized: bits. "
+                "low rank: rank (empty where a rank is chosen by energy).",
+                format="%g",
+            ),
+            "before": st.column_config.NumberColumn("now, MB", format="%.3g"),
+            "after": st.column_config.NumberColumn("after, MB", format="%.3g"),
+            "share": st.column_config.ProgressColumn(
+                "of original", format="percent", min_value=0.0, max_value=1.0
+            ),
+            "error": st.column_config.ProgressColumn(
+                "predicted ‖Ŵ−W‖/‖Δ‖",
+                help="Estimated from the analysis; empty where none was made. A run measures it.",
+                format="%.3g",
+                min_value=0.0,
+                max_value=1.0,
+            ),
+        },
+    )
+    st.caption("Edit codec and strength in the table; what no rule selects is kept as it is.")
+
+
+def yaml_tab(recipe: Recipe) -> None:
+    key = f"recipe_yaml_{st.session_state.get('recipe_round', 0)}"
+    text = st.text_area("YAML", recipe.to_yaml(), height=320, key=key)
+    if st.button("Apply the text", key="yaml_apply"):
+        try:
+            parsed = Recipe.from_yaml(text or "")
+            reads.plan(frame.need_checkpoint(), parsed)
+        except DersError as error:
+            st.error(str(error))
+        else:
+            change(parsed)
+            st.rerun()
+
+
+def difference_tab(recipe: Recipe) -> None:
+    stored = saved_recipes().get(recipe.name) or presets().get(recipe.name)
+    if stored is None:
+        st.info("This recipe was not saved yet.")
+        return
+    lines = difflib.unified_diff(
+        stored.to_yaml().splitlines(), recipe.to_yaml().splitlines(), "saved", "now", lineterm=""
+    )
+    text = "\n".join(lines)
+    st.code(text or "No difference.", language="diff" if text else None)
+
+
+def file_row(recipe: Recipe) -> None:
+    """Name, save, load, download, undo."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        round_ = st.session_state.get("recipe_round", 0)
+        name = st.text_input("Name", recipe.name, key=f"recipe_name_{round_}", width=280)
+        if st.button("Save", key="recipe_save", icon=":material/save:"):
+            try:
+                renamed = Recipe.model_validate({**recipe.model_dump(), "name": name})
+                save_recipe(renamed)
+            except (DersError, ValueError) as error:
+                st.session_state["recipe_error"] = f"not saved: {error}"
+            else:
+                change(renamed)
+                st.toast(f"Saved as {name}")
+            st.rerun()
+        stored = saved_recipes()
+        chosen = st.selectbox(
+            "Saved recipes",
+            list(stored),
+            index=None,
+            placeholder="none yet" if not stored else "load one",
+            key=f"recipe_load_{round_}",
+            width=220,
+        )
+        if chosen:
+            change(stored[chosen])
+            st.rerun()
+        st.download_button(
+            "YAML",
+            recipe.to_yaml(),
+            file_name=f"{recipe.name}.yaml",
+            mime="application/yaml",
+            icon=":material/download:",
+            key="recipe_download",
+            on_click="ignore",
+        )
+        if st.button(
+            "Undo", key="recipe_undo", icon=":material/undo:", disabled=not session.can_undo()
+        ):
+            session.undo_recipe()
+            fresh()
+            st.rerun()
+
+
+source = frame.need_checkpoint()
+recipe = session.recipe()
+st.pills(
+    "Start from a preset",
+    list(presets()),
+    key="preset",
+    on_change=choose_preset,
+    help="Commented copies of these stand in sample_configs/.",
+)
+file_row(recipe)
+problem = st.session_state.pop("recipe_error", None)
+if problem:
+    st.error(problem)
+try:
+    planned = reads.plan(source, recipe)
+except DersError as error:
+    st.error(f"This recipe does not fit the open checkpoint: {error}")
+    yaml_tab(recipe)
+    st.stop()
+totals(planned)
+as_table, as_yaml, changed = st.tabs(["Table", "YAML", "Difference to saved"])
+with as_table:
+    set_many(planned)
+    group_table(planned)
+with as_yaml:
+    yaml_tab(recipe)
+with changed:
+    difference_tab(recipe)
+st.page_link("pages/runs.py", label="Run it", icon=":material/play_arrow:")

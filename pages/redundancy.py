@@ -1,0 +1,105 @@
+"""Redundancy: how alike the experts of each layer are."""
+
+import pandas as pd
+import streamlit as st
+
+from ders_core import figures
+from ders_core.analysis import Analysis
+from ders_core.ui import frame
+from ders_core.ui.analysis_job import need_analysis
+from ders_core.ui.plots import plot
+
+METRICS = {
+    "one_minus_cos": "1 − cos of experts",
+    "norm_ratio": "‖Δ‖ / ‖W_base‖",
+}
+
+
+def pick(analysis: Analysis) -> tuple[int, str]:
+    """The chosen group: from a click on the map, or from the boxes."""
+    layers = sorted(analysis.groups["layer"].unique().tolist())
+    projections = analysis.groups["projection"].drop_duplicates().tolist()
+    metric = st.segmented_control(
+        "Colour of the map",
+        list(METRICS),
+        format_func=METRICS.__getitem__,
+        default="one_minus_cos",
+        required=True,
+        key="map_metric",
+        help="1 − cos is 0 for experts that point the same way; ‖Δ‖/‖W_base‖ is how far the "
+        "experts are from their base, as a share of the base.",
+    )
+    event = plot(
+        figures.model_map(analysis, metric or "one_minus_cos"),
+        "model_map",
+        analysis.groups,
+        alt="Layers by projections; colour tells how much the experts differ",
+        selectable=True,
+    )
+    points = event.selection.points if event else []
+    if points and st.session_state.get("map_seen") != points[0]:
+        st.session_state["map_seen"] = points[0]
+        projection, layer = str(points[0].get("x")), points[0].get("y")
+        numbers = [n for n in layers if str(n) == str(layer).removeprefix("layer ")]
+        if numbers and projection in projections:
+            st.session_state["red_layer"], st.session_state["red_projection"] = (
+                numbers[0],
+                projection,
+            )
+    with st.container(horizontal=True):
+        chosen = st.selectbox("Layer", layers, key="red_layer")
+        projection = st.selectbox("Projection", projections, key="red_projection")
+    return int(chosen), str(projection)
+
+
+source = frame.need_checkpoint()
+analysis = need_analysis(source)
+st.markdown(f"**{analysis.verdict.sentence}**")
+left, right = st.columns([2, 3], gap="large")
+with left:
+    layer, projection = pick(analysis)
+    plot(
+        figures.norm_ratio_over_depth(analysis),
+        "norm_ratio",
+        analysis.groups[["layer", "projection", "norm_ratio"]],
+        alt="Norm of the deltas relative to the base, over depth",
+    )
+
+
+def of_group(frame_: pd.DataFrame) -> pd.DataFrame:
+    return frame_[(frame_["layer"] == layer) & (frame_["projection"] == projection)]
+
+
+with right:
+    experts, deltas, where = st.tabs(["Experts", "Deltas", "Where they differ"])
+    with experts:
+        plot(
+            figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
+            "similarity",
+            of_group(analysis.similarity),
+            alt="1 − cos of every pair of experts, in cluster order",
+        )
+    with deltas:
+        plot(
+            figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),
+            "similarity_deltas",
+            of_group(analysis.similarity),
+            alt="Cosine of every pair of deltas",
+        )
+        st.caption(
+            "Deltas are taken against the experts' mean, so that unrelated ones have a cosine of "
+            f"about −1/(K−1) = {-1 / max(source.num_experts - 1, 1):.2f}."
+        )
+    with where:
+        plot(
+            figures.difference_energy(analysis, layer, projection),
+            "difference_energy",
+            of_group(analysis.energy_map),
+            alt="Share of the deltas' energy over rows and columns",
+        )
+    plot(
+        figures.norm_bars(analysis, layer, projection),
+        "norm_bars",
+        of_group(analysis.experts),
+        alt="Norm of each expert's delta",
+    )

@@ -1,0 +1,225 @@
+"""Runs: compress and evaluate in the worker, watch, compare."""
+
+import time
+from pathlib import Path
+
+import streamlit as st
+
+from ders_core import figures
+from ders_core.device import available_devices
+from ders_core.errors import DersError
+from ders_core.jobs import Job
+from ders_core.ui import frame, reads, runs, session
+from ders_core.ui.plots import plot
+from ders_core.ui.progress import STATES, job_panel, submit
+from ders_core.units import bytes_text, duration_text, share_text
+
+ACTIVE = ["queued", "running"]
+
+
+def new_run() -> None:
+    """The form that files a run of the current recipe on the open checkpoint."""
+    source = frame.need_checkpoint()
+    recipe = session.recipe()
+    held_out = frame.demo_text("heldout.txt", source)
+    jobs = session.job_store().list(kind="run")
+    with st.form("new_run", border=True):
+        st.markdown(f"**{recipe.name}** on **{frame.label(source)}**")
+        columns = st.columns([3, 4, 1, 1, 1], vertical_alignment="bottom")
+        name = columns[0].text_input("Run's name", runs.run_name(recipe, jobs))
+        text = columns[1].text_input(
+            "Text to evaluate on",
+            str(held_out) if held_out else "",
+            placeholder="a UTF-8 text file; empty: compress and verify only",
+            help="Held-out text: perplexity of both models, KL and agreement per token.",
+        )
+        tokens = columns[2].number_input("Tokens", 256, 1_000_000, 8192, step=1024)
+        device = columns[3].selectbox(
+            "Device", ["auto", *available_devices()], help="auto: the GPU where there is one."
+        )
+        workers = columns[4].number_input(
+            "Workers", 0, 64, 0, help="Processes that encode; 0: one per core."
+        )
+        started = st.form_submit_button("Start", type="primary", icon=":material/play_arrow:")
+    if not started:
+        return
+    try:
+        reads.plan(source, recipe)
+        checked = str(session.workspace().check_allowed(Path(text))) if text else None
+        if checked is not None and not Path(checked).is_file():
+            raise DersError(f"{checked} is not a file; give a UTF-8 text file")
+        submit(
+            "run",
+            {
+                "checkpoint": str(source.path),
+                "recipe": recipe.to_yaml(),
+                "name": name or recipe.name,
+                "device": device,
+                "workers": int(workers) or None,
+                "text": checked,
+                "max_tokens": int(tokens),
+            },
+            name or recipe.name,
+        )
+    except DersError as error:
+        st.error(str(error))
+    else:
+        st.rerun()
+
+
+@st.fragment(run_every=1.5)
+def active() -> None:
+    """Runs under way; when one ends the page is drawn anew."""
+    jobs = session.job_store().list(states=ACTIVE, kind="run")
+    seen = set(st.session_state.get("runs_active", []))
+    now = {job.id for job in jobs}
+    st.session_state["runs_active"] = sorted(now)
+    if seen - now:
+        st.rerun()
+    for job in reversed(jobs):
+        job_panel(job)
+        steps(job)
+        log_tail(job)
+
+
+def steps(job: Job) -> None:
+    marks = {"done": ":green[✓]", "running": ":blue[●]", "failed": ":red[✗]"}
+    words = [
+        f"{marks.get(step.state, ':gray[○]')} {step.name}"
+        + (f" {duration_text(step.seconds)}" if step.seconds is not None else "")
+        + (f" ({step.note})" if step.note else "")
+        for step in job.steps
+    ]
+    if words:
+        st.caption(" → ".join(words))
+
+
+def log_tail(job: Job, most: int = 12) -> None:
+    with st.expander("Log", key=f"log_{job.id}"):
+        events = [e for e in session.job_store().events(job.id) if e.level != "debug"][-most:]
+        lines = [
+            f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {event.message}"
+            for event in events
+        ]
+        st.code("\n".join(lines) or "nothing yet", language=None)
+
+
+def comparison(jobs: list[Job]) -> list[int]:
+    """Table and plot of finished runs; returns the ids that were selected."""
+    done = runs.finished(jobs)
+    st.markdown("##### Finished runs")
+    shown = ["name", *runs.COLUMNS, "device"]
+    percent = st.column_config.NumberColumn
+    event = st.dataframe(
+        done[["id", *shown]].assign(bytes_after=done["bytes_after"] / 1e6),
+        hide_index=True,
+        column_order=shown,
+        key="runs_table",
+        on_select="rerun",
+        selection_mode="multi-row",
+        column_config={
+            "name": st.column_config.TextColumn("run", width="medium"),
+            "bytes_after": st.column_config.NumberColumn("size, MB", format="%.3g"),
+            "ratio": st.column_config.ProgressColumn(
+                "of original", format="percent", min_value=0.0, max_value=1.0
+            ),
+            "perplexity": st.column_config.NumberColumn("perplexity", format="%.4g"),
+            "perplexity_change": percent(
+                "change", format="percent", help="Perplexity against the original's."
+            ),
+            "kl": st.column_config.NumberColumn(
+                "KL", format="%.3g", help="KL(original ‖ compressed), nats a token; 0: the same."
+            ),
+            "top1_agreement": percent(
+                "same top token", format="percent", help="Share of tokens, most likely one alike."
+            ),
+            "routing_agreement": percent(
+                "same experts", format="percent", help="Share of chosen experts that stay."
+            ),
+            "rel_error_delta": st.column_config.NumberColumn(
+                "‖Ŵ−W‖/‖Δ‖", format="%.3g", help="Mean over the replaced groups; measured."
+            ),
+        },
+    )
+    measured = done.dropna(subset=["kl"])
+    if not measured.empty:
+        plot(
+            figures.size_quality(measured),
+            "size_quality",
+            measured,
+            alt="Size of each run against its KL",
+        )
+    return [int(done.iloc[row]["id"]) for row in event.selection.rows]
+
+
+def details(job: Job) -> None:
+    """One run: what it was, its steps, its layers, its log, and what can be done with it."""
+    word, colour = STATES[job.state]
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{job.title}**")
+            st.badge(word, color=colour)  # type: ignore[arg-type]
+            result = job.result or {}
+            if result:
+                st.caption(
+                    f"{bytes_text(result['bytes_before'])} → {bytes_text(result['bytes_after'])} "
+                    f"({share_text(result['ratio'])} of original) on {result['device']}"
+                )
+        if job.error:
+            st.error(job.error)
+        steps(job)
+        table = runs.layers(job)
+        if not table.empty:
+            st.dataframe(
+                table.assign(
+                    bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
+                ),
+                hide_index=True,
+                column_config={
+                    "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
+                    "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
+                    "rel_error_delta": st.column_config.NumberColumn("‖Ŵ−W‖/‖Δ‖", format="%.3g"),
+                    "rel_error_weight": st.column_config.NumberColumn("‖Ŵ−W‖/‖W‖", format="%.3g"),
+                    "seconds": st.column_config.NumberColumn("seconds", format="%.2f"),
+                },
+            )
+        log_tail(job, 40)
+        with st.expander("Recipe", key=f"recipe_{job.id}"):
+            st.code(str(job.spec.get("recipe", "")), language="yaml")
+        with st.container(horizontal=True):
+            if job.state == "done":
+                st.page_link("pages/export.py", label="Export", icon=":material/download:")
+            elif job.state in ("failed", "cancelled") and st.button(
+                "Resume", key=f"again_{job.id}", help="Goes on from what was finished."
+            ):
+                session.job_store().resume(job.id)
+                st.rerun()
+            if st.button("Delete", key=f"delete_{job.id}", type="tertiary"):
+                confirm_delete(job.id, job.title)
+
+
+@st.dialog("Delete this run?")
+def confirm_delete(job_id: int, title: str) -> None:
+    st.markdown(f"**{title}**: its packed checkpoint and its log are removed. Exports stay.")
+    if st.button("Delete", type="primary", key="really_delete"):
+        try:
+            session.job_store().delete(job_id)
+        except DersError as error:
+            st.error(str(error))
+        else:
+            st.rerun()
+
+
+new_run()
+active()
+every = session.job_store().list(kind="run")
+chosen: list[int] = []
+if any(job.state == "done" for job in every):
+    chosen = comparison(every)
+elif not every:
+    st.info("No runs yet. *Start* compresses with the current recipe and measures what it costs.")
+for job in every:
+    if job.id in chosen or job.state in ("failed", "cancelled"):
+        details(job)
+if any(job.state == "done" for job in every) and not chosen:
+    st.caption("Select runs in the table to see their layers, log and recipe.")

@@ -1,0 +1,124 @@
+"""Spectra: how few directions, entries or bits hold a layer's deltas."""
+
+import pandas as pd
+import streamlit as st
+
+from ders_core import figures
+from ders_core.analysis import predicted_error, rank_for_energy
+from ders_core.errors import DersError
+from ders_core.plan import group_specs
+from ders_core.ui import frame
+from ders_core.ui.analysis_job import need_analysis
+from ders_core.ui.plots import plot
+from ders_core.ui.recipe_table import codec_from
+from ders_core.units import bytes_text, share_text
+
+source = frame.need_checkpoint()
+analysis = need_analysis(source)
+if analysis.spectra.empty:
+    st.info(
+        "This analysis was made without spectra. Run `ders analyze --spectra`, or analyse again."
+    )
+    st.stop()
+
+layers = sorted(analysis.groups["layer"].unique().tolist())
+projections = analysis.groups["projection"].drop_duplicates().tolist()
+controls = st.columns([1, 1, 2])
+layer = int(controls[0].selectbox("Layer", layers, key="spec_layer"))
+projection = str(controls[1].selectbox("Projection", projections, key="spec_projection"))
+energy = controls[2].select_slider(
+    "Energy to keep",
+    [0.5, 0.8, 0.9, 0.95, 0.99],
+    value=0.95,
+    format_func=share_text,
+    key="spec_energy",
+    help="Share of Σσ², the squared singular values of the deltas.",
+)
+rank = rank_for_energy(analysis, layer, projection, energy)
+group = source.group(layer, projection)
+st.markdown(
+    f"**Rank {rank} of {min(group.shape[1:])} keeps {share_text(energy)} of this layer's delta "
+    f"energy** ({group.projection}, {group.shape[0]} experts of {group.shape[1]}×{group.shape[2]})."
+)
+
+
+def of_group(frame_: pd.DataFrame) -> pd.DataFrame:
+    return frame_[(frame_["layer"] == layer) & (frame_["projection"] == projection)]
+
+
+left, right = st.columns(2, gap="large")
+with left:
+    plot(
+        figures.spectrum(analysis, layer, projection),
+        "spectrum",
+        of_group(analysis.spectra),
+        alt="Singular values of each expert's delta, log-log, with their mean",
+    )
+with right:
+    plot(
+        figures.energy_curve(analysis, layer, projection),
+        "energy_curve",
+        of_group(analysis.spectra),
+        alt="Energy kept against rank",
+    )
+
+st.markdown("##### What would be kept")
+with st.container(border=True):
+    form = st.segmented_control(
+        "Codec",
+        ["low rank", "quantized", "random drop", "magnitude"],
+        default="low rank",
+        required=True,
+        key="spec_form",
+    )
+    if form == "low rank":
+        strength = float(st.slider("Rank", 1, min(group.shape[1:]), min(rank, 16), key="spec_rank"))
+    elif form == "quantized":
+        strength = float(st.slider("Bits per entry", 1, 8, 4, key="spec_bits"))
+    else:
+        strength = float(
+            st.slider("Share of entries dropped", 0.0, 0.99, 0.9, step=0.01, key="spec_drop")
+        )
+    try:
+        codec = codec_from(str(form), strength)
+    except DersError as error:
+        st.error(str(error))
+        st.stop()
+    after = sum(spec.nbytes for spec in group_specs(source, group, codec).values())
+    error = predicted_error(analysis, layer, projection, codec.dump())
+    cells = st.columns(3)
+    cells[0].metric(
+        "This group",
+        f"{bytes_text(group.nbytes)} → {bytes_text(after)}",
+        help="Tensor bytes of the experts, and of base and packed deltas; exact.",
+    )
+    cells[1].metric("Of original", share_text(after / group.nbytes))
+    cells[2].metric(
+        "Predicted error",
+        "unknown" if error is None else f"{error:.3g}",
+        help="‖Ŵ−W‖/‖Δ‖, estimated from the spectrum or the histogram; a run measures it. "
+        "1 is as bad as dropping the delta; random drop is above 1 where more than half goes, "
+        "yet right on average.",
+    )
+
+left, right = st.columns(2, gap="large")
+with left:
+    plot(
+        figures.rank_map(analysis, energy),
+        "rank_map",
+        pd.DataFrame(
+            [
+                {"layer": n, "projection": p, "rank": rank_for_energy(analysis, n, p, energy)}
+                for n in layers
+                for p in projections
+            ]
+        ),
+        alt="Rank that each layer needs for the chosen energy",
+    )
+with right:
+    plot(
+        figures.value_histogram(analysis, layer, projection),
+        "histogram",
+        of_group(analysis.histograms),
+        alt="Histogram of the deltas' values",
+    )
