@@ -2,8 +2,6 @@
 
 import streamlit as st
 
-from ders_core.ui import frame
-
 st.set_page_config(page_title="DeRS Studio", page_icon=":material/layers:", layout="wide")
 
 PAGES = [
@@ -16,5 +14,9 @@ PAGES = [
 ]
 
 page = st.navigation(PAGES, position="top")
+
+with st.skeleton(height=360):  # the first visitor waits for torch to be imported
+    from ders_core.ui import frame
+
 frame.sidebar()
 page.run()

@@ -81,7 +81,7 @@ def compress(
     }
     total = plan.bytes_before + plan.bytes_after
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
-        staging = partial / "groups"
+        staging = partial / ".ders-groups"
         staging.mkdir(exist_ok=True)
         staged = {entry.key: _staged_path(staging, entry) for entry in plan.entries}
         tasks = [

@@ -12,10 +12,10 @@ from ders_core.card import model_card
 from ders_core.checkpoint import TensorStore
 from ders_core.checkpoint.output import output_directory
 from ders_core.errors import OutputError
-from ders_core.packed import PackedCheckpoint
+from ders_core.packed import PackedCheckpoint, checksum
 from ders_core.progress import Progress, quiet
 from ders_core.synthesize import synthesize
-from ders_core.verify import checksum, verify
+from ders_core.verify import verify
 
 CARD = "README.md"
 Format = Literal["packed", "dense"]

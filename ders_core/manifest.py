@@ -75,6 +75,12 @@ class Manifest(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise CheckpointError(f"{directory / MANIFEST}: {where}: {first['msg']}") from error
+        try:
+            Recipe.model_validate(manifest.recipe)
+        except ValidationError as error:
+            raise CheckpointError(
+                f"{directory / MANIFEST}: the recipe is malformed; copy the directory again"
+            ) from error
         for group in manifest.groups:
             if group.projection not in PROJECTIONS or len(group.experts) != group.shape[0]:
                 raise CheckpointError(

@@ -6,15 +6,17 @@ Tensors are asked for by their original names; an expert's weight is synthesized
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ders_core.checkpoint import DTYPES, TensorSpec, TensorStore
+from ders_core.checkpoint import DTYPES, TensorInfo, TensorSpec, TensorStore
 from ders_core.checkpoint.store import read_json
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.codecs.prng import expert_seed
@@ -35,6 +37,14 @@ def is_packed(path: str | Path) -> bool:
         return False
     quantization = read_json(directory / "config.json").get("quantization_config")
     return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
+
+
+def checksum(info: TensorInfo) -> str:
+    """Hex SHA-256 of a tensor's bytes on disk."""
+    digest = hashlib.sha256()
+    for chunk in info.raw():
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -158,3 +168,19 @@ class PackedCheckpoint:
                     "copy the directory again"
                 )
         return codec
+
+
+def checksum_problems(checkpoint: PackedCheckpoint, step: Callable[[int, str], None]) -> list[str]:
+    """What differs from the manifest's checksums, as sentences. `step(bytes, message)` is called
+    for each tensor read."""
+    problems = []
+    promised = checkpoint.manifest.checksums
+    for name, info in checkpoint.store.tensors.items():
+        if name not in promised:
+            problems.append(f"{info.file.name} holds {name!r}, which the manifest does not know")
+        elif checksum(info) != promised[name]:
+            problems.append(f"{info.file.name}: {name!r} is damaged (its checksum differs)")
+        step(info.nbytes, f"checksums of {info.file.name}")
+    for name in sorted(promised.keys() - checkpoint.store.tensors.keys()):
+        problems.append(f"the manifest knows {name!r}, but no file holds it")
+    return problems

@@ -134,9 +134,10 @@ METADATA = {"format": "pt"}
 def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:
     known = set(checkpoint.moe_layers)
     for number, rule in enumerate(recipe.rules, 1):
-        named = {layer for numbers in parse_layers(rule.layers) or [] for layer in numbers}
-        if named - known:
-            raise RecipeError(
-                f"rule {number} names layer {min(named - known)}, but the MoE layers of "
-                f"{checkpoint.path.name} are {spell_layers(known)}"
-            )
+        for layers in parse_layers(rule.layers) or []:
+            unknown = next((layer for layer in layers if layer not in known), None)
+            if unknown is not None:
+                raise RecipeError(
+                    f"rule {number} names layer {unknown}, but the MoE layers of "
+                    f"{checkpoint.path.name} are {spell_layers(known)}"
+                )

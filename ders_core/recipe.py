@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.codecs import DeltaCodec, Keep, make_codec
+from ders_core.codecs.base import gravest
 from ders_core.errors import CodecError, RecipeError
 from ders_core.shipped import shipped
 from ders_core.yaml_lines import line_of
@@ -34,7 +35,7 @@ class Rule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     layers: str = Field(default="all", description="'all', or layers and ranges such as '0-3,7'")
-    projections: tuple[Projection, ...] = PROJECTIONS
+    projections: tuple[Projection, ...] = ("gate", "up", "down")
     codec: DeltaCodec
 
     @model_validator(mode="before")
@@ -51,7 +52,7 @@ class Rule(BaseModel):
             return own | {"codec": make_codec(rest)}
         except CodecError as error:
             cause = error.__cause__
-            loc = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else ("codec",)
+            loc = gravest(cause)["loc"] if isinstance(cause, ValidationError) else ("codec",)
             details = {"problem": str(error), "loc": loc}
             raise PydanticCustomError("codec", "{problem}", details) from error
 
@@ -110,6 +111,13 @@ class Recipe(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     base: Literal["mean"] | DenseBase = "mean"
     rules: tuple[Rule, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError(f"{value!r} must be one line of printable characters")
+        return value
 
     def codec(self, layer: int, projection: str) -> DeltaCodec:
         """The codec of one group."""

@@ -18,7 +18,7 @@ from ders_core.checkpoint.writer import (
 )
 from ders_core.errors import CheckpointError
 from ders_core.manifest import MANIFEST
-from ders_core.packed import PackedCheckpoint
+from ders_core.packed import PackedCheckpoint, checksum_problems
 from ders_core.progress import Progress, quiet
 
 
@@ -27,7 +27,8 @@ def synthesize(
 ) -> dict[str, str]:
     """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
 
-    One tensor is in memory at a time. progress counts bytes written. Raises CheckpointError if the
+    Checksums are checked first. One tensor is in memory at a time. progress counts bytes checked
+    and written. Raises CheckpointError if the
     packed checkpoint is damaged, OutputError if `out` cannot be written; then nothing stands there.
     """
     source = PackedCheckpoint(packed)
@@ -39,7 +40,19 @@ def synthesize(
         len(encode_header(specs)) + sum(spec.nbytes for spec in specs.values())
         for specs in files.values()
     )
+    if not source.names():
+        raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
+    sizes = (source.store.bytes_total, total)
     done = 0
+
+    def checked(count: int, message: str) -> None:
+        nonlocal done
+        done += count
+        progress(done, sum(sizes), message)
+
+    problems = checksum_problems(source, checked)
+    if problems:
+        raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
     checksums: dict[str, str] = {}
     with output_directory(out, needs=total) as partial:
         for file, specs in files.items():
@@ -49,7 +62,7 @@ def synthesize(
                 for chunk in tensor_bytes(source.read(name, device).cpu()):
                     yield chunk
                     done += len(chunk)
-                    progress(done, total, f"writing {file}")
+                    progress(done, sum(sizes), f"writing {file}")
 
             metadata = source.manifest.source.metadata.get(file, {})
             checksums |= write_file(partial / file, specs, read, metadata)
@@ -57,7 +70,5 @@ def synthesize(
             write_index(partial, files)
         write_json(partial / "config.json", source.config)
         copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
-        progress(total, total, "written")
-    if not checksums:
-        raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
+        progress(sum(sizes), sum(sizes), "written")
     return checksums

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup, TensorInfo
+from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.errors import CheckpointError
 from ders_core.measure import relative_errors, squared
-from ders_core.packed import PackedCheckpoint
+from ders_core.packed import PackedCheckpoint, checksum_problems
 from ders_core.progress import Progress, quiet
 
 
@@ -48,14 +46,6 @@ class Verification:
         }
 
 
-def checksum(info: TensorInfo) -> str:
-    """Hex SHA-256 of a tensor's bytes on disk."""
-    digest = hashlib.sha256()
-    for chunk in info.raw():
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def verify(
     packed: str | Path, against: str | Path | None = None, *, progress: Progress = quiet
 ) -> Verification:
@@ -73,7 +63,7 @@ def verify(
         done += count
         progress(min(done, total), total, message)
 
-    problems = _checksum_problems(checkpoint, step)
+    problems = checksum_problems(checkpoint, step)
     if original is None:
         return Verification(tuple(problems), (), len(checkpoint.store.tensors))
     if original.identity != checkpoint.manifest.source.identity:
@@ -83,20 +73,6 @@ def verify(
         groups.append(_group_error(checkpoint, group))
         step(group.nbytes, f"compared layer {group.layer}, {group.projection}")
     return Verification(tuple(problems), tuple(groups), len(checkpoint.store.tensors))
-
-
-def _checksum_problems(checkpoint: PackedCheckpoint, step: Callable[[int, str], None]) -> list[str]:
-    problems = []
-    promised = checkpoint.manifest.checksums
-    for name, info in checkpoint.store.tensors.items():
-        if name not in promised:
-            problems.append(f"{info.file.name} holds {name!r}, which the manifest does not know")
-        elif checksum(info) != promised[name]:
-            problems.append(f"{info.file.name}: {name!r} is damaged (its checksum differs)")
-        step(info.nbytes, f"checksums of {info.file.name}")
-    for name in sorted(promised.keys() - checkpoint.store.tensors.keys()):
-        problems.append(f"the manifest knows {name!r}, but no file holds it")
-    return problems
 
 
 def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:

@@ -133,7 +133,7 @@ def first_screen(source: Checkpoint) -> None:
         else:
             st.markdown(
                 f"About **{bytes_text(saved)} of {bytes_text(two_bits.bytes_before)}** can go at "
-                "2 bits; what that costs in quality is measured by a run."
+                "2 bits; a run measures what that costs."
             )
         st.page_link("pages/redundancy.py", label="See redundancy", icon=":material/grid_on:")
         st.page_link("pages/recipe.py", label="Choose a recipe", icon=":material/tune:")

@@ -78,16 +78,16 @@ def set_many(plan: Plan) -> None:
             sorted({entry.layer for entry in plan.entries}),
             placeholder="all",
             key="set_layers",
-            width=220,
+            width=160,
         )
         projections = st.multiselect(
             "Projections",
             list(dict.fromkeys(entry.projection for entry in plan.entries)),
             placeholder="all",
             key="set_projections",
-            width=220,
+            width=160,
         )
-        form = st.selectbox("Codec", list(FORMS), index=3, key="set_form", width=170)
+        form = st.selectbox("Codec", list(FORMS), index=3, key="set_form", width=150)
         if form in STRENGTHS:
             name, start = STRENGTHS[form]
             strength: float | None = st.number_input(
@@ -132,7 +132,7 @@ def group_table(plan: Plan) -> None:
             "before": st.column_config.NumberColumn("now, MB", format="%.3g"),
             "after": st.column_config.NumberColumn("after, MB", format="%.3g"),
             "share": st.column_config.ProgressColumn(
-                "of original", format="percent", min_value=0.0, max_value=1.0
+                "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
             "error": st.column_config.ProgressColumn(
                 "predicted ‖Ŵ−W‖/‖Δ‖",

@@ -25,7 +25,7 @@ def new_run() -> None:
     jobs = session.job_store().list(kind="run")
     with st.form("new_run", border=True):
         st.markdown(f"**{recipe.name}** on **{frame.label(source)}**")
-        columns = st.columns([3, 4, 1, 1, 1], vertical_alignment="bottom")
+        columns = st.columns([3, 4, 2, 2, 2], vertical_alignment="bottom")
         name = columns[0].text_input("Run's name", runs.run_name(recipe, jobs))
         text = columns[1].text_input(
             "Text to evaluate on",
@@ -111,7 +111,9 @@ def comparison(jobs: list[Job]) -> list[int]:
     shown = ["name", *runs.COLUMNS, "device"]
     percent = st.column_config.NumberColumn
     event = st.dataframe(
-        done[["id", *shown]].assign(bytes_after=done["bytes_after"] / 1e6),
+        done[["id", *shown]].assign(
+            bytes_after=done["bytes_after"] / 1e6, ratio=100 * done["ratio"].astype(float)
+        ),
         hide_index=True,
         column_order=shown,
         key="runs_table",
@@ -121,7 +123,7 @@ def comparison(jobs: list[Job]) -> list[int]:
             "name": st.column_config.TextColumn("run", width="medium"),
             "bytes_after": st.column_config.NumberColumn("size, MB", format="%.3g"),
             "ratio": st.column_config.ProgressColumn(
-                "of original", format="percent", min_value=0.0, max_value=1.0
+                "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
             "perplexity": st.column_config.NumberColumn("perplexity", format="%.4g"),
             "perplexity_change": percent(

@@ -57,6 +57,11 @@ class Analysis:
         mean = float(self.groups["mean_one_minus_cos"].mean())
         return judge(1.0 - mean)
 
+    def group_keys(self) -> list[tuple[int, str]]:
+        """(layer, projection) of every group, in the order of the tables."""
+        layers, projections = self.groups["layer"].tolist(), self.groups["projection"].tolist()
+        return list(zip(layers, projections, strict=True))
+
     def save(self, directory: Path) -> None:
         """Write the tables as Parquet beside meta.json; the directory appears whole."""
         aside = directory.with_name(directory.name + f".{os.getpid()}.tmp")

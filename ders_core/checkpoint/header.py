@@ -91,7 +91,7 @@ class TensorInfo:
         try:
             with open(self.file, "rb", buffering=0) as file:
                 file.seek(begin)
-                _fill(file, memoryview(buffer.numpy()))
+                _fill(file, buffer.numpy())
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
@@ -114,9 +114,9 @@ class TensorInfo:
                 yield chunk
 
 
-def _fill(file: Any, view: memoryview) -> None:
-    """Read until `view` is full (one read returns at most 2 GiB on Linux)."""
-    position = 0
+def _fill(file: Any, array: Any) -> None:
+    """Read until a flat uint8 array is full (one read returns at most 2 GiB on Linux)."""
+    view, position = memoryview(array), 0
     while position < len(view):
         count = file.readinto(view[position : position + (1 << 30)])
         if not count:

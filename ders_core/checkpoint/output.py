@@ -15,7 +15,8 @@ from ders_core.checkpoint.store import read_json
 from ders_core.checkpoint.writer import write_json
 from ders_core.errors import CheckpointError, OutputError
 
-STATE = "state.json"
+STATE = ".ders-state.json"
+"""Hidden, because side files of a checkpoint never are: no name of theirs can be in the way."""
 
 
 def partial_path(out: Path) -> Path:

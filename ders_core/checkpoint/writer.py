@@ -74,7 +74,7 @@ def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     """The bytes of a CPU tensor in chunks, without a copy of the whole."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     for begin in range(0, flat.size, CHUNK_BYTES):
-        yield memoryview(flat[begin : begin + CHUNK_BYTES])
+        yield memoryview(flat[begin : begin + CHUNK_BYTES])  # type: ignore[arg-type]
 
 
 def write_file(

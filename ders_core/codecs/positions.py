@@ -45,7 +45,7 @@ def encode_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def decode_positions(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
-    """The inverse of `encode_positions`: int64 `[count]`."""
+    """The inverse of `encode_positions`: int64 `[count]`, or fewer if `packed` is damaged."""
     if not count:
         return torch.empty(0, dtype=torch.int64, device=packed.device)
     if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
@@ -53,7 +53,10 @@ def decode_positions(packed: torch.Tensor, size: int, count: int) -> torch.Tenso
     low = _low_bits(size, count)
     split = packed_bytes(count, low)
     unary = unpack(packed[split:], 1, _high_length(size, count), torch.uint8)
-    high = unary.nonzero().flatten() - torch.arange(count, device=packed.device)
+    high = unary.nonzero().flatten()[:count]
+    high = high - torch.arange(high.numel(), device=packed.device)
+    if high.numel() < count:
+        return high  # damaged; the caller sees that some are missing
     return (high << low) | unpack(packed[:split], low, count, torch.int64)
 
 

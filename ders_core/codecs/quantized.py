@@ -98,7 +98,7 @@ class Quantized(DeltaCodec):
 
     def _scale(self, values: torch.Tensor, width: int) -> torch.Tensor:
         """The scale of each group, `[rows, groups]` float32; padding beyond `width` has no say."""
-        rows, groups, size = values.shape
+        _, groups, size = values.shape
         real = torch.arange(groups * size, device=values.device).view(groups, size) < width
         if self.bits == 1:
             return 2 * values.abs().sum(-1) / real.sum(-1)

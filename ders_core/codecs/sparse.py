@@ -14,6 +14,7 @@ from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.positions import decode_positions, encode_positions, positions_bytes
 from ders_core.codecs.prng import random_positions
 from ders_core.codecs.select import largest
+from ders_core.errors import CodecError
 
 
 @register
@@ -73,5 +74,8 @@ class Sparse(DeltaCodec):
             positions = random_positions(size, values.numel(), context.seed, values.device)
             delta[positions] = values * (size / values.numel() if values.numel() else 0.0)
         else:
-            delta[decode_positions(parts["positions"], size, values.numel())] = values
+            positions = decode_positions(parts["positions"], size, values.numel())
+            if positions.numel() != values.numel() or bool((positions >= size).any()):
+                raise CodecError("the stored positions are damaged; copy the file again")
+            delta[positions] = values
         return delta.view(shape)

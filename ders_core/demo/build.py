@@ -146,7 +146,8 @@ def _tokenizer(corpus: Corpus, scale: DemoScale) -> PreTrainedTokenizerFast:
 
 def _groups(moe: PreTrainedModel, scale: DemoScale) -> list[dict[str, Any]]:
     """Experts at their own rate, everything else slower: what is learned goes into the experts."""
-    experts, others = [], []
+    experts: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in moe.named_parameters():
         (experts if ".mlp.experts." in name else others).append(parameter)
     return [

@@ -45,7 +45,7 @@ class Totals:
 
 
 def divergence(reference: torch.Tensor, model: torch.Tensor) -> float:
-    """Σ over tokens of KL(reference ‖ model) in nats; both `[tokens, vocabulary]` log-probabilities.
+    """Σ over tokens of KL(reference ‖ model) in nats; log-probabilities `[tokens, vocabulary]`.
 
     Each term is computed in float64, a few rows at a time. Each token's KL is at least 0 in exact
     arithmetic; what rounding of the stored float32 leaves below is cut off.
@@ -59,6 +59,6 @@ def divergence(reference: torch.Tensor, model: torch.Tensor) -> float:
 
 
 def overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """|a ∩ b| / k of two sets of experts; `[layers, tokens, k]` each. Returns `[layers, tokens]`."""
+    """|a ∩ b| / k of two sets of experts `[layers, tokens, k]`. Returns `[layers, tokens]`."""
     hits = (first[..., :, None] == second[..., None, :]).any(-1)
     return hits.float().mean(-1)

@@ -192,8 +192,8 @@ def rank_map(analysis: Analysis, energy: float = 0.95) -> go.Figure:
     """Layers by projections: the rank that keeps `energy` of the deltas."""
     ranks = pd.Series(
         [
-            rank_for_energy(analysis, int(row.layer), str(row.projection), energy)
-            for row in analysis.groups.itertuples()
+            rank_for_energy(analysis, layer, projection, energy)
+            for layer, projection in analysis.group_keys()
         ],
         index=analysis.groups.index,
     )

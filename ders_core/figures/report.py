@@ -26,8 +26,7 @@ def report_html(analysis: Analysis) -> str:
     ]
     if not analysis.spectra.empty:
         figures.append(("Rank", [maps.rank_map(analysis)]))
-    for row in analysis.groups.itertuples():
-        layer, projection = int(row.layer), str(row.projection)
+    for layer, projection in analysis.group_keys():
         own = [maps.similarity_heatmap(analysis, layer, projection)]
         if not analysis.spectra.empty:
             own.append(curves.spectrum(analysis, layer, projection))

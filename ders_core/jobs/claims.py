@@ -23,6 +23,7 @@ from ders_core.jobs.job import (
     Job,
     Step,
     job_of,
+    process_lives,
     rewound,
     steps_of,
     steps_text,
@@ -155,37 +156,53 @@ class Claims:
         self.path, self.worker_id = path, worker_id
         prepare(path)
 
-    def beat(
-        self, job_id: int | None, devices: Sequence[str], memory: int, cpu: float, pid: int = 0
-    ) -> None:
-        """Say that this worker lives. memory: bytes, cpu: percent; pid: of the worker, if it is
-        not this process."""
-        now = time.time()
+    def beat(self, job_id: int | None, devices: Sequence[str], memory: int, cpu: float) -> None:
+        """Say that this worker lives. memory: bytes, cpu: percent of one core."""
+        self.announce(os.getpid())
         with transaction(self.path) as db:
             db.execute(
-                "INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
-                " SET heartbeat = excluded.heartbeat, job_id = excluded.job_id,"
-                " devices = excluded.devices, memory = excluded.memory, cpu = excluded.cpu",
-                (
-                    self.worker_id,
-                    pid or os.getpid(),
-                    platform.node(),
-                    now,
-                    now,
-                    job_id,
-                    json.dumps(list(devices)),
-                    memory,
-                    cpu,
-                ),
+                "UPDATE workers SET heartbeat = ?, job_id = ?, devices = ?, memory = ?, cpu = ?"
+                " WHERE id = ?",
+                (time.time(), job_id, json.dumps(list(devices)), memory, cpu, self.worker_id),
             )
             db.execute(
                 "UPDATE jobs SET peak_memory = max(peak_memory, ?) WHERE id = ? AND worker = ?",
                 (memory, job_id, self.worker_id),
             )
 
+    def announce(self, pid: int, companion: int | None = None) -> None:
+        """Enter the worker into the store, if it is not there."""
+        now = time.time()
+        with connection(self.path) as db:
+            db.execute(
+                "INSERT INTO workers (id, pid, host, started, heartbeat, companion)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                (self.worker_id, pid, platform.node(), now, now, companion),
+            )
+
+    def adopt(self, companion: int) -> bool:
+        """Give the worker another companion; False if it has left."""
+        with connection(self.path) as db:
+            rows = db.execute(
+                "UPDATE workers SET companion = ? WHERE id = ? RETURNING id",
+                (companion, self.worker_id),
+            ).fetchall()
+        return bool(rows)
+
+    def leave_without_companion(self) -> bool:
+        """Say goodbye if the worker's companion has ended; returns whether it did."""
+        with transaction(self.path) as db:
+            row = db.execute(
+                "SELECT companion FROM workers WHERE id = ?", (self.worker_id,)
+            ).fetchone()
+            alone = row is not None and row[0] is not None and not process_lives(row[0])
+            if alone:
+                db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
+        return alone
+
     def leave(self) -> None:
         """Say goodbye."""
-        with transaction(self.path) as db:
+        with connection(self.path) as db:
             db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
 
     def claim(self, *, orphans: bool = True) -> Claim | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from ders_core.jobs.engine import Engine
 from ders_core.jobs.job import Job, StepState
 from ders_core.jobs.pace import Sample, add_sample
 from ders_core.jobs.specs import Spec, parse_spec
+from ders_core.jobs.stop import Stop
 from ders_core.jobs.workspace import Workspace
 
 S = TypeVar("S", bound=Spec)
@@ -36,7 +36,7 @@ class TaskContext:
     """One attempt at one job. Its methods raise Cancelled (or a child) when work has to stop."""
 
     def __init__(
-        self, claim: Claim, workspace: Workspace, scheduler: str | None, stop: threading.Event
+        self, claim: Claim, workspace: Workspace, scheduler: str | None, stop: Stop
     ) -> None:
         self.job: Job = claim.job
         self.workspace = workspace
@@ -79,10 +79,10 @@ class TaskContext:
 
     def progress(self, done: int, total: int, message: str) -> None:
         """A `Progress`: tells the store now and then, and stops the work if it was asked to."""
-        if self._stop.is_set():
+        if self._stop.asked:
             raise Released("the worker is leaving")
         now = time.monotonic()
-        if now - self._written < WRITE_EVERY and done < total:
+        if now - self._written < WRITE_EVERY:
             return
         self._written = now
         self._samples = add_sample(self._samples, time.time(), done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 import psutil
@@ -58,10 +59,8 @@ class Heartbeat:
 
 
 def _unless_refused(call: Callable[[], None]) -> None:
-    try:
+    with suppress(JobError, psutil.Error, OSError):
         call()
-    except JobError:
-        return
 
 
 class Usage:

@@ -100,7 +100,7 @@ class Event:
 @dataclass(frozen=True)
 class WorkerState:
     """One worker as it last reported. memory: bytes resident, children included; cpu: percent of
-    one core, children included."""
+    one core, children included; companion: a process without which it leaves when idle."""
 
     id: str
     pid: int
@@ -111,6 +111,7 @@ class WorkerState:
     devices: tuple[str, ...]
     memory: int
     cpu: float
+    companion: int | None
 
     @property
     def gone(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import ders_core
 from ders_core.errors import JobError
 from ders_core.jobs.claims import Claims
-from ders_core.jobs.job import WorkerState
+from ders_core.jobs.job import WorkerState, process_lives
 from ders_core.jobs.schema import file_lock
 from ders_core.jobs.store import JobStore
 from ders_core.jobs.workspace import Workspace
@@ -35,7 +35,6 @@ def start_worker_process(
     command = [sys.executable, "-m", "ders_core.jobs.worker", "--workspace", str(workspace.path)]
     command += ["--id", worker_id]
     command += ["--scheduler", scheduler] if scheduler else []
-    command += ["--companion", str(companion)] if companion else []
     try:
         workspace.logs.mkdir(parents=True, exist_ok=True)
         with open(workspace.logs / LOG, "ab") as log:
@@ -49,20 +48,23 @@ def start_worker_process(
             )
     except OSError as error:
         raise JobError(f"no worker can be started: {error}") from error
-    Claims(store.path, worker_id).beat(None, (), 0, 0.0, pid=process.pid)
+    Claims(store.path, worker_id).announce(process.pid, companion)
     return process
 
 
 def ensure_worker(workspace: Workspace, scheduler: str | None = None) -> WorkerState:
     """The living worker of a workspace; starts one if there is none.
 
-    The one it starts leaves when this process has ended and nothing is left to do.
+    The one it starts, or finds left alone, stays as long as this process lives or work is left.
     """
     _started[:] = [process for process in _started if process.poll() is None]
     store = JobStore(workspace.store_path)
     with file_lock(workspace.path / ".worker.lock"):
         found = store.worker()
-        if found is None or not found.alive:
+        alive = found is not None and found.alive
+        if found is not None and alive and found.companion and not process_lives(found.companion):
+            alive = Claims(store.path, found.id).adopt(os.getpid())
+        if not alive:
             _started.append(start_worker_process(workspace, scheduler, companion=os.getpid()))
             found = store.worker()
     if found is None:

@@ -57,7 +57,8 @@ MIGRATIONS = (
         job_id INTEGER,
         devices TEXT NOT NULL DEFAULT '[]',
         memory INTEGER NOT NULL DEFAULT 0,
-        cpu REAL NOT NULL DEFAULT 0
+        cpu REAL NOT NULL DEFAULT 0,
+        companion INTEGER
     );
     """,
 )

@@ -6,23 +6,20 @@ python -m ders_core.jobs.worker --workspace DIR [--scheduler ADDR]
 from __future__ import annotations
 
 import argparse
-import signal
+import gc
 import sys
-import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from ders_core.errors import Cancelled, DersError
 from ders_core.jobs.claims import Claim, Claims, TakenOver
 from ders_core.jobs.context import Released, TaskContext
 from ders_core.jobs.heartbeat import Heartbeat
-from ders_core.jobs.job import STALE_AFTER, process_lives
+from ders_core.jobs.job import STALE_AFTER
 from ders_core.jobs.process import ensure_worker, start_worker_process
+from ders_core.jobs.stop import stop_signals
 from ders_core.jobs.tasks import task
 from ders_core.jobs.workspace import Workspace
 
@@ -36,7 +33,7 @@ SLEPT = 5.0
 it."""
 
 LINGER = 30.0
-"""Seconds that an idle worker outlives the process it was started for."""
+"""Seconds of idleness after which a worker looks whether its companion still lives."""
 
 
 def run_worker(
@@ -45,22 +42,21 @@ def run_worker(
     *,
     stop_when_idle: bool = False,
     worker_id: str | None = None,
-    companion: int | None = None,
 ) -> None:
     """Work until SIGTERM or SIGINT, which put a running job back into the queue.
 
     scheduler: a dask scheduler's address for the per-group work. stop_when_idle: return when no job
-    waits or runs. worker_id: a name that was announced already. companion: return when this process
-    has ended and nothing is left to do. Raises JobError if the job store cannot be used.
+    waits or runs. worker_id: a name under which this worker was announced already, perhaps
+    with a companion: then return when that has ended and nothing is left to do.
+    Raises JobError if the job store cannot be used.
     """
     claims = Claims(workspace.store_path, worker_id or uuid.uuid4().hex)
-    stop = threading.Event()
-    with _signals(stop), Heartbeat(claims) as heart:
+    with stop_signals() as stop, Heartbeat(claims) as heart:
         heart.devices = _devices()
         heart.beat()
         looked, useful = time.time(), time.monotonic()
         trusted = 0.0  # before this time, silence proves nothing
-        while not stop.is_set():
+        while not stop.asked:
             now = time.time()
             if not -SLEPT < now - looked < SLEPT:
                 trusted = now + STALE_AFTER
@@ -71,14 +67,14 @@ def run_worker(
                 _work(claim, TaskContext(claim, workspace, scheduler, stop))
                 heart.job_id = None
                 heart.beat()
+                _free_memory()
                 useful = time.monotonic()
-            elif stop_when_idle and not claims.pending():
+            elif (stop_when_idle and not claims.pending()) or (
+                time.monotonic() - useful > LINGER and claims.leave_without_companion()
+            ):
                 break
             else:
-                if companion and time.monotonic() - useful > LINGER:
-                    companion = companion if process_lives(companion) else None
-                    stop_when_idle = companion is None
-                stop.wait(POLL)
+                time.sleep(POLL)
             looked = time.time()
 
 
@@ -124,24 +120,13 @@ def _devices() -> tuple[str, ...]:
     return ("cpu", *(f"cuda:{index} {name}" for index, name in enumerate(names)))
 
 
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; a second SIGINT interrupts. Only the main thread may do so."""
+def _free_memory() -> None:
+    """An idle worker holds no GPU memory."""
+    import torch
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,14 +135,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workspace", type=Path, required=True, metavar="DIR")
     parser.add_argument("--scheduler", metavar="ADDR")
     parser.add_argument("--id", help=argparse.SUPPRESS)
-    parser.add_argument("--companion", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
         run_worker(
             Workspace(given.workspace),
             given.scheduler,
             worker_id=given.id,
-            companion=given.companion,
         )
     except DersError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.ui import reads, session
-from ders_core.ui.progress import job_line, submit
+from ders_core.ui.progress import submit, time_left
 from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2
@@ -19,28 +19,37 @@ REFRESH_SECONDS = 2
 def sidebar() -> None:
     """The open checkpoint, the current recipe, the worker; nothing else."""
     with st.sidebar:
+        st.markdown("### DeRS Studio")
         source = opened_or_none()
-        st.caption("Checkpoint")
         if source is None:
-            st.markdown("none open")
+            _entry("Checkpoint", "none open")
         else:
-            st.markdown(f"**{label(source)}**")
-            st.caption(f"{source.family} · {bytes_text(source.bytes_total)}")
-        st.caption("Recipe")
+            _entry(
+                "Checkpoint",
+                f"**{label(source)}**",
+                f"{source.family} · {bytes_text(source.bytes_total)}",
+            )
         recipe = session.recipe()
-        st.markdown(f"**{recipe.name}**")
-        if source is not None:
-            try:
-                plan = reads.plan(source, recipe)
-                bound = "" if plan.exact else "at most "
-                st.caption(
-                    f"→ {bound}{bytes_text(plan.bytes_after)} "
-                    f"({share_text(plan.ratio)} of original)"
-                )
-            except DersError as error:
-                st.caption(f":red[does not fit: {error}]")
-        st.caption("Worker")
+        _entry("Recipe", f"**{recipe.name}**", _predicted(source))
         _worker()
+
+
+def _entry(title: str, value: str, detail: str = "") -> None:
+    """A small title, a value, a small detail, close together."""
+    lines = [f":gray[:small[{title}]]", value, f":gray[:small[{detail}]]" if detail else ""]
+    st.markdown("  \n".join(line for line in lines if line))
+
+
+def _predicted(source: Checkpoint | None) -> str:
+    """What the current recipe makes of the open checkpoint."""
+    if source is None:
+        return ""
+    try:
+        plan = reads.plan(source, session.recipe())
+    except DersError:
+        return "does not fit this checkpoint"
+    bound = "" if plan.exact else "at most "
+    return f"→ {bound}{bytes_text(plan.bytes_after)} ({share_text(plan.ratio)} of original)"
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
@@ -48,15 +57,15 @@ def _worker() -> None:
     state = session.job_store().worker()
     busy = session.job_store().list(states=["running"])
     waiting = len(session.job_store().list(states=["queued"]))
+    more = f"{waiting} waiting" if waiting else ""
     if state is None or not state.alive:
-        st.markdown(":orange[not running]")
-        st.caption("Start it with `ders worker`; jobs wait until then.")
+        _entry("Worker", ":orange[not running]", more or "it starts with the first job")
     elif busy:
-        job_line(busy[0])
+        _entry("Worker", busy[0].title, busy[0].step)
+        st.progress(busy[0].fraction)
+        st.caption(" · ".join(filter(None, (time_left(busy[0]) or busy[0].message, more))))
     else:
-        st.markdown("idle")
-    if waiting:
-        st.caption(f"{waiting} waiting")
+        _entry("Worker", "idle", more)
 
 
 def label(source: Checkpoint) -> str:

@@ -18,6 +18,7 @@ def plot(
         "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
         "toImageButtonOptions": {"filename": key, "scale": 2},
     }
+    event: Any
     if selectable:
         event = st.plotly_chart(
             figure, key=key, config=config, alt=alt, on_select="rerun", selection_mode="points"

@@ -32,14 +32,6 @@ def time_left(job: Job) -> str:
     return f"about {duration_text(seconds)} left" if seconds is not None else ""
 
 
-def job_line(job: Job) -> None:
-    """Title, a thin bar, and time left."""
-    step = f" · {job.step}" if job.step else ""
-    st.markdown(f"{job.title}{step}")
-    st.progress(job.fraction)
-    st.caption(time_left(job) or job.message or "starting")
-
-
 def job_panel(job: Job) -> None:
     """A bordered panel with bar, message, time left and a cancel button."""
     with st.container(border=True):

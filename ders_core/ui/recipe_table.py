@@ -80,7 +80,7 @@ def codec_from(form: str, strength: float | None, before: DeltaCodec | None = No
 
 
 def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
-    """layer, projection, codec, strength, before and after in MB, share of original, error."""
+    """layer, projection, codec, strength, before and after in MB, share of original in %, error."""
     rows = []
     for entry in plan.entries:
         error = None
@@ -94,7 +94,7 @@ def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
                 "strength": strength_of(entry.codec),
                 "before": entry.bytes_before / 1e6,
                 "after": entry.bytes_after / 1e6,
-                "share": entry.bytes_after / entry.bytes_before,
+                "share": 100 * entry.bytes_after / entry.bytes_before,
                 "error": error,
             }
         )

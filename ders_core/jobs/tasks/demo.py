@@ -1,4 +1,4 @@
-"""Build the demo in the workspace."""
+"""Build the demo in the workspace, unless it is there."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from ders_core.jobs.specs import DemoSpec
 
 
 def run(context: TaskContext) -> dict[str, Any]:
+    from ders_core.checkpoint.store import read_json
     from ders_core.demo import build_demo
 
-    spec = context.spec(DemoSpec)
+    spec, out = context.spec(DemoSpec), context.workspace.demo
 
     def build() -> dict[str, Any]:
-        result = build_demo(context.workspace.demo, seed=spec.seed, progress=context.progress)
+        if (out / "demo.json").is_file():  # built before, perhaps by an attempt that died just then
+            context.log("the demo stands in the workspace already")
+            perplexities = read_json(out / "demo.json")["perplexities"]
+        else:
+            perplexities = build_demo(out, seed=spec.seed, progress=context.progress).perplexities
         return {
-            "moe": str(result.moe),
-            "dense": str(result.dense),
-            "calibration": str(result.calibration),
-            "heldout": str(result.heldout),
-            "perplexities": dict(result.perplexities),
+            "moe": str(out / "moe"),
+            "dense": str(out / "dense"),
+            "calibration": str(out / "calibration.txt"),
+            "heldout": str(out / "heldout.txt"),
+            "perplexities": perplexities,
         }
 
     return context.step("build", build)

@@ -1,0 +1,177 @@
+"""The analysis of whole checkpoints: tables, verdicts, spectra, predictions."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ders_core.analysis import (
+    Analysis,
+    analyze,
+    judge,
+    of_group,
+    predicted_error,
+    rank_for_energy,
+    sampled_verdict,
+)
+from ders_core.analysis.predict import GAUSSIAN_ERROR
+from ders_core.analysis.spectra import POINTS, singular_values, spectrum
+from ders_core.analysis.tables import COLUMNS
+from ders_core.checkpoint import Checkpoint
+from ders_core.codecs import EncodeContext, make_codec
+from ders_core.decompose import decompose
+from ders_core.errors import Cancelled, CheckpointError
+
+
+@pytest.fixture(scope="module")
+def analysis(mixtral_dir: Path) -> Analysis:
+    return analyze(Checkpoint(mixtral_dir))
+
+
+def test_every_group_has_its_rows(analysis: Analysis, mixtral_dir: Path) -> None:
+    groups = Checkpoint(mixtral_dir).groups()
+    assert analysis.group_keys() == [group.key for group in groups]
+    for name, columns in COLUMNS.items():
+        table = getattr(analysis, name)
+        assert tuple(table.columns) == columns
+        assert not table.isna().any().any(), name
+    assert len(analysis.similarity) == sum(group.shape[0] ** 2 for group in groups)
+
+
+def test_norm_ratio_is_that_of_the_decomposition(analysis: Analysis, mixtral_dir: Path) -> None:
+    checkpoint = Checkpoint(mixtral_dir)
+    split = decompose(checkpoint.group(1, "down"), checkpoint.layout)
+    norms = [float(delta.double().norm()) for delta in split.deltas()]
+    row = of_group(analysis.groups, 1, "down").iloc[0]
+    wanted = np.mean(norms) / float(split.base.double().norm())
+    assert row["norm_ratio"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_verdicts(mixtral_dir: Path, qwen2_moe_dir: Path, scratch_dir: Path) -> None:
+    for directory, wanted in (
+        (mixtral_dir, "upcycled"),
+        (qwen2_moe_dir, "upcycled"),
+        (scratch_dir, "scratch"),
+    ):
+        checkpoint = Checkpoint(directory)
+        quick, full = sampled_verdict(checkpoint), analyze(checkpoint, spectra=False).verdict
+        assert quick.verdict == full.verdict == wanted
+        assert quick.mean_cosine == pytest.approx(full.mean_cosine, abs=0.02)
+    assert judge(0.3).verdict == "partly"
+
+
+def test_saved_tables_come_back_the_same(analysis: Analysis, tmp_path: Path) -> None:
+    analysis.save(tmp_path / "a")
+    analysis.save(tmp_path / "a")  # again, over the old one
+    loaded = Analysis.load(tmp_path / "a")
+    for name in COLUMNS:
+        pd.testing.assert_frame_equal(getattr(loaded, name), getattr(analysis, name))
+    assert loaded.meta == analysis.meta
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    (tmp_path / "a" / "groups.parquet").unlink()
+    with pytest.raises(CheckpointError, match="analyse again"):
+        Analysis.load(tmp_path / "a")
+
+
+def test_json_is_json(analysis: Analysis) -> None:
+    data = json.loads(analysis.to_json())
+    assert data["verdict"] == "upcycled"
+    assert len(data["groups"]) == len(analysis.groups)
+
+
+def test_only_the_layers_asked_for(mixtral_dir: Path) -> None:
+    checkpoint = Checkpoint(mixtral_dir)
+    found = analyze(checkpoint, layers=[1], spectra=False)
+    assert set(found.groups["layer"]) == {1}
+    assert found.spectra.empty
+    with pytest.raises(CheckpointError, match="no experts at layer 9"):
+        analyze(checkpoint, layers=[9])
+
+
+def test_progress_counts_bytes_and_can_stop(mixtral_dir: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    checkpoint = Checkpoint(mixtral_dir)
+    analyze(checkpoint, spectra=False, progress=lambda done, total, _: seen.append((done, total)))
+    assert seen[-1] == (checkpoint.bytes_experts, checkpoint.bytes_experts)
+
+    def stop(done: int, total: int, message: str) -> None:
+        raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        analyze(checkpoint, progress=stop)
+
+
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (1, 7), (600, 300)])
+def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    delta = torch.randn(shape)
+    wanted = np.linalg.svd(delta.double().numpy(), compute_uv=False)
+    np.testing.assert_allclose(singular_values(delta), wanted, rtol=1e-6, atol=1e-6 * wanted[0])
+
+
+def test_ranks_of_known_spectra() -> None:
+    flat = spectrum(torch.eye(32))
+    assert flat.effective_rank == pytest.approx(32)
+    assert flat.stable_rank == pytest.approx(32)
+    one = spectrum(torch.outer(torch.randn(30), torch.randn(40)))
+    assert one.stable_rank == pytest.approx(1, abs=1e-3)
+    long = spectrum(torch.randn(400, 500))
+    assert len(long.index) <= POINTS
+    assert long.index[0] == 1
+    assert long.index[-1] == 400
+    assert long.energy[-1] == pytest.approx(1)
+    nothing = spectrum(torch.zeros(5, 6))
+    assert nothing.effective_rank == 0
+
+
+def test_rank_for_energy_is_the_smallest(analysis: Analysis, mixtral_dir: Path) -> None:
+    checkpoint = Checkpoint(mixtral_dir)
+    split = decompose(checkpoint.group(0, "gate"), checkpoint.layout)
+    squares = sum(
+        np.linalg.svd(delta.double().numpy(), compute_uv=False) ** 2 for delta in split.deltas()
+    )
+    kept = np.cumsum(squares) / squares.sum()
+    for energy in (0.5, 0.9, 0.99):
+        wanted = int(np.searchsorted(kept, energy)) + 1
+        assert rank_for_energy(analysis, 0, "gate", energy) == wanted
+
+
+@pytest.mark.parametrize(
+    ("codec", "tolerance"),
+    [
+        ({"codec": "sparse", "drop_rate": 0.8}, 0.05),
+        ({"codec": "sparse", "drop_rate": 0.8, "method": "magnitude"}, 0.03),
+        ({"codec": "quantized", "bits": 3, "group_size": 0}, 0.15),
+        ({"codec": "lowrank", "rank": 12}, 0.02),
+    ],
+)
+def test_predictions_come_near_what_encoding_measures(
+    analysis: Analysis, mixtral_dir: Path, codec: dict[str, object], tolerance: float
+) -> None:
+    checkpoint = Checkpoint(mixtral_dir)
+    group = checkpoint.group(0, "up")
+    split, coder = decompose(group, checkpoint.layout), make_codec(codec)
+    error = energy = 0.0
+    for expert, delta in enumerate(split.deltas()):
+        context = EncodeContext(group.dtype, expert)
+        shape = (group.shape[1], group.shape[2])
+        decoded = coder.decode(coder.encode(delta, context), shape, context)
+        error += float((decoded - delta).double().square().sum())
+        energy += float(delta.double().square().sum())
+    predicted = predicted_error(analysis, 0, "up", codec)
+    assert predicted == pytest.approx(math.sqrt(error / energy), rel=tolerance)
+
+
+def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) -> None:
+    bare = analyze(Checkpoint(mixtral_dir), spectra=False)
+    assert predicted_error(bare, 0, "gate", {"codec": "lowrank", "rank": 4}) is None
+    assert predicted_error(bare, 0, "gate", {"codec": "unheard of"}) is None
+    assert rank_for_energy(bare, 0, "gate", 0.9) == 0
+    assert predicted_error(analysis, 0, "gate", {"codec": "keep"}) == 0
+    assert list(GAUSSIAN_ERROR.values()) == sorted(GAUSSIAN_ERROR.values(), reverse=True)

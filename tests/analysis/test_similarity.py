@@ -1,0 +1,113 @@
+"""Similarity, norms, moments and histograms against brute force in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from ders_core.analysis.similarity import group_statistics
+from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.header import read_header
+from ders_core.errors import CheckpointError
+
+
+def group_of(path: Path, weights: torch.Tensor) -> ExpertGroup:
+    """weights `[K, out, in]` as a group on disk."""
+    names = [f"expert{index}" for index in range(len(weights))]
+    save_file(dict(zip(names, weights.unbind(0), strict=True)), path)
+    infos = read_header(path)[0]
+    return ExpertGroup(0, "gate", tuple(infos[name] for name in names), None)
+
+
+def exact_one_minus_cos(weights: torch.Tensor) -> np.ndarray:
+    """In extended precision, through the angle's half: 1 − cos = 2·sin²(θ/2) = ‖û − v̂‖²/2."""
+    flat = weights.flatten(1).double().numpy().astype(np.longdouble)
+    unit = flat / np.sqrt((flat**2).sum(1, keepdims=True))
+    apart = unit[:, None] - unit[None, :]
+    return ((apart**2).sum(-1) / 2).astype(np.float64)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    closeness=st.sampled_from([1e-4, 1e-3, 1e-2, 0.3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    out=st.integers(1, 40),
+    width=st.integers(2, 60),
+)
+def test_one_minus_cos_keeps_its_digits(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    closeness: float,
+    dtype: torch.dtype,
+    out: int,
+    width: int,
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    base = torch.randn(out, width, generator=random)
+    weights = base + closeness * torch.randn(5, out, width, generator=random)
+    weights = weights.to(dtype)
+    path = tmp_path_factory.mktemp("group") / "group.safetensors"
+    found = group_statistics(group_of(path, weights))
+    wanted = exact_one_minus_cos(weights)
+    np.testing.assert_allclose(found.one_minus_cos, wanted, rtol=2e-3, atol=1e-13)
+
+
+def test_norms_moments_and_histogram_are_those_of_float64(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    weights = (torch.randn(30, 50) + 0.05 * torch.randn(4, 30, 50)).bfloat16()
+    found = group_statistics(group_of(tmp_path / "g.safetensors", weights))
+    base = weights.float().mean(0).bfloat16().double()
+    deltas = (weights.double() - base).flatten(1).numpy()
+    np.testing.assert_allclose(found.norm_base, base.norm(), rtol=1e-6)
+    np.testing.assert_allclose(found.norm, weights.double().flatten(1).norm(dim=1), rtol=1e-6)
+    np.testing.assert_allclose(found.norm_delta, np.linalg.norm(deltas, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found.std, deltas.std(1), rtol=1e-5)
+    np.testing.assert_allclose(found.max_abs, np.abs(deltas).max(1), rtol=1e-6)
+    unit = deltas / np.linalg.norm(deltas, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.cos_delta, unit @ unit.T, atol=1e-5)
+    centred = deltas - deltas.mean(1, keepdims=True)
+    kurtosis = (centred**4).mean(1) / (centred**2).mean(1) ** 2 - 3
+    np.testing.assert_allclose(found.kurtosis, kurtosis, atol=1e-4)
+    counts = np.histogram(np.clip(deltas, found.edges[0], found.edges[-1]), found.edges)[0]
+    assert found.counts.sum() == deltas.size
+    assert np.abs(found.counts - counts).sum() <= 4  # values that lie on an edge
+    energy = (deltas**2).reshape(4, 30, 50).sum(0)
+    np.testing.assert_allclose(found.row_energy, energy.sum(1) / energy.sum(), rtol=1e-5)
+    np.testing.assert_allclose(found.column_energy, energy.sum(0) / energy.sum(), rtol=1e-5)
+
+
+def test_chunks_do_not_change_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    weights = torch.randn(37, 20) + 0.01 * torch.randn(3, 37, 20)
+    group = group_of(tmp_path / "g.safetensors", weights)
+    whole = group_statistics(group)
+    monkeypatch.setattr("ders_core.analysis.similarity.CHUNK_VALUES", 3 * 20 * 5)
+    pieces = group_statistics(group)
+    np.testing.assert_allclose(pieces.one_minus_cos, whole.one_minus_cos, rtol=1e-5)
+    np.testing.assert_allclose(pieces.norm_delta, whole.norm_delta, rtol=1e-6)
+    np.testing.assert_allclose(pieces.row_energy, whole.row_energy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_experts_without_deltas_give_numbers(tmp_path: Path, experts: int) -> None:
+    weights = torch.ones(8, 6).expand(experts, 8, 6).contiguous()
+    found = group_statistics(group_of(tmp_path / "g.safetensors", weights))
+    assert not found.one_minus_cos.any()
+    assert not found.cos_delta.any()
+    assert np.isfinite(found.kurtosis).all()
+
+
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    weights = torch.ones(3, 4, 4)
+    weights[2, 1, 1] = torch.nan
+    with pytest.raises(CheckpointError, match="expert2 holds values that are not finite"):
+        group_statistics(group_of(tmp_path / "g.safetensors", weights))

@@ -1,0 +1,201 @@
+"""Tiny real checkpoints, made by transformers itself, that every area's tests share.
+
+All are session-scoped and must not be written to: a test that damages one copies it first.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+VOCABULARY = 384
+TEXT = (
+    "The river runs past the mill, and the mill turns its stones by day. "
+    "A miller counts sacks: one, two, three, five, eight, thirteen. "
+    "When rain comes the water is brown; when frost comes it is slow and clear. "
+    "She wrote numbers in a book, 1024 of wheat and 768 of rye, and closed it at night. "
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> str:
+    """A few KB of plain English, different from line to line."""
+    return "\n".join(f"{number}. {TEXT}" for number in range(1, 17)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_text: str) -> Any:
+    """A byte-level BPE tokenizer of `VOCABULARY` entries, trained on `tiny_text`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(tiny_text.splitlines(), trainer)
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", model_max_length=512
+    )
+
+
+def _mixtral(seed: int = 0) -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(seed)
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return MixtralForCausalLM(config).eval()
+
+
+def _share_a_start(model: Any, closeness: float) -> None:
+    """Make every expert the layer's expert 0 plus a difference `closeness` times as large."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            experts = getattr(layer.mlp, "experts", None)
+            if experts is None:
+                continue
+            for weight in (experts.gate_up_proj, experts.down_proj):
+                start, noise = weight[:1].clone(), torch.randn_like(weight)
+                weight.copy_(start + closeness * start.std() * noise)
+
+
+def _save(model: Any, tokenizer: Any, directory: Path, **options: Any) -> Path:
+    model.to(torch.bfloat16).save_pretrained(directory, **options)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+Maker = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return lambda name: root / name
+
+
+@pytest.fixture(scope="session")
+def _models(tokenizer: Any) -> dict[str, Any]:
+    """The models in memory: the Mixtral, its dense parent, and the Qwen2-MoE."""
+    from transformers import (
+        MistralConfig,
+        MistralForCausalLM,
+        Qwen2MoeConfig,
+        Qwen2MoeForCausalLM,
+    )
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    mixtral = _mixtral()
+    shared = {
+        key: getattr(mixtral.config, key)
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "bos_token_id",
+            "eos_token_id",
+        )
+    }
+    parent = MistralForCausalLM(MistralConfig(**shared)).eval()
+    state = mixtral.state_dict()
+    with torch.no_grad():
+        for name, weight in parent.state_dict().items():
+            if ".mlp." not in name:
+                weight.copy_(state[name])
+        for mine, theirs in zip(parent.model.layers, mixtral.model.layers, strict=True):
+            gate, up = theirs.mlp.experts.gate_up_proj[0].chunk(2)
+            mine.mlp.gate_proj.weight.copy_(gate)
+            mine.mlp.up_proj.weight.copy_(up)
+            mine.mlp.down_proj.weight.copy_(theirs.mlp.experts.down_proj[0])
+    _share_a_start(mixtral, 0.15)
+    torch.manual_seed(1)
+    qwen = Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            moe_intermediate_size=40,
+            shared_expert_intermediate_size=72,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_experts=6,
+            num_experts_per_tok=2,
+            mlp_only_layers=[1],
+            max_position_embeddings=512,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    ).eval()
+    _share_a_start(qwen, 0.15)
+    return {"mixtral": mixtral, "parent": parent, "qwen2_moe": qwen}
+
+
+@pytest.fixture(scope="session")
+def mixtral_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+    """Mixtral, 2 layers of 4 experts `[112, 64]` that share a start; bfloat16, one file."""
+    return _save(_models["mixtral"], tokenizer, _place("mixtral"))
+
+
+@pytest.fixture(scope="session")
+def mixtral_sharded_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+    """The same model as `mixtral_dir` in several files with an index."""
+    return _save(_models["mixtral"], tokenizer, _place("mixtral-sharded"), max_shard_size="120KB")
+
+
+@pytest.fixture(scope="session")
+def dense_parent_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+    """The dense Mistral whose FFNs the experts of `mixtral_dir` started from."""
+    return _save(_models["parent"], tokenizer, _place("parent"))
+
+
+@pytest.fixture(scope="session")
+def qwen2_moe_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+    """Qwen2-MoE, layers 0 and 2 of 6 experts `[40, 64]` and a shared one, layer 1 dense."""
+    return _save(_models["qwen2_moe"], tokenizer, _place("qwen2-moe"))
+
+
+@pytest.fixture(scope="session")
+def qwen2_moe_sharded_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+    """The same model as `qwen2_moe_dir` in several files with an index."""
+    directory = _place("qwen2-moe-sharded")
+    return _save(_models["qwen2_moe"], tokenizer, directory, max_shard_size="100KB")
+
+
+@pytest.fixture(scope="session")
+def scratch_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+    """A Mixtral whose experts were drawn independently, as when trained from scratch."""
+    return _save(_mixtral(seed=7), tokenizer, _place("scratch"))

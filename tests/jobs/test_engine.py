@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ders_core.errors import JobError, RecipeError
+from ders_core.jobs import Engine
+from ders_core.jobs.engine import CONFIG
+
+
+def square(number: int) -> tuple[int, int]:
+    return number * number, os.getpid()
+
+
+def nap(number: int) -> tuple[int, int]:
+    time.sleep(0.15)
+    return number, os.getpid()
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise RecipeError("the third one is wrong", line=7)
+    return number
+
+
+def threads(_: int) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def note(path: Path) -> Path:
+    path.touch()
+    time.sleep(0.05)
+    return path
+
+
+def die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine(workers=2) as shared:
+        yield shared
+
+
+def test_one_worker_is_this_process() -> None:
+    with Engine(workers=1) as alone:
+        assert list(alone.run(square, [1, 2, 3])) == [(n * n, os.getpid()) for n in (1, 2, 3)]
+    with Engine(device="cuda") as gpu:
+        assert list(gpu.run(square, [2, 3])) == [(4, os.getpid()), (9, os.getpid())]
+    with Engine() as idle:
+        assert list(idle.run(square, [])) == []
+        assert list(idle.run(square, [3])) == [(9, os.getpid())]
+
+
+def test_processes_share_the_work(engine: Engine) -> None:
+    results = list(engine.run(nap, range(8)))
+    assert sorted(number for number, _ in results) == list(range(8))
+    assert len({pid for _, pid in results}) == 2
+    assert os.getpid() not in {pid for _, pid in results}
+    assert set(engine.run(threads, range(4))) == {1}
+
+
+def test_an_error_comes_back_as_itself(engine: Engine) -> None:
+    with pytest.raises(RecipeError, match="line 7: the third one") as caught:
+        list(engine.run(fail_at_three, range(6)))
+    assert caught.value.line == 7
+
+
+def test_few_tasks_are_under_way_at_once(engine: Engine, tmp_path: Path) -> None:
+    results = engine.run(note, [tmp_path / str(number) for number in range(60)])
+    next(results)
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) < 10
+    results.close()  # type: ignore[attr-defined]
+    assert next(iter(engine.run(square, [5, 5])))[0] == 25
+
+
+def test_a_killed_process_costs_only_its_task(engine: Engine) -> None:
+    results: list[int] = []
+    for number, pid in engine.run(nap, range(14)):
+        if not results:
+            os.kill(pid, signal.SIGKILL)
+        results.append(number)
+    assert sorted(results) == list(range(14))
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_its_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONFIG, "distributed.scheduler.allowed-failures", 0)
+    with Engine(workers=2) as engine, pytest.raises(JobError, match="lost its process"):
+        list(engine.run(die, range(2)))
+
+
+def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ders_core.jobs.engine.CONNECT_SECONDS", 1)
+    with Engine(scheduler="tcp://127.0.0.1:9") as engine, pytest.raises(JobError, match="answers"):
+        list(engine.run(square, [1]))
+    with pytest.raises(JobError, match="at least 1"):
+        Engine(workers=0)
+
+
+def test_a_given_scheduler_is_used() -> None:
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Engine(scheduler=cluster.scheduler_address) as engine,
+    ):
+        results = list(engine.run(square, [2, 3]))
+    assert sorted(value for value, _ in results) == [4, 9]
+    assert os.getpid() not in {pid for _, pid in results}

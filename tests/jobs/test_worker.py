@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from jobs_support import FAST_RECIPE, SLOW_RECIPE, contents, wait_for
+
+from ders_core.compress import compress
+from ders_core.errors import JobError
+from ders_core.jobs import Job, JobStore, Workspace, ensure_worker
+from ders_core.jobs import process as processes
+from ders_core.jobs.claims import Claims
+from ders_core.jobs.context import TaskContext
+from ders_core.jobs.heartbeat import Usage
+from ders_core.jobs.job import process_lives
+from ders_core.jobs.worker import run_worker, start_worker_process
+from ders_core.recipe import Recipe
+
+
+def submit_run(store: JobStore, checkpoint: Path, recipe: str, workers: int = 1) -> int:
+    spec = {"checkpoint": str(checkpoint), "recipe": recipe, "workers": workers, "device": "cpu"}
+    return store.submit("run", spec, "Pack").id
+
+
+def finished(store: JobStore, number: int) -> bool:
+    return store.get(number).state in ("done", "failed", "cancelled")
+
+
+def staged(workspace: Workspace, number: int) -> dict[Path, int]:
+    """Finished groups of an unfinished run, and when they were written."""
+    place = workspace.run_dir(number) / "packed.partial" / "groups"
+    return {file: file.stat().st_mtime_ns for file in place.glob("*.json")}
+
+
+def states(job: Job) -> dict[str, str]:
+    return {step.name: step.state for step in job.steps}
+
+
+def test_a_run_from_queue_to_result(
+    workspace: Workspace, store: JobStore, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    number = submit_run(store, small_checkpoint, FAST_RECIPE)
+    run_worker(workspace, stop_when_idle=True)
+    job = store.get(number)
+    assert (job.state, job.error, job.attempt, job.device) == ("done", None, 1, "cpu")
+    assert states(job) == {"compress": "done", "verify": "done", "evaluate": "skipped"}
+    assert "no text" in job.steps[2].note
+    assert job.peak_memory > 10_000_000
+    result, place = job.result, workspace.run_dir(number)
+    assert result is not None
+    assert result["packed"] == str(place / "packed")
+    assert result["bytes_before"] > result["bytes_after"] > 0
+    assert result["ratio"] == pytest.approx(result["bytes_after"] / result["bytes_before"])
+    assert len(result["report"]["entries"]) == 6
+    assert result["verification"]["ok"]
+    assert result["quality"] is None
+    assert (place / "recipe.yaml").read_text() == FAST_RECIPE
+    assert (place / "report.json").is_file()
+    assert (place / "verification.json").is_file()
+    compress(small_checkpoint, tmp_path / "direct", Recipe.from_yaml(FAST_RECIPE))
+    assert contents(place / "packed") == contents(tmp_path / "direct")
+    assert store.workers() == []
+
+
+def test_errors_become_sentences(
+    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    missing = submit_run(store, tmp_path / "nowhere", FAST_RECIPE)
+    recipe = submit_run(store, tmp_path, "name: x\nrules: [{codec: magic}]\n")
+    outside = store.submit("export", {"packed": "/proc", "out": "/proc/x"}, "Export").id
+
+    def stumble(context: TaskContext) -> dict[str, object]:
+        raise RuntimeError("the floor\nis wet")
+
+    monkeypatch.setattr("ders_core.jobs.tasks.demo.run", stumble)
+    bug = store.submit("demo", {}, "Demo").id
+    run_worker(workspace, stop_when_idle=True)
+    jobs = [store.get(number) for number in (missing, recipe, outside, bug)]
+    assert {job.state for job in jobs} == {"failed"}
+    errors = [job.error or "" for job in jobs]
+    assert "does not exist" in errors[0]
+    assert errors[1].startswith("line 2")
+    assert "outside the folders" in errors[2]
+    assert errors[3] == "unexpected: RuntimeError: the floor; details in the log"
+    assert "stumble" in store.events(bug, debug=True)[-2].message
+    assert not any("Traceback" in event.message for event in store.events(bug))
+    assert states(jobs[0])["compress"] == "failed"
+
+
+def test_memory_is_named(
+    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swell(context: TaskContext) -> dict[str, object]:
+        raise MemoryError
+
+    monkeypatch.setattr("ders_core.jobs.tasks.demo.run", swell)
+    number = store.submit("demo", {}, "Demo").id
+    run_worker(workspace, stop_when_idle=True)
+    assert "not enough memory" in (store.get(number).error or "")
+
+
+def test_cancel_then_resume_keeps_finished_groups(
+    workspace: Workspace, store: JobStore, slow_checkpoint: Path
+) -> None:
+    number = submit_run(store, slow_checkpoint, SLOW_RECIPE)
+    worker = threading.Thread(target=run_worker, args=(workspace,), kwargs={"stop_when_idle": True})
+    worker.start()
+    wait_for(lambda: len(staged(workspace, number)) >= 3)
+    store.cancel(number)
+    worker.join(30)
+    job = store.get(number)
+    assert (job.state, job.error) == ("cancelled", None)
+    assert states(job)["compress"] == "cancelled"
+    kept = staged(workspace, number)
+    assert 3 <= len(kept) < 18
+    store.resume(number)
+    run_worker(workspace, stop_when_idle=True)
+    job = store.get(number)
+    assert (job.state, job.attempt) == ("done", 2)
+    assert any(f"{18 - len(kept)} groups to encode" in e.message for e in store.events(number))
+
+
+def test_a_finished_step_is_not_done_again(
+    workspace: Workspace, store: JobStore, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise JobError("not today")
+
+    number = submit_run(store, small_checkpoint, FAST_RECIPE)
+    with monkeypatch.context() as patch:
+        patch.setattr("ders_core.verify.verify", stop)
+        run_worker(workspace, stop_when_idle=True)
+    job = store.get(number)
+    assert states(job) == {"compress": "done", "verify": "failed", "evaluate": "waiting"}
+    seconds = job.steps[0].seconds
+    store.resume(number)
+    monkeypatch.setattr("ders_core.compress.compress", stop)
+    run_worker(workspace, stop_when_idle=True)
+    job = store.get(number)
+    assert job.state == "done"
+    assert job.steps[0].seconds == seconds
+
+
+@pytest.mark.slow
+def test_a_killed_workers_run_is_finished_by_another(
+    workspace: Workspace, store: JobStore, slow_checkpoint: Path, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle: the second worker goes on from the finished groups, and the bytes are
+    those of an undisturbed run."""
+    number = submit_run(store, slow_checkpoint, SLOW_RECIPE, workers=2)
+    first = start_worker_process(workspace)
+    wait_for(lambda: len(staged(workspace, number)) >= 4)
+    children = [child.pid for child in _children(first.pid)]
+    first.kill()
+    first.wait()
+    assert children
+    wait_for(lambda: not any(process_lives(child) for child in children), 20)
+    kept = staged(workspace, number)
+    assert 4 <= len(kept) < 18
+    assert store.get(number).state == "running"
+    second = start_worker_process(workspace)
+    wait_for(lambda: store.get(number).attempt == 2)
+    partial = workspace.run_dir(number) / "packed.partial"
+    while partial.is_dir():
+        now = staged(workspace, number)
+        assert all(now.get(file, when) == when for file, when in kept.items())
+        time.sleep(0.1)
+    wait_for(lambda: finished(store, number))
+    _stop(second)
+    job = store.get(number)
+    assert (job.state, job.attempt) == ("done", 2)
+    compress(slow_checkpoint, tmp_path / "direct", Recipe.from_yaml(SLOW_RECIPE))
+    assert contents(workspace.run_dir(number) / "packed") == contents(tmp_path / "direct")
+
+
+@pytest.mark.slow
+def test_sigterm_puts_the_job_back(
+    workspace: Workspace, store: JobStore, slow_checkpoint: Path
+) -> None:
+    number = submit_run(store, slow_checkpoint, SLOW_RECIPE)
+    worker = start_worker_process(workspace)
+    wait_for(lambda: len(staged(workspace, number)) >= 2)
+    state = store.worker()
+    assert state is not None
+    assert (state.alive, state.job_id, state.pid) == (True, number, worker.pid)
+    assert state.devices[:1] == ("cpu",)
+    assert state.memory > 10_000_000
+    assert os.getsid(worker.pid) == worker.pid
+    _stop(worker)
+    job = store.get(number)
+    assert (job.state, job.error) == ("queued", None)
+    assert states(job)["compress"] == "waiting"
+    assert store.workers() == []
+    assert len(staged(workspace, number)) >= 2
+    store.cancel(number)
+
+
+@pytest.mark.slow
+def test_one_worker_is_enough(workspace: Workspace) -> None:
+    found = [ensure_worker(workspace) for _ in range(3)]
+    assert len({worker.pid for worker in found}) == 1
+    assert found[0].alive
+    os.kill(found[0].pid, signal.SIGKILL)
+    wait_for(lambda: not process_lives(found[0].pid))
+    another = ensure_worker(workspace)
+    assert another.pid != found[0].pid
+    for started in processes._started:
+        _stop(started)
+    processes._started.clear()
+
+
+def test_an_idle_worker_leaves_with_its_companion(
+    workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ders_core.jobs.worker.LINGER", 0.0)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    Claims(store.path, "left alone").announce(os.getpid(), companion=ended.pid)
+    run_worker(workspace, worker_id="left alone")
+    assert store.workers() == []
+
+
+def test_a_worker_left_alone_is_adopted(workspace: Workspace, store: JobStore) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    claims = Claims(store.path, "left alone")
+    claims.announce(os.getpid(), companion=ended.pid)
+    found = ensure_worker(workspace)
+    assert (found.id, found.companion) == ("left alone", os.getpid())
+    assert not claims.leave_without_companion()
+
+
+def test_usage_counts_children() -> None:
+    usage = Usage()
+    alone, _ = usage.measure()
+    with subprocess.Popen(
+        [sys.executable, "-c", "b = bytearray(b'x') * 80_000_000; input()"],
+        stdin=subprocess.PIPE,
+    ) as child:
+        wait_for(lambda: usage.measure()[0] > alone + 60_000_000)
+        child.communicate(b"\n")
+    assert process_lives(os.getpid())
+    assert not process_lives(child.pid)
+
+
+def _children(pid: int) -> list:
+    import psutil
+
+    return psutil.Process(pid).children(recursive=True)
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    worker.terminate()
+    worker.wait(30)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ders_core.errors import JobError
+from ders_core.jobs import Workspace, default_workspace
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace whose roots are all inside tmp_path."""
+    for name in ("home", "here", "extra", "outside"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("DERS_ROOTS", os.pathsep.join([str(tmp_path / "extra"), ""]))
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.mark.parametrize("place", ["home", "here", "extra", "workspace"])
+def test_paths_below_the_roots_are_allowed(alone: Workspace, tmp_path: Path, place: str) -> None:
+    assert alone.check_allowed(tmp_path / place) == tmp_path / place
+    assert alone.check_allowed(str(tmp_path / place / "a" / "b")) == tmp_path / place / "a" / "b"
+
+
+def test_relative_paths_and_tilde(alone: Workspace, tmp_path: Path) -> None:
+    assert alone.check_allowed("model") == tmp_path / "here" / "model"
+    assert alone.check_allowed("~/model") == tmp_path / "home" / "model"
+
+
+@pytest.mark.parametrize("path", ["outside", "home/../outside", "homeless", "", "here/../.."])
+def test_paths_elsewhere_are_not(alone: Workspace, tmp_path: Path, path: str) -> None:
+    with pytest.raises(JobError, match="outside the folders"):
+        alone.check_allowed(tmp_path / path)
+
+
+def test_a_link_does_not_lead_out(alone: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(JobError, match="outside the folders"):
+        alone.check_allowed(tmp_path / "home" / "link" / "model")
+
+
+def test_no_path_at_all(alone: Workspace) -> None:
+    with pytest.raises(JobError, match="not a usable path"):
+        alone.check_allowed("a\0b")
+
+
+def test_places(alone: Workspace) -> None:
+    assert alone.run_dir(7) == alone.path / "runs" / "00007"
+    assert alone.analysis_dir("ab12") == alone.path / "analysis" / "ab12"
+    assert not alone.path.exists()
+    for identity in ("..", "a/b", ""):
+        with pytest.raises(JobError, match="identity"):
+            alone.analysis_dir(identity)
+
+
+def test_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DERS_WORKSPACE", raising=False)
+    assert default_workspace().path == Path.home().resolve() / ".ders-studio"
+    monkeypatch.setenv("DERS_WORKSPACE", str(tmp_path))
+    assert default_workspace().path == tmp_path.resolve()

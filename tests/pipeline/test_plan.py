@@ -1,0 +1,77 @@
+"""A plan's bytes are the bytes that are then written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ders_core.checkpoint import Checkpoint, TensorStore
+from ders_core.checkpoint.writer import shards
+from ders_core.codecs import LowRank
+from ders_core.compress import compress
+from ders_core.plan import resolve
+from ders_core.recipe import Recipe, Rule, presets
+
+PRESETS = sorted(presets())
+
+
+def weight_bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+@pytest.fixture(params=[None, 30_000], ids=["one-file", "many-files"])
+def shard_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    if request.param is not None:
+        monkeypatch.setattr(shards, "__defaults__", (request.param,))
+    limit: int | None = request.param
+    return limit
+
+
+@pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_sharded_dir"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_predicted_bytes_are_written(
+    preset: str,
+    directory: str,
+    shard_limit: int | None,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    source: Path = request.getfixturevalue(directory)
+    plan = resolve(presets()[preset], Checkpoint(source))
+    report = compress(source, tmp_path / "out", presets()[preset])
+    assert plan.exact
+    assert plan.bytes_before == report.bytes_before == weight_bytes(source)
+    assert plan.bytes_after == report.bytes_after == weight_bytes(tmp_path / "out")
+    assert plan.ratio == report.ratio == plan.bytes_after / plan.bytes_before
+    assert [(e.layer, e.projection, e.bytes_before, e.bytes_after) for e in plan.entries] == [
+        (e.layer, e.projection, e.bytes_before, e.bytes_after) for e in report.entries
+    ]
+    files = list((tmp_path / "out").glob("*.safetensors"))
+    assert (len(files) > 1) == (shard_limit is not None)
+    store = TensorStore.open(tmp_path / "out")  # checks the index, if there is one
+    if shard_limit is not None:
+        index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == store.tensors.keys()
+        assert index["metadata"]["total_size"] == sum(t.nbytes for t in store.tensors.values())
+
+
+def test_energy_is_an_upper_bound(mixtral_dir: Path, tmp_path: Path) -> None:
+    recipe = Recipe(name="e", rules=(Rule(codec=LowRank(energy=0.8)),))
+    plan = resolve(recipe, Checkpoint(mixtral_dir))
+    assert not plan.exact
+    assert not any(entry.exact for entry in plan.entries)
+    report = compress(mixtral_dir, tmp_path / "out", recipe)
+    assert weight_bytes(tmp_path / "out") == report.bytes_after < plan.bytes_after
+
+
+def test_a_plan_writes_nothing_and_prints_as_json(mixtral_dir: Path, mix: Recipe) -> None:
+    before = sorted(file.name for file in mixtral_dir.iterdir())
+    plan = resolve(mix, Checkpoint(mixtral_dir))
+    told = json.loads(json.dumps(plan.to_dict()))
+    assert told["bytes_after"] == plan.bytes_after
+    assert len(told["groups"]) == 6
+    assert told["groups"][0]["codec"] == "magnitude drop 0.9"
+    assert told["groups"][0]["shape"] == [4, 112, 64]
+    assert sorted(file.name for file in mixtral_dir.iterdir()) == before
