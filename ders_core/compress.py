@@ -108,6 +108,7 @@ def compress(
         entries, groups, files = _assemble(source, plan, staged, partial, progress, done, total)
         bytes_after = sum((partial / name).stat().st_size for name in files)
         _write_descriptions(source, plan, groups, files, partial)
+        progress(total, total, "written")
         shutil.rmtree(staging)
     seconds = time.monotonic() - started
     return Report(tuple(entries), plan.bytes_before, bytes_after, device, seconds)

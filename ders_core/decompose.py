@@ -108,7 +108,15 @@ def decompose(
 ) -> Decomposition:
     """Decompose against the dense parent where one is given, else against the experts' mean."""
     base = parent.base(group, layout) if parent else mean_base(group)
-    return Decomposition(group, base.to(device))
+    decomposition = Decomposition(group, base.to(device))
+    if not bool(torch.isfinite(base).all()):
+        for expert in range(group.shape[0]):
+            decomposition.weight(expert)  # refuses the one at fault by its name
+        raise CheckpointError(
+            f"layer {group.layer}, {group.projection}: the base is not finite, because values are "
+            "too large; keep this group as it is (codec: keep)"
+        )
+    return decomposition
 
 
 def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,16 @@ from ders_core.errors import CheckpointError, OutputError
 STATE = ".ders-state.json"
 """Hidden, because side files of a checkpoint never are: no name of theirs can be in the way."""
 
+REFUSALS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
+"""What the system says of a place that cannot be written, whatever the disk's room."""
+
 
 def partial_path(out: Path) -> Path:
     """Where an unfinished output is kept: a sibling, hence on the same disk."""
@@ -99,7 +109,7 @@ def _full_disk(target: Path) -> Iterator[None]:
             raise OutputError(
                 f"the disk of {target} is full; free some space, then run again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in REFUSALS:
             raise OutputError(f"{target} cannot be written: {error.strerror}") from error
         raise
 

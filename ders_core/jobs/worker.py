@@ -69,13 +69,18 @@ def run_worker(
                 heart.beat()
                 _free_memory()
                 useful = time.monotonic()
-            elif (stop_when_idle and not claims.pending()) or (
-                time.monotonic() - useful > LINGER and claims.leave_without_companion()
-            ):
+            elif _may_leave(claims, stop_when_idle, time.monotonic() - useful):
                 break
             else:
                 time.sleep(POLL)
             looked = time.time()
+
+
+def _may_leave(claims: Claims, stop_when_idle: bool, idle: float) -> bool:
+    """Whether an idle worker goes: there is nothing to wait for, or nobody to wait with."""
+    if stop_when_idle and not claims.pending():
+        return True
+    return idle > LINGER and claims.leave_without_companion()
 
 
 def _work(claim: Claim, context: TaskContext) -> None:

@@ -119,7 +119,8 @@ def test_another_seed_gives_other_bytes(
     mixtral_dir: Path, mix: Recipe, packed_dir: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     compress(mixtral_dir, tmp_path / "out", mix.model_copy(update={"seed": 12}))
-    assert snapshot(tmp_path / "out")["model.safetensors"] != snapshot(packed_dir)["model.safetensors"]
+    file = "model.safetensors"
+    assert snapshot(tmp_path / "out")[file] != snapshot(packed_dir)[file]
 
 
 class Steps:
@@ -144,7 +145,7 @@ def test_progress_reaches_its_total(mixtral_dir: Path, mix: Recipe, tmp_path: Pa
     steps = Steps()
     compress(mixtral_dir, tmp_path / "out", mix, progress=steps)
     done, total, _ = steps.calls[-1]
-    assert 0.98 * total < done <= total  # headers are not counted
+    assert done == total
     assert sum("encoded" in message for _, _, message in steps.calls) == 5  # the sixth is kept
     assert any("writing" in message for _, _, message in steps.calls)
 
@@ -386,7 +387,8 @@ def test_a_dense_parent_is_the_base(
     )
     compress(mixtral_dir, tmp_path / "out", recipe)
     assert snapshot(dense_parent_dir) == before
-    parent, packed = load_file(dense_parent_dir / "model.safetensors"), PackedCheckpoint(tmp_path / "out")
+    parent = load_file(dense_parent_dir / "model.safetensors")
+    packed = PackedCheckpoint(tmp_path / "out")
     assert len(packed.manifest.groups) == 6
     for group in packed.manifest.groups:
         name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"

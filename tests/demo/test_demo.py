@@ -1,0 +1,118 @@
+"""The demo at a tiny scale: the real path, a few steps. The full one runs in the browser's test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.demo import DemoScale, Shape, build_demo
+from ders_core.demo.corpus import DOMAINS, read_corpus
+from ders_core.demo.models import base_only, dense_model, upcycle
+from ders_core.demo.tokens import Stream, train_tokenizer
+from ders_core.errors import Cancelled, DersError, OutputError
+from ders_core.hf import load_model, load_tokenizer
+
+SMALL = Shape(vocabulary=400, hidden=32, intermediate=48, layers=2, heads=2, kv_heads=1, experts=4)
+TINY = DemoScale(
+    shape=SMALL,
+    dense_steps=6,
+    moe_steps=6,
+    batch=6,
+    window=64,
+    text=30_000,
+    tokenizer_text=60_000,
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    seen: list[tuple[int, int, str]] = []
+    result = build_demo(out, scale=TINY, progress=lambda *step: seen.append(step))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert any("dense parent: step 3 of 6" in message for _, _, message in seen)
+    assert result.moe == out / "moe"
+    return out
+
+
+def test_both_models_are_where_they_should_be(demo: Path) -> None:
+    checkpoint = Checkpoint(demo / "moe")
+    assert (checkpoint.family, checkpoint.num_experts, checkpoint.top_k) == ("mixtral", 4, 2)
+    assert checkpoint.dtype == torch.bfloat16
+    name = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    assert checkpoint.tensors[name].shape == (32, 48)
+    assert load_model(demo / "dense").config.model_type == "mistral"
+    tokenizer = load_tokenizer(demo / "moe")
+    text = "def f(x):\n    return x  # ü"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    figures = json.loads((demo / "demo.json").read_text())
+    assert set(figures["perplexities"]) == {"dense", "moe", "base_only"}
+
+
+def test_texts_come_from_different_files(demo: Path) -> None:
+    corpus = read_corpus()
+    pieces: dict[str, set[str]] = {}
+    for part in ("train", "calibration", "heldout"):
+        texts = getattr(corpus, part)
+        pieces[part] = {text for domain in DOMAINS for text in texts[domain] if len(text) > 200}
+    assert not pieces["train"] & pieces["heldout"]
+    assert not pieces["train"] & pieces["calibration"]
+    assert not pieces["calibration"] & pieces["heldout"]
+    held_out = (demo / "heldout.txt").read_text(encoding="utf-8")
+    assert corpus.heldout["code"][0][:100] in held_out
+    assert len(held_out) <= TINY.text + 10
+
+
+def test_experts_start_as_copies_and_change_nothing() -> None:
+    torch.manual_seed(0)
+    corpus = read_corpus()
+    few = {domain: texts[:5] for domain, texts in corpus.train.items()}
+    tokenizer = train_tokenizer((text for texts in few.values() for text in texts), 400)
+    stream = Stream(tokenizer, few, batch=6, window=64, seed=0)
+    dense = dense_model(SMALL, 64).eval()
+    moe = upcycle(dense, SMALL, stream, seed=0).eval()
+    tokens = stream()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            moe(input_ids=tokens).logits, dense(input_ids=tokens).logits, atol=2e-5, rtol=1e-4
+        )
+    for layer, block in enumerate(dense.model.layers):
+        experts = moe.model.layers[layer].mlp.experts
+        for expert in range(4):
+            assert torch.equal(experts.down_proj[expert], block.mlp.down_proj.weight)
+            gate, up = experts.gate_up_proj[expert].chunk(2)
+            assert torch.equal(gate, block.mlp.gate_proj.weight)
+            assert torch.equal(up, block.mlp.up_proj.weight)
+    with torch.no_grad():
+        moe.model.layers[0].mlp.experts.down_proj[0] += 4.0
+    base_only(moe)
+    down = moe.model.layers[0].mlp.experts.down_proj
+    assert torch.equal(down[0], down[3])
+    torch.testing.assert_close(down[0], dense.model.layers[0].mlp.down_proj.weight + 1.0)
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    def stop(done: int, total: int, message: str) -> None:
+        if "experts: step 2" in message:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        build_demo(tmp_path / "demo", scale=TINY, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        build_demo(tmp_path / "demo", scale=TINY)
+
+
+def test_too_little_text_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    with pytest.raises(DersError, match="too little Python source"):
+        read_corpus(tmp_path)

@@ -1,0 +1,143 @@
+"""Synthesize: the layout that came in, bit for bit where nothing was replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.compress import compress
+from ders_core.errors import Cancelled, CheckpointError, OutputError
+from ders_core.packed import PackedCheckpoint
+from ders_core.recipe import Recipe, presets
+from ders_core.synthesize import synthesize
+
+Snapshot = Callable[[Path], dict[str, str]]
+Tensors = Callable[[Path], dict[str, torch.Tensor]]
+FAMILIES = ["mixtral_dir", "mixtral_sharded_dir", "qwen2_moe_dir", "qwen2_moe_sharded_dir"]
+
+
+@pytest.mark.parametrize("directory", [*FAMILIES, "scratch_dir"])
+def test_keep_comes_back_bit_for_bit(
+    directory: str, tmp_path: Path, snapshot: Snapshot, request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(directory)
+    compress(source, tmp_path / "packed", presets()["keep"])
+    synthesize(tmp_path / "packed", tmp_path / "back")
+    before, after = snapshot(source), snapshot(tmp_path / "back")
+    index = "model.safetensors.index.json"  # ours says less about itself
+    assert before.pop(index, None) is None or after.pop(index)
+    assert before == after
+    assert Checkpoint(tmp_path / "back").identity == Checkpoint(source).identity
+
+
+@pytest.mark.parametrize("directory", FAMILIES)
+def test_the_layout_is_the_originals(
+    directory: str,
+    mix: Recipe,
+    tmp_path: Path,
+    snapshot: Snapshot,
+    all_tensors: Tensors,
+    request: pytest.FixtureRequest,
+) -> None:
+    source: Path = request.getfixturevalue(directory)
+    compress(source, tmp_path / "packed", mix)
+    packed = snapshot(tmp_path / "packed")
+    sums = synthesize(tmp_path / "packed", tmp_path / "back")
+    assert snapshot(tmp_path / "packed") == packed
+    mine, theirs = Checkpoint(tmp_path / "back"), Checkpoint(source)
+    assert mine.store.files == theirs.store.files  # names, shards, and the order on disk
+    assert mine.store.metadata == theirs.store.metadata
+    assert {n: t.spec for n, t in mine.tensors.items()} == {
+        n: t.spec for n, t in theirs.tensors.items()
+    }
+    assert sums.keys() == mine.tensors.keys()
+    config = (source / "config.json").read_text()
+    assert list(json.loads(config).items()) == list(mine.config.items())
+    for file in theirs.side_files():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+    assert {f.name for f in (tmp_path / "back").iterdir()} == {f.name for f in source.iterdir()}
+    before, after = all_tensors(source), all_tensors(tmp_path / "back")
+    replaced = {name for group in theirs.groups() for name in group.sources}
+    kept = {name for name in replaced if name in theirs.group(0, "down").sources}
+    for name, tensor in before.items():
+        same = torch.equal(tensor, after[name])
+        assert same == (name not in replaced or name in kept), name
+
+
+@pytest.mark.parametrize("directory", FAMILIES)
+def test_transformers_loads_it(
+    directory: str, mix: Recipe, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source: Path = request.getfixturevalue(directory)
+    for recipe in (presets()["keep"], mix):
+        compress(source, tmp_path / recipe.name, recipe)
+        synthesize(tmp_path / recipe.name, tmp_path / f"{recipe.name}-back")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "keep-back")
+    tokens = torch.tensor([tokenizer("The river runs past the mill.")["input_ids"]])
+    logits = {}
+    for name, path in (
+        ("original", source),
+        ("keep", tmp_path / "keep-back"),
+        ("mix", tmp_path / "mix-back"),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+        assert model.dtype is torch.bfloat16
+        with torch.inference_mode():
+            logits[name] = model(tokens).logits.double()
+    assert torch.equal(logits["keep"], logits["original"])
+    difference = (logits["mix"] - logits["original"]).norm() / logits["original"].norm()
+    assert 0 < float(difference) < 0.5
+
+
+def test_what_is_written_is_what_is_read(
+    packed_dir: Path, tmp_path: Path, all_tensors: Tensors
+) -> None:
+    synthesize(packed_dir, tmp_path / "back")
+    packed = PackedCheckpoint(packed_dir)
+    written = all_tensors(tmp_path / "back")
+    assert sorted(packed.names()) == sorted(written)
+    for name, tensor in written.items():
+        assert torch.equal(packed.read(name), tensor)
+
+
+def test_an_existing_output_is_refused(packed_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "back").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        synthesize(packed_dir, tmp_path / "back")
+    assert list((tmp_path / "back").iterdir()) == []
+
+
+@pytest.mark.parametrize("stop_at", [1, 10, 60])
+def test_an_interruption_leaves_nothing(packed_dir: Path, tmp_path: Path, stop_at: int) -> None:
+    calls = 0
+
+    def stop(done: int, total: int, message: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            raise Cancelled("stopped by the test")
+
+    with pytest.raises(Cancelled):
+        synthesize(packed_dir, tmp_path / "back", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_reaches_its_total(packed_dir: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    synthesize(packed_dir, tmp_path / "back", progress=lambda d, t, m: seen.append((d, t)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len({total for _, total in seen}) == 1
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_an_original_is_not_packed(mixtral_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"ders_manifest\.json"):
+        synthesize(mixtral_dir, tmp_path / "back")
+    assert list(tmp_path.iterdir()) == []
