@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ders_core.card import model_card
 from ders_core.checkpoint import TensorStore
@@ -56,6 +56,8 @@ def export(
     A directory that fails a check is removed and OutputError raised. progress counts bytes, written
     and then read back.
     """
+    if format not in get_args(Format):
+        raise OutputError(f"unknown format {format!r}; known are packed and dense")
     source = PackedCheckpoint(packed)
     target = Path(out).expanduser()
     with output_directory(target) as partial:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ders_core.errors import DersError
 from ders_core.jobs import JobStore, Workspace, default_workspace, ensure_worker
+from ders_core.jobs.workspace import ROOTS_VARIABLE, WORKSPACE_VARIABLE
 from ders_core.shipped import shipped
 
 HOST = "127.0.0.1"
@@ -26,6 +27,7 @@ def launch(
     """
     place = Workspace(workspace) if workspace else default_workspace()
     _check_port(port)
+    _allow_here()
     ensure_worker(place, scheduler=scheduler)
     if with_demo and not place.demo.exists():
         store = JobStore(place.store_path)
@@ -38,7 +40,7 @@ def launch(
         *("--server.address", HOST, "--server.port", str(port), "--server.headless", "true"),
         *("--browser.gatherUsageStats", "false"),
     ]
-    environment = os.environ | {"DERS_WORKSPACE": str(place.path)}
+    environment = os.environ | {WORKSPACE_VARIABLE: str(place.path)}
     server = subprocess.Popen(command, env=environment, cwd=entry.parent)
     try:
         if _wait_for(port, server):
@@ -53,6 +55,12 @@ def launch(
         status = 0
     if status not in (0, -15):
         raise DersError(f"the app stopped with status {status}; its words are above")
+
+
+def _allow_here() -> None:
+    """The directory that the command was given in stays usable in the app and in the worker."""
+    roots = [os.environ.get(ROOTS_VARIABLE, ""), str(Path.cwd())]
+    os.environ[ROOTS_VARIABLE] = os.pathsep.join(filter(None, roots))
 
 
 def _check_port(port: int) -> None:

@@ -71,7 +71,7 @@ def card(job: Job, form: str) -> None:
                 )
             except DersError as error:
                 st.error(str(error))
-        st.code(code.format(path=path), language="python")
+        st.code(code.format(path=path), language="python", wrap_lines=True)
 
 
 def result_name(job: Job) -> str:

@@ -15,6 +15,7 @@ from ders_core.ui.progress import STATES, job_panel, submit
 from ders_core.units import bytes_text, duration_text, share_text
 
 ACTIVE = ["queued", "running"]
+PERCENT = ["ratio", "perplexity_change", "top1_agreement", "routing_agreement"]
 
 
 def new_run() -> None:
@@ -112,7 +113,8 @@ def comparison(jobs: list[Job]) -> list[int]:
     percent = st.column_config.NumberColumn
     event = st.dataframe(
         done[["id", *shown]].assign(
-            bytes_after=done["bytes_after"] / 1e6, ratio=100 * done["ratio"].astype(float)
+            bytes_after=done["bytes_after"] / 1e6,
+            **{name: 100 * done[name].astype(float) for name in PERCENT},
         ),
         hide_index=True,
         column_order=shown,
@@ -120,23 +122,23 @@ def comparison(jobs: list[Job]) -> list[int]:
         on_select="rerun",
         selection_mode="multi-row",
         column_config={
-            "name": st.column_config.TextColumn("run", width="medium"),
+            "name": st.column_config.TextColumn("run", pinned=True),
             "bytes_after": st.column_config.NumberColumn("size, MB", format="%.3g"),
             "ratio": st.column_config.ProgressColumn(
                 "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
             "perplexity": st.column_config.NumberColumn("perplexity", format="%.4g"),
             "perplexity_change": percent(
-                "change", format="percent", help="Perplexity against the original's."
+                "change", format="%+.3g %%", help="Perplexity against the original's."
             ),
             "kl": st.column_config.NumberColumn(
                 "KL", format="%.3g", help="KL(original ‖ compressed), nats a token; 0: the same."
             ),
             "top1_agreement": percent(
-                "same top token", format="percent", help="Share of tokens, most likely one alike."
+                "same top token", format="%.3g %%", help="Share of tokens, most likely one alike."
             ),
             "routing_agreement": percent(
-                "same experts", format="percent", help="Share of chosen experts that stay."
+                "same experts", format="%.3g %%", help="Share of chosen experts that stay."
             ),
             "rel_error_delta": st.column_config.NumberColumn(
                 "‖Ŵ−W‖/‖Δ‖", format="%.3g", help="Mean over the replaced groups; measured."

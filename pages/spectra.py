@@ -86,14 +86,11 @@ with st.container(border=True):
         st.stop()
     after = sum(spec.nbytes for spec in group_specs(source, group, codec).values())
     error = predicted_error(analysis, layer, projection, codec.dump())
-    cells = st.columns(3)
-    cells[0].metric(
-        "This group",
-        f"{bytes_text(group.nbytes)} → {bytes_text(after)}",
-        help="Tensor bytes of the experts, and of base and packed deltas; exact.",
-    )
-    cells[1].metric("Of original", share_text(after / group.nbytes))
-    cells[2].metric(
+    cells = st.columns(4)
+    cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")
+    cells[1].metric("After", bytes_text(after), help="Bytes of base and packed deltas; exact.")
+    cells[2].metric("Of original", share_text(after / group.nbytes))
+    cells[3].metric(
         "Predicted error",
         "unknown" if error is None else f"{error:.3g}",
         help="‖Ŵ−W‖/‖Δ‖, estimated from the spectrum or the histogram; a run measures it. "

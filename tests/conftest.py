@@ -97,13 +97,13 @@ Maker = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def _place(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     root = tmp_path_factory.mktemp("checkpoints")
     return lambda name: root / name
 
 
 @pytest.fixture(scope="session")
-def _models(tokenizer: Any) -> dict[str, Any]:
+def models(tokenizer: Any) -> dict[str, Any]:
     """The models in memory: the Mixtral, its dense parent, and the Qwen2-MoE."""
     from transformers import (
         MistralConfig,
@@ -165,37 +165,37 @@ def _models(tokenizer: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def mixtral_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+def mixtral_dir(models: dict[str, Any], tokenizer: Any, place: Maker) -> Path:
     """Mixtral, 2 layers of 4 experts `[112, 64]` that share a start; bfloat16, one file."""
-    return _save(_models["mixtral"], tokenizer, _place("mixtral"))
+    return _save(models["mixtral"], tokenizer, place("mixtral"))
 
 
 @pytest.fixture(scope="session")
-def mixtral_sharded_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+def mixtral_sharded_dir(models: dict[str, Any], tokenizer: Any, place: Maker) -> Path:
     """The same model as `mixtral_dir` in several files with an index."""
-    return _save(_models["mixtral"], tokenizer, _place("mixtral-sharded"), max_shard_size="120KB")
+    return _save(models["mixtral"], tokenizer, place("mixtral-sharded"), max_shard_size="120KB")
 
 
 @pytest.fixture(scope="session")
-def dense_parent_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+def dense_parent_dir(models: dict[str, Any], tokenizer: Any, place: Maker) -> Path:
     """The dense Mistral whose FFNs the experts of `mixtral_dir` started from."""
-    return _save(_models["parent"], tokenizer, _place("parent"))
+    return _save(models["parent"], tokenizer, place("parent"))
 
 
 @pytest.fixture(scope="session")
-def qwen2_moe_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+def qwen2_moe_dir(models: dict[str, Any], tokenizer: Any, place: Maker) -> Path:
     """Qwen2-MoE, layers 0 and 2 of 6 experts `[40, 64]` and a shared one, layer 1 dense."""
-    return _save(_models["qwen2_moe"], tokenizer, _place("qwen2-moe"))
+    return _save(models["qwen2_moe"], tokenizer, place("qwen2-moe"))
 
 
 @pytest.fixture(scope="session")
-def qwen2_moe_sharded_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+def qwen2_moe_sharded_dir(models: dict[str, Any], tokenizer: Any, place: Maker) -> Path:
     """The same model as `qwen2_moe_dir` in several files with an index."""
-    directory = _place("qwen2-moe-sharded")
-    return _save(_models["qwen2_moe"], tokenizer, directory, max_shard_size="100KB")
+    directory = place("qwen2-moe-sharded")
+    return _save(models["qwen2_moe"], tokenizer, directory, max_shard_size="100KB")
 
 
 @pytest.fixture(scope="session")
-def scratch_dir(_models: dict[str, Any], tokenizer: Any, _place: Maker) -> Path:
+def scratch_dir(models: dict[str, Any], tokenizer: Any, place: Maker) -> Path:
     """A Mixtral whose experts were drawn independently, as when trained from scratch."""
-    return _save(_mixtral(seed=7), tokenizer, _place("scratch"))
+    return _save(_mixtral(seed=7), tokenizer, place("scratch"))

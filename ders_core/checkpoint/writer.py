@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield memoryview(flat[begin : begin + CHUNK_BYTES])  # type: ignore[arg-type]
 
 
+def _aside(path: Path) -> Path:
+    """A name beside `path` that no other process on any host uses."""
+    return path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
+
+
 def write_file(
     path: Path,
     specs: Specs,
@@ -89,7 +95,7 @@ def write_file(
     hex SHA-256 of each tensor's bytes.
     """
     checksums: dict[str, str] = {}
-    aside = path.with_name(path.name + ".tmp")
+    aside = _aside(path)
     with open(aside, "wb") as file:
         file.write(encode_header(specs, metadata))
         for name, spec in specs.items():
@@ -116,7 +122,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON aside, sync, rename. Keys keep their order, so equal values give equal bytes."""
-    aside = path.with_name(path.name + ".tmp")
+    aside = _aside(path)
     with open(aside, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")

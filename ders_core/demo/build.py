@@ -33,9 +33,9 @@ class DemoScale:
     batch: int = 12
     window: int = 256
     dense_rate: float = 3e-3
-    expert_rate: float = 4e-3
+    expert_rate: float = 3e-3
     other_rate: float = 5e-4
-    text: int = 240_000
+    text: int = 150_000
     tokenizer_text: int = 600_000
 
 

@@ -17,6 +17,7 @@ TABLE_FILES = ("entities.py", "mimetypes.py", "_pydatetime.py", "stringprep.py",
 HELD_OUT_SHARE = 0.08
 CALIBRATION_SHARE = 0.08
 SEPARATOR = "\n\n"
+PIECE = 1500
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,16 @@ def read_corpus(root: Path | None = None) -> Corpus:
 
 
 def joined(texts: dict[str, list[str]], limit: int) -> str:
-    """The domains one after another, at most `limit` characters in equal shares."""
+    """The domains by turns, a piece of each at a time, so that every stretch of the text has all
+    of them; at most about `limit` characters in equal shares."""
     each = limit // len(texts)
-    return SEPARATOR.join(SEPARATOR.join(texts[domain])[:each] for domain in DOMAINS)
+    whole = {domain: SEPARATOR.join(texts[domain])[:each] for domain in DOMAINS}
+    return SEPARATOR.join(
+        text[begin : begin + PIECE]
+        for begin in range(0, each, PIECE)
+        for text in whole.values()
+        if begin < len(text)
+    )
 
 
 def _files(folder: Path) -> Iterator[Path]:

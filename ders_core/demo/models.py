@@ -36,7 +36,7 @@ def dense_model(shape: Shape, window: int) -> MistralForCausalLM:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.hidden // shape.heads,
-        max_position_embeddings=4 * window,
+        max_position_embeddings=window,
         sliding_window=None,
         tie_word_embeddings=False,
         bos_token_id=0,

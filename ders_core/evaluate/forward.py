@@ -1,4 +1,4 @@
-"""One model over the windows: log-probabilities and chosen experts, batch by batch."""
+"""One model over the windows: log-probabilities and chosen experts, window by window."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ders_core.device import device_label
 from ders_core.errors import EvaluationError
 from ders_core.hf import load_model
 
 
 @dataclass(frozen=True)
-class Batch:
-    """log_probs: `[tokens, vocabulary]` float32, of each next token. chosen: `[layers, tokens, k]`
+class Answers:
+    """What a model says of one window.
+
+    log_probs: `[tokens, vocabulary]` float32, of each next token. chosen: `[layers, tokens, k]`
     int64, the experts of each MoE layer at the same positions; None for a dense model.
-    targets: `[tokens]` int64."""
+    targets: `[tokens]` int64, the tokens that came.
+    """
 
     log_probs: torch.Tensor
     chosen: torch.Tensor | None
@@ -30,7 +34,7 @@ class Batch:
 def loaded(
     path: str | Path, device: str, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> Iterator[PreTrainedModel]:
-    """A model that is gone from memory when the block ends."""
+    """A model that is gone from memory when the block ends, whoever still holds it."""
     model = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     try:
         yield model
@@ -42,35 +46,47 @@ def loaded(
             torch.cuda.empty_cache()
 
 
-def vocabulary_size(model: PreTrainedModel) -> int:
-    return int(model.get_output_embeddings().weight.shape[0])
-
-
 @torch.inference_mode()
-def batches(model: PreTrainedModel, windows: torch.Tensor, batch: int) -> Iterator[Batch]:
-    """Run the model over `windows` `[n, window]`. Raises EvaluationError for non-finite logits."""
-    top_k = getattr(model.config, "num_experts_per_tok", None)
-    routed = top_k is not None and hasattr(model.config, "output_router_logits")
-    wanted = {"output_router_logits": True} if routed else {}
+def answers(model: PreTrainedModel, windows: torch.Tensor, batch: int) -> Iterator[Answers]:
+    """Run the model over `windows` `[n, window]`, `batch` of them at once.
+
+    Raises EvaluationError for values that are not finite, and if the device's memory is too small.
+    """
     for rows in windows.split(batch):
-        tokens = rows.to(model.device)
-        output = model(input_ids=tokens, use_cache=False, **wanted)
-        logits = output.logits[:, :-1].float().flatten(0, 1)
-        if not bool(torch.isfinite(logits).all()):
+        try:
+            tokens = rows.to(model.device)
+            logits, routers = _forward(model, tokens)
+            for row, targets in enumerate(tokens[:, 1:]):
+                log_probs = logits[row, :-1].float().log_softmax(-1)
+                if not bool(torch.isfinite(log_probs).all()):
+                    raise EvaluationError(
+                        f"{model.config.name_or_path or 'the model'} computes values that are not "
+                        "finite; its weights are damaged or too large for their dtype"
+                    )
+                yield Answers(log_probs, _chosen(model, routers, row, tokens.shape), targets)
+        except torch.OutOfMemoryError as error:
             raise EvaluationError(
-                f"{model.config.name_or_path or 'the model'} computes values that are not finite; "
-                "its weights are damaged or too large for their dtype"
-            )
-        chosen = None
-        routers = getattr(output, "router_logits", None) if routed else None
-        if routers:
-            chosen = torch.stack(
-                [_chosen(router, rows.shape, int(top_k or 1)) for router in routers]
-            )
-        yield Batch(logits.log_softmax(-1), chosen, tokens[:, 1:].flatten())
+                f"{batch} windows of {windows.shape[1]} tokens do not fit into the memory of "
+                f"{device_label(model.device)} beside the model; give a smaller batch or window"
+            ) from error
 
 
-def _chosen(router: torch.Tensor, shape: torch.Size, top_k: int) -> torch.Tensor:
-    """The top-k experts `[tokens, k]` of one layer, at the positions that predict a token."""
-    scores = router.view(shape[0], shape[1], -1)[:, :-1].flatten(0, 1)
+def _forward(
+    model: PreTrainedModel, tokens: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Logits `[batch, window, vocabulary]`, and of each MoE layer `[batch · window, experts]`."""
+    routed = hasattr(model.config, "output_router_logits")
+    options = {"output_router_logits": True} if routed else {}
+    output = model(input_ids=tokens, use_cache=False, **options)
+    return output.logits, tuple(getattr(output, "router_logits", None) or ())
+
+
+def _chosen(
+    model: PreTrainedModel, routers: tuple[torch.Tensor, ...], row: int, shape: torch.Size
+) -> torch.Tensor | None:
+    """The top-k experts `[layers, tokens, k]` of one window, where a token is predicted."""
+    if not routers:
+        return None
+    top_k = int(model.config.num_experts_per_tok)
+    scores = torch.stack([router.view(*shape, -1)[row, :-1] for router in routers])
     return scores.float().topk(top_k, dim=-1).indices

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from ders_core.evaluate.forward import Batch
+from ders_core.evaluate.forward import Answers
+from ders_core.evaluate.reference import Kept
+
+ROWS = 64
+"""Tokens whose KL is computed at once: their float64 rows are what takes memory."""
 
 
 @dataclass
 class Totals:
-    """Running sums of one comparison."""
+    """Running sums of one model, and of its comparison with a reference."""
 
     tokens: int = 0
     loss: float = 0.0
@@ -21,22 +25,25 @@ class Totals:
     same_experts: float = 0.0
     routed: int = 0
 
-    def add(self, batch: Batch) -> None:
-        """Cross-entropy of a batch."""
-        picked = batch.log_probs.gather(-1, batch.targets[:, None])
+    def add(self, said: Answers) -> None:
+        """Cross-entropy of one window."""
+        picked = said.log_probs.gather(-1, said.targets[:, None])
         self.loss -= float(picked.double().sum())
-        self.tokens += batch.targets.numel()
+        self.tokens += said.targets.numel()
 
-    def compare(self, batch: Batch, log_probs: torch.Tensor, chosen: torch.Tensor | None) -> None:
-        """KL(reference ‖ model) and agreements; log_probs and chosen are the reference's."""
-        reference = log_probs.to(batch.log_probs.device)
-        self.kl += divergence(reference, batch.log_probs)
-        same = reference.argmax(-1) == batch.log_probs.argmax(-1)
-        self.same_top += int(same.sum())
-        if chosen is not None and batch.chosen is not None:
-            hits = overlap(chosen.to(batch.chosen.device), batch.chosen)
-            self.same_experts += float(hits.double().sum())
-            self.routed += hits.numel()
+    def compare(self, said: Answers, kept: Kept) -> None:
+        """KL(reference ‖ model) and agreements with what the reference said of the same window.
+
+        Routings are compared if both have as many MoE layers and choose as many experts.
+        """
+        device = said.log_probs.device
+        self.kl += divergence(kept.log_probs.to(device), said.log_probs)
+        self.same_top += int((kept.top.to(device) == said.log_probs.argmax(-1)).sum())
+        if kept.chosen is None or said.chosen is None or kept.chosen.shape != said.chosen.shape:
+            return
+        shares = overlap(kept.chosen.to(device), said.chosen)
+        self.same_experts += float(shares.double().sum())
+        self.routed += shares.numel()
 
     @property
     def perplexity(self) -> float:
@@ -51,7 +58,7 @@ def divergence(reference: torch.Tensor, model: torch.Tensor) -> float:
     arithmetic; what rounding of the stored float32 leaves below is cut off.
     """
     total = 0.0
-    for own, other in zip(reference.split(256), model.split(256), strict=True):
+    for own, other in zip(reference.split(ROWS), model.split(ROWS), strict=True):
         precise = own.double()
         terms = (precise.exp() * (precise - other.double())).sum(-1)
         total += float(terms.clamp_min(0).sum())

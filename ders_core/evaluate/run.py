@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from ders_core.checkpoint import TensorStore
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import EvaluationError
-from ders_core.evaluate.forward import batches, loaded, vocabulary_size
+from ders_core.evaluate.forward import Answers, answers, loaded
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.quality import Quality
 from ders_core.evaluate.reference import reference_store
@@ -26,7 +28,7 @@ def evaluate(
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
-    batch: int = 4,
+    batch: int = 8,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     progress: Progress = quiet,
@@ -34,50 +36,55 @@ def evaluate(
     """Measure `model` on a text file, and compare it token by token with `reference`.
 
     Both are directories, packed or not. text: path of a UTF-8 file. window: tokens of context, not
-    overlapping. The reference runs first; what it says is kept on disk in float32 (bfloat16 beyond
-    4 GB) until the model has run. progress counts predicted tokens of both passes.
-    Raises EvaluationError if the text is too short or the two do not share a vocabulary.
+    overlapping, and no more than the models are made for. batch: windows at once. dtype: of the
+    computation, by default the checkpoints'. The reference runs first; what it says is kept on disk
+    in float32 (float16 beyond 4 GB) until the model has run. progress counts predicted tokens of
+    both passes.
+    Raises EvaluationError if the text is too short, the two do not share a tokenizer and a
+    vocabulary, or one computes values that are not finite.
     """
     started = time.monotonic()
     where = resolve_device(device)
-    windows = token_windows(
-        load_tokenizer(reference or model, trust_remote_code=trust_remote_code),
-        read_text(text),
-        window,
-        max_tokens,
-    )
-    tokens = windows.shape[0] * (window - 1)
-    passes = 1 if reference is None else 2
+    for name, value, least in (
+        ("window", window, 2),
+        ("max_tokens", max_tokens, 1),
+        ("batch", batch, 1),
+    ):
+        if value < least:
+            raise EvaluationError(f"{name} is {value}; give at least {least}")
+    paths = [model] if reference is None else [reference, model]
+    configs = [TensorStore.open(path).config for path in paths]
+    limits = [config.get("max_position_embeddings") for config in configs]
+    window = min([window, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
+    windows = _windows(paths, read_text(text), window, max_tokens, trust_remote_code)
+    tokens = windows[:, 1:].numel()
     done = 0
 
-    def step(count: int, message: str) -> None:
+    def measure(path: str | Path, what: str, take: Callable[[int, Answers], None]) -> None:
         nonlocal done
-        done += count
-        progress(done, passes * tokens, message)
+        progress(done, len(paths) * tokens, f"loading {what}")
+        with loaded(path, where.type, dtype, trust_remote_code) as network:
+            for number, said in enumerate(answers(network, windows, batch)):
+                take(number, said)
+                done += said.targets.numel()
+                progress(done, len(paths) * tokens, f"measuring {what}")
 
     own, other = Totals(), Totals()
-    step(0, "loading the original" if reference is not None else "loading")
-    with reference_store() as store:
-        if reference is not None:
-            with loaded(reference, where.type, dtype, trust_remote_code) as first:
-                vocabulary = vocabulary_size(first)
-                store.expect(tokens, vocabulary)
-                for piece in batches(first, windows, batch):
-                    other.add(piece)
-                    store.add(piece)
-                    step(piece.targets.numel(), "original")
-            step(0, "loading the compressed model")
-        with loaded(model, where.type, dtype, trust_remote_code) as second:
-            if reference is not None and vocabulary_size(second) != vocabulary:
-                raise EvaluationError(
-                    f"{model} has a vocabulary of {vocabulary_size(second)}, {reference} one of "
-                    f"{vocabulary}; only models with one vocabulary can be compared"
-                )
-            for number, piece in enumerate(batches(second, windows, batch)):
-                own.add(piece)
-                if reference is not None:
-                    own.compare(piece, *store.read(number))
-                step(piece.targets.numel(), "compressed" if reference is not None else "measuring")
+    if reference is None:
+        measure(model, "the model", lambda _, said: own.add(said))
+    else:
+        with reference_store(tokens, _shared_vocabulary(paths, configs)) as store:
+
+            def keep(number: int, said: Answers) -> None:
+                other.add(said)
+                store.write(number, said)
+
+            def compare(number: int, said: Answers) -> None:
+                own.add(said)
+                own.compare(said, store.read(number))
+
+            measure(reference, "the original", keep)
+            measure(model, "the compressed model", compare)
     compared = reference is not None
     return Quality(
         tokens=own.tokens,
@@ -89,3 +96,32 @@ def evaluate(
         device=device_label(where),
         seconds=time.monotonic() - started,
     )
+
+
+def _windows(
+    paths: list[str | Path], text: str, window: int, max_tokens: int, trust_remote_code: bool
+) -> torch.Tensor:
+    """The windows of the text, if every model's tokenizer makes the same of it."""
+    first, *others = (
+        token_windows(
+            load_tokenizer(path, trust_remote_code=trust_remote_code), text, window, max_tokens
+        )
+        for path in paths
+    )
+    if not all(torch.equal(first, other) for other in others):
+        raise EvaluationError(
+            f"{paths[1]} splits the text into other tokens than {paths[0]}; only models with one "
+            "tokenizer can be compared"
+        )
+    return first
+
+
+def _shared_vocabulary(paths: list[str | Path], configs: list[dict[str, object]]) -> int:
+    """Entries of the vocabulary of both models."""
+    first, second = (config.get("vocab_size") for config in configs)
+    if not isinstance(first, int) or first != second:
+        raise EvaluationError(
+            f"{paths[1]} has a vocabulary of {second}, {paths[0]} one of {first}; only models "
+            "with one vocabulary can be compared"
+        )
+    return first

@@ -9,6 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ders_core.errors import EvaluationError
 
+CHARACTERS_PER_TOKEN = 8
+"""More than most texts have: so much is tokenized at first, and twice as much if it was too little.
+"""
+
+CUT_TOKENS = 16
+"""At the end of a cut text, so many tokens may differ from those of the whole."""
+
 
 def read_text(text: str | Path) -> str:
     """The text of a UTF-8 file, given by its path. Raises EvaluationError."""
@@ -17,8 +24,9 @@ def read_text(text: str | Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path} is not UTF-8 text; convert it first") from error
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise EvaluationError(f"{path} cannot be read: {told}") from error
 
 
 def token_windows(
@@ -26,13 +34,28 @@ def token_windows(
 ) -> torch.Tensor:
     """int64 `[windows, window]`, not overlapping; each predicts its last window − 1 tokens.
 
-    At most `max_tokens` are predicted, at least one window. The rest of the text is left out.
-    Raises EvaluationError if the text is shorter than a window.
+    At most `max_tokens` are predicted; fewer than window − 1 make one short window. What is left
+    of the text is neither measured nor tokenized. Raises EvaluationError if the text is shorter
+    than a window.
     """
-    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-    count = min(len(tokens) // window, max(max_tokens // (window - 1), 1))
+    window = min(window, max_tokens + 1)
+    wanted = max_tokens // (window - 1)
+    tokens = _first_tokens(tokenizer, text, wanted * window)
+    count = min(len(tokens) // window, wanted)
     if not count:
         raise EvaluationError(
             f"the text has {len(tokens)} tokens, too few to measure on; give at least {window}"
         )
-    return tokens[: count * window].view(count, window)
+    return torch.tensor(tokens[: count * window], dtype=torch.int64).view(count, window)
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[int]:
+    """At least `count` tokens of the text, as if it were tokenized whole, or all there are."""
+    length = count * CHARACTERS_PER_TOKEN
+    while True:
+        tokens: list[int] = tokenizer(text[:length], verbose=False)["input_ids"]
+        if length >= len(text):
+            return tokens
+        if len(tokens) >= count + CUT_TOKENS:
+            return tokens[:-CUT_TOKENS]
+        length *= 2

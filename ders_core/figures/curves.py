@@ -41,31 +41,37 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     )
     floor = noise_floor(analysis, layer, projection)
     if floor > 0:
-        figure.add_hline(
-            y=floor,
-            line_dash="dot",
-            line_color=QUIET,
-            annotation_text="noise floor",
-            annotation_position="bottom left",
+        figure.add_hline(y=floor, line_dash="dot", line_color=QUIET)
+        figure.add_annotation(  # on a logarithmic axis annotations count in powers of ten
+            x=0.01,
+            xref="paper",
+            y=math.log10(floor),
+            yanchor="bottom",
+            text="noise floor",
+            showarrow=False,
         )
     for share in MARKS:
         rank = rank_for_energy(analysis, layer, projection, share)
         if rank:
-            figure.add_vline(
-                x=rank,
-                line_dash="dash",
-                line_width=1,
-                line_color=QUIET,
-                annotation_text=f"{100 * share:g} %",
-                annotation_position="top",
-                annotation_font_size=11,
+            figure.add_vline(x=rank, line_dash="dash", line_width=1, line_color=QUIET)
+            figure.add_annotation(
+                x=math.log10(rank),
+                y=1,
+                yref="paper",
+                yanchor="bottom",
+                text=f"{100 * share:g} %",
+                font_size=11,
+                textangle=-45,
+                showarrow=False,
             )
-    figure.update_xaxes(type="log", title_text="rank (index of singular value)", dtick=1)
+    figure.update_xaxes(type="log", title_text="rank (index of singular value)", dtick="D1")
     positive = rows.loc[rows["singular_value"] > 0, "singular_value"]
     if len(positive):
         top, low = float(positive.max()), float(positive.quantile(0.02))
         figure.update_yaxes(range=[math.log10(max(low, top * 1e-4)) - 0.1, math.log10(top) + 0.1])
-    figure.update_yaxes(type="log", title_text="singular value σ", exponentformat="power")
+    figure.update_yaxes(
+        type="log", title_text="singular value σ", exponentformat="power", dtick="D2"
+    )
     return finish(figure, f"Singular values of the deltas, layer {layer}, {projection}", height=420)
 
 
@@ -150,7 +156,14 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
             hovertemplate="Gaussian of the same spread: %{y:.3%}<extra></extra>",
         )
     figure.update_xaxes(title_text="value of an entry of Δ")
-    figure.update_yaxes(title_text="share of entries", type="log", exponentformat="power")
+    lowest = math.log10(0.5 / total)
+    figure.update_yaxes(
+        title_text="share of entries",
+        type="log",
+        exponentformat="power",
+        dtick=1,
+        range=[lowest, 0],
+    )
     title = f"Values of the deltas, layer {layer}, {projection} (excess kurtosis {kurtosis:.3g})"
     return finish(figure, title)
 

@@ -58,7 +58,8 @@ def model_map(
             ygap=2,
         )
     )
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     return finish(figure, title, height=max(260, 120 + 26 * len(raw.index)))
 
 
@@ -81,14 +82,14 @@ def similarity_heatmap(
     zmin: float | None = None,
     zmax: float | None = None,
 ) -> go.Figure:
-    """K × K: log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
+    """K × K (E0 is expert 0): log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
 
     zmin, zmax: a common range of 1 − cos for all layers; by default all layers of the analysis.
     """
     pairs = of_group(analysis.similarity, layer, projection)
     apart = pairs.pivot(index="expert_i", columns="expert_j", values="one_minus_cos").to_numpy()
     order = cluster_order(apart.copy())
-    names = [f"expert {index}" for index in order]
+    names = [f"E{index}" for index in order]
     chosen = np.ix_(order, order)
     common = {"x": names, "y": names, "xgap": 1, "ygap": 1}
     if kind == "deltas":
@@ -99,7 +100,7 @@ def similarity_heatmap(
             zmax=1,
             colorscale=DIVERGING,
             colorbar={"title": {"text": "cos"}, "thickness": 12},
-            hovertemplate="%{y}, %{x}<br>cos of deltas = %{z:.3g}<extra></extra>",
+            hovertemplate="experts %{y}, %{x}<br>cos of deltas = %{z:.3g}<extra></extra>",
             **common,
         )
         title = f"Cosine of deltas, layer {layer}, {projection}"
@@ -121,13 +122,14 @@ def similarity_heatmap(
             zmax=high if high > low else low + 1,
             colorscale=SEQUENTIAL,
             colorbar={"title": {"text": "1 − cos"}, "thickness": 12, **power_ticks(low, high)},
-            hovertemplate="%{y}, %{x}<br>1 − cos = %{customdata:.3e}<extra></extra>",
+            hovertemplate="experts %{y}, %{x}<br>1 − cos = %{customdata:.3e}<extra></extra>",
             hoverongaps=False,
             **common,
         )
         title = f"1 − cos of experts, layer {layer}, {projection}"
     figure = go.Figure(heat)
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
     return finish(figure, title, height=440)
 
 
@@ -137,7 +139,7 @@ def norm_bars(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     base = float(of_group(analysis.groups, layer, projection)["norm_base"].iloc[0]) or 1.0
     figure = go.Figure(
         go.Bar(
-            x=[f"expert {expert}" for expert in rows["expert"]],
+            x=[f"E{expert}" for expert in rows["expert"]],
             y=rows["norm_delta"] / base,
             marker_color=[expert_colour(int(expert)) for expert in rows["expert"]],
             hovertemplate="%{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra></extra>",
@@ -211,6 +213,7 @@ def rank_map(analysis: Analysis, energy: float = 0.95) -> go.Figure:
             ygap=2,
         )
     )
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     height = max(300, 120 + 26 * len(grid.index))
     return finish(figure, f"Rank that keeps {100 * energy:g} % of the energy", height=height)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import plotly.graph_objects as go
 
 SEQUENTIAL = "Cividis"
@@ -47,8 +49,14 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
 
 
 def power_ticks(low: float, high: float) -> dict[str, object]:
-    """Ticks of a colour bar over log10 values, written as powers of ten."""
-    first, last = int(low // 1), int(-(-high // 1))
-    step = max(1, (last - first) // 5)
-    values = list(range(first, last + 1, step))
-    return {"tickvals": values, "ticktext": [f"1e{value}" for value in values]}
+    """Ticks of a colour bar over log10 values: powers of ten where the range has some, 1-2-5 steps
+    where it is narrow, else its ends."""
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    values = [float(decade) for decade in decades if low <= decade <= high]
+    if len(values) < 3:
+        steps = [math.log10(step) + decade for decade in decades for step in (1, 2, 5)]
+        values = [value for value in steps if low <= value <= high]
+    if len(values) < 2:
+        values = [low, high]
+    values = values[:: max(1, len(values) // 6)]
+    return {"tickvals": values, "ticktext": [f"{10**value:.1e}" for value in values]}

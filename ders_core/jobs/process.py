@@ -66,7 +66,7 @@ def ensure_worker(workspace: Workspace, scheduler: str | None = None) -> WorkerS
             alive = Claims(store.path, found.id).adopt(os.getpid())
         if not alive:
             _started.append(start_worker_process(workspace, scheduler, companion=os.getpid()))
-            found = store.worker()
+        found = store.worker()
     if found is None:
         raise JobError("the worker that was started is gone already; look into its log")
     return found

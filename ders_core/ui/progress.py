@@ -39,7 +39,7 @@ def job_panel(job: Job) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{job.title}**")
             st.badge(word, color=colour)  # type: ignore[arg-type]
-            if job.step:
+            if job.step and len(job.steps) > 1 and job.state == "running":
                 st.caption(job.step)
         if job.state in ("queued", "running"):
             st.progress(job.fraction)

@@ -40,9 +40,7 @@ def test_all_layers_share_one_colour_range(analysis: Analysis) -> None:
 
 
 def test_like_experts_stand_together() -> None:
-    apart = np.array(
-        [[0, 9, 1, 9], [9, 0, 9, 1], [1, 9, 0, 9], [9, 1, 9, 0]], dtype=float
-    )
+    apart = np.array([[0, 9, 1, 9], [9, 0, 9, 1], [1, 9, 0, 9], [9, 1, 9, 0]], dtype=float)
     order = cluster_order(apart)
     assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
 
@@ -59,8 +57,9 @@ def test_noise_has_its_largest_singular_value_at_the_floor() -> None:
     table = pd.DataFrame({"index": np.arange(1, 301), "singular_value": sigma})
     where = {"layer": 0, "projection": "gate"}
     groups = pd.DataFrame([where | {"out": 300, "in": 400}])
-    made = Analysis("", "", {}, groups, *[pd.DataFrame()] * 2, table.assign(**where),
-                    *[pd.DataFrame()] * 2)
+    made = Analysis(
+        "", "", {}, groups, *[pd.DataFrame()] * 2, table.assign(**where), *[pd.DataFrame()] * 2
+    )
     assert noise_floor(made, 0, "gate") == pytest.approx(sigma[0], rel=0.05)
 
 

@@ -83,9 +83,7 @@ def test_norms_moments_and_histogram_are_those_of_float64(tmp_path: Path) -> Non
     np.testing.assert_allclose(found.column_energy, energy.sum(0) / energy.sum(), rtol=1e-5)
 
 
-def test_chunks_do_not_change_the_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(4)
     weights = torch.randn(37, 20) + 0.01 * torch.randn(3, 37, 20)
     group = group_of(tmp_path / "g.safetensors", weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,13 @@ def weight_bytes(directory: Path) -> int:
 
 
 @pytest.fixture(params=["mixtral_dir", "mixtral_sharded_dir"])
-def any_mixtral(request: pytest.FixtureRequest) -> Iterator[Path]:
-    yield request.getfixturevalue(request.param)
+def any_mixtral(request: pytest.FixtureRequest) -> Path:
+    return Path(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(params=["qwen2_moe_dir", "qwen2_moe_sharded_dir"])
-def any_qwen(request: pytest.FixtureRequest) -> Iterator[Path]:
-    yield request.getfixturevalue(request.param)
+def any_qwen(request: pytest.FixtureRequest) -> Path:
+    return Path(request.getfixturevalue(request.param))
 
 
 def test_mixtral(any_mixtral: Path) -> None:
@@ -124,10 +124,10 @@ def test_every_tensor_is_what_safetensors_reads(name: str, request: pytest.Fixtu
     assert sorted(others) == sorted(expected.keys() - experts)
 
 
-def test_projections_are_the_modules_weights(mixtral_dir: Path, _models: dict[str, Any]) -> None:
+def test_projections_are_the_modules_weights(mixtral_dir: Path, models: dict[str, Any]) -> None:
     """w1 is gate, w3 up, w2 down: against the module that transformers computes with."""
     checkpoint = Checkpoint(mixtral_dir)
-    for layer, module in enumerate(_models["mixtral"].model.layers):
+    for layer, module in enumerate(models["mixtral"].model.layers):
         gate, up = module.mlp.experts.gate_up_proj.detach().chunk(2, dim=1)
         for projection, weight in (
             ("gate", gate),
@@ -306,9 +306,7 @@ def test_experts_that_are_no_matrices(
 
 
 @pytest.mark.parametrize("expert", [0, 1, 3])
-def test_missing_expert(
-    mixtral_dir: Path, copy_of: Callable[[Path], Path], expert: int
-) -> None:
+def test_missing_expert(mixtral_dir: Path, copy_of: Callable[[Path], Path], expert: int) -> None:
     directory = copy_of(mixtral_dir)
     edit_tensors(directory, lambda t: {k: v for k, v in t.items() if k != GATE.format(expert)})
     refused(directory, "layer 1, gate", f"expert {expert} is missing")
@@ -355,7 +353,8 @@ def test_one_layer_with_fewer_experts_than_the_config_says(
 ) -> None:
     directory = copy_of(mixtral_dir)
     edit_tensors(
-        directory, lambda t: {k: v for k, v in t.items() if ".layers.1." not in k or ".3.w" not in k}
+        directory,
+        lambda t: {k: v for k, v in t.items() if ".layers.1." not in k or ".3.w" not in k},
     )
     refused(directory, "num_local_experts = 4", "layer 1", "hold 3 experts")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -235,9 +236,7 @@ FILES = settings(
 
 @FILES
 @given(tensors=tensor_sets())
-def test_what_we_write_safetensors_reads(
-    tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
+def test_what_we_write_safetensors_reads(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "ours.safetensors"
     sums = write_tensors(path, tensors)
     loaded = load_file(path)
@@ -292,9 +291,7 @@ def test_the_header_is_that_of_safetensors(tmp_path: Path) -> None:
             read_header(tmp_path / "theirs")[0].items(), key=lambda item: item[1].begin
         )
     }
-    write_file(
-        tmp_path / "ours", specs, lambda name: tensor_bytes(tensors[name]), {"format": "pt"}
-    )
+    write_file(tmp_path / "ours", specs, lambda name: tensor_bytes(tensors[name]), {"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
@@ -323,7 +320,7 @@ def test_shards_keep_every_tensor_and_the_limit(sizes: list[int], limit: int) ->
         assert list(files) == [
             f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
         ]
-        for left, right in zip(names, names[1:], strict=False):  # greedy: no file is left half full
+        for left, right in pairwise(names):  # greedy: no file is left half full
             filled = sum(specs[name].nbytes for name in left)
             assert filled + specs[right[0]].nbytes > limit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,7 @@ def test_constants_and_huge_values(
 @pytest.mark.parametrize("drop", [0.0, 0.25, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("shape", [(13, 29), (40, 50)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_random_drop_is_equation_4(
-    drop: float, shape: tuple[int, int], dtype: torch.dtype
-) -> None:
+def test_random_drop_is_equation_4(drop: float, shape: tuple[int, int], dtype: torch.dtype) -> None:
     """F(Δ) = (1 − M) ⊙ Δ / (1 − p), with M from the regenerated positions."""
     delta = gauss(shape)
     size = delta.numel()
@@ -195,7 +194,9 @@ def test_magnitude_keeps_the_largest(drop: float, dtype: torch.dtype, coarse: bo
 def test_magnitude_is_closer_than_random_drop() -> None:
     delta = gauss((64, 64))
     errors = [
-        float((round_trip(Sparse(drop_rate=0.8, method=method), delta, context())[1] - delta).norm())
+        float(
+            (round_trip(Sparse(drop_rate=0.8, method=method), delta, context())[1] - delta).norm()
+        )
         for method in ("magnitude", "random")
     ]
     assert errors[0] < 0.5 * errors[1]
@@ -204,9 +205,7 @@ def test_magnitude_is_closer_than_random_drop() -> None:
 # quantized
 
 
-def quantized_reference(
-    delta: torch.Tensor, bits: int, group_size: int
-) -> tuple[Any, Any]:
+def quantized_reference(delta: torch.Tensor, bits: int, group_size: int) -> tuple[Any, Any]:
     """By brute force in float64: per group, (error of the best shrunken range, largest |Δ|)."""
     values = double(delta)
     size = group_size or values.shape[1]
@@ -228,11 +227,7 @@ def group_errors(delta: torch.Tensor, decoded: torch.Tensor, group_size: int) ->
     size = group_size or delta.shape[1]
     squares = (double(delta) - double(decoded)) ** 2
     return np.array(
-        [
-            row[begin : begin + size].sum()
-            for row in squares
-            for begin in range(0, len(row), size)
-        ]
+        [row[begin : begin + size].sum() for row in squares for begin in range(0, len(row), size)]
     )
 
 
@@ -286,7 +281,7 @@ def test_error_falls_with_bits_and_is_that_of_a_gaussian() -> None:
     """
     delta = gauss((32, 512))
     errors = [relative(Quantized(bits=bits), delta, torch.bfloat16) for bits in range(1, 9)]
-    assert all(more > 1.5 * less for more, less in zip(errors, errors[1:], strict=False))
+    assert all(more > 1.5 * less for more, less in pairwise(errors))
     for error, ideal in zip(errors, (0.6028, 0.3447, 0.1935, 0.1074), strict=False):
         assert 0.9 * ideal < error < 1.06 * ideal
     assert errors[7] < 0.011

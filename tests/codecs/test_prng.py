@@ -15,7 +15,6 @@ from scipy.stats import chi2
 from ders_core.codecs import prng
 from ders_core.codecs.prng import expert_seed, random_positions
 
-
 GOLDEN_SEEDS = [4517362792330381269, 676215626983254415]
 GOLDEN_SMALL = [351, 999, 651, 284, 739, 874, 4, 96]
 GOLDEN_LARGE = [7834078, 5479205, 15533250, 35310014, 41522197, 46881903]

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.compress import compress
-from ders_core.errors import Cancelled, CheckpointError, DersError, EvaluationError
+from ders_core.errors import Cancelled, EvaluationError
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.metrics import divergence, overlap
 from ders_core.hf import load_model, load_tokenizer
 from ders_core.recipe import presets
-from ders_core.synthesize import synthesize
 
 WINDOW = 32
 TOKENS = 310
@@ -92,7 +90,9 @@ def test_kl_and_agreements_are_those_of_float64(
             two.view(*rows.shape, -1)[:, :-1].flatten(0, 1),
             strict=True,
         ):
-            shared.append(len(set(a.topk(2).indices.tolist()) & set(b.topk(2).indices.tolist())) / 2)
+            shared.append(
+                len(set(a.topk(2).indices.tolist()) & set(b.topk(2).indices.tolist())) / 2
+            )
     quality = measure(packed, mixtral_dir, text_file, dtype=torch.float32)
     assert quality.kl == pytest.approx(float(kl), rel=1e-3)
     assert quality.kl > 0
@@ -107,7 +107,7 @@ def test_half_precision_storage_changes_little(
     monkeypatch.setattr("ders_core.evaluate.reference.FLOAT32_BYTES", 1)
     half = measure(packed, mixtral_dir, text_file, dtype=torch.float32)
     assert half.perplexity == full.perplexity
-    assert half.kl == pytest.approx(full.kl, abs=2e-4)
+    assert half.kl == pytest.approx(full.kl, abs=1e-5)
 
 
 def test_divergence_and_overlap_by_hand() -> None:
@@ -163,45 +163,6 @@ def test_models_that_cannot_be_compared(
         measure(tmp_path / "other", mixtral_dir, text_file)
     alone = measure(tmp_path / "other", None, text_file)
     assert alone.routing_agreement is None
-
-
-def test_packed_loads_like_its_synthesized_form(
-    mixtral_dir: Path, qwen2_moe_dir: Path, tmp_path: Path
-) -> None:
-    for directory in (mixtral_dir, qwen2_moe_dir):
-        for name in ("keep", "mixed"):
-            out = tmp_path / f"{directory.name}-{name}"
-            compress(directory, out, presets()[name])
-            synthesize(out, tmp_path / f"{out.name}-dense")
-            ours = load_model(out).state_dict()
-            plain = load_model(tmp_path / f"{out.name}-dense").state_dict()
-            assert ours.keys() == plain.keys()
-            for key, tensor in ours.items():
-                assert tensor.dtype == plain[key].dtype
-                assert torch.equal(tensor, plain[key]), key
-
-
-def test_weights_of_another_model_are_refused(mixtral_dir: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
-    broken = tmp_path / "broken"
-    shutil.copytree(mixtral_dir, broken)
-    config = json.loads((broken / "config.json").read_text())
-    config["num_hidden_layers"] = 3
-    (broken / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="missing keys"):
-        load_model(broken)
-    assert Checkpoint(broken).moe_layers == [0, 1]
-
-
-def test_no_cuda_is_said_so() -> None:
-    if torch.cuda.is_available():
-        return
-    with pytest.raises(DersError, match="no CUDA device"):
-        load_model(Path("."), device="cuda")
-    with pytest.raises(DersError, match="unknown device"):
-        load_model(Path("."), device="tpu")
 
 
 @pytest.mark.gpu

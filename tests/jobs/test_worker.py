@@ -34,8 +34,8 @@ def finished(store: JobStore, number: int) -> bool:
 
 def staged(workspace: Workspace, number: int) -> dict[Path, int]:
     """Finished groups of an unfinished run, and when they were written."""
-    place = workspace.run_dir(number) / "packed.partial" / "groups"
-    return {file: file.stat().st_mtime_ns for file in place.glob("*.json")}
+    partial = workspace.run_dir(number) / "packed.partial"
+    return {file: file.stat().st_mtime_ns for file in partial.glob("*/*.json")}
 
 
 def states(job: Job) -> dict[str, str]:

@@ -26,7 +26,9 @@ def mix() -> Recipe:
         rules=(
             Rule(codec=Quantized(bits=3, group_size=32)),
             Rule(projections=("down",), codec=Sparse(drop_rate=0.8)),
-            Rule(layers="0", projections=("gate",), codec=Sparse(drop_rate=0.9, method="magnitude")),
+            Rule(
+                layers="0", projections=("gate",), codec=Sparse(drop_rate=0.9, method="magnitude")
+            ),
             Rule(layers="0", projections=("up",), codec=LowRank(energy=0.7)),
             Rule(layers="0", projections=("down",), codec=Keep()),
         ),

@@ -269,9 +269,7 @@ def test_an_existing_output_is_refused(kind: str, mixtral_dir: Path, tmp_path: P
     else:
         out.symlink_to(tmp_path / "nowhere")
     for resume in (False, True):
-        assert "exists already" in refusal(
-            OutputError, mixtral_dir, out, TWO_BITS, resume=resume
-        )
+        assert "exists already" in refusal(OutputError, mixtral_dir, out, TWO_BITS, resume=resume)
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
@@ -447,8 +445,14 @@ def test_a_resumed_run_does_not_change_its_parent(
 
 @pytest.mark.parametrize(
     "where",
-    ["00000-gate.safetensors.tmp", "00001-down.json.tmp", "model.safetensors.tmp",
-     "config.json.tmp", "ders_manifest.json.tmp", "side files"],
+    [
+        "00000-gate.safetensors.tmp",
+        "00001-down.json.tmp",
+        "model.safetensors.tmp",
+        "config.json.tmp",
+        "ders_manifest.json.tmp",
+        "side files",
+    ],
 )
 def test_a_full_disk_is_one_sentence_and_no_output(
     where: str,
@@ -497,10 +501,15 @@ def test_a_place_that_cannot_be_written(mixtral_dir: Path, tmp_path: Path) -> No
 
 def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(OutputError, match="appeared"), output_directory(out) as partial:
-        (partial / "ours").write_text("x")
-        out.mkdir()
-        (out / "theirs").write_text("y")
+
+    def race() -> None:
+        with output_directory(out) as partial:
+            (partial / "ours").write_text("x")
+            out.mkdir()
+            (out / "theirs").write_text("y")
+
+    with pytest.raises(OutputError, match="appeared"):
+        race()
     assert [file.name for file in out.iterdir()] == ["theirs"]
 
 

@@ -47,7 +47,9 @@ RECIPES = st.builds(
     seed=st.integers(0, 2**63 - 1),
     base=st.one_of(
         st.just("mean"),
-        st.builds(DenseBase, dense=st.sampled_from(["/models/x", "a b", "../é", "~/yes"]).map(Path)),
+        st.builds(
+            DenseBase, dense=st.sampled_from(["/models/x", "a b", "../é", "~/yes"]).map(Path)
+        ),
     ),
     rules=st.lists(RULES, max_size=5).map(tuple),
 )
@@ -61,9 +63,7 @@ def test_yaml_and_back(recipe: Recipe) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    recipe=RECIPES, layer=st.integers(0, 110), projection=st.sampled_from(PROJECTIONS)
-)
+@given(recipe=RECIPES, layer=st.integers(0, 110), projection=st.sampled_from(PROJECTIONS))
 def test_the_last_rule_that_selects_counts(recipe: Recipe, layer: int, projection: str) -> None:
     expected: Any = Keep()
     for rule in recipe.rules:
@@ -224,9 +224,7 @@ def test_every_preset_resolves_on_every_family(
 @pytest.mark.parametrize(
     ("layers", "named"), [("1", 1), ("0-5", 1), ("2,7", 7), ("0-99999999999", 1), ("5-6,0", 5)]
 )
-def test_layers_that_the_checkpoint_has_not(
-    qwen2_moe_dir: Path, layers: str, named: int
-) -> None:
+def test_layers_that_the_checkpoint_has_not(qwen2_moe_dir: Path, layers: str, named: int) -> None:
     recipe = Recipe(name="x", rules=(Rule(layers=layers, codec=Quantized(bits=2)),))
     with pytest.raises(RecipeError, match=rf"rule 1 names layer {named},.* are 0,2$"):
         resolve(recipe, Checkpoint(qwen2_moe_dir))

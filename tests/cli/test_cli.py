@@ -1,0 +1,168 @@
+"""The `ders` command as a user meets it: real processes, exit statuses, JSON, one line an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ders_core.checkpoint import Checkpoint
+
+
+def ders(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from ders_core.cli import main; main()", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=300,
+    )
+
+
+def as_json(*words: str | Path) -> Any:
+    done = ders(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, mixtral_dir: Path) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "packed"
+    done = ders("compress", mixtral_dir, out, "--recipe", "mixed", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "% of original" in done.stdout
+    return out
+
+
+def test_info(qwen2_moe_dir: Path) -> None:
+    told = as_json("info", qwen2_moe_dir)
+    checkpoint = Checkpoint(qwen2_moe_dir)
+    assert told["family"] == "qwen2_moe"
+    assert (told["layers"], told["moe_layers"], told["experts"], told["top_k"]) == (3, 2, 6, 2)
+    assert told["dtype"] == "BF16"
+    assert told["bytes_total"] == sum(f.stat().st_size for f in qwen2_moe_dir.glob("*.safetensors"))
+    assert told["bytes_experts"] == checkpoint.bytes_experts
+    assert told["expert_share"] == pytest.approx(told["bytes_experts"] / told["bytes_total"])
+    assert told["upcycled"]["verdict"] == "upcycled"
+    assert told["upcycled"]["mean_cosine"] > 0.9
+    assert "qwen2_moe" in ders("info", qwen2_moe_dir).stdout
+
+
+def test_plan_tells_the_bytes_that_compress_writes(mixtral_dir: Path, packed: Path) -> None:
+    told = as_json("plan", mixtral_dir, "--recipe", "mixed")
+    written = sum(file.stat().st_size for file in packed.glob("*.safetensors"))
+    assert told["bytes_after"] == written
+    assert told["ratio"] == pytest.approx(written / told["bytes_before"])
+    assert {"layer", "projection", "codec", "bytes_before", "bytes_after"} <= told["groups"][
+        0
+    ].keys()
+    assert len(told["groups"]) == 6
+
+
+def test_verify_and_synthesize(mixtral_dir: Path, packed: Path, tmp_path: Path) -> None:
+    told = as_json("verify", packed, "--against", mixtral_dir)
+    assert told["ok"] is True
+    assert {"layer", "projection", "rel_error_delta", "rel_error_weight"} == told["groups"][
+        0
+    ].keys()
+    assert "as they were written" in ders("verify", packed).stdout
+    done = ders("synthesize", packed, tmp_path / "dense")
+    assert done.returncode == 0
+    assert Checkpoint(tmp_path / "dense").num_experts == 4
+
+
+def test_eval(mixtral_dir: Path, packed: Path, tmp_path: Path, tiny_text: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(tiny_text, encoding="utf-8")
+    told = as_json(
+        "eval", packed, "--reference", mixtral_dir, "--text", text, "--max-tokens", "600"
+    )
+    assert told["tokens"] == 511
+    assert told["kl"] > 0
+    for key in ("perplexity", "reference_perplexity", "top1_agreement", "routing_agreement"):
+        assert told[key] > 0
+
+
+def test_analyze_writes_reports(mixtral_dir: Path, tmp_path: Path) -> None:
+    for name in ("a.html", "a.json", "a.parquet"):
+        done = ders("analyze", mixtral_dir, "-o", tmp_path / name, "--layers", "1", "--spectra")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / name).stat().st_size > 1000
+    assert json.loads((tmp_path / "a.json").read_text())["groups"][0]["layer"] == 1
+    again = ders("analyze", mixtral_dir, "-o", tmp_path / "a.html")
+    assert again.returncode == 1
+    assert ders("analyze", mixtral_dir, "-o", tmp_path / "a.txt").returncode == 2
+    assert ders("analyze", mixtral_dir, "--layers", "3-1").returncode == 2
+
+
+def test_export_with_measured_quality(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text(
+        json.dumps(
+            {
+                "tokens": 10,
+                "perplexity": 12.5,
+                "reference_perplexity": 12.0,
+                "kl": 0.25,
+                "top1_agreement": 0.9,
+                "routing_agreement": None,
+            }
+        )
+    )
+    done = ders(
+        "export", packed, tmp_path / "out", "--format", "dense", "--quality", tmp_path / "q.json"
+    )
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "12.5" in card
+    assert "0.25" in card
+    assert ders("export", packed, tmp_path / "b", "--format", "zip").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["info", "NOWHERE"], "does not exist"),
+        (["plan", "CKPT", "--recipe", "no-such-preset"], "neither a file nor a preset"),
+        (["compress", "CKPT", "CKPT", "--recipe", "keep"], "exists already"),
+        (["compress", "CKPT", "out", "--recipe", "keep", "--device", "cuda"], "no CUDA device"),
+        (["verify", "CKPT"], "ders_manifest.json"),
+        (["eval", "CKPT", "--text", "NOWHERE"], "cannot be read"),
+    ],
+)
+def test_errors_are_one_line_and_status_one(
+    words: list[str], told: str, mixtral_dir: Path, tmp_path: Path
+) -> None:
+    done = ders(*(str(mixtral_dir) if word == "CKPT" else word for word in words), cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ders: ")]
+    assert done.returncode == 1
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_usage_is_status_two(mixtral_dir: Path) -> None:
+    assert ders("compress", mixtral_dir).returncode == 2
+    assert ders("nonsense").returncode == 2
+    assert ders("--version").stdout.startswith("ders-studio ")
+
+
+def test_importing_the_library_is_light() -> None:
+    code = (
+        "import sys, ders_core, ders_core.compress, ders_core.analysis, ders_core.jobs; "
+        "print([m for m in ('streamlit', 'transformers', 'dask') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,41 @@
+"""A built wheel carries the app, its pages and the sample recipes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "from ders_core.shipped import shipped; from ders_core.recipe import presets; "
+        "import ders_core; print(ders_core.__file__); print(shipped('app.py').is_file(), "
+        "len(list(shipped('pages').glob('*.py'))), 'keep' in presets(), "
+        "shipped('.streamlit/config.toml').is_file())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path / "site",
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin"},
+    )
+    where, found = done.stdout.splitlines()
+    assert where.startswith(str(tmp_path))
+    assert found == "True 6 True True"
