@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from ders_core.checkpoint.output import output_directory
 from ders_core.checkpoint.writer import write_json
 from ders_core.demo.corpus import DOMAINS, Corpus, joined, read_corpus
-from ders_core.demo.models import Shape, base_only, dense_model, upcycle
+from ders_core.demo.measured import MODELS, measure
+from ders_core.demo.models import Shape, dense_model, upcycle
 from ders_core.demo.tokens import Stream, train_tokenizer
-from ders_core.demo.train import perplexity, train
+from ders_core.demo.train import train
 from ders_core.progress import Progress, quiet
 
 
@@ -42,13 +44,15 @@ class DemoScale:
 @dataclass(frozen=True)
 class DemoResult:
     """Directories and files, and the perplexities on the held-out text of `dense`, `moe` and
-    `base_only` (the MoE with every expert replaced by their mean), as saved in bfloat16."""
+    `base_only` (the MoE with every expert replaced by their mean), measured on the saved files.
+    mean_cosine: between the MoE's experts, over layers and projections."""
 
     moe: Path
     dense: Path
     calibration: Path
     heldout: Path
     perplexities: dict[str, float]
+    mean_cosine: float
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,12 +72,12 @@ def build_demo(
 
     `moe` is in the standard Mixtral layout, bfloat16, with its tokenizer; `dense` is its parent;
     calibration.txt, heldout.txt and the training text come from different files of Python's
-    standard library. progress counts training steps. Raises OutputError if `out` exists; when it is
+    standard library. progress counts training steps, and one for each measured model. Raises OutputError if `out` exists; when it is
     interrupted, nothing stays.
     """
     started = time.monotonic()
     target = Path(out).expanduser()
-    total = scale.dense_steps + scale.moe_steps + 4
+    total = scale.dense_steps + scale.moe_steps + 2 + len(MODELS)
     with output_directory(target) as partial, _quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(seed)
         progress(0, total, "reading the standard library")
@@ -85,6 +89,7 @@ def build_demo(
         (partial / "heldout.txt").write_text(held_out, encoding="utf-8")
         progress(1, total, "training the tokenizer")
         tokenizer = _tokenizer(corpus, scale)
+        progress(2, total, "turning the text into tokens")
         stream = Stream(tokenizer, corpus.train, batch=scale.batch, window=scale.window, seed=seed)
         dense = dense_model(scale.shape, scale.window)
         train(
@@ -106,22 +111,28 @@ def build_demo(
         )
         moe.config.output_router_logits = False
         _save(moe, tokenizer, partial / "moe")
-        progress(total - 2, total, "measuring on held-out text")
-        perplexities = {}
-        for name, model in (("dense", dense), ("moe", moe)):
-            model.bfloat16().float()  # as saved
-            perplexities[name] = perplexity(model, tokenizer, held_out, scale.window, scale.batch)
-            progress(total - 1, total, f"measured {name}")
-        base_only(moe)
-        moe.bfloat16().float()
-        perplexities["base_only"] = perplexity(moe, tokenizer, held_out, scale.window, scale.batch)
+        del dense, moe
+        perplexities, cosine = measure(
+            partial,
+            tokenizer,
+            held_out,
+            window=scale.window,
+            batch=scale.batch,
+            batch_done=_batches(progress, total),
+        )
         seconds = time.monotonic() - started
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
         write_json(
             partial / "demo.json",
             {
                 "seed": seed,
                 "perplexities": perplexities,
+                "mean_cosine": cosine,
+                "steps": {"dense": scale.dense_steps, "moe": scale.moe_steps},
                 "seconds": round(seconds, 1),
                 "scale": asdict(scale),
                 "versions": versions,
@@ -134,6 +145,7 @@ def build_demo(
         target / "calibration.txt",
         target / "heldout.txt",
         perplexities,
+        cosine,
         seconds,
     )
 
@@ -168,6 +180,14 @@ def _steps(
 ) -> Callable[[int, float], None]:
     def done(step: int, loss: float) -> None:
         progress(begin + step, total, f"{what}: step {step} of {count}, loss {loss:.2f}")
+
+    return done
+
+
+def _batches(progress: Progress, total: int) -> Callable[[str, int, int], None]:
+    def done(model: str, batch: int, batches: int) -> None:
+        begin = total - len(MODELS) + MODELS.index(model)
+        progress(begin, total, f"measuring {model} on held-out text: batch {batch} of {batches}")
 
     return done
 

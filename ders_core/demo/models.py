@@ -128,7 +128,10 @@ def _router_directions(
 
 @torch.no_grad()
 def base_only(moe: MixtralForCausalLM) -> None:
-    """Replace every expert by the mean of its layer's experts, in place: all deltas removed."""
+    """Replace every expert by the mean of its layer's experts, in place: all deltas removed.
+
+    The mean is rounded to bfloat16, as it would be stored.
+    """
     for block in moe.model.layers:
         for weight in (block.mlp.experts.gate_up_proj, block.mlp.experts.down_proj):
-            weight.copy_(weight.float().mean(0, keepdim=True).to(weight.dtype).expand_as(weight))
+            weight.copy_(weight.float().mean(0, keepdim=True).bfloat16().expand_as(weight))

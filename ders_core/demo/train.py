@@ -51,17 +51,28 @@ def _cosine(share: float) -> float:
 
 @torch.inference_mode()
 def perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, window: int, batch: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    text: str,
+    window: int,
+    batch: int,
+    *,
+    batch_done: Callable[[int, int], None],
 ) -> float:
     """exp of the mean next-token cross-entropy over non-overlapping windows, without the router's
-    auxiliary loss; summed in float64."""
+    auxiliary loss; summed in float64.
+
+    `batch_done(done, batches)` is called after each batch and may raise to stop.
+    """
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
     rows = tokens[: len(tokens) // window * window].view(-1, window)
     total = 0.0
-    for chunk in rows.split(batch):
+    chunks = rows.split(batch)
+    for done, chunk in enumerate(chunks, start=1):
         logits = model(input_ids=chunk, use_cache=False).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), chunk[:, 1:].flatten(), reduction="none"
         )
         total += float(losses.double().sum())
+        batch_done(done, len(chunks))
     return math.exp(total / (rows.shape[0] * (window - 1)))

@@ -20,7 +20,7 @@ from ders_core.units import bytes_text
 FLOAT32_BYTES = 4_000_000_000
 """Up to so many bytes log-probabilities are kept in float32; beyond, in float16.
 
-float16 rounds a log-probability by at most 1/2048 of itself. The rows are normalised again, so the
+float16 rounds a log-probability by at most 1/2048 of itself. `divergence` normalises the rows, so the
 KL is off by about half the variance of that error: some 1e-6 nats a token.
 """
 
@@ -63,10 +63,7 @@ class ReferenceStore:
     def read(self, number: int) -> Kept:
         """What was kept of window `number`."""
         tensors = load_file(self._file(number))
-        log_probs = tensors["log_probs"].float()
-        if self.half:
-            log_probs = log_probs.log_softmax(-1)  # rounding must not make the sum other than 1
-        return Kept(log_probs, tensors["top"], tensors.get("chosen"))
+        return Kept(tensors["log_probs"].float(), tensors["top"], tensors.get("chosen"))
 
     def _file(self, number: int) -> Path:
         return self.directory / f"{number:06d}.safetensors"

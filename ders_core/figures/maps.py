@@ -82,8 +82,9 @@ def similarity_heatmap(
     zmin: float | None = None,
     zmax: float | None = None,
 ) -> go.Figure:
-    """K × K (E0 is expert 0): log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
+    """K × K: log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
 
+    E0 is expert 0.
     zmin, zmax: a common range of 1 − cos for all layers; by default all layers of the analysis.
     """
     pairs = of_group(analysis.similarity, layer, projection)

@@ -45,5 +45,5 @@ def _waiting(source: Checkpoint) -> None:
                     {"checkpoint": str(source.path), "spectra": True, "layers": None},
                     f"Analyse {source.path.parent.name} / {source.path.name}",
                 )
-                st.rerun(scope="fragment")
+                st.rerun()
     st.skeleton(height=360)

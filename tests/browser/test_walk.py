@@ -1,0 +1,141 @@
+"""The main road in a real browser: demo, redundancy, recipe, run, export; and what is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from ders_core.analysis import Analysis, judge
+from ders_core.checkpoint import Checkpoint
+from ders_core.jobs import JobStore
+from ders_core.packed import PackedCheckpoint
+from ders_core.plan import resolve
+from ders_core.recipe import presets
+from ders_core.units import bytes_text
+from studio_process import Studio
+
+MINUTE = 60_000
+BUILD = 14 * MINUTE  # five minutes on an idle machine of two cores
+
+
+def go(page: Page, name: str) -> None:
+    page.get_by_test_id("stTopNavLink").get_by_text(name, exact=True).click()
+    expect(page).to_have_url(re.compile(f"/{name.lower() if name != 'Checkpoint' else ''}$"))
+
+
+def calm(page: Page) -> None:
+    """No page shows an exception, whatever else it shows."""
+    assert page.get_by_test_id("stException").count() == 0
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_from_nothing_to_an_export(browser: Browser, studio: Studio) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(2 * MINUTE)
+    page.goto(studio.address)
+
+    # Nothing is open; a path outside the roots is refused with a sentence.
+    expect(page.get_by_text("Which experts repeat themselves?")).to_be_visible()
+    page.get_by_role("combobox", name="Model directory").fill("/etc")
+    page.get_by_text("Add: /etc").or_(page.get_by_role("option", name="/etc")).first.click()
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.get_by_text("lies outside the folders")).to_be_visible()
+
+    # One click builds the demo in the background, with progress, then opens it.
+    page.get_by_role("button", name="Try the demo").click()
+    expect(page.get_by_text(re.compile("step [0-9]+ of")).first).to_be_visible()
+    page.close()  # the browser goes away; the worker goes on
+    page = context.new_page()
+    page.set_default_timeout(2 * MINUTE)
+    page.goto(studio.address)
+    expect(page.get_by_text("The experts share one start").first).to_be_visible(timeout=BUILD)
+    demo = studio.workspace / "demo"
+    figures = json.loads((demo / "demo.json").read_text())["perplexities"]
+    assert figures["moe"] < figures["dense"]
+    assert figures["base_only"] > 1.10 * figures["moe"]
+    checkpoint = Checkpoint(demo / "moe")
+    assert (checkpoint.num_experts, checkpoint.top_k, len(checkpoint.moe_layers)) == (8, 2, 4)
+    main = page.get_by_test_id("stMain")
+    expect(main.get_by_text("8 experts × 4 layers, top-2.")).to_be_visible()
+    expect(main.get_by_text(bytes_text(checkpoint.bytes_total), exact=True)).to_be_visible()
+    calm(page)
+
+    # Redundancy and spectra appear after one job.
+    go(page, "Redundancy")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_text("Colour of the map")).to_be_visible()
+    analysis = Analysis.load(studio.workspace / "analysis" / checkpoint.identity)
+    assert judge(analysis.verdict.mean_cosine).verdict == "upcycled"
+    expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
+    calm(page)
+    go(page, "Spectra")
+    expect(page.get_by_text("of this layer's delta energy")).to_be_visible()
+    expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    calm(page)
+
+    # A preset changes the prediction at once.
+    go(page, "Recipe")
+    page.get_by_test_id("stButtonGroup").get_by_text("quantized-2bit").click()
+    plan = resolve(presets()["quantized-2bit"], checkpoint)
+    sidebar = page.get_by_test_id("stSidebar")
+    expect(sidebar.get_by_text("quantized-2bit")).to_be_visible()
+    expect(sidebar.get_by_text(bytes_text(plan.bytes_after))).to_be_visible()
+    calm(page)
+
+    # The run compresses, verifies and evaluates in the worker.
+    go(page, "Runs")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("Finished runs")).to_be_visible(timeout=6 * MINUTE)
+    job = JobStore(studio.workspace / "ders.sqlite").list(kind="run")[0]
+    assert job.state == "done", job.error
+    result = job.result or {}
+    assert result["bytes_after"] == plan.bytes_after
+    assert result["verification"]["ok"]
+    assert 0 < result["quality"]["kl"] < 1
+    assert result["quality"]["top1_agreement"] > 0.5
+    calm(page)
+
+    # What was opened and what ran is there in a new session too.
+    page.close()
+    page = context.new_page()
+    page.set_default_timeout(2 * MINUTE)
+    page.goto(f"{studio.address}/export")
+    expect(page.get_by_text("Packed DeRS checkpoint")).to_be_visible()
+    page.get_by_role("button", name="Export", exact=True).first.click()
+    expect(page.get_by_text("every tensor reads back as written").first).to_be_visible()
+    out = studio.workspace / "exports" / "quantized-2bit-ders"
+    assert PackedCheckpoint(out).bytes_total == plan.bytes_after
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert f"{result['quality']['perplexity']:.4g}" in card
+    calm(page)
+    context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_pages_fit_their_window(browser: Browser, studio: Studio, theme: str, width: int) -> None:
+    """No page scrolls sideways, in either theme."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if theme == "dark" else "light",
+    )
+    page = context.new_page()
+    page.set_default_timeout(2 * MINUTE)
+    page.goto(studio.address)
+    for name in ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export"):
+        go(page, name)
+        expect(page.get_by_test_id("stSidebar").get_by_text("DeRS Studio")).to_be_visible()
+        wider = page.evaluate(
+            "document.querySelector('[data-testid=\"stMain\"]').scrollWidth"
+            " - document.querySelector('[data-testid=\"stMain\"]').clientWidth"
+        )
+        assert wider <= 0, f"{name} is {wider} px wider than its window"
+        calm(page)
+    context.close()

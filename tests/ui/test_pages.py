@@ -1,0 +1,216 @@
+"""Every page, run by Streamlit's own tester on real checkpoints and real jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.jobs import JobStore, Workspace
+from ders_core.packed import PackedCheckpoint
+from ders_core.plan import resolve
+from ders_core.recipe import Recipe, presets
+
+PAGES = ("redundancy", "spectra", "recipe", "runs", "export")
+
+
+def on(app: AppTest, page: str) -> AppTest:
+    app.switch_page(f"pages/{page}.py").run()
+    assert not app.exception
+    return app
+
+
+def words(app: AppTest) -> str:
+    """Everything that the page says."""
+    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.subheader)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+def opened(app: AppTest, path: Path) -> AppTest:
+    app.run()
+    app.session_state["open_path"] = str(path)  # typed, whether or not it is in the list
+    app.run()
+    app.button(key="open").click().run()
+    assert not app.exception
+    return app
+
+
+def test_every_page_says_what_to_do_first(app: AppTest) -> None:
+    app.run()
+    assert "Open a Mixture-of-Experts checkpoint" in words(app)
+    for page in ("redundancy", "spectra", "recipe", "runs"):
+        on(app, page)
+        assert "No checkpoint is open" in words(app)
+        assert app.button(key="need_demo").label == "Try the demo"
+    assert "Nothing to export yet" in words(on(app, "export"))
+
+
+def test_checkpoint_page_answers(app: AppTest, mixtral_dir: Path) -> None:
+    opened(app, mixtral_dir)
+    told = words(app)
+    assert "4 experts × 2 layers, top-2." in told
+    assert "share one start" in told
+    checkpoint = Checkpoint(mixtral_dir)
+    shown = {metric.label: metric.value for metric in app.metric}
+    assert shown["Weight files"] == f"{checkpoint.bytes_total / 1e3:.3g} kB"
+    assert shown["Experts' share"] == f"{100 * checkpoint.expert_share:.3g} %"
+    assert app.dataframe[0].value["layer"].tolist() == [0, 1]
+
+
+def test_a_scratch_model_is_told(app: AppTest, scratch_dir: Path) -> None:
+    opened(app, scratch_dir)
+    assert "no common start" in words(app)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("/etc", "lies outside the folders"), ("gone", "does not exist")],
+)
+def test_what_cannot_be_opened_is_said_on_every_page(
+    app: AppTest, workspace: Workspace, path: str, told: str
+) -> None:
+    opened_before = {"checkpoint": str(workspace.path / path), "recipe": None, "recent": []}
+    (workspace.path / "studio.json").write_text(json.dumps(opened_before))
+    app.run()
+    assert told in app.error[0].value
+    for page in PAGES[:4]:
+        on(app, page)
+        assert told in app.error[0].value
+
+
+def test_what_was_open_is_open_again(app: AppTest, mixtral_dir: Path) -> None:
+    opened(app, mixtral_dir)
+    again = AppTest.from_file(str(Path(__file__).parents[2] / "app.py"), default_timeout=60).run()
+    assert "4 experts × 2 layers" in words(again)
+
+
+def test_analysis_is_a_job_and_then_the_pages_show_it(
+    app: AppTest, mixtral_dir: Path, work: Callable[[], None]
+) -> None:
+    opened(app, mixtral_dir)
+    on(app, "redundancy").button(key="analyse").click().run()
+    assert "Analyse" in words(app)
+    work()
+    on(app, "redundancy")
+    assert "share one start" in words(app)
+    assert len(app.get("plotly_chart")) >= 4
+    app.selectbox(key="red_layer").set_value(1).run()
+    assert not app.exception
+    on(app, "spectra")
+    assert "keeps 95 % of this layer's delta energy" in words(app)
+    app.segmented_control(key="spec_form").set_value("quantized").run()
+    assert not app.exception
+    after = {metric.label: metric.value for metric in app.metric}
+    assert after["Predicted error"] == "0.107"
+
+
+def test_recipe_presets_edits_undo_and_files(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    opened(app, mixtral_dir)
+    on(app, "recipe")
+    app.pills(key="preset").set_value("quantized-2bit").run()
+    checkpoint = Checkpoint(mixtral_dir)
+    wanted = resolve(presets()["quantized-2bit"], checkpoint)
+    shown = {metric.label: metric.value for metric in app.metric}
+    assert shown["After"] == f"{wanted.bytes_after / 1e3:.3g} kB"
+    app.multiselect(key="set_projections").set_value(["down"]).run()
+    app.selectbox(key="set_form").set_value("low rank").run()
+    app.number_input(key="set_rank").set_value(5).run()
+    app.button(key="set_apply").click().run()
+    assert not app.exception
+    edited = Recipe.from_yaml(app.text_area[0].value)
+    assert edited.codec(1, "down").dump() == {"codec": "lowrank", "rank": 5}
+    assert edited.codec(1, "up") == presets()["quantized-2bit"].codec(1, "up")
+    app.text_input[0].set_value("mine").run()
+    app.button(key="recipe_save").click().run()
+    saved = Recipe.from_yaml((workspace.recipes / "mine.yaml").read_text(encoding="utf-8"))
+    assert saved.rules == edited.rules
+    app.button(key="recipe_undo").click().run()
+    app.button(key="recipe_undo").click().run()
+    assert Recipe.from_yaml(app.text_area[0].value).rules == presets()["quantized-2bit"].rules
+
+
+def test_yaml_errors_name_their_line(app: AppTest, mixtral_dir: Path) -> None:
+    opened(app, mixtral_dir)
+    on(app, "recipe")
+    app.text_area[0].set_value("version: 1\nname: x\nrules:\n  - codec: quantised\n").run()
+    app.button(key="yaml_apply").click().run()
+    assert "line 4" in app.error[0].value
+    assert "unknown codec 'quantised'" in app.error[0].value
+
+
+def test_run_then_export(
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    work: Callable[[], None],
+    tiny_text: str,
+) -> None:
+    text = workspace.path / "text.txt"
+    text.write_text(tiny_text, encoding="utf-8")
+    opened(app, mixtral_dir)
+    on(app, "runs")
+    assert "No runs yet" in words(app)
+    app.text_input[1].set_value(str(text))
+    app.number_input[0].set_value(512)
+    app.number_input[1].set_value(1)
+    app.button[0].click().run()
+    assert not app.error
+    work()
+    on(app, "runs")
+    store = JobStore(workspace.store_path)
+    job = store.list(kind="run")[0]
+    assert job.state == "done", job.error
+    table = app.dataframe[0].value
+    assert table["name"].tolist() == ["quantized-4bit"]
+    assert table["ratio"].iloc[0] == pytest.approx(100 * job.result["ratio"])
+    assert table["kl"].iloc[0] == job.result["quality"]["kl"]
+    on(app, "export")
+    app.button(key="export_packed").click().run()
+    assert not app.error
+    work()
+    on(app, "export")
+    assert "every tensor reads back as written" in words(app)
+    out = workspace.exports / "quantized-4bit-ders"
+    assert PackedCheckpoint(out).manifest.recipe["name"] == "quantized-4bit"
+    assert f"{job.result['quality']['perplexity']:.4g}" in (out / "README.md").read_text("utf-8")
+
+
+def test_a_run_that_fails_says_why_and_can_be_resumed(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, work: Callable[[], None]
+) -> None:
+    opened(app, mixtral_dir)
+    store = JobStore(workspace.store_path)
+    text = workspace.path / "late.txt"
+    spec = {
+        "checkpoint": str(mixtral_dir),
+        "recipe": presets()["keep"].to_yaml(),
+        "name": "late",
+        "device": "cpu",
+        "workers": 1,
+        "text": str(text),
+        "max_tokens": 512,
+    }
+    store.submit("run", spec, "late")
+    work()
+    on(app, "runs")
+    assert "late.txt cannot be read" in app.error[0].value
+    text.write_text("one two three " * 400, encoding="utf-8")
+    app.button(key=f"again_{store.list()[0].id}").click().run()
+    work()
+    assert store.list()[0].state == "done"
+    on(app, "runs")
+    assert app.dataframe[0].value["kl"].tolist() == [0.0]
+
+
+def test_a_run_outside_the_roots_is_refused(app: AppTest, mixtral_dir: Path) -> None:
+    opened(app, mixtral_dir)
+    on(app, "runs")
+    app.text_input[1].set_value("/etc/hostname")
+    app.button[0].click().run()
+    assert "lies outside the folders" in app.error[0].value
