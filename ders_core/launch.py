@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def launch(
         if not store.list(states=["queued", "running"], kind="demo"):
             store.submit("demo", {}, "Build the demo")
     address = f"http://{HOST}:{port}"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for who stops services
     entry = shipped("app.py")
     command = [
         *(sys.executable, "-m", "streamlit", "run", str(entry)),

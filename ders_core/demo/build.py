@@ -72,8 +72,8 @@ def build_demo(
 
     `moe` is in the standard Mixtral layout, bfloat16, with its tokenizer; `dense` is its parent;
     calibration.txt, heldout.txt and the training text come from different files of Python's
-    standard library. progress counts training steps, and one for each measured model. Raises OutputError if `out` exists; when it is
-    interrupted, nothing stays.
+    standard library. progress counts training steps, and one for each measured model. Raises
+    OutputError if `out` exists; when it is interrupted, nothing stays.
     """
     started = time.monotonic()
     target = Path(out).expanduser()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from studio_process import Studio
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +44,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail(words)
         pytest.skip(words)
+    expect.set_options(timeout=120_000)  # milliseconds; the machine may be busy
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield opened
@@ -70,6 +70,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
             time.sleep(0.3)
         yield Studio(f"http://127.0.0.1:{port}", place / "workspace")
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(30)
         subprocess.run(["pkill", "-f", str(place / "workspace")], check=False)

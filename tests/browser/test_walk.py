@@ -7,6 +7,7 @@ import re
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from studio_process import Studio
 
 from ders_core.analysis import Analysis, judge
 from ders_core.checkpoint import Checkpoint
@@ -15,7 +16,6 @@ from ders_core.packed import PackedCheckpoint
 from ders_core.plan import resolve
 from ders_core.recipe import presets
 from ders_core.units import bytes_text
-from studio_process import Studio
 
 MINUTE = 60_000
 BUILD = 14 * MINUTE  # five minutes on an idle machine of two cores
@@ -44,7 +44,7 @@ def test_from_nothing_to_an_export(browser: Browser, studio: Studio) -> None:
     expect(page.get_by_text("Which experts repeat themselves?")).to_be_visible()
     page.get_by_role("combobox", name="Model directory").fill("/etc")
     page.get_by_text("Add: /etc").or_(page.get_by_role("option", name="/etc")).first.click()
-    page.get_by_role("button", name="Open", exact=True).click()
+    page.get_by_test_id("stBaseButton-primary").click()
     expect(page.get_by_text("lies outside the folders")).to_be_visible()
 
     # One click builds the demo in the background, with progress, then opens it.

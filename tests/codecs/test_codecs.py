@@ -252,7 +252,7 @@ def test_codes_are_the_nearest_levels_of_the_stored_scale(bits: int, dtype: torc
     choices = scales[..., None] * levels  # [out, in, levels]
     nearest = np.abs(choices - double(delta)[..., None]).min(-1)
     got = np.abs(double(decoded) - double(delta))
-    np.testing.assert_allclose(got, nearest, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(got, nearest, rtol=1e-4, atol=2e-8)
     np.testing.assert_array_less(np.abs(choices - double(decoded)[..., None]).min(-1), 1e-8)
 
 

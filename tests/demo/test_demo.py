@@ -1,4 +1,4 @@
-"""The demo at a tiny scale: the real path, a few steps. The full one runs in the browser's test."""
+"""The demo at a tiny scale: the real path, a few steps. The full one is in test_full.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from ders_core.checkpoint import Checkpoint
 from ders_core.demo import DemoScale, Shape, build_demo
 from ders_core.demo.corpus import DOMAINS, read_corpus
+from ders_core.demo.measured import mean_cosine
 from ders_core.demo.models import base_only, dense_model, upcycle
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.errors import Cancelled, DersError, OutputError
@@ -36,6 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert any("dense parent: step 3 of 6" in message for _, _, message in seen)
+    assert any("measuring base_only" in message for _, _, message in seen)
     assert result.moe == out / "moe"
     return out
 
@@ -52,6 +54,36 @@ def test_both_models_are_where_they_should_be(demo: Path) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     figures = json.loads((demo / "demo.json").read_text())
     assert set(figures["perplexities"]) == {"dense", "moe", "base_only"}
+    assert figures["steps"] == {"dense": 6, "moe": 6}
+    assert 0.5 < figures["mean_cosine"] < 1
+
+
+def test_the_figures_are_those_of_the_files(demo: Path) -> None:
+    figures = json.loads((demo / "demo.json").read_text())
+    text = (demo / "heldout.txt").read_text(encoding="utf-8")
+    tokens = torch.tensor(load_tokenizer(demo / "moe")(text, verbose=False)["input_ids"])
+    rows = tokens[: len(tokens) // 64 * 64].view(-1, 64)
+    model = load_model(demo / "moe", dtype=torch.float32)
+    losses = []
+    with torch.inference_mode():
+        for row in rows.split(1):
+            losses.append(model(input_ids=row, labels=row).loss.double())
+    expected = torch.stack(losses).mean().exp().item()
+    assert figures["perplexities"]["moe"] == pytest.approx(expected, rel=1e-4)
+    flat = torch.stack(
+        [
+            Checkpoint(demo / "moe").group(layer, projection).read().double().flatten(1)
+            for layer in (0, 1)
+            for projection in ("gate", "up", "down")
+        ]
+    )
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    cosines = [
+        torch.nn.functional.cosine_similarity(group[i], group[j], dim=0)
+        for group in flat
+        for i, j in pairs
+    ]
+    assert figures["mean_cosine"] == pytest.approx(torch.stack(cosines).mean().item(), rel=1e-9)
 
 
 def test_texts_come_from_different_files(demo: Path) -> None:
@@ -76,6 +108,7 @@ def test_experts_start_as_copies_and_change_nothing() -> None:
     stream = Stream(tokenizer, few, batch=6, window=64, seed=0)
     dense = dense_model(SMALL, 64).eval()
     moe = upcycle(dense, SMALL, stream, seed=0).eval()
+    assert mean_cosine(moe) == pytest.approx(1.0, abs=1e-9)
     tokens = stream()
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -96,9 +129,10 @@ def test_experts_start_as_copies_and_change_nothing() -> None:
     torch.testing.assert_close(down[0], dense.model.layers[0].mlp.down_proj.weight + 1.0)
 
 
-def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["tokens", "experts: step 2", "measuring moe"])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, where: str) -> None:
     def stop(done: int, total: int, message: str) -> None:
-        if "experts: step 2" in message:
+        if where in message:
             raise Cancelled("stopped")
 
     with pytest.raises(Cancelled):

@@ -21,7 +21,7 @@ def weight_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
-@pytest.fixture(params=[None, 30_000], ids=["one-file", "many-files"])
+@pytest.fixture(params=[None, 16_000, 44_000])
 def shard_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
     if request.param is not None:
         monkeypatch.setattr(shards, "__defaults__", (request.param,))
