@@ -1,13 +1,15 @@
 """Recipe: which codec, how strong, for which experts; predicted bytes at once."""
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
+from ders_core.checkpoint import TensorStore
 from ders_core.errors import DersError
 from ders_core.plan import Plan
-from ders_core.recipe import Recipe, presets
+from ders_core.recipe import DenseBase, Recipe, presets
 from ders_core.rules import with_codecs
 from ders_core.ui import frame, reads, session
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
@@ -172,6 +174,41 @@ def difference_tab(recipe: Recipe) -> None:
     st.code(text or "No difference.", language="diff" if text else None)
 
 
+def base_row(recipe: Recipe) -> None:
+    """What the deltas are taken against."""
+    dense = recipe.base.dense if isinstance(recipe.base, DenseBase) else None
+    round_ = st.session_state.get("recipe_round", 0)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        kind = st.segmented_control(
+            "Base",
+            ["experts' mean", "dense parent"],
+            default="dense parent" if dense else "experts' mean",
+            required=True,
+            key=f"base_kind_{round_}",
+            help="W_i = W_base + Δ_i: the mean of the experts has the smallest deltas; the paper "
+            "takes the dense model that they were copied from.",
+        )
+        if kind == "experts' mean":
+            if dense:
+                change(recipe.model_copy(update={"base": "mean"}))
+                st.rerun()
+            return
+        path = st.text_input(
+            "Dense model's directory",
+            str(dense or ""),
+            placeholder="the directory of the dense parent",
+            key=f"base_path_{round_}",
+        )
+        if path and path != str(dense or ""):
+            try:
+                TensorStore.open(session.workspace().check_allowed(Path(path)))
+            except DersError as error:
+                st.error(str(error))
+            else:
+                change(recipe.model_copy(update={"base": DenseBase(dense=Path(path))}))
+                st.rerun()
+
+
 def file_row(recipe: Recipe) -> None:
     """Name, save, load, download, undo."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -226,6 +263,7 @@ st.pills(
     help="Commented copies of these stand in sample_configs/.",
 )
 file_row(recipe)
+base_row(recipe)
 problem = st.session_state.pop("recipe_error", None)
 if problem:
     st.error(problem)

@@ -55,15 +55,16 @@ def read_corpus(root: Path | None = None) -> Corpus:
 
 def joined(texts: dict[str, list[str]], limit: int) -> str:
     """The domains by turns, a piece of each at a time, so that every stretch of the text has all
-    of them; at most about `limit` characters in equal shares."""
+    of them; at most `limit` characters in equal shares."""
     each = limit // len(texts)
     whole = {domain: SEPARATOR.join(texts[domain])[:each] for domain in DOMAINS}
-    return SEPARATOR.join(
+    mixed = SEPARATOR.join(
         text[begin : begin + PIECE]
         for begin in range(0, each, PIECE)
         for text in whole.values()
         if begin < len(text)
     )
+    return mixed[:limit]
 
 
 def _files(folder: Path) -> Iterator[Path]:

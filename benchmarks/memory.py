@@ -1,0 +1,99 @@
+"""Peak memory of compression against the number of layers: it must not grow.
+
+Makes synthetic upcycled checkpoints of 1, 2 and 4 layers (8 experts of 1792×1024, bfloat16) and
+compresses each in a process of its own. Run: `python benchmarks/memory.py [RECIPE]`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import ders_core
+from ders_core.checkpoint.writer import write_tensors
+from ders_core.compress import compress
+from ders_core.recipe import load_recipe
+
+EXPERTS, OUT, IN = 8, 1792, 1024
+LAYERS = (1, 2, 4)
+
+
+def make_checkpoint(directory: Path, layers: int) -> None:
+    """A common base and small differences; one shard a layer."""
+    directory.mkdir()
+    random = torch.Generator().manual_seed(0)
+    weight_map = {}
+    for layer in range(layers):
+        tensors = {}
+        for name, shape in (("w1", (OUT, IN)), ("w3", (OUT, IN)), ("w2", (IN, OUT))):
+            base = torch.randn(shape, generator=random) * 0.02
+            for expert in range(EXPERTS):
+                key = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}.weight"
+                noise = torch.randn(shape, generator=random) * 0.001
+                tensors[key] = (base + noise).bfloat16()
+        file = f"model-{layer + 1:05d}-of-{layers:05d}.safetensors"
+        write_tensors(directory / file, tensors)
+        weight_map |= dict.fromkeys(tensors, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {"model_type": "mixtral", "num_hidden_layers": layers, "num_local_experts": EXPERTS}
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def peak_growth(directory: Path, recipe: str) -> int:
+    """Bytes of peak resident memory beyond what the imports take, of one compression."""
+    before = _peak()
+    compress(directory, directory.with_name(directory.name + "-packed"), load_recipe(recipe))
+    return _peak() - before
+
+
+def _peak() -> int:
+    """Highest resident memory of this process so far, in bytes (Linux; getrusage would count what
+    the parent held when it forked)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def measure(recipe: str, layers: tuple[int, ...] = LAYERS) -> dict[int, int]:
+    """Number of layers -> peak growth in bytes, each in a fresh process."""
+    peaks = {}
+    with tempfile.TemporaryDirectory() as place:
+        for count in layers:
+            directory = Path(place) / f"layers{count}"
+            make_checkpoint(directory, count)
+            done = subprocess.run(
+                [sys.executable, __file__, recipe, str(directory)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            peaks[count] = int(done.stdout)
+    return peaks
+
+
+def main() -> None:
+    recipe = sys.argv[1] if len(sys.argv) > 1 else "quantized-4bit"
+    if len(sys.argv) > 2:
+        print(peak_growth(Path(sys.argv[2]), recipe))
+        return
+    group = EXPERTS * OUT * IN * 2
+    print(
+        f"ders-studio {ders_core.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {platform.machine()}; recipe {recipe}"
+    )
+    print(f"one group of experts: {group / 1e6:.1f} MB; one layer: {3 * group / 1e6:.1f} MB")
+    print("layers  checkpoint MB  peak beyond imports MB  over one group")
+    for count, peak in measure(recipe).items():
+        print(
+            f"{count:6}  {3 * group * count / 1e6:13.1f}  {peak / 1e6:22.1f}  {peak / group:14.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
