@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint.store import read_json
-from ders_core.checkpoint.writer import write_json
+from ders_core.checkpoint.writer import ASIDE, write_json
 from ders_core.errors import CheckpointError, OutputError
 
 STATE = ".ders-state.json"
@@ -84,6 +84,8 @@ def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
                 raise OutputError(
                     f"{partial} was begun from another checkpoint or recipe; remove it first"
                 )
+            for left in partial.glob(ASIDE):  # by a process that was killed
+                left.unlink()
             return
     partial.mkdir(parents=True)
     if work is not None:

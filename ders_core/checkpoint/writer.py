@@ -17,6 +17,9 @@ from ders_core.checkpoint.store import INDEX
 
 MAX_SHARD_BYTES = 4_000_000_000
 
+ASIDE = ".*.tmp"
+"""Pattern of the names under which files are written before they are whole."""
+
 Specs = Mapping[str, TensorSpec]
 
 
@@ -79,8 +82,8 @@ def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
 
 
 def _aside(path: Path) -> Path:
-    """A name beside `path` that no other process on any host uses."""
-    return path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    """A hidden name beside `path` that no other process on any host uses (see `ASIDE`)."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
 
 
 def write_file(
