@@ -183,6 +183,7 @@ def tables(source: Checkpoint) -> None:
         )
 
 
+frame.need_frame()
 open_row()
 demo_progress()
 path = session.current().checkpoint

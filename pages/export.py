@@ -7,7 +7,7 @@ import streamlit as st
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job
-from ders_core.ui import session
+from ders_core.ui import frame, session
 from ders_core.ui.progress import job_panel, submit
 from ders_core.units import bytes_text, share_text
 
@@ -93,6 +93,7 @@ def exports() -> None:
                 st.caption(f"{mark} {check['name']}: {check['detail']}")
 
 
+frame.need_frame()
 done = finished_runs()
 if not done:
     with st.container(border=True):

@@ -213,7 +213,7 @@ def file_row(recipe: Recipe) -> None:
     """Name, save, load, download, undo."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         round_ = st.session_state.get("recipe_round", 0)
-        name = st.text_input("Name", recipe.name, key=f"recipe_name_{round_}", width=280)
+        name = st.text_input("Name", recipe.name, key=f"recipe_name_{round_}", width=220)
         if st.button("Save", key="recipe_save", icon=":material/save:"):
             try:
                 renamed = Recipe.model_validate({**recipe.model_dump(), "name": name})
@@ -231,7 +231,7 @@ def file_row(recipe: Recipe) -> None:
             index=None,
             placeholder="none yet" if not stored else "load one",
             key=f"recipe_load_{round_}",
-            width=220,
+            width=180,
         )
         if chosen:
             change(stored[chosen])
@@ -253,6 +253,7 @@ def file_row(recipe: Recipe) -> None:
             st.rerun()
 
 
+frame.need_frame()
 source = frame.need_checkpoint()
 recipe = session.recipe()
 st.pills(

@@ -52,6 +52,7 @@ def pick(analysis: Analysis) -> tuple[int, str]:
     return int(chosen), str(projection)
 
 
+frame.need_frame()
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
 st.markdown(f"**{analysis.verdict.sentence}**")

@@ -214,6 +214,7 @@ def confirm_delete(job_id: int, title: str) -> None:
             st.rerun()
 
 
+frame.need_frame()
 new_run()
 active()
 every = session.job_store().list(kind="run")

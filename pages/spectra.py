@@ -13,6 +13,7 @@ from ders_core.ui.plots import plot
 from ders_core.ui.recipe_table import codec_from
 from ders_core.units import bytes_text, share_text
 
+frame.need_frame()
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
 if analysis.spectra.empty:

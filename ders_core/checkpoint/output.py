@@ -59,18 +59,18 @@ def output_directory(
             if work is None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        (partial / STATE).unlink(missing_ok=True)
         sync_tree(partial)
         if target.exists():
             raise OutputError(f"{target} appeared while it was being written; choose another name")
+        (partial / STATE).unlink(missing_ok=True)
         os.rename(partial, target)
         sync_directory(target.parent)
 
 
 def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
     if partial.exists():
-        if work is None:
-            shutil.rmtree(partial)
+        if work is None or not set(partial.iterdir()) - set(partial.glob(ASIDE)):
+            shutil.rmtree(partial)  # nothing that somebody could continue
         elif not resume:
             raise OutputError(
                 f"{partial} holds an unfinished run; continue it with --resume or remove it"

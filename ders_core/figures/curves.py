@@ -56,15 +56,16 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
             figure.add_vline(x=rank, line_dash="dash", line_width=1, line_color=QUIET)
             figure.add_annotation(
                 x=math.log10(rank),
-                y=1,
+                y=0,
                 yref="paper",
                 yanchor="bottom",
+                xanchor="left",
                 text=f"{100 * share:g} %",
                 font_size=11,
-                textangle=-45,
+                textangle=-90,
                 showarrow=False,
             )
-    figure.update_xaxes(type="log", title_text="rank (index of singular value)", dtick="D1")
+    figure.update_xaxes(type="log", title_text="rank (index of singular value)", dtick=1)
     positive = rows.loc[rows["singular_value"] > 0, "singular_value"]
     if len(positive):
         top, low = float(positive.max()), float(positive.quantile(0.02))

@@ -164,7 +164,7 @@ def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
         )
     figure.update_xaxes(title_text="layer", dtick=max(1, len(analysis.groups) // 36))
     figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
-    return finish(figure, "How far the experts are from their base", height=300)
+    return finish(figure, "‖Δ‖ / ‖W_base‖ over depth", height=320)
 
 
 def difference_energy(analysis: Analysis, layer: int, projection: str) -> go.Figure:

@@ -43,7 +43,7 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hoverlabel={"namelength": -1},
-        legend={"orientation": "v"},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
     )
     return figure
 
@@ -59,4 +59,4 @@ def power_ticks(low: float, high: float) -> dict[str, object]:
     if len(values) < 2:
         values = [low, high]
     values = values[:: max(1, len(values) // 6)]
-    return {"tickvals": values, "ticktext": [f"{10**value:.1e}" for value in values]}
+    return {"tickvals": values, "ticktext": [f"{10**value:.2g}" for value in values]}

@@ -14,10 +14,23 @@ from ders_core.ui.progress import submit, time_left
 from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2
+_FRAMED = "studio_framed"
+
+
+def need_frame() -> None:
+    """See to it that app.py runs around a page.
+
+    If the first address that a new server is asked for is a page's own, Streamlit runs the file in
+    pages/ alone. A call of `st.navigation` ends that habit, and the next run goes through app.py.
+    """
+    if not st.session_state.get(_FRAMED):
+        st.navigation([st.Page(need_frame, title="DeRS Studio")], position="hidden")
+        st.rerun()
 
 
 def sidebar() -> None:
     """The open checkpoint, the current recipe, the worker; nothing else."""
+    st.session_state[_FRAMED] = True
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()

@@ -1,4 +1,4 @@
-"""The demo at a tiny scale: the real path, a few steps. The full one is built in the browser walk."""
+"""The demo at a tiny scale: the real path, a few steps."""
 
 from __future__ import annotations
 

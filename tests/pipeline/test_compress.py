@@ -302,6 +302,17 @@ def test_a_partial_directory_of_unknown_origin_is_refused(
     assert (tmp_path / "out.partial" / "mine.txt").read_text() == "x"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_it_began_is_no_obstacle(
+    resume: bool, mixtral_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "..ders-state.json.host-1.tmp").write_text("{")
+    compress(mixtral_dir, tmp_path / "out", TWO_BITS, resume=resume)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_resume_without_anything_to_resume(
     mixtral_dir: Path, mix: Recipe, packed_dir: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
