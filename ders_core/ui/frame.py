@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -17,6 +18,19 @@ REFRESH_SECONDS = 2
 _FRAMED = "studio_framed"
 
 
+def navigation() -> Any:
+    """The pages in the order of the work, along the top; returns the one that is asked for."""
+    pages = [
+        st.Page("pages/checkpoint.py", title="Checkpoint", default=True),
+        st.Page("pages/redundancy.py", title="Redundancy"),
+        st.Page("pages/spectra.py", title="Spectra"),
+        st.Page("pages/recipe.py", title="Recipe"),
+        st.Page("pages/runs.py", title="Runs"),
+        st.Page("pages/export.py", title="Export"),
+    ]
+    return st.navigation(pages, position="top")
+
+
 def need_frame() -> None:
     """See to it that app.py runs around a page.
 
@@ -24,7 +38,7 @@ def need_frame() -> None:
     pages/ alone. A call of `st.navigation` ends that habit, and the next run goes through app.py.
     """
     if not st.session_state.get(_FRAMED):
-        st.navigation([st.Page(need_frame, title="DeRS Studio")], position="hidden")
+        navigation()
         st.rerun()
 
 
