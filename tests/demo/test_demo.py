@@ -1,4 +1,4 @@
-"""The demo at a tiny scale: the real path, a few steps."""
+"""The demo at a tiny scale: the real path, a few steps. The browser walk builds the full one."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ders_core import encode as encode_module
 from ders_core.checkpoint.output import output_directory, partial_path
 from ders_core.codecs import Keep, Quantized, Sparse
 from ders_core.compress import compress
@@ -113,6 +114,27 @@ def test_same_bytes_however_many_threads(
     finally:
         torch.set_num_threads(before)
     assert snapshot(tmp_path / "out") == snapshot(packed_dir)
+
+
+def test_tasks_compute_on_one_thread(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrices here are too small for threads to split a sum, so look at the setting itself."""
+    seen: set[int] = set()
+    encode = encode_module._encode_experts
+
+    def spy(*arguments: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return encode(*arguments)
+
+    monkeypatch.setattr(encode_module, "_encode_experts", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        compress(mixtral_dir, tmp_path / "out", TWO_BITS)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
 
 
 def test_another_seed_gives_other_bytes(
