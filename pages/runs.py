@@ -172,6 +172,10 @@ def details(job: Job) -> None:
         if job.error:
             st.error(job.error)
         steps(job)
+        if job.seconds is not None and job.peak_memory:
+            st.caption(
+                f"took {duration_text(job.seconds)}, peak memory {bytes_text(job.peak_memory)}"
+            )
         table = runs.layers(job)
         if not table.empty:
             st.dataframe(
