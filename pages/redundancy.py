@@ -1,10 +1,9 @@
 """Redundancy: how alike the experts of each layer are."""
 
-import pandas as pd
 import streamlit as st
 
 from ders_core import figures
-from ders_core.analysis import Analysis
+from ders_core.analysis import Analysis, of_group
 from ders_core.ui import frame
 from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.plots import plot
@@ -67,24 +66,20 @@ with left:
     )
 
 
-def of_group(frame_: pd.DataFrame) -> pd.DataFrame:
-    return frame_[(frame_["layer"] == layer) & (frame_["projection"] == projection)]
-
-
 with right:
     experts, deltas, where = st.tabs(["Experts", "Deltas", "Where they differ"])
     with experts:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
             "similarity",
-            of_group(analysis.similarity),
+            of_group(analysis.similarity, layer, projection),
             alt="1 − cos of every pair of experts, in cluster order",
         )
     with deltas:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),
             "similarity_deltas",
-            of_group(analysis.similarity),
+            of_group(analysis.similarity, layer, projection),
             alt="Cosine of every pair of deltas",
         )
         st.caption(
@@ -95,12 +90,12 @@ with right:
         plot(
             figures.difference_energy(analysis, layer, projection),
             "difference_energy",
-            of_group(analysis.energy_map),
+            of_group(analysis.energy_map, layer, projection),
             alt="Share of the deltas' energy over rows and columns",
         )
     plot(
         figures.norm_bars(analysis, layer, projection),
         "norm_bars",
-        of_group(analysis.experts),
+        of_group(analysis.experts, layer, projection),
         alt="Norm of each expert's delta",
     )

@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from ders_core import figures
-from ders_core.analysis import predicted_error, rank_for_energy
+from ders_core.analysis import of_group, predicted_error, rank_for_energy
 from ders_core.errors import DersError
 from ders_core.plan import group_specs
 from ders_core.ui import frame
@@ -43,23 +43,19 @@ st.markdown(
 )
 
 
-def of_group(frame_: pd.DataFrame) -> pd.DataFrame:
-    return frame_[(frame_["layer"] == layer) & (frame_["projection"] == projection)]
-
-
 left, right = st.columns(2, gap="large")
 with left:
     plot(
         figures.spectrum(analysis, layer, projection),
         "spectrum",
-        of_group(analysis.spectra),
+        of_group(analysis.spectra, layer, projection),
         alt="Singular values of each expert's delta, log-log, with their mean",
     )
 with right:
     plot(
         figures.energy_curve(analysis, layer, projection),
         "energy_curve",
-        of_group(analysis.spectra),
+        of_group(analysis.spectra, layer, projection),
         alt="Energy kept against rank",
     )
 
@@ -117,6 +113,6 @@ with right:
     plot(
         figures.value_histogram(analysis, layer, projection),
         "histogram",
-        of_group(analysis.histograms),
+        of_group(analysis.histograms, layer, projection),
         alt="Histogram of the deltas' values",
     )

@@ -20,16 +20,7 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     """σ of each expert's delta against its rank, log-log, with their mean and the noise floor."""
     rows = of_group(analysis.spectra, layer, projection)
     figure = go.Figure()
-    for expert, own in rows.groupby("expert"):
-        number = int(str(expert))
-        figure.add_scatter(
-            x=own["index"],
-            y=own["singular_value"],
-            name=f"expert {number}",
-            mode="lines",
-            line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
-            hovertemplate="rank %{x}<br>σ = %{y:.3g}<extra>%{fullData.name}</extra>",
-        )
+    _expert_lines(figure, rows, "singular_value", "σ = %{y:.3g}")
     mean = rows.groupby("index")["singular_value"].mean()
     figure.add_scatter(
         x=mean.index,
@@ -76,6 +67,20 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     return finish(figure, f"Singular values of the deltas, layer {layer}, {projection}", height=420)
 
 
+def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str) -> None:
+    """A thin line for each expert over the rank."""
+    for expert, own in rows.groupby("expert"):
+        number = int(str(expert))
+        figure.add_scatter(
+            x=own["index"],
+            y=own[column],
+            name=f"expert {number}",
+            mode="lines",
+            line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
+            hovertemplate=f"rank %{{x}}<br>{words}<extra>%{{fullData.name}}</extra>",
+        )
+
+
 def noise_floor(analysis: Analysis, layer: int, projection: str) -> float:
     """Upper edge of the singular values that a matrix of pure noise would have.
 
@@ -101,16 +106,7 @@ def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     """Share of the deltas' energy that the first r directions hold."""
     rows = of_group(analysis.spectra, layer, projection)
     figure = go.Figure()
-    for expert, own in rows.groupby("expert"):
-        number = int(str(expert))
-        figure.add_scatter(
-            x=own["index"],
-            y=own["energy"],
-            name=f"expert {number}",
-            mode="lines",
-            line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
-            hovertemplate="rank %{x}<br>%{y:.1%} kept<extra>%{fullData.name}</extra>",
-        )
+    _expert_lines(figure, rows, "energy", "%{y:.1%} kept")
     index, pooled = pooled_energy(analysis, layer, projection)
     figure.add_scatter(
         x=index,
