@@ -83,12 +83,18 @@ def predicted_error(
 def _magnitude_error(
     analysis: Analysis, layer: int, projection: str, drop_rate: float
 ) -> float | None:
+    """√ of the share of ΣΔ² in the `drop_rate` smallest entries. The outermost bins hold all that
+    lies beyond, so their energy is what the others leave of the deltas' own."""
     rows = of_group(analysis.histograms, layer, projection)
     counts = rows["count"].to_numpy(dtype=float)
-    if not counts.sum():
+    total = float((of_group(analysis.experts, layer, projection)["norm_delta"] ** 2).sum())
+    if not counts.sum() or not total:
         return 0.0
     middle = ((rows["left"] + rows["right"]) / 2).abs().to_numpy()
-    order = np.argsort(middle)
-    count, energy = counts[order], counts[order] * middle[order] ** 2
-    dropped = np.interp(drop_rate * count.sum(), np.cumsum(count), np.cumsum(energy))
-    return float(math.sqrt(dropped / energy.sum())) if energy.sum() else 0.0
+    order = np.argsort(middle, kind="stable")
+    inner = order[:-2]
+    count = np.concatenate([[0.0], counts[inner], [counts[order[-2:]].sum()]])
+    inside = np.cumsum(counts[inner] * middle[inner] ** 2)
+    energy = np.concatenate([[0.0], np.minimum(inside, total), [total]])  # cumulative
+    dropped = np.interp(drop_rate * counts.sum(), np.cumsum(count), energy)
+    return math.sqrt(float(dropped) / total)

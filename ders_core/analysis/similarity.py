@@ -1,12 +1,15 @@
-"""One pass over a group: similarity of experts and deltas, norms, moments, histogram, energy map.
+"""Similarity of experts and deltas, norms, moments, energy map, and the histogram of a group.
 
 Rows come in chunks; everything is taken from vectors centred on the base, in float32, and summed in
 float64. 1 − cos is never computed as 1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses
-all its digits.
+all its digits. The Gram matrix of the deltas is multiplied in float64 too: where experts fall into
+clusters, two of them can be a hair apart and both far from the base.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +18,8 @@ import torch
 from ders_core.checkpoint import ExpertGroup
 from ders_core.errors import CheckpointError
 
-CHUNK_VALUES = 1 << 21
+CHUNK_VALUES = 1 << 18
+"""Values of all experts at a time; the work stays in cache."""
 BINS = 128
 REACH = 8.0
 """The histogram spans ± so many standard deviations; what lies beyond is in the outermost bins."""
@@ -46,9 +50,28 @@ class GroupStatistics:
 
 
 def group_statistics(group: ExpertGroup, device: torch.device | str = "cpu") -> GroupStatistics:
-    """Read a group once, a few rows at a time. Raises CheckpointError for non-finite weights."""
+    """Read a group a few rows at a time, and again for the histogram, whose span is of the whole.
+
+    Raises CheckpointError for non-finite weights.
+    """
+    totals = _Totals(*group.shape)
+    for rows, weights, base in _chunks(group, device):
+        totals.add(weights, base, rows)
+    half = REACH * totals.spread()
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    if half:
+        for _, weights, base in _chunks(group, device):
+            place = weights.sub_(base).mul_(BINS / 2 / half).add_(BINS / 2).floor_()
+            places = place.clamp_(0, BINS - 1).to(torch.int32).flatten()
+            counts += torch.bincount(places, minlength=BINS).cpu()
+    return totals.finish(half or 1.0, counts)
+
+
+def _chunks(
+    group: ExpertGroup, device: torch.device | str
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """(rows, weights `[K, rows·in]`, base `[rows·in]`), both float32, the base as it is stored."""
     experts, out, width = group.shape
-    totals = _Totals(experts, out, width)
     step = max(1, CHUNK_VALUES // max(experts * width, 1))
     for begin in range(0, out, step):
         rows = slice(begin, min(begin + step, out))
@@ -60,8 +83,7 @@ def group_statistics(group: ExpertGroup, device: torch.device | str = "cpu") -> 
                 "the checkpoint is damaged"
             )
         base = weights.mean(0).to(group.dtype).float()  # [rows·in]
-        totals.add(weights, base, rows)
-    return totals.finish()
+        yield rows, weights, base
 
 
 class _Totals:
@@ -75,14 +97,13 @@ class _Totals:
         self.base = 0.0
         self.powers = torch.zeros(4, experts, dtype=torch.float64)
         self.max_abs = torch.zeros(experts, dtype=torch.float64)
-        self.counts = torch.zeros(BINS, dtype=torch.int64)
-        self.half = 0.0
         self.rows = torch.zeros(out, dtype=torch.float64)
         self.columns = torch.zeros(width, dtype=torch.float64)
 
     def add(self, weights: torch.Tensor, base: torch.Tensor, rows: slice) -> None:
         deltas = weights - base
-        self.gram += (deltas @ deltas.T).double().cpu()
+        exact = deltas.double()
+        self.gram += (exact @ exact.T).cpu()
         self.weight += weights.square().sum(1, dtype=torch.float64).cpu()
         self.along += (deltas * base).sum(1, dtype=torch.float64).cpu()
         self.base += float(base.square().sum(dtype=torch.float64))
@@ -90,16 +111,16 @@ class _Totals:
         for power, values in enumerate((deltas, squares, squares * deltas, squares * squares)):
             self.powers[power] += values.sum(1, dtype=torch.float64).cpu()
         self.max_abs = torch.maximum(self.max_abs, deltas.abs().amax(1).double().cpu())
-        if not self.half:
-            self.half = REACH * float(deltas.double().std(unbiased=False))
-        if self.half:
-            place = ((deltas / self.half + 1) * (BINS / 2)).floor_().clamp_(0, BINS - 1)
-            self.counts += torch.bincount(place.long().flatten(), minlength=BINS).cpu()
         energy = squares.sum(0).view(-1, self.width).double().cpu()
         self.rows[rows] = energy.sum(1)
         self.columns += energy.sum(0)
 
-    def finish(self) -> GroupStatistics:
+    def spread(self) -> float:
+        """Standard deviation of the values of all deltas together."""
+        first, second = (self.powers[:2].mean(1) / max(self.size, 1)).tolist()
+        return math.sqrt(max(second - first**2, 0.0))
+
+    def finish(self, half: float, counts: torch.Tensor) -> GroupStatistics:
         gram = self.gram.numpy()
         own = np.diag(gram)
         norm = np.sqrt(self.weight.numpy())
@@ -123,7 +144,6 @@ class _Totals:
         kurtosis = np.divide(
             central, variance**2, out=np.full_like(central, 3.0), where=variance > 0
         )
-        half = self.half or 1.0
         return GroupStatistics(
             norm_base=float(np.sqrt(self.base)),
             norm=norm,
@@ -135,7 +155,7 @@ class _Totals:
             kurtosis=kurtosis - 3.0,
             max_abs=self.max_abs.numpy(),
             edges=np.linspace(-half, half, BINS + 1),
-            counts=self.counts.numpy(),
+            counts=counts.numpy(),
             row_energy=_binned(self.rows.numpy()),
             column_energy=_binned(self.columns.numpy()),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ders_core.analysis import (
     sampled_verdict,
 )
 from ders_core.analysis.predict import GAUSSIAN_ERROR
+from ders_core.analysis.similarity import BINS, REACH
 from ders_core.analysis.spectra import POINTS, singular_values, spectrum
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
@@ -166,6 +168,26 @@ def test_predictions_come_near_what_encoding_measures(
         energy += float(delta.double().square().sum())
     predicted = predicted_error(analysis, 0, "up", codec)
     assert predicted == pytest.approx(math.sqrt(error / energy), rel=tolerance)
+
+
+@pytest.mark.parametrize("drop_rate", [0.3, 0.9, 0.97, 0.99, 0.995])
+def test_magnitude_prediction_counts_what_lies_beyond_the_histogram(
+    analysis: Analysis, drop_rate: float
+) -> None:
+    """Deltas with 1 % of entries: most of their energy lies in the outermost bins."""
+    random = np.random.default_rng(6)
+    deltas = random.normal(size=200_000) * (random.random(200_000) < 0.01)
+    half = REACH * deltas.std()
+    counts, edges = np.histogram(np.clip(deltas, -half, half), np.linspace(-half, half, BINS + 1))
+    where = {"layer": 0, "projection": "gate"}
+    bins = pd.DataFrame({"left": edges[:-1], "right": edges[1:], "count": counts}).assign(**where)
+    norms = pd.DataFrame([where | {"norm_delta": float(np.linalg.norm(deltas))}])
+    made = replace(analysis, histograms=bins, experts=norms)
+    ordered = np.sort(deltas**2)
+    wanted = math.sqrt(ordered[: round(drop_rate * deltas.size)].sum() / ordered.sum())
+    codec = {"codec": "sparse", "method": "magnitude", "drop_rate": drop_rate}
+    half_bin = REACH / BINS  # in standard deviations; the histogram sees no finer
+    assert predicted_error(made, 0, "gate", codec) == pytest.approx(wanted, abs=half_bin)
 
 
 def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) -> None:

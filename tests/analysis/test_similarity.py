@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ders_core.analysis.similarity import group_statistics
+from ders_core.analysis.similarity import REACH, group_statistics
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.header import read_header
 from ders_core.errors import CheckpointError
@@ -57,6 +57,42 @@ def test_one_minus_cos_keeps_its_digits(
     found = group_statistics(group_of(path, weights))
     wanted = exact_one_minus_cos(weights)
     np.testing.assert_allclose(found.one_minus_cos, wanted, rtol=2e-3, atol=1e-13)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    gap=st.sampled_from([0.1, 0.5, 1.0]),
+    closeness=st.sampled_from([1e-4, 3e-4, 1e-3]),
+)
+def test_one_minus_cos_keeps_its_digits_within_clusters(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, gap: float, closeness: float
+) -> None:
+    """Experts far from the mean and a hair from each other: what is apart is lost in float32."""
+    random = torch.Generator().manual_seed(seed)
+    starts = torch.randn(64, 96, generator=random) + gap * torch.randn(2, 64, 96, generator=random)
+    weights = starts[[0, 1, 0, 1, 0]] + closeness * torch.randn(5, 64, 96, generator=random)
+    path = tmp_path_factory.mktemp("group") / "group.safetensors"
+    found = group_statistics(group_of(path, weights))
+    np.testing.assert_allclose(found.one_minus_cos, exact_one_minus_cos(weights), rtol=1e-3)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.001, 0.5])
+def test_histogram_spans_the_whole_group_whatever_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: float
+) -> None:
+    """The first chunk's deltas are zero, or smaller or larger than all that follow."""
+    monkeypatch.setattr("ders_core.analysis.similarity.CHUNK_VALUES", 3 * 20 * 4)
+    torch.manual_seed(5)
+    spread = torch.full((40, 1), 0.05)
+    spread[:4] = first
+    weights = torch.randn(40, 20) + spread * torch.randn(3, 40, 20)
+    found = group_statistics(group_of(tmp_path / "g.safetensors", weights))
+    deltas = (weights - weights.mean(0)).double().numpy()
+    assert found.edges[-1] == pytest.approx(REACH * deltas.std(), rel=1e-4)
+    counts = np.histogram(np.clip(deltas, found.edges[0], found.edges[-1]), found.edges)[0]
+    assert found.counts.sum() == deltas.size
+    assert np.abs(found.counts - counts).sum() <= 4  # values that lie on an edge
 
 
 def test_norms_moments_and_histogram_are_those_of_float64(tmp_path: Path) -> None:
