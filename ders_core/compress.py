@@ -27,10 +27,11 @@ from ders_core.manifest import (
     QUANT_METHOD,
     Manifest,
     PackedGroup,
+    PackedSource,
     Source,
     public_recipe,
 )
-from ders_core.plan import METADATA, Plan, PlanEntry, carried_specs, part_name, resolve
+from ders_core.plan import METADATA, Plan, PlanEntry, carried_specs, resolve
 from ders_core.progress import Progress, quiet
 from ders_core.recipe import DenseBase, Recipe
 from ders_core.report import Report, ReportEntry
@@ -92,11 +93,13 @@ def compress(
                 entry.codec.dump(),
                 recipe.seed,
                 dense,
+                recipe.clusters,
+                recipe.extended,
                 device,
                 str(staged[entry.key]),
             )
             for entry in plan.entries
-            if entry.decomposed and not staged[entry.key].with_suffix(".json").is_file()
+            if entry.packed and not staged[entry.key].with_suffix(".json").is_file()
         ]
         encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
         done = plan.bytes_before - encoding
@@ -130,25 +133,27 @@ def _assemble(
     """Write the shards; returns the report's entries, the groups, and checksums by file."""
     entries, groups = [], []
     tensors: dict[str, TensorInfo] = {
-        name: source.tensors[name] for name in carried_specs(source, plan.entries)
+        name: source.tensors[name] for name in carried_specs(source, plan)
     }
     for entry in plan.entries:
-        if not entry.decomposed:
+        if not entry.packed:
             size = entry.bytes_before
             entries.append(ReportEntry(*entry.key, entry.codec.label, size, size, 0.0, 0.0, 0.0))
             continue
         note = read_json(staged[entry.key].with_suffix(".json"))
         entries.append(ReportEntry(**note["entry"]))
-        group = source.group(*entry.key)
+        group = source.group(*entry.key, plan.recipe.extended)
         groups.append(
             PackedGroup(
                 layer=entry.layer,
                 projection=entry.projection,
-                prefix=part_name(source, *entry.key, "base").removesuffix(".base"),
+                prefix=group.prefix,
                 codec=note["codec"],
                 shape=group.shape,
                 dtype=NAMES[group.dtype],
-                experts=group.sources,
+                experts=tuple(map(PackedSource.of, group.experts)),
+                biases=tuple(map(PackedSource.of, group.biases)),
+                bases=note["bases"],
             )
         )
         tensors |= read_header(staged[entry.key])[0]
@@ -192,5 +197,7 @@ def _write_descriptions(
     )
     copy_files(source.side_files(), partial)
     quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **recipe}
+    if source.config.get("quantization_config"):
+        quantization["original"] = source.config["quantization_config"]
     write_json(partial / "config.json", source.config | {"quantization_config": quantization})
     write_json(partial / MANIFEST, manifest.model_dump(mode="json"))

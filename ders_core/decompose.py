@@ -1,4 +1,4 @@
-"""Decompose: one base for all experts of a group, and each expert's delta against it.
+"""Decompose: a base for the experts of a group, and each expert's delta against it.
 
 W_i = W_base + Δ_i (DeRS eq. 2). The base is rounded to the storage dtype first, so that its
 rounding is part of the deltas and not everybody's error. One expert is in memory at a time.
@@ -6,13 +6,13 @@ rounding is part of the deltas and not everybody's error. One expert is in memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ders_core.checkpoint import ExpertGroup, Layout, TensorStore
+from ders_core.checkpoint import DenseFFN, ExpertGroup, TensorStore, dense_ffns
 from ders_core.errors import CheckpointError
 
 CHUNK_VALUES = 1 << 22
@@ -22,41 +22,51 @@ LEAST_SIMILARITY = 0.5
 
 @dataclass(frozen=True)
 class Decomposition:
-    """base: `[out, in]` in storage dtype; deltas come one at a time, `[out, in]` float32."""
+    """base: `[out, in]` in storage dtype, or `[bases, out, in]` where `bases` says which is whose.
+    Deltas come one at a time, `[out, in]` float32."""
 
     group: ExpertGroup
     base: torch.Tensor
+    bases: tuple[int, ...] | None = None
+
+    def base_of(self, expert: int) -> torch.Tensor:
+        """The expert's base `[out, in]`."""
+        return self.base if self.bases is None else self.base[self.bases[expert]]
 
     def weight(self, expert: int) -> torch.Tensor:
         """W_i `[out, in]` in storage dtype, on the base's device. Refuses non-finite values."""
         weight = self.group.read(expert).to(self.base.device)
         if not bool(torch.isfinite(weight).all()):
             raise CheckpointError(
-                f"{self.group.sources[expert]} holds values that are not finite (NaN or infinity); "
-                "the checkpoint is damaged, or keep this group as it is (codec: keep)"
+                f"{self.group.expert_name(expert)} holds values that are not finite (NaN or "
+                "infinity); the checkpoint is damaged, or keep this group as it is (codec: keep)"
             )
         return weight
 
     def delta(self, expert: int) -> torch.Tensor:
         """Δ_i = W_i − W_base `[out, in]` float32."""
-        return self.weight(expert).float().sub_(self.base.float())
+        return self.weight(expert).float().sub_(self.base_of(expert).float())
 
     def deltas(self) -> Iterator[torch.Tensor]:
         for expert in range(self.group.shape[0]):
             yield self.delta(expert)
 
 
-def mean_base(group: ExpertGroup) -> torch.Tensor:
-    """The experts' mean `[out, in]` in storage dtype: it minimises Σ‖Δ_i‖². Summed in float32."""
+def mean_base(group: ExpertGroup, members: Sequence[int] | None = None) -> torch.Tensor:
+    """The experts' mean `[out, in]` in storage dtype: it minimises Σ‖Δ_i‖². Summed in float32.
+
+    members: of these experts only.
+    """
     experts, out, width = group.shape
+    chosen = range(experts) if members is None else members
     base = torch.empty(out, width, dtype=group.dtype)
     step = max(1, CHUNK_VALUES // max(width, 1))
     for begin in range(0, out, step):
         rows = slice(begin, min(begin + step, out))
         total = torch.zeros(rows.stop - begin, width, dtype=torch.float32)
-        for expert in range(experts):
+        for expert in chosen:
             total += group.read(expert, rows).float()
-        base[rows] = (total / experts).to(group.dtype)
+        base[rows] = (total / len(chosen)).to(group.dtype)
     return base
 
 
@@ -65,32 +75,44 @@ class DenseParent:
     """A dense model whose FFN is the base of every layer (the paper's choice)."""
 
     store: TensorStore
+    ffns: tuple[DenseFFN, ...]
 
     @classmethod
     def open(cls, path: str | Path) -> DenseParent:
-        return cls(TensorStore.open(path))
+        """Raises CheckpointError if it is no checkpoint, or has no FFN of a known form."""
+        store = TensorStore.open(path)
+        ffns = dense_ffns(store.tensors)
+        if not ffns:
+            raise CheckpointError(
+                f"the dense model {store.path.name} has no FFN that is known here (gate_proj, "
+                "up_proj and down_proj, or fc1 and fc2, and the like), so it cannot be the base"
+            )
+        return cls(store, tuple(ffns))
 
-    def base(self, group: ExpertGroup, layout: Layout) -> torch.Tensor:
+    def base(self, group: ExpertGroup) -> torch.Tensor:
         """The parent's FFN weight `[out, in]` in the group's dtype.
 
         Raises CheckpointError if it is missing, of another shape, or clearly not the parent.
         """
-        name = layout.dense_of(group.layer, group.projection)
         where = f"the dense model {self.store.path.name}"
-        info = self.store.tensors.get(name)
-        if info is None:
-            raise CheckpointError(f"{where} has no tensor {name!r}, so it is not the parent")
-        if info.shape != group.shape[1:]:
+        found = [
+            ffn.weights[group.projection]
+            for ffn in self.ffns
+            if ffn.layer == group.block.layer and group.projection in ffn.weights
+        ]
+        if not found:
             raise CheckpointError(
-                f"{where}: {name!r} is {list(info.shape)}, the experts are "
+                f"{where} has no {group.projection} weight in its layer {group.block.layer} that "
+                f"{group.block.name!r} could come from, so it is not the parent"
+            )
+        matrix = next((own for own in found if own.shape == group.shape[1:]), None)
+        if matrix is None:
+            raise CheckpointError(
+                f"{where}: {found[0].info.name!r} is {list(found[0].shape)}, the experts are "
                 f"{list(group.shape[1:])}; it is not the parent"
             )
-        base = info.read().to(group.dtype)
-        cosine = float(
-            torch.nn.functional.cosine_similarity(
-                base.flatten().double(), group.read(0).flatten().double(), dim=0
-            )
-        )
+        base = matrix.read().to(group.dtype)
+        cosine = _mean_cosine(base, group)
         if not cosine >= LEAST_SIMILARITY:
             raise CheckpointError(
                 f"{where} is not the parent of these experts: at layer {group.layer}, "
@@ -100,16 +122,42 @@ class DenseParent:
         return base
 
 
-def decompose(
-    group: ExpertGroup,
-    layout: Layout,
-    parent: DenseParent | None = None,
-    device: torch.device | str = "cpu",
+def _mean_cosine(base: torch.Tensor, group: ExpertGroup) -> float:
+    """The mean over experts of their cosine with the base, NaN if something is not finite."""
+    flat = base.flatten().double()
+    cosines = [
+        float(torch.nn.functional.cosine_similarity(flat, group.read(k).flatten().double(), dim=0))
+        for k in range(group.shape[0])
+    ]
+    return sum(cosines) / len(cosines)
+
+
+def around_mean(group: ExpertGroup, device: torch.device | str = "cpu") -> Decomposition:
+    """Decompose against the experts' mean."""
+    return _finite(Decomposition(group, mean_base(group).to(device)))
+
+
+def around_means(
+    group: ExpertGroup, assignment: Sequence[int], device: torch.device | str = "cpu"
 ) -> Decomposition:
-    """Decompose against the dense parent where one is given, else against the experts' mean."""
-    base = parent.base(group, layout) if parent else mean_base(group)
-    decomposition = Decomposition(group, base.to(device))
-    if not bool(torch.isfinite(base).all()):
+    """Decompose against several bases, each the mean of the experts that `assignment` gives it."""
+    members: list[list[int]] = [[] for _ in range(max(assignment) + 1)]
+    for expert, number in enumerate(assignment):
+        members[number].append(expert)
+    base = torch.stack([mean_base(group, own) for own in members]).to(device)
+    return _finite(Decomposition(group, base, tuple(assignment)))
+
+
+def from_parent(
+    group: ExpertGroup, parent: DenseParent, device: torch.device | str = "cpu"
+) -> Decomposition:
+    """Decompose against the dense parent's FFN. Raises CheckpointError if it is not the parent."""
+    return _finite(Decomposition(group, parent.base(group).to(device)))
+
+
+def _finite(decomposition: Decomposition) -> Decomposition:
+    group = decomposition.group
+    if not bool(torch.isfinite(decomposition.base).all()):
         for expert in range(group.shape[0]):
             decomposition.weight(expert)  # refuses the one at fault by its name
         raise CheckpointError(

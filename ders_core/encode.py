@@ -7,18 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from ders_core.checkpoint import NAMES, Checkpoint
+from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
 from ders_core.checkpoint.writer import write_json, write_tensors
-from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
+from ders_core.clusters import cluster, delta_gram
+from ders_core.codecs import DeltaCodec, EncodeContext, Keep, make_codec
 from ders_core.codecs.prng import expert_seed
-from ders_core.decompose import Decomposition, DenseParent, combine, decompose
+from ders_core.decompose import (
+    Decomposition,
+    DenseParent,
+    around_mean,
+    around_means,
+    combine,
+    from_parent,
+)
 from ders_core.errors import CheckpointError
 from ders_core.measure import relative_errors, squared
-from ders_core.plan import part_name
 from ders_core.report import ReportEntry
 
 
@@ -32,6 +39,8 @@ class EncodeTask:
     codec: dict[str, Any]
     seed: int
     dense: str | None
+    clusters: int | Literal["auto"] | None
+    extended: bool
     device: str
     staged: str
 
@@ -40,16 +49,21 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     """Decompose and encode one group; stage its tensors and what is to be told about it."""
     started = time.monotonic()
     checkpoint = Checkpoint(task.checkpoint)
-    group = checkpoint.group(task.layer, task.projection)
-    parent = DenseParent.open(task.dense) if task.dense else None
+    group = checkpoint.group(task.layer, task.projection, task.extended)
+    codec = make_codec(task.codec)
+    bases: tuple[int, ...] | None = None
+    errors = (0.0, 0.0)
     with one_thread(), torch.inference_mode():
-        decomposition = decompose(group, checkpoint.layout, parent, task.device)
-        codec = make_codec(task.codec).fit(decomposition.deltas())
-        parts, errors = _encode_experts(decomposition, codec, task.seed)
-    named = {
-        part_name(checkpoint, group.layer, group.projection, part): tensor
-        for part, tensor in parts.items()
-    }
+        if isinstance(codec, Keep):
+            parts = {"weight": group.read()}
+        else:
+            decomposition = _decompose(group, task)
+            bases = decomposition.bases
+            codec = codec.fit(decomposition.deltas())
+            parts, errors = _encode_experts(decomposition, codec, task.seed)
+        if group.biases:
+            parts["bias"] = group.read_biases()
+    named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
     path = Path(task.staged)
     write_tensors(path, named)
     entry = ReportEntry(
@@ -60,15 +74,28 @@ def encode_group(task: EncodeTask) -> ReportEntry:
         *errors,
         time.monotonic() - started,
     )
-    write_json(path.with_suffix(".json"), {"entry": asdict(entry), "codec": codec.dump()})
+    note = {"entry": asdict(entry), "codec": codec.dump(), "bases": bases}
+    write_json(path.with_suffix(".json"), note)
     return entry
+
+
+def _decompose(group: ExpertGroup, task: EncodeTask) -> Decomposition:
+    if task.dense:
+        return from_parent(group, DenseParent.open(task.dense), task.device)
+    if task.clusters is None:
+        return around_mean(group, task.device)
+    count = None if task.clusters == "auto" else task.clusters
+    found = cluster(delta_gram(group), count, bits=8 * group.dtype.itemsize)
+    if found.count == 1:
+        return around_mean(group, task.device)
+    return around_means(group, found.assignment, task.device)
 
 
 def _encode_experts(
     decomposition: Decomposition, codec: DeltaCodec, seed: int
 ) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
     """The base and all parts stacked over the experts, on the CPU; and the two relative errors."""
-    group, base = decomposition.group, decomposition.base
+    group = decomposition.group
     shape = (group.shape[1], group.shape[2])
     stacked = {
         name: torch.empty(group.shape[0], *spec.shape, dtype=spec.dtype)
@@ -76,7 +103,7 @@ def _encode_experts(
     }
     error = delta_energy = weight_energy = 0.0
     for expert in range(group.shape[0]):
-        weight = decomposition.weight(expert).float()
+        weight, base = decomposition.weight(expert).float(), decomposition.base_of(expert)
         delta = weight - base.float()
         context = EncodeContext(group.dtype, expert_seed(seed, *group.key, expert))
         parts = codec.encode(delta, context)
@@ -85,13 +112,14 @@ def _encode_experts(
         synthesized = combine(base, codec.decode(parts, shape, context)).float()
         if not bool(torch.isfinite(synthesized).all()):
             raise CheckpointError(
-                f"{group.sources[expert]}: its values are too large for codec "
+                f"{group.expert_name(expert)}: its values are too large for codec "
                 f"{codec.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
             )
         error += squared(synthesized - weight)
         delta_energy += squared(delta)
         weight_energy += squared(weight)
-    return {"base": base.cpu(), **stacked}, relative_errors(error, delta_energy, weight_energy)
+    base = decomposition.base.cpu()
+    return {"base": base, **stacked}, relative_errors(error, delta_energy, weight_energy)
 
 
 @contextmanager

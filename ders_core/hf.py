@@ -21,8 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ders_core.checkpoint import Checkpoint, TensorStore
-from ders_core.checkpoint.layouts import recognise
+from ders_core.checkpoint import Checkpoint, TensorStore, recognise
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.packed import PackedCheckpoint, is_packed
@@ -160,7 +159,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 def _cause(store: TensorStore, error: Exception) -> str:
     """Why loading failed, in one sentence: ours if the experts are incomplete, else the error's."""
-    if not is_packed(store.path) and recognise(store.tensors) is not None:
+    if not is_packed(store.path) and recognise(store.path, store.config, store.tensors) is not None:
         try:
             Checkpoint(store.path)
         except CheckpointError as told:

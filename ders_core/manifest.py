@@ -5,9 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from ders_core.checkpoint.axes import EXPERT, IN, MATRIX, OUT, PART, Axes
 from ders_core.checkpoint.layouts import PROJECTIONS
+from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.checkpoint.store import read_json
 from ders_core.errors import CheckpointError
 from ders_core.recipe import DenseBase, Recipe
@@ -17,8 +27,67 @@ FORMAT_VERSION = 1
 QUANT_METHOD = "ders"
 
 
+class PackedSource(BaseModel):
+    """Where one expert's weight or bias lay: a tensor, its axes, and which part of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensor: str
+    axes: str = str(MATRIX)
+    """See `ders_core.checkpoint.axes`."""
+    experts: int = Field(default=1, ge=1, lt=1 << 32)
+    """How many experts the tensor holds; `expert` is which of them this is."""
+    expert: int = Field(default=0, ge=0)
+    parts: int = Field(default=1, ge=1, le=3)
+    """How many projections the tensor holds; `part` is which of them this is."""
+    part: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: Any) -> Any:
+        """A name alone is a tensor that is one expert's matrix."""
+        return {"tensor": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _check(self) -> PackedSource:
+        Axes.parse(self.axes)
+        if self.expert >= self.experts or self.part >= self.parts:
+            raise ValueError(f"{self.tensor!r} does not hold what is asked of it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _shorten(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        told = {
+            key: value
+            for key, value in fields.items()
+            if value != type(self).model_fields[key].default
+        }
+        return self.tensor if list(told) == ["tensor"] else told
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> PackedSource:
+        """The place of a matrix of the source checkpoint."""
+        slot = matrix.slot
+        return cls(
+            tensor=matrix.info.name,
+            axes=str(slot.axes),
+            experts=slot.sizes.get(EXPERT, 1),
+            expert=slot.expert,
+            parts=slot.sizes.get(PART, 1),
+            part=slot.part,
+        )
+
+    def slot(self, shape: tuple[int, int]) -> Slot:
+        """The same place again, for a matrix `[out, in]`, or a bias `[out, 1]`."""
+        sizes = {EXPERT: self.experts, PART: self.parts, OUT: shape[0], IN: shape[1]}
+        axes = Axes.parse(self.axes)
+        own = {axis: size for axis, size in sizes.items() if axis in axes.order}
+        return Slot(axes, own, self.expert, self.part)
+
+
 class PackedGroup(BaseModel):
-    """One decomposed group: where its parts are, and how to read them."""
+    """One packed group: where its parts are, how to read them, and where they came from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,11 +96,16 @@ class PackedGroup(BaseModel):
     prefix: str
     """The parts are the tensors `<prefix>.<part>`; the base is `<prefix>.base`."""
     codec: dict[str, Any]
+    """With the codec `keep` there is no base, and `<prefix>.weight` holds the weights."""
     shape: tuple[int, int, int]
     """(experts, out, in)"""
     dtype: str
-    experts: tuple[str, ...]
-    """The original names of the experts' weights."""
+    experts: tuple[PackedSource, ...]
+    """Where each expert's weight lay."""
+    biases: tuple[PackedSource, ...] = ()
+    """Where each expert's bias lay; `<prefix>.bias` `[experts, out]` holds them as they were."""
+    bases: tuple[int, ...] | None = None
+    """With several bases, `<prefix>.base` is `[bases, out, in]`; this is which one is whose."""
 
 
 class Source(BaseModel):
@@ -82,15 +156,27 @@ class Manifest(BaseModel):
                 f"{directory / MANIFEST}: the recipe is malformed; copy the directory again"
             ) from error
         for group in manifest.groups:
-            if group.projection not in PROJECTIONS or len(group.experts) != group.shape[0]:
+            count = group.shape[0]
+            if (
+                group.projection not in PROJECTIONS
+                or min(group.shape) < 1
+                or len(group.experts) != count
+                or len(group.biases) not in (0, count)
+                or (group.bases is not None and not _numbers_bases(group.bases, count))
+            ):
                 raise CheckpointError(
-                    f"{directory / MANIFEST}: the group {group.prefix!r} contradicts itself; "
-                    "copy the directory again"
+                    f"{directory / MANIFEST}: layer {group.layer}, {group.projection} contradicts "
+                    "itself; copy the directory again"
                 )
         for name in manifest.source.files:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(f"{directory / MANIFEST} names the file {name!r}; refused")
         return manifest
+
+
+def _numbers_bases(bases: tuple[int, ...], experts: int) -> bool:
+    """Whether every expert has a base, and every base an expert."""
+    return len(bases) == experts and set(bases) == set(range(max(bases) + 1))
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -1,28 +1,32 @@
 """`PackedCheckpoint`: reads a packed checkpoint as if it were the original.
 
 Tensors are asked for by their original names; an expert's weight is synthesized on the way,
-Ŵ_i = W_base + F(Δ_i).
+Ŵ_i = W_base + F(Δ_i), and put where it lay: alone, or in a tensor that holds many.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ders_core.checkpoint import DTYPES, TensorInfo, TensorSpec, TensorStore
+from ders_core.checkpoint.axes import EXPERT, PART
+from ders_core.checkpoint.matrix import Slot
 from ders_core.checkpoint.store import read_json
-from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
+from ders_core.codecs import DeltaCodec, EncodeContext, Keep, make_codec
 from ders_core.codecs.prng import expert_seed
 from ders_core.decompose import combine
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.manifest import MANIFEST, QUANT_METHOD, Manifest, PackedGroup
+from ders_core.parts import packed_parts
 
 KEPT_BASES = 3
 """gate, up and down of one layer: checkpoints list an expert's projections side by side."""
@@ -48,10 +52,21 @@ def checksum(info: TensorInfo) -> str:
 
 
 @dataclass(frozen=True)
-class _Expert:
+class _Member:
+    """One expert's weight or bias, and its place in an original tensor."""
+
     group: PackedGroup
-    codec: DeltaCodec
-    index: int
+    expert: int
+    bias: bool
+    slot: Slot
+
+
+@dataclass
+class _Packed:
+    """An original tensor that is put together from packed ones."""
+
+    spec: TensorSpec
+    members: list[_Member] = field(default_factory=list)
 
 
 class PackedCheckpoint:
@@ -64,20 +79,12 @@ class PackedCheckpoint:
         self.store = TensorStore.open(path)
         self.manifest = Manifest.read(self.store.path)
         self._seed = int(self.manifest.recipe.get("seed", 0))
-        self._experts: dict[str, _Expert] = {}
+        self._packed: dict[str, _Packed] = {}
+        self._codecs: dict[str, DeltaCodec] = {}
         for group in self.manifest.groups:
-            codec = self._check(group)
-            for index, name in enumerate(group.experts):
-                self._experts[name] = _Expert(group, codec, index)
-        missing = [
-            name
-            for name in self.names()
-            if name not in self._experts and name not in self.store.tensors
-        ]
-        if missing:
-            raise CheckpointError(
-                f"{self.path} lacks the tensor {missing[0]!r}; copy the directory again"
-            )
+            self._codecs[group.prefix] = self._check(group)
+            self._place(group)
+        self._check_cover()
         self._bases: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()  # transformers reads from several threads
 
@@ -88,9 +95,9 @@ class PackedCheckpoint:
     @property
     def config(self) -> dict[str, Any]:
         """The original's config."""
-        return {
-            key: value for key, value in self.store.config.items() if key != "quantization_config"
-        }
+        own = dict(self.store.config)
+        original = own.pop("quantization_config", {}).get("original")
+        return own | {"quantization_config": original} if original else own
 
     @property
     def bytes_total(self) -> int:
@@ -103,43 +110,97 @@ class PackedCheckpoint:
 
     def spec(self, name: str) -> TensorSpec:
         """Dtype and shape of an original tensor."""
-        expert = self._experts.get(name)
-        if expert is not None:
-            return TensorSpec(DTYPES[expert.group.dtype], expert.group.shape[1:])
-        return self._info(name).spec
+        packed = self._packed.get(name)
+        return packed.spec if packed is not None else self._info(name).spec
 
     def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        """An original tensor, synthesized if it is an expert's, in its original dtype."""
-        expert = self._experts.get(name)
-        if expert is None:
+        """An original tensor, synthesized if experts are in it, in its original dtype."""
+        packed = self._packed.get(name)
+        if packed is None:
             return self._info(name).read().to(device)
-        group = expert.group
-        seed = expert_seed(self._seed, group.layer, group.projection, expert.index)
+        if len(packed.members) == 1:
+            member = packed.members[0]
+            if member.slot.rows_are_whole:
+                return self._member(member, device).reshape(packed.spec.shape)
+        flat = torch.empty(math.prod(packed.spec.shape), dtype=packed.spec.dtype, device=device)
+        for member in packed.members:
+            member.slot.view(flat).copy_(self._member(member, device))
+        return flat.view(packed.spec.shape)
+
+    def pieces(self, name: str, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
+        """The same tensor's elements in order, as flat pieces: one expert's at a time where a
+        tensor holds many, so that no whole one need be in memory."""
+        packed = self._packed.get(name)
+        if packed is None:
+            yield self._info(name).read()
+            return
+        first = packed.members[0].slot
+        if first.axes.order[0] != EXPERT:
+            yield self.read(name, device)
+            return
+        for expert in range(first.sizes[EXPERT]):
+            flat = torch.empty(
+                math.prod(packed.spec.shape) // first.sizes[EXPERT],
+                dtype=packed.spec.dtype,
+                device=device,
+            )
+            for member in packed.members:
+                if member.slot.expert == expert:
+                    alone = dict(member.slot.sizes) | {EXPERT: 1}
+                    place = replace(member.slot, sizes=alone, expert=0)
+                    place.view(flat).copy_(self._member(member, device))
+            yield flat
+
+    def weight(
+        self, group: PackedGroup, expert: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """Ŵ_i `[out, in]` of one expert, in the group's dtype."""
+        codec, dtype = self._codecs[group.prefix], DTYPES[group.dtype]
+        if isinstance(codec, Keep):
+            return self._row(group, "weight", expert).to(device)
         shape = (group.shape[1], group.shape[2])
-        only = slice(expert.index, expert.index + 1)
         parts = {
-            part: self._info(f"{group.prefix}.{part}").read(only)[0].to(device)
-            for part in expert.codec.parts(shape, DTYPES[group.dtype])
+            part: self._row(group, part, expert).to(device) for part in codec.parts(shape, dtype)
         }
-        context = EncodeContext(DTYPES[group.dtype], seed)
-        delta = expert.codec.decode(parts, shape, context)
-        return combine(self._base(group, device), delta)
+        seed = expert_seed(self._seed, group.layer, group.projection, expert)
+        delta = codec.decode(parts, shape, EncodeContext(dtype, seed))
+        return combine(self._base(group, expert, device), delta)
 
-    def base(self, group: PackedGroup) -> torch.Tensor:
-        """W_base `[out, in]` of a group, in storage dtype."""
-        return self._info(f"{group.prefix}.base").read()
+    def base(self, group: PackedGroup, expert: int = 0) -> torch.Tensor | None:
+        """The base `[out, in]` of one expert, in the group's dtype; None with the codec `keep`."""
+        info = self.store.tensors.get(f"{group.prefix}.base")
+        if info is None:
+            return None
+        number = slice(group.bases[expert], group.bases[expert] + 1) if group.bases else None
+        return info.read(number).reshape(group.shape[1:])
 
-    def _base(self, group: PackedGroup, device: torch.device | str) -> torch.Tensor:
-        key = f"{group.prefix}@{device}"
+    def biases(self, group: PackedGroup) -> torch.Tensor:
+        """`[experts, out]`, in the group's dtype."""
+        return self._info(f"{group.prefix}.bias").read()
+
+    def _member(self, member: _Member, device: torch.device | str) -> torch.Tensor:
+        if member.bias:
+            return self._row(member.group, "bias", member.expert).to(device).unsqueeze(1)
+        return self.weight(member.group, member.expert, device)
+
+    def _row(self, group: PackedGroup, part: str, expert: int) -> torch.Tensor:
+        only = slice(expert, expert + 1)
+        return self._info(f"{group.prefix}.{part}").read(only)[0]
+
+    def _base(self, group: PackedGroup, expert: int, device: torch.device | str) -> torch.Tensor:
+        number = group.bases[expert] if group.bases else 0
+        key = f"{group.prefix}#{number}@{device}"
         with self._lock:
             if key not in self._bases:
-                self._bases[key] = self.base(group).to(device)
+                base = self.base(group, expert)
+                assert base is not None, "a group without a base is not decoded"
+                self._bases[key] = base.to(device)
                 while len(self._bases) > KEPT_BASES:
                     self._bases.popitem(last=False)
             self._bases.move_to_end(key)
             return self._bases[key]
 
-    def _info(self, name: str) -> Any:
+    def _info(self, name: str) -> TensorInfo:
         info = self.store.tensors.get(name)
         if info is None:
             raise CheckpointError(f"{self.path} has no tensor {name!r}")
@@ -155,12 +216,10 @@ class PackedCheckpoint:
         dtype = DTYPES.get(group.dtype)
         if dtype is None or not codec.exact:
             raise CheckpointError(f"{where}: the manifest is malformed; copy the directory again")
-        experts, out, width = group.shape
-        wanted = {"base": TensorSpec(dtype, (out, width))} | {
-            part: TensorSpec(spec.dtype, (experts, *spec.shape))
-            for part, spec in codec.parts((out, width), dtype).items()
-        }
-        for part, spec in wanted.items():
+        bases = max(group.bases) + 1 if group.bases else None
+        for part, spec in packed_parts(
+            codec, group.shape, dtype, bases=bases, biases=bool(group.biases)
+        ).items():
             info = self.store.tensors.get(f"{group.prefix}.{part}")
             if info is None or info.spec != spec:
                 raise CheckpointError(
@@ -168,6 +227,42 @@ class PackedCheckpoint:
                     "copy the directory again"
                 )
         return codec
+
+    def _place(self, group: PackedGroup) -> None:
+        """Note which original tensors the group's experts lay in."""
+        _, out, width = group.shape
+        for bias, sources in ((False, group.experts), (True, group.biases)):
+            for expert, source in enumerate(sources):
+                slot = source.slot((out, 1 if bias else width))
+                if slot.axes.is_bias != bias:
+                    raise CheckpointError(
+                        f"{self.path / MANIFEST}: {source.tensor!r} contradicts itself; "
+                        "copy the directory again"
+                    )
+                spec = TensorSpec(DTYPES[group.dtype], slot.axes.shape(slot.sizes))
+                own = self._packed.setdefault(source.tensor, _Packed(spec))
+                own.members.append(_Member(group, expert, bias, slot))
+
+    def _check_cover(self) -> None:
+        """Every original tensor must be there, and every packed one be covered just once."""
+        for name, packed in self._packed.items():
+            places = [(member.slot.expert, member.slot.part) for member in packed.members]
+            first = packed.members[0]
+            count = math.prod(first.slot.sizes.get(axis, 1) for axis in (EXPERT, PART))
+            same = all(
+                member.slot.sizes == first.slot.sizes and member.slot.axes == first.slot.axes
+                for member in packed.members
+            )
+            if not same or len(places) != count or len(set(places)) != count:
+                raise CheckpointError(
+                    f"{self.path / MANIFEST}: the parts of {name!r} do not make it whole; "
+                    "copy the directory again"
+                )
+        for name in self.names():
+            if name not in self._packed and name not in self.store.tensors:
+                raise CheckpointError(
+                    f"{self.path} lacks the tensor {name!r}; copy the directory again"
+                )
 
 
 def checksum_problems(checkpoint: PackedCheckpoint, step: Callable[[int, str], None]) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, TensorSpec
 from ders_core.checkpoint.writer import file_bytes, file_order, shards
 from ders_core.codecs import DeltaCodec, Keep
 from ders_core.errors import RecipeError
+from ders_core.parts import packed_parts
 from ders_core.recipe import Recipe, parse_layers
 from ders_core.rules import spell_layers
 
@@ -25,14 +27,12 @@ class PlanEntry:
     bytes_after: int
     exact: bool
     """False where bytes_after is an upper bound, because the data decide."""
+    packed: bool
+    """False where the experts stay in the file under their original names."""
 
     @property
     def key(self) -> tuple[int, str]:
         return self.layer, self.projection
-
-    @property
-    def decomposed(self) -> bool:
-        return not isinstance(self.codec, Keep)
 
 
 @dataclass(frozen=True)
@@ -69,66 +69,96 @@ class Plan:
         }
 
 
-def part_name(checkpoint: Checkpoint, layer: int, projection: str, part: str) -> str:
-    """The name in a packed checkpoint of one part of a group, or of its `base`."""
-    return f"{checkpoint.layout.block_of(layer)}.ders.{projection}.{part}"
-
-
 def group_specs(
-    checkpoint: Checkpoint, group: ExpertGroup, codec: DeltaCodec
+    group: ExpertGroup, codec: DeltaCodec, clusters: int | Literal["auto"] | None
 ) -> dict[str, TensorSpec]:
-    """The tensors that a decomposed group takes: its base, and each part stacked over experts."""
-    experts, out, width = group.shape
-    parts = codec.parts((out, width), group.dtype)
-    named = {"base": TensorSpec(group.dtype, (out, width))} | {
-        part: TensorSpec(spec.dtype, (experts, *spec.shape)) for part, spec in parts.items()
-    }
-    return {
-        part_name(checkpoint, group.layer, group.projection, part): spec
-        for part, spec in named.items()
-    }
+    """The tensors that a packed group takes; with `auto` clusters, the most that they may be."""
+    if clusters is None or isinstance(codec, Keep):
+        bases = None
+    else:
+        bases = max(group.shape[0] // 2, 1) if clusters == "auto" else clusters
+    parts = packed_parts(codec, group.shape, group.dtype, bases=bases, biases=bool(group.biases))
+    return {f"{group.prefix}.{part}": spec for part, spec in parts.items()}
 
 
-def carried_specs(checkpoint: Checkpoint, plan_entries: tuple[PlanEntry, ...]) -> dict[str, Any]:
+def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     """The tensors that stay as they are, in the order they lie on disk."""
-    decomposed = {
+    packed = {
         name
-        for entry in plan_entries
-        if entry.decomposed
-        for name in checkpoint.group(entry.layer, entry.projection).sources
+        for entry in plan.entries
+        if entry.packed
+        for name in checkpoint.group(*entry.key, plan.recipe.extended).sources
     }
     return {
         name: checkpoint.tensors[name].spec
         for names in checkpoint.store.files.values()
         for name in names
-        if name not in decomposed
+        if name not in packed
     }
 
 
 def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     """Apply a recipe's rules to every group. Reads headers only.
 
-    Raises RecipeError if a rule names a layer that the checkpoint has no experts in.
+    Raises RecipeError if a rule names a layer that the checkpoint has no experts in, or the recipe
+    is extended and no shared expert is like the others.
     """
     _check_layers(recipe, checkpoint)
+    groups = checkpoint.groups(recipe.extended)
+    if recipe.extended and groups == checkpoint.groups():
+        raise RecipeError(
+            f"the recipe is extended, but {checkpoint.path.name} has no shared expert of its "
+            "experts' shape and dtype; leave `extended` out"
+        )
+    codecs = {group.key: recipe.codec(*group.key) for group in groups}
+    torn = _torn(groups, codecs)
     entries = []
     specs: dict[str, TensorSpec] = {}
-    for group in checkpoint.groups():
-        codec = recipe.codec(group.layer, group.projection)
+    for group in groups:
+        codec = codecs[group.key]
         after = group.nbytes
-        if not isinstance(codec, Keep):
-            own = group_specs(checkpoint, group, codec)
+        _check_clusters(recipe, group, codec)
+        packed = not isinstance(codec, Keep) or not torn.isdisjoint(group.sources)
+        if packed:
+            own = group_specs(group, codec, recipe.clusters)
             specs |= file_order(own)  # the order in which they are staged, hence sharded
             after = sum(spec.nbytes for spec in own.values())
-        entries.append(PlanEntry(*group.key, codec, group.shape, group.nbytes, after, codec.exact))
-    everything = carried_specs(checkpoint, tuple(entries)) | specs
-    files = shards(everything)
+        exact = codec.exact and (isinstance(codec, Keep) or recipe.clusters != "auto")
+        entries.append(
+            PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed)
+        )
+    plan = Plan(recipe, tuple(entries), checkpoint.bytes_total, 0)
+    files = shards(carried_specs(checkpoint, plan) | specs)
     after = sum(file_bytes(tensors, METADATA) for tensors in files.values())
-    return Plan(recipe, tuple(entries), checkpoint.bytes_total, after)
+    return replace(plan, bytes_after=after)
+
+
+def _torn(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], DeltaCodec]) -> set[str]:
+    """The tensors that cannot stay as they are: an encoded group, or one that goes with it because
+    they share a tensor, lies in them."""
+    torn: set[str] = set()
+    waiting = [group for group in groups if not isinstance(codecs[group.key], Keep)]
+    while waiting:
+        torn |= {name for group in waiting for name in group.sources}
+        waiting = [
+            group
+            for group in groups
+            if not torn.isdisjoint(group.sources) and not torn.issuperset(group.sources)
+        ]
+    return torn
 
 
 METADATA = {"format": "pt"}
 """What transformers expects in the header of every safetensors file."""
+
+
+def _check_clusters(recipe: Recipe, group: ExpertGroup, codec: DeltaCodec) -> None:
+    wanted, experts = recipe.clusters, group.shape[0]
+    if isinstance(wanted, int) and wanted >= experts and not isinstance(codec, Keep):
+        raise RecipeError(
+            f"the recipe wants {wanted} bases, but layer {group.layer}, {group.projection} has "
+            f"{experts} experts; give fewer, or clusters: auto"
+        )
 
 
 def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -19,14 +19,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ders_core.checkpoint.layouts import PROJECTIONS
+from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.codecs import DeltaCodec, Keep, make_codec
 from ders_core.codecs.base import gravest
 from ders_core.errors import CodecError, RecipeError
 from ders_core.shipped import shipped
 from ders_core.yaml_lines import line_of
-
-Projection = Literal["gate", "up", "down"]
 
 
 class Rule(BaseModel):
@@ -100,6 +98,15 @@ class DenseBase(BaseModel):
     dense: Path
 
 
+class ClusteredBase(BaseModel):
+    """Several bases: experts that share a start are grouped, each group around its own mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clusters: Literal["auto"] | Annotated[int, Field(ge=2)]
+    """How many bases each group has; `auto` takes as many as pay (see `ders_core.clusters`)."""
+
+
 class Recipe(BaseModel):
     """An ordered list of rules. Where several select a group, the last one counts; a group that no
     rule selects is kept as it is."""
@@ -109,7 +116,10 @@ class Recipe(BaseModel):
     version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=80)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    base: Literal["mean"] | DenseBase = "mean"
+    base: Literal["mean"] | DenseBase | ClusteredBase = "mean"
+    extended: bool = False
+    """Treat a shared (always-on) expert as one more expert of the same base, where its shape allows
+    (extended DeRS)."""
     rules: tuple[Rule, ...] = ()
 
     @field_validator("name")
@@ -118,6 +128,17 @@ class Recipe(BaseModel):
         if not value.isprintable():
             raise ValueError(f"{value!r} must be one line of printable characters")
         return value
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As a person would write it: what is seldom used is left out where it is not."""
+        fields: dict[str, Any] = handler(self)
+        return fields if self.extended else {k: v for k, v in fields.items() if k != "extended"}
+
+    @property
+    def clusters(self) -> int | Literal["auto"] | None:
+        """How many bases each group has; None for one that is not stacked."""
+        return self.base.clusters if isinstance(self.base, ClusteredBase) else None
 
     def codec(self, layer: int, projection: str) -> DeltaCodec:
         """The codec of one group."""
@@ -174,7 +195,10 @@ def _recipe_error(error: ValidationError, text: str) -> RecipeError:
     elif first["type"] == "missing":
         message = f"the recipe has no {key!r}"
     elif path[:1] == ["base"]:
-        message = "base must be 'mean', or {dense: PATH} with the dense model's directory"
+        message = (
+            "base must be 'mean', {dense: PATH} with the dense model's directory, or "
+            "{clusters: auto} or a number of bases from 2 on"
+        )
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = f"{key}: {message[0].lower()}{message[1:]}"

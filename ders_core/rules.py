@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import cast
 
-from ders_core.checkpoint.layouts import PROJECTIONS
+from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.codecs import DeltaCodec
-from ders_core.recipe import Projection, Recipe, Rule
+from ders_core.recipe import Recipe, Rule
 
 Key = tuple[int, str]
 

@@ -27,9 +27,9 @@ def synthesize(
 ) -> dict[str, str]:
     """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
 
-    Checksums are checked first. One tensor is in memory at a time. progress counts bytes checked
-    and written. Raises CheckpointError if the
-    packed checkpoint is damaged, OutputError if `out` cannot be written; then nothing stands there.
+    Checksums are checked first. One tensor is in memory at a time, or one expert's share of one
+    that holds many. progress counts bytes checked and written. Raises CheckpointError if the packed
+    checkpoint is damaged, OutputError if `out` cannot be written; then nothing stands there.
     """
     source = PackedCheckpoint(packed)
     files = {
@@ -59,10 +59,11 @@ def synthesize(
 
             def read(name: str, file: str = file) -> Iterable[memoryview]:
                 nonlocal done
-                for chunk in tensor_bytes(source.read(name, device).cpu()):
-                    yield chunk
-                    done += len(chunk)
-                    progress(done, sum(sizes), f"writing {file}")
+                for piece in source.pieces(name, device):
+                    for chunk in tensor_bytes(piece.cpu()):
+                        yield chunk
+                        done += len(chunk)
+                        progress(done, sum(sizes), f"writing {file}")
 
             metadata = source.manifest.source.metadata.get(file, {})
             checksums |= write_file(partial / file, specs, read, metadata)

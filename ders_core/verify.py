@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def verify(
     if original.identity != checkpoint.manifest.source.identity:
         problems.append(f"{checkpoint.path} was packed from another checkpoint than {against}")
     groups = []
-    for group in original.groups():
+    for group in original.groups(bool(checkpoint.manifest.recipe.get("extended"))):
         groups.append(_group_error(checkpoint, group))
         step(group.nbytes, f"compared layer {group.layer}, {group.projection}")
     return Verification(tuple(problems), tuple(groups), len(checkpoint.store.tensors))
@@ -79,19 +79,40 @@ def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError
     packed = next(
         (g for g in checkpoint.manifest.groups if (g.layer, g.projection) == group.key), None
     )
-    base = checkpoint.base(packed).float() if packed else None
+    if packed is None:
+        return _carried_error(checkpoint, group)
+    if packed.shape != group.shape:
+        raise CheckpointError(
+            f"layer {group.layer}, {group.projection} has shape {list(group.shape)} in the "
+            f"original and {list(packed.shape)} in {checkpoint.path}; they are different models"
+        )
     error = delta_energy = weight_energy = 0.0
     with torch.inference_mode():
-        for expert, name in enumerate(group.sources):
+        for expert in range(group.shape[0]):
             weight = group.read(expert).float()
-            if checkpoint.spec(name).shape != group.shape[1:]:
-                raise CheckpointError(
-                    f"{name!r} has shape {list(group.shape[1:])} in the original and "
-                    f"{list(checkpoint.spec(name).shape)} in {checkpoint.path}; "
-                    "they are different models"
-                )
-            error += squared(checkpoint.read(name).float() - weight)
-            delta_energy += squared(weight - base) if base is not None else 0.0
+            base = checkpoint.base(packed, expert)
+            error += squared(checkpoint.weight(packed, expert).float() - weight)
+            delta_energy += squared(weight - base.float()) if base is not None else 0.0
             weight_energy += squared(weight)
+        if packed.biases:
+            error += squared(checkpoint.biases(packed).float() - group.read_biases().float())
     delta, relative = relative_errors(error, delta_energy, weight_energy)
+    return GroupError(*group.key, delta, relative)
+
+
+def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
+    """Of a group that stays under its original names: the difference must be none."""
+    error = weight_energy = 0.0
+    for matrix in (*group.experts, *group.biases):
+        if checkpoint.spec(matrix.info.name) != matrix.info.spec:
+            raise CheckpointError(
+                f"{matrix.info.name!r} has shape {list(matrix.info.shape)} in the original and "
+                f"{list(checkpoint.spec(matrix.info.name).shape)} in {checkpoint.path}; "
+                "they are different models"
+            )
+        weight = matrix.read().float()
+        own = replace(matrix, info=checkpoint.store.tensors[matrix.info.name])
+        error += squared(own.read().float() - weight)
+        weight_energy += squared(weight)
+    delta, relative = relative_errors(error, 0.0, weight_energy)
     return GroupError(*group.key, delta, relative)

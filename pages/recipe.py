@@ -67,7 +67,7 @@ def totals(plan: Plan) -> None:
     cells[2].metric("Of original", bound + share_text(plan.ratio))
     cells[3].metric(
         "Groups replaced",
-        f"{sum(entry.decomposed for entry in plan.entries)} of {len(plan.entries)}",
+        f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
         help="A group is one projection of one layer with all its experts.",
     )
 

@@ -82,22 +82,29 @@ class TensorInfo:
 
         Raises CheckpointError if the file cannot be read to the tensor's end.
         """
-        begin, shape = self.begin, self.shape
+        shape = self.shape
+        first = 0
         if rows is not None:
             first, last, _ = rows.indices(shape[0])
-            row_bytes = self.nbytes // shape[0] if shape[0] else 0
-            begin, shape = begin + first * row_bytes, (max(last - first, 0), *shape[1:])
-        buffer = torch.empty(math.prod(shape) * self.dtype.itemsize, dtype=torch.uint8)
+            shape = (max(last - first, 0), *shape[1:])
+        return self.elements(first * math.prod(self.shape[1:]), math.prod(shape)).reshape(shape)
+
+    def elements(self, first: int, count: int) -> torch.Tensor:
+        """`count` elements `[count]` from the `first` on, in the order in which they lie on disk.
+
+        Raises CheckpointError if the file cannot be read to their end.
+        """
+        buffer = torch.empty(count * self.dtype.itemsize, dtype=torch.uint8)
         try:
             with open(self.file, "rb", buffering=0) as file:
-                file.seek(begin)
+                file.seek(self.begin + first * self.dtype.itemsize)
                 _fill(file, buffer.numpy())
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
                 "the file is damaged or was changed while it was open, so copy it again"
             ) from error
-        return buffer.view(self.dtype).reshape(shape)
+        return buffer.view(self.dtype)
 
     def raw(self) -> Iterator[bytes]:
         """The tensor's bytes in chunks, for copying without a look inside."""

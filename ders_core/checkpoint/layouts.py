@@ -1,103 +1,227 @@
-"""The registry of layouts: how each family of models names its experts on disk.
+"""Layouts: how a family of models names and shapes its experts on disk, one declarative entry each.
 
-A family is one declarative entry. `{layer}`, `{expert}` and `{name}` are the only placeholders;
-`{name}` is what the family calls a projection that we call gate, up or down.
+The entries that ship are in `layouts.yaml`; a user's own have the same form (see `user_layouts`).
+Placeholders in names: `{stack}` is any prefix, `{layer}` the layer's number, `{expert}` the
+expert's, `{n}` any other number, `{any}` any other word.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
 
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ders_core.checkpoint.axes import EXPERT, PART, Axes
+from ders_core.errors import CheckpointError
+
+Projection = Literal["gate", "up", "down"]
 PROJECTIONS = ("gate", "up", "down")
+"""Roles in an FFN: down(act(gate x) · up x), or down(act(up x)) where there is no gate."""
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the experts of a family lie, each weight as `[out, in]`."""
-
-    family: str
-    block: str
-    """Prefix of the MoE block."""
-    expert: str
-    """One expert's weight, after the block's prefix."""
-    names: Mapping[str, str]
-    """Projection -> the family's own name for it."""
-    router: str
-    """The router's weight `[experts, hidden]`, after the block's prefix."""
-    shared: str | None
-    """Prefix of an always-on expert's tensors, after the block's prefix."""
-    dense: str
-    """The same FFN's weight in a dense parent, as transformers' Llama-like models name it."""
-    experts_key: str
-    top_k_key: str
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        template = re.escape(f"{self.block}.{self.expert}")
-        for field, pattern in (
-            ("layer", r"(?P<layer>\d+)"),
-            ("expert", r"(?P<expert>\d+)"),
-            ("name", f"(?P<name>{'|'.join(map(re.escape, self.names.values()))})"),
-        ):
-            template = template.replace(re.escape(f"{{{field}}}"), pattern)
-        return re.compile(template)
-
-    def match(self, tensor: str) -> tuple[int, str, int] | None:
-        """(layer, projection, expert) of a tensor's name, or None if it is no expert's."""
-        found = self._pattern.fullmatch(tensor)
-        if found is None:
-            return None
-        roles = {name: role for role, name in self.names.items()}
-        return int(found["layer"]), roles[found["name"]], int(found["expert"])
-
-    def block_of(self, layer: int) -> str:
-        return self.block.format(layer=layer)
-
-    def router_of(self, layer: int) -> str:
-        return f"{self.block_of(layer)}.{self.router}"
-
-    def dense_of(self, layer: int, projection: str) -> str:
-        return self.dense.format(layer=layer, projection=projection)
-
-
-LAYOUTS: dict[str, Layout] = {
-    layout.family: layout
-    for layout in (
-        Layout(
-            family="mixtral",
-            block="model.layers.{layer}.block_sparse_moe",
-            expert="experts.{expert}.{name}.weight",
-            names={"gate": "w1", "up": "w3", "down": "w2"},
-            router="gate.weight",
-            shared=None,
-            dense="model.layers.{layer}.mlp.{projection}_proj.weight",
-            experts_key="num_local_experts",
-            top_k_key="num_experts_per_tok",
-        ),
-        Layout(
-            family="qwen2_moe",
-            block="model.layers.{layer}.mlp",
-            expert="experts.{expert}.{name}.weight",
-            names={"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
-            router="gate.weight",
-            shared="shared_expert.",
-            dense="model.layers.{layer}.mlp.{projection}_proj.weight",
-            experts_key="num_experts",
-            top_k_key="num_experts_per_tok",
-        ),
-    )
+LAYOUT_FILE = "ders_layout.yaml"
+USER_LAYOUTS = "DERS_LAYOUTS"
+_PLACEHOLDERS = {
+    "stack": r"(?P<stack>.+?)",
+    "layer": r"(?P<layer>\d+)",
+    "expert": r"(?P<expert>\d+)",
+    "n": r"\d+",
+    "any": r"\w+",
 }
 
 
-def recognise(tensors: Iterable[str]) -> Layout | None:
-    """The layout that claims the most tensors, or None if none claims any."""
-    names = list(tensors)
-    counts = {
-        family: sum(layout.match(name) is not None for name in names)
-        for family, layout in LAYOUTS.items()
-    }
-    best = max(counts, key=lambda family: counts[family])
-    return LAYOUTS[best] if counts[best] else None
+class Weights(BaseModel):
+    """What one tensor holds, and how (see `axes`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    holds: tuple[Projection, ...] = Field(min_length=1)
+    axes: str = "out in"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: Any) -> Any:
+        """`gate` stands for `{holds: gate}`, and one projection for a list of one."""
+        if isinstance(data, str):
+            data = {"holds": data}
+        if isinstance(data, dict) and isinstance(data.get("holds"), str):
+            data = data | {"holds": (data["holds"],)}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Weights:
+        order = self.parsed.order
+        if (PART in order) != (len(self.holds) > 1):
+            raise ValueError(
+                f"axes {self.axes!r} must name 'part' exactly where several projections are held"
+            )
+        return self
+
+    @cached_property
+    def parsed(self) -> Axes:
+        return Axes.parse(self.axes)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a tensor's name says of it. expert: None where the tensor holds all of them."""
+
+    block: str
+    stack: str
+    """The block's name with `*` for the layer's number: layers of one stack share it."""
+    layer: int
+    expert: int | None
+    weights: Weights
+
+
+class Layout(BaseModel):
+    """Where the experts of a family lie. Names of tensors follow the block's, after a dot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    models: tuple[str, ...] = ()
+    """The `model_type`s of config.json that are stored so; empty: the family's own name."""
+    block: str
+    """The MoE block, or the FFN of a dense model."""
+    experts: Mapping[str, Weights]
+    """Weights and biases; a name without `{expert}` holds all experts, or the one dense FFN."""
+    router: tuple[str, ...] = ()
+    """Names that the router's weight `[experts, hidden]` may have."""
+    shared: Mapping[str, Weights] = {}
+    """The always-on expert's tensors, where there is one."""
+
+    @field_validator("router", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Layout:
+        if "{layer}" not in self.block:
+            raise ValueError(f"block {self.block!r} must contain {{layer}}")
+        for name, weights in self.experts.items():
+            if "{expert}" in name and EXPERT in weights.parsed.order:
+                raise ValueError(f"{name!r}: the expert is in the name and in the axes too")
+        for name in (self.block, *self.experts, *self.shared, *self.router):
+            unknown = set(re.findall(r"\{(.*?)\}", name)) - set(_PLACEHOLDERS)
+            if unknown:
+                raise ValueError(f"{name!r}: unknown placeholder {{{min(unknown)}}}")
+        if not any("down" in weights.holds for weights in self.experts.values()):
+            raise ValueError("no tensor holds the projection 'down'")
+        return self
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        return self.models or (self.family,)
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], Weights]]:
+        return [(self._pattern(name), weights) for name, weights in self.experts.items()]
+
+    @cached_property
+    def _shared_patterns(self) -> list[tuple[re.Pattern[str], Weights]]:
+        return [(self._pattern(name), weights) for name, weights in self.shared.items()]
+
+    def _pattern(self, name: str) -> re.Pattern[str]:
+        return re.compile(f"(?P<block>{_regex(self.block)})\\.{_regex(name)}")
+
+    def match(self, tensor: str) -> Place | None:
+        """What a tensor's name says, or None if it is no routed expert's."""
+        return _match(tensor, self._patterns)
+
+    def match_shared(self, tensor: str) -> Place | None:
+        """The same for the always-on expert's tensors."""
+        return _match(tensor, self._shared_patterns)
+
+
+def _regex(template: str) -> str:
+    text = re.escape(template)
+    for name, pattern in _PLACEHOLDERS.items():
+        text = text.replace(re.escape(f"{{{name}}}"), pattern)
+    return text
+
+
+def _match(tensor: str, patterns: list[tuple[re.Pattern[str], Weights]]) -> Place | None:
+    for pattern, weights in patterns:
+        found = pattern.fullmatch(tensor)
+        if found is not None:
+            groups = found.groupdict()
+            begin, end = found.span("layer")
+            expert = groups.get("expert")
+            return Place(
+                block=groups["block"],
+                stack=f"{tensor[:begin]}*{groups['block'][end:]}",
+                layer=int(groups["layer"]),
+                expert=None if expert is None else int(expert),
+                weights=weights,
+            )
+    return None
+
+
+class _Registry(BaseModel):
+    """The file `layouts.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    families: tuple[Layout, ...]
+    dense: tuple[Layout, ...]
+
+
+@cache
+def _registry() -> _Registry:
+    text = Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8")
+    return _Registry.model_validate(yaml.safe_load(text))
+
+
+def known_layouts() -> tuple[Layout, ...]:
+    """The MoE families that ship."""
+    return _registry().families
+
+
+def dense_layouts() -> tuple[Layout, ...]:
+    """The forms of a dense model's FFN that ship."""
+    return _registry().dense
+
+
+_ENTRIES: TypeAdapter[list[Layout]] = TypeAdapter(list[Layout])
+
+
+def user_layouts(checkpoint: Path) -> list[Layout]:
+    """The user's own entries: those of `ders_layout.yaml` beside the checkpoint's config first,
+    then those in the folder that `$DERS_LAYOUTS` names (by default ~/.config/ders/layouts).
+
+    Raises CheckpointError that says which file is wrong, and how.
+    """
+    folder = Path(os.environ.get(USER_LAYOUTS) or "~/.config/ders/layouts").expanduser()
+    files = [checkpoint / LAYOUT_FILE, *sorted(folder.glob("*.yaml"))]
+    return [layout for file in files if file.is_file() for layout in read_layouts(file)]
+
+
+def read_layouts(file: Path) -> list[Layout]:
+    """One entry or a list of them. Raises CheckpointError."""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return _ENTRIES.validate_python(data if isinstance(data, list) else [data])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the entry"
+        message = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{file}: {where}: {message}; see the README's Layouts") from error
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise CheckpointError(f"{file} is not a YAML layout: {told}") from error

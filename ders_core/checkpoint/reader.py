@@ -4,65 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ders_core.checkpoint.header import NAMES, TensorInfo
-from ders_core.checkpoint.layouts import PROJECTIONS, Layout, recognise
+from ders_core.checkpoint.groups import Block, ExpertGroup, gather
+from ders_core.checkpoint.header import TensorInfo
+from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
+from ders_core.checkpoint.recognise import (
+    Recognition,
+    declared_experts,
+    declared_top_k,
+    recognise,
+)
 from ders_core.checkpoint.store import TensorStore
 from ders_core.errors import CheckpointError
-
-WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class ExpertGroup:
-    """The K experts' weights of one projection in one layer, as views: `[K, out, in]`."""
-
-    layer: int
-    projection: str
-    experts: tuple[TensorInfo, ...]
-    router: str | None
-
-    @property
-    def key(self) -> tuple[int, str]:
-        return self.layer, self.projection
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(K, out, in)"""
-        out, width = self.experts[0].shape
-        return len(self.experts), out, width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.experts[0].dtype
-
-    @property
-    def nbytes(self) -> int:
-        return sum(info.nbytes for info in self.experts)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The tensors' names on disk, one per expert."""
-        return tuple(info.name for info in self.experts)
-
-    def read(self, expert: int | None = None, rows: slice | None = None) -> torch.Tensor:
-        """`[K, rows, in]`, or `[rows, in]` of one expert, in the storage dtype."""
-        if expert is not None:
-            return self.experts[expert].read(rows)
-        return torch.stack([info.read(rows) for info in self.experts])
 
 
 class Checkpoint:
     """An MoE checkpoint in a local directory. Opening it reads headers only.
 
     Raises CheckpointError if the directory is no checkpoint, is damaged, is already packed, or
-    holds no experts of a known layout.
+    holds nothing that looks like experts.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -73,16 +38,19 @@ class Checkpoint:
                 f"{self.path} is already a packed DeRS checkpoint; "
                 "bring it back to its original layout with `ders synthesize` first"
             )
-        layout = recognise(self.tensors)
-        if layout is None:
+        found = recognise(self.path, self.config, self.tensors)
+        if found is None:
             raise CheckpointError(
-                f"{self.path} has no experts that are known here "
+                f"{self.path} holds no experts that can be recognised "
                 f"(model_type {self.config.get('model_type', 'unknown')!r}); DeRS needs a "
-                "Mixture-of-Experts checkpoint in the Mixtral or Qwen2-MoE layout"
+                f"Mixture-of-Experts checkpoint, or a {LAYOUT_FILE} beside its config.json that "
+                "says where the experts are"
             )
-        self.layout: Layout = layout
-        self._groups = _gather(layout, self.tensors)
-        self._check_config()
+        self.recognition: Recognition = found
+        declared = declared_experts(self.config)
+        groups = gather(self.layout, self.tensors, min(declared) if len(declared) == 1 else None)
+        self._groups = {group.key: group for group in groups}
+        self._check_config(declared)
 
     @property
     def path(self) -> Path:
@@ -97,8 +65,12 @@ class Checkpoint:
         return self.store.tensors
 
     @property
+    def layout(self) -> Layout:
+        return self.recognition.layout
+
+    @property
     def family(self) -> str:
-        return self.layout.family
+        return self.recognition.family
 
     @property
     def identity(self) -> str:
@@ -109,11 +81,17 @@ class Checkpoint:
     def num_layers(self) -> int:
         """All layers, MoE or not."""
         declared = self.config.get("num_hidden_layers")
-        return declared if isinstance(declared, int) else max(self.moe_layers) + 1
+        deepest = max(self.moe_layers) + 1
+        return max(declared, deepest) if isinstance(declared, int) else deepest
 
     @cached_property
     def moe_layers(self) -> list[int]:
         return sorted({layer for layer, _ in self._groups})
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The MoE blocks, by layer."""
+        return list(dict.fromkeys(group.block for group in self.groups()))
 
     @property
     def num_experts(self) -> int:
@@ -122,8 +100,8 @@ class Checkpoint:
 
     @property
     def top_k(self) -> int | None:
-        value = self.config.get(self.layout.top_k_key)
-        return value if isinstance(value, int) else None
+        """How many experts a token goes to, where config.json says it."""
+        return declared_top_k(self.config)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -143,18 +121,22 @@ class Checkpoint:
         """Share of all weight bytes that the routed experts take."""
         return self.bytes_experts / self.bytes_total
 
-    def groups(self) -> list[ExpertGroup]:
-        """Every expert group, by layer and then gate, up, down."""
-        return list(self._groups.values())
+    def groups(self, extended: bool = False) -> list[ExpertGroup]:
+        """Every expert group, by layer and then gate, up, down.
 
-    def group(self, layer: int, projection: str) -> ExpertGroup:
+        extended: with the always-on expert as one more, where its shape allows (extended DeRS).
+        """
+        groups = list(self._groups.values())
+        return [group.with_shared() for group in groups] if extended else groups
+
+    def group(self, layer: int, projection: str, extended: bool = False) -> ExpertGroup:
         found = self._groups.get((layer, projection))
         if found is None:
             raise CheckpointError(
                 f"{self.path.name} has no experts at layer {layer}, {projection}; its MoE layers "
                 f"are {', '.join(map(str, self.moe_layers))}"
             )
-        return found
+        return found.with_shared() if extended else found
 
     def other_tensors(self) -> list[TensorInfo]:
         """Everything that is not a routed expert's weight, in the order it lies on disk."""
@@ -167,11 +149,15 @@ class Checkpoint:
         ]
 
     def shared_expert(self, layer: int) -> list[TensorInfo]:
-        """The always-on expert's tensors of a layer, if the family has one."""
-        if self.layout.shared is None:
-            return []
-        prefix = f"{self.layout.block_of(layer)}.{self.layout.shared}"
-        return [info for name, info in self.tensors.items() if name.startswith(prefix)]
+        """The always-on expert's tensors of a layer, if it has one."""
+        own = [group for group in self.groups() if group.layer == layer]
+        found = [
+            matrix.info
+            for group in own
+            for matrix in (group.shared, group.shared_bias)
+            if matrix is not None
+        ]
+        return list({info.name: info for info in found}.values())
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """One tensor by its name on disk, in its storage dtype."""
@@ -182,71 +168,13 @@ class Checkpoint:
     def side_files(self) -> list[Path]:
         return self.store.side_files()
 
-    def _check_config(self) -> None:
-        declared = self.config.get(self.layout.experts_key)
+    def _check_config(self, declared: Mapping[int, str]) -> None:
+        """The tensors are the truth; a config that contradicts them belongs to another model."""
         for group in self.groups():
-            if isinstance(declared, int) and declared != group.shape[0]:
+            if declared and group.block.run == 0 and group.shape[0] not in declared:
+                said = min(declared)
                 raise CheckpointError(
-                    f"config.json says {self.layout.experts_key} = {declared}, but the weights of "
+                    f"config.json says {declared[said]} = {said}, but the weights of "
                     f"layer {group.layer} hold {group.shape[0]} experts; the checkpoint is "
                     "incomplete or its config belongs to another one"
                 )
-
-
-def _gather(
-    layout: Layout, tensors: Mapping[str, TensorInfo]
-) -> dict[tuple[int, str], ExpertGroup]:
-    found: dict[tuple[int, str], dict[int, TensorInfo]] = {}
-    for name, info in tensors.items():
-        place = layout.match(name)
-        if place is not None:
-            layer, projection, expert = place
-            found.setdefault((layer, projection), {})[expert] = info
-    layers = sorted({layer for layer, _ in found})
-    keys = [(layer, projection) for layer in layers for projection in PROJECTIONS]
-    groups = {key: _group(layout, key, found.get(key, {}), tensors) for key in keys}
-    for (layer, projection), group in groups.items():
-        most = max(groups[layer, other].shape[0] for other in PROJECTIONS)
-        if group.shape[0] < most:
-            raise CheckpointError(
-                f"layer {layer}, {projection}: expert {group.shape[0]} is missing; "
-                "a shard may be missing"
-            )
-    return groups
-
-
-def _group(
-    layout: Layout,
-    key: tuple[int, str],
-    experts: dict[int, TensorInfo],
-    tensors: Mapping[str, TensorInfo],
-) -> ExpertGroup:
-    """Check that the experts are whole and alike, then make the group."""
-    layer, projection = key
-    where = f"layer {layer}, {projection}"
-    if not experts:
-        raise CheckpointError(f"{where}: all experts are missing; a shard may be missing")
-    missing = next((index for index in range(len(experts)) if index not in experts), None)
-    if missing is not None:
-        raise CheckpointError(f"{where}: expert {missing} is missing; a shard may be missing")
-    first = experts[0]
-    if first.dtype not in WEIGHT_DTYPES:
-        raise CheckpointError(
-            f"{where}: the experts are stored as {NAMES[first.dtype]}, an already quantized form; "
-            "give the bfloat16, float16 or float32 original"
-        )
-    if len(first.shape) != 2 or not all(first.shape):
-        raise CheckpointError(
-            f"{where}: expert 0 has shape {list(first.shape)}, not a matrix; the layout is not "
-            f"{layout.family!r}"
-        )
-    for expert, info in sorted(experts.items()):
-        if (info.shape, info.dtype) != (first.shape, first.dtype):
-            raise CheckpointError(
-                f"{where}: expert {expert} is {NAMES[info.dtype]} {list(info.shape)}, expert 0 "
-                f"{NAMES[first.dtype]} {list(first.shape)}; the checkpoint is damaged or its "
-                f"layout is not {layout.family!r}"
-            )
-    router = layout.router_of(layer)
-    ordered = tuple(experts[index] for index in range(len(experts)))
-    return ExpertGroup(layer, projection, ordered, router if router in tensors else None)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ders_core.checkpoint import LAYOUTS, Checkpoint, TensorStore
+from ders_core.checkpoint import Checkpoint, Layout, TensorStore
+from ders_core.checkpoint.layouts import Place, known_layouts
 from ders_core.checkpoint.store import INDEX
 from ders_core.errors import CheckpointError
 
@@ -164,18 +165,21 @@ def test_opening_reads_headers_only(mixtral_dir: Path, monkeypatch: pytest.Monke
     assert checkpoint.identity
 
 
-@pytest.mark.parametrize("family", list(LAYOUTS))
-def test_layouts_match_only_experts(family: str) -> None:
-    layout = LAYOUTS[family]
-    block = layout.block_of(12)
-    for projection, own in layout.names.items():
-        assert layout.match(f"{block}.experts.31.{own}.weight") == (12, projection, 31)
-        assert layout.match(f"{block}.experts.31.{own}.weight_scale") is None
-        assert layout.match(f"x{block}.experts.31.{own}.weight") is None
-        assert layout.match(f"{block}.experts.x.{own}.weight") is None
-        assert layout.match(f"{block}.experts.31.{own}xweight") is None
-    assert layout.match(layout.router_of(12)) is None
-    assert layout.match(layout.dense_of(12, "gate")) is None
+@pytest.mark.parametrize("layout", known_layouts(), ids=lambda layout: layout.family)
+def test_layouts_match_only_experts(layout: Layout) -> None:
+    block = layout.block.format(stack="model.layers", layer=12, n=1, any="moe")
+    for pattern, weights in layout.experts.items():
+        name = f"{block}.{pattern.format(expert=31)}"
+        expert = 31 if "{expert}" in pattern else None
+        stack = layout.block.format(stack="model.layers", layer="*", n=1, any="moe")
+        assert layout.match(name) == Place(block, stack, 12, expert, weights)
+        assert layout.match(f"{name}_scale_inv") is None
+        assert layout.match(name.replace(".12.", ".x.")) is None
+        assert layout.match(name.replace("12.", "12x")) is None
+    for router in layout.router:
+        assert layout.match(f"{block}.{router}") is None
+    for pattern in layout.shared:
+        assert layout.match(f"{block}.{pattern}") is None
 
 
 # The bad inputs, one by one.

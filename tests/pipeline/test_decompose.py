@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.decompose import DenseParent, combine, decompose, mean_base
+from ders_core.decompose import DenseParent, around_mean, combine, from_parent, mean_base
 
 
 @pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_dir"])
@@ -30,7 +30,7 @@ def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
     """W_base + Δ is W again to the last bit: no rounding is everybody's error."""
     checkpoint = Checkpoint(mixtral_dir)
     group = checkpoint.group(1, "down")
-    split = decompose(group, checkpoint.layout)
+    split = around_mean(group)
     for expert, delta in enumerate(split.deltas()):
         assert delta.dtype is torch.float32
         exact = group.read(expert).double() - split.base.double()
@@ -41,7 +41,7 @@ def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
 def test_a_dense_parent_is_the_base(mixtral_dir: Path, dense_parent_dir: Path) -> None:
     checkpoint, parent = Checkpoint(mixtral_dir), DenseParent.open(dense_parent_dir)
     for group in checkpoint.groups():
-        split = decompose(group, checkpoint.layout, parent)
+        split = from_parent(group, parent)
         name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"
         assert torch.equal(split.base, parent.store.tensors[name].read())
         spread = [float(delta.norm() / split.base.float().norm()) for delta in split.deltas()]

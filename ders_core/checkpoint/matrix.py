@@ -1,0 +1,103 @@
+"""One expert's matrix `[out, in]`, wherever inside a tensor on disk it lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
+from ders_core.checkpoint.header import TensorInfo
+from ders_core.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one expert's projection in a tensor's elements.
+
+    sizes: of the axes of the whole tensor. expert, part: which of those that it holds.
+    """
+
+    axes: Axes
+    sizes: Mapping[str, int]
+    expert: int = 0
+    part: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in); a bias is `[out, 1]`."""
+        return self.sizes[OUT], self.sizes.get(IN, 1)
+
+    @cached_property
+    def strides(self) -> tuple[int, int]:
+        """Elements between neighbours along out and in."""
+        strides = self.axes.strides(self.sizes)
+        return strides[OUT], strides.get(IN, 1)
+
+    @cached_property
+    def offset(self) -> int:
+        """Elements before the matrix's first one."""
+        strides = self.axes.strides(self.sizes)
+        return self.expert * strides.get(EXPERT, 0) + self.part * strides.get(PART, 0)
+
+    @property
+    def rows_are_whole(self) -> bool:
+        """Whether the matrix lies in one piece, row after row."""
+        out, width = self.shape
+        return (out == 1 or self.strides[0] == width) and (width == 1 or self.strides[1] == 1)
+
+    def view(self, flat: torch.Tensor) -> torch.Tensor:
+        """The matrix `[out, in]` as a view of all the tensor's elements `[n]`."""
+        return flat.as_strided(self.shape, self.strides, flat.storage_offset() + self.offset)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix `[out, in]` of a tensor on disk, or a bias as `[out, 1]`."""
+
+    info: TensorInfo
+    slot: Slot
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.slot.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.info.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return math.prod(self.slot.shape) * self.info.dtype.itemsize
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """`[rows, in]` in the storage dtype. Raises CheckpointError if the file ends too early."""
+        out, width = self.slot.shape
+        first, last, _ = (rows or slice(None)).indices(out)
+        count = max(last - first, 0)
+        offset = self.slot.offset + first * self.slot.strides[0]
+        if self.slot.rows_are_whole:
+            return self.info.elements(offset, count * width).view(count, width)
+        return _strided(self.info, offset, (count, width), self.slot.strides)
+
+
+def _strided(
+    info: TensorInfo, offset: int, shape: tuple[int, int], strides: tuple[int, int]
+) -> torch.Tensor:
+    """Copy a matrix out of the mapped file; pages that hold none of it are not touched."""
+    size = info.dtype.itemsize
+    words = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[size]
+    if info.file.stat().st_size < info.end:
+        raise CheckpointError(
+            f"{info.file.name} ends inside tensor {info.name!r}; it was changed while it was open, "
+            "so copy it again"
+        )
+    mapped = np.memmap(info.file, words, "r", info.begin, (info.nbytes // size,))
+    steps = tuple(step * size for step in strides)
+    view = np.lib.stride_tricks.as_strided(mapped[offset:], shape, steps)
+    return torch.from_numpy(np.array(view, order="C")).view(info.dtype)

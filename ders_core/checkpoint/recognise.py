@@ -1,0 +1,154 @@
+"""Which layout a checkpoint follows, and how sure that is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ders_core.checkpoint.axes import EXPERT, IN, PART
+from ders_core.checkpoint.generic import by_structure
+from ders_core.checkpoint.header import TensorInfo
+from ders_core.checkpoint.layouts import Layout, Place, known_layouts, user_layouts
+
+EXPERT_KEYS = re.compile(r"(num|n|moe_num)_((local|routed)_)?experts|num_moe_experts")
+TOP_K_KEYS = re.compile(
+    r"(num_experts_per_tok(en)?|num_experts_per_token|experts_per_token|num_selected_experts|"
+    r"(moe_|router_)?top_?k(_experts)?|moe_k|n_activated_experts|num_activated_experts)"
+)
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """sure: from 0 to 1. because: a sentence for a person."""
+
+    layout: Layout
+    family: str
+    sure: float
+    because: str
+
+
+def recognise(
+    path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> Recognition | None:
+    """The layout that fits best: a user's own, else a known family's, else one found by structure.
+
+    None if nothing looks like experts. Raises CheckpointError for a user's entry that is malformed.
+    """
+    samples = _samples(tensors)
+    own = _best(user_layouts(path), samples, tensors, ())
+    if own is not None:
+        return Recognition(own, own.family, 1.0, f"the user's own entry {own.family!r} fits")
+    kinds = model_types(config)
+    known = _best(known_layouts(), samples, tensors, kinds)
+    if known is None:
+        return by_structure_of(config, tensors)
+    kind = next((kind for kind in kinds if kind in known.model_types), None)
+    if kind is not None:
+        because = f"model_type {kind!r} is stored so, and the tensors' names and shapes agree"
+        return Recognition(known, kind, 1.0, because)
+    told = f"model_type {kinds[0]!r} is new here" if kinds else "config.json names no model_type"
+    because = f"names and shapes are those of {known.family!r}; {told}"
+    return Recognition(known, known.family, 0.9, because)
+
+
+def by_structure_of(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> Recognition | None:
+    """The layout that the shapes alone tell."""
+    found = by_structure(tensors, declared_experts(config))
+    if found is None:
+        return None
+    kinds = model_types(config)
+    return Recognition(found.layout, kinds[0] if kinds else "generic", found.sure, found.because)
+
+
+def model_types(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every model_type that a config names, the outermost first."""
+    found = (value for key, value in _walk(config) if key == "model_type")
+    return tuple(dict.fromkeys(kind for kind in found if isinstance(kind, str) and kind))
+
+
+def declared_experts(config: Mapping[str, Any]) -> dict[int, str]:
+    """Every number of experts that a config names, with the key that names it."""
+    return _numbers(config, EXPERT_KEYS)
+
+
+def declared_top_k(config: Mapping[str, Any]) -> int | None:
+    """How many experts a token goes to, if the config says one number."""
+    found = _numbers(config, TOP_K_KEYS)
+    return min(found) if len(found) == 1 else None
+
+
+def _numbers(config: Mapping[str, Any], keys: re.Pattern[str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for key, value in _walk(config):
+        if keys.fullmatch(key):
+            values = value if isinstance(value, list) else [value]
+            found |= {item: key for item in values if type(item) is int and item > 0}
+    return found
+
+
+def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All keys and values, the outer ones first."""
+    queue: list[Mapping[str, Any]] = [config]
+    for mapping in queue:
+        for key, value in mapping.items():
+            yield str(key), value
+            if isinstance(value, Mapping) and key != "quantization_config":
+                queue.append(value)
+
+
+def _samples(tensors: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """One name of each kind, with how many there are: names that differ only in numbers."""
+    found: dict[str, tuple[str, int]] = {}
+    for name in tensors:
+        kind = re.sub(r"(?<![A-Za-z])\d+", "#", name)
+        first, count = found.get(kind, (name, 0))
+        found[kind] = (first, count + 1)
+    return found
+
+
+def _best(
+    layouts: Sequence[Layout],
+    samples: Mapping[str, tuple[str, int]],
+    tensors: Mapping[str, TensorInfo],
+    kinds: Sequence[str],
+) -> Layout | None:
+    """The layout that claims tensors and fits them: by model_type, then by how many it claims."""
+    ranked = []
+    for layout in layouts:
+        claimed = routers = 0
+        fits = True
+        for name, count in samples.values():
+            place = layout.match(name)
+            if place is None:
+                continue
+            claimed += count
+            names = (f"{place.block}.{router}" for router in layout.router)
+            router = next((tensors[name] for name in names if name in tensors), None)
+            routers += router is not None
+            fits &= _fits(place, tensors[name], router)
+        if claimed:
+            kind = any(kind in layout.model_types for kind in kinds)
+            ranked.append(((fits, kind, claimed, routers), layout))
+    return max(ranked, key=lambda item: item[0])[1] if ranked else None
+
+
+def _fits(place: Place, info: TensorInfo, router: TensorInfo | None) -> bool:
+    """Whether a tensor can be cut as the layout says, and takes in what the router takes in."""
+    axes = place.weights.parsed
+    known = {PART: len(place.weights.holds)}
+    if axes.needs_experts:
+        if router is None or not router.shape:
+            return len(info.shape) == len(axes.dims)
+        known[EXPERT] = router.shape[0]  # elsewhere it may count experts that have no weights
+    try:
+        sizes = axes.sizes(info.shape, known)
+    except ValueError:
+        return False
+    if router is None or IN not in sizes or "down" in place.weights.holds:
+        return True
+    return sizes[IN] in router.shape
