@@ -17,7 +17,7 @@ METRICS = {
 def pick(analysis: Analysis) -> tuple[int, str]:
     """The chosen group: from a click on the map, or from the boxes."""
     layers = sorted(analysis.groups["layer"].unique().tolist())
-    projections = analysis.groups["projection"].drop_duplicates().tolist()
+    keys = analysis.group_keys()
     metric = st.segmented_control(
         "Colour of the map",
         list(METRICS),
@@ -40,13 +40,16 @@ def pick(analysis: Analysis) -> tuple[int, str]:
         st.session_state["map_seen"] = points[0]
         projection, layer = str(points[0].get("x")), points[0].get("y")
         numbers = [n for n in layers if str(n) == str(layer).removeprefix("layer ")]
-        if numbers and projection in projections:
+        if numbers and (numbers[0], projection) in keys:
             st.session_state["red_layer"], st.session_state["red_projection"] = (
                 numbers[0],
                 projection,
             )
     with st.container(horizontal=True):
         chosen = st.selectbox("Layer", layers, key="red_layer")
+        projections = [projection for layer, projection in keys if layer == chosen]
+        if st.session_state.get("red_projection") not in projections:
+            st.session_state.pop("red_projection", None)  # the layer before had it, this one not
         projection = st.selectbox("Projection", projections, key="red_projection")
     return int(chosen), str(projection)
 
@@ -67,13 +70,16 @@ with left:
 
 
 with right:
+    experts_here = len(analysis.clusters_of(layer, projection))
     experts, deltas, where = st.tabs(["Experts", "Deltas", "Where they differ"])
     with experts:
+        st.markdown(analysis.about_clusters(layer, projection))
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
             "similarity",
             of_group(analysis.similarity, layer, projection),
-            alt="1 − cos of every pair of experts, in cluster order",
+            alt="1 − cos of every pair of experts, in cluster order; lines part the groups "
+            "of experts that share a base",
         )
     with deltas:
         plot(
@@ -84,7 +90,7 @@ with right:
         )
         st.caption(
             "Deltas are taken against the experts' mean, so that unrelated ones have a cosine of "
-            f"about −1/(K−1) = {-1 / max(source.num_experts - 1, 1):.2f}."
+            f"about −1/(K−1) = {-1 / max(experts_here - 1, 1):.2f}."
         )
     with where:
         plot(

@@ -81,7 +81,7 @@ with st.container(border=True):
     except DersError as error:
         st.error(str(error))
         st.stop()
-    after = sum(spec.nbytes for spec in group_specs(source, group, codec).values())
+    after = sum(spec.nbytes for spec in group_specs(group, codec, None).values())
     error = predicted_error(analysis, layer, projection, codec.dump())
     cells = st.columns(4)
     cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")

@@ -2,11 +2,13 @@
 
 from ders_core.analysis.predict import predicted_error, rank_for_energy
 from ders_core.analysis.run import analyze
-from ders_core.analysis.tables import Analysis, of_group
+from ders_core.analysis.starts import Starts
+from ders_core.analysis.tables import Analysis, of_group, square
 from ders_core.analysis.verdict import Verdict, judge, sampled_verdict
 
 __all__ = [
     "Analysis",
+    "Starts",
     "Verdict",
     "analyze",
     "judge",
@@ -14,4 +16,5 @@ __all__ = [
     "predicted_error",
     "rank_for_energy",
     "sampled_verdict",
+    "square",
 ]

@@ -11,6 +11,7 @@ import torch
 
 from ders_core.analysis.similarity import GroupStatistics, group_statistics
 from ders_core.analysis.spectra import Spectrum, spectrum
+from ders_core.analysis.starts import find_clusters
 from ders_core.analysis.tables import COLUMNS, Analysis
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
 from ders_core.decompose import Decomposition, mean_base
@@ -78,6 +79,7 @@ def _collect(
     apart = found.one_minus_cos[pairs] if experts > 1 else np.zeros(1)
     together = found.cos_delta[pairs] if experts > 1 else np.zeros(1)
     mean_delta = float(found.norm_delta.mean())
+    clusters = find_clusters(found.cos_delta, found.norm_delta, 8 * group.dtype.itemsize)
     rows["groups"].append(
         where
         | {
@@ -90,6 +92,8 @@ def _collect(
             "mean_one_minus_cos": float(apart.mean()),
             "max_one_minus_cos": float(apart.max()),
             "mean_cos_delta": float(together.mean()),
+            "clusters": clusters.count,
+            "cluster_gain": clusters.gain,
         }
     )
     rows["similarity"] += [
@@ -117,6 +121,7 @@ def _collect(
                 "max_abs": float(found.max_abs[expert]),
                 "effective_rank": own.effective_rank if own else np.nan,
                 "stable_rank": own.stable_rank if own else np.nan,
+                "cluster": clusters.assignment[expert],
             }
         )
         if own:

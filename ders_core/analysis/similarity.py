@@ -16,10 +16,8 @@ import numpy as np
 import torch
 
 from ders_core.checkpoint import ExpertGroup
-from ders_core.errors import CheckpointError
+from ders_core.clusters import row_chunks
 
-CHUNK_VALUES = 1 << 18
-"""Values of all experts at a time; the work stays in cache."""
 BINS = 128
 REACH = 8.0
 """The histogram spans ± so many standard deviations; what lies beyond is in the outermost bins."""
@@ -71,17 +69,7 @@ def _chunks(
     group: ExpertGroup, device: torch.device | str
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """(rows, weights `[K, rows·in]`, base `[rows·in]`), both float32, the base as it is stored."""
-    experts, out, width = group.shape
-    step = max(1, CHUNK_VALUES // max(experts * width, 1))
-    for begin in range(0, out, step):
-        rows = slice(begin, min(begin + step, out))
-        weights = group.read(rows=rows).to(device).float().flatten(1)  # [K, rows·in]
-        if not bool(torch.isfinite(weights).all()):
-            bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])
-            raise CheckpointError(
-                f"{group.sources[bad]} holds values that are not finite (NaN or infinity); "
-                "the checkpoint is damaged"
-            )
+    for rows, weights in row_chunks(group, device):
         base = weights.mean(0).to(group.dtype).float()  # [rows·in]
         yield rows, weights, base
 

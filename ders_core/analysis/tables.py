@@ -5,27 +5,40 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ders_core.analysis.starts import (
+    Starts,
+    clusters_sentence,
+    common_starts,
+    find_clusters,
+    starts_of,
+)
 from ders_core.analysis.verdict import Verdict, judge
+from ders_core.checkpoint import DTYPES
 from ders_core.errors import CheckpointError
 
-VERSION = 1
+VERSION = 2
+WITHOUT_CLUSTERS = 1
+"""Tables of this version lack the clusters, which are told from the rest of them."""
 META = "meta.json"
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "groups": (
         *("layer", "projection", "experts", "out", "in", "norm_base", "mean_norm_delta"),
         *("norm_ratio", "mean_one_minus_cos", "max_one_minus_cos", "mean_cos_delta"),
+        *("clusters", "cluster_gain"),
     ),
     "similarity": ("layer", "projection", "expert_i", "expert_j", "one_minus_cos", "cos_delta"),
     "experts": (
         *("layer", "projection", "expert", "norm", "norm_delta", "mean", "std", "kurtosis"),
-        *("max_abs", "effective_rank", "stable_rank"),
+        *("max_abs", "effective_rank", "stable_rank", "cluster"),
     ),
     "spectra": ("layer", "projection", "expert", "index", "singular_value", "energy"),
     "histograms": ("layer", "projection", "left", "right", "count"),
@@ -37,8 +50,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 class Analysis:
     """Tidy tables, one row a fact; COLUMNS names them. Deltas are against the experts' mean.
 
-    norm_ratio: mean ‖Δ_i‖ / ‖W_base‖. energy in `spectra`: cumulative share of Σσ²; in
-    `energy_map`: share of ΣΔ² in a bin of rows or columns.
+    norm_ratio: mean ‖Δ_i‖ / ‖W_base‖. clusters: how many bases pay best; cluster_gain: the share of
+    one base's ΣΔ² that these leave; cluster: that of an expert, from 0 on. energy in `spectra`:
+    cumulative share of Σσ²; in `energy_map`: share of ΣΔ² in a bin of rows or columns.
     """
 
     identity: str
@@ -51,11 +65,33 @@ class Analysis:
     histograms: pd.DataFrame
     energy_map: pd.DataFrame
 
-    @property
+    @cached_property
     def verdict(self) -> Verdict:
         """From every pair of every group."""
         mean = float(self.groups["mean_one_minus_cos"].mean())
-        return judge(1.0 - mean)
+        return judge(1.0 - mean, self._starts())
+
+    def _starts(self) -> Starts | None:
+        """Of the whole model; None where one base is best."""
+        several = self.groups[self.groups["clusters"] > 1]
+        if several.empty:
+            return None
+        pairs = self.similarity.groupby(["layer", "projection"])
+        found = [
+            starts_of(square(pairs.get_group(key), "one_minus_cos"), self.clusters_of(*key))
+            for key in zip(several["layer"], several["projection"], strict=True)
+        ]
+        return common_starts([*found, *[None] * (len(self.groups) - len(several))])
+
+    def clusters_of(self, layer: int, projection: str) -> list[int]:
+        """The cluster of each expert of a group."""
+        clusters: list[int] = of_group(self.experts, layer, projection)["cluster"].tolist()
+        return clusters
+
+    def about_clusters(self, layer: int, projection: str) -> str:
+        """One sentence: the experts that share a base, and what several bases would leave."""
+        gain = float(of_group(self.groups, layer, projection)["cluster_gain"].iloc[0])
+        return clusters_sentence(self.clusters_of(layer, projection), gain)
 
     def group_keys(self) -> list[tuple[int, str]]:
         """(layer, projection) of every group, in the order of the tables."""
@@ -75,14 +111,19 @@ class Analysis:
 
     @classmethod
     def load(cls, directory: Path) -> Analysis:
-        """Raises CheckpointError if the tables are not there or were written by another version."""
+        """Tables of version 1 get their clusters.
+
+        Raises CheckpointError if the tables are not there or were written by another version.
+        """
         try:
             head = json.loads((directory / META).read_text(encoding="utf-8"))
-            if head["version"] != VERSION:
+            if head["version"] not in (VERSION, WITHOUT_CLUSTERS):
                 raise CheckpointError(
                     f"{directory} was written in version {head['version']}; analyse again"
                 )
             tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in COLUMNS}
+            if head["version"] == WITHOUT_CLUSTERS:
+                _add_clusters(tables, head["meta"]["dtype"])
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{directory} holds no readable analysis ({error}); analyse again"
@@ -100,6 +141,7 @@ class Analysis:
                 **self._head(),
                 "verdict": verdict.verdict,
                 "mean_cosine": verdict.mean_cosine,
+                "starts": asdict(verdict.starts) if verdict.starts else None,
                 **tables,
             },
             ensure_ascii=False,
@@ -118,3 +160,26 @@ def of_group(table: pd.DataFrame, layer: int, projection: str) -> pd.DataFrame:
     """The rows of one group."""
     chosen: pd.DataFrame = table[(table["layer"] == layer) & (table["projection"] == projection)]
     return chosen
+
+
+def square(pairs: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of the similarities of one group as `[K, K]`."""
+    table: np.ndarray = pairs.pivot(index="expert_i", columns="expert_j", values=column).to_numpy()
+    return table
+
+
+def _add_clusters(tables: dict[str, pd.DataFrame], dtype: str) -> None:
+    """Give tables of version 1 the columns of clusters, in place. dtype: the weights', by name."""
+    groups, experts = tables["groups"], tables["experts"]
+    bits = 8 * DTYPES[dtype].itemsize
+    experts["cluster"] = 0
+    counts, gains = [], []
+    pairs = tables["similarity"].groupby(["layer", "projection"])
+    for key in zip(groups["layer"], groups["projection"], strict=True):
+        own = of_group(experts, *key)
+        cosines = square(pairs.get_group(key), "cos_delta")
+        found = find_clusters(cosines, own["norm_delta"].to_numpy(), bits)
+        experts.loc[own.index, "cluster"] = found.assignment
+        counts.append(found.count)
+        gains.append(found.gain)
+    tables["groups"] = groups.assign(clusters=counts, cluster_gain=gains)

@@ -8,47 +8,79 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ders_core.analysis.starts import Starts, common_starts, starts_of
 from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.clusters import cluster
 
 UPCYCLED = 0.5
+ALIKE = 0.95
 SCRATCH = 0.1
 SAMPLED_GROUPS = 4
 SAMPLED_ROWS = 32
+SAMPLED_VALUES = 8192
+"""Of each expert, for the sample's clusters: cosines of unlike experts are within about 0.01."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """mean_cosine: over pairs of experts, then over groups."""
+    """mean_cosine: over pairs of experts, then over groups. starts: the sets of experts that share
+    a start each, None where one base is best."""
 
     verdict: Literal["upcycled", "partly", "scratch"]
     mean_cosine: float
     sentence: str
+    starts: Starts | None = None
 
 
-def judge(mean_cosine: float) -> Verdict:
+def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
     """`upcycled` from 0.5 on, `scratch` below 0.1, `partly` between (see FACTS of the method:
-    upcycled experts are above 0.95, experts trained from scratch below 0.1)."""
+    upcycled experts are above 0.95, experts trained from scratch below 0.1).
+
+    starts: `partly` too are clear sets of experts, alike within and unlike between, whatever the
+    mean of all pairs: of many small sets it is low, of a large and a small one high.
+    """
     figure = f"mean cosine of experts {mean_cosine:.4f}"
+    if starts is not None and starts.within >= UPCYCLED > starts.between:
+        return Verdict(
+            "partly",
+            mean_cosine,
+            f"The experts come from {starts.count} starts: {starts.count} groups of experts share "
+            f"a start each (mean cosine {starts.within:.4f} within a group, {starts.between:.4f} "
+            f"between groups, {mean_cosine:.4f} over all); set base: {{clusters: auto}} in the "
+            "recipe, so that each group gets its own base.",
+            starts,
+        )
     if mean_cosine >= UPCYCLED:
+        more = (
+            f" They fall into {starts.count} groups of still closer experts (mean cosine "
+            f"{starts.within:.4f} within a group, {starts.between:.4f} between groups); "
+            "base: {clusters: auto} in the recipe gives each its own base."
+            if starts is not None
+            else ""
+        )
         apart = f"{100 * (2 * (1 - mean_cosine)) ** 0.5:.3g}"
         return Verdict(
             "upcycled",
             mean_cosine,
             f"The experts share one start: two of them differ by about {apart} % of their weight "
-            f"({figure}; experts trained from scratch are below {SCRATCH}).",
+            f"({figure}; experts trained from scratch are below {SCRATCH}).{more}",
+            starts,
         )
     if mean_cosine < SCRATCH:
         return Verdict(
             "scratch",
             mean_cosine,
-            f"The experts have no common start ({figure}): the model was trained from scratch, and "
-            "DeRS does not apply to it.",
+            f"The experts have no common start ({figure}; upcycled ones are above {ALIKE}): the "
+            "model was trained from scratch. DeRS is not made for it: deltas are about as large as "
+            "the weights. You may go on, but expect to lose much more.",
+            starts,
         )
     return Verdict(
         "partly",
         mean_cosine,
         f"The experts share a start only in part ({figure}): they were trained far apart, or cut "
         "from several FFNs; expect to lose more.",
+        starts,
     )
 
 
@@ -65,8 +97,22 @@ def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
     """The verdict from a few rows of a few groups over the model's depth: some MB are read."""
     groups = checkpoint.groups()
     chosen = np.unique(np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round().astype(int))
-    cosines = [mean_pair_cosine(_rows(groups[int(index)])) for index in chosen]
-    return judge(float(np.mean(cosines)))
+    samples = [_rows(groups[int(index)]) for index in chosen]
+    cosines = [mean_pair_cosine(weights) for weights in samples]
+    bits = [8 * groups[int(index)].dtype.itemsize for index in chosen]
+    starts = [_sampled_starts(*sample) for sample in zip(samples, bits, strict=True)]
+    return judge(float(np.mean(cosines)), common_starts(starts))
+
+
+def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
+    """From evenly spaced values of `[K, n]`."""
+    size = weights.shape[1]
+    places = torch.linspace(0, size - 1, min(SAMPLED_VALUES, size), dtype=torch.float64).long()
+    some = weights[:, places].double()
+    centred = some - some.mean(0)
+    assignment = cluster((centred @ centred.T).numpy(), bits=bits).assignment
+    unit = torch.nn.functional.normalize(some, dim=1)
+    return starts_of(1.0 - (unit @ unit.T).numpy(), assignment)
 
 
 def _rows(group: ExpertGroup) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ders_core.checkpoint.axes import EXPERT, IN, PART
+from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART
 from ders_core.checkpoint.generic import by_structure
 from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.layouts import Layout, Place, known_layouts, user_layouts
@@ -121,34 +121,40 @@ def _best(
     ranked = []
     for layout in layouts:
         claimed = routers = 0
-        fits = True
+        blocks: dict[str, list[tuple[Place, TensorInfo]]] = {}
         for name, count in samples.values():
             place = layout.match(name)
-            if place is None:
-                continue
-            claimed += count
-            names = (f"{place.block}.{router}" for router in layout.router)
-            router = next((tensors[name] for name in names if name in tensors), None)
-            routers += router is not None
-            fits &= _fits(place, tensors[name], router)
+            if place is not None:
+                claimed += count
+                routers += any(f"{place.block}.{router}" in tensors for router in layout.router)
+                blocks.setdefault(place.block, []).append((place, tensors[name]))
         if claimed:
             kind = any(kind in layout.model_types for kind in kinds)
+            fits = all(_fits(layout, own, tensors) for own in blocks.values())
             ranked.append(((fits, kind, claimed, routers), layout))
     return max(ranked, key=lambda item: item[0])[1] if ranked else None
 
 
-def _fits(place: Place, info: TensorInfo, router: TensorInfo | None) -> bool:
-    """Whether a tensor can be cut as the layout says, and takes in what the router takes in."""
-    axes = place.weights.parsed
-    known = {PART: len(place.weights.holds)}
-    if axes.needs_experts:
-        if router is None or not router.shape:
-            return len(info.shape) == len(axes.dims)
-        known[EXPERT] = router.shape[0]  # elsewhere it may count experts that have no weights
-    try:
-        sizes = axes.sizes(info.shape, known)
-    except ValueError:
-        return False
-    if router is None or IN not in sizes or "down" in place.weights.holds:
-        return True
-    return sizes[IN] in router.shape
+def _fits(
+    layout: Layout, found: list[tuple[Place, TensorInfo]], tensors: Mapping[str, TensorInfo]
+) -> bool:
+    """Whether what lies in one block can be cut as the layout says, and is an FFN: down gives back
+    what gate and up take in."""
+    names = (f"{found[0][0].block}.{router}" for router in layout.router)
+    router = next((tensors[name] for name in names if name in tensors), None)
+    shapes: dict[str, tuple[int, int]] = {}
+    for place, info in found:
+        axes = place.weights.parsed
+        known = {PART: len(place.weights.holds)}
+        if axes.needs_experts:
+            if router is None or not router.shape:
+                continue
+            known[EXPERT] = router.shape[0]
+        try:
+            sizes = axes.sizes(info.shape, known)
+        except ValueError:
+            return False
+        if not axes.is_bias:
+            shapes |= {projection: (sizes[OUT], sizes[IN]) for projection in place.weights.holds}
+    turned = {shape[::-1] if name == "down" else shape for name, shape in shapes.items()}
+    return len(turned) <= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -10,8 +12,9 @@ import plotly.graph_objects as go
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from ders_core.analysis import Analysis, of_group, rank_for_energy
+from ders_core.analysis import Analysis, of_group, rank_for_energy, square
 from ders_core.figures.style import (
+    ACCENT,
     DIVERGING,
     PROJECTION_COLOURS,
     SEQUENTIAL,
@@ -22,10 +25,14 @@ from ders_core.figures.style import (
 
 FLOOR = 1e-12
 """Where 1 − cos is 0 the logarithm stops here."""
+MOST_PARTED = 32
+"""With more experts the gaps between cells would hide the cells."""
+MOST_NUMBERED = 24
+"""So many clusters have room for their numbers."""
 
 
 def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
-    """Layers down, projections across, in the order of the tables."""
+    """Layers down, projections across, in the order of the tables; NaN where a layer lacks one."""
     table = analysis.groups[["layer", "projection"]].assign(value=values)
     order = table["projection"].drop_duplicates().tolist()
     grid: pd.DataFrame = table.pivot(index="layer", columns="projection", values="value")[order]
@@ -40,7 +47,7 @@ def model_map(
         raw = _grid(analysis, analysis.groups["mean_one_minus_cos"])
         shown = np.log10(np.maximum(raw.to_numpy(), FLOOR))
         title, label = "Mean 1 − cos of experts", "1 − cos"
-        bar: dict[str, object] = power_ticks(float(shown.min()), float(shown.max()))
+        bar: dict[str, object] = power_ticks(float(np.nanmin(shown)), float(np.nanmax(shown)))
     else:
         raw = _grid(analysis, analysis.groups["norm_ratio"])
         shown = raw.to_numpy()
@@ -63,15 +70,53 @@ def model_map(
     return finish(figure, title, height=max(260, 120 + 26 * len(raw.index)))
 
 
-def cluster_order(distance: np.ndarray) -> list[int]:
-    """The order of experts in which the like stand beside the like (average linkage)."""
+def cluster_order(distance: np.ndarray, clusters: Sequence[int]) -> list[int]:
+    """The order of experts: by cluster, and within it the like beside the like (average linkage).
+
+    clusters: of each expert."""
     count = len(distance)
-    if count < 3 or not distance.any():
-        return list(range(count))
-    symmetric = (distance + distance.T) / 2
-    np.fill_diagonal(symmetric, 0.0)
-    tree = linkage(squareform(symmetric, checks=False), "average", optimal_ordering=True)
-    return [int(index) for index in leaves_list(tree)]
+    order = list(range(count))
+    if count > 2 and distance.any():
+        symmetric = (distance + distance.T) / 2
+        np.fill_diagonal(symmetric, 0.0)
+        tree = linkage(squareform(symmetric, checks=False), "average", optimal_ordering=True)
+        order = [int(index) for index in leaves_list(tree)]
+    return sorted(order, key=clusters.__getitem__)  # stable
+
+
+def _mark_clusters(figure: go.Figure, clusters: Sequence[int]) -> None:
+    """Lines between the clusters of a K × K map, and a coloured strip with their numbers above.
+
+    clusters: of each expert, in the order of the map.
+    """
+    figure.update_layout(margin_t=72, title={"y": 1, "yanchor": "top", "pad": {"t": 12}})
+    edges = [0, *(np.flatnonzero(np.diff(clusters)) + 1).tolist(), len(clusters)]
+    for begin, end in pairwise(edges):
+        number = clusters[begin]
+        figure.add_shape(
+            type="rect",
+            x0=begin - 0.5,
+            x1=end - 0.5,
+            y0=1.005,
+            y1=1.03,
+            yref="paper",
+            fillcolor=expert_colour(number),
+            line_width=0,
+        )
+        if len(edges) - 1 <= MOST_NUMBERED:
+            figure.add_annotation(
+                x=(begin + end - 1) / 2,
+                y=1.03,
+                yref="paper",
+                yanchor="bottom",
+                text=f"base {number}" if end - begin > 1 and len(edges) < 6 else str(number),
+                showarrow=False,
+                font_size=11,
+            )
+        if end < len(clusters):
+            line = {"type": "line", "line_color": ACCENT, "line_width": 2}
+            figure.add_shape(x0=end - 0.5, x1=end - 0.5, y0=0, y1=1, yref="paper", **line)
+            figure.add_shape(y0=end - 0.5, y1=end - 0.5, x0=0, x1=1, xref="paper", **line)
 
 
 def similarity_heatmap(
@@ -84,17 +129,19 @@ def similarity_heatmap(
 ) -> go.Figure:
     """K × K: log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
 
-    E0 is expert 0.
+    E0 is expert 0. Where several bases pay, lines part their experts.
     zmin, zmax: a common range of 1 − cos for all layers; by default all layers of the analysis.
     """
     pairs = of_group(analysis.similarity, layer, projection)
-    apart = pairs.pivot(index="expert_i", columns="expert_j", values="one_minus_cos").to_numpy()
-    order = cluster_order(apart.copy())
+    apart = square(pairs, "one_minus_cos")
+    clusters = analysis.clusters_of(layer, projection)
+    order = cluster_order(apart.copy(), clusters)
     names = [f"E{index}" for index in order]
     chosen = np.ix_(order, order)
-    common = {"x": names, "y": names, "xgap": 1, "ygap": 1}
+    gap = 1 if len(order) <= MOST_PARTED else 0
+    common = {"x": names, "y": names, "xgap": gap, "ygap": gap}
     if kind == "deltas":
-        values = pairs.pivot(index="expert_i", columns="expert_j", values="cos_delta").to_numpy()
+        values = square(pairs, "cos_delta")
         heat = go.Heatmap(
             z=values[chosen],
             zmin=-1,
@@ -131,7 +178,10 @@ def similarity_heatmap(
     figure = go.Figure(heat)
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    return finish(figure, title, height=440)
+    finish(figure, title, height=440)
+    if max(clusters) > 0:
+        _mark_clusters(figure, [clusters[expert] for expert in order])
+    return figure
 
 
 def norm_bars(analysis: Analysis, layer: int, projection: str) -> go.Figure:

@@ -21,17 +21,18 @@ border-bottom:1px solid #dde3e8}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-t
 def report_html(analysis: Analysis) -> str:
     """HTML with plotly's script inlined once: the verdict, the maps, each layer's figures."""
     name = html.escape(str(analysis.meta.get("name", analysis.family)))
-    figures: list[tuple[str, list[go.Figure]]] = [
-        ("The model", [maps.model_map(analysis), maps.norm_ratio_over_depth(analysis)])
+    figures: list[tuple[str, str, list[go.Figure]]] = [
+        ("The model", "", [maps.model_map(analysis), maps.norm_ratio_over_depth(analysis)])
     ]
     if not analysis.spectra.empty:
-        figures.append(("Rank", [maps.rank_map(analysis)]))
+        figures.append(("Rank", "", [maps.rank_map(analysis)]))
     for layer, projection in analysis.group_keys():
         own = [maps.similarity_heatmap(analysis, layer, projection)]
         if not analysis.spectra.empty:
             own.append(curves.spectrum(analysis, layer, projection))
         own.append(curves.value_histogram(analysis, layer, projection))
-        figures.append((f"Layer {layer}, {projection}", own))
+        about = analysis.about_clusters(layer, projection)
+        figures.append((f"Layer {layer}, {projection}", about, own))
     parts = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}: redundancy "
         f"of experts</title><style>{_STYLE}</style></head><body>",
@@ -40,8 +41,10 @@ def report_html(analysis: Analysis) -> str:
         _table(analysis),
     ]
     script: bool | str = True
-    for title, drawn in figures:
+    for title, about, drawn in figures:
         parts.append(f"<h2>{html.escape(title)}</h2>")
+        if about:
+            parts.append(f"<p>{html.escape(about)}</p>")
         for figure in drawn:
             parts.append(figure.to_html(full_html=False, include_plotlyjs=script))
             script = False
@@ -56,6 +59,8 @@ def _table(analysis: Analysis) -> str:
         "norm_ratio": "‖Δ‖/‖W_base‖",
         "mean_one_minus_cos": "mean 1−cos",
         "max_one_minus_cos": "max 1−cos",
+        "clusters": "bases that pay",
+        "cluster_gain": "delta energy left with them",
     }
     table = analysis.groups[list(columns)].rename(columns=columns)
     text: str = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from ders_core.analysis import (
 from ders_core.analysis.predict import GAUSSIAN_ERROR
 from ders_core.analysis.similarity import BINS, REACH
 from ders_core.analysis.spectra import POINTS, singular_values, spectrum
+from ders_core.analysis.starts import clusters_sentence
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import EncodeContext, make_codec
-from ders_core.decompose import decompose
+from ders_core.decompose import around_mean
 from ders_core.errors import Cancelled, CheckpointError
 
 
@@ -48,7 +50,7 @@ def test_every_group_has_its_rows(analysis: Analysis, mixtral_dir: Path) -> None
 
 def test_norm_ratio_is_that_of_the_decomposition(analysis: Analysis, mixtral_dir: Path) -> None:
     checkpoint = Checkpoint(mixtral_dir)
-    split = decompose(checkpoint.group(1, "down"), checkpoint.layout)
+    split = around_mean(checkpoint.group(1, "down"))
     norms = [float(delta.double().norm()) for delta in split.deltas()]
     row = of_group(analysis.groups, 1, "down").iloc[0]
     wanted = np.mean(norms) / float(split.base.double().norm())
@@ -66,6 +68,111 @@ def test_verdicts(mixtral_dir: Path, qwen2_moe_dir: Path, scratch_dir: Path) -> 
         assert quick.verdict == full.verdict == wanted
         assert quick.mean_cosine == pytest.approx(full.mean_cosine, abs=0.02)
     assert judge(0.3).verdict == "partly"
+
+
+@pytest.mark.parametrize(
+    ("which", "mean", "told"),
+    [
+        ([0, 1, 0, 2, 1, 2, 0, 1, 2, 0, 1, 2], 0.27, "3 groups of experts share a start each"),
+        ([0, 1, 2, 3, 4, 5, 6, 7] * 2, 0.07, "8 groups of experts share a start each"),
+        ([0, 0, 0, 0, 0, 0, 1, 1], 0.57, "2 groups of experts share a start each"),
+        ([0, 0, 0, 0, 0, 0, 0, 0], 1.0, "share one start"),
+    ],
+)
+def test_experts_of_several_starts_are_told(
+    checkpoint_of: Callable[..., Checkpoint],
+    planted: Callable[..., torch.Tensor],
+    which: list[int],
+    mean: float,
+    told: str,
+) -> None:
+    """Whatever the mean cosine of all pairs: below that of scratch, between, or above."""
+    weights = planted(which, noise=0.003)
+    checkpoint = checkpoint_of(weights)
+    quick, full = sampled_verdict(checkpoint), analyze(checkpoint, spectra=False).verdict
+    unit = torch.nn.functional.normalize(weights.flatten(1).double(), dim=1)
+    cosines = unit @ unit.T
+    own = torch.tensor(which)
+    alike = own[:, None] == own[None, :]
+    for found in (quick, full):
+        assert told in found.sentence
+        assert found.mean_cosine == pytest.approx(mean, abs=0.05)
+        assert (found.verdict == "upcycled") == (max(which) == 0) == (found.starts is None)
+        if found.starts:
+            assert found.starts.count == max(which) + 1
+            assert found.starts.within == pytest.approx(1, abs=1e-3)
+            assert found.starts.between == pytest.approx(float(cosines[~alike].mean()), abs=0.05)
+
+
+def test_groups_of_experts_near_one_start_are_still_upcycled(
+    checkpoint_of: Callable[..., Checkpoint], planted: Callable[..., torch.Tensor]
+) -> None:
+    """Two models fine-tuned from one, four experts of each."""
+    weights = planted([0] * 8, noise=0.0) + 0.2 * planted([0, 1] * 4, noise=0.01, seed=5)
+    found = analyze(checkpoint_of(weights), spectra=False).verdict
+    assert found.verdict == "upcycled"
+    assert found.starts is not None
+    assert found.starts.count == 2
+    assert "2 groups of still closer experts" in found.sentence
+
+
+def test_a_scratch_model_is_told_with_its_figures(scratch_dir: Path) -> None:
+    found = analyze(Checkpoint(scratch_dir), spectra=False)
+    assert found.groups["clusters"].unique().tolist() == [1]
+    verdict = found.verdict
+    assert f"{verdict.mean_cosine:.4f}" in verdict.sentence
+    assert "trained from scratch" in verdict.sentence
+    assert "You may go on" in verdict.sentence
+
+
+def test_clusters_are_in_the_tables(
+    checkpoint_of: Callable[..., Checkpoint], planted: Callable[..., torch.Tensor]
+) -> None:
+    which = [0, 1, 1, 0, 0, 1, 0, 1]
+    weights = planted(which)
+    found = analyze(checkpoint_of(weights, planted([0] * 8)), spectra=False)
+    assert found.groups["clusters"].tolist() == [2, 2, 2, 1, 1, 1]
+    flat = weights.double().flatten(1)
+    starts = torch.stack([flat[[w == start for w in which]].mean(0) for start in (0, 1)])
+    left = (flat - starts[which]).square().sum() / (flat - flat.mean(0)).square().sum()
+    assert found.groups["cluster_gain"].tolist() == pytest.approx([float(left)] * 3 + [1.0] * 3)
+    assert found.clusters_of(0, "down") == which
+    assert found.clusters_of(1, "down") == [0] * 8
+    told = found.about_clusters(0, "up")
+    assert told.startswith("2 groups of experts: {0, 3, 4, 6}, {1, 2, 5, 7}; ")
+    assert f"{float(left):.2g} × the delta energy" in told
+    assert found.about_clusters(1, "up") == "All 8 experts share one base."
+
+
+def test_tables_of_version_1_get_their_clusters(
+    checkpoint_of: Callable[..., Checkpoint], planted: Callable[..., torch.Tensor], tmp_path: Path
+) -> None:
+    found = analyze(checkpoint_of(planted([0, 1, 1, 0, 2, 2, 0, 1] * 2), planted([0] * 16)))
+    place = tmp_path / "a"
+    found.save(place)
+    for name, columns in (("groups", ["clusters", "cluster_gain"]), ("experts", ["cluster"])):
+        getattr(found, name).drop(columns=columns).to_parquet(place / f"{name}.parquet")
+    head = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+    (place / "meta.json").write_text(json.dumps(head | {"version": 1}), encoding="utf-8")
+    loaded = Analysis.load(place)
+    for name in COLUMNS:
+        pd.testing.assert_frame_equal(getattr(loaded, name), getattr(found, name))
+    (place / "meta.json").write_text(json.dumps(head | {"version": 99}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"version 99; analyse again"):
+        Analysis.load(place)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "told"),
+    [
+        ([0], "There is one expert."),
+        ([0, 1, 2, 2, 2, 2, 0, 1], "{0, 6}, {1, 7}, {2–5};"),
+        (list(range(10)) * 3, "10 groups of experts of 3 each;"),
+        ([0, *range(12)], "12 groups of experts of 1 to 2 each;"),
+    ],
+)
+def test_sentences_about_clusters(clusters: list[int], told: str) -> None:
+    assert told in clusters_sentence(clusters, 0.0123)
 
 
 def test_saved_tables_come_back_the_same(analysis: Analysis, tmp_path: Path) -> None:
@@ -134,7 +241,7 @@ def test_ranks_of_known_spectra() -> None:
 
 def test_rank_for_energy_is_the_smallest(analysis: Analysis, mixtral_dir: Path) -> None:
     checkpoint = Checkpoint(mixtral_dir)
-    split = decompose(checkpoint.group(0, "gate"), checkpoint.layout)
+    split = around_mean(checkpoint.group(0, "gate"))
     squares = sum(
         np.linalg.svd(delta.double().numpy(), compute_uv=False) ** 2 for delta in split.deltas()
     )
@@ -158,7 +265,7 @@ def test_predictions_come_near_what_encoding_measures(
 ) -> None:
     checkpoint = Checkpoint(mixtral_dir)
     group = checkpoint.group(0, "up")
-    split, coder = decompose(group, checkpoint.layout), make_codec(codec)
+    split, coder = around_mean(group), make_codec(codec)
     error = energy = 0.0
     for expert, delta in enumerate(split.deltas()):
         context = EncodeContext(group.dtype, expert)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from ders_core import figures
 from ders_core.analysis import Analysis, analyze, of_group
@@ -41,8 +45,55 @@ def test_all_layers_share_one_colour_range(analysis: Analysis) -> None:
 
 def test_like_experts_stand_together() -> None:
     apart = np.array([[0, 9, 1, 9], [9, 0, 9, 1], [1, 9, 0, 9], [9, 1, 9, 0]], dtype=float)
-    order = cluster_order(apart)
+    order = cluster_order(apart, [0] * 4)
     assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
+
+
+def test_clusters_stand_together_whatever_the_tree_says() -> None:
+    random = np.random.default_rng(1)
+    apart = random.random((12, 12))
+    clusters = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    order = cluster_order(apart, clusters)
+    assert sorted(order) == list(range(12))
+    numbers = [clusters[expert] for expert in order]
+    assert sum(a != b for a, b in pairwise(numbers)) == 2
+
+
+def test_lines_and_a_strip_part_the_clusters(
+    checkpoint_of: Callable[..., Checkpoint], planted: Callable[..., torch.Tensor]
+) -> None:
+    which = [0, 1, 0, 2, 1, 0, 2, 1, 0, 0, 1, 2]
+    found = analyze(checkpoint_of(planted(which)), spectra=False)
+    for kind in ("experts", "deltas"):
+        figure = figures.similarity_heatmap(found, 0, "gate", kind=kind)
+        own = [which[int(name.removeprefix("E"))] for name in figure.data[0].x]
+        lines = {shape.x0 for shape in figure.layout.shapes if shape.x0 == shape.x1}
+        edges = {place + 0.5 for place, (a, b) in enumerate(pairwise(own)) if a != b}
+        assert lines == edges
+        assert len(edges) == 2
+        strip = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+        for shape in strip:
+            inside = own[int(shape.x0 + 0.5) : int(shape.x1 + 0.5)]
+            assert {expert_colour(number) for number in inside} == {shape.fillcolor}
+        assert {note.text for note in figure.layout.annotations} == {"base 0", "base 1", "base 2"}
+
+
+def test_one_base_has_no_lines(analysis: Analysis) -> None:
+    assert not figures.similarity_heatmap(analysis, 0, "gate").layout.shapes
+
+
+def test_maps_of_a_model_whose_layers_lack_a_projection(analysis: Analysis) -> None:
+    left = analysis.groups[
+        (analysis.groups["layer"] == 1) | (analysis.groups["projection"] != "gate")
+    ]
+    bare = replace(analysis, groups=left)
+    heat = figures.model_map(bare).data[0]
+    assert np.isnan(np.asarray(heat.z, dtype=float)).sum() == 1
+    assert all(np.isfinite(heat.colorbar.tickvals))
+    assert len(figures.rank_map(bare).data[0].z) == 2
+    none = replace(analysis, groups=analysis.groups[analysis.groups["projection"] != "gate"])
+    assert list(figures.model_map(none).data[0].x) == ["up", "down"]
+    assert "Layer 0, gate" not in figures.report_html(none)
 
 
 def test_an_expert_keeps_its_colour(analysis: Analysis) -> None:
@@ -99,3 +150,4 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
     assert "Layer 1, down" in page
     assert 'src="http' not in page
     assert page.count("plotly.js v") == 1
+    assert page.count("All 4 experts share one base.") == len(analysis.groups)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from ders_core.analysis.similarity import REACH, group_statistics
 from ders_core.checkpoint import ExpertGroup
-from ders_core.checkpoint.header import read_header
 from ders_core.errors import CheckpointError
 
-
-def group_of(path: Path, weights: torch.Tensor) -> ExpertGroup:
-    """weights `[K, out, in]` as a group on disk."""
-    names = [f"expert{index}" for index in range(len(weights))]
-    save_file(dict(zip(names, weights.unbind(0), strict=True)), path)
-    infos = read_header(path)[0]
-    return ExpertGroup(0, "gate", tuple(infos[name] for name in names), None)
+MakeGroup = Callable[[torch.Tensor], ExpertGroup]
 
 
 def exact_one_minus_cos(weights: torch.Tensor) -> np.ndarray:
@@ -42,7 +34,7 @@ def exact_one_minus_cos(weights: torch.Tensor) -> np.ndarray:
     width=st.integers(2, 60),
 )
 def test_one_minus_cos_keeps_its_digits(
-    tmp_path_factory: pytest.TempPathFactory,
+    group_of: MakeGroup,
     seed: int,
     closeness: float,
     dtype: torch.dtype,
@@ -53,8 +45,7 @@ def test_one_minus_cos_keeps_its_digits(
     base = torch.randn(out, width, generator=random)
     weights = base + closeness * torch.randn(5, out, width, generator=random)
     weights = weights.to(dtype)
-    path = tmp_path_factory.mktemp("group") / "group.safetensors"
-    found = group_statistics(group_of(path, weights))
+    found = group_statistics(group_of(weights))
     wanted = exact_one_minus_cos(weights)
     np.testing.assert_allclose(found.one_minus_cos, wanted, rtol=2e-3, atol=1e-13)
 
@@ -66,28 +57,27 @@ def test_one_minus_cos_keeps_its_digits(
     closeness=st.sampled_from([1e-4, 3e-4, 1e-3]),
 )
 def test_one_minus_cos_keeps_its_digits_within_clusters(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, gap: float, closeness: float
+    group_of: MakeGroup, seed: int, gap: float, closeness: float
 ) -> None:
     """Experts far from the mean and a hair from each other: what is apart is lost in float32."""
     random = torch.Generator().manual_seed(seed)
     starts = torch.randn(64, 96, generator=random) + gap * torch.randn(2, 64, 96, generator=random)
     weights = starts[[0, 1, 0, 1, 0]] + closeness * torch.randn(5, 64, 96, generator=random)
-    path = tmp_path_factory.mktemp("group") / "group.safetensors"
-    found = group_statistics(group_of(path, weights))
+    found = group_statistics(group_of(weights))
     np.testing.assert_allclose(found.one_minus_cos, exact_one_minus_cos(weights), rtol=1e-3)
 
 
 @pytest.mark.parametrize("first", [0.0, 0.001, 0.5])
 def test_histogram_spans_the_whole_group_whatever_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: float
+    group_of: MakeGroup, monkeypatch: pytest.MonkeyPatch, first: float
 ) -> None:
     """The first chunk's deltas are zero, or smaller or larger than all that follow."""
-    monkeypatch.setattr("ders_core.analysis.similarity.CHUNK_VALUES", 3 * 20 * 4)
+    monkeypatch.setattr("ders_core.clusters.CHUNK_VALUES", 3 * 20 * 4)
     torch.manual_seed(5)
     spread = torch.full((40, 1), 0.05)
     spread[:4] = first
     weights = torch.randn(40, 20) + spread * torch.randn(3, 40, 20)
-    found = group_statistics(group_of(tmp_path / "g.safetensors", weights))
+    found = group_statistics(group_of(weights))
     deltas = (weights - weights.mean(0)).double().numpy()
     assert found.edges[-1] == pytest.approx(REACH * deltas.std(), rel=1e-4)
     counts = np.histogram(np.clip(deltas, found.edges[0], found.edges[-1]), found.edges)[0]
@@ -95,10 +85,10 @@ def test_histogram_spans_the_whole_group_whatever_comes_first(
     assert np.abs(found.counts - counts).sum() <= 4  # values that lie on an edge
 
 
-def test_norms_moments_and_histogram_are_those_of_float64(tmp_path: Path) -> None:
+def test_norms_moments_and_histogram_are_those_of_float64(group_of: MakeGroup) -> None:
     torch.manual_seed(3)
     weights = (torch.randn(30, 50) + 0.05 * torch.randn(4, 30, 50)).bfloat16()
-    found = group_statistics(group_of(tmp_path / "g.safetensors", weights))
+    found = group_statistics(group_of(weights))
     base = weights.float().mean(0).bfloat16().double()
     deltas = (weights.double() - base).flatten(1).numpy()
     np.testing.assert_allclose(found.norm_base, base.norm(), rtol=1e-6)
@@ -119,12 +109,14 @@ def test_norms_moments_and_histogram_are_those_of_float64(tmp_path: Path) -> Non
     np.testing.assert_allclose(found.column_energy, energy.sum(0) / energy.sum(), rtol=1e-5)
 
 
-def test_chunks_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_result(
+    group_of: MakeGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(4)
     weights = torch.randn(37, 20) + 0.01 * torch.randn(3, 37, 20)
-    group = group_of(tmp_path / "g.safetensors", weights)
+    group = group_of(weights)
     whole = group_statistics(group)
-    monkeypatch.setattr("ders_core.analysis.similarity.CHUNK_VALUES", 3 * 20 * 5)
+    monkeypatch.setattr("ders_core.clusters.CHUNK_VALUES", 3 * 20 * 5)
     pieces = group_statistics(group)
     np.testing.assert_allclose(pieces.one_minus_cos, whole.one_minus_cos, rtol=1e-5)
     np.testing.assert_allclose(pieces.norm_delta, whole.norm_delta, rtol=1e-6)
@@ -132,16 +124,16 @@ def test_chunks_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("experts", [1, 3])
-def test_experts_without_deltas_give_numbers(tmp_path: Path, experts: int) -> None:
+def test_experts_without_deltas_give_numbers(group_of: MakeGroup, experts: int) -> None:
     weights = torch.ones(8, 6).expand(experts, 8, 6).contiguous()
-    found = group_statistics(group_of(tmp_path / "g.safetensors", weights))
+    found = group_statistics(group_of(weights))
     assert not found.one_minus_cos.any()
     assert not found.cos_delta.any()
     assert np.isfinite(found.kurtosis).all()
 
 
-def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_named(group_of: MakeGroup) -> None:
     weights = torch.ones(3, 4, 4)
     weights[2, 1, 1] = torch.nan
-    with pytest.raises(CheckpointError, match="expert2 holds values that are not finite"):
-        group_statistics(group_of(tmp_path / "g.safetensors", weights))
+    with pytest.raises(CheckpointError, match=r"experts\.2\.w1.* holds values that are not finite"):
+        group_statistics(group_of(weights))

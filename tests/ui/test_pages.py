@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
+from ders_core.analysis import analyze
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed import PackedCheckpoint
@@ -97,6 +101,7 @@ def test_analysis_is_a_job_and_then_the_pages_show_it(
     work()
     on(app, "redundancy")
     assert "share one start" in words(app)
+    assert "All 4 experts share one base." in words(app)
     assert len(app.get("plotly_chart")) >= 4
     app.selectbox(key="red_layer").set_value(1).run()
     assert not app.exception
@@ -106,6 +111,55 @@ def test_analysis_is_a_job_and_then_the_pages_show_it(
     assert not app.exception
     after = {metric.label: metric.value for metric in app.metric}
     assert after["Predicted error"] == "0.107"
+
+
+def test_redundancy_names_the_experts_that_share_a_base(
+    app: AppTest, workspace: Workspace, work: Callable[[], None]
+) -> None:
+    """Layer 0: experts of two starts; layer 1: of one. The page shows each, and goes on."""
+    torch.manual_seed(0)
+    which, tensors = [0, 1, 1, 0, 0, 1, 0, 1], {}
+    for layer, starts in enumerate(
+        (torch.randn(2, 24, 16), torch.randn(1, 24, 16).expand(2, 24, 16))
+    ):
+        for expert, start in enumerate(which):
+            weight = (starts[start] + 0.02 * torch.randn(24, 16)).bfloat16()
+            block = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
+            tensors |= {f"{block}.{name}.weight": weight.clone() for name in ("w1", "w3")}
+            tensors[f"{block}.w2.weight"] = weight.T.contiguous()
+    directory = workspace.path / "two-starts"
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": "mixtral", "num_local_experts": 8, "num_hidden_layers": 2}
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    opened(app, directory)
+    assert "2 groups of experts share a start each" in words(app)
+    on(app, "redundancy").button(key="analyse").click().run()
+    work()
+    on(app, "redundancy")
+    told = words(app)
+    assert "2 groups of experts share a start each" in told
+    assert "2 groups of experts: {0, 3, 4, 6}, {1, 2, 5, 7};" in told
+    assert "set base: {clusters: auto} in the recipe" in told
+    app.selectbox(key="red_layer").set_value(1).run()
+    assert not app.exception
+    assert "All 8 experts share one base." in words(app)
+
+
+def test_redundancy_of_layers_that_lack_a_projection(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    source = Checkpoint(mixtral_dir)
+    found = analyze(source, spectra=False)
+    groups = found.groups
+    left = groups[(groups["layer"] == 0) | (groups["projection"] != "gate")]
+    replace(found, groups=left).save(workspace.analysis_dir(source.identity))
+    on(opened(app, mixtral_dir), "redundancy")
+    assert app.selectbox(key="red_projection").value == "gate"
+    app.selectbox(key="red_layer").set_value(1).run()
+    assert not app.exception
+    assert app.selectbox(key="red_projection").options == ["up", "down"]
+    assert app.selectbox(key="red_projection").value == "up"
 
 
 def test_recipe_presets_edits_undo_and_files(
