@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from ders_core.compress import compress
 from ders_core.device import available_devices, device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
-from ders_core.hf import WITHOUT_THREADS, load_model, load_tokenizer
+from ders_core.hf import load_model, load_tokenizer
+from ders_core.hf.plugin import WITHOUT_THREADS
 from ders_core.packed import PackedCheckpoint
 from ders_core.recipe import presets
 from ders_core.synthesize import synthesize

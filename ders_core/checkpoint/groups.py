@@ -143,10 +143,11 @@ def gather(
         if place is not None:
             own = found.setdefault((place.stack, place.layer), _Found(place))
             own.weights.append((place, info))
+    by_layer = {(own.place.scope, own.place.layer): own for own in found.values()}
     for name, info in tensors.items() if layout.shared else ():
         place = layout.match_shared(name)
-        if place is not None and (place.stack, place.layer) in found:
-            found[place.stack, place.layer].shared.append((place, info))
+        if place is not None and (place.scope, place.layer) in by_layer:
+            by_layer[place.scope, place.layer].shared.append((place, info))
     everywhere = [
         projection
         for projection in PROJECTIONS
@@ -163,6 +164,7 @@ def gather(
         rows = tensors[router].shape[0] if router and tensors[router].shape else experts
         matrices = _matrices(layout, own.weights, rows, f"layer {index}")
         shared = _matrices(layout, own.shared, 1, f"layer {index}, shared expert")
+        _leave_surplus(matrices, experts)
         groups += _block_groups(layout, block, everywhere, matrices, shared)
     return sorted(_runs_apart(groups), key=lambda group: group.layer)
 
@@ -241,6 +243,17 @@ def _matrices(
                 expert = place.expert if place.expert is not None else number
                 own[expert] = Matrix(info, Slot(axes, sizes, number, part))
     return found
+
+
+def _leave_surplus(matrices: _Matrices, experts: int | None) -> None:
+    """Drop what only some projections have beyond the config's number of experts: experts that pass
+    their input through (LongCat's zero experts) may have left a shell behind."""
+    counts = {len(own) for own in matrices.values()}
+    whole = all(max(own) + 1 == len(own) for own in matrices.values())
+    if whole and experts is not None and len(counts) > 1 and min(counts) == experts:
+        for own in matrices.values():
+            for expert in [number for number in own if number >= experts]:
+                del own[expert]
 
 
 def _block_groups(

@@ -83,6 +83,8 @@ class Place:
     block: str
     stack: str
     """The block's name with `*` for the layer's number: layers of one stack share it."""
+    scope: str
+    """What stands before the layer's number."""
     layer: int
     expert: int | None
     weights: Weights
@@ -103,7 +105,7 @@ class Layout(BaseModel):
     router: tuple[str, ...] = ()
     """Names that the router's weight `[experts, hidden]` may have."""
     shared: Mapping[str, Weights] = {}
-    """The always-on expert's tensors, where there is one."""
+    """The always-on expert's tensors, where there is one; a name with `{layer}` is a whole one."""
 
     @field_validator("router", mode="before")
     @classmethod
@@ -138,6 +140,8 @@ class Layout(BaseModel):
         return [(self._pattern(name), weights) for name, weights in self.shared.items()]
 
     def _pattern(self, name: str) -> re.Pattern[str]:
+        if "{layer}" in name:
+            return re.compile(f"(?P<block>{_regex(name)})")
         return re.compile(f"(?P<block>{_regex(self.block)})\\.{_regex(name)}")
 
     def match(self, tensor: str) -> Place | None:
@@ -166,6 +170,7 @@ def _match(tensor: str, patterns: list[tuple[re.Pattern[str], Weights]]) -> Plac
             return Place(
                 block=groups["block"],
                 stack=f"{tensor[:begin]}*{groups['block'][end:]}",
+                scope=tensor[:begin],
                 layer=int(groups["layer"]),
                 expert=None if expert is None else int(expert),
                 weights=weights,

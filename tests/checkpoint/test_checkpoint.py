@@ -172,7 +172,7 @@ def test_layouts_match_only_experts(layout: Layout) -> None:
         name = f"{block}.{pattern.format(expert=31)}"
         expert = 31 if "{expert}" in pattern else None
         stack = layout.block.format(stack="model.layers", layer="*", n=1, any="moe")
-        assert layout.match(name) == Place(block, stack, 12, expert, weights)
+        assert layout.match(name) == Place(block, stack, "model.layers.", 12, expert, weights)
         assert layout.match(f"{name}_scale_inv") is None
         assert layout.match(name.replace(".12.", ".x.")) is None
         assert layout.match(name.replace("12.", "12x")) is None

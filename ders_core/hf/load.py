@@ -1,22 +1,18 @@
-"""Everything that touches transformers: loading a model from any of our directories."""
+"""Loading a model, and its tokenizer, from any of our directories."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,31 +20,10 @@ from transformers import (
 from ders_core.checkpoint import Checkpoint, TensorStore, recognise
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
-from ders_core.packed import PackedCheckpoint, is_packed
-
-WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
-"""Set, transformers asks for a tensor when it needs it, and not as many as it can beforehand."""
+from ders_core.packed import is_packed
 
 _loading = threading.RLock()
 """Held while a model loads: how loud transformers is, is one setting of the whole process."""
-
-
-@dataclass(frozen=True)
-class _Lazy:
-    """A tensor that is synthesized when transformers takes it: `lazy[...]`."""
-
-    checkpoint: PackedCheckpoint
-    name: str
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.checkpoint.read(self.name)[index]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.checkpoint.spec(self.name).dtype
-
-    def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
 
 
 def load_model(
@@ -58,20 +33,27 @@ def load_model(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal LM from an original, dense or packed directory, in evaluation mode.
+    """A model from an original, dense or packed directory, in evaluation mode.
 
-    Packed experts are synthesized while transformers fills the model, one parameter of it at a
-    time (a layer's experts of one projection), so there is no second full copy and no temporary
-    directory. dtype: by default the checkpoint's. Threads that load wait for each other.
+    Packed experts are synthesized on the way (see `ders_core.hf.plugin`). dtype: by default the
+    checkpoint's. Threads that load wait for each other.
     Raises CheckpointError if the directory is damaged, or its tensors are not those of the model
     that its config describes; DersError if the device is absent or too small.
     """
     where = resolve_device(device)
     store = TensorStore.open(path)
-    load = _load_packed if is_packed(store.path) else _load_plain
     with _silent():
         try:
-            model, found = load(store.path, where, dtype, trust_remote_code)
+            model, found = _model_class(store.config).from_pretrained(
+                store.path,
+                dtype=dtype or "auto",
+                device_map={"": where},
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are reported, and `_check_keys` raises
+                output_loading_info=True,
+            )
         except DersError:
             raise
         except torch.OutOfMemoryError as error:
@@ -84,46 +66,16 @@ def load_model(
     return model.eval()
 
 
-def _load_plain(
-    path: Path, where: torch.device, dtype: torch.dtype | None, trust_remote_code: bool
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    return AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype or "auto",
-        device_map={"": where},
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        local_files_only=True,
-        ignore_mismatched_sizes=True,  # they are reported, and `_check_keys` raises
-        output_loading_info=True,
-    )
-
-
-def _load_packed(
-    path: Path, where: torch.device, dtype: torch.dtype | None, trust_remote_code: bool
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    packed = PackedCheckpoint(path)
-    config = AutoConfig.from_pretrained(
-        path, trust_remote_code=trust_remote_code, local_files_only=True
-    )
-    config.__dict__.pop("quantization_config", None)  # the weights arrive synthesized
-    with torch.device("meta"):
-        family = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
-    with _environment(WITHOUT_THREADS, "1"):
-        model, found = family.from_pretrained(
-            None,
-            config=config,
-            state_dict={name: _Lazy(packed, name) for name in packed.names()},
-            dtype=dtype or "auto",
-            device_map={"": where},
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    model.config.name_or_path = model.name_or_path = str(path)
-    if (path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
-    return model, found
+def _model_class(config: dict[str, Any]) -> Any:
+    """transformers' own class of the model where the config names one, else the causal LMs'."""
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else ""
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        described = getattr(getattr(found, "config_class", None), "model_type", None)
+        if described == config.get("model_type") and not config.get("auto_map"):
+            return found
+    return AutoModelForCausalLM
 
 
 def _check_keys(path: Path, found: dict[str, Any]) -> None:
@@ -183,17 +135,3 @@ def _silent() -> Iterator[None]:
             logging.set_verbosity(level)
             if bars:
                 logging.enable_progress_bar()
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable set for a while; the caller holds `_loading`."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -1,0 +1,203 @@
+"""mxfp4 (OCP Microscaling Formats 1.0): 4-bit numbers (E2M1), 32 of them under a power of two.
+
+GPT-OSS stores `X_blocks` U8 `[E, out, G, 16]`, two codes a byte and the low one first, and
+`X_scales` U8 `[E, out, G]`, each the power of two 2^(byte − 127). Blocks run along the input
+dimension, so that a matrix is `[out, in = 32·G]`; the bfloat16 parameter `X` of transformers is its
+transpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+
+from ders_core.checkpoint.header import NAMES, TensorInfo
+from ders_core.checkpoint.quantized.base import CHUNK, QuantizedWeight, Scheme
+from ders_core.errors import CheckpointError
+
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""What the codes 0 … 7 mean; 8 … 15 are their negatives."""
+
+SIZE = 32
+"""Numbers under one scale."""
+
+NO_NUMBER = 255
+"""The scale that means NaN."""
+
+BLOCKS = ("_blocks", ".blocks")
+SCALES = ("_scales", ".scales")
+"""With a dot in GPT-OSS's `original` directory."""
+
+
+def _borders() -> list[float]:
+    """The largest number that is still rounded down, between each level and the next.
+
+    Halfway lies with the even code: the lower one at 0.25, 1.25, 2.5 and 5, the upper at the rest.
+    """
+    middles = torch.tensor([(a + b) / 2 for a, b in pairwise(LEVELS)])
+    below = torch.nextafter(middles, torch.zeros(()))
+    even = torch.arange(len(middles)) % 2 == 0
+    return torch.where(even, middles, below).tolist()
+
+
+def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """blocks: `[..., G, 16]` uint8; scales: `[..., G]` uint8. Returns `[..., G·32]` float32.
+
+    The numbers are exact in bfloat16 too. A scale of 255 means NaN; one of 253 or 254 overflows
+    under the largest codes.
+    """
+    signed = torch.tensor([*LEVELS, *(-level for level in LEVELS)], device=blocks.device)
+    byte = torch.arange(256, device=blocks.device)
+    pairs = torch.stack((signed[byte & 15], signed[byte >> 4]), dim=1)  # [256, 2]
+    flat = blocks.reshape(-1, SIZE // 2)
+    values = torch.empty(flat.shape[0], SIZE, dtype=torch.float32, device=blocks.device)
+    factors = _factors(scales)
+    step = CHUNK // SIZE
+    for begin in range(0, flat.shape[0], step):
+        chosen = slice(begin, begin + step)
+        part = pairs.index_select(0, flat[chosen].reshape(-1).int()).view(-1, SIZE)
+        values[chosen] = part.mul_(factors[chosen])
+    return values.view(*scales.shape[:-1], scales.shape[-1] * SIZE)
+
+
+def quantize(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The nearest codes under given scales: of value/scale, ties to even, at most ±6.
+
+    values: `[..., G·32]` of any float dtype; scales: `[..., G]` uint8. Returns `[..., G, 16]`
+    uint8. `quantize(dequantize(b, s), s) == b` bit for bit, -0 included, for all scales up to 252.
+
+    Raises CheckpointError for a value that is NaN: no code means it.
+    """
+    flat = values.reshape(-1, SIZE)
+    factors = _factors(scales)
+    borders = torch.tensor(_borders(), device=values.device)
+    blocks = torch.empty(flat.shape[0], SIZE // 2, dtype=torch.uint8, device=values.device)
+    step = CHUNK // SIZE
+    for begin in range(0, flat.shape[0], step):
+        chosen = slice(begin, begin + step)
+        part = flat[chosen].to(torch.float32) / factors[chosen]
+        if bool(part.isnan().any()):
+            raise CheckpointError(
+                "a weight is NaN, for which mxfp4 has no code; the checkpoint is damaged, "
+                "or what was done to its weights went wrong"
+            )
+        codes = torch.bucketize(part.abs(), borders, out_int32=True).to(torch.uint8)
+        codes |= part.signbit().to(torch.uint8) << 3
+        blocks[chosen] = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return blocks.view(*scales.shape, SIZE // 2)
+
+
+def _factors(scales: torch.Tensor) -> torch.Tensor:
+    """`[·, 1]` float32"""
+    return scales.reshape(-1, 1).view(torch.float8_e8m0fnu).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Mxfp4Weight(QuantizedWeight):
+    def read(
+        self,
+        expert: int = 0,
+        rows: slice | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        out, width = self.shape[-2:]
+        first, last = self.span(rows)
+        begin, count = (expert * out + first) * (width // 2), (last - first) * (width // 2)
+        blocks = self.codes.elements(begin, count).view(last - first, width // SIZE, SIZE // 2)
+        return dequantize(blocks.to(device), self._scales(expert, first, last).to(device))
+
+    def quantize(
+        self, values: torch.Tensor, expert: int = 0, rows: slice | None = None
+    ) -> torch.Tensor:
+        return quantize(values, self._scales(expert, *self.span(rows)).to(values.device))
+
+    def _scales(self, expert: int, first: int, last: int) -> torch.Tensor:
+        """`[last - first, G]` uint8"""
+        out, groups = self.shape[-2], self.shape[-1] // SIZE
+        scales = self.scales.elements((expert * out + first) * groups, (last - first) * groups)
+        if bool((scales == NO_NUMBER).any()):
+            raise CheckpointError(
+                f"{self.scales.file.name}: {self.scales.name!r} holds a scale of {NO_NUMBER}, "
+                "which means that the numbers are none; the checkpoint is damaged, so copy it again"
+            )
+        return scales.view(last - first, groups)
+
+
+@dataclass(frozen=True)
+class Mxfp4(Scheme):
+    name: ClassVar[str] = "mxfp4"
+    methods: ClassVar[tuple[str, ...]] = ("mxfp4",)
+
+    @classmethod
+    def found(cls, tensors: Mapping[str, TensorInfo]) -> bool:
+        return any(_is_blocks(info) or _is_scales(info) for info in tensors.values())
+
+    @classmethod
+    def of(cls, quantization: Mapping[str, Any]) -> Mxfp4:
+        return cls()
+
+    def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, info in tensors.items():
+            if _is_blocks(info):
+                scales = name.removesuffix("blocks") + "scales"
+                if scales not in tensors:
+                    raise CheckpointError(
+                        f"{info.file.name}: {name!r} holds mxfp4 codes, but their scales "
+                        f"{scales!r} are missing; a shard may be missing"
+                    )
+                found[name] = scales
+        used = set(found.values())
+        for name, info in tensors.items():
+            if _is_scales(info) and name not in used:
+                blocks = name.removesuffix("scales") + "blocks"
+                raise CheckpointError(
+                    f"{info.file.name}: {name!r} holds scales, but their mxfp4 codes {blocks!r} "
+                    "are missing or no U8 [..., rows, groups, 16]; a shard may be missing"
+                )
+        return found
+
+    def weights(self, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedWeight]:
+        found: dict[str, QuantizedWeight] = {}
+        for name, companion in self.companions(tensors).items():
+            blocks, scales = tensors[name], tensors[companion]
+            if scales.dtype != torch.uint8 or scales.shape != blocks.shape[:-1]:
+                raise CheckpointError(
+                    f"{scales.file.name}: the scales {scales.name!r} are {NAMES[scales.dtype]} "
+                    f"{list(scales.shape)}, but {name!r} needs U8 {list(blocks.shape[:-1])}; "
+                    "the checkpoint is damaged, so copy it again"
+                )
+            shape = (*blocks.shape[:-2], math.prod(blocks.shape[-2:]) * 2)
+            own = _plain(name)
+            found[own] = Mxfp4Weight(own, shape, blocks, scales)
+        return found
+
+    def dequantized_names(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+        pairs = self.companions(tensors)
+        scales = set(pairs.values())
+        return {
+            name: _plain(name) if name in pairs else name for name in tensors if name not in scales
+        }
+
+
+def _is_blocks(info: TensorInfo) -> bool:
+    return (
+        info.dtype == torch.uint8
+        and len(info.shape) >= 3
+        and info.shape[-1] == SIZE // 2
+        and info.name.endswith(BLOCKS)
+    )
+
+
+def _is_scales(info: TensorInfo) -> bool:
+    return info.dtype == torch.uint8 and info.name.endswith(SCALES)
+
+
+def _plain(name: str) -> str:
+    """The weight's name behind that of its codes."""
+    return name.removesuffix("blocks")[:-1]

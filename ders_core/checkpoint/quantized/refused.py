@@ -1,0 +1,182 @@
+"""The quantized formats that are not read, by the names they give themselves and their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+
+from ders_core.checkpoint.header import NAMES, TensorInfo
+from ders_core.errors import CheckpointError
+
+ORIGINAL = "give the bfloat16, float16 or float32 original"
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32)
+
+Sign = Mapping[str, tuple[torch.dtype, ...]]
+"""Endings that the names of tensors beside one another have, with the dtypes they may have there
+(none: any)."""
+
+I8, U8, I32, U32 = (torch.int8,), (torch.uint8,), (torch.int32,), (torch.uint32,)
+E8M0 = (torch.float8_e8m0fnu, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A format that is not read.
+
+    methods: values of quant_method that name it. signs: any of them gives it away. tool: what can
+    turn it into plain numbers, where that is known.
+    """
+
+    name: str
+    methods: tuple[str, ...] = ()
+    signs: tuple[Sign, ...] = ()
+    tool: str = ""
+
+    @property
+    def advice(self) -> str:
+        return ORIGINAL + (f", or dequantize it first with {self.tool}" if self.tool else "")
+
+
+BITSANDBYTES_ENDINGS = (
+    ".absmax",
+    ".quant_map",
+    ".quant_state.bitsandbytes__nf4",
+    ".quant_state.bitsandbytes__fp4",
+    ".SCB",
+    ".weight_format",
+)
+DEQUANTIZE = "transformers (model.dequantize() and save_pretrained)"
+
+# Where several fit, the first is named.
+REFUSED: tuple[Refused, ...] = (
+    Refused(
+        "GGUF", ("gguf",), ({".qweight_type": ()},), "transformers (from_pretrained(gguf_file=…))"
+    ),
+    Refused(
+        "GPTQ",
+        ("gptq", "gptq_marlin", "marlin"),
+        ({".qweight": I32, ".g_idx": ()},),
+        "GPTQModel",
+    ),
+    Refused("AutoRound", ("auto-round", "auto_round", "intel/auto-round"), (), "auto-round"),
+    Refused("AWQ", ("awq", "awq_marlin"), ({".qweight": (), ".qzeros": ()},), "AutoAWQ"),
+    Refused(
+        "compressed-tensors",
+        ("compressed-tensors", "compressed_tensors", "sparseml"),
+        (
+            {".weight_packed": ()},
+            {".bitmask": (), ".compressed": ()},
+            {".weight": I8, ".weight_scale": ()},
+        ),
+        "transformers (CompressedTensorsConfig(dequantize=True) and save_pretrained)",
+    ),
+    Refused(
+        "bitsandbytes",
+        ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
+        tuple({ending: ()} for ending in BITSANDBYTES_ENDINGS),
+        DEQUANTIZE,
+    ),
+    Refused("SINQ", ("sinq",), ({".W_q": (), ".meta": ()},)),
+    Refused("HQQ", ("hqq",), ({".W_q": ()},), "hqq (HQQLinear.dequantize)"),
+    Refused("EETQ", ("eetq",), ({".weight": I8, ".weight_scales": ()},)),
+    Refused(
+        "quanto",
+        ("quanto", "optimum-quanto"),
+        ({".weight._data": ()}, {".weight._scale": ()}),
+        "optimum-quanto",
+    ),
+    Refused("torchao", ("torchao",), ({"_qdata": ()}, {":_data:int_data": ()}), "torchao"),
+    Refused("AQLM", ("aqlm",), ({".codes": (), ".codebooks": ()},), "aqlm"),
+    Refused(
+        "VPTQ",
+        ("vptq",),
+        ({".centroids.weight": (), ".indices": ()}, {".centroids": (), ".indices": ()}),
+        "vptq",
+    ),
+    Refused(
+        "NVFP4 (NVIDIA ModelOpt)",
+        ("modelopt", "modelopt_fp4", "modelopt_mixed", "nvfp4", "petit_nvfp4"),
+        ({"weight_scale_2": ()}, {".weight_sf": (), ".weight_global_scale": ()}),
+        "NVIDIA ModelOpt",
+    ),
+    Refused("FBGEMM fp8", ("fbgemm_fp8",), ({".input_scale_ub": ()},), "fbgemm-gpu"),
+    Refused("Quark", ("quark",), ({".weight": U8, ".weight_scale": U8},), "AMD Quark"),
+    Refused("BitNet", ("bitnet",), ({".weight": U8, ".weight_scale": ()},)),
+    Refused("SpQR", ("spqr",), ({".dense_weights": ()},)),
+    Refused("HIGGS", ("higgs",), ({".tables2": ()},), DEQUANTIZE),
+    Refused("FP-Quant", ("fp_quant",), ({".forward_hadamard_matrix": ()}, {".dqweight": ()})),
+    Refused("Four Over Six", ("fouroversix",)),
+    Refused(
+        "MLX",
+        ("mlx",),
+        ({".weight": U32, ".scales": (), ".biases": ()},),
+        "mlx-lm (mlx_lm.convert --dequantize)",
+    ),
+    Refused("Metal affine", ("metal",), ({".weight": U32, ".scales": (), ".qbiases": ()},)),
+    Refused(
+        "Gemma's packed integers",
+        ("gemma",),
+        ({".weight": (*U8, *I8), ".input_activation_scale": ()},),
+    ),
+    Refused("EXL3", ("exl3",), ({".trellis": (), ".suh": ()},)),
+    Refused("EXL2", ("exl2",), ({".q_weight": (), ".q_scale": ()},)),
+    Refused("QuIP#", ("quip", "quip_sharp"), ({".Qidxs": ()},)),
+    Refused("DeepSeek's fp4 experts", (), ({".weight": I8, ".scale": E8M0},)),
+)
+
+
+def refuse_method(method: str) -> NoReturn:
+    """Raise CheckpointError for a quant_method that is not read."""
+    known = next((refused for refused in REFUSED if method in refused.methods), None)
+    if known is None:
+        raise CheckpointError(
+            f"config.json says that the weights are quantized by {method!r}, which is not known "
+            f"here; {ORIGINAL}, or remove quantization_config if they are not quantized"
+        )
+    raise CheckpointError(
+        f"config.json says that the weights are quantized by {method!r} ({known.name}), which is "
+        f"not read; {known.advice}"
+    )
+
+
+def refuse_tensors(tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise CheckpointError if tensors of a format that is not read lie in the checkpoint."""
+    kinds = _kinds(tensors.values())
+    for refused in REFUSED:
+        for sign in refused.signs:
+            found = _find(sign, kinds, tensors)
+            if found is not None:
+                raise CheckpointError(
+                    f"{found.file.name}: {found.name!r} shows that the weights are quantized as "
+                    f"{refused.name}, which is not read; {refused.advice}"
+                )
+    for info in kinds:
+        odd = info.dtype in INTEGERS and len(info.shape) >= 2 and info.name.endswith(".weight")
+        if odd or info.dtype == torch.float8_e5m2:
+            raise CheckpointError(
+                f"{info.file.name}: {info.name!r} is stored as {NAMES[info.dtype]}, in a quantized "
+                f"form that is not known here; {ORIGINAL}"
+            )
+
+
+def _kinds(infos: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """One tensor for each dtype and last part of a name: few, however many experts there are."""
+    kinds = {(i.name.rpartition(".")[2], i.dtype, len(i.shape) > 1): i for i in infos}
+    return list(kinds.values())
+
+
+def _find(
+    sign: Sign, kinds: Iterable[TensorInfo], tensors: Mapping[str, TensorInfo]
+) -> TensorInfo | None:
+    """A tensor with the sign's first ending whose neighbours have the other ones."""
+    ending, dtypes = next(iter(sign.items()))
+    for info in kinds:
+        if info.name.endswith(ending) and (not dtypes or info.dtype in dtypes):
+            stem = info.name.removesuffix(ending)
+            beside = ((tensors.get(stem + other), dtypes) for other, dtypes in sign.items())
+            if all(i is not None and (not dtypes or i.dtype in dtypes) for i, dtypes in beside):
+                return info
+    return None

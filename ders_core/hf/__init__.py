@@ -1,0 +1,12 @@
+"""Everything that touches transformers.
+
+Importing this package teaches `from_pretrained` of every class to read packed checkpoints.
+"""
+
+from ders_core.hf.load import load_model, load_tokenizer
+from ders_core.hf.plugin import install
+from ders_core.hf.save import save_packed
+
+install()
+
+__all__ = ["load_model", "load_tokenizer", "save_packed"]

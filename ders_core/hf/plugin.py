@@ -1,0 +1,148 @@
+"""A packed checkpoint in transformers: `from_pretrained` of any class gives an ordinary model.
+
+The experts' weights are synthesized while transformers fills the model, one tensor of the original
+at a time, under the names that they had; transformers' own conversions then put them where the
+model wants them. So there is no second full copy, and every family that it loads, it loads packed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.quantizers import (
+    HfQuantizer,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.hub import cached_file
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ders_core.manifest import MANIFEST, QUANT_METHOD
+from ders_core.packed import PackedCheckpoint
+
+WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
+"""Set, transformers asks for a tensor when it needs it, and not as many as it can beforehand."""
+
+_environment = threading.RLock()
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is synthesized when transformers takes it: `lazy[...]`."""
+
+    checkpoint: PackedCheckpoint
+    name: str
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.checkpoint.read(self.name)[index]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.checkpoint.spec(self.name).dtype
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+
+class DersConfig(QuantizationConfigMixin):
+    """`quantization_config` of a packed checkpoint's config.json: the recipe."""
+
+    def __init__(self, **recipe: Any) -> None:
+        recipe.pop("quant_method", None)
+        self.quant_method = QUANT_METHOD
+        self.dequantize = True  # transformers then leaves an ordinary model behind
+        self.recipe = recipe
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        config = cls(**config_dict)
+        return (config, kwargs) if return_unused_kwargs else config
+
+
+class DersQuantizer(HfQuantizer):
+    """Changes no module: the weights arrive whole (see `install`)."""
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+def install() -> None:
+    """Make the format known to transformers; a second call changes nothing.
+
+    transformers lets a quantizer replace modules and rename tensors, but not say where the tensors
+    of a checkpoint come from. So the one step that reads them is wrapped: for our format it gets
+    its tensors from a `PackedCheckpoint`, and then runs as for any checkpoint.
+    """
+    if QUANT_METHOD in AUTO_QUANTIZER_MAPPING:
+        return
+    register_quantization_config(QUANT_METHOD)(DersConfig)
+    register_quantizer(QUANT_METHOD)(DersQuantizer)
+    PreTrainedModel._load_pretrained_model = staticmethod(
+        _reading_packed(PreTrainedModel._load_pretrained_model)
+    )
+
+
+def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(load)
+    def wrapped(
+        model: PreTrainedModel,
+        state_dict: dict[str, Any] | None,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        ours = isinstance(load_config.hf_quantizer, DersQuantizer)
+        if not ours or state_dict is not None or not checkpoint_files:
+            return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
+        lazy = {name: LazyTensor(packed, name) for name in packed.names()}
+        plain = replace(load_config, hf_quantizer=None)
+        with _without_threads():
+            return load(model, lazy, checkpoint_files, plain, *args, **kwargs)
+
+    return wrapped
+
+
+def _directory(checkpoint_files: list[str], load_config: Any) -> Path:
+    """Where the packed checkpoint lies; of one on the hub, the manifest is fetched beside it."""
+    directory = Path(checkpoint_files[0]).parent
+    if not (directory / MANIFEST).is_file() and not directory.samefile(
+        load_config.pretrained_model_name_or_path
+        if os.path.isdir(load_config.pretrained_model_name_or_path)
+        else os.sep
+    ):
+        options = load_config.download_kwargs or {}
+        cached_file(load_config.pretrained_model_name_or_path, MANIFEST, **options)
+    return directory
+
+
+@contextmanager
+def _without_threads() -> Iterator[None]:
+    """transformers' threads off for a while."""
+    with _environment:
+        before = os.environ.get(WITHOUT_THREADS)
+        os.environ[WITHOUT_THREADS] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[WITHOUT_THREADS]
+            else:
+                os.environ[WITHOUT_THREADS] = before

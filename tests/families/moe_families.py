@@ -1,0 +1,278 @@
+"""Every MoE family that the installed transformers knows, found by walking its configurations.
+
+Each is built tiny and random, from its own default configuration with its sizes shrunk by the names
+of the fields. What holds experts and cannot be built is named, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+LAYERS, EXPERTS, TOP_K, VOCABULARY, TOKENS = 4, 4, 2, 96, 12
+
+AUTO = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+    "MODEL_MAPPING",
+)
+"""The classes that a user would load; the first that can be built counts."""
+
+SIZES = {
+    "audio_hidden_size": 32,
+    "d_ff": 48,
+    "d_kv": 8,
+    "d_model": 32,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "expert_ffn_hidden_size": 24,
+    "expert_hidden_size": 32,
+    "ffn_hidden_size": 48,
+    "head_dim": 8,
+    "hidden_size": 32,
+    "hidden_size_per_layer_input": 8,
+    "image_size": 28,
+    "intermediate_size": 48,
+    "kv_lora_rank": 16,
+    "kv_n_heads": 4,
+    "max_position_embeddings": 128,
+    "moe_hidden_size": 32,
+    "moe_intermediate_size": 24,
+    "moe_latent_size": 32,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_attention_heads": 4,
+    "num_heads": 4,
+    "num_key_value_heads": 4,
+    "num_sliding_attention_heads": 4,
+    "out_hidden_size": 32,
+    "patch_size": 14,
+    "q_lora_rank": 16,
+    "qk_head_dim": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "share_expert_dim": 24,
+    "shared_expert_intermediate_size": 24,
+    "sliding_window": 16,
+    "text_hidden_size": 32,
+    "v_head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "zero_expert_num": 2,
+}
+UNSET = {
+    "n_routed_experts": EXPERTS,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "top_k_experts": TOP_K,
+    "moe_intermediate_size": 24,
+    "head_dim": 8,
+    "sliding_window": 16,
+    "n_shared_experts": 1,
+    "mlp_layer_types": ["dense"] + ["sparse"] * (LAYERS - 1),
+}
+"""What stands for a size that a default configuration leaves open."""
+
+LAYER_KEYS = re.compile(
+    r"num_hidden_layers|n_layers?|num_(decoder_)?layers|depth|(en|de)coder_layers"
+)
+EXPERT_KEYS = re.compile(r"(n|num|moe_num)_((local|routed)_)?experts")
+TOP_K_KEYS = re.compile(
+    r"num_experts_per_tok(en)?|experts_per_token|(moe_)?top_?k(_experts)?|moe_k"
+)
+GROUP_KEYS = re.compile(r"((n|num|topk|num_expert)_)group|topk_group|n_group")
+
+INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}
+OWN: dict[str, dict[str, Any]] = {
+    # the default has layers of the one kind that has no key-value cache within the first four
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "gemma4": {"text_config": {"enable_moe_block": True}},
+    "gemma4_text": {"enable_moe_block": True},
+    "qwen3_omni_moe": {"talker_config": {"text_config": {"shared_expert_intermediate_size": 24}}},
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "moe_intermediate_size": [24, 16],
+            "rope_parameters": {"mrope_section": [1, 1, 2]},
+        }
+    },
+    "mistral4": {"head_dim": 16},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}},
+    "glm4v_moe": {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 0]}}},
+    "glm4v_moe_text": {"rope_parameters": {"mrope_section": [1, 1, 0]}},
+    "glm5_next": {"text_config": {"qk_rope_head_dim": 0, "qk_head_dim": 8, "head_dim": 0}},
+    "glm5_next_text": {"qk_rope_head_dim": 0, "qk_head_dim": 8, "head_dim": 0},
+    "dots3_note": {"head_dim": 16},
+    "dots3_note_text": {"head_dim": 16},
+}
+"""What a family needs beside."""
+
+NO_MOE = {
+    "doge": "its experts are rows of two embeddings that are looked up by keys, not FFNs",
+    "nougat": "only the name of one of its sub-configurations speaks of experts",
+    "vitpose": "its experts are further columns of one matrix that all images pass through",
+    "vitpose_backbone": "as vitpose, whose part it is",
+}
+"""Configurations that speak of experts, and models that have none of an FFN's form."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A configuration class, and the model class that a user would load."""
+
+    model_type: str
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+
+    def build(self, seed: int = 0) -> PreTrainedModel:
+        """A random model in bfloat16 whose experts share a start, in evaluation mode."""
+        torch.manual_seed(seed)
+        model = self.model_class(self.config).eval()
+        with torch.no_grad():
+            starts: dict[str, torch.Tensor] = {}
+            for name, weight in model.named_parameters():
+                alone = re.sub(r"experts\.(expert_)?\d+\.", "experts.*.", name)
+                if alone != name:
+                    start = starts.setdefault(alone, weight.clone())
+                    weight.copy_(start + 0.1 * start.std() * torch.randn_like(weight))
+                elif weight.dim() == 3 and weight.shape[0] == EXPERTS and "expert" in name:
+                    start = weight[:1].clone()
+                    weight.copy_(start + 0.1 * start.std() * torch.randn_like(weight))
+                elif not torch.isfinite(weight).all():  # allocated and left to a checkpoint
+                    weight.copy_(0.05 * torch.randn_like(weight))
+            for weight in model.parameters():
+                weight.data = weight.to(torch.bfloat16)
+        return model
+
+    def inputs(self) -> dict[str, Any]:
+        """Text for one forward pass."""
+        tokens = torch.arange(5, 5 + TOKENS)[None]
+        found: dict[str, Any] = {"input_ids": tokens}
+        if self.config.is_encoder_decoder:
+            found["decoder_input_ids"] = tokens
+        else:
+            found["use_cache"] = False
+        return found
+
+
+def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's fields with the sizes replaced, sub-configurations included."""
+    small: dict[str, Any] = {}
+    for key, value in config.items():
+        name = str(key)
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if name in ("id2label", "label2id", "transformers_version", "architectures"):
+            continue
+        if value is None and name in UNSET:
+            small[key] = UNSET[name]
+        elif name == "per_layer_config" and isinstance(value, Mapping):
+            first = {layer: own for layer, own in value.items() if int(layer) < LAYERS}
+            small[key] = {layer: shrunk(own) for layer, own in first.items()}
+        elif isinstance(value, Mapping):
+            small[key] = shrunk(value)
+        elif value == 0 and number:
+            small[key] = 0
+        elif name in SIZES and number:
+            small[key] = SIZES[name]
+        elif LAYER_KEYS.fullmatch(name) and number:
+            small[key] = LAYERS
+        elif EXPERT_KEYS.fullmatch(name) and number:
+            small[key] = EXPERTS
+        elif TOP_K_KEYS.fullmatch(name) and number and value > 1:
+            small[key] = TOP_K
+        elif GROUP_KEYS.fullmatch(name) and number:
+            small[key] = 1
+        elif name.endswith("_token_id") and number:
+            small[key] = min(value, VOCABULARY - 1 - len(small) % 16)
+        elif isinstance(value, list) and re.search("layer|block", name):
+            small[key] = value[:LAYERS]
+        else:
+            small[key] = value
+    return small
+
+
+def _merged(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {**fields} | {
+        key: _merged(fields[key], value) if isinstance(value, Mapping) else value
+        for key, value in own.items()
+    }
+
+
+def _speaks_of_experts(config: PreTrainedConfig) -> bool:
+    return "expert" in str(config.to_dict())
+
+
+def _classes(config_class: type[PreTrainedConfig]) -> Iterator[type[PreTrainedModel]]:
+    for name in AUTO:
+        mapping = getattr(modeling_auto, name)
+        if config_class in mapping:
+            found = mapping[config_class]
+            yield found[0] if isinstance(found, tuple) else found
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+@cache
+def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
+    """(families that can be built, model_type -> why another one cannot)."""
+    found, without = [], {}
+    for model_type in CONFIG_MAPPING:
+        config_class = CONFIG_MAPPING[model_type]
+        try:
+            default = config_class()
+        except Exception as error:  # a configuration without defaults
+            if "moe" in model_type or "expert" in str(vars(config_class)):
+                without[model_type] = f"it has no default configuration ({_reason(error)})"
+            continue
+        if not _speaks_of_experts(default) or model_type in NO_MOE:
+            continue
+        classes = list(_classes(config_class))
+        if not classes:
+            without[model_type] = "no auto class loads it; it is a part of another model"
+        for model_class in classes:
+            try:
+                family = _family(model_type, model_class, default)
+            except Exception as error:  # whatever a model makes of a shrunk configuration
+                without.setdefault(model_type, _reason(error))
+            else:
+                without.pop(model_type, None)
+                found.append(family)
+                break
+    return tuple(found), without
+
+
+def _family(
+    model_type: str, model_class: type[PreTrainedModel], default: PreTrainedConfig
+) -> Family:
+    fields = _merged(shrunk(default.to_dict()), OWN.get(model_type, {}))
+    config = type(default).from_dict(fields)
+    with torch.device("meta"):
+        model_class(config)
+    return Family(model_type, model_class, config)
+
+
+def families() -> tuple[Family, ...]:
+    return walk()[0]

@@ -1,0 +1,171 @@
+"""Every MoE family that transformers can build: opened, packed, loaded by transformers, compared.
+
+The model that transformers loads from a packed checkpoint gives the logits of the one that it loads
+from the original bit for bit where nothing may be lost, and else those of a checkpoint whose experts
+were synthesized outside of the pipeline, straight from the codecs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from moe_families import EXPERTS, NO_MOE, Family, families, walk
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+import ders_core.hf  # noqa: F401  teaches transformers the packed format
+from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.codecs import DeltaCodec, EncodeContext, Keep, LowRank, Quantized, Sparse
+from ders_core.codecs.prng import expert_seed
+from ders_core.compress import compress
+from ders_core.recipe import Recipe, Rule
+from ders_core.synthesize import synthesize
+
+SEED = 5
+CODECS: tuple[DeltaCodec, ...] = (
+    Sparse(drop_rate=0.5),
+    Sparse(method="magnitude", drop_rate=0.7),
+    Quantized(bits=3, group_size=8),
+    Quantized(bits=1, group_size=8),
+    LowRank(rank=2),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    family: Family
+    path: Path
+
+    def load(self, path: Path) -> PreTrainedModel:
+        model, found = self.family.model_class.from_pretrained(
+            path, dtype=torch.bfloat16, output_loading_info=True
+        )
+        untied = set(found["missing_keys"]) - set(model.all_tied_weights_keys)
+        assert not untied
+        assert not found["unexpected_keys"]
+        assert not found["mismatched_keys"]
+        return model
+
+    def logits(self, path: Path) -> torch.Tensor:
+        with torch.inference_mode():
+            said = self.load(path)(**self.family.inputs())
+        return said.logits if hasattr(said, "logits") else said[0]
+
+
+@pytest.fixture(
+    scope="module", params=families(), ids=lambda family: family.model_type.replace("-", "_")
+)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Case]:
+    family: Family = request.param
+    path = tmp_path_factory.mktemp("family") / "original"
+    family.build().save_pretrained(path)
+    yield Case(family, path)
+    for file in path.iterdir():
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def said(case: Case) -> torch.Tensor:
+    """What the original answers."""
+    logits = case.logits(case.path)
+    assert bool(torch.isfinite(logits).all())
+    assert logits.float().std() > 0
+    return logits
+
+
+def recipe(codec: DeltaCodec) -> Recipe:
+    return Recipe(name="one", seed=SEED, rules=(Rule(codec=codec),))
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def synthesized(group: ExpertGroup, codec: DeltaCodec) -> Iterator[torch.Tensor]:
+    """Ŵ_i `[out, in]` by the definition: the mean as stored, and the decoded delta."""
+    weights = group.read()  # [K, out, in]
+    base = (weights.float().sum(0) / len(weights)).to(group.dtype)
+    fitted = codec.fit(iter(weights.float() - base.float()))
+    for expert, weight in enumerate(weights):
+        context = EncodeContext(group.dtype, expert_seed(SEED, *group.key, expert))
+        parts = fitted.encode(weight.float() - base.float(), context)
+        delta = fitted.decode(parts, group.shape[1:], context)
+        yield (base.float() + delta).to(group.dtype)
+
+
+def test_all_experts_are_found(case: Case) -> None:
+    """As many weights as the model holds in modules that are called experts."""
+    checkpoint = Checkpoint(case.path)
+    assert checkpoint.recognition.sure == 1
+    assert checkpoint.top_k in (1, 2, None)
+    held = [
+        tensor.numel()
+        for name, tensor in tensors(case.path).items()
+        if _is_experts(name, tensor) and "shared" not in name and "self_attention" not in name
+    ]  # the attention of JetMoE is a mixture too
+    found = checkpoint.groups()
+    assert sum(len(group.experts) * group.shape[1] * group.shape[2] for group in found) == sum(held)
+
+
+def _is_experts(name: str, tensor: torch.Tensor) -> bool:
+    if tensor.dim() == 3 and len(tensor) == EXPERTS:
+        return "expert" in name or "moe" in name
+    number = re.search(r"experts\.(expert_)?(\d+)\.", name)
+    return tensor.dim() == 2 and number is not None and int(number[2]) < EXPERTS
+
+
+def test_keep_is_bit_equal(case: Case, said: torch.Tensor, tmp_path: Path) -> None:
+    compress(case.path, tmp_path / "packed", recipe(Keep()))
+    assert torch.equal(case.logits(tmp_path / "packed"), said)
+    synthesize(tmp_path / "packed", tmp_path / "back")
+    before, after = tensors(case.path), tensors(tmp_path / "back")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name])
+        assert tensor.dtype == after[name].dtype
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.label)
+def test_logits_are_those_of_the_synthesized_weights(
+    case: Case, said: torch.Tensor, codec: DeltaCodec, tmp_path: Path
+) -> None:
+    compress(case.path, tmp_path / "packed", recipe(codec))
+    checkpoint, expected = Checkpoint(case.path), tensors(case.path)
+    for group in checkpoint.groups():
+        for matrix, weight in zip(group.experts, synthesized(group, codec), strict=True):
+            matrix.slot.view(expected[matrix.info.name].flatten()).copy_(weight)
+    own = tmp_path / "expected"
+    own.mkdir()
+    save_file(expected, own / "model.safetensors", {"format": "pt"})
+    (own / "config.json").write_bytes((case.path / "config.json").read_bytes())
+    got = case.logits(tmp_path / "packed")
+    assert torch.equal(got, case.logits(own))
+    assert not torch.equal(got, said)
+
+
+def test_no_family_is_forgotten() -> None:
+    """Each configuration that speaks of experts is built, or named with the reason why not."""
+    built, without = walk()
+    known = {family.model_type for family in built} | without.keys() | NO_MOE.keys()
+    for model_type in CONFIG_MAPPING:
+        try:
+            default = CONFIG_MAPPING[model_type]()
+        except Exception:
+            continue
+        assert model_type in known or "expert" not in str(default.to_dict())
+    assert len(built) >= 80
+    for model_type, reason in without.items():
+        parts = "it is a part of another model" in reason
+        assert parts or model_type in {"qwen3_omni_moe"}, f"{model_type}: {reason}"
