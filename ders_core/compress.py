@@ -153,6 +153,7 @@ def _assemble(
                 dtype=NAMES[group.dtype],
                 experts=tuple(map(PackedSource.of, group.experts)),
                 biases=tuple(map(PackedSource.of, group.biases)),
+                stored=source.scheme.name if source.scheme and group.is_quantized else None,
                 bases=note["bases"],
             )
         )

@@ -104,6 +104,8 @@ class PackedGroup(BaseModel):
     """Where each expert's weight lay."""
     biases: tuple[PackedSource, ...] = ()
     """Where each expert's bias lay; `<prefix>.bias` `[experts, out]` holds them as they were."""
+    stored: str | None = None
+    """The scheme of codes in which the source holds the weights; its scales are carried over."""
     bases: tuple[int, ...] | None = None
     """With several bases, `<prefix>.base` is `[bases, out, in]`; this is which one is whose."""
 

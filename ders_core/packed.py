@@ -20,6 +20,8 @@ import torch
 from ders_core.checkpoint import DTYPES, TensorInfo, TensorSpec, TensorStore
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.matrix import Slot
+from ders_core.checkpoint.quantized import SCHEMES, QuantizedWeight, Scheme, declared, detect
+from ders_core.checkpoint.reader import numbers_dtype
 from ders_core.checkpoint.store import read_json
 from ders_core.codecs import DeltaCodec, EncodeContext, Keep, make_codec
 from ders_core.codecs.prng import expert_seed
@@ -63,10 +65,15 @@ class _Member:
 
 @dataclass
 class _Packed:
-    """An original tensor that is put together from packed ones."""
+    """An original tensor that is put together from packed ones.
+
+    spec: on disk. numbers: what it means, the same but where the source holds codes.
+    """
 
     spec: TensorSpec
+    numbers: TensorSpec
     members: list[_Member] = field(default_factory=list)
+    coded: QuantizedWeight | None = None
 
 
 class PackedCheckpoint:
@@ -85,6 +92,12 @@ class PackedCheckpoint:
             self._codecs[group.prefix] = self._check(group)
             self._place(group)
         self._check_cover()
+        self._scheme = self._find_scheme()
+        infos = self._original_infos() if self._scheme else {}
+        weights = self._scheme.weights(infos) if self._scheme else {}
+        self._coded = {weight.codes.name: weight for weight in weights.values()}
+        for name, packed in self._packed.items():
+            packed.coded = self._coded.get(name)
         self._bases: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()  # transformers reads from several threads
 
@@ -114,42 +127,83 @@ class PackedCheckpoint:
         return packed.spec if packed is not None else self._info(name).spec
 
     def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        """An original tensor, synthesized if experts are in it, in its original dtype."""
+        """An original tensor as it lay on disk, synthesized if experts are in it."""
         packed = self._packed.get(name)
         if packed is None:
             return self._info(name).read().to(device)
-        if len(packed.members) == 1:
-            member = packed.members[0]
-            if member.slot.rows_are_whole:
-                return self._member(member, device).reshape(packed.spec.shape)
-        flat = torch.empty(math.prod(packed.spec.shape), dtype=packed.spec.dtype, device=device)
-        for member in packed.members:
-            member.slot.view(flat).copy_(self._member(member, device))
-        return flat.view(packed.spec.shape)
+        if packed.coded is not None:
+            return torch.cat(list(self.pieces(name, device))).view(packed.spec.shape)
+        return self._whole(packed, device)
 
     def pieces(self, name: str, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
         """The same tensor's elements in order, as flat pieces: one expert's at a time where a
         tensor holds many, so that no whole one need be in memory."""
         packed = self._packed.get(name)
         if packed is None:
-            yield self._info(name).read()
+            yield self._info(name).read().flatten()
             return
         first = packed.members[0].slot
-        if first.axes.order[0] != EXPERT:
-            yield self.read(name, device)
-            return
-        for expert in range(first.sizes[EXPERT]):
-            flat = torch.empty(
-                math.prod(packed.spec.shape) // first.sizes[EXPERT],
-                dtype=packed.spec.dtype,
-                device=device,
-            )
-            for member in packed.members:
-                if member.slot.expert == expert:
-                    alone = dict(member.slot.sizes) | {EXPERT: 1}
-                    place = replace(member.slot, sizes=alone, expert=0)
-                    place.view(flat).copy_(self._member(member, device))
-            yield flat
+        alone = first.axes.order[0] == EXPERT
+        for expert in range(first.sizes[EXPERT] if alone else 1):
+            flat = self._one(packed, expert, device) if alone else self._whole(packed, device)
+            if packed.coded is not None:
+                flat = packed.coded.quantize(flat.view(packed.numbers.shape[-2:]), expert)
+            yield flat.flatten()
+
+    def model_names(self) -> dict[str, str]:
+        """Name on disk -> name in a model whose weights are plain numbers; scales are left out."""
+        if self._scheme is None:
+            return {name: name for name in self.names()}
+        return self._scheme.dequantized_names(self._original_infos())
+
+    def numbers(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        """What an original tensor means, for a model whose weights are plain numbers."""
+        packed = self._packed.get(name)
+        if packed is not None and packed.coded is not None:
+            whole = self._whole(packed, device)
+        elif packed is None and name in self._coded:
+            coded = self._coded[name]
+            read = [coded.read(expert, device=device) for expert in range(coded.experts)]
+            whole = torch.stack(read).to(self._numbers_dtype).view(coded.shape)
+        else:
+            return self.read(name, device)
+        turned = self._scheme is not None and self._scheme.turned and whole.dim() == 3
+        return whole.mT.contiguous() if turned else whole
+
+    def numbers_spec(self, name: str) -> TensorSpec:
+        """Dtype and shape of what `numbers` gives."""
+        packed, coded = self._packed.get(name), self._coded.get(name)
+        if packed is not None:
+            spec = packed.numbers
+        elif coded is not None:
+            spec = TensorSpec(self._numbers_dtype, coded.shape)
+        else:
+            return self.spec(name)
+        *before, out, width = spec.shape
+        turned = coded is not None and self._scheme is not None and self._scheme.turned and before
+        return TensorSpec(spec.dtype, (*before, width, out)) if turned else spec
+
+    def _whole(self, packed: _Packed, device: torch.device | str) -> torch.Tensor:
+        """All numbers of an original tensor, in their shape."""
+        member = packed.members[0]
+        if len(packed.members) == 1 and member.slot.rows_are_whole:
+            return self._member(member, device).reshape(packed.numbers.shape)
+        spec = packed.numbers
+        flat = torch.empty(math.prod(spec.shape), dtype=spec.dtype, device=device)
+        for member in packed.members:
+            member.slot.view(flat).copy_(self._member(member, device))
+        return flat.view(spec.shape)
+
+    def _one(self, packed: _Packed, expert: int, device: torch.device | str) -> torch.Tensor:
+        """The numbers `[n]` of one expert in a tensor whose slowest axis counts them."""
+        sizes = packed.members[0].slot.sizes
+        count = math.prod(packed.numbers.shape) // sizes[EXPERT]
+        flat = torch.empty(count, dtype=packed.numbers.dtype, device=device)
+        for member in packed.members:
+            if member.slot.expert == expert:
+                place = replace(member.slot, sizes={**sizes, EXPERT: 1}, expert=0)
+                place.view(flat).copy_(self._member(member, device))
+        return flat
 
     def weight(
         self, group: PackedGroup, expert: int, device: torch.device | str = "cpu"
@@ -228,6 +282,31 @@ class PackedCheckpoint:
                 )
         return codec
 
+    def _find_scheme(self) -> Scheme | None:
+        """The scheme of the original's codes; the original's config says how it is set."""
+        stored = {group.stored for group in self.manifest.groups if group.stored}
+        if not stored:
+            return detect(self.config, self._original_infos())
+        quantization = declared(self.config)
+        return _scheme(min(stored)).of(
+            {**quantization, "quant_method": quantization.get("quant_method")}
+        )
+
+    def _original_infos(self) -> dict[str, TensorInfo]:
+        """The original's tensors as its headers told them; what is packed has no place on disk."""
+        infos = {}
+        for name in self.names():
+            spec = self.spec(name)
+            info = self.store.tensors.get(name)
+            infos[name] = info or TensorInfo(
+                name, spec.dtype, spec.shape, self.path / MANIFEST, 0, spec.nbytes
+            )
+        return infos
+
+    @property
+    def _numbers_dtype(self) -> torch.dtype:
+        return numbers_dtype(self.config)
+
     def _place(self, group: PackedGroup) -> None:
         """Note which original tensors the group's experts lay in."""
         _, out, width = group.shape
@@ -239,8 +318,10 @@ class PackedCheckpoint:
                         f"{self.path / MANIFEST}: {source.tensor!r} contradicts itself; "
                         "copy the directory again"
                     )
-                spec = TensorSpec(DTYPES[group.dtype], slot.axes.shape(slot.sizes))
-                own = self._packed.setdefault(source.tensor, _Packed(spec))
+                numbers = TensorSpec(DTYPES[group.dtype], slot.axes.shape(slot.sizes))
+                coded = _scheme(group.stored) if group.stored and not bias else None
+                spec = coded.codes(numbers.shape) if coded else numbers
+                own = self._packed.setdefault(source.tensor, _Packed(spec, numbers))
                 own.members.append(_Member(group, expert, bias, slot))
 
     def _check_cover(self) -> None:
@@ -263,6 +344,16 @@ class PackedCheckpoint:
                 raise CheckpointError(
                     f"{self.path} lacks the tensor {name!r}; copy the directory again"
                 )
+
+
+def _scheme(name: str) -> type[Scheme]:
+    found = next((scheme for scheme in SCHEMES if scheme.name == name), None)
+    if found is None:
+        raise CheckpointError(
+            f"the manifest names the scheme {name!r}, which is unknown here; install the version "
+            "of ders-studio that wrote it"
+        )
+    return found
 
 
 def checksum_problems(checkpoint: PackedCheckpoint, step: Callable[[int, str], None]) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
 from ders_core.errors import CheckpointError
 from ders_core.measure import relative_errors, squared
 from ders_core.packed import PackedCheckpoint, checksum_problems
@@ -104,15 +104,17 @@ def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupErr
     """Of a group that stays under its original names: the difference must be none."""
     error = weight_energy = 0.0
     for matrix in (*group.experts, *group.biases):
-        if checkpoint.spec(matrix.info.name) != matrix.info.spec:
+        carried = checkpoint.store.tensors.get(matrix.info.name)
+        if carried is None or (carried.dtype, carried.nbytes) != (
+            matrix.info.dtype,
+            matrix.info.nbytes,
+        ):
             raise CheckpointError(
-                f"{matrix.info.name!r} has shape {list(matrix.info.shape)} in the original and "
-                f"{list(checkpoint.spec(matrix.info.name).shape)} in {checkpoint.path}; "
-                "they are different models"
+                f"{matrix.info.name!r} is {NAMES[matrix.info.dtype]} {list(matrix.info.shape)} in "
+                f"the original and not in {checkpoint.path}; they are different models"
             )
         weight = matrix.read().float()
-        own = replace(matrix, info=checkpoint.store.tensors[matrix.info.name])
-        error += squared(own.read().float() - weight)
+        error += squared(matrix.within(checkpoint.store.tensors).read().float() - weight)
         weight_energy += squared(weight)
     delta, relative = relative_errors(error, 0.0, weight_energy)
     return GroupError(*group.key, delta, relative)

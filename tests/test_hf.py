@@ -241,7 +241,7 @@ def test_a_config_of_another_model_is_refused(
 def test_what_a_packed_checkpoint_complains_of_is_heard(
     packed_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: PackedCheckpoint, name: str) -> torch.Tensor:
+    def fail(self: PackedCheckpoint, name: str, *rest: Any) -> torch.Tensor:
         raise CheckpointError(f"{name} cannot be read")
 
     monkeypatch.setattr(PackedCheckpoint, "read", fail)

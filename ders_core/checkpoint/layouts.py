@@ -97,7 +97,8 @@ class Layout(BaseModel):
 
     family: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     models: tuple[str, ...] = ()
-    """The `model_type`s of config.json that are stored so; empty: the family's own name."""
+    """The `model_type`s of config.json that are stored so; empty: the family's own name. The text
+    part of a model, `<model_type>_text`, goes with it."""
     block: str
     """The MoE block, or the FFN of a dense model."""
     experts: Mapping[str, Weights]
@@ -127,9 +128,9 @@ class Layout(BaseModel):
             raise ValueError("no tensor holds the projection 'down'")
         return self
 
-    @property
-    def model_types(self) -> tuple[str, ...]:
-        return self.models or (self.family,)
+    def stores(self, model_type: str) -> bool:
+        """Whether models of that type, or whose text part is of that type, are stored so."""
+        return model_type.removesuffix("_text") in (self.models or (self.family,))
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], Weights]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
 from ders_core.checkpoint.header import TensorInfo
+from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.errors import CheckpointError
 
 
@@ -84,6 +85,45 @@ class Matrix:
         if self.slot.rows_are_whole:
             return self.info.elements(offset, count * width).view(count, width)
         return _strided(self.info, offset, (count, width), self.slot.strides)
+
+    def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
+        """The same place among other tensors of the same names."""
+        return replace(self, info=tensors[self.info.name])
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix(Matrix):
+    """A matrix that lies on disk as codes and scales, and is read as numbers.
+
+    weight: what the tensor holds, `[..., out, in]`; `slot` is a place in those numbers. numbers:
+    the dtype that they are read as.
+    """
+
+    weight: QuantizedWeight
+    numbers: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.numbers
+
+    @property
+    def nbytes(self) -> int:
+        return self.info.nbytes * math.prod(self.slot.shape) // math.prod(self.weight.shape)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        out, width = self.slot.shape
+        first, last, _ = (rows or slice(None)).indices(out)
+        if last <= first:
+            return torch.empty(0, width, dtype=self.numbers)
+        step = self.slot.strides[0] // width  # rows of the tensor between two of the matrix
+        begin = self.slot.offset // width % self.weight.shape[-2] + first * step
+        chosen = slice(begin, begin + (last - first - 1) * step + 1)
+        return self.weight.read(self.slot.expert, chosen)[::step].to(self.numbers)
+
+    def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
+        codes, scales = tensors[self.weight.codes.name], tensors[self.weight.scales.name]
+        weight = replace(self.weight, codes=codes, scales=scales)
+        return replace(self, info=codes, weight=weight)
 
 
 def _strided(

@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 
-from ders_core.checkpoint.groups import Block, ExpertGroup, gather
+from ders_core.checkpoint.gather import WEIGHT_DTYPES, Quantized, gather
+from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
+from ders_core.checkpoint.quantized import Scheme, detect
 from ders_core.checkpoint.recognise import (
     Recognition,
     declared_experts,
     declared_top_k,
     recognise,
+    walk,
 )
 from ders_core.checkpoint.store import TensorStore
 from ders_core.errors import CheckpointError
@@ -38,7 +41,13 @@ class Checkpoint:
                 f"{self.path} is already a packed DeRS checkpoint; "
                 "bring it back to its original layout with `ders synthesize` first"
             )
-        found = recognise(self.path, self.config, self.tensors)
+        self.scheme: Scheme | None = detect(self.config, self.tensors)
+        weights = self.scheme.weights(self.tensors) if self.scheme else {}
+        coded = Quantized(
+            {own.codes.name: own for own in weights.values()}, numbers_dtype(self.config)
+        )
+        shaped = coded.shaped(self.tensors)
+        found = recognise(self.path, self.config, shaped)
         if found is None:
             raise CheckpointError(
                 f"{self.path} holds no experts that can be recognised "
@@ -48,7 +57,8 @@ class Checkpoint:
             )
         self.recognition: Recognition = found
         declared = declared_experts(self.config)
-        groups = gather(self.layout, self.tensors, min(declared) if len(declared) == 1 else None)
+        known = min(declared) if len(declared) == 1 else None
+        groups = gather(self.layout, shaped, known, coded)
         self._groups = {group.key: group for group in groups}
         self._check_config(declared)
 
@@ -178,3 +188,10 @@ class Checkpoint:
                     f"layer {group.layer} hold {group.shape[0]} experts; the checkpoint is "
                     "incomplete or its config belongs to another one"
                 )
+
+
+def numbers_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that quantized weights are read as: the config's, where it is one for weights."""
+    said = next((value for key, value in walk(config) if key in ("dtype", "torch_dtype")), None)
+    found = getattr(torch, said, None) if isinstance(said, str) else None
+    return found if found in WEIGHT_DTYPES else torch.bfloat16

@@ -45,7 +45,7 @@ def recognise(
     known = _best(known_layouts(), samples, tensors, kinds)
     if known is None:
         return by_structure_of(config, tensors)
-    kind = next((kind for kind in kinds if kind in known.model_types), None)
+    kind = next((kind for kind in kinds if known.stores(kind)), None)
     if kind is not None:
         because = f"model_type {kind!r} is stored so, and the tensors' names and shapes agree"
         return Recognition(known, kind, 1.0, because)
@@ -67,7 +67,7 @@ def by_structure_of(
 
 def model_types(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Every model_type that a config names, the outermost first."""
-    found = (value for key, value in _walk(config) if key == "model_type")
+    found = (value for key, value in walk(config) if key == "model_type")
     return tuple(dict.fromkeys(kind for kind in found if isinstance(kind, str) and kind))
 
 
@@ -84,14 +84,14 @@ def declared_top_k(config: Mapping[str, Any]) -> int | None:
 
 def _numbers(config: Mapping[str, Any], keys: re.Pattern[str]) -> dict[int, str]:
     found: dict[int, str] = {}
-    for key, value in _walk(config):
+    for key, value in walk(config):
         if keys.fullmatch(key):
             values = value if isinstance(value, list) else [value]
             found |= {item: key for item in values if type(item) is int and item > 0}
     return found
 
 
-def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """All keys and values, the outer ones first."""
     queue: list[Mapping[str, Any]] = [config]
     for mapping in queue:
@@ -129,7 +129,7 @@ def _best(
                 routers += any(f"{place.block}.{router}" in tensors for router in layout.router)
                 blocks.setdefault(place.block, []).append((place, tensors[name]))
         if claimed:
-            kind = any(kind in layout.model_types for kind in kinds)
+            kind = any(layout.stores(kind) for kind in kinds)
             fits = all(_fits(layout, own, tensors) for own in blocks.values())
             ranked.append(((fits, kind, claimed, routers), layout))
     return max(ranked, key=lambda item: item[0])[1] if ranked else None
@@ -155,6 +155,6 @@ def _fits(
         except ValueError:
             return False
         if not axes.is_bias:
-            shapes |= {projection: (sizes[OUT], sizes[IN]) for projection in place.weights.holds}
+            shapes |= dict.fromkeys(place.weights.holds, (sizes[OUT], sizes[IN]))
     turned = {shape[::-1] if name == "down" else shape for name, shape in shapes.items()}
     return len(turned) <= 1

@@ -44,11 +44,11 @@ class LazyTensor:
     name: str
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.checkpoint.read(self.name)[index]
+        return self.checkpoint.numbers(self.name)[index]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.checkpoint.spec(self.name).dtype
+        return self.checkpoint.numbers_spec(self.name).dtype
 
     def is_floating_point(self) -> bool:
         return self.dtype.is_floating_point
@@ -112,7 +112,7 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
         if not ours or state_dict is not None or not checkpoint_files:
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
-        lazy = {name: LazyTensor(packed, name) for name in packed.names()}
+        lazy = {own: LazyTensor(packed, name) for name, own in packed.model_names().items()}
         plain = replace(load_config, hf_quantizer=None)
         with _without_threads():
             return load(model, lazy, checkpoint_files, plain, *args, **kwargs)

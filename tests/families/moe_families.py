@@ -29,6 +29,10 @@ AUTO = (
 """The classes that a user would load; the first that can be built counts."""
 
 SIZES = {
+    "adapter_in_dim": 32,
+    "adapter_input_size": 32,
+    "adapter_out_dim": 32,
+    "adapter_output_size": 32,
     "audio_hidden_size": 32,
     "d_ff": 48,
     "d_kv": 8,
@@ -116,6 +120,7 @@ OWN: dict[str, dict[str, Any]] = {
         }
     },
     "mistral4": {"head_dim": 16},
+    "mimo_v2_flash": {"num_key_value_heads": 2},  # its sliding layers have twice as many
     "qwen4_exp": {"text_config": INDEXER},
     "qwen4_exp_text": INDEXER,
     "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}},
@@ -123,7 +128,7 @@ OWN: dict[str, dict[str, Any]] = {
     "glm4v_moe_text": {"rope_parameters": {"mrope_section": [1, 1, 0]}},
     "glm5_next": {"text_config": {"qk_rope_head_dim": 0, "qk_head_dim": 8, "head_dim": 0}},
     "glm5_next_text": {"qk_rope_head_dim": 0, "qk_head_dim": 8, "head_dim": 0},
-    "dots3_note": {"head_dim": 16},
+    "dots3_note": {"text_config": {"head_dim": 16}},
     "dots3_note_text": {"head_dim": 16},
 }
 """What a family needs beside."""
@@ -145,8 +150,13 @@ class Family:
     model_class: type[PreTrainedModel]
     config: PreTrainedConfig
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """bfloat16, but for Inkling 2, whose router transformers runs in float32 only."""
+        return torch.float32 if "inkling2" in self.model_type else torch.bfloat16
+
     def build(self, seed: int = 0) -> PreTrainedModel:
-        """A random model in bfloat16 whose experts share a start, in evaluation mode."""
+        """A random model whose experts share a start, in evaluation mode."""
         torch.manual_seed(seed)
         model = self.model_class(self.config).eval()
         with torch.no_grad():
@@ -162,7 +172,7 @@ class Family:
                 elif not torch.isfinite(weight).all():  # allocated and left to a checkpoint
                     weight.copy_(0.05 * torch.randn_like(weight))
             for weight in model.parameters():
-                weight.data = weight.to(torch.bfloat16)
+                weight.data = weight.to(self.dtype)
         return model
 
     def inputs(self) -> dict[str, Any]:

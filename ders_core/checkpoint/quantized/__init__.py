@@ -5,7 +5,7 @@ is not read is one entry in `refused.REFUSED`.
 """
 
 from ders_core.checkpoint.quantized.base import QuantizedWeight, Scheme
-from ders_core.checkpoint.quantized.detect import SCHEMES, detect
+from ders_core.checkpoint.quantized.detect import SCHEMES, declared, detect
 from ders_core.checkpoint.quantized.fp8 import Fp8
 from ders_core.checkpoint.quantized.mxfp4 import Mxfp4
 from ders_core.checkpoint.quantized.refused import REFUSED, Refused
@@ -18,5 +18,6 @@ __all__ = [
     "QuantizedWeight",
     "Refused",
     "Scheme",
+    "declared",
     "detect",
 ]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ders_core.checkpoint.header import TensorInfo
+from ders_core.checkpoint.header import TensorInfo, TensorSpec
 
 CHUNK = 1 << 20
 """Values at a time; what is needed beside the result stays a few MiB."""
@@ -73,6 +73,8 @@ class Scheme(ABC):
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
     """The values of quant_method that name it."""
+    turned: ClassVar[bool] = False
+    """Whether transformers' parameter of experts that share a tensor is the transpose."""
 
     @classmethod
     @abstractmethod
@@ -86,6 +88,11 @@ class Scheme(ABC):
 
         Raises CheckpointError for a setting that makes no sense.
         """
+
+    @staticmethod
+    @abstractmethod
+    def codes(shape: tuple[int, ...]) -> TensorSpec:
+        """How the codes of a weight `[..., out, in]` lie on disk."""
 
     @abstractmethod
     def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:

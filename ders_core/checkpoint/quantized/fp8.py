@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ders_core.checkpoint.header import NAMES, TensorInfo
+from ders_core.checkpoint.header import NAMES, TensorInfo, TensorSpec
 from ders_core.checkpoint.quantized.base import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
 
@@ -76,6 +76,7 @@ def quantize(
         part = part.nan_to_num(nan=torch.nan)  # a copy, with the largest number for ∞
         for rows, own in _cells(part, numbers, block, first_row + begin):
             rows.div_(own)
+        # not every version of torch saturates by itself: beyond the range lies NaN
         codes[begin : begin + step] = part.clamp_(-LARGEST, LARGEST).to(CODES)
     return codes
 
@@ -171,6 +172,10 @@ class Fp8(Scheme):
                 "positive whole numbers (rows and columns of a block)"
             )
         return cls((sizes[0], sizes[1]))
+
+    @staticmethod
+    def codes(shape: tuple[int, ...]) -> TensorSpec:
+        return TensorSpec(CODES, shape)
 
     def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
         found: dict[str, str] = {}

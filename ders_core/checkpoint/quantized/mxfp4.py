@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ders_core.checkpoint.header import NAMES, TensorInfo
+from ders_core.checkpoint.header import NAMES, TensorInfo, TensorSpec
 from ders_core.checkpoint.quantized.base import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
 
@@ -132,6 +132,7 @@ class Mxfp4Weight(QuantizedWeight):
 class Mxfp4(Scheme):
     name: ClassVar[str] = "mxfp4"
     methods: ClassVar[tuple[str, ...]] = ("mxfp4",)
+    turned: ClassVar[bool] = True
 
     @classmethod
     def found(cls, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -140,6 +141,10 @@ class Mxfp4(Scheme):
     @classmethod
     def of(cls, quantization: Mapping[str, Any]) -> Mxfp4:
         return cls()
+
+    @staticmethod
+    def codes(shape: tuple[int, ...]) -> TensorSpec:
+        return TensorSpec(torch.uint8, (*shape[:-1], shape[-1] // SIZE, SIZE // 2))
 
     def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
         found: dict[str, str] = {}
