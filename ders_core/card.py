@@ -74,6 +74,13 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 The layout is the original's: any engine that loads the original loads this.
 """,
+    "patch": """```
+ders apply BASE PATH OUT      # OUT is the packed checkpoint
+ders rollback OUT ELSEWHERE   # and this is the way back
+```
+
+The deltas alone; the base that they need is told by checksums, and any other is refused.
+""",
 }
 
 

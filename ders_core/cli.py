@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ders_core
+from ders_core.cli_export import register_export
 from ders_core.console import progress_bar
 from ders_core.errors import CheckpointError, DersError, OutputError
 from ders_core.units import bytes_text, share_text
@@ -250,35 +251,6 @@ def synthesize(packed: PackedArg, out: OutArg) -> None:
     print(f"{out}: {len(sums)} tensors written")
 
 
-@app.command()
-def export(
-    packed: PackedArg,
-    out: OutArg,
-    format: Annotated[str, typer.Option("--format", help="packed or dense")] = "packed",
-    quality: Annotated[
-        Path | None, typer.Option(help="JSON of `ders eval --json`, for the model card")
-    ] = None,
-) -> None:
-    """Take a packed checkpoint home, with a model card, checked after writing."""
-    from ders_core.checkpoint.store import read_json
-    from ders_core.export import export as run_export
-
-    if format not in ("packed", "dense"):
-        raise typer.BadParameter("choose packed or dense", param_hint="--format")
-    measured = read_json(quality) if quality is not None else None
-    with progress_bar("export") as progress:
-        result = run_export(
-            packed,
-            out,
-            "packed" if format == "packed" else "dense",
-            quality=measured,
-            progress=progress,
-        )
-    for check in result.checks:
-        print(f"ok: {check.name} ({check.detail})")
-    print(f"{out}: {bytes_text(result.bytes)}")
-
-
 @app.command(name="eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="a model, packed or not")],
@@ -351,6 +323,9 @@ def run_app(
     from ders_core.launch import launch
 
     launch(workspace, port=port, with_demo=with_demo, scheduler=scheduler)
+
+
+register_export(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""Export: a packed checkpoint taken home, with a model card, and checked after it was written."""
+"""Export: a packed checkpoint taken home in any form, with a model card, and checked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from ders_core.checkpoint import TensorStore
 from ders_core.checkpoint.output import output_directory
 from ders_core.errors import OutputError
 from ders_core.packed import PackedCheckpoint, checksum
+from ders_core.patch import make_patch, read_back
 from ders_core.progress import Progress, quiet
 from ders_core.synthesize import synthesize
+from ders_core.units import bytes_text
 from ders_core.verify import verify
 
 CARD = "README.md"
-Format = Literal["packed", "dense"]
+Format = Literal["packed", "dense", "patch"]
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,23 @@ def export(
     out: str | Path,
     format: Format = "packed",
     *,
+    base: str | Path | None = None,
     quality: Mapping[str, Any] | None = None,
     progress: Progress = quiet,
 ) -> ExportResult:
     """Write `out` in the given form, read it back, and say what was checked.
 
-    A directory that fails a check is removed and OutputError raised. progress counts bytes, written
-    and then read back.
+    base: what a patch will be applied to (see `ders_core.patch.make_patch`). A directory that fails
+    a check is removed and OutputError raised. progress counts bytes, written and then read back.
     """
     if format not in get_args(Format):
-        raise OutputError(f"unknown format {format!r}; known are packed and dense")
+        raise OutputError(f"unknown format {format!r}; known are {', '.join(get_args(Format))}")
+    if base is not None and format != "patch":
+        raise OutputError(f"a base belongs to the format patch, not to {format}; leave it out")
     source = PackedCheckpoint(packed)
     target = Path(out).expanduser()
+    if format == "patch":
+        return _patch(source, target, base, quality, progress)
     with output_directory(target) as partial:
         inner = partial / "checkpoint"
         sums = _write(source, inner, format, progress)
@@ -74,6 +81,30 @@ def export(
             file.rename(partial / file.name)
         inner.rmdir()
     return ExportResult(str(target), format, size, tuple(checks))
+
+
+def _patch(
+    source: PackedCheckpoint,
+    target: Path,
+    base: str | Path | None,
+    quality: Mapping[str, Any] | None,
+    progress: Progress,
+) -> ExportResult:
+    with output_directory(target) as partial:
+        made = make_patch(source, partial, base, progress=progress)
+        (partial / CARD).write_text(
+            model_card(source, "patch", made.bytes, quality), encoding="utf-8"
+        )
+        problems = read_back(partial)
+        if problems:
+            raise OutputError(f"{target} was written wrongly and removed: {problems[0]}")
+    read = f"{bytes_text(made.bytes)} travel"
+    needs = f"{bytes_text(made.needed)} are taken from the base and compared when it is applied"
+    checks = (
+        Check("every tensor reads back as written", True, read),
+        Check("the rest is named by its checksum", True, needs),
+    )
+    return ExportResult(str(target), "patch", made.bytes, checks)
 
 
 def _write(

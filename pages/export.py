@@ -1,13 +1,14 @@
-"""Export: take a finished run home, packed or in its original layout."""
+"""Export: take a finished run home, packed, in its original layout, or as a patch."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job
-from ders_core.ui import frame, session
+from ders_core.ui import frame, reads, session
 from ders_core.ui.progress import job_panel, submit
 from ders_core.units import bytes_text, share_text
 
@@ -16,14 +17,24 @@ FORMS = {
         "Packed DeRS checkpoint",
         "Small. Loaded by ders_core, which synthesizes the weights while loading.",
         "from ders_core.hf import load_model\n\nmodel = load_model({path!r})",
+        "python",
     ),
     "dense": (
         "Original layout",
         "As large as the original. Loaded by anything that loads the original.",
         "from transformers import AutoModelForCausalLM\n\n"
         'model = AutoModelForCausalLM.from_pretrained({path!r}, dtype="auto")',
+        "python",
+    ),
+    "patch": (
+        "Patch",
+        "The deltas alone. Applied to a base that is held elsewhere, refused on any other, and "
+        "rolled back.",
+        "ders apply BASE {path} OUT\nders rollback OUT BASE_AGAIN",
+        "bash",
     ),
 }
+SUFFIXES = {"packed": "ders", "dense": "synthesized", "patch": "patch"}
 
 
 def finished_runs() -> list[Job]:
@@ -40,20 +51,28 @@ def free_path(name: str) -> Path:
 
 
 def card(job: Job, form: str) -> None:
-    title, words, code = FORMS[form]
+    title, words, code, language = FORMS[form]
     result = job.result or {}
-    size = result["bytes_after"] if form == "packed" else result["bytes_before"]
     with st.container(border=True, height="stretch"):
         st.markdown(f"**{title}**")
-        st.markdown(f"{bytes_text(size)} of weight files. {words}")
-        suffix = "ders" if form == "packed" else "synthesized"
+        st.markdown(f"{size_text(result, form)}. {words}")
         path = st.text_input(
             "Directory to write",
-            str(free_path(f"{result_name(job)}-{suffix}")),
+            str(free_path(f"{result_name(job)}-{SUFFIXES[form]}")),
             key=f"out_{form}_{job.id}",
             help="It must not exist yet and lie below: "
             + ", ".join(str(root) for root in session.workspace().roots),
         )
+        base = None
+        if form == "patch":
+            base = st.text_input(
+                "Base",
+                placeholder="any packed checkpoint with the same bases",
+                key=f"base_{job.id}",
+                help="A directory that the patch will be applied to, for instance the dense parent:"
+                " what it holds byte for byte need not travel. Empty: the patch is for packed "
+                "checkpoints that have the same bases.",
+            )
         if st.button("Export", key=f"export_{form}", type="primary"):
             try:
                 target = session.workspace().check_allowed(Path(path or ""))
@@ -65,13 +84,28 @@ def card(job: Job, form: str) -> None:
                         "packed": result["packed"],
                         "out": str(target),
                         "format": form,
+                        "base": str(session.workspace().check_allowed(Path(base)))
+                        if base
+                        else None,
                         "quality": result.get("quality"),
                     },
                     f"Export {target.name}",
                 )
             except DersError as error:
                 st.error(str(error))
-        st.code(code.format(path=path), language="python", wrap_lines=True)
+        st.code(code.format(path=path), language=language, wrap_lines=True)
+
+
+def size_text(result: dict[str, Any], form: str) -> str:
+    """What the form takes, as it is known before it is written."""
+    if form == "dense":
+        return f"{bytes_text(result['bytes_before'])} of weight files"
+    if form == "packed":
+        return f"{bytes_text(result['bytes_after'])} of weight files"
+    try:
+        return f"{bytes_text(reads.delta_bytes(result['packed']))} of deltas"
+    except DersError as error:  # the run's directory was removed or damaged since
+        return str(error)
 
 
 def result_name(job: Job) -> str:
@@ -111,7 +145,7 @@ else:
         ),
         key="export_run",
     )
-    columns = st.columns(2)
+    columns = st.columns(len(FORMS))
     for column, form in zip(columns, FORMS, strict=True):
         with column:
             card(by_id[chosen], form)

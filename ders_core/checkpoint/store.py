@@ -14,6 +14,7 @@ from ders_core.checkpoint.header import NAMES, TensorInfo, read_header
 from ders_core.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
+PATCH_FILE = "ders_patch.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx")
 SAMPLE_BYTES = 256
@@ -37,6 +38,10 @@ class TensorStore:
             raise CheckpointError(f"{directory} does not exist; check the path")
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is a file; give the directory that holds it")
+        if (directory / PATCH_FILE).is_file():
+            raise CheckpointError(
+                f"{directory} is a patch and no model; bring it to its base with `ders apply`"
+            )
         try:
             config = read_json(directory / "config.json")
             tensors: dict[str, TensorInfo] = {}

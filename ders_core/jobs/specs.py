@@ -46,11 +46,13 @@ class RunSpec(Spec):
 
 
 class ExportSpec(Spec):
-    """Write a packed checkpoint to a new directory. quality: what is known, for the model card."""
+    """Write a packed checkpoint to a new directory. quality: what is known, for the model card.
+    base: what a patch will be applied to."""
 
     packed: str
     out: str
-    format: Literal["packed", "dense"] = "packed"
+    format: Literal["packed", "dense", "patch"] = "packed"
+    base: str | None = None
     quality: dict[str, Any] | None = None
 
 

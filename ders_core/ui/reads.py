@@ -8,6 +8,8 @@ import streamlit as st
 
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
+from ders_core.packed import PackedCheckpoint
+from ders_core.patch.make import delta_tensors
 from ders_core.plan import Plan, resolve
 from ders_core.recipe import Recipe
 from ders_core.summary import Summary, summarize
@@ -31,6 +33,18 @@ def checkpoint(path: str) -> Checkpoint:
     """The checkpoint at an allowed path. Raises DersError."""
     allowed = workspace().check_allowed(Path(path))
     return _checkpoint(str(allowed), _stamp(allowed))
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _delta_bytes(path: str, stamp: object) -> int:
+    packed = PackedCheckpoint(path)
+    return sum(packed.store.tensors[name].nbytes for name in delta_tensors(packed))
+
+
+def delta_bytes(path: str) -> int:
+    """Bytes of a packed checkpoint's deltas. Raises DersError."""
+    allowed = workspace().check_allowed(Path(path))
+    return _delta_bytes(str(allowed), _stamp(allowed))
 
 
 @st.cache_data(show_spinner=False, max_entries=16)

@@ -18,7 +18,10 @@ def run(context: TaskContext) -> dict[str, Any]:
         raise OutputError(f"{out} exists already; choose another name or remove it")
 
     def work() -> dict[str, Any]:
-        result = export(packed, out, spec.format, quality=spec.quality, progress=context.progress)
+        base = context.allowed(spec.base) if spec.base else None
+        result = export(
+            packed, out, spec.format, base=base, quality=spec.quality, progress=context.progress
+        )
         return result.to_dict()
 
     return context.step("export", work)

@@ -1,0 +1,84 @@
+"""Apply a patch to its base: the packed checkpoint that it was made from, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ders_core.checkpoint import TensorStore
+from ders_core.checkpoint.output import output_directory
+from ders_core.errors import CheckpointError
+from ders_core.patch.manifest import Key, Picture, Piece, checksums, develop, digest, paint
+from ders_core.progress import Progress, quiet
+
+ROLLBACK = "ders_rollback"
+"""The folder in a patched checkpoint that brings its base back."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """bytes: of the tensors written. kept: bytes that are kept for the way back."""
+
+    out: str
+    bytes: int
+    kept: int
+
+
+def apply_patch(
+    base: str | Path, patch: str | Path, out: str | Path, *, progress: Progress = quiet
+) -> Applied:
+    """Write the new directory `out`; `base` and `patch` stay as they are.
+
+    The checksum of every tensor is compared. `out` also keeps what the way back needs, which is
+    what `base` held and `out` does not. progress counts bytes. Raises CheckpointError if `patch` is
+    no patch or damaged, or if `base` is not the base it needs; then nothing stands at `out`.
+    """
+    directory = Path(patch).expanduser()
+    picture = Picture.read(directory, "patch")
+    store = TensorStore.open(base)
+    total = picture.nbytes + sum(info.nbytes for info in store.tensors.values())
+    done = 0
+
+    def step(count: int, message: str) -> None:
+        nonlocal done
+        done += count
+        progress(min(done, total), total, message)
+
+    def refuse(name: str, piece: Piece) -> CheckpointError:
+        if piece.name is None:
+            return CheckpointError(
+                f"{directory}: {name!r} is missing or damaged; copy the patch again"
+            )
+        wanted = picture.base or digest(
+            {own: part.sha256 for own, part in picture.pieces.items() if part.name is not None}
+        )
+        called = f" ({picture.base_name!r})" if picture.base_name else ""
+        return CheckpointError(
+            f"{store.path} is not the base of this patch: it lacks {piece.name!r} "
+            f"{piece.dtype} {list(piece.shape)} as the patch needs it; give the base with the "
+            f"identity {wanted[:16]}{called}"
+        )
+
+    with output_directory(out, needs=picture.nbytes) as partial:
+        develop(directory, picture, store.tensors, partial, refuse, step)
+        kept = _keep_the_way_back(partial, picture, store, step)
+    return Applied(str(Path(out).expanduser()), picture.nbytes, kept)
+
+
+def _keep_the_way_back(
+    partial: Path, picture: Picture, store: TensorStore, step: Callable[[int, str], None]
+) -> int:
+    """Write what `store` held and the new checkpoint does not; returns its bytes."""
+    pieces = picture.pieces
+    known = {piece.name: piece.sha256 for piece in pieces.values() if piece.name is not None}
+    sums = checksums(store.tensors, known, step)
+    held: dict[Key, str] = {}
+    for name, piece in pieces.items():
+        held.setdefault((piece.dtype, piece.shape, piece.sha256), name)
+    directory = partial / ROLLBACK
+    directory.mkdir()
+    back = paint(
+        directory, store, sums, lambda name, key: held.get(key), step, kind="rollback", base=None
+    )
+    return sum(spec.nbytes for spec in back.travelling.values())
