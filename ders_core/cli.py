@@ -72,9 +72,11 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
         ["", ""],
         [
             ["family", summary.family],
+            ["recognised", f"{100 * summary.sure:.0f} % sure: {summary.because}"],
+            *(["blocks", f"{name}: layers {own}"] for name, own in summary.stacks.items()),
             ["layers", f"{summary.layers} ({summary.moe_layers} with experts)"],
             ["experts", f"{summary.experts} per layer, top-{summary.top_k or '?'}"],
-            ["dtype", summary.dtype],
+            ["dtype", summary.dtype + (f", stored as {summary.stored}" if summary.stored else "")],
             ["size", bytes_text(summary.bytes_total)],
             [
                 "experts take",

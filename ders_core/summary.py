@@ -8,13 +8,21 @@ from typing import Any
 
 from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import NAMES, Checkpoint
+from ders_core.rules import spell_layers
 
 
 @dataclass(frozen=True)
 class Summary:
-    """bytes_total: of the weight files; bytes_experts: of the routed experts' tensors."""
+    """bytes_total: of the weight files; bytes_experts: of the routed experts' tensors. sure: of the
+    layout, from 0 to 1, and because, in words. stacks: where the blocks lie, and their layers.
+    stored: the scheme of already quantized weights."""
 
     family: str
+    layout: str
+    sure: float
+    because: str
+    stacks: dict[str, str]
+    stored: str | None
     layers: int
     moe_layers: int
     experts: int
@@ -34,6 +42,11 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     return Summary(
         family=source.family,
+        layout=source.layout.family,
+        sure=source.recognition.sure,
+        because=source.recognition.because,
+        stacks={name: spell_layers(layers) for name, layers in source.stacks.items()},
+        stored=source.scheme.name if source.scheme else None,
         layers=source.num_layers,
         moe_layers=len(source.moe_layers),
         experts=source.num_experts,

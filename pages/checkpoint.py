@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from ders_core.checkpoint import NAMES, Checkpoint
+from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup, TensorInfo
+from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.recipe import presets
 from ders_core.ui import frame, reads, session
@@ -104,14 +105,25 @@ def first_screen(source: Checkpoint) -> None:
         f"{verdict.sentence}"
     )
     composition(source)
+    if summary.sure < 1:
+        st.info(
+            f"No entry names this model; its experts were told by what the tensors say, "
+            f"{100 * summary.sure:.0f} % sure: {summary.because}. If that is wrong, put a "
+            f"`{LAYOUT_FILE}` beside its config.json (see the README's Layouts)."
+        )
     cells = st.columns(5)
-    cells[0].metric("Family", summary.family, help="The layout that the tensors' names follow.")
+    cells[0].metric(
+        "Family",
+        summary.family,
+        help=f"{100 * summary.sure:.0f} % sure: {summary.because}.",
+    )
     cells[1].metric(
         "Layers",
         f"{summary.moe_layers} of {summary.layers}",
         help="Layers with experts, of all layers.",
     )
-    cells[2].metric("Dtype", summary.dtype, help="How most experts' weights are stored.")
+    stored = f" They lie on disk as {summary.stored} codes and scales." if summary.stored else ""
+    cells[2].metric("Dtype", summary.dtype, help=f"How most experts' weights are read.{stored}")
     cells[3].metric(
         "Weight files",
         bytes_text(summary.bytes_total),
@@ -139,6 +151,14 @@ def first_screen(source: Checkpoint) -> None:
         st.page_link("pages/recipe.py", label="Choose a recipe", icon=":material/tune:")
 
 
+def shared_text(groups: list[ExpertGroup], shared: list[TensorInfo]) -> str:
+    """What the always-on expert takes, and whether it can be one more expert of the same base."""
+    if not shared:
+        return "none"
+    like = all(group.with_shared() is not group for group in groups)
+    return bytes_text(sum(info.nbytes for info in shared)) + (", like the others" if like else "")
+
+
 def tables(source: Checkpoint) -> None:
     """Layers with their experts; other tensors folded away."""
     rows = []
@@ -153,7 +173,8 @@ def tables(source: Checkpoint) -> None:
                     f"{group.projection} {group.shape[1]}×{group.shape[2]}" for group in groups
                 ),
                 "size": sum(group.nbytes for group in groups) / 1e6,
-                "shared expert": bytes_text(sum(i.nbytes for i in shared)) if shared else "none",
+                "shared expert": shared_text(groups, shared),
+                "block": groups[0].block.name,
                 "router": groups[0].router or "not found",
             }
         )
@@ -164,6 +185,7 @@ def tables(source: Checkpoint) -> None:
         column_config={
             "size": st.column_config.NumberColumn("size, MB", format="%.3g"),
             "shapes": st.column_config.TextColumn("shapes (out × in)", width="large"),
+            "block": st.column_config.TextColumn(width="medium"),
             "router": st.column_config.TextColumn(width="large"),
         },
     )
@@ -191,8 +213,8 @@ if path is None:
     with st.container(border=True):
         st.markdown(
             "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a local "
-            "directory with `config.json` and safetensors files, in the Mixtral or Qwen2-MoE "
-            "layout. With none at hand, *Try the demo* builds a real one in a few minutes."
+            "directory with `config.json` and safetensors files, of any family. With none at "
+            "hand, *Try the demo* builds a real one in a few minutes."
         )
 else:
     try:

@@ -6,10 +6,10 @@ from typing import Any
 
 import streamlit as st
 
-from ders_core.checkpoint import TensorStore
+from ders_core.checkpoint import Checkpoint, TensorStore
 from ders_core.errors import DersError
 from ders_core.plan import Plan
-from ders_core.recipe import DenseBase, Recipe, presets
+from ders_core.recipe import ClusteredBase, DenseBase, Recipe, presets
 from ders_core.rules import with_codecs
 from ders_core.ui import frame, reads, session
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
@@ -62,7 +62,7 @@ def totals(plan: Plan) -> None:
         "After",
         bound + bytes_text(plan.bytes_after),
         help="Bytes of the packed safetensors files, headers included; exact unless a rank is "
-        "chosen by energy.",
+        "chosen by energy, or the number of means by what pays.",
     )
     cells[2].metric("Of original", bound + share_text(plan.ratio))
     cells[3].metric(
@@ -174,39 +174,58 @@ def difference_tab(recipe: Recipe) -> None:
     st.code(text or "No difference.", language="diff" if text else None)
 
 
-def base_row(recipe: Recipe) -> None:
-    """What the deltas are taken against."""
+MEAN, SEVERAL, PARENT = "experts' mean", "several means", "dense parent"
+
+
+def base_row(recipe: Recipe, source: Checkpoint) -> None:
+    """What the deltas are taken against, and of which experts."""
     dense = recipe.base.dense if isinstance(recipe.base, DenseBase) else None
+    now = PARENT if dense else SEVERAL if recipe.clusters else MEAN
     round_ = st.session_state.get("recipe_round", 0)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = st.segmented_control(
             "Base",
-            ["experts' mean", "dense parent"],
-            default="dense parent" if dense else "experts' mean",
+            [MEAN, SEVERAL, PARENT],
+            default=now,
             required=True,
             key=f"base_kind_{round_}",
-            help="W_i = W_base + Δ_i: the mean of the experts has the smallest deltas; the paper "
-            "takes the dense model that they were copied from.",
+            help="W_i = W_base + Δ_i: the mean of the experts has the smallest deltas; where "
+            "experts fall into groups (see Redundancy), each group gets its own mean, as many as "
+            "pay; the paper takes the dense model that they were copied from.",
         )
-        if kind == "experts' mean":
-            if dense:
-                change(recipe.model_copy(update={"base": "mean"}))
+        if any(group.with_shared() is not group for group in source.groups()):
+            extended = st.toggle(
+                "Shared expert too",
+                recipe.extended,
+                key=f"extended_{round_}",
+                help="Extended DeRS: the always-on expert is one more expert of the same base.",
+            )
+            if extended != recipe.extended:
+                change(recipe.model_copy(update={"extended": extended}))
                 st.rerun()
-            return
-        path = st.text_input(
-            "Dense model's directory",
-            str(dense or ""),
-            placeholder="the directory of the dense parent",
-            key=f"base_path_{round_}",
-        )
-        if path and path != str(dense or ""):
-            try:
-                TensorStore.open(session.workspace().check_allowed(Path(path)))
-            except DersError as error:
-                st.error(str(error))
-            else:
-                change(recipe.model_copy(update={"base": DenseBase(dense=Path(path))}))
-                st.rerun()
+        if kind == PARENT:
+            parent_path(recipe, dense, round_)
+        elif kind != now:
+            base = "mean" if kind == MEAN else ClusteredBase(clusters="auto")
+            change(recipe.model_copy(update={"base": base}))
+            st.rerun()
+
+
+def parent_path(recipe: Recipe, dense: Path | None, round_: int) -> None:
+    path = st.text_input(
+        "Dense model's directory",
+        str(dense or ""),
+        placeholder="the directory of the dense parent",
+        key=f"base_path_{round_}",
+    )
+    if path and path != str(dense or ""):
+        try:
+            TensorStore.open(session.workspace().check_allowed(Path(path)))
+        except DersError as error:
+            st.error(str(error))
+        else:
+            change(recipe.model_copy(update={"base": DenseBase(dense=Path(path))}))
+            st.rerun()
 
 
 def file_row(recipe: Recipe) -> None:
@@ -264,7 +283,7 @@ st.pills(
     help="Commented copies of these stand in sample_configs/.",
 )
 file_row(recipe)
-base_row(recipe)
+base_row(recipe, source)
 problem = st.session_state.pop("recipe_error", None)
 if problem:
     st.error(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -102,6 +103,19 @@ class Checkpoint:
     def blocks(self) -> list[Block]:
         """The MoE blocks, by layer."""
         return list(dict.fromkeys(group.block for group in self.groups()))
+
+    @cached_property
+    def stacks(self) -> dict[str, list[int]]:
+        """Where the blocks of each stack lie (`*` for the layer's own number), and the layers'
+        numbers here: stacks, such as an encoder and a decoder, are counted one after another."""
+        found: dict[str, list[int]] = {}
+        for block in self.blocks:
+            numbered = re.sub(rf"\b{block.layer}\b", "*", block.name, count=1)
+            where = numbered + (f", run {block.run}" if block.run else "")
+            layers = found.setdefault(where, [])
+            if block.index not in layers:
+                layers.append(block.index)
+        return found
 
     @property
     def num_experts(self) -> int:

@@ -124,8 +124,10 @@ def test_all_experts_are_found(case: Case) -> None:
 def _is_experts(name: str, tensor: torch.Tensor, model_type: str) -> bool:
     if "shared" in name or "self_attention" in name:  # JetMoE's attention is a mixture too
         return False
-    if (tensor.dim() == 3 and len(tensor) == EXPERTS) or ".ffn.experts.mlp." in name:
+    if ".ffn.experts.mlp." in name:  # DBRX stacks them along rows
         return True
+    if tensor.dim() == 3:
+        return len(tensor) == EXPERTS and re.search(r"expert|moe|\.mlp\.", name) is not None
     number = re.search(r"experts\.(?:expert_)?(\d+)\.", name)
     if tensor.dim() != 2 or number is None:
         return False
