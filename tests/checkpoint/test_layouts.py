@@ -214,6 +214,10 @@ def test_moe_llava(tmp_path: Path, form: str) -> None:
         for p in biases
         for expert in range(K)
     }
+    if form != "qwen":  # and a universal FFN, as Med-MoE has it
+        tensors |= {f"model.layers.2.mlp.mlp.{names[p]}.weight": weights[p][0] for p in weights}
+        tensors |= {f"model.layers.2.mlp.mlp.{names[p]}.bias": biases[p][0] for p in biases}
+        tensors["model.layers.2.mlp.coefficient.weight"] = torch.randn(2, D)
     tensors |= {f"model.layers.{i}.mlp.fc1.weight": torch.randn(H, D) for i in (0, 1, 3)}
     tensors["model.mm_projector.image_spatial_proj.0.weight"] = torch.randn(D, 3)
     config = {
@@ -228,6 +232,12 @@ def test_moe_llava(tmp_path: Path, form: str) -> None:
     same(checkpoint, 2, weights)
     for projection, bias in biases.items():
         assert torch.equal(checkpoint.group(2, projection).read_biases(), bias)
+    extended = checkpoint.group(2, "up", extended=True)
+    if form != "qwen":
+        assert torch.equal(extended.read(), torch.cat([weights["up"], weights["up"][:1]]))
+        if biases:
+            assert torch.equal(extended.read_biases()[K], biases["up"][0])
+    assert extended.shape[0] == K + (form != "qwen")
 
 
 def test_encoder_and_decoder_are_counted_one_after_the_other(tmp_path: Path) -> None:
