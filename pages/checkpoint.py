@@ -111,28 +111,34 @@ def first_screen(source: Checkpoint) -> None:
             f"{100 * summary.sure:.0f} % sure: {summary.because}. If that is wrong, put a "
             f"`{LAYOUT_FILE}` beside its config.json (see the README's Layouts)."
         )
-    cells = st.columns(5)
-    cells[0].metric(
+    cells = st.container(horizontal=True, gap="large")  # no value is clipped, however long
+    cells.metric(
         "Family",
         summary.family,
         help=f"{100 * summary.sure:.0f} % sure: {summary.because}.",
+        width="content",
     )
-    cells[1].metric(
+    cells.metric(
         "Layers",
         f"{summary.moe_layers} of {summary.layers}",
         help="Layers with experts, of all layers.",
+        width="content",
     )
     stored = f" They lie on disk as {summary.stored} codes and scales." if summary.stored else ""
-    cells[2].metric("Dtype", summary.dtype, help=f"How most experts' weights are read.{stored}")
-    cells[3].metric(
+    cells.metric(
+        "Dtype", summary.dtype, help=f"How most experts' weights are read.{stored}", width="content"
+    )
+    cells.metric(
         "Weight files",
         bytes_text(summary.bytes_total),
         help="Bytes of the safetensors files. MB and GB are powers of ten.",
+        width="content",
     )
-    cells[4].metric(
+    cells.metric(
         "Experts' share",
         share_text(summary.expert_share),
         help="Share of all weight bytes that the routed experts take.",
+        width="content",
     )
     two_bits = reads.plan(source, presets()["quantized-2bit"])
     saved = two_bits.bytes_before - two_bits.bytes_after
@@ -184,7 +190,7 @@ def tables(source: Checkpoint) -> None:
         hide_index=True,
         column_config={
             "size": st.column_config.NumberColumn("size, MB", format="%.3g"),
-            "shapes": st.column_config.TextColumn("shapes (out × in)", width="large"),
+            "shapes": st.column_config.TextColumn("shapes (out × in)", width="medium"),
             "block": st.column_config.TextColumn(width="medium"),
             "router": st.column_config.TextColumn(width="large"),
         },

@@ -15,7 +15,7 @@ from ders_core.units import bytes_text, share_text
 FORMS = {
     "packed": (
         "Packed DeRS checkpoint",
-        "Small. Loaded by ders_core, which synthesizes the weights while loading.",
+        "Small. Loaded by transformers with ders_core, which synthesizes the weights on the way.",
         "from ders_core.hf import load_model\n\nmodel = load_model({path!r})",
         "python",
     ),
@@ -28,7 +28,7 @@ FORMS = {
     ),
     "patch": (
         "Patch",
-        "The deltas alone. Applied to a base that is held elsewhere, refused on any other, and "
+        "They travel alone, are applied to a base that is held elsewhere, refused on any other, and "
         "rolled back.",
         "ders apply BASE {path} OUT\nders rollback OUT BASE_AGAIN",
         "bash",

@@ -56,19 +56,21 @@ def take_edits(plan: Plan, key: str) -> None:
 
 def totals(plan: Plan) -> None:
     bound = "" if plan.exact else "at most "
-    cells = st.columns(4)
-    cells[0].metric("Weight files now", bytes_text(plan.bytes_before))
-    cells[1].metric(
+    cells = st.container(horizontal=True, gap="large")  # no value is clipped, however long
+    cells.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
+    cells.metric(
         "After",
         bound + bytes_text(plan.bytes_after),
         help="Bytes of the packed safetensors files, headers included; exact unless a rank is "
         "chosen by energy, or the number of means by what pays.",
+        width="content",
     )
-    cells[2].metric("Of original", bound + share_text(plan.ratio))
-    cells[3].metric(
+    cells.metric("Of original", bound + share_text(plan.ratio), width="content")
+    cells.metric(
         "Groups replaced",
         f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
         help="A group is one projection of one layer with all its experts.",
+        width="content",
     )
 
 
