@@ -28,8 +28,8 @@ FORMS = {
     ),
     "patch": (
         "Patch",
-        "They travel alone, are applied to a base that is held elsewhere, refused on any other, and "
-        "rolled back.",
+        "They travel alone, are applied to a base that is held elsewhere, refused on any other, "
+        "and rolled back.",
         "ders apply BASE {path} OUT\nders rollback OUT BASE_AGAIN",
         "bash",
     ),

@@ -9,11 +9,17 @@ from pathlib import Path
 from ders_core.checkpoint import TensorStore
 from ders_core.checkpoint.output import output_directory
 from ders_core.errors import CheckpointError
-from ders_core.patch.manifest import Key, Picture, Piece, checksums, develop, digest, paint
+from ders_core.patch.manifest import (
+    ROLLBACK,
+    Key,
+    Picture,
+    Piece,
+    checksums,
+    develop,
+    digest,
+    paint,
+)
 from ders_core.progress import Progress, quiet
-
-ROLLBACK = "ders_rollback"
-"""The folder in a patched checkpoint that brings its base back."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,10 @@ def apply_patch(
 ) -> Applied:
     """Write the new directory `out`; `base` and `patch` stay as they are.
 
-    The checksum of every tensor is compared. `out` also keeps what the way back needs, which is
-    what `base` held and `out` does not. progress counts bytes. Raises CheckpointError if `patch` is
-    no patch or damaged, or if `base` is not the base it needs; then nothing stands at `out`.
+    The checksum of every tensor and file is compared. `out` also keeps what the way back needs,
+    which is what `base` held and `out` does not (but not the way back that `base` itself may keep).
+    progress counts bytes. Raises CheckpointError if `patch` is no patch or damaged, or if `base` is
+    not the base it needs; then nothing stands at `out`.
     """
     directory = Path(patch).expanduser()
     picture = Picture.read(directory, "patch")
@@ -45,8 +52,8 @@ def apply_patch(
         done += count
         progress(min(done, total), total, message)
 
-    def refuse(name: str, piece: Piece) -> CheckpointError:
-        if piece.name is None:
+    def refuse(name: str, piece: Piece | None) -> CheckpointError:
+        if piece is None or piece.name is None:
             return CheckpointError(
                 f"{directory}: {name!r} is missing or damaged; copy the patch again"
             )
@@ -60,7 +67,9 @@ def apply_patch(
             f"identity {wanted[:16]}{called}"
         )
 
-    with output_directory(out, needs=picture.nbytes) as partial:
+    taken = {piece.name for piece in picture.pieces.values()}
+    left = sum(info.nbytes for name, info in store.tensors.items() if name not in taken)
+    with output_directory(out, needs=picture.nbytes + left) as partial:
         develop(directory, picture, store.tensors, partial, refuse, step)
         kept = _keep_the_way_back(partial, picture, store, step)
     return Applied(str(Path(out).expanduser()), picture.nbytes, kept)

@@ -6,17 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ders_core.checkpoint import TensorStore
+from ders_core.errors import CheckpointError
 from ders_core.packed import PackedCheckpoint, checksum
-from ders_core.patch.manifest import Key, Picture, checksums, content, paint, travelling
+from ders_core.patch.manifest import (
+    Key,
+    Picture,
+    checksums,
+    content,
+    damaged_side_files,
+    paint,
+    travelling,
+)
 from ders_core.progress import Progress, quiet
 
 
 @dataclass(frozen=True)
 class Made:
-    """bytes: of the tensors that travel. needed: bytes of those that the base must hold."""
+    """bytes: of the tensors that travel. needed: bytes of those that the base must hold.
+
+    base: the name and the identity of that base, where it was a certain one.
+    """
 
     bytes: int
     needed: int
+    base: tuple[str, str] | None
 
 
 def make_patch(
@@ -31,8 +44,16 @@ def make_patch(
     base: the directory that the patch will be applied to, the dense parent or another packed
     checkpoint: whatever it holds byte for byte, under any name, need not travel. Without one, the
     patch is for any packed checkpoint with the same bases and other tensors, and the deltas alone
-    travel. progress counts bytes read. Raises CheckpointError if `base` is no checkpoint.
+    travel. progress counts bytes read. Raises CheckpointError if `base` is no checkpoint, or if
+    `packed` is damaged.
     """
+    sums = packed.manifest.checksums
+    missing = packed.store.tensors.keys() - sums.keys()
+    if missing:
+        raise CheckpointError(
+            f"{packed.path}: the manifest has no checksum of {min(missing)!r}; copy the directory "
+            "again"
+        )
     store = TensorStore.open(base) if base is not None else None
     reading = sum(info.nbytes for info in store.tensors.values()) if store else 0
     total, done = reading + sum(info.nbytes for info in packed.store.tensors.values()), 0
@@ -53,10 +74,10 @@ def make_patch(
             return held.get(key)
         return None if name in deltas else name
 
-    sums = packed.manifest.checksums
     picture = paint(out, packed.store, sums, elsewhere, step, kind="patch", base=store)
     travels = sum(spec.nbytes for spec in picture.travelling.values())
-    return Made(travels, picture.nbytes - travels)
+    told = (store.path.name, store.identity) if store is not None else None
+    return Made(travels, picture.nbytes - travels, told)
 
 
 def delta_tensors(packed: PackedCheckpoint) -> set[str]:
@@ -79,4 +100,4 @@ def read_back(patch: Path) -> list[str]:
         for name, info in beside.items()
         if name not in picture.pieces or checksum(info) != picture.pieces[name].sha256
     ]
-    return problems
+    return problems + [f"{name!r} differs" for name in damaged_side_files(patch, picture)]

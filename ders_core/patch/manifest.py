@@ -9,6 +9,8 @@ base seen from the patched checkpoint.
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.checkpoint import DTYPES, NAMES, TensorInfo, TensorSpec, TensorStore
 from ders_core.checkpoint.header import read_header
-from ders_core.checkpoint.output import copy_files
-from ders_core.checkpoint.store import INDEX, PATCH_FILE, read_json
+from ders_core.checkpoint.store import INDEX, PATCH_FILE, WEIGHT_SUFFIXES, read_json
 from ders_core.checkpoint.writer import file_order, shards, write_file, write_json
 from ders_core.errors import CheckpointError
 from ders_core.packed import checksum
@@ -26,6 +27,8 @@ from ders_core.packed import checksum
 FORMAT_VERSION = 1
 SIDE = "files"
 """The folder of the pictured directory's other files: config, index, tokenizer and the like."""
+ROLLBACK = "ders_rollback"
+"""The folder in a patched checkpoint that brings its base back."""
 STEM = "patch"
 METADATA = {"format": "pt"}
 
@@ -63,6 +66,8 @@ class Picture(BaseModel):
     files: dict[str, tuple[str, ...]]
     """File name -> tensor names in the order in which they lie."""
     metadata: dict[str, dict[str, str]]
+    side: dict[str, str]
+    """File name -> SHA-256, of the files beside the weights: config, index, tokenizer."""
     pieces: dict[str, Piece]
 
     @classmethod
@@ -84,15 +89,24 @@ class Picture(BaseModel):
             picture = cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(ascii(part).strip("'") for part in first["loc"])
             raise CheckpointError(f"{file}: {where}: {first['msg']}") from error
-        names = [name for names in picture.files.values() for name in names]
-        sound = picture.kind == kind and sorted(names) == sorted(picture.pieces)
-        sound &= all(_plain(name) for name in picture.files)
-        sound &= all(piece.dtype in DTYPES for piece in picture.pieces.values())
-        if not sound:
+        if picture.kind != kind or not picture._sound():
             raise CheckpointError(f"{file} contradicts itself; copy the {kind} again")
         return picture
+
+    def _sound(self) -> bool:
+        """Whether it can be written: every tensor in one file, and no name leads elsewhere."""
+        names = [name for names in self.files.values() for name in names]
+        return (
+            _is_text(self.model_dump(mode="json"))
+            and sorted(names) == sorted(self.pieces)
+            and "__metadata__" not in self.pieces  # a header's own word
+            and all(piece.dtype in DTYPES for piece in self.pieces.values())
+            and all(_plain(name) and name.endswith(".safetensors") for name in self.files)
+            and all(_plain(name) and _beside(name) for name in self.side)
+            and "config.json" in self.side
+        )
 
     @property
     def travelling(self) -> dict[str, TensorSpec]:
@@ -106,7 +120,22 @@ class Picture(BaseModel):
 
 
 def _plain(name: str) -> bool:
-    return Path(name).name == name and name.endswith(".safetensors")
+    """Whether a file name stays within its directory."""
+    return Path(name).name == name and "\0" not in name and not name.startswith(".")
+
+
+def _beside(name: str) -> bool:
+    """Whether a file can lie beside weights without standing in for what has its own checks."""
+    return not name.endswith(WEIGHT_SUFFIXES) and name not in (PATCH_FILE, ROLLBACK)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can be written as UTF-8: JSON can hold halves of characters, files cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def checksums(
@@ -139,8 +168,14 @@ def paint(
     """Write the picture of `store` into `directory`: manifest, what travels, and other files.
 
     sums: the checksum of every tensor. elsewhere(name, content): where a tensor will be found.
-    Raises CheckpointError if what travels is not what its checksum says.
+    Raises CheckpointError if what travels is not what its checksum says, or has no writable name.
     """
+    index = store.path / INDEX
+    others = [store.path / "config.json", *([index] if index.is_file() else [])]
+    side = {}
+    (directory / SIDE).mkdir()
+    for file in [*others, *store.side_files()]:
+        side[file.name] = _copy(file, directory / SIDE)
     pieces = {}
     for name, info in store.tensors.items():
         place = elsewhere(name, content(info, sums[name]))
@@ -155,11 +190,16 @@ def paint(
         base_name=base.path.name if base else None,
         files=dict(store.files),
         metadata={name: dict(values) for name, values in store.metadata.items()},
+        side=side,
         pieces=pieces,
     )
+    if not picture._sound():
+        raise CheckpointError(
+            f"{store.path} has a file or a tensor with a name that no {kind} can hold; rename it"
+        )
     if picture.travelling:
-        for file, specs in shards(file_order(picture.travelling)).items():
-            aside = directory / file.replace("model", STEM, 1)
+        for stem, specs in shards(file_order(picture.travelling)).items():
+            aside = directory / stem.replace("model", STEM, 1)
             read = _reader(store.tensors, step, f"writing {aside.name}")
             for name, sha256 in write_file(aside, specs, read, METADATA).items():
                 if sha256 != sums[name]:
@@ -167,11 +207,6 @@ def paint(
                         f"{store.path}: {name!r} is damaged (its checksum differs); copy the "
                         "directory again"
                     )
-    side = directory / SIDE
-    side.mkdir()
-    index = store.path / INDEX
-    others = [store.path / "config.json", *([index] if index.is_file() else [])]
-    copy_files([*others, *store.side_files()], side)
     write_json(directory / PATCH_FILE, picture.model_dump(mode="json"))
     return picture
 
@@ -181,14 +216,18 @@ def develop(
     picture: Picture,
     elsewhere: Mapping[str, TensorInfo],
     out: Path,
-    refuse: Callable[[str, Piece], CheckpointError],
+    refuse: Callable[[str, Piece | None], CheckpointError],
     step: Callable[[int, str], None],
 ) -> None:
     """Write the pictured directory to `out`, every byte checked.
 
-    elsewhere: the tensors that do not travel. Raises what `refuse` makes of the first tensor that
-    is missing or another one.
+    elsewhere: the tensors that do not travel. Raises what `refuse` makes of the first tensor, or
+    of the first file (which has no piece), that is missing or another one.
     """
+    for name, sha256 in picture.side.items():
+        file = directory / SIDE / name
+        if not file.is_file() or _copy(file, out) != sha256:
+            raise refuse(name, None)
     beside = travelling(directory, picture)
     sources: dict[str, TensorInfo] = {}
     for name, piece in picture.pieces.items():
@@ -196,16 +235,33 @@ def develop(
         if info is None or info.spec != piece.spec:
             raise refuse(name, piece)
         sources[name] = info
-    for file, names in picture.files.items():
-        read = _reader(sources, step, f"writing {file}")
+    for target, names in picture.files.items():
+        read = _reader(sources, step, f"writing {target}")
         specs = {name: picture.pieces[name].spec for name in names}
-        sums = write_file(out / file, specs, read, picture.metadata.get(file))
+        sums = write_file(out / target, specs, read, picture.metadata.get(target))
         for name, value in sums.items():
             if value != picture.pieces[name].sha256:
                 raise refuse(name, picture.pieces[name])
-    for side in sorted((directory / SIDE).iterdir()):
-        if side.is_file():
-            copy_files([side], out)
+
+
+def damaged_side_files(directory: Path, picture: Picture) -> list[str]:
+    """The files beside the weights that are missing or not what the manifest says."""
+    kept = {name: directory / SIDE / name for name in picture.side}
+    return [
+        name
+        for name, file in kept.items()
+        if not file.is_file() or _file_sum(file) != picture.side[name]
+    ]
+
+
+def _copy(file: Path, directory: Path) -> str:
+    """Copy a file by content; the checksum of what was written."""
+    return _file_sum(Path(shutil.copyfile(file, directory / file.name)))
+
+
+def _file_sum(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _reader(
@@ -226,7 +282,8 @@ def travelling(directory: Path, picture: Picture) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     if picture.travelling:
         for file in sorted(directory.glob(f"{STEM}*.safetensors")):
-            found |= read_header(file)[0]
+            if file.is_file():
+                found |= read_header(file)[0]
     return found
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from ders_core.checkpoint import TensorStore
 from ders_core.checkpoint.output import output_directory
 from ders_core.errors import CheckpointError
-from ders_core.patch.apply import ROLLBACK
-from ders_core.patch.manifest import Picture, Piece, develop
+from ders_core.patch.manifest import ROLLBACK, Picture, Piece, develop
 from ders_core.progress import Progress, quiet
 
 
@@ -29,7 +28,7 @@ def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet
         done += count
         progress(done, picture.nbytes, message)
 
-    def refuse(name: str, piece: Piece) -> CheckpointError:
+    def refuse(name: str, piece: Piece | None) -> CheckpointError:
         return CheckpointError(
             f"{store.path} cannot be rolled back: what {name!r} of the base is made of is missing "
             "or damaged; apply the patch to the base again, or copy the directory again"
