@@ -117,12 +117,13 @@ def analyze(
         analysis = run_analysis(source, layers=chosen, spectra=spectra, progress=progress)
     groups = analysis.groups
     _print_table(
-        ["layer", "projection", "experts", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
+        ["layer", "projection", "experts", "bases", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
         [
             [
                 str(row.layer),
                 str(row.projection),
                 str(row.experts),
+                str(row.clusters),
                 f"{row.norm_ratio:.3g}",
                 f"{row.mean_one_minus_cos:.3g}",
                 f"{row.max_one_minus_cos:.3g}",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -27,6 +28,8 @@ from ders_core.decompose import (
 from ders_core.errors import CheckpointError
 from ders_core.measure import relative_errors, squared
 from ders_core.report import ReportEntry
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class EncodeTask:
 def encode_group(task: EncodeTask) -> ReportEntry:
     """Decompose and encode one group; stage its tensors and what is to be told about it."""
     started = time.monotonic()
-    checkpoint = Checkpoint(task.checkpoint)
+    checkpoint: Checkpoint = _opened(Checkpoint, task.checkpoint, _stamp(task.checkpoint))
     group = checkpoint.group(task.layer, task.projection, task.extended)
     codec = make_codec(task.codec)
     bases: tuple[int, ...] | None = None
@@ -79,9 +82,22 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     return entry
 
 
+@lru_cache(maxsize=2)
+def _opened(how: Callable[[str], T], path: str, stamp: object) -> T:
+    """What was opened for the group before, as long as no file has changed: headers of many
+    thousand tensors take seconds."""
+    return how(path)
+
+
+def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
+    stats = ((file.name, file.stat()) for file in sorted(Path(path).expanduser().iterdir()))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
 def _decompose(group: ExpertGroup, task: EncodeTask) -> Decomposition:
     if task.dense:
-        return from_parent(group, DenseParent.open(task.dense), task.device)
+        parent: DenseParent = _opened(DenseParent.open, task.dense, _stamp(task.dense))
+        return from_parent(group, parent, task.device)
     if task.clusters is None:
         return around_mean(group, task.device)
     count = None if task.clusters == "auto" else task.clusters

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 EXPERT, PART, OUT, IN = "expert", "part", "out", "in"
 NAMES = (EXPERT, PART, OUT, IN)
@@ -40,7 +41,7 @@ class Axes:
     def __str__(self) -> str:
         return " ".join(f"({' '.join(dim)})" if len(dim) > 1 else dim[0] for dim in self.dims)
 
-    @property
+    @cached_property
     def order(self) -> tuple[str, ...]:
         """All axes, the slowest first."""
         return tuple(axis for dim in self.dims for axis in dim)

@@ -123,13 +123,9 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
 def _directory(checkpoint_files: list[str], load_config: Any) -> Path:
     """Where the packed checkpoint lies; of one on the hub, the manifest is fetched beside it."""
     directory = Path(checkpoint_files[0]).parent
-    if not (directory / MANIFEST).is_file() and not directory.samefile(
-        load_config.pretrained_model_name_or_path
-        if os.path.isdir(load_config.pretrained_model_name_or_path)
-        else os.sep
-    ):
-        options = load_config.download_kwargs or {}
-        cached_file(load_config.pretrained_model_name_or_path, MANIFEST, **options)
+    source = load_config.pretrained_model_name_or_path
+    if not (directory / MANIFEST).is_file() and not os.path.isdir(source):
+        cached_file(source, MANIFEST, **(load_config.download_kwargs or {}))
     return directory
 
 

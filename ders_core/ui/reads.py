@@ -8,6 +8,7 @@ import streamlit as st
 
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
 from ders_core.packed import PackedCheckpoint
 from ders_core.patch.make import delta_tensors
 from ders_core.plan import Plan, resolve
@@ -76,7 +77,10 @@ def analysis(source: Checkpoint) -> Analysis | None:
     """The finished analysis of a checkpoint, if there is one."""
     directory = workspace().analysis_dir(source.identity)
     stamp = _stamp(directory)
-    return _analysis(str(directory), stamp) if stamp else None
+    try:
+        return _analysis(str(directory), stamp) if stamp else None
+    except DersError:  # damaged, or of another version: to be made again
+        return None
 
 
 @st.cache_data(show_spinner=False, ttl=30)

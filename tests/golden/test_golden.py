@@ -30,7 +30,17 @@ def test_every_codec_has_one() -> None:
         for name in HASHES
         for group in PackedCheckpoint(HERE / name).manifest.groups
     }
-    assert used == {"sparse", "quantized", "lowrank"}  # keep has no groups: v1-keep
+    assert used == {"sparse", "quantized", "lowrank", "keep"}
+
+
+def test_every_form_has_one() -> None:
+    """Fused tensors with biases and several bases; codes with a shared expert."""
+    groups = PackedCheckpoint(HERE / "v1-fused").manifest.groups
+    assert {group.bases for group in groups} == {(0, 1, 0, 1), None}  # `keep` has none
+    assert all(len(group.biases) == 4 for group in groups)
+    assert {group.experts[1].axes for group in groups} == {"expert in (out part)", "expert in out"}
+    groups = PackedCheckpoint(HERE / "v1-fp8").manifest.groups
+    assert {(group.stored, group.shape[0]) for group in groups} == {("fp8", 3)}
 
 
 @pytest.mark.parametrize("name", sorted(HASHES))
