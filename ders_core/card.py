@@ -13,9 +13,16 @@ from ders_core.units import bytes_text, share_text
 
 
 def model_card(
-    packed: PackedCheckpoint, form: str, bytes_written: int, quality: Mapping[str, Any] | None
+    packed: PackedCheckpoint,
+    form: str,
+    bytes_written: int,
+    quality: Mapping[str, Any] | None,
+    base: tuple[str, str] | None = None,
 ) -> str:
-    """Markdown with a YAML head. `quality` is `Quality.to_dict()` of an evaluation, if there is."""
+    """Markdown with a YAML head. `quality` is `Quality.to_dict()` of an evaluation, if there is.
+
+    base: name and identity of the one that a patch was made against, where it was a certain one.
+    """
     recipe = dict(packed.manifest.recipe)
     source = packed.manifest.source
     name = str(recipe["name"])
@@ -35,6 +42,9 @@ def model_card(
         ("Groups replaced", f"{len(packed.manifest.groups)} ({', '.join(codecs) or 'none'})"),
         ("Original's identity", f"`{source.identity[:16]}`"),
     ]
+    if form == "patch":
+        certain = f"{base[0]} (`{base[1][:16]}`)" if base else "any with the same bases, packed"
+        rows.append(("Base that it is applied to", certain))
     return "\n".join(
         [
             f"---\n{head}---\n",

@@ -82,6 +82,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
                 "experts take",
                 f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",
             ],
+            ["identity", summary.identity[:16]],
             ["upcycled?", f"{verdict.verdict} (mean cosine of experts {verdict.mean_cosine:.4f})"],
         ],
     )

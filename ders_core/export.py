@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """bytes: of the weight files written."""
+    """bytes: of the weight files written; of a patch, of the tensors that travel."""
 
     out: str
     format: str
@@ -93,7 +93,7 @@ def _patch(
     with output_directory(target) as partial:
         made = make_patch(source, partial, base, progress=progress)
         (partial / CARD).write_text(
-            model_card(source, "patch", made.bytes, quality), encoding="utf-8"
+            model_card(source, "patch", made.bytes, quality, made.base), encoding="utf-8"
         )
         problems = read_back(partial)
         if problems:

@@ -17,6 +17,7 @@ class Summary:
     layout, from 0 to 1, and because, in words. stacks: where the blocks lie, and their layers.
     stored: the scheme of already quantized weights."""
 
+    identity: str
     family: str
     layout: str
     sure: float
@@ -41,6 +42,7 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
     """Headers, and a few rows of a few experts for the verdict."""
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     return Summary(
+        identity=source.identity,
         family=source.family,
         layout=source.layout.family,
         sure=source.recognition.sure,

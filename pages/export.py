@@ -1,6 +1,7 @@
 """Export: take a finished run home, packed, in its original layout, or as a patch."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ FORMS = {
         "Patch",
         "They travel alone, are applied to a base that is held elsewhere, refused on any other, "
         "and rolled back.",
-        "ders apply BASE {path} OUT\nders rollback OUT BASE_AGAIN",
+        "ders apply {base} {path} OUT\nders rollback OUT BASE_AGAIN",
         "bash",
     ),
 }
@@ -93,7 +94,11 @@ def card(job: Job, form: str) -> None:
                 )
             except DersError as error:
                 st.error(str(error))
-        st.code(code.format(path=path), language=language, wrap_lines=True)
+        if language == "bash":
+            code = code.format(path=shlex.quote(path), base=shlex.quote(base) if base else "BASE")
+        else:
+            code = code.format(path=path)
+        st.code(code, language=language, wrap_lines=True)
 
 
 def size_text(result: dict[str, Any], form: str) -> str:

@@ -52,8 +52,8 @@ def output_directory(
         if target.exists() or target.is_symlink():
             raise OutputError(f"{target} exists already; choose another name or remove it")
         _prepare(partial, work, resume)
-        _check_room(partial, needs)
         try:
+            _check_room(partial, needs)
             yield partial
         except BaseException:
             if work is None:

@@ -56,7 +56,9 @@ class TensorStore:
                         "remove the stale file or add an index"
                     )
                 tensors.update(found)
-                files[file.name] = tuple(sorted(found, key=lambda name: (found[name].begin, name)))
+                files[file.name] = tuple(
+                    sorted(found, key=lambda name: (found[name].begin, found[name].end, name))
+                )
             _check_index(directory, tensors)
         except OSError as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from error

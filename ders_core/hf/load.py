@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +17,8 @@ from transformers import (
 from ders_core.checkpoint import Checkpoint, TensorStore, recognise
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
+from ders_core.hf.silence import silent
 from ders_core.packed import is_packed
-
-_loading = threading.RLock()
-"""Held while a model loads: how loud transformers is, is one setting of the whole process."""
 
 
 def load_model(
@@ -42,7 +37,7 @@ def load_model(
     """
     where = resolve_device(device)
     store = TensorStore.open(path)
-    with _silent():
+    with silent():
         try:
             model, found = _model_class(store.config).from_pretrained(
                 store.path,
@@ -97,7 +92,7 @@ def _check_keys(path: Path, found: dict[str, Any]) -> None:
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Raises CheckpointError if there is none that can be read."""
     directory = Path(path).expanduser()
-    with _silent():
+    with silent():
         try:
             return AutoTokenizer.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, local_files_only=True
@@ -118,20 +113,3 @@ def _cause(store: TensorStore, error: Exception) -> str:
             return str(told)
     text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
     return f"transformers {transformers.__version__} cannot load this model: {text}"
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No bars and no advice from transformers while we load; what matters is raised."""
-    logging = transformers.logging
-    with _loading:
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        if bars:
-            logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()

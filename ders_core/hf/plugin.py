@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.quantizers import (
     HfQuantizer,
     register_quantization_config,
@@ -44,7 +45,13 @@ class LazyTensor:
     name: str
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.checkpoint.numbers(self.name)[index]
+        whole = self.checkpoint.numbers(self.name)
+        part = whole[index]
+        # a rank of a distributed load keeps its share, which must not hold on to all of it
+        return part if part.numel() == whole.numel() else part.clone()
+
+    def get_shape(self) -> list[int]:
+        return list(self.checkpoint.numbers_spec(self.name).shape)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,16 +115,44 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        ours = isinstance(load_config.hf_quantizer, DersQuantizer)
-        if not ours or state_dict is not None or not checkpoint_files:
+        if state_dict is not None or not _is_ours(checkpoint_files, load_config):
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        assert checkpoint_files is not None
         packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
         lazy = {own: LazyTensor(packed, name) for name, own in packed.model_names().items()}
-        plain = replace(load_config, hf_quantizer=None)
+        plain = replace(
+            load_config,
+            # with a quantizer, 5.17 keeps silent about shapes that do not fit; under ZeRO-3 it must
+            # stay, because a model that came with one is not built in the shares that ZeRO-3 fills
+            hf_quantizer=load_config.hf_quantizer if is_deepspeed_zero3_enabled() else None,
+            sharded_metadata={"weight_map": _offloadable(packed)},
+        )
         with _without_threads():
             return load(model, lazy, checkpoint_files, plain, *args, **kwargs)
 
     return wrapped
+
+
+def _is_ours(checkpoint_files: list[str] | None, load_config: Any) -> bool:
+    """Whether these are the files of a packed checkpoint. Those of an adapter are loaded with the
+    settings of the model to which it is added, but are its own."""
+    return (
+        isinstance(load_config.hf_quantizer, DersQuantizer)
+        and bool(checkpoint_files)
+        and not Path(checkpoint_files[0]).name.startswith("adapter_model.")
+    )
+
+
+def _offloadable(packed: PackedCheckpoint) -> dict[str, str]:
+    """Name -> file of the tensors that mean on disk what they say. transformers leaves these where
+    they are when the model's weights are to stay on disk, and writes the others anew."""
+    return {
+        name: packed.store.tensors[name].file.name
+        for name, own in packed.model_names().items()
+        if own == name
+        and name in packed.store.tensors
+        and packed.numbers_spec(name) == packed.spec(name)
+    }
 
 
 def _directory(checkpoint_files: list[str], load_config: Any) -> Path:

@@ -99,7 +99,7 @@ class Picture(BaseModel):
         """Whether it can be written: every tensor in one file, and no name leads elsewhere."""
         names = [name for names in self.files.values() for name in names]
         return (
-            _is_text(self.model_dump(mode="json"))
+            _is_text(self.model_dump())  # the mode "json" would replace what is no text
             and sorted(names) == sorted(self.pieces)
             and "__metadata__" not in self.pieces  # a header's own word
             and all(piece.dtype in DTYPES for piece in self.pieces.values())
@@ -188,7 +188,7 @@ def paint(
         identity=store.identity,
         base=base.identity if base else None,
         base_name=base.path.name if base else None,
-        files=dict(store.files),
+        files=_order(store),
         metadata={name: dict(values) for name, values in store.metadata.items()},
         side=side,
         pieces=pieces,
@@ -211,6 +211,19 @@ def paint(
     return picture
 
 
+def _order(store: TensorStore) -> dict[str, tuple[str, ...]]:
+    """File name -> tensor names as they lie. An empty tensor lies where the next one begins, hence
+    before it; several at one place keep the header's order, in which the store lists its tensors.
+    """
+    files: dict[str, list[TensorInfo]] = {file: [] for file in store.files}
+    for info in store.tensors.values():
+        files[info.file.name].append(info)
+    return {
+        file: tuple(info.name for info in sorted(infos, key=lambda info: (info.begin, info.end)))
+        for file, infos in files.items()
+    }
+
+
 def develop(
     directory: Path,
     picture: Picture,
@@ -222,7 +235,8 @@ def develop(
     """Write the pictured directory to `out`, every byte checked.
 
     elsewhere: the tensors that do not travel. Raises what `refuse` makes of the first tensor, or
-    of the first file (which has no piece), that is missing or another one.
+    of the first file (which has no piece), that is missing or another one, and CheckpointError if
+    what was written is not what was pictured.
     """
     for name, sha256 in picture.side.items():
         file = directory / SIDE / name
@@ -242,6 +256,10 @@ def develop(
         for name, value in sums.items():
             if value != picture.pieces[name].sha256:
                 raise refuse(name, picture.pieces[name])
+    if TensorStore.open(out).identity != picture.identity:  # names or order were changed
+        raise CheckpointError(
+            f"{directory / PATCH_FILE} contradicts itself; copy the {picture.kind} again"
+        )
 
 
 def damaged_side_files(directory: Path, picture: Picture) -> list[str]:

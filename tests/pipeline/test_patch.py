@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ders_core.checkpoint import TensorStore
@@ -23,7 +26,8 @@ from ders_core.compress import compress
 from ders_core.errors import Cancelled, CheckpointError, DersError, OutputError
 from ders_core.export import export
 from ders_core.packed import PackedCheckpoint
-from ders_core.patch import apply_patch, make_patch, rollback
+from ders_core.patch import apply_patch, make_patch, read_back, rollback
+from ders_core.patch.manifest import checksums, paint
 from ders_core.recipe import DenseBase, Recipe, Rule
 from ders_core.verify import verify
 
@@ -219,6 +223,228 @@ def test_a_tampered_manifest_is_refused(
     file.write_text(json.dumps(manifest))
     out = tmp_path / "out"
     refused(CheckpointError, words, lambda: apply_patch(other, tmp_path / "patch", out), out)
+
+
+def flip(name: str) -> Callable[[Path], Any]:
+    """Turn one bit of a file."""
+
+    def change(directory: Path) -> None:
+        data = bytearray((directory / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (directory / name).write_bytes(data)
+
+    return change
+
+
+def retold(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
+    """Change what a manifest says."""
+
+    def write(directory: Path) -> None:
+        file = directory / "ders_patch.json"
+        manifest = json.loads(file.read_text())
+        change(manifest)
+        file.write_text(json.dumps(manifest))
+
+    return write
+
+
+def renamed(new: str) -> Callable[[Path], Any]:
+    """Give the first tensor another name, everywhere in the manifest."""
+
+    def change(manifest: Any) -> None:
+        old = next(iter(manifest["pieces"]))
+        manifest["pieces"][new] = manifest["pieces"].pop(old)
+        for file, names in manifest["files"].items():
+            manifest["files"][file] = [new if name == old else name for name in names]
+
+    return retold(change)
+
+
+def refiled(new: str) -> Callable[[Path], Any]:
+    return retold(lambda m: m.update(files={new: list(m["pieces"])}))
+
+
+def planted(name: str) -> Callable[[Path], Any]:
+    """Lay a file among the side files, and name it with its true checksum."""
+
+    def change(directory: Path) -> None:
+        file = directory / "files" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"{}")
+        told = {name: hashlib.sha256(b"{}").hexdigest()}
+        retold(lambda m: m["side"].update(told))(directory)
+
+    return change
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "no side files": lambda directory: shutil.rmtree(directory / "files"),
+    "no config": lambda directory: (directory / "files" / "config.json").unlink(),
+    "another config": flip("files/config.json"),
+    "another packed manifest": flip("files/ders_manifest.json"),
+    "a side file that is a directory": lambda directory: (
+        (directory / "files" / "config.json").unlink(),
+        (directory / "files" / "config.json").mkdir(),
+    ),
+    "side file elsewhere": planted("sub/x"),
+    "side file that is a pickle": planted("pytorch_model.bin"),
+    "side file that is a patch": planted("ders_patch.json"),
+    "side file in the way": planted("ders_rollback"),
+    "hidden side file": planted(".bashrc"),
+    "side without config": retold(lambda m: m["side"].pop("config.json")),
+    "file with a NUL": refiled("a\0.safetensors"),
+    "file that is no text": refiled("\ud800.safetensors"),
+    "file with a long name": refiled(f"{'a' * 300}.safetensors"),
+    "tensor that is no text": renamed("\ud800"),
+    "tensor named as a header's word": renamed("__metadata__"),
+    "tensor with another name": renamed("another\nname"),
+    "metadata that is no text": retold(lambda m: m.update(metadata={"x": {"\ud800": ""}})),
+    "a line break in a key": retold(lambda m: m["pieces"].update({"x\ny": {"dtype": 1}})),
+    "a field too many": retold(lambda m: m.update(more=1)),
+    "a negative shape": retold(lambda m: next(iter(m["pieces"].values())).update(shape=[-1, -1])),
+}
+
+
+TOLD = r"damaged|contradicts itself|ders_patch\.json: |cannot be written|not the base of this patch"
+
+
+@pytest.fixture(scope="module")
+def applied(packed: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A patch, and beside it what came of applying it to `other`."""
+    place = tmp_path_factory.mktemp("applied")
+    export(packed, place / "patch", "patch")
+    apply_patch(other, place / "patch", place / "out")
+    return place
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused_in_one_sentence(
+    other: Path, applied: Path, tmp_path: Path, damage: str
+) -> None:
+    """In a patch and in a way back alike."""
+    shutil.copytree(applied, tmp_path / "hurt")
+    out = tmp_path / "out"
+    patch, done = tmp_path / "hurt" / "patch", tmp_path / "hurt" / "out"
+    DAMAGES[damage](patch)
+    DAMAGES[damage](done / "ders_rollback")
+    refused(DersError, TOLD, lambda: apply_patch(other, patch, out), out)
+    refused(DersError, TOLD, lambda: rollback(done, out), out)
+
+
+def test_what_a_patch_does_not_name_stays_behind(
+    packed: Path, other: Path, applied: Path, tmp_path: Path
+) -> None:
+    """Files laid into a patch reach no model, whatever they are called."""
+    shutil.copytree(applied / "patch", tmp_path / "patch")
+    for name in ("model.safetensors", "modeling_x.py", "ders_rollback"):
+        (tmp_path / "patch" / "files" / name).write_bytes(b"x")
+    apply_patch(other, tmp_path / "patch", tmp_path / "out")
+    assert files(tmp_path / "out") == files(packed)
+
+
+def test_reading_back_finds_a_changed_side_file(applied: Path, tmp_path: Path) -> None:
+    shutil.copytree(applied / "patch", tmp_path / "patch")
+    assert read_back(tmp_path / "patch") == []
+    flip("files/tokenizer.json")(tmp_path / "patch")
+    assert read_back(tmp_path / "patch") == ["'tokenizer.json' differs"]
+
+
+def test_a_packed_manifest_without_a_checksum_gives_no_patch(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "packed")
+    file = tmp_path / "packed" / "ders_manifest.json"
+    manifest = json.loads(file.read_text())
+    name = min(manifest["checksums"])
+    del manifest["checksums"][name]
+    file.write_text(json.dumps(manifest))
+    out = tmp_path / "out"
+    refused(
+        CheckpointError,
+        f"no checksum of '{name}'",
+        lambda: export(tmp_path / "packed", out, "patch"),
+        out,
+    )
+
+
+def test_the_card_names_the_base(packed: Path, other: Path, tmp_path: Path) -> None:
+    export(packed, tmp_path / "certain", "patch", base=other)
+    export(packed, tmp_path / "any", "patch")
+    certain = (tmp_path / "certain" / "README.md").read_text("utf-8")
+    assert f"{other.name} (`{TensorStore.open(other).identity[:16]}`)" in certain
+    assert "any with the same bases, packed" in (tmp_path / "any" / "README.md").read_text("utf-8")
+
+
+CONTENTS = st.tuples(
+    st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int64]),
+    st.sampled_from([(), (0,), (3,), (2, 3), (3, 2)]),
+    st.integers(0, 2),
+)
+DIRECTORIES = st.lists(  # of files, each of tensors by name
+    st.dictionaries(st.sampled_from("abcdefgh"), CONTENTS, max_size=4), min_size=1, max_size=3
+)
+
+
+def directory_of(place: Path, parts: list[Any], word: str) -> Path:
+    """A model directory as others write it: safetensors files by safetensors itself."""
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps({"word": word}))
+    (place / "notes.txt").write_text(word)
+    for number, part in enumerate(parts):
+        tensors = {
+            f"{number}.{name}": torch.full(shape, value).to(dtype)
+            for name, (dtype, shape, value) in part.items()
+        }
+        save_file(tensors, place / f"part{number}.safetensors", {"format": word})
+    return place
+
+
+@settings(max_examples=25, deadline=None)
+@given(base=DIRECTORIES, result=DIRECTORIES)
+def test_any_two_directories(
+    tmp_path_factory: pytest.TempPathFactory, base: list[Any], result: list[Any]
+) -> None:
+    """Whatever two directories hold, there and back is byte for byte; what travels is what the
+    other one does not hold, by a count with safetensors and hashlib alone."""
+    place = tmp_path_factory.mktemp("two")
+    before = directory_of(place / "base", base, "before")
+    after = directory_of(place / "result", result, "after")
+
+    def contents(directory: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
+        return {
+            name: (
+                str(tensor.dtype),
+                tuple(tensor.shape),
+                hashlib.sha256(bytes(tensor.reshape(-1).view(torch.uint8).tolist())).hexdigest(),
+            )
+            for file in directory.glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
+
+    (store, held), (target, wanted) = (
+        (TensorStore.open(directory), contents(directory)) for directory in (before, after)
+    )
+    sums = checksums(target.tensors, {}, lambda count, message: None)
+    assert sums == {name: key[2] for name, key in wanted.items()}
+    by_content = {key: name for name, key in held.items()}
+    (place / "patch").mkdir()
+    picture = paint(
+        place / "patch",
+        target,
+        sums,
+        lambda name, key: by_content.get(wanted[name]),
+        lambda count, message: None,
+        kind="patch",
+        base=store,
+    )
+    assert picture.travelling.keys() == {
+        name for name, key in wanted.items() if key not in by_content
+    }
+    done = apply_patch(before, place / "patch", place / "out")
+    assert files(place / "out") == files(after)
+    kept = {name for name, key in held.items() if key not in set(wanted.values())}
+    assert done.kept == sum(store.tensors[name].nbytes for name in kept)
+    shutil.rmtree(before)
+    rollback(place / "out", place / "back")
+    assert files(place / "back") == files(directory_of(before, base, "before"))
 
 
 def test_what_is_no_patch_and_what_was_not_patched(

@@ -16,6 +16,7 @@ from ders_core.analysis import analyze
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed import PackedCheckpoint
+from ders_core.patch import apply_patch
 from ders_core.plan import resolve
 from ders_core.recipe import Recipe, presets
 
@@ -233,6 +234,20 @@ def test_run_then_export(
     out = workspace.exports / "quantized-4bit-ders"
     assert PackedCheckpoint(out).manifest.recipe["name"] == "quantized-4bit"
     assert f"{job.result['quality']['perplexity']:.4g}" in (out / "README.md").read_text("utf-8")
+    base = app.text_input(key=f"base_{job.id}")
+    base.set_value("/proc").run()
+    app.button(key="export_patch").click().run()
+    assert "/proc" in app.error[0].value
+    base = app.text_input(key=f"base_{job.id}")
+    base.set_value(str(mixtral_dir)).run()
+    assert any(code.value.startswith(f"ders apply {mixtral_dir} ") for code in app.code)
+    app.button(key="export_patch").click().run()
+    assert not app.error
+    work()
+    on(app, "export")
+    assert "travel" in words(app)
+    apply_patch(mixtral_dir, workspace.exports / "quantized-4bit-patch", workspace.path / "applied")
+    assert PackedCheckpoint(workspace.path / "applied").manifest.recipe["name"] == "quantized-4bit"
 
 
 def test_a_run_that_fails_says_why_and_can_be_resumed(
