@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from transformers import PreTrainedModel
@@ -115,9 +115,8 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if state_dict is not None or not _is_ours(checkpoint_files, load_config):
+        if state_dict is not None or not _are_ours(checkpoint_files, load_config):
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
-        assert checkpoint_files is not None
         packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
         lazy = {own: LazyTensor(packed, name) for name, own in packed.model_names().items()}
         plain = replace(
@@ -133,12 +132,13 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _is_ours(checkpoint_files: list[str] | None, load_config: Any) -> bool:
+def _are_ours(checkpoint_files: list[str] | None, load_config: Any) -> TypeGuard[list[str]]:
     """Whether these are the files of a packed checkpoint. Those of an adapter are loaded with the
     settings of the model to which it is added, but are its own."""
     return (
         isinstance(load_config.hf_quantizer, DersQuantizer)
-        and bool(checkpoint_files)
+        and checkpoint_files is not None
+        and len(checkpoint_files) > 0
         and not Path(checkpoint_files[0]).name.startswith("adapter_model.")
     )
 
