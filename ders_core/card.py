@@ -58,11 +58,17 @@ def model_card(
             "## Quality\n",
             _quality(quality),
             "## Load\n",
-            _LOAD[form],
+            _LOAD[form].replace("AUTO", auto_class(packed.config)),
             "## Recipe\n",
             f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```\n",
         ]
     )
+
+
+def auto_class(config: Mapping[str, Any]) -> str:
+    """transformers' auto class for a model of this config."""
+    encoder = config.get("is_encoder_decoder")
+    return "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM"
 
 
 _LOAD = {
@@ -76,9 +82,9 @@ tokenizer = load_tokenizer("PATH")
 `ders synthesize PATH OUT` brings it back to the original layout, which loads anywhere.
 """,
     "dense": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AUTO, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto")
+model = AUTO.from_pretrained("PATH", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 

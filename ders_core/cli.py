@@ -75,7 +75,8 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
             ["recognised", f"{100 * summary.sure:.0f} % sure: {summary.because}"],
             *(["blocks", f"{name}: layers {own}"] for name, own in summary.stacks.items()),
             ["layers", f"{summary.layers} ({summary.moe_layers} with experts)"],
-            ["experts", f"{summary.experts} per layer, top-{summary.top_k or '?'}"],
+            ["experts", f"{summary.experts} per layer{summary.routing}"],
+            ["shared expert", summary.shared or "none"],
             ["dtype", summary.dtype + (f", stored as {summary.stored}" if summary.stored else "")],
             ["size", bytes_text(summary.bytes_total)],
             [
@@ -142,10 +143,14 @@ def analyze(
 def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
     """Predicted bytes of a recipe, group by group; nothing is written."""
     from ders_core.checkpoint import Checkpoint
+    from ders_core.decompose import DenseParent
     from ders_core.plan import resolve
-    from ders_core.recipe import load_recipe
+    from ders_core.recipe import DenseBase, load_recipe
 
-    planned = resolve(load_recipe(recipe), Checkpoint(checkpoint))
+    chosen = load_recipe(recipe)
+    if isinstance(chosen.base, DenseBase):
+        DenseParent.open(chosen.base.dense)  # refused now rather than by the run
+    planned = resolve(chosen, Checkpoint(checkpoint))
     if as_json:
         _print_json(planned.to_dict())
         return

@@ -191,6 +191,8 @@ def _write_descriptions(
             bytes_total=source.store.bytes_total,
             files=dict(source.store.files),
             metadata={name: dict(values) for name, values in source.store.metadata.items()},
+            index=source.store.index_metadata,
+            config=(source.path / "config.json").read_bytes().decode("utf-8"),
         ),
         recipe=recipe,
         groups=tuple(groups),

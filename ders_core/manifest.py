@@ -120,6 +120,10 @@ class Source(BaseModel):
     files: dict[str, tuple[str, ...]]
     """File name -> tensor names in the order in which they lay on disk."""
     metadata: dict[str, dict[str, str]]
+    index: dict[str, Any] = {}
+    """What the index of several shards said of them."""
+    config: str | None = None
+    """The text of config.json."""
 
 
 class Manifest(BaseModel):

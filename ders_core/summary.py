@@ -9,13 +9,15 @@ from typing import Any
 from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import NAMES, Checkpoint
 from ders_core.rules import spell_layers
+from ders_core.units import bytes_text
 
 
 @dataclass(frozen=True)
 class Summary:
     """bytes_total: of the weight files; bytes_experts: of the routed experts' tensors. sure: of the
     layout, from 0 to 1, and because, in words. stacks: where the blocks lie, and their layers.
-    stored: the scheme of already quantized weights."""
+    shared: what stands beside the routed experts, in words. stored: the scheme of already quantized
+    weights."""
 
     identity: str
     family: str
@@ -28,11 +30,17 @@ class Summary:
     moe_layers: int
     experts: int
     top_k: int | None
+    shared: str | None
     dtype: str
     bytes_total: int
     bytes_experts: int
     expert_share: float
     upcycled: Verdict
+
+    @property
+    def routing(self) -> str:
+        """`, top-2`; nothing where the config does not say how many experts a token gets."""
+        return f", top-{self.top_k}" if self.top_k else ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,9 +61,20 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         moe_layers=len(source.moe_layers),
         experts=source.num_experts,
         top_k=source.top_k,
+        shared=_shared(source),
         dtype=NAMES[source.dtype],
         bytes_total=source.bytes_total,
         bytes_experts=source.bytes_experts,
         expert_share=source.expert_share,
         upcycled=sampled_verdict(source),
     )
+
+
+def _shared(source: Checkpoint) -> str | None:
+    """The shared experts' bytes in all layers, and whether they could share the others' base."""
+    found = {own.name: own for layer in source.moe_layers for own in source.shared_expert(layer)}
+    if not found:
+        return None
+    alike = any(group.with_shared() is not group for group in source.groups())
+    size = bytes_text(sum(own.nbytes for own in found.values()))
+    return size + (", of the experts' shape" if alike else ", of another shape than the experts")

@@ -5,16 +5,18 @@ Same file names, tensor names, order, shapes and dtypes, same config and side fi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from ders_core.checkpoint.output import copy_files, output_directory
 from ders_core.checkpoint.writer import (
     encode_header,
+    json_text,
     tensor_bytes,
     write_file,
     write_index,
-    write_json,
+    write_text,
 )
 from ders_core.errors import CheckpointError
 from ders_core.manifest import MANIFEST
@@ -68,8 +70,18 @@ def synthesize(
             metadata = source.manifest.source.metadata.get(file, {})
             checksums |= write_file(partial / file, specs, read, metadata)
         if list(files) != ["model.safetensors"]:
-            write_index(partial, files)
-        write_json(partial / "config.json", source.config)
+            write_index(partial, files, source.manifest.source.index)
+        write_text(partial / "config.json", _config_text(source))
         copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
         progress(sum(sizes), sum(sizes), "written")
     return checksums
+
+
+def _config_text(source: PackedCheckpoint) -> str:
+    """config.json as it was; anew if it was changed since, or its text was not kept."""
+    text = source.manifest.source.config
+    try:
+        same = text is not None and json.loads(text) == source.config
+    except (ValueError, RecursionError):
+        same = False
+    return text if same and text is not None else json_text(source.config)

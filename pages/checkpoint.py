@@ -66,6 +66,9 @@ def demo_progress() -> None:
         job_panel(job)
 
 
+REST = "attention, embeddings, routers, shared experts"
+
+
 def composition(source: Checkpoint) -> None:
     """What the bytes are: one base, its repetitions, the rest."""
     base = source.expert_share / source.num_experts
@@ -73,7 +76,7 @@ def composition(source: Checkpoint) -> None:
     parts = [
         ("base", base, "var(--ders-base)", "one expert's worth in each layer"),
         ("repeated", repeated, "var(--ders-repeated)", "the other experts"),
-        ("other", 1 - source.expert_share, "var(--ders-other)", "attention, embeddings, routers"),
+        ("other", 1 - source.expert_share, "var(--ders-other)", REST),
     ]
     bars = "".join(
         f'<div style="flex:{share:.5f};background:{colour}" title="{name}: {hint}"></div>'
@@ -101,7 +104,7 @@ def first_screen(source: Checkpoint) -> None:
     verdict = summary.upcycled
     st.subheader(frame.label(source), anchor=False)
     st.markdown(
-        f"**{summary.experts} experts × {summary.moe_layers} layers, top-{summary.top_k or '?'}.** "
+        f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
         f"{verdict.sentence}"
     )
     composition(source)
@@ -190,9 +193,9 @@ def tables(source: Checkpoint) -> None:
         hide_index=True,
         column_config={
             "size": st.column_config.NumberColumn("size, MB", format="%.3g"),
-            "shapes": st.column_config.TextColumn("shapes (out × in)", width="medium"),
+            "shapes": st.column_config.TextColumn("shapes (out × in)", width="large"),
             "block": st.column_config.TextColumn(width="medium"),
-            "router": st.column_config.TextColumn(width="large"),
+            "router": st.column_config.TextColumn(width="medium"),
         },
     )
     others = source.other_tensors()

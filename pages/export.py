@@ -23,8 +23,7 @@ FORMS = {
     "dense": (
         "Original layout",
         "As large as the original. Loaded by anything that loads the original.",
-        "from transformers import AutoModelForCausalLM\n\n"
-        'model = AutoModelForCausalLM.from_pretrained({path!r}, dtype="auto")',
+        'from transformers import {auto}\n\nmodel = {auto}.from_pretrained({path!r}, dtype="auto")',
         "python",
     ),
     "patch": (
@@ -97,7 +96,7 @@ def card(job: Job, form: str) -> None:
         if language == "bash":
             code = code.format(path=shlex.quote(path), base=shlex.quote(base) if base else "BASE")
         else:
-            code = code.format(path=path)
+            code = code.format(path=path, auto=reads.auto_class(result["packed"]))
         st.code(code, language=language, wrap_lines=True)
 
 

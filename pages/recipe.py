@@ -195,7 +195,7 @@ def base_row(recipe: Recipe, source: Checkpoint) -> None:
             "experts fall into groups (see Redundancy), each group gets its own mean, as many as "
             "pay; the paper takes the dense model that they were copied from.",
         )
-        if any(group.with_shared() is not group for group in source.groups()):
+        if recipe.extended or any(own.with_shared() is not own for own in source.groups()):
             extended = st.toggle(
                 "Shared expert too",
                 recipe.extended,

@@ -31,7 +31,7 @@ def new_run() -> None:
         text = columns[1].text_input(
             "Text to evaluate on",
             str(held_out) if held_out else "",
-            placeholder="a UTF-8 text file; empty: compress and verify only",
+            placeholder="a text file; none: compress only",
             help="Held-out text: perplexity of both models, KL and agreement per token.",
         )
         tokens = columns[2].number_input("Tokens", 256, 1_000_000, 8192, step=1024)
@@ -142,6 +142,11 @@ def comparison(jobs: list[Job]) -> list[int]:
             ),
             "rel_error_delta": st.column_config.NumberColumn(
                 "‖Ŵ−W‖/‖Δ‖", format="%.3g", help="Mean over the replaced groups; measured."
+            ),
+            "rel_error_weight": st.column_config.NumberColumn(
+                "‖Ŵ−W‖/‖W‖",
+                format="%.3g",
+                help="The same against the weights: it compares runs with different bases.",
             ),
         },
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, MixtralForCausalLM
 
-from ders_core.codecs import Keep, Quantized, Sparse
+from ders_core.codecs import Quantized, Sparse
 from ders_core.compress import compress
 from ders_core.errors import CheckpointError, OutputError
 from ders_core.hf import load_model, save_packed
@@ -188,8 +188,7 @@ def test_save_packed(models: dict[str, Any], tokenizer: Any, tmp_path: Path) -> 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
     apart = (logits(loaded) - logits(model.eval())).float().norm()
     assert 0 < float(apart / logits(model).float().norm()) < 0.5
-    kept = Recipe(name="keep", rules=(Rule(codec=Keep()),))
-    save_packed(model, kept, tmp_path / "kept")
+    save_packed(model, "keep", tmp_path / "kept")  # a preset
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "kept").state_dict()
     for name, weight in model.state_dict().items():
         assert torch.equal(again[name], weight)

@@ -62,7 +62,9 @@ def clusters_sentence(clusters: Sequence[int], gain: float) -> str:
     own = np.asarray(clusters)
     count = int(own.max()) + 1
     if count < 2:
-        return f"All {len(own)} experts share one base." if len(own) > 1 else "There is one expert."
+        return (
+            f"One base serves all {len(own)} experts." if len(own) > 1 else "There is one expert."
+        )
     sets = [np.flatnonzero(own == cluster).tolist() for cluster in range(count)]
     if count <= MOST_NAMED:
         named = ": " + ", ".join("{" + _numbers(experts) + "}" for experts in sets)

@@ -83,6 +83,13 @@ class TensorStore:
                     digest.update(file.read(min(SAMPLE_BYTES, info.nbytes)))
         return digest.hexdigest()
 
+    @cached_property
+    def index_metadata(self) -> dict[str, Any]:
+        """What the index of several shards says of them."""
+        file = self.path / INDEX
+        told = read_json(file).get("metadata") if file.is_file() else None
+        return told if isinstance(told, dict) else {}
+
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config and the like: what is neither weights nor config.json."""
         skip = ("config.json", INDEX)

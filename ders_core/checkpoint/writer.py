@@ -123,22 +123,37 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
     return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside, sync, rename. Keys keep their order, so equal values give equal bytes."""
+def json_text(value: Any) -> str:
+    """JSON as it is written everywhere here. Keys keep their order."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 aside, sync, rename."""
     aside = _aside(path)
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    with open(aside, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
 
 
-def write_index(directory: Path, files: Mapping[str, Specs]) -> None:
-    """The index that transformers expects beside several shards; nothing for a single file."""
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_text` does; equal values give equal bytes."""
+    write_text(path, json_text(value))
+
+
+def write_index(
+    directory: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """The index that transformers expects beside several shards; nothing for a single file.
+
+    metadata: what else it is to say beside the size.
+    """
     if list(files) == ["model.safetensors"]:
         return
     total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
     weight_map = {name: file for file, specs in files.items() for name in specs}
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    told = {**(metadata or {}), "total_size": total}
+    index = {"metadata": told, "weight_map": dict(sorted(weight_map.items()))}
     write_json(directory / INDEX, index)

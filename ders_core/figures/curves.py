@@ -161,7 +161,7 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
         dtick=1,
         range=[lowest, 0],
     )
-    title = f"Values of the deltas, layer {layer}, {projection} (excess kurtosis {kurtosis:.3g})"
+    title = f"Delta values, layer {layer}, {projection} (excess kurtosis {kurtosis:.3g})"
     return finish(figure, title)
 
 

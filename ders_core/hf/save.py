@@ -14,13 +14,13 @@ from ders_core.compress import compress
 from ders_core.errors import DersError, OutputError
 from ders_core.hf.silence import silent
 from ders_core.progress import Progress, quiet
-from ders_core.recipe import Recipe
+from ders_core.recipe import Recipe, load_recipe
 from ders_core.report import Report
 
 
 def save_packed(
     model: PreTrainedModel,
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     out: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -29,11 +29,14 @@ def save_packed(
 ) -> Report:
     """Write the packed form of `model` to the new directory `out`.
 
+    recipe: or a preset's name, or a YAML file.
+
     The model is first saved as transformers saves it, aside on the same disk, because that is the
     layout that engines know; this takes the model's size in free space for a while. `out` appears
     whole, by a rename. Raises as `ders_core.compress.compress` does; then, or when interrupted,
     nothing is left, because there is no checkpoint from which a run could be continued.
     """
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     target = Path(out).expanduser()
     if target.exists() or target.is_symlink():
         raise OutputError(f"{target} exists; choose another name or remove it first")
@@ -48,7 +51,7 @@ def save_packed(
             model.save_pretrained(saved)
             if tokenizer is not None:
                 tokenizer.save_pretrained(saved)
-        report = compress(saved, packed, recipe, device=device, progress=progress)
+        report = compress(saved, packed, chosen, device=device, progress=progress)
         os.rename(packed, target)
         sync_directory(target.parent)
     except DersError as error:  # names a place that is about to vanish

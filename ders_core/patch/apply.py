@@ -16,7 +16,6 @@ from ders_core.patch.manifest import (
     Piece,
     checksums,
     develop,
-    digest,
     paint,
 )
 from ders_core.progress import Progress, quiet
@@ -57,14 +56,17 @@ def apply_patch(
             return CheckpointError(
                 f"{directory}: {name!r} is missing or damaged; copy the patch again"
             )
-        wanted = picture.base or digest(
-            {own: part.sha256 for own, part in picture.pieces.items() if part.name is not None}
-        )
-        called = f" ({picture.base_name!r})" if picture.base_name else ""
+        if picture.base is not None:
+            called = f" ({picture.base_name!r})" if picture.base_name else ""
+            wanted = f"give the base with the identity {picture.base[:16]}{called}"
+        else:
+            wanted = (
+                "it goes on a packed checkpoint with the same bases; for another base, export it "
+                "with --base"
+            )
         return CheckpointError(
             f"{store.path} is not the base of this patch: it lacks {piece.name!r} "
-            f"{piece.dtype} {list(piece.shape)} as the patch needs it; give the base with the "
-            f"identity {wanted[:16]}{called}"
+            f"{piece.dtype} {list(piece.shape)} as the patch needs it; {wanted}"
         )
 
     taken = {piece.name for piece in picture.pieces.values()}

@@ -303,9 +303,3 @@ def travelling(directory: Path, picture: Picture) -> dict[str, TensorInfo]:
             if file.is_file():
                 found |= read_header(file)[0]
     return found
-
-
-def digest(values: Mapping[str, Any]) -> str:
-    """A short name for what a patch needs, for messages."""
-    text = "\n".join(f"{key} {values[key]}" for key in sorted(values))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import streamlit as st
 
+from ders_core import card
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.store import read_json
 from ders_core.errors import DersError
 from ders_core.packed import PackedCheckpoint
 from ders_core.patch.make import delta_tensors
@@ -46,6 +48,14 @@ def delta_bytes(path: str) -> int:
     """Bytes of a packed checkpoint's deltas. Raises DersError."""
     allowed = workspace().check_allowed(Path(path))
     return _delta_bytes(str(allowed), _stamp(allowed))
+
+
+def auto_class(path: str) -> str:
+    """transformers' auto class for a packed directory; the causal LMs' if that is gone."""
+    try:
+        return card.auto_class(read_json(workspace().check_allowed(Path(path)) / "config.json"))
+    except DersError:
+        return card.auto_class({})
 
 
 @st.cache_data(show_spinner=False, max_entries=16)

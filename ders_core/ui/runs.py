@@ -19,6 +19,7 @@ COLUMNS = {
     "top1_agreement": "same top token",
     "routing_agreement": "same experts",
     "rel_error_delta": "‖Ŵ−W‖/‖Δ‖",
+    "rel_error_weight": "‖Ŵ−W‖/‖W‖",
 }
 
 
@@ -27,7 +28,11 @@ def row(job: Job) -> dict[str, Any]:
     result = job.result or {}
     quality = result.get("quality") or {}
     entries = (result.get("report") or {}).get("entries") or []
-    replaced = [entry["rel_error_delta"] for entry in entries if entry["codec"] != "keep"]
+    replaced = [entry for entry in entries if entry["codec"] != "keep"]
+
+    def mean(error: str) -> float:
+        return sum(entry[error] for entry in replaced) / len(replaced) if replaced else 0.0
+
     perplexity, reference = quality.get("perplexity"), quality.get("reference_perplexity")
     return {
         "id": job.id,
@@ -41,7 +46,8 @@ def row(job: Job) -> dict[str, Any]:
         "kl": quality.get("kl"),
         "top1_agreement": quality.get("top1_agreement"),
         "routing_agreement": quality.get("routing_agreement"),
-        "rel_error_delta": sum(replaced) / len(replaced) if replaced else 0.0,
+        "rel_error_delta": mean("rel_error_delta"),
+        "rel_error_weight": mean("rel_error_weight"),
     }
 
 

@@ -141,7 +141,7 @@ def test_clusters_are_in_the_tables(
     told = found.about_clusters(0, "up")
     assert told.startswith("2 groups of experts: {0, 3, 4, 6}, {1, 2, 5, 7}; ")
     assert f"{float(left):.2g} × the delta energy" in told
-    assert found.about_clusters(1, "up") == "All 8 experts share one base."
+    assert found.about_clusters(1, "up") == "One base serves all 8 experts."
 
 
 def test_tables_of_version_1_get_their_clusters(

@@ -150,4 +150,4 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
     assert "Layer 1, down" in page
     assert 'src="http' not in page
     assert page.count("plotly.js v") == 1
-    assert page.count("All 4 experts share one base.") == len(analysis.groups)
+    assert page.count("One base serves all 4 experts.") == len(analysis.groups)

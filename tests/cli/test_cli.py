@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.units import bytes_text
 
 
 def ders(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -51,7 +52,25 @@ def test_info(qwen2_moe_dir: Path) -> None:
     assert told["expert_share"] == pytest.approx(told["bytes_experts"] / told["bytes_total"])
     assert told["upcycled"]["verdict"] == "upcycled"
     assert told["upcycled"]["mean_cosine"] > 0.9
-    assert "qwen2_moe" in ders("info", qwen2_moe_dir).stdout
+    shared = [own for layer in checkpoint.moe_layers for own in checkpoint.shared_expert(layer)]
+    assert shared
+    assert told["shared"].startswith(bytes_text(sum(own.nbytes for own in shared)))
+    printed = ders("info", qwen2_moe_dir).stdout
+    assert "qwen2_moe" in printed
+    assert "6 per layer, top-2" in printed
+    assert told["shared"] in printed
+
+
+def test_plan_opens_the_dense_parent(mixtral_dir: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    for parent in (tmp_path / "nowhere", mixtral_dir):
+        recipe.write_text(
+            f"name: r\nbase: {{dense: {parent}}}\nrules: [{{codec: quantized, bits: 2}}]"
+        )
+        refused = ders("plan", mixtral_dir, "--recipe", recipe)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("ders: ")
+        assert refused.stderr.count("\n") == 1
 
 
 def test_plan_tells_the_bytes_that_compress_writes(mixtral_dir: Path, packed: Path) -> None:

@@ -11,8 +11,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import transformers
 import yaml
+from transformers import SwitchTransformersConfig
 
+from ders_core.card import auto_class
 from ders_core.checkpoint import TensorStore
 from ders_core.compress import compress
 from ders_core.errors import Cancelled, DersError, OutputError
@@ -113,6 +116,13 @@ def test_the_card(
     assert "2503.01359" in body
     assert ("from_pretrained" in body) == (format == "dense")
     assert ("ders synthesize" in body) == (format == "packed")
+
+
+def test_the_card_names_the_class_that_loads_it() -> None:
+    assert auto_class({"model_type": "mixtral"}) == "AutoModelForCausalLM"
+    switch = {"model_type": "switch_transformers", "is_encoder_decoder": True}
+    assert auto_class(switch) == "AutoModelForSeq2SeqLM"
+    assert getattr(transformers, auto_class(switch))._model_mapping[SwitchTransformersConfig]
 
 
 def test_the_card_without_measurements(packed_dir: Path, tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def test_any_other_base_is_refused(
     save_file(tensors, changed / "model.safetensors", {"format": "pt"})
     out = tmp_path / "out"
     for wrong, words in (
-        (qwen2_moe_dir, "not the base of this patch.*identity"),
-        (dense_parent_dir, "not the base of this patch.*identity"),
+        (qwen2_moe_dir, "not the base of this patch.*same bases"),
+        (dense_parent_dir, "not the base of this patch.*same bases"),
         (changed, f"not the base of this patch: it lacks '{name}'"),
     ):
         refused(

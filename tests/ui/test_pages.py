@@ -102,7 +102,7 @@ def test_analysis_is_a_job_and_then_the_pages_show_it(
     work()
     on(app, "redundancy")
     assert "share one start" in words(app)
-    assert "All 4 experts share one base." in words(app)
+    assert "One base serves all 4 experts." in words(app)
     assert len(app.get("plotly_chart")) >= 4
     app.selectbox(key="red_layer").set_value(1).run()
     assert not app.exception
@@ -144,7 +144,7 @@ def test_redundancy_names_the_experts_that_share_a_base(
     assert "set base: {clusters: auto} in the recipe" in told
     app.selectbox(key="red_layer").set_value(1).run()
     assert not app.exception
-    assert "All 8 experts share one base." in words(app)
+    assert "One base serves all 8 experts." in words(app)
 
 
 def test_redundancy_of_layers_that_lack_a_projection(
