@@ -1,4 +1,4 @@
-"""`keep`: the experts stay as they are, bit for bit."""
+"""`keep`: the group stays as it is, under its original names, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import ClassVar
 import torch
 
 from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import Codec, EncodeContext, Parts, register
+from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
 
 
 @register
-class Keep(Codec):
-    """No decomposition. A group that is kept whole stays under its original names, so no weight
-    of it ever reaches this codec; an expert that is kept among others is stored as it is."""
+class Keep(DeltaCodec):
+    """No decomposition: the writer copies the experts, so no delta ever reaches this codec."""
 
     name: ClassVar[str] = "keep"
     summary: ClassVar[str] = "Leaves the experts as they are, bit for bit."
@@ -27,10 +26,10 @@ class Keep(Codec):
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         return {"weight": TensorSpec(dtype, shape)}
 
-    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        return {"weight": weight}
+    def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
+        return {"weight": delta.to(context.dtype)}
 
-    def unpack(
-        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        return parts["weight"]
+        return parts["weight"].float()
