@@ -193,9 +193,7 @@ def tables(source: Checkpoint) -> None:
         hide_index=True,
         column_config={
             "size": st.column_config.NumberColumn("size, MB", format="%.3g"),
-            "shapes": st.column_config.TextColumn("shapes (out × in)", width="large"),
-            "block": st.column_config.TextColumn(width="medium"),
-            "router": st.column_config.TextColumn(width="medium"),
+            "shapes": st.column_config.TextColumn("shapes (out × in)"),
         },
     )
     others = source.other_tensors()

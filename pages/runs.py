@@ -117,7 +117,7 @@ def comparison(jobs: list[Job]) -> list[int]:
             **{name: 100 * done[name].astype(float) for name in PERCENT},
         ),
         hide_index=True,
-        column_order=shown,
+        column_order=[name for name in shown if done[name].notna().any()],  # what was measured
         key="runs_table",
         on_select="rerun",
         selection_mode="multi-row",
