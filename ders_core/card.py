@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from ders_core.codecs import make_codec
 from ders_core.packed import PackedCheckpoint
 from ders_core.units import bytes_text, share_text
 
@@ -30,7 +29,7 @@ def model_card(
         {"library_name": "transformers", "tags": ["ders", "mixture-of-experts", form]},
         sort_keys=False,
     )
-    codecs = sorted({make_codec(group.codec).label for group in packed.manifest.groups})
+    codecs = sorted({group.group_codec().label for group in packed.manifest.groups})
     rows = [
         ("Original weight files", bytes_text(source.bytes_total)),
         ("This checkpoint's weight files", bytes_text(bytes_written)),

@@ -102,7 +102,7 @@ def analyze(
     """Similarity of experts, norms of deltas, and with --spectra their singular values."""
     from ders_core.analysis import analyze as run_analysis
     from ders_core.checkpoint import Checkpoint
-    from ders_core.recipe import parse_layers
+    from ders_core.recipe import parse_numbers
     from ders_core.redundancy_report import SUFFIXES, write_report
 
     if output is not None and output.suffix not in SUFFIXES:
@@ -111,7 +111,7 @@ def analyze(
         raise OutputError(f"{output} exists already; choose another name or remove it")
     source = Checkpoint(checkpoint)
     try:
-        ranges = parse_layers(layers)
+        ranges = parse_numbers(layers)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--layers") from error
     chosen = None if ranges is None else [n for numbers in ranges for n in numbers]
@@ -296,6 +296,50 @@ def evaluate(
         if measured.get(key) is not None
     ]
     _print_table(["", ""], rows)
+
+
+@app.command()
+def calibrate(
+    checkpoint: CheckpointArg,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="a new .safetensors file")
+    ],
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read")],
+    device: DeviceOption = "auto",
+    max_tokens: Annotated[int, typer.Option(min=1, help="stop after so many tokens")] = 8192,
+    window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,
+    as_json: JsonFlag = False,
+) -> None:
+    """What experts are multiplied with, and how often each is chosen: for codecs to use."""
+    from ders_core.calibrate import calibrate as run_calibrate
+
+    with progress_bar("calibrate", hidden=as_json) as progress:
+        found = run_calibrate(
+            checkpoint,
+            output,
+            text=text,
+            device=device,
+            max_tokens=max_tokens,
+            window=window,
+            progress=progress,
+        )
+    shares = {layer: found.use(layer) for layer in found.layers}
+    most = max(float(share.max()) for share in shares.values())
+    least = min(float(share.min()) for share in shares.values())
+    if as_json:
+        told = {"layers": found.layers, "tokens": found.tokens}
+        _print_json(told | {"most_chosen": most, "least_chosen": least})
+        return
+    _print_table(
+        ["", ""],
+        [
+            ["layers", str(len(shares))],
+            ["tokens", str(found.tokens)],
+            ["most chosen expert", f"{share_text(most)} of its layer's choices"],
+            ["least chosen expert", f"{share_text(least)} of its layer's choices"],
+        ],
+    )
+    print(f"written: {output}")
 
 
 @app.command()

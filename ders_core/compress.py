@@ -8,6 +8,7 @@ task computes on one thread, whatever runs it and however many run beside it.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ from ders_core.manifest import (
     Source,
     public_recipe,
 )
+from ders_core.moments import Calibration
 from ders_core.plan import METADATA, Plan, PlanEntry, carried_specs, resolve
 from ders_core.progress import Progress, quiet
 from ders_core.recipe import DenseBase, Recipe
@@ -72,11 +74,15 @@ def compress(
     source = Checkpoint(checkpoint)
     plan = resolve(recipe, source)
     dense = str(recipe.base.dense) if isinstance(recipe.base, DenseBase) else None
+    base = recipe.base if isinstance(recipe.base, str) else "mean"
     parent = DenseParent.open(dense) if dense else None
+    if recipe.calibration is not None:
+        Calibration.open(recipe.calibration).check(source)
     work = {
         "format_version": FORMAT_VERSION,
         "checkpoint": source.identity,
         "dense": parent.store.identity if parent else None,
+        "calibration": _sha256(recipe.calibration) if recipe.calibration else None,
         "recipe": public_recipe(recipe),
         "device": device,
     }
@@ -90,10 +96,12 @@ def compress(
                 str(source.path),
                 entry.layer,
                 entry.projection,
-                entry.codec.dump(),
+                *entry.codec.dump(),
                 recipe.seed,
+                base,
                 dense,
                 recipe.clusters,
+                str(recipe.calibration) if recipe.calibration else None,
                 recipe.extended,
                 device,
                 str(staged[entry.key]),
@@ -115,6 +123,11 @@ def compress(
         shutil.rmtree(staging)
     seconds = time.monotonic() - started
     return Report(tuple(entries), plan.bytes_before, bytes_after, device, seconds)
+
+
+def _sha256(path: Path) -> str:
+    with open(path.expanduser(), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _staged_path(staging: Path, entry: PlanEntry) -> Path:
@@ -149,6 +162,8 @@ def _assemble(
                 projection=entry.projection,
                 prefix=group.prefix,
                 codec=note["codec"],
+                uses=note["uses"],
+                lengths=note["lengths"],
                 shape=group.shape,
                 dtype=NAMES[group.dtype],
                 experts=tuple(map(PackedSource.of, group.experts)),

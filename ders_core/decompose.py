@@ -6,7 +6,7 @@ rounding is part of the deltas and not everybody's error. One expert is in memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,27 +47,56 @@ class Decomposition:
         """Δ_i = W_i − W_base `[out, in]` float32."""
         return self.weight(expert).float().sub_(self.base_of(expert).float())
 
-    def deltas(self) -> Iterator[torch.Tensor]:
-        for expert in range(self.group.shape[0]):
-            yield self.delta(expert)
+    def deltas(self, experts: Sequence[int] | None = None) -> Iterable[torch.Tensor]:
+        """Those of `experts` (all), one at a time; may be gone through more than once."""
+        return _Deltas(self, range(self.group.shape[0]) if experts is None else experts)
 
 
-def mean_base(group: ExpertGroup, members: Sequence[int] | None = None) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Deltas:
+    decomposition: Decomposition
+    experts: Sequence[int]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return map(self.decomposition.delta, self.experts)
+
+
+def mean_base(
+    group: ExpertGroup,
+    members: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+) -> torch.Tensor:
     """The experts' mean `[out, in]` in storage dtype: it minimises Σ‖Δ_i‖². Summed in float32.
 
-    members: of these experts only.
+    members: of these experts only. weights: of each of them, by how much it counts.
     """
     experts, out, width = group.shape
     chosen = range(experts) if members is None else members
     base = torch.empty(out, width, dtype=group.dtype)
+    for rows in _row_chunks(out, width):
+        total = torch.zeros(rows.stop - rows.start, width, dtype=torch.float32)
+        for number, expert in enumerate(chosen):
+            part = group.read(expert, rows).float()
+            total += part if weights is None else part * weights[number]
+        base[rows] = (total / (len(chosen) if weights is None else sum(weights))).to(group.dtype)
+    return base
+
+
+def median_base(group: ExpertGroup) -> torch.Tensor:
+    """The experts' elementwise median `[out, in]`, the lower one of two: it minimises Σ|Δ_i|, and at
+    every place one delta is zero."""
+    experts, out, width = group.shape
+    base = torch.empty(out, width, dtype=group.dtype)
+    for rows in _row_chunks(out, width * experts):
+        stacked = torch.stack([group.read(expert, rows).float() for expert in range(experts)])
+        base[rows] = stacked.median(0).values.to(group.dtype)
+    return base
+
+
+def _row_chunks(out: int, width: int) -> Iterator[slice]:
     step = max(1, CHUNK_VALUES // max(width, 1))
     for begin in range(0, out, step):
-        rows = slice(begin, min(begin + step, out))
-        total = torch.zeros(rows.stop - begin, width, dtype=torch.float32)
-        for expert in chosen:
-            total += group.read(expert, rows).float()
-        base[rows] = (total / len(chosen)).to(group.dtype)
-    return base
+        yield slice(begin, min(begin + step, out))
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,21 @@ def around_mean(group: ExpertGroup, device: torch.device | str = "cpu") -> Decom
     return _finite(Decomposition(group, mean_base(group).to(device)))
 
 
+def around_median(group: ExpertGroup, device: torch.device | str = "cpu") -> Decomposition:
+    """Decompose against the experts' elementwise median."""
+    return _finite(Decomposition(group, median_base(group).to(device)))
+
+
+def around_routed(
+    group: ExpertGroup, tokens: Sequence[int], device: torch.device | str = "cpu"
+) -> Decomposition:
+    """Decompose against the experts' mean, each weighted by the share of tokens that chose it:
+    what is used most gets the smallest delta. tokens: of each expert; if all are 0, the mean."""
+    total = sum(tokens)
+    weights = [count / total for count in tokens] if total else None
+    return _finite(Decomposition(group, mean_base(group, weights=weights).to(device)))
+
+
 def around_means(
     group: ExpertGroup, assignment: Sequence[int], device: torch.device | str = "cpu"
 ) -> Decomposition:
@@ -165,8 +209,3 @@ def _finite(decomposition: Decomposition) -> Decomposition:
             "too large; keep this group as it is (codec: keep)"
         )
     return decomposition
-
-
-def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Synthesis (DeRS eq. 2): Ŵ = W_base + F(Δ), added in float32, in the base's dtype."""
-    return delta.add_(base.float()).to(base.dtype)

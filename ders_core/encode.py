@@ -15,18 +15,21 @@ import torch
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
 from ders_core.checkpoint.writer import write_json, write_tensors
 from ders_core.clusters import cluster, delta_gram
-from ders_core.codecs import DeltaCodec, EncodeContext, Keep, make_codec
+from ders_core.codecs import EncodeContext, Parts
 from ders_core.codecs.prng import expert_seed
 from ders_core.decompose import (
     Decomposition,
     DenseParent,
     around_mean,
     around_means,
-    combine,
+    around_median,
+    around_routed,
     from_parent,
 )
 from ders_core.errors import CheckpointError
-from ders_core.measure import relative_errors, squared
+from ders_core.measure import output_squared, relative_errors, squared
+from ders_core.moments import Calibration
+from ders_core.parts import GroupCodec
 from ders_core.report import ReportEntry
 
 T = TypeVar("T")
@@ -39,13 +42,35 @@ class EncodeTask:
     checkpoint: str
     layer: int
     projection: str
-    codec: dict[str, Any]
+    codec: Any
+    uses: tuple[int, ...] | None
     seed: int
+    base: str
     dense: str | None
     clusters: int | Literal["auto"] | None
+    calibration: str | None
     extended: bool
     device: str
     staged: str
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A group against one base. error: Σ‖Ŵ−W‖²; errors: relative to Σ‖Δ‖² and Σ‖W‖²; output: √ of
+    E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments."""
+
+    base: str
+    bases: tuple[int, ...] | None
+    codec: GroupCodec
+    tensors: dict[str, torch.Tensor]
+    lengths: dict[str, tuple[int, ...]]
+    errors: tuple[float, float]
+    output: float | None
+
+    @property
+    def loss(self) -> float:
+        """What a choice of bases makes small: the error of outputs, if known, else of weights."""
+        return self.errors[1] if self.output is None else self.output
 
 
 def encode_group(task: EncodeTask) -> ReportEntry:
@@ -53,17 +78,19 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     started = time.monotonic()
     checkpoint: Checkpoint = _opened(Checkpoint, task.checkpoint, _stamp(task.checkpoint))
     group = checkpoint.group(task.layer, task.projection, task.extended)
-    codec = make_codec(task.codec)
-    bases: tuple[int, ...] | None = None
-    errors = (0.0, 0.0)
+    codec = GroupCodec.load(task.codec, task.uses, group.shape[0])
+    others: dict[str, float] = {}
     with one_thread(), torch.inference_mode():
-        if isinstance(codec, Keep):
-            parts = {"weight": group.read()}
+        if codec.keeps:
+            kept = {"weight": group.read()}
+            best = _Encoded("none", None, codec, kept, {}, (0.0, 0.0), None)
         else:
-            decomposition = _decompose(group, task)
-            bases = decomposition.bases
-            codec = codec.fit(decomposition.deltas())
-            parts, errors = _encode_experts(decomposition, codec, task.seed)
+            tried = [
+                _encode(kind, split, codec, task) for kind, split in _decompositions(group, task)
+            ]
+            best = min(tried, key=lambda own: own.loss)
+            others = {own.base: own.errors[1] for own in tried if own is not best}
+        parts = dict(best.tensors)
         if group.biases:
             parts["bias"] = group.read_biases()
     named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
@@ -71,13 +98,23 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     write_tensors(path, named)
     entry = ReportEntry(
         *group.key,
-        codec.label,
+        best.codec.label,
         group.nbytes,
         sum(tensor.nbytes for tensor in named.values()),
-        *errors,
+        *best.errors,
         time.monotonic() - started,
+        best.base,
+        others,
+        best.output,
     )
-    note = {"entry": asdict(entry), "codec": codec.dump(), "bases": bases}
+    told, uses = best.codec.dump()
+    note = {
+        "entry": asdict(entry),
+        "codec": told,
+        "uses": uses,
+        "lengths": best.lengths,
+        "bases": best.bases,
+    }
     write_json(path.with_suffix(".json"), note)
     return entry
 
@@ -94,48 +131,77 @@ def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def _decompose(group: ExpertGroup, task: EncodeTask) -> Decomposition:
+def _decompositions(group: ExpertGroup, task: EncodeTask) -> Iterator[tuple[str, Decomposition]]:
+    """The bases that are asked for, by name, one at a time."""
     if task.dense:
         parent: DenseParent = _opened(DenseParent.open, task.dense, _stamp(task.dense))
-        return from_parent(group, parent, task.device)
-    if task.clusters is None:
-        return around_mean(group, task.device)
-    count = None if task.clusters == "auto" else task.clusters
-    found = cluster(delta_gram(group), count, bits=8 * group.dtype.itemsize)
-    if found.count == 1:
-        return around_mean(group, task.device)
-    return around_means(group, found.assignment, task.device)
+        yield "dense", from_parent(group, parent, task.device)
+    elif task.clusters is not None:
+        count = None if task.clusters == "auto" else task.clusters
+        found = cluster(delta_gram(group), count, bits=8 * group.dtype.itemsize)
+        if found.count > 1:
+            yield "clusters", around_means(group, found.assignment, task.device)
+        else:
+            yield "mean", around_mean(group, task.device)
+    else:
+        auto = task.base == "auto"
+        if auto or task.base == "mean":
+            yield "mean", around_mean(group, task.device)
+        if auto or task.base == "median":
+            yield "median", around_median(group, task.device)
+        if task.calibration and (auto or task.base == "routed"):
+            yield "routed", around_routed(group, _tokens(group, task.calibration), task.device)
 
 
-def _encode_experts(
-    decomposition: Decomposition, codec: DeltaCodec, seed: int
-) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
-    """The base and all parts stacked over the experts, on the CPU; and the two relative errors."""
+def _tokens(group: ExpertGroup, calibration: str) -> list[int]:
+    """How many tokens each expert saw; a shared one sees all."""
+    measured = Calibration.open(calibration)
+    routed = [int(count) for count in measured.routed(group.layer)]
+    return routed + [measured.tokens] * (group.shape[0] - len(routed))
+
+
+def _encode(
+    base: str, decomposition: Decomposition, codec: GroupCodec, task: EncodeTask
+) -> _Encoded:
+    """The base and all parts over the experts, on the CPU; and the errors."""
     group = decomposition.group
-    shape = (group.shape[1], group.shape[2])
-    stacked = {
-        name: torch.empty(group.shape[0], *spec.shape, dtype=spec.dtype)
-        for name, spec in codec.parts(shape, group.dtype).items()
-    }
-    error = delta_energy = weight_energy = 0.0
+    moments = None
+    if task.calibration:
+        moments = Calibration.open(task.calibration).moments(group.layer, group.projection)
+        moments = None if moments is None else moments.to(task.device)
+    fitted = codec.fit(decomposition.deltas)
+    error = delta_energy = weight_energy = output = whole = 0.0
+    parts: list[Parts] = []
     for expert in range(group.shape[0]):
-        weight, base = decomposition.weight(expert).float(), decomposition.base_of(expert)
-        delta = weight - base.float()
-        context = EncodeContext(group.dtype, expert_seed(seed, *group.key, expert))
-        parts = codec.encode(delta, context)
-        for name, tensor in parts.items():
-            stacked[name][expert] = tensor.cpu()
-        synthesized = combine(base, codec.decode(parts, shape, context)).float()
+        weight, own = decomposition.weight(expert), decomposition.base_of(expert)
+        seed = expert_seed(task.seed, *group.key, expert)
+        context = EncodeContext(group.dtype, seed, moments)
+        coder = fitted.expert(expert)
+        encoded = coder.pack(weight, own, context)
+        synthesized = coder.unpack(encoded, own, context)
+        parts.append({name: tensor.cpu() for name, tensor in encoded.items()})
         if not bool(torch.isfinite(synthesized).all()):
             raise CheckpointError(
                 f"{group.expert_name(expert)}: its values are too large for codec "
-                f"{codec.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
+                f"{coder.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
             )
-        error += squared(synthesized - weight)
-        delta_energy += squared(delta)
-        weight_energy += squared(weight)
-    base = decomposition.base.cpu()
-    return {"base": base, **stacked}, relative_errors(error, delta_energy, weight_energy)
+        lost = synthesized.float() - weight.float()
+        error += squared(lost)
+        delta_energy += squared(weight.float() - own.float())
+        weight_energy += squared(weight.float())
+        if moments is not None:
+            output += output_squared(lost, moments)
+            whole += output_squared(weight, moments)
+    stacked, lengths = fitted.stack(parts)
+    return _Encoded(
+        base,
+        decomposition.bases,
+        fitted,
+        {"base": decomposition.base.cpu(), **stacked},
+        lengths,
+        relative_errors(error, delta_energy, weight_energy),
+        (output / whole) ** 0.5 if whole else None,
+    )
 
 
 @contextmanager

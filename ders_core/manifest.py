@@ -20,10 +20,12 @@ from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.checkpoint.store import read_json
 from ders_core.errors import CheckpointError
+from ders_core.parts import GroupCodec
 from ders_core.recipe import DenseBase, Recipe
 
 MANIFEST = "ders_manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
 QUANT_METHOD = "ders"
 
 
@@ -95,8 +97,13 @@ class PackedGroup(BaseModel):
     projection: str
     prefix: str
     """The parts are the tensors `<prefix>.<part>`; the base is `<prefix>.base`."""
-    codec: dict[str, Any]
-    """With the codec `keep` there is no base, and `<prefix>.weight` holds the weights."""
+    codec: dict[str, Any] | tuple[dict[str, Any], ...]
+    """With the codec `keep` there is no base, and `<prefix>.weight` holds the weights. Several
+    codecs have the parts `<prefix>.<number>.<part>`."""
+    uses: tuple[int, ...] | None = None
+    """With several codecs, which one is whose."""
+    lengths: dict[str, tuple[int, ...]] = {}
+    """Of parts that are as long as the data wanted: the length of each expert that has one."""
     shape: tuple[int, int, int]
     """(experts, out, in)"""
     dtype: str
@@ -108,6 +115,10 @@ class PackedGroup(BaseModel):
     """The scheme of codes in which the source holds the weights; its scales are carried over."""
     bases: tuple[int, ...] | None = None
     """With several bases, `<prefix>.base` is `[bases, out, in]`; this is which one is whose."""
+
+    def group_codec(self) -> GroupCodec:
+        """Raises CodecError if it is not one."""
+        return GroupCodec.load(self.codec, self.uses, self.shape[0])
 
 
 class Source(BaseModel):
@@ -144,13 +155,14 @@ class Manifest(BaseModel):
         """Raises CheckpointError if it is missing, malformed or of an unknown version."""
         data = read_json(directory / MANIFEST)
         version = data.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise CheckpointError(
-                f"{directory} was packed in format version {version}; this program reads version "
-                f"{FORMAT_VERSION}, so install the version of ders-studio that wrote it"
+                f"{directory} was packed in format version {version}; this program reads versions "
+                f"{READABLE[0]} to {READABLE[-1]}, so install the version of ders-studio that "
+                "wrote it"
             )
         try:
-            manifest = cls.model_validate(data)
+            manifest = cls.model_validate(_upgraded(data) if version == 1 else data)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -180,14 +192,25 @@ class Manifest(BaseModel):
         return manifest
 
 
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of version 1 as version 2 says it: positions had forms of fixed length."""
+    for group in data.get("groups") or ():
+        codec = group.get("codec") if isinstance(group, dict) else None
+        if isinstance(codec, dict) and codec.get("method") == "magnitude":
+            codec["positions"] = "fixed"
+    return data
+
+
 def _numbers_bases(bases: tuple[int, ...], experts: int) -> bool:
     """Whether every expert has a base, and every base an expert."""
     return len(bases) == experts and set(bases) == set(range(max(bases) + 1))
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it travels: a dense parent by its name alone, not by a path of this machine."""
+    """The recipe as it travels: other files by their names alone, not by paths of this machine."""
     if isinstance(recipe.base, DenseBase):
         named = DenseBase(dense=Path(recipe.base.dense.name))
         recipe = recipe.model_copy(update={"base": named})
+    if recipe.calibration is not None:
+        recipe = recipe.model_copy(update={"calibration": Path(recipe.calibration.name)})
     return recipe.model_dump(mode="json")

@@ -17,3 +17,10 @@ def relative_errors(error: float, delta_energy: float, weight_energy: float) -> 
         (error / delta_energy) ** 0.5 if delta_energy else 0.0,
         (error / weight_energy) ** 0.5 if weight_energy else 0.0,
     )
+
+
+def output_squared(error: torch.Tensor, moments: torch.Tensor) -> float:
+    """E‖E·x‖² of inputs with the second moments `[in, in]`, or `[in]` their diagonal."""
+    own = error.float()
+    heavy = own * moments if moments.dim() == 1 else own @ moments
+    return max(float((heavy * own).sum(dtype=torch.float64)), 0.0)

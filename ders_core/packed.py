@@ -23,12 +23,11 @@ from ders_core.checkpoint.matrix import Slot
 from ders_core.checkpoint.quantized import SCHEMES, QuantizedWeight, Scheme, declared, detect
 from ders_core.checkpoint.reader import numbers_dtype
 from ders_core.checkpoint.store import read_json
-from ders_core.codecs import DeltaCodec, EncodeContext, Keep, make_codec
+from ders_core.codecs import EncodeContext
 from ders_core.codecs.prng import expert_seed
-from ders_core.decompose import combine
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.manifest import MANIFEST, QUANT_METHOD, Manifest, PackedGroup
-from ders_core.parts import packed_parts
+from ders_core.parts import GroupCodec, packed_parts
 
 KEPT_BASES = 3
 """gate, up and down of one layer: checkpoints list an expert's projections side by side."""
@@ -87,7 +86,7 @@ class PackedCheckpoint:
         self.manifest = Manifest.read(self.store.path)
         self._seed = int(self.manifest.recipe.get("seed", 0))
         self._packed: dict[str, _Packed] = {}
-        self._codecs: dict[str, DeltaCodec] = {}
+        self._codecs: dict[str, GroupCodec] = {}
         for group in self.manifest.groups:
             self._codecs[group.prefix] = self._check(group)
             self._place(group)
@@ -210,15 +209,17 @@ class PackedCheckpoint:
     ) -> torch.Tensor:
         """Ŵ_i `[out, in]` of one expert, in the group's dtype."""
         codec, dtype = self._codecs[group.prefix], DTYPES[group.dtype]
-        if isinstance(codec, Keep):
+        if codec.keeps:
             return self._row(group, "weight", expert).to(device)
+
+        def read(part: str, rows: slice) -> torch.Tensor:
+            return self._info(f"{group.prefix}.{part}").read(rows).to(device)
+
         shape = (group.shape[1], group.shape[2])
-        parts = {
-            part: self._row(group, part, expert).to(device) for part in codec.parts(shape, dtype)
-        }
+        parts = codec.take(expert, read, shape, dtype, group.lengths)
         seed = expert_seed(self._seed, group.layer, group.projection, expert)
-        delta = codec.decode(parts, shape, EncodeContext(dtype, seed))
-        return combine(self._base(group, expert, device), delta)
+        base = self._base(group, expert, device)
+        return codec.expert(expert).unpack(parts, base, EncodeContext(dtype, seed))
 
     def base(self, group: PackedGroup, expert: int = 0) -> torch.Tensor | None:
         """The base `[out, in]` of one expert, in the group's dtype; None with the codec `keep`."""
@@ -260,19 +261,25 @@ class PackedCheckpoint:
             raise CheckpointError(f"{self.path} has no tensor {name!r}")
         return info
 
-    def _check(self, group: PackedGroup) -> DeltaCodec:
+    def _check(self, group: PackedGroup) -> GroupCodec:
         """The group's codec, if the parts on disk are exactly what it would have written."""
         where = f"{self.path}: layer {group.layer}, {group.projection}"
         try:
-            codec = make_codec(group.codec)
+            codec = group.group_codec()
         except CodecError as error:
             raise CheckpointError(f"{where}: {error}") from error
         dtype = DTYPES.get(group.dtype)
-        if dtype is None or not codec.exact:
+        fits = dtype is not None and codec.fits(group.lengths, group.shape[1:], dtype)
+        if dtype is None or not fits or not codec.settled:
             raise CheckpointError(f"{where}: the manifest is malformed; copy the directory again")
         bases = max(group.bases) + 1 if group.bases else None
         for part, spec in packed_parts(
-            codec, group.shape, dtype, bases=bases, biases=bool(group.biases)
+            codec,
+            group.shape,
+            dtype,
+            bases=bases,
+            biases=bool(group.biases),
+            lengths=group.lengths,
         ).items():
             info = self.store.tensors.get(f"{group.prefix}.{part}")
             if info is None or info.spec != spec:

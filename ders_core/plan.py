@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, TensorSpec
 from ders_core.checkpoint.writer import file_bytes, file_order, shards
-from ders_core.codecs import DeltaCodec, Keep
 from ders_core.errors import RecipeError
-from ders_core.parts import packed_parts
-from ders_core.recipe import Recipe, parse_layers
-from ders_core.rules import spell_layers
+from ders_core.parts import GroupCodec, packed_parts
+from ders_core.recipe import Recipe, parse_numbers
+from ders_core.rules import spell_numbers
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class PlanEntry:
 
     layer: int
     projection: str
-    codec: DeltaCodec
+    codec: GroupCodec
     shape: tuple[int, int, int]
     bytes_before: int
     bytes_after: int
@@ -70,10 +69,10 @@ class Plan:
 
 
 def group_specs(
-    group: ExpertGroup, codec: DeltaCodec, clusters: int | Literal["auto"] | None
+    group: ExpertGroup, codec: GroupCodec, clusters: int | Literal["auto"] | None
 ) -> dict[str, TensorSpec]:
     """The tensors that a packed group takes; with `auto` clusters, the most that they may be."""
-    if clusters is None or isinstance(codec, Keep):
+    if clusters is None or codec.keeps:
         bases = None
     else:
         bases = max(group.shape[0] // 2, 1) if clusters == "auto" else clusters
@@ -105,12 +104,13 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     """
     _check_layers(recipe, checkpoint)
     groups = checkpoint.groups(recipe.extended)
+    _check_experts(recipe, groups)
     if recipe.extended and groups == checkpoint.groups():
         raise RecipeError(
             f"the recipe is extended, but {checkpoint.path.name} has no shared expert of its "
             "experts' shape and dtype; leave `extended` out"
         )
-    codecs = {group.key: recipe.codec(*group.key) for group in groups}
+    codecs = {group.key: recipe.group_codec(*group.key, group.shape[0]) for group in groups}
     torn = _torn(groups, codecs)
     entries = []
     specs: dict[str, TensorSpec] = {}
@@ -118,12 +118,12 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         codec = codecs[group.key]
         after = group.nbytes
         _check_clusters(recipe, group, codec)
-        packed = not isinstance(codec, Keep) or not torn.isdisjoint(group.sources)
+        packed = not codec.keeps or not torn.isdisjoint(group.sources)
         if packed:
             own = group_specs(group, codec, recipe.clusters)
             specs |= file_order(own)  # the order in which they are staged, hence sharded
             after = sum(spec.nbytes for spec in own.values())
-        exact = codec.exact and (isinstance(codec, Keep) or recipe.clusters != "auto")
+        exact = codec.exact and (codec.keeps or recipe.clusters != "auto")
         entries.append(
             PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed)
         )
@@ -133,11 +133,11 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     return replace(plan, bytes_after=after)
 
 
-def _torn(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], DeltaCodec]) -> set[str]:
+def _torn(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec]) -> set[str]:
     """The tensors that cannot stay as they are: an encoded group, or one that goes with it because
     they share a tensor, lies in them."""
     torn: set[str] = set()
-    waiting = [group for group in groups if not isinstance(codecs[group.key], Keep)]
+    waiting = [group for group in groups if not codecs[group.key].keeps]
     while waiting:
         torn |= {name for group in waiting for name in group.sources}
         waiting = [
@@ -152,9 +152,9 @@ METADATA = {"format": "pt"}
 """What transformers expects in the header of every safetensors file."""
 
 
-def _check_clusters(recipe: Recipe, group: ExpertGroup, codec: DeltaCodec) -> None:
+def _check_clusters(recipe: Recipe, group: ExpertGroup, codec: GroupCodec) -> None:
     wanted, experts = recipe.clusters, group.shape[0]
-    if isinstance(wanted, int) and wanted >= experts and not isinstance(codec, Keep):
+    if isinstance(wanted, int) and wanted >= experts and not codec.keeps:
         raise RecipeError(
             f"the recipe wants {wanted} bases, but layer {group.layer}, {group.projection} has "
             f"{experts} experts; give fewer, or clusters: auto"
@@ -164,10 +164,20 @@ def _check_clusters(recipe: Recipe, group: ExpertGroup, codec: DeltaCodec) -> No
 def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:
     known = set(checkpoint.moe_layers)
     for number, rule in enumerate(recipe.rules, 1):
-        for layers in parse_layers(rule.layers) or []:
+        for layers in parse_numbers(rule.layers) or []:
             unknown = next((layer for layer in layers if layer not in known), None)
             if unknown is not None:
                 raise RecipeError(
                     f"rule {number} names layer {unknown}, but the MoE layers of "
-                    f"{checkpoint.path.name} are {spell_layers(known)}"
+                    f"{checkpoint.path.name} are {spell_numbers(known)}"
+                )
+
+
+def _check_experts(recipe: Recipe, groups: list[ExpertGroup]) -> None:
+    most = max((group.shape[0] for group in groups), default=0)
+    for number, rule in enumerate(recipe.rules, 1):
+        for experts in parse_numbers(rule.experts) or []:
+            if experts.stop > most:
+                raise RecipeError(
+                    f"rule {number} names expert {experts.stop - 1}, but the experts are 0-{most - 1}"
                 )

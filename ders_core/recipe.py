@@ -20,11 +20,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
-from ders_core.codecs import DeltaCodec, Keep, make_codec
+from ders_core.codecs import Codec, Keep, make_codec
 from ders_core.codecs.base import gravest
 from ders_core.errors import CodecError, RecipeError
+from ders_core.parts import GroupCodec
 from ders_core.shipped import shipped
 from ders_core.yaml_lines import line_of
+
+SELECTORS = ("layers", "projections", "experts")
 
 
 class Rule(BaseModel):
@@ -34,15 +37,16 @@ class Rule(BaseModel):
 
     layers: str = Field(default="all", description="'all', or layers and ranges such as '0-3,7'")
     projections: tuple[Projection, ...] = ("gate", "up", "down")
-    codec: DeltaCodec
+    experts: str = Field(default="all", description="'all', or experts and ranges such as '0-3,7'")
+    codec: Codec
 
     @model_validator(mode="before")
     @classmethod
     def _gather_codec(cls, data: Any) -> Any:
         """Fold the codec's flat parameters into the codec."""
-        if not isinstance(data, dict) or isinstance(data.get("codec"), DeltaCodec):
+        if not isinstance(data, dict) or isinstance(data.get("codec"), Codec):
             return data
-        own = {key: data[key] for key in ("layers", "projections") if key in data}
+        own = {key: data[key] for key in SELECTORS if key in data}
         rest = {key: value for key, value in data.items() if key not in own}
         if "codec" not in rest:
             raise ValueError("a rule needs a codec")
@@ -54,9 +58,9 @@ class Rule(BaseModel):
             details = {"problem": str(error), "loc": loc}
             raise PydanticCustomError("codec", "{problem}", details) from error
 
-    @field_validator("layers", mode="before")
+    @field_validator("layers", "experts", mode="before")
     @classmethod
-    def _layers_as_text(cls, value: Any) -> Any:
+    def _numbers_as_text(cls, value: Any) -> Any:
         """`3` and `[0, 1, 2]` are as good as `"3"` and `"0-2"`."""
         if isinstance(value, int) and not isinstance(value, bool):
             value = [value]
@@ -64,10 +68,10 @@ class Rule(BaseModel):
             return ",".join(str(item) for item in value)
         return value
 
-    @field_validator("layers")
+    @field_validator("layers", "experts")
     @classmethod
-    def _check_layers(cls, value: str) -> str:
-        parse_layers(value)
+    def _check_numbers(cls, value: str) -> str:
+        parse_numbers(value)
         return value
 
     @field_validator("projections", mode="before")
@@ -82,12 +86,21 @@ class Rule(BaseModel):
             fields["layers"] = self.layers
         if self.projections != PROJECTIONS:
             fields["projections"] = list(self.projections)
+        if self.experts != "all":
+            fields["experts"] = self.experts
         return fields | self.codec.dump()
 
-    def selects(self, layer: int, projection: str) -> bool:
-        ranges = parse_layers(self.layers)
-        inside = ranges is None or any(layer in numbers for numbers in ranges)
-        return inside and projection in self.projections
+    def selects(self, layer: int, projection: str, expert: int) -> bool:
+        return (
+            projection in self.projections
+            and _inside(self.layers, layer)
+            and _inside(self.experts, expert)
+        )
+
+
+def _inside(numbers: str, number: int) -> bool:
+    ranges = parse_numbers(numbers)
+    return ranges is None or any(number in own for own in ranges)
 
 
 class DenseBase(BaseModel):
@@ -116,7 +129,13 @@ class Recipe(BaseModel):
     version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=80)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    base: Literal["mean"] | DenseBase | ClusteredBase = "mean"
+    base: Literal["mean", "median", "routed", "auto"] | DenseBase | ClusteredBase = "mean"
+    """What deltas are taken against: the experts' mean; their elementwise median; their mean weighted
+    by how often each is chosen, which a calibration tells; the one of these with the least error
+    under the group's codec (`auto`); a dense parent; or several means."""
+    calibration: Path | None = None
+    """What `ders calibrate` wrote for the checkpoint: second moments of inputs, for codecs that use
+    them, and how often experts are chosen."""
     extended: bool = False
     """Treat a shared (always-on) expert as one more expert of the same base, where its shape allows
     (extended DeRS)."""
@@ -133,19 +152,33 @@ class Recipe(BaseModel):
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As a person would write it: what is seldom used is left out where it is not."""
         fields: dict[str, Any] = handler(self)
-        return fields if self.extended else {k: v for k, v in fields.items() if k != "extended"}
+        return {
+            key: value
+            for key, value in fields.items()
+            if value or key not in ("extended", "calibration")
+        }
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Recipe:
+        if self.base == "routed" and self.calibration is None:
+            raise ValueError("base: routed needs a calibration, which tells how experts are chosen")
+        return self
 
     @property
     def clusters(self) -> int | Literal["auto"] | None:
         """How many bases each group has; None for one that is not stacked."""
         return self.base.clusters if isinstance(self.base, ClusteredBase) else None
 
-    def codec(self, layer: int, projection: str) -> DeltaCodec:
-        """The codec of one group."""
+    def codec(self, layer: int, projection: str, expert: int = 0) -> Codec:
+        """The codec of one expert's weight."""
         for rule in reversed(self.rules):
-            if rule.selects(layer, projection):
+            if rule.selects(layer, projection, expert):
                 return rule.codec
         return Keep()
+
+    def group_codec(self, layer: int, projection: str, experts: int) -> GroupCodec:
+        """The codecs of a group of so many experts; a shared one counts as the last."""
+        return GroupCodec.of([self.codec(layer, projection, expert) for expert in range(experts)])
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
@@ -171,7 +204,7 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def parse_layers(text: str) -> list[range] | None:
+def parse_numbers(text: str) -> list[range] | None:
     """'0-3,7' as ranges; None for 'all'. Raises ValueError for anything else."""
     if text.strip() == "all":
         return None
@@ -179,10 +212,10 @@ def parse_layers(text: str) -> list[range] | None:
     for item in text.split(","):
         first, dash, last = item.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"layers {text!r} must be 'all' or numbers and ranges such as '0-3,7'")
+            raise ValueError(f"{text!r} must be 'all' or numbers and ranges such as '0-3,7'")
         ranges.append(range(int(first), int(last or first) + 1))
         if not ranges[-1]:
-            raise ValueError(f"layers {text!r}: the range {item.strip()!r} runs backwards")
+            raise ValueError(f"{text!r}: the range {item.strip()!r} runs backwards")
     return ranges
 
 
@@ -196,8 +229,8 @@ def _recipe_error(error: ValidationError, text: str) -> RecipeError:
         message = f"the recipe has no {key!r}"
     elif path[:1] == ["base"]:
         message = (
-            "base must be 'mean', {dense: PATH} with the dense model's directory, or "
-            "{clusters: auto} or a number of bases from 2 on"
+            "base must be mean, median, routed or auto, {dense: PATH} with the dense model's "
+            "directory, or {clusters: auto} or a number of bases from 2 on"
         )
     else:
         message = first["msg"].removeprefix("Value error, ")

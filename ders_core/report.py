@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One group. Errors are over all its experts: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ (Frobenius)."""
+    """One group. Errors are over all its experts: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ (Frobenius).
+
+    base: which one the deltas are taken against. other_bases: ‖Ŵ−W‖/‖W‖ with the ones that were
+    tried beside it. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²) on the calibration's inputs, if there
+    is one."""
 
     layer: int
     projection: str
@@ -19,6 +23,9 @@ class ReportEntry:
     rel_error_delta: float
     rel_error_weight: float
     seconds: float
+    base: str = "mean"
+    other_bases: Mapping[str, float] = field(default_factory=dict)
+    rel_error_output: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a codec per group back to a short list of rules."""
+"""From the codecs of each group back to a short list of rules."""
 
 from __future__ import annotations
 
@@ -7,51 +7,61 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
-from ders_core.codecs import DeltaCodec
+from ders_core.codecs import Codec
+from ders_core.parts import GroupCodec
 from ders_core.recipe import Recipe, Rule
 
 Key = tuple[int, str]
 
 
-def spell_layers(layers: Iterable[int]) -> str:
+def spell_numbers(numbers: Iterable[int]) -> str:
     """[0, 1, 2, 5] as '0-2,5'."""
     runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            runs.append([layer])
+            runs.append([number])
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def rules_for(codecs: Mapping[Key, DeltaCodec]) -> tuple[Rule, ...]:
+def rules_for(codecs: Mapping[Key, GroupCodec]) -> tuple[Rule, ...]:
     """The fewest rules of the form that a person would write: the commonest codec for all, then a
-    rule for each other codec and set of projections. Resolving them gives `codecs` again."""
+    rule for each other codec and set of projections; several codecs in a group by their experts.
+    Resolving them gives `codecs` again."""
     if not codecs:
         return ()
-    commonest = Counter(codecs.values()).most_common(1)[0][0]
-    rules = [Rule(codec=commonest)]
+    first = Counter(own.codecs[0] for own in codecs.values()).most_common(1)[0][0]
+    rules = [Rule(codec=first)]
     everywhere = {layer for layer, _ in codecs}
-    for codec in dict.fromkeys(codecs.values()):
-        if codec == commonest:
+    for own in dict.fromkeys(codecs.values()):
+        if own.codec == first:
             continue
         by_layer: dict[int, tuple[str, ...]] = {}
         for layer in sorted(everywhere):
-            own = tuple(p for p in PROJECTIONS if codecs.get((layer, p)) == codec)
-            if own:
-                by_layer[layer] = own
+            found = tuple(p for p in PROJECTIONS if codecs.get((layer, p)) == own)
+            if found:
+                by_layer[layer] = found
         for projections in dict.fromkeys(by_layer.values()):
-            layers = {layer for layer, own in by_layer.items() if own == projections}
-            rules.append(
-                Rule(
-                    layers="all" if layers == everywhere else spell_layers(layers),
-                    projections=cast(tuple[Projection, ...], projections),
-                    codec=codec,
-                )
-            )
+            layers = {layer for layer, found in by_layer.items() if found == projections}
+            where = "all" if layers == everywhere else spell_numbers(layers)
+            for number, codec in enumerate(own.codecs):
+                rules.append(_rule(where, projections, own, number, codec))
     return tuple(rules)
 
 
-def with_codecs(recipe: Recipe, codecs: Mapping[Key, DeltaCodec]) -> Recipe:
+def _rule(
+    layers: str, projections: tuple[str, ...], own: GroupCodec, number: int, codec: Codec
+) -> Rule:
+    experts = "all" if own.codec is not None else spell_numbers(own.members(number))
+    return Rule(
+        layers=layers,
+        projections=cast(tuple[Projection, ...], projections),
+        experts=experts,
+        codec=codec,
+    )
+
+
+def with_codecs(recipe: Recipe, codecs: Mapping[Key, GroupCodec]) -> Recipe:
     """The recipe with other rules, and the same name, seed and base."""
     return recipe.model_copy(update={"rules": rules_for(codecs)})

@@ -8,8 +8,7 @@ from typing import Any
 
 from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import NAMES, Checkpoint
-from ders_core.rules import spell_layers
-from ders_core.units import bytes_text
+from ders_core.rules import spell_numbers
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         layout=source.layout.family,
         sure=source.recognition.sure,
         because=source.recognition.because,
-        stacks={name: spell_layers(layers) for name, layers in source.stacks.items()},
+        stacks={name: spell_numbers(layers) for name, layers in source.stacks.items()},
         stored=source.scheme.name if source.scheme else None,
         layers=source.num_layers,
         moe_layers=len(source.moe_layers),

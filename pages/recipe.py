@@ -15,8 +15,7 @@ from ders_core.ui import frame, reads, session
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
     FORMS,
-    STRENGTHS,
-    UNITS,
+    OTHER,
     apply_edits,
     codec_from,
     codecs_of,
@@ -92,14 +91,15 @@ def set_many(plan: Plan) -> None:
             width=160,
         )
         form = st.selectbox("Codec", list(FORMS), index=3, key="set_form", width=150)
-        if form in STRENGTHS:
-            name, start = STRENGTHS[form]
+        if (own := FORMS[form].strength) is not None:
+            name, unit, start = own
+            part = name == "drop_rate" or form == "entropy"
             strength: float | None = st.number_input(
-                UNITS[form].capitalize(),
-                value=float(start) if name == "drop_rate" else int(start),
-                min_value=0.0 if name == "drop_rate" else 1,
-                max_value=0.999 if name == "drop_rate" else (8 if name == "bits" else 4096),
-                step=0.05 if name == "drop_rate" else 1,
+                unit.capitalize(),
+                value=float(start) if part else int(start),
+                min_value=(0.0 if name == "drop_rate" else 0.05) if part else 1,
+                max_value=0.999 if name == "drop_rate" else (8.0 if part else 4096),
+                step=0.05 if part else 1,
                 key=f"set_{name}",
                 width=200,
             )
@@ -126,7 +126,9 @@ def group_table(plan: Plan) -> None:
         on_change=take_edits,
         args=(plan, key),
         column_config={
-            "codec": st.column_config.SelectboxColumn("codec", options=list(FORMS), required=True),
+            "codec": st.column_config.SelectboxColumn(
+                "codec", options=[*FORMS, OTHER], required=True
+            ),
             "strength": st.column_config.NumberColumn(
                 "strength",
                 help="random drop, magnitude: share of entries dropped. quantized: bits. "

@@ -1,29 +1,39 @@
-"""Delta codecs: one file each, pure, exact about their bytes."""
+"""Codecs: one file each, pure, exact about their bytes."""
 
 from ders_core.codecs.base import (
     CODECS,
+    Codec,
     DeltaCodec,
     EncodeContext,
     Parts,
     codec_class,
+    combine,
     explain,
     make_codec,
 )
+from ders_core.codecs.chain import Chain
+from ders_core.codecs.entropy import Entropy
 from ders_core.codecs.keep import Keep
+from ders_core.codecs.lossless import Lossless
 from ders_core.codecs.lowrank import LowRank
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.sparse import Sparse
 
 __all__ = [
     "CODECS",
+    "Chain",
+    "Codec",
     "DeltaCodec",
     "EncodeContext",
+    "Entropy",
     "Keep",
+    "Lossless",
     "LowRank",
     "Parts",
     "Quantized",
     "Sparse",
     "codec_class",
+    "combine",
     "explain",
     "make_codec",
 ]

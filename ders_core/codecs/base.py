@@ -1,7 +1,8 @@
-"""What a delta codec is, and the registry of all of them.
+"""What a codec is, and the registry of all of them.
 
-A codec is a frozen set of parameters with two pure functions, `encode` and `decode`, between one
-expert's delta and a flat dict of tensors. It says beforehand which tensors it will write. The
+A codec is a frozen set of parameters with two pure functions, `pack` and `unpack`, between one
+expert's weight, given its base, and a flat dict of tensors. Most look at the delta alone: they are
+a `DeltaCodec`, with `encode` and `decode`. A codec says beforehand which tensors it will write. The
 parameters travel in recipes and in the manifest; nothing else is needed to decode.
 """
 
@@ -20,7 +21,9 @@ from ders_core.checkpoint.header import TensorSpec
 from ders_core.errors import CodecError
 
 Parts = dict[str, torch.Tensor]
-"""What one expert's delta becomes; in the file each part is stacked over the experts."""
+"""What one expert's weight becomes; in the file each part is stacked over the experts."""
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,23 @@ class EncodeContext:
 
     dtype: the checkpoint's storage dtype, in which values are kept.
     seed: of this expert's weight; the same at decoding.
+    moments: E[x xᵀ] `[in, in]` of what the weight is multiplied with, or its diagonal `[in]`,
+        float32; None without a calibration, and at decoding.
     """
 
     dtype: torch.dtype
     seed: int
+    moments: torch.Tensor | None = None
+
+    @property
+    def importance(self) -> torch.Tensor | None:
+        """E[x_j²] `[in]`, what an error in column j weighs; None without a calibration."""
+        if self.moments is None or self.moments.dim() == 1:
+            return self.moments
+        return self.moments.diagonal()
 
 
-class DeltaCodec(BaseModel, ABC):
+class Codec(BaseModel, ABC):
     """Base of all codecs; a subclass declares its parameters as fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,17 +66,52 @@ class DeltaCodec(BaseModel, ABC):
         """The codec with its strength, in a few words."""
 
     @property
+    def settled(self) -> bool:
+        """Whether no choice is left that `fit` makes."""
+        return True
+
+    @property
+    def ragged(self) -> frozenset[str]:
+        """Parts whose first dimension depends on the data: `parts` gives the most it can be."""
+        return frozenset()
+
+    @property
     def exact(self) -> bool:
         """Whether `parts` is exact before the data are seen; otherwise it is an upper bound."""
-        return True
+        return self.settled and not self.ragged
 
     @abstractmethod
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
-        """The tensors that one expert's delta `[out, in]` will take."""
+        """The tensors that one expert's weight `[out, in]` will take."""
 
-    def fit(self, deltas: Iterable[torch.Tensor]) -> DeltaCodec:
-        """A codec with every choice made that depends on the group's deltas (`[out, in]` fp32)."""
+    def fit(self, deltas: Iterable[torch.Tensor]) -> Codec:
+        """A codec with every choice made that depends on the group's deltas (`[out, in]` fp32).
+
+        deltas: may be gone through more than once.
+        """
         return self
+
+    @abstractmethod
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        """weight and base: `[out, in]` in storage dtype, finite. Raises CodecError if the weight
+        cannot be represented."""
+
+    @abstractmethod
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        """Ŵ `[out, in]` in the base's dtype and on its device, where the parts are too.
+
+        Raises CodecError if the parts contradict themselves.
+        """
+
+    def dump(self) -> dict[str, Any]:
+        """The codec as it stands in a recipe."""
+        return {"codec": self.name, **self.model_dump(exclude_none=True)}
+
+
+class DeltaCodec(Codec):
+    """A codec that needs to know nothing but the delta: Ŵ = W_base + F(Δ) (DeRS eq. 2)."""
 
     @abstractmethod
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
@@ -73,16 +121,38 @@ class DeltaCodec(BaseModel, ABC):
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        """The delta `[out, in]` float32, on the device of the parts."""
+        """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
+        parts contradict themselves."""
 
-    def dump(self) -> dict[str, Any]:
-        """The codec as it stands in a recipe."""
-        return {"codec": self.name, **self.model_dump(exclude_none=True)}
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        return self.encode(weight.float() - base.float(), context)
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        shape = (base.shape[0], base.shape[1])
+        return combine(base, self.decode(parts, shape, context))
 
 
-CODECS: dict[str, type[DeltaCodec]] = {}
+def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Synthesis (DeRS eq. 2): Ŵ = W_base + F(Δ), added in float32, in the base's dtype."""
+    return delta.add_(base.float()).to(base.dtype)
 
-C = TypeVar("C", bound=type[DeltaCodec])
+
+def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:
+    """The parts of a codec within another one."""
+    return {f"{prefix}.{name}": value for name, value in specs.items()}
+
+
+def within(prefix: str, parts: Mapping[str, V]) -> dict[str, V]:
+    """The inverse of `prefixed`: what stands under the prefix."""
+    head = f"{prefix}."
+    return {name.removeprefix(head): own for name, own in parts.items() if name.startswith(head)}
+
+
+CODECS: dict[str, type[Codec]] = {}
+
+C = TypeVar("C", bound=type[Codec])
 
 
 def register(codec: C) -> C:
@@ -91,14 +161,14 @@ def register(codec: C) -> C:
     return codec
 
 
-def codec_class(name: object) -> type[DeltaCodec]:
+def codec_class(name: object) -> type[Codec]:
     """The codec of that name. Raises CodecError that lists the known ones."""
     if not isinstance(name, str) or name not in CODECS:
         raise CodecError(f"unknown codec {name!r}; known are {', '.join(sorted(CODECS))}")
     return CODECS[name]
 
 
-def make_codec(fields: Mapping[str, Any]) -> DeltaCodec:
+def make_codec(fields: Mapping[str, Any]) -> Codec:
     """A codec from `{"codec": name, **parameters}`. Raises CodecError for anything unknown."""
     parameters = {key: value for key, value in fields.items() if key != "codec"}
     cls = codec_class(fields.get("codec"))
@@ -114,7 +184,7 @@ def gravest(error: ValidationError) -> ErrorDetails:
     return next((item for item in found if item["type"] == "extra_forbidden"), found[0])
 
 
-def explain(error: ValidationError, cls: type[DeltaCodec]) -> str:
+def explain(error: ValidationError, cls: type[Codec]) -> str:
     """One sentence for the gravest thing that pydantic found wrong with a codec's parameters."""
     first = gravest(error)
     key = ".".join(str(part) for part in first["loc"])

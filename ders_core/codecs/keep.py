@@ -1,4 +1,4 @@
-"""`keep`: the group stays as it is, under its original names, bit for bit."""
+"""`keep`: the experts stay as they are, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 
 from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.base import Codec, EncodeContext, Parts, register
 
 
 @register
-class Keep(DeltaCodec):
-    """No decomposition: the writer copies the experts, so no delta ever reaches this codec."""
+class Keep(Codec):
+    """No decomposition. A group that is kept whole stays under its original names, so no weight
+    of it ever reaches this codec; an expert that is kept among others is stored as it is."""
 
     name: ClassVar[str] = "keep"
     summary: ClassVar[str] = "Leaves the experts as they are, bit for bit."
@@ -26,10 +27,10 @@ class Keep(DeltaCodec):
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         return {"weight": TensorSpec(dtype, shape)}
 
-    def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        return {"weight": delta.to(context.dtype)}
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        return {"weight": weight}
 
-    def decode(
-        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
-        return parts["weight"].float()
+        return parts["weight"]

@@ -2,62 +2,140 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, prefixed, register, within
+from ders_core.codecs.quantized import Quantized
 
 OVERSAMPLING = 16
 POWER_ITERATIONS = 4
 EXACT_BELOW = 512
 """Matrices whose shorter side is at most this take the exact SVD; it is as quick."""
 
+DAMPING = 1e-4
+"""Share of the largest second moment that is added to all: no direction of the input is free."""
+
+FactorBits = Literal[2, 3, 4, 5, 6, 7, 8]
+
 
 @register
 class LowRank(DeltaCodec):
     """Δ ≈ L·R with L `[out, rank]`, R `[rank, in]`, the best in squared error (Eckart-Young 1936).
 
-    Give either a `rank`, or the share `energy` of Σσ² that the group's experts must keep together;
-    the smallest such rank is then the same for all experts of the group. Long thin spectra are
-    taken by a randomized SVD (Halko et al. 2011, 4 power iterations), short ones exactly.
+    Give a `rank`; or the share `energy` of Σσ² that the group's experts must keep together (the
+    smallest such rank is then the same for all experts of the group); or `bits`, the most bits per
+    entry of Δ that the factors may take.
+
+    With a calibration the best is meant for outputs: E‖(Δ − LR)x‖² is least, by an SVD of Δ·H^½ with
+    H = E[x xᵀ] (as in D2-MoE, arXiv 2502.17298, and ASVD, arXiv 2312.05821).
+    factor_bits: factors in so few bits, `leading` directions of them in `leading_bits` (Delta-CoMe,
+    arXiv 2406.08903); L is fitted again to R as stored.
+    svd: `randomized` (Halko et al. 2011; 4 power iterations, 16 directions more than asked for) keeps
+    at least 99.9 % of the energy that `exact` keeps, on flat spectra too; `auto` takes it where the
+    shorter side is above 512 and the rank small.
     """
 
     name: ClassVar[str] = "lowrank"
     summary: ClassVar[str] = "Keeps each delta's strongest directions as two thin matrices."
-    source: ClassVar[str] = "DeRS (arXiv 2503.01359) §3; D2-MoE (arXiv 2502.17298)"
+    source: ClassVar[str] = "DeRS (arXiv 2503.01359) §3; D2-MoE (arXiv 2502.17298); Delta-CoMe"
 
     rank: int | None = Field(default=None, ge=1, description="directions that are kept")
     energy: float | None = Field(
         default=None, gt=0, le=1, description="share of the squared singular values to keep"
     )
+    bits: float | None = Field(default=None, gt=0, description="the most bits per entry")
+    factor_bits: FactorBits | None = Field(
+        default=None, description="bits of the factors' entries; none for the model's dtype"
+    )
+    leading: int = Field(default=0, ge=0, description="directions that get leading_bits")
+    leading_bits: FactorBits = Field(default=8, description="bits of the leading directions")
+    svd: Literal["auto", "exact", "randomized"] = Field(
+        default="auto", description="how the directions are found"
+    )
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> LowRank:
-        if (self.rank is None) == (self.energy is None):
-            raise ValueError("give either a rank or an energy, and not both")
+    def _check(self) -> LowRank:
+        given = [own for own in (self.rank, self.energy, self.bits) if own is not None]
+        if len(given) != 1:
+            raise ValueError("give one of rank, energy and bits, and only one")
+        if self.leading and self.factor_bits is None:
+            raise ValueError("leading directions differ from the others only with factor_bits")
         return self
+
+    def dump(self) -> dict[str, Any]:
+        """What is seldom set is told only where it is."""
+        seldom = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
+        return {
+            key: value
+            for key, value in super().dump().items()
+            if key not in seldom
+            or (key != "leading_bits" and value != type(self).model_fields[key].default)
+        }
 
     @property
     def label(self) -> str:
-        return f"rank {self.rank}" if self.rank else f"rank for {100 * (self.energy or 0):g} %"
+        if self.rank:
+            label = f"rank {self.rank}"
+        elif self.energy:
+            label = f"rank for {100 * self.energy:g} %"
+        else:
+            label = f"rank for {self.bits:g} bits"
+        if self.factor_bits is None:
+            return label
+        lead = f"{self.leading} at {self.leading_bits} bits, " if self.leading else ""
+        return f"{label}, {lead}factors at {self.factor_bits} bits"
 
     @property
-    def exact(self) -> bool:
-        return self.rank is not None
+    def settled(self) -> bool:
+        return self.energy is None
 
-    def _rank(self, shape: tuple[int, int]) -> int:
-        return min(self.rank or min(shape), *shape)
+    def _rank(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        if self.bits is None:
+            return min(self.rank or min(shape), *shape)
+        low, high = 0, min(shape)
+        while low < high:  # the largest that fits
+            rank = (low + high + 1) // 2
+            size = sum(spec.nbytes for spec in self._parts(shape, dtype, rank).values())
+            low, high = (
+                (rank, high) if 8 * size <= self.bits * math.prod(shape) else (low, rank - 1)
+            )
+        return low
 
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
-        rank = self._rank(shape)
-        return {
-            "left": TensorSpec(dtype, (shape[0], rank)),
-            "right": TensorSpec(dtype, (rank, shape[1])),
-        }
+        return self._parts(shape, dtype, self._rank(shape, dtype))
+
+    def _parts(
+        self, shape: tuple[int, int], dtype: torch.dtype, rank: int
+    ) -> dict[str, TensorSpec]:
+        if self.factor_bits is None:
+            return {
+                "left": TensorSpec(dtype, (shape[0], rank)),
+                "right": TensorSpec(dtype, (rank, shape[1])),
+            }
+        parts: dict[str, TensorSpec] = {}
+        for name, coder, directions in self._coders(rank):
+            for side, length in (("left", shape[0]), ("right", shape[1])):
+                own = coder.parts((len(directions), length), dtype)
+                parts |= prefixed(f"{side}.{name}", own)
+        return parts
+
+    def _coders(self, rank: int) -> list[tuple[str, Quantized, range]]:
+        """Which directions are quantized how."""
+        split = min(self.leading, rank)
+        found = [("trailing", self.factor_bits or 8, range(split, rank))]
+        if split:
+            found.insert(0, ("leading", self.leading_bits, range(split)))
+        return [
+            (name, Quantized(bits=bits, grid="normal" if bits <= 4 else "uniform"), directions)
+            for name, bits, directions in found
+            if len(directions)
+        ]
 
     def fit(self, deltas: Iterable[torch.Tensor]) -> DeltaCodec:
         if self.energy is None:
@@ -69,35 +147,106 @@ class LowRank(DeltaCodec):
             squares = torch.linalg.eigvalsh(exact @ exact.T).flip(0).clamp_min(0).double()
             pooled = squares if pooled is None else pooled + squares
         if pooled is None or not float(pooled.sum()):
-            return LowRank(rank=1)
-        reached = pooled.cumsum(0) >= self.energy * pooled.sum() * (1 - 1e-12)
-        return LowRank(rank=min(int(reached.long().argmax()) + 1, pooled.numel()))
+            rank = 1
+        else:
+            reached = pooled.cumsum(0) >= self.energy * pooled.sum() * (1 - 1e-12)
+            rank = min(int(reached.long().argmax()) + 1, pooled.numel())
+        return self.model_copy(update={"energy": None, "rank": rank})
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        rank = self._rank((delta.shape[0], delta.shape[1]))
-        left, sigma, right = _svd(delta, rank, context.seed)
-        root = sigma.sqrt()
-        return {
-            "left": (left * root).to(context.dtype).contiguous(),
-            "right": (root[:, None] * right).to(context.dtype).contiguous(),
-        }
+        rank = self._rank((delta.shape[0], delta.shape[1]), context.dtype)
+        if context.moments is None:
+            left, sigma, right = self._svd(delta, rank, context.seed)
+            root = sigma.sqrt()
+            left, right = left * root, root[:, None] * right
+        else:
+            moments = context.moments.to(delta.device)
+            forth, back = _metric(moments)
+            left, sigma, right = self._svd(_times(delta, forth), rank, context.seed)
+            root = sigma.sqrt()
+            left, right = left * root, _times(root[:, None] * right, back)
+        if self.factor_bits is None:
+            return {
+                "left": left.to(context.dtype).contiguous(),
+                "right": right.to(context.dtype).contiguous(),
+            }
+        plain = EncodeContext(context.dtype, context.seed)
+        parts = self._encode_factor("right", right, plain)
+        stored = self._decode_factor("right", parts, rank, right.shape[1], plain)
+        left = _fitted_left(delta, stored, context.moments)
+        return parts | self._encode_factor("left", left.T.contiguous(), plain)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        return parts["left"].float() @ parts["right"].float()
+        if self.factor_bits is None:
+            return parts["left"].float() @ parts["right"].float()
+        rank = self._rank(shape, context.dtype)
+        if not rank:
+            return torch.zeros(shape)
+        left = self._decode_factor("left", parts, rank, shape[0], context)
+        return left.T @ self._decode_factor("right", parts, rank, shape[1], context)
+
+    def _encode_factor(self, side: str, rows: torch.Tensor, context: EncodeContext) -> Parts:
+        """rows: `[rank, length]`."""
+        parts: Parts = {}
+        for name, coder, directions in self._coders(rows.shape[0]):
+            own = coder.encode(rows[directions.start : directions.stop].contiguous(), context)
+            parts |= prefixed(f"{side}.{name}", own)
+        return parts
+
+    def _decode_factor(
+        self,
+        side: str,
+        parts: Mapping[str, torch.Tensor],
+        rank: int,
+        length: int,
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        rows = [
+            coder.decode(within(f"{side}.{name}", parts), (len(directions), length), context)
+            for name, coder, directions in self._coders(rank)
+        ]
+        return torch.cat(rows) if rows else torch.zeros(0, length)
+
+    def _svd(
+        self, matrix: torch.Tensor, rank: int, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The leading `rank` singular triples: `[out, r]`, `[r]`, `[r, in]`."""
+        short = min(matrix.shape)
+        small = short <= EXACT_BELOW or 4 * (rank + OVERSAMPLING) > short
+        if self.svd == "exact" or (self.svd == "auto" and small):
+            left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
+            return left[:, :rank], sigma[:rank], right[:rank]
+        devices = [matrix.device] if matrix.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            width = min(rank + OVERSAMPLING, short)
+            left, sigma, right = torch.svd_lowrank(matrix, q=width, niter=POWER_ITERATIONS)
+        return left[:, :rank], sigma[:rank], right[:, :rank].T
 
 
-def _svd(
-    delta: torch.Tensor, rank: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The leading `rank` singular triples: `[out, r]`, `[r]`, `[r, in]`."""
-    short = min(delta.shape)
-    if short <= EXACT_BELOW or 4 * (rank + OVERSAMPLING) > short:
-        left, sigma, right = torch.linalg.svd(delta, full_matrices=False)
-        return left[:, :rank], sigma[:rank], right[:rank]
-    devices = [delta.device] if delta.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        left, sigma, right = torch.svd_lowrank(delta, q=rank + OVERSAMPLING, niter=POWER_ITERATIONS)
-    return left[:, :rank], sigma[:rank], right[:, :rank].T
+def _metric(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """H^½ and H^−½ of the damped second moments, as `[in, in]` or as diagonals `[in]`, float32."""
+    if moments.dim() == 1:
+        squares = moments.double().clamp_min(0)
+        squares = squares + (DAMPING * float(squares.max()) or 1.0)
+        return squares.sqrt().float(), squares.rsqrt().float()
+    squares, directions = torch.linalg.eigh(moments.double())
+    squares = squares.clamp_min(0) + (DAMPING * float(squares.max()) or 1.0)
+    forth = (directions * squares.sqrt()) @ directions.T
+    return forth.float(), ((directions * squares.rsqrt()) @ directions.T).float()
+
+
+def _times(matrix: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    return matrix * metric if metric.dim() == 1 else matrix @ metric
+
+
+def _fitted_left(
+    delta: torch.Tensor, right: torch.Tensor, moments: torch.Tensor | None
+) -> torch.Tensor:
+    """argmin over L of E‖(Δ − L·R)x‖², `[out, rank]`."""
+    heavy = right if moments is None else _times(right, moments.to(right.device))
+    power = (heavy @ right.T).double()
+    power.diagonal().add_(1e-9 * power.diagonal().mean().clamp_min(1e-30))
+    return torch.linalg.solve(power, (heavy @ delta.T).double()).T.float()

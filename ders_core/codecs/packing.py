@@ -1,8 +1,10 @@
-"""Small integers packed tight: bit planes of eight values a byte."""
+"""Small integers packed tight: bit planes of eight values a byte, or five trits a byte."""
 
 from __future__ import annotations
 
 import torch
+
+from ders_core.errors import CodecError
 
 CHUNK = 1 << 20  # values; a multiple of 8
 
@@ -46,3 +48,27 @@ def unpack(packed: torch.Tensor, bits: int, count: int, dtype: torch.dtype) -> t
             chunk |= ((plane >> shifts) & 1).to(dtype) << bit
         values[begin * 8 : end * 8] = chunk.view(-1)
     return values[:count]
+
+
+TRITS = 5
+"""Trits in a byte: 3⁵ = 243."""
+
+
+def packed_trits_bytes(count: int) -> int:
+    """Bytes that `count` values of three states take."""
+    return -(-count // TRITS)
+
+
+def pack_trits(values: torch.Tensor) -> torch.Tensor:
+    """values: integers `[n]`, 0 to 2. Returns uint8, the first of five values the lowest digit."""
+    padded = torch.nn.functional.pad(values.to(torch.uint8), (0, -values.numel() % TRITS))
+    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=values.device)
+    return (padded.view(-1, TRITS) * powers).sum(1, dtype=torch.uint8)
+
+
+def unpack_trits(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """The inverse of `pack_trits`: uint8 `[count]`. Raises CodecError for bytes that hold none."""
+    if packed.numel() and int(packed.max()) >= 3**TRITS:
+        raise CodecError("the stored codes are damaged; copy the file again")
+    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=packed.device)
+    return (packed[:, None] // powers % 3).view(-1)[:count]

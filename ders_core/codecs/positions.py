@@ -1,8 +1,13 @@
-"""Sorted positions in the smaller of two exact forms: a bitmap, or Elias-Fano.
+"""Sorted positions in the shortest of several exact forms.
 
-Elias-Fano (Fano 1971, Elias 1974) keeps the low bits of each position as they are and the high bits
-in unary; it takes about 2 + log2(size / count) bits a position, within half a bit of the entropy.
-Both sizes are known from `size` and `count` alone, so the reader knows which form it reads.
+*Fixed* forms have a length that follows from `size` and `count` alone: a bitmap, or Elias-Fano (Fano
+1971, Elias 1974), which keeps the low bits of each position as they are and the high bits in unary,
+about 2 + log2(size / count) bits a position.
+
+*Shortest* takes a bitmap, or the gaps between positions in Rice code (Rice 1979): the low k bits of
+each gap as they are, the rest in unary. With the best k it is never longer than Elias-Fano, and
+within 4 % of the entropy of positions drawn at random. Its first byte tells the form: 0 a bitmap,
+1 + k Rice.
 """
 
 from __future__ import annotations
@@ -10,28 +15,38 @@ from __future__ import annotations
 import torch
 
 from ders_core.codecs.packing import pack, packed_bytes, unpack
+from ders_core.errors import CodecError
+
+BITMAP = 0
+MOST_LOW_BITS = 62
 
 
 def _low_bits(size: int, count: int) -> int:
     return max((size // count).bit_length() - 1, 0) if count else 0
 
 
-def _high_length(size: int, count: int) -> int:
-    """Bits of the unary half: one for each position, one for each step of the high part."""
-    return count + (max(size - 1, 0) >> _low_bits(size, count)) + 1
+def _high_length(size: int, count: int, low: int) -> int:
+    """Bits of Elias-Fano's unary half: one for each position, one for each step of the high part.
+    No Rice code of the same positions has more."""
+    return count + (max(size - 1, 0) >> low) + 1
 
 
 def _elias_fano_bytes(size: int, count: int) -> int:
-    low = packed_bytes(count, _low_bits(size, count))
-    return low + packed_bytes(_high_length(size, count), 1)
+    low = _low_bits(size, count)
+    return packed_bytes(count, low) + packed_bytes(_high_length(size, count, low), 1)
 
 
-def positions_bytes(size: int, count: int) -> int:
-    """Bytes that `count` positions in [0, size) take."""
+def fixed_bytes(size: int, count: int) -> int:
+    """Bytes that `count` positions in [0, size) take in the smaller fixed form."""
     return min(packed_bytes(size, 1), _elias_fano_bytes(size, count)) if count else 0
 
 
-def encode_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
+def shortest_bytes(size: int, count: int) -> int:
+    """The most bytes that `count` positions in [0, size) take in the shortest form."""
+    return 1 + fixed_bytes(size, count) if count else 0
+
+
+def encode_fixed(positions: torch.Tensor, size: int) -> torch.Tensor:
     """positions: int64 `[count]`, ascending and distinct, in [0, size). Returns uint8 bytes."""
     count = positions.numel()
     if not count:
@@ -40,27 +55,92 @@ def encode_positions(positions: torch.Tensor, size: int) -> torch.Tensor:
         return pack(_bitmap(positions, size), 1)
     low = _low_bits(size, count)
     ranks = torch.arange(count, dtype=torch.int64, device=positions.device)
-    unary = _bitmap((positions >> low) + ranks, _high_length(size, count))
+    unary = _bitmap((positions >> low) + ranks, _high_length(size, count, low))
     return torch.cat([pack(positions & ((1 << low) - 1), low), pack(unary, 1)])
 
 
-def decode_positions(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
-    """The inverse of `encode_positions`: int64 `[count]`, or fewer if `packed` is damaged."""
+def decode_fixed(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
+    """The inverse of `encode_fixed`. Raises CodecError if `packed` is damaged."""
     if not count:
         return torch.empty(0, dtype=torch.int64, device=packed.device)
     if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
-        return unpack(packed, 1, size, torch.uint8).nonzero().flatten()[:count]
+        positions = unpack(packed, 1, size, torch.uint8).nonzero().flatten()
+        return _checked(positions, size, count)
     low = _low_bits(size, count)
     split = packed_bytes(count, low)
-    unary = unpack(packed[split:], 1, _high_length(size, count), torch.uint8)
+    unary = unpack(packed[split:], 1, _high_length(size, count, low), torch.uint8)
     high = unary.nonzero().flatten()[:count]
-    high = high - torch.arange(high.numel(), device=packed.device)
-    if high.numel() < count:
-        return high  # damaged; the caller sees that some are missing
-    return (high << low) | unpack(packed[:split], low, count, torch.int64)
+    _check_count(high, count)
+    high = high - torch.arange(count, device=packed.device)
+    return _checked((high << low) | unpack(packed[:split], low, count, torch.int64), size, count)
+
+
+def encode_shortest(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """positions: int64 `[count]`, ascending and distinct, in [0, size). Returns uint8 bytes."""
+    count = positions.numel()
+    if not count:
+        return torch.empty(0, dtype=torch.uint8, device=positions.device)
+    gaps = positions.diff(prepend=positions.new_tensor([-1])) - 1
+    guess = _low_bits(size, count)
+    forms = [
+        (packed_bytes(count, low) + packed_bytes(count + int((gaps >> low).sum()), 1), 1 + low)
+        for low in range(max(guess - 1, 0), guess + 2)
+    ]
+    _, form = min([(packed_bytes(size, 1), BITMAP), *forms])
+    tag = torch.tensor([form], dtype=torch.uint8, device=positions.device)
+    if form == BITMAP:
+        return torch.cat([tag, pack(_bitmap(positions, size), 1)])
+    low = form - 1
+    ends = (gaps >> low).add_(1).cumsum(0) - 1  # of each unary number, a one after zeros
+    unary = _bitmap(ends, int(ends[-1]) + 1)
+    return torch.cat([tag, pack(gaps & ((1 << low) - 1), low), pack(unary, 1)])
+
+
+def decode_shortest(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
+    """The inverse of `encode_shortest`. Raises CodecError if `packed` is damaged."""
+    if not count:
+        return torch.empty(0, dtype=torch.int64, device=packed.device)
+    form = int(packed[0]) if packed.numel() else BITMAP
+    body = packed[1:]
+    if form == BITMAP:
+        _check_length(body, packed_bytes(size, 1))
+        return _checked(unpack(body, 1, size, torch.uint8).nonzero().flatten(), size, count)
+    low = form - 1
+    split = packed_bytes(count, low)
+    if low > MOST_LOW_BITS or body.numel() <= split:
+        raise _damaged()
+    unary = unpack(body[split:], 1, 8 * (body.numel() - split), torch.uint8)
+    ends = unary.nonzero().flatten()
+    _check_count(ends, count)
+    high = ends.diff(prepend=ends.new_tensor([-1])) - 1
+    gaps = (high << low) | unpack(body[:split], low, count, torch.int64)
+    return _checked((gaps + 1).cumsum(0) - 1, size, count)
 
 
 def _bitmap(positions: torch.Tensor, size: int) -> torch.Tensor:
     bitmap = torch.zeros(size, dtype=torch.uint8, device=positions.device)
     bitmap[positions] = 1
     return bitmap
+
+
+def _checked(positions: torch.Tensor, size: int, count: int) -> torch.Tensor:
+    """Positions from a file, if there are `count`, ascending, in [0, size)."""
+    _check_count(positions, count)
+    rising = bool((positions.diff() > 0).all())
+    if not rising or int(positions[0]) < 0 or int(positions[-1]) >= size:
+        raise _damaged()
+    return positions
+
+
+def _check_count(positions: torch.Tensor, count: int) -> None:
+    if positions.numel() != count:
+        raise _damaged()
+
+
+def _check_length(packed: torch.Tensor, length: int) -> None:
+    if packed.numel() != length:
+        raise _damaged()
+
+
+def _damaged() -> CodecError:
+    return CodecError("the stored positions are damaged; copy the file again")

@@ -35,6 +35,18 @@ def _round_keys(seed: int) -> list[int]:
     return [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(ROUNDS)]
 
 
+def random_uniform(count: int, seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """`count` numbers in (0, 1), odd multiples of 2⁻²⁴; float32 `[count]`."""
+    first, second, *_ = _round_keys(seed)
+    numbers = torch.empty(count, dtype=torch.float32, device=device)
+    for begin in range(0, count, CHUNK):
+        end = min(begin + CHUNK, count)
+        counter = torch.arange(begin, end, dtype=torch.int64, device=device)
+        mixed = _mix32(_mix32((counter & _MASK32) ^ first) ^ second ^ (counter >> 32))
+        numbers[begin:end] = ((mixed >> 9).float() + 0.5) / (1 << 23)
+    return numbers
+
+
 def _permute(value: torch.Tensor, bits: int, keys: list[int]) -> torch.Tensor:
     """An unbalanced Feistel network: a bijection of [0, 2**bits), keyed."""
     low = bits // 2

@@ -4,44 +4,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ders_core.checkpoint.header import TensorSpec
 from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
-from ders_core.codecs.packing import pack, packed_bytes, unpack
+from ders_core.codecs.compensate import compensated
+from ders_core.codecs.levels import Levels, learnt, normal, ternary, uniform
+from ders_core.codecs.packing import (
+    pack,
+    pack_trits,
+    packed_bytes,
+    packed_trits_bytes,
+    unpack,
+    unpack_trits,
+)
+from ders_core.codecs.scales import best_lines, best_scales
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Values at a time; the work stays in cache."""
 
-SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Shares of the group's largest magnitude that are tried as the outermost level."""
-
-REFINEMENTS = 2
+FULL_SCALE = 255
 
 
 @register
 class Quantized(DeltaCodec):
-    """Uniform mid-rise quantization: Δ ≈ (q − (2^b − 1)/2)·s, q in 0 … 2^b − 1.
+    """Δ ≈ s·L[q] (+ z): `group_size` neighbours in a row share a scale s (0: a whole row).
 
-    `group_size` neighbours in a row share a scale s (0: a whole row). With 1 bit this is
-    sign(Δ)·mean|Δ| (BitDelta, arXiv 2402.10193, per group); with more, s has the least squared
-    error among shrunken ranges, refined by least squares. Codes are chosen against s as stored.
+    grid `uniform`: 2^bits levels around zero (mid-rise); with 1 bit this is sign(Δ)·mean|Δ|
+    (BitDelta, arXiv 2402.10193, per group). `affine`: uniform levels and an offset z per group.
+    `ternary`: −1, 0 and 1, five to a byte, 1.6 bits each. `normal`: the levels that suit a Gaussian
+    best (Lloyd 1957, Max 1960; the idea of NF4, arXiv 2305.14314). `learned`: levels learnt for each
+    expert (k-means), kept in the file.
+
+    A scale has the least squared error among shrunken ranges, refined by least squares, and codes
+    are chosen against it as stored: in the model's dtype, or (`scale_bits: 8`) as a share of the
+    row's largest. With a calibration, columns weigh as their inputs do, and rounding makes up for
+    its errors (GPTQ, arXiv 2210.17323).
     """
 
     name: ClassVar[str] = "quantized"
     summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per group."
-    source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; 1 bit: BitDelta (arXiv 2402.10193)"
+    source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; BitDelta (arXiv 2402.10193); GPTQ"
 
-    bits: int = Field(ge=1, le=8, description="bits per entry")
+    bits: int | None = Field(default=None, ge=1, le=8, description="bits per entry")
     group_size: int = Field(default=128, ge=0, description="entries per scale; 0 for a whole row")
+    grid: Literal["uniform", "affine", "ternary", "normal", "learned"] = Field(
+        default="uniform", description="which levels the entries are rounded to"
+    )
+    scale_bits: Literal[8, 16] = Field(
+        default=16, description="16: scales in the model's dtype; 8: as shares of the row's largest"
+    )
+
+    @model_validator(mode="after")
+    def _bits_or_trits(self) -> Quantized:
+        if (self.bits is None) != (self.grid == "ternary"):
+            raise ValueError("give bits, except for the grid ternary, which has none")
+        return self
 
     @property
     def label(self) -> str:
         group = f"groups of {self.group_size}" if self.group_size else "one scale a row"
-        return f"{self.bits}-bit, {group}"
+        strength = "ternary" if self.bits is None else f"{self.bits}-bit"
+        grid = f" {self.grid}" if self.grid not in ("uniform", "ternary") else ""
+        return f"{strength}{grid}, {group}" + (" in 8 bits" if self.scale_bits == 8 else "")
+
+    def dump(self) -> dict[str, Any]:
+        """What is seldom set is told only where it is."""
+        told = super().dump()
+        return {
+            key: value
+            for key, value in told.items()
+            if key not in ("grid", "scale_bits") or value != type(self).model_fields[key].default
+        }
 
     def _groups(self, width: int) -> tuple[int, int]:
         """(groups per row, entries per group); the last group of a row may be shorter."""
@@ -50,69 +87,148 @@ class Quantized(DeltaCodec):
 
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         out, width = shape
-        return {
-            "codes": TensorSpec(torch.uint8, (packed_bytes(out * width, self.bits),)),
-            "scales": TensorSpec(dtype, (out, self._groups(width)[0])),
-        }
+        count, groups = out * width, self._groups(width)[0]
+        length = packed_trits_bytes(count) if self.bits is None else packed_bytes(count, self.bits)
+        parts = {"codes": TensorSpec(torch.uint8, (length,))}
+        if self.scale_bits == 8:
+            parts["scales"] = TensorSpec(torch.uint8, (out, groups))
+            parts["tops"] = TensorSpec(dtype, (out,))
+        else:
+            parts["scales"] = TensorSpec(dtype, (out, groups))
+        if self.grid == "affine":
+            parts["offsets"] = TensorSpec(dtype, (out, groups))
+        if self.grid == "learned":
+            parts["levels"] = TensorSpec(dtype, (2 ** (self.bits or 0),))
+        return parts
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         out, width = delta.shape
-        groups, size = self._groups(width)
+        weights = _weights(context.importance, width, delta.device)
+        parts: Parts = {}
+        levels = self._fixed_levels()
+        if levels is None:
+            parts["levels"] = self._learn(delta, weights).to(context.dtype)
+            levels = Levels(parts["levels"].float(), uniform=False)
+        parts |= self._stored_scales(delta, weights, levels, context.dtype)
+        scale, offset = self._lines(parts)
         codes = torch.empty(out, width, dtype=torch.uint8, device=delta.device)
-        scales = torch.empty(out, groups, dtype=context.dtype, device=delta.device)
-        step = max(1, CHUNK // max(width, 1))
-        for begin in range(0, out, step):
-            rows = delta[begin : begin + step]
-            grouped = torch.nn.functional.pad(rows, (0, groups * size - width))
-            grouped = grouped.view(-1, groups, size)
-            scale = self._scale(grouped, width).to(context.dtype)
-            scales[begin : begin + step] = scale
-            code = self._codes(grouped, scale.float().unsqueeze(-1))
-            codes[begin : begin + step] = code.flatten(1)[:, :width].to(torch.uint8)
-        return {"codes": pack(codes.view(-1), self.bits), "scales": scales}
+        if context.moments is not None and context.moments.dim() == 2:
+            size = self._groups(width)[1]
+
+            def round_column(values: torch.Tensor, column: int) -> torch.Tensor:
+                own, moved = scale[:, column // size], offset[:, column // size]
+                code = levels.nearest((values - moved) / torch.where(own > 0, own, 1.0))
+                codes[:, column] = code
+                return levels.at(code) * own + moved
+
+            compensated(delta, context.moments.to(delta.device), round_column)
+        else:
+            for rows in self._row_chunks(out, width):
+                own = self._spread(scale[rows], width)
+                moved = self._spread(offset[rows], width)
+                normed = (delta[rows] - moved).div_(torch.where(own > 0, own, 1.0))
+                codes[rows] = levels.nearest(normed).to(torch.uint8)
+        flat = codes.view(-1)
+        parts["codes"] = pack_trits(flat) if self.bits is None else pack(flat, self.bits)
+        return parts
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
         out, width = shape
-        groups, size = self._groups(width)
-        codes = unpack(parts["codes"], self.bits, out * width, torch.uint8).view(out, width)
+        count = out * width
+        if self.bits is None:
+            codes = unpack_trits(parts["codes"], count).view(out, width)
+        else:
+            codes = unpack(parts["codes"], self.bits, count, torch.uint8).view(out, width)
+        levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
+        scale, offset = self._lines(parts)
         delta = torch.empty(out, width, dtype=torch.float32, device=codes.device)
-        step = max(1, CHUNK // max(width, 1))
-        for begin in range(0, out, step):
-            rows = codes[begin : begin + step].float() - self._centre
-            grouped = torch.nn.functional.pad(rows, (0, groups * size - width))
-            scale = parts["scales"][begin : begin + step].float().unsqueeze(-1)
-            grouped = grouped.view(-1, groups, size) * scale
-            delta[begin : begin + step] = grouped.flatten(1)[:, :width]
+        for rows in self._row_chunks(out, width):
+            torch.mul(levels.at(codes[rows]), self._spread(scale[rows], width), out=delta[rows])
+            if self.grid == "affine":
+                delta[rows] += self._spread(offset[rows], width)
         return delta
 
-    @property
-    def _centre(self) -> float:
-        return (2**self.bits - 1) / 2
+    def _fixed_levels(self) -> Levels | None:
+        """The levels, None where they are learnt."""
+        match self.grid:
+            case "uniform":
+                return uniform(2 ** (self.bits or 0))
+            case "affine":
+                return uniform(2 ** (self.bits or 0), centred=False)
+            case "ternary":
+                return ternary()
+            case "normal":
+                return normal(self.bits or 0)
+            case _:
+                return None
 
-    def _codes(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """values: `[rows, groups, size]`; scale: `[rows, groups, 1]`. Codes as floats."""
-        safe = torch.where(scale > 0, scale, 1.0)
-        return torch.floor(values / safe + (self._centre + 0.5)).clamp_(0, 2**self.bits - 1)
+    def _row_chunks(self, out: int, width: int) -> list[slice]:
+        step = max(1, CHUNK // max(width, 1))
+        return [slice(begin, min(begin + step, out)) for begin in range(0, out, step)]
 
-    def _scale(self, values: torch.Tensor, width: int) -> torch.Tensor:
-        """The scale of each group, `[rows, groups]` float32; padding beyond `width` has no say."""
-        _, groups, size = values.shape
-        real = torch.arange(groups * size, device=values.device).view(groups, size) < width
-        if self.bits == 1:
-            return 2 * values.abs().sum(-1) / real.sum(-1)
-        largest = values.abs().amax(-1)
-        best, least = largest / self._centre, torch.full_like(largest, torch.inf)
-        candidates = [largest * (shrink / self._centre) for shrink in SHRINKS]
-        for number in range(len(SHRINKS) + REFINEMENTS):
-            if number < len(SHRINKS):
-                scale = candidates[number]
+    def _spread(self, per_group: torch.Tensor, width: int) -> torch.Tensor:
+        """`[rows, groups]` as `[rows, in]`."""
+        return per_group.repeat_interleave(self._groups(width)[1], dim=1)[:, :width]
+
+    def _grouped(self, rows: torch.Tensor, width: int) -> torch.Tensor:
+        """`[rows, in]` as `[rows, groups, size]`, padded with zeros."""
+        groups, size = self._groups(width)
+        return torch.nn.functional.pad(rows, (0, groups * size - width)).view(-1, groups, size)
+
+    def _learn(self, delta: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Levels for values that are normalised by their group's best uniform scale."""
+        width = delta.shape[1]
+        normed = torch.empty_like(delta)
+        coarse = uniform(2 ** (self.bits or 0))
+        heavy = self._grouped(weights, width)
+        for rows in self._row_chunks(*delta.shape):
+            scale = best_scales(self._grouped(delta[rows], width), heavy, coarse)
+            own = self._spread(scale, width)
+            normed[rows] = delta[rows] / torch.where(own > 0, own, 1.0)
+        return learnt(normed, self.bits or 0, weights.expand_as(normed))
+
+    def _stored_scales(
+        self, delta: torch.Tensor, weights: torch.Tensor, levels: Levels, dtype: torch.dtype
+    ) -> Parts:
+        """The parts that hold scales, and offsets where there are."""
+        out, width = delta.shape
+        groups = self._groups(width)[0]
+        scales = torch.empty(out, groups, device=delta.device)
+        offsets = torch.empty(out, groups, device=delta.device)
+        heavy = self._grouped(weights, width)
+        for rows in self._row_chunks(out, width):
+            grouped = self._grouped(delta[rows], width)
+            if self.grid == "affine":
+                scales[rows], offsets[rows] = best_lines(grouped, heavy, levels)
             else:
-                level = (self._codes(values, best.unsqueeze(-1)) - self._centre) * real
-                scale = (values * level).sum(-1) / level.square().sum(-1).clamp_min(1e-30)
-            level = self._codes(values, scale.unsqueeze(-1)) - self._centre
-            error = ((values - level * scale.unsqueeze(-1)) * real).square().sum(-1)
-            better = error < least
-            best, least = torch.where(better, scale, best), torch.where(better, error, least)
-        return best
+                scales[rows] = best_scales(grouped, heavy, levels)
+        parts: Parts = {"offsets": offsets.to(dtype)} if self.grid == "affine" else {}
+        if self.scale_bits == 16:
+            return {"scales": scales.to(dtype), **parts}
+        tops = scales.amax(1) if groups else scales.new_zeros(out)
+        stored = tops.to(dtype)
+        top = torch.where(stored > 0, stored.float(), 1.0).unsqueeze(1)
+        shares = (scales / top * FULL_SCALE).round_().clamp_(0, FULL_SCALE)
+        shares = torch.where(scales > 0, shares.clamp_min(1), shares)
+        return {"scales": shares.to(torch.uint8), "tops": stored, **parts}
+
+    def _lines(self, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales and offsets as stored, `[out, groups]` float32."""
+        scales = parts["scales"].float()
+        if self.scale_bits == 8:
+            scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(1)
+        offsets = parts["offsets"].float() if self.grid == "affine" else torch.zeros_like(scales)
+        return scales, offsets
+
+
+def _weights(importance: torch.Tensor | None, width: int, device: torch.device) -> torch.Tensor:
+    """What an error in each column weighs, `[1, in]` float32, 1 on average."""
+    if importance is None:
+        return torch.ones(1, width, device=device)
+    own = importance.to(device).float().clamp_min(0)
+    mean = own.mean()
+    if not bool(mean > 0):
+        return torch.ones(1, width, device=device)
+    return (own / mean).clamp_min(1e-6).unsqueeze(0)

@@ -25,6 +25,17 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
     return chosen.nonzero().flatten()
 
 
+def largest_of_rows(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Flat positions of the `count` entries of largest magnitude in each row, ascending; int64.
+
+    values: float32 `[rows, columns]`, finite. Ties go to the lowest columns.
+    """
+    rows, width = values.shape
+    order = values.abs().sort(dim=1, descending=True, stable=True).indices[:, :count]
+    first = torch.arange(rows, device=values.device).unsqueeze(1) * width
+    return (order.sort(dim=1).values + first).view(-1)
+
+
 def _descend(histogram: torch.Tensor, count: int) -> tuple[int, int]:
     """The highest bucket at which the count of entries from above reaches `count`, and how many
     lie strictly above it."""

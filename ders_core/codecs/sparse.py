@@ -4,79 +4,313 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
-from ders_core.codecs.positions import decode_positions, encode_positions, positions_bytes
-from ders_core.codecs.prng import random_positions
-from ders_core.codecs.select import largest
-from ders_core.errors import CodecError
+from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, prefixed, register, within
+from ders_core.codecs.patterns import (
+    choose_pattern,
+    decode_pattern,
+    encode_pattern,
+    parse_pattern,
+    pattern_bytes,
+)
+from ders_core.codecs.positions import (
+    decode_fixed,
+    decode_shortest,
+    encode_fixed,
+    encode_shortest,
+    fixed_bytes,
+    shortest_bytes,
+)
+from ders_core.codecs.prng import random_positions, random_uniform
+from ders_core.codecs.quantized import Quantized
+from ders_core.codecs.select import largest, largest_of_rows
+
+VALUES_PER_SCALE = 128
+
+Rescale = Literal["none", "unbiased", "least_squares"]
 
 
 @register
 class Sparse(DeltaCodec):
-    """Keep a share 1 − drop_rate of the entries.
+    """Keep a share 1 − drop_rate of the entries, or (`pattern: N:M`) N of each M neighbours.
 
     method `random`: F(Δ) = (1−M) ⊙ Δ / (1−p), M random with share p of ones (DeRS eq. 4; DARE).
     M has exactly round(p·n) ones, drawn without replacement, and is drawn again from the seed when
-    the delta is decoded: positions take no bytes.
-    method `magnitude`: the largest |Δ| stay, not rescaled; positions are stored.
+    the delta is decoded: positions take no bytes. `magnitude`: the largest |Δ| stay; with a
+    calibration, the largest |Δ_ij|·√E[x_j²] (Wanda, arXiv 2306.11695). `della`: drawn at random,
+    with a chance that falls with the rank of |Δ| within its row from p + ε/2 to p − ε/2 (DELLA,
+    arXiv 2406.11617, eq. 2), where ε is `spread` times the most that p allows; an exact number is
+    kept by Pareto sampling (Rosén 1997).
+
+    budget `row`: every row keeps as many; `matrix`: the matrix as a whole does.
+    rescale `unbiased` divides by the chance to be kept; `least_squares` multiplies each row by
+    ⟨Δ, Δ̂⟩/⟨Δ̂, Δ̂⟩, in the metric of the second moments where there is a calibration; without one
+    it changes nothing unless values are quantized. Default: unbiased for what is drawn at random.
+    value_bits: values in the model's dtype, or with 8 bits, or 4 with 16 learnt levels.
     """
 
     name: ClassVar[str] = "sparse"
     summary: ClassVar[str] = "Keeps a share of each delta's entries and drops the rest."
-    source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 4; DARE (arXiv 2311.03099)"
-
-    drop_rate: float = Field(ge=0, lt=1, description="share of entries that are dropped (p)")
-    method: Literal["random", "magnitude"] = Field(
-        default="random", description="random drop and rescale, or keep the largest"
+    source: ClassVar[str] = (
+        "DeRS (arXiv 2503.01359) eq. 4; DARE (arXiv 2311.03099); DELLA (arXiv 2406.11617)"
     )
+
+    drop_rate: float | None = Field(
+        default=None, ge=0, lt=1, description="share of entries that are dropped (p)"
+    )
+    pattern: str | None = Field(default=None, description="N:M, such as 2:4, instead of drop_rate")
+    method: Literal["random", "magnitude", "della"] = Field(
+        default="random", description="random drop, keep the largest, or both at once"
+    )
+    budget: Literal["matrix", "row"] = Field(
+        default="matrix", description="what keeps its share: the matrix, or each row"
+    )
+    rescale: Rescale | None = Field(default=None, description="what is done to the kept values")
+    spread: float = Field(
+        default=1.0, ge=0, le=1, description="della: how far chances differ, of what is possible"
+    )
+    value_bits: Literal[4, 8] | None = Field(
+        default=None, description="bits of a value; none for the model's dtype"
+    )
+    positions: Literal["shortest", "fixed"] = Field(
+        default="shortest", description="fixed: in a form whose bytes are known beforehand"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pattern_chooses(cls, data: Any) -> Any:
+        """N:M keeps the largest of each block."""
+        if isinstance(data, dict) and data.get("pattern") is not None:
+            return {"method": "magnitude", **data}
+        return data
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_pattern(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Sparse:
+        if (self.drop_rate is None) == (self.pattern is None):
+            raise ValueError("give either a drop_rate or a pattern, and not both")
+        if self.pattern is not None and self.method != "magnitude":
+            raise ValueError("a pattern keeps the largest of each block: its method is magnitude")
+        if self.method == "random" and self.budget == "row":
+            raise ValueError("the budget row is for magnitude and della; random draws are even")
+        if self.method == "magnitude" and self.rescale == "unbiased":
+            raise ValueError("unbiased is for random draws; magnitude has none or least_squares")
+        return self
 
     @property
     def label(self) -> str:
-        return f"{self.method} drop {self.drop_rate:g}"
+        if self.pattern is not None:
+            name = f"{self.pattern} magnitude"
+        else:
+            name = f"{self.method} drop {self.drop_rate:g}"
+        extras = [
+            "by row" if self.budget == "row" else "",
+            f"{self.value_bits}-bit values" if self.value_bits else "",
+            (self.rescale or "").replace("_", " "),
+        ]
+        return ", ".join([name, *filter(None, extras)])
+
+    def dump(self) -> dict[str, Any]:
+        """What is seldom set is told only where it is."""
+        seldom = ("budget", "spread", "positions")
+        return {
+            key: value
+            for key, value in super().dump().items()
+            if key not in seldom or value != type(self).model_fields[key].default
+        }
+
+    @property
+    def ragged(self) -> frozenset[str]:
+        stored = self.method != "random" and self.pattern is None
+        return frozenset({"positions"} if stored and self.positions == "shortest" else ())
+
+    @property
+    def _scaling(self) -> Rescale:
+        return self.rescale or ("none" if self.method == "magnitude" else "unbiased")
 
     def kept(self, shape: tuple[int, int]) -> int:
-        """How many entries of one expert stay."""
-        size = math.prod(shape)
-        return size - round(self.drop_rate * size)
+        """How many entries of one expert stay; with a pattern, how many values are stored."""
+        out, width = shape
+        if self.pattern is not None:
+            kept, block = parse_pattern(self.pattern)
+            return out * math.ceil(width / block) * kept
+        rate = self.drop_rate or 0.0
+        if self.budget == "row":
+            return out * (width - round(rate * width))
+        return out * width - round(rate * out * width)
+
+    def _coder(self) -> Quantized | None:
+        """What values are stored with, if not as they are."""
+        if self.value_bits is None:
+            return None
+        grid: Literal["learned", "uniform"] = "learned" if self.value_bits == 4 else "uniform"
+        return Quantized(bits=self.value_bits, grid=grid, group_size=0)
 
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
-        count = self.kept(shape)
-        values = {"values": TensorSpec(dtype, (count,))}
-        if self.method == "random":
-            return values
-        length = positions_bytes(math.prod(shape), count)
-        return values | {"positions": TensorSpec(torch.uint8, (length,))}
+        count, size = self.kept(shape), math.prod(shape)
+        coder = self._coder()
+        if coder is None:
+            parts = {"values": TensorSpec(dtype, (count,))}
+        else:
+            parts = prefixed("values", coder.parts(_table(count), dtype))
+        if self.pattern is not None:
+            kept, block = parse_pattern(self.pattern)
+            length = pattern_bytes(count // kept, kept, block)
+        elif self.method == "random":
+            return parts
+        else:
+            bound = shortest_bytes if self.positions == "shortest" else fixed_bytes
+            length = bound(size, count)
+        return parts | {"positions": TensorSpec(torch.uint8, (length,))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         shape = (delta.shape[0], delta.shape[1])
-        count, flat = self.kept(shape), delta.reshape(-1)
-        if self.method == "random":
-            positions = random_positions(flat.numel(), count, context.seed, flat.device)
-            return {"values": flat[positions].to(context.dtype)}
-        positions = largest(flat, count)
-        return {
-            "values": flat[positions].to(context.dtype),
-            "positions": encode_positions(positions, flat.numel()),
-        }
+        chances = self._chances(delta) if self.method == "della" else None
+        places, stored = self._select(delta, chances, context)
+        flat = delta.reshape(-1)
+        if self.pattern is not None:  # places beyond a row's end hold nothing
+            values = _at_places(flat, places)
+        else:
+            values = flat[places]
+        if self._scaling == "unbiased" and chances is not None:
+            values = values / chances.view(-1)[places]
+        parts = self._store(values, context)
+        if self._scaling == "least_squares":
+            kept = _scattered(self._load(parts), places, shape)
+            factor = _row_factors(delta, kept, context.moments)
+            rows = places.clamp_min(0) // max(shape[1], 1)
+            parts = self._store(values * factor[rows], context)
+        return parts | stored
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        values, size = parts["values"].float(), math.prod(shape)
-        delta = torch.zeros(size, dtype=torch.float32, device=values.device)
+        count, size = self.kept(shape), math.prod(shape)
+        values = self._load(parts)[:count]
         if self.method == "random":
-            positions = random_positions(size, values.numel(), context.seed, values.device)
-            delta[positions] = values * (size / values.numel() if values.numel() else 0.0)
+            places = random_positions(size, count, context.seed, values.device)
+            if self._scaling == "unbiased":
+                values = values * (size / count if count else 0.0)
+        elif self.pattern is not None:
+            kept, block = parse_pattern(self.pattern)
+            chosen = decode_pattern(parts["positions"], count // kept, kept, block)
+            places = _block_places(chosen, shape, block)
+        elif self.positions == "shortest":
+            places = decode_shortest(parts["positions"], size, count)
         else:
-            positions = decode_positions(parts["positions"], size, values.numel())
-            whole = positions.numel() == values.numel() and bool((positions.diff() > 0).all())
-            if not whole or (positions.numel() and int(positions[-1]) >= size):
-                raise CodecError("the stored positions are damaged; copy the file again")
-            delta[positions] = values
-        return delta.view(shape)
+            places = decode_fixed(parts["positions"], size, count)
+        return _scattered(values, places, shape)
+
+    def _select(
+        self, delta: torch.Tensor, chances: torch.Tensor | None, context: EncodeContext
+    ) -> tuple[torch.Tensor, Parts]:
+        """Flat places of the kept entries, in the order of their values (−1 for none), and the
+        part that tells them. chances: della's, `[out, in]`."""
+        shape, size = (delta.shape[0], delta.shape[1]), delta.numel()
+        count = self.kept(shape)
+        if self.method == "random":
+            return random_positions(size, count, context.seed, delta.device), {}
+        scores = delta.abs()
+        if chances is not None:
+            luck = random_uniform(size, context.seed, delta.device).view(shape)
+            chance = chances.clamp(1e-6, 1 - 1e-6)
+            scores = (
+                chance / (1 - chance) * ((1 - luck) / luck)
+            )  # Pareto sampling keeps the largest
+        elif context.importance is not None:
+            scores *= context.importance.to(delta.device).clamp_min(0).sqrt()
+        if self.pattern is not None:
+            kept, block = parse_pattern(self.pattern)
+            padded = torch.nn.functional.pad(scores, (0, -shape[1] % block), value=-1.0)
+            chosen = choose_pattern(padded.view(-1, block), kept)
+            stored = encode_pattern(chosen, block)
+            return _block_places(chosen, shape, block), {"positions": stored}
+        if self.budget == "row":
+            places = largest_of_rows(scores, count // max(shape[0], 1))
+        else:
+            places = largest(scores, count)
+        encode = encode_shortest if self.positions == "shortest" else encode_fixed
+        return places, {"positions": encode(places, size)}
+
+    def _chances(self, delta: torch.Tensor) -> torch.Tensor:
+        """della: the chance of each entry to be kept, `[out, in]`; their mean in a row is 1 − p."""
+        out, width = delta.shape
+        rate = self.drop_rate or 0.0
+        half = self.spread * min(rate, 1 - rate)
+        order = delta.abs().sort(dim=1, descending=True, stable=True).indices
+        falling = torch.linspace(1 - rate + half, 1 - rate - half, width, device=delta.device)
+        if width == 1:
+            falling = falling.new_tensor([1 - rate])
+        return torch.empty_like(delta).scatter_(1, order, falling.expand(out, width))
+
+    def _store(self, values: torch.Tensor, context: EncodeContext) -> Parts:
+        coder = self._coder()
+        if coder is None:
+            return {"values": values.to(context.dtype)}
+        rows, width = _table(values.numel())
+        padded = torch.nn.functional.pad(values, (0, rows * width - values.numel()))
+        plain = EncodeContext(context.dtype, context.seed)
+        return prefixed("values", coder.encode(padded.view(rows, width), plain))
+
+    def _load(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The values, float32; perhaps with padding behind them."""
+        coder = self._coder()
+        if coder is None:
+            return parts["values"].float()
+        own = within("values", parts)
+        shape = (own["scales"].shape[0], VALUES_PER_SCALE)
+        return coder.decode(own, shape, EncodeContext(own["scales"].dtype, 0)).view(-1)
+
+
+def _table(count: int) -> tuple[int, int]:
+    """Rows and columns in which `count` values are quantized: one scale a row."""
+    return math.ceil(count / VALUES_PER_SCALE), VALUES_PER_SCALE
+
+
+def _block_places(chosen: torch.Tensor, shape: tuple[int, int], block: int) -> torch.Tensor:
+    """Places within blocks `[blocks, N]` as flat places in the matrix; −1 beyond a row's end."""
+    out, width = shape
+    blocks = math.ceil(width / block)
+    number = torch.arange(out * blocks, device=chosen.device).unsqueeze(1)
+    column = (number % max(blocks, 1)) * block + chosen
+    places = (number // max(blocks, 1)) * width + column
+    return torch.where(column < width, places, -1).view(-1)
+
+
+def _at_places(flat: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return torch.where(places >= 0, flat[places.clamp_min(0)], 0.0)
+
+
+def _scattered(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """A matrix with `values` at `places`, zero elsewhere; what has the place −1 is left out."""
+    size = math.prod(shape)
+    flat = torch.zeros(size + 1, dtype=torch.float32, device=values.device)
+    flat[torch.where(places >= 0, places, size)] = values[: places.numel()]
+    return flat[:size].view(shape)
+
+
+def _row_factors(
+    delta: torch.Tensor, kept: torch.Tensor, moments: torch.Tensor | None
+) -> torch.Tensor:
+    """argmin over s of E‖(Δ_r − s·Δ̂_r) x‖² for each row r, `[out]`; 1 where nothing is kept."""
+    if moments is None:
+        heavy = kept
+    elif moments.dim() == 1:
+        heavy = kept * moments.to(kept.device)
+    else:
+        heavy = kept @ moments.to(kept.device)
+    largest_entry = delta.abs().amax().clamp_min(1e-30) if delta.numel() else 1.0
+    power = ((kept / largest_entry) * (heavy / largest_entry)).sum(1)
+    shared = ((delta / largest_entry) * (heavy / largest_entry)).sum(1)
+    return torch.where(power > 0, shared / torch.where(power > 0, power, 1.0), 1.0)

@@ -3,80 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from ders_core.analysis import Analysis, predicted_error
-from ders_core.codecs import DeltaCodec, Keep, LowRank, Quantized, Sparse, make_codec
+from ders_core.codecs import Codec, Sparse, make_codec
 from ders_core.errors import CodecError
+from ders_core.parts import GroupCodec
 from ders_core.plan import Plan
 
-FORMS: dict[str, dict[str, Any]] = {
-    "keep": {"codec": "keep"},
-    "random drop": {"codec": "sparse", "method": "random"},
-    "magnitude": {"codec": "sparse", "method": "magnitude"},
-    "quantized": {"codec": "quantized"},
-    "low rank": {"codec": "lowrank"},
+
+@dataclass(frozen=True)
+class Form:
+    """fields: what makes the codec. strength: the parameter that sets how strong it is, its unit and
+    where it starts; None where there is none."""
+
+    fields: Mapping[str, Any]
+    strength: tuple[str, str, float] | None = None
+
+    def has(self, codec: Codec) -> bool:
+        told = codec.dump()
+        return all(told.get(key) == value for key, value in self.fields.items())
+
+
+DROP = ("drop_rate", "share of entries dropped", 0.9)
+BITS = ("bits", "bits per entry", 4)
+
+FORMS: dict[str, Form] = {
+    "keep": Form({"codec": "keep"}),
+    "lossless": Form({"codec": "lossless"}),
+    "random drop": Form({"codec": "sparse", "method": "random"}, DROP),
+    "magnitude": Form({"codec": "sparse", "method": "magnitude"}, DROP),
+    "della": Form({"codec": "sparse", "method": "della"}, DROP),
+    "quantized": Form({"codec": "quantized"}, BITS),
+    "entropy": Form({"codec": "entropy"}, BITS),
+    "low rank": Form({"codec": "lowrank"}, ("rank", "rank", 16)),
 }
-"""What the table calls a codec -> the fields that make it."""
+"""What the table calls a codec -> what makes it. Chains and several codecs in one group are written
+in YAML; the table shows them and leaves them as they are."""
 
-STRENGTHS = {
-    "random drop": ("drop_rate", 0.9),
-    "magnitude": ("drop_rate", 0.9),
-    "quantized": ("bits", 4),
-    "low rank": ("rank", 16),
-}
-"""Form -> the parameter that sets its strength, and where it starts."""
-
-UNITS = {
-    "random drop": "share of entries dropped",
-    "magnitude": "share of entries dropped",
-    "quantized": "bits per entry",
-    "low rank": "rank",
-}
+OTHER = "other (YAML)"
 
 
-def form_of(codec: DeltaCodec) -> str:
-    match codec:
-        case Sparse():
-            return "random drop" if codec.method == "random" else "magnitude"
-        case Quantized():
-            return "quantized"
-        case LowRank():
-            return "low rank"
-        case _:
-            return "keep"
+def form_of(codec: GroupCodec) -> str:
+    own = codec.codec
+    if own is None or (isinstance(own, Sparse) and own.pattern is not None):
+        return OTHER
+    return next((name for name, form in FORMS.items() if form.has(own)), OTHER)
 
 
-def strength_of(codec: DeltaCodec) -> float | None:
-    """The codec's strength in its own unit; None for `keep` and for a rank by energy."""
-    name = STRENGTHS.get(form_of(codec), ("", 0))[0]
-    value = getattr(codec, name, None) if name else None
+def strength_of(codec: GroupCodec) -> float | None:
+    """The codec's strength in its own unit; None where it has none, or it is chosen by energy."""
+    form = FORMS.get(form_of(codec))
+    if form is None or form.strength is None:
+        return None
+    value = getattr(codec.codec, form.strength[0], None)
     return float(value) if value is not None else None
 
 
-def codec_from(form: str, strength: float | None, before: DeltaCodec | None = None) -> DeltaCodec:
+def codec_from(name: str, strength: float | None, before: GroupCodec) -> GroupCodec:
     """The codec of a row. What the table does not show (group size, energy) stays as it was.
 
     Raises CodecError if the strength is not possible.
     """
-    if form not in STRENGTHS:
-        return Keep()
-    name, start = STRENGTHS[form]
-    same = before is not None and form_of(before) == form
-    if strength is None or pd.isna(strength):
-        if same and before is not None:
-            return before
-        strength = start
-    value = float(strength) if name == "drop_rate" else round(float(strength))
+    form, same = FORMS.get(name), form_of(before) == name
+    if form is None:
+        return before
     kept: dict[str, Any] = {}
-    if same and before is not None:
-        kept = {k: v for k, v in before.dump().items() if k not in ("codec", "energy", name)}
+    if form.strength is not None:
+        key, _, start = form.strength
+        if strength is None or pd.isna(strength):
+            if same:
+                return before
+            strength = start
+        whole = key != "drop_rate" and name != "entropy"
+        value = round(float(strength)) if whole else float(strength)
+        if same and before.codec is not None:
+            kept = {k: v for k, v in before.codec.dump().items() if k not in ("codec", "energy")}
+        kept[key] = value
     try:
-        return make_codec({**kept, **FORMS[form], name: value})
+        codec = make_codec({**kept, **form.fields})
     except CodecError as error:
-        raise CodecError(f"{form}: {value:g} is not possible ({error})") from error
+        raise CodecError(f"{name}: {strength:g} is not possible ({error})") from error
+    return GroupCodec.same(codec, len(before.uses))
 
 
 def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
@@ -84,8 +95,9 @@ def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
     rows = []
     for entry in plan.entries:
         error = None
-        if analysis is not None:
-            error = predicted_error(analysis, entry.layer, entry.projection, entry.codec.dump())
+        if analysis is not None and entry.codec.codec is not None:
+            told = entry.codec.codec.dump()
+            error = predicted_error(analysis, entry.layer, entry.projection, told)
         rows.append(
             {
                 "layer": entry.layer,
@@ -101,13 +113,13 @@ def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def codecs_of(plan: Plan) -> dict[tuple[int, str], DeltaCodec]:
+def codecs_of(plan: Plan) -> dict[tuple[int, str], GroupCodec]:
     return {entry.key: entry.codec for entry in plan.entries}
 
 
 def apply_edits(
     plan: Plan, edits: Mapping[int, Mapping[str, Any]]
-) -> dict[tuple[int, str], DeltaCodec]:
+) -> dict[tuple[int, str], GroupCodec]:
     """The codecs after edits, given as row -> {column: value}. Raises CodecError."""
     codecs = codecs_of(plan)
     for row, changed in edits.items():

@@ -14,7 +14,7 @@ from ders_core.checkpoint import PROJECTIONS, Checkpoint
 from ders_core.codecs import Keep, LowRank, Quantized, Sparse
 from ders_core.errors import RecipeError
 from ders_core.plan import resolve
-from ders_core.recipe import DenseBase, Recipe, Rule, load_recipe, parse_layers, presets
+from ders_core.recipe import DenseBase, Recipe, Rule, load_recipe, parse_numbers, presets
 
 SHARES = st.floats(0, 1, exclude_min=True, exclude_max=True, allow_nan=False)
 CODECS = st.one_of(
@@ -81,7 +81,7 @@ def test_the_last_rule_that_selects_counts(recipe: Recipe, layer: int, projectio
     [("3", [3]), ("0-3,7", [0, 1, 2, 3, 7]), (" 1 , 4-4 ", [1, 4]), ("0-0", [0]), ("007", [7])],
 )
 def test_layer_ranges(text: str, numbers: list[int]) -> None:
-    ranges = parse_layers(text)
+    ranges = parse_numbers(text)
     assert ranges is not None
     assert [layer for part in ranges for layer in part] == numbers
 
@@ -89,7 +89,7 @@ def test_layer_ranges(text: str, numbers: list[int]) -> None:
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "1;2", "all,1", "1.5", "٣-"])
 def test_wrong_layer_ranges(text: str) -> None:
     with pytest.raises(ValueError, match="layers"):
-        parse_layers(text)
+        parse_numbers(text)
 
 
 def test_layers_and_projections_may_be_numbers_and_words() -> None:

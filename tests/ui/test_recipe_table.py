@@ -14,7 +14,7 @@ from ders_core.codecs import Keep, LowRank, Quantized, Sparse
 from ders_core.errors import CodecError
 from ders_core.plan import resolve
 from ders_core.recipe import Recipe, presets
-from ders_core.rules import rules_for, spell_layers
+from ders_core.rules import rules_for, spell_numbers
 from ders_core.ui.recipe_table import apply_edits, codec_from, form_of, strength_of, table
 
 CODECS = [
@@ -50,7 +50,7 @@ def test_rules_resolve_to_the_codecs_they_were_made_from(
 
 
 def test_layers_are_spelled_shortly() -> None:
-    assert spell_layers([5, 0, 2, 1, 7, 8]) == "0-2,5,7-8"
+    assert spell_numbers([5, 0, 2, 1, 7, 8]) == "0-2,5,7-8"
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -1,0 +1,144 @@
+"""`chain`: several codecs one after another, each on what the one before left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+
+from ders_core.checkpoint.header import TensorSpec
+from ders_core.codecs.base import (
+    Codec,
+    DeltaCodec,
+    EncodeContext,
+    Parts,
+    codec_class,
+    explain,
+    make_codec,
+    prefixed,
+    register,
+    within,
+)
+from ders_core.errors import CodecError
+
+SEED_STEP = 0x9E3779B97F4A7C15
+"""Between the seeds of two stages (the golden ratio of 2⁶⁴)."""
+
+
+@register
+class Chain(DeltaCodec):
+    """F(Δ) = F_1(Δ) + F_2(Δ − F_1(Δ)) + …, in the order given; each stage fits the residual of those
+    before it, as they were stored."""
+
+    name: ClassVar[str] = "chain"
+    summary: ClassVar[str] = "Several codecs in a row, each on what the one before left."
+    source: ClassVar[str] = "residual coding; low-rank plus sparse (Candès et al. 2011)"
+
+    stages: tuple[DeltaCodec, ...] = Field(
+        min_length=2, description="codecs with their parameters, in order"
+    )
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _make(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError("stages is a list of codecs with their parameters")
+        return tuple(_stage(number, item) for number, item in enumerate(value, 1))
+
+    def dump(self) -> dict[str, Any]:
+        return {"codec": self.name, "stages": [stage.dump() for stage in self.stages]}
+
+    @property
+    def label(self) -> str:
+        return " + ".join(stage.label for stage in self.stages)
+
+    @property
+    def settled(self) -> bool:
+        return all(stage.settled for stage in self.stages)
+
+    @property
+    def ragged(self) -> frozenset[str]:
+        return frozenset(
+            name
+            for number, stage in enumerate(self.stages)
+            for name in prefixed(str(number), dict.fromkeys(stage.ragged))
+        )
+
+    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+        parts: dict[str, TensorSpec] = {}
+        for number, stage in enumerate(self.stages):
+            parts |= prefixed(str(number), stage.parts(shape, dtype))
+        return parts
+
+    def fit(self, deltas: Iterable[torch.Tensor]) -> Codec:
+        stages: list[DeltaCodec] = []
+        for stage in self.stages:
+            fitted = stage.fit(_Residuals(deltas, tuple(stages)))
+            assert isinstance(fitted, DeltaCodec), "a codec of deltas is fitted to one"
+            stages.append(fitted)
+        return Chain(stages=tuple(stages))
+
+    def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
+        shape = (delta.shape[0], delta.shape[1])
+        parts: Parts = {}
+        rest = delta
+        for number, stage in enumerate(self.stages):
+            own = _own(context, number)
+            coded = stage.encode(rest, own)
+            parts |= prefixed(str(number), coded)
+            if number + 1 < len(self.stages):
+                rest = rest - stage.decode(coded, shape, own)
+        return parts
+
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> torch.Tensor:
+        first, *others = (
+            stage.decode(within(str(number), parts), shape, _own(context, number))
+            for number, stage in enumerate(self.stages)
+        )
+        for other in others:
+            first += other
+        return first
+
+
+class _Residuals:
+    """What stages leave of deltas; gone through as often as is asked for."""
+
+    def __init__(self, deltas: Iterable[torch.Tensor], stages: tuple[DeltaCodec, ...]) -> None:
+        self._deltas, self._stages = deltas, stages
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for expert, delta in enumerate(self._deltas):
+            rest = delta
+            for number, stage in enumerate(self._stages):
+                own = _own(EncodeContext(torch.float32, expert), number)
+                shape = (delta.shape[0], delta.shape[1])
+                rest = rest - stage.decode(stage.encode(rest, own), shape, own)
+            yield rest
+
+
+def _own(context: EncodeContext, number: int) -> EncodeContext:
+    """The context of one stage: with a seed of its own."""
+    return replace(context, seed=(context.seed + number * SEED_STEP) % (1 << 62))
+
+
+def _stage(number: int, item: Any) -> DeltaCodec:
+    if isinstance(item, Mapping):
+        try:
+            item = make_codec(item)
+        except CodecError as error:
+            cause = error.__cause__
+            told = (
+                explain(cause, codec_class(item.get("codec")))
+                if isinstance(cause, ValidationError)
+                else str(error)
+            )
+            raise ValueError(f"stage {number}: {told}") from error
+    if not isinstance(item, DeltaCodec) or isinstance(item, Chain):
+        what = item.name if isinstance(item, Codec) else item
+        raise ValueError(f"stage {number}: {what!r} cannot stand in a chain")
+    return item

@@ -1,0 +1,163 @@
+"""Sets of levels that normalised values are rounded to, each once and for all machines the same.
+
+v ≈ s·L[q] (+ z): a codec keeps the code q of every value and the scale s of a group of them. The
+levels L are uniform, those that suit a Gaussian best, minus one to one, or learnt from the values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import torch
+from scipy.stats import norm
+
+FINENESS = 1024
+"""Levels that are computed are rounded to multiples of 1 / FINENESS, so that the last digits of a
+machine's arithmetic do not decide what a file means."""
+
+BINS = 1 << 12
+"""Into which values are sorted before they are compared with a border."""
+
+HISTOGRAM_BINS = 1 << 14
+SWEEPS = 60
+
+
+@dataclass(frozen=True)
+class Levels:
+    """table: float32 `[n]`, ascending. uniform: neighbours lie 1 apart."""
+
+    table: torch.Tensor
+    uniform: bool
+
+    @cached_property
+    def borders(self) -> torch.Tensor:
+        """Halfway between neighbours, float32 `[n − 1]`."""
+        return (self.table[1:] + self.table[:-1]) / 2
+
+    @cached_property
+    def _shortcut(self) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+        """(code at the least that a bin may hold, borders and infinity, bins to 1); None where
+        borders lie too close for it."""
+        low, high = float(self.borders[0]), float(self.borders[-1])
+        if not high > low:
+            return None
+        fine = (BINS - 4) / (high - low)
+        if float(self.borders.diff().min()) * fine < 2:
+            return None
+        edges = low + (torch.arange(BINS).double() - 3) / fine  # one bin below each bin's own edge
+        code = torch.bucketize(edges, self.borders.double(), right=True).to(torch.int32)
+        ends = torch.cat([self.borders, torch.full((2,), torch.inf)])
+        return code, ends, fine
+
+    @property
+    def count(self) -> int:
+        return self.table.numel()
+
+    @property
+    def reach(self) -> float:
+        """The outermost level."""
+        return float(self.table.abs().max()) or 1.0
+
+    def nearest(self, values: torch.Tensor) -> torch.Tensor:
+        """The code of the level nearest to each value; float32 where the levels are uniform, else
+        an integer. Halfway between, the upper one."""
+        if self.uniform:
+            first = float(self.table[0])
+            return (values - (first - 0.5)).floor_().clamp_(0, self.count - 1)
+        if self._shortcut is None:
+            return torch.bucketize(values, self.borders.to(values.device), right=True)
+        first, borders, fine = self._shortcut
+        flat, ends = values.reshape(-1), borders.to(values.device)
+        place = (flat - float(self.borders[0])).mul_(fine).add_(2).clamp_(0, BINS - 1)
+        code = first.to(values.device).index_select(0, place.to(torch.int32))
+        for _ in range(2):  # a bin and the one below it hold no more borders
+            code += flat >= ends.index_select(0, code)
+        return code.view(values.shape)
+
+    def at(self, codes: torch.Tensor) -> torch.Tensor:
+        """The levels that codes of any integer or float dtype stand for, float32."""
+        if self.uniform:
+            return codes.float() + float(self.table[0])
+        flat = codes.reshape(-1).to(torch.int32)
+        return self.table.to(codes.device).index_select(0, flat).view(codes.shape)
+
+
+@cache
+def uniform(count: int, *, centred: bool = True) -> Levels:
+    """`count` levels 1 apart, around 0 (mid-rise where count is even), or from 0 up."""
+    table = torch.arange(count, dtype=torch.float32)
+    return Levels(table - (count - 1) / 2 if centred else table, uniform=True)
+
+
+@cache
+def ternary() -> Levels:
+    """−1, 0 and 1."""
+    return Levels(torch.tensor([-1.0, 0.0, 1.0]), uniform=True)
+
+
+@cache
+def normal(bits: int) -> Levels:
+    """The levels with the least squared error for a Gaussian of variance 1 (Lloyd 1957, Max 1960)."""
+    count = 2**bits
+    table = norm.ppf((np.arange(count) + 0.5) / count)
+    for _ in range(4000):
+        edges = np.concatenate([[-np.inf], (table[1:] + table[:-1]) / 2, [np.inf]])
+        mass, density = np.diff(norm.cdf(edges)), norm.pdf(edges)
+        moved = -np.diff(density) / mass
+        done = np.abs(moved - table).max() < 1e-9
+        table = moved
+        if done:
+            break
+    rounded = np.round((table - table[::-1]) / 2 * FINENESS) / FINENESS
+    return Levels(torch.tensor(rounded, dtype=torch.float32), uniform=False)
+
+
+def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """2^bits levels with the least squared error for `values` themselves: float32, ascending.
+
+    values: float32, any shape. weights: of each value's error, of the same shape. Lloyd's iteration
+    on a histogram of 16 Ki bins, in float64; it starts from the compander that is best at high
+    resolution (density^⅓, Panter and Dite 1951), so the result is the same on every device.
+    """
+    count = 2**bits
+    flat = values.reshape(-1)
+    low, high = (float(flat.min()), float(flat.max())) if flat.numel() else (0.0, 0.0)
+    if not high > low:
+        return torch.full((count,), low)
+    place = ((flat - low) * (HISTOGRAM_BINS / (high - low))).long().clamp_(0, HISTOGRAM_BINS - 1)
+    share = None if weights is None else weights.reshape(-1).double()
+    mass = _summed(place, share)
+    total = _summed(place, flat.double() if share is None else flat.double() * share)
+    filled = mass > 0
+    centre = np.where(filled, total / np.where(filled, mass, 1), 0.0)
+    mass, centre = mass[filled], centre[filled]
+    table = _companded(mass, centre, count)
+    below = np.concatenate([[0.0], np.cumsum(mass)])
+    first = np.concatenate([[0.0], np.cumsum(mass * centre)])
+    for _ in range(SWEEPS):
+        edges = np.searchsorted(centre, (table[1:] + table[:-1]) / 2)
+        bounds = np.concatenate([[0], edges, [len(centre)]])
+        own = np.diff(below[bounds])
+        moved = np.where(own > 0, np.diff(first[bounds]) / np.where(own > 0, own, 1), table)
+        if np.array_equal(moved, table):
+            break
+        table = np.sort(moved)
+    return torch.tensor(table, dtype=torch.float32)
+
+
+def _summed(place: torch.Tensor, weights: torch.Tensor | None) -> np.ndarray:
+    """Sums over bins, on the CPU: there the order of summation is fixed."""
+    where = place.cpu()
+    own = None if weights is None else weights.cpu()
+    return torch.bincount(where, own, minlength=HISTOGRAM_BINS).double().numpy()
+
+
+def _companded(mass: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
+    """Quantiles of the density to the power of one third."""
+    if len(centre) <= count:
+        return np.concatenate([centre, np.full(count - len(centre), centre[-1])])
+    spread = np.cumsum(mass ** (1 / 3))
+    at = (np.arange(count) + 0.5) / count * spread[-1]
+    return centre[np.minimum(np.searchsorted(spread, at), len(centre) - 1)]

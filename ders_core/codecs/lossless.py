@@ -1,0 +1,220 @@
+"""`lossless`: the experts' own bits, predicted from the base and entropy-coded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ders_core.checkpoint.header import TensorSpec
+from ders_core.codecs.ans import Model, Stack
+from ders_core.codecs.base import Codec, EncodeContext, Parts, register
+from ders_core.codecs.packing import pack, packed_bytes, unpack
+from ders_core.codecs.stream import Reader, Writer, damaged
+
+CHUNK = 1 << 20
+RAW, CODED = 0, 1
+
+CONTEXTS = 16
+"""Exponents of the base that are told apart, from its largest one down."""
+
+FINE = 64
+"""Codes that a spread of one deviation is cut into; what is finer is noise and kept as it is."""
+
+MOST_CODES = 4096
+INTEGERS = {2: torch.int16, 4: torch.int32}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """How differences are coded where the base has one exponent. low: bits kept as they are. codes:
+    int64, ascending, the differences above them that occur; counts: how often."""
+
+    low: int
+    codes: np.ndarray
+    counts: np.ndarray
+
+
+@register
+class Lossless(Codec):
+    """Bit for bit the expert, in fewer bytes where it is close to its base.
+
+    Floats are taken as integers that count them in order; W − W_base is then a small number of
+    steps, smaller where the base's exponent is large, so each exponent of the base has statistics of
+    its own. The upper bits of the differences are entropy-coded (ANS), the noise below them is kept
+    as it is. An expert that would not shrink is stored as it is.
+    """
+
+    name: ClassVar[str] = "lossless"
+    summary: ClassVar[str] = "Keeps every bit, in fewer bytes where experts are close to the base."
+    source: ClassVar[str] = "ANS (arXiv 1311.2540); prediction as in fpzip (Lindstrom 2006)"
+
+    @property
+    def label(self) -> str:
+        return "lossless"
+
+    @property
+    def ragged(self) -> frozenset[str]:
+        return frozenset({"stream"})
+
+    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+        return {"stream": TensorSpec(torch.uint8, (1 + math.prod(shape) * dtype.itemsize,))}
+
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        own, start = weight.reshape(-1).cpu(), base.reshape(-1).cpu()
+        writer = Writer()
+        writer.put([CODED], "<u1")
+        top = _top_exponent(start)
+        tables = _tables(own, start, top)
+        for table in tables:
+            writer.put([table.low, len(table.codes)], "<u4")
+            writer.put(table.codes, "<i8" if own.element_size() == 4 else "<i4")
+            writer.put(table.counts, "<u4")
+        models = [Model(table.counts) if len(table.codes) else None for table in tables]
+        stack = Stack()
+        noise: list[list[torch.Tensor]] = []
+        for begin in reversed(range(0, own.numel(), CHUNK)):
+            kept: list[torch.Tensor] = []
+            differences = _ordered(own[begin : begin + CHUNK])
+            differences -= _ordered(start[begin : begin + CHUNK])
+            places = list(_places(start[begin : begin + CHUNK], top))
+            for number, place in reversed(list(enumerate(places))):
+                model, table = models[number], tables[number]
+                if model is None or not place.numel():
+                    continue
+                steps = differences[place]
+                index = np.searchsorted(table.codes, (steps >> table.low).numpy())
+                stack.push(index.astype(np.int32), model)
+                kept.append(pack(steps & ((1 << table.low) - 1), table.low))
+            noise.append(kept[::-1])
+        words = stack.words()
+        writer.put([len(words)], "<u4")
+        writer.put(words, "<u4")
+        for kept in reversed(noise):
+            for piece in kept:
+                writer.put(piece.numpy(), "<u1")
+        stream = writer.tensor()
+        if stream.numel() > own.nbytes:
+            raw = own.contiguous().view(torch.uint8)
+            stream = torch.cat([torch.tensor([RAW], dtype=torch.uint8), raw])
+        return {"stream": stream.to(weight.device)}
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        reader = Reader(parts["stream"])
+        start = base.reshape(-1).cpu()
+        own = torch.empty_like(start)
+        form = reader.number("<u1")
+        if form == RAW:
+            own.view(torch.uint8).copy_(torch.from_numpy(reader.take(own.nbytes, "<u1").copy()))
+        elif form == CODED:
+            _read(reader, start, own)
+        else:
+            raise damaged()
+        return own.view(base.shape).to(base.device)
+
+
+def _read(reader: Reader, start: torch.Tensor, own: torch.Tensor) -> None:
+    """Fill `own` with what the stream says of it, given the base `start`."""
+    top, wide = _top_exponent(start), start.element_size() == 4
+    tables = []
+    for _ in range(CONTEXTS):
+        low, count = reader.number(), reader.number()
+        if low > 32:
+            raise damaged()
+        codes = reader.take(count, "<i8" if wide else "<i4").astype(np.int64)
+        tables.append(_Table(low, codes, reader.take(count, "<u4").astype(np.int64)))
+    models = [Model(table.counts) if len(table.codes) else None for table in tables]
+    stack = Stack(reader.take(reader.number(), "<u4"))
+    for begin in range(0, own.numel(), CHUNK):
+        base = start[begin : begin + CHUNK]
+        steps = torch.zeros(base.numel(), dtype=torch.int64)
+        for number, place in enumerate(_places(base, top)):
+            model, table = models[number], tables[number]
+            if not place.numel():
+                continue
+            if model is None:
+                raise damaged()
+            index = stack.pop(place.numel(), model)
+            noise = reader.take(packed_bytes(place.numel(), table.low), "<u1")
+            fine = unpack(torch.from_numpy(noise.copy()), table.low, place.numel(), torch.int64)
+            steps[place] = (torch.from_numpy(table.codes[index]) << table.low) | fine
+        own[begin : begin + CHUNK] = _unordered(steps + _ordered(base), own.dtype)
+
+
+def _ordered(values: torch.Tensor) -> torch.Tensor:
+    """int64 that count floats in their order; −0 comes just before 0."""
+    size = values.element_size()
+    bits = values.view(INTEGERS[size]).long()
+    return torch.where(bits < 0, -(1 << (8 * size - 1)) - 1 - bits, bits)
+
+
+def _unordered(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The inverse of `_ordered`. Raises CodecError for numbers that count no float."""
+    half = 1 << (8 * dtype.itemsize - 1)
+    if numbers.numel() and (int(numbers.min()) < -half or int(numbers.max()) >= half):
+        raise damaged()
+    bits = torch.where(numbers < 0, -half - 1 - numbers, numbers)
+    return bits.to(INTEGERS[dtype.itemsize]).view(dtype)
+
+
+def _exponents(values: torch.Tensor) -> torch.Tensor:
+    """The exponent field, int64."""
+    fraction = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}[values.dtype]
+    bits = values.view(INTEGERS[values.element_size()]).long()
+    return (bits >> fraction) & ((1 << (8 * values.element_size() - 1 - fraction)) - 1)
+
+
+def _top_exponent(values: torch.Tensor) -> int:
+    return max((int(_exponents(part).max()) for part in values.split(CHUNK)), default=0)
+
+
+def _places(base: torch.Tensor, top: int) -> Iterator[torch.Tensor]:
+    """Where the base has each exponent, from the largest one down; the last ones together."""
+    context = (top - _exponents(base)).clamp_max(CONTEXTS - 1)
+    order = context.argsort(stable=True)
+    yield from order.split(torch.bincount(context, minlength=CONTEXTS).tolist())
+
+
+def _tables(own: torch.Tensor, start: torch.Tensor, top: int) -> list[_Table]:
+    """The statistics of the differences in each context."""
+    square = [0.0] * CONTEXTS
+    count = [0] * CONTEXTS
+    for begin in range(0, own.numel(), CHUNK):
+        base = start[begin : begin + CHUNK]
+        steps = (_ordered(own[begin : begin + CHUNK]) - _ordered(base)).double()
+        for number, place in enumerate(_places(base, top)):
+            square[number] += float(steps[place].abs().sum())
+            count[number] += place.numel()
+    lows = [
+        max(int(math.log2(total / some / FINE)), 0) if some and total / some > FINE else 0
+        for total, some in zip(square, count, strict=True)
+    ]
+    while True:
+        tallies: list[dict[int, int]] = [{} for _ in range(CONTEXTS)]
+        for begin in range(0, own.numel(), CHUNK):
+            base = start[begin : begin + CHUNK]
+            steps = _ordered(own[begin : begin + CHUNK]) - _ordered(base)
+            for number, place in enumerate(_places(base, top)):
+                codes, many = (steps[place] >> lows[number]).unique(return_counts=True)
+                tally = tallies[number]
+                for code, some in zip(codes.tolist(), many.tolist(), strict=True):
+                    tally[code] = tally.get(code, 0) + some
+        crowded = [number for number, tally in enumerate(tallies) if len(tally) > MOST_CODES]
+        if not crowded:
+            break
+        for number in crowded:
+            lows[number] += max(math.ceil(math.log2(len(tallies[number]) / MOST_CODES)), 1)
+    return [
+        _Table(
+            low,
+            np.array(sorted(tally), dtype=np.int64),
+            np.array([tally[code] for code in sorted(tally)], dtype=np.int64),
+        )
+        for low, tally in zip(lows, tallies, strict=True)
+    ]
