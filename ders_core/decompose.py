@@ -83,8 +83,8 @@ def mean_base(
 
 
 def median_base(group: ExpertGroup) -> torch.Tensor:
-    """The experts' elementwise median `[out, in]`, the lower one of two: it minimises Σ|Δ_i|, and at
-    every place one delta is zero."""
+    """The experts' elementwise median `[out, in]`, the lower one of two: it minimises Σ|Δ_i|, and
+    at every place one delta is zero."""
     experts, out, width = group.shape
     base = torch.empty(out, width, dtype=group.dtype)
     for rows in _row_chunks(out, width * experts):

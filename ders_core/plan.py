@@ -179,5 +179,6 @@ def _check_experts(recipe: Recipe, groups: list[ExpertGroup]) -> None:
         for experts in parse_numbers(rule.experts) or []:
             if experts.stop > most:
                 raise RecipeError(
-                    f"rule {number} names expert {experts.stop - 1}, but the experts are 0-{most - 1}"
+                    f"rule {number} names expert {experts.stop - 1}, but the experts are "
+                    f"0-{most - 1}"
                 )

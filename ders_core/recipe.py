@@ -130,9 +130,9 @@ class Recipe(BaseModel):
     name: str = Field(min_length=1, max_length=80)
     seed: int = Field(default=0, ge=0, lt=2**63)
     base: Literal["mean", "median", "routed", "auto"] | DenseBase | ClusteredBase = "mean"
-    """What deltas are taken against: the experts' mean; their elementwise median; their mean weighted
-    by how often each is chosen, which a calibration tells; the one of these with the least error
-    under the group's codec (`auto`); a dense parent; or several means."""
+    """What deltas are taken against: the experts' mean; their elementwise median; their mean
+    weighted by how often each is chosen, which a calibration tells; the one of these with the least
+    error under the group's codec (`auto`); a dense parent; or several means."""
     calibration: Path | None = None
     """What `ders calibrate` wrote for the checkpoint: second moments of inputs, for codecs that use
     them, and how often experts are chosen."""

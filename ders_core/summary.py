@@ -9,6 +9,7 @@ from typing import Any
 from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import NAMES, Checkpoint
 from ders_core.rules import spell_numbers
+from ders_core.units import bytes_text
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class DeltaCodec(Codec):
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
         shape = (base.shape[0], base.shape[1])
-        return combine(base, self.decode(parts, shape, context))
+        return combine(base, self.decode(parts, shape, context).to(base.device))
 
 
 def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

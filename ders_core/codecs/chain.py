@@ -30,8 +30,8 @@ SEED_STEP = 0x9E3779B97F4A7C15
 
 @register
 class Chain(DeltaCodec):
-    """F(Δ) = F_1(Δ) + F_2(Δ − F_1(Δ)) + …, in the order given; each stage fits the residual of those
-    before it, as they were stored."""
+    """F(Δ) = F_1(Δ) + F_2(Δ − F_1(Δ)) + …, in the order given: each stage fits the residual that
+    those before it left, as they were stored."""
 
     name: ClassVar[str] = "chain"
     summary: ClassVar[str] = "Several codecs in a row, each on what the one before left."

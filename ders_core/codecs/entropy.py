@@ -21,7 +21,7 @@ ROUNDINGS = (0.5, 0.44, 0.38, 0.32)
 
 EXACT_CODES = 4096
 PER_OCTAVE = 16
-"""Multiples beyond EXACT_CODES share codes, so many to a doubling: outliers do not fill the table."""
+"""Multiples beyond EXACT_CODES share codes, so many to a doubling: outliers fill no table."""
 
 FINEST = 512
 """No step is finer than so many to the mean magnitude: 11 bits, more than may be asked for."""
@@ -43,8 +43,8 @@ class Entropy(DeltaCodec):
     The step is the smallest with which an expert takes at most `bits` per entry, tables included;
     the same one for the whole matrix, which is what rate-distortion theory asks for (all errors
     alike; Cover and Thomas, ch. 10). For a Gaussian it lies 0.1 bit above the Shannon bound at 1
-    bit and at most ¼ bit (1.53 dB) at many (Gish and Pierce 1968). Slower to decode than `quantized`,
-    and on the CPU.
+    bit and at most ¼ bit (1.53 dB) at many (Gish and Pierce 1968). Slower to decode than
+    `quantized`, and on the CPU.
     """
 
     name: ClassVar[str] = "entropy"

@@ -64,8 +64,8 @@ class Levels:
         """The code of the level nearest to each value; float32 where the levels are uniform, else
         an integer. Halfway between, the upper one."""
         if self.uniform:
-            first = float(self.table[0])
-            return (values - (first - 0.5)).floor_().clamp_(0, self.count - 1)
+            lowest = float(self.table[0])
+            return (values - (lowest - 0.5)).floor_().clamp_(0, self.count - 1)
         if self._shortcut is None:
             return torch.bucketize(values, self.borders.to(values.device), right=True)
         first, borders, fine = self._shortcut
@@ -99,7 +99,8 @@ def ternary() -> Levels:
 
 @cache
 def normal(bits: int) -> Levels:
-    """The levels with the least squared error for a Gaussian of variance 1 (Lloyd 1957, Max 1960)."""
+    """The levels with the least squared error for a Gaussian of variance 1 (Lloyd 1957, Max
+    1960)."""
     count = 2**bits
     table = norm.ppf((np.arange(count) + 0.5) / count)
     for _ in range(4000):

@@ -44,9 +44,9 @@ class Lossless(Codec):
     """Bit for bit the expert, in fewer bytes where it is close to its base.
 
     Floats are taken as integers that count them in order; W − W_base is then a small number of
-    steps, smaller where the base's exponent is large, so each exponent of the base has statistics of
-    its own. The upper bits of the differences are entropy-coded (ANS), the noise below them is kept
-    as it is. An expert that would not shrink is stored as it is.
+    steps, smaller where the base's exponent is large, so each exponent of the base has statistics
+    of its own. The upper bits of the differences are entropy-coded (ANS), the noise below them is
+    kept as it is. An expert that would not shrink is stored as it is.
     """
 
     name: ClassVar[str] = "lossless"

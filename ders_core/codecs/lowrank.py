@@ -21,6 +21,9 @@ EXACT_BELOW = 512
 DAMPING = 1e-4
 """Share of the largest second moment that is added to all: no direction of the input is free."""
 
+RIDGE = 1e-9
+"""Share of R·Rᵀ's mean diagonal that is added to it, so that it can always be solved."""
+
 FactorBits = Literal[2, 3, 4, 5, 6, 7, 8]
 
 
@@ -32,13 +35,13 @@ class LowRank(DeltaCodec):
     smallest such rank is then the same for all experts of the group); or `bits`, the most bits per
     entry of Δ that the factors may take.
 
-    With a calibration the best is meant for outputs: E‖(Δ − LR)x‖² is least, by an SVD of Δ·H^½ with
-    H = E[x xᵀ] (as in D2-MoE, arXiv 2502.17298, and ASVD, arXiv 2312.05821).
+    With a calibration the best is meant for outputs: E‖(Δ − LR)x‖² is least, by an SVD of Δ·H^½
+    with H = E[x xᵀ] (as in D2-MoE, arXiv 2502.17298, and ASVD, arXiv 2312.05821).
     factor_bits: factors in so few bits, `leading` directions of them in `leading_bits` (Delta-CoMe,
     arXiv 2406.08903); L is fitted again to R as stored.
-    svd: `randomized` (Halko et al. 2011; 4 power iterations, 16 directions more than asked for) keeps
-    at least 99.9 % of the energy that `exact` keeps, on flat spectra too; `auto` takes it where the
-    shorter side is above 512 and the rank small.
+    svd: `randomized` (Halko et al. 2011; 4 power iterations, 16 directions more than asked for)
+    keeps at least 99.9 % of the energy that `exact` keeps, on flat spectra too; `auto` takes it
+    where the shorter side is above 512 and the rank small.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -143,8 +146,10 @@ class LowRank(DeltaCodec):
         pooled: torch.Tensor | None = None
         for delta in deltas:
             thin = delta if delta.shape[0] <= delta.shape[1] else delta.T
-            exact = thin.double() if thin.shape[0] <= EXACT_BELOW else thin
+            unit, scale = _unit(thin)
+            exact = unit.double() if thin.shape[0] <= EXACT_BELOW else unit
             squares = torch.linalg.eigvalsh(exact @ exact.T).flip(0).clamp_min(0).double()
+            squares *= scale**2
             pooled = squares if pooled is None else pooled + squares
         if pooled is None or not float(pooled.sum()):
             rank = 1
@@ -183,7 +188,7 @@ class LowRank(DeltaCodec):
             return parts["left"].float() @ parts["right"].float()
         rank = self._rank(shape, context.dtype)
         if not rank:
-            return torch.zeros(shape)
+            return torch.zeros(shape)  # no part tells a device
         left = self._decode_factor("left", parts, rank, shape[0], context)
         return left.T @ self._decode_factor("right", parts, rank, shape[1], context)
 
@@ -246,7 +251,15 @@ def _fitted_left(
     delta: torch.Tensor, right: torch.Tensor, moments: torch.Tensor | None
 ) -> torch.Tensor:
     """argmin over L of E‖(Δ − L·R)x‖², `[out, rank]`."""
-    heavy = right if moments is None else _times(right, moments.to(right.device))
-    power = (heavy @ right.T).double()
-    power.diagonal().add_(1e-9 * power.diagonal().mean().clamp_min(1e-30))
-    return torch.linalg.solve(power, (heavy @ delta.T).double()).T.float()
+    (unit, scale), (thin, width) = _unit(delta), _unit(right)
+    heavy = thin if moments is None else _times(thin, moments.to(right.device))
+    power = (heavy @ thin.T).double()
+    power.diagonal().add_(RIDGE * (float(power.diagonal().mean()) or 1.0))
+    return (torch.linalg.solve(power, (heavy @ unit.T).double()).T * (scale / width)).float()
+
+
+def _unit(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The matrix over its largest magnitude, and that magnitude (1 for zeros), so that no square
+    over- or underflows."""
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    return matrix / (largest or 1.0), largest or 1.0

@@ -1,8 +1,8 @@
 """Sorted positions in the shortest of several exact forms.
 
-*Fixed* forms have a length that follows from `size` and `count` alone: a bitmap, or Elias-Fano (Fano
-1971, Elias 1974), which keeps the low bits of each position as they are and the high bits in unary,
-about 2 + log2(size / count) bits a position.
+*Fixed* forms have a length that follows from `size` and `count` alone: a bitmap, or Elias-Fano
+(Fano 1971, Elias 1974), which keeps the low bits of each position as they are and the high bits in
+unary, about 2 + log2(size / count) bits a position.
 
 *Shortest* takes a bitmap, or the gaps between positions in Rice code (Rice 1979): the low k bits of
 each gap as they are, the rest in unary. With the best k it is never longer than Elias-Fano, and

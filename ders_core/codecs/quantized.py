@@ -36,8 +36,8 @@ class Quantized(DeltaCodec):
     grid `uniform`: 2^bits levels around zero (mid-rise); with 1 bit this is sign(Δ)·mean|Δ|
     (BitDelta, arXiv 2402.10193, per group). `affine`: uniform levels and an offset z per group.
     `ternary`: −1, 0 and 1, five to a byte, 1.6 bits each. `normal`: the levels that suit a Gaussian
-    best (Lloyd 1957, Max 1960; the idea of NF4, arXiv 2305.14314). `learned`: levels learnt for each
-    expert (k-means), kept in the file.
+    best (Lloyd 1957, Max 1960; the idea of NF4, arXiv 2305.14314). `learned`: levels learnt for
+    each expert (k-means), kept in the file.
 
     A scale has the least squared error among shrunken ranges, refined by least squares, and codes
     are chosen against it as stored: in the model's dtype, or (`scale_bits: 8`) as a share of the

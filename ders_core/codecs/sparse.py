@@ -179,10 +179,7 @@ class Sparse(DeltaCodec):
         chances = self._chances(delta) if self.method == "della" else None
         places, stored = self._select(delta, chances, context)
         flat = delta.reshape(-1)
-        if self.pattern is not None:  # places beyond a row's end hold nothing
-            values = _at_places(flat, places)
-        else:
-            values = flat[places]
+        values = torch.where(places >= 0, flat[places.clamp_min(0)], 0.0)
         if self._scaling == "unbiased" and chances is not None:
             values = values / chances.view(-1)[places]
         parts = self._store(values, context)
@@ -225,9 +222,7 @@ class Sparse(DeltaCodec):
         if chances is not None:
             luck = random_uniform(size, context.seed, delta.device).view(shape)
             chance = chances.clamp(1e-6, 1 - 1e-6)
-            scores = (
-                chance / (1 - chance) * ((1 - luck) / luck)
-            )  # Pareto sampling keeps the largest
+            scores = chance / (1 - chance) * ((1 - luck) / luck)  # Pareto sampling: the largest
         elif context.importance is not None:
             scores *= context.importance.to(delta.device).clamp_min(0).sqrt()
         if self.pattern is not None:
@@ -286,10 +281,6 @@ def _block_places(chosen: torch.Tensor, shape: tuple[int, int], block: int) -> t
     column = (number % max(blocks, 1)) * block + chosen
     places = (number // max(blocks, 1)) * width + column
     return torch.where(column < width, places, -1).view(-1)
-
-
-def _at_places(flat: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return torch.where(places >= 0, flat[places.clamp_min(0)], 0.0)
 
 
 def _scattered(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -17,8 +17,8 @@ from ders_core.plan import Plan
 
 @dataclass(frozen=True)
 class Form:
-    """fields: what makes the codec. strength: the parameter that sets how strong it is, its unit and
-    where it starts; None where there is none."""
+    """fields: what makes the codec. strength: the parameter that sets how strong it is, its unit
+    and where it starts; None where there is none."""
 
     fields: Mapping[str, Any]
     strength: tuple[str, str, float] | None = None
