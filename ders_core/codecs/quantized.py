@@ -82,8 +82,8 @@ class Quantized(DeltaCodec):
 
     def _groups(self, width: int) -> tuple[int, int]:
         """(groups per row, entries per group); the last group of a row may be shorter."""
-        size = min(self.group_size or width, width)
-        return math.ceil(width / size) if size else 0, size
+        size = max(min(self.group_size or width, width), 1)
+        return math.ceil(width / size), size
 
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         out, width = shape
@@ -175,7 +175,7 @@ class Quantized(DeltaCodec):
     def _grouped(self, rows: torch.Tensor, width: int) -> torch.Tensor:
         """`[rows, in]` as `[rows, groups, size]`, padded with zeros."""
         groups, size = self._groups(width)
-        return torch.nn.functional.pad(rows, (0, groups * size - width)).view(-1, groups, size)
+        return torch.nn.functional.pad(rows, (0, groups * size - width)).unflatten(1, (groups, size))
 
     def _learn(self, delta: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Levels for values that are normalised by their group's best uniform scale."""

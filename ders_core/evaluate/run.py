@@ -15,7 +15,7 @@ from ders_core.evaluate.forward import Answers, answers, loaded
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.quality import Quality
 from ders_core.evaluate.reference import reference_store
-from ders_core.evaluate.windows import read_text, token_windows
+from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
 from ders_core.hf import load_tokenizer
 from ders_core.progress import Progress, quiet
 
@@ -45,17 +45,10 @@ def evaluate(
     """
     started = time.monotonic()
     where = resolve_device(device)
-    for name, value, least in (
-        ("window", window, 2),
-        ("max_tokens", max_tokens, 1),
-        ("batch", batch, 1),
-    ):
-        if value < least:
-            raise EvaluationError(f"{name} is {value}; give at least {least}")
+    check_sizes(window, max_tokens, batch)
     paths = [model] if reference is None else [reference, model]
     configs = [TensorStore.open(path).config for path in paths]
-    limits = [config.get("max_position_embeddings") for config in configs]
-    window = min([window, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
+    window = fitting_window(window, configs)
     windows = _windows(paths, read_text(text), window, max_tokens, trust_remote_code)
     tokens = windows[:, 1:].numel()
     done = 0

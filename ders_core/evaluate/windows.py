@@ -1,7 +1,8 @@
-"""A text as windows of tokens."""
+"""A text as windows of tokens, and how large they may be."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +16,20 @@ CHARACTERS_PER_TOKEN = 8
 
 CUT_TOKENS = 16
 """At the end of a cut text, so many tokens may differ from those of the whole."""
+
+
+def check_sizes(window: int, max_tokens: int, batch: int) -> None:
+    """Raise EvaluationError unless a window has two tokens, and the others are 1 or more."""
+    sizes = {"window": (window, 2), "max_tokens": (max_tokens, 1), "batch": (batch, 1)}
+    for name, (value, least) in sizes.items():
+        if value < least:
+            raise EvaluationError(f"{name} is {value}; give at least {least}")
+
+
+def fitting_window(window: int, configs: Iterable[Mapping[str, object]]) -> int:
+    """The window, or the most tokens that the models of all these configs are made for."""
+    limits = [config.get("max_position_embeddings") for config in configs]
+    return min([window, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
 
 
 def read_text(text: str | Path) -> str:

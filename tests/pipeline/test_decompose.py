@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.decompose import DenseParent, around_mean, combine, from_parent, mean_base
+from ders_core.codecs import combine
+from ders_core.decompose import DenseParent, around_mean, from_parent, mean_base
 
 
 @pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_dir"])

@@ -1,0 +1,95 @@
+"""`chain`: the sum of stages, each fitted to what those before it left."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from codec_support import context, gauss, inputs, output_error, relative, round_trip, second_moments
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ders_core.codecs import Chain, DeltaCodec, Entropy, LowRank, Quantized, Sparse, make_codec
+
+STAGES: list[DeltaCodec] = [
+    LowRank(rank=3),
+    Sparse(drop_rate=0.9, method="magnitude"),
+    Sparse(drop_rate=0.9),
+    Sparse(pattern="1:8", value_bits=8),
+    Quantized(bits=2, group_size=16),
+    Entropy(bits=0.5),
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    stages=st.lists(st.sampled_from(STAGES), min_size=2, max_size=4), seed=st.integers(0, 2**62 - 1)
+)
+def test_it_is_the_sum_of_its_stages(stages: list[DeltaCodec], seed: int) -> None:
+    """By hand: encode, decode, subtract, in any order."""
+    delta, shape = gauss((12, 32)), (12, 32)
+    chain = Chain(stages=tuple(stages))
+    parts, decoded = round_trip(chain, delta, context(torch.bfloat16, seed))
+    rest, total = delta, torch.zeros(shape)
+    for number, stage in enumerate(stages):
+        own = context(torch.bfloat16, (seed + number * 0x9E3779B97F4A7C15) % 2**62)
+        coded = stage.encode(rest, own)
+        assert all(torch.equal(parts[f"{number}.{name}"], part) for name, part in coded.items())
+        step = stage.decode(coded, shape, own)
+        rest, total = rest - step, total + step
+    assert torch.equal(decoded, total)
+    assert make_codec(chain.dump()) == chain
+    assert chain.exact == all(stage.exact for stage in stages)
+
+
+def test_two_random_drops_do_not_drop_the_same() -> None:
+    """Each stage draws with a seed of its own: two halves leave a quarter, not a half."""
+    half = Sparse(drop_rate=0.5, rescale="none")
+    delta = gauss((40, 50))
+    decoded = round_trip(Chain(stages=(half, half)), delta, context())[1]
+    share = float((decoded == 0).float().mean())
+    assert share == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_low_rank_part_with_outliers_wants_a_chain(order: tuple[int, ...]) -> None:
+    """Low-rank plus sparse plus noise: at fewer bytes a chain is closer than any stage alone."""
+    delta = gauss((96, 4), 1, 0.3) @ gauss((4, 128), 2, 0.3) + gauss((96, 128), 3, 0.02)
+    hit = torch.randperm(delta.numel(), generator=torch.Generator().manual_seed(0))[:120]
+    delta.view(-1)[hit] += gauss((120,), 4, 3.0)
+    stages = (
+        LowRank(rank=4),
+        Sparse(drop_rate=0.99, method="magnitude"),
+        Quantized(bits=1, group_size=0),
+    )
+    how = context(torch.bfloat16)
+    chain = Chain(stages=tuple(stages[place] for place in order))
+    alone = [LowRank(rank=16), Sparse(drop_rate=0.9, method="magnitude"), Quantized(bits=3)]
+    errors = [relative(codec, delta, how) for codec in alone]
+    if order == (1, 0, 2):  # outliers first: what is left has the low rank, and noise
+        assert relative(chain, delta, how) < 0.5 * min(errors)
+    else:
+        assert relative(chain, delta, how) < max(errors)
+
+
+def test_a_rank_by_energy_is_that_of_the_residual() -> None:
+    delta = gauss((60, 3), 1) @ gauss((3, 80), 2)
+    delta[5, 7] = 100.0  # it hides the three directions until it is taken away
+    first: dict[str, Any] = {"codec": "sparse", "drop_rate": 0.999, "method": "magnitude"}
+    chain = make_codec(
+        {"codec": "chain", "stages": [first, {"codec": "lowrank", "energy": 0.999999}]}
+    )
+    assert not chain.settled
+    fitted = chain.fit([delta, 2 * delta])
+    assert isinstance(fitted, Chain)
+    assert fitted.settled
+    assert fitted.stages[1] == LowRank(rank=7)  # 3, and four more for the holes that were left
+
+
+def test_a_calibration_reaches_every_stage() -> None:
+    delta, x = gauss((48, 64)), inputs(64)
+    chain = Chain(stages=(LowRank(rank=4), Quantized(bits=2)))
+    known = context(moments=second_moments(x))
+    assert output_error(chain, delta, known, x) < 0.6 * output_error(chain, delta, context(), x)

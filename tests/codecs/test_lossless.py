@@ -1,0 +1,136 @@
+"""`lossless`: every bit, whatever the values; and fewer bytes where experts are close."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from codec_support import DTYPES, check_promise, context, gauss
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ders_core.codecs import Lossless
+from ders_core.codecs import lossless as module
+from ders_core.errors import CodecError
+
+INTEGERS = {2: torch.int16, 4: torch.int32}
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(INTEGERS[tensor.element_size()])
+
+
+def packed(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """The stream; checks that it gives every bit back."""
+    codec, how = Lossless(), context(weight.dtype)
+    parts = codec.pack(weight, base, how)
+    check_promise(codec, parts, (weight.shape[0], weight.shape[1]), weight.dtype)
+    found = codec.unpack(parts, base, how)
+    assert found.dtype is weight.dtype
+    assert torch.equal(bits_of(found), bits_of(weight))
+    return parts["stream"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    out=st.integers(0, 12),
+    width=st.integers(0, 12),
+    data=st.data(),
+)
+def test_any_finite_bits_come_back(
+    dtype: torch.dtype, out: int, width: int, data: st.DataObject
+) -> None:
+    """−0, subnormals and the largest numbers among them."""
+    seed = data.draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    half = 1 << (8 * dtype.itemsize - 1)
+    pair = []
+    for _ in range(2):
+        raw = torch.randint(-half, half, (out, width), generator=generator)
+        values = raw.to(INTEGERS[dtype.itemsize]).view(dtype)
+        special = torch.tensor([0.0, -0.0, torch.finfo(dtype).max, torch.finfo(dtype).tiny / 2])
+        chosen = special[torch.randint(4, (out, width), generator=generator)].to(dtype)
+        plain = torch.isfinite(values) & (torch.rand((out, width), generator=generator) < 0.7)
+        pair.append(torch.where(plain, values, chosen))
+    packed(*pair)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("share", [0.0, 1 / 300, 1 / 30, 1.0])
+def test_close_experts_take_less(dtype: torch.dtype, share: float) -> None:
+    """Fewer bytes the closer they are. The bound is what is left of each number beyond the bits
+    that base and expert have in common: with a deviation of `share` of the weights', log2(1/share)
+    bits less than the dtype's, and 1.5 bits for what a Gaussian's logarithm spreads."""
+    base = gauss((256, 300), 0, 0.02).to(dtype)
+    weight = (base.float() + gauss((256, 300), 1, 0.02 * share)).to(dtype)
+    bits = 8 * packed(weight, base).numel() / weight.numel()
+    width = 8 * dtype.itemsize
+    if share == 0:
+        assert bits < 0.05
+    elif share < 1:
+        assert bits < width - math.log2(1 / share) - (1 if dtype is torch.float32 else 3)
+    assert bits <= width + 8 / weight.numel()
+
+
+def test_upcycled_bfloat16_is_near_its_conditional_entropy() -> None:
+    """Against the entropy of the steps given the exponent of the base, counted by numpy."""
+    base = gauss((512, 700), 0, 0.02).bfloat16()
+    weight = (base.float() + gauss((512, 700), 1, 0.0006)).bfloat16()
+    got = 8 * packed(weight, base).numel() / weight.numel()
+
+    def ordered(values: torch.Tensor) -> Any:
+        raw = values.flatten().view(torch.int16).numpy().astype(np.int64)
+        return np.where(raw < 0, -32768 - raw - 1, raw)
+
+    steps = ordered(weight) - ordered(base)
+    exponent = base.flatten().view(torch.int16).numpy().astype(np.int64) >> 7 & 255
+    entropy = 0.0
+    for own in np.unique(exponent):
+        counts = np.unique(steps[exponent == own], return_counts=True)[1]
+        entropy += (counts * np.log2(counts.sum() / counts)).sum()
+    assert got < 1.03 * entropy / len(steps) + 0.1
+    assert got < 7
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_would_not_shrink_is_stored_as_it_is(dtype: torch.dtype) -> None:
+    half = 1 << (8 * dtype.itemsize - 1)
+    raw = torch.randint(-half, half, (2, 40, 50), generator=torch.Generator().manual_seed(0))
+    noise = raw.to(INTEGERS[dtype.itemsize]).view(dtype)
+    noise = torch.where(torch.isfinite(noise), noise, torch.ones_like(noise))
+    assert packed(noise[0], noise[1]).numel() <= 1 + noise[0].nbytes
+
+
+def test_it_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger matrices are coded in pieces; both directions, pieces of odd length."""
+    base = gauss((90, 111), 0, 0.02).bfloat16()
+    weight = (base.float() + gauss((90, 111), 1, 0.0006)).bfloat16()
+    whole = packed(weight, base).numel()
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    assert packed(weight, base).numel() == pytest.approx(whole, rel=0.02)
+
+
+@settings(max_examples=200, deadline=None)
+@given(place=st.integers(0, 10**6), flip=st.integers(1, 255), cut=st.booleans())
+def test_damaged_streams_are_refused_or_read_as_others(place: int, flip: int, cut: bool) -> None:
+    base = gauss((20, 30), 0, 0.02).bfloat16()
+    weight = (base.float() + gauss((20, 30), 1, 0.0006)).bfloat16()
+    codec, how = Lossless(), context(torch.bfloat16)
+    stream = codec.pack(weight, base, how)["stream"].clone()
+    at = place % len(stream)
+    if cut:
+        stream = stream[:at]
+    else:
+        stream[at] ^= flip
+    try:
+        found = codec.unpack({"stream": stream}, base, how)
+    except CodecError as error:
+        refusal = str(error)
+    else:
+        refusal = "damaged"
+        assert found.shape == base.shape
+    assert "damaged" in refusal
