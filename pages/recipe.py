@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from pydantic import ValidationError
 
 from ders_core.checkpoint import Checkpoint, TensorStore
 from ders_core.errors import DersError
+from ders_core.moments import Calibration
 from ders_core.plan import Plan
 from ders_core.recipe import ClusteredBase, DenseBase, Recipe, presets
 from ders_core.rules import with_codecs
@@ -60,8 +62,9 @@ def totals(plan: Plan) -> None:
     cells.metric(
         "After",
         bound + bytes_text(plan.bytes_after),
-        help="Bytes of the packed safetensors files, headers included; exact unless a rank is "
-        "chosen by energy, or the number of means by what pays.",
+        help="Bytes of the packed safetensors files, headers included; an upper bound where the "
+        "data decide: coded positions, entropy-coded and lossless streams, ranks by energy, "
+        "several means.",
         width="content",
     )
     cells.metric("Of original", bound + share_text(plan.ratio), width="content")
@@ -131,8 +134,8 @@ def group_table(plan: Plan) -> None:
             ),
             "strength": st.column_config.NumberColumn(
                 "strength",
-                help="random drop, magnitude: share of entries dropped. quantized: bits. "
-                "low rank: rank (empty where a rank is chosen by energy).",
+                help="random drop, magnitude, della: share of entries dropped. quantized, entropy: "
+                "bits. low rank: rank (empty where it is chosen by energy or bits).",
                 format="%g",
             ),
             "before": st.column_config.NumberColumn("now, MB", format="%.3g"),
@@ -178,24 +181,46 @@ def difference_tab(recipe: Recipe) -> None:
     st.code(text or "No difference.", language="diff" if text else None)
 
 
-MEAN, SEVERAL, PARENT = "experts' mean", "several means", "dense parent"
+PARENT, SEVERAL = "dense parent", "several means"
+BASES = {
+    "experts' mean": "mean",
+    "median": "median",
+    "mean by use": "routed",
+    "least error": "auto",
+    SEVERAL: ClusteredBase(clusters="auto"),
+}
+"""What the page calls a base -> what the recipe has."""
+
+
+def base_kinds(recipe: Recipe) -> tuple[list[str], str]:
+    """The bases that can be chosen, and the one that is."""
+    kinds = [own for own in BASES if BASES[own] != "routed" or recipe.calibration is not None]
+    if isinstance(recipe.base, DenseBase):
+        now = PARENT
+    elif recipe.clusters:
+        now = SEVERAL
+    else:
+        now = next(own for own, base in BASES.items() if base == recipe.base)
+    return [*kinds, PARENT], now
 
 
 def base_row(recipe: Recipe, source: Checkpoint) -> None:
     """What the deltas are taken against, and of which experts."""
     dense = recipe.base.dense if isinstance(recipe.base, DenseBase) else None
-    now = PARENT if dense else SEVERAL if recipe.clusters else MEAN
+    kinds, now = base_kinds(recipe)
     round_ = st.session_state.get("recipe_round", 0)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = st.segmented_control(
             "Base",
-            [MEAN, SEVERAL, PARENT],
+            kinds,
             default=now,
             required=True,
             key=f"base_kind_{round_}",
-            help="W_i = W_base + Δ_i: the mean of the experts has the smallest deltas; where "
-            "experts fall into groups (see Redundancy), each group gets its own mean, as many as "
-            "pay; the paper takes the dense model that they were copied from.",
+            help="W_i = W_base + Δ_i: the mean of the experts has the smallest deltas, the median "
+            "leaves one of them zero at each place, which suits sparse forms; `mean by use` weighs "
+            "experts by the tokens that chose them (with a calibration); `least error` tries these "
+            "for each group. Where experts fall into sets (see Redundancy), each set gets its own "
+            "mean, as many as pay; the paper takes the dense model that they were copied from.",
         )
         if recipe.extended or any(own.with_shared() is not own for own in source.groups()):
             extended = st.toggle(
@@ -210,9 +235,41 @@ def base_row(recipe: Recipe, source: Checkpoint) -> None:
         if kind == PARENT:
             parent_path(recipe, dense, round_)
         elif kind != now:
-            base = "mean" if kind == MEAN else ClusteredBase(clusters="auto")
-            change(recipe.model_copy(update={"base": base}))
+            change(recipe.model_copy(update={"base": BASES[kind]}))
             st.rerun()
+        calibration_path(recipe, round_)
+
+
+def calibration_path(recipe: Recipe, round_: int) -> None:
+    """The file with second moments, for codecs that use them."""
+    path = st.text_input(
+        "Calibration",
+        str(recipe.calibration or ""),
+        placeholder="none: a file of `ders calibrate`",
+        key=f"calibration_{round_}",
+        help="Second moments of the experts' inputs on a text of yours: `quantized` then makes "
+        "up for its rounding, `low rank` finds the directions that matter to outputs, and sparse "
+        "forms weigh entries by their inputs.",
+        width=300,
+    )
+    if path == str(recipe.calibration or ""):
+        return
+    try:
+        if path:
+            Calibration.open(session.workspace().check_allowed(Path(path)))
+        changed = {**recipe.model_dump(), "calibration": path or None}
+        change(Recipe.model_validate(changed))
+    except (DersError, ValueError) as error:
+        st.session_state["recipe_error"] = f"calibration: {one_line(error)}"
+        fresh()
+    st.rerun()
+
+
+def one_line(error: Exception) -> str:
+    """What was wrong, without pydantic's own words around it."""
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return str(error)
 
 
 def parent_path(recipe: Recipe, dense: Path | None, round_: int) -> None:

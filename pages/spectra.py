@@ -5,7 +5,9 @@ import streamlit as st
 
 from ders_core import figures
 from ders_core.analysis import of_group, predicted_error, rank_for_energy
+from ders_core.codecs import Keep
 from ders_core.errors import DersError
+from ders_core.parts import GroupCodec
 from ders_core.plan import group_specs
 from ders_core.ui import frame
 from ders_core.ui.analysis_job import need_analysis
@@ -63,13 +65,15 @@ st.markdown("##### What would be kept")
 with st.container(border=True):
     form = st.segmented_control(
         "Codec",
-        ["low rank", "quantized", "random drop", "magnitude"],
+        ["low rank", "quantized", "entropy", "random drop", "magnitude"],
         default="low rank",
         required=True,
         key="spec_form",
     )
     if form == "low rank":
         strength = float(st.slider("Rank", 1, min(group.shape[1:]), min(rank, 16), key="spec_rank"))
+    elif form == "entropy":
+        strength = st.slider("Bits per entry", 0.1, 8.0, 1.0, step=0.1, key="spec_rate")
     elif form == "quantized":
         strength = float(st.slider("Bits per entry", 1, 8, 4, key="spec_bits"))
     else:
@@ -77,15 +81,18 @@ with st.container(border=True):
             st.slider("Share of entries dropped", 0.0, 0.99, 0.9, step=0.01, key="spec_drop")
         )
     try:
-        codec = codec_from(str(form), strength)
+        nothing = GroupCodec.same(Keep(), group.shape[0])
+        codec = codec_from(str(form), strength, nothing)
     except DersError as error:
         st.error(str(error))
         st.stop()
     after = sum(spec.nbytes for spec in group_specs(group, codec, None).values())
-    error = predicted_error(analysis, layer, projection, codec.dump())
+    error = predicted_error(analysis, layer, projection, codec.dump()[0])
     cells = st.columns(4)
     cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")
-    cells[1].metric("After", bytes_text(after), help="Bytes of base and packed deltas; exact.")
+    bound = "" if codec.exact else "at most "
+    told = "Bytes of base and packed deltas; an upper bound where the data decide."
+    cells[1].metric("After", bound + bytes_text(after), help=told)
     cells[2].metric("Of original", share_text(after / group.nbytes))
     cells[3].metric(
         "Predicted error",

@@ -24,9 +24,13 @@ PER_OCTAVE = 16
 """Multiples beyond EXACT_CODES share codes, so many to a doubling: outliers fill no table."""
 
 FINEST = 512
-"""No step is finer than so many to the mean magnitude: 11 bits, more than may be asked for."""
+"""No step is finer than so many to the median magnitude: over 10 bits, more than may be asked
+for."""
 
 FARTHEST = EXACT_CODES + 64 * PER_OCTAVE
+
+SEARCHES = 16
+"""Halvings of the range in which the step lies."""
 
 SLACK = 1.0002
 """What the coder may take above the entropy."""
@@ -143,11 +147,12 @@ def _first_guess(flat: torch.Tensor, largest: float, limit: int) -> tuple[float,
         return 1.0, ROUNDINGS[0]
     stride = -(-flat.numel() // SAMPLE)
     sample = flat[::stride] / largest
-    finest = math.log2(float(sample.abs().mean()) / FINEST) if bool(sample.any()) else -20.0
+    typical = float(sample[sample != 0].abs().median()) if bool(sample.any()) else 1.0
+    finest = math.log2(typical / FINEST)
     best = (math.inf, 1.0, ROUNDINGS[0])
     for rounding in ROUNDINGS:
         low, high = finest, 2.0  # log2 of the step; more bytes than allowed, and fewer
-        for _ in range(12):
+        for _ in range(SEARCHES):
             middle = (low + high) / 2
             size, error = _sampled(sample, 2.0**middle, rounding, flat.numel())
             if size > limit:

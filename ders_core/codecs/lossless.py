@@ -171,7 +171,8 @@ def _exponents(values: torch.Tensor) -> torch.Tensor:
 
 
 def _top_exponent(values: torch.Tensor) -> int:
-    return max((int(_exponents(part).max()) for part in values.split(CHUNK)), default=0)
+    chunks = values.split(CHUNK) if values.numel() else ()
+    return max((int(_exponents(part).max()) for part in chunks), default=0)
 
 
 def _places(base: torch.Tensor, top: int) -> Iterator[torch.Tensor]:

@@ -63,8 +63,8 @@ def test_any_finite_bits_come_back(
 @pytest.mark.parametrize("share", [0.0, 1 / 300, 1 / 30, 1.0])
 def test_close_experts_take_less(dtype: torch.dtype, share: float) -> None:
     """Fewer bytes the closer they are. The bound is what is left of each number beyond the bits
-    that base and expert have in common: with a deviation of `share` of the weights', log2(1/share)
-    bits less than the dtype's, and 1.5 bits for what a Gaussian's logarithm spreads."""
+    that base and expert have in common: with a deviation of `share` of the weights', log2 of
+    1 / share bits less than the dtype's; and bfloat16's exponent has few values."""
     base = gauss((256, 300), 0, 0.02).to(dtype)
     weight = (base.float() + gauss((256, 300), 1, 0.02 * share)).to(dtype)
     bits = 8 * packed(weight, base).numel() / weight.numel()
@@ -72,7 +72,7 @@ def test_close_experts_take_less(dtype: torch.dtype, share: float) -> None:
     if share == 0:
         assert bits < 0.05
     elif share < 1:
-        assert bits < width - math.log2(1 / share) - (1 if dtype is torch.float32 else 3)
+        assert bits < width - math.log2(1 / share) - (4 if dtype is torch.bfloat16 else -2)
     assert bits <= width + 8 / weight.numel()
 
 
@@ -92,7 +92,7 @@ def test_upcycled_bfloat16_is_near_its_conditional_entropy() -> None:
     for own in np.unique(exponent):
         counts = np.unique(steps[exponent == own], return_counts=True)[1]
         entropy += (counts * np.log2(counts.sum() / counts)).sum()
-    assert got < 1.03 * entropy / len(steps) + 0.1
+    assert got < 1.08 * entropy / len(steps)  # tables included
     assert got < 7
 
 

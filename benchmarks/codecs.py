@@ -1,0 +1,469 @@
+"""Bytes against error for every form of delta, beside the paper's forms, BitDelta and the bound.
+
+Run: `python benchmarks/codecs.py [--demo DIR] [--quick]`. DIR is what `ders demo DIR` made; without
+it, it is made first. Sizes are those of a safetensors file of the parts, header included, per entry
+of the experts' weights; the base is not counted, it is the same for all forms. Errors are relative,
+‖Δ̂ − Δ‖/‖Δ‖; those of outputs √(E‖(Δ̂ − Δ)x‖² / E‖Δx‖²) are exact for the second moments of inputs
+that were not calibrated with. `entropy` is measured at every size that a form of the paper's takes.
+Exits with 1 if one of those is better than all of ours at some size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ders_core
+from ders_core.calibrate import calibrate
+from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.writer import file_bytes
+from ders_core.codecs import DeltaCodec, EncodeContext, Parts, make_codec
+from ders_core.codecs.packing import packed_bytes
+from ders_core.compress import compress
+from ders_core.decompose import around_mean
+from ders_core.demo import build_demo
+from ders_core.measure import output_squared, squared
+from ders_core.parts import GroupCodec
+from ders_core.recipe import DenseBase, Recipe, Rule
+
+DTYPE = torch.bfloat16
+SIZES = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""Bits per weight at which the best of the paper's forms is compared with the best of ours."""
+
+HEADER = 128
+"""The most bytes of a file's header with one part."""
+
+LLOYD_MAX_4 = 0.009497
+"""The least squared error of 16 levels for a Gaussian of variance 1 (Max 1960, table I)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """deltas: `[out, in]` float32 each. seen, fresh: E[x xᵀ] `[in, in]` of the inputs that may be
+    calibrated with, and of those that errors are measured on."""
+
+    deltas: tuple[torch.Tensor, ...]
+    seen: torch.Tensor
+    fresh: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """bits per entry; relative errors; entries a second, in millions."""
+
+    name: str
+    kind: str
+    bits: float
+    error: float
+    output: float
+    encode: float
+    decode: float
+
+
+Coded = tuple[int, list[torch.Tensor], float, float]
+"""Bytes, decoded deltas, seconds of encoding and of decoding."""
+
+# what is measured on
+
+
+def inputs(width: int, tokens: int, seed: int) -> torch.Tensor:
+    """Activations `[tokens, in]`: loud columns, and four directions that all columns share."""
+    fixed, drawn = (torch.Generator().manual_seed(own) for own in (width, seed))
+    loud = torch.exp(1.2 * torch.randn(width, generator=fixed))
+    shared = torch.randn(4, width, generator=fixed)
+    noise = torch.randn(tokens, width, generator=drawn)
+    return (noise + torch.randn(tokens, 4, generator=drawn) @ shared) * loud
+
+
+def made_group(make: Callable[[torch.Generator], torch.Tensor], count: int) -> Group:
+    generator = torch.Generator().manual_seed(2503)
+    deltas = tuple(make(generator) for _ in range(count))
+    width = deltas[0].shape[1]
+    seen, fresh = (inputs(width, 8192, seed) for seed in (1, 2))
+    return Group(deltas, seen.T @ seen / len(seen), fresh.T @ fresh / len(fresh))
+
+
+def gaussian(shape: tuple[int, int]) -> Callable[[torch.Generator], torch.Tensor]:
+    return lambda generator: 1e-3 * torch.randn(shape, generator=generator)
+
+
+def structured(shape: tuple[int, int]) -> Callable[[torch.Generator], torch.Tensor]:
+    """Sixteen directions with half of the energy, noise with the tails of Student's t(3)."""
+
+    def make(generator: torch.Generator) -> torch.Tensor:
+        left = torch.randn(shape[0], 16, generator=generator)
+        right = torch.randn(16, shape[1], generator=generator)
+        low = (left * torch.logspace(0, -1, 16)) @ right
+        normal = torch.randn(shape, generator=generator)
+        chi = sum(torch.randn(shape, generator=generator).square() for _ in range(3))
+        heavy = normal / (chi / 3).sqrt()
+        return 1e-3 * (low / low.norm() + heavy / heavy.norm()) * math.sqrt(math.prod(shape) / 2)
+
+    return make
+
+
+def demo_groups(demo: Path, work: Path) -> Iterator[Group]:
+    """The true deltas of the first and the last layer, with the moments that `ders calibrate`
+    finds in the calibration text and in the held-out one."""
+    checkpoint = Checkpoint(demo / "moe")
+    seen, fresh = (
+        calibrate(demo / "moe", work / name, text=demo / f"{name}.txt", window=256)
+        for name in ("calibration", "heldout")
+    )
+    layers = {checkpoint.moe_layers[0], checkpoint.moe_layers[-1]}
+    for group in checkpoint.groups():
+        if group.layer in layers:
+            known = [own.moments(group.layer, group.projection) for own in (seen, fresh)]
+            assert known[0] is not None
+            assert known[1] is not None
+            deltas = around_mean(group).deltas()
+            yield Group(tuple(deltas), known[0], known[1])
+
+
+# the baselines
+
+
+def plain_bits(bits: int, size: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, int]]:
+    """DeRS eq. 5: round to nearest between the least and the largest of each `size` neighbours (0:
+    of a row), two bfloat16 numbers each."""
+
+    def code(delta: torch.Tensor) -> tuple[torch.Tensor, int]:
+        out, width = delta.shape
+        own = size or width
+        padded = torch.nn.functional.pad(delta, (0, -width % own), mode="replicate")
+        grouped = padded.view(out, -1, own)
+        low = grouped.amin(-1, keepdim=True).to(DTYPE).float()
+        step = (grouped.amax(-1, keepdim=True) - low) / (2**bits - 1)
+        step = step.to(DTYPE).float().clamp_min(1e-30)
+        codes = ((grouped - low) / step).round().clamp(0, 2**bits - 1)
+        decoded = (codes * step + low).view(out, -1)[:, :width]
+        return decoded, packed_bytes(delta.numel(), bits) + 4 * grouped.shape[0] * grouped.shape[1]
+
+    return code
+
+
+def bitdelta(delta: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """BitDelta (arXiv 2402.10193) before its distillation: sign(Δ)·mean|Δ|, one scale a matrix."""
+    return delta.sign() * delta.abs().mean().to(DTYPE).float(), packed_bytes(delta.numel(), 1) + 2
+
+
+BASELINES: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, int]]] = {
+    **{f"plain {bits}-bit, range a row": plain_bits(bits, 0) for bits in range(1, 9)},
+    **{f"plain {bits}-bit, range of 128": plain_bits(bits, 128) for bits in range(1, 8)},
+    "BitDelta": bitdelta,
+}
+PAPER_DROPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+
+# the forms
+
+
+def forms(quick: bool) -> list[dict[str, Any]]:
+    """Every form of ours with its strengths, but `entropy`, which takes any."""
+    sparse = [
+        {"codec": "sparse", "drop_rate": rate, "method": method, **more}
+        for rate in (0.5, 0.75, 0.9, 0.95, 0.99)
+        for method, more in (
+            ("random", {"rescale": "least_squares"}),
+            ("random", {"rescale": "least_squares", "value_bits": 4}),
+            ("magnitude", {}),
+            ("magnitude", {"value_bits": 4}),
+            ("della", {"value_bits": 8}),
+        )
+    ]
+    patterns = [
+        {"codec": "sparse", "pattern": pattern, "value_bits": 4}
+        for pattern in ("2:4", "1:4", "1:8")
+    ]
+    quantized = [
+        *({"codec": "quantized", "bits": bits} for bits in range(1, 9)),
+        {"codec": "quantized", "bits": 1, "group_size": 0},
+        {"codec": "quantized", "grid": "ternary"},
+        *({"codec": "quantized", "bits": bits, "grid": "affine"} for bits in (2, 4)),
+        *(
+            {"codec": "quantized", "bits": bits, "grid": "normal", "scale_bits": 8}
+            for bits in (2, 3, 4)
+        ),
+        *({"codec": "quantized", "bits": bits, "grid": "learned"} for bits in (2, 3, 4)),
+    ]
+    lowrank = [
+        *({"codec": "lowrank", "bits": bits} for bits in (0.25, 0.5, 1.0, 2.0, 4.0)),
+        *({"codec": "lowrank", "bits": bits, "factor_bits": 4} for bits in (0.1, 0.25, 0.5, 1.0)),
+        *(
+            {"codec": "lowrank", "bits": bits, "factor_bits": 3, "leading": 4}
+            for bits in (0.25, 0.5, 1.0)
+        ),
+    ]
+    chain = [
+        {"codec": "chain", "stages": [first, {"codec": "entropy", "bits": bits}]}
+        for first, bits in (
+            ({"codec": "lowrank", "bits": 0.1, "factor_bits": 6}, 0.149),
+            ({"codec": "lowrank", "bits": 0.2, "factor_bits": 6}, 0.299),
+            ({"codec": "lowrank", "bits": 0.3, "factor_bits": 6}, 0.699),
+            ({"codec": "lowrank", "bits": 0.4, "factor_bits": 8}, 1.599),
+            ({"codec": "lowrank", "bits": 0.5, "factor_bits": 8}, 3.499),
+        )
+    ]
+    chain += [
+        {
+            "codec": "chain",
+            "stages": [
+                {"codec": "sparse", "drop_rate": 0.99, "method": "magnitude"},
+                {"codec": "lowrank", "bits": 0.3, "factor_bits": 6},
+                {"codec": "quantized", "bits": 2, "grid": "normal", "scale_bits": 8},
+            ],
+        }
+    ]
+    everything = sparse + patterns + quantized + lowrank + chain
+    return everything[::5] if quick else everything
+
+
+# measuring
+
+
+def by_codec(codec: DeltaCodec, group: Group, calibrated: bool) -> Coded:
+    shape = (group.deltas[0].shape[0], group.deltas[0].shape[1])
+    fitted = codec.fit(group.deltas)
+    assert isinstance(fitted, DeltaCodec)
+    parts: list[Parts] = []
+    decoded: list[torch.Tensor] = []
+    encoding = decoding = 0.0
+    for number, delta in enumerate(group.deltas):
+        how = EncodeContext(DTYPE, number, group.seen if calibrated else None)
+        started = time.perf_counter()
+        parts.append(fitted.encode(delta, how))
+        between = time.perf_counter()
+        decoded.append(fitted.decode(parts[-1], shape, how))
+        encoding += between - started
+        decoding += time.perf_counter() - between
+    together = GroupCodec.same(fitted, len(parts))
+    lengths = together.stack(parts)[1]
+    return file_bytes(together.specs(shape, DTYPE, lengths)), decoded, encoding, decoding
+
+
+def by_baseline(code: Callable[..., tuple[torch.Tensor, int]], group: Group) -> Coded:
+    started = time.perf_counter()
+    found = [code(delta) for delta in group.deltas]
+    seconds = time.perf_counter() - started
+    return sum(size for _, size in found), [decoded for decoded, _ in found], seconds, math.inf
+
+
+def measured(name: str, kind: str, groups: list[Group], run: Callable[[Group], Coded]) -> Result:
+    size = count = 0
+    error = energy = output = whole = encoding = decoding = 0.0
+    for group in groups:
+        taken, decoded, first, second = run(group)
+        size, encoding, decoding = size + taken, encoding + first, decoding + second
+        for own, delta in zip(decoded, group.deltas, strict=True):
+            count += delta.numel()
+            error += squared(own - delta)
+            energy += squared(delta)
+            output += output_squared(own - delta, group.fresh)
+            whole += output_squared(delta, group.fresh)
+    return Result(
+        name,
+        kind,
+        8 * size / count,
+        math.sqrt(error / energy),
+        math.sqrt(output / whole),
+        count / encoding / 1e6,
+        count / decoding / 1e6,
+    )
+
+
+def results(groups: list[Group], quick: bool) -> list[Result]:
+    """The paper's forms, then ours, each without and with second moments if it uses them."""
+    found = []
+    for name, code in BASELINES.items():
+        kind = "BitDelta" if name == "BitDelta" else "paper"
+        found.append(measured(name, kind, groups, lambda group, own=code: by_baseline(own, group)))
+    for rate in PAPER_DROPS:
+        codec = make_codec({"codec": "sparse", "drop_rate": rate})
+        found.append(measured(codec.label, "paper", groups, _runs(codec, False)))
+    sizes = {own.bits for own in found if SIZES[0] <= own.bits <= SIZES[-1]}
+    header = 8 * HEADER / min(len(own.deltas) * own.deltas[0].numel() for own in groups)
+    for bits in sorted({*SIZES, *sizes}):
+        codec = make_codec({"codec": "entropy", "bits": round(bits - header, 4)})
+        found.append(measured(codec.label, "ours", groups, _runs(codec, False)))
+    for fields in forms(quick):
+        codec = make_codec(fields)
+        found.append(measured(codec.label, "ours", groups, _runs(codec, False)))
+        found.append(measured(f"{codec.label} *", "ours", groups, _runs(codec, True)))
+    return found
+
+
+def _runs(codec: Any, calibrated: bool) -> Callable[[Group], Coded]:
+    return lambda group: by_codec(codec, group, calibrated)
+
+
+def copy_speed(groups: list[Group]) -> float:
+    """Entries a second, in millions, of a copy of the weights in bfloat16."""
+    weights = [delta.to(DTYPE) for group in groups for delta in group.deltas]
+    started, times = time.perf_counter(), 20
+    for _ in range(times):
+        for weight in weights:
+            weight.clone()
+    return times * sum(own.numel() for own in weights) / (time.perf_counter() - started) / 1e6
+
+
+# printing
+
+
+def table(found: list[Result], shannon: bool) -> None:
+    extra = "  over Shannon dB" if shannon else ""
+    print(f"{'bits':>7} {'error':>7} {'output':>7} {'enc M/s':>8} {'dec M/s':>8}{extra}  form")
+    for own in sorted(found, key=lambda one: (one.kind != "paper", one.kind, one.bits)):
+        decode = f"{own.decode:8.1f}" if own.decode else "       -"
+        bound = f"{20 * math.log10(own.error) + 6.0206 * own.bits:17.2f}" if shannon else ""
+        line = f"{own.bits:7.3f} {own.error:7.4f} {own.output:7.4f} {own.encode:8.1f} {decode}"
+        print(f"{line}{bound}  {own.kind}: {own.name}")
+
+
+def frontier(found: list[Result], what: str) -> bool:
+    """At every size, the best of the paper's forms and the best of ours. Whether none is worse."""
+
+    def best(kind: tuple[str, ...], bits: float) -> Result | None:
+        within = [own for own in found if own.kind in kind and own.bits <= bits]
+        return min(within, key=lambda own: getattr(own, what), default=None)
+
+    holds = True
+    taken = {own.bits for own in found if own.kind != "ours" and 0.1 <= own.bits <= 8}
+    for bits in sorted({*SIZES, *taken}):
+        theirs, ours = best(("paper", "BitDelta"), bits), best(("ours",), bits)
+        if ours is None:
+            holds = False
+            print(f"at {bits:.3f} bits there is no form of ours")
+        elif theirs is None or getattr(theirs, what) >= 1:
+            if bits in SIZES:
+                print(
+                    f"{bits:6.3f} bits: {getattr(ours, what):.4f} ({ours.name}); the paper's forms "
+                    "are too large, or no better than no delta at all"
+                )
+        else:
+            mine, other = getattr(ours, what), getattr(theirs, what)
+            holds &= mine <= other
+            if bits in SIZES:
+                print(
+                    f"{bits:6.3f} bits: {mine:.4f} ({ours.name}) to {other:.4f} ({theirs.name}): "
+                    f"{other / mine:.2f} times less"
+                )
+    return holds
+
+
+def report(name: str, groups: list[Group], quick: bool, shannon: bool = False) -> bool:
+    matrices = sum(len(group.deltas) for group in groups)
+    shapes = ", ".join(sorted({str(tuple(group.deltas[0].shape)) for group in groups}))
+    print(f"\n## {name}: {matrices} matrices of {shapes}")
+    found = results(groups, quick)
+    table(found, shannon)
+    print(f"a copy of the weights in memory: {copy_speed(groups):.0f} M/s")
+    holds = True
+    for what, told in (("error", "‖Δ̂−Δ‖/‖Δ‖"), ("output", "error of outputs")):
+        print(f"\nleast {told} at most so large, ours to the paper's and BitDelta's:")
+        held = frontier(found, what)
+        print("ours is never worse" if held else "OURS IS WORSE SOMEWHERE")
+        holds &= held
+    if shannon and not quick:
+        for own in found:
+            if own.name.startswith("4-bit") and "*" not in own.name:
+                over = 10 * math.log10(own.error**2 / LLOYD_MAX_4)
+                print(f"{own.name}: {over:+.2f} dB to the Lloyd-Max optimum of 16 levels")
+    return holds
+
+
+def bases(demo: Path, work: Path) -> None:
+    """‖Ŵ−W‖/‖W‖ over the demo with each base, and what `lossless` saves."""
+    known = work / "calibration"
+    choices: dict[str, dict[str, Any]] = {
+        "mean": {},
+        "median": {"base": "median"},
+        "routed": {"base": "routed", "calibration": known},
+        "dense": {"base": DenseBase(dense=demo / "dense")},
+    }
+    print(
+        f"\n## Bases, ‖Ŵ−W‖/‖W‖ over the whole demo\n{'':42}" + "".join(f"{n:>9}" for n in choices)
+    )
+    for fields in (
+        {"codec": "sparse", "drop_rate": 0.9, "method": "magnitude"},
+        {"codec": "sparse", "drop_rate": 0.5, "method": "magnitude"},
+        {"codec": "sparse", "drop_rate": 0.9, "rescale": "least_squares"},
+        {"codec": "quantized", "bits": 2},
+        {"codec": "entropy", "bits": 1.0},
+        {"codec": "lowrank", "rank": 16},
+    ):
+        codec, line = make_codec(fields), []
+        for name, chosen in choices.items():
+            recipe = Recipe(name="bench", rules=(Rule(codec=codec),), **chosen)
+            out = work / f"{name}-{len(list(work.iterdir()))}"
+            entries = compress(demo / "moe", out, recipe).entries
+            weights = [entry.bytes_before for entry in entries]
+            squares = [entry.rel_error_weight**2 for entry in entries]
+            mean = sum(w * s for w, s in zip(weights, squares, strict=True)) / sum(weights)
+            line.append(math.sqrt(mean))
+        print(f"{codec.label:42}" + "".join(f"{own:9.4f}" for own in line))
+    told = compress(
+        demo / "moe",
+        work / "lossless",
+        Recipe(name="bench", rules=(Rule(codec=make_codec({"codec": "lossless"})),)),
+    )
+    before = sum(entry.bytes_before for entry in told.entries)
+    after = sum(entry.bytes_after for entry in told.entries)
+    print(
+        f"\nlossless on the demo: experts {before / 1e6:.2f} MB to {after / 1e6:.2f} MB "
+        f"({100 * (1 - after / before):.1f} % saved, the base counted); its experts are farther "
+        "apart than those of large upcycled models"
+    )
+
+
+def close_experts() -> None:
+    """Lossless where experts are as close as upcycled ones are: cosine above 0.999."""
+    generator = torch.Generator().manual_seed(0)
+    base = 0.02 * torch.randn(1024, 1408, generator=generator)
+    codec = make_codec({"codec": "lossless"})
+    for share in (1 / 30, 1 / 100):
+        noise = torch.randn(base.shape, generator=generator)
+        weight = (base + 0.02 * share * noise).to(DTYPE)
+        cosine = torch.nn.functional.cosine_similarity(base.flatten(), weight.float().flatten(), 0)
+        size = codec.pack(weight, base.to(DTYPE), EncodeContext(DTYPE, 0))["stream"].numel()
+        bits = 8 * size / weight.numel()
+        print(f"lossless at cosine {float(cosine):.5f} to the base: {bits:.2f} of 16 bits an entry")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--demo", type=Path, help="what `ders demo` made")
+    parser.add_argument("--quick", action="store_true", help="smaller matrices, fewer forms")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        f"ders-studio {ders_core.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {platform.machine()}, one thread"
+    )
+    print("with * : calibrated with second moments. M/s: million entries a second.")
+    shape, count = ((256, 384), 1) if options.quick else ((1024, 1408), 1)
+    holds = report("Gaussian deltas", [made_group(gaussian(shape), count)], options.quick, True)
+    groups = [made_group(structured(shape), count)]
+    holds &= report("low rank and heavy tails", groups, options.quick)
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        demo = options.demo or Path(build_demo(work / "demo").moe).parent
+        rooms = work / "calibrations"
+        rooms.mkdir()
+        groups = list(demo_groups(demo, rooms))
+        holds &= report("the demo's deltas, its true activations", groups, options.quick)
+        bases(demo, rooms)
+    close_experts()
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
