@@ -42,6 +42,8 @@ class GroupCodec:
     @classmethod
     def load(cls, codecs: Any, uses: Sequence[int] | None, experts: int) -> GroupCodec:
         """The inverse of `dump`. Raises CodecError for what no group can have."""
+        if isinstance(codecs, Mapping) != (uses is None):
+            raise CodecError("the experts have one codec, or several and uses that tell whose")
         if uses is None:
             return cls.same(make_codec(codecs), experts)
         found = tuple(make_codec(fields) for fields in codecs)

@@ -25,9 +25,10 @@ from ders_core.codecs.base import gravest
 from ders_core.errors import CodecError, RecipeError
 from ders_core.parts import GroupCodec
 from ders_core.shipped import shipped
-from ders_core.yaml_lines import line_of
+from ders_core.yaml_lines import line_of, load
 
 SELECTORS = ("layers", "projections", "experts")
+ROUTED_NEEDS = "base: routed needs a calibration, which tells how experts are chosen"
 
 
 class Rule(BaseModel):
@@ -161,7 +162,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check_calibration(self) -> Recipe:
         if self.base == "routed" and self.calibration is None:
-            raise ValueError("base: routed needs a calibration, which tells how experts are chosen")
+            raise PydanticCustomError("base", ROUTED_NEEDS, {"loc": ("base",)})
         return self
 
     @property
@@ -184,10 +185,10 @@ class Recipe(BaseModel):
     def from_yaml(cls, text: str) -> Recipe:
         """Raises RecipeError, with the line where it can be told."""
         try:
-            data = yaml.safe_load(text)
+            data = load(text)
         except RecursionError as error:
             raise RecipeError("the recipe is nested too deeply to be one") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or "it cannot be read"
             raise RecipeError(
@@ -234,7 +235,7 @@ def _recipe_error(error: ValidationError, text: str) -> RecipeError:
         )
     else:
         message = first["msg"].removeprefix("Value error, ")
-        message = f"{key}: {message[0].lower()}{message[1:]}"
+        message = f"{key}: {message[0].lower()}{message[1:]}" if key else message
         path += first.get("ctx", {}).get("loc", ())
     return RecipeError(message, line_of(text, path))
 

@@ -22,6 +22,31 @@ GAUSSIAN_ERROR = {
 }
 """‖Δ̂−Δ‖/‖Δ‖ of the best uniform quantizer of a Gaussian with 2^bits levels (Max 1960, table II)."""
 
+LLOYD_MAX = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499}
+"""Squared error of the best levels for a Gaussian of variance 1 (Max 1960, table I)."""
+
+PANTER_DITE = 2.7207
+"""π√3/2: times 4^−bits, the same where bits are many (Panter and Dite 1951)."""
+
+TERNARY_ERROR = 0.4361
+"""‖Δ̂−Δ‖/‖Δ‖ of the best −1, 0 and 1 of a Gaussian; the squared error is 0.1902."""
+
+ENTROPY_CODED = {
+    0.0: 1.0,
+    0.1: 0.9085,
+    0.25: 0.7895,
+    0.5: 0.6173,
+    1.0: 0.3483,
+    1.5: 0.1776,
+    2.0: 0.0889,
+    3.0: 0.02224,
+}
+"""Squared error of a Gaussian of variance 1 whose entropy-coded multiples of a step take so many
+bits, with centroids and the best adaptive zero."""
+
+GISH_PIERCE = math.pi * math.e / 6
+"""Times 4^−bits, the same where bits are many (Gish and Pierce 1968)."""
+
 
 def pooled_energy(analysis: Analysis, layer: int, projection: str) -> tuple[np.ndarray, np.ndarray]:
     """(index, cumulative share of Σσ² over all experts of the group); empty without spectra."""
@@ -56,28 +81,63 @@ def predicted_error(
 ) -> float | None:
     """An estimate of ‖Ŵ−W‖/‖Δ‖ for a codec given as `{"codec": name, **parameters}`.
 
-    Low rank: from the spectrum. Random drop: √(p/(1−p)), its expectation. Magnitude: from the
-    histogram's tails. Quantized: as for Gaussian values. None where the tables cannot tell.
+    Low rank: from the spectrum. Random drop: its expectation, √(p/(1−p)), or √p where values are
+    not rescaled to be unbiased. Magnitude: from the histogram's tails, as if the matrix had one
+    budget. Quantized and entropy-coded: as for Gaussian values of one variance, which scales of
+    small groups undercut. Bits of stored values, factors and scales are taken to be enough, and
+    there is no calibration. None where the tables cannot tell: N:M patterns, della, chains, and
+    ranks that bits decide.
     """
     match codec.get("codec"):
-        case "keep":
+        case "keep" | "lossless":
             return 0.0
-        case "sparse" if codec.get("method", "random") == "random":
-            rate = float(codec["drop_rate"])
-            return math.sqrt(rate / (1 - rate))
-        case "sparse":
-            return _magnitude_error(analysis, layer, projection, float(codec["drop_rate"]))
+        case "sparse" if codec.get("drop_rate") is not None:
+            return _sparse_error(analysis, layer, projection, codec)
         case "quantized":
-            return GAUSSIAN_ERROR.get(int(codec["bits"]))
+            return _quantized_error(codec)
+        case "entropy":
+            return math.sqrt(_entropy_coded(float(codec["bits"])))
         case "lowrank":
             if codec.get("energy") is not None:
                 return math.sqrt(max(1 - float(codec["energy"]), 0.0))
             index, pooled = pooled_energy(analysis, layer, projection)
-            if not index.size:
+            if not index.size or codec.get("rank") is None:
                 return None
             return math.sqrt(max(1 - float(np.interp(float(codec["rank"]), index, pooled)), 0.0))
         case _:
             return None
+
+
+def _sparse_error(
+    analysis: Analysis, layer: int, projection: str, codec: Mapping[str, Any]
+) -> float | None:
+    rate = float(codec["drop_rate"])
+    match codec.get("method", "random"):
+        case "random":
+            unbiased = codec.get("rescale") in (None, "unbiased")
+            return math.sqrt(rate / (1 - rate) if unbiased else rate)
+        case "magnitude":
+            return _magnitude_error(analysis, layer, projection, rate)
+        case _:
+            return None
+
+
+def _quantized_error(codec: Mapping[str, Any]) -> float | None:
+    grid = codec.get("grid", "uniform")
+    if grid == "ternary":
+        return TERNARY_ERROR
+    bits = int(codec["bits"])
+    if grid in ("normal", "learned"):
+        return math.sqrt(LLOYD_MAX.get(bits, PANTER_DITE * 4.0**-bits))
+    return GAUSSIAN_ERROR.get(bits)
+
+
+def _entropy_coded(bits: float) -> float:
+    """Between the points of the table the logarithm is interpolated."""
+    if bits > max(ENTROPY_CODED):
+        return GISH_PIERCE * 4.0**-bits
+    logs = [math.log(error) for error in ENTROPY_CODED.values()]
+    return math.exp(float(np.interp(bits, list(ENTROPY_CODED), logs)))
 
 
 def _magnitude_error(

@@ -175,7 +175,9 @@ class Quantized(DeltaCodec):
     def _grouped(self, rows: torch.Tensor, width: int) -> torch.Tensor:
         """`[rows, in]` as `[rows, groups, size]`, padded with zeros."""
         groups, size = self._groups(width)
-        return torch.nn.functional.pad(rows, (0, groups * size - width)).unflatten(1, (groups, size))
+        return torch.nn.functional.pad(rows, (0, groups * size - width)).unflatten(
+            1, (groups, size)
+        )
 
     def _learn(self, delta: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Levels for values that are normalised by their group's best uniform scale."""

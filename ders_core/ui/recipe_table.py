@@ -46,6 +46,10 @@ in YAML; the table shows them and leaves them as they are."""
 
 OTHER = "other (YAML)"
 
+CHOSEN = ("codec", "energy", "bits")
+REPLACED = (("grid", "ternary"),)
+"""What no longer holds of a codec once its row has another strength."""
+
 
 def form_of(codec: GroupCodec) -> str:
     own = codec.codec
@@ -81,7 +85,8 @@ def codec_from(name: str, strength: float | None, before: GroupCodec) -> GroupCo
         whole = key != "drop_rate" and name != "entropy"
         value = round(float(strength)) if whole else float(strength)
         if same and before.codec is not None:
-            kept = {k: v for k, v in before.codec.dump().items() if k not in ("codec", "energy")}
+            told = before.codec.dump()
+            kept = {k: v for k, v in told.items() if (k, v) not in REPLACED and k not in CHOSEN}
         kept[key] = value
     try:
         codec = make_codec({**kept, **form.fields})

@@ -22,13 +22,19 @@ from ders_core.analysis import (
     rank_for_energy,
     sampled_verdict,
 )
-from ders_core.analysis.predict import GAUSSIAN_ERROR
+from ders_core.analysis.predict import (
+    ENTROPY_CODED,
+    GAUSSIAN_ERROR,
+    GISH_PIERCE,
+    LLOYD_MAX,
+    PANTER_DITE,
+)
 from ders_core.analysis.similarity import BINS, REACH
 from ders_core.analysis.spectra import POINTS, singular_values, spectrum
 from ders_core.analysis.starts import clusters_sentence
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
-from ders_core.codecs import EncodeContext, make_codec
+from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.decompose import around_mean
 from ders_core.errors import Cancelled, CheckpointError
 
@@ -277,6 +283,42 @@ def test_predictions_come_near_what_encoding_measures(
     assert predicted == pytest.approx(math.sqrt(error / energy), rel=tolerance)
 
 
+@pytest.mark.parametrize(
+    "codec",
+    [
+        *({"codec": "entropy", "bits": bits} for bits in (0.1, 0.3, 0.5, 0.8, 1, 1.3, 2, 3, 5)),
+        *({"codec": "quantized", "bits": bits, "grid": "uniform"} for bits in (1, 2, 3, 4, 5)),
+        *({"codec": "quantized", "bits": bits, "grid": "affine"} for bits in (1, 2, 3, 4)),
+        *({"codec": "quantized", "bits": bits, "grid": "normal"} for bits in (1, 2, 3, 4, 5, 6)),
+        *({"codec": "quantized", "bits": bits, "grid": "learned"} for bits in (1, 2, 3, 4, 5, 6)),
+        {"codec": "quantized", "grid": "ternary"},
+        {"codec": "sparse", "drop_rate": 0.8},
+        {"codec": "sparse", "drop_rate": 0.8, "rescale": "none"},
+        {"codec": "sparse", "drop_rate": 0.8, "rescale": "least_squares"},
+        {"codec": "sparse", "drop_rate": 0.8, "rescale": "unbiased", "value_bits": 8},
+    ],
+    ids=lambda codec: " ".join(str(value) for value in codec.values()),
+)
+def test_predictions_for_gaussian_deltas(analysis: Analysis, codec: dict[str, object]) -> None:
+    shape = (32, 8192)
+    delta = 0.01 * torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    whole_rows = {"group_size": 0} if codec["codec"] == "quantized" else {}
+    coder, context = make_codec(codec | whole_rows), EncodeContext(torch.bfloat16, 5)
+    assert isinstance(coder, DeltaCodec)
+    decoded = coder.decode(coder.encode(delta, context), shape, context)
+    measured = float((decoded - delta).double().norm() / delta.double().norm())
+    assert predicted_error(analysis, 0, "up", codec) == pytest.approx(measured, rel=0.05)
+
+
+def test_prediction_of_entropy_coding_has_no_jumps(analysis: Analysis) -> None:
+    bits = np.linspace(0.01, 8, 1000)
+    errors = [predicted_error(analysis, 0, "up", {"codec": "entropy", "bits": b}) for b in bits]
+    told = np.array(errors, dtype=float)
+    assert (np.diff(told) < 0).all()
+    assert (np.abs(np.diff(np.log2(told)) / np.diff(bits)) < 1.1).all()
+    assert (told > 2.0**-bits).all()  # Shannon's bound
+
+
 @pytest.mark.parametrize("drop_rate", [0.3, 0.9, 0.97, 0.99, 0.995])
 def test_magnitude_prediction_counts_what_lies_beyond_the_histogram(
     analysis: Analysis, drop_rate: float
@@ -302,5 +344,18 @@ def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) 
     assert predicted_error(bare, 0, "gate", {"codec": "lowrank", "rank": 4}) is None
     assert predicted_error(bare, 0, "gate", {"codec": "unheard of"}) is None
     assert rank_for_energy(bare, 0, "gate", 0.9) == 0
+    for codec in (
+        {"codec": "sparse", "pattern": "2:4"},
+        {"codec": "sparse", "method": "della", "drop_rate": 0.8},
+        {"codec": "lowrank", "bits": 0.5},
+        {
+            "codec": "chain",
+            "stages": [{"codec": "lowrank", "rank": 2}, {"codec": "entropy", "bits": 1}],
+        },
+    ):
+        assert predicted_error(analysis, 0, "gate", codec) is None
     assert predicted_error(analysis, 0, "gate", {"codec": "keep"}) == 0
+    assert predicted_error(analysis, 0, "gate", {"codec": "lossless"}) == 0
     assert list(GAUSSIAN_ERROR.values()) == sorted(GAUSSIAN_ERROR.values(), reverse=True)
+    assert 0.93 < LLOYD_MAX[5] / (PANTER_DITE * 4**-5) < 1
+    assert ENTROPY_CODED[3] == pytest.approx(GISH_PIERCE * 4**-3, rel=1e-3)

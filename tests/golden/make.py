@@ -1,8 +1,8 @@
 """Make the golden packed checkpoints: `python tests/golden/make.py` from the repository's root.
 
-They were made once, by format version 1, and are read for ever: run this only to add a codec or a
-format version, and never overwrite a directory that was released. The sources are checkpoints of
-one layer with tiny experts; nothing but their bytes matters.
+They were made once, by the format version in their names, and are read for ever: run this only to
+add a codec or a format version, and never overwrite a directory that was released. The sources are
+checkpoints of one layer with tiny experts; nothing but their bytes matters.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ders_core.checkpoint.quantized import fp8
-from ders_core.codecs import DeltaCodec, Keep, LowRank, Quantized, Sparse
+from ders_core.codecs import Chain, Codec, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
 from ders_core.compress import compress
 from ders_core.recipe import ClusteredBase, Recipe, Rule
 from ders_core.synthesize import synthesize
 
 HERE = Path(__file__).parent
-CODECS: dict[str, DeltaCodec] = {
+CODECS: dict[str, Codec] = {
     "v1-keep": Keep(),
     "v1-sparse-random": Sparse(drop_rate=0.75),
     "v1-sparse-magnitude": Sparse(drop_rate=0.9, method="magnitude"),
@@ -34,28 +35,55 @@ CODECS: dict[str, DeltaCodec] = {
     "v1-quantized-1": Quantized(bits=1, group_size=8),
     "v1-quantized-3": Quantized(bits=3, group_size=0),
     "v1-lowrank": LowRank(rank=2),
+    "v2-sparse-magnitude": Sparse(drop_rate=0.9, method="magnitude"),
+    "v2-sparse-magnitude-bitmap": Sparse(drop_rate=0.4, method="magnitude"),
+    "v2-sparse-row-fixed": Sparse(
+        drop_rate=0.8, method="magnitude", budget="row", positions="fixed"
+    ),
+    "v2-sparse-della": Sparse(drop_rate=0.8, method="della", value_bits=8),
+    "v2-sparse-values-4": Sparse(drop_rate=0.5, value_bits=4, rescale="least_squares"),
+    "v2-pattern": Sparse(pattern="2:4"),
+    "v2-ternary": Quantized(grid="ternary", group_size=8),
+    "v2-affine": Quantized(bits=3, grid="affine", group_size=8),
+    "v2-normal": Quantized(bits=4, grid="normal", group_size=8, scale_bits=8),
+    "v2-learned": Quantized(bits=2, grid="learned", group_size=8),
+    "v2-lowrank-quantized": LowRank(rank=2, factor_bits=4, leading=1),
+    "v2-chain": Chain(
+        stages=(
+            LowRank(rank=1),
+            Sparse(drop_rate=0.9, method="magnitude"),
+            Quantized(bits=2, group_size=8),
+        )
+    ),
 }
-"""Rank 2: a sum of two exact products has one rounding, so every machine gets the same bits."""
+"""Rank 2: a sum of two exact products has one rounding, so every machine gets the same bits. With
+quantized factors products are not exact, but no sum lies where the last bit would show."""
 
 
-def source(directory: Path) -> None:
-    """One layer, two experts of `[12, 20]`, in bfloat16."""
+def source(
+    directory: Path, experts: int = 2, shape: tuple[int, int] = (12, 20), spread: float = 0.2
+) -> None:
+    """One layer, so many experts of `shape`, in bfloat16."""
     generator = torch.Generator().manual_seed(2503_01359)
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
     block = "model.layers.0.block_sparse_moe"
-    tensors = {f"{block}.gate.weight": noise(2, 20)}
-    for name, shape in (("w1", (12, 20)), ("w2", (20, 12)), ("w3", (12, 20))):
-        start = noise(*shape)
-        for expert in range(2):
-            tensors[f"{block}.experts.{expert}.{name}.weight"] = start + 0.2 * noise(*shape)
+    tensors = {f"{block}.gate.weight": noise(experts, shape[1])}
+    for name, own in (("w1", shape), ("w2", shape[::-1]), ("w3", shape)):
+        start = noise(*own)
+        for expert in range(experts):
+            tensors[f"{block}.experts.{expert}.{name}.weight"] = start + spread * noise(*own)
     directory.mkdir()
     weights = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    config = {"model_type": "mixtral", "num_hidden_layers": 1, "num_local_experts": 2}
+    config = {"model_type": "mixtral", "num_hidden_layers": 1, "num_local_experts": experts}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+close = partial(source, experts=3, shape=(24, 40), spread=0.005)
+"""Experts large enough for tables, and close enough to their base to shrink without loss."""
 
 
 def fused(directory: Path) -> None:
@@ -116,8 +144,24 @@ FORMS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
         },
     ),
     "v1-fp8": (coded, {"extended": True, "rules": (Rule(codec=THREE_BITS),)}),
+    "v2-lossless": (close, {"rules": (Rule(codec=Lossless()),)}),
+    "v2-entropy": (close, {"rules": (Rule(codec=Entropy(bits=1.5)),)}),
+    "v2-median": (close, {"base": "median", "rules": (Rule(codec=Quantized(bits=3)),)}),
+    "v2-experts": (
+        source,
+        {"rules": (Rule(codec=THREE_BITS), Rule(codec=Lossless(), experts="1"))},
+    ),
 }
-"""Name -> the source's form and the recipe: what is not one matrix a tensor in plain numbers."""
+"""Name -> the source's form and the recipe: what is not one codec for `source`."""
+
+KEPT: dict[Callable[[Path], None], str] = {source: "v1-keep", close: "v2-lossless"}
+"""Source -> the checkpoint that keeps every bit of it: a machine's random numbers may differ."""
+
+
+def form(name: str) -> tuple[Callable[[Path], None], Recipe]:
+    """The source's form, and the recipe."""
+    make, fields = FORMS.get(name) or (source, {"rules": (Rule(codec=CODECS[name]),)})
+    return make, Recipe(name=name, seed=7, **fields)
 
 
 def tensor_hashes(directory: Path) -> dict[str, str]:
@@ -140,9 +184,9 @@ def main(names: list[str]) -> None:
             if out.exists():
                 sys.stderr.write(f"{name} exists and stays as it is\n")
                 continue
-            make, fields = FORMS.get(name) or (source, {"rules": (Rule(codec=CODECS[name]),)})
+            make, recipe = form(name)
             make(original)
-            compress(original, out, Recipe(name=name, seed=7, **fields))
+            compress(original, out, recipe)
             synthesize(out, Path(room) / name)
             known[name] = tensor_hashes(Path(room) / name)
             shutil.rmtree(Path(room) / name)

@@ -62,7 +62,7 @@ def test_the_packed_directory(packed_dir: Path, mixtral_dir: Path) -> None:
     packed = PackedCheckpoint(packed_dir)
     quantization = packed.store.config["quantization_config"]
     assert quantization["quant_method"] == "ders"
-    assert quantization["format_version"] == 1
+    assert quantization["format_version"] == 2
     assert quantization["name"] == "mix"
     assert quantization["rules"][0] == {"codec": "quantized", "bits": 3, "group_size": 32}
     for name in ("tokenizer.json", "generation_config.json"):
@@ -121,13 +121,13 @@ def test_tasks_compute_on_one_thread(
 ) -> None:
     """The matrices here are too small for threads to split a sum, so look at the setting itself."""
     seen: set[int] = set()
-    encode = encode_module._encode_experts
+    encode = encode_module._encode
 
     def spy(*arguments: Any) -> Any:
         seen.add(torch.get_num_threads())
         return encode(*arguments)
 
-    monkeypatch.setattr(encode_module, "_encode_experts", spy)
+    monkeypatch.setattr(encode_module, "_encode", spy)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

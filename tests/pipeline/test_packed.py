@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ders_core.checkpoint import DTYPES, Checkpoint, TensorStore
-from ders_core.codecs import EncodeContext, make_codec
+from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.codecs.prng import expert_seed
 from ders_core.compress import compress
 from ders_core.errors import CheckpointError, CodecError
@@ -72,12 +72,17 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
     }
     for group in packed.manifest.groups:
         codec, dtype = make_codec(group.codec), DTYPES[group.dtype]
+        assert isinstance(codec, DeltaCodec)
         shape = (group.shape[1], group.shape[2])
         for expert, source in enumerate(group.experts):
             context = EncodeContext(dtype, expert_seed(11, group.layer, group.projection, expert))
-            parts = {
-                part: raw[f"{group.prefix}.{part}"][expert] for part in codec.parts(shape, dtype)
-            }
+            parts = {}
+            for part in codec.parts(shape, dtype):
+                whole = raw[f"{group.prefix}.{part}"]
+                if part in group.lengths:  # laid end to end
+                    parts[part] = whole.split(list(group.lengths[part]))[expert]
+                else:
+                    parts[part] = whole[expert]
             delta = codec.decode(parts, shape, context)
             expected = (raw[f"{group.prefix}.base"].double() + delta.double()).to(dtype)
             got = packed.read(source.tensor)
@@ -308,7 +313,7 @@ def recipe_without_name(manifest: dict[str, Any]) -> None:
 
 
 def format_version(manifest: dict[str, Any]) -> None:
-    manifest["format_version"] = 2
+    manifest["format_version"] = 3
 
 
 def no_format_version(manifest: dict[str, Any]) -> None:
@@ -338,7 +343,7 @@ def no_format_version(manifest: dict[str, Any]) -> None:
         (unknown_tensor, ["lacks the tensor 'another.weight'"]),
         (seed_of_words, [MANIFEST, "recipe"]),
         (recipe_without_name, [MANIFEST, "recipe"]),
-        (format_version, ["version 2", "install the version"]),
+        (format_version, ["version 3", "install the version"]),
         (no_format_version, ["version"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

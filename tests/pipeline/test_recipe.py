@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,57 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ders_core.checkpoint import PROJECTIONS, Checkpoint
-from ders_core.codecs import Keep, LowRank, Quantized, Sparse
+from ders_core.codecs import Chain, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
 from ders_core.errors import RecipeError
+from ders_core.parts import GroupCodec
 from ders_core.plan import resolve
-from ders_core.recipe import DenseBase, Recipe, Rule, load_recipe, parse_numbers, presets
+from ders_core.recipe import (
+    ClusteredBase,
+    DenseBase,
+    Recipe,
+    Rule,
+    load_recipe,
+    parse_numbers,
+    presets,
+)
 
 SHARES = st.floats(0, 1, exclude_min=True, exclude_max=True, allow_nan=False)
 CODECS = st.one_of(
-    st.builds(Sparse, drop_rate=SHARES, method=st.sampled_from(["random", "magnitude"])),
-    st.builds(Quantized, bits=st.integers(1, 8), group_size=st.integers(0, 512)),
+    st.builds(Sparse, drop_rate=SHARES, method=st.sampled_from(["random", "magnitude", "della"])),
+    st.builds(Sparse, pattern=st.sampled_from(["2:4", "1:2", "4:16"])),
+    st.builds(
+        Sparse,
+        drop_rate=SHARES,
+        method=st.just("della"),
+        budget=st.sampled_from(["matrix", "row"]),
+        rescale=st.sampled_from([None, "none", "unbiased", "least_squares"]),
+        spread=SHARES,
+        value_bits=st.sampled_from([None, 4, 8]),
+        positions=st.sampled_from(["shortest", "fixed"]),
+    ),
+    st.builds(
+        Quantized,
+        bits=st.integers(1, 8),
+        group_size=st.integers(0, 512),
+        grid=st.sampled_from(["uniform", "affine", "normal", "learned"]),
+        scale_bits=st.sampled_from([8, 16]),
+    ),
+    st.builds(Quantized, grid=st.just("ternary"), group_size=st.integers(0, 512)),
     st.builds(LowRank, rank=st.integers(1, 512)),
     st.builds(LowRank, energy=SHARES),
-    st.builds(Keep),
+    st.builds(
+        LowRank,
+        bits=SHARES,
+        factor_bits=st.integers(2, 8),
+        leading=st.integers(0, 4),
+        svd=st.sampled_from(["auto", "exact", "randomized"]),
+    ),
+    st.builds(Entropy, bits=SHARES),
+    st.just(Chain(stages=(LowRank(rank=2), Quantized(bits=1), Sparse(pattern="2:4")))),
+    st.just(Lossless()),
+    st.just(Keep()),
 )
-LAYERS = st.one_of(
+NUMBERS = st.one_of(
     st.just("all"),
     st.lists(
         st.one_of(
@@ -37,8 +75,9 @@ LAYERS = st.one_of(
 )
 RULES = st.builds(
     Rule,
-    layers=LAYERS,
+    layers=NUMBERS,
     projections=st.lists(st.sampled_from(PROJECTIONS), min_size=1, unique=True).map(tuple),
+    experts=NUMBERS,
     codec=CODECS,
 )
 RECIPES = st.builds(
@@ -46,11 +85,14 @@ RECIPES = st.builds(
     name=st.text(min_size=1, max_size=80).filter(str.isprintable),
     seed=st.integers(0, 2**63 - 1),
     base=st.one_of(
-        st.just("mean"),
+        st.sampled_from(["mean", "median", "auto"]),
+        st.builds(ClusteredBase, clusters=st.one_of(st.just("auto"), st.integers(2, 9))),
         st.builds(
             DenseBase, dense=st.sampled_from(["/models/x", "a b", "../é", "~/yes"]).map(Path)
         ),
     ),
+    calibration=st.sampled_from([None, Path("c.safetensors"), Path("a b/é")]),
+    extended=st.booleans(),
     rules=st.lists(RULES, max_size=5).map(tuple),
 )
 
@@ -63,17 +105,52 @@ def test_yaml_and_back(recipe: Recipe) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(recipe=RECIPES, layer=st.integers(0, 110), projection=st.sampled_from(PROJECTIONS))
-def test_the_last_rule_that_selects_counts(recipe: Recipe, layer: int, projection: str) -> None:
-    expected: Any = Keep()
-    for rule in recipe.rules:
+@given(
+    recipe=RECIPES,
+    layer=st.integers(0, 110),
+    projection=st.sampled_from(PROJECTIONS),
+    experts=st.integers(1, 12),
+)
+def test_the_last_rule_that_selects_counts(
+    recipe: Recipe, layer: int, projection: str, experts: int
+) -> None:
+    def speaks(text: str, number: int) -> bool:
         spoken = set()
-        for item in rule.layers.split(","):
+        for item in text.split(","):
             first, _, last = item.partition("-")
-            spoken |= {layer} if item == "all" else set(range(int(first), int(last or first) + 1))
-        if layer in spoken and projection in rule.projections:
-            expected = rule.codec
-    assert recipe.codec(layer, projection) == expected
+            spoken |= {number} if item == "all" else set(range(int(first), int(last or first) + 1))
+        return number in spoken
+
+    group = recipe.group_codec(layer, projection, experts)
+    assert len(group.uses) == experts
+    for expert in range(experts):
+        expected: Any = Keep()
+        for rule in recipe.rules:
+            here = speaks(rule.layers, layer) and speaks(rule.experts, expert)
+            if here and projection in rule.projections:
+                expected = rule.codec
+        assert recipe.codec(layer, projection, expert) == expected
+        assert group.expert(expert) == expected
+
+
+def test_routed_needs_a_calibration() -> None:
+    text = GOOD.replace("base: mean", "base: routed")
+    with pytest.raises(RecipeError, match=r"^line 5: base: routed needs a calibration, which"):
+        Recipe.from_yaml(text)
+    recipe = Recipe.from_yaml(text + "calibration: c.safetensors\n")
+    assert (recipe.base, recipe.calibration) == ("routed", Path("c.safetensors"))
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize("written", ["2:4", "'2:4'", '"2:4"'])
+def test_a_pattern_needs_no_quotes(written: str) -> None:
+    """To YAML 1.1, 2:4 is a number of base 60."""
+    text = GOOD.replace("drop_rate: 0.5", f"pattern: {written}")
+    assert Recipe.from_yaml(text).codec(1, "gate") == Sparse(pattern="2:4")
+    chained = f"name: x\nrules: [{{codec: chain, stages: [{{codec: sparse, pattern: {written}}}, "
+    chained += "{codec: quantized, bits: 1}]}]"
+    expected = Chain(stages=(Sparse(pattern="2:4"), Quantized(bits=1)))
+    assert Recipe.from_yaml(chained).codec(1, "gate") == expected
 
 
 @pytest.mark.parametrize(
@@ -88,8 +165,13 @@ def test_layer_ranges(text: str, numbers: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "1;2", "all,1", "1.5", "٣-"])
 def test_wrong_layer_ranges(text: str) -> None:
-    with pytest.raises(ValueError, match="layers"):
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
         parse_numbers(text)
+    for key in ("layers", "experts"):
+        with pytest.raises(
+            RecipeError, match=rf"^line 2: rules\.0\.{key}: {re.escape(repr(text))}"
+        ):
+            Recipe.from_yaml(f"name: x\nrules: [{{{key}: '{text}', codec: keep}}]")
 
 
 def test_layers_and_projections_may_be_numbers_and_words() -> None:
@@ -137,8 +219,10 @@ def test_the_example_for_the_errors_below_is_good() -> None:
         ("name: good", "name: [a]", 3, ["name"]),
         ("name: good", 'name: "a\\nb"', 3, ["name", "one line"]),
         ("version: 1", "version: 2", 2, ["version"]),
-        ("base: mean", "base: median", 5, ["'mean'", "dense"]),
-        ("base: mean", "base: {dens: x}", 5, ["'mean'", "dense"]),
+        ("base: mean", "base: middle", 5, ["mean, median, routed or auto", "dense", "clusters"]),
+        ("base: mean", "base: routed", 5, ["base: routed", "calibration"]),
+        ("base: mean", "base: {clusters: 1}", 5, ["mean", "clusters", "from 2 on"]),
+        ("base: mean", "base: {dens: x}", 5, ["mean, median, routed or auto", "dense"]),
         ("bits: 2", "bits: 12", 8, ["'quantized'", "bits", "12"]),
         ("bits: 2", "bit: 2", 8, ["'quantized'", "bit"]),
         ("codec: quantized", "codec: squeeze", 7, ["'squeeze'", "lowrank"]),
@@ -148,7 +232,14 @@ def test_the_example_for_the_errors_below_is_good() -> None:
         ("layers: 0-1", "layer: 0", 9, ["'layer'"]),
         ("[gate]", "[gate, side]", 10, ["'gate', 'up' or 'down'"]),
         ("codec: sparse", "codec: sprase", 11, ["'sprase'", "sparse"]),
-        ("drop_rate: 0.5", "method: random", 9, ["'sparse'", "needs", "'drop_rate'"]),
+        ("drop_rate: 0.5", "method: random", 9, ["'sparse'", "give", "drop_rate", "pattern"]),
+        ("drop_rate: 0.5", "drop_rate: 0.5\n    pattern: '2:4'", 9, ["'sparse'", "not both"]),
+        ("drop_rate: 0.5", "pattern: '4:2'", 12, ["pattern", "'4:2'"]),
+        ("drop_rate: 0.5", "drop_rate: 0.5\n    experts: 3-1", 13, ["experts", "backwards"]),
+        ("bits: 2", "group_size: 8", 7, ["'quantized'", "bits", "ternary"]),
+        ("quantized\n    bits: 2", "lossless\n    bits: 2", 8, ["'lossless'", "no parameter"]),
+        ("quantized\n    bits: 2", "lowrank\n    rank: 2\n    bits: 1", 7, ["only one"]),
+        ("quantized\n    bits: 2", "chain\n    stages: [{codec: keep}]", 8, ["'keep'", "stage 1"]),
         ("drop_rate: 0.5", "drop_rate: 1.5", 12, ["drop_rate", "1.5"]),
         ("drop_rate: 0.5", "drop_rate: 0.5\n    method: best", 13, ["method", "'best'"]),
         ("drop_rate: 0.5", "drop_rate: 0.5\n    3: 4", 13, ["3"]),
@@ -168,7 +259,9 @@ def test_errors_point_at_their_line(old: str, new: str, line: int, words: list[s
         assert word in message, message
 
 
-@pytest.mark.parametrize("text", ["", "- a", "just words", "3", "null", "[" * 3000, "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", "- a", "just words", "3", "null", "[" * 3000, "\0", "\ud800", "name: 2001-99-99"]
+)
 def test_what_is_no_recipe_at_all(text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.from_yaml(text)
@@ -189,7 +282,7 @@ def test_load_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"mine\.yaml: line 8: ") as caught:
         load_recipe(path)
     assert caught.value.line == 8
-    with pytest.raises(RecipeError, match="neither a file nor a preset; presets are keep"):
+    with pytest.raises(RecipeError, match="neither a file nor a preset; presets are chain-1bit, "):
         load_recipe("nothing-like-it")
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(RecipeError, match="cannot be read as text"):
@@ -215,9 +308,12 @@ def test_every_preset_resolves_on_every_family(
     checkpoint = Checkpoint(request.getfixturevalue(directory))
     plan = resolve(presets()[preset], checkpoint)
     assert [entry.key for entry in plan.entries] == [g.key for g in checkpoint.groups()]
-    assert (plan.bytes_after < plan.bytes_before) == (preset != "keep")
+    if preset == "lossless":  # the most that weights without any pattern could take
+        assert plan.bytes_before < plan.bytes_after < 1.25 * plan.bytes_before
+    else:
+        assert (plan.bytes_after < plan.bytes_before) == (preset != "keep")
     for entry in plan.entries:
-        assert entry.codec == presets()[preset].codec(*entry.key)
+        assert entry.codec == GroupCodec.same(presets()[preset].codec(*entry.key), entry.shape[0])
         assert entry.bytes_before == checkpoint.group(*entry.key).nbytes
 
 
@@ -227,4 +323,13 @@ def test_every_preset_resolves_on_every_family(
 def test_layers_that_the_checkpoint_has_not(qwen2_moe_dir: Path, layers: str, named: int) -> None:
     recipe = Recipe(name="x", rules=(Rule(layers=layers, codec=Quantized(bits=2)),))
     with pytest.raises(RecipeError, match=rf"rule 1 names layer {named},.* are 0,2$"):
+        resolve(recipe, Checkpoint(qwen2_moe_dir))
+
+
+@pytest.mark.parametrize(
+    ("experts", "named"), [("6", 6), ("0-5,9", 9), ("3-99999999999", 99999999999)]
+)
+def test_experts_that_the_checkpoint_has_not(qwen2_moe_dir: Path, experts: str, named: int) -> None:
+    recipe = Recipe(name="x", rules=(Rule(experts=experts, codec=Quantized(bits=2)),))
+    with pytest.raises(RecipeError, match=rf"rule 1 names expert {named}\b"):
         resolve(recipe, Checkpoint(qwen2_moe_dir))
