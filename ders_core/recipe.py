@@ -166,6 +166,12 @@ class Recipe(BaseModel):
         return self
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Other files that it reads."""
+        dense = self.base.dense if isinstance(self.base, DenseBase) else None
+        return tuple(path for path in (dense, self.calibration) if path is not None)
+
+    @property
     def clusters(self) -> int | Literal["auto"] | None:
         """How many bases each group has; None for one that is not stacked."""
         return self.base.clusters if isinstance(self.base, ClusteredBase) else None

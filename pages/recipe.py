@@ -95,15 +95,13 @@ def set_many(plan: Plan) -> None:
         )
         form = st.selectbox("Codec", list(FORMS), index=3, key="set_form", width=150)
         if (own := FORMS[form].strength) is not None:
-            name, unit, start = own
-            part = name == "drop_rate" or form == "entropy"
             strength: float | None = st.number_input(
-                unit.capitalize(),
-                value=float(start) if part else int(start),
-                min_value=(0.0 if name == "drop_rate" else 0.05) if part else 1,
-                max_value=0.999 if name == "drop_rate" else (8.0 if part else 4096),
-                step=0.05 if part else 1,
-                key=f"set_{name}",
+                own.unit.capitalize(),
+                value=own.number(own.start),
+                min_value=own.number(own.least),
+                max_value=own.number(own.most),
+                step=own.number(own.step),
+                key=f"set_{form}",
                 width=200,
             )
         else:

@@ -16,20 +16,38 @@ from ders_core.plan import Plan
 
 
 @dataclass(frozen=True)
+class Strength:
+    """The parameter that sets how strong a codec is: its unit, where it starts, and what it may be.
+    It is a whole number where its steps are."""
+
+    key: str
+    unit: str
+    start: float
+    least: float
+    most: float
+    step: float
+
+    @property
+    def number(self) -> type[int] | type[float]:
+        return int if self.step >= 1 else float
+
+
+@dataclass(frozen=True)
 class Form:
-    """fields: what makes the codec. strength: the parameter that sets how strong it is, its unit
-    and where it starts; None where there is none."""
+    """fields: what makes the codec. strength: None where there is none."""
 
     fields: Mapping[str, Any]
-    strength: tuple[str, str, float] | None = None
+    strength: Strength | None = None
 
     def has(self, codec: Codec) -> bool:
         told = codec.dump()
         return all(told.get(key) == value for key, value in self.fields.items())
 
 
-DROP = ("drop_rate", "share of entries dropped", 0.9)
-BITS = ("bits", "bits per entry", 4)
+DROP = Strength("drop_rate", "share of entries dropped", 0.9, 0, 0.999, 0.05)
+BITS = Strength("bits", "bits per entry", 4, 1, 8, 1)
+RATE = Strength("bits", "most bits per entry", 1, 0.05, 8, 0.05)
+RANK = Strength("rank", "rank", 16, 1, 4096, 1)
 
 FORMS: dict[str, Form] = {
     "keep": Form({"codec": "keep"}),
@@ -38,8 +56,8 @@ FORMS: dict[str, Form] = {
     "magnitude": Form({"codec": "sparse", "method": "magnitude"}, DROP),
     "della": Form({"codec": "sparse", "method": "della"}, DROP),
     "quantized": Form({"codec": "quantized"}, BITS),
-    "entropy": Form({"codec": "entropy"}, BITS),
-    "low rank": Form({"codec": "lowrank"}, ("rank", "rank", 16)),
+    "entropy": Form({"codec": "entropy"}, RATE),
+    "low rank": Form({"codec": "lowrank"}, RANK),
 }
 """What the table calls a codec -> what makes it. Chains and several codecs in one group are written
 in YAML; the table shows them and leaves them as they are."""
@@ -63,7 +81,7 @@ def strength_of(codec: GroupCodec) -> float | None:
     form = FORMS.get(form_of(codec))
     if form is None or form.strength is None:
         return None
-    value = getattr(codec.codec, form.strength[0], None)
+    value = getattr(codec.codec, form.strength.key, None)
     return float(value) if value is not None else None
 
 
@@ -77,17 +95,16 @@ def codec_from(name: str, strength: float | None, before: GroupCodec) -> GroupCo
         return before
     kept: dict[str, Any] = {}
     if form.strength is not None:
-        key, _, start = form.strength
+        own = form.strength
         if strength is None or pd.isna(strength):
             if same:
                 return before
-            strength = start
-        whole = key != "drop_rate" and name != "entropy"
-        value = round(float(strength)) if whole else float(strength)
+            strength = own.start
+        value = round(float(strength)) if own.number is int else float(strength)
         if same and before.codec is not None:
             told = before.codec.dump()
             kept = {k: v for k, v in told.items() if (k, v) not in REPLACED and k not in CHOSEN}
-        kept[key] = value
+        kept[own.key] = value
     try:
         codec = make_codec({**kept, **form.fields})
     except CodecError as error:

@@ -125,8 +125,11 @@ def test_demo_is_built_in_the_workspace(
     assert len(asked) == 1
 
 
-def test_a_dense_parent_must_lie_within_the_roots(workspace: Workspace, mixtral_dir: Path) -> None:
-    recipe = "name: x\nbase: {dense: /proc/1}\nrules: [{codec: quantized, bits: 4}]\n"
+@pytest.mark.parametrize("named", ["base: {dense: /proc/1}", "calibration: /proc/1/environ"])
+def test_files_of_a_recipe_must_lie_within_the_roots(
+    workspace: Workspace, mixtral_dir: Path, named: str
+) -> None:
+    recipe = f"name: x\n{named}\nrules: [{{codec: quantized, bits: 4}}]\n"
     job = do(workspace, "run", {"checkpoint": str(mixtral_dir), "recipe": recipe})
     assert job.state == "failed"
     assert "outside the folders" in (job.error or "")

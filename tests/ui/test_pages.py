@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from streamlit.testing.v1 import AppTest
 from ders_core.analysis import analyze
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import JobStore, Workspace
+from ders_core.moments import write_calibration
 from ders_core.packed import PackedCheckpoint
 from ders_core.patch import apply_patch
 from ders_core.plan import resolve
 from ders_core.recipe import Recipe, presets
+from ders_core.ui.recipe_table import FORMS, codecs_of, form_of
 
 PAGES = ("redundancy", "spectra", "recipe", "runs", "export")
 
@@ -175,7 +178,7 @@ def test_recipe_presets_edits_undo_and_files(
     assert shown["After"] == f"{wanted.bytes_after / 1e3:.3g} kB"
     app.multiselect(key="set_projections").set_value(["down"]).run()
     app.selectbox(key="set_form").set_value("low rank").run()
-    app.number_input(key="set_rank").set_value(5).run()
+    app.number_input(key="set_low rank").set_value(5).run()
     app.button(key="set_apply").click().run()
     assert not app.exception
     edited = Recipe.from_yaml(app.text_area[0].value)
@@ -188,6 +191,49 @@ def test_recipe_presets_edits_undo_and_files(
     app.button(key="recipe_undo").click().run()
     app.button(key="recipe_undo").click().run()
     assert Recipe.from_yaml(app.text_area[0].value).rules == presets()["quantized-2bit"].rules
+
+
+def test_every_form_can_be_set_for_all(app: AppTest, mixtral_dir: Path) -> None:
+    """One after another: bits are whole numbers for one form, and not for another."""
+    opened(app, mixtral_dir)
+    on(app, "recipe")
+    for form in [*FORMS, *reversed(FORMS)]:
+        app.selectbox(key="set_form").set_value(form).run()
+        app.button(key="set_apply").click().run()
+        assert not app.exception
+        recipe = Recipe.from_yaml(app.text_area[0].value)
+        codecs = codecs_of(resolve(recipe, Checkpoint(mixtral_dir))).values()
+        assert {form_of(codec) for codec in codecs} == {form}
+
+
+def test_the_base_and_the_calibration_are_chosen(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    identity = Checkpoint(mixtral_dir).identity
+    measured = workspace.path / "moments.safetensors"
+    write_calibration(measured, identity, 9, {"0.routed": torch.tensor([1, 2, 3, 4])})
+
+    def control() -> Any:
+        return next(own for own in app.segmented_control if own.label == "Base")
+
+    def field() -> Any:
+        return next(own for own in app.text_input if own.label == "Calibration")
+
+    opened(app, mixtral_dir)
+    on(app, "recipe")
+    control().set_value("median").run()
+    assert Recipe.from_yaml(app.text_area[0].value).base == "median"
+    assert "mean by use" not in control().options
+    field().set_value("/proc/1/environ").run()
+    assert "outside the folders" in app.error[0].value
+    field().set_value(str(measured)).run()
+    assert not app.error, app.error[0].value
+    control().set_value("mean by use").run()
+    recipe = Recipe.from_yaml(app.text_area[0].value)
+    assert (recipe.base, recipe.calibration) == ("routed", measured)
+    field().set_value("").run()
+    assert "needs a calibration" in app.error[0].value
+    assert not app.exception
 
 
 def test_yaml_errors_name_their_line(app: AppTest, mixtral_dir: Path) -> None:

@@ -16,13 +16,13 @@ REPORT = "report.json"
 
 
 def run(context: TaskContext) -> dict[str, Any]:
-    from ders_core.recipe import DenseBase, Recipe
+    from ders_core.recipe import Recipe
 
     spec = context.spec(RunSpec)
     checkpoint = context.allowed(spec.checkpoint)
     recipe = Recipe.from_yaml(spec.recipe)
-    if isinstance(recipe.base, DenseBase):
-        context.allowed(str(recipe.base.dense))
+    for path in recipe.files:
+        context.allowed(str(path))
     text = context.allowed(spec.text) if spec.text is not None else None
     place = context.directory()
     (place / RECIPE).write_text(spec.recipe, encoding="utf-8")
