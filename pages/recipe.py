@@ -56,18 +56,18 @@ def take_edits(plan: Plan, key: str) -> None:
 
 
 def totals(plan: Plan) -> None:
-    bound = "" if plan.exact else "at most "
+    bound = "" if plan.exact else ", at most"
     cells = st.container(horizontal=True, gap="large")  # no value is clipped, however long
     cells.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
     cells.metric(
-        "After",
-        bound + bytes_text(plan.bytes_after),
+        f"After{bound}",
+        bytes_text(plan.bytes_after),
         help="Bytes of the packed safetensors files, headers included; an upper bound where the "
         "data decide: coded positions, entropy-coded and lossless streams, ranks by energy, "
         "several means.",
         width="content",
     )
-    cells.metric("Of original", bound + share_text(plan.ratio), width="content")
+    cells.metric(f"Of original{bound}", share_text(plan.ratio), width="content")
     cells.metric(
         "Groups replaced",
         f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
@@ -180,14 +180,13 @@ def difference_tab(recipe: Recipe) -> None:
 
 
 PARENT, SEVERAL = "dense parent", "several means"
-BASES = {
+BASES = {  # what the page calls a base -> what the recipe has
     "experts' mean": "mean",
     "median": "median",
     "mean by use": "routed",
     "least error": "auto",
     SEVERAL: ClusteredBase(clusters="auto"),
 }
-"""What the page calls a base -> what the recipe has."""
 
 
 def base_kinds(recipe: Recipe) -> tuple[list[str], str]:

@@ -90,9 +90,9 @@ with st.container(border=True):
     error = predicted_error(analysis, layer, projection, codec.dump()[0])
     cells = st.columns(4)
     cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")
-    bound = "" if codec.exact else "at most "
+    bound = "" if codec.exact else ", at most"
     told = "Bytes of base and packed deltas; an upper bound where the data decide."
-    cells[1].metric("After", bound + bytes_text(after), help=told)
+    cells[1].metric(f"After{bound}", bytes_text(after), help=told)
     cells[2].metric("Of original", share_text(after / group.nbytes))
     cells[3].metric(
         "Predicted error",

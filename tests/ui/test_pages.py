@@ -221,6 +221,7 @@ def test_the_base_and_the_calibration_are_chosen(
 
     opened(app, mixtral_dir)
     on(app, "recipe")
+    assert not app.markdown  # nothing but controls: no text that was meant for readers of the code
     control().set_value("median").run()
     assert Recipe.from_yaml(app.text_area[0].value).base == "median"
     assert "mean by use" not in control().options
