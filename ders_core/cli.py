@@ -5,18 +5,26 @@ Exit status: 0 done, 1 a `DersError` (one line on stderr), 2 wrong usage, 130 in
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import ders_core
 from ders_core.cli_export import register_export
-from ders_core.console import progress_bar
+from ders_core.cli_measure import register_measure
+from ders_core.cli_options import (
+    CheckpointArg,
+    DeviceOption,
+    JsonFlag,
+    OutArg,
+    PackedArg,
+    RecipeOption,
+    SchedulerOption,
+    WorkspaceOption,
+)
+from ders_core.console import print_json, print_table, progress_bar
 from ders_core.errors import CheckpointError, DersError, OutputError
 from ders_core.units import bytes_text, share_text
 
@@ -28,35 +36,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CheckpointArg = Annotated[Path, typer.Argument(metavar="CKPT", help="a model directory")]
-PackedArg = Annotated[Path, typer.Argument(metavar="PACKED", help="a packed DeRS directory")]
-OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="a new directory to write")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON")]
-RecipeOption = Annotated[str, typer.Option("--recipe", metavar="R", help="a YAML file or a preset")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", help="where jobs and runs are kept")
-]
-SchedulerOption = Annotated[
-    str | None, typer.Option("--scheduler", metavar="ADDR", help="a dask scheduler to use")
-]
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width to fold at
-        console = Console(width=200)
-    console.print(table)
-
 
 @app.command()
 def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
@@ -65,10 +44,10 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
 
     summary = summarize(checkpoint)
     if as_json:
-        _print_json(summary.to_dict())
+        print_json(summary.to_dict())
         return
     verdict = summary.upcycled
-    _print_table(
+    print_table(
         ["", ""],
         [
             ["family", summary.family],
@@ -118,7 +97,7 @@ def analyze(
     with progress_bar("analyze") as progress:
         analysis = run_analysis(source, layers=chosen, spectra=spectra, progress=progress)
     groups = analysis.groups
-    _print_table(
+    print_table(
         ["layer", "projection", "experts", "bases", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
         [
             [
@@ -152,9 +131,9 @@ def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = Fa
         DenseParent.open(chosen.base.dense)  # refused now rather than by the run
     planned = resolve(chosen, Checkpoint(checkpoint))
     if as_json:
-        _print_json(planned.to_dict())
+        print_json(planned.to_dict())
         return
-    _print_table(
+    print_table(
         ["layer", "projection", "codec", "before", "after"],
         [
             [
@@ -227,10 +206,10 @@ def verify(
     with progress_bar("verify", hidden=as_json) as progress:
         found = run_verify(packed, against, progress=progress)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         if found.groups:
-            _print_table(
+            print_table(
                 ["layer", "projection", "", "‖Ŵ−W‖/‖Δ‖", "‖Ŵ−W‖/‖W‖"],
                 [
                     [
@@ -258,88 +237,6 @@ def synthesize(packed: PackedArg, out: OutArg) -> None:
     with progress_bar("synthesize") as progress:
         sums = run_synthesize(packed, out, progress=progress)
     print(f"{out}: {len(sums)} tensors written")
-
-
-@app.command(name="eval")
-def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a model, packed or not")],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
-    reference: Annotated[
-        Path | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
-    ] = None,
-    device: DeviceOption = "auto",
-    max_tokens: Annotated[int, typer.Option(min=2, help="stop after so many tokens")] = 8192,
-    as_json: JsonFlag = False,
-) -> None:
-    """Perplexity; with --reference also KL, top-1 agreement and routing agreement."""
-    from ders_core.evaluate import evaluate as run_evaluate
-
-    with progress_bar("eval", hidden=as_json) as progress:
-        quality = run_evaluate(
-            model, reference, text=text, device=device, max_tokens=max_tokens, progress=progress
-        )
-    measured = quality.to_dict()
-    if as_json:
-        _print_json(measured)
-        return
-    labels = {
-        "tokens": "tokens",
-        "perplexity": "perplexity",
-        "reference_perplexity": "perplexity of the reference",
-        "kl": "KL(reference ‖ model), nats a token",
-        "top1_agreement": "same most likely token",
-        "routing_agreement": "same experts chosen",
-    }
-    rows = [
-        [label, f"{measured[key]:.4g}" if key != "tokens" else str(measured[key])]
-        for key, label in labels.items()
-        if measured.get(key) is not None
-    ]
-    _print_table(["", ""], rows)
-
-
-@app.command()
-def calibrate(
-    checkpoint: CheckpointArg,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="a new .safetensors file")
-    ],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read")],
-    device: DeviceOption = "auto",
-    max_tokens: Annotated[int, typer.Option(min=1, help="stop after so many tokens")] = 8192,
-    window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,
-    as_json: JsonFlag = False,
-) -> None:
-    """What experts are multiplied with, and how often each is chosen: for codecs to use."""
-    from ders_core.calibrate import calibrate as run_calibrate
-
-    with progress_bar("calibrate", hidden=as_json) as progress:
-        found = run_calibrate(
-            checkpoint,
-            output,
-            text=text,
-            device=device,
-            max_tokens=max_tokens,
-            window=window,
-            progress=progress,
-        )
-    shares = {layer: found.use(layer) for layer in found.layers}
-    most = max(float(share.max()) for share in shares.values())
-    least = min(float(share.min()) for share in shares.values())
-    if as_json:
-        told = {"layers": found.layers, "tokens": found.tokens}
-        _print_json(told | {"most_chosen": most, "least_chosen": least})
-        return
-    _print_table(
-        ["", ""],
-        [
-            ["layers", str(len(shares))],
-            ["tokens", str(found.tokens)],
-            ["most chosen expert", f"{share_text(most)} of its layer's choices"],
-            ["least chosen expert", f"{share_text(least)} of its layer's choices"],
-        ],
-    )
-    print(f"written: {output}")
 
 
 @app.command()
@@ -378,6 +275,7 @@ def run_app(
     launch(workspace, port=port, with_demo=with_demo, scheduler=scheduler)
 
 
+register_measure(app)
 register_export(app)
 
 

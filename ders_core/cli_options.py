@@ -1,0 +1,21 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CheckpointArg = Annotated[Path, typer.Argument(metavar="CKPT", help="a model directory")]
+PackedArg = Annotated[Path, typer.Argument(metavar="PACKED", help="a packed DeRS directory")]
+OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="a new directory to write")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON")]
+RecipeOption = Annotated[str, typer.Option("--recipe", metavar="R", help="a YAML file or a preset")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", help="where jobs and runs are kept")
+]
+SchedulerOption = Annotated[
+    str | None, typer.Option("--scheduler", metavar="ADDR", help="a dask scheduler to use")
+]
