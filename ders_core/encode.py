@@ -85,11 +85,15 @@ def encode_group(task: EncodeTask) -> ReportEntry:
             kept = {"weight": group.read()}
             best = _Encoded("none", None, codec, kept, {}, (0.0, 0.0), None)
         else:
-            tried = [
+            tried = (
                 _encode(kind, split, codec, task) for kind, split in _decompositions(group, task)
-            ]
-            best = min(tried, key=lambda own: own.loss)
-            others = {own.base: own.errors[1] for own in tried if own is not best}
+            )
+            best = next(tried)
+            others[best.base] = best.errors[1]
+            for own in tried:  # at most two are in memory
+                others[own.base] = own.errors[1]
+                best = min(best, own, key=lambda one: one.loss)
+            del others[best.base]
         parts = dict(best.tensors)
         if group.biases:
             parts["bias"] = group.read_biases()
