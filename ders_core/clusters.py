@@ -16,6 +16,7 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 
 from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.slabs import slabs
 from ders_core.errors import CheckpointError, RecipeError
 
 CHUNK_VALUES = 1 << 18
@@ -57,18 +58,26 @@ def row_chunks(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, weights `[K, rows·in]` float32) over a group. Raises CheckpointError for non-finite
     weights."""
-    experts, out, width = group.shape
+    experts, _, width = group.shape
     step = max(1, CHUNK_VALUES // max(experts * width, 1))
-    for begin in range(0, out, step):
-        rows = slice(begin, min(begin + step, out))
-        weights = group.read(rows=rows).to(device).float().flatten(1)  # [K, rows·in]
-        if not bool(torch.isfinite(weights).all()):
-            bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])
-            raise CheckpointError(
-                f"{group.expert_name(bad)} holds values that are not finite (NaN or infinity); "
-                "the checkpoint is damaged"
-            )
-        yield rows, weights
+    for place, slab in slabs(group, device):
+        for begin, part in zip(
+            range(place.start, place.stop, step), slab.split(step, 1), strict=True
+        ):
+            weights = part.float().flatten(1)  # [K, rows·in]
+            check_finite(group, weights)
+            yield slice(begin, begin + part.shape[1]), weights
+
+
+def check_finite(group: ExpertGroup, weights: torch.Tensor) -> None:
+    """weights: some of each expert's, `[K, n]`. Raises CheckpointError if one is not finite."""
+    finite = torch.isfinite(weights)
+    if not bool(finite.all()):
+        bad = int((~finite).any(1).nonzero()[0])
+        raise CheckpointError(
+            f"{group.expert_name(bad)} holds values that are not finite (NaN or infinity); "
+            "the checkpoint is damaged"
+        )
 
 
 def delta_gram(group: ExpertGroup, device: torch.device | str = "cpu") -> np.ndarray:

@@ -1,26 +1,37 @@
 """Similarity of experts and deltas, norms, moments, energy map, and the histogram of a group.
 
-Rows come in chunks; everything is taken from vectors centred on the base, in float32, and summed in
-float64. 1 − cos is never computed as 1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses
-all its digits. The Gram matrix of the deltas is multiplied in float64 too: where experts fall into
-clusters, two of them can be a hair apart and both far from the base.
+The weights are read once. Rows come in chunks that stay in a core's cache; everything is taken from
+vectors centred on the base, in float32, and summed in float64. 1 − cos is never computed as
+1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses all its digits. The Gram matrix of the
+deltas is multiplied in float64 too: where experts fall into clusters, two of them can be a hair
+apart and both far from the base.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ders_core.checkpoint import ExpertGroup
-from ders_core.clusters import row_chunks
+from ders_core.checkpoint.slabs import slabs
+from ders_core.clusters import check_finite
+from ders_core.threads import side_by_side
 
 BINS = 128
 REACH = 8.0
 """The histogram spans ± so many standard deviations; what lies beyond is in the outermost bins."""
+
+CHUNK_VALUES = 1 << 18
+"""Of all experts; with the float32 and float64 copies that are made of them, they stay in cache."""
+
+GPU_CHUNK_VALUES = 1 << 24
+
+SAMPLE_VALUES = 1 << 22
+"""Deltas of larger groups come into the histogram by evenly spaced rows, at least so many."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +39,9 @@ class GroupStatistics:
     """Float64 arrays; K experts, base = their mean in storage dtype.
 
     one_minus_cos, cos_delta: `[K, K]`. norm, norm_delta, mean, std, kurtosis (excess), max_abs:
-    `[K]`, the last four of the delta's values. edges `[BINS + 1]`, counts `[BINS]` of all deltas.
-    row_energy, column_energy: share of Σ Δ² in up to BINS equal bins.
+    `[K]`, the last four of the delta's values. edges `[BINS + 1]`, counts `[BINS]` of all deltas,
+    in large groups estimated from some rows. row_energy, column_energy: share of Σ Δ² in up to
+    BINS equal bins.
     """
 
     norm_base: float
@@ -47,72 +59,137 @@ class GroupStatistics:
     column_energy: np.ndarray
 
 
-def group_statistics(group: ExpertGroup, device: torch.device | str = "cpu") -> GroupStatistics:
-    """Read a group a few rows at a time, and again for the histogram, whose span is of the whole.
+def group_statistics(
+    group: ExpertGroup, device: torch.device | str = "cpu", base: torch.Tensor | None = None
+) -> GroupStatistics:
+    """Read a group once, a few rows at a time.
 
-    Raises CheckpointError for non-finite weights.
+    base: `[out, in]` in storage dtype on the CPU, to be filled with the base. Raises
+    CheckpointError for non-finite weights.
     """
-    totals = _Totals(*group.shape)
-    for rows, weights, base in _chunks(group, device):
-        totals.add(weights, base, rows)
-    half = REACH * totals.spread()
-    counts = torch.zeros(BINS, dtype=torch.int64)
-    if half:
-        for _, weights, base in _chunks(group, device):
-            place = weights.sub_(base).mul_(BINS / 2 / half).add_(BINS / 2).floor_()
-            places = place.clamp_(0, BINS - 1).to(torch.int32).flatten()
-            counts += torch.bincount(places, minlength=BINS).cpu()
-    return totals.finish(half or 1.0, counts)
+    experts, out, width = group.shape
+    where = torch.device(device)
+    most = GPU_CHUNK_VALUES if where.type == "cuda" else CHUNK_VALUES
+    step = max(1, most // max(experts * width, 1))
+    totals = _Totals(experts, out, width)
+    desk = _Desk(group, where, step, max(1, experts * out * width // SAMPLE_VALUES))
+    with side_by_side(where) as pool:
+        for rows, weights in slabs(group, where):
+            begins = range(rows.start, rows.stop, step)
+            parts = weights.split(step, 1)
+            for begin, part, found in zip(
+                begins, parts, pool.map(desk.sums, begins, parts), strict=True
+            ):
+                if not math.isfinite(float(found.gram.trace())):
+                    check_finite(group, part.flatten(1))
+                own = slice(begin, begin + part.shape[1])
+                totals.add(own, found)
+                if base is not None:
+                    base[own] = found.base
+    return totals.finish()
 
 
-def _chunks(
-    group: ExpertGroup, device: torch.device | str
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """(rows, weights `[K, rows·in]`, base `[rows·in]`), both float32, the base as it is stored."""
-    for rows, weights in row_chunks(group, device):
-        base = weights.mean(0).to(group.dtype).float()  # [rows·in]
-        yield rows, weights, base
+@dataclass(frozen=True)
+class _Sums:
+    """Of one chunk, on the CPU. base: `[rows, in]` in storage dtype. gram: of the K deltas
+    `[K, K]`. energy: Σ W_base². powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴ `[4, K]`. rows, columns: Σ Δ². sample: deltas."""
+
+    base: torch.Tensor
+    gram: torch.Tensor
+    energy: float
+    powers: torch.Tensor
+    max_abs: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    sample: torch.Tensor | None
+
+
+class _Desk(threading.local):
+    """Where one thread computes; its memory is used for one chunk after another."""
+
+    def __init__(self, group: ExpertGroup, device: torch.device, step: int, every: int) -> None:
+        experts, out, width = group.shape
+        size = min(step, out) * width
+        self._dtype, self._every = group.dtype, every
+        self._single = torch.empty(3, experts * size, device=device)
+        self._double = torch.empty((experts + 1) * size, dtype=torch.float64, device=device)
+
+    def sums(self, begin: int, weights: torch.Tensor) -> _Sums:
+        """weights: `[K, rows, in]` in storage dtype, from the row `begin` on."""
+        experts, rows, width = weights.shape
+        size = rows * width
+        given, deltas, squares = self._single[:, : experts * size].view(3, experts, size)
+        exact, base = self._double[: (experts + 1) * size].view(experts + 1, size).tensor_split(
+            [experts]
+        )
+        given.copy_(weights.flatten(1))
+        stored = given.mean(0).to(self._dtype)
+        base.copy_(stored)
+        torch.sub(given, stored.float(), out=deltas)
+        exact.copy_(deltas)
+        torch.mul(deltas, deltas, out=squares)
+        powers = [exact.sum(1), exact @ base[0]]
+        for factor in (deltas, squares):
+            torch.mul(squares, factor, out=given)
+            powers.append(given.sum(1).double())
+        energy = squares.sum(0).view(rows, width)
+        chosen = [row for row in range(rows) if (begin + row) % self._every == 0]
+        sample = deltas.view(experts, rows, width)[:, chosen].flatten() if chosen else None
+        return _Sums(
+            stored.view(rows, width).cpu(),
+            (exact @ exact.T).cpu(),
+            float(base[0] @ base[0]),
+            torch.stack(powers).cpu(),
+            squares.amax(1).double().sqrt().cpu(),
+            energy.sum(1, dtype=torch.float64).cpu(),
+            energy.sum(0, dtype=torch.float64).cpu(),
+            sample.cpu() if sample is not None else None,
+        )
 
 
 class _Totals:
     """Running sums in float64."""
 
     def __init__(self, experts: int, out: int, width: int) -> None:
-        self.out, self.width, self.size = out, width, out * width
+        self.size = out * width
         self.gram = torch.zeros(experts, experts, dtype=torch.float64)
-        self.weight = torch.zeros(experts, dtype=torch.float64)
-        self.along = torch.zeros(experts, dtype=torch.float64)
-        self.base = 0.0
+        self.energy = 0.0
         self.powers = torch.zeros(4, experts, dtype=torch.float64)
         self.max_abs = torch.zeros(experts, dtype=torch.float64)
         self.rows = torch.zeros(out, dtype=torch.float64)
         self.columns = torch.zeros(width, dtype=torch.float64)
+        self.sample: list[torch.Tensor] = []
 
-    def add(self, weights: torch.Tensor, base: torch.Tensor, rows: slice) -> None:
-        deltas = weights - base
-        exact = deltas.double()
-        self.gram += (exact @ exact.T).cpu()
-        self.weight += weights.square().sum(1, dtype=torch.float64).cpu()
-        self.along += (deltas * base).sum(1, dtype=torch.float64).cpu()
-        self.base += float(base.square().sum(dtype=torch.float64))
-        squares = deltas.square()
-        for power, values in enumerate((deltas, squares, squares * deltas, squares * squares)):
-            self.powers[power] += values.sum(1, dtype=torch.float64).cpu()
-        self.max_abs = torch.maximum(self.max_abs, deltas.abs().amax(1).double().cpu())
-        energy = squares.sum(0).view(-1, self.width).double().cpu()
-        self.rows[rows] = energy.sum(1)
-        self.columns += energy.sum(0)
+    def add(self, rows: slice, found: _Sums) -> None:
+        self.gram += found.gram
+        self.energy += found.energy
+        self.powers += found.powers
+        self.max_abs = torch.maximum(self.max_abs, found.max_abs)
+        self.rows[rows] = found.rows
+        self.columns += found.columns
+        if found.sample is not None:
+            self.sample.append(found.sample)
 
-    def spread(self) -> float:
-        """Standard deviation of the values of all deltas together."""
-        first, second = (self.powers[:2].mean(1) / max(self.size, 1)).tolist()
-        return math.sqrt(max(second - first**2, 0.0))
+    def _histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """(edges, counts) of all deltas, as the sample has them."""
+        experts = len(self.max_abs)
+        mean = float(self.powers[0].mean()) / max(self.size, 1)
+        second = float(self.gram.diagonal().mean()) / max(self.size, 1)
+        half = REACH * math.sqrt(max(second - mean**2, 0.0))
+        if not half or not self.sample:
+            return np.linspace(-1, 1, BINS + 1), np.zeros(BINS, dtype=np.int64)
+        sample = torch.cat(self.sample)
+        counts = torch.zeros(BINS, dtype=torch.int64)
+        for part in sample.split(CHUNK_VALUES):
+            place = part.mul(BINS / 2 / half).add_(BINS / 2).floor_().clamp_(0, BINS - 1)
+            counts += torch.bincount(place.to(torch.int32), minlength=BINS)
+        scaled = (counts.double() * (experts * self.size / len(sample))).round().long()
+        return np.linspace(-half, half, BINS + 1), scaled.numpy()
 
-    def finish(self, half: float, counts: torch.Tensor) -> GroupStatistics:
-        gram = self.gram.numpy()
+    def finish(self) -> GroupStatistics:
+        gram, along = self.gram.numpy(), self.powers[1].numpy()
         own = np.diag(gram)
-        norm = np.sqrt(self.weight.numpy())
-        along = self.along.numpy()
+        norm = np.sqrt(np.maximum(own + 2 * along + self.energy, 0.0))
         apart = np.maximum(own[:, None] + own[None, :] - 2 * gram, 0.0)  # ‖a−b‖²
         # ‖a‖² − ‖b‖² = 2·base·(d_a − d_b) + ‖d_a‖² − ‖d_b‖²
         squares = 2 * (along[:, None] - along[None, :]) + own[:, None] - own[None, :]
@@ -126,14 +203,16 @@ class _Totals:
         lengths = norm_delta[:, None] * norm_delta[None, :]
         cos_delta = np.divide(gram, lengths, out=np.zeros_like(gram), where=lengths > 0)
         cos_delta = np.clip(cos_delta, -1.0, 1.0)
-        first, second, third, fourth = self.powers.numpy() / max(self.size, 1)
+        first, _, third, fourth = self.powers.numpy() / max(self.size, 1)
+        second = own / max(self.size, 1)
+        edges, counts = self._histogram()
         variance = np.maximum(second - first**2, 0.0)
         central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
         kurtosis = np.divide(
             central, variance**2, out=np.full_like(central, 3.0), where=variance > 0
         )
         return GroupStatistics(
-            norm_base=float(np.sqrt(self.base)),
+            norm_base=float(np.sqrt(self.energy)),
             norm=norm,
             norm_delta=norm_delta,
             one_minus_cos=one_minus_cos,
@@ -142,8 +221,8 @@ class _Totals:
             std=np.sqrt(variance),
             kurtosis=kurtosis - 3.0,
             max_abs=self.max_abs.numpy(),
-            edges=np.linspace(-half, half, BINS + 1),
-            counts=counts.numpy(),
+            edges=edges,
+            counts=counts,
             row_energy=_binned(self.rows.numpy()),
             column_energy=_binned(self.columns.numpy()),
         )

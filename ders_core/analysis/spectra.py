@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from ders_core.analysis.krylov import HEAD, curve, head, product_dtype
+from ders_core.checkpoint import ExpertGroup
+from ders_core.scratch import borrow
+from ders_core.threads import side_by_side
+
+Spectra = Literal["none", "head", "curve", "exact"]
+"""Which singular values: none; the largest; all, estimated where exact ones cost much more; all."""
+
+CHOICES: tuple[Spectra, ...] = get_args(Spectra)
+
 DOUBLE_BELOW = 1536
-"""Matrices with a shorter side up to this get their Gram matrix in float64."""
+"""Matrices with a shorter side up to this get their Gram matrix in float64, and all their singular
+values whatever is asked for: it costs no more than an estimate."""
 
 POINTS = 256
 """At most so many singular values are kept for drawing; sums are exact all the same."""
+
+ROWS = 32
+"""Of a matrix at a time; what is made of them stays in cache."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """index (1-based), singular_value, energy (cumulative share of Σσ²): arrays of equal length.
 
-    effective_rank: exp of the entropy of σ/Σσ (Roy and Vetterli 2007). stable_rank: Σσ²/σ₁².
+    effective_rank: exp of the entropy of σ/Σσ (Roy and Vetterli 2007), NaN where only the largest
+    are known. stable_rank: Σσ²/σ₁².
     """
 
     index: np.ndarray
@@ -42,9 +60,8 @@ def singular_values(delta: torch.Tensor) -> np.ndarray:
     return values
 
 
-def spectrum(delta: torch.Tensor) -> Spectrum:
-    """The spectrum of one delta `[out, in]` float32."""
-    sigma = singular_values(delta)
+def spectrum_of(sigma: np.ndarray) -> Spectrum:
+    """From all singular values, descending."""
     energy = np.cumsum(sigma**2)
     total, mass = (float(energy[-1]), float(sigma.sum())) if sigma.size else (0.0, 0.0)
     if total > 0:
@@ -58,3 +75,71 @@ def spectrum(delta: torch.Tensor) -> Spectrum:
     chosen = np.unique(np.geomspace(1, max(sigma.size, 1), min(POINTS, sigma.size)).round())
     index = chosen.astype(np.int64)
     return Spectrum(index, sigma[index - 1], energy[index - 1], effective, stable)
+
+
+def spectrum(delta: torch.Tensor) -> Spectrum:
+    """The exact spectrum of one delta `[out, in]` float32."""
+    return spectrum_of(singular_values(delta))
+
+
+def group_spectra(
+    group: ExpertGroup,
+    base: torch.Tensor,
+    norms: np.ndarray,
+    kind: Spectra,
+    device: torch.device | str = "cpu",
+) -> list[Spectrum]:
+    """One for each expert's delta.
+
+    base: `[out, in]` in storage dtype on the CPU. norms: ‖Δ_i‖ `[K]`. kind: not "none".
+    """
+    where = torch.device(device)
+    exact = kind == "exact" or min(base.shape) <= DOUBLE_BELOW
+    with ExitStack() as memory, side_by_side(where) as pool:
+        dtype = torch.float32 if exact else product_dtype(where)
+        desk = _Desk(base.to(where), dtype, memory)
+
+        def find(expert: int) -> Spectrum:
+            norm = float(norms[expert])
+            if not norm and not exact:
+                return spectrum_of(np.zeros(min(base.shape)))
+            delta = desk.delta(group, expert)
+            if exact:
+                return spectrum(delta)
+            if kind == "curve":
+                return spectrum_of(curve(delta, norm**2))
+            return _spectrum_of_head(head(delta), norm)
+
+        return list(pool.map(find, range(group.shape[0])))
+
+
+def _spectrum_of_head(sigma: np.ndarray, norm: float) -> Spectrum:
+    energy = np.minimum(np.cumsum(sigma**2) / norm**2, 1.0)
+    stable = norm**2 / float(sigma[0] ** 2)
+    return Spectrum(np.arange(1, len(sigma) + 1), sigma, energy, float("nan"), stable)
+
+
+class _Desk(threading.local):
+    """Where one thread makes deltas; its memory is used for one expert after another."""
+
+    def __init__(self, base: torch.Tensor, dtype: torch.dtype, memory: ExitStack) -> None:
+        shape = tuple(base.shape)
+        self._base = base
+        self._weight = memory.enter_context(borrow(shape, base.dtype))
+        if base.device.type == "cpu":
+            self._delta = memory.enter_context(borrow(shape, dtype))
+        else:
+            self._delta = torch.empty(shape, dtype=dtype, device=base.device)
+
+    def delta(self, group: ExpertGroup, expert: int) -> torch.Tensor:
+        """Δ_i `[out, in]`, rounded once; valid until the next one."""
+        group.experts[expert].read_into(self._weight, slice(0, group.shape[1]))
+        weight = self._weight.to(self._base.device)
+        if weight.dtype == self._delta.dtype:
+            return torch.sub(weight, self._base, out=self._delta)
+        for own, base, delta in zip(
+            weight.split(ROWS), self._base.split(ROWS), self._delta.split(ROWS), strict=True
+        ):
+            delta.copy_(own.float().sub_(base.float()))
+        return self._delta
+

@@ -104,6 +104,14 @@ class ExpertGroup:
         """`[K, out]` in the storage dtype."""
         return torch.stack([bias.read()[:, 0] for bias in self.biases])
 
+    def as_it_lies(self) -> ExpertGroup:
+        """The group, or its transpose `[K, in, out]` where that is how the experts lie on disk: to
+        read some rows of it touches those bytes alone."""
+        if not self.experts[0].lies_turned:
+            return self
+        turned = tuple(matrix.turned() for matrix in self.experts)
+        return replace(self, experts=turned, biases=(), shared=None, shared_bias=None)
+
     def with_shared(self) -> ExpertGroup:
         """The group with the always-on expert as its last one (extended DeRS), where its shape,
         dtype and bias are those of the others; else the group itself."""

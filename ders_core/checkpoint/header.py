@@ -94,17 +94,25 @@ class TensorInfo:
 
         Raises CheckpointError if the file cannot be read to their end.
         """
-        buffer = torch.empty(count * self.dtype.itemsize, dtype=torch.uint8)
+        found = torch.empty(count, dtype=self.dtype)
+        self.read_into(found, first)
+        return found
+
+    def read_into(self, out: torch.Tensor, first: int) -> None:
+        """Fill a contiguous tensor of the storage dtype with the elements from the `first` on.
+
+        Raises CheckpointError if the file cannot be read to their end.
+        """
+        bytes_wanted = out.view(-1).view(torch.uint8).numpy()
         try:
             with open(self.file, "rb", buffering=0) as file:
                 file.seek(self.begin + first * self.dtype.itemsize)
-                _fill(file, buffer.numpy())
+                _fill(file, bytes_wanted)
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
                 "the file is damaged or was changed while it was open, so copy it again"
             ) from error
-        return buffer.view(self.dtype)
 
     def raw(self) -> Iterator[bytes]:
         """The tensor's bytes in chunks, for copying without a look inside."""

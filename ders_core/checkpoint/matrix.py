@@ -20,24 +20,28 @@ from ders_core.errors import CheckpointError
 class Slot:
     """The place of one expert's projection in a tensor's elements.
 
-    sizes: of the axes of the whole tensor. expert, part: which of those that it holds.
+    sizes: of the axes of the whole tensor. expert, part: which of those that it holds. turned:
+    whether the transpose is meant.
     """
 
     axes: Axes
     sizes: Mapping[str, int]
     expert: int = 0
     part: int = 0
+    turned: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in); a bias is `[out, 1]`."""
-        return self.sizes[OUT], self.sizes.get(IN, 1)
+        out, width = self.sizes[OUT], self.sizes.get(IN, 1)
+        return (width, out) if self.turned else (out, width)
 
     @cached_property
     def strides(self) -> tuple[int, int]:
         """Elements between neighbours along out and in."""
         strides = self.axes.strides(self.sizes)
-        return strides[OUT], strides.get(IN, 1)
+        out, width = strides[OUT], strides.get(IN, 1)
+        return (width, out) if self.turned else (out, width)
 
     @cached_property
     def offset(self) -> int:
@@ -86,6 +90,24 @@ class Matrix:
             return self.info.elements(offset, count * width).view(count, width)
         return _strided(self.info, offset, (count, width), self.slot.strides)
 
+    def read_into(self, out: torch.Tensor, rows: slice) -> None:
+        """Read rows into `[rows, in]`, contiguous and in the storage dtype."""
+        if self.slot.rows_are_whole:
+            first = self.slot.offset + rows.start * self.slot.strides[0]
+            self.info.read_into(out, first)
+        else:
+            out.copy_(self.read(rows))
+
+    def turned(self) -> Matrix:
+        """The transpose `[in, out]`, at the same place."""
+        return replace(self, slot=replace(self.slot, turned=not self.slot.turned))
+
+    @property
+    def lies_turned(self) -> bool:
+        """Whether what is near on disk is a column: the transpose is read faster."""
+        out, width = self.slot.strides
+        return out < width
+
     def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
         """The same place among other tensors of the same names."""
         return replace(self, info=tensors[self.info.name])
@@ -119,6 +141,13 @@ class QuantizedMatrix(Matrix):
         begin = self.slot.offset // width % self.weight.shape[-2] + first * step
         chosen = slice(begin, begin + (last - first - 1) * step + 1)
         return self.weight.read(self.slot.expert, chosen)[::step].to(self.numbers)
+
+    def read_into(self, out: torch.Tensor, rows: slice) -> None:
+        out.copy_(self.read(rows))
+
+    @property
+    def lies_turned(self) -> bool:
+        return False  # codes and scales are read by rows
 
     def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
         codes, scales = tensors[self.weight.codes.name], tensors[self.weight.scales.name]

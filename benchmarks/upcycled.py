@@ -1,0 +1,103 @@
+"""A synthetic upcycled checkpoint in Mixtral's shape: what the benchmarks of scale run on.
+
+Each expert is a common base plus a low-rank update, noise and a few outliers, so that the cosine of
+two experts is above 0.999, as in the paper.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from ders_core.checkpoint import TensorSpec
+from ders_core.checkpoint.writer import tensor_bytes, write_file, write_index, write_json
+
+HIDDEN, FFN, EXPERTS = 4096, 14336, 8
+BASE, NOISE, OUTLIER = 0.02, 0.0005, 0.008
+"""Standard deviations; one entry in 1000 is an outlier."""
+RANK, ROWS = 16, 256
+SHAPES = {"w1": (FFN, HIDDEN), "w3": (FFN, HIDDEN), "w2": (HIDDEN, FFN)}
+
+
+def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> None:
+    """Write `layers` layers of three projections, bfloat16, one shard a layer."""
+    directory.mkdir(parents=True)
+    files = {}
+    for layer in range(layers):
+        specs = {
+            _name(layer, expert, part): TensorSpec(torch.bfloat16, shape)
+            for part, shape in SHAPES.items()
+            for expert in range(experts)
+        }
+        specs[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = TensorSpec(
+            torch.bfloat16, (experts, HIDDEN)
+        )
+        file = f"model-{layer + 1:05d}-of-{layers:05d}.safetensors" if layers > 1 else SINGLE
+        write_file(directory / file, specs, lambda name, specs=specs: _bytes(name, specs[name]))
+        files[file] = specs
+    write_index(directory, files)
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": layers,
+        "num_local_experts": experts,
+        "num_experts_per_tok": 2,
+        "dtype": "bfloat16",
+    }
+    write_json(directory / "config.json", config)
+
+
+SINGLE = "model.safetensors"
+
+
+def _name(layer: int, expert: int, part: str) -> str:
+    return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight"
+
+
+def _bytes(name: str, spec: TensorSpec) -> Iterable[memoryview]:
+    """A tensor's bytes, some rows at a time; the name decides the values."""
+    words = name.split(".")
+    layer, part = int(words[2]), words[-2]
+    if part == "gate":
+        yield from tensor_bytes(torch.randn(spec.shape, generator=_random(layer)).bfloat16())
+        return
+    common = _random(layer, list(SHAPES).index(part))
+    own = _random(layer, list(SHAPES).index(part), int(words[5]))
+    out, width = spec.shape
+    right = torch.randn(RANK, width, generator=own) * (NOISE / RANK**0.5)
+    base, delta = torch.empty(ROWS, width), torch.empty(ROWS, width)
+    for _ in range(0, out, ROWS):
+        base.normal_(0.0, BASE, generator=common)
+        delta.normal_(0.0, NOISE, generator=own)
+        delta.addmm_(torch.randn(ROWS, RANK, generator=own), right)
+        places = torch.randint(delta.numel(), (delta.numel() // 1000,), generator=own)
+        delta.view(-1)[places] += torch.randn(len(places), generator=own) * OUTLIER
+        yield from tensor_bytes(base.add(delta).bfloat16())
+
+
+def _random(*seeds: int) -> torch.Generator:
+    seed = 0
+    for part in seeds:
+        seed = seed * 1009 + part + 1
+    return torch.Generator().manual_seed(seed)
+
+
+def weight_files(directory: Path) -> Iterator[Path]:
+    """The files whose bytes count."""
+    yield from sorted(directory.glob("*.safetensors"))
+
+
+def evict(directory: Path) -> None:
+    """Have the system write the directory's files out and drop them from its page cache."""
+    for file in weight_files(directory):
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)

@@ -1,0 +1,40 @@
+"""Memory that is used again: fresh pages cost more than most of what is done in them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+KEPT_BYTES = 1 << 29
+"""Held for the next borrower at most."""
+
+_lock = threading.Lock()
+_free: list[torch.Tensor] = []
+
+
+@contextmanager
+def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """A CPU tensor with whatever was left in it, for as long as the block runs."""
+    block = _take(math.prod(shape) * dtype.itemsize)
+    try:
+        yield block[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+    finally:
+        with _lock:
+            _free.append(block)
+            while sum(own.numel() for own in _free) > KEPT_BYTES:
+                _free.pop(0)
+
+
+def _take(size: int) -> torch.Tensor:
+    """The smallest kept block that is large enough and no more than twice as large, else new."""
+    with _lock:
+        fitting = [own for own in _free if size <= own.numel() <= 2 * size]
+        if fitting:
+            best = min(fitting, key=torch.Tensor.numel)
+            _free[:] = [own for own in _free if own is not best]
+            return best
+    return torch.empty(size, dtype=torch.uint8)
