@@ -29,7 +29,7 @@ from ders_core.codecs.positions import (
 )
 from ders_core.codecs.prng import position_chunks, random_positions, random_uniform
 from ders_core.codecs.quantized import Quantized
-from ders_core.codecs.select import largest, largest_of_rows
+from ders_core.codecs.select import largest, largest_of_rows, largest_read
 
 VALUES_PER_SCALE = 128
 
@@ -176,17 +176,44 @@ class Sparse(DeltaCodec):
         return parts | {"positions": TensorSpec(torch.uint8, (length,))}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        if self.method != "random" or self._scaling == "least_squares":
+        if not self._looks_at_entries(context):
             return super().pack(weight, base, context)
-        own, start = weight.reshape(-1), base.reshape(-1)
-        count, begin = self.kept((weight.shape[0], weight.shape[1])), 0
-        values = torch.empty(count, dtype=torch.float32, device=weight.device)
-        for places in position_chunks(weight.numel(), count, context.seed, weight.device):
-            end = begin + places.numel()
-            drawn = own.index_select(0, places).float()
-            torch.sub(drawn, start.index_select(0, places).float(), out=values[begin:end])
-            begin = end
-        return self._store(values, context)
+        own, start, size = weight.reshape(-1), base.reshape(-1), weight.numel()
+        count = self.kept((weight.shape[0], weight.shape[1]))
+        stored: Parts = {}
+        if self.method == "random":
+            chunks: Iterable[torch.Tensor] = position_chunks(
+                size, count, context.seed, weight.device
+            )
+        else:
+            room = torch.empty(2, min(chunk_values(own.device), size), device=own.device)
+
+            def read(piece: slice) -> torch.Tensor:
+                length = piece.stop - piece.start
+                mine, bases = room[0, :length], room[1, :length]
+                return mine.copy_(own[piece]).sub_(bases.copy_(start[piece]))
+
+            places = largest_read(read, size, count, weight.device)
+            stored = {"positions": self._encode_positions(places, size)}
+            chunks = places.split(chunk_values(places.device))
+        values, begin = torch.empty(count, dtype=torch.float32, device=weight.device), 0
+        for places in chunks:
+            kept = own.index_select(0, places).float().sub_(start.index_select(0, places).float())
+            values[begin : begin + places.numel()] = kept
+            begin += places.numel()
+        return self._store(values, context) | stored
+
+    def _looks_at_entries(self, context: EncodeContext) -> bool:
+        """Whether what is kept follows from each entry alone, so that no matrix is needed."""
+        if self._scaling == "least_squares":
+            return False
+        weighed = context.importance is not None
+        alone = self.budget == "matrix" and self.pattern is None and not weighed
+        return self.method == "random" or (self.method == "magnitude" and alone)
+
+    def _encode_positions(self, places: torch.Tensor, size: int) -> torch.Tensor:
+        encode = encode_shortest if self.positions == "shortest" else encode_fixed
+        return encode(places, size)
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
@@ -268,8 +295,7 @@ class Sparse(DeltaCodec):
             places = largest_of_rows(scores, count // max(shape[0], 1))
         else:
             places = largest(scores, count)
-        encode = encode_shortest if self.positions == "shortest" else encode_fixed
-        return places, {"positions": encode(places, size)}
+        return places, {"positions": self._encode_positions(places, size)}
 
     def _chances(self, delta: torch.Tensor) -> torch.Tensor:
         """della: the chance of each entry to be kept, `[out, in]`; their mean in a row is 1 − p."""
