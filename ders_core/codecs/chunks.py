@@ -40,3 +40,11 @@ def at_least(values: torch.Tensor, bound: float) -> torch.Tensor:
     if values.device.type == "cpu":  # numpy compares and searches in a third of the time
         return torch.from_numpy(np.flatnonzero(values.numpy() >= bound))
     return (values >= bound).nonzero().flatten()
+
+
+def largest_magnitude(values: torch.Tensor) -> float:
+    """max |v|, without a tensor of magnitudes; 0 for none."""
+    if not values.numel():
+        return 0.0
+    low, high = values.aminmax()
+    return max(-float(low), float(high), 0.0)
