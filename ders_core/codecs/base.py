@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from ders_core.checkpoint.header import TensorSpec
+from ders_core.codecs.chunks import chunk_values, row_pieces
 from ders_core.errors import CodecError
 
 Parts = dict[str, torch.Tensor]
@@ -125,7 +126,7 @@ class DeltaCodec(Codec):
         parts contradict themselves."""
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        return self.encode(weight.float() - base.float(), context)
+        return self.encode(difference(weight, base), context)
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
@@ -134,9 +135,20 @@ class DeltaCodec(Codec):
         return combine(base, self.decode(parts, shape, context).to(base.device))
 
 
+def difference(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Δ = W − W_base `[out, in]` in float32; both in any float dtype."""
+    delta = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    for rows in row_pieces(weight.shape, chunk_values(weight.device)):
+        torch.sub(weight[rows].float(), base[rows].float(), out=delta[rows])
+    return delta
+
+
 def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """Synthesis (DeRS eq. 2): Ŵ = W_base + F(Δ), added in float32, in the base's dtype."""
-    return delta.add_(base.float()).to(base.dtype)
+    weight = torch.empty_like(base)
+    for rows in row_pieces(base.shape, chunk_values(base.device)):
+        weight[rows] = base[rows].float() + delta[rows]
+    return weight
 
 
 def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:

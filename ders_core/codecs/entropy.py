@@ -13,7 +13,11 @@ from pydantic import Field
 from ders_core.checkpoint.header import TensorSpec
 from ders_core.codecs.ans import Model, Stack, code_bytes
 from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.chunks import chunk_values, largest_magnitude, pieces
 from ders_core.codecs.stream import Reader, Writer, damaged
+
+CHUNK = 1 << 19
+"""Values at a time."""
 
 SAMPLE = 1 << 17
 ROUNDINGS = (0.5, 0.44, 0.38, 0.32)
@@ -75,11 +79,14 @@ class Entropy(DeltaCodec):
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         limit = self._limit((delta.shape[0], delta.shape[1]))
         flat = delta.reshape(-1).cpu()
-        largest = float(flat.abs().max()) if flat.numel() else 0.0
+        largest = largest_magnitude(flat)
         step, rounding = _first_guess(flat, largest, limit)
+        codes = torch.empty(flat.numel(), dtype=torch.int32)
         while True:
-            codes = _codes(flat, step, rounding).add_(FARTHEST)
-            counts = torch.bincount(codes, minlength=2 * FARTHEST + 1)
+            counts = torch.zeros(2 * FARTHEST + 1, dtype=torch.int64)
+            for piece in pieces(flat.numel(), chunk_values(flat.device, CHUNK)):
+                codes[piece] = _codes(flat[piece], step, rounding).add_(FARTHEST)
+                counts += torch.bincount(codes[piece], minlength=counts.numel())
             size = _size(counts.numpy(), SLACK)
             if size <= limit:
                 stream = _written(flat, codes, counts)
@@ -128,8 +135,10 @@ def _written(values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor) ->
     found = counts.nonzero().flatten()
     number = torch.zeros_like(counts, dtype=torch.int32)
     number[found] = torch.arange(found.numel(), dtype=torch.int32)
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    total = torch.bincount(codes, values.double() / (largest or 1.0), minlength=counts.numel())
+    largest = largest_magnitude(values)
+    shares = values.double().div_(largest or 1.0)
+    total = torch.bincount(codes, shares, minlength=counts.numel())
+    del shares
     writer = Writer()
     writer.put([found.numel()], "<u4")
     writer.put((total[found] / counts[found] * largest).numpy(), "<f4")

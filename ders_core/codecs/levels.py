@@ -76,6 +76,13 @@ class Levels:
             code += flat >= ends.index_select(0, code)
         return code.view(values.shape)
 
+    def snap_(self, values: torch.Tensor) -> torch.Tensor:
+        """Each value becomes the level nearest to it, in place; float32."""
+        if not self.uniform:
+            return values.copy_(self.at(self.nearest(values)))
+        lowest = float(self.table[0])
+        return values.sub_(lowest - 0.5).floor_().clamp_(0, self.count - 1).add_(lowest)
+
     def at(self, codes: torch.Tensor) -> torch.Tensor:
         """The levels that codes of any integer or float dtype stand for, float32."""
         if self.uniform:

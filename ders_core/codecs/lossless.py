@@ -26,6 +26,9 @@ FINE = 64
 """Codes that a spread of one deviation is cut into; what is finer is noise and kept as it is."""
 
 MOST_CODES = 4096
+WIDEST = 1 << 16
+"""Ranges of codes up to this one are counted and looked up by table."""
+
 INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
@@ -37,6 +40,15 @@ class _Table:
     low: int
     codes: np.ndarray
     counts: np.ndarray
+
+    def indices(self, codes: np.ndarray) -> np.ndarray:
+        """int32 numbers in the table of `codes` `[n]` that are in it."""
+        first, span = int(self.codes[0]), int(self.codes[-1] - self.codes[0]) + 1
+        if span > WIDEST:
+            return np.searchsorted(self.codes, codes).astype(np.int32)
+        number = np.zeros(span, dtype=np.int32)
+        number[self.codes - first] = np.arange(len(self.codes), dtype=np.int32)
+        return number[codes - first]
 
 
 @register
@@ -87,8 +99,7 @@ class Lossless(Codec):
                 if model is None or not place.numel():
                     continue
                 steps = differences[place]
-                index = np.searchsorted(table.codes, (steps >> table.low).numpy())
-                stack.push(index.astype(np.int32), model)
+                stack.push(table.indices((steps >> table.low).numpy()), model)
                 kept.append(pack(steps & ((1 << table.low) - 1), table.low))
             noise.append(kept[::-1])
         words = stack.words()
@@ -177,9 +188,22 @@ def _top_exponent(values: torch.Tensor) -> int:
 
 def _places(base: torch.Tensor, top: int) -> Iterator[torch.Tensor]:
     """Where the base has each exponent, from the largest one down; the last ones together."""
-    context = (top - _exponents(base)).clamp_max(CONTEXTS - 1)
-    order = context.argsort(stable=True)
+    context = (top - _exponents(base)).clamp_max_(CONTEXTS - 1)
+    small = context.to(torch.uint8).numpy()  # numpy sorts bytes by counting them
+    order = torch.from_numpy(small.argsort(kind="stable"))
     yield from order.split(torch.bincount(context, minlength=CONTEXTS).tolist())
+
+
+def _counted(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which codes there are, int64 ascending, and how often each comes."""
+    if not codes.numel():
+        return codes, codes
+    first = int(codes.min())
+    if int(codes.max()) - first >= WIDEST:
+        return codes.unique(return_counts=True)
+    counts = torch.bincount(codes - first)
+    found = counts.nonzero().flatten()
+    return found + first, counts[found]
 
 
 def _tables(own: torch.Tensor, start: torch.Tensor, top: int) -> list[_Table]:
@@ -202,7 +226,7 @@ def _tables(own: torch.Tensor, start: torch.Tensor, top: int) -> list[_Table]:
             base = start[begin : begin + CHUNK]
             steps = _ordered(own[begin : begin + CHUNK]) - _ordered(base)
             for number, place in enumerate(_places(base, top)):
-                codes, many = (steps[place] >> lows[number]).unique(return_counts=True)
+                codes, many = _counted(steps[place] >> lows[number])
                 tally = tallies[number]
                 for code, some in zip(codes.tolist(), many.tolist(), strict=True):
                     tally[code] = tally.get(code, 0) + some

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from ders_core.checkpoint.header import TensorSpec
 from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, prefixed, register, within
+from ders_core.codecs.chunks import largest_magnitude
 from ders_core.codecs.quantized import Quantized
 
 OVERSAMPLING = 8
@@ -224,14 +225,16 @@ class LowRank(DeltaCodec):
         if self.svd == "exact" or (self.svd == "auto" and small):
             left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
         else:
-            left, sigma, right = _krylov_svd(matrix, min(rank + OVERSAMPLING, short), seed)
+            width = min(rank + OVERSAMPLING, short)
+            left, sigma, right = _krylov_svd(matrix, rank, width, seed)
         return left[:, :rank], sigma[:rank], right[:rank]
 
 
 def _krylov_svd(
-    matrix: torch.Tensor, width: int, seed: int
+    matrix: torch.Tensor, rank: int, width: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The SVD of what a block Krylov space of so many columns a step sees of the matrix."""
+    """The first triples of the SVD of what a block Krylov space of `width` columns a step sees of
+    the matrix."""
     unit, scale = _unit(matrix)
     start = torch.randn(unit.shape[1], width, generator=torch.Generator().manual_seed(seed))
     blocks = [torch.linalg.qr(unit @ start.to(unit.device)).Q]
@@ -239,7 +242,7 @@ def _krylov_svd(
         blocks.append(torch.linalg.qr(unit @ (unit.T @ blocks[-1])).Q)
     space = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
     left, sigma, right = torch.linalg.svd(space.T @ unit, full_matrices=False)
-    return space @ left, sigma * scale, right
+    return space @ left[:, :rank], sigma[:rank] * scale, right[:rank]
 
 
 def _metric(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,5 +275,5 @@ def _fitted_left(
 def _unit(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The matrix over its largest magnitude, and that magnitude (1 for zeros), so that no square
     over- or underflows."""
-    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    largest = largest_magnitude(matrix)
     return matrix / (largest or 1.0), largest or 1.0

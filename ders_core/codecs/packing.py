@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from ders_core.codecs.chunks import chunk_values, pieces
 from ders_core.errors import CodecError
 
-CHUNK = 1 << 20  # values; a multiple of 8
+CHUNK = 1 << 17
+"""Values at a time on the CPU; a multiple of 8."""
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -22,16 +25,12 @@ def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
     count = values.numel()
     stride = (count + 7) // 8
     packed = torch.empty(bits * stride, dtype=torch.uint8, device=values.device)
-    weights = (1 << torch.arange(8, dtype=torch.int32, device=values.device)).to(torch.uint8)
-    for begin in range(0, count, CHUNK):
-        chunk = values[begin : begin + CHUNK]
-        padding = -chunk.numel() % 8
-        if padding:
-            chunk = torch.nn.functional.pad(chunk, (0, padding))
+    for piece in pieces(count, chunk_values(values.device, CHUNK)):
+        chunk = values[piece]
         for bit in range(bits):
-            plane = ((chunk >> bit) & 1).to(torch.uint8).view(-1, 8)
-            first = bit * stride + begin // 8
-            packed[first : first + plane.shape[0]] = (plane * weights).sum(1, dtype=torch.uint8)
+            plane = _packed_bits(chunk & (1 << bit))
+            first = bit * stride + piece.start // 8
+            packed[first : first + plane.numel()] = plane
     return packed
 
 
@@ -39,15 +38,33 @@ def unpack(packed: torch.Tensor, bits: int, count: int, dtype: torch.dtype) -> t
     """The inverse of `pack`: `[count]` integers of `dtype`, which must hold 2**bits − 1."""
     stride = (count + 7) // 8
     values = torch.empty(stride * 8, dtype=dtype, device=packed.device)
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    for begin in range(0, stride, CHUNK // 8):
-        end = min(begin + CHUNK // 8, stride)
-        chunk = torch.zeros(end - begin, 8, dtype=dtype, device=packed.device)
+    for piece in pieces(stride, chunk_values(packed.device, CHUNK) // 8):
+        chunk = values[8 * piece.start : 8 * piece.stop].zero_()
         for bit in range(bits):
-            plane = packed[bit * stride + begin : bit * stride + end, None]
-            chunk |= ((plane >> shifts) & 1).to(dtype) << bit
-        values[begin * 8 : end * 8] = chunk.view(-1)
+            plane = packed[bit * stride + piece.start : bit * stride + piece.stop]
+            chunk |= _unpacked_bits(plane).to(dtype) << bit
     return values[:count]
+
+
+def _packed_bits(values: torch.Tensor) -> torch.Tensor:
+    """Which of `values` `[n]` are not 0: uint8 `[⌈n / 8⌉]`, the first in a byte's lowest bit."""
+    if values.device.type == "cpu":  # numpy does it ten times as fast
+        own = values.numpy()
+        return torch.from_numpy(
+            np.packbits(own if own.itemsize == 1 else own != 0, bitorder="little")
+        )
+    bits = (values != 0).to(torch.uint8)
+    padded = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
+    weights = (1 << torch.arange(8, dtype=torch.int32, device=bits.device)).to(torch.uint8)
+    return (padded.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+def _unpacked_bits(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_packed_bits`: uint8 `[8 * n]`, 0 and 1."""
+    if packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy(), bitorder="little"))
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] >> shifts) & 1).view(-1)
 
 
 TRITS = 5

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+from ders_core.codecs.chunks import at_least, chunk_values
 from ders_core.codecs.packing import pack, packed_bytes, unpack
 from ders_core.errors import CodecError
 
@@ -64,12 +65,12 @@ def decode_fixed(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
     if not count:
         return torch.empty(0, dtype=torch.int64, device=packed.device)
     if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
-        positions = unpack(packed, 1, size, torch.uint8).nonzero().flatten()
+        positions = at_least(unpack(packed, 1, size, torch.uint8), 1)
         return _checked(positions, size, count)
     low = _low_bits(size, count)
     split = packed_bytes(count, low)
     unary = unpack(packed[split:], 1, _high_length(size, count, low), torch.uint8)
-    high = unary.nonzero().flatten()[:count]
+    high = at_least(unary, 1)[:count]
     _check_count(high, count)
     high = high - torch.arange(count, device=packed.device)
     return _checked((high << low) | unpack(packed[:split], low, count, torch.int64), size, count)
@@ -80,10 +81,10 @@ def encode_shortest(positions: torch.Tensor, size: int) -> torch.Tensor:
     count = positions.numel()
     if not count:
         return torch.empty(0, dtype=torch.uint8, device=positions.device)
-    gaps = positions.diff(prepend=positions.new_tensor([-1])) - 1
+    gaps = _gaps(positions)
     guess = _low_bits(size, count)
     forms = [
-        (packed_bytes(count, low) + packed_bytes(count + int((gaps >> low).sum()), 1), 1 + low)
+        (packed_bytes(count, low) + packed_bytes(count + _steps(gaps, low), 1), 1 + low)
         for low in range(max(guess - 1, 0), guess + 2)
     ]
     _, form = min([(packed_bytes(size, 1), BITMAP), *forms])
@@ -91,7 +92,7 @@ def encode_shortest(positions: torch.Tensor, size: int) -> torch.Tensor:
     if form == BITMAP:
         return torch.cat([tag, pack(_bitmap(positions, size), 1)])
     low = form - 1
-    ends = (gaps >> low).add_(1).cumsum(0) - 1  # of each unary number, a one after zeros
+    ends = (gaps >> low).add_(1).cumsum_(0).sub_(1)  # of each unary number, a one after zeros
     unary = _bitmap(ends, int(ends[-1]) + 1)
     return torch.cat([tag, pack(gaps & ((1 << low) - 1), low), pack(unary, 1)])
 
@@ -104,17 +105,30 @@ def decode_shortest(packed: torch.Tensor, size: int, count: int) -> torch.Tensor
     body = packed[1:]
     if form == BITMAP:
         _check_length(body, packed_bytes(size, 1))
-        return _checked(unpack(body, 1, size, torch.uint8).nonzero().flatten(), size, count)
+        return _checked(at_least(unpack(body, 1, size, torch.uint8), 1), size, count)
     low = form - 1
     split = packed_bytes(count, low)
     if low > MOST_LOW_BITS or body.numel() <= split:
         raise _damaged()
     unary = unpack(body[split:], 1, 8 * (body.numel() - split), torch.uint8)
-    ends = unary.nonzero().flatten()
+    ends = at_least(unary, 1)
     _check_count(ends, count)
-    high = ends.diff(prepend=ends.new_tensor([-1])) - 1
-    gaps = (high << low) | unpack(body[:split], low, count, torch.int64)
-    return _checked((gaps + 1).cumsum(0) - 1, size, count)
+    gaps = _gaps(ends).bitwise_left_shift_(low)
+    gaps |= unpack(body[:split], low, count, torch.int64)
+    return _checked(gaps.add_(1).cumsum_(0).sub_(1), size, count)
+
+
+def _gaps(positions: torch.Tensor) -> torch.Tensor:
+    """How many numbers lie between neighbours, and before the first: int64 `[count]`."""
+    gaps = positions - 1
+    gaps[1:] -= positions[:-1]
+    gaps[:1] += 1
+    return gaps
+
+
+def _steps(gaps: torch.Tensor, low: int) -> int:
+    """Σ gap >> low."""
+    return sum(int((piece >> low).sum()) for piece in gaps.split(chunk_values(gaps.device)))
 
 
 def _bitmap(positions: torch.Tensor, size: int) -> torch.Tensor:
@@ -126,7 +140,7 @@ def _bitmap(positions: torch.Tensor, size: int) -> torch.Tensor:
 def _checked(positions: torch.Tensor, size: int, count: int) -> torch.Tensor:
     """Positions from a file, if there are `count`, ascending, in [0, size)."""
     _check_count(positions, count)
-    rising = bool((positions.diff() > 0).all())
+    rising = bool((positions[1:] > positions[:-1]).all())
     if not rising or int(positions[0]) < 0 or int(positions[-1]) >= size:
         raise _damaged()
     return positions

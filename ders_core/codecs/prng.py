@@ -7,8 +7,11 @@ be drawn again, so it needs no bytes in the file. `torch.rand` promises none of 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
+
+from ders_core.codecs.chunks import at_least, chunk_values, pieces
 
 ROUNDS = 6
 CHUNK = 1 << 18
@@ -47,17 +50,49 @@ def random_uniform(count: int, seed: int, device: torch.device | str = "cpu") ->
     return numbers
 
 
-def _permute(value: torch.Tensor, bits: int, keys: list[int]) -> torch.Tensor:
-    """An unbalanced Feistel network: a bijection of [0, 2**bits), keyed."""
+def _round_tables(bits: int, seed: int, device: torch.device) -> list[torch.Tensor]:
+    """What each round adds to one half, for every value of the other one: int32 `[2^half]` (int64
+    where positions need it). A half has few values, so looking up is quicker than mixing."""
     low = bits // 2
-    low_mask, high_mask = (1 << low) - 1, (1 << (bits - low)) - 1
-    left, right = value >> low, value & low_mask
-    for number, key in enumerate(keys):
+    masks = (1 << low) - 1, (1 << (bits - low)) - 1
+    dtype = torch.int32 if bits < 32 else torch.int64
+    tables = []
+    for number, key in enumerate(_round_keys(seed)):
+        half = torch.arange(masks[number % 2] + 1, dtype=torch.int64, device=device)
+        tables.append((_mix32(half ^ key) & masks[1 - number % 2]).to(dtype))
+    return tables
+
+
+def _permute(value: torch.Tensor, bits: int, tables: list[torch.Tensor]) -> torch.Tensor:
+    """An unbalanced Feistel network: a bijection of [0, 2**bits)."""
+    low = bits // 2
+    left, right = value >> low, value & ((1 << low) - 1)
+    for number, table in enumerate(tables):
         if number % 2:
-            right = right ^ (_mix32(left ^ key) & low_mask)
+            right ^= table.index_select(0, left)
         else:
-            left = left ^ (_mix32(right ^ key) & high_mask)
-    return (left << low) | right
+            left ^= table.index_select(0, right)
+    return left.bitwise_left_shift_(low).bitwise_or_(right)
+
+
+def position_chunks(
+    size: int, count: int, seed: int, device: torch.device | str = "cpu"
+) -> Iterator[torch.Tensor]:
+    """What `random_positions` gives, a piece at a time."""
+    bits = max((size - 1).bit_length(), 2)
+    where = torch.device(device)
+    tables = _round_tables(bits, seed, where)
+    for piece in pieces(count, chunk_values(where, CHUNK)):
+        chunk = torch.arange(piece.start, piece.stop, dtype=tables[0].dtype, device=where)
+        chunk = _permute(chunk, bits, tables)
+        outside = at_least(chunk, size)
+        moved = chunk.index_select(0, outside)
+        while outside.numel():
+            moved = _permute(moved, bits, tables)
+            chunk.index_copy_(0, outside, moved)
+            still = at_least(moved, size)
+            outside, moved = outside.index_select(0, still), moved.index_select(0, still)
+        yield chunk.long()
 
 
 def random_positions(
@@ -69,13 +104,9 @@ def random_positions(
     The first `count` values of a keyed permutation of [0, size) (Feistel network with cycle
     walking; Black and Rogaway 2002). Returns int64 `[count]`, in the permutation's order.
     """
-    bits = max((size - 1).bit_length(), 2)
-    keys = _round_keys(seed)
     positions = torch.empty(count, dtype=torch.int64, device=device)
-    for begin in range(0, count, CHUNK):
-        chunk = torch.arange(begin, min(begin + CHUNK, count), dtype=torch.int64, device=device)
-        chunk = _permute(chunk, bits, keys)
-        while (outside := torch.nonzero(chunk >= size).flatten()).numel():
-            chunk[outside] = _permute(chunk[outside], bits, keys)
+    begin = 0
+    for chunk in position_chunks(size, count, seed, device):
         positions[begin : begin + chunk.numel()] = chunk
+        begin += chunk.numel()
     return positions

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, difference, register
+from ders_core.codecs.chunks import chunk_values, row_pieces
 from ders_core.codecs.compensate import compensated
 from ders_core.codecs.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.packing import (
@@ -23,8 +24,8 @@ from ders_core.codecs.packing import (
 )
 from ders_core.codecs.scales import best_lines, best_scales
 
-CHUNK = 1 << 18
-"""Values at a time; the work stays in cache."""
+CHUNK = 1 << 19
+"""Values at a time on the CPU: large beside the cost of a call, small beside a matrix."""
 
 FULL_SCALE = 255
 
@@ -101,40 +102,92 @@ class Quantized(DeltaCodec):
             parts["levels"] = TensorSpec(dtype, (2 ** (self.bits or 0),))
         return parts
 
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        levels = self._fixed_levels()
+        if levels is None or _compensates(context):
+            return super().pack(weight, base, context)
+        shape, device = (weight.shape[0], weight.shape[1]), weight.device
+        weights = _weights(context.importance, device)
+
+        def read(rows: slice) -> torch.Tensor:
+            return difference(weight[rows], base[rows])
+
+        return self._rounded(read, shape, weights, levels, context.dtype, device)
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        weight = torch.empty_like(base)
+        for rows, delta in self._decoded(parts, (base.shape[0], base.shape[1])):
+            weight[rows] = delta.add_(base[rows].float())
+        return weight
+
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        out, width = delta.shape
-        weights = _weights(context.importance, width, delta.device)
+        shape = (delta.shape[0], delta.shape[1])
+        weights = _weights(context.importance, delta.device)
         parts: Parts = {}
         levels = self._fixed_levels()
         if levels is None:
             parts["levels"] = self._learn(delta, weights).to(context.dtype)
             levels = Levels(parts["levels"].float(), uniform=False)
+        if context.moments is None or not _compensates(context):
+            return parts | self._rounded(
+                delta.__getitem__, shape, weights, levels, context.dtype, delta.device
+            )
         parts |= self._stored_scales(delta, weights, levels, context.dtype)
         scale, offset = self._lines(parts)
-        codes = torch.empty(out, width, dtype=torch.uint8, device=delta.device)
-        if context.moments is not None and context.moments.dim() == 2:
-            size = self._groups(width)[1]
+        size = self._groups(shape[1])[1]
+        codes = torch.empty(shape, dtype=torch.uint8, device=delta.device)
 
-            def round_column(values: torch.Tensor, column: int) -> torch.Tensor:
-                own, moved = scale[:, column // size], offset[:, column // size]
-                code = levels.nearest((values - moved) / torch.where(own > 0, own, 1.0))
-                codes[:, column] = code
-                return levels.at(code) * own + moved
+        def round_column(values: torch.Tensor, column: int) -> torch.Tensor:
+            own, moved = scale[:, column // size], offset[:, column // size]
+            code = levels.nearest((values - moved) / torch.where(own > 0, own, 1.0))
+            codes[:, column] = code
+            return levels.at(code) * own + moved
 
-            compensated(delta, context.moments.to(delta.device), round_column)
-        else:
-            for rows in self._row_chunks(out, width):
-                own = self._spread(scale[rows], width)
-                moved = self._spread(offset[rows], width)
-                normed = (delta[rows] - moved).div_(torch.where(own > 0, own, 1.0))
-                codes[rows] = levels.nearest(normed).to(torch.uint8)
-        flat = codes.view(-1)
-        parts["codes"] = pack_trits(flat) if self.bits is None else pack(flat, self.bits)
-        return parts
+        compensated(delta, context.moments.to(delta.device), round_column)
+        return parts | {"codes": self._packed(codes)}
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
+        delta = torch.empty(shape, dtype=torch.float32, device=parts["codes"].device)
+        for rows, own in self._decoded(parts, shape):
+            delta[rows] = own
+        return delta
+
+    def _rounded(
+        self,
+        read: Callable[[slice], torch.Tensor],
+        shape: tuple[int, int],
+        weights: torch.Tensor | None,
+        levels: Levels,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Parts:
+        """Scales and codes of a delta whose rows are read a piece at a time, `[rows, in]`."""
+        codes = torch.empty(shape, dtype=torch.uint8, device=device)
+        chunks = []
+        for rows in self._row_chunks(shape, device):
+            delta = read(rows)
+            own = self._stored_scales(delta, weights, levels, dtype)
+            chunks.append(own)
+            scale, offset = (line.unsqueeze(-1) for line in self._lines(own))
+            grouped = self._grouped(delta)
+            moved = grouped - offset if self.grid == "affine" else grouped
+            code = levels.nearest(moved / torch.where(scale > 0, scale, 1.0)).to(torch.int32)
+            codes[rows] = code.flatten(1)[:, : shape[1]]
+        joined = {name: torch.cat([own[name] for own in chunks]) for name in chunks[0]}
+        return joined | {"codes": self._packed(codes)}
+
+    def _packed(self, codes: torch.Tensor) -> torch.Tensor:
+        flat = codes.view(-1)
+        return pack_trits(flat) if self.bits is None else pack(flat, self.bits)
+
+    def _decoded(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The delta a piece at a time: which rows, and they, `[rows, in]` float32."""
         out, width = shape
         count = out * width
         if self.bits is None:
@@ -142,13 +195,12 @@ class Quantized(DeltaCodec):
         else:
             codes = unpack(parts["codes"], self.bits, count, torch.uint8).view(out, width)
         levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
-        scale, offset = self._lines(parts)
-        delta = torch.empty(out, width, dtype=torch.float32, device=codes.device)
-        for rows in self._row_chunks(out, width):
-            torch.mul(levels.at(codes[rows]), self._spread(scale[rows], width), out=delta[rows])
+        scale, offset = (line.unsqueeze(-1) for line in self._lines(parts))
+        for rows in self._row_chunks(shape, codes.device):
+            delta = self._grouped(levels.at(codes[rows])).mul_(scale[rows])
             if self.grid == "affine":
-                delta[rows] += self._spread(offset[rows], width)
-        return delta
+                delta += offset[rows]
+            yield rows, delta.flatten(1)[:, :width]
 
     def _fixed_levels(self) -> Levels | None:
         """The levels, None where they are learnt."""
@@ -164,46 +216,53 @@ class Quantized(DeltaCodec):
             case _:
                 return None
 
-    def _row_chunks(self, out: int, width: int) -> list[slice]:
-        step = max(1, CHUNK // max(width, 1))
-        return [slice(begin, min(begin + step, out)) for begin in range(0, out, step)]
+    def _row_chunks(self, shape: tuple[int, int], device: torch.device) -> list[slice]:
+        """At least one piece, be it empty."""
+        return list(row_pieces(shape, chunk_values(device, CHUNK))) or [slice(0, 0)]
 
-    def _spread(self, per_group: torch.Tensor, width: int) -> torch.Tensor:
-        """`[rows, groups]` as `[rows, in]`."""
-        return per_group.repeat_interleave(self._groups(width)[1], dim=1)[:, :width]
-
-    def _grouped(self, rows: torch.Tensor, width: int) -> torch.Tensor:
+    def _grouped(self, rows: torch.Tensor) -> torch.Tensor:
         """`[rows, in]` as `[rows, groups, size]`, padded with zeros."""
+        width = rows.shape[1]
         groups, size = self._groups(width)
-        return torch.nn.functional.pad(rows, (0, groups * size - width)).unflatten(
-            1, (groups, size)
-        )
+        if groups * size > width:
+            rows = torch.nn.functional.pad(rows, (0, groups * size - width))
+        return rows.unflatten(1, (groups, size))
 
-    def _learn(self, delta: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _heavy(self, weights: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+        """Weights `[1, groups, size]` of the entries of `rows`; None where all are 1."""
+        width = rows.shape[1]
+        groups, size = self._groups(width)
+        if weights is None and groups * size == width:
+            return None
+        return self._grouped(rows.new_ones(1, width) if weights is None else weights)
+
+    def _learn(self, delta: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """Levels for values that are normalised by their group's best uniform scale."""
-        width = delta.shape[1]
         normed = torch.empty_like(delta)
         coarse = uniform(2 ** (self.bits or 0))
-        heavy = self._grouped(weights, width)
-        for rows in self._row_chunks(*delta.shape):
-            scale = best_scales(self._grouped(delta[rows], width), heavy, coarse)
-            own = self._spread(scale, width)
-            normed[rows] = delta[rows] / torch.where(own > 0, own, 1.0)
-        return learnt(normed, self.bits or 0, weights.expand_as(normed))
+        heavy = self._heavy(weights, delta)
+        for rows in self._row_chunks((delta.shape[0], delta.shape[1]), delta.device):
+            grouped = self._grouped(delta[rows])
+            scale = best_scales(grouped, heavy, coarse).unsqueeze(-1)
+            own = grouped / torch.where(scale > 0, scale, 1.0)
+            normed[rows] = own.flatten(1)[:, : delta.shape[1]]
+        own = delta.new_ones(1, 1) if weights is None else weights
+        return learnt(normed, self.bits or 0, own.expand_as(normed))
 
     def _stored_scales(
-        self, delta: torch.Tensor, weights: torch.Tensor, levels: Levels, dtype: torch.dtype
+        self, delta: torch.Tensor, weights: torch.Tensor | None, levels: Levels, dtype: torch.dtype
     ) -> Parts:
         """The parts that hold scales, and offsets where there are."""
         out, width = delta.shape
         groups = self._groups(width)[0]
         scales = torch.empty(out, groups, device=delta.device)
         offsets = torch.empty(out, groups, device=delta.device)
-        heavy = self._grouped(weights, width)
-        for rows in self._row_chunks(out, width):
-            grouped = self._grouped(delta[rows], width)
+        heavy = self._heavy(weights, delta)
+        for rows in self._row_chunks((out, width), delta.device):
+            grouped = self._grouped(delta[rows])
             if self.grid == "affine":
-                scales[rows], offsets[rows] = best_lines(grouped, heavy, levels)
+                own = grouped.new_ones(1, 1, 1) if heavy is None else heavy
+                scales[rows], offsets[rows] = best_lines(grouped, own, levels)
             else:
                 scales[rows] = best_scales(grouped, heavy, levels)
         parts: Parts = {"offsets": offsets.to(dtype)} if self.grid == "affine" else {}
@@ -225,12 +284,17 @@ class Quantized(DeltaCodec):
         return scales, offsets
 
 
-def _weights(importance: torch.Tensor | None, width: int, device: torch.device) -> torch.Tensor:
-    """What an error in each column weighs, `[1, in]` float32, 1 on average."""
+def _compensates(context: EncodeContext) -> bool:
+    """Whether rounding makes up for its errors: that needs all second moments."""
+    return context.moments is not None and context.moments.dim() == 2
+
+
+def _weights(importance: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """What an error in each column weighs, `[1, in]` float32, 1 on average; None for 1 each."""
     if importance is None:
-        return torch.ones(1, width, device=device)
+        return None
     own = importance.to(device).float().clamp_min(0)
     mean = own.mean()
     if not bool(mean > 0):
-        return torch.ones(1, width, device=device)
+        return None
     return (own / mean).clamp_min(1e-6).unsqueeze(0)

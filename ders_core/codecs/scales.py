@@ -21,36 +21,95 @@ SPREADS = (0.7, 1.0, 1.3)
 
 REFINEMENTS = 2
 TINY = 1e-30
+CAUTION = 1e-3
+"""Share by which a bound is loosened, far above what sums in float32 are off by."""
 
 
-def best_scales(values: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.Tensor:
+def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Levels) -> torch.Tensor:
     """The scale s of each group with the least Σ w·(v − s·L[q])², `[groups]` float32.
 
-    values: `[..., size]` float32. weights: broadcastable to it, 0 for padding. Tried are shrunken
-    ranges and multiples of the spread; the best one is refined by least squares.
+    values: `[..., size]` float32. weights: broadcastable to it, 0 for padding; None for 1. Tried
+    are shrunken ranges and multiples of the spread, the first of equals is taken; the best one is
+    refined by least squares.
     """
-    real = (weights > 0).to(values.dtype)
-    largest = (values * real).abs().amax(-1)
-    unit = values / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
-    total = weights.expand_as(values).sum(-1).clamp_min(TINY)
+    heavy = None if weights is None else weights.expand_as(values).reshape(-1, values.shape[-1])
+    groups = values.reshape(-1, values.shape[-1])
+    largest = (groups if heavy is None else groups * (heavy > 0)).abs().amax(-1)
+    unit = groups / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
+    total = _summed(torch.ones_like(unit[:1]), heavy).clamp_min(TINY)
     if levels.count == 2:  # one magnitude: its weighted mean (XNOR-Net 2016, BitDelta)
-        return (unit.abs() * weights).sum(-1) / total * largest / levels.reach
-    spread = ((unit.square() * weights).sum(-1) / total).sqrt() * _gaussian_scale(levels)
+        best = _summed(unit.abs(), heavy) / total * largest / levels.reach
+        return best.view(values.shape[:-1])
+    spread = (_summed(unit.square(), heavy) / total).sqrt() * _gaussian_scale(levels)
     candidates = [torch.full_like(largest, share / levels.reach) for share in SHRINKS]
     candidates += [spread * share for share in SPREADS]
-    best, least = candidates[0], torch.full_like(largest, torch.inf)
-    for number in range(len(candidates) + REFINEMENTS):
-        if number < len(candidates):
-            scale = candidates[number]
-        else:
-            heavy = _level(unit, levels, best) * weights
-            power = (_level(unit, levels, best) * heavy).sum(-1).clamp_min(TINY)
-            scale = ((unit * heavy).sum(-1) / power).clamp_min(0)
-        level = _level(unit, levels, scale)
-        error = ((unit - level * scale.unsqueeze(-1)).square_() * weights).sum(-1)
-        better = error < least
+    best, least = candidates[-2], torch.full_like(largest, torch.inf)
+    first = torch.full_like(largest, len(candidates))
+    for number in (*range(len(SHRINKS), len(candidates)), *range(len(SHRINKS))):
+        scale = candidates[number]
+        error = _error(unit, heavy, levels, scale, least)
+        better = (error < least) | ((error == least) & (number < first))
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return best * largest
+        first = torch.where(better, float(number), first)
+    return (_refined(unit, heavy, levels, best, least) * largest).view(values.shape[:-1])
+
+
+def _summed(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return (values if weights is None else values * weights).sum(-1)
+
+
+def _error(
+    unit: torch.Tensor,
+    weights: torch.Tensor | None,
+    levels: Levels,
+    scale: torch.Tensor,
+    least: torch.Tensor,
+) -> torch.Tensor:
+    """Σ w·(u − s·L[q])² of each group `[groups]`; infinity where it is certainly above `least`.
+
+    unit: `[groups, size]` with a largest magnitude of 1, which a level's reach falls short of.
+    """
+    if weights is not None:
+        return _squares(unit, weights, levels, scale)
+    short = (1 - CAUTION - levels.reach * scale).clamp_min(0)
+    open_ = (short.square() * (1 - CAUTION) <= least).nonzero().flatten()
+    if 4 * open_.numel() > 3 * least.numel():  # to pick so many out costs more than it saves
+        return _squares(unit, None, levels, scale)
+    own = _squares(unit.index_select(0, open_), None, levels, scale.index_select(0, open_))
+    return torch.full_like(least, torch.inf).index_copy_(0, open_, own)
+
+
+def _squares(
+    unit: torch.Tensor, weights: torch.Tensor | None, levels: Levels, scale: torch.Tensor
+) -> torch.Tensor:
+    level = _level(unit, levels, scale).mul_(scale.unsqueeze(-1))
+    return _summed(torch.sub(unit, level, out=level).square_(), weights)
+
+
+def _refined(
+    unit: torch.Tensor,
+    weights: torch.Tensor | None,
+    levels: Levels,
+    best: torch.Tensor,
+    least: torch.Tensor,
+) -> torch.Tensor:
+    """`best` after steps of least squares given the codes, as long as they make `least` less."""
+    best, own, heavy = best.clone(), unit, weights
+    level = _level(unit, levels, best)
+    rows = torch.arange(len(unit), device=unit.device)
+    for _ in range(REFINEMENTS):
+        weighed = level if heavy is None else level * heavy
+        power = (level * weighed).sum(-1).clamp_min(TINY)
+        scale = (own * weighed).sum(-1).div_(power).clamp_min_(0)
+        level = _level(own, levels, scale)
+        lost = level * scale.unsqueeze(-1)
+        error = _summed(torch.sub(own, lost, out=lost).square_(), heavy)
+        better = (error < least).nonzero().flatten()  # what did not change would not change now
+        rows, least = rows[better], error[better]
+        best.index_copy_(0, rows, scale[better])
+        own, level = own.index_select(0, better), level.index_select(0, better)
+        heavy = None if heavy is None else heavy.index_select(0, better)
+    return best
 
 
 def best_lines(
@@ -90,8 +149,7 @@ def best_lines(
 
 
 def _level(values: torch.Tensor, levels: Levels, scale: torch.Tensor) -> torch.Tensor:
-    safe = torch.where(scale > 0, scale, 1.0).unsqueeze(-1)
-    return levels.at(levels.nearest(values / safe))
+    return levels.snap_(values / torch.where(scale > 0, scale, 1.0).unsqueeze(-1))
 
 
 def _gaussian_scale(levels: Levels) -> float:

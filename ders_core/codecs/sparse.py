@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ders_core.checkpoint.header import TensorSpec
 from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, prefixed, register, within
+from ders_core.codecs.chunks import at_least, chunk_values
 from ders_core.codecs.patterns import (
     choose_pattern,
     decode_pattern,
@@ -26,9 +27,9 @@ from ders_core.codecs.positions import (
     fixed_bytes,
     shortest_bytes,
 )
-from ders_core.codecs.prng import random_positions, random_uniform
+from ders_core.codecs.prng import position_chunks, random_positions, random_uniform
 from ders_core.codecs.quantized import Quantized
-from ders_core.codecs.select import largest, largest_of_rows
+from ders_core.codecs.select import largest, largest_of_rows, largest_read
 
 VALUES_PER_SCALE = 128
 
@@ -174,6 +175,57 @@ class Sparse(DeltaCodec):
             length = bound(size, count)
         return parts | {"positions": TensorSpec(torch.uint8, (length,))}
 
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        if not self._looks_at_entries(context):
+            return super().pack(weight, base, context)
+        own, start, size = weight.reshape(-1), base.reshape(-1), weight.numel()
+        count = self.kept((weight.shape[0], weight.shape[1]))
+        stored: Parts = {}
+        if self.method == "random":
+            chunks: Iterable[torch.Tensor] = position_chunks(
+                size, count, context.seed, weight.device
+            )
+        else:
+            room = torch.empty(2, min(chunk_values(own.device), size), device=own.device)
+
+            def read(piece: slice) -> torch.Tensor:
+                length = piece.stop - piece.start
+                mine, bases = room[0, :length], room[1, :length]
+                return mine.copy_(own[piece]).sub_(bases.copy_(start[piece]))
+
+            places = largest_read(read, size, count, weight.device)
+            stored = {"positions": self._encode_positions(places, size)}
+            chunks = places.split(chunk_values(places.device))
+        values, begin = torch.empty(count, dtype=torch.float32, device=weight.device), 0
+        for places in chunks:
+            kept = own.index_select(0, places).float().sub_(start.index_select(0, places).float())
+            values[begin : begin + places.numel()] = kept
+            begin += places.numel()
+        return self._store(values, context) | stored
+
+    def _looks_at_entries(self, context: EncodeContext) -> bool:
+        """Whether what is kept follows from each entry alone, so that no matrix is needed."""
+        if self._scaling == "least_squares":
+            return False
+        weighed = context.importance is not None
+        alone = self.budget == "matrix" and self.pattern is None and not weighed
+        return self.method == "random" or (self.method == "magnitude" and alone)
+
+    def _encode_positions(self, places: torch.Tensor, size: int) -> torch.Tensor:
+        encode = encode_shortest if self.positions == "shortest" else encode_fixed
+        return encode(places, size)
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        values, chunks = self._kept(parts, (base.shape[0], base.shape[1]), context)
+        start = base.reshape(-1)
+        weight = start + 0.0  # as every sum with a dropped entry: −0 becomes 0
+        for own, places in _placed(values, chunks):
+            own = own + start.index_select(0, places).float()
+            weight.index_copy_(0, places, own.to(base.dtype))
+        return weight.view(base.shape)
+
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         shape = (delta.shape[0], delta.shape[1])
         chances = self._chances(delta) if self.method == "della" else None
@@ -184,7 +236,7 @@ class Sparse(DeltaCodec):
             values = values / chances.view(-1)[places]
         parts = self._store(values, context)
         if self._scaling == "least_squares":
-            kept = _scattered(self._load(parts), places, shape)
+            kept = _scattered(self._load(parts), places.split(chunk_values(places.device)), shape)
             factor = _row_factors(delta, kept, context.moments)
             rows = places.clamp_min(0) // max(shape[1], 1)
             parts = self._store(values * factor[rows], context)
@@ -193,13 +245,21 @@ class Sparse(DeltaCodec):
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
+        values, chunks = self._kept(parts, shape, context)
+        return _scattered(values, chunks, shape)
+
+    def _kept(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> tuple[torch.Tensor, Iterable[torch.Tensor]]:
+        """The kept values `[kept]`, float32, and a piece at a time their flat places (−1 for
+        none)."""
         count, size = self.kept(shape), math.prod(shape)
         values = self._load(parts)[:count]
         if self.method == "random":
-            places = random_positions(size, count, context.seed, values.device)
             if self._scaling == "unbiased":
                 values = values * (size / count if count else 0.0)
-        elif self.pattern is not None:
+            return values, position_chunks(size, count, context.seed, values.device)
+        if self.pattern is not None:
             kept, block = parse_pattern(self.pattern)
             chosen = decode_pattern(parts["positions"], count // kept, kept, block)
             places = _block_places(chosen, shape, block)
@@ -207,7 +267,7 @@ class Sparse(DeltaCodec):
             places = decode_shortest(parts["positions"], size, count)
         else:
             places = decode_fixed(parts["positions"], size, count)
-        return _scattered(values, places, shape)
+        return values, places.split(chunk_values(values.device))
 
     def _select(
         self, delta: torch.Tensor, chances: torch.Tensor | None, context: EncodeContext
@@ -235,8 +295,7 @@ class Sparse(DeltaCodec):
             places = largest_of_rows(scores, count // max(shape[0], 1))
         else:
             places = largest(scores, count)
-        encode = encode_shortest if self.positions == "shortest" else encode_fixed
-        return places, {"positions": encode(places, size)}
+        return places, {"positions": self._encode_positions(places, size)}
 
     def _chances(self, delta: torch.Tensor) -> torch.Tensor:
         """della: the chance of each entry to be kept, `[out, in]`; their mean in a row is 1 − p."""
@@ -283,12 +342,28 @@ def _block_places(chosen: torch.Tensor, shape: tuple[int, int], block: int) -> t
     return torch.where(column < width, places, -1).view(-1)
 
 
-def _scattered(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """A matrix with `values` at `places`, zero elsewhere; what has the place −1 is left out."""
-    size = math.prod(shape)
-    flat = torch.zeros(size + 1, dtype=torch.float32, device=values.device)
-    flat[torch.where(places >= 0, places, size)] = values[: places.numel()]
-    return flat[:size].view(shape)
+def _placed(
+    values: torch.Tensor, chunks: Iterable[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Values and their places, a piece at a time; what has the place −1 is left out."""
+    begin = 0
+    for places in chunks:
+        own = values[begin : begin + places.numel()]
+        begin += places.numel()
+        if places.numel() and int(places.min()) < 0:
+            inside = at_least(places, 0)
+            own, places = own.index_select(0, inside), places.index_select(0, inside)
+        yield own, places
+
+
+def _scattered(
+    values: torch.Tensor, chunks: Iterable[torch.Tensor], shape: tuple[int, int]
+) -> torch.Tensor:
+    """A matrix with `values` at the places, zero elsewhere."""
+    flat = torch.zeros(math.prod(shape), dtype=torch.float32, device=values.device)
+    for own, places in _placed(values, chunks):
+        flat.index_copy_(0, places, own)
+    return flat.view(shape)
 
 
 def _row_factors(

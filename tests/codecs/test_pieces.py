@@ -1,0 +1,73 @@
+"""Work in pieces gives what work on the whole gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from codec_support import NAMED, context, gauss
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ders_core.codecs import DeltaCodec, chunks, make_codec
+from ders_core.codecs.chunks import at_least, largest_magnitude
+from ders_core.codecs.select import largest, largest_read
+
+NUMBERS = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38]),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+
+
+@pytest.mark.parametrize("fields", NAMED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_packing_a_weight_is_encoding_its_delta(
+    fields: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the base holds −0: what is dropped adds +0 to it."""
+    base, weight = gauss((24, 33)).to(dtype), gauss((24, 33), 1).to(dtype)
+    base[::3, ::2] = -0.0
+    codec, how = make_codec(fields), context(dtype)
+    delta = weight.float() - base.float()
+    codec = codec.fit([delta])
+    assert isinstance(codec, DeltaCodec)
+    encoded = codec.encode(delta, how)
+    expected = (codec.decode(encoded, (24, 33), how) + base.float()).to(dtype)
+    monkeypatch.setattr(chunks, "CHUNK", 70)  # two rows at a time
+    packed = codec.pack(weight, base, how)
+    assert packed.keys() == encoded.keys()
+    assert all(torch.equal(packed[name], encoded[name]) for name in packed)
+    bits = torch.int16 if dtype is torch.bfloat16 else torch.int32
+    assert torch.equal(codec.unpack(packed, base, how).view(bits), expected.view(bits))
+
+
+@settings(max_examples=150, deadline=None)
+@given(values=st.lists(NUMBERS, min_size=1, max_size=60), data=st.data())
+def test_the_largest_of_pieces_are_those_of_the_whole(
+    values: list[float], data: st.DataObject
+) -> None:
+    count, step = data.draw(st.integers(0, len(values))), data.draw(st.integers(1, 20))
+    whole = torch.tensor(values, dtype=torch.float32)
+    order = np.argsort(-np.abs(whole.numpy().astype(np.float64)), kind="stable")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", step)
+        room = torch.empty(step)
+
+        def read(piece: slice) -> torch.Tensor:
+            """Into one room, over what was read before."""
+            return room[: piece.stop - piece.start].copy_(whole[piece])
+
+        found = largest_read(read, len(values), count, whole.device)
+        assert torch.equal(found, largest(whole, count))
+    assert found.tolist() == sorted(order[:count].tolist())
+    assert largest_magnitude(whole) == float(whole.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.uint8], ids=str)
+def test_at_least_finds_every_place(dtype: torch.dtype) -> None:
+    values = torch.tensor([3, 0, 5, 4, 5], dtype=dtype)
+    assert at_least(values, 4).tolist() == [2, 3, 4]
+    assert at_least(values[:0], 4).tolist() == []
+    assert largest_magnitude(torch.empty(0)) == 0.0
