@@ -57,10 +57,7 @@ def row_chunks(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, weights `[K, rows·in]` float32) over a group. Raises CheckpointError for non-finite
     weights."""
-    experts, out, width = group.shape
-    step = max(1, CHUNK_VALUES // max(experts * width, 1))
-    for begin in range(0, out, step):
-        rows = slice(begin, min(begin + step, out))
+    for rows in group.row_slices(CHUNK_VALUES, group.shape[0]):
         weights = group.read(rows=rows).to(device).float().flatten(1)  # [K, rows·in]
         if not bool(torch.isfinite(weights).all()):
             bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])

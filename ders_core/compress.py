@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ders_core.checkpoint import NAMES, Checkpoint, TensorInfo
+from ders_core.checkpoint.address import read_bytes
 from ders_core.checkpoint.header import read_header
 from ders_core.checkpoint.output import copy_files, output_directory
 from ders_core.checkpoint.store import read_json
@@ -63,7 +64,7 @@ def compress(
     run: Run = one_by_one,
     progress: Progress = quiet,
 ) -> Report:
-    """Write the packed form of `checkpoint` to the new directory `out`.
+    """Write the packed form of `checkpoint`, a directory or an address, to the new directory `out`.
 
     device: where deltas are encoded, "cpu" or "cuda". resume: continue an interrupted run of the
     same checkpoint and recipe. progress counts bytes read for encoding and bytes written.
@@ -93,7 +94,8 @@ def compress(
         staged = {entry.key: _staged_path(staging, entry) for entry in plan.entries}
         tasks = [
             EncodeTask(
-                str(source.path),
+                str(checkpoint),
+                source.identity,
                 entry.layer,
                 entry.projection,
                 *entry.codec.dump(),
@@ -206,8 +208,8 @@ def _write_descriptions(
             bytes_total=source.store.bytes_total,
             files=dict(source.store.files),
             metadata={name: dict(values) for name, values in source.store.metadata.items()},
-            index=source.store.index_metadata,
-            config=(source.path / "config.json").read_bytes().decode("utf-8"),
+            index=dict(source.store.index_metadata),
+            config=read_bytes(source.path / "config.json").decode("utf-8"),
         ),
         recipe=recipe,
         groups=tuple(groups),

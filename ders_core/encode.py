@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
+from ders_core.checkpoint.address import is_address
 from ders_core.checkpoint.writer import write_json, write_tensors
 from ders_core.clusters import cluster, delta_gram
 from ders_core.codecs import EncodeContext, Parts
@@ -37,9 +38,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """All that a process needs to encode one group; plain values, so that it can travel."""
+    """All that a process needs to encode one group; plain values, so that it can travel.
 
-    checkpoint: str
+    checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
+    """
+
+    checkpoint: str = field(repr=False)
+    identity: str
     layer: int
     projection: str
     codec: Any
@@ -76,7 +81,8 @@ class _Encoded:
 def encode_group(task: EncodeTask) -> ReportEntry:
     """Decompose and encode one group; stage its tensors and what is to be told about it."""
     started = time.monotonic()
-    checkpoint: Checkpoint = _opened(Checkpoint, task.checkpoint, _stamp(task.checkpoint))
+    stamp = _stamp(task.checkpoint) or task.identity
+    checkpoint: Checkpoint = _opened(Checkpoint, task.checkpoint, stamp)
     group = checkpoint.group(task.layer, task.projection, task.extended)
     codec = GroupCodec.load(task.codec, task.uses, group.shape[0])
     others: dict[str, float] = {}
@@ -130,8 +136,11 @@ def _opened(how: Callable[[str], T], path: str, stamp: object) -> T:
     return how(path)
 
 
-def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
-    stats = ((file.name, file.stat()) for file in sorted(Path(path).expanduser().iterdir()))
+def _stamp(place: str) -> tuple[tuple[str, int, int], ...]:
+    """Changes when any file does; nothing for what lies elsewhere."""
+    if is_address(place):
+        return ()
+    stats = ((file.name, file.stat()) for file in sorted(Path(place).expanduser().iterdir()))
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ders_core.calibrate.places import find_places
 from ders_core.calibrate.watch import Sums, Watch
 from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.address import as_local
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import DersError, EvaluationError
 from ders_core.evaluate.forward import loaded
@@ -46,7 +47,7 @@ def calibrate(
     """
     where, target = resolve_device(device), Path(out).expanduser()
     check_sizes(window, max_tokens, batch)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(as_local(model))
     window = fitting_window(window, [checkpoint.config])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     windows = token_windows(tokenizer, read_text(text), window, max_tokens)

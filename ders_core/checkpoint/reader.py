@@ -28,7 +28,7 @@ from ders_core.errors import CheckpointError
 
 
 class Checkpoint:
-    """An MoE checkpoint in a local directory. Opening it reads headers only.
+    """An MoE checkpoint in a directory, local or at an address. Opening it reads headers only.
 
     Raises CheckpointError if the directory is no checkpoint, is damaged, is already packed, or
     holds nothing that looks like experts.
