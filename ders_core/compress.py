@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from ders_core.address import read_bytes
 from ders_core.checkpoint import NAMES, Checkpoint, TensorInfo
-from ders_core.checkpoint.address import read_bytes
 from ders_core.checkpoint.header import read_header
 from ders_core.checkpoint.output import copy_files, output_directory
 from ders_core.checkpoint.store import read_json

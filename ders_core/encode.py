@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from ders_core.address import is_address
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
-from ders_core.checkpoint.address import is_address
 from ders_core.checkpoint.writer import write_json, write_tensors
 from ders_core.clusters import cluster, delta_gram
 from ders_core.codecs import EncodeContext, Parts

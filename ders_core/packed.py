@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from ders_core.address import as_local
 from ders_core.checkpoint import DTYPES, TensorInfo, TensorSpec, TensorStore
-from ders_core.checkpoint.address import as_local
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.matrix import Slot
 from ders_core.checkpoint.quantized import SCHEMES, QuantizedWeight, Scheme, declared, detect

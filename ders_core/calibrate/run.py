@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ders_core.address import as_local
 from ders_core.calibrate.places import find_places
 from ders_core.calibrate.watch import Sums, Watch
 from ders_core.checkpoint import Checkpoint
-from ders_core.checkpoint.address import as_local
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import DersError, EvaluationError
 from ders_core.evaluate.forward import loaded

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ders_core.checkpoint.address import is_remote
+from ders_core.address import is_remote
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix
-from ders_core.checkpoint.remote import concurrently
+from ders_core.remote import concurrently
 
 FAR_VALUES = 1 << 28
 """At a time of a group that lies elsewhere and transposed: rows cost as much as the whole."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ders_core.checkpoint.address import file_size, is_remote, read_range
+from ders_core.address import file_size, is_remote, read_range
 from ders_core.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000

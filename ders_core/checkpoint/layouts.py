@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from ders_core.checkpoint.address import is_file, read_bytes
+from ders_core.address import is_file, read_bytes
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
 from ders_core.errors import CheckpointError
 

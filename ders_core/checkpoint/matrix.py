@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ders_core.checkpoint.address import is_remote
+from ders_core.address import is_remote
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
 from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.quantized import QuantizedWeight

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ders_core.checkpoint.address import copy_file
+from ders_core.address import copy_file
 from ders_core.checkpoint.store import read_json
 from ders_core.checkpoint.writer import ASIDE, write_json
 from ders_core.errors import CheckpointError, OutputError

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ders_core.checkpoint.address import (
+from ders_core.address import (
     Listing,
     as_path,
     file_size,
@@ -20,8 +20,8 @@ from ders_core.checkpoint.address import (
     read_ranges,
 )
 from ders_core.checkpoint.header import NAMES, TensorInfo, read_header
-from ders_core.checkpoint.remote import concurrently, is_plain_name
 from ders_core.errors import CheckpointError
+from ders_core.remote import concurrently, is_plain_name
 
 T = TypeVar("T")
 

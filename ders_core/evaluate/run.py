@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ders_core.address import as_local
 from ders_core.checkpoint import TensorStore
-from ders_core.checkpoint.address import as_local
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.forward import Answers, answers, loaded

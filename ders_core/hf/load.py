@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ders_core.address import as_local
 from ders_core.checkpoint import Checkpoint, TensorStore, recognise
-from ders_core.checkpoint.address import as_local
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.hf.silence import silent

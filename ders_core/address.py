@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ders_core.checkpoint import remote
+from ders_core import remote
 from ders_core.errors import CheckpointError
 
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
@@ -165,4 +165,4 @@ def _split(address: str) -> tuple[str, ...] | None:
     odd = any(unquote(name) in (".", "..") or {"%", "\\"} & set(name) for name in names)
     if odd or not parts.scheme or "@" in parts.netloc or parts.query or parts.fragment:
         return None
-    return (parts.scheme.lower(), parts.netloc.lower(), *names)
+    return tuple(filter(None, (parts.scheme.lower(), parts.netloc.lower(), *names)))
