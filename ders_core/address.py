@@ -87,15 +87,14 @@ def as_local(place: str | Path) -> Path:
     """A local path. Raises CheckpointError with the way to get one for an address."""
     path = as_path(place)
     if is_remote(path):
-        get = "`hf download OWNER/REPO --local-dir DIR`" if is_hub(path) else "copy it to a disk"
+        protocol, _, name = str(path).partition("://")
+        repo, _, revision = name.partition("@")
+        more = f" --revision {revision}" if revision else ""
+        how = f" (`hf download {repo}{more} --local-dir DIR`)" if protocol == HUB else ""
         raise CheckpointError(
-            f"{path} lies elsewhere, and this needs a local directory; download it first ({get})"
+            f"{path} lies elsewhere, and this needs a local directory; download it first{how}"
         )
     return path
-
-
-def is_hub(path: Path) -> bool:
-    return str(path).startswith(f"{HUB}://")
 
 
 def list_files(directory: Path) -> Listing:
