@@ -196,7 +196,7 @@ def compress(
 def verify(
     packed: PackedArg,
     against: Annotated[
-        Path | None, typer.Option("--against", metavar="CKPT", help="measure the error against it")
+        str | None, typer.Option("--against", metavar="CKPT", help="measure the error against it")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

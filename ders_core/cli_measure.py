@@ -19,10 +19,10 @@ def register_measure(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a model, packed or not")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
     text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
     reference: Annotated[
-        Path | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
+        str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
     ] = None,
     device: DeviceOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=2, help="stop after so many tokens")] = 8192,

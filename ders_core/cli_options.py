@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-CheckpointArg = Annotated[Path, typer.Argument(metavar="CKPT", help="a model directory")]
+CheckpointArg = Annotated[
+    str,
+    typer.Argument(metavar="CKPT", help="a model directory, hf://owner/repo, or another address"),
+]
 PackedArg = Annotated[Path, typer.Argument(metavar="PACKED", help="a packed DeRS directory")]
 OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="a new directory to write")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON")]

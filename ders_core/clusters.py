@@ -7,7 +7,6 @@ Everything is told from the Gram matrix of the deltas: the weights are read once
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,22 +52,6 @@ class Clusters:
         )
 
 
-def row_chunks(
-    group: ExpertGroup, device: torch.device | str = "cpu"
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """(rows, weights `[K, rows·in]` float32) over a group. Raises CheckpointError for non-finite
-    weights."""
-    experts, _, width = group.shape
-    step = max(1, CHUNK_VALUES // max(experts * width, 1))
-    for place, slab in slabs(group, device):
-        for begin, part in zip(
-            range(place.start, place.stop, step), slab.split(step, 1), strict=True
-        ):
-            weights = part.float().flatten(1)  # [K, rows·in]
-            check_finite(group, weights)
-            yield slice(begin, begin + part.shape[1]), weights
-
-
 def check_finite(group: ExpertGroup, weights: torch.Tensor) -> None:
     """weights: some of each expert's, `[K, n]`. Raises CheckpointError if one is not finite."""
     finite = torch.isfinite(weights)
@@ -86,12 +69,16 @@ def delta_gram(group: ExpertGroup, device: torch.device | str = "cpu") -> np.nda
     Centred and multiplied in float64, because two experts can be a hair apart and both far from the
     mean. Raises CheckpointError for non-finite weights.
     """
-    experts = group.shape[0]
+    lying = group.as_it_lies()
+    experts, _, width = lying.shape
+    step = max(1, CHUNK_VALUES // max(experts * width, 1))
     gram = torch.zeros(experts, experts, dtype=torch.float64)
-    for _, weights in row_chunks(group, device):
-        deltas = weights.double()
-        deltas -= deltas.mean(0)
-        gram += (deltas @ deltas.T).cpu()
+    for _, slab in slabs(lying, device):
+        for part in slab.split(step, 1):
+            deltas = part.flatten(1).double()
+            check_finite(group, deltas)
+            deltas -= deltas.mean(0)
+            gram += (deltas @ deltas.T).cpu()
     return gram.numpy()
 
 

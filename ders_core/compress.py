@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, TypeVar
 
+from ders_core.address import read_bytes
 from ders_core.checkpoint import NAMES, Checkpoint, TensorInfo
 from ders_core.checkpoint.header import read_header
 from ders_core.checkpoint.output import copy_files, output_directory
@@ -37,20 +37,7 @@ from ders_core.plan import METADATA, Plan, PlanEntry, carried_specs, resolve
 from ders_core.progress import Progress, quiet
 from ders_core.recipe import DenseBase, Recipe
 from ders_core.report import Report, ReportEntry
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class Run(Protocol):
-    """How independent tasks are executed; results may come in any order."""
-
-    def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]: ...
-
-
-def one_by_one(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
-    """Run tasks one after another in this process."""
-    return map(function, items)
+from ders_core.work import Run, one_by_one
 
 
 def compress(
@@ -63,7 +50,7 @@ def compress(
     run: Run = one_by_one,
     progress: Progress = quiet,
 ) -> Report:
-    """Write the packed form of `checkpoint` to the new directory `out`.
+    """Write the packed form of `checkpoint`, a directory or an address, to the new directory `out`.
 
     device: where deltas are encoded, "cpu" or "cuda". resume: continue an interrupted run of the
     same checkpoint and recipe. progress counts bytes read for encoding and bytes written.
@@ -93,7 +80,8 @@ def compress(
         staged = {entry.key: _staged_path(staging, entry) for entry in plan.entries}
         tasks = [
             EncodeTask(
-                str(source.path),
+                source.place,
+                source.identity,
                 entry.layer,
                 entry.projection,
                 *entry.codec.dump(),
@@ -206,8 +194,8 @@ def _write_descriptions(
             bytes_total=source.store.bytes_total,
             files=dict(source.store.files),
             metadata={name: dict(values) for name, values in source.store.metadata.items()},
-            index=source.store.index_metadata,
-            config=(source.path / "config.json").read_bytes().decode("utf-8"),
+            index=dict(source.store.index_metadata),
+            config=read_bytes(source.path / "config.json").decode("utf-8"),
         ),
         recipe=recipe,
         groups=tuple(groups),

@@ -73,7 +73,7 @@ def mean_base(
     experts, out, width = group.shape
     chosen = range(experts) if members is None else members
     base = torch.empty(out, width, dtype=group.dtype)
-    for rows in _row_chunks(out, width):
+    for rows in group.row_slices(CHUNK_VALUES, 1):
         total = torch.zeros(rows.stop - rows.start, width, dtype=torch.float32)
         for number, expert in enumerate(chosen):
             part = group.read(expert, rows).float()
@@ -87,16 +87,10 @@ def median_base(group: ExpertGroup) -> torch.Tensor:
     at every place one delta is zero."""
     experts, out, width = group.shape
     base = torch.empty(out, width, dtype=group.dtype)
-    for rows in _row_chunks(out, width * experts):
+    for rows in group.row_slices(CHUNK_VALUES, experts):
         stacked = torch.stack([group.read(expert, rows).float() for expert in range(experts)])
         base[rows] = stacked.median(0).values.to(group.dtype)
     return base
-
-
-def _row_chunks(out: int, width: int) -> Iterator[slice]:
-    step = max(1, CHUNK_VALUES // max(width, 1))
-    for begin in range(0, out, step):
-        yield slice(begin, min(begin + step, out))
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
+from ders_core.checkpoint.opened import opened
 from ders_core.checkpoint.writer import write_json, write_tensors
 from ders_core.clusters import cluster, delta_gram
 from ders_core.codecs import EncodeContext, Parts
@@ -31,15 +30,18 @@ from ders_core.measure import output_squared, relative_errors, squared
 from ders_core.moments import Calibration
 from ders_core.parts import GroupCodec
 from ders_core.report import ReportEntry
-
-T = TypeVar("T")
+from ders_core.threads import one_thread
 
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """All that a process needs to encode one group; plain values, so that it can travel."""
+    """All that a process needs to encode one group; plain values, so that it can travel.
 
-    checkpoint: str
+    checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
+    """
+
+    checkpoint: str = field(repr=False)
+    identity: str
     layer: int
     projection: str
     codec: Any
@@ -76,7 +78,7 @@ class _Encoded:
 def encode_group(task: EncodeTask) -> ReportEntry:
     """Decompose and encode one group; stage its tensors and what is to be told about it."""
     started = time.monotonic()
-    checkpoint: Checkpoint = _opened(Checkpoint, task.checkpoint, _stamp(task.checkpoint))
+    checkpoint: Checkpoint = opened(Checkpoint, task.checkpoint, task.identity)
     group = checkpoint.group(task.layer, task.projection, task.extended)
     codec = GroupCodec.load(task.codec, task.uses, group.shape[0])
     others: dict[str, float] = {}
@@ -123,22 +125,10 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     return entry
 
 
-@lru_cache(maxsize=2)
-def _opened(how: Callable[[str], T], path: str, stamp: object) -> T:
-    """What was opened for the group before, as long as no file has changed: headers of many
-    thousand tensors take seconds."""
-    return how(path)
-
-
-def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
-    stats = ((file.name, file.stat()) for file in sorted(Path(path).expanduser().iterdir()))
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-
 def _decompositions(group: ExpertGroup, task: EncodeTask) -> Iterator[tuple[str, Decomposition]]:
     """The bases that are asked for, by name, one at a time."""
     if task.dense:
-        parent: DenseParent = _opened(DenseParent.open, task.dense, _stamp(task.dense))
+        parent: DenseParent = opened(DenseParent.open, task.dense)
         yield "dense", from_parent(group, parent, task.device)
     elif task.clusters is not None:
         count = None if task.clusters == "auto" else task.clusters
@@ -206,14 +196,3 @@ def _encode(
         relative_errors(error, delta_energy, weight_energy),
         (output / whole) ** 0.5 if whole else None,
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums depend on how threads split them; one thread makes them the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ders_core.address import as_local
 from ders_core.checkpoint import DTYPES, TensorInfo, TensorSpec, TensorStore
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.matrix import Slot
@@ -35,7 +36,7 @@ KEPT_BASES = 3
 
 def is_packed(path: str | Path) -> bool:
     """Whether a directory is a packed DeRS checkpoint."""
-    directory = Path(path).expanduser()
+    directory = as_local(path)
     if (directory / MANIFEST).is_file():
         return True
     if not (directory / "config.json").is_file():
@@ -82,7 +83,7 @@ class PackedCheckpoint:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.store = TensorStore.open(path)
+        self.store = TensorStore.open(as_local(path))
         self.manifest = Manifest.read(self.store.path)
         self._seed = int(self.manifest.recipe.get("seed", 0))
         self._packed: dict[str, _Packed] = {}

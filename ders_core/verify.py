@@ -67,7 +67,8 @@ def verify(
     if original is None:
         return Verification(tuple(problems), (), len(checkpoint.store.tensors))
     if original.identity != checkpoint.manifest.source.identity:
-        problems.append(f"{checkpoint.path} was packed from another checkpoint than {against}")
+        other = f"another checkpoint than {original.path}"
+        problems.append(f"{checkpoint.path} was packed from {other}")
     groups = []
     for group in original.groups(bool(checkpoint.manifest.recipe.get("extended"))):
         groups.append(_group_error(checkpoint, group))

@@ -1,7 +1,5 @@
 """Checkpoint: open one, and see on the first screen whether it can shrink."""
 
-from pathlib import Path
-
 import pandas as pd
 import streamlit as st
 
@@ -25,17 +23,19 @@ def open_row() -> None:
             [*recent, *known],
             index=None,
             accept_new_options=True,
-            placeholder="Type or choose a path",
+            placeholder="Type or choose a path, or hf://owner/repo",
             key="open_path",
-            help="A local directory with config.json and safetensors files. Allowed are paths "
-            "below: " + ", ".join(roots),
+            help="A directory with config.json and safetensors files: a local path below "
+            + ", ".join(roots)
+            + "; or an address below "
+            + ", ".join(session.workspace().addresses),
         )
         opened = st.button("Open", type="primary", disabled=not chosen, key="open")
         demo = st.button("Try the demo", key="demo", icon=":material/science:")
     if opened and chosen:
         try:
             reads.checkpoint(chosen)
-            session.open_path(Path(chosen))
+            session.open_path(chosen)
         except DersError as error:
             st.error(str(error))
         else:
@@ -219,9 +219,10 @@ path = session.current().checkpoint
 if path is None:
     with st.container(border=True):
         st.markdown(
-            "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a local "
-            "directory with `config.json` and safetensors files, of any family. With none at "
-            "hand, *Try the demo* builds a real one in a few minutes."
+            "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a "
+            "directory with `config.json` and safetensors files, of any family, or "
+            "`hf://owner/repo`. With none at hand, *Try the demo* builds a real one in a few "
+            "minutes."
         )
 else:
     try:

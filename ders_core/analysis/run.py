@@ -1,8 +1,9 @@
-"""Analyse a checkpoint, one group in memory at a time."""
+"""Analyse a checkpoint: each group by itself, whoever does it, and the tables grow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,30 +11,68 @@ import pandas as pd
 import torch
 
 from ders_core.analysis.similarity import GroupStatistics, group_statistics
-from ders_core.analysis.spectra import Spectrum, spectrum
+from ders_core.analysis.spectra import CHOICES, Spectra, Spectrum, group_spectra
 from ders_core.analysis.starts import find_clusters
 from ders_core.analysis.tables import COLUMNS, Analysis
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
-from ders_core.decompose import Decomposition, mean_base
+from ders_core.checkpoint.opened import opened
 from ders_core.errors import CheckpointError
 from ders_core.progress import Progress, quiet
+from ders_core.work import Run, one_by_one
 
 Rows = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class AnalyzeTask:
+    """All that a process needs to analyse one group; plain values, so that it can travel.
+
+    checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
+    """
+
+    checkpoint: str = field(repr=False)
+    identity: str
+    layer: int
+    projection: str
+    spectra: Spectra
+    device: str
+
+
+@dataclass(frozen=True)
+class GroupTables:
+    """rows: of each table, for one group."""
+
+    layer: int
+    projection: str
+    nbytes: int
+    rows: Rows
 
 
 def analyze(
     checkpoint: Checkpoint,
     *,
     layers: Sequence[int] | None = None,
-    spectra: bool = True,
+    spectra: Spectra = "curve",
     device: str = "cpu",
+    run: Run = one_by_one,
+    known: Analysis | None = None,
+    grown: Callable[[Analysis], None] | None = None,
     progress: Progress = quiet,
 ) -> Analysis:
-    """Similarity, norms, moments and histograms of every group; with `spectra` singular values too.
+    """Similarity, norms, moments and histograms of every group, and singular values.
 
-    layers: only these. progress counts bytes of experts. Raises CheckpointError for a layer without
-    experts and for non-finite weights.
+    Each group is read once for all but the spectra, and once more for them. layers: only these.
+    spectra: `curve` estimates those of matrices whose shorter side is above 1536 to 1 % of
+    cumulative energy, `exact` never does, `head` tells the 16 largest of these, `none` none.
+    run: who carries out the tasks, one for each group. known: an unfinished analysis of the same
+    checkpoint; its groups are not read again. grown: called with what there is whenever a layer is
+    finished. progress counts bytes of experts.
+
+    Raises CheckpointError for a layer without experts and for non-finite weights, ValueError for
+    spectra of no kind.
     """
+    if spectra not in CHOICES:
+        raise ValueError(f"spectra {spectra!r} are none of {', '.join(CHOICES)}")
     wanted = checkpoint.moe_layers if layers is None else sorted(set(layers))
     unknown = sorted(set(wanted) - set(checkpoint.moe_layers))
     if unknown:
@@ -42,32 +81,85 @@ def analyze(
             f"{checkpoint.moe_layers[0]} to {checkpoint.moe_layers[-1]}"
         )
     groups = [group for group in checkpoint.groups() if group.layer in wanted]
-    total, done = sum(group.nbytes for group in groups), 0
-    rows: Rows = {name: [] for name in COLUMNS}
-    for group in groups:
-        progress(done, total, f"layer {group.layer}, {group.projection}")
-        with torch.inference_mode():
-            statistics = group_statistics(group, device)
-            found = _spectra(group, device) if spectra else None
-        _collect(rows, group, statistics, found)
-        done += group.nbytes
+    growing = _Growing(checkpoint, groups, spectra, known)
+    missing = [group for group in groups if group.key not in growing.finished]
+    total = sum(group.nbytes for group in groups)
+    done = total - sum(group.nbytes for group in missing)
+    progress(done, total, f"{len(missing)} groups to read")
+    tasks = [
+        AnalyzeTask(checkpoint.place, checkpoint.identity, *group.key, spectra, device)
+        for group in missing
+    ]
+    for found in run(analyze_group, tasks):
+        growing.add(found)
+        done += found.nbytes
+        progress(done, total, f"layer {found.layer}, {found.projection}")
+        if grown is not None and growing.ends(found.layer) and done < total:
+            grown(growing.analysis())
     progress(total, total, "analysed")
-    tables = {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name])) for name in COLUMNS}
-    meta = {
-        "name": checkpoint.path.name,
-        "experts": checkpoint.num_experts,
-        "top_k": checkpoint.top_k,
-        "dtype": NAMES[checkpoint.dtype],
-        "layers": list(wanted),
-        "spectra": spectra,
-        "base": "mean",
-    }
-    return Analysis(checkpoint.identity, checkpoint.family, meta, **tables)
+    return growing.analysis()
 
 
-def _spectra(group: ExpertGroup, device: str) -> list[Spectrum]:
-    decomposition = Decomposition(group, mean_base(group).to(device))
-    return [spectrum(delta) for delta in decomposition.deltas()]
+def analyze_group(task: AnalyzeTask) -> GroupTables:
+    """Read one group and tell what its tables hold. Raises CheckpointError."""
+    checkpoint: Checkpoint = opened(Checkpoint, task.checkpoint, task.identity)
+    group = checkpoint.group(task.layer, task.projection)
+    lying = group.as_it_lies()
+    base = torch.empty(lying.shape[1:], dtype=group.dtype)
+    found = group_statistics(lying, task.device, base)
+    if lying is not group:
+        found = found.turned()
+    spectra = None
+    if task.spectra != "none":
+        spectra = group_spectra(lying, base, found.norm_delta, task.spectra, task.device)
+    rows: Rows = {name: [] for name in COLUMNS}
+    _collect(rows, group, found, spectra)
+    return GroupTables(*group.key, group.nbytes, rows)
+
+
+class _Growing:
+    """The tables of the groups that are finished, in the checkpoint's order."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        groups: Sequence[ExpertGroup],
+        spectra: Spectra,
+        known: Analysis | None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._order = [group.key for group in groups]
+        self._meta = {
+            "name": checkpoint.path.name,
+            "experts": checkpoint.num_experts,
+            "top_k": checkpoint.top_k,
+            "dtype": NAMES[checkpoint.dtype],
+            "layers": sorted({group.layer for group in groups}),
+            "spectra": spectra,
+            "base": "mean",
+        }
+        self.finished: dict[tuple[int, str], Rows] = {}
+        same = known is not None and known.identity == checkpoint.identity
+        if known is not None and same and known.meta == self._meta:
+            for key in known.group_keys():
+                self.finished[key] = known.rows_of(*key)
+
+    def add(self, found: GroupTables) -> None:
+        self.finished[found.layer, found.projection] = found.rows
+
+    def ends(self, layer: int) -> bool:
+        """Whether no group of the layer is missing."""
+        return all(key in self.finished for key in self._order if key[0] == layer)
+
+    def analysis(self) -> Analysis:
+        own = [self.finished[key] for key in self._order if key in self.finished]
+        tables = {
+            name: pd.DataFrame([row for rows in own for row in rows[name]], columns=list(columns))
+            for name, columns in COLUMNS.items()
+        }
+        return Analysis(
+            self._checkpoint.identity, self._checkpoint.family, dict(self._meta), **tables
+        )
 
 
 def _collect(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,6 +57,10 @@ class GroupStatistics:
     counts: np.ndarray
     row_energy: np.ndarray
     column_energy: np.ndarray
+
+    def turned(self) -> GroupStatistics:
+        """Of the transposed matrices: they differ only in where they differ."""
+        return replace(self, row_energy=self.column_energy, column_energy=self.row_energy)
 
 
 def group_statistics(
@@ -119,8 +123,8 @@ class _Desk(threading.local):
         experts, rows, width = weights.shape
         size = rows * width
         given, deltas, squares = self._single[:, : experts * size].view(3, experts, size)
-        exact, base = self._double[: (experts + 1) * size].view(experts + 1, size).tensor_split(
-            [experts]
+        exact, base = (
+            self._double[: (experts + 1) * size].view(experts + 1, size).tensor_split([experts])
         )
         given.copy_(weights.flatten(1))
         stored = given.mean(0).to(self._dtype)

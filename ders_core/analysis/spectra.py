@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from ders_core.analysis.krylov import HEAD, curve, head, product_dtype
+from ders_core.analysis.krylov import curve, head, product_dtype
 from ders_core.checkpoint import ExpertGroup
 from ders_core.scratch import borrow
 from ders_core.threads import side_by_side
@@ -142,4 +142,3 @@ class _Desk(threading.local):
         ):
             delta.copy_(own.float().sub_(base.float()))
         return self._delta
-

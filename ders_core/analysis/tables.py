@@ -98,6 +98,21 @@ class Analysis:
         layers, projections = self.groups["layer"].tolist(), self.groups["projection"].tolist()
         return list(zip(layers, projections, strict=True))
 
+    def rows_of(self, layer: int, projection: str) -> dict[str, list[dict[str, Any]]]:
+        """The rows of one group in each table."""
+        found = {name: of_group(getattr(self, name), layer, projection) for name in COLUMNS}
+        return {name: table.to_dict("records") for name, table in found.items()}
+
+    @property
+    def has_whole_spectra(self) -> bool:
+        """Whether all singular values are known, exactly or nearly, and not only the largest."""
+        return not self.experts["effective_rank"].isna().any()
+
+    @property
+    def missing_layers(self) -> int:
+        """How many layers are still to be analysed."""
+        return len(set(self.meta["layers"]) - set(self.groups["layer"]))
+
     def save(self, directory: Path) -> None:
         """Write the tables as Parquet beside meta.json; the directory appears whole."""
         aside = directory.with_name(directory.name + f".{os.getpid()}.tmp")

@@ -17,6 +17,10 @@ ALIKE = 0.95
 SCRATCH = 0.1
 SAMPLED_GROUPS = 4
 SAMPLED_ROWS = 32
+SAMPLED_EXPERT = 1 << 16
+SAMPLED_GROUP = 1 << 20
+"""Values at most of one expert, and of all in a group; but `SAMPLED_VALUES` of each in any case."""
+
 SAMPLED_VALUES = 8192
 """Of each expert, for the sample's clusters: cosines of unlike experts are within about 0.01."""
 
@@ -116,7 +120,6 @@ def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
 
 
 def _rows(group: ExpertGroup) -> torch.Tensor:
-    """Rows from the middle of each expert, `[K, n]` float32."""
-    out = group.shape[1]
-    begin = max((out - SAMPLED_ROWS) // 2, 0)
-    return group.read(rows=slice(begin, begin + SAMPLED_ROWS)).float().flatten(1)
+    """Rows from the middle of each expert (columns where they lie transposed), `[K, n]` float32."""
+    values = min(SAMPLED_EXPERT, max(SAMPLED_VALUES, SAMPLED_GROUP // group.shape[0]))
+    return group.middle(SAMPLED_ROWS, values).float()

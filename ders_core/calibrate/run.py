@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ders_core.address import as_local
 from ders_core.calibrate.places import find_places
 from ders_core.calibrate.watch import Sums, Watch
 from ders_core.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ def calibrate(
     """
     where, target = resolve_device(device), Path(out).expanduser()
     check_sizes(window, max_tokens, batch)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(as_local(model))
     window = fitting_window(window, [checkpoint.config])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     windows = token_windows(tokenizer, read_text(text), window, max_tokens)

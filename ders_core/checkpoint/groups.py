@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
+from ders_core.address import is_remote
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix
+from ders_core.remote import concurrently
+
+FAR_VALUES = 1 << 28
+"""At a time of a group that lies elsewhere and transposed: rows cost as much as the whole."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,38 @@ class ExpertGroup:
         """`[K, rows, in]`, or `[rows, in]` of one expert, in the storage dtype."""
         if expert is not None:
             return self.experts[expert].read(rows)
-        return torch.stack([matrix.read(rows) for matrix in self.experts])
+        return self._stack(lambda matrix: matrix.read(rows))
+
+    def read_into(self, out: torch.Tensor, rows: slice) -> None:
+        """Read rows of every expert into `[K, rows, in]`, contiguous and in the storage dtype."""
+        places = list(zip(self.experts, out.unbind(), strict=True))
+        if is_remote(self.experts[0].info.file):
+            concurrently(lambda place: place[0].read_into(place[1], rows), places)
+        else:
+            for matrix, place in places:
+                matrix.read_into(place, rows)
+
+    def middle(self, lines: int, values: int) -> torch.Tensor:
+        """`[K, n]` in the storage dtype: a few rows of each expert (see `Matrix.middle`)."""
+        return self._stack(lambda matrix: matrix.middle(lines, values))
+
+    def _stack(self, read: Callable[[Matrix], torch.Tensor]) -> torch.Tensor:
+        if is_remote(self.experts[0].info.file):
+            return torch.stack(concurrently(read, self.experts))
+        return torch.stack([read(matrix) for matrix in self.experts])
+
+    def row_slices(self, values: int, experts: int) -> Iterator[slice]:
+        """All rows, so many at a time that those of `experts` experts have about `values` values.
+
+        More where each part would cost a walk over the network through all of them.
+        """
+        _, out, width = self.shape
+        first = self.experts[0]
+        if first.lies_across and is_remote(first.info.file):
+            values = max(values, FAR_VALUES)
+        step = max(1, values // (experts * max(width, 1)))
+        for begin in range(0, out, step):
+            yield slice(begin, min(begin + step, out))
 
     def read_biases(self) -> torch.Tensor:
         """`[K, out]` in the storage dtype."""
@@ -107,7 +144,7 @@ class ExpertGroup:
     def as_it_lies(self) -> ExpertGroup:
         """The group, or its transpose `[K, in, out]` where that is how the experts lie on disk: to
         read some rows of it touches those bytes alone."""
-        if not self.experts[0].lies_turned:
+        if not self.experts[0].lies_across:
             return self
         turned = tuple(matrix.turned() for matrix in self.experts)
         return replace(self, experts=turned, biases=(), shared=None, shared_bias=None)

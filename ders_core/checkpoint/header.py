@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ders_core.address import file_size, is_remote, read_range
 from ders_core.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -24,6 +25,11 @@ LARGEST_NUMBER = 1 << 63
 """No dimension and no file position reaches it."""
 
 CHUNK_BYTES = 8 << 20
+FAR_CHUNK_BYTES = 64 << 20
+"""What is read at once from elsewhere, in several pieces."""
+
+GUESSED_BYTES = 32 << 10
+"""Read of a file elsewhere before its header's length is known: one round trip for most."""
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -103,11 +109,16 @@ class TensorInfo:
 
         Raises CheckpointError if the file cannot be read to their end.
         """
-        bytes_wanted = out.view(-1).view(torch.uint8).numpy()
+        wanted = out.view(-1).view(torch.uint8).numpy()
+        begin = self.begin + first * self.dtype.itemsize
+        if is_remote(self.file):
+            data = read_range(self.file, begin, begin + len(wanted))
+            wanted[:] = np.frombuffer(data, np.uint8)
+            return
         try:
             with open(self.file, "rb", buffering=0) as file:
-                file.seek(self.begin + first * self.dtype.itemsize)
-                _fill(file, bytes_wanted)
+                file.seek(begin)
+                _fill(file, wanted)
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
@@ -116,6 +127,10 @@ class TensorInfo:
 
     def raw(self) -> Iterator[bytes]:
         """The tensor's bytes in chunks, for copying without a look inside."""
+        if is_remote(self.file):
+            for begin in range(self.begin, self.end, FAR_CHUNK_BYTES):
+                yield read_range(self.file, begin, min(begin + FAR_CHUNK_BYTES, self.end))
+            return
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.begin)
             left = self.nbytes
@@ -139,23 +154,26 @@ def _fill(file: Any, array: Any) -> None:
         position += count
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_header(
+    path: Path, size: int | None = None
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors of one safetensors file, and its free-form metadata.
 
-    Reads the header only. Raises CheckpointError if the file is truncated, is no safetensors file,
-    or its header disagrees with itself or with the file's size.
+    Reads the header only. size: of the file in bytes, where it is known. Raises CheckpointError if
+    the file is truncated, is no safetensors file, or its header disagrees with itself or with the
+    file's size.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
-        length = int.from_bytes(prefix, "little")
-        if length > MAX_HEADER_BYTES:
-            raise CheckpointError(
-                f"{path.name} is not a safetensors file: its header would be {length} bytes long"
-            )
-        text = file.read(length)
+    size = file_size(path) if size is None else size
+    start = read_range(path, 0, min(size, GUESSED_BYTES if is_remote(path) else 8))
+    if len(start) < 8:
+        raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
+    length = int.from_bytes(start[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path.name} is not a safetensors file: its header would be {length} bytes long"
+        )
+    end = min(8 + length, size)
+    text = start[8:end] + (read_range(path, len(start), end) if end > len(start) else b"")
     if len(text) < length:
         raise CheckpointError(f"{path.name} is truncated inside its header; copy the file again")
     try:

@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from ders_core.address import is_file, read_bytes
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
 from ders_core.errors import CheckpointError
 
@@ -215,13 +216,13 @@ def user_layouts(checkpoint: Path) -> list[Layout]:
     """
     folder = Path(os.environ.get(USER_LAYOUTS) or "~/.config/ders/layouts").expanduser()
     files = [checkpoint / LAYOUT_FILE, *sorted(folder.glob("*.yaml"))]
-    return [layout for file in files if file.is_file() for layout in read_layouts(file)]
+    return [layout for file in files if is_file(file) for layout in read_layouts(file)]
 
 
 def read_layouts(file: Path) -> list[Layout]:
     """One entry or a list of them. Raises CheckpointError."""
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = yaml.safe_load(read_bytes(file).decode("utf-8"))
         return _ENTRIES.validate_python(data if isinstance(data, list) else [data])
     except ValidationError as error:
         first = error.errors()[0]

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ders_core.address import is_remote
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
 from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.quantized import QuantizedWeight
@@ -103,10 +104,22 @@ class Matrix:
         return replace(self, slot=replace(self.slot, turned=not self.slot.turned))
 
     @property
-    def lies_turned(self) -> bool:
-        """Whether what is near on disk is a column: the transpose is read faster."""
-        out, width = self.slot.strides
-        return out < width
+    def lies_across(self) -> bool:
+        """Whether it lies transposed, so that some rows are spread over all that it takes."""
+        return self.slot.strides[0] < self.slot.strides[1]
+
+    def middle(self, lines: int, values: int) -> torch.Tensor:
+        """`[n]`: about `values` values from the middle, at most `lines` rows of them, or columns
+        where it lies transposed; what is read lies close together."""
+        out, width = self.slot.shape
+        across = self.lies_across
+        length, most = (out, width) if across else (width, out)
+        count = min(max(values // length, 1), lines, most)
+        begin = (most - count) // 2
+        if not across:
+            return self.read(slice(begin, begin + count)).flatten()
+        offset = self.slot.offset + begin * self.slot.strides[1]
+        return _strided(self.info, offset, (out, count), self.slot.strides).flatten()
 
     def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
         """The same place among other tensors of the same names."""
@@ -146,7 +159,7 @@ class QuantizedMatrix(Matrix):
         out.copy_(self.read(rows))
 
     @property
-    def lies_turned(self) -> bool:
+    def lies_across(self) -> bool:
         return False  # codes and scales are read by rows
 
     def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
@@ -158,7 +171,12 @@ class QuantizedMatrix(Matrix):
 def _strided(
     info: TensorInfo, offset: int, shape: tuple[int, int], strides: tuple[int, int]
 ) -> torch.Tensor:
-    """Copy a matrix out of the mapped file; pages that hold none of it are not touched."""
+    """Copy a matrix out of the mapped file; pages that hold none of it are not touched. Of a file
+    elsewhere, all that lies between the matrix's first value and its last is read."""
+    if is_remote(info.file):
+        span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        flat = info.elements(offset, span if math.prod(shape) else 0)
+        return flat.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
     size = info.dtype.itemsize
     words = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[size]
     if info.file.stat().st_size < info.end:

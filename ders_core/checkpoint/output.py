@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ders_core.address import copy_file
 from ders_core.checkpoint.store import read_json
 from ders_core.checkpoint.writer import ASIDE, write_json
 from ders_core.errors import CheckpointError, OutputError
@@ -138,9 +139,9 @@ def _lock(target: Path) -> Iterator[None]:
 
 
 def copy_files(files: Sequence[Path], directory: Path) -> None:
-    """Copy side files by content (a hub cache holds links)."""
+    """Copy side files by content."""
     for file in files:
-        shutil.copyfile(file, directory / file.name)
+        copy_file(file, directory / file.name)
 
 
 def sync_directory(directory: Path) -> None:

@@ -28,13 +28,15 @@ from ders_core.errors import CheckpointError
 
 
 class Checkpoint:
-    """An MoE checkpoint in a local directory. Opening it reads headers only.
+    """An MoE checkpoint in a directory, local or at an address. Opening it reads headers only.
 
     Raises CheckpointError if the directory is no checkpoint, is damaged, is already packed, or
     holds nothing that looks like experts.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.place = str(path)
+        """As it was given: a path, or an address that may hold credentials."""
         self.store = TensorStore.open(path)
         quantization = self.config.get("quantization_config") or {}
         if isinstance(quantization, dict) and quantization.get("quant_method") == "ders":

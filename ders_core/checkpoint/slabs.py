@@ -70,8 +70,7 @@ class _Buffer:
         count = rows.stop - rows.start
         whole = self._host.view(-1)[: experts * count * width]
         self._filled = whole.view(experts, count, width)
-        for expert, matrix in enumerate(group.experts):
-            matrix.read_into(self._filled[expert], rows)
+        group.read_into(self._filled, rows)
 
     def take(self) -> torch.Tensor:
         """The slab, where it is to be worked on."""

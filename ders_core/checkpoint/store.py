@@ -1,17 +1,29 @@
-"""All tensors of one directory of safetensors files, whatever model they belong to."""
+"""All tensors of one directory of safetensors files, wherever it lies, whatever model they make."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ders_core.address import (
+    Listing,
+    as_path,
+    file_size,
+    is_remote,
+    list_files,
+    read_bytes,
+    read_ranges,
+)
 from ders_core.checkpoint.header import NAMES, TensorInfo, read_header
 from ders_core.errors import CheckpointError
+from ders_core.remote import concurrently, is_plain_name
+
+T = TypeVar("T")
 
 INDEX = "model.safetensors.index.json"
 PATCH_FILE = "ders_patch.json"
@@ -22,33 +34,43 @@ SAMPLE_BYTES = 256
 
 @dataclass(frozen=True)
 class TensorStore:
-    """The tensors of a model directory by name; only headers have been read."""
+    """The tensors of a model directory by name; only headers have been read.
+
+    sizes: of the weight files, headers included, in bytes. index_metadata: what the index of
+    several shards says of them.
+    """
 
     path: Path
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
     files: Mapping[str, tuple[str, ...]]  # file name -> tensor names in the order they lie on disk
     metadata: Mapping[str, Mapping[str, str]]  # file name -> free-form metadata of its header
+    sizes: Mapping[str, int]
+    index_metadata: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: str | Path) -> TensorStore:
-        """Open a directory. Raises CheckpointError with one sentence if it is not a checkpoint."""
-        directory = Path(path).expanduser()
-        if not directory.exists():
-            raise CheckpointError(f"{directory} does not exist; check the path")
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory} is a file; give the directory that holds it")
-        if (directory / PATCH_FILE).is_file():
-            raise CheckpointError(
-                f"{directory} is a patch and no model; bring it to its base with `ders apply`"
-            )
+        """Open a local directory, or one elsewhere by its address (see `as_path`).
+
+        Raises CheckpointError with one sentence if it is not a checkpoint or cannot be reached.
+        """
+        directory = as_path(path)
         try:
+            listing = list_files(directory)
+            if PATCH_FILE in listing.names:
+                raise CheckpointError(
+                    f"{directory} is a patch and no model; bring it to its base with `ders apply`"
+                )
             config = read_json(directory / "config.json")
+            index = read_json(directory / INDEX) if INDEX in listing.names else None
+            weight_map = _weight_map(directory / INDEX, index) if index is not None else {}
+            paths = [directory / name for name in _weight_files(directory, listing, weight_map)]
+            sizes = list(_each(directory, file_size, paths))
+            headers = _each(directory, read_header, paths, sizes)
             tensors: dict[str, TensorInfo] = {}
             files: dict[str, tuple[str, ...]] = {}
             metadata: dict[str, dict[str, str]] = {}
-            for file in _weight_files(directory):
-                found, metadata[file.name] = read_header(file)
+            for file, (found, metadata[file.name]) in zip(paths, headers, strict=True):
                 twice = tensors.keys() & found.keys()
                 if twice:
                     raise CheckpointError(
@@ -59,56 +81,69 @@ class TensorStore:
                 files[file.name] = tuple(
                     sorted(found, key=lambda name: (found[name].begin, found[name].end, name))
                 )
-            _check_index(directory, tensors)
+            _check_index(weight_map, tensors)
         except OSError as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from error
-        return cls(directory, config, tensors, files, metadata)
+        told = (index or {}).get("metadata")
+        return cls(
+            directory,
+            config,
+            tensors,
+            files,
+            metadata,
+            dict(zip(files, sizes, strict=True)),
+            told if isinstance(told, dict) else {},
+        )
 
     @property
     def bytes_total(self) -> int:
         """Bytes of the weight files on disk, headers included."""
-        return sum((self.path / name).stat().st_size for name in self.files)
+        return sum(self.sizes.values())
 
     @cached_property
     def identity(self) -> str:
         """A name for the content: hex SHA-256 of the config, the headers, and 256 bytes from the
         middle of each tensor. It survives copying and moving, and costs no full read."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for file_name in self.files:
-            with open(self.path / file_name, "rb") as file:
-                for name in self.files[file_name]:
-                    info = self.tensors[name]
-                    digest.update(f"{name}:{NAMES[info.dtype]}:{info.shape}".encode())
-                    file.seek(max(info.begin, (info.begin + info.end - SAMPLE_BYTES) // 2))
-                    digest.update(file.read(min(SAMPLE_BYTES, info.nbytes)))
+        for file_name, names in self.files.items():
+            infos = [self.tensors[name] for name in names]
+            samples = read_ranges(self.path / file_name, list(map(_middle, infos)))
+            for info, sample in zip(infos, samples, strict=True):
+                digest.update(f"{info.name}:{NAMES[info.dtype]}:{info.shape}".encode())
+                digest.update(sample)
         return digest.hexdigest()
-
-    @cached_property
-    def index_metadata(self) -> dict[str, Any]:
-        """What the index of several shards says of them."""
-        file = self.path / INDEX
-        told = read_json(file).get("metadata") if file.is_file() else None
-        return told if isinstance(told, dict) else {}
 
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config and the like: what is neither weights nor config.json."""
         skip = ("config.json", INDEX)
         return sorted(
-            file
-            for file in self.path.iterdir()
-            if file.is_file()
-            and not file.name.startswith(".")
-            and file.name not in skip
-            and not file.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+            self.path / name
+            for name in list_files(self.path).names
+            if not name.startswith(".")
+            and name not in skip
+            and not name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
         )
+
+
+def _middle(info: TensorInfo) -> tuple[int, int]:
+    """The range of the bytes that stand for a tensor."""
+    begin = max(info.begin, (info.begin + info.end - SAMPLE_BYTES) // 2)
+    return begin, begin + min(SAMPLE_BYTES, info.nbytes)
+
+
+def _each(directory: Path, function: Callable[..., T], *columns: Sequence[Any]) -> Iterable[T]:
+    """`function` of each row; many at once where each is a walk over the network."""
+    if not is_remote(directory):
+        return map(function, *columns)
+    return concurrently(lambda row: function(*row), list(zip(*columns, strict=True)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
-    if not path.is_file():
+    if not is_remote(path) and not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}; is it a model directory?")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -116,22 +151,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if index.is_file():
-        names = sorted({str(name) for name in _weight_map(index).values()})
+def _weight_files(directory: Path, listing: Listing, weight_map: Mapping[str, Any]) -> list[str]:
+    if weight_map:
+        names = sorted({str(name) for name in weight_map.values()})
         for name in names:
-            if Path(name).name != name:
+            plain = not is_remote(directory) or is_plain_name(name)
+            if Path(name).name != name or not plain:
                 raise CheckpointError(f"{INDEX} names {name!r}, which lies outside the directory")
-            if not (directory / name).is_file():
+            if listing.complete and name not in listing.names:
                 raise CheckpointError(
                     f"{INDEX} names {name!r}, which is missing; copy or download the file again"
                 )
-        return [directory / name for name in names]
-    found = sorted(directory.glob("*.safetensors"))
+        return names
+    found = sorted(name for name in listing.names if name.endswith(".safetensors"))
     if found:
         return found
-    pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    pickles = sorted(name for name in listing.names if name.endswith(PICKLE_SUFFIXES))
     if pickles:
         raise CheckpointError(
             f"{directory} holds only pickle weights ({pickles[0]}), which can run code when they "
@@ -140,18 +175,15 @@ def _weight_files(directory: Path) -> list[Path]:
     raise CheckpointError(f"{directory} holds no safetensors files; give a model directory")
 
 
-def _weight_map(index: Path) -> dict[str, Any]:
-    weight_map = read_json(index).get("weight_map")
+def _weight_map(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map; download it again")
+        raise CheckpointError(f"{path} has no weight_map; download it again")
     return weight_map
 
 
-def _check_index(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    index = directory / INDEX
-    if not index.is_file():
-        return
-    for name, file in _weight_map(index).items():
+def _check_index(weight_map: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    for name, file in weight_map.items():
         info = tensors.get(name)
         if info is None or info.file.name != file:
             raise CheckpointError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ders_core.address import as_local
 from ders_core.checkpoint import TensorStore
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import EvaluationError
@@ -47,7 +48,7 @@ def evaluate(
     where = resolve_device(device)
     check_sizes(window, max_tokens, batch)
     paths = [model] if reference is None else [reference, model]
-    configs = [TensorStore.open(path).config for path in paths]
+    configs = [TensorStore.open(as_local(path)).config for path in paths]
     window = fitting_window(window, configs)
     windows = _windows(paths, read_text(text), window, max_tokens, trust_remote_code)
     tokens = windows[:, 1:].numel()

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ders_core.address import as_local
 from ders_core.checkpoint import Checkpoint, TensorStore, recognise
 from ders_core.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
@@ -36,7 +37,7 @@ def load_model(
     that its config describes; DersError if the device is absent or too small.
     """
     where = resolve_device(device)
-    store = TensorStore.open(path)
+    store = TensorStore.open(as_local(path))
     with silent():
         try:
             model, found = _model_class(store.config).from_pretrained(
@@ -91,7 +92,7 @@ def _check_keys(path: Path, found: dict[str, Any]) -> None:
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Raises CheckpointError if there is none that can be read."""
-    directory = Path(path).expanduser()
+    directory = as_local(path)
     with silent():
         try:
             return AutoTokenizer.from_pretrained(

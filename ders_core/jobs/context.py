@@ -59,6 +59,10 @@ class TaskContext:
         """A path of the spec. Raises JobError if it lies outside the workspace's roots."""
         return self.workspace.check_allowed(path)
 
+    def checkpoint(self, place: str) -> Path:
+        """A checkpoint of the spec, local or elsewhere. Raises DersError as `allowed` does."""
+        return self.workspace.check_checkpoint(place)
+
     def directory(self) -> Path:
         """The job's own directory, made if need be."""
         place = self.workspace.run_dir(self.job.id)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ders_core.address import HUB, as_path, is_address, lies_below, shown
 from ders_core.errors import JobError
 
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"
+ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^:/]*(?::\d+)?(?:/[^:]*)?|[^:]+")
+"""One of several roots with colons between; the colons of an address belong to it."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,37 @@ class Workspace:
     def roots(self) -> tuple[Path, ...]:
         """The folders that pages and jobs may read and write: the workspace, the user's home, the
         current directory, and those in $DERS_ROOTS; links resolved."""
-        named = os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep)
-        places = [self.path, Path.home(), Path.cwd(), *(Path(name) for name in named if name)]
+        named = (Path(root) for root in _named_roots() if not is_address(root))
+        places = [self.path, Path.home(), Path.cwd(), *named]
         return tuple(dict.fromkeys(place.expanduser().resolve() for place in places))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Below which checkpoints may be read: the hub, and the addresses in $DERS_ROOTS."""
+        return f"{HUB}://", *(root for root in _named_roots() if is_address(root))
+
+    def check_checkpoint(self, place: str | Path) -> Path:
+        """As `check_allowed`, for what is only read: an address below `addresses` too.
+
+        Raises CheckpointError if an address cannot be understood.
+        """
+        if not isinstance(place, str) or not is_address(place):
+            return self.check_allowed(place)
+        if any(lies_below(place, root) for root in self.addresses):
+            return as_path(place)
+        allowed = ", ".join(map(shown, self.addresses))
+        raise JobError(
+            f"{shown(place)} lies outside the addresses that may be read here ({allowed}), or is "
+            f"not plain; name its folder, without credentials, in {ROOTS_VARIABLE} and start again"
+        )
 
     def check_allowed(self, path: str | Path) -> Path:
         """The path, made absolute and with its links resolved; it need not exist.
 
-        Raises JobError if it lies outside the roots.
+        Raises JobError if it lies outside the roots, or elsewhere.
         """
+        if is_address(path):
+            raise JobError(f"{shown(str(path))} lies elsewhere; give a local path")
         try:
             resolved = Path(path).expanduser().resolve()
         except (OSError, RuntimeError, ValueError) as error:
@@ -82,6 +108,10 @@ class Workspace:
             f"{path} lies outside the folders that may be used here ({allowed}); move it there, "
             f"or name its folder in {ROOTS_VARIABLE} and start again"
         )
+
+
+def _named_roots() -> list[str]:
+    return ROOT.findall(os.environ.get(ROOTS_VARIABLE, ""))
 
 
 def default_workspace() -> Workspace:

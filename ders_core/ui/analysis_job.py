@@ -7,7 +7,7 @@ import streamlit as st
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import Job
-from ders_core.ui import reads, session
+from ders_core.ui import frame, reads, session
 from ders_core.ui.progress import job_panel, submit
 
 
@@ -43,7 +43,7 @@ def _waiting(source: Checkpoint) -> None:
                 submit(
                     "analyze",
                     {"checkpoint": str(source.path), "spectra": True, "layers": None},
-                    f"Analyse {source.path.parent.name} / {source.path.name}",
+                    f"Analyse {frame.label(source)}",
                 )
                 st.rerun()
     st.skeleton(height=360)

@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from ders_core.address import is_remote
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.jobs import Job
@@ -97,6 +98,8 @@ def _worker() -> None:
 
 def label(source: Checkpoint) -> str:
     """A checkpoint's short name; 'demo / moe' says more than 'moe'."""
+    if is_remote(source.path):
+        return str(source.path)
     return f"{source.path.parent.name} / {source.path.name}"
 
 
@@ -142,5 +145,7 @@ def try_demo() -> Job | None:
 
 def demo_text(name: str, source: Checkpoint) -> Path | None:
     """The demo's own held-out or calibration text, if the open checkpoint is the demo."""
+    if is_remote(source.path):
+        return None
     path = source.path.parent / name
     return path if path.is_file() else None

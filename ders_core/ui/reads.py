@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import streamlit as st
 
 from ders_core import card
+from ders_core.address import is_remote
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.store import read_json
@@ -18,9 +20,14 @@ from ders_core.recipe import Recipe
 from ders_core.summary import Summary, summarize
 from ders_core.ui.session import workspace
 
+REMOTE_SECONDS = 3600
+"""For so long what lies elsewhere is not looked at again."""
+
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes when any file of a directory does."""
+    """Changes when any file of a directory does; once in a while for one elsewhere."""
+    if is_remote(path):
+        return (("", 0, int(time.time() // REMOTE_SECONDS)),)
     if not path.is_dir():
         return ()
     stats = ((file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file())
@@ -33,8 +40,8 @@ def _checkpoint(path: str, stamp: object) -> Checkpoint:
 
 
 def checkpoint(path: str) -> Checkpoint:
-    """The checkpoint at an allowed path. Raises DersError."""
-    allowed = workspace().check_allowed(Path(path))
+    """The checkpoint at an allowed path or address. Raises DersError."""
+    allowed = workspace().check_checkpoint(path)
     return _checkpoint(str(allowed), _stamp(allowed))
 
 

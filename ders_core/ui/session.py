@@ -21,7 +21,7 @@ _HISTORY = "studio_recipe_history"
 
 @dataclass(frozen=True)
 class Open:
-    """checkpoint: a directory's path; recipe: YAML text; recent: paths, newest first."""
+    """checkpoint: a directory's path or address; recipe: YAML text; recent: paths, newest first."""
 
     checkpoint: str | None = None
     recipe: str | None = None
@@ -63,9 +63,9 @@ def _keep(opened: Open) -> None:
     write_json(_file(), asdict(opened))
 
 
-def open_path(path: Path) -> None:
+def open_path(place: str | Path) -> None:
     """Make a checkpoint the open one. Raises DersError if it lies outside the allowed roots."""
-    allowed = str(workspace().check_allowed(path))
+    allowed = str(workspace().check_checkpoint(place))
     recent = [allowed, *(p for p in current().recent if p != allowed)][:RECENT]
     _keep(replace(current(), checkpoint=allowed, recent=tuple(recent)))
 

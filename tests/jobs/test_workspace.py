@@ -43,6 +43,43 @@ def test_a_link_does_not_lead_out(alone: Workspace, tmp_path: Path) -> None:
         alone.check_allowed(tmp_path / "home" / "link" / "model")
 
 
+def test_addresses_that_are_named_and_the_hub(
+    alone: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = f"{tmp_path / 'extra'}:memory://models/ours:http://host:8080/a:{tmp_path / 'outside'}"
+    monkeypatch.setenv("DERS_ROOTS", named)
+    assert alone.addresses == ("hf://", "memory://models/ours", "http://host:8080/a")
+    assert {tmp_path / "extra", tmp_path / "outside"} <= set(alone.roots)
+    assert len(alone.roots) == 5
+    for address in ("hf://owner/repo@v1", "memory://models/ours/a", "http://host:8080/a/b"):
+        assert str(alone.check_checkpoint(address)) == address
+    assert alone.check_checkpoint(str(tmp_path / "extra" / "x")) == tmp_path / "extra" / "x"
+    assert alone.check_checkpoint(tmp_path / "home") == tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "memory://models/theirs",
+        "memory://models/ours/../theirs",
+        "http://host/a",
+        "http://me:secret@host:8080/a/b",
+        "file:///etc",
+        "simplecache::file:///etc",
+        "simplecache::hf://owner/repo",
+    ],
+)
+def test_addresses_elsewhere_are_not(
+    alone: Workspace, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("DERS_ROOTS", "memory://models/ours:http://host:8080/a")
+    with pytest.raises(JobError, match="outside the addresses") as raised:
+        alone.check_checkpoint(address)
+    assert "secret" not in str(raised.value)
+    with pytest.raises(JobError, match="give a local path"):
+        alone.check_allowed(address)
+
+
 def test_no_path_at_all(alone: Workspace) -> None:
     with pytest.raises(JobError, match="not a usable path"):
         alone.check_allowed("a\0b")

@@ -26,7 +26,6 @@ from ders_core.codecs import (
 )
 from ders_core.codecs.prng import expert_seed
 from ders_core.compress import compress
-from ders_core.encode import one_thread
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.manifest import MANIFEST, Manifest
 from ders_core.moments import SIDES, write_calibration
@@ -35,6 +34,7 @@ from ders_core.plan import resolve
 from ders_core.recipe import Recipe, Rule
 from ders_core.report import Report
 from ders_core.synthesize import synthesize
+from ders_core.threads import one_thread
 from ders_core.verify import verify
 
 Tensors = Callable[[Path], dict[str, torch.Tensor]]

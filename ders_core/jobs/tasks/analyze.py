@@ -13,7 +13,7 @@ def run(context: TaskContext) -> dict[str, Any]:
     from ders_core.checkpoint import Checkpoint
 
     spec = context.spec(AnalyzeSpec)
-    checkpoint = Checkpoint(context.allowed(spec.checkpoint))
+    checkpoint = Checkpoint(context.checkpoint(spec.checkpoint))
     directory = context.workspace.analysis_dir(checkpoint.identity)
     device = context.device(spec.device)
 

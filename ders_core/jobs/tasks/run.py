@@ -16,10 +16,11 @@ REPORT = "report.json"
 
 
 def run(context: TaskContext) -> dict[str, Any]:
+    from ders_core.address import is_remote
     from ders_core.recipe import Recipe
 
     spec = context.spec(RunSpec)
-    checkpoint = context.allowed(spec.checkpoint)
+    checkpoint = context.checkpoint(spec.checkpoint)
     recipe = Recipe.from_yaml(spec.recipe)
     for path in recipe.files:
         context.allowed(str(path))
@@ -39,6 +40,8 @@ def run(context: TaskContext) -> dict[str, Any]:
     quality = None
     if text is None:
         context.skip("evaluate", "no text was given, so the quality was not measured")
+    elif is_remote(checkpoint):
+        context.skip("evaluate", "the original lies elsewhere; download it to measure the quality")
     else:
         quality = context.step(
             "evaluate",
