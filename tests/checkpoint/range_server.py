@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,14 @@ from socket import SHUT_RDWR
 from threading import Thread
 from typing import Any
 
+API = "/api/models/owner/repo"
+
 
 class Server(ThreadingHTTPServer):
-    """sent: bytes, headers included. fails: how many requests for ranges are yet to be cut off."""
+    """sent: bytes, headers included. fails: how many requests for ranges are yet to be cut off.
+
+    The directory is also `owner/repo` of a hub.
+    """
 
     daemon_threads = True
 
@@ -65,6 +71,16 @@ class _Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests += 1
         self.server.logins.add(self.headers["Authorization"])
+        if self.path.startswith(f"{API}/tree/main"):
+            return self._send_json(
+                [
+                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0"}
+                    for file in Path(self.directory).iterdir()
+                ]
+            )
+        if self.path.startswith(API):
+            return self._send_json({"id": "owner/repo", "siblings": []})
+        self.path = self.path.removeprefix("/owner/repo/resolve/main")
         file = Path(self.translate_path(self.path))
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")
         if self.server.status:
@@ -77,6 +93,13 @@ class _Handler(SimpleHTTPRequestHandler):
             self._send(file, int(wanted[1]), int(wanted[2]) + 1)
         else:
             super().do_GET()
+
+    def _send_json(self, value: Any) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _send(self, file: Path, begin: int, end: int) -> None:
         size = file.stat().st_size

@@ -72,6 +72,18 @@ def test_a_server_that_lists_nothing(mixtral_sharded_dir: Path, qwen2_moe_dir: P
             same(Checkpoint(server.url), Checkpoint(directory))
 
 
+def test_a_hub(mixtral_sharded_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving(mixtral_sharded_dir) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        same(Checkpoint("hf://owner/repo"), Checkpoint(mixtral_sharded_dir))
+        assert "is private or gated" in refusal("hf://owner/other")
+
+
 def test_memory(qwen2_moe_sharded_dir: Path) -> None:
     memory = fsspec.filesystem("memory")
     for file in qwen2_moe_sharded_dir.iterdir():
