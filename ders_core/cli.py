@@ -77,10 +77,26 @@ def analyze(
     ] = None,
     layers: Annotated[str, typer.Option(help="'all' or layers such as 0,4-7")] = "all",
     spectra: Annotated[bool, typer.Option("--spectra", help="singular values too")] = False,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--spectra-kind",
+            metavar="head|curve|exact",
+            help="the largest 16, all (estimated for large matrices), or all exactly",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, help="processes; one uses every core by threads")
+    ] = 1,
+    scheduler: SchedulerOption = None,
 ) -> None:
     """Similarity of experts, norms of deltas, and with --spectra their singular values."""
+    from ders_core.analysis import SPECTRA
     from ders_core.analysis import analyze as run_analysis
     from ders_core.checkpoint import Checkpoint
+    from ders_core.device import resolve_device
+    from ders_core.jobs import Engine
     from ders_core.recipe import parse_numbers
     from ders_core.redundancy_report import SUFFIXES, write_report
 
@@ -88,14 +104,30 @@ def analyze(
         raise typer.BadParameter(f"end the name in {', '.join(SUFFIXES)}", param_hint="-o")
     if output is not None and output.exists():
         raise OutputError(f"{output} exists already; choose another name or remove it")
+    asked = next((own for own in SPECTRA if own == (kind or "curve") and own != "none"), None)
+    if asked is None:
+        raise typer.BadParameter(
+            f"{kind!r} is none of head, curve, exact", param_hint="--spectra-kind"
+        )
+    where = resolve_device(device).type
     source = Checkpoint(checkpoint)
     try:
         ranges = parse_numbers(layers)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--layers") from error
     chosen = None if ranges is None else [n for numbers in ranges for n in numbers]
-    with progress_bar("analyze") as progress:
-        analysis = run_analysis(source, layers=chosen, spectra=spectra, progress=progress)
+    with (
+        progress_bar("analyze") as progress,
+        Engine(workers=workers, scheduler=scheduler, device=where) as engine,
+    ):
+        analysis = run_analysis(
+            source,
+            layers=chosen,
+            spectra=asked if spectra or kind else "none",
+            device=where,
+            run=engine.run,
+            progress=progress,
+        )
     groups = analysis.groups
     print_table(
         ["layer", "projection", "experts", "bases", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],

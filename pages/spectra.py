@@ -4,13 +4,13 @@ import pandas as pd
 import streamlit as st
 
 from ders_core import figures
-from ders_core.analysis import of_group, predicted_error, rank_for_energy
+from ders_core.analysis import DOUBLE_BELOW, of_group, predicted_error, rank_for_energy
 from ders_core.codecs import Keep
 from ders_core.errors import DersError
 from ders_core.parts import GroupCodec
 from ders_core.plan import group_specs
 from ders_core.ui import frame
-from ders_core.ui.analysis_job import need_analysis
+from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.plots import plot
 from ders_core.ui.recipe_table import codec_from
 from ders_core.units import bytes_text, share_text
@@ -39,10 +39,27 @@ energy = controls[2].select_slider(
 )
 rank = rank_for_energy(analysis, layer, projection, energy)
 group = source.group(layer, projection)
-st.markdown(
-    f"**Rank {rank} of {min(group.shape[1:])} keeps {share_text(energy)} of this layer's delta "
-    f"energy** ({group.projection}, {group.shape[0]} experts of {group.shape[1]}×{group.shape[2]})."
-)
+rows = f"{group.projection}, {group.shape[0]} experts of {group.shape[1]}×{group.shape[2]}"
+if rank:
+    st.markdown(
+        f"**Rank {rank} of {min(group.shape[1:])} keeps {share_text(energy)} of this layer's delta "
+        f"energy** ({rows})."
+    )
+else:
+    st.markdown(
+        f"**The largest singular values alone do not reach {share_text(energy)} of this layer's "
+        f"delta energy** ({rows})."
+    )
+if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > DOUBLE_BELOW:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(
+            "Estimated: the largest singular values to about 1 %, the share of energy to 1 % of "
+            "the whole."
+        )
+        if st.button("Compute exactly", type="tertiary", help="Some minutes a layer on a CPU."):
+            analyse(source, "exact")
+            st.rerun()
+    under_way(source)
 
 
 left, right = st.columns(2, gap="large")

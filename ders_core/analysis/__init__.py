@@ -2,12 +2,14 @@
 
 from ders_core.analysis.predict import predicted_error, rank_for_energy
 from ders_core.analysis.run import analyze
-from ders_core.analysis.spectra import Spectra
+from ders_core.analysis.spectra import DOUBLE_BELOW, SPECTRA, Spectra
 from ders_core.analysis.starts import Starts
 from ders_core.analysis.tables import Analysis, of_group, square
 from ders_core.analysis.verdict import Verdict, judge, sampled_verdict
 
 __all__ = [
+    "DOUBLE_BELOW",
+    "SPECTRA",
     "Analysis",
     "Spectra",
     "Starts",

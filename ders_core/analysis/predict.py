@@ -65,7 +65,8 @@ def pooled_energy(analysis: Analysis, layer: int, projection: str) -> tuple[np.n
 def rank_for_energy(analysis: Analysis, layer: int, projection: str, energy: float) -> int:
     """The smallest rank with which the group's experts together keep `energy` of Σσ².
 
-    Between the stored points of a long spectrum the energy is interpolated. 0 without spectra.
+    Between the stored points of a long spectrum the energy is interpolated. 0 without spectra, and
+    where only the largest singular values are known and do not reach so far.
     """
     index, pooled = pooled_energy(analysis, layer, projection)
     if not index.size:
@@ -73,7 +74,15 @@ def rank_for_energy(analysis: Analysis, layer: int, projection: str, energy: flo
     ranks = np.arange(1, int(index[-1]) + 1)
     kept = np.interp(ranks, index, pooled)
     reached = np.nonzero(kept >= energy * (1 - 1e-12))[0]
-    return int(ranks[reached[0]]) if reached.size else int(ranks[-1])
+    if reached.size:
+        return int(ranks[reached[0]])
+    return int(ranks[-1]) if _is_whole(analysis, layer, projection, index) else 0
+
+
+def _is_whole(analysis: Analysis, layer: int, projection: str, index: np.ndarray) -> bool:
+    """Whether the stored points reach the smallest singular value."""
+    group = of_group(analysis.groups, layer, projection).iloc[0]
+    return int(index[-1]) == min(int(group["out"]), int(group["in"]))
 
 
 def predicted_error(
@@ -101,9 +110,12 @@ def predicted_error(
             if codec.get("energy") is not None:
                 return math.sqrt(max(1 - float(codec["energy"]), 0.0))
             index, pooled = pooled_energy(analysis, layer, projection)
-            if not index.size or codec.get("rank") is None:
+            rank = codec.get("rank")
+            if not index.size or rank is None:
                 return None
-            return math.sqrt(max(1 - float(np.interp(float(codec["rank"]), index, pooled)), 0.0))
+            if rank > index[-1] and not _is_whole(analysis, layer, projection, index):
+                return None
+            return math.sqrt(max(1 - float(np.interp(float(rank), index, pooled)), 0.0))
         case _:
             return None
 

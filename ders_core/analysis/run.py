@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from ders_core.analysis.similarity import GroupStatistics, group_statistics
-from ders_core.analysis.spectra import CHOICES, Spectra, Spectrum, group_spectra
+from ders_core.analysis.spectra import SPECTRA, Spectra, Spectrum, group_spectra
 from ders_core.analysis.starts import find_clusters
 from ders_core.analysis.tables import COLUMNS, Analysis
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
@@ -71,8 +71,8 @@ def analyze(
     Raises CheckpointError for a layer without experts and for non-finite weights, ValueError for
     spectra of no kind.
     """
-    if spectra not in CHOICES:
-        raise ValueError(f"spectra {spectra!r} are none of {', '.join(CHOICES)}")
+    if spectra not in SPECTRA:
+        raise ValueError(f"spectra {spectra!r} are none of {', '.join(SPECTRA)}")
     wanted = checkpoint.moe_layers if layers is None else sorted(set(layers))
     unknown = sorted(set(wanted) - set(checkpoint.moe_layers))
     if unknown:

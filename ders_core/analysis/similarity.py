@@ -96,7 +96,8 @@ def group_statistics(
 @dataclass(frozen=True)
 class _Sums:
     """Of one chunk, on the CPU. base: `[rows, in]` in storage dtype. gram: of the K deltas
-    `[K, K]`. energy: Σ W_base². powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴ `[4, K]`. rows, columns: Σ Δ². sample: deltas."""
+    `[K, K]`. energy: Σ W_base². powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴
+    `[4, K]`. rows, columns: Σ Δ². sample: deltas."""
 
     base: torch.Tensor
     gram: torch.Tensor

@@ -18,7 +18,7 @@ from ders_core.threads import side_by_side
 Spectra = Literal["none", "head", "curve", "exact"]
 """Which singular values: none; the largest; all, estimated where exact ones cost much more; all."""
 
-CHOICES: tuple[Spectra, ...] = get_args(Spectra)
+SPECTRA: tuple[Spectra, ...] = get_args(Spectra)
 
 DOUBLE_BELOW = 1536
 """Matrices with a shorter side up to this get their Gram matrix in float64, and all their singular

@@ -101,7 +101,12 @@ class Analysis:
     def rows_of(self, layer: int, projection: str) -> dict[str, list[dict[str, Any]]]:
         """The rows of one group in each table."""
         found = {name: of_group(getattr(self, name), layer, projection) for name in COLUMNS}
-        return {name: table.to_dict("records") for name, table in found.items()}
+        return {
+            name: [
+                {str(key): value for key, value in row.items()} for row in table.to_dict("records")
+            ]
+            for name, table in found.items()
+        }
 
     @property
     def has_whole_spectra(self) -> bool:

@@ -24,12 +24,13 @@ class DemoSpec(Spec):
 
 
 class AnalyzeSpec(Spec):
-    """Analyse a checkpoint. layers: None for all."""
+    """Analyse a checkpoint. layers: None for all; workers: processes, one uses every core."""
 
     checkpoint: str
-    spectra: bool = True
+    spectra: Literal["none", "head", "curve", "exact"] = "curve"
     layers: list[int] | None = None
     device: Device = "auto"
+    workers: int = Field(default=1, ge=1)
 
 
 class RunSpec(Spec):

@@ -58,6 +58,11 @@ class Workspace:
             raise JobError(f"{identity!r} is not the identity of a checkpoint")
         return self.path / "analysis" / identity
 
+    def growing_dir(self, identity: str) -> Path:
+        """Where an analysis lies until its last layer is finished. Raises JobError as above."""
+        directory = self.analysis_dir(identity)
+        return directory.with_name(directory.name + ".growing")
+
     def run_dir(self, job_id: int) -> Path:
         """Where a job keeps what it makes; deleted together with the job."""
         return self.runs / f"{int(job_id):05d}"

@@ -18,32 +18,73 @@ def _latest(source: Checkpoint) -> Job | None:
 
 
 def need_analysis(source: Checkpoint) -> Analysis:
-    """The finished tables; without them, offer to make them, show progress, and stop the page."""
+    """The finished tables, or those of the layers that are finished so far; without any, offer to
+    make them, show progress, and stop the page."""
     found = reads.analysis(source)
     if found is not None:
         return found
-    _waiting(source)
-    st.stop()
+    growing = reads.growing_analysis(source)
+    if growing is None:
+        _waiting(source)
+        st.stop()
+    _growing(source, len(growing.groups))
+    return growing
+
+
+def analyse(source: Checkpoint, spectra: str = "curve") -> None:
+    """File the job."""
+    submit(
+        "analyze",
+        {"checkpoint": str(source.path), "spectra": spectra, "layers": None},
+        f"Analyse {frame.label(source)}",
+    )
+
+
+@st.fragment(run_every=1.5)
+def under_way(source: Checkpoint) -> None:
+    """The panel of an analysis that replaces the one on the page; when it is done, the page is
+    drawn again."""
+    job = _latest(source)
+    if job is not None and job.state in ("queued", "running"):
+        st.session_state["analysis_under_way"] = job.id
+        job_panel(job)
+    elif st.session_state.pop("analysis_under_way", None) is not None:
+        st.rerun()
+
+
+@st.fragment(run_every=1.5)
+def _growing(source: Checkpoint, shown: int) -> None:
+    """The job's panel; the page is drawn again when a further layer is finished."""
+    growing = reads.growing_analysis(source)
+    if reads.analysis(source) is not None or (growing and len(growing.groups) != shown):
+        st.rerun()
+    job = _latest(source)
+    if growing is not None:
+        layers = growing.meta["layers"]
+        st.caption(
+            f"What is shown is {len(layers) - growing.missing_layers} of {len(layers)} layers; "
+            "the others appear as they are read."
+        )
+    if job is not None and job.state != "done":
+        job_panel(job)
 
 
 @st.fragment(run_every=1.5)
 def _waiting(source: Checkpoint) -> None:
     job = _latest(source)
-    if job is not None and job.state == "done" and reads.analysis(source) is not None:
+    finished = job is not None and job.state == "done" and reads.analysis(source) is not None
+    if finished or reads.growing_analysis(source) is not None:
         st.rerun()
     if job is not None and job.state != "done":
         job_panel(job)
     if job is None or job.state in ("done", "failed", "cancelled"):
         with st.container(border=True):
             st.markdown(
-                "**This checkpoint was not analysed yet.** The worker reads every expert once: "
-                "similarity, norms, singular values of the deltas, histograms."
+                "**This checkpoint was not analysed yet.** The worker reads every expert: "
+                "similarity, norms, singular values of the deltas, histograms. The first layers "
+                "can be looked at while the others are read."
             )
             if st.button("Analyse", type="primary", key="analyse"):
-                submit(
-                    "analyze",
-                    {"checkpoint": str(source.path), "spectra": True, "layers": None},
-                    f"Analyse {frame.label(source)}",
-                )
+                analyse(source)
                 st.rerun()
     st.skeleton(height=360)

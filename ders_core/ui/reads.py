@@ -100,6 +100,15 @@ def analysis(source: Checkpoint) -> Analysis | None:
         return None
 
 
+def growing_analysis(source: Checkpoint) -> Analysis | None:
+    """The layers that an analysis under way has finished, if there are any."""
+    directory = workspace().growing_dir(source.identity)
+    try:
+        return Analysis.load(directory) if directory.is_dir() else None
+    except DersError:  # just being replaced by a longer one
+        return None
+
+
 @st.cache_data(show_spinner=False, ttl=30)
 def model_directories(roots: tuple[str, ...], depth: int = 3, most: int = 200) -> list[str]:
     """Directories with a config.json and safetensors under the roots, a few levels down."""

@@ -70,7 +70,7 @@ def test_verdicts(mixtral_dir: Path, qwen2_moe_dir: Path, scratch_dir: Path) -> 
         (scratch_dir, "scratch"),
     ):
         checkpoint = Checkpoint(directory)
-        quick, full = sampled_verdict(checkpoint), analyze(checkpoint, spectra=False).verdict
+        quick, full = sampled_verdict(checkpoint), analyze(checkpoint, spectra="none").verdict
         assert quick.verdict == full.verdict == wanted
         assert quick.mean_cosine == pytest.approx(full.mean_cosine, abs=0.02)
     assert judge(0.3).verdict == "partly"
@@ -95,7 +95,7 @@ def test_experts_of_several_starts_are_told(
     """Whatever the mean cosine of all pairs: below that of scratch, between, or above."""
     weights = planted(which, noise=0.003)
     checkpoint = checkpoint_of(weights)
-    quick, full = sampled_verdict(checkpoint), analyze(checkpoint, spectra=False).verdict
+    quick, full = sampled_verdict(checkpoint), analyze(checkpoint, spectra="none").verdict
     unit = torch.nn.functional.normalize(weights.flatten(1).double(), dim=1)
     cosines = unit @ unit.T
     own = torch.tensor(which)
@@ -115,7 +115,7 @@ def test_groups_of_experts_near_one_start_are_still_upcycled(
 ) -> None:
     """Two models fine-tuned from one, four experts of each."""
     weights = planted([0] * 8, noise=0.0) + 0.2 * planted([0, 1] * 4, noise=0.01, seed=5)
-    found = analyze(checkpoint_of(weights), spectra=False).verdict
+    found = analyze(checkpoint_of(weights), spectra="none").verdict
     assert found.verdict == "upcycled"
     assert found.starts is not None
     assert found.starts.count == 2
@@ -123,7 +123,7 @@ def test_groups_of_experts_near_one_start_are_still_upcycled(
 
 
 def test_a_scratch_model_is_told_with_its_figures(scratch_dir: Path) -> None:
-    found = analyze(Checkpoint(scratch_dir), spectra=False)
+    found = analyze(Checkpoint(scratch_dir), spectra="none")
     assert found.groups["clusters"].unique().tolist() == [1]
     verdict = found.verdict
     assert f"{verdict.mean_cosine:.4f}" in verdict.sentence
@@ -136,7 +136,7 @@ def test_clusters_are_in_the_tables(
 ) -> None:
     which = [0, 1, 1, 0, 0, 1, 0, 1]
     weights = planted(which)
-    found = analyze(checkpoint_of(weights, planted([0] * 8)), spectra=False)
+    found = analyze(checkpoint_of(weights, planted([0] * 8)), spectra="none")
     assert found.groups["clusters"].tolist() == [2, 2, 2, 1, 1, 1]
     flat = weights.double().flatten(1)
     starts = torch.stack([flat[[w == start for w in which]].mean(0) for start in (0, 1)])
@@ -202,7 +202,7 @@ def test_json_is_json(analysis: Analysis) -> None:
 
 def test_only_the_layers_asked_for(mixtral_dir: Path) -> None:
     checkpoint = Checkpoint(mixtral_dir)
-    found = analyze(checkpoint, layers=[1], spectra=False)
+    found = analyze(checkpoint, layers=[1], spectra="none")
     assert set(found.groups["layer"]) == {1}
     assert found.spectra.empty
     with pytest.raises(CheckpointError, match="no experts at layer 9"):
@@ -212,7 +212,7 @@ def test_only_the_layers_asked_for(mixtral_dir: Path) -> None:
 def test_progress_counts_bytes_and_can_stop(mixtral_dir: Path) -> None:
     seen: list[tuple[int, int]] = []
     checkpoint = Checkpoint(mixtral_dir)
-    analyze(checkpoint, spectra=False, progress=lambda done, total, _: seen.append((done, total)))
+    analyze(checkpoint, spectra="none", progress=lambda done, total, _: seen.append((done, total)))
     assert seen[-1] == (checkpoint.bytes_experts, checkpoint.bytes_experts)
 
     def stop(done: int, total: int, message: str) -> None:
@@ -340,7 +340,7 @@ def test_magnitude_prediction_counts_what_lies_beyond_the_histogram(
 
 
 def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) -> None:
-    bare = analyze(Checkpoint(mixtral_dir), spectra=False)
+    bare = analyze(Checkpoint(mixtral_dir), spectra="none")
     assert predicted_error(bare, 0, "gate", {"codec": "lowrank", "rank": 4}) is None
     assert predicted_error(bare, 0, "gate", {"codec": "unheard of"}) is None
     assert rank_for_energy(bare, 0, "gate", 0.9) == 0

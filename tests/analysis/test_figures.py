@@ -63,7 +63,7 @@ def test_lines_and_a_strip_part_the_clusters(
     checkpoint_of: Callable[..., Checkpoint], planted: Callable[..., torch.Tensor]
 ) -> None:
     which = [0, 1, 0, 2, 1, 0, 2, 1, 0, 0, 1, 2]
-    found = analyze(checkpoint_of(planted(which)), spectra=False)
+    found = analyze(checkpoint_of(planted(which)), spectra="none")
     for kind in ("experts", "deltas"):
         figure = figures.similarity_heatmap(found, 0, "gate", kind=kind)
         own = [which[int(name.removeprefix("E"))] for name in figure.data[0].x]

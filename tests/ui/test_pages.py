@@ -154,7 +154,7 @@ def test_redundancy_of_layers_that_lack_a_projection(
     app: AppTest, workspace: Workspace, mixtral_dir: Path
 ) -> None:
     source = Checkpoint(mixtral_dir)
-    found = analyze(source, spectra=False)
+    found = analyze(source, spectra="none")
     groups = found.groups
     left = groups[(groups["layer"] == 0) | (groups["projection"] != "gate")]
     replace(found, groups=left).save(workspace.analysis_dir(source.identity))
