@@ -5,6 +5,7 @@ Exit status: 0 done, 1 a `DersError` (one line on stderr), 2 wrong usage, 130 in
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -322,6 +323,7 @@ def root(
 
 def main() -> None:
     """Entry point: errors become one line on stderr."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

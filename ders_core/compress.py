@@ -22,6 +22,7 @@ from ders_core.checkpoint.store import read_json
 from ders_core.checkpoint.writer import shards, write_file, write_index, write_json
 from ders_core.decompose import DenseParent
 from ders_core.encode import EncodeTask, encode_group
+from ders_core.errors import OutputError
 from ders_core.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -78,6 +79,12 @@ def compress(
         staging = partial / ".ders-groups"
         staging.mkdir(exist_ok=True)
         staged = {entry.key: _staged_path(staging, entry) for entry in plan.entries}
+        missing = [
+            entry
+            for entry in plan.entries
+            if entry.packed and not staged[entry.key].with_suffix(".json").is_file()
+        ]
+        keys = [entry.key for entry in missing]
         tasks = [
             EncodeTask(
                 source.place,
@@ -93,9 +100,9 @@ def compress(
                 recipe.extended,
                 device,
                 str(staged[entry.key]),
+                following,
             )
-            for entry in plan.entries
-            if entry.packed and not staged[entry.key].with_suffix(".json").is_file()
+            for entry, following in zip(missing, [*keys[1:], None][: len(keys)], strict=True)
         ]
         encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
         done = plan.bytes_before - encoding
@@ -133,6 +140,8 @@ def _assemble(
 ) -> tuple[list[ReportEntry], list[PackedGroup], dict[str, dict[str, str]]]:
     """Write the shards; returns the report's entries, the groups, and checksums by file."""
     entries, groups = [], []
+    checksums: dict[str, str] = {}
+    promised: dict[str, tuple[int, str]] = {}  # tensor -> its group
     tensors: dict[str, TensorInfo] = {
         name: source.tensors[name] for name in carried_specs(source, plan)
     }
@@ -161,6 +170,8 @@ def _assemble(
             )
         )
         tensors |= read_header(staged[entry.key])[0]
+        promised |= dict.fromkeys(note["checksums"], entry.key)
+        checksums |= note["checksums"]
     files: dict[str, dict[str, str]] = {}
     layout = shards({name: info.spec for name, info in tensors.items()})
     for name, specs in layout.items():
@@ -173,6 +184,13 @@ def _assemble(
                 progress(min(done, total), total, f"writing {file}")
 
         files[name] = write_file(partial / name, specs, read, METADATA)
+        for tensor in specs.keys() & promised.keys():
+            if files[name][tensor] != checksums[tensor]:
+                staged[promised[tensor]].with_suffix(".json").unlink()
+                raise OutputError(
+                    f"{staged[promised[tensor]]} was damaged after it was written (the machine may "
+                    "have gone down); resume, and this group is encoded again"
+                )
     write_index(partial, layout)
     return entries, groups, files
 

@@ -6,16 +6,19 @@ rounding is part of the deltas and not everybody's error. One expert is in memor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ders_core.checkpoint import DenseFFN, ExpertGroup, TensorStore, dense_ffns
+from ders_core.checkpoint.slabs import slabs
+from ders_core.codecs.chunks import CHUNK, row_pieces
 from ders_core.errors import CheckpointError
+from ders_core.measure import is_finite
+from ders_core.scratch import borrow
 
-CHUNK_VALUES = 1 << 22
 LEAST_SIMILARITY = 0.5
 """A dense parent whose cosine with the experts' mean is below this is not their parent."""
 
@@ -33,10 +36,21 @@ class Decomposition:
         """The expert's base `[out, in]`."""
         return self.base if self.bases is None else self.base[self.bases[expert]]
 
+    def weights(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(i, W_i `[out, in]`) in storage dtype, on the base's device; one overwrites the other.
+        Refuses non-finite values."""
+        _, out, width = self.group.shape
+        with borrow((out, width), self.group.dtype) as memory:
+            for expert, matrix in enumerate(self.group.experts):
+                matrix.read_into(memory, slice(0, out))
+                yield expert, self._checked(expert, memory.to(self.base.device))
+
     def weight(self, expert: int) -> torch.Tensor:
         """W_i `[out, in]` in storage dtype, on the base's device. Refuses non-finite values."""
-        weight = self.group.read(expert).to(self.base.device)
-        if not bool(torch.isfinite(weight).all()):
+        return self._checked(expert, self.group.read(expert).to(self.base.device))
+
+    def _checked(self, expert: int, weight: torch.Tensor) -> torch.Tensor:
+        if not is_finite(weight):
             raise CheckpointError(
                 f"{self.group.expert_name(expert)} holds values that are not finite (NaN or "
                 "infinity); the checkpoint is damaged, or keep this group as it is (codec: keep)"
@@ -70,27 +84,37 @@ def mean_base(
 
     members: of these experts only. weights: of each of them, by how much it counts.
     """
-    experts, out, width = group.shape
-    chosen = range(experts) if members is None else members
-    base = torch.empty(out, width, dtype=group.dtype)
-    for rows in group.row_slices(CHUNK_VALUES, 1):
-        total = torch.zeros(rows.stop - rows.start, width, dtype=torch.float32)
-        for number, expert in enumerate(chosen):
-            part = group.read(expert, rows).float()
-            total += part if weights is None else part * weights[number]
-        base[rows] = (total / (len(chosen) if weights is None else sum(weights))).to(group.dtype)
-    return base
+    chosen = range(group.shape[0]) if members is None else members
+    count = len(chosen) if weights is None else sum(weights)
+
+    def mean(part: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(part.shape[1:], dtype=torch.float32)
+        for number, own in enumerate(part.unbind()):
+            total += own if weights is None else own.float() * weights[number]
+        return total / count
+
+    return _elementwise(group, chosen, mean)
 
 
 def median_base(group: ExpertGroup) -> torch.Tensor:
     """The experts' elementwise median `[out, in]`, the lower one of two: it minimises Σ|Δ_i|, and
     at every place one delta is zero."""
-    experts, out, width = group.shape
+    return _elementwise(group, range(group.shape[0]), lambda part: part.float().median(0).values)
+
+
+def _elementwise(
+    group: ExpertGroup, members: Sequence[int], value: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """`value` of the members' weights `[members, rows, in]` for all rows: `[out, in]` in storage
+    dtype."""
+    some = replace(group, experts=tuple(group.experts[own] for own in members))
+    lying = some.as_it_lies()
+    _, out, width = lying.shape
     base = torch.empty(out, width, dtype=group.dtype)
-    for rows in group.row_slices(CHUNK_VALUES, experts):
-        stacked = torch.stack([group.read(expert, rows).float() for expert in range(experts)])
-        base[rows] = stacked.median(0).values.to(group.dtype)
-    return base
+    for rows, slab in slabs(lying):
+        for part in row_pieces(slab.shape[1:], CHUNK // len(members)):
+            base[rows][part] = value(slab[:, part])
+    return base if lying is some else base.T.contiguous()
 
 
 @dataclass(frozen=True)
@@ -195,7 +219,7 @@ def from_parent(
 
 def _finite(decomposition: Decomposition) -> Decomposition:
     group = decomposition.group
-    if not bool(torch.isfinite(decomposition.base).all()):
+    if not is_finite(decomposition.base):
         for expert in range(group.shape[0]):
             decomposition.weight(expert)  # refuses the one at fault by its name
         raise CheckpointError(

@@ -26,10 +26,11 @@ from ders_core.decompose import (
     from_parent,
 )
 from ders_core.errors import CheckpointError
-from ders_core.measure import output_squared, relative_errors, squared
+from ders_core.measure import Squares, compare, is_finite, output_squared
 from ders_core.moments import Calibration
 from ders_core.parts import GroupCodec
 from ders_core.report import ReportEntry
+from ders_core.scratch import keep_small_blocks
 from ders_core.threads import one_thread
 
 
@@ -38,6 +39,7 @@ class EncodeTask:
     """All that a process needs to encode one group; plain values, so that it can travel.
 
     checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
+    ahead: the group that somebody will encode soon; its bytes are read beforehand.
     """
 
     checkpoint: str = field(repr=False)
@@ -54,6 +56,7 @@ class EncodeTask:
     extended: bool
     device: str
     staged: str
+    ahead: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class _Encoded:
 def encode_group(task: EncodeTask) -> ReportEntry:
     """Decompose and encode one group; stage its tensors and what is to be told about it."""
     started = time.monotonic()
+    keep_small_blocks()
     checkpoint: Checkpoint = opened(Checkpoint, task.checkpoint, task.identity)
     group = checkpoint.group(task.layer, task.projection, task.extended)
     codec = GroupCodec.load(task.codec, task.uses, group.shape[0])
@@ -90,6 +94,8 @@ def encode_group(task: EncodeTask) -> ReportEntry:
             tried = (
                 _encode(kind, split, codec, task) for kind, split in _decompositions(group, task)
             )
+            if task.ahead:
+                checkpoint.group(*task.ahead).read_ahead()
             best = next(tried)
             others[best.base] = best.errors[1]
             for own in tried:  # at most two are in memory
@@ -101,7 +107,7 @@ def encode_group(task: EncodeTask) -> ReportEntry:
             parts["bias"] = group.read_biases()
     named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
     path = Path(task.staged)
-    write_tensors(path, named)
+    checksums = write_tensors(path, named, sync=False)  # they are compared when they are used
     entry = ReportEntry(
         *group.key,
         best.codec.label,
@@ -120,6 +126,7 @@ def encode_group(task: EncodeTask) -> ReportEntry:
         "uses": uses,
         "lengths": best.lengths,
         "bases": best.bases,
+        "checksums": checksums,
     }
     write_json(path.with_suffix(".json"), note)
     return entry
@@ -164,27 +171,24 @@ def _encode(
         moments = Calibration.open(task.calibration).moments(group.layer, group.projection)
         moments = None if moments is None else moments.to(task.device)
     fitted = codec.fit(decomposition.deltas)
-    error = delta_energy = weight_energy = output = whole = 0.0
+    found, output, whole = Squares(), 0.0, 0.0
     parts: list[Parts] = []
-    for expert in range(group.shape[0]):
-        weight, own = decomposition.weight(expert), decomposition.base_of(expert)
+    for expert, weight in decomposition.weights():
+        own = decomposition.base_of(expert)
         seed = expert_seed(task.seed, *group.key, expert)
         context = EncodeContext(group.dtype, seed, moments)
         coder = fitted.expert(expert)
         encoded = coder.pack(weight, own, context)
         synthesized = coder.unpack(encoded, own, context)
         parts.append({name: tensor.cpu() for name, tensor in encoded.items()})
-        if not bool(torch.isfinite(synthesized).all()):
+        if not is_finite(synthesized):
             raise CheckpointError(
                 f"{group.expert_name(expert)}: its values are too large for codec "
                 f"{coder.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
             )
-        lost = synthesized.float() - weight.float()
-        error += squared(lost)
-        delta_energy += squared(weight.float() - own.float())
-        weight_energy += squared(weight.float())
+        found += compare(synthesized, weight, own)
         if moments is not None:
-            output += output_squared(lost, moments)
+            output += output_squared(synthesized.float() - weight.float(), moments)
             whole += output_squared(weight, moments)
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
@@ -193,6 +197,6 @@ def _encode(
         fitted,
         {"base": decomposition.base.cpu(), **stacked},
         lengths,
-        relative_errors(error, delta_energy, weight_energy),
+        found.relative,
         (output / whole) ** 0.5 if whole else None,
     )

@@ -12,8 +12,17 @@ import torch
 KEPT_BYTES = 1 << 29
 """Held for the next borrower at most."""
 
+KEPT_SMALL_BYTES = 31 << 20
+"""glibc keeps freed blocks up to this size once it has seen one of it, and gives larger ones back
+to the system, which hands them out again page by page."""
+
 _lock = threading.Lock()
 _free: list[torch.Tensor] = []
+
+
+def keep_small_blocks() -> None:
+    """Have the allocator keep what is freed, except for large blocks."""
+    torch.empty(KEPT_SMALL_BYTES, dtype=torch.uint8)  # freed at once
 
 
 @contextmanager

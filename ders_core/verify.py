@@ -10,7 +10,7 @@ import torch
 
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
 from ders_core.errors import CheckpointError
-from ders_core.measure import relative_errors, squared
+from ders_core.measure import Squares, compare
 from ders_core.packed import PackedCheckpoint, checksum_problems
 from ders_core.progress import Progress, quiet
 
@@ -87,23 +87,20 @@ def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError
             f"layer {group.layer}, {group.projection} has shape {list(group.shape)} in the "
             f"original and {list(packed.shape)} in {checkpoint.path}; they are different models"
         )
-    error = delta_energy = weight_energy = 0.0
+    found = Squares()
     with torch.inference_mode():
         for expert in range(group.shape[0]):
-            weight = group.read(expert).float()
             base = checkpoint.base(packed, expert)
-            error += squared(checkpoint.weight(packed, expert).float() - weight)
-            delta_energy += squared(weight - base.float()) if base is not None else 0.0
-            weight_energy += squared(weight)
+            found += compare(checkpoint.weight(packed, expert), group.read(expert), base)
         if packed.biases:
-            error += squared(checkpoint.biases(packed).float() - group.read_biases().float())
-    delta, relative = relative_errors(error, delta_energy, weight_energy)
-    return GroupError(*group.key, delta, relative)
+            biases = compare(checkpoint.biases(packed), group.read_biases())
+            found += Squares(error=biases.error)
+    return GroupError(*group.key, *found.relative)
 
 
 def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
     """Of a group that stays under its original names: the difference must be none."""
-    error = weight_energy = 0.0
+    found = Squares()
     for matrix in (*group.experts, *group.biases):
         carried = checkpoint.store.tensors.get(matrix.info.name)
         if carried is None or (carried.dtype, carried.nbytes) != (
@@ -114,8 +111,5 @@ def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupErr
                 f"{matrix.info.name!r} is {NAMES[matrix.info.dtype]} {list(matrix.info.shape)} in "
                 f"the original and not in {checkpoint.path}; they are different models"
             )
-        weight = matrix.read().float()
-        error += squared(matrix.within(checkpoint.store.tensors).read().float() - weight)
-        weight_energy += squared(weight)
-    delta, relative = relative_errors(error, 0.0, weight_energy)
-    return GroupError(*group.key, delta, relative)
+        found += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())
+    return GroupError(*group.key, *found.relative)

@@ -28,6 +28,7 @@ class AnalyzeTask:
     """All that a process needs to analyse one group; plain values, so that it can travel.
 
     checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
+    ahead: the group that somebody will analyse soon; its bytes are read beforehand.
     """
 
     checkpoint: str = field(repr=False)
@@ -36,6 +37,7 @@ class AnalyzeTask:
     projection: str
     spectra: Spectra
     device: str
+    ahead: tuple[int, str] | None
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,17 @@ def analyze(
     total = sum(group.nbytes for group in groups)
     done = total - sum(group.nbytes for group in missing)
     progress(done, total, f"{len(missing)} groups to read")
+    keys = [group.key for group in missing]
     tasks = [
-        AnalyzeTask(checkpoint.place, checkpoint.identity, *group.key, spectra, device)
-        for group in missing
+        AnalyzeTask(
+            checkpoint.place,
+            checkpoint.identity,
+            *group.key,
+            spectra,
+            device,
+            following,
+        )
+        for group, following in zip(missing, [*keys[1:], None][: len(keys)], strict=True)
     ]
     for found in run(analyze_group, tasks):
         growing.add(found)
@@ -109,6 +119,8 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
     found = group_statistics(lying, task.device, base)
     if lying is not group:
         found = found.turned()
+    if task.ahead:
+        checkpoint.group(*task.ahead).read_ahead()
     spectra = None
     if task.spectra != "none":
         spectra = group_spectra(lying, base, found.norm_delta, task.spectra, task.device)

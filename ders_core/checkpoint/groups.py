@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
 from ders_core.address import is_remote
+from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix
 from ders_core.remote import concurrently
-
-FAR_VALUES = 1 << 28
-"""At a time of a group that lies elsewhere and transposed: rows cost as much as the whole."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ class ExpertGroup:
             for matrix, place in places:
                 matrix.read_into(place, rows)
 
+    def read_ahead(self) -> None:
+        """Have the system read the experts from a local disk while something else is computed; what
+        it has read waits in its page cache."""
+        infos = {matrix.info.name: matrix.info for matrix in self.experts}
+        threading.Thread(target=_will_need, args=(list(infos.values()),), daemon=True).start()
+
     def middle(self, lines: int, values: int) -> torch.Tensor:
         """`[K, n]` in the storage dtype: a few rows of each expert (see `Matrix.middle`)."""
         return self._stack(lambda matrix: matrix.middle(lines, values))
@@ -123,19 +130,6 @@ class ExpertGroup:
         if is_remote(self.experts[0].info.file):
             return torch.stack(concurrently(read, self.experts))
         return torch.stack([read(matrix) for matrix in self.experts])
-
-    def row_slices(self, values: int, experts: int) -> Iterator[slice]:
-        """All rows, so many at a time that those of `experts` experts have about `values` values.
-
-        More where each part would cost a walk over the network through all of them.
-        """
-        _, out, width = self.shape
-        first = self.experts[0]
-        if first.lies_across and is_remote(first.info.file):
-            values = max(values, FAR_VALUES)
-        step = max(1, values // (experts * max(width, 1)))
-        for begin in range(0, out, step):
-            yield slice(begin, min(begin + step, out))
 
     def read_biases(self) -> torch.Tensor:
         """`[K, out]` in the storage dtype."""
@@ -159,3 +153,12 @@ class ExpertGroup:
             return self
         biases = (*self.biases, self.shared_bias) if self.shared_bias else ()
         return replace(self, experts=(*self.experts, self.shared), biases=biases)
+
+
+def _will_need(infos: list[TensorInfo]) -> None:
+    if is_remote(infos[0].file) or not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):
+        for info in infos:
+            with open(info.file, "rb") as file:
+                os.posix_fadvise(file.fileno(), info.begin, info.nbytes, os.POSIX_FADV_WILLNEED)

@@ -91,11 +91,14 @@ def write_file(
     specs: Specs,
     read: Callable[[str], Iterable[bytes | memoryview]],
     metadata: Mapping[str, str] | None = None,
+    *,
+    sync: bool = True,
 ) -> dict[str, str]:
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
-    `read(name)` yields a tensor's bytes. The file is written aside, synced and renamed. Returns the
-    hex SHA-256 of each tensor's bytes.
+    `read(name)` yields a tensor's bytes. The file is written aside, synced and renamed; without
+    `sync` it outlives this process, but may not outlive the machine. Returns the hex SHA-256 of
+    each tensor's bytes.
     """
     checksums: dict[str, str] = {}
     aside = _aside(path)
@@ -109,18 +112,22 @@ def write_file(
             if count != spec.nbytes:
                 raise AssertionError(f"{name}: {count} bytes written, {spec.nbytes} promised")
             checksums[name] = digest.hexdigest()
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(aside, path)
     return checksums
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Write tensors that are in memory to one safetensors file; returns their checksums."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, sync: bool = True
+) -> dict[str, str]:
+    """Write tensors that are in memory to one safetensors file as `write_file` does; returns their
+    checksums."""
     specs = file_order(
         {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     )
-    return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()))
+    return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()), sync=sync)
 
 
 def json_text(value: Any) -> str:

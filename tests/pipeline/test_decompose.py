@@ -23,7 +23,7 @@ def test_the_mean_is_the_mean(
         assert base.dtype is group.dtype
         step = exact.abs() * 2**-8 + 1e-38  # half a step of bfloat16's 8 bits, and a little
         assert bool(((base.double() - exact).abs() <= 1.001 * step).all())
-    monkeypatch.setattr("ders_core.decompose.CHUNK_VALUES", 200)
+    monkeypatch.setattr("ders_core.decompose.CHUNK", 200)
     assert torch.equal(mean_base(group), base)
 
 
