@@ -46,4 +46,5 @@ def _take(size: int) -> torch.Tensor:
             best = min(fitting, key=torch.Tensor.numel)
             _free[:] = [own for own in _free if own is not best]
             return best
-    return torch.empty(size, dtype=torch.uint8)
+    with torch.inference_mode(False):  # whoever borrows it next may not be in that mode
+        return torch.empty(size, dtype=torch.uint8)

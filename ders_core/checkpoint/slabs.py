@@ -61,7 +61,8 @@ class _Buffer:
     def __init__(
         self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._host = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        with torch.inference_mode(False):  # the reading thread is not in that mode
+            self._host = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
         self._filled = self._host
 
     def fill(self, group: ExpertGroup, rows: slice) -> None:
@@ -87,7 +88,8 @@ class _OnGpu(_Buffer):
         self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(shape, dtype, device)
-        self._there = torch.empty(shape, dtype=dtype, device=device)
+        with torch.inference_mode(False):
+            self._there = torch.empty(shape, dtype=dtype, device=device)
         self._stream = torch.cuda.Stream(device)
         self._used = torch.cuda.Event()
         self._copied = torch.cuda.Event()

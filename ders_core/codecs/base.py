@@ -94,8 +94,8 @@ class Codec(BaseModel, ABC):
 
     @abstractmethod
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        """weight and base: `[out, in]` in storage dtype, finite. Raises CodecError if the weight
-        cannot be represented."""
+        """weight and base: `[out, in]` in storage dtype, finite; no part shares their memory.
+        Raises CodecError if the weight cannot be represented."""
 
     @abstractmethod
     def unpack(

@@ -28,7 +28,7 @@ class Keep(Codec):
         return {"weight": TensorSpec(dtype, shape)}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        return {"weight": weight}
+        return {"weight": weight.clone()}
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
