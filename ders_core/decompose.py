@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from ders_core.checkpoint import DenseFFN, ExpertGroup, TensorStore, dense_ffns
-from ders_core.checkpoint.slabs import slabs
+from ders_core.checkpoint.slabs import matrices, slabs
 from ders_core.codecs.chunks import CHUNK, row_pieces
 from ders_core.errors import CheckpointError
 from ders_core.measure import is_finite
-from ders_core.scratch import borrow
 
 LEAST_SIMILARITY = 0.5
 """A dense parent whose cosine with the experts' mean is below this is not their parent."""
@@ -39,11 +38,8 @@ class Decomposition:
     def weights(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(i, W_i `[out, in]`) in storage dtype, on the base's device; one overwrites the other.
         Refuses non-finite values."""
-        _, out, width = self.group.shape
-        with borrow((out, width), self.group.dtype) as memory:
-            for expert, matrix in enumerate(self.group.experts):
-                matrix.read_into(memory, slice(0, out))
-                yield expert, self._checked(expert, memory.to(self.base.device))
+        for expert, weight in matrices(self.group, self.base.device):
+            yield expert, self._checked(expert, weight)
 
     def weight(self, expert: int) -> torch.Tensor:
         """W_i `[out, in]` in storage dtype, on the base's device. Refuses non-finite values."""
