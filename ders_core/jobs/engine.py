@@ -2,7 +2,7 @@
 
 A task is a function of one item, both picklable. A process that dies costs only its task, which
 another one takes up. A given scheduler's workers must have this package installed and see the same
-files.
+files. Work for GPUs goes to workers that offer the resource GPU, one task for each that they have.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 HOST = "127.0.0.1"
+GPU = "GPU"
+"""The resource that workers with a GPU offer: `dask worker --resources "GPU=1"`."""
+ONE_GPU = "ders_core.jobs.one_gpu"
 CONNECT_SECONDS = 20
 ALLOWED_DEATHS = 3
 CONFIG = {
@@ -34,6 +37,13 @@ CONFIG = {
 }
 
 
+def gpus() -> int:
+    """GPUs of this machine, at least 1."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -44,8 +54,8 @@ def cores() -> int:
 class Engine:
     """Runs tasks; a context manager, whose end stops the processes.
 
-    workers: processes; by default one per core and never more than there are tasks, and one on
-    "cuda". One worker without a scheduler is this process itself. scheduler: the address of a
+    workers: processes; by default one per core, on "cuda" one per GPU, and never more than there
+    are tasks. One worker without a scheduler is this process itself. scheduler: the address of a
     running dask scheduler, for instance "tcp://10.0.0.5:8786".
     """
 
@@ -78,7 +88,7 @@ class Engine:
         At most twice as many tasks as there are workers are under way at once. What a task raises
         is raised here. Raises JobError if a task keeps killing its process or the cluster is lost.
         """
-        workers = self._workers or (1 if self._device == "cuda" else cores())
+        workers = self._workers or (gpus() if self._device == "cuda" else cores())
         workers = min(workers, len(items))
         if not items or (workers == 1 and self._scheduler is None):
             return map(function, items)
@@ -92,11 +102,12 @@ class Engine:
 
         def submit(count: int) -> list[Any]:
             return [
-                client.submit(_on_one_thread, function, item, pure=False)
+                client.submit(_on_one_thread, function, item, pure=False, resources=needs)
                 for item in islice(waiting, count)
             ]
 
-        running = as_completed(submit(2 * _capacity(client)), loop=client.loop)
+        needs = {GPU: 1} if self._device == "cuda" else None
+        running = as_completed(submit(2 * self._capacity(client)), loop=client.loop)
         try:
             for future in running:
                 result: R = self._result(future)
@@ -121,6 +132,19 @@ class Engine:
                 where = self._scheduler or "the processes of this machine"
                 raise JobError(f"the cluster ({where}) was lost; start it and resume") from error
             raise
+
+    def _capacity(self, client: Any) -> int:
+        """Tasks that the cluster computes at once. Raises JobError if it has no GPU for them."""
+        if self._device != "cuda":
+            return max(1, sum(client.nthreads().values()))
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        offered = int(sum(worker["resources"].get(GPU, 0) for worker in workers))
+        if not offered:
+            raise JobError(
+                f"no worker at {self._scheduler} offers a GPU; start them with "
+                f'`dask worker --resources "{GPU}=1"`, or choose the device cpu'
+            )
+        return offered
 
     def _connect(self, workers: int) -> Any:
         """A client of the cluster, which is started at the first call."""
@@ -162,6 +186,7 @@ class Engine:
                 memory_limit=0,
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,
+                **({"resources": {GPU: 1}, "preload": [ONE_GPU]} if self._device == "cuda" else {}),
             )
         except (OSError, RuntimeError) as error:
             raise JobError(
@@ -177,11 +202,6 @@ def _on_one_thread(function: Callable[[T], R], item: T) -> R:
 
     torch.set_num_threads(1)
     return function(item)
-
-
-def _capacity(client: Any) -> int:
-    """Tasks that the cluster computes at once."""
-    return max(1, sum(client.nthreads().values()))
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def engine() -> Iterator[Engine]:
 def test_one_worker_is_this_process() -> None:
     with Engine(workers=1) as alone:
         assert list(alone.run(square, [1, 2, 3])) == [(n * n, os.getpid()) for n in (1, 2, 3)]
-    with Engine(device="cuda") as gpu:
+    with Engine(workers=1, device="cuda") as gpu:
         assert list(gpu.run(square, [2, 3])) == [(4, os.getpid()), (9, os.getpid())]
     with Engine() as idle:
         assert list(idle.run(square, [])) == []
@@ -90,6 +90,41 @@ def test_a_killed_process_costs_only_its_task(engine: Engine) -> None:
             os.kill(pid, signal.SIGKILL)
         results.append(number)
     assert sorted(results) == list(range(14))
+
+
+def sees(_: int) -> tuple[str | None, int]:
+    time.sleep(0.1)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there are GPUs or not, that is what each process is told."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("ders_core.jobs.engine.gpus", lambda: 2)
+    with Engine(device="cuda") as engine:
+        results = set(engine.run(sees, range(6)))
+    assert {seen for seen, _ in results} == {"0", "1"}
+    assert len(results) == 2  # the same one for each process, all the time
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    with Engine(workers=2, device="cuda") as engine:
+        assert {seen for seen, _ in engine.run(sees, range(6))} == {"3", "GPU-5a"}
+
+
+def test_work_for_gpus_goes_to_workers_that_have_one() -> None:
+    from distributed import LocalCluster
+
+    place = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
+    with (
+        LocalCluster(n_workers=1, **place) as cluster,
+        Engine(scheduler=cluster.scheduler_address, device="cuda") as engine,
+        pytest.raises(JobError, match=r"no worker at tcp://.* offers a GPU; start them"),
+    ):
+        list(engine.run(square, [1, 2]))
+    with (
+        LocalCluster(n_workers=1, resources={"GPU": 1}, **place) as cluster,
+        Engine(scheduler=cluster.scheduler_address, device="cuda") as engine,
+    ):
+        assert {square for square, _ in engine.run(square, range(4))} == {0, 1, 4, 9}
 
 
 @pytest.mark.slow
