@@ -28,9 +28,12 @@ def keep_small_blocks() -> None:
 @contextmanager
 def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """A CPU tensor with whatever was left in it, for as long as the block runs."""
-    block = _take(math.prod(shape) * dtype.itemsize)
+    size = math.prod(shape) * dtype.itemsize
+    with torch.inference_mode(False):  # who fills it, or borrows it next, may not be in that mode
+        block = _take(size)
+        lent = block[:size].view(dtype).view(shape)
     try:
-        yield block[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        yield lent
     finally:
         with _lock:
             _free.append(block)
@@ -46,5 +49,4 @@ def _take(size: int) -> torch.Tensor:
             best = min(fitting, key=torch.Tensor.numel)
             _free[:] = [own for own in _free if own is not best]
             return best
-    with torch.inference_mode(False):  # whoever borrows it next may not be in that mode
-        return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8)

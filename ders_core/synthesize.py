@@ -6,8 +6,11 @@ Same file names, tensor names, order, shapes and dtypes, same config and side fi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+
+import torch
 
 from ders_core.checkpoint.output import copy_files, output_directory
 from ders_core.checkpoint.writer import (
@@ -22,6 +25,7 @@ from ders_core.errors import CheckpointError
 from ders_core.manifest import MANIFEST
 from ders_core.packed import PackedCheckpoint, checksum_problems
 from ders_core.progress import Progress, quiet
+from ders_core.threads import ahead
 
 
 def synthesize(
@@ -56,13 +60,17 @@ def synthesize(
     if problems:
         raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
     checksums: dict[str, str] = {}
-    with output_directory(out, needs=total) as partial:
+    names = [name for specs in files.values() for name in specs]
+    with (
+        output_directory(out, needs=total) as partial,
+        closing(_pieces(source, names, device)) as flow,
+    ):
         for file, specs in files.items():
 
             def read(name: str, file: str = file) -> Iterable[memoryview]:
                 nonlocal done
-                for piece in source.pieces(name, device):
-                    for chunk in tensor_bytes(piece.cpu()):
+                for piece in _of(name, flow):
+                    for chunk in tensor_bytes(piece):
                         yield chunk
                         done += len(chunk)
                         progress(done, sum(sizes), f"writing {file}")
@@ -75,6 +83,30 @@ def synthesize(
         copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
         progress(sum(sizes), sum(sizes), "written")
     return checksums
+
+
+def _pieces(
+    source: PackedCheckpoint, names: Sequence[str], device: str
+) -> Generator[tuple[str, torch.Tensor | None]]:
+    """(tensor, each of its pieces on the CPU, and None at its end); the next pieces are synthesized
+    while one is written."""
+
+    def all_of_them() -> Iterator[tuple[str, torch.Tensor | None]]:
+        for name in names:
+            for piece in source.pieces(name, device):
+                yield name, piece.cpu()
+            yield name, None
+
+    yield from ahead(all_of_them())
+
+
+def _of(name: str, flow: Iterator[tuple[str, torch.Tensor | None]]) -> Iterator[torch.Tensor]:
+    """The pieces of the tensor that comes next."""
+    for own, piece in flow:
+        assert own == name, (own, name)
+        if piece is None:
+            return
+        yield piece
 
 
 def _config_text(source: PackedCheckpoint) -> str:

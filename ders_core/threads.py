@@ -6,11 +6,15 @@ sum does not depend on how threads split it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
 import torch
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -34,3 +38,20 @@ def side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         ThreadPoolExecutor(count, "compute", torch.set_num_threads, (1,)) as pool,
     ):
         yield pool
+
+
+def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
+    """The same items, the next `count` of them made in a thread while one is used."""
+    waiting = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        made: deque[Future[T | object]] = deque()
+        try:
+            for _ in range(count):
+                made.append(pool.submit(next, waiting, end))
+            while (item := made.popleft().result()) is not end:
+                made.append(pool.submit(next, waiting, end))
+                yield cast(T, item)
+        finally:
+            for future in made:
+                future.cancel()

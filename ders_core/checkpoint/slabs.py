@@ -6,6 +6,7 @@ pinned, and copies to it run on a stream of their own, beside the computation.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,7 +42,7 @@ def slabs(
 
     def fill(memory: torch.Tensor, own: slice) -> torch.Tensor:
         shape = (experts, own.stop - own.start, width)
-        whole = memory.view(-1)[: shape[0] * shape[1] * shape[2]].view(shape)
+        whole = memory.view(-1)[: math.prod(shape)].view(shape)
         group.read_into(whole, own)
         return whole
 
