@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 
 from ders_core.checkpoint import TensorSpec
-from ders_core.checkpoint.writer import tensor_bytes, write_file, write_index, write_json
+from ders_core.checkpoint.writer import (
+    encode_header,
+    file_bytes,
+    tensor_bytes,
+    write_file,
+    write_index,
+    write_json,
+)
 
 HIDDEN, FFN, EXPERTS = 4096, 14336, 8
 BASE, NOISE, OUTLIER = 0.02, 0.0005, 0.008
@@ -25,6 +32,34 @@ SHAPES = {"w1": (FFN, HIDDEN), "w3": (FFN, HIDDEN), "w2": (HIDDEN, FFN)}
 def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> None:
     """Write `layers` layers of three projections, bfloat16, one shard a layer."""
     directory.mkdir(parents=True)
+    for file, specs in _describe(directory, layers, experts).items():
+        write_file(directory / file, specs, lambda name, specs=specs: _bytes(name, specs[name]))
+
+
+def make_holes(directory: Path, layers: int) -> None:
+    """The same with headers alone: the weights are holes that take no disk, and are read as 0."""
+    directory.mkdir(parents=True)
+    for file, specs in _describe(directory, layers, EXPERTS).items():
+        with open(directory / file, "wb") as weights:
+            weights.write(encode_header(specs))
+            weights.truncate(file_bytes(specs))
+
+
+def first_layers(source: Path, directory: Path, layers: int) -> Path:
+    """The first layers of a checkpoint made here, as links to its shards."""
+    if not directory.exists():
+        directory.mkdir()
+        names = [path.name for path in weight_files(source)]
+        _describe(directory, layers, EXPERTS, names[:layers])
+        for name in names[:layers]:
+            (directory / name).symlink_to(source / name)
+    return directory
+
+
+def _describe(
+    directory: Path, layers: int, experts: int, names: list[str] | None = None
+) -> dict[str, dict[str, TensorSpec]]:
+    """Write index and config; returns file name -> its tensors."""
     files = {}
     for layer in range(layers):
         specs = {
@@ -35,9 +70,9 @@ def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> 
         specs[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = TensorSpec(
             torch.bfloat16, (experts, HIDDEN)
         )
-        file = f"model-{layer + 1:05d}-of-{layers:05d}.safetensors" if layers > 1 else SINGLE
-        write_file(directory / file, specs, lambda name, specs=specs: _bytes(name, specs[name]))
-        files[file] = specs
+        files[names[layer] if names else f"model-{layer + 1:05d}-of-{layers:05d}.safetensors"] = (
+            specs
+        )
     write_index(directory, files)
     config = {
         "architectures": ["MixtralForCausalLM"],
@@ -50,9 +85,7 @@ def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> 
         "dtype": "bfloat16",
     }
     write_json(directory / "config.json", config)
-
-
-SINGLE = "model.safetensors"
+    return files
 
 
 def _name(layer: int, expert: int, part: str) -> str:

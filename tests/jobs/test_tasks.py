@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from jobs_support import FAST_RECIPE
 
+import ders_core.analysis.run
 import ders_core.demo
 from ders_core.checkpoint import Checkpoint
 from ders_core.compress import compress
@@ -62,6 +63,25 @@ def test_analyze(workspace: Workspace, mixtral_dir: Path) -> None:
     analysis = Analysis.load(directory)
     assert len(analysis.groups) == 6
     assert not analysis.spectra.empty
+
+
+def test_analyze_goes_on_from_what_a_worker_had_finished(
+    workspace: Workspace, mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ders_core.analysis import Analysis, analyze
+
+    checkpoint = Checkpoint(mixtral_dir)
+    growing = workspace.growing_dir(checkpoint.identity)
+    analyze(checkpoint, grown=lambda found: found.save(growing))
+    read: list[str] = []
+    monkeypatch.setattr(
+        "ders_core.analysis.run.analyze_group",
+        lambda task, own=ders_core.analysis.run.analyze_group: read.append(task) or own(task),
+    )
+    result_of(do(workspace, "analyze", {"checkpoint": str(mixtral_dir), "device": "cpu"}))
+    assert {task.layer for task in read} == set(checkpoint.moe_layers[1:])  # type: ignore[attr-defined]
+    assert not growing.exists()
+    assert len(Analysis.load(workspace.analysis_dir(checkpoint.identity)).groups) == 6
 
 
 def test_run_with_a_text(

@@ -278,6 +278,29 @@ def test_killed_in_the_middle_and_resumed(
     assert [file.name for file in out.parent.iterdir()] == ["out"]
 
 
+def test_a_staged_group_that_the_machine_lost_is_encoded_again(
+    mixtral_dir: Path, mix: Recipe, packed_dir: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    """What is staged is not synced; its checksums are looked at before it is used."""
+
+    def stop(done: int, total: int, message: str) -> None:
+        if message.startswith("writing"):
+            raise Cancelled("stopped")
+
+    out = tmp_path / "out"
+    with pytest.raises(Cancelled):
+        compress(mixtral_dir, out, mix, progress=stop)
+    staged = sorted((tmp_path / "out.partial" / ".ders-groups").glob("*.safetensors"))[0]
+    damaged = bytearray(staged.read_bytes())
+    damaged[-1] ^= 1
+    staged.write_bytes(damaged)
+    with pytest.raises(OutputError, match=r"was damaged after it was written.*resume"):
+        compress(mixtral_dir, out, mix, resume=True)
+    assert not out.exists()
+    compress(mixtral_dir, out, mix, resume=True)
+    assert snapshot(out) == snapshot(packed_dir)
+
+
 # refusals
 
 

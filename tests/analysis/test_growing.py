@@ -1,0 +1,126 @@
+"""An analysis that is interrupted, shown while it grows, and made by several processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ders_core.analysis import Analysis, analyze
+from ders_core.analysis.tables import COLUMNS
+from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.slabs import matrices, slabs
+from ders_core.checkpoint.writer import write_json
+from ders_core.errors import Cancelled
+from ders_core.jobs import Engine
+
+
+def assert_same(found: Analysis, wanted: Analysis) -> None:
+    assert found.meta == wanted.meta
+    for name in COLUMNS:
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name))
+
+
+@pytest.fixture(scope="module")
+def whole(mixtral_dir: Path) -> Analysis:
+    return analyze(Checkpoint(mixtral_dir))
+
+
+def test_each_finished_layer_can_be_looked_at(mixtral_dir: Path, whole: Analysis) -> None:
+    seen: list[Analysis] = []
+    analyze(Checkpoint(mixtral_dir), grown=seen.append)
+    layers = Checkpoint(mixtral_dir).moe_layers
+    assert [own.missing_layers for own in seen] == list(range(len(layers) - 1, 0, -1))
+    first = seen[0]
+    assert first.meta == whole.meta
+    wanted = whole.groups[whole.groups["layer"] == layers[0]]
+    pd.testing.assert_frame_equal(first.groups, wanted.reset_index(drop=True))
+    assert first.verdict.verdict == whole.verdict.verdict
+
+
+def test_an_interrupted_analysis_goes_on(
+    mixtral_dir: Path, whole: Analysis, tmp_path: Path
+) -> None:
+    """From what was saved, without reading that again, to the same tables."""
+
+    def stop(found: Analysis) -> None:
+        found.save(tmp_path / "some")
+        raise Cancelled("stopped")
+
+    checkpoint = Checkpoint(mixtral_dir)
+    with pytest.raises(Cancelled):
+        analyze(checkpoint, grown=stop)
+    known = Analysis.load(tmp_path / "some")
+    read: list[str] = []
+    found = analyze(checkpoint, known=known, progress=lambda *told: read.append(told[2]))
+    assert not [told for told in read if told.startswith(f"layer {checkpoint.moe_layers[0]},")]
+    assert_same(found, whole)
+    other = analyze(checkpoint, known=known, spectra="none", progress=lambda *told: read.append(""))
+    assert other.spectra.empty  # what is known is of another kind, so everything is read
+    assert len(other.groups) == len(whole.groups)
+
+
+def test_several_processes_give_the_same_tables(mixtral_dir: Path, whole: Analysis) -> None:
+    with Engine(workers=2) as engine:
+        assert_same(analyze(Checkpoint(mixtral_dir), run=engine.run), whole)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_do_not_change_the_tables(mixtral_dir: Path, whole: Analysis, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_same(analyze(Checkpoint(mixtral_dir)), whole)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def turned(tmp_path: Path) -> tuple[Checkpoint, torch.Tensor]:
+    """Llama4's fused form, `[E, in, 2·out]`, and its gates as `[E, out, in]`."""
+    torch.manual_seed(0)
+    base = torch.randn(24, 2 * 40)
+    fused = (base + 0.05 * torch.randn(3, 24, 80)).bfloat16()
+    prefix = "model.layers.0.feed_forward"
+    tensors = {
+        f"{prefix}.experts.gate_up_proj": fused,
+        f"{prefix}.experts.down_proj": torch.randn(3, 40, 24).bfloat16(),
+        f"{prefix}.router.weight": torch.randn(3, 24).bfloat16(),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", {"model_type": "llama4_text", "num_local_experts": 3})
+    return Checkpoint(tmp_path), fused[:, :, :40].mT.contiguous()
+
+
+def test_transposed_experts_are_read_as_they_lie(
+    turned: tuple[Checkpoint, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, gates = turned
+    group = checkpoint.group(0, "gate")
+    assert group.as_it_lies().shape == (3, 24, 40)
+    monkeypatch.setattr("ders_core.checkpoint.slabs.SLAB_BYTES", 3 * 40 * 2 * 5)
+    read = torch.cat([slab.clone() for _, slab in slabs(group.as_it_lies())], 1)
+    assert torch.equal(read.mT, gates)
+    assert all(torch.equal(weight, gates[expert]) for expert, weight in matrices(group))
+    found = analyze(checkpoint)
+    deltas = (gates.double() - gates.float().mean(0).bfloat16().double()).square().sum(0)
+    for axis, dim in (("row", 1), ("column", 0)):
+        own = found.energy_map[
+            (found.energy_map["projection"] == "gate") & (found.energy_map["axis"] == axis)
+        ]
+        share = deltas.sum(dim) / deltas.sum()
+        np.testing.assert_allclose(own["energy"], share.numpy(), rtol=1e-5)
+
+
+def test_a_slab_is_not_kept_waiting_for_one_that_nobody_wants(mixtral_dir: Path) -> None:
+    """Leaving early ends the reading thread; what was read before is right."""
+    group = Checkpoint(mixtral_dir).groups()[0]
+    flow = matrices(group)
+    expert, weight = next(flow)
+    assert (expert, torch.equal(weight, group.read(0))) == (0, True)
+    flow.close()  # type: ignore[attr-defined]
