@@ -25,10 +25,19 @@ from ders_core.figures.style import (
 
 FLOOR = 1e-12
 """Where 1 − cos is 0 the logarithm stops here."""
+LEAST_SPAN = 0.1
+"""Decades between the ends of a colour scale, or a share of what it shows: less is no difference
+that a colour should shout."""
 MOST_PARTED = 32
 """With more experts the gaps between cells would hide the cells."""
 MOST_NUMBERED = 24
 """So many clusters have room for their numbers."""
+
+
+def _widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, float]:
+    """The range, made at least so wide around its middle."""
+    more = max(least - (high - low), 0.0) / 2
+    return low - more, high + more
 
 
 def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
@@ -47,14 +56,19 @@ def model_map(
         raw = _grid(analysis, analysis.groups["mean_one_minus_cos"])
         shown = np.log10(np.maximum(raw.to_numpy(), FLOOR))
         title, label = "Mean 1 − cos of experts", "1 − cos"
-        bar: dict[str, object] = power_ticks(float(np.nanmin(shown)), float(np.nanmax(shown)))
+        low, high = _widened(float(np.nanmin(shown)), float(np.nanmax(shown)))
+        bar: dict[str, object] = power_ticks(low, high)
     else:
         raw = _grid(analysis, analysis.groups["norm_ratio"])
         shown = raw.to_numpy()
         title, label, bar = "‖Δ‖ / ‖W_base‖", "‖Δ‖/‖W‖", {}
+        largest = float(np.nanmax(shown))
+        low, high = _widened(float(np.nanmin(shown)), largest, LEAST_SPAN * (largest or 1.0))
     figure = go.Figure(
         go.Heatmap(
             z=shown,
+            zmin=low,
+            zmax=high,
             x=list(raw.columns),
             y=[f"layer {layer}" for layer in raw.index],
             customdata=raw.to_numpy(),
@@ -161,13 +175,14 @@ def similarity_heatmap(
         high = (
             np.log10(max(zmax if zmax is not None else float(off.max()), FLOOR)) if len(off) else 1
         )
+        low, high = _widened(low, high)
         shown = np.log10(np.maximum(apart, FLOOR))
         np.fill_diagonal(shown, np.nan)
         heat = go.Heatmap(
             z=shown[chosen],
             customdata=apart[chosen],
             zmin=low,
-            zmax=high if high > low else low + 1,
+            zmax=high,
             colorscale=SEQUENTIAL,
             colorbar={"title": {"text": "1 − cos"}, "thickness": 12, **power_ticks(low, high)},
             hovertemplate="experts %{y}, %{x}<br>1 − cos = %{customdata:.3e}<extra></extra>",
