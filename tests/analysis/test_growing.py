@@ -124,3 +124,23 @@ def test_a_slab_is_not_kept_waiting_for_one_that_nobody_wants(mixtral_dir: Path)
     expert, weight = next(flow)
     assert (expert, torch.equal(weight, group.read(0))) == (0, True)
     flow.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("slab", [1 << 12, 32 << 20])
+def test_the_gpu_reads_and_tells_the_same(
+    mixtral_dir: Path, whole: Analysis, monkeypatch: pytest.MonkeyPatch, slab: int
+) -> None:
+    """Many small slabs through the pinned buffers, or one."""
+    monkeypatch.setattr("ders_core.checkpoint.slabs.SLAB_BYTES", slab)
+    group = Checkpoint(mixtral_dir).groups()[0]
+    read = torch.cat([own.cpu() for _, own in slabs(group, "cuda")], 1)
+    assert torch.equal(read, group.read())
+    assert all(torch.equal(own.cpu(), group.read(k)) for k, own in matrices(group, "cuda"))
+    found = analyze(Checkpoint(mixtral_dir), device="cuda")
+    for name in ("groups", "similarity", "experts", "energy_map"):
+        numbers = getattr(whole, name).select_dtypes("number")
+        np.testing.assert_allclose(
+            getattr(found, name)[numbers.columns], numbers, rtol=1e-4, atol=1e-6
+        )
