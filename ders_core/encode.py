@@ -12,7 +12,7 @@ import torch
 
 from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
 from ders_core.checkpoint.opened import opened
-from ders_core.checkpoint.writer import write_json, write_tensors
+from ders_core.checkpoint.writer import file_order, write_file, write_json
 from ders_core.clusters import cluster, delta_gram
 from ders_core.codecs import EncodeContext, Parts
 from ders_core.codecs.prng import expert_seed
@@ -28,7 +28,7 @@ from ders_core.decompose import (
 from ders_core.errors import CheckpointError
 from ders_core.measure import Squares, compare, is_finite, output_squared
 from ders_core.moments import Calibration
-from ders_core.parts import GroupCodec
+from ders_core.parts import GroupCodec, Stacked
 from ders_core.report import ReportEntry
 from ders_core.scratch import keep_small_blocks
 from ders_core.threads import one_thread
@@ -67,7 +67,7 @@ class _Encoded:
     base: str
     bases: tuple[int, ...] | None
     codec: GroupCodec
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, Stacked]
     lengths: dict[str, tuple[int, ...]]
     errors: tuple[float, float]
     output: float | None
@@ -88,14 +88,12 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     others: dict[str, float] = {}
     with one_thread(), torch.inference_mode():
         if codec.keeps:
-            kept = {"weight": group.read()}
+            weights = [matrix.read() for matrix in group.experts]
+            kept = {"weight": Stacked.over_experts(weights)}
             best = _Encoded("none", None, codec, kept, {}, (0.0, 0.0), None)
         else:
-            tried = (
-                _encode(kind, split, codec, task) for kind, split in _decompositions(group, task)
-            )
-            if task.ahead:
-                checkpoint.group(*task.ahead).read_ahead()
+            ahead = checkpoint.group(*task.ahead) if task.ahead else None
+            tried = _tried(group, codec, task, ahead)
             best = next(tried)
             others[best.base] = best.errors[1]
             for own in tried:  # at most two are in memory
@@ -104,15 +102,17 @@ def encode_group(task: EncodeTask) -> ReportEntry:
             del others[best.base]
         parts = dict(best.tensors)
         if group.biases:
-            parts["bias"] = group.read_biases()
+            parts["bias"] = Stacked.whole(group.read_biases())
     named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
+    specs = {name: tensor.spec for name, tensor in named.items()}
     path = Path(task.staged)
-    checksums = write_tensors(path, named, sync=False)  # they are compared when they are used
+    # not synced: checksums are compared when the tensors are used
+    checksums = write_file(path, file_order(specs), lambda name: named[name].raw(), sync=False)
     entry = ReportEntry(
         *group.key,
         best.codec.label,
         group.nbytes,
-        sum(tensor.nbytes for tensor in named.values()),
+        sum(spec.nbytes for spec in specs.values()),
         *best.errors,
         time.monotonic() - started,
         best.base,
@@ -130,6 +130,17 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     }
     write_json(path.with_suffix(".json"), note)
     return entry
+
+
+def _tried(
+    group: ExpertGroup, codec: GroupCodec, task: EncodeTask, ahead: ExpertGroup | None
+) -> Iterator[_Encoded]:
+    """The group against each base that is asked for. ahead: read while it is encoded."""
+    for kind, split in _decompositions(group, task):
+        if ahead is not None:
+            ahead.read_ahead()
+            ahead = None
+        yield _encode(kind, split, codec, task)
 
 
 def _decompositions(group: ExpertGroup, task: EncodeTask) -> Iterator[tuple[str, Decomposition]]:
@@ -195,7 +206,7 @@ def _encode(
         base,
         decomposition.bases,
         fitted,
-        {"base": decomposition.base.cpu(), **stacked},
+        {"base": Stacked.whole(decomposition.base.cpu()), **stacked},
         lengths,
         found.relative,
         (output / whole) ** 0.5 if whole else None,

@@ -7,7 +7,7 @@ have several codecs, each codec's parts go under its number, stacked over its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -15,11 +15,41 @@ from typing import Any
 import torch
 
 from ders_core.checkpoint import TensorSpec
+from ders_core.checkpoint.writer import tensor_bytes
 from ders_core.codecs import Codec, Keep, Parts, make_codec
 from ders_core.errors import CodecError
 
 Lengths = Mapping[str, Sequence[int]]
 """Part of varying length -> its length for each expert that has it."""
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor in the file, and the pieces that make it, one after another: never a second copy."""
+
+    spec: TensorSpec
+    pieces: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def whole(cls, tensor: torch.Tensor) -> Stacked:
+        return cls(TensorSpec(tensor.dtype, tuple(tensor.shape)), (tensor,))
+
+    @classmethod
+    def over_experts(cls, pieces: Sequence[torch.Tensor]) -> Stacked:
+        """Alike pieces, under a new first dimension."""
+        first = pieces[0]
+        return cls(TensorSpec(first.dtype, (len(pieces), *first.shape)), tuple(pieces))
+
+    @classmethod
+    def end_to_end(cls, pieces: Sequence[torch.Tensor]) -> Stacked:
+        """Pieces that differ in their first dimension."""
+        length = sum(len(piece) for piece in pieces)
+        return cls(TensorSpec(pieces[0].dtype, (length, *pieces[0].shape[1:])), tuple(pieces))
+
+    def raw(self) -> Iterator[memoryview]:
+        """Its bytes in chunks."""
+        for piece in self.pieces:
+            yield from tensor_bytes(piece)
 
 
 @dataclass(frozen=True)
@@ -128,19 +158,21 @@ class GroupCodec:
             for name, (most, count) in wanted.items()
         )
 
-    def stack(self, parts: Sequence[Parts]) -> tuple[Parts, dict[str, tuple[int, ...]]]:
+    def stack(
+        self, parts: Sequence[Parts]
+    ) -> tuple[dict[str, Stacked], dict[str, tuple[int, ...]]]:
         """Each expert's parts -> the group's tensors, and the lengths of those that vary."""
-        tensors: Parts = {}
+        tensors: dict[str, Stacked] = {}
         lengths: dict[str, tuple[int, ...]] = {}
         for number, codec in enumerate(self.codecs):
             own = [parts[expert] for expert in self.members(number)]
             for part in own[0]:
                 name, pieces = self._name(number, part), [found[part] for found in own]
                 if part in codec.ragged:
-                    tensors[name] = torch.cat(pieces)
+                    tensors[name] = Stacked.end_to_end(pieces)
                     lengths[name] = tuple(len(piece) for piece in pieces)
                 else:
-                    tensors[name] = torch.stack(pieces)
+                    tensors[name] = Stacked.over_experts(pieces)
         return tensors, lengths
 
     def take(

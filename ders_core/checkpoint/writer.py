@@ -119,15 +119,12 @@ def write_file(
     return checksums
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, sync: bool = True
-) -> dict[str, str]:
-    """Write tensors that are in memory to one safetensors file as `write_file` does; returns their
-    checksums."""
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Write tensors that are in memory to one safetensors file; returns their checksums."""
     specs = file_order(
         {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     )
-    return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()), sync=sync)
+    return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()))
 
 
 def json_text(value: Any) -> str:
