@@ -2,9 +2,9 @@
 
 The weights are read once. Rows come in chunks that stay in a core's cache; everything is taken from
 vectors centred on the base, in float32, and summed in float64. 1 − cos is never computed as
-1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses all its digits. The Gram matrix of the
-deltas is multiplied in float64 too: where experts fall into clusters, two of them can be a hair
-apart and both far from the base.
+1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses all its digits. Where experts
+fall into clusters, two of them can be a hair apart and both far from the base: then the Gram matrix
+of the deltas is multiplied in float64 too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ CHUNK_VALUES = 1 << 18
 """Of all experts; with the float32 and float64 copies that are made of them, they stay in cache."""
 
 GPU_CHUNK_VALUES = 1 << 24
+
+CLOSE = 1e-2
+"""Where two deltas differ by a smaller share of their energies, float64 tells by how much."""
 
 SAMPLE_VALUES = 1 << 22
 """Deltas of larger groups come into the histogram by evenly spaced rows, at least so many."""
@@ -117,23 +120,18 @@ class _Desk(threading.local):
         size = min(step, out) * width
         self._dtype, self._every = group.dtype, every
         self._single = torch.empty(3, experts * size, device=device)
-        self._double = torch.empty((experts + 1) * size, dtype=torch.float64, device=device)
 
     def sums(self, begin: int, weights: torch.Tensor) -> _Sums:
         """weights: `[K, rows, in]` in storage dtype, from the row `begin` on."""
         experts, rows, width = weights.shape
         size = rows * width
         given, deltas, squares = self._single[:, : experts * size].view(3, experts, size)
-        exact, base = (
-            self._double[: (experts + 1) * size].view(experts + 1, size).tensor_split([experts])
-        )
         given.copy_(weights.flatten(1))
         stored = given.mean(0).to(self._dtype)
-        base.copy_(stored)
-        torch.sub(given, stored.float(), out=deltas)
-        exact.copy_(deltas)
+        base = stored.float()
+        torch.sub(given, base, out=deltas)
         torch.mul(deltas, deltas, out=squares)
-        powers = [exact.sum(1), exact @ base[0]]
+        powers = [deltas.sum(1).double(), (deltas @ base).double()]
         for factor in (deltas, squares):
             torch.mul(squares, factor, out=given)
             powers.append(given.sum(1).double())
@@ -142,14 +140,30 @@ class _Desk(threading.local):
         sample = deltas.view(experts, rows, width)[:, chosen].flatten() if chosen else None
         return _Sums(
             stored.view(rows, width).cpu(),
-            (exact @ exact.T).cpu(),
-            float(base[0] @ base[0]),
+            _gram(deltas),
+            float(base.square().sum()),
             torch.stack(powers).cpu(),
             squares.amax(1).double().sqrt().cpu(),
             energy.sum(1, dtype=torch.float64).cpu(),
             energy.sum(0, dtype=torch.float64).cpu(),
             sample.cpu() if sample is not None else None,
         )
+
+
+def _gram(deltas: torch.Tensor) -> torch.Tensor:
+    """`[K, K]` float64 on the CPU, of `[K, n]` float32; multiplied in float64 if two are close.
+
+    The products in float32 are right to 1e−6 of ‖a‖·‖b‖, hence ‖a − b‖² to 1e−4 where it is above
+    CLOSE of ‖a‖² + ‖b‖².
+    """
+    gram = (deltas @ deltas.T).double().cpu()
+    own = gram.diagonal()
+    sums = own[:, None] + own[None, :]
+    close = (sums - 2 * gram < CLOSE * sums).fill_diagonal_(False)
+    if not bool(close.any()):
+        return gram
+    exact = deltas.double()
+    return (exact @ exact.T).cpu()
 
 
 class _Totals:
