@@ -4,7 +4,7 @@ Makes a Mixtral-shaped upcycled checkpoint of L layers (8 experts of 14336×4096
 measures, each in a process of its own and with the files dropped from the page cache, as ratios to
 reading or copying the same files in the same run.
 
-    python benchmarks/scale.py --layers 4 [--place DIR] [--device cpu] > results/scale-cpu.txt
+    python benchmarks/scale.py --layers 3 [--place DIR] [--device cpu] > FILE
 """
 
 from __future__ import annotations
