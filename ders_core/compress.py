@@ -38,7 +38,7 @@ from ders_core.plan import METADATA, Plan, PlanEntry, carried_specs, resolve
 from ders_core.progress import Progress, quiet
 from ders_core.recipe import DenseBase, Recipe
 from ders_core.report import Report, ReportEntry
-from ders_core.work import Run, one_by_one
+from ders_core.work import Run, one_by_one, with_next
 
 
 def compress(
@@ -84,7 +84,6 @@ def compress(
             for entry in plan.entries
             if entry.packed and not staged[entry.key].with_suffix(".json").is_file()
         ]
-        keys = [entry.key for entry in missing]
         tasks = [
             EncodeTask(
                 source.place,
@@ -100,9 +99,9 @@ def compress(
                 recipe.extended,
                 device,
                 str(staged[entry.key]),
-                following,
+                following.key if following else None,
             )
-            for entry, following in zip(missing, [*keys[1:], None][: len(keys)], strict=True)
+            for entry, following in with_next(missing)
         ]
         encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
         done = plan.bytes_before - encoding

@@ -15,6 +15,11 @@ class Run(Protocol):
     def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]: ...
 
 
+def with_next(items: Sequence[T]) -> Iterator[tuple[T, T | None]]:
+    """Each item and the one after it: what a task is told to have read ahead."""
+    return zip(items, [*items[1:], None][: len(items)], strict=True)
+
+
 def one_by_one(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
     """Run tasks one after another in this process."""
     return map(function, items)

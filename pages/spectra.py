@@ -56,7 +56,11 @@ if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > DOUB
             "Estimated: the largest singular values to about 1 %, the share of energy to 1 % of "
             "the whole."
         )
-        if st.button("Compute exactly", type="tertiary", help="Some minutes a layer on a CPU."):
+        if st.button(
+            "Compute exactly",
+            type="tertiary",
+            help="Takes many times as long, on a CPU minutes for a large layer.",
+        ):
             analyse(source, "exact")
             st.rerun()
     under_way(source)
@@ -88,7 +92,9 @@ with st.container(border=True):
         key="spec_form",
     )
     if form == "low rank":
-        strength = float(st.slider("Rank", 1, min(group.shape[1:]), min(rank, 16), key="spec_rank"))
+        strength = float(
+            st.slider("Rank", 1, min(group.shape[1:]), min(rank or 16, 16), key="spec_rank")
+        )
     elif form == "entropy":
         strength = st.slider("Bits per entry", 0.1, 8.0, 1.0, step=0.1, key="spec_rate")
     elif form == "quantized":

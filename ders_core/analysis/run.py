@@ -18,7 +18,7 @@ from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup
 from ders_core.checkpoint.opened import opened
 from ders_core.errors import CheckpointError
 from ders_core.progress import Progress, quiet
-from ders_core.work import Run, one_by_one
+from ders_core.work import Run, one_by_one, with_next
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -88,7 +88,6 @@ def analyze(
     total = sum(group.nbytes for group in groups)
     done = total - sum(group.nbytes for group in missing)
     progress(done, total, f"{len(missing)} groups to read")
-    keys = [group.key for group in missing]
     tasks = [
         AnalyzeTask(
             checkpoint.place,
@@ -96,9 +95,9 @@ def analyze(
             *group.key,
             spectra,
             device,
-            following,
+            following.key if following else None,
         )
-        for group, following in zip(missing, [*keys[1:], None][: len(keys)], strict=True)
+        for group, following in with_next(missing)
     ]
     for found in run(analyze_group, tasks):
         growing.add(found)

@@ -2,9 +2,9 @@
 
 The weights are read once. Rows come in chunks that stay in a core's cache; everything is taken from
 vectors centred on the base, in float32, and summed in float64. 1 − cos is never computed as
-1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses all its digits. Where experts
-fall into clusters, two of them can be a hair apart and both far from the base: then the Gram matrix
-of the deltas is multiplied in float64 too.
+1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses all its digits. Where experts fall into
+clusters, two of them can be a hair apart and both far from the base: then the Gram matrix of the
+deltas is multiplied in float64 too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.slabs import slabs
 from ders_core.clusters import check_finite
+from ders_core.codecs.chunks import chunk_values
 from ders_core.threads import side_by_side
 
 BINS = 128
@@ -26,9 +27,7 @@ REACH = 8.0
 """The histogram spans ± so many standard deviations; what lies beyond is in the outermost bins."""
 
 CHUNK_VALUES = 1 << 18
-"""Of all experts; with the float32 and float64 copies that are made of them, they stay in cache."""
-
-GPU_CHUNK_VALUES = 1 << 24
+"""Of all experts, on the CPU; with what is made of them they stay in cache."""
 
 CLOSE = 1e-2
 """Where two deltas differ by a smaller share of their energies, float64 tells by how much."""
@@ -76,8 +75,7 @@ def group_statistics(
     """
     experts, out, width = group.shape
     where = torch.device(device)
-    most = GPU_CHUNK_VALUES if where.type == "cuda" else CHUNK_VALUES
-    step = max(1, most // max(experts * width, 1))
+    step = max(1, chunk_values(where, CHUNK_VALUES) // max(experts * width, 1))
     totals = _Totals(experts, out, width)
     desk = _Desk(group, where, step, max(1, experts * out * width // SAMPLE_VALUES))
     with side_by_side(where) as pool:
@@ -99,8 +97,8 @@ def group_statistics(
 @dataclass(frozen=True)
 class _Sums:
     """Of one chunk, on the CPU. base: `[rows, in]` in storage dtype. gram: of the K deltas
-    `[K, K]`. energy: Σ W_base². powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴
-    `[4, K]`. rows, columns: Σ Δ². sample: deltas."""
+    `[K, K]`. energy: Σ W_base². powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴ `[4, K]`. rows, columns:
+    Σ Δ². sample: deltas."""
 
     base: torch.Tensor
     gram: torch.Tensor

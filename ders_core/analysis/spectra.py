@@ -12,6 +12,7 @@ import torch
 
 from ders_core.analysis.krylov import curve, head, product_dtype
 from ders_core.checkpoint import ExpertGroup
+from ders_core.codecs.chunks import chunk_values, row_pieces
 from ders_core.scratch import borrow
 from ders_core.threads import side_by_side
 
@@ -26,9 +27,6 @@ values whatever is asked for: it costs no more than an estimate."""
 
 POINTS = 256
 """At most so many singular values are kept for drawing; sums are exact all the same."""
-
-ROWS = 32
-"""Of a matrix at a time; what is made of them stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,6 @@ class _Desk(threading.local):
         weight = self._weight.to(self._base.device)
         if weight.dtype == self._delta.dtype:
             return torch.sub(weight, self._base, out=self._delta)
-        for own, base, delta in zip(
-            weight.split(ROWS), self._base.split(ROWS), self._delta.split(ROWS), strict=True
-        ):
-            delta.copy_(own.float().sub_(base.float()))
+        for rows in row_pieces(weight.shape, chunk_values(weight.device)):
+            self._delta[rows] = weight[rows].float().sub_(self._base[rows].float())
         return self._delta

@@ -109,11 +109,6 @@ class Analysis:
         }
 
     @property
-    def has_whole_spectra(self) -> bool:
-        """Whether all singular values are known, exactly or nearly, and not only the largest."""
-        return not self.experts["effective_rank"].isna().any()
-
-    @property
     def missing_layers(self) -> int:
         """How many layers are still to be analysed."""
         return len(set(self.meta["layers"]) - set(self.groups["layer"]))

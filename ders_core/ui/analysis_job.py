@@ -67,6 +67,9 @@ def _growing(source: Checkpoint, shown: int) -> None:
         )
     if job is not None and job.state != "done":
         job_panel(job)
+    elif st.button("Go on", help="Reads the layers that are missing."):
+        analyse(source)
+        st.rerun()
 
 
 @st.fragment(run_every=1.5)

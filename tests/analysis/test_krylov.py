@@ -87,7 +87,7 @@ def test_an_analysis_tells_which_kind_it_has(large: Checkpoint, tmp_path: Path) 
     heads = analyze(large, spectra="head")
     own = of_group(heads.spectra, 0, "gate")
     assert own["index"].max() == HEAD
-    assert not heads.has_whole_spectra
+    assert heads.experts["effective_rank"].isna().all()
     assert rank_for_energy(heads, 0, "gate", 0.99) == 0  # not known, rather than wrong
     assert predicted_error(heads, 0, "gate", {"codec": "lowrank", "rank": 64}) is None
     assert predicted_error(heads, 0, "gate", {"codec": "lowrank", "rank": 8}) is not None
@@ -95,7 +95,7 @@ def test_an_analysis_tells_which_kind_it_has(large: Checkpoint, tmp_path: Path) 
     heads.save(tmp_path / "heads")
     assert Analysis.load(tmp_path / "heads").meta["spectra"] == "head"
     curves, whole = analyze(large, spectra="curve"), analyze(large, spectra="exact")
-    assert curves.has_whole_spectra
+    assert not curves.experts["effective_rank"].isna().any()
     for energy in (0.5, 0.9):
         wanted = rank_for_energy(whole, 0, "down", energy)
         assert rank_for_energy(curves, 0, "down", energy) == pytest.approx(wanted, rel=0.03)
