@@ -1,0 +1,25 @@
+"""Upcycling: a dense model becomes a Mixture-of-Experts whose deltas are light from the start.
+
+What needs torch modules and transformers is in `ders_core.upcycle.run`, imported where it runs.
+"""
+
+from ders_core.upcycle.config import Data, FormRule, Router, Training, UpcycleConfig, load_config
+from ders_core.upcycle.dense import DenseModel
+from ders_core.upcycle.forms import LowRankForm, Renewal, SparseForm, Vanilla
+from ders_core.upcycle.predict import Prediction, predict
+
+__all__ = [
+    "Data",
+    "DenseModel",
+    "FormRule",
+    "LowRankForm",
+    "Prediction",
+    "Renewal",
+    "Router",
+    "SparseForm",
+    "Training",
+    "UpcycleConfig",
+    "Vanilla",
+    "load_config",
+    "predict",
+]

@@ -1,0 +1,110 @@
+"""The history of a training: what was measured at each step, one JSON object a line.
+
+It grows beside the weights while they are trained, so that somebody may watch; a line that is only
+half there yet is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ders_core.checkpoint.output import partial_path
+
+HISTORY = "ders_upcycle.jsonl"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step.
+
+    loss: cross-entropy, nats a token, without the balancing term. balance: of the routers, mean
+    over layers, 1 where loads are even. rate: the optimizer's, of the deltas. gradient_norm: before
+    clipping. tokens_per_second: since the last line. memory: bytes, what the process holds of the
+    device (of the machine, on a CPU). loads: layer -> each expert's share of the choices.
+    """
+
+    step: int
+    loss: float
+    balance: float
+    rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    memory: int
+    loads: dict[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement on the held-out text, before the first step (step 0) or after a later one."""
+
+    step: int
+    heldout_perplexity: float
+
+
+class History:
+    """Writes a history; what a resumed training will do again is cut off first."""
+
+    def __init__(self, file: Path, done: int) -> None:
+        """done: steps that stay."""
+        kept = [line for line in _lines(file) if line["step"] <= done] if file.exists() else []
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = file
+        self._measured = {line["step"] for line in kept if "heldout_perplexity" in line}
+
+    def add(self, what: Moment | Measured) -> None:
+        with open(self._file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(what)) + "\n")
+
+    def has_measured(self, step: int) -> bool:
+        return step in self._measured
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A history as tables: `steps` and `heldout` with the fields of `Moment` and `Measured` as
+    columns; `loads` with step, layer, expert, share."""
+
+    steps: pd.DataFrame
+    heldout: pd.DataFrame
+    loads: pd.DataFrame
+
+
+def history_file(out: Path) -> Path:
+    """Where the history of an output lies, or of one that is still being made."""
+    return (out if out.exists() else partial_path(out)) / HISTORY
+
+
+def read_history(out: Path) -> Tables:
+    """Of a finished output or of one that is being made; empty tables if there is none yet."""
+    file = history_file(out)
+    try:
+        lines = _lines(file)
+    except FileNotFoundError:
+        lines = []
+    moments = [line for line in lines if "loads" in line]
+    columns = [name for name in Moment.__dataclass_fields__ if name != "loads"]
+    loads = [
+        (line["step"], int(layer), expert, share)
+        for line in moments
+        for layer, shares in line["loads"].items()
+        for expert, share in enumerate(shares)
+    ]
+    return Tables(
+        pd.DataFrame(moments, columns=columns),
+        pd.DataFrame(
+            [line for line in lines if "heldout_perplexity" in line],
+            columns=["step", "heldout_perplexity"],
+        ),
+        pd.DataFrame(loads, columns=["step", "layer", "expert", "share"]),
+    )
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file."""
+    text = file.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
