@@ -30,17 +30,15 @@ from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
 from ders_core.upcycle.dense import DenseModel
 from ders_core.upcycle.history import HISTORY, read_history
+from ders_core.upcycle.loading import RECORD
 from ders_core.upcycle.routers import clustered_routers, random_routers
 from ders_core.upcycle.saving import save
-from ders_core.upcycle.surgery import find_sites, upcycle_model
+from ders_core.upcycle.surgery import find_sites, module_paths, upcycle_model
 from ders_core.upcycle.target import choose_target
 from ders_core.upcycle.training import Measure, UpcyclingTrainer, kept, train
 
 CHECKPOINTS = ".training"
 """The folder of training checkpoints beside an unfinished output's files."""
-
-RECORD = "ders_upcycle.json"
-"""What an upcycled checkpoint tells of how it came to be."""
 
 CLUSTER_WINDOWS = 16
 """Windows of the text that routers which start from clusters look at."""
@@ -115,6 +113,7 @@ def upcycle(
         progress(steps, steps, "writing the packed checkpoint")
         save(partial, parent, model, blocks, config, target)
         trained = sum(own.numel() for own in kept(model).values() if own.is_floating_point())
+        paths = module_paths(model, blocks)
         model.to("meta")
         quality = None
         if config.data.heldout is not None:
@@ -149,7 +148,14 @@ def upcycle(
         told = {key: value for key, value in result.to_dict().items() if key != "out"}
         write_json(
             partial / RECORD,
-            {"result": told, "dense": parent.path.name, "config": _public(config)},
+            {
+                "result": told,
+                "config": _public(config),
+                "sets": [config.name],
+                "dense": parent.path.name,
+                "dense_config": parent.config,
+                "modules": paths,
+            },
         )
         shutil.rmtree(partial / CHECKPOINTS)
     processes.wait_for_everyone()

@@ -43,7 +43,7 @@ from ders_core.upcycle.block import UpcycledFFN
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.dense import DenseModel
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
-from ders_core.upcycle.target import Target
+from ders_core.upcycle.target import Target, shared_gate
 
 
 @dataclass
@@ -184,7 +184,7 @@ def _add_block(
     dtype = ffn.weights["up"].dtype
     plain = {target.router(name): block.router}
     if block.universal is not None:
-        plain[target.shared_gate(name)] = block.universal
+        plain[shared_gate(name)] = block.universal
     for tensor_name, parameter in plain.items():
         tensor = _stored(parameter, dtype)
         contents.tensors[tensor_name] = Stacked.whole(tensor)

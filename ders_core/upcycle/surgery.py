@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -78,6 +78,12 @@ def activation(model: PreTrainedModel) -> nn.Module:
     return found
 
 
+def dropout_rate(ffn: nn.Module) -> float:
+    """Of what a dense FFN gives."""
+    rates = [module.p for module in ffn.modules() if isinstance(module, nn.Dropout)]
+    return max(rates, default=0.0)
+
+
 def upcycle_model(
     model: PreTrainedModel, config: UpcycleConfig, routers: dict[int, torch.Tensor]
 ) -> dict[int, UpcycledFFN]:
@@ -98,6 +104,12 @@ def upcycle_model(
             blocks[site.layer] = block.train(model.training)
             model.set_submodule(site.path, block)
     return blocks
+
+
+def module_paths(model: nn.Module, blocks: Mapping[int, UpcycledFFN]) -> dict[int, str]:
+    """Layer -> where its block stands in the model."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return {layer: names[id(block)] for layer, block in blocks.items()}
 
 
 def _named(model: nn.Module, patterns: tuple[str, ...]) -> Iterator[nn.Parameter]:
@@ -127,15 +139,13 @@ def _block(
         if config.base == "frozen" and linear.base is not None:
             linear.base.requires_grad_(False)
         projections[name] = linear
-    dense = model.get_submodule(site.path)
-    rates = [module.p for module in dense.modules() if isinstance(module, nn.Dropout)]
     return UpcycledFFN(
         projections,
         router.float().to(weight.device),
         top_k=config.top_k,
         universal=config.universal,
         activation=activation(model),
-        dropout=max(rates, default=0.0),
+        dropout=dropout_rate(model.get_submodule(site.path)),
     )
 
 

@@ -48,8 +48,10 @@ class Target:
     def router(self, block: str) -> str:
         return f"{block}.{self.layout.router[0]}"
 
-    def shared_gate(self, block: str) -> str:
-        return f"{block}.shared_expert_gate.weight"
+
+def shared_gate(block: str) -> str:
+    """The name of what weighs a block's universal expert."""
+    return f"{block}.shared_expert_gate.weight"
 
 
 def _name(names: Mapping[str, Weights], projection: str, what: str) -> str:
