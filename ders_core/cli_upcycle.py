@@ -18,12 +18,18 @@ def register_upcycle(app: typer.Typer) -> None:
 
 
 def upcycle(
-    dense: Annotated[Path, typer.Argument(metavar="DENSE", help="a dense model's directory")],
+    dense: Annotated[
+        Path, typer.Argument(metavar="DENSE", help="a dense model, or PACKED with --continue")
+    ],
     out: OutArg,
     config: Annotated[
         Path, typer.Option("--config", metavar="U.yaml", help="forms, data and training")
     ],
     device: DeviceOption = "auto",
+    further: Annotated[
+        bool,
+        typer.Option("--continue", help="train further deltas on an upcycled checkpoint"),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last training checkpoint")
     ] = False,
@@ -33,12 +39,12 @@ def upcycle(
 
     On several GPUs: torchrun --nproc-per-node N -m ders_core upcycle ..., or accelerate launch.
     """
-    from ders_core.upcycle import load_config
-    from ders_core.upcycle.run import upcycle as run_upcycle
+    from ders_core.upcycle import load_config, run
 
+    start = run.upcycle_further if further else run.upcycle
     chosen = load_config(config)
     with progress_bar("upcycle", hidden=as_json) as progress:
-        result = run_upcycle(dense, out, chosen, device=device, resume=resume, progress=progress)
+        result = start(dense, out, chosen, device=device, resume=resume, progress=progress)
     if as_json:
         print_json(result.to_dict())
         return

@@ -55,6 +55,13 @@ class UpcycledFFN(nn.Module):
         named = {"gate": self.gate, "up": self.up, "down": self.down}
         return {name: own for name, own in named.items() if own is not None}
 
+    def train_router(self) -> None:
+        """Give the router, and what weighs the universal expert, a gradient, in float32."""
+        for parameter in (self.router, self.universal):
+            if parameter is not None:
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[..., hidden]`, in and out."""
         tokens = hidden.reshape(-1, hidden.shape[-1])

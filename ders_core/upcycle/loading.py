@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ders_core.checkpoint.layouts import Layout, known_layouts
@@ -26,11 +27,9 @@ from ders_core.upcycle.block import UpcycledFFN
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
 from ders_core.upcycle.forms import SparseForm
+from ders_core.upcycle.record import RECORD
 from ders_core.upcycle.surgery import activation, dropout_rate
 from ders_core.upcycle.target import shared_gate
-
-RECORD = "ders_upcycle.json"
-"""What an upcycled checkpoint tells of how it came to be."""
 
 
 @dataclass(frozen=True)
@@ -92,28 +91,31 @@ class Upcycled:
                 f"{self.packed.path}: layer {group.layer}, {group.projection} has several codecs "
                 "or bases, which no training leaves; give what `ders upcycle` wrote"
             )
-        stored = {
-            name.removeprefix(f"{group.prefix}."): info
-            for name, info in tensors.items()
-            if name.startswith(f"{group.prefix}.")
-        }
-
-        def take(expert: int) -> Parts:
-            shape = group.shape[1], group.shape[2]
-            return codec.take(
-                expert,
-                lambda part, rows: stored[part].read(rows),
-                shape,
-                tensors[f"{group.prefix}.base"].dtype,
-                group.lengths,
-            )
-
-        parts = [take(expert) for expert in range(group.shape[0])]
+        parts = self.parts(group)
         deltas = [
             self._delta(stage, number, prefix, group, parts, dtype)
             for number, (prefix, stage) in enumerate(stages(codec.codec))
         ]
         return ExpertLinear(read("base"), None, read("bias"), deltas)
+
+    def parts(self, group: PackedGroup) -> list[Parts]:
+        """Each expert's, as they are stored."""
+        tensors, codec = self.packed.store.tensors, group.group_codec()
+
+        def read(part: str, rows: slice) -> torch.Tensor:
+            return tensors[f"{group.prefix}.{part}"].read(rows)
+
+        shape, dtype = (group.shape[1], group.shape[2]), tensors[f"{group.prefix}.base"].dtype
+        experts = range(group.shape[0])
+        return [codec.take(own, read, shape, dtype, group.lengths) for own in experts]
+
+    def router_names(self, layer: int, block: UpcycledFFN) -> dict[str, nn.Parameter]:
+        """Name on disk -> parameter, of what chooses and weighs a layer's experts."""
+        name = self.groups(layer)["up"].prefix.rpartition(".ders.")[0]
+        found = {f"{name}.{self.layout.router[0]}": block.router}
+        if block.universal is not None:
+            found[shared_gate(name)] = block.universal
+        return found
 
     def _delta(
         self,
@@ -156,7 +158,7 @@ def stages(codec: Codec) -> list[tuple[str, Codec]]:
 
 
 def load_upcycled(
-    path: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None
+    path: str | Path | Upcycled, *, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, dict[int, UpcycledFFN]]:
     """The dense family's model, in evaluation mode, with experts on one base as its FFNs, and
     these by layer; nothing has a gradient.
@@ -193,17 +195,16 @@ def _block(
     dtype: torch.dtype,
 ) -> UpcycledFFN:
     groups = source.groups(layer)
-    name = groups["up"].prefix.rpartition(".ders.")[0]
     config = source.config
     dense = model.get_submodule(source.modules[layer])
     block = UpcycledFFN(
         {projection: source.linear(group, dtype) for projection, group in groups.items()},
-        others[f"{name}.{source.layout.router[0]}"].to(dtype),
+        torch.zeros(config.experts, groups["up"].shape[2], dtype=dtype),
         top_k=config.top_k,
         universal=config.universal,
         activation=activation(model),
         dropout=dropout_rate(dense),
     )
-    if block.universal is not None:
-        block.universal.data = others[shared_gate(name)].to(dtype)
+    for name, parameter in source.router_names(layer, block).items():
+        parameter.data = others[name].to(dtype)
     return block

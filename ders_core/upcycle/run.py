@@ -21,27 +21,20 @@ from ders_core.evaluate import evaluate
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.windows import fitting_window, read_text, token_windows
-from ders_core.hf import load_model, load_tokenizer
+from ders_core.hf import load_tokenizer
 from ders_core.hf.silence import silent
 from ders_core.packed import PackedCheckpoint
 from ders_core.progress import Progress, quiet
-from ders_core.upcycle.block import UpcycledFFN
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
-from ders_core.upcycle.dense import DenseModel
+from ders_core.upcycle.further import FromPacked
 from ders_core.upcycle.history import HISTORY, read_history
-from ders_core.upcycle.loading import RECORD
-from ders_core.upcycle.routers import clustered_routers, random_routers
-from ders_core.upcycle.saving import save
-from ders_core.upcycle.surgery import find_sites, module_paths, upcycle_model
-from ders_core.upcycle.target import choose_target
-from ders_core.upcycle.training import Measure, UpcyclingTrainer, kept, train
+from ders_core.upcycle.record import RECORD, public_config
+from ders_core.upcycle.start import FromDense, Model, Start
+from ders_core.upcycle.training import Measure, UpcyclingTrainer, train
 
 CHECKPOINTS = ".training"
 """The folder of training checkpoints beside an unfinished output's files."""
-
-CLUSTER_WINDOWS = 16
-"""Windows of the text that routers which start from clusters look at."""
 
 
 @dataclass(frozen=True)
@@ -88,45 +81,64 @@ def upcycle(
 
     resume: go on from the last training checkpoint of an interrupted run of the same model and
     configuration. progress counts steps. Under `torchrun` or `accelerate launch` every process
-    calls this; the first one writes, and only it returns figures.
+    calls this; the first one writes.
     Raises DersError and its children; then nothing stands at `out`, and the training checkpoints
     wait in `<out>.partial`.
     """
-    parent = DenseModel.open(dense)
-    target = choose_target(parent, config)
+    return _run(FromDense(dense, config), out, device, resume, progress)
+
+
+def upcycle_further(
+    packed: str | Path,
+    out: str | Path,
+    config: UpcycleConfig,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = quiet,
+) -> UpcycleResult:
+    """Train further deltas on the upcycled checkpoint at `packed`, whose base and deltas stay (see
+    `ders_core.upcycle.further`); otherwise as `upcycle`."""
+    return _run(FromPacked(packed, config), out, device, resume, progress)
+
+
+def _run(
+    start: Start, out: str | Path, device: str, resume: bool, progress: Progress
+) -> UpcycleResult:
+    config, place = start.config, Path(out).expanduser()
     where = resolve_device(device)
     processes = PartialState(cpu=where.type == "cpu")
     if where.type == "cuda":
         where = processes.device
-    work = {"dense": parent.store.identity, "config": config.model_dump(mode="json")}
-    started = time.monotonic()
-    place = Path(out).expanduser()
+    work = {"from": start.store.identity, "config": config.model_dump(mode="json")}
+    begun = time.monotonic()
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
-        _trained(parent, config, partial_path(place), where, None)
+        _trained(start, partial_path(place), where, None)
         processes.wait_for_everyone()
         return read_result(place)
     with output_directory(place, work=work, resume=resume) as partial:
         processes.wait_for_everyone()
-        model, blocks, start = _trained(parent, config, partial, where, progress)
+        model = _trained(start, partial, where, progress)
         steps = config.training.steps
         progress(steps, steps, "writing the packed checkpoint")
-        save(partial, parent, model, blocks, config, target)
-        trained = sum(own.numel() for own in kept(model).values() if own.is_floating_point())
-        paths = module_paths(model, blocks)
-        model.to("meta")
+        start.save(partial, model)
+        trained = sum(own.numel() for own in model.network.parameters() if own.requires_grad)
+        record = {"config": public_config(config), "modules": model.modules, **start.record()}
+        write_json(partial / RECORD, record)
+        model.network.to("meta")
         quality = None
         if config.data.heldout is not None:
             progress(steps, steps, "measuring what was written")
             quality = evaluate(
                 partial,
-                parent.path,
+                start.store.path,
                 text=config.data.heldout,
                 device=where.type,
                 max_tokens=config.training.heldout_tokens,
                 window=config.data.window,
                 batch=config.training.batch,
-                dtype=_precision(config),
+                dtype=start.precision,
             )
         packed = PackedCheckpoint(partial)
         result = UpcycleResult(
@@ -135,28 +147,18 @@ def upcycle(
             steps=steps,
             parameters=_values(packed),
             trained=trained,
-            dense_bytes=parent.store.bytes_total,
+            dense_bytes=start.store.bytes_total,
             packed_bytes=packed.bytes_total,
             moe_bytes=packed.manifest.source.bytes_total,
-            start_difference=start,
+            start_difference=model.difference,
             dense_perplexity=quality.reference_perplexity if quality else None,
             perplexity=quality.perplexity if quality else None,
             peak_memory=int(read_history(partial).steps["memory"].max()),
             device=device_label(where),
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - begun,
         )
         told = {key: value for key, value in result.to_dict().items() if key != "out"}
-        write_json(
-            partial / RECORD,
-            {
-                "result": told,
-                "config": _public(config),
-                "sets": [config.name],
-                "dense": parent.path.name,
-                "dense_config": parent.config,
-                "modules": paths,
-            },
-        )
+        write_json(partial / RECORD, {"result": told, **record})
         shutil.rmtree(partial / CHECKPOINTS)
     processes.wait_for_everyone()
     return result
@@ -167,31 +169,16 @@ def read_result(out: Path) -> UpcycleResult:
     return UpcycleResult(out=str(out), **read_json(out / RECORD)["result"])
 
 
-def _trained(
-    parent: DenseModel,
-    config: UpcycleConfig,
-    partial: Path,
-    where: torch.device,
-    progress: Progress | None,
-) -> tuple[PreTrainedModel, dict[int, UpcycledFFN], float]:
-    """The trained model, its blocks, and the largest difference of a logit before the first step.
-    progress: None in processes that only compute along."""
-    tokenizer = load_tokenizer(parent.path)
-    window = fitting_window(config.data.window, [parent.config])
+def _trained(start: Start, partial: Path, where: torch.device, progress: Progress | None) -> Model:
+    """progress: None in processes that only compute along."""
+    config = start.config
+    tokenizer = load_tokenizer(start.store.path)
+    window = fitting_window(config.data.window, [start.store.config])
     windows = Windows(config.data.texts, tokenizer, window)
-    model = load_model(parent.path, device=where.type, dtype=_precision(config))
-    model.to(where)
-    first = windows[0]["input_ids"].unsqueeze(0).to(where)
-    routers = _routers(model, parent, config, windows)
-    with torch.no_grad():
-        before = model(input_ids=first, use_cache=False).logits
-        blocks = upcycle_model(model, config, routers)
-        after = model(input_ids=first, use_cache=False).logits
-    start = float((before - after).abs().max())
-    del before, after
+    model = start.model(where, windows)
     with silent():
         trainer = UpcyclingTrainer(
-            model, blocks, config, windows, partial / CHECKPOINTS, where.type
+            model.network, model.blocks, config, windows, partial / CHECKPOINTS, where.type
         )
         trainer.remove_callback(PrinterCallback)
         train(
@@ -199,10 +186,10 @@ def _trained(
             config,
             partial / HISTORY if progress is not None else None,
             progress or quiet,
-            _measure(model, tokenizer, config, window),
+            _measure(model.network, tokenizer, config, window),
         )
-    model.eval()
-    return model, blocks, start
+    model.network.eval()
+    return model
 
 
 def _measure(
@@ -223,38 +210,7 @@ def _measure(
     return measure
 
 
-def _routers(
-    model: PreTrainedModel, parent: DenseModel, config: UpcycleConfig, windows: Windows
-) -> dict[int, torch.Tensor]:
-    chosen = config.chosen_layers(parent.layers)
-    if config.router.init == "random":
-        return random_routers(chosen, config.experts, parent.hidden, config.router.std, config.seed)
-    sites = {site.layer: site for site in find_sites(model) if site.layer in chosen}
-    rows = windows.tokens[:CLUSTER_WINDOWS].long().to(model.device)
-    return clustered_routers(
-        model,
-        {layer: model.get_submodule(site.path) for layer, site in sites.items()},
-        rows.split(config.training.batch),
-        config.experts,
-        config.seed,
-    )
-
-
-def _precision(config: UpcycleConfig) -> torch.dtype:
-    """What is not trained is held in this."""
-    return torch.bfloat16 if config.training.bf16 else torch.float32
-
-
 def _values(packed: PackedCheckpoint) -> int:
     """Numbers that a packed checkpoint stores."""
     infos = packed.store.tensors.values()
     return sum(math.prod(info.shape) for info in infos if info.dtype.is_floating_point)
-
-
-def _public(config: UpcycleConfig) -> dict[str, Any]:
-    """The configuration as it travels: files by their names alone, not by paths of this machine."""
-    told = config.model_dump(mode="json")
-    data = told["data"]
-    data["texts"] = [Path(text).name for text in data["texts"]]
-    data["heldout"] = Path(data["heldout"]).name if data["heldout"] else None
-    return told

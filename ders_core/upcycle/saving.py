@@ -47,12 +47,16 @@ from ders_core.upcycle.target import Target, shared_gate
 
 
 @dataclass
-class _Contents:
-    """What the packed checkpoint will hold, and what it stands for."""
+class Contents:
+    """What a packed checkpoint will hold, and the tensors that it stands for."""
 
     tensors: dict[str, Stacked] = field(default_factory=dict)
     original: dict[str, TensorSpec] = field(default_factory=dict)
     groups: list[PackedGroup] = field(default_factory=list)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        return {name: own.spec for name, own in self.tensors.items()}
 
 
 def save(
@@ -65,13 +69,6 @@ def save(
 ) -> None:
     """Write the files of a packed checkpoint into `directory`, which exists."""
     contents = _contents(dense, model, blocks, config, target)
-    layout = shards({name: own.spec for name, own in contents.tensors.items()})
-    checksums: dict[str, str] = {}
-    for file, specs in layout.items():
-        checksums |= write_file(
-            directory / file, specs, lambda name: contents.tensors[name].raw(), METADATA
-        )
-    write_index(directory, layout)
     codecs = {(group.layer, group.projection): group.group_codec() for group in contents.groups}
     recipe = Recipe(
         name=config.name,
@@ -80,19 +77,22 @@ def save(
         extended=config.universal,
         rules=rules_for(codecs),
     )
-    write_description(directory, target.config, target.layout.family, recipe, contents, checksums)
+    write_contents(directory, target.config, target.layout.family, recipe, contents)
     copy_files(dense.store.side_files(), directory)
 
 
-def write_description(
-    directory: Path,
-    config: dict[str, Any],
-    layout: str,
-    recipe: Recipe,
-    contents: _Contents,
-    checksums: dict[str, str],
-) -> None:
-    """config.json and the manifest; the identity is that of the layout it stands for."""
+def write_contents(
+    directory: Path, config: dict[str, Any], layout: str, recipe: Recipe, contents: Contents
+) -> dict[str, str]:
+    """Write weights, config.json and manifest; returns the tensors' checksums. config, layout: of
+    the MoE that it stands for, whose identity the manifest tells."""
+    files = shards(contents.specs)
+    checksums: dict[str, str] = {}
+    for file, specs in files.items():
+        checksums |= write_file(
+            directory / file, specs, lambda name: contents.tensors[name].raw(), METADATA
+        )
+    write_index(directory, files)
     told = public_recipe(recipe)
     quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **told}
     write_json(directory / "config.json", config | {"quantization_config": quantization})
@@ -117,6 +117,7 @@ def write_description(
     identity = content_identity(config, _samples(packed))
     named = manifest.model_copy(update={"source": source.model_copy(update={"identity": identity})})
     write_json(directory / MANIFEST, named.model_dump(mode="json"))
+    return checksums
 
 
 def _samples(packed: PackedCheckpoint) -> Iterator[tuple[str, TensorSpec, bytes]]:
@@ -134,8 +135,8 @@ def _contents(
     blocks: Mapping[int, UpcycledFFN],
     config: UpcycleConfig,
     target: Target,
-) -> _Contents:
-    contents = _Contents()
+) -> Contents:
+    contents = Contents()
     ffn_names = {
         name: ffn.layer
         for ffn in dense.ffns
@@ -151,7 +152,7 @@ def _contents(
             if layer is None:
                 info = dense.store.tensors[name]
                 parameter = _of(name, trained)
-                tensor = info.read() if parameter is None else _stored(parameter, info.dtype)
+                tensor = info.read() if parameter is None else stored(parameter, info.dtype)
                 contents.tensors[name] = Stacked.whole(tensor)
                 contents.original[name] = info.spec
             elif layer not in written:
@@ -166,12 +167,13 @@ def _of(name: str, trained: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
     return next(found, None)
 
 
-def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A parameter as it is written."""
     return tensor.detach().to("cpu", dtype).contiguous()
 
 
 def _add_block(
-    contents: _Contents,
+    contents: Contents,
     dense: DenseModel,
     layer: int,
     block: UpcycledFFN,
@@ -186,7 +188,7 @@ def _add_block(
     if block.universal is not None:
         plain[shared_gate(name)] = block.universal
     for tensor_name, parameter in plain.items():
-        tensor = _stored(parameter, dtype)
+        tensor = stored(parameter, dtype)
         contents.tensors[tensor_name] = Stacked.whole(tensor)
         contents.original[tensor_name] = TensorSpec(dtype, tuple(tensor.shape))
     for projection, linear in block.projections.items():
@@ -197,7 +199,7 @@ def _add_block(
         biases: list[str] = []
         if linear.bias is not None:
             biases = target.experts(name, projection, config, "bias")
-            own["bias"] = Stacked.whole(_stored(linear.bias, dtype))
+            own["bias"] = Stacked.whole(stored(linear.bias, dtype))
         told, uses = codec.dump()
         contents.tensors |= {f"{prefix}.{part}": tensor for part, tensor in own.items()}
         contents.original |= dict.fromkeys(weights, TensorSpec(dtype, shape))
@@ -223,7 +225,7 @@ def _parts(
 ) -> tuple[tuple[int, int], dict[str, Stacked], dict[str, tuple[int, ...]]]:
     """(shape of a weight, tensors by part, lengths of those that vary)"""
     if linear.whole is not None:
-        weights = [_stored(own, dtype) for own in linear.whole.unbind()]
+        weights = [stored(own, dtype) for own in linear.whole.unbind()]
         out, width = weights[0].shape
         return (out, width), {"weight": Stacked.over_experts(weights)}, {}
     assert linear.base is not None
@@ -233,7 +235,7 @@ def _parts(
     out, width = linear.base.shape
     parts = [delta_parts(delta, expert, codec.codec, out * width, dtype) for expert in experts]
     stacked, lengths = codec.stack(parts)
-    base = {"base": Stacked.whole(_stored(linear.base, dtype))}
+    base = {"base": Stacked.whole(stored(linear.base, dtype))}
     return (out, width), base | stacked, lengths
 
 
@@ -243,16 +245,16 @@ def delta_parts(
     """One expert's delta as its codec stores it. size: entries of the weight."""
     if isinstance(delta, LowRankDelta):
         return {
-            "left": _stored(delta.left[expert], dtype),
-            "right": _stored(delta.right[expert], dtype),
+            "left": stored(delta.left[expert], dtype),
+            "right": stored(delta.right[expert], dtype),
         }
     assert isinstance(delta, SparseDelta)
     assert isinstance(codec, Sparse)
     values, positions = delta.values[expert], delta.positions[expert].long().cpu()
     if codec.method == "random":
-        return {"values": _stored(values, dtype)}  # the seed tells the positions
+        return {"values": stored(values, dtype)}  # the seed tells the positions
     order = positions.argsort()
     return {
-        "values": _stored(values.cpu()[order], dtype),
+        "values": stored(values.cpu()[order], dtype),
         "positions": encode_shortest(positions[order], size),
     }

@@ -95,7 +95,7 @@ def upcycle_model(
     sites = find_sites(model)
     chosen = config.chosen_layers(len(sites))
     model.requires_grad_(False)
-    for parameter in _named(model, config.train):
+    for parameter in named_parameters(model, config.train):
         parameter.requires_grad_(True)
     blocks: dict[int, UpcycledFFN] = {}
     for site in sites:
@@ -112,7 +112,7 @@ def module_paths(model: nn.Module, blocks: Mapping[int, UpcycledFFN]) -> dict[in
     return {layer: names[id(block)] for layer, block in blocks.items()}
 
 
-def _named(model: nn.Module, patterns: tuple[str, ...]) -> Iterator[nn.Parameter]:
+def named_parameters(model: nn.Module, patterns: tuple[str, ...]) -> Iterator[nn.Parameter]:
     """The parameters that the user names. Raises RecipeError for a pattern that names none."""
     for pattern in patterns:
         found = [own for name, own in model.named_parameters() if fnmatchcase(name, pattern)]
@@ -139,7 +139,7 @@ def _block(
         if config.base == "frozen" and linear.base is not None:
             linear.base.requires_grad_(False)
         projections[name] = linear
-    return UpcycledFFN(
+    block = UpcycledFFN(
         projections,
         router.float().to(weight.device),
         top_k=config.top_k,
@@ -147,6 +147,9 @@ def _block(
         activation=activation(model),
         dropout=dropout_rate(model.get_submodule(site.path)),
     )
+    if not config.router.train:
+        block.router.requires_grad_(False)
+    return block
 
 
 def expert_linear(
