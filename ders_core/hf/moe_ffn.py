@@ -52,7 +52,7 @@ class Form:
             gated="gate" in ffn.weights,
             biased=any(name.endswith(".bias") for name, _ in module.named_parameters()),
             activation=getattr(config, "hidden_act", None) or config.activation_function,
-            dropout=sum(own.p for own in module.modules() if isinstance(own, nn.Dropout)),
+            dropout=next((own.p for own in module.modules() if isinstance(own, nn.Dropout)), 0.0),
         )
 
 

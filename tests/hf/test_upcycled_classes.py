@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ders_core.errors import CheckpointError
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.windows import token_windows
 from ders_core.hf import load_model, load_tokenizer
-from ders_core.hf.moe_ffn import MoeFFN
+from ders_core.hf.moe_ffn import MoeFFN, recorded_routers
 from ders_core.hf.upcycled import UPCYCLED, register
 from ders_core.recipe import Recipe, Rule
 from ders_core.synthesize import synthesize
@@ -128,23 +129,22 @@ def upcycled_model(family: str, layers: list[int], universal: bool = False) -> A
     return own(own.config_class.from_dict(fields)).eval()
 
 
+def mixtures(model: Any) -> list[MoeFFN]:
+    return [block for block in blocks(model) if isinstance(block, MoeFFN)]
+
+
 def experts_apart(model: Any) -> Any:
     """Experts that share a start and differ, and routers that choose."""
     torch.manual_seed(3)
     with torch.no_grad():
-        for block in blocks(model):
-            if isinstance(block, MoeFFN):
-                block.gate.weight.normal_(std=0.5)
-                start = {name: torch.randn_like(w) for name, w in ffn_weights_of(block).items()}
-                everyone = [*block.experts, *([block.shared_expert] if block.shared_expert else [])]
-                for expert in everyone:
-                    for name, weight in expert.named_parameters():
-                        weight.copy_(0.2 * (start[name] + 0.3 * torch.randn_like(weight)))
+        for block in mixtures(model):
+            block.gate.weight.normal_(std=0.5)
+            first = dict(block.experts[0].named_parameters())
+            start = {name: torch.randn_like(weight) for name, weight in first.items()}
+            for expert in filter(None, (*block.experts, block.shared_expert)):
+                for name, weight in expert.named_parameters():
+                    weight.copy_(0.2 * (start[name] + 0.3 * torch.randn_like(weight)))
     return model
-
-
-def ffn_weights_of(block: MoeFFN) -> Weights:
-    return dict(block.experts[0].named_parameters())
 
 
 @torch.no_grad()
@@ -281,6 +281,14 @@ def test_routers_tell_what_they_said_when_asked(family: str) -> None:
     )
 
 
+def test_another_threads_routers_are_not_ours() -> None:
+    model = experts_apart(upcycled_model("llama", EVERY))
+    with recorded_routers() as ours, ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(lambda: model(input_ids=TOKENS, output_router_logits=True)).result()
+    assert len(theirs.router_logits) == LAYERS
+    assert ours == []
+
+
 @pytest.mark.parametrize("family", DENSE)
 def test_the_cache_changes_nothing_of_what_is_generated(family: str) -> None:
     model = experts_apart(upcycled_model(family, EVERY, universal=True))
@@ -297,9 +305,8 @@ def test_the_cache_changes_nothing_of_what_is_generated(family: str) -> None:
 def test_it_is_trained(family: str) -> None:
     model = experts_apart(upcycled_model(family, ALTERNATE, universal=True)).train()
     model(input_ids=TOKENS, labels=TOKENS, output_router_logits=True).loss.backward()
-    gates = [block.gate for block in blocks(model) if isinstance(block, MoeFFN)]
-    assert all(bool(gate.weight.grad.any()) for gate in gates)
-    dropouts = {block.dropout.p for block in blocks(model) if isinstance(block, MoeFFN)}
+    assert all(bool(block.gate.weight.grad.any()) for block in mixtures(model))
+    dropouts = {block.dropout.p for block in mixtures(model)}
     assert dropouts == {0.1 if family == "gpt2" else 0.0}
 
 
