@@ -107,6 +107,8 @@ def first_screen(source: Checkpoint) -> None:
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
         f"{verdict.sentence}"
     )
+    if summary.packed:
+        st.markdown(f"Packed: {summary.packed}. What is shown is what it stands for.")
     composition(source)
     if summary.sure < 1:
         st.info(
