@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
+from ders_core.assembled import Member
 from ders_core.checkpoint import TensorInfo, TensorStore
 from ders_core.checkpoint.matrix import Slot
 from ders_core.checkpoint.writer import tensor_bytes
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, CodecError
 from ders_core.manifest import MANIFEST
-from ders_core.packed import Member, PackedCheckpoint, checksum_problems
+from ders_core.packed import PackedCheckpoint, checksum_problems
 
 KEPT_BYTES = 1 << 29
 """Of synthesized values, for all experts of a group together."""
@@ -190,7 +191,12 @@ class Synthesis:
             if kept is not None and first <= begin and end <= first + len(kept):
                 self._kept.move_to_end(key)
                 return kept[begin - first : end - first]
-        whole = make()
+        try:
+            whole = make()
+        except CodecError as error:
+            raise CheckpointError(
+                f"{self.packed.path}: {key[0]}, expert {key[1]}: {error}"
+            ) from error
         share = KEPT_BYTES // experts // whole.itemsize
         if end - begin <= share:
             fits = len(whole) <= share

@@ -12,18 +12,17 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ders_core.address import as_local
+from ders_core.assembled import Assembled, Member, assemble, scheme_class
 from ders_core.checkpoint import DTYPES, TensorInfo, TensorSpec, TensorStore
-from ders_core.checkpoint.axes import EXPERT, PART
-from ders_core.checkpoint.matrix import Slot
-from ders_core.checkpoint.quantized import SCHEMES, QuantizedWeight, Scheme, declared, detect
+from ders_core.checkpoint.axes import EXPERT
+from ders_core.checkpoint.quantized import Scheme, declared, detect
 from ders_core.checkpoint.reader import numbers_dtype
 from ders_core.checkpoint.store import read_json
 from ders_core.checkpoint.writer import json_text
@@ -56,45 +55,6 @@ def checksum(info: TensorInfo) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Member:
-    """One expert's weight or bias, and its place in an original tensor."""
-
-    group: PackedGroup
-    expert: int
-    bias: bool
-    slot: Slot
-
-
-@dataclass
-class Assembled:
-    """An original tensor that is put together from packed ones.
-
-    spec: on disk. numbers: what it means, the same but where the source holds codes.
-    """
-
-    spec: TensorSpec
-    numbers: TensorSpec
-    members: list[Member] = field(default_factory=list)
-    coded: QuantizedWeight | None = None
-
-    @property
-    def pieces(self) -> int:
-        """Experts that lie one after another, each a piece; 1 where they do not."""
-        slot = self.members[0].slot
-        return slot.sizes[EXPERT] if slot.axes.order[0] == EXPERT else 1
-
-    @cached_property
-    def by_piece(self) -> list[list[Member]]:
-        """What each piece is made of."""
-        if self.pieces == 1:
-            return [self.members]
-        found: list[list[Member]] = [[] for _ in range(self.pieces)]
-        for member in self.members:
-            found[member.slot.expert].append(member)
-        return found
-
-
 class PackedCheckpoint:
     """A packed checkpoint. Opening it reads headers and the manifest.
 
@@ -105,13 +65,11 @@ class PackedCheckpoint:
         self.store = TensorStore.open(as_local(path))
         self.manifest = Manifest.read(self.store.path)
         self._seed = int(self.manifest.recipe.get("seed", 0))
-        self.assembled: dict[str, Assembled] = {}
-        """The original tensors that do not lie on disk as they were."""
         self._parts: dict[str, list[TensorInfo]] = {}
-        self._codecs: dict[str, GroupCodec] = {}
-        for group in self.manifest.groups:
-            self._codecs[group.prefix] = self._check(group)
-            self._place(group)
+        groups = self.manifest.groups
+        self._codecs = {group.prefix: self._check(group) for group in groups}
+        self.assembled = assemble(groups, self.path / MANIFEST)
+        """The original tensors that do not lie on disk as they were."""
         self._check_cover()
         self._scheme = self._find_scheme()
         infos = self._original_infos() if self._scheme else {}
@@ -337,7 +295,7 @@ class PackedCheckpoint:
         if not stored:
             return detect(self.config, self._original_infos())
         quantization = declared(self.config)
-        return _scheme(min(stored)).of(
+        return scheme_class(min(stored)).of(
             {**quantization, "quant_method": quantization.get("quant_method")}
         )
 
@@ -356,53 +314,12 @@ class PackedCheckpoint:
     def _numbers_dtype(self) -> torch.dtype:
         return numbers_dtype(self.config)
 
-    def _place(self, group: PackedGroup) -> None:
-        """Note which original tensors the group's experts lay in."""
-        _, out, width = group.shape
-        for bias, sources in ((False, group.experts), (True, group.biases)):
-            for expert, source in enumerate(sources):
-                slot = source.slot((out, 1 if bias else width))
-                if slot.axes.is_bias != bias:
-                    raise CheckpointError(
-                        f"{self.path / MANIFEST}: {source.tensor!r} contradicts itself; "
-                        "copy the directory again"
-                    )
-                numbers = TensorSpec(DTYPES[group.dtype], slot.axes.shape(slot.sizes))
-                coded = _scheme(group.stored) if group.stored and not bias else None
-                spec = coded.codes(numbers.shape) if coded else numbers
-                own = self.assembled.setdefault(source.tensor, Assembled(spec, numbers))
-                own.members.append(Member(group, expert, bias, slot))
-
     def _check_cover(self) -> None:
-        """Every original tensor must be there, and every packed one be covered just once."""
-        for name, packed in self.assembled.items():
-            places = [(member.slot.expert, member.slot.part) for member in packed.members]
-            first = packed.members[0]
-            count = math.prod(first.slot.sizes.get(axis, 1) for axis in (EXPERT, PART))
-            same = all(
-                member.slot.sizes == first.slot.sizes and member.slot.axes == first.slot.axes
-                for member in packed.members
-            )
-            if not same or len(places) != count or len(set(places)) != count:
-                raise CheckpointError(
-                    f"{self.path / MANIFEST}: the parts of {name!r} do not make it whole; "
-                    "copy the directory again"
-                )
         for name in self.names():
             if name not in self.assembled and name not in self.store.tensors:
                 raise CheckpointError(
                     f"{self.path} lacks the tensor {name!r}; copy the directory again"
                 )
-
-
-def _scheme(name: str) -> type[Scheme]:
-    found = next((scheme for scheme in SCHEMES if scheme.name == name), None)
-    if found is None:
-        raise CheckpointError(
-            f"the manifest names the scheme {name!r}, which is unknown here; install the version "
-            "of ders-studio that wrote it"
-        )
-    return found
 
 
 def checksum_problems(checkpoint: PackedCheckpoint, step: Callable[[int, str], None]) -> list[str]:

@@ -228,6 +228,24 @@ def test_packed_again_as_the_synthesized_one_is(
     assert (tmp_path / "back/config.json").read_bytes() == (both[1] / "config.json").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        MIXED.model_copy(update={"extended": True}),
+        MIXED.model_copy(update={"base": ClusteredBase(clusters="auto")}),
+        MIXED.model_copy(update={"base": "median"}),
+    ],
+    ids=["extended", "clusters", "median"],
+)
+def test_packed_again_around_other_bases(recipe: Recipe, tmp_path: Path) -> None:
+    places = pair(extended(tmp_path / "source"), tmp_path, MIXED)
+    for place in places:
+        compress(place, tmp_path / f"{place.name} again", recipe)
+    mine, wanted = (Manifest.read(tmp_path / f"{place.name} again") for place in places)
+    assert mine.groups == wanted.groups
+    assert mine.checksums == wanted.checksums
+
+
 def test_verify_against_another_one_tells_it(packed_dir: Path, mixtral_dir: Path) -> None:
     found = verify(packed_dir, packed_dir)
     assert [problem for problem in found.problems if "another checkpoint" in problem]
@@ -293,6 +311,19 @@ def test_a_manifest_of_another_checkpoint_is_told(damaged: Path) -> None:
     (damaged / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="copy the directory again"):
         Checkpoint(damaged)
+
+
+def test_damaged_positions_are_told_where_they_are_read(damaged: Path) -> None:
+    packed = PackedCheckpoint(damaged)
+    group = next(g for g in packed.manifest.groups if g.codec.get("method") == "magnitude")
+    info = packed.store.tensors[f"{group.prefix}.positions"]
+    data = bytearray(info.file.read_bytes())
+    data[info.begin : info.end] = bytes(info.nbytes)
+    info.file.write_bytes(data)
+    found = Checkpoint(damaged).group(group.layer, group.projection)
+    with pytest.raises(CheckpointError, match="positions are damaged; copy the file again") as told:
+        found.read()
+    assert f"{damaged}: {group.prefix}, expert 0: " in str(told.value)
 
 
 def test_damaged_bytes_are_not_packed_again(damaged: Path, tmp_path: Path) -> None:
