@@ -153,6 +153,11 @@ def first_screen(source: Checkpoint) -> None:
                 "These experts have no common start, so DeRS does not apply as it is meant; "
                 "you may still look and try."
             )
+        elif summary.packed_bytes is not None:
+            st.markdown(
+                f"At 2 bits it would take **{bytes_text(two_bits.bytes_after)}**; "
+                f"it takes {bytes_text(summary.packed_bytes)} as it is packed now."
+            )
         else:
             st.markdown(
                 f"About **{bytes_text(saved)} of {bytes_text(two_bits.bytes_before)}** can go at "

@@ -68,6 +68,7 @@ def test_a_packed_checkpoint_is_opened_as_what_it_stands_for(
     checkpoint = Checkpoint(packed)
     assert checkpoint.packed_bytes is not None
     assert f"Packed: {checkpoint.packed_bytes / 1e3:.3g} kB on disk, stands for" in told
+    assert f"it takes {checkpoint.packed_bytes / 1e3:.3g} kB as it is packed now" in told
     assert "4 experts × 2 layers, top-2." in told
     assert app.dataframe[0].value["layer"].tolist() == [0, 1]
     store, recipe = JobStore(workspace.store_path), presets()["quantized-1bit"].to_yaml()
