@@ -140,7 +140,7 @@ def test_training_lowers_the_loss_and_tells_of_it(llama: Path, text: Path, tmp_p
     assert result == read_result(tmp_path / "out")
     assert result.start_difference < 1e-4
     rates = tables.steps["rate"]
-    assert rates.iloc[0] == pytest.approx(1e-2)
+    assert rates.max() == pytest.approx(1e-2, rel=0.05)
     assert rates.iloc[-1] < 1e-3
 
 

@@ -1,0 +1,198 @@
+"""What an upcycled model takes in memory, told apart: random weights in the shapes of two models of
+the paper (DeRS, arXiv 2503.01359), some layers of them. Memory does not depend on the values.
+
+    python benchmarks/upcycling_memory.py [--layers 2] [--device cpu] > FILE
+
+Each line is measured in a process of its own, by torch's MemTracker (bytes of tensors, at the
+moment when they are most); on a GPU the allocator's peak and the training's speed stand beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from typing import Any
+
+import torch
+import transformers
+from processes import measure, report
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig, PreTrainedModel
+
+import ders_core
+from ders_core.device import device_label
+from ders_core.upcycle import UpcycleConfig
+from ders_core.upcycle.routers import random_routers
+from ders_core.upcycle.surgery import upcycle_model
+from ders_core.upcycle.training import parameter_groups
+
+SHAPES: dict[str, Any] = {
+    # DeepSeek-Coder-1.3B; every FFN -> 4 experts, top-1, and a universal one
+    "Coder-MoE": (
+        LlamaConfig(
+            vocab_size=32256,
+            hidden_size=2048,
+            intermediate_size=5504,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+        ),
+        "experts: 4\ntop_k: 1\nuniversal: true\n",
+    ),
+    # Phi-2; every other FFN -> 4 experts, top-2
+    "MoE-LLaVA-Phi": (
+        PhiConfig(
+            vocab_size=51200,
+            hidden_size=2560,
+            intermediate_size=10240,
+            num_attention_heads=32,
+            partial_rotary_factor=0.4,
+        ),
+        "experts: 4\ntop_k: 2\nlayers: every-other\n",
+    ),
+}
+FORMS = {
+    "vanilla": "[{form: vanilla}]",
+    "SM 0.9": "[{form: sparse, drop_rate: 0.9}]",
+    "SM 0.99": "[{form: sparse, drop_rate: 0.99}]",
+    "LM 4": "[{form: lowrank, rank: 4}]",
+}
+WINDOW = 512
+STEPS = 5
+
+
+def build(shape: str, form: str, layers: int, device: str, dtype: torch.dtype) -> Any:
+    """The model, its blocks and its configuration."""
+    dense, choices = SHAPES[shape]
+    dense.num_hidden_layers = layers
+    config = UpcycleConfig.from_yaml(
+        f"name: x\n{choices}forms: {FORMS[form]}\ndata: {{texts: x}}\n"
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(dense, dtype=dtype)
+    routers = random_routers(range(layers), config.experts, dense.hidden_size, 0.02, 0)
+    return model, upcycle_model(model, config, routers), config
+
+
+def as_buffers(model: PreTrainedModel) -> None:
+    """Make a buffer of every frozen parameter: MemTracker takes hooks that these cannot have, and
+    then tells them apart."""
+    for module in model.modules():
+        for name, own in list(module.named_parameters(recurse=False)):
+            if not own.requires_grad:
+                del module._parameters[name]
+                module.register_buffer(name, own.detach(), persistent=False)
+
+
+def tokens(model: PreTrainedModel) -> torch.Tensor:
+    random = torch.Generator().manual_seed(1)
+    size = (1, WINDOW)
+    return torch.randint(0, model.config.vocab_size, size, generator=random).to(model.device)
+
+
+def peak(tracker: MemTracker) -> dict[str, int]:
+    """Kind of tensor -> bytes, on all devices together, when they were most."""
+    found: dict[str, int] = {}
+    for kinds in tracker.get_tracker_snapshot("peak").values():
+        for kind, size in kinds.items():
+            name = getattr(kind, "value", str(kind))
+            found[name] = found.get(name, 0) + size
+    return found
+
+
+def training(shape: str, form: str, layers: int, device: str) -> dict[str, Any]:
+    """One step with its optimizer's state in place; what is not trained is held in bfloat16."""
+    model, blocks, config = build(shape, form, layers, device, torch.bfloat16)
+    model.train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, blocks, config))
+    as_buffers(model)
+    rows = tokens(model)
+
+    def step() -> None:
+        with torch.autocast(rows.device.type, torch.bfloat16):
+            model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        step()
+    found: dict[str, Any] = dict(peak(tracker))
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+        found["tokens_per_second"] = STEPS * WINDOW / (time.perf_counter() - begun)
+        found["allocator"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+@torch.no_grad()
+def inference(shape: str, form: str, layers: int, device: str) -> dict[str, Any]:
+    """One forward pass over a window, all in bfloat16."""
+    model, _, _ = build(shape, form, layers, device, torch.bfloat16)
+    model.bfloat16().eval()
+    rows = tokens(model)
+    model.requires_grad_(False)
+    as_buffers(model)
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with tracker:
+        model(input_ids=rows, use_cache=False)
+    return dict(peak(tracker))
+
+
+def table(layers: int, device: str) -> None:
+    for shape in SHAPES:
+        for what in ("training", "inference"):
+            print(f"{shape}, {layers} layers, {what} on a window of {WINDOW} tokens, MB")
+            first: dict[str, Any] = {}
+            for form in FORMS:
+                print(shape, what, form, file=sys.stderr, flush=True)
+                found = measure(__file__, what, shape, form, str(layers), device).result
+                first = first or found
+                parts = ", ".join(
+                    f"{name.lower()} {size / 1e6:.0f}"
+                    for name, size in found.items()
+                    if size and name not in ("Total", "tokens_per_second", "allocator")
+                )
+                line = f"  {form:8} {found['Total'] / 1e6:7.0f} {_against(found, first, 'Total')}"
+                if "allocator" in found:
+                    line += f"; allocator {found['allocator'] / 1e6:.0f}"
+                    line += f" {_against(found, first, 'allocator')}, tokens a second"
+                    line += f" {_against(found, first, 'tokens_per_second')}"
+                print(f"{line}  ({parts})", flush=True)
+
+
+def _against(found: dict[str, Any], first: dict[str, Any], name: str) -> str:
+    """The change against the first line."""
+    return f"{100 * (found[name] / first[name] - 1):+6.1f}%"
+
+
+def main() -> None:
+    if sys.argv[1:] and sys.argv[1] in ("training", "inference"):  # a child
+        what, shape, form, layers, device = sys.argv[1:]
+        run = {"training": training, "inference": inference}[what]
+        report(lambda: run(shape, form, int(layers), device))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    chosen = parser.parse_args()
+    print(
+        f"ders-studio {ders_core.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {platform.python_version()}, "
+        f"{device_label(chosen.device)}"
+    )
+    table(chosen.layers, chosen.device)
+
+
+if __name__ == "__main__":
+    main()
