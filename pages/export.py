@@ -38,7 +38,9 @@ SUFFIXES = {"packed": "ders", "dense": "synthesized", "patch": "patch"}
 
 
 def finished_runs() -> list[Job]:
-    return [job for job in session.job_store().list(kind="run") if job.state == "done"]
+    """Whatever has a packed checkpoint to give, the newest first."""
+    done = session.job_store().list(states=["done"])
+    return [job for job in done if job.kind in ("run", "upcycle")]
 
 
 def free_path(name: str) -> Path:
