@@ -50,6 +50,8 @@ def loss_curves(runs: Mapping[str, Tables], *, height: int = 380) -> go.Figure:
                 y=heldout["heldout_perplexity"].map(math.log),
                 name=f"{name}, held-out" if len(runs) > 1 else "held-out text",
                 mode="markers",
+                showlegend=len(runs) == 1,
+                cliponaxis=False,
                 marker={
                     "size": 10,
                     "symbol": "diamond",
@@ -61,7 +63,8 @@ def loss_curves(runs: Mapping[str, Tables], *, height: int = 380) -> go.Figure:
                 "<br>%{y:.3f} nats a token<extra>%{fullData.name}</extra>",
             )
     figure.update_yaxes(title_text="cross-entropy, nats a token")
-    return _over_steps(figure, "Loss", height)
+    title = "Loss" if len(runs) == 1 else "Loss (diamonds: held-out text)"
+    return _over_steps(figure, title, height)
 
 
 def rate_curve(steps: pd.DataFrame, *, height: int = 260) -> go.Figure:
@@ -106,7 +109,7 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
         x=rows["layer"],
         y=rows["largest"] - rows["smallest"],
         base=rows["smallest"],
-        width=0.18,
+        width=0.06,
         marker={"color": QUIET, "line": {"width": 0}},
         showlegend=False,
         hoverinfo="skip",
@@ -120,24 +123,16 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
             marker={"size": 11, "color": colour},
             hovertemplate=f"layer %{{x}}<br>{name} share %{{y:.1%}}<extra></extra>",
         )
+    title = f"Experts' loads, last {LATEST} steps"
     if len(rows):
         even = float(rows["even"].iloc[0])
+        title += f" (even: {100 * even:.3g} %)"
         figure.add_hline(y=even, line_dash="dash", line_width=1, line_color=QUIET)
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            xanchor="right",
-            y=even,
-            yanchor="bottom",
-            text=f"even: {even:.3g}",
-            showarrow=False,
-        )
     figure.update_xaxes(
         title_text="layer", tickformat="d", **({"dtick": 1} if len(rows) <= 12 else {})
     )
     figure.update_yaxes(title_text="share of choices", tickformat=".0%", rangemode="tozero")
-    figure.update_layout(uirevision="routing")
-    return finish(figure, f"Experts' loads, last {LATEST} steps", height=height)
+    return finish(figure, title, height=height)
 
 
 def _line(steps: pd.DataFrame, column: str, words: str) -> go.Figure:
@@ -154,7 +149,5 @@ def _line(steps: pd.DataFrame, column: str, words: str) -> go.Figure:
 
 
 def _over_steps(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """Steps below; a zoom stays where it is while lines grow."""
     figure.update_xaxes(title_text="step", rangemode="tozero", tickformat="d")
-    figure.update_layout(uirevision=title)
     return finish(figure, title, height=height)

@@ -114,7 +114,7 @@ NUMBERS = {
     ),
     "keep": Number("Saves kept", "Older training checkpoints go.", 1, 1000, 1),
     "measure_every": Number(
-        "Measure every, steps",
+        "Measure every",
         "Steps between two measurements on the held-out text; 0: at the end alone.",
         0,
         MOST,

@@ -15,6 +15,22 @@ from ders_core.ui.progress import ACTIVE, STATES, resume_button
 from ders_core.ui.upcycle_watch import curves
 from ders_core.units import bytes_text, share_text
 
+COLUMNS = (
+    "name",
+    "state",
+    "forms",
+    "steps",
+    "dense_perplexity",
+    "perplexity",
+    "perplexity_change",
+    "packed_bytes",
+    "trained",
+    "peak_memory",
+    "seconds",
+    "device",
+    "dense",
+)
+
 
 def results() -> None:
     """The table of ended runs, their curves over each other, and what was selected."""
@@ -48,9 +64,9 @@ def _table(rows: pd.DataFrame) -> list[int]:
         key="upcycle_table",
         on_select="rerun",
         selection_mode="multi-row",
-        column_order=[str(name) for name in rows if name != "id" and rows[name].notna().any()],
+        column_order=[name for name in COLUMNS if rows[name].notna().any()],
         column_config={
-            "name": st.column_config.TextColumn("run", pinned=True),
+            "name": st.column_config.TextColumn("run", pinned=True, width=140),
             "trained": number("trained, M", format="%.3g", help="Parameters with a gradient."),
             "packed_bytes": number("on disk, MB", format="%.3g", help="Packed weight files."),
             "dense_perplexity": number(
@@ -103,7 +119,7 @@ def _details(job: Job) -> None:
             delete_button(job)
         told = upcycle_runs.history(job)
         if len(told.steps):
-            curves(told, job.id)
+            curves(told, job.id, plot)
         with st.expander("Configuration", key=f"config_{job.id}"):
             st.caption(f"Dense model: {job.spec['dense']}")
             st.code(str(job.spec["config"]), language="yaml")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from ders_core import figures
 from ders_core.jobs import Job
 from ders_core.ui import session, upcycle_runs
 from ders_core.ui.job_details import log_tail, steps_line
-from ders_core.ui.plots import plot
+from ders_core.ui.plots import live_plot
 from ders_core.ui.progress import ACTIVE, job_panel
 from ders_core.units import bytes_text, count_text
 from ders_core.upcycle.history import Tables
@@ -33,7 +35,7 @@ def under_way() -> None:
         steps_line(job)
         told = upcycle_runs.history(job)
         _where(told, job)
-        curves(told, job.id)
+        curves(told, job.id, live_plot)
         log_tail(job)
 
 
@@ -43,8 +45,7 @@ def _where(told: Tables, job: Job) -> None:
     last = steps.iloc[-1] if len(steps) else None
     total = config.training.steps if config else None
     cells = st.columns(5)
-    at = f"{int(last['step'])} of {total}" if last is not None else f"0 of {total}"
-    cells[0].metric("Step", at)
+    cells[0].metric(f"Step, of {total}", int(last["step"]) if last is not None else 0)
     cells[1].metric(
         "Loss",
         f"{steps['loss'].tail(figures.SMOOTH).mean():.3f}" if len(steps) else "–",
@@ -65,7 +66,7 @@ def _where(told: Tables, job: Job) -> None:
     )
 
 
-def curves(told: Tables, job_id: int) -> None:
+def curves(told: Tables, job_id: int, plot: Callable[..., object]) -> None:
     """Loss and routing beside each other, then balance, rate and memory."""
     steps, loads = told.steps, told.loads
     wide, narrow = st.columns([3, 2])

@@ -328,15 +328,16 @@ def test_a_training_is_watched(app: AppTest, workspace: Workspace, dense_parent_
     assert claim is not None
     claim.advance("train", 0, 200, "starting", ())
     page(app)
-    assert "0 of 200" in [metric.value for metric in app.metric]
+    assert (app.metric[0].label, app.metric[0].value) == ("Step, of 200", "0")
     assert len(app.get("plotly_chart")) == 5
     write_history(workspace.run_dir(job.id) / "packed.partial")
     claim.advance("train", 12, 200, "step 12", ())
     app.run()
     assert not app.exception
+    assert len(app.get("plotly_chart")) == 2 * 5  # the one before stays until the new is drawn
     told = {metric.label: metric.value for metric in app.metric}
     assert told == {
-        "Step": "12 of 200",
+        "Step, of 200": "12",
         "Loss": f"{4 - 7.5 / 10:.3f}",
         "Perplexity": "20",
         "Tokens a second": "900",
