@@ -1,7 +1,6 @@
 """Upcycle: a dense model becomes an MoE whose experts' deltas are light from the start."""
 
 import shlex
-from pathlib import Path
 from zlib import crc32
 
 import streamlit as st
@@ -11,6 +10,7 @@ from ders_core.errors import DersError
 from ders_core.ui import frame, reads, runs, session, upcycle_compare, upcycle_form
 from ders_core.ui import upcycle_choices as choosing
 from ders_core.ui.progress import ACTIVE, submit
+from ders_core.ui.upcycle_fields import NUMBERS
 from ders_core.ui.upcycle_results import results
 from ders_core.ui.upcycle_watch import under_way
 from ders_core.units import bytes_text, count_text
@@ -48,25 +48,34 @@ def set_values(config: UpcycleConfig) -> None:
     session.set_upcycle(config.to_yaml())
 
 
-def offer_texts(path: Path) -> None:
-    """The texts beside a model of the demo, where none were named."""
-    train, heldout = (frame.demo_text(name, path) for name in ("calibration.txt", "heldout.txt"))
+def positions(dense: DenseModel) -> int:
+    """How many tokens the model reads at once."""
+    names = ("max_position_embeddings", "n_positions")
+    known = [dense.config[name] for name in names if isinstance(dense.config.get(name), int)]
+    return min(known, default=NUMBERS["window"].most)
+
+
+def offer(dense: DenseModel) -> None:
+    """A window that the model can read; and the texts beside the demo's, if none were named."""
     now = values()
+    found: choosing.Values = {"window": min(now["window"], positions(dense))}
+    train = frame.demo_text("calibration.txt", dense.path)
     if train and not now["texts"]:
-        found = {"texts": str(train), "heldout": now["heldout"] or str(heldout or "")}
-        now.update(found)
-        upcycle_form.show(found)
+        heldout = frame.demo_text("heldout.txt", dense.path)
+        found |= {"texts": str(train), "heldout": now["heldout"] or str(heldout or "")}
+    now.update(found)
+    upcycle_form.show(found)
 
 
 def open_dense(place: str | None) -> None:
     """A callback: make it the model to upcycle."""
     try:
-        path = reads.dense(place or "").path
-        session.open_dense(path)
+        dense = reads.dense(place or "")
+        session.open_dense(dense.path)
     except DersError as error:
         st.session_state[PROBLEM] = str(error)
     else:
-        offer_texts(path)
+        offer(dense)
 
 
 def dense_row() -> DenseModel | None:
@@ -188,8 +197,13 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
     st.caption("Activations come on top and are measured while it trains.")
 
 
-def checked(config: UpcycleConfig) -> None:
-    """Raises DersError if a text cannot be used."""
+def checked(dense: DenseModel, config: UpcycleConfig) -> None:
+    """Raises DersError if a text cannot be used, or is cut too long."""
+    if config.data.window > positions(dense):
+        raise DersError(
+            f"the window is {config.data.window} tokens, but {dense.path.name} reads "
+            f"{positions(dense)} at the most; choose a smaller one"
+        )
     if config.data.texts == (choosing.TEXT,):
         raise DersError("name at least one text to train on")
     files = [*config.data.texts, *([config.data.heldout] if config.data.heldout else [])]
@@ -241,7 +255,7 @@ def start_row(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) ->
     if not started:
         return
     try:
-        checked(config)
+        checked(dense, config)
         name = runs.free_name(config.name, jobs)
         spec = {
             "dense": str(dense.path),

@@ -13,9 +13,9 @@ class Number:
 
     label: str
     help: str
-    least: float
-    most: float
-    step: float
+    least: int | float
+    most: int | float
+    step: int | float
     empty: str | None = None
     """What an empty field says, where it may be empty."""
 

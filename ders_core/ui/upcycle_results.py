@@ -41,11 +41,12 @@ def results() -> None:
             st.info("No upcycling yet. Choose a dense model and its experts under *New*, *Start*.")
         return
     chosen = [done[number] for number in _table(upcycle_runs.ended(done))]
-    _overlay(chosen or done[: len(figures.EXPERT_COLOURS)])
+    if len(chosen) != 1:  # one alone shows its own
+        _overlay(chosen or done[: len(figures.EXPERT_COLOURS)])
     if not chosen:
         st.caption("Select runs to lay their loss over each other and to see what each came to.")
     for job in chosen:
-        _details(job)
+        _details(job, with_curves=len(chosen) == 1)
 
 
 def _table(rows: pd.DataFrame) -> list[int]:
@@ -94,7 +95,7 @@ def _overlay(jobs: list[Job]) -> None:
     plot(figures.loss_curves(told), "upcycle_losses", rows, alt="Loss of each run over the steps")
 
 
-def _details(job: Job) -> None:
+def _details(job: Job, *, with_curves: bool) -> None:
     """One run: its steps, curves, configuration and log, and what can be done with it."""
     word, colour = STATES[job.state]
     result = job.result or {}
@@ -118,7 +119,7 @@ def _details(job: Job) -> None:
                 resume_button(job, f"again_{job.id}")
             delete_button(job)
         told = upcycle_runs.history(job)
-        if len(told.steps):
+        if with_curves and len(told.steps):
             curves(told, job.id, plot)
         with st.expander("Configuration", key=f"config_{job.id}"):
             st.caption(f"Dense model: {job.spec['dense']}")

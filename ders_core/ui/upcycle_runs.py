@@ -7,19 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import streamlit as st
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.ui import session
 from ders_core.upcycle import UpcycleConfig
-from ders_core.upcycle.history import Tables, read_history
+from ders_core.upcycle.history import Tables, Watch
 
 ENDED = ("done", "failed", "cancelled")
 
 
+@st.cache_resource(show_spinner=False, max_entries=32)
+def _watch(packed: Path) -> Watch:
+    return Watch(packed)
+
+
 def history(job: Job) -> Tables:
-    """What was measured so far; empty tables before the first step."""
-    return read_history(session.workspace().run_dir(job.id) / "packed")
+    """What was measured so far; empty tables before the first step. Not to be changed."""
+    return _watch(session.workspace().run_dir(job.id) / "packed").tables()
 
 
 def config_of(job: Job) -> UpcycleConfig | None:
