@@ -25,6 +25,7 @@ from ders_core.cli_options import (
     SchedulerOption,
     WorkspaceOption,
 )
+from ders_core.cli_upcycle import register_upcycle
 from ders_core.console import print_json, print_table, progress_bar
 from ders_core.errors import CheckpointError, DersError, OutputError
 from ders_core.units import bytes_text, share_text
@@ -310,6 +311,7 @@ def run_app(
 
 register_measure(app)
 register_export(app)
+register_upcycle(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -197,13 +197,8 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
     st.caption("Activations come on top and are measured while it trains.")
 
 
-def checked(dense: DenseModel, config: UpcycleConfig) -> None:
-    """Raises DersError if a text cannot be used, or is cut too long."""
-    if config.data.window > positions(dense):
-        raise DersError(
-            f"the window is {config.data.window} tokens, but {dense.path.name} reads "
-            f"{positions(dense)} at the most; choose a smaller one"
-        )
+def checked(config: UpcycleConfig) -> None:
+    """Raises DersError if a text cannot be used."""
     if config.data.texts == (choosing.TEXT,):
         raise DersError("name at least one text to train on")
     files = [*config.data.texts, *([config.data.heldout] if config.data.heldout else [])]
@@ -255,7 +250,7 @@ def start_row(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) ->
     if not started:
         return
     try:
-        checked(dense, config)
+        checked(config)
         name = runs.free_name(config.name, jobs)
         spec = {
             "dense": str(dense.path),

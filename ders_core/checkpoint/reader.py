@@ -93,7 +93,7 @@ class Checkpoint:
     @property
     def num_layers(self) -> int:
         """All layers, MoE or not."""
-        declared = self.config.get("num_hidden_layers")
+        declared = self.config.get("num_hidden_layers", self.config.get("n_layer"))  # GPT-2's name
         deepest = max(self.moe_layers) + 1
         return max(declared, deepest) if isinstance(declared, int) else deepest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from ders_core.address import (
     read_bytes,
     read_ranges,
 )
-from ders_core.checkpoint.header import NAMES, TensorInfo, read_header
+from ders_core.checkpoint.header import NAMES, TensorInfo, TensorSpec, read_header
 from ders_core.errors import CheckpointError
 from ders_core.remote import concurrently, is_plain_name
 
@@ -104,14 +104,15 @@ class TensorStore:
     def identity(self) -> str:
         """A name for the content: hex SHA-256 of the config, the headers, and 256 bytes from the
         middle of each tensor. It survives copying and moving, and costs no full read."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        return content_identity(self.config, self._samples())
+
+    def _samples(self) -> Iterator[tuple[str, TensorSpec, bytes]]:
         for file_name, names in self.files.items():
             infos = [self.tensors[name] for name in names]
-            samples = read_ranges(self.path / file_name, list(map(_middle, infos)))
+            ranges = [middle(info.begin, info.end) for info in infos]
+            samples = read_ranges(self.path / file_name, ranges)
             for info, sample in zip(infos, samples, strict=True):
-                digest.update(f"{info.name}:{NAMES[info.dtype]}:{info.shape}".encode())
-                digest.update(sample)
-        return digest.hexdigest()
+                yield info.name, info.spec, sample
 
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config and the like: what is neither weights nor config.json."""
@@ -125,10 +126,22 @@ class TensorStore:
         )
 
 
-def _middle(info: TensorInfo) -> tuple[int, int]:
-    """The range of the bytes that stand for a tensor."""
-    begin = max(info.begin, (info.begin + info.end - SAMPLE_BYTES) // 2)
-    return begin, begin + min(SAMPLE_BYTES, info.nbytes)
+def content_identity(
+    config: Mapping[str, Any], samples: Iterable[tuple[str, TensorSpec, bytes]]
+) -> str:
+    """See `TensorStore.identity`. samples: of each tensor in the order in which they lie: its name,
+    dtype and shape, and the bytes from its middle."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, spec, sample in samples:
+        digest.update(f"{name}:{NAMES[spec.dtype]}:{spec.shape}".encode())
+        digest.update(sample)
+    return digest.hexdigest()
+
+
+def middle(begin: int, end: int) -> tuple[int, int]:
+    """The range of the bytes that stand for a tensor which lies in such a range."""
+    first = max(begin, (begin + end - SAMPLE_BYTES) // 2)
+    return first, first + min(SAMPLE_BYTES, end - begin)
 
 
 def _each(directory: Path, function: Callable[..., T], *columns: Sequence[Any]) -> Iterable[T]:

@@ -123,7 +123,12 @@ class _Residuals:
 
 def _own(context: EncodeContext, number: int) -> EncodeContext:
     """The context of one stage: with a seed of its own."""
-    return replace(context, seed=(context.seed + number * SEED_STEP) % (1 << 62))
+    return replace(context, seed=stage_seed(context.seed, number))
+
+
+def stage_seed(seed: int, number: int) -> int:
+    """The seed of a stage in a chain; the first one's is the chain's."""
+    return (seed + number * SEED_STEP) % (1 << 62)
 
 
 def _stage(number: int, item: Any) -> DeltaCodec:

@@ -28,7 +28,9 @@ def check_sizes(window: int, max_tokens: int, batch: int) -> None:
 
 def fitting_window(window: int, configs: Iterable[Mapping[str, object]]) -> int:
     """The window, or the most tokens that the models of all these configs are made for."""
-    limits = [config.get("max_position_embeddings") for config in configs]
+    limits = [  # the second is GPT-2's name for it
+        config.get(key) for config in configs for key in ("max_position_embeddings", "n_positions")
+    ]
     return min([window, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
 
 

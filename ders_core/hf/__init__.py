@@ -1,12 +1,15 @@
 """Everything that touches transformers.
 
-Importing this package teaches `from_pretrained` of every class to read packed checkpoints.
+Importing this package teaches `from_pretrained` of every class to read packed checkpoints, and the
+auto classes the upcycled models that transformers has no class for.
 """
 
 from ders_core.hf.load import load_model, load_tokenizer
 from ders_core.hf.plugin import install
 from ders_core.hf.save import save_packed
+from ders_core.hf.upcycled import register
 
 install()
+register()
 
 __all__ = ["load_model", "load_tokenizer", "save_packed"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ders_core.checkpoint import TensorStore
+from ders_core.checkpoint import NAMES, TensorSpec, TensorStore
 from ders_core.checkpoint.output import output_directory
 from ders_core.errors import CheckpointError
 from ders_core.patch.manifest import (
@@ -73,23 +73,34 @@ def apply_patch(
     left = sum(info.nbytes for name, info in store.tensors.items() if name not in taken)
     with output_directory(out, needs=picture.nbytes + left) as partial:
         develop(directory, picture, store.tensors, partial, refuse, step)
-        kept = _keep_the_way_back(partial, picture, store, step)
+        specs = {name: piece.spec for name, piece in picture.pieces.items()}
+        sums = {name: piece.sha256 for name, piece in picture.pieces.items()}
+        known = {own.name: own.sha256 for own in picture.pieces.values() if own.name is not None}
+        kept = keep_the_way_back(partial, specs, sums, store, known=known, step=step)
     return Applied(str(Path(out).expanduser()), picture.nbytes, kept)
 
 
-def _keep_the_way_back(
-    partial: Path, picture: Picture, store: TensorStore, step: Callable[[int, str], None]
+def keep_the_way_back(
+    partial: Path,
+    specs: Mapping[str, TensorSpec],
+    sums: Mapping[str, str],
+    store: TensorStore,
+    *,
+    known: Mapping[str, str] | None = None,
+    step: Callable[[int, str], None] = lambda count, message: None,
 ) -> int:
-    """Write what `store` held and the new checkpoint does not; returns its bytes."""
-    pieces = picture.pieces
-    known = {piece.name: piece.sha256 for piece in pieces.values() if piece.name is not None}
-    sums = checksums(store.tensors, known, step)
+    """Write into a new checkpoint what `store`, its base, held and it does not; returns its bytes.
+
+    specs, sums: of the new checkpoint's tensors. known: checksums of the base's tensors, as far as
+    they need not be computed. `step(bytes, message)` is called as bytes are read.
+    """
+    own = checksums(store.tensors, known or {}, step)
     held: dict[Key, str] = {}
-    for name, piece in pieces.items():
-        held.setdefault((piece.dtype, piece.shape, piece.sha256), name)
+    for name, spec in specs.items():
+        held.setdefault((NAMES[spec.dtype], spec.shape, sums[name]), name)
     directory = partial / ROLLBACK
     directory.mkdir()
     back = paint(
-        directory, store, sums, lambda name, key: held.get(key), step, kind="rollback", base=None
+        directory, store, own, lambda name, key: held.get(key), step, kind="rollback", base=None
     )
     return sum(spec.nbytes for spec in back.travelling.values())

@@ -80,6 +80,7 @@ def values_of(config: UpcycleConfig) -> Values:
         "form": values["form"] if same else MIXED,
         "router_init": config.router.init,
         "router_std": config.router.std,
+        "router_train": config.router.train,
         "balance": config.router.balance,
         "train": ", ".join(config.train),
         "texts": "\n".join(str(text) for text in data.texts if text != TEXT),
@@ -112,6 +113,7 @@ def config_of(
     fields["router"] |= {
         "init": values["router_init"],
         "std": values["router_std"],
+        "train": values["router_train"],
         "balance": values["balance"],
     }
     fields["data"] |= {

@@ -182,7 +182,7 @@ def _text(ask: _Widgets) -> None:
 
 
 def _router(ask: _Widgets) -> None:
-    row = _row([1] * 4)
+    row = _row([5, 4, 4, 4, 4])
     ask.one_of(
         row[0],
         "router_init",
@@ -191,8 +191,14 @@ def _router(ask: _Widgets) -> None:
         "that experts meet unlike tokens from the first step.",
         {"random": "random", "clusters": "clusters"},
     )
-    for place, name in zip(row[1:], ("router_std", "balance", "noise"), strict=True):
+    for place, name in zip(row[1:4], ("router_std", "balance", "noise"), strict=True):
         ask.number(place, name)
+    ask.toggle(
+        row[4],
+        "router_train",
+        "Trained",
+        "Whether the routers learn; otherwise they stay as they start.",
+    )
 
 
 def _optimizer(ask: _Widgets) -> None:

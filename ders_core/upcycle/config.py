@@ -50,6 +50,7 @@ class Router(_Part):
     init: Literal["random", "clusters"] = "random"
     """`random`: normal with `std`; `clusters`: centres of what the dense FFN sees of the text."""
     std: float = Field(default=0.02, ge=0)
+    train: bool = True
     balance: float = Field(default=0.01, ge=0)
     """Weight of the load-balancing loss (Switch, arXiv 2101.03961, eq. 4), 1 where it is even."""
 

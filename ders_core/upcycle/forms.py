@@ -111,6 +111,12 @@ class SparseForm(Form):
             return Sparse(drop_rate=self.drop_rate, rescale="none")
         return Sparse(drop_rate=self.drop_rate, method="magnitude")
 
+    @staticmethod
+    def stores(codec: Sparse) -> bool:
+        """Whether a codec is what a sparse form is stored with: values as they are."""
+        plain = codec.value_bits is None and codec.pattern is None and codec.method != "della"
+        return plain and codec.rescale == ("none" if codec.method == "random" else None)
+
 
 class LowRankForm(Form):
     """DeRS-LM (arXiv 2503.01359 §3.2): Δ_i = L_i·R_i, L_i `[out, rank]` zero, R_i random."""

@@ -1,4 +1,5 @@
-"""Every MoE family that the installed transformers knows, found by walking its configurations.
+"""Every MoE family that the installed transformers knows, ours among them, found by walking its
+configurations.
 
 Each is built tiny and random, from its own default configuration with its sizes shrunk by the names
 of the fields. What holds experts and cannot be built is named, with the reason.
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
+
+from ders_core.hf.upcycled import UPCYCLED
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY, TOKENS = 4, 4, 2, 96, 12
 
@@ -136,6 +139,7 @@ OWN: dict[str, dict[str, Any]] = {
     "glm5_next_text": {"qk_rope_head_dim": 0, "qk_head_dim": 8, "head_dim": 0},
     "dots3_note": {"text_config": {"head_dim": 16}},
     "dots3_note_text": {"head_dim": 16},
+    **{f"{dense}_upcycled": {"moe_layers": [0, 2], "universal_expert": True} for dense in UPCYCLED},
 }
 """What a family needs beside."""
 

@@ -37,7 +37,7 @@ forms:
   form: lowrank
   rank: 2
 noise: 0.1
-router: {init: clusters, std: 0.3, balance: 0.02}
+router: {init: clusters, std: 0.3, train: false, balance: 0.02}
 train: ['*.self_attn.*']
 data: {texts: [a.txt, b.jsonl], heldout: c.txt, window: 64}
 training:

@@ -58,10 +58,10 @@ def _allowed_files(context: TaskContext, config: UpcycleConfig) -> UpcycleConfig
 def _train(
     context: TaskContext, dense: Path, packed: Path, config: UpcycleConfig, device: str
 ) -> dict[str, Any]:
-    from ders_core.upcycle.run import upcycle
+    from ders_core.upcycle.run import read_result, upcycle
 
     if packed.exists():  # finished, but its result was lost with the worker
-        shutil.rmtree(packed)
+        return read_result(packed).to_dict()
     result = upcycle(dense, packed, config, device=device, resume=True, progress=context.progress)
     return result.to_dict()
 
@@ -72,5 +72,6 @@ def _verify(context: TaskContext, packed: Path) -> dict[str, Any]:
     found = verify(packed, progress=context.progress)
     if not found.ok:
         (context.directory() / RESULT).unlink()
+        shutil.rmtree(packed)
         raise OutputError(f"{found.problems[0]}; resume this run to train it again")
     return found.to_dict()

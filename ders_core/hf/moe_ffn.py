@@ -1,0 +1,110 @@
+"""A mixture of experts in the place of a dense model's FFN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from ders_core.checkpoint.dense import DenseFFN
+
+_recorded: ContextVar[list[torch.Tensor] | None] = ContextVar("router_logits", default=None)
+"""Where the routers leave their logits: a forward pass of another thread has its own place."""
+
+
+@contextmanager
+def recorded_routers() -> Iterator[list[torch.Tensor]]:
+    """What the routers say while it is entered: `[tokens, N]`, one layer after another."""
+    logits: list[torch.Tensor] = []
+    token = _recorded.set(logits)
+    try:
+        yield logits
+    finally:
+        _recorded.reset(token)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A dense FFN: down(act(gate x) · up x), or down(act(up x)) if it is not gated.
+
+    hidden, inner: d and d_h. dropout: what the FFN itself applies to its output.
+    """
+
+    hidden: int
+    inner: int
+    gated: bool
+    biased: bool
+    activation: str
+    dropout: float
+
+    @classmethod
+    def of(cls, ffn: DenseFFN, module: nn.Module, config: PreTrainedConfig) -> Form:
+        inner, hidden = ffn.weights["up"].shape
+        return cls(
+            hidden=hidden,
+            inner=inner,
+            gated="gate" in ffn.weights,
+            biased=any(name.endswith(".bias") for name, _ in module.named_parameters()),
+            activation=getattr(config, "hidden_act", None) or config.activation_function,
+            dropout=next((own.p for own in module.modules() if isinstance(own, nn.Dropout)), 0.0),
+        )
+
+
+class Expert(nn.Module):
+    """One FFN, its weights `[out, in]` as torch's Linear has them."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.gate_proj = (
+            nn.Linear(form.hidden, form.inner, bias=form.biased) if form.gated else None
+        )
+        self.up_proj = nn.Linear(form.hidden, form.inner, bias=form.biased)
+        self.down_proj = nn.Linear(form.inner, form.hidden, bias=form.biased)
+        self.act = ACT2FN[form.activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[tokens, d]` -> `[tokens, d]`."""
+        up = self.up_proj(x)
+        inner = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(x)) * up
+        return self.down_proj(inner)
+
+
+class MoeFFN(nn.Module):
+    """y = Σ_k w_k E_k(x) over the top-k of p = softmax(gate x), with w = p / Σ p over these; with a
+    universal expert U, + sigmoid(shared_expert_gate x) · U(x)."""
+
+    def __init__(self, form: Form, experts: int, top_k: int, universal: bool) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.gate = nn.Linear(form.hidden, experts, bias=False)
+        self.experts = nn.ModuleList(Expert(form) for _ in range(experts))
+        self.shared_expert = Expert(form) if universal else None
+        self.shared_expert_gate = nn.Linear(form.hidden, 1, bias=False) if universal else None
+        self.dropout = nn.Dropout(form.dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[batch, window, d]` -> the same; an expert computes the tokens that chose it alone."""
+        x = hidden_states.flatten(0, -2)  # [tokens, d]
+        logits = self.gate(x)  # [tokens, N]
+        record = _recorded.get()
+        if record is not None:
+            record.append(logits)
+        weights, chosen = logits.softmax(-1, dtype=torch.float32).topk(self.top_k)  # [tokens, k]
+        weights = weights / weights.sum(-1, keepdim=True)
+        order = chosen.flatten().argsort(stable=True)  # [tokens · k], expert after expert
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        parts = x[order // self.top_k].split(counts)
+        said = torch.cat(
+            [expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)]
+        )
+        said = said[order.argsort()].unflatten(0, chosen.shape)  # [tokens, k, d]
+        y = (weights.to(said.dtype)[..., None] * said).sum(1)
+        if self.shared_expert is not None and self.shared_expert_gate is not None:
+            y = y + self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
+        return self.dropout(y).view_as(hidden_states)

@@ -1,0 +1,210 @@
+"""An upcycled checkpoint as a model that computes on one base: no expert's matrix is made for
+low-rank deltas, and one at a time for sparse ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ders_core.checkpoint.layouts import Layout, known_layouts
+from ders_core.checkpoint.store import read_json
+from ders_core.codecs import Chain, Codec, LowRank, Parts, Sparse
+from ders_core.codecs.base import within
+from ders_core.codecs.chain import stage_seed
+from ders_core.codecs.positions import decode_shortest
+from ders_core.codecs.prng import expert_seed, random_positions
+from ders_core.device import resolve_device
+from ders_core.errors import CheckpointError
+from ders_core.hf.silence import silent
+from ders_core.manifest import PackedGroup
+from ders_core.packed import PackedCheckpoint
+from ders_core.upcycle.block import UpcycledFFN
+from ders_core.upcycle.config import UpcycleConfig
+from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
+from ders_core.upcycle.forms import SparseForm
+from ders_core.upcycle.record import RECORD
+from ders_core.upcycle.surgery import activation, dropout_rate
+from ders_core.upcycle.target import shared_gate
+
+
+@dataclass(frozen=True)
+class Upcycled:
+    """A packed checkpoint that came of upcycling.
+
+    dense: config.json of the dense model. modules: layer -> the path of its FFN in that model.
+    sets: the names of its sets of deltas, the oldest first.
+    """
+
+    packed: PackedCheckpoint
+    config: UpcycleConfig
+    dense: dict[str, Any]
+    modules: dict[int, str]
+    sets: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Upcycled:
+        """Raises CheckpointError if it is none."""
+        packed = PackedCheckpoint(path)
+        if not (packed.path / RECORD).is_file():
+            raise CheckpointError(
+                f"{packed.path} did not come of upcycling: it has no {RECORD}; give what "
+                "`ders upcycle` wrote"
+            )
+        record = read_json(packed.path / RECORD)
+        try:
+            config = UpcycleConfig.model_validate(record["config"])
+            modules = {int(layer): str(path) for layer, path in record["modules"].items()}
+            return cls(packed, config, dict(record["dense_config"]), modules, tuple(record["sets"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{packed.path / RECORD} is malformed; copy the directory again"
+            ) from error
+
+    @property
+    def layout(self) -> Layout:
+        """How the experts are named on disk."""
+        family = self.packed.manifest.layout
+        return next(layout for layout in known_layouts() if layout.family == family)
+
+    def groups(self, layer: int) -> dict[str, PackedGroup]:
+        """By projection."""
+        return {own.projection: own for own in self.packed.manifest.groups if own.layer == layer}
+
+    def linear(self, group: PackedGroup, dtype: torch.dtype | None) -> ExpertLinear:
+        """One projection's experts as they are stored; dtype: by default the storage dtype."""
+        tensors = self.packed.store.tensors
+
+        def read(part: str) -> torch.Tensor | None:
+            info = tensors.get(f"{group.prefix}.{part}")
+            return None if info is None else info.read().to(dtype or info.dtype)
+
+        codec = group.group_codec()
+        if codec.keeps:
+            return ExpertLinear(None, read("weight"), read("bias"))
+        if codec.codec is None or group.bases is not None:
+            raise CheckpointError(
+                f"{self.packed.path}: layer {group.layer}, {group.projection} has several codecs "
+                "or bases, which no training leaves; give what `ders upcycle` wrote"
+            )
+        parts = self.parts(group)
+        deltas = [
+            self._delta(stage, number, prefix, group, parts, dtype)
+            for number, (prefix, stage) in enumerate(stages(codec.codec))
+        ]
+        return ExpertLinear(read("base"), None, read("bias"), deltas)
+
+    def parts(self, group: PackedGroup) -> list[Parts]:
+        """Each expert's, as they are stored."""
+        tensors, codec = self.packed.store.tensors, group.group_codec()
+
+        def read(part: str, rows: slice) -> torch.Tensor:
+            return tensors[f"{group.prefix}.{part}"].read(rows)
+
+        shape, dtype = (group.shape[1], group.shape[2]), tensors[f"{group.prefix}.base"].dtype
+        experts = range(group.shape[0])
+        return [codec.take(own, read, shape, dtype, group.lengths) for own in experts]
+
+    def router_names(self, layer: int, block: UpcycledFFN) -> dict[str, nn.Parameter]:
+        """Name on disk -> parameter, of what chooses and weighs a layer's experts."""
+        name = self.groups(layer)["up"].prefix.rpartition(".ders.")[0]
+        found = {f"{name}.{self.layout.router[0]}": block.router}
+        if block.universal is not None:
+            found[shared_gate(name)] = block.universal
+        return found
+
+    def _delta(
+        self,
+        codec: Codec,
+        number: int,
+        prefix: str,
+        group: PackedGroup,
+        parts: list[Parts],
+        dtype: torch.dtype | None,
+    ) -> LowRankDelta | SparseDelta:
+        own = [within(prefix, part) if prefix else part for part in parts]
+        if isinstance(codec, LowRank) and codec.factor_bits is None:
+            left, right = (torch.stack([part[name] for part in own]) for name in ("left", "right"))
+            return LowRankDelta(left.to(dtype or left.dtype), right.to(dtype or right.dtype))
+        if isinstance(codec, Sparse) and SparseForm.stores(codec):
+            values = torch.stack([part["values"] for part in own])
+            size = group.shape[1] * group.shape[2]
+            seed = int(self.packed.manifest.recipe.get("seed", 0))
+            positions = []
+            for expert, part in enumerate(own):
+                if codec.method == "random":
+                    one = expert_seed(seed, group.layer, group.projection, expert)
+                    own_seed = stage_seed(one, number)
+                    positions.append(random_positions(size, values.shape[1], own_seed))
+                else:
+                    positions.append(decode_shortest(part["positions"], size, values.shape[1]))
+            places = torch.stack(positions).to(torch.int32)
+            return SparseDelta(values.to(dtype or values.dtype), places)
+        raise CheckpointError(
+            f"{self.packed.path}: layer {group.layer}, {group.projection} is stored as "
+            f"{codec.label!r}, which no training leaves; give what `ders upcycle` wrote"
+        )
+
+
+def stages(codec: Codec) -> list[tuple[str, Codec]]:
+    """(prefix of its parts, codec) of each set of deltas."""
+    if isinstance(codec, Chain):
+        return [(str(number), stage) for number, stage in enumerate(codec.stages)]
+    return [("", codec)]
+
+
+def load_upcycled(
+    path: str | Path | Upcycled, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, dict[int, UpcycledFFN]]:
+    """The dense family's model, in evaluation mode, with experts on one base as its FFNs, and
+    these by layer; nothing has a gradient.
+
+    dtype: by default the checkpoint's. Raises CheckpointError if `path` did not come of upcycling.
+    """
+    source = path if isinstance(path, Upcycled) else Upcycled.open(path)
+    where = resolve_device(device)
+    packed = source.packed
+    prefixes = tuple(f"{group.prefix}." for group in packed.manifest.groups)
+    others = {
+        name: info.read()
+        for name, info in packed.store.tensors.items()
+        if not name.startswith(prefixes)
+    }
+    kind = dtype or next(iter(others.values())).dtype
+    config = AutoConfig.for_model(**source.dense)
+    with silent():
+        model = AutoModelForCausalLM.from_config(config, dtype=kind)
+        model = type(model).from_pretrained(None, config=config, state_dict=others, dtype=kind)
+    blocks: dict[int, UpcycledFFN] = {}
+    for layer, module in source.modules.items():
+        blocks[layer] = _block(source, layer, others, model, kind)
+        model.set_submodule(module, blocks[layer])
+    model.requires_grad_(False)
+    return model.to(where).eval(), blocks
+
+
+def _block(
+    source: Upcycled,
+    layer: int,
+    others: dict[str, torch.Tensor],
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+) -> UpcycledFFN:
+    groups = source.groups(layer)
+    config = source.config
+    dense = model.get_submodule(source.modules[layer])
+    block = UpcycledFFN(
+        {projection: source.linear(group, dtype) for projection, group in groups.items()},
+        torch.zeros(config.experts, groups["up"].shape[2], dtype=dtype),
+        top_k=config.top_k,
+        universal=config.universal,
+        activation=activation(model),
+        dropout=dropout_rate(dense),
+    )
+    for name, parameter in source.router_names(layer, block).items():
+        parameter.data = others[name].to(dtype)
+    return block

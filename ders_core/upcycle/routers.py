@@ -1,0 +1,68 @@
+"""How routers start: at random, or at the centres of what the dense FFNs see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import nn
+
+from ders_core.codecs.prng import expert_seed
+
+SHARPNESS = 8.0
+"""What a token at the average distance from a centre makes of its logit: the scale of clusters."""
+
+
+def random_routers(
+    layers: Iterable[int], experts: int, hidden: int, std: float, seed: int
+) -> dict[int, torch.Tensor]:
+    """Layer -> `[experts, hidden]`, normal."""
+    return {
+        layer: std
+        * torch.randn(
+            experts,
+            hidden,
+            generator=torch.Generator().manual_seed(expert_seed(seed, layer, "router", 0)),
+        )
+        for layer in layers
+    }
+
+
+@torch.no_grad()
+def clustered_routers(
+    model: nn.Module,
+    ffns: Mapping[int, nn.Module],
+    batches: Iterable[torch.Tensor],
+    experts: int,
+    seed: int,
+) -> dict[int, torch.Tensor]:
+    """Layer -> `[experts, hidden]`: centres of the normalised inputs of its FFN (spherical
+    k-means), so that experts meet unlike tokens from the first step.
+
+    ffns: layer -> its dense FFN in the model. batches: int64 `[batch, window]`.
+    """
+    seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in ffns}
+    hooks = [
+        ffn.register_forward_pre_hook(
+            lambda _, args, layer=layer: seen[layer].append(args[0].flatten(0, -2).float().cpu())
+        )
+        for layer, ffn in ffns.items()
+    ]
+    try:
+        for batch in batches:
+            model(input_ids=batch, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {layer: _directions(torch.cat(seen.pop(layer)), experts, seed) for layer in ffns}
+
+
+def _directions(points: torch.Tensor, experts: int, seed: int) -> torch.Tensor:
+    """points: `[n, hidden]`; `[experts, hidden]`."""
+    centred = points - points.mean(0)
+    unit = nn.functional.normalize(centred, dim=-1).numpy().astype(np.float64)
+    centres, _ = kmeans2(unit, experts, minit="++", seed=np.random.default_rng(seed))
+    rows = nn.functional.normalize(torch.from_numpy(centres).float(), dim=-1)
+    return rows * (SHARPNESS / points.norm(dim=-1).mean())

@@ -1,0 +1,260 @@
+"""From a trained model to a packed checkpoint: the deltas are stored as they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ders_core.checkpoint import NAMES, TensorSpec
+from ders_core.checkpoint.output import copy_files
+from ders_core.checkpoint.store import content_identity, middle
+from ders_core.checkpoint.writer import (
+    file_bytes,
+    json_text,
+    shards,
+    write_file,
+    write_index,
+    write_json,
+)
+from ders_core.codecs import Codec, Parts
+from ders_core.codecs.positions import encode_shortest
+from ders_core.codecs.sparse import Sparse
+from ders_core.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    QUANT_METHOD,
+    Manifest,
+    PackedGroup,
+    PackedSource,
+    Source,
+    public_recipe,
+)
+from ders_core.packed import PackedCheckpoint
+from ders_core.parts import GroupCodec, Stacked
+from ders_core.plan import METADATA
+from ders_core.recipe import DenseBase, Recipe
+from ders_core.rules import rules_for
+from ders_core.upcycle.block import UpcycledFFN
+from ders_core.upcycle.config import UpcycleConfig
+from ders_core.upcycle.dense import DenseModel
+from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
+from ders_core.upcycle.target import Target, shared_gate
+
+
+@dataclass
+class Contents:
+    """What a packed checkpoint will hold, and the tensors that it stands for."""
+
+    tensors: dict[str, Stacked] = field(default_factory=dict)
+    original: dict[str, TensorSpec] = field(default_factory=dict)
+    groups: list[PackedGroup] = field(default_factory=list)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        return {name: own.spec for name, own in self.tensors.items()}
+
+
+def save(
+    directory: Path,
+    dense: DenseModel,
+    model: nn.Module,
+    blocks: Mapping[int, UpcycledFFN],
+    config: UpcycleConfig,
+    target: Target,
+) -> None:
+    """Write the files of a packed checkpoint into `directory`, which exists."""
+    contents = _contents(dense, model, blocks, config, target)
+    codecs = {(group.layer, group.projection): group.group_codec() for group in contents.groups}
+    recipe = Recipe(
+        name=config.name,
+        seed=config.seed,
+        base=DenseBase(dense=Path(dense.path.name)),
+        extended=config.universal,
+        rules=rules_for(codecs),
+    )
+    write_contents(directory, target.config, target.layout.family, recipe, contents)
+    copy_files(dense.store.side_files(), directory)
+
+
+def write_contents(
+    directory: Path, config: dict[str, Any], layout: str, recipe: Recipe, contents: Contents
+) -> dict[str, str]:
+    """Write weights, config.json and manifest; returns the tensors' checksums. config, layout: of
+    the MoE that it stands for, whose identity the manifest tells."""
+    files = shards(contents.specs)
+    checksums: dict[str, str] = {}
+    for file, specs in files.items():
+        checksums |= write_file(
+            directory / file, specs, lambda name: contents.tensors[name].raw(), METADATA
+        )
+    write_index(directory, files)
+    told = public_recipe(recipe)
+    quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **told}
+    write_json(directory / "config.json", config | {"quantization_config": quantization})
+    files = shards(contents.original)
+    source = Source(
+        identity="",
+        bytes_total=sum(file_bytes(specs, METADATA) for specs in files.values()),
+        files={name: tuple(specs) for name, specs in files.items()},
+        metadata=dict.fromkeys(files, METADATA),
+        config=json_text(config),
+    )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        layout=layout,
+        source=source,
+        recipe=told,
+        groups=tuple(contents.groups),
+        checksums=checksums,
+    )
+    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    packed = PackedCheckpoint(directory)
+    identity = content_identity(config, _samples(packed))
+    named = manifest.model_copy(update={"source": source.model_copy(update={"identity": identity})})
+    write_json(directory / MANIFEST, named.model_dump(mode="json"))
+    return checksums
+
+
+def _samples(packed: PackedCheckpoint) -> Iterator[tuple[str, TensorSpec, bytes]]:
+    """What names the content of the layout that a packed checkpoint stands for."""
+    for name in packed.names():
+        spec = packed.spec(name)
+        begin, end = middle(0, spec.nbytes)
+        raw = packed.read(name).contiguous().reshape(-1).view(torch.uint8)
+        yield name, spec, raw[begin:end].numpy().tobytes()
+
+
+def _contents(
+    dense: DenseModel,
+    model: nn.Module,
+    blocks: Mapping[int, UpcycledFFN],
+    config: UpcycleConfig,
+    target: Target,
+) -> Contents:
+    contents = Contents()
+    ffn_names = {
+        name: ffn.layer
+        for ffn in dense.ffns
+        if ffn.layer in blocks
+        for name in dense.store.tensors
+        if name.startswith(f"{ffn.block}.")
+    }
+    trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
+    written: set[int] = set()
+    for names in dense.store.files.values():
+        for name in names:
+            layer = ffn_names.get(name)
+            if layer is None:
+                info = dense.store.tensors[name]
+                parameter = _of(name, trained)
+                tensor = info.read() if parameter is None else stored(parameter, info.dtype)
+                contents.tensors[name] = Stacked.whole(tensor)
+                contents.original[name] = info.spec
+            elif layer not in written:
+                written.add(layer)
+                _add_block(contents, dense, layer, blocks[layer], config, target)
+    return contents
+
+
+def _of(name: str, trained: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
+    """The parameter that a tensor on disk became: the file may leave out the model's prefix."""
+    found = (own for key, own in trained.items() if key == name or key.endswith(f".{name}"))
+    return next(found, None)
+
+
+def stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A parameter as it is written."""
+    return tensor.detach().to("cpu", dtype).contiguous()
+
+
+def _add_block(
+    contents: Contents,
+    dense: DenseModel,
+    layer: int,
+    block: UpcycledFFN,
+    config: UpcycleConfig,
+    target: Target,
+) -> None:
+    ffn = dense.ffns[layer]
+    name = target.block(ffn.block)
+    experts = config.experts
+    dtype = ffn.weights["up"].dtype
+    plain = {target.router(name): block.router}
+    if block.universal is not None:
+        plain[shared_gate(name)] = block.universal
+    for tensor_name, parameter in plain.items():
+        tensor = stored(parameter, dtype)
+        contents.tensors[tensor_name] = Stacked.whole(tensor)
+        contents.original[tensor_name] = TensorSpec(dtype, tuple(tensor.shape))
+    for projection, linear in block.projections.items():
+        prefix = f"{name}.ders.{projection}"
+        codec = GroupCodec.same(config.form(projection).codec(), experts + config.universal)
+        shape, own, lengths = _parts(linear, codec, dtype)
+        weights = target.experts(name, projection, config, "weight")
+        biases: list[str] = []
+        if linear.bias is not None:
+            biases = target.experts(name, projection, config, "bias")
+            own["bias"] = Stacked.whole(stored(linear.bias, dtype))
+        told, uses = codec.dump()
+        contents.tensors |= {f"{prefix}.{part}": tensor for part, tensor in own.items()}
+        contents.original |= dict.fromkeys(weights, TensorSpec(dtype, shape))
+        contents.original |= dict.fromkeys(biases, TensorSpec(dtype, shape[:1]))
+        contents.groups.append(
+            PackedGroup(
+                layer=layer,
+                projection=projection,
+                prefix=prefix,
+                codec=told,
+                uses=uses,
+                lengths=lengths,
+                shape=(len(weights), *shape),
+                dtype=NAMES[dtype],
+                experts=tuple(PackedSource(tensor=own) for own in weights),
+                biases=tuple(PackedSource(tensor=own, axes="out") for own in biases),
+            )
+        )
+
+
+def _parts(
+    linear: ExpertLinear, codec: GroupCodec, dtype: torch.dtype
+) -> tuple[tuple[int, int], dict[str, Stacked], dict[str, tuple[int, ...]]]:
+    """(shape of a weight, tensors by part, lengths of those that vary)"""
+    if linear.whole is not None:
+        weights = [stored(own, dtype) for own in linear.whole.unbind()]
+        out, width = weights[0].shape
+        return (out, width), {"weight": Stacked.over_experts(weights)}, {}
+    assert linear.base is not None
+    (delta,) = linear.deltas
+    experts = range(len(codec.uses))
+    assert codec.codec is not None
+    out, width = linear.base.shape
+    parts = [delta_parts(delta, expert, codec.codec, out * width, dtype) for expert in experts]
+    stacked, lengths = codec.stack(parts)
+    base = {"base": Stacked.whole(stored(linear.base, dtype))}
+    return (out, width), base | stacked, lengths
+
+
+def delta_parts(
+    delta: nn.Module, expert: int, codec: Codec, size: int, dtype: torch.dtype
+) -> Parts:
+    """One expert's delta as its codec stores it. size: entries of the weight."""
+    if isinstance(delta, LowRankDelta):
+        return {
+            "left": stored(delta.left[expert], dtype),
+            "right": stored(delta.right[expert], dtype),
+        }
+    assert isinstance(delta, SparseDelta)
+    assert isinstance(codec, Sparse)
+    values, positions = delta.values[expert], delta.positions[expert].long().cpu()
+    if codec.method == "random":
+        return {"values": stored(values, dtype)}  # the seed tells the positions
+    order = positions.argsort()
+    return {
+        "values": stored(values.cpu()[order], dtype),
+        "positions": encode_shortest(positions[order], size),
+    }

@@ -1,0 +1,201 @@
+"""From a dense model in memory to one whose FFNs are experts on one base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from ders_core.checkpoint import TensorInfo
+from ders_core.checkpoint.dense import DenseFFN, dense_ffns
+from ders_core.codecs.prng import expert_seed, random_positions
+from ders_core.errors import CheckpointError, RecipeError
+from ders_core.upcycle.block import UNIVERSAL_SHARE, UpcycledFFN
+from ders_core.upcycle.config import UpcycleConfig
+from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
+from ders_core.upcycle.forms import Form, LowRankForm, SparseForm
+
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+"""Names under which configs keep the FFN's activation."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """The FFN of a layer in a model. path: its module."""
+
+    layer: int
+    path: str
+    ffn: DenseFFN
+
+    def matrix(self, model: nn.Module, projection: str) -> torch.Tensor:
+        """A projection's weight `[out, in]`, as a view of the model's parameter."""
+        own = self.ffn.weights[projection]
+        flat = model.get_parameter(own.info.name).detach().reshape(-1)
+        return own.slot.view(flat)
+
+    def bias(self, model: nn.Module, projection: str) -> torch.Tensor | None:
+        """A projection's bias `[out]`."""
+        own = self.ffn.weights[projection]
+        module = model.get_submodule(own.info.name.rpartition(".")[0])
+        bias = getattr(module, "bias", None)
+        return None if bias is None else bias.detach()
+
+
+def find_sites(model: PreTrainedModel) -> list[Site]:
+    """Every FFN of a dense model, by layer. Raises CheckpointError if one is not a module alone."""
+    nowhere = Path()
+    infos = {
+        name: TensorInfo(name, p.dtype, tuple(p.shape), nowhere, 0, p.nbytes)
+        for name, p in model.named_parameters()
+    }
+    sites = [Site(ffn.layer, ffn.block, ffn) for ffn in dense_ffns(infos)]
+    for site in sites:
+        module = model.get_submodule(site.path)
+        held = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
+        known = {
+            matrix.info.name.removeprefix(f"{site.path}.").rpartition(".")[0]
+            for matrix in site.ffn.weights.values()
+        }
+        if held != known:
+            raise CheckpointError(
+                f"{site.path} of the model holds {', '.join(sorted(held - known))} beside its FFN, "
+                "so it cannot be replaced by experts"
+            )
+    return sorted(sites, key=lambda site: site.layer)
+
+
+def activation(model: PreTrainedModel) -> nn.Module:
+    """The FFN's activation function."""
+    config = model.config
+    name = next(getattr(config, key) for key in ACTIVATIONS if hasattr(config, key))
+    found: nn.Module = ACT2FN[name]
+    return found
+
+
+def dropout_rate(ffn: nn.Module) -> float:
+    """Of what a dense FFN gives."""
+    rates = [module.p for module in ffn.modules() if isinstance(module, nn.Dropout)]
+    return max(rates, default=0.0)
+
+
+def upcycle_model(
+    model: PreTrainedModel, config: UpcycleConfig, routers: dict[int, torch.Tensor]
+) -> dict[int, UpcycledFFN]:
+    """Replace the FFNs of the chosen layers in place; layer -> its block.
+
+    routers: layer -> `[experts, hidden]`, their start. Whatever is not trained loses its gradient.
+    Raises RecipeError if the configuration does not fit the model.
+    """
+    sites = find_sites(model)
+    chosen = config.chosen_layers(len(sites))
+    model.requires_grad_(False)
+    for parameter in named_parameters(model, config.train):
+        parameter.requires_grad_(True)
+    blocks: dict[int, UpcycledFFN] = {}
+    for site in sites:
+        if site.layer in chosen:
+            block = _block(model, site, config, routers[site.layer])
+            blocks[site.layer] = block.train(model.training)
+            model.set_submodule(site.path, block)
+    return blocks
+
+
+def module_paths(model: nn.Module, blocks: Mapping[int, UpcycledFFN]) -> dict[int, str]:
+    """Layer -> where its block stands in the model."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return {layer: names[id(block)] for layer, block in blocks.items()}
+
+
+def named_parameters(model: nn.Module, patterns: tuple[str, ...]) -> Iterator[nn.Parameter]:
+    """The parameters that the user names. Raises RecipeError for a pattern that names none."""
+    for pattern in patterns:
+        found = [own for name, own in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not found:
+            raise RecipeError(
+                f"train names {pattern!r}, but no parameter of the model is called so; a name is "
+                f"such as {next(iter(dict(model.named_parameters())))!r}"
+            )
+        for parameter in found:
+            parameter.data = parameter.data.float()
+            yield parameter
+
+
+def _block(
+    model: PreTrainedModel, site: Site, config: UpcycleConfig, router: torch.Tensor
+) -> UpcycledFFN:
+    experts = config.experts + config.universal
+    projections = {}
+    for name in site.ffn.weights:
+        weight, bias = site.matrix(model, name).float().contiguous(), site.bias(model, name)
+        share = UNIVERSAL_SHARE if config.universal and name == "down" else 1.0
+        biases = None if bias is None else (bias.float() * share).expand(experts, -1).clone()
+        linear = expert_linear(weight * share, biases, experts, name, site.layer, config)
+        if config.base == "frozen" and linear.base is not None:
+            linear.base.requires_grad_(False)
+        projections[name] = linear
+    block = UpcycledFFN(
+        projections,
+        router.float().to(weight.device),
+        top_k=config.top_k,
+        universal=config.universal,
+        activation=activation(model),
+        dropout=dropout_rate(model.get_submodule(site.path)),
+    )
+    if not config.router.train:
+        block.router.requires_grad_(False)
+    return block
+
+
+def expert_linear(
+    weight: torch.Tensor,
+    biases: torch.Tensor | None,
+    experts: int,
+    projection: str,
+    layer: int,
+    config: UpcycleConfig,
+) -> ExpertLinear:
+    """One projection as it starts. weight: `[out, in]` float32; biases: `[experts, out]`."""
+    form = config.form(projection)
+    noise = config.noise * float(weight.square().mean().sqrt())
+    seeds = [expert_seed(config.seed, layer, projection, expert) for expert in range(experts)]
+    if not form.shares_base:
+        whole = weight.expand(experts, -1, -1).clone()
+        for expert, seed in enumerate(seeds if noise else ()):
+            whole[expert] += noise * _normal(weight.shape, seed).to(weight.device)
+        return ExpertLinear(None, whole, biases)
+    shape = (weight.shape[0], weight.shape[1])
+    delta = new_delta(form, shape, seeds, noise).to(weight.device)
+    return ExpertLinear(weight.clone(), None, biases, [delta])
+
+
+def new_delta(
+    form: Form, shape: tuple[int, int], seeds: list[int], noise: float
+) -> LowRankDelta | SparseDelta:
+    """Deltas that are zero, or with `noise` random of that standard deviation (of an entry that
+    may differ). seeds: one for each expert; what is drawn depends on nothing else."""
+    out, width = shape
+    if isinstance(form, LowRankForm):
+        rank = min(form.rank, *shape)
+        right = torch.stack([_normal((rank, width), seed) for seed in seeds]) / width**0.5
+        left = torch.zeros(len(seeds), out, rank)
+        for expert, seed in enumerate(seeds if noise else ()):
+            left[expert] = noise * (width / rank) ** 0.5 * _normal((out, rank), seed + 1)
+        return LowRankDelta(left, right)
+    assert isinstance(form, SparseForm)
+    count = form.values(shape)
+    positions = [random_positions(out * width, count, seed) for seed in seeds]
+    values = torch.zeros(len(seeds), count)
+    for expert, seed in enumerate(seeds if noise else ()):
+        values[expert] = noise * _normal((count,), seed + 1)
+    return SparseDelta(values, torch.stack(positions).to(torch.int32))
+
+
+def _normal(shape: tuple[int, ...] | torch.Size, seed: int) -> torch.Tensor:
+    """float32, drawn on the CPU whatever the device is."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
