@@ -119,3 +119,37 @@ def test_bytes_on_disk_are_those_of_the_parts(dense_parent_dir: Path) -> None:
 def test_a_layer_that_is_not_there(dense_parent_dir: Path) -> None:
     with pytest.raises(RecipeError, match="layers names layer 5, but the model's layers are 0-1"):
         predict(DenseModel.open(dense_parent_dir), config(Vanilla(), layers="0,5"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        (Vanilla(), {"layers": "1"}),
+        (LowRankForm(rank=3), {"base": "frozen", "universal": True}),
+        (SparseForm(drop_rate=0.9), {"layers": "every-other", "router": {"train": False}}),
+        (SparseForm(drop_rate=0.9, renew=Renewal()), {"universal": True}),
+    ],
+    ids=lambda value: getattr(value, "label", ""),
+)
+@pytest.mark.parametrize("parent", ["gpt2", "mistral"])
+def test_what_is_trained_and_written_is_what_was_predicted(
+    gpt2_dir: Path,
+    dense_parent_dir: Path,
+    tmp_path: Path,
+    tiny_text: str,
+    parent: str,
+    form: Vanilla | LowRankForm | SparseForm,
+    fields: dict[str, object],
+) -> None:
+    from ders_core.upcycle.run import upcycle
+
+    (tmp_path / "text.txt").write_text(tiny_text, encoding="utf-8")
+    data = Data(texts=(tmp_path / "text.txt",), window=32)
+    chosen = config(form, data=data, training=Training(steps=1, batch=1), **fields)
+    place = gpt2_dir if parent == "gpt2" else dense_parent_dir
+    found = upcycle(place, tmp_path / "out", chosen, device="cpu")
+    predicted = predict(DenseModel.open(place), chosen)
+    assert found.trained == predicted.trained
+    assert found.packed_bytes <= 1.01 * predicted.packed_bytes + 30_000  # with the files' headers
+    assert found.packed_bytes >= 0.8 * predicted.packed_bytes
