@@ -45,7 +45,7 @@ def finished_runs() -> list[Job]:
 
 def free_path(name: str) -> Path:
     """A path below the workspace's exports that is not taken."""
-    clean = re.sub(r"[^\w.+-]+", "-", name).strip("-") or "export"
+    clean = re.sub(r"[^\w.+]+", "-", name).strip("-") or "export"
     path, number = session.workspace().exports / clean, 2
     while path.exists():
         path, number = session.workspace().exports / f"{clean}-{number}", number + 1

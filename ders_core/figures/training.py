@@ -118,7 +118,7 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
         figure.add_scatter(
             x=rows["layer"],
             y=rows[name],
-            name=f"{name} share",
+            name=name,
             mode="markers",
             marker={"size": 11, "color": colour},
             hovertemplate=f"layer %{{x}}<br>{name} share %{{y:.1%}}<extra></extra>",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ders_core.ui.upcycle_choices import MIXED, form_of
+from ders_core.ui.upcycle_choices import DROP_RATE, MIXED, RANK, form_of
 from ders_core.units import count_text, share_text
 from ders_core.upcycle import DenseModel, FormRule, UpcycleConfig, predict
 
@@ -18,8 +18,12 @@ def variants(config: UpcycleConfig, values: Mapping[str, Any]) -> dict[str, Upcy
     """Label -> the same configuration with vanilla, SM and LM of the chosen strengths; and the
     chosen one last, if it is none of these."""
     found: dict[str, UpcycleConfig] = {}
+    strengths = {
+        name: own if (own := values[name]) is not None else start  # an emptied field says nothing
+        for name, start in (("rank", RANK), ("drop_rate", DROP_RATE))
+    }
     for kind in ("vanilla", "sparse", "lowrank"):
-        form = form_of({**values, "form": kind}, config.form("up"))
+        form = form_of({**values, **strengths, "form": kind}, config.form("up"))
         rule = FormRule.model_validate({"form": form.model_dump()})
         own = config.model_copy(update={"forms": (rule,)})
         found[own.label] = own

@@ -196,8 +196,8 @@ def _router(ask: _Widgets) -> None:
     ask.toggle(
         row[4],
         "router_train",
-        "Trained",
-        "Whether the routers learn; otherwise they stay as they start.",
+        "Routers learn",
+        "Otherwise they stay as they start.",
     )
 
 

@@ -118,6 +118,8 @@ def test_choices_and_configuration_are_the_same_thing(text: str) -> None:
         ({"top_k": 9}, "top_k is 9, but there are 4 experts"),
         ({"layers": "list", "layers_list": "3-1"}, "layers: '3-1': the range"),
         ({"layers": "list", "layers_list": ""}, "layers: '' must be 'all' or numbers"),
+        ({"rank": None}, "rank: input should be a valid integer"),
+        ({"experts": None}, "experts: input should be a valid integer"),
         ({"learning_rate": 0.0}, "learning rate: input should be greater than 0"),
     ],
 )
@@ -205,6 +207,8 @@ def test_a_sentence_for_each_form(dense_parent_dir: Path) -> None:
     dense, config = DenseModel.open(dense_parent_dir), upcycle_choices.start()
     made = table(dense, variants(config, upcycle_choices.values_of(config)))
     low, vanilla = (made[made["form"] == name].iloc[0] for name in ("LM 4", "vanilla"))
+    emptied = upcycle_choices.values_of(config) | {"rank": None}
+    assert list(variants(config, emptied)) == ["vanilla", "SM 0.99", "LM 4"]
     share = 100 * low["added"] / vanilla["added"]
     assert sentence(made, config).endswith(f"parameters, {share:.3g} % of what vanilla adds.")
 
