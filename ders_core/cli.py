@@ -60,6 +60,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
             ["shared expert", summary.shared or "none"],
             ["dtype", summary.dtype + (f", stored as {summary.stored}" if summary.stored else "")],
             ["size", bytes_text(summary.bytes_total)],
+            *([["packed", summary.packed]] if summary.packed else []),
             [
                 "experts take",
                 f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",

@@ -9,7 +9,9 @@ import typer
 
 CheckpointArg = Annotated[
     str,
-    typer.Argument(metavar="CKPT", help="a model directory, hf://owner/repo, or another address"),
+    typer.Argument(
+        metavar="CKPT", help="a model directory, packed or not, hf://owner/repo, or another address"
+    ),
 ]
 PackedArg = Annotated[Path, typer.Argument(metavar="PACKED", help="a packed DeRS directory")]
 OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="a new directory to write")]

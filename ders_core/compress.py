@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ders_core.address import read_bytes
 from ders_core.checkpoint import NAMES, Checkpoint, TensorInfo
 from ders_core.checkpoint.header import read_header
 from ders_core.checkpoint.output import copy_files, output_directory
@@ -53,8 +52,9 @@ def compress(
 ) -> Report:
     """Write the packed form of `checkpoint`, a directory or an address, to the new directory `out`.
 
+    A packed one is packed anew, as the original that it stands for, once its checksums are checked.
     device: where deltas are encoded, "cpu" or "cuda". resume: continue an interrupted run of the
-    same checkpoint and recipe. progress counts bytes read for encoding and bytes written.
+    same checkpoint and recipe. progress counts bytes checked, read for encoding, and written.
     Raises DersError and its children; then nothing stands at `out`, and the groups that were
     finished wait in `<out>.partial`.
     """
@@ -74,8 +74,16 @@ def compress(
         "recipe": public_recipe(recipe),
         "device": device,
     }
-    total = plan.bytes_before + plan.bytes_after
+    done, total = 0, (source.packed_bytes or 0) + plan.bytes_before + plan.bytes_after
+
+    def checked(count: int, message: str) -> None:
+        nonlocal done
+        done += count
+        progress(done, total, message)
+
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
+        source.store.check(checked)
+        done = source.packed_bytes or 0
         staging = partial / ".ders-groups"
         staging.mkdir(exist_ok=True)
         staged = {entry.key: _staged_path(staging, entry) for entry in plan.entries}
@@ -104,7 +112,7 @@ def compress(
             for entry, following in with_next(missing)
         ]
         encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
-        done = plan.bytes_before - encoding
+        done += plan.bytes_before - encoding
         progress(done, total, f"{len(tasks)} groups to encode")
         for finished in run(encode_group, tasks):
             done += finished.bytes_before
@@ -212,7 +220,7 @@ def _write_descriptions(
             files=dict(source.store.files),
             metadata={name: dict(values) for name, values in source.store.metadata.items()},
             index=dict(source.store.index_metadata),
-            config=read_bytes(source.path / "config.json").decode("utf-8"),
+            config=source.store.config_text,
         ),
         recipe=recipe,
         groups=tuple(groups),

@@ -7,23 +7,25 @@ Tensors are asked for by their original names; an expert's weight is synthesized
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ders_core.address import as_local
+from ders_core.assembled import Assembled, Member, assemble, scheme_class
 from ders_core.checkpoint import DTYPES, TensorInfo, TensorSpec, TensorStore
-from ders_core.checkpoint.axes import EXPERT, PART
-from ders_core.checkpoint.matrix import Slot
-from ders_core.checkpoint.quantized import SCHEMES, QuantizedWeight, Scheme, declared, detect
+from ders_core.checkpoint.axes import EXPERT
+from ders_core.checkpoint.quantized import Scheme, declared, detect
 from ders_core.checkpoint.reader import numbers_dtype
 from ders_core.checkpoint.store import read_json
+from ders_core.checkpoint.writer import json_text
 from ders_core.codecs import EncodeContext
 from ders_core.codecs.prng import expert_seed
 from ders_core.errors import CheckpointError, CodecError
@@ -53,29 +55,6 @@ def checksum(info: TensorInfo) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One expert's weight or bias, and its place in an original tensor."""
-
-    group: PackedGroup
-    expert: int
-    bias: bool
-    slot: Slot
-
-
-@dataclass
-class _Packed:
-    """An original tensor that is put together from packed ones.
-
-    spec: on disk. numbers: what it means, the same but where the source holds codes.
-    """
-
-    spec: TensorSpec
-    numbers: TensorSpec
-    members: list[_Member] = field(default_factory=list)
-    coded: QuantizedWeight | None = None
-
-
 class PackedCheckpoint:
     """A packed checkpoint. Opening it reads headers and the manifest.
 
@@ -86,17 +65,17 @@ class PackedCheckpoint:
         self.store = TensorStore.open(as_local(path))
         self.manifest = Manifest.read(self.store.path)
         self._seed = int(self.manifest.recipe.get("seed", 0))
-        self._packed: dict[str, _Packed] = {}
-        self._codecs: dict[str, GroupCodec] = {}
-        for group in self.manifest.groups:
-            self._codecs[group.prefix] = self._check(group)
-            self._place(group)
+        self._parts: dict[str, list[TensorInfo]] = {}
+        groups = self.manifest.groups
+        self._codecs = {group.prefix: self._check(group) for group in groups}
+        self.assembled = assemble(groups, self.path / MANIFEST)
+        """The original tensors that do not lie on disk as they were."""
         self._check_cover()
         self._scheme = self._find_scheme()
         infos = self._original_infos() if self._scheme else {}
         weights = self._scheme.weights(infos) if self._scheme else {}
         self._coded = {weight.codes.name: weight for weight in weights.values()}
-        for name, packed in self._packed.items():
+        for name, packed in self.assembled.items():
             packed.coded = self._coded.get(name)
         self._bases: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()  # transformers reads from several threads
@@ -113,6 +92,16 @@ class PackedCheckpoint:
         return own | {"quantization_config": original} if original else own
 
     @property
+    def config_text(self) -> str:
+        """The original's config.json as it was; anew if it was changed since, or was not kept."""
+        text = self.manifest.source.config
+        try:
+            same = text is not None and json.loads(text) == self.config
+        except (ValueError, RecursionError):
+            same = False
+        return text if same and text is not None else json_text(self.config)
+
+    @property
     def bytes_total(self) -> int:
         """Bytes of the packed weight files."""
         return self.store.bytes_total
@@ -123,12 +112,12 @@ class PackedCheckpoint:
 
     def spec(self, name: str) -> TensorSpec:
         """Dtype and shape of an original tensor."""
-        packed = self._packed.get(name)
+        packed = self.assembled.get(name)
         return packed.spec if packed is not None else self._info(name).spec
 
     def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """An original tensor as it lay on disk, synthesized if experts are in it."""
-        packed = self._packed.get(name)
+        packed = self.assembled.get(name)
         if packed is None:
             return self._info(name).read().to(device)
         if packed.coded is not None:
@@ -138,17 +127,22 @@ class PackedCheckpoint:
     def pieces(self, name: str, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
         """The same tensor's elements in order, as flat pieces: one expert's at a time where a
         tensor holds many, so that no whole one need be in memory."""
-        packed = self._packed.get(name)
+        packed = self.assembled.get(name)
         if packed is None:
             yield self._info(name).read().flatten()
             return
-        first = packed.members[0].slot
-        alone = first.axes.order[0] == EXPERT
-        for expert in range(first.sizes[EXPERT] if alone else 1):
-            flat = self._one(packed, expert, device) if alone else self._whole(packed, device)
-            if packed.coded is not None:
-                flat = packed.coded.quantize(flat.view(packed.numbers.shape[-2:]), expert)
-            yield flat.flatten()
+        for number in range(packed.pieces):
+            yield self.piece(packed, number, device)
+
+    def piece(
+        self, packed: Assembled, number: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """One of the equal pieces `[n]` of an assembled tensor."""
+        one = packed.pieces > 1
+        flat = self._one(packed, number, device) if one else self._whole(packed, device)
+        if packed.coded is not None:
+            flat = packed.coded.quantize(flat.view(packed.numbers.shape[-2:]), number)
+        return flat.flatten()
 
     def model_names(self) -> dict[str, str]:
         """Name on disk -> name in a model whose weights are plain numbers; scales are left out."""
@@ -158,7 +152,7 @@ class PackedCheckpoint:
 
     def numbers(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """What an original tensor means, for a model whose weights are plain numbers."""
-        packed = self._packed.get(name)
+        packed = self.assembled.get(name)
         if packed is not None and packed.coded is not None:
             whole = self._whole(packed, device)
         elif packed is None and name in self._coded:
@@ -172,7 +166,7 @@ class PackedCheckpoint:
 
     def numbers_spec(self, name: str) -> TensorSpec:
         """Dtype and shape of what `numbers` gives."""
-        packed, coded = self._packed.get(name), self._coded.get(name)
+        packed, coded = self.assembled.get(name), self._coded.get(name)
         if packed is not None:
             spec = packed.numbers
         elif coded is not None:
@@ -183,26 +177,25 @@ class PackedCheckpoint:
         turned = coded is not None and self._scheme is not None and self._scheme.turned and before
         return TensorSpec(spec.dtype, (*before, width, out)) if turned else spec
 
-    def _whole(self, packed: _Packed, device: torch.device | str) -> torch.Tensor:
+    def _whole(self, packed: Assembled, device: torch.device | str) -> torch.Tensor:
         """All numbers of an original tensor, in their shape."""
         member = packed.members[0]
         if len(packed.members) == 1 and member.slot.rows_are_whole:
-            return self._member(member, device).reshape(packed.numbers.shape)
+            return self.member(member, device).reshape(packed.numbers.shape)
         spec = packed.numbers
         flat = torch.empty(math.prod(spec.shape), dtype=spec.dtype, device=device)
         for member in packed.members:
-            member.slot.view(flat).copy_(self._member(member, device))
+            member.slot.view(flat).copy_(self.member(member, device))
         return flat.view(spec.shape)
 
-    def _one(self, packed: _Packed, expert: int, device: torch.device | str) -> torch.Tensor:
+    def _one(self, packed: Assembled, expert: int, device: torch.device | str) -> torch.Tensor:
         """The numbers `[n]` of one expert in a tensor whose slowest axis counts them."""
         sizes = packed.members[0].slot.sizes
         count = math.prod(packed.numbers.shape) // sizes[EXPERT]
         flat = torch.empty(count, dtype=packed.numbers.dtype, device=device)
-        for member in packed.members:
-            if member.slot.expert == expert:
-                place = replace(member.slot, sizes={**sizes, EXPERT: 1}, expert=0)
-                place.view(flat).copy_(self._member(member, device))
+        for member in packed.by_piece[expert]:
+            place = replace(member.slot, sizes={**sizes, EXPERT: 1}, expert=0)
+            place.view(flat).copy_(self.member(member, device))
         return flat
 
     def weight(
@@ -230,11 +223,16 @@ class PackedCheckpoint:
         number = slice(group.bases[expert], group.bases[expert] + 1) if group.bases else None
         return info.read(number).reshape(group.shape[1:])
 
+    def parts(self, group: PackedGroup) -> list[TensorInfo]:
+        """All that lies on disk of a group."""
+        return self._parts[group.prefix]
+
     def biases(self, group: PackedGroup) -> torch.Tensor:
         """`[experts, out]`, in the group's dtype."""
         return self._info(f"{group.prefix}.bias").read()
 
-    def _member(self, member: _Member, device: torch.device | str) -> torch.Tensor:
+    def member(self, member: Member, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Ŵ_i `[out, in]`, or the bias `[out, 1]`, that lies in an assembled tensor."""
         if member.bias:
             return self._row(member.group, "bias", member.expert).to(device).unsqueeze(1)
         return self.weight(member.group, member.expert, device)
@@ -288,6 +286,7 @@ class PackedCheckpoint:
                     f"{where}: the part {part!r} is missing or not what {codec.label!r} writes; "
                     "copy the directory again"
                 )
+            self._parts.setdefault(group.prefix, []).append(info)
         return codec
 
     def _find_scheme(self) -> Scheme | None:
@@ -296,7 +295,7 @@ class PackedCheckpoint:
         if not stored:
             return detect(self.config, self._original_infos())
         quantization = declared(self.config)
-        return _scheme(min(stored)).of(
+        return scheme_class(min(stored)).of(
             {**quantization, "quant_method": quantization.get("quant_method")}
         )
 
@@ -315,53 +314,12 @@ class PackedCheckpoint:
     def _numbers_dtype(self) -> torch.dtype:
         return numbers_dtype(self.config)
 
-    def _place(self, group: PackedGroup) -> None:
-        """Note which original tensors the group's experts lay in."""
-        _, out, width = group.shape
-        for bias, sources in ((False, group.experts), (True, group.biases)):
-            for expert, source in enumerate(sources):
-                slot = source.slot((out, 1 if bias else width))
-                if slot.axes.is_bias != bias:
-                    raise CheckpointError(
-                        f"{self.path / MANIFEST}: {source.tensor!r} contradicts itself; "
-                        "copy the directory again"
-                    )
-                numbers = TensorSpec(DTYPES[group.dtype], slot.axes.shape(slot.sizes))
-                coded = _scheme(group.stored) if group.stored and not bias else None
-                spec = coded.codes(numbers.shape) if coded else numbers
-                own = self._packed.setdefault(source.tensor, _Packed(spec, numbers))
-                own.members.append(_Member(group, expert, bias, slot))
-
     def _check_cover(self) -> None:
-        """Every original tensor must be there, and every packed one be covered just once."""
-        for name, packed in self._packed.items():
-            places = [(member.slot.expert, member.slot.part) for member in packed.members]
-            first = packed.members[0]
-            count = math.prod(first.slot.sizes.get(axis, 1) for axis in (EXPERT, PART))
-            same = all(
-                member.slot.sizes == first.slot.sizes and member.slot.axes == first.slot.axes
-                for member in packed.members
-            )
-            if not same or len(places) != count or len(set(places)) != count:
-                raise CheckpointError(
-                    f"{self.path / MANIFEST}: the parts of {name!r} do not make it whole; "
-                    "copy the directory again"
-                )
         for name in self.names():
-            if name not in self._packed and name not in self.store.tensors:
+            if name not in self.assembled and name not in self.store.tensors:
                 raise CheckpointError(
                     f"{self.path} lacks the tensor {name!r}; copy the directory again"
                 )
-
-
-def _scheme(name: str) -> type[Scheme]:
-    found = next((scheme for scheme in SCHEMES if scheme.name == name), None)
-    if found is None:
-        raise CheckpointError(
-            f"the manifest names the scheme {name!r}, which is unknown here; install the version "
-            "of ders-studio that wrote it"
-        )
-    return found
 
 
 def checksum_problems(checkpoint: PackedCheckpoint, step: Callable[[int, str], None]) -> list[str]:

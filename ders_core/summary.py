@@ -14,10 +14,10 @@ from ders_core.units import bytes_text
 
 @dataclass(frozen=True)
 class Summary:
-    """bytes_total: of the weight files; bytes_experts: of the routed experts' tensors. sure: of the
-    layout, from 0 to 1, and because, in words. stacks: where the blocks lie, and their layers.
-    shared: what stands beside the routed experts, in words. stored: the scheme of already quantized
-    weights."""
+    """bytes_total: of the weight files; of packed ones, what they stand for, and packed_bytes: what
+    they are on disk. bytes_experts: of the routed experts' tensors. sure: of the layout, from 0 to
+    1, and because, in words. stacks: where the blocks lie, and their layers. shared: what stands
+    beside the routed experts, in words. stored: the scheme of already quantized weights."""
 
     identity: str
     family: str
@@ -33,6 +33,7 @@ class Summary:
     shared: str | None
     dtype: str
     bytes_total: int
+    packed_bytes: int | None
     bytes_experts: int
     expert_share: float
     upcycled: Verdict
@@ -41,6 +42,13 @@ class Summary:
     def routing(self) -> str:
         """`, top-2`; nothing where the config does not say how many experts a token gets."""
         return f", top-{self.top_k}" if self.top_k else ""
+
+    @property
+    def packed(self) -> str | None:
+        """That the checkpoint is packed, in words; None where it is not."""
+        if self.packed_bytes is None:
+            return None
+        return f"{bytes_text(self.packed_bytes)} on disk, stands for {bytes_text(self.bytes_total)}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,6 +72,7 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         shared=_shared(source),
         dtype=NAMES[source.dtype],
         bytes_total=source.bytes_total,
+        packed_bytes=source.packed_bytes,
         bytes_experts=source.bytes_experts,
         expert_share=source.expert_share,
         upcycled=sampled_verdict(source),

@@ -5,7 +5,6 @@ Same file names, tensor names, order, shapes and dtypes, same config and side fi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from ders_core.checkpoint.output import copy_files, output_directory
 from ders_core.checkpoint.writer import (
     encode_header,
-    json_text,
     tensor_bytes,
     write_file,
     write_index,
@@ -79,7 +77,7 @@ def synthesize(
             checksums |= write_file(partial / file, specs, read, metadata)
         if list(files) != ["model.safetensors"]:
             write_index(partial, files, source.manifest.source.index)
-        write_text(partial / "config.json", _config_text(source))
+        write_text(partial / "config.json", source.config_text)
         copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
         progress(sum(sizes), sum(sizes), "written")
     return checksums
@@ -107,13 +105,3 @@ def _of(name: str, flow: Iterator[tuple[str, torch.Tensor | None]]) -> Iterator[
         if piece is None:
             return
         yield piece
-
-
-def _config_text(source: PackedCheckpoint) -> str:
-    """config.json as it was; anew if it was changed since, or its text was not kept."""
-    text = source.manifest.source.config
-    try:
-        same = text is not None and json.loads(text) == source.config
-    except (ValueError, RecursionError):
-        same = False
-    return text if same and text is not None else json_text(source.config)

@@ -107,6 +107,8 @@ def first_screen(source: Checkpoint) -> None:
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
         f"{verdict.sentence}"
     )
+    if summary.packed:
+        st.markdown(f"Packed: {summary.packed}. What is shown is what it stands for.")
     composition(source)
     if summary.sure < 1:
         st.info(
@@ -150,6 +152,11 @@ def first_screen(source: Checkpoint) -> None:
             st.warning(
                 "These experts have no common start, so DeRS does not apply as it is meant; "
                 "you may still look and try."
+            )
+        elif summary.packed_bytes is not None:
+            st.markdown(
+                f"At 2 bits it would take **{bytes_text(two_bits.bytes_after)}**; "
+                f"it takes {bytes_text(summary.packed_bytes)} as it is packed now."
             )
         else:
             st.markdown(

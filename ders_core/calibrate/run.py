@@ -37,7 +37,7 @@ def calibrate(
 ) -> Calibration:
     """Run a checkpoint over a text and write its calibration to the new file `out`.
 
-    model: an original directory. text: path of a UTF-8 file. window: tokens of context, not
+    model: a directory, packed or not. text: path of a UTF-8 file. window: tokens of context, not
     overlapping. batch: windows at once. dtype: of the computation, by default the checkpoint's. An
     encoder and a decoder both read the text. Beside the model, the device holds 4·in² bytes for
     each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
@@ -48,6 +48,12 @@ def calibrate(
     where, target = resolve_device(device), Path(out).expanduser()
     check_sizes(window, max_tokens, batch)
     checkpoint = Checkpoint(as_local(model))
+    if checkpoint.packed_bytes is not None and checkpoint.scheme is not None:
+        # transformers gets the numbers before they are rounded to codes, so nothing would be found
+        raise EvaluationError(
+            f"{checkpoint.path} is packed and stands for {checkpoint.scheme.name} codes, which "
+            "transformers does not run; calibrate what `ders synthesize` makes of it"
+        )
     window = fitting_window(window, [checkpoint.config])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     windows = token_windows(tokenizer, read_text(text), window, max_tokens)

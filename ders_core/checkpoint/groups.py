@@ -119,7 +119,7 @@ class ExpertGroup:
     def read_ahead(self) -> None:
         """Have the system read the experts from a local disk while something else is computed; what
         it has read waits in its page cache."""
-        infos = {matrix.info.name: matrix.info for matrix in self.experts}
+        infos = {own.name: own for matrix in self.experts for own in matrix.info.sources()}
         threading.Thread(target=_will_need, args=(list(infos.values()),), daemon=True).start()
 
     def middle(self, lines: int, values: int) -> torch.Tensor:

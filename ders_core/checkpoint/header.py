@@ -60,8 +60,12 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.elements * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,41 @@ class TensorInfo:
                 f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
                 "the file is damaged or was changed while it was open, so copy it again"
             ) from error
+
+    def strided(
+        self, offset: int, shape: tuple[int, int], strides: tuple[int, int]
+    ) -> torch.Tensor:
+        """A copy of a matrix that lies scattered among the elements, the first of it at `offset`.
+
+        Pages of the file that hold none of it are not touched. Of a file elsewhere, all that lies
+        between the matrix's first value and its last is read. Raises CheckpointError if the file
+        ends before the tensor.
+        """
+        if is_remote(self.file):
+            return self._spanned(offset, shape, strides)
+        size = self.dtype.itemsize
+        words = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[size]
+        if self.file.stat().st_size < self.end:
+            raise CheckpointError(
+                f"{self.file.name} ends inside tensor {self.name!r}; it was changed while it was "
+                "open, so copy it again"
+            )
+        mapped = np.memmap(self.file, words, "r", self.begin, (self.nbytes // size,))
+        steps = tuple(step * size for step in strides)
+        view = np.lib.stride_tricks.as_strided(mapped[offset:], shape, steps)
+        return torch.from_numpy(np.array(view, order="C")).view(self.dtype)
+
+    def _spanned(
+        self, offset: int, shape: tuple[int, int], strides: tuple[int, int]
+    ) -> torch.Tensor:
+        """As `strided`, from all that lies between the first value and the last."""
+        span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        flat = self.elements(offset, span if math.prod(shape) else 0)
+        return flat.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
+
+    def sources(self) -> tuple[TensorInfo, ...]:
+        """The tensors on disk from which it is read."""
+        return (self,)
 
     def raw(self) -> Iterator[bytes]:
         """The tensor's bytes in chunks, for copying without a look inside."""

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 
-from ders_core.address import is_remote
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
 from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.quantized import QuantizedWeight
-from ders_core.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Matrix:
         offset = self.slot.offset + first * self.slot.strides[0]
         if self.slot.rows_are_whole:
             return self.info.elements(offset, count * width).view(count, width)
-        return _strided(self.info, offset, (count, width), self.slot.strides)
+        return self.info.strided(offset, (count, width), self.slot.strides)
 
     def read_into(self, out: torch.Tensor, rows: slice) -> None:
         """Read rows into `[rows, in]`, contiguous and in the storage dtype."""
@@ -119,7 +116,7 @@ class Matrix:
         if not across:
             return self.read(slice(begin, begin + count)).flatten()
         offset = self.slot.offset + begin * self.slot.strides[1]
-        return _strided(self.info, offset, (out, count), self.slot.strides).flatten()
+        return self.info.strided(offset, (out, count), self.slot.strides).flatten()
 
     def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
         """The same place among other tensors of the same names."""
@@ -166,25 +163,3 @@ class QuantizedMatrix(Matrix):
         codes, scales = tensors[self.weight.codes.name], tensors[self.weight.scales.name]
         weight = replace(self.weight, codes=codes, scales=scales)
         return replace(self, info=codes, weight=weight)
-
-
-def _strided(
-    info: TensorInfo, offset: int, shape: tuple[int, int], strides: tuple[int, int]
-) -> torch.Tensor:
-    """Copy a matrix out of the mapped file; pages that hold none of it are not touched. Of a file
-    elsewhere, all that lies between the matrix's first value and its last is read."""
-    if is_remote(info.file):
-        span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        flat = info.elements(offset, span if math.prod(shape) else 0)
-        return flat.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
-    size = info.dtype.itemsize
-    words = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[size]
-    if info.file.stat().st_size < info.end:
-        raise CheckpointError(
-            f"{info.file.name} ends inside tensor {info.name!r}; it was changed while it was open, "
-            "so copy it again"
-        )
-    mapped = np.memmap(info.file, words, "r", info.begin, (info.nbytes // size,))
-    steps = tuple(step * size for step in strides)
-    view = np.lib.stride_tricks.as_strided(mapped[offset:], shape, steps)
-    return torch.from_numpy(np.array(view, order="C")).view(info.dtype)

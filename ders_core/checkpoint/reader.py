@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
 from ders_core.checkpoint.quantized import Scheme, detect
+from ders_core.checkpoint.quantized.detect import OURS
 from ders_core.checkpoint.recognise import (
     Recognition,
     declared_experts,
@@ -26,24 +28,22 @@ from ders_core.checkpoint.recognise import (
 from ders_core.checkpoint.store import TensorStore
 from ders_core.errors import CheckpointError
 
+PACKED_READER = "ders_core.original"
+"""The module whose `open_original` gives a packed checkpoint's tensors as those of its original."""
+
 
 class Checkpoint:
     """An MoE checkpoint in a directory, local or at an address. Opening it reads headers only.
 
-    Raises CheckpointError if the directory is no checkpoint, is damaged, is already packed, or
-    holds nothing that looks like experts.
+    A packed one is read as the original that it stands for; its experts are synthesized on the way.
+    Raises CheckpointError if the directory is no checkpoint, is damaged, or holds nothing that
+    looks like experts.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.place = str(path)
         """As it was given: a path, or an address that may hold credentials."""
-        self.store = TensorStore.open(path)
-        quantization = self.config.get("quantization_config") or {}
-        if isinstance(quantization, dict) and quantization.get("quant_method") == "ders":
-            raise CheckpointError(
-                f"{self.path} is already a packed DeRS checkpoint; "
-                "bring it back to its original layout with `ders synthesize` first"
-            )
+        self.store = _open(path)
         self.scheme: Scheme | None = detect(self.config, self.tensors)
         weights = self.scheme.weights(self.tensors) if self.scheme else {}
         coded = Quantized(
@@ -136,7 +136,13 @@ class Checkpoint:
 
     @property
     def bytes_total(self) -> int:
+        """Bytes of the weight files; of a packed checkpoint, those that it stands for."""
         return self.store.bytes_total
+
+    @property
+    def packed_bytes(self) -> int | None:
+        """Bytes of the weight files as they lie on disk, if they are packed."""
+        return self.store.packed_bytes
 
     @property
     def bytes_experts(self) -> int:
@@ -204,6 +210,16 @@ class Checkpoint:
                     f"layer {group.layer} hold {group.shape[0]} experts; the checkpoint is "
                     "incomplete or its config belongs to another one"
                 )
+
+
+def _open(path: str | Path) -> TensorStore:
+    store = TensorStore.open(path)
+    quantization = store.config.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != OURS:
+        return store
+    # by name and late: what unpacks stands above this room, and no caller has to know of it
+    original: TensorStore = importlib.import_module(PACKED_READER).open_original(path)
+    return original
 
 
 def numbers_dtype(config: Mapping[str, Any]) -> torch.dtype:

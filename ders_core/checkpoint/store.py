@@ -36,8 +36,8 @@ SAMPLE_BYTES = 256
 class TensorStore:
     """The tensors of a model directory by name; only headers have been read.
 
-    sizes: of the weight files, headers included, in bytes. index_metadata: what the index of
-    several shards says of them.
+    index_metadata: what the index of several shards says of them. bytes_total: of the weight files,
+    headers included.
     """
 
     path: Path
@@ -45,8 +45,8 @@ class TensorStore:
     tensors: Mapping[str, TensorInfo]
     files: Mapping[str, tuple[str, ...]]  # file name -> tensor names in the order they lie on disk
     metadata: Mapping[str, Mapping[str, str]]  # file name -> free-form metadata of its header
-    sizes: Mapping[str, int]
     index_metadata: Mapping[str, Any]
+    bytes_total: int
 
     @classmethod
     def open(cls, path: str | Path) -> TensorStore:
@@ -91,14 +91,25 @@ class TensorStore:
             tensors,
             files,
             metadata,
-            dict(zip(files, sizes, strict=True)),
             told if isinstance(told, dict) else {},
+            sum(sizes),
         )
 
     @property
-    def bytes_total(self) -> int:
-        """Bytes of the weight files on disk, headers included."""
-        return sum(self.sizes.values())
+    def config_text(self) -> str:
+        """The text of config.json."""
+        return read_bytes(self.path / "config.json").decode("utf-8")
+
+    @property
+    def packed_bytes(self) -> int | None:
+        """Bytes of the weight files on disk where they are packed; None where they are as told."""
+        return None
+
+    def check(self, step: Callable[[int, str], None]) -> None:
+        """Raise CheckpointError if a tensor differs from its checksum, where checksums are known.
+
+        step: called with the bytes of each tensor read, and what is being read.
+        """
 
     @cached_property
     def identity(self) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from ders_core.checkpoint.dense import DenseFFN
+from ders_core.checkpoint import TensorInfo
+from ders_core.checkpoint.dense import DenseFFN, dense_ffns
 
 _recorded: ContextVar[list[torch.Tensor] | None] = ContextVar("router_logits", default=None)
 """Where the routers leave their logits: a forward pass of another thread has its own place."""
@@ -30,7 +32,7 @@ def recorded_routers() -> Iterator[list[torch.Tensor]]:
 
 
 @dataclass(frozen=True)
-class Form:
+class FFNShape:
     """A dense FFN: down(act(gate x) · up x), or down(act(up x)) if it is not gated.
 
     hidden, inner: d and d_h. dropout: what the FFN itself applies to its output.
@@ -44,7 +46,7 @@ class Form:
     dropout: float
 
     @classmethod
-    def of(cls, ffn: DenseFFN, module: nn.Module, config: PreTrainedConfig) -> Form:
+    def of(cls, ffn: DenseFFN, module: nn.Module, config: PreTrainedConfig) -> FFNShape:
         inner, hidden = ffn.weights["up"].shape
         return cls(
             hidden=hidden,
@@ -56,10 +58,21 @@ class Form:
         )
 
 
+def model_ffns(model: nn.Module) -> list[DenseFFN]:
+    """Every FFN of a dense model in memory; the tensors are its parameters, told without places."""
+    nowhere = Path()
+    return dense_ffns(
+        {
+            name: TensorInfo(name, weight.dtype, tuple(weight.shape), nowhere, 0, weight.nbytes)
+            for name, weight in model.named_parameters()
+        }
+    )
+
+
 class Expert(nn.Module):
     """One FFN, its weights `[out, in]` as torch's Linear has them."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: FFNShape) -> None:
         super().__init__()
         self.gate_proj = (
             nn.Linear(form.hidden, form.inner, bias=form.biased) if form.gated else None
@@ -79,7 +92,7 @@ class MoeFFN(nn.Module):
     """y = Σ_k w_k E_k(x) over the top-k of p = softmax(gate x), with w = p / Σ p over these; with a
     universal expert U, + sigmoid(shared_expert_gate x) · U(x)."""
 
-    def __init__(self, form: Form, experts: int, top_k: int, universal: bool) -> None:
+    def __init__(self, form: FFNShape, experts: int, top_k: int, universal: bool) -> None:
         super().__init__()
         self.top_k = top_k
         self.gate = nn.Linear(form.hidden, experts, bias=False)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -25,14 +24,17 @@ from transformers import (
     Qwen3ForCausalLM,
     StableLmForCausalLM,
 )
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils.generic import can_return_tuple
 
-from ders_core.checkpoint.dense import DenseFFN, dense_ffns
-from ders_core.checkpoint.header import TensorInfo
+from ders_core.checkpoint.dense import DenseFFN
 from ders_core.errors import CheckpointError
-from ders_core.hf.moe_ffn import Form, MoeFFN, recorded_routers
+from ders_core.hf.moe_ffn import FFNShape, MoeFFN, model_ffns, recorded_routers
 
 DENSE = (
     LlamaForCausalLM,
@@ -73,25 +75,16 @@ class Upcycled(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        ffns = {ffn.layer: ffn for ffn in self._dense_ffns()}
+        ffns = {ffn.layer: ffn for ffn in model_ffns(self)}
         _check(config, ffns)
         for layer in config.moe_layers:
             block = ffns[layer].block
-            form = Form.of(ffns[layer], self.get_submodule(block), config)
+            form = FFNShape.of(ffns[layer], self.get_submodule(block), config)
             moe = MoeFFN(
                 form, config.num_local_experts, config.num_experts_per_tok, config.universal_expert
             )
             self.set_submodule(block, moe)
         self.post_init()  # initialises what is new
-
-    def _dense_ffns(self) -> list[DenseFFN]:
-        nowhere = Path()  # the names and the shapes are all that is asked for
-        return dense_ffns(
-            {
-                name: TensorInfo(name, weight.dtype, tuple(weight.shape), nowhere, 0, 0)
-                for name, weight in self.named_parameters()
-            }
-        )
 
 
 def _check(config: Any, ffns: dict[int, DenseFFN]) -> None:
@@ -169,6 +162,9 @@ def register() -> None:
         config = model.config_class
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
+        names = get_checkpoint_conversion_mapping(dense.__name__)
+        if names is not None:  # the files call some tensors otherwise than the model
+            register_checkpoint_conversion_mapping(model.__name__, names, overwrite=True)
         tokenizer = TOKENIZER_MAPPING.get(dense.config_class, None)
         if tokenizer is not None:  # else a tokenizer's own files name its class
             AutoTokenizer.register(config, tokenizer, exist_ok=True)

@@ -42,7 +42,7 @@ class LowRankDelta(nn.Module):
     def forward(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """rows: `[rows, in]`, sorted by expert; `[rows, out]`."""
         pieces = zip(rows.split(list(counts)), self.left.unbind(), self.right.unbind(), strict=True)
-        return torch.cat([F.linear(F.linear(own, right), left) for own, left, right in pieces])
+        return torch.cat([_times(_times(own, right), left) for own, left, right in pieces])
 
     @torch.no_grad()
     def dense(self, expert: int) -> torch.Tensor:
@@ -62,30 +62,26 @@ class SparseDelta(nn.Module):
         self.probe: int | None = None
         """How many positions are looked for in the next backward pass, of each expert."""
         self.found: dict[int, torch.Tensor] = {}
-        """Expert -> where its gradient was largest, outside of what stays."""
+        """Expert -> the positions that it will have: where its largest values are, and where its
+        gradient was largest beside."""
 
     def look(self, expert: int, gradient: torch.Tensor) -> None:
         """Note where the gradient `[out, in]` of an expert's whole weight is largest."""
         if self.probe is None:
             return
-        scores = gradient.abs().flatten()
-        scores.index_fill_(0, self._kept(expert).long(), -1.0)
-        self.found[expert] = scores.topk(self.probe).indices.to(torch.int32)
-
-    def _kept(self, expert: int) -> torch.Tensor:
-        """The positions of the largest values: all but as many as are looked for."""
-        count = self.values.shape[1] - (self.probe or 0)
-        largest = self.values.detach()[expert].abs().topk(count).indices
-        return self.positions[expert].index_select(0, largest)
+        largest = self.values.detach()[expert].abs().topk(self.values.shape[1] - self.probe)
+        kept = self.positions[expert].index_select(0, largest.indices).long()
+        scores = gradient.abs().flatten().index_fill_(0, kept, -1.0)
+        self.found[expert] = torch.cat([kept, scores.topk(self.probe).indices]).sort().values
 
     @torch.no_grad()
     def renew(self, size: int, states: Sequence[torch.Tensor]) -> None:
-        """Give the positions of the smallest values to those that were found. size: of a matrix.
-        states: `[N, count]` that go with the values, such as an optimizer's moments. What comes
-        anew is zero; every process of a distributed training takes the first one's positions."""
-        for expert in sorted(self.found):
+        """Take the positions that were found. size: of a matrix. states: `[N, count]` that go with
+        the values, such as an optimizer's moments. What comes anew is zero; every process of a
+        distributed training takes the first one's positions."""
+        for expert in range(len(self.values)):
             old = self.positions[expert].long()
-            new = torch.cat([self._kept(expert), self.found[expert]]).long().sort().values
+            new = self.found.get(expert, old)
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.broadcast(new, 0)
             flat = torch.zeros(size, dtype=self.values.dtype, device=new.device)
@@ -134,7 +130,7 @@ class ExpertLinear(nn.Module):
     def spread(self, tokens: torch.Tensor, routes: Routes) -> torch.Tensor:
         """tokens: `[tokens, in]`; `[rows, out]`."""
         if self.base is not None and not self.sparse:
-            rows = F.linear(tokens, self.base).index_select(0, routes.tokens)
+            rows = _times(tokens, self.base).index_select(0, routes.tokens)
         else:
             rows = self._apart(tokens.index_select(0, routes.tokens), routes)
         if self.lowrank:
@@ -147,7 +143,7 @@ class ExpertLinear(nn.Module):
         """rows: `[rows, in]`; weights: `[rows]`; `[tokens, out]`."""
         weighed = rows * weights.unsqueeze(1).to(rows.dtype)
         if self.base is not None and not self.sparse:
-            together = F.linear(_summed(weighed, routes), self.base)
+            together = _times(_summed(weighed, routes), self.base)
             apart = None
         else:
             together, apart = None, self._apart(weighed, routes)
@@ -167,7 +163,7 @@ class ExpertLinear(nn.Module):
         """The product of each row with the matrix of its expert, without low-rank deltas."""
         if self.whole is not None:
             pieces = zip(rows.split(list(routes.counts)), self.whole.unbind(), strict=True)
-            return torch.cat([F.linear(own, weight) for own, weight in pieces])
+            return torch.cat([_times(own, weight) for own, weight in pieces])
         sparse = self.sparse
         values = [delta.values for delta in sparse]
         found: torch.Tensor = _SparseLinear.apply(rows, self.base, routes.counts, sparse, *values)
@@ -177,6 +173,11 @@ class ExpertLinear(nn.Module):
         if self.bias is None:
             return rows
         return rows + self.bias.index_select(0, routes.experts).to(rows.dtype)
+
+
+def _times(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x·Wᵀ in the dtype of x: what is trained is float32 whatever the others are."""
+    return F.linear(rows, weight.to(rows.dtype))
 
 
 def _summed(rows: torch.Tensor, routes: Routes) -> torch.Tensor:

@@ -59,6 +59,8 @@ class History:
         self._measured = {line["step"] for line in kept if "heldout_perplexity" in line}
 
     def add(self, what: Moment | Measured) -> None:
+        if isinstance(what, Measured):
+            self._measured.add(what.step)
         with open(self._file, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(what)) + "\n")
 

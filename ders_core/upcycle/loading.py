@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from ders_core.checkpoint.layouts import Layout, known_layouts
 from ders_core.checkpoint.store import read_json
@@ -20,6 +21,7 @@ from ders_core.codecs.positions import decode_shortest
 from ders_core.codecs.prng import expert_seed, random_positions
 from ders_core.device import resolve_device
 from ders_core.errors import CheckpointError
+from ders_core.hf.moe_ffn import FFNShape
 from ders_core.hf.silence import silent
 from ders_core.manifest import PackedGroup
 from ders_core.packed import PackedCheckpoint
@@ -28,7 +30,7 @@ from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
 from ders_core.upcycle.forms import SparseForm
 from ders_core.upcycle.record import RECORD
-from ders_core.upcycle.surgery import activation, dropout_rate
+from ders_core.upcycle.surgery import find_sites
 from ders_core.upcycle.target import shared_gate
 
 
@@ -179,9 +181,10 @@ def load_upcycled(
     with silent():
         model = AutoModelForCausalLM.from_config(config, dtype=kind)
         model = type(model).from_pretrained(None, config=config, state_dict=others, dtype=kind)
+    shapes = {site.layer: site.shape(model) for site in find_sites(model)}
     blocks: dict[int, UpcycledFFN] = {}
     for layer, module in source.modules.items():
-        blocks[layer] = _block(source, layer, others, model, kind)
+        blocks[layer] = _block(source, layer, others, shapes[layer], kind)
         model.set_submodule(module, blocks[layer])
     model.requires_grad_(False)
     return model.to(where).eval(), blocks
@@ -191,19 +194,18 @@ def _block(
     source: Upcycled,
     layer: int,
     others: dict[str, torch.Tensor],
-    model: PreTrainedModel,
+    shape: FFNShape,
     dtype: torch.dtype,
 ) -> UpcycledFFN:
     groups = source.groups(layer)
     config = source.config
-    dense = model.get_submodule(source.modules[layer])
     block = UpcycledFFN(
         {projection: source.linear(group, dtype) for projection, group in groups.items()},
         torch.zeros(config.experts, groups["up"].shape[2], dtype=dtype),
         top_k=config.top_k,
         universal=config.universal,
-        activation=activation(model),
-        dropout=dropout_rate(dense),
+        activation=ACT2FN[shape.activation],
+        dropout=shape.dropout,
     )
     for name, parameter in source.router_names(layer, block).items():
         parameter.data = others[name].to(dtype)

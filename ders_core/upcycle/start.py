@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ders_core.checkpoint import TensorStore
-from ders_core.hf import load_model
+from ders_core.hf import load_model, load_tokenizer
 from ders_core.upcycle.block import UpcycledFFN
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
@@ -87,6 +87,8 @@ class FromDense(Start):
 
     def save(self, partial: Path, model: Model) -> None:
         save(partial, self._dense, model.network, model.blocks, self.config, self._target)
+        if self._target.is_own:  # a file may name a class that goes with the dense family alone
+            load_tokenizer(self.store.path).save_pretrained(partial)
 
     def record(self) -> dict[str, Any]:
         return {"sets": [self.config.name], "dense_config": self._dense.config}

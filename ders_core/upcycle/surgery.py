@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from ders_core.checkpoint import TensorInfo
-from ders_core.checkpoint.dense import DenseFFN, dense_ffns
+from ders_core.checkpoint.dense import DenseFFN
 from ders_core.codecs.prng import expert_seed, random_positions
 from ders_core.errors import CheckpointError, RecipeError
+from ders_core.hf.moe_ffn import FFNShape, model_ffns
 from ders_core.upcycle.block import UNIVERSAL_SHARE, UpcycledFFN
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
 from ders_core.upcycle.forms import Form, LowRankForm, SparseForm
-
-ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
-"""Names under which configs keep the FFN's activation."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +42,14 @@ class Site:
         bias = getattr(module, "bias", None)
         return None if bias is None else bias.detach()
 
+    def shape(self, model: PreTrainedModel) -> FFNShape:
+        """With activation and dropout."""
+        return FFNShape.of(self.ffn, model.get_submodule(self.path), model.config)
+
 
 def find_sites(model: PreTrainedModel) -> list[Site]:
     """Every FFN of a dense model, by layer. Raises CheckpointError if one is not a module alone."""
-    nowhere = Path()
-    infos = {
-        name: TensorInfo(name, p.dtype, tuple(p.shape), nowhere, 0, p.nbytes)
-        for name, p in model.named_parameters()
-    }
-    sites = [Site(ffn.layer, ffn.block, ffn) for ffn in dense_ffns(infos)]
+    sites = [Site(ffn.layer, ffn.block, ffn) for ffn in model_ffns(model)]
     for site in sites:
         module = model.get_submodule(site.path)
         held = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
@@ -68,20 +63,6 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
                 "so it cannot be replaced by experts"
             )
     return sorted(sites, key=lambda site: site.layer)
-
-
-def activation(model: PreTrainedModel) -> nn.Module:
-    """The FFN's activation function."""
-    config = model.config
-    name = next(getattr(config, key) for key in ACTIVATIONS if hasattr(config, key))
-    found: nn.Module = ACT2FN[name]
-    return found
-
-
-def dropout_rate(ffn: nn.Module) -> float:
-    """Of what a dense FFN gives."""
-    rates = [module.p for module in ffn.modules() if isinstance(module, nn.Dropout)]
-    return max(rates, default=0.0)
 
 
 def upcycle_model(
@@ -139,13 +120,14 @@ def _block(
         if config.base == "frozen" and linear.base is not None:
             linear.base.requires_grad_(False)
         projections[name] = linear
+    shape = site.shape(model)
     block = UpcycledFFN(
         projections,
         router.float().to(weight.device),
         top_k=config.top_k,
         universal=config.universal,
-        activation=activation(model),
-        dropout=dropout_rate(model.get_submodule(site.path)),
+        activation=ACT2FN[shape.activation],
+        dropout=shape.dropout,
     )
     if not config.router.train:
         block.router.requires_grad_(False)

@@ -12,11 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ders_core.checkpoint.layouts import Layout, Weights, known_layouts
+from ders_core.hf.upcycled import UPCYCLED
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.dense import DenseModel
-
-OWN = "_upcycled"
-"""What our own families' model types end with."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,9 @@ class Target:
     layout: Layout
 
     @property
-    def own(self) -> bool:
-        """Whether it is of our own families, which need this program beside transformers."""
-        return str(self.config["model_type"]).endswith(OWN)
+    def is_own(self) -> bool:
+        """Whether transformers needs this program beside it."""
+        return self.config["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     def block(self, dense_block: str) -> str:
         """The MoE block that stands where a dense FFN stood."""
@@ -92,7 +90,7 @@ def choose_target(dense: DenseModel, config: UpcycleConfig) -> Target:
             "qkv_bias": dense.family == "qwen2",
         }
         return _standard("qwen2_moe", source, config, common | shared)
-    return _own(dense, source, config, layers)
+    return _own(dense, config, layers)
 
 
 def _standard(
@@ -118,13 +116,11 @@ def _standard(
     return Target(told, layout)
 
 
-def _own(
-    dense: DenseModel, source: PreTrainedConfig, config: UpcycleConfig, layers: list[int]
-) -> Target:
+def _own(dense: DenseModel, config: UpcycleConfig, layers: list[int]) -> Target:
     """The dense family with MoE blocks in some layers."""
     told = dense.config | {
-        "model_type": dense.family + OWN,
-        "architectures": [_own_name(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[dense.family])],
+        "model_type": UPCYCLED[dense.family].config_class.model_type,
+        "architectures": [UPCYCLED[dense.family].__name__],
         "moe_layers": layers,
         "num_local_experts": config.experts,
         "num_experts_per_tok": config.top_k,
@@ -135,9 +131,3 @@ def _own(
     }
     layout = next(layout for layout in known_layouts() if layout.stores(told["model_type"]))
     return Target(told, layout)
-
-
-def _own_name(dense: str) -> str:
-    """GPT2LMHeadModel -> GPT2UpcycledForCausalLM."""
-    stem = dense.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    return f"{stem}UpcycledForCausalLM"

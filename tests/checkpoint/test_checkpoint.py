@@ -379,12 +379,12 @@ def test_odd_values_in_the_config_do_no_harm(
     assert (checkpoint.num_layers, checkpoint.num_experts, checkpoint.top_k) == (2, 4, None)
 
 
-def test_a_packed_checkpoint_is_not_an_original(
+def test_a_packed_checkpoint_needs_its_manifest(
     mixtral_dir: Path, copy_of: Callable[[Path], Path]
 ) -> None:
     directory = copy_of(mixtral_dir)
     edit_config(directory, quantization_config={"quant_method": "ders"})
-    refused(directory, "already a packed", "ders synthesize")
+    refused(directory, "has no ders_manifest.json")
 
 
 def test_reading_a_tensor_that_is_not_there(mixtral_dir: Path) -> None:

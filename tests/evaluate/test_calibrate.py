@@ -23,6 +23,7 @@ from ders_core.checkpoint.quantized import fp8
 from ders_core.cli import app
 from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError
 from ders_core.moments import Calibration
+from ders_core.synthesize import synthesize
 
 READ = WINDOW * (TOKENS // (WINDOW - 1))
 """Tokens that the model reads."""
@@ -261,12 +262,35 @@ def test_texts_and_sizes_that_make_no_sense(
 
 
 def test_what_is_no_original_checkpoint_is_refused(
-    pair: Any, dense_parent_dir: Path, text_file: Path, tmp_path: Path
+    dense_parent_dir: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="already a packed DeRS checkpoint"):
-        measure(pair.packed, tmp_path / "c", text_file)
     with pytest.raises(CheckpointError, match="no experts that can be recognised"):
         measure(dense_parent_dir, tmp_path / "c", text_file)
+
+
+def test_a_packed_checkpoint_is_measured_as_what_it_stands_for(
+    pair: Any, text_file: Path, tmp_path: Path
+) -> None:
+    synthesize(pair.packed, tmp_path / "whole")
+    found = measure(pair.packed, tmp_path / "mine", text_file)
+    wanted = measure(tmp_path / "whole", tmp_path / "wanted", text_file)
+    assert found.layers == wanted.layers
+    for layer in found.layers:
+        assert torch.equal(found.routed(layer), wanted.routed(layer))
+        for projection in ("gate", "up", "down"):
+            own, other = (one.moments(layer, projection) for one in (found, wanted))
+            assert own is not None
+            assert other is not None
+            assert torch.equal(own, other)
+    found.check(Checkpoint(pair.packed))
+    with pytest.raises(CheckpointError):
+        found.check(Checkpoint(pair.original))
+
+
+def test_codes_are_not_measured_out_of_a_packed_checkpoint(text_file: Path, tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "v1-fp8"
+    with pytest.raises(EvaluationError, match="`ders synthesize`"):
+        measure(golden, tmp_path / "c", text_file)
 
 
 def test_the_output_appears_whole_or_not_at_all(

@@ -217,6 +217,28 @@ def test_numbers_that_were_not_changed_become_their_codes_again(
         assert float(same.float().mean()) > (0.9 if before[name].dtype is not torch.uint8 else 0.8)
 
 
+def test_a_packed_one_is_read_as_the_codes_that_it_stands_for(source: Path, tmp_path: Path) -> None:
+    compress(source, tmp_path / "p", recipe(Quantized(bits=4, group_size=16)))
+    synthesize(tmp_path / "p", tmp_path / "s")
+    mine, wanted = Checkpoint(tmp_path / "p"), Checkpoint(tmp_path / "s")
+    assert mine.scheme == wanted.scheme
+    assert mine.config == wanted.config
+    for own, other in zip(mine.groups(), wanted.groups(), strict=True):
+        assert own.is_quantized
+        assert torch.equal(own.read(), other.read())
+        assert torch.equal(own.read(1, slice(5, 9)), other.read(1, slice(5, 9)))
+    for name, codes in read(tmp_path / "s").items():
+        assert torch.equal(mine.read(name).view(torch.uint8), codes.view(torch.uint8))
+    again = recipe(Quantized(bits=2, group_size=16))
+    compress(tmp_path / "p", tmp_path / "p2", again)
+    compress(tmp_path / "s", tmp_path / "s2", again)
+    one, other = (PackedCheckpoint(tmp_path / name).manifest for name in ("p2", "s2"))
+    assert one.checksums == other.checksums
+    assert one.groups == other.groups
+    assert one.source.files == other.source.files
+    assert verify(tmp_path / "p2", tmp_path / "p").ok
+
+
 def test_transformers_loads_what_was_packed(source: Path, tmp_path: Path) -> None:
     """The plain numbers, bit for bit those of a model that was dequantized beforehand."""
     plain: Tensors = {}

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from ders_core.analysis import analyze
 from ders_core.checkpoint import Checkpoint
+from ders_core.compress import compress
 from ders_core.jobs import JobStore, Workspace
 from ders_core.moments import write_calibration
 from ders_core.packed import PackedCheckpoint
@@ -55,6 +56,28 @@ def test_every_page_says_what_to_do_first(app: AppTest) -> None:
         assert "No checkpoint is open" in words(app)
         assert app.button(key="need_demo").label == "Try the demo"
     assert "Nothing to export yet" in words(on(app, "export"))
+
+
+def test_a_packed_checkpoint_is_opened_as_what_it_stands_for(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, work: Callable[[], None]
+) -> None:
+    packed = workspace.path / "packed"
+    compress(mixtral_dir, packed, presets()["quantized-2bit"])
+    opened(app, packed)
+    told = words(app)
+    checkpoint = Checkpoint(packed)
+    assert checkpoint.packed_bytes is not None
+    assert f"Packed: {checkpoint.packed_bytes / 1e3:.3g} kB on disk, stands for" in told
+    assert f"it takes {checkpoint.packed_bytes / 1e3:.3g} kB as it is packed now" in told
+    assert "4 experts × 2 layers, top-2." in told
+    assert app.dataframe[0].value["layer"].tolist() == [0, 1]
+    store, recipe = JobStore(workspace.store_path), presets()["quantized-1bit"].to_yaml()
+    store.submit("analyze", {"checkpoint": str(packed)}, "look")
+    run = store.submit("run", {"checkpoint": str(packed), "recipe": recipe}, "again")
+    work()
+    assert workspace.analysis_dir(checkpoint.identity).is_dir()
+    again = PackedCheckpoint(workspace.run_dir(run.id) / "packed")
+    assert again.manifest.source.identity == checkpoint.identity
 
 
 def test_checkpoint_page_answers(app: AppTest, mixtral_dir: Path) -> None:

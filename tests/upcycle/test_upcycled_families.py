@@ -1,0 +1,154 @@
+"""Every family, every form: it starts as the dense model, and what is written is what was there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from upcycle_support import FAMILIES, VOCABULARY, dense_model
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.store import read_json
+from ders_core.checkpoint.writer import write_json
+from ders_core.hf import load_model
+from ders_core.hf.upcycled import UPCYCLED
+from ders_core.packed import PackedCheckpoint, checksum_problems
+from ders_core.synthesize import synthesize
+from ders_core.upcycle import UpcycleConfig
+from ders_core.upcycle.data import Windows
+from ders_core.upcycle.dense import FAMILIES as KNOWN
+from ders_core.upcycle.loading import load_upcycled
+from ders_core.upcycle.record import RECORD, public_config
+from ders_core.upcycle.start import FromDense, Model
+from ders_core.verify import verify
+
+FORMS = {
+    "vanilla": "[{form: vanilla}]",
+    "SM": "[{form: sparse, drop_rate: 0.8}]",
+    "SM learned": "[{form: sparse, drop_rate: 0.8, renew: {}}]",
+    "LM": "[{form: lowrank, rank: 3}]",
+    "mixed": "[{form: lowrank, rank: 2}, {projections: down, form: sparse, drop_rate: 0.7}]",
+}
+PLACES = {
+    "everywhere": "",
+    "every other": "layers: every-other\n",
+    "universal": "universal: true\n",
+    "every other, universal, top-1": "layers: 0,2\nuniversal: true\ntop_k: 1\n",
+}
+STANDARD = {
+    ("llama", "everywhere"): "mixtral",
+    ("mistral", "everywhere"): "mixtral",
+    ("llama", "universal"): "qwen2_moe",
+    ("mistral", "universal"): "qwen2_moe",
+    ("llama", "every other, universal, top-1"): "qwen2_moe",
+    ("mistral", "every other, universal, top-1"): "qwen2_moe",
+    ("qwen2", "universal"): "qwen2_moe",
+    ("qwen2", "every other, universal, top-1"): "qwen2_moe",
+    ("qwen3", "everywhere"): "qwen3_moe",
+    ("qwen3", "every other"): "qwen3_moe",
+}
+
+
+def test_the_families_are_those_that_have_classes() -> None:
+    assert set(KNOWN) == set(UPCYCLED) == set(FAMILIES)
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def dense(request: pytest.FixtureRequest, tmp_path_factory: Any, tokenizer: Any) -> Path:
+    directory = tmp_path_factory.mktemp("dense") / request.param
+    dense_model(request.param).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def text(tmp_path: Path, tiny_text: str) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text(tiny_text, encoding="utf-8")
+    return file
+
+
+def config_of(text: Path, place: str, forms: str, noise: float) -> UpcycleConfig:
+    return UpcycleConfig.from_yaml(
+        f"name: x\nseed: 3\nexperts: 4\n{PLACES[place]}noise: {noise}\n"
+        f"forms: {FORMS[forms]}\nrouter: {{std: 0.3}}\ndata: {{texts: {text}, window: 16}}\n"
+    )
+
+
+def started(dense: Path, config: UpcycleConfig, tokenizer: Any) -> tuple[FromDense, Model]:
+    start = FromDense(dense, config)
+    return start, start.model(torch.device("cpu"), Windows(config.data.texts, tokenizer, 16))
+
+
+@pytest.mark.parametrize("place", ["everywhere", "every other, universal, top-1"])
+@pytest.mark.parametrize("forms", FORMS)
+def test_it_starts_as_the_dense_model(
+    dense: Path, text: Path, tokenizer: Any, forms: str, place: str
+) -> None:
+    reference = load_model(dense, dtype=torch.float32)
+    tokens = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
+    _, model = started(dense, config_of(text, place, forms, 0.0), tokenizer)
+    with torch.no_grad():
+        wanted = reference(input_ids=tokens).logits
+        found = model.network(input_ids=tokens).logits
+    assert wanted.std() > 0.05, "logits that tell nothing"
+    assert torch.allclose(wanted, found, rtol=1e-4, atol=1e-4 * float(wanted.std()))
+    assert model.difference < 1e-4
+
+
+@pytest.mark.parametrize("forms", FORMS)
+def test_noise_makes_it_start_elsewhere(
+    dense: Path, text: Path, tokenizer: Any, forms: str
+) -> None:
+    _, model = started(dense, config_of(text, "everywhere", forms, 0.3), tokenizer)
+    assert model.difference > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("forms", "place"),
+    [
+        ("vanilla", "everywhere"),
+        ("LM", "everywhere"),
+        ("SM", "universal"),
+        ("SM learned", "every other"),
+        ("mixed", "every other, universal, top-1"),
+    ],
+)
+def test_what_is_written_is_what_was_there(
+    dense: Path, text: Path, tokenizer: Any, tmp_path: Path, forms: str, place: str
+) -> None:
+    config = config_of(text, place, forms, 0.3)
+    start, model = started(dense, config, tokenizer)
+    for block in model.blocks.values():
+        if block.universal is not None:
+            torch.nn.init.normal_(block.universal)
+    out = tmp_path / "packed"
+    out.mkdir()
+    start.save(out, model)
+    record = {"config": public_config(config), "modules": model.modules, **start.record()}
+    write_json(out / RECORD, record)
+
+    family = read_json(dense / "config.json")["model_type"]
+    expected = STANDARD.get((family, place), f"{family}_upcycled")
+    assert read_json(out / "config.json")["model_type"] == expected
+    assert not checksum_problems(PackedCheckpoint(out), lambda count, message: None)
+    tokens = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = model.network(input_ids=tokens).logits
+        packed = load_model(out, dtype=torch.float32)(input_ids=tokens).logits
+        light = load_upcycled(out, dtype=torch.float32)[0](input_ids=tokens).logits
+    close = 1e-4 * float(wanted.std())
+    assert torch.allclose(wanted, packed, rtol=1e-4, atol=close)
+    assert torch.allclose(wanted, light, rtol=1e-4, atol=close)
+
+    moe = tmp_path / "moe"
+    synthesize(out, moe)
+    original = Checkpoint(moe)
+    assert original.identity == PackedCheckpoint(out).manifest.source.identity
+    assert original.moe_layers == sorted(model.blocks)
+    assert verify(out, moe).ok
+    with torch.no_grad():
+        plain = load_model(moe, dtype=torch.float32)(input_ids=tokens).logits
+    assert torch.allclose(plain, packed, rtol=1e-5, atol=close / 100)
