@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +438,30 @@ def test_figures_of_a_training(tmp_path: Path) -> None:
         figures.memory_curve(nothing.steps),
     ):
         assert not any(len(trace.y) for trace in figure.data)
+
+
+@pytest.mark.slow
+def test_from_a_dense_model_to_an_open_checkpoint(
+    app: AppTest,
+    workspace: Workspace,
+    dense_parent_dir: Path,
+    text: Path,
+    work: Callable[[], None],
+) -> None:
+    opened(app, dense_parent_dir)
+    app.text_area(key="up_texts").set_value(str(text)).run()
+    app.text_input(key="up_heldout").set_value(str(text)).run()
+    for name, value in (("steps", 2), ("batch", 1), ("window", 32)):
+        app.number_input(key=f"up_{name}").set_value(value).run()
+    app.button(key="up_start").click().run()
+    work()
+    job = JobStore(workspace.store_path).list(kind="upcycle")[0]
+    assert (job.state, job.error) == ("done", None)
+    app.run()
+    assert app.dataframe[0].value["steps"].tolist() == [2]
+    app.session_state["upcycle_table"] = {"selection": {"rows": [0], "columns": []}}
+    app.run()
+    app.button(key=f"open_{job.id}").click().run()
+    assert not app.exception
+    assert not app.error
+    assert "4 experts × 2 layers" in words(app)
