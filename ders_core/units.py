@@ -12,6 +12,15 @@ def bytes_text(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def count_text(count: float) -> str:
+    """A count in powers of ten: '2.52 M'."""
+    for unit in ("", " k", " M"):
+        if abs(count) < 999.5:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} B"
+
+
 def share_text(share: float) -> str:
     """A share as a percentage: '31.2 %'."""
     return f"{100 * share:.3g} %"

@@ -38,12 +38,14 @@ SUFFIXES = {"packed": "ders", "dense": "synthesized", "patch": "patch"}
 
 
 def finished_runs() -> list[Job]:
-    return [job for job in session.job_store().list(kind="run") if job.state == "done"]
+    """Whatever has a packed checkpoint to give, the newest first."""
+    done = session.job_store().list(states=["done"])
+    return [job for job in done if job.kind in ("run", "upcycle")]
 
 
 def free_path(name: str) -> Path:
     """A path below the workspace's exports that is not taken."""
-    clean = re.sub(r"[^\w.+-]+", "-", name).strip("-") or "export"
+    clean = re.sub(r"[^\w.+]+", "-", name).strip("-") or "export"
     path, number = session.workspace().exports / clean, 2
     while path.exists():
         path, number = session.workspace().exports / f"{clean}-{number}", number + 1

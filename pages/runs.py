@@ -1,6 +1,5 @@
 """Runs: compress and evaluate in the worker, watch, compare."""
 
-import time
 from pathlib import Path
 
 import streamlit as st
@@ -10,11 +9,11 @@ from ders_core.device import available_devices
 from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.ui import frame, reads, runs, session
+from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.plots import plot
-from ders_core.ui.progress import STATES, job_panel, submit
+from ders_core.ui.progress import ACTIVE, STATES, job_panel, resume_button, submit
 from ders_core.units import bytes_text, duration_text, share_text
 
-ACTIVE = ["queued", "running"]
 PERCENT = ["ratio", "perplexity_change", "top1_agreement", "routing_agreement"]
 
 
@@ -22,12 +21,12 @@ def new_run() -> None:
     """The form that files a run of the current recipe on the open checkpoint."""
     source = frame.need_checkpoint()
     recipe = session.recipe()
-    held_out = frame.demo_text("heldout.txt", source)
+    held_out = frame.demo_text("heldout.txt", source.path)
     jobs = session.job_store().list(kind="run")
     with st.form("new_run", border=True):
         st.markdown(f"**{recipe.name}** on **{frame.label(source)}**")
         columns = st.columns([3, 4, 2, 2, 2], vertical_alignment="bottom")
-        name = columns[0].text_input("Run's name", runs.run_name(recipe, jobs))
+        name = columns[0].text_input("Run's name", runs.free_name(recipe.name, jobs))
         text = columns[1].text_input(
             "Text to evaluate on",
             str(held_out) if held_out else "",
@@ -79,30 +78,8 @@ def active() -> None:
         st.rerun()
     for job in reversed(jobs):
         job_panel(job)
-        steps(job)
+        steps_line(job)
         log_tail(job)
-
-
-def steps(job: Job) -> None:
-    marks = {"done": ":green[✓]", "running": ":blue[●]", "failed": ":red[✗]"}
-    words = [
-        f"{marks.get(step.state, ':gray[○]')} {step.name}"
-        + (f" {duration_text(step.seconds)}" if step.seconds is not None else "")
-        + (f" ({step.note})" if step.note else "")
-        for step in job.steps
-    ]
-    if words:
-        st.caption(" → ".join(words))
-
-
-def log_tail(job: Job, most: int = 12) -> None:
-    with st.expander("Log", key=f"log_{job.id}"):
-        events = [e for e in session.job_store().events(job.id) if e.level != "debug"][-most:]
-        lines = [
-            f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {event.message}"
-            for event in events
-        ]
-        st.code("\n".join(lines) or "nothing yet", language=None)
 
 
 def comparison(jobs: list[Job]) -> list[int]:
@@ -176,7 +153,7 @@ def details(job: Job) -> None:
                 )
         if job.error:
             st.error(job.error)
-        steps(job)
+        steps_line(job)
         if job.seconds is not None and job.peak_memory:
             st.caption(
                 f"took {duration_text(job.seconds)}, peak memory {bytes_text(job.peak_memory)}"
@@ -202,25 +179,9 @@ def details(job: Job) -> None:
         with st.container(horizontal=True):
             if job.state == "done":
                 st.page_link("pages/export.py", label="Export", icon=":material/download:")
-            elif job.state in ("failed", "cancelled") and st.button(
-                "Resume", key=f"again_{job.id}", help="Goes on from what was finished."
-            ):
-                session.job_store().resume(job.id)
-                st.rerun()
-            if st.button("Delete", key=f"delete_{job.id}", type="tertiary"):
-                confirm_delete(job.id, job.title)
-
-
-@st.dialog("Delete this run?")
-def confirm_delete(job_id: int, title: str) -> None:
-    st.markdown(f"**{title}**: its packed checkpoint and its log are removed. Exports stay.")
-    if st.button("Delete", type="primary", key="really_delete"):
-        try:
-            session.job_store().delete(job_id)
-        except DersError as error:
-            st.error(str(error))
-        else:
-            st.rerun()
+            elif job.state in ("failed", "cancelled"):
+                resume_button(job, f"again_{job.id}")
+            delete_button(job)
 
 
 frame.need_frame()

@@ -10,15 +10,33 @@ from ders_core.figures.maps import (
     similarity_heatmap,
 )
 from ders_core.figures.report import report_html
+from ders_core.figures.style import EXPERT_COLOURS
+from ders_core.figures.training import (
+    SMOOTH,
+    balance_curve,
+    latest_loads,
+    loss_curves,
+    memory_curve,
+    rate_curve,
+    routing_spread,
+)
 
 __all__ = [
+    "EXPERT_COLOURS",
+    "SMOOTH",
+    "balance_curve",
     "difference_energy",
     "energy_curve",
+    "latest_loads",
+    "loss_curves",
+    "memory_curve",
     "model_map",
     "norm_bars",
     "norm_ratio_over_depth",
     "rank_map",
+    "rate_curve",
     "report_html",
+    "routing_spread",
     "similarity_heatmap",
     "size_quality",
     "spectrum",

@@ -67,12 +67,22 @@ class EvaluateSpec(Spec):
     max_tokens: int = Field(default=8192, ge=2)
 
 
+class UpcycleSpec(Spec):
+    """Upcycle a dense model, and verify what was written. config: YAML text."""
+
+    dense: str
+    config: str
+    name: str = ""
+    device: Device = "auto"
+
+
 SPECS: dict[str, type[Spec]] = {
     "demo": DemoSpec,
     "analyze": AnalyzeSpec,
     "run": RunSpec,
     "export": ExportSpec,
     "evaluate": EvaluateSpec,
+    "upcycle": UpcycleSpec,
 }
 
 STEPS: dict[str, tuple[str, ...]] = {
@@ -81,6 +91,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "run": ("compress", "verify", "evaluate"),
     "export": ("export",),
     "evaluate": ("evaluate",),
+    "upcycle": ("train", "verify"),
 }
 
 

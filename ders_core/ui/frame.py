@@ -28,6 +28,7 @@ def navigation() -> Any:
         st.Page("pages/recipe.py", title="Recipe"),
         st.Page("pages/runs.py", title="Runs"),
         st.Page("pages/export.py", title="Export"),
+        st.Page("pages/upcycle.py", title="Upcycle"),
     ]
     return st.navigation(pages, position="top")
 
@@ -143,9 +144,9 @@ def try_demo() -> Job | None:
     return pending[0] if pending else submit("demo", {}, "Build the demo")
 
 
-def demo_text(name: str, source: Checkpoint) -> Path | None:
-    """The demo's own held-out or calibration text, if the open checkpoint is the demo."""
-    if is_remote(source.path):
+def demo_text(name: str, model: Path) -> Path | None:
+    """The demo's own held-out or calibration text, if a model is one of the demo's."""
+    if is_remote(model):
         return None
-    path = source.path.parent / name
+    path = model.parent / name
     return path if path.is_file() else None

@@ -13,11 +13,7 @@ def plot(
     figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str, selectable: bool = False
 ) -> Any:
     """Show a figure; with `selectable`, clicks on points come back. The camera saves it."""
-    config = {
-        "displaylogo": False,
-        "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
-        "toImageButtonOptions": {"filename": key, "scale": 2},
-    }
+    config = _config(key)
     event: Any
     if selectable:
         event = st.plotly_chart(
@@ -25,6 +21,44 @@ def plot(
         )
     else:
         event = st.plotly_chart(figure, key=key, config=config, alt=alt)
+    _csv(data, key)
+    return event
+
+
+def live_plot(figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str) -> None:
+    """As `plot`, for a figure that changes while somebody looks at it.
+
+    Streamlit builds a plot anew whenever its figure changes, which leaves a hole for a moment. So
+    there are two in one place: the figure before stays in sight until the new one is drawn.
+    """
+    shown: list[tuple[int, go.Figure]] = st.session_state.setdefault(f"{key}_shown", [(0, figure)])
+    if figure != shown[-1][1]:
+        shown[:] = [shown[-1], (shown[-1][0] + 1, figure)]
+    places: list[Any] = []
+    with st.container(key=f"{key}_live"):
+        places += [st.container(key=f"{key}_place{number}") for number in range(2)]
+    for number, own in shown:
+        places[number % 2].plotly_chart(own, key=f"{key}_{number}", config=_config(key), alt=alt)
+    latest = shown[-1][0]
+    both, new = f".st-key-{key}_live", f".st-key-{key}_{latest}"
+    before = f".st-key-{key}_place{(latest + 1) % 2}"
+    st.html(
+        f"<style>{both}{{display:grid;grid-template-columns:minmax(0,1fr)}}"
+        f"{both}>*{{grid-area:1/1}}"
+        f"{both}:has({new} svg.main-svg) {before}{{visibility:hidden}}</style>"
+    )
+    _csv(data, key)
+
+
+def _config(key: str) -> dict[str, Any]:
+    return {
+        "displaylogo": False,
+        "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
+        "toImageButtonOptions": {"filename": key, "scale": 2},
+    }
+
+
+def _csv(data: pd.DataFrame, key: str) -> None:
     st.download_button(
         "CSV",
         data=lambda: data.to_csv(index=False),
@@ -36,4 +70,3 @@ def plot(
         on_click="ignore",
         help="The numbers behind this plot.",
     )
-    return event

@@ -11,6 +11,7 @@ from ders_core.jobs import Job, ensure_worker
 from ders_core.ui import session
 from ders_core.units import duration_text
 
+ACTIVE = ("queued", "running")
 STATES = {
     "queued": ("waiting", "gray"),
     "running": ("running", "blue"),
@@ -32,8 +33,8 @@ def time_left(job: Job) -> str:
     return f"about {duration_text(seconds)} left" if seconds is not None else ""
 
 
-def job_panel(job: Job) -> None:
-    """A bordered panel with bar, message, time left and a cancel button."""
+def job_panel(job: Job, stop: str = "Cancel") -> None:
+    """A bordered panel with bar, message, time left and a button that stops it, called so."""
     with st.container(border=True):
         word, colour = STATES[job.state]
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -41,7 +42,7 @@ def job_panel(job: Job) -> None:
             st.badge(word, color=colour)  # type: ignore[arg-type]
             if job.step and len(job.steps) > 1 and job.state == "running":
                 st.caption(job.step)
-        if job.state in ("queued", "running"):
+        if job.state in ACTIVE:
             st.progress(job.fraction)
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.caption(
@@ -49,16 +50,22 @@ def job_panel(job: Job) -> None:
                         filter(None, (job.message or "waiting for the worker", time_left(job)))
                     )
                 )
-                if st.button("Cancel", key=f"cancel_{job.id}", type="tertiary"):
+                if st.button(stop, key=f"cancel_{job.id}", type="tertiary"):
                     session.job_store().cancel(job.id)
                     st.rerun()
         elif job.state in ("failed", "cancelled"):
             if job.error:
                 st.error(job.error)
-            if st.button("Resume", key=f"resume_{job.id}", help="Goes on from what was finished."):
-                try:
-                    session.job_store().resume(job.id)
-                    ensure_worker(session.workspace())
-                except DersError as error:
-                    st.error(str(error))
-                st.rerun()
+            resume_button(job, f"resume_{job.id}")
+
+
+def resume_button(job: Job, key: str) -> None:
+    """Queues a failed or cancelled job again."""
+    if st.button("Resume", key=key, help="Goes on from what was finished."):
+        try:
+            session.job_store().resume(job.id)
+            ensure_worker(session.workspace())
+        except DersError as error:
+            st.error(str(error))
+        else:
+            st.rerun()

@@ -19,6 +19,8 @@ from ders_core.plan import Plan, resolve
 from ders_core.recipe import Recipe
 from ders_core.summary import Summary, summarize
 from ders_core.ui.session import workspace
+from ders_core.upcycle import DenseModel
+from ders_core.upcycle.dense import FAMILIES
 
 REMOTE_SECONDS = 3600
 """For so long what lies elsewhere is not looked at again."""
@@ -107,6 +109,31 @@ def growing_analysis(source: Checkpoint) -> Analysis | None:
         return Analysis.load(directory) if directory.is_dir() else None
     except DersError:  # just being replaced by a longer one
         return None
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _dense(path: str, stamp: object) -> DenseModel:
+    return DenseModel.open(path)
+
+
+def dense(path: str) -> DenseModel:
+    """The dense model at an allowed path. Raises DersError."""
+    allowed = workspace().check_allowed(path)
+    return _dense(str(allowed), _stamp(allowed))
+
+
+@st.cache_data(show_spinner=False, ttl=30)
+def dense_directories(roots: tuple[str, ...]) -> list[str]:
+    """Those of `model_directories` whose config names a family that can be upcycled."""
+    found = []
+    for path in model_directories(roots):
+        try:
+            config = read_json(Path(path) / "config.json")
+        except DersError:
+            continue
+        if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
+            found.append(path)
+    return found
 
 
 @st.cache_data(show_spinner=False, ttl=30)

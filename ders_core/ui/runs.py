@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from ders_core.jobs import Job
-from ders_core.recipe import Recipe
 
 COLUMNS = {
     "ratio": "share of original",
@@ -63,10 +62,10 @@ def layers(job: Job) -> pd.DataFrame:
     return pd.DataFrame(entries)
 
 
-def run_name(recipe: Recipe, jobs: Sequence[Job]) -> str:
-    """The recipe's name, numbered if a run is called so already."""
+def free_name(name: str, jobs: Sequence[Job]) -> str:
+    """A name, numbered if a run is called so already."""
     taken = {str(job.spec.get("name")) for job in jobs}
-    name, number = recipe.name, 2
-    while name in taken:
-        name, number = f"{recipe.name} ({number})", number + 1
-    return name
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name} ({number})", number + 1
+    return free

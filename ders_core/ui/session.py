@@ -21,11 +21,14 @@ _HISTORY = "studio_recipe_history"
 
 @dataclass(frozen=True)
 class Open:
-    """checkpoint: a directory's path or address; recipe: YAML text; recent: paths, newest first."""
+    """checkpoint: a directory's path or address; recipe: YAML text; recent: paths, newest first.
+    dense, upcycle: path and YAML text of what the Upcycle page works on."""
 
     checkpoint: str | None = None
     recipe: str | None = None
     recent: tuple[str, ...] = ()
+    dense: str | None = None
+    upcycle: str | None = None
 
 
 @st.cache_resource(show_spinner=False)
@@ -45,7 +48,13 @@ def _file() -> Path:
 def _load() -> Open:
     try:
         data = json.loads(_file().read_text(encoding="utf-8"))
-        return Open(data["checkpoint"], data["recipe"], tuple(data["recent"]))
+        return Open(
+            data["checkpoint"],
+            data["recipe"],
+            tuple(data["recent"]),
+            data.get("dense"),  # files of earlier versions have neither
+            data.get("upcycle"),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return Open()
 
@@ -68,6 +77,17 @@ def open_path(place: str | Path) -> None:
     allowed = str(workspace().check_checkpoint(place))
     recent = [allowed, *(p for p in current().recent if p != allowed)][:RECENT]
     _keep(replace(current(), checkpoint=allowed, recent=tuple(recent)))
+
+
+def open_dense(place: str | Path) -> None:
+    """Make a model the one to upcycle. Raises DersError if it lies outside the allowed roots."""
+    _keep(replace(current(), dense=str(workspace().check_allowed(place))))
+
+
+def set_upcycle(text: str) -> None:
+    """Keep the choices of the Upcycle page."""
+    if text != current().upcycle:
+        _keep(replace(current(), upcycle=text))
 
 
 def recipe() -> Recipe:

@@ -7,6 +7,8 @@ half there yet is passed over.
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,27 +85,72 @@ def history_file(out: Path) -> Path:
 
 def read_history(out: Path) -> Tables:
     """Of a finished output or of one that is being made; empty tables if there is none yet."""
-    file = history_file(out)
-    try:
-        lines = _lines(file)
-    except FileNotFoundError:
-        lines = []
-    moments = [line for line in lines if "loads" in line]
-    columns = [name for name in Moment.__dataclass_fields__ if name != "loads"]
-    loads = [
-        (line["step"], int(layer), expert, share)
-        for line in moments
-        for layer, shares in line["loads"].items()
-        for expert, share in enumerate(shares)
-    ]
-    return Tables(
-        pd.DataFrame(moments, columns=columns),
-        pd.DataFrame(
-            [line for line in lines if "heldout_perplexity" in line],
-            columns=["step", "heldout_perplexity"],
-        ),
-        pd.DataFrame(loads, columns=["step", "layer", "expert", "share"]),
-    )
+    return Watch(out).tables()
+
+
+class Watch:
+    """Reads a history that grows: each look reads what came since the last one."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        columns = [name for name in Moment.__dataclass_fields__ if name != "loads"]
+        self._read, self._end = 0, b""
+        self._tables = Tables(
+            pd.DataFrame(columns=columns),
+            pd.DataFrame(columns=["step", "heldout_perplexity"]),
+            pd.DataFrame(columns=["step", "layer", "expert", "share"]),
+        )
+
+    def tables(self) -> Tables:
+        """As they stand now; what a resumed training cut off is gone."""
+        with self._lock:
+            try:
+                whole = self._new_lines()
+            except FileNotFoundError:
+                self._forget()
+                return self._tables
+            if whole:
+                self._add([json.loads(line) for line in whole])
+                self._read += sum(map(len, whole))
+                self._end = whole[-1]
+            return self._tables
+
+    def _new_lines(self) -> list[bytes]:
+        """The whole lines since the last look; all of them if the last one is no longer there."""
+        with open(history_file(self._out), "rb") as file:
+            file.seek(self._read - len(self._end))
+            if file.read(len(self._end)) != self._end:
+                self._forget()
+                file.seek(0)
+            text = file.read()
+        return text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def _add(self, lines: list[dict[str, Any]]) -> None:
+        moments = [line for line in lines if "loads" in line]
+        loads = [
+            (line["step"], int(layer), expert, share)
+            for line in moments
+            for layer, shares in line["loads"].items()
+            for expert, share in enumerate(shares)
+        ]
+        now = self._tables
+        self._tables = Tables(
+            _longer(now.steps, moments),
+            _longer(now.heldout, [line for line in lines if "heldout_perplexity" in line]),
+            _longer(now.loads, loads),
+        )
+
+
+def _longer(table: pd.DataFrame, rows: Sequence[Any]) -> pd.DataFrame:
+    """A table with more rows at its end."""
+    if not rows:
+        return table
+    more = pd.DataFrame(rows, columns=table.columns)
+    return pd.concat([table, more], ignore_index=True) if len(table) else more
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def predict(dense: DenseModel, config: UpcycleConfig) -> Prediction:
         ffn = dense.ffns[layer]
         routers = (config.experts + config.universal) * dense.hidden
         added += routers
-        trained += routers
+        trained += routers * config.router.train
         for projection in PROJECTIONS:
             matrix = ffn.weights.get(projection)
             if matrix is None:

@@ -129,7 +129,7 @@ def test_pages_fit_their_window(browser: Browser, studio: Studio, theme: str, wi
     page = context.new_page()
     page.set_default_timeout(2 * MINUTE)
     page.goto(studio.address)
-    for name in ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export"):
+    for name in ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export", "Upcycle"):
         go(page, name)
         expect(page.get_by_test_id("stSidebar").get_by_text("DeRS Studio")).to_be_visible()
         wider = page.evaluate(

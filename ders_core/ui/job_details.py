@@ -1,0 +1,54 @@
+"""What a page shows of one job beside its panel: its steps, its log, and how to be rid of it."""
+
+from __future__ import annotations
+
+import time
+
+import streamlit as st
+
+from ders_core.errors import DersError
+from ders_core.jobs import Job
+from ders_core.ui import session
+from ders_core.units import duration_text
+
+MARKS = {"done": ":green[✓]", "running": ":blue[●]", "failed": ":red[✗]"}
+
+
+def steps_line(job: Job) -> None:
+    """The steps in a row, with what each took."""
+    words = [
+        f"{MARKS.get(step.state, ':gray[○]')} {step.name}"
+        + (f" {duration_text(step.seconds)}" if step.seconds is not None else "")
+        + (f" ({step.note})" if step.note else "")
+        for step in job.steps
+    ]
+    if words:
+        st.caption(" → ".join(words))
+
+
+def log_tail(job: Job, most: int = 12) -> None:
+    """The last lines of the log, folded away."""
+    with st.expander("Log", key=f"log_{job.id}"):
+        lines = [
+            f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {event.message}"
+            for event in session.job_store().tail(job.id, most)
+        ]
+        st.code("\n".join(lines) or "nothing yet", language=None)
+
+
+def delete_button(job: Job) -> None:
+    """Deletes the job and what it made, once that is confirmed."""
+    if st.button("Delete", key=f"delete_{job.id}", type="tertiary"):
+        _confirm_delete(job.id, job.title)
+
+
+@st.dialog("Delete this run?")
+def _confirm_delete(job_id: int, title: str) -> None:
+    st.markdown(f"**{title}**: its packed checkpoint and its log are removed. Exports stay.")
+    if st.button("Delete", type="primary", key="really_delete"):
+        try:
+            session.job_store().delete(job_id)
+        except DersError as error:
+            st.error(str(error))
+        else:
+            st.rerun()

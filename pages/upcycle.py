@@ -1,0 +1,311 @@
+"""Upcycle: a dense model becomes an MoE whose experts' deltas are light from the start."""
+
+import shlex
+from zlib import crc32
+
+import streamlit as st
+
+from ders_core.checkpoint.layouts import PROJECTIONS
+from ders_core.errors import DersError
+from ders_core.ui import frame, reads, runs, session, upcycle_compare, upcycle_form
+from ders_core.ui import upcycle_choices as choosing
+from ders_core.ui.progress import ACTIVE, submit
+from ders_core.ui.upcycle_fields import NUMBERS
+from ders_core.ui.upcycle_results import results
+from ders_core.ui.upcycle_watch import under_way
+from ders_core.units import bytes_text, count_text
+from ders_core.upcycle import DenseModel, UpcycleConfig
+
+VALUES = "upcycle_values"
+VIEW = "upcycle_view"
+NEW, RUNS = "new", "runs"
+TO_RUNS = "upcycle_to_runs"
+PROBLEM = "upcycle_problem"
+
+
+def values() -> choosing.Values:
+    """What was chosen in this session, or before it."""
+    if VALUES not in st.session_state:
+        kept = choosing.values_of(kept_config()) | {upcycle_form.DEVICE: "auto"}
+        st.session_state[VALUES] = kept
+    found: choosing.Values = st.session_state[VALUES]
+    return found
+
+
+def kept_config() -> UpcycleConfig:
+    text = session.current().upcycle
+    try:
+        return UpcycleConfig.from_yaml(text) if text else choosing.start()
+    except DersError:  # written by another version
+        return choosing.start()
+
+
+def set_values(config: UpcycleConfig) -> None:
+    """Only in a callback: the widgets take them up."""
+    changed = choosing.values_of(config)
+    values().update(changed)
+    upcycle_form.show(changed)
+    session.set_upcycle(config.to_yaml())
+
+
+def positions(dense: DenseModel) -> int:
+    """How many tokens the model reads at once."""
+    names = ("max_position_embeddings", "n_positions")
+    known = [dense.config[name] for name in names if isinstance(dense.config.get(name), int)]
+    return min(known, default=NUMBERS["window"].most)
+
+
+def offer(dense: DenseModel) -> None:
+    """A window that the model can read; and the texts beside the demo's, if none were named."""
+    now = values()
+    found: choosing.Values = {"window": min(now["window"], positions(dense))}
+    train = frame.demo_text("calibration.txt", dense.path)
+    if train and not now["texts"]:
+        heldout = frame.demo_text("heldout.txt", dense.path)
+        found |= {"texts": str(train), "heldout": now["heldout"] or str(heldout or "")}
+    now.update(found)
+    upcycle_form.show(found)
+
+
+def open_dense(place: str | None) -> None:
+    """A callback: make it the model to upcycle."""
+    try:
+        dense = reads.dense(place or "")
+        session.open_dense(dense.path)
+    except DersError as error:
+        st.session_state[PROBLEM] = str(error)
+    else:
+        offer(dense)
+
+
+def dense_row() -> DenseModel | None:
+    """Path with completion, and the demo's; returns the model, if one is open."""
+    roots = tuple(str(root) for root in session.workspace().roots)
+    demo, now = session.workspace().demo / "dense", session.current().dense
+    known = [now, *reads.dense_directories(roots)] if now else reads.dense_directories(roots)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.selectbox(
+            "Dense model's directory",
+            list(dict.fromkeys(known)),
+            index=None,
+            accept_new_options=True,
+            placeholder="Type or choose a path",
+            key="up_path",
+            help="A dense causal language model: config.json and safetensors files, below "
+            + ", ".join(roots),
+        )
+        st.button(
+            "Open",
+            type="secondary" if now else "primary",
+            disabled=not chosen,
+            key="up_open",
+            on_click=open_dense,
+            args=(chosen,),
+        )
+        if demo.is_dir():
+            st.button(
+                "The demo's dense model",
+                key="up_demo",
+                icon=":material/science:",
+                on_click=open_dense,
+                args=(str(demo),),
+            )
+    problem = st.session_state.pop(PROBLEM, None)
+    if problem:
+        st.error(problem)
+    if now is None:
+        return None
+    try:
+        dense = reads.dense(now)
+    except DersError as error:
+        st.error(str(error))
+        return None
+    st.markdown(
+        f"**{dense.path.parent.name} / {dense.path.name}** · {dense.family} · {dense.layers} "
+        f"layers · {dense.hidden} × {dense.intermediate} · {count_text(dense.parameters)} "
+        f"parameters · {bytes_text(dense.store.bytes_total)}",
+        help="Family, layers, hidden width × the FFN's width, values of all tensors, size of the "
+        "weight files. MB and GB are powers of ten.",
+    )
+    return dense
+
+
+def empty() -> None:
+    with st.container(border=True):
+        st.markdown(
+            "**Which dense model shall become a Mixture-of-Experts?** Open one: a directory with "
+            "`config.json` and safetensors files. Its FFNs are copied into experts that share one "
+            "weight, and each expert learns a light delta of its own."
+        )
+        if not (session.workspace().demo / "dense").is_dir():
+            st.markdown("With none at hand, *Try the demo* on the Checkpoint page builds one.")
+            st.page_link("pages/checkpoint.py", label="Checkpoint", icon=":material/science:")
+
+
+def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) -> None:
+    """One sentence on what was chosen; the forms beside each other."""
+    made = upcycle_compare.table(dense, upcycle_compare.variants(config, now))
+    shown, count, size = upcycle_compare.scaled(made)
+    st.markdown(f"##### {upcycle_compare.sentence(made, config)}")
+    bytes_column = st.column_config.NumberColumn
+
+    def share(label: str, help: str) -> object:
+        return st.column_config.ProgressColumn(
+            label, help=help, format="%.3g %%", min_value=0.0, max_value=100.0, width="small"
+        )
+
+    st.dataframe(
+        shown,
+        hide_index=True,
+        key="up_compared",
+        height=4 * 35 + 38,  # so that nothing moves when a mix comes as a fourth row
+        column_order=[
+            "form",
+            "added",
+            "added_share",
+            "disk",
+            "disk_share",
+            "memory",
+            "memory_share",
+            "weights",
+            "gradients",
+            "optimizer",
+        ],
+        column_config={
+            "form": st.column_config.TextColumn("form", pinned=True),
+            "added": st.column_config.NumberColumn(
+                f"added, {count}", format="%.3g", help="Parameters beside the dense model's."
+            ),
+            "added_share": share("of vanilla", "Added parameters, share of vanilla's."),
+            "disk": bytes_column(
+                f"on disk, {size}", format="%.3g", help="Packed, all tensors, at the most."
+            ),
+            "disk_share": share("of vanilla ", "Size on disk, share of vanilla's."),
+            "memory": bytes_column(
+                f"training, {size}",
+                format="%.3g",
+                help="Weights, gradients and optimizer while it is trained.",
+            ),
+            "memory_share": share("of vanilla  ", "Training memory, share of vanilla's."),
+            "weights": bytes_column(f"weights, {size}", format="%.3g"),
+            "gradients": bytes_column(f"gradients, {size}", format="%.3g"),
+            "optimizer": bytes_column(
+                f"optimizer, {size}", format="%.3g", help="AdamW's two moments, float32."
+            ),
+        },
+    )
+    st.caption("Activations come on top and are measured while it trains.")
+
+
+def checked(config: UpcycleConfig) -> None:
+    """Raises DersError if a text cannot be used."""
+    if config.data.texts == (choosing.TEXT,):
+        raise DersError("name at least one text to train on")
+    files = [*config.data.texts, *([config.data.heldout] if config.data.heldout else [])]
+    for file in files:
+        allowed = session.workspace().check_allowed(file)
+        if not allowed.is_file():
+            raise DersError(f"{allowed} is not a file; give a UTF-8 text or a .jsonl file")
+
+
+def apply_text(key: str) -> None:
+    """A callback: what is written in the text becomes what is chosen."""
+    try:
+        set_values(UpcycleConfig.from_yaml(st.session_state[key]))
+    except DersError as error:
+        st.session_state["upcycle_yaml_problem"] = str(error)
+
+
+def yaml_tab(dense: DenseModel, config: UpcycleConfig) -> None:
+    text = config.to_yaml()
+    key = f"up_yaml_{crc32(text.encode())}"  # another configuration starts the text anew
+    st.text_area("Configuration", text, height=360, key=key)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Apply the text", key="up_yaml_apply", on_click=apply_text, args=(key,))
+        st.download_button(
+            "YAML",
+            text,
+            file_name="upcycle.yaml",
+            mime="application/yaml",
+            icon=":material/download:",
+            key="up_yaml_download",
+            on_click="ignore",
+        )
+    problem = st.session_state.pop("upcycle_yaml_problem", None)
+    if problem:
+        st.error(problem)
+    st.caption("The same from a shell:")
+    command = f"ders upcycle {shlex.quote(str(dense.path))} OUT --config upcycle.yaml"
+    st.code(command, language="bash", wrap_lines=True)
+
+
+def start_row(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) -> None:
+    jobs = session.job_store().list(kind="upcycle")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.session_state.setdefault("up_name", now["name"])
+        now["name"] = st.text_input(
+            "Name", key="up_name", placeholder=choosing.suggested_name(config), width=320
+        )
+        started = st.button("Start", type="primary", icon=":material/play_arrow:", key="up_start")
+    if not started:
+        return
+    try:
+        checked(config)
+        name = runs.free_name(config.name, jobs)
+        spec = {
+            "dense": str(dense.path),
+            "config": config.model_copy(update={"name": name}).to_yaml(),
+            "name": name,
+            "device": now[upcycle_form.DEVICE],
+        }
+        submit("upcycle", spec, name)
+    except DersError as error:
+        st.error(str(error))
+    else:
+        st.session_state[TO_RUNS] = True
+        st.rerun()
+
+
+def new() -> None:
+    """Choose and start."""
+    dense = dense_row()
+    if dense is None:
+        empty()
+        return
+    now, before = values(), kept_config()
+    now["name"] = st.session_state.get(upcycle_form.key_of("name"), now["name"])
+    projections = [name for name in PROJECTIONS if name in dense.ffns[0].weights]
+    compared = st.container()
+    as_form, as_yaml = st.tabs(["Choices", "YAML"])
+    with as_form:
+        upcycle_form.choices(now, projections)
+    try:
+        config = choosing.config_of(now, before, projections)
+        with compared:
+            side_by_side(dense, config, now)
+    except DersError as error:
+        compared.error(str(error))
+        return
+    session.set_upcycle(config.to_yaml())
+    with as_yaml:
+        yaml_tab(dense, config)
+    start_row(dense, config, now)
+
+
+frame.need_frame()
+active = len(session.job_store().list(states=ACTIVE, kind="upcycle"))
+if st.session_state.pop(TO_RUNS, False) or VIEW not in st.session_state:
+    st.session_state[VIEW] = RUNS if active else NEW
+view = st.segmented_control(
+    "View",
+    [NEW, RUNS],
+    format_func={NEW: "New", RUNS: f"Runs, {active} active" if active else "Runs"}.__getitem__,
+    key=VIEW,
+    required=True,
+    label_visibility="collapsed",
+)
+if view == NEW:
+    new()
+else:
+    under_way()
+    results()

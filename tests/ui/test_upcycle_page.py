@@ -1,0 +1,467 @@
+"""The Upcycle page: a dense model in, choices, what they take, a job out; runs while and after."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from ders_core import figures
+from ders_core.errors import RecipeError
+from ders_core.jobs import Job, JobStore, Workspace
+from ders_core.jobs.claims import Claims
+from ders_core.ui import upcycle_choices
+from ders_core.ui.upcycle_compare import sentence, table, variants
+from ders_core.upcycle import Data, DenseModel, UpcycleConfig, predict
+from ders_core.upcycle.history import History, Measured, Moment, Tables, read_history
+
+MIXED = """
+version: 1
+name: by hand
+seed: 5
+experts: 3
+top_k: 1
+layers: 0-1
+universal: true
+base: frozen
+forms:
+- projections: [gate, up]
+  form: sparse
+  drop_rate: 0.8
+  renew: {first: 3, every: 4, until: 0.25, share: 0.5}
+- projections: [down]
+  form: lowrank
+  rank: 2
+noise: 0.1
+router: {init: clusters, std: 0.3, train: false, balance: 0.02}
+train: ['*.self_attn.*']
+data: {texts: [a.txt, b.jsonl], heldout: c.txt, window: 64}
+training:
+  steps: 30
+  batch: 2
+  accumulation: 3
+  learning_rate: 0.001
+  base_rate: 0.0
+  schedule: linear
+  warmup: 1
+  weight_decay: 0.1
+  clip: 0.5
+  bf16: true
+  gradient_checkpointing: true
+  save_every: 7
+  keep: 1
+  measure_every: 9
+  heldout_tokens: 99
+"""
+
+
+@pytest.fixture
+def text(workspace: Workspace, tiny_text: str) -> Path:
+    file = workspace.path / "text.txt"
+    file.write_text(tiny_text, encoding="utf-8")
+    return file
+
+
+def page(app: AppTest) -> AppTest:
+    app.run()
+    app.switch_page("pages/upcycle.py").run()
+    assert not app.exception
+    return app
+
+
+def opened(app: AppTest, dense: Path) -> AppTest:
+    page(app)
+    app.session_state["up_path"] = str(dense)
+    app.run()
+    app.button(key="up_open").click().run()
+    assert not app.exception
+    return app
+
+
+def words(app: AppTest) -> str:
+    kinds = (app.markdown, app.caption, app.info, app.error)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+def shown(app: AppTest) -> UpcycleConfig:
+    """What the YAML tab says."""
+    area = next(own for own in app.text_area if own.label == "Configuration")
+    return UpcycleConfig.from_yaml(area.value)
+
+
+def write_yaml(app: AppTest, text: str) -> None:
+    next(own for own in app.text_area if own.label == "Configuration").set_value(text)
+    app.button(key="up_yaml_apply").click().run()
+    assert not app.exception
+
+
+@pytest.mark.parametrize("text", [MIXED, "name: x\ndata: {texts: a.txt}\n"])
+def test_choices_and_configuration_are_the_same_thing(text: str) -> None:
+    config = UpcycleConfig.from_yaml(text)
+    assert upcycle_choices.config_of(upcycle_choices.values_of(config), config) == config
+    start = upcycle_choices.start()
+    again = upcycle_choices.config_of(upcycle_choices.values_of(config), start)
+    assert again.name == config.name
+    assert again.training == config.training
+    assert [again.form(p).label for p in ("gate", "up", "down")] == [
+        config.form(p).label for p in ("gate", "up", "down")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"top_k": 9}, "top_k is 9, but there are 4 experts"),
+        ({"layers": "list", "layers_list": "3-1"}, "layers: '3-1': the range"),
+        ({"layers": "list", "layers_list": ""}, "layers: '' must be 'all' or numbers"),
+        ({"rank": None}, "rank: input should be a valid integer"),
+        ({"experts": None}, "experts: input should be a valid integer"),
+        ({"learning_rate": 0.0}, "learning rate: input should be greater than 0"),
+    ],
+)
+def test_what_cannot_be_chosen_is_a_sentence(changed: dict[str, Any], told: str) -> None:
+    start = upcycle_choices.start()
+    with pytest.raises(RecipeError) as error:
+        upcycle_choices.config_of(upcycle_choices.values_of(start) | changed, start)
+    assert str(error.value).startswith(told)
+
+
+def test_a_projection_that_the_model_lacks_follows_up() -> None:
+    start = upcycle_choices.start()
+    values = upcycle_choices.values_of(start) | {"form": "mixed", "form_up": "vanilla"}
+    config = upcycle_choices.config_of(values, start, ["up", "down"])
+    assert [config.form(p).label for p in ("gate", "up", "down")] == ["vanilla", "vanilla", "LM 4"]
+
+
+def test_the_page_says_what_to_do_first(app: AppTest, workspace: Workspace) -> None:
+    assert "Which dense model shall become" in words(page(app))
+    app.segmented_control(key="upcycle_view").set_value("runs").run()
+    assert "No upcycling yet" in words(app)
+    assert not list(workspace.path.glob("runs/*"))
+
+
+def test_a_dense_model_is_told_in_a_line(app: AppTest, dense_parent_dir: Path) -> None:
+    told = words(opened(app, dense_parent_dir))
+    dense = DenseModel.open(dense_parent_dir)
+    assert "mistral · 2 layers · 64 × 112" in told
+    assert f"{dense.parameters / 1e3:.3g} k parameters" in told
+    assert "LM 4** adds" in told
+    again = AppTest.from_file(str(Path(__file__).parents[2] / "app.py"), default_timeout=60)
+    assert "mistral · 2 layers" in words(page(again))  # it is open again in another session
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("mixtral", "is a Mixture-of-Experts already"),
+        ("/etc", "lies outside the folders"),
+        ("gone", "does not exist"),
+    ],
+)
+def test_what_cannot_be_upcycled_is_said(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, path: str, told: str
+) -> None:
+    place = mixtral_dir if path == "mixtral" else workspace.path / path
+    kept = {"checkpoint": None, "recipe": None, "recent": [], "dense": str(place), "upcycle": "?"}
+    (workspace.path / "studio.json").write_text(json.dumps(kept), encoding="utf-8")
+    page(app)
+    assert told in app.error[0].value
+    assert "Which dense model shall become" in words(app)
+
+
+def test_the_table_is_what_is_predicted(app: AppTest, dense_parent_dir: Path) -> None:
+    opened(app, dense_parent_dir)
+    app.number_input(key="up_experts").set_value(5).run()
+    app.segmented_control(key="up_form").set_value("sparse").run()
+    app.number_input(key="up_drop_rate").set_value(0.75).run()
+    assert not app.exception
+    dense, config = DenseModel.open(dense_parent_dir), shown(app)
+    assert config.experts == 5
+    rows = app.dataframe[0].value.set_index("form")
+    assert list(rows.index) == ["vanilla", "SM 0.75", "LM 4"]
+    all_forms = variants(config, upcycle_choices.values_of(config))
+    vanilla = predict(dense, all_forms["vanilla"])
+    for label, own in all_forms.items():
+        found = predict(dense, own)
+        memory = found.parameter_bytes + found.gradient_bytes + found.optimizer_bytes
+        assert rows.loc[label, "added"] == pytest.approx(found.added / 1e6)
+        assert rows.loc[label, "added_share"] == pytest.approx(100 * found.added / vanilla.added)
+        assert rows.loc[label, "disk"] == pytest.approx(found.packed_bytes / 1e6)
+        assert rows.loc[label, "memory"] == pytest.approx(memory / 1e6)
+        assert rows.loc[label, "optimizer"] == pytest.approx(found.optimizer_bytes / 1e6)
+    app.segmented_control(key="up_form").set_value("mixed").run()
+    app.segmented_control(key="up_form_down").set_value("vanilla").run()
+    assert not app.exception
+    assert len(app.dataframe[0].value) == 4
+    assert "down: vanilla" in words(app)
+    app.segmented_control(key="up_form").set_value("vanilla").run()
+    assert "**vanilla** adds" in words(app)
+    assert "of that." in words(app)
+
+
+def test_a_sentence_for_each_form(dense_parent_dir: Path) -> None:
+    dense, config = DenseModel.open(dense_parent_dir), upcycle_choices.start()
+    made = table(dense, variants(config, upcycle_choices.values_of(config)))
+    low, vanilla = (made[made["form"] == name].iloc[0] for name in ("LM 4", "vanilla"))
+    emptied = upcycle_choices.values_of(config) | {"rank": None}
+    assert list(variants(config, emptied)) == ["vanilla", "SM 0.99", "LM 4"]
+    share = 100 * low["added"] / vanilla["added"]
+    assert sentence(made, config).endswith(f"parameters, {share:.3g} % of what vanilla adds.")
+
+
+def test_the_text_sets_the_choices_and_names_its_faults(
+    app: AppTest, dense_parent_dir: Path
+) -> None:
+    opened(app, dense_parent_dir)
+    write_yaml(app, MIXED)
+    config = UpcycleConfig.from_yaml(MIXED)
+    assert shown(app) == config
+    assert app.number_input(key="up_experts").value == 3
+    assert app.segmented_control(key="up_form").value == "mixed"
+    assert app.text_area(key="up_texts").value == "a.txt\nb.jsonl"
+    assert app.text_input(key="up_layers_list").value == "0-1"
+    app.number_input(key="up_experts").set_value(6).run()
+    assert shown(app) == config.model_copy(update={"experts": 6})  # renew is as it was
+    app.switch_page("pages/runs.py").run()
+    app.switch_page("pages/upcycle.py").run()
+    assert shown(app) == config.model_copy(update={"experts": 6})
+    write_yaml(app, MIXED.replace("top_k: 1", "top_k: some"))
+    assert "line 6" in app.error[0].value
+    write_yaml(app, MIXED.replace("noise: 0.1", "nose: 0.1"))
+    assert "line 18: unknown key 'nose'" in app.error[0].value
+    assert "nose: 0.1" in app.text_area[-1].value  # what was written stays, to be mended
+    codes = [code.value for code in app.code]
+    assert f"ders upcycle {dense_parent_dir} OUT --config upcycle.yaml" in codes
+
+
+def test_a_choice_that_does_not_fit_the_model(app: AppTest, dense_parent_dir: Path) -> None:
+    opened(app, dense_parent_dir)
+    app.segmented_control(key="up_layers").set_value("list").run()
+    app.text_input(key="up_layers_list").set_value("0,7").run()
+    assert "layer 7, but the model's layers are 0-1" in app.error[0].value
+    assert not app.exception
+    app.text_input(key="up_layers_list").set_value("1").run()
+    assert shown(app).layers == "1"
+
+
+def test_start_files_the_job(
+    app: AppTest, workspace: Workspace, dense_parent_dir: Path, text: Path
+) -> None:
+    opened(app, dense_parent_dir)
+    app.button(key="up_start").click().run()
+    assert "name at least one text" in app.error[0].value
+    app.text_area(key="up_texts").set_value("/etc/hostname").run()
+    app.button(key="up_start").click().run()
+    assert "lies outside the folders" in app.error[0].value
+    app.text_area(key="up_texts").set_value(f"{text}\n{workspace.path / 'gone.txt'}").run()
+    app.button(key="up_start").click().run()
+    assert "gone.txt is not a file" in app.error[0].value
+    app.text_area(key="up_texts").set_value(str(text)).run()
+    app.number_input(key="up_steps").set_value(3).run()
+    app.selectbox(key="up_device").set_value("cpu").run()
+    app.button(key="up_start").click().run()
+    assert not app.exception
+    job = JobStore(workspace.store_path).list(kind="upcycle")[0]
+    assert (job.title, job.spec["dense"], job.spec["device"]) == (
+        "LM 4",
+        str(dense_parent_dir),
+        "cpu",
+    )
+    config = UpcycleConfig.from_yaml(job.spec["config"])
+    assert (config.data.texts, config.training.steps) == ((text,), 3)
+    assert app.button(key=f"cancel_{job.id}").label == "Stop"  # the page shows what runs
+    app.segmented_control(key="upcycle_view").set_value("new").run()
+    app.button(key="up_start").click().run()
+    assert JobStore(workspace.store_path).list(kind="upcycle")[0].title == "LM 4 (2)"
+
+
+def filed(workspace: Workspace, dense: Path, name: str) -> Job:
+    config = UpcycleConfig(name=name, data=Data(texts=(workspace.path / "text.txt",)))
+    spec = {"dense": str(dense), "config": config.to_yaml(), "name": name, "device": "cpu"}
+    return JobStore(workspace.store_path).submit("upcycle", spec, name)
+
+
+def write_history(directory: Path, steps: int = 12) -> None:
+    directory.mkdir(parents=True)
+    history = History(directory / "ders_upcycle.jsonl", 0)
+    history.add(Measured(0, 40.0))
+    for step in range(1, steps + 1):
+        loads = {0: (0.5, 0.2, 0.2, 0.1), 1: (0.25, 0.25, 0.25, 0.25)}
+        history.add(Moment(step, 4 - step / 10, 1.2, 1e-4, 0.5, 900.0, 3 * 10**9, loads))
+    history.add(Measured(steps, 20.0))
+
+
+def result_of(workspace: Workspace, job: Job, perplexity: float) -> dict[str, Any]:
+    packed = workspace.run_dir(job.id) / "packed"
+    upcycled = {
+        "out": str(packed),
+        "label": "LM 4",
+        "steps": 12,
+        "parameters": 200_000,
+        "trained": 50_000,
+        "dense_bytes": 400_000,
+        "packed_bytes": 500_000,
+        "moe_bytes": 1_000_000,
+        "start_difference": 0.0,
+        "dense_perplexity": 40.0,
+        "perplexity": perplexity,
+        "peak_memory": 3 * 10**9,
+        "device": "CPU",
+        "seconds": 12.5,
+    }
+    return {
+        "packed": str(packed),
+        "upcycled": upcycled,
+        "verification": {"ok": True},
+        "bytes_before": 1_000_000,
+        "bytes_after": 500_000,
+        "ratio": 0.5,
+        "device": "cpu",
+    }
+
+
+def test_a_training_is_watched(app: AppTest, workspace: Workspace, dense_parent_dir: Path) -> None:
+    job = filed(workspace, dense_parent_dir, "live")
+    claims = Claims(workspace.store_path, "somebody")
+    claims.announce(1)
+    claim = claims.claim()
+    assert claim is not None
+    claim.advance("train", 0, 200, "starting", ())
+    page(app)
+    assert (app.metric[0].label, app.metric[0].value) == ("Step, of 200", "0")
+    assert len(app.get("plotly_chart")) == 5
+    write_history(workspace.run_dir(job.id) / "packed.partial")
+    claim.advance("train", 12, 200, "step 12", ())
+    app.run()
+    assert not app.exception
+    assert len(app.get("plotly_chart")) == 2 * 5  # the one before stays until the new is drawn
+    told = {metric.label: metric.value for metric in app.metric}
+    assert told == {
+        "Step, of 200": "12",
+        "Loss": f"{4 - 7.5 / 10:.3f}",
+        "Perplexity": "20",
+        "Tokens a second": "900",
+        "Memory": "3 GB",
+    }
+    app.button(key=f"cancel_{job.id}").click().run()
+    assert JobStore(workspace.store_path).get(job.id).cancel_requested
+    claim.cancel()
+    app.run()
+    assert not app.exception
+    assert app.dataframe[0].value["state"].tolist() == ["cancelled"]
+
+
+def test_ended_runs_are_compared_opened_and_exported(
+    app: AppTest, workspace: Workspace, dense_parent_dir: Path
+) -> None:
+    store, claims = JobStore(workspace.store_path), Claims(workspace.store_path, "somebody")
+    for name, perplexity in (("one", 30.0), ("two", 20.0)):
+        job = filed(workspace, dense_parent_dir, name)
+        claim = claims.claim()
+        assert claim is not None
+        write_history(workspace.run_dir(job.id) / "packed")
+        claim.complete(result_of(workspace, job, perplexity))
+    failed = filed(workspace, dense_parent_dir, "three")
+    claim = claims.claim()
+    assert claim is not None
+    write_history(workspace.run_dir(failed.id) / "packed.partial", 3)
+    claim.fail("the text is too short")
+    page(app)
+    app.segmented_control(key="upcycle_view").set_value("runs").run()
+    assert not app.exception
+    rows = app.dataframe[0].value
+    assert rows["name"].tolist() == ["three", "two", "one"]
+    assert rows["state"].tolist() == ["failed", "done", "done"]
+    assert rows["steps"].tolist() == [3, 12, 12]
+    assert rows["perplexity"].tolist()[1:] == [20.0, 30.0]
+    assert rows["perplexity_change"].tolist()[1:] == [-50.0, -25.0]
+    assert rows["trained"].tolist()[1:] == [0.05, 0.05]
+    assert len(app.get("plotly_chart")) == 1
+    app.session_state["upcycle_table"] = {"selection": {"rows": [0, 1], "columns": []}}
+    app.run()
+    assert not app.exception
+    assert app.error[0].value == "the text is too short"
+    assert len(app.get("plotly_chart")) == 1
+    app.session_state["upcycle_table"] = {"selection": {"rows": [0], "columns": []}}
+    app.run()
+    assert not app.exception
+    assert len(app.get("plotly_chart")) == 5
+    app.button(key=f"again_{failed.id}").click().run()
+    assert store.get(failed.id).state == "queued"
+    app.switch_page("pages/export.py").run()
+    assert not app.exception
+    assert app.selectbox(key="export_run").options[0].startswith("two · 500 kB · 50 % of original")
+
+
+def test_a_finished_run_opens_as_a_checkpoint(
+    app: AppTest, workspace: Workspace, dense_parent_dir: Path
+) -> None:
+    job = filed(workspace, dense_parent_dir, "one")
+    claim = Claims(workspace.store_path, "somebody").claim()
+    assert claim is not None
+    write_history(workspace.run_dir(job.id) / "packed")
+    claim.complete(result_of(workspace, job, 30.0))
+    page(app)
+    app.segmented_control(key="upcycle_view").set_value("runs").run()
+    app.session_state["upcycle_table"] = {"selection": {"rows": [0], "columns": []}}
+    app.run()
+    app.button(key=f"open_{job.id}").click().run()
+    kept = json.loads((workspace.path / "studio.json").read_text(encoding="utf-8"))
+    assert kept["checkpoint"] == str(workspace.run_dir(job.id) / "packed")
+
+
+def test_figures_of_a_training(tmp_path: Path) -> None:
+    write_history(tmp_path / "packed")
+    told = read_history(tmp_path / "packed")
+    loss = figures.loss_curves({"a": told, "b": told})
+    lines = [trace for trace in loss.data if trace.mode == "lines" and trace.name]
+    assert [trace.name for trace in lines] == ["a", "b"]
+    assert len({trace.line.color for trace in lines}) == 2
+    dots = next(trace for trace in loss.data if trace.mode == "markers")
+    assert list(dots.y) == pytest.approx([math.log(40), math.log(20)])
+    spread = figures.latest_loads(told.loads)
+    assert spread["smallest"].tolist() == pytest.approx([0.1, 0.25])
+    assert spread["largest"].tolist() == pytest.approx([0.5, 0.25])
+    assert spread["even"].tolist() == [0.25, 0.25]
+    assert list(figures.memory_curve(told.steps).data[0].y) == [3.0] * 12
+    nothing: Tables = read_history(tmp_path / "nowhere")
+    for figure in (
+        figures.loss_curves({"none": nothing}),
+        figures.routing_spread(nothing.loads),
+        figures.balance_curve(nothing.steps),
+        figures.rate_curve(nothing.steps),
+        figures.memory_curve(nothing.steps),
+    ):
+        assert not any(len(trace.y) for trace in figure.data)
+
+
+@pytest.mark.slow
+def test_from_a_dense_model_to_an_open_checkpoint(
+    app: AppTest,
+    workspace: Workspace,
+    dense_parent_dir: Path,
+    text: Path,
+    work: Callable[[], None],
+) -> None:
+    opened(app, dense_parent_dir)
+    app.text_area(key="up_texts").set_value(str(text)).run()
+    app.text_input(key="up_heldout").set_value(str(text)).run()
+    for name, value in (("steps", 2), ("batch", 1), ("window", 32)):
+        app.number_input(key=f"up_{name}").set_value(value).run()
+    app.button(key="up_start").click().run()
+    work()
+    job = JobStore(workspace.store_path).list(kind="upcycle")[0]
+    assert (job.state, job.error) == ("done", None)
+    app.run()
+    assert app.dataframe[0].value["steps"].tolist() == [2]
+    app.session_state["upcycle_table"] = {"selection": {"rows": [0], "columns": []}}
+    app.run()
+    app.button(key=f"open_{job.id}").click().run()
+    assert not app.exception
+    assert not app.error
+    assert "4 experts × 2 layers" in words(app)
