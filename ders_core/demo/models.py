@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from ders_core.demo.tokens import Stream
+from ders_core.upcycle.routers import clustered_routers
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,8 @@ def upcycle(
     moe = MixtralForCausalLM(config)
     carried = {key: value for key, value in dense.state_dict().items() if ".mlp." not in key}
     moe.load_state_dict(carried, strict=False)
-    centres = _router_directions(dense, shape, stream, seed)
+    ffns = {layer: block.mlp for layer, block in enumerate(dense.model.layers)}
+    centres = clustered_routers(dense, ffns, [stream(), stream()], shape.experts, seed)
     with torch.no_grad():
         for layer, block in enumerate(dense.model.layers):
             mlp = moe.model.layers[layer].mlp
@@ -95,35 +95,6 @@ def upcycle(
 
 
 ROUTER_LOSS = 0.01
-ROUTER_SHARPNESS = 8.0
-
-
-@torch.no_grad()
-def _router_directions(
-    dense: MistralForCausalLM, shape: Shape, stream: Stream, seed: int
-) -> list[torch.Tensor]:
-    """For each layer `[experts, hidden]`: centres of the normalised inputs of its FFN."""
-    seen: list[list[torch.Tensor]] = [[] for _ in dense.model.layers]
-    hooks = [
-        block.mlp.register_forward_pre_hook(
-            lambda _, args, layer=layer: seen[layer].append(args[0].flatten(0, 1))
-        )
-        for layer, block in enumerate(dense.model.layers)
-    ]
-    for _ in range(2):
-        dense(input_ids=stream())
-    for hook in hooks:
-        hook.remove()
-    directions = []
-    for inputs in seen:
-        points = torch.cat(inputs)
-        centred = points - points.mean(0)
-        unit = torch.nn.functional.normalize(centred, dim=-1).numpy().astype(np.float64)
-        centres, _ = kmeans2(unit, shape.experts, minit="++", seed=np.random.default_rng(seed))
-        rows = torch.from_numpy(centres).float()
-        rows = torch.nn.functional.normalize(rows, dim=-1)
-        directions.append(rows * (ROUTER_SHARPNESS / points.norm(dim=-1).mean()))
-    return directions
 
 
 @torch.no_grad()
