@@ -1,7 +1,8 @@
-"""What an upcycled model takes in memory, told apart: random weights in the shapes of two models of
-the paper (DeRS, arXiv 2503.01359), some layers of them. Memory does not depend on the values.
+"""What an upcycled model takes in memory, told apart: random weights in the shape of the model of
+benchmarks/upcycling.py and of two models of the paper (DeRS, arXiv 2503.01359), of these some
+layers. Memory does not depend on the values.
 
-    python benchmarks/upcycling_memory.py [--layers 2] [--device cpu] > FILE
+    python benchmarks/upcycling_memory.py [--shape NAME] [--layers N] [--device cpu] > FILE
 
 Each line is measured in a process of its own, by torch's MemTracker (bytes of tensors, at the
 moment when they are most); on a GPU the allocator's peak and the training's speed stand beside it.
@@ -13,61 +14,116 @@ import argparse
 import platform
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from processes import measure, report
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 import ders_core
+from ders_core.demo import Shape
+from ders_core.demo.models import dense_model
 from ders_core.device import device_label
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.routers import random_routers
 from ders_core.upcycle.surgery import upcycle_model
 from ders_core.upcycle.training import parameter_groups
 
-SHAPES: dict[str, Any] = {
+
+@dataclass(frozen=True)
+class Case:
+    """A dense model's shape, how it is upcycled, and what a step sees of text. bf16: whether it
+    computes in bfloat16, and holds in it what is not trained."""
+
+    dense: Callable[[int], PreTrainedConfig]
+    choices: str
+    layers: int
+    batch: int
+    window: int
+    bf16: bool
+    forms: tuple[str, ...]
+    bases: tuple[str, ...]
+
+
+FORMS = {
+    "vanilla": "[{form: vanilla}]",
+    "SM 0.9": "[{form: sparse, drop_rate: 0.9}]",
+    "SM 0.99": "[{form: sparse, drop_rate: 0.99}]",
+    "SM 0.999": "[{form: sparse, drop_rate: 0.999}]",
+    "LM 1": "[{form: lowrank, rank: 1}]",
+    "LM 4": "[{form: lowrank, rank: 4}]",
+    "LM 16": "[{form: lowrank, rank: 16}]",
+}
+SOME = ("vanilla", "SM 0.9", "SM 0.99", "LM 4")
+
+CASES = {
+    # the model of benchmarks/upcycling.py, as it is trained there
+    "small": Case(
+        lambda layers: dense_model(Shape(), 256).config,
+        "experts: 4\ntop_k: 2\n",
+        4,
+        8,
+        128,
+        False,
+        tuple(FORMS),
+        ("trained", "frozen"),
+    ),
     # DeepSeek-Coder-1.3B; every FFN -> 4 experts, top-1, and a universal one
-    "Coder-MoE": (
-        LlamaConfig(
+    "Coder-MoE": Case(
+        lambda layers: LlamaConfig(
             vocab_size=32256,
             hidden_size=2048,
             intermediate_size=5504,
             num_attention_heads=16,
             num_key_value_heads=16,
+            num_hidden_layers=layers,
         ),
         "experts: 4\ntop_k: 1\nuniversal: true\n",
+        2,
+        1,
+        512,
+        True,
+        SOME,
+        ("trained",),
     ),
     # Phi-2; every other FFN -> 4 experts, top-2
-    "MoE-LLaVA-Phi": (
-        PhiConfig(
+    "MoE-LLaVA-Phi": Case(
+        lambda layers: PhiConfig(
             vocab_size=51200,
             hidden_size=2560,
             intermediate_size=10240,
             num_attention_heads=32,
             partial_rotary_factor=0.4,
+            num_hidden_layers=layers,
         ),
         "experts: 4\ntop_k: 2\nlayers: every-other\n",
+        2,
+        1,
+        512,
+        True,
+        SOME,
+        ("trained",),
     ),
 }
-FORMS = {
-    "vanilla": "[{form: vanilla}]",
-    "SM 0.9": "[{form: sparse, drop_rate: 0.9}]",
-    "SM 0.99": "[{form: sparse, drop_rate: 0.99}]",
-    "LM 4": "[{form: lowrank, rank: 4}]",
-}
-WINDOW = 512
 STEPS = 5
 
 
-def build(shape: str, form: str, layers: int, device: str, dtype: torch.dtype) -> Any:
+def build(case: Case, form: str, base: str, layers: int, device: str) -> Any:
     """The model, its blocks and its configuration."""
-    dense, choices = SHAPES[shape]
-    dense.num_hidden_layers = layers
+    dense = case.dense(layers)
+    dtype = torch.bfloat16 if case.bf16 else torch.float32
     config = UpcycleConfig.from_yaml(
-        f"name: x\n{choices}forms: {FORMS[form]}\ndata: {{texts: x}}\n"
+        f"name: x\nbase: {base}\n{case.choices}forms: {FORMS[form]}\ndata: {{texts: x}}\n"
     )
     torch.manual_seed(0)
     with torch.device(device):
@@ -86,9 +142,9 @@ def as_buffers(model: PreTrainedModel) -> None:
                 module.register_buffer(name, own.detach(), persistent=False)
 
 
-def tokens(model: PreTrainedModel) -> torch.Tensor:
+def tokens(model: PreTrainedModel, case: Case) -> torch.Tensor:
     random = torch.Generator().manual_seed(1)
-    size = (1, WINDOW)
+    size = (case.batch, case.window)
     return torch.randint(0, model.config.vocab_size, size, generator=random).to(model.device)
 
 
@@ -102,16 +158,16 @@ def peak(tracker: MemTracker) -> dict[str, int]:
     return found
 
 
-def training(shape: str, form: str, layers: int, device: str) -> dict[str, Any]:
-    """One step with its optimizer's state in place; what is not trained is held in bfloat16."""
-    model, blocks, config = build(shape, form, layers, device, torch.bfloat16)
+def training(case: Case, form: str, base: str, layers: int, device: str) -> dict[str, Any]:
+    """One step with its optimizer's state in place."""
+    model, blocks, config = build(case, form, base, layers, device)
     model.train()
     optimizer = torch.optim.AdamW(parameter_groups(model, blocks, config))
     as_buffers(model)
-    rows = tokens(model)
+    rows = tokens(model, case)
 
     def step() -> None:
-        with torch.autocast(rows.device.type, torch.bfloat16):
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=case.bf16):
             model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -129,17 +185,17 @@ def training(shape: str, form: str, layers: int, device: str) -> dict[str, Any]:
         for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
-        found["tokens_per_second"] = STEPS * WINDOW / (time.perf_counter() - begun)
+        found["tokens_per_second"] = STEPS * rows.numel() / (time.perf_counter() - begun)
         found["allocator"] = torch.cuda.max_memory_allocated()
     return found
 
 
 @torch.no_grad()
-def inference(shape: str, form: str, layers: int, device: str) -> dict[str, Any]:
-    """One forward pass over a window, all in bfloat16."""
-    model, _, _ = build(shape, form, layers, device, torch.bfloat16)
-    model.bfloat16().eval()
-    rows = tokens(model)
+def inference(case: Case, form: str, base: str, layers: int, device: str) -> dict[str, Any]:
+    """One forward pass, all in the dtype of what is not trained."""
+    model, _, _ = build(case, form, base, layers, device)
+    model.to(model.dtype).eval()
+    rows = tokens(model, case)
     model.requires_grad_(False)
     as_buffers(model)
     tracker = MemTracker()
@@ -149,26 +205,36 @@ def inference(shape: str, form: str, layers: int, device: str) -> dict[str, Any]
     return dict(peak(tracker))
 
 
-def table(layers: int, device: str) -> None:
-    for shape in SHAPES:
-        for what in ("training", "inference"):
-            print(f"{shape}, {layers} layers, {what} on a window of {WINDOW} tokens, MB")
-            first: dict[str, Any] = {}
-            for form in FORMS:
-                print(shape, what, form, file=sys.stderr, flush=True)
-                found = measure(__file__, what, shape, form, str(layers), device).result
-                first = first or found
-                parts = ", ".join(
-                    f"{name.lower()} {size / 1e6:.0f}"
-                    for name, size in found.items()
-                    if size and name not in ("Total", "tokens_per_second", "allocator")
-                )
-                line = f"  {form:8} {found['Total'] / 1e6:7.0f} {_against(found, first, 'Total')}"
-                if "allocator" in found:
-                    line += f"; allocator {found['allocator'] / 1e6:.0f}"
-                    line += f" {_against(found, first, 'allocator')}, tokens a second"
-                    line += f" {_against(found, first, 'tokens_per_second')}"
-                print(f"{line}  ({parts})", flush=True)
+def table(name: str, layers: int, device: str) -> None:
+    case = CASES[name]
+    computed = "bfloat16" if case.bf16 else "float32"
+    for what in ("training", "inference"):
+        print(
+            f"{name}, {layers} layers, {what} on {case.batch} × {case.window} tokens in "
+            f"{computed}, MB at the peak (parameter: trained; buffer: frozen, and positions)"
+        )
+        first: dict[str, Any] = {}
+        for form, base in (
+            (form, base)
+            for base in (case.bases if what == "training" else case.bases[:1])
+            for form in case.forms
+            if base == "trained" or form != "vanilla"
+        ):
+            print(name, what, form, base, file=sys.stderr, flush=True)
+            found = measure(__file__, what, name, form, base, str(layers), device).result
+            first = first or found
+            parts = ", ".join(
+                f"{kind.lower()} {size / 1e6:.3g}"
+                for kind, size in found.items()
+                if size and kind not in ("Total", "tokens_per_second", "allocator")
+            )
+            line = f"  {form:8} {base:7} {found['Total'] / 1e6:8.4g} "
+            line += _against(found, first, "Total")
+            if "allocator" in found:
+                line += f"; allocator {found['allocator'] / 1e6:.4g}"
+                line += f" {_against(found, first, 'allocator')}, tokens a second"
+                line += f" {_against(found, first, 'tokens_per_second')}"
+            print(f"{line}  ({parts})", flush=True)
 
 
 def _against(found: dict[str, Any], first: dict[str, Any], name: str) -> str:
@@ -178,12 +244,13 @@ def _against(found: dict[str, Any], first: dict[str, Any], name: str) -> str:
 
 def main() -> None:
     if sys.argv[1:] and sys.argv[1] in ("training", "inference"):  # a child
-        what, shape, form, layers, device = sys.argv[1:]
+        what, name, form, base, layers, device = sys.argv[1:]
         run = {"training": training, "inference": inference}[what]
-        report(lambda: run(shape, form, int(layers), device))
+        report(lambda: run(CASES[name], form, base, int(layers), device))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--shape", choices=list(CASES), help="by default all of them")
+    parser.add_argument("--layers", type=int, help="by default 2, and 4 of the small model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     chosen = parser.parse_args()
     print(
@@ -191,7 +258,8 @@ def main() -> None:
         f"transformers {transformers.__version__}, Python {platform.python_version()}, "
         f"{device_label(chosen.device)}"
     )
-    table(chosen.layers, chosen.device)
+    for name in [chosen.shape] if chosen.shape else CASES:
+        table(name, chosen.layers or CASES[name].layers, chosen.device)
 
 
 if __name__ == "__main__":

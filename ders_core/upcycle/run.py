@@ -118,6 +118,7 @@ def _run(
         processes.wait_for_everyone()
         return read_result(place)
     with output_directory(place, work=work, resume=resume) as partial:
+        (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
         model = _trained(start, partial, where, progress)
         steps = config.training.steps

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from upcycle_support import dense_model
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,27 @@ def gpt2_dir(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: Any, tokenizer: Any) -> Path:
+    directory = tmp_path_factory.mktemp("llama") / "dense"
+    dense_model("llama").save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: Any, tokenizer: Any) -> Path:
+    """With dropout, so that a resumed training needs the random state too."""
+    directory = tmp_path_factory.mktemp("gpt2") / "dense"
+    dense_model("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: Any, tiny_text: str) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "text.txt"
+    file.write_text(tiny_text, encoding="utf-8")
+    return file

@@ -1,12 +1,17 @@
-"""Tiny dense models of every family, random but for a scale that makes their FFNs matter."""
+"""Tiny dense models of every family, random but for a scale that makes their FFNs matter; and
+configurations of trainings of a few steps."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ders_core.checkpoint import TensorStore
+from ders_core.upcycle import UpcycleConfig
 
 VOCABULARY = 384
 WIDTH, DEPTH, HEADS = 32, 3, 4
@@ -57,3 +62,46 @@ def dense_model(family: str, **more: Any) -> PreTrainedModel:
             elif parameter.dim() > 1:
                 parameter.mul_(3)
     return model
+
+
+STEPS = 6
+LOW_RANK = "[{form: lowrank, rank: 2}]"
+SPARSE = "[{form: sparse, drop_rate: 0.8}]"
+RENEWED = "[{form: sparse, drop_rate: 0.8, renew: {first: 1, every: 2, until: 1.0}}]"
+
+
+def config_of(text: Path, forms: str = "[{form: lowrank, rank: 2}]", **more: Any) -> UpcycleConfig:
+    training = {"steps": STEPS, "batch": 2, "warmup": 1, "learning_rate": 1e-2, "save_every": 2}
+    whole: dict[str, Any] = {
+        "name": "tiny",
+        "experts": 3,
+        "data": {"texts": [str(text)], "window": 32},
+        "training": training | more.pop("training", {}),
+    }
+    data = whole["data"] | more.pop("data", {})
+    rules = UpcycleConfig.from_yaml(f"name: x\nforms: {forms}\ndata: {{texts: x}}\n").forms
+    return UpcycleConfig.model_validate(whole | more | {"data": data, "forms": rules})
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    store = TensorStore.open(directory)
+    return {name: info.read() for name, info in store.tensors.items()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Byte for byte."""
+    first, second = tensors(one), tensors(other)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, different
+
+
+def further(text: Path, name: str, forms: str, **more: Any) -> UpcycleConfig:
+    rules = UpcycleConfig.from_yaml(f"name: x\nforms: {forms}\ndata: {{texts: x}}\n").forms
+    whole: dict[str, Any] = {
+        "name": name,
+        "forms": rules,
+        "data": {"texts": [str(text)], "heldout": str(text), "window": 32},
+        "training": {"steps": 3, "batch": 2, "warmup": 0, "learning_rate": 1e-2},
+    }
+    return UpcycleConfig.model_validate(whole | more)
