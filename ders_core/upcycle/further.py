@@ -67,7 +67,7 @@ class FromPacked(Start):
         return config.model_copy(update={**given, "base": "frozen"})
 
     def model(self, where: torch.device, windows: Windows) -> Model:
-        network, blocks = load_upcycled(self._source, device=where.type, dtype=self.precision)
+        network, blocks = load_upcycled(self._source, dtype=self.precision)
         network.to(where)
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
         with torch.no_grad():

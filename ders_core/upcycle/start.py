@@ -75,8 +75,7 @@ class FromDense(Start):
         self.store = self._dense.store
 
     def model(self, where: torch.device, windows: Windows) -> Model:
-        network = load_model(self.store.path, device=where.type, dtype=self.precision)
-        network.to(where)
+        network = load_model(self.store.path, dtype=self.precision).to(where)
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
         routers = self._routers(network, windows)
         with torch.no_grad():

@@ -42,7 +42,7 @@ Measure = Callable[[], float]
 def arguments(config: UpcycleConfig, directory: Path, device: str) -> TrainingArguments:
     """What the `Trainer` is told."""
     own = config.training
-    return TrainingArguments(
+    told = TrainingArguments(
         output_dir=str(directory),
         max_steps=own.steps,
         per_device_train_batch_size=own.batch,
@@ -67,6 +67,8 @@ def arguments(config: UpcycleConfig, directory: Path, device: str) -> TrainingAr
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
     )
+    told._n_gpu = min(told.n_gpu, 1)  # a process has one GPU; several want torchrun
+    return told
 
 
 def parameter_groups(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from upcycle_support import LOW_RANK, RENEWED, STEPS, assert_same, config_of, tensors
+from upcycle_support import LOW_RANK, RENEWED, SPARSE, STEPS, assert_same, config_of, tensors
 
 from ders_core.errors import Cancelled, DersError
 from ders_core.upcycle.history import read_history
@@ -220,3 +220,14 @@ def test_an_unfinished_run_of_another_configuration_is_refused(
         upcycle(llama, tmp_path / "out", config_of(text), device="cpu")
     with pytest.raises(DersError, match="begun from another"):
         upcycle(llama, tmp_path / "out", config_of(text, seed=1), device="cpu", resume=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("forms", [LOW_RANK, SPARSE, RENEWED])
+def test_a_gpu_trains_as_the_cpu_does(forms: str, llama: Path, text: Path, tmp_path: Path) -> None:
+    config = config_of(text, forms, training={"learning_rate": 1e-3})
+    upcycle(llama, tmp_path / "cpu", config, device="cpu")
+    upcycle(llama, tmp_path / "gpu", config, device="cuda")
+    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-2)
+    assert read_history(tmp_path / "gpu").steps["memory"].min() > 0
