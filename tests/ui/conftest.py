@@ -41,3 +41,10 @@ def app(workspace: Workspace) -> Iterator[AppTest]:
 def work(workspace: Workspace) -> Callable[[], None]:
     """Do all jobs that wait, in this process."""
     return lambda: run_worker(workspace, stop_when_idle=True)
+
+
+@pytest.fixture
+def text(workspace: Workspace, tiny_text: str) -> Path:
+    file = workspace.path / "text.txt"
+    file.write_text(tiny_text, encoding="utf-8")
+    return file
