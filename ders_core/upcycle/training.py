@@ -83,10 +83,11 @@ def parameter_groups(
         id(router): own.router_rate for router in routers if router is not None
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(rate, own.weight_decay): []}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             chosen = rates.get(id(parameter))
-            decay = own.weight_decay if parameter.dim() > 1 else 0.0
+            decays = parameter.dim() > 1 and not name.endswith("bias")
+            decay = own.weight_decay if decays else 0.0
             key = (rate if chosen is None else chosen, decay)
             groups.setdefault(key, []).append(parameter)
     return [
