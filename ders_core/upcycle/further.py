@@ -115,8 +115,8 @@ class FromPacked(Start):
             if name.startswith(tuple(f"{prefix}." for prefix in groups)):
                 continue
             parameter = routers.get(name, trained.get(name))
-            tensor = info.read() if parameter is None else stored(parameter, info.dtype)
-            contents.tensors[name] = Stacked.whole(tensor)
+            own = info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
+            contents.tensors[name] = own
         for group in groups.values():
             linear = model.blocks[group.layer].projections[group.projection]
             self._add_group(contents, group, linear)
@@ -151,12 +151,11 @@ class FromPacked(Start):
             new = delta_parts(linear.deltas[-1], expert, codec, size, dtype)
             parts.append(kept | prefixed(str(len(before)), new))
         stacked, lengths = chain.stack(parts)
-        kept_whole = {
-            part: Stacked.whole(tensors[f"{group.prefix}.{part}"].read())
-            for part in ("base", "bias")
-            if f"{group.prefix}.{part}" in tensors
-        }
-        for part, tensor in (kept_whole | stacked).items():
+        for part in ("base", "bias"):
+            name = f"{group.prefix}.{part}"
+            if name in tensors:
+                contents.tensors[name] = tensors[name]
+        for part, tensor in stacked.items():
             contents.tensors[f"{group.prefix}.{part}"] = tensor
         told, uses = chain.dump()
         update = {"codec": told, "uses": uses, "lengths": lengths}

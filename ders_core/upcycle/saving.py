@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ders_core.checkpoint import NAMES, TensorSpec
+from ders_core.checkpoint import NAMES, TensorInfo, TensorSpec
 from ders_core.checkpoint.output import copy_files
 from ders_core.checkpoint.store import content_identity, middle
 from ders_core.checkpoint.writer import (
@@ -50,7 +50,8 @@ from ders_core.upcycle.target import Target, shared_gate
 class Contents:
     """What a packed checkpoint will hold, and the tensors that it stands for."""
 
-    tensors: dict[str, Stacked] = field(default_factory=dict)
+    tensors: dict[str, Stacked | TensorInfo] = field(default_factory=dict)
+    """What is carried over as it is stays on disk until it is written."""
     original: dict[str, TensorSpec] = field(default_factory=dict)
     groups: list[PackedGroup] = field(default_factory=list)
 
@@ -152,8 +153,8 @@ def _contents(
             if layer is None:
                 info = dense.store.tensors[name]
                 parameter = _of(name, trained)
-                tensor = info.read() if parameter is None else stored(parameter, info.dtype)
-                contents.tensors[name] = Stacked.whole(tensor)
+                own = info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
+                contents.tensors[name] = own
                 contents.original[name] = info.spec
             elif layer not in written:
                 written.add(layer)
