@@ -53,7 +53,7 @@ def upcycle(
         [
             "size on disk",
             f"{bytes_text(result.packed_bytes)} (as plain MoE "
-            f"{bytes_text(result.moe_bytes)}, dense {bytes_text(result.dense_bytes)})",
+            f"{bytes_text(result.moe_bytes)}, what went in {bytes_text(result.dense_bytes)})",
         ],
         ["trained", f"{result.trained:,} of {result.parameters:,} values"],
         ["largest difference of a logit at the start", f"{result.start_difference:.2g}"],
@@ -64,7 +64,7 @@ def upcycle(
             3,
             [
                 "held-out perplexity",
-                f"{result.dense_perplexity:.4g} (dense) → {result.perplexity:.4g}",
+                f"{result.dense_perplexity:.4g} before, {result.perplexity:.4g} after",
             ],
         )
     print_table(["", ""], rows)
