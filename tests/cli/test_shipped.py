@@ -38,4 +38,4 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
     )
     where, found = done.stdout.splitlines()
     assert where.startswith(str(tmp_path))
-    assert found == "True 6 True True"
+    assert found == "True 7 True True"
