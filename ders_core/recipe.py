@@ -25,7 +25,7 @@ from ders_core.codecs.base import gravest
 from ders_core.errors import CodecError, RecipeError
 from ders_core.parts import GroupCodec
 from ders_core.shipped import shipped
-from ders_core.yaml_lines import line_of, load
+from ders_core.yaml_lines import line_of, load_mapping, read_file
 
 SELECTORS = ("layers", "projections", "experts")
 ROUTED_NEEDS = "base: routed needs a calibration, which tells how experts are chosen"
@@ -190,18 +190,7 @@ class Recipe(BaseModel):
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
         """Raises RecipeError, with the line where it can be told."""
-        try:
-            data = load(text)
-        except RecursionError as error:
-            raise RecipeError("the recipe is nested too deeply to be one") from error
-        except (yaml.YAMLError, ValueError) as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or "it cannot be read"
-            raise RecipeError(
-                f"the recipe is not valid YAML: {problem}", mark.line + 1 if mark else None
-            ) from error
-        if not isinstance(data, dict):
-            raise RecipeError("the recipe is empty or not a mapping; give at least a name", 1)
+        data = load_mapping(text, "recipe", "at least a name")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -263,11 +252,4 @@ def load_recipe(source: str | Path) -> Recipe:
         raise RecipeError(
             f"{source} is neither a file nor a preset; presets are {', '.join(presets())}"
         )
-    try:
-        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
-    except RecipeError as error:
-        named = RecipeError(f"{path.name}: {error}")
-        named.line = error.line
-        raise named from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as text: {error}") from error
+    return read_file(path, Recipe.from_yaml)

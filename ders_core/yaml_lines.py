@@ -4,10 +4,15 @@ its line."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
+
+from ders_core.errors import RecipeError
+
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,6 +34,36 @@ _Loader.add_implicit_resolver(
 def load(text: str) -> Any:
     """Plain values. Raises yaml.YAMLError, or ValueError for a date that is none."""
     return yaml.load(text, Loader=_Loader)
+
+
+def load_mapping(text: str, what: str, needs: str) -> dict[str, Any]:
+    """The mapping that a text must be. what: as a sentence names it; needs: what it has at least.
+    Raises RecipeError, with the line where it can be told."""
+    try:
+        data = load(text)
+    except RecursionError as error:
+        raise RecipeError(f"the {what} is nested too deeply to be one") from error
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise RecipeError(
+            f"the {what} is not valid YAML: {problem}", mark.line + 1 if mark else None
+        ) from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"the {what} is empty or not a mapping; give {needs}", 1)
+    return data
+
+
+def read_file(path: Path, parse: Callable[[str], T]) -> T:
+    """What `parse` makes of a file's text. Raises RecipeError that names the file."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except RecipeError as error:
+        named = RecipeError(f"{path.name}: {error}")
+        named.line = error.line
+        raise named from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as text: {error}") from error
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:

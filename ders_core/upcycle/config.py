@@ -12,7 +12,7 @@ from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.errors import RecipeError
 from ders_core.recipe import parse_numbers
 from ders_core.upcycle.forms import AnyForm, Form, LowRankForm
-from ders_core.yaml_lines import line_of, load
+from ders_core.yaml_lines import line_of, load, load_mapping, read_file
 
 
 class _Part(BaseModel):
@@ -188,16 +188,7 @@ class UpcycleConfig(_Part):
     @classmethod
     def from_yaml(cls, text: str) -> UpcycleConfig:
         """Raises RecipeError, with the line where it can be told."""
-        try:
-            data = load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or "it cannot be read"
-            raise RecipeError(
-                f"the configuration is not valid YAML: {problem}", mark.line + 1 if mark else None
-            ) from error
-        if not isinstance(data, dict):
-            raise RecipeError("the configuration is empty or not a mapping; give a name and data")
+        data = load_mapping(text, "configuration", "a name and data")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -246,12 +237,4 @@ def _keys(text: str) -> set[str]:
 
 def load_config(file: str | Path) -> UpcycleConfig:
     """From a YAML file. Raises RecipeError."""
-    path = Path(file).expanduser()
-    try:
-        return UpcycleConfig.from_yaml(path.read_text(encoding="utf-8"))
-    except RecipeError as error:
-        named = RecipeError(f"{path.name}: {error}")
-        named.line = error.line
-        raise named from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as text: {error}") from error
+    return read_file(Path(file).expanduser(), UpcycleConfig.from_yaml)

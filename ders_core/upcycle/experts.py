@@ -44,11 +44,6 @@ class LowRankDelta(nn.Module):
         pieces = zip(rows.split(list(counts)), self.left.unbind(), self.right.unbind(), strict=True)
         return torch.cat([_times(_times(own, right), left) for own, left, right in pieces])
 
-    @torch.no_grad()
-    def dense(self, expert: int) -> torch.Tensor:
-        """Δ_i `[out, in]` float32."""
-        return self.left[expert].float() @ self.right[expert].float()
-
 
 class SparseDelta(nn.Module):
     """Δ_i with `values` `[N, count]` at flat `positions` int32 `[N, count]`, zero elsewhere."""

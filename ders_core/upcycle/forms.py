@@ -7,6 +7,7 @@ A form knows the codec under which its deltas are stored afterwards; how it comp
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,38 +19,36 @@ from ders_core.codecs.sparse import Sparse
 Shape = tuple[int, int]
 
 
-class Form(BaseModel):
+class Form(BaseModel, ABC):
     """Base of all forms; a subclass declares its parameters as fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    summary: ClassVar[str]
     shares_base: ClassVar[bool] = True
     """Whether the experts stand on one W_shared."""
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """The form with its strength, in a few words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, shape: Shape) -> int:
         """Trainable values of one expert's weight `[out, in]`, beside the base."""
-        raise NotImplementedError
 
     def index_bytes(self, shape: Shape) -> int:
         """Bytes of one expert's index in memory while it is trained."""
         return 0
 
+    @abstractmethod
     def codec(self) -> Codec:
         """What its deltas are stored with."""
-        raise NotImplementedError
 
 
 class Vanilla(Form):
     """Every expert is a copy of the dense weight, trained apart: the baseline."""
 
     form: Literal["vanilla"] = "vanilla"
-    summary: ClassVar[str] = "Every expert is a whole copy, trained apart."
     shares_base: ClassVar[bool] = False
 
     @property
@@ -90,7 +89,6 @@ class SparseForm(Form):
     at positions that are learned."""
 
     form: Literal["sparse"] = "sparse"
-    summary: ClassVar[str] = "Trainable values at a few positions of each expert (DeRS-SM)."
 
     drop_rate: float = Field(ge=0, lt=1, description="share of entries that never differ (p)")
     renew: Renewal | None = Field(default=None, description="learn the positions")
@@ -122,7 +120,6 @@ class LowRankForm(Form):
     """DeRS-LM (arXiv 2503.01359 §3.2): Δ_i = L_i·R_i, L_i `[out, rank]` zero, R_i random."""
 
     form: Literal["lowrank"] = "lowrank"
-    summary: ClassVar[str] = "Each delta is the product of two thin matrices (DeRS-LM)."
 
     rank: int = Field(ge=1, description="directions of each delta")
 

@@ -77,13 +77,13 @@ class Upcycled:
         """By projection."""
         return {own.projection: own for own in self.packed.manifest.groups if own.layer == layer}
 
-    def linear(self, group: PackedGroup, dtype: torch.dtype | None) -> ExpertLinear:
-        """One projection's experts as they are stored; dtype: by default the storage dtype."""
+    def linear(self, group: PackedGroup, dtype: torch.dtype) -> ExpertLinear:
+        """One projection's experts as they are stored, held in `dtype`."""
         tensors = self.packed.store.tensors
 
         def read(part: str) -> torch.Tensor | None:
             info = tensors.get(f"{group.prefix}.{part}")
-            return None if info is None else info.read().to(dtype or info.dtype)
+            return None if info is None else info.read().to(dtype)
 
         codec = group.group_codec()
         if codec.keeps:
@@ -126,12 +126,12 @@ class Upcycled:
         prefix: str,
         group: PackedGroup,
         parts: list[Parts],
-        dtype: torch.dtype | None,
+        dtype: torch.dtype,
     ) -> LowRankDelta | SparseDelta:
         own = [within(prefix, part) if prefix else part for part in parts]
         if isinstance(codec, LowRank) and codec.factor_bits is None:
             left, right = (torch.stack([part[name] for part in own]) for name in ("left", "right"))
-            return LowRankDelta(left.to(dtype or left.dtype), right.to(dtype or right.dtype))
+            return LowRankDelta(left.to(dtype), right.to(dtype))
         if isinstance(codec, Sparse) and SparseForm.stores(codec):
             values = torch.stack([part["values"] for part in own])
             size = group.shape[1] * group.shape[2]
@@ -145,7 +145,7 @@ class Upcycled:
                 else:
                     positions.append(decode_shortest(part["positions"], size, values.shape[1]))
             places = torch.stack(positions).to(torch.int32)
-            return SparseDelta(values.to(dtype or values.dtype), places)
+            return SparseDelta(values.to(dtype), places)
         raise CheckpointError(
             f"{self.packed.path}: layer {group.layer}, {group.projection} is stored as "
             f"{codec.label!r}, which no training leaves; give what `ders upcycle` wrote"

@@ -1,18 +1,5 @@
-"""transformers' advice and bars off, and its models on one thread."""
+"""Every test here runs tiny models of transformers."""
 
-from __future__ import annotations
+from one_thread_models import quiet
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-from transformers.utils import logging
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quiet() -> Iterator[None]:
-    logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny models: threads cost more than they give
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["quiet"]

@@ -193,8 +193,9 @@ def test_a_block_is_the_formula(top_k: int, universal: bool) -> None:
 
     def expert(number: int, token: torch.Tensor) -> torch.Tensor:
         def times(linear: ExpertLinear, value: torch.Tensor) -> torch.Tensor:
-            weight = linear.base + linear.lowrank[0].dense(number)
-            return weight.double() @ value + linear.bias[number].double()
+            (delta,) = linear.lowrank
+            product = delta.left[number].double() @ delta.right[number].double()
+            return (linear.base.double() + product) @ value + linear.bias[number].double()
 
         inner = F.silu(times(own.gate, token)) * times(own.up, token)
         return times(own.down, inner)
