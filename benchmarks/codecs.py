@@ -35,12 +35,12 @@ from codec_cases import (
 )
 
 import ders_core
-from ders_core.checkpoint.writer import file_bytes
 from ders_core.codecs import DeltaCodec, EncodeContext, Parts, make_codec
-from ders_core.compress import compress
+from ders_core.codecs.group import GroupCodec
+from ders_core.decompose.distortion import output_squared, squared
 from ders_core.demo import build_demo
-from ders_core.measure import output_squared, squared
-from ders_core.parts import GroupCodec
+from ders_core.files.writer import file_bytes
+from ders_core.pipeline.compress import compress
 from ders_core.recipe import DenseBase, Recipe, Rule
 
 SIZES = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import ders_core
-from ders_core.checkpoint.writer import write_tensors
-from ders_core.compress import compress
+from ders_core.files.writer import write_tensors
+from ders_core.pipeline.compress import compress
 from ders_core.recipe import load_recipe
 
 EXPERTS, OUT, IN = 8, 1792, 1024

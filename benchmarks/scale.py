@@ -34,16 +34,16 @@ import ders_core
 from ders_core.analysis import analyze
 from ders_core.analysis.krylov import curve, product_dtype
 from ders_core.analysis.similarity import group_statistics
+from ders_core.analysis.summary import summarize
 from ders_core.checkpoint import Checkpoint
-from ders_core.codecs.select import largest
-from ders_core.compress import compress
-from ders_core.decompose import around_mean
-from ders_core.encode import EncodeTask, encode_group
+from ders_core.codecs.fitting.select import largest
+from ders_core.decompose.bases import around_mean
 from ders_core.jobs import Engine
-from ders_core.plan import resolve
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.encode import EncodeTask, encode_group
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe
-from ders_core.summary import summarize
-from ders_core.synthesize import synthesize
 
 RECIPES = {
     "drop 0.9": "{codec: sparse, drop_rate: 0.9}",

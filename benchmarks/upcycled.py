@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ders_core.checkpoint import TensorSpec
-from ders_core.checkpoint.writer import (
+from ders_core.files.spec import TensorSpec
+from ders_core.files.writer import (
     encode_header,
     file_bytes,
     tensor_bytes,

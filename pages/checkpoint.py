@@ -3,12 +3,14 @@
 import pandas as pd
 import streamlit as st
 
-from ders_core.checkpoint import NAMES, Checkpoint, ExpertGroup, TensorInfo
+from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
+from ders_core.files.header import TensorInfo
+from ders_core.files.spec import NAMES
 from ders_core.recipe import presets
 from ders_core.ui import frame, reads, session
-from ders_core.ui.progress import job_panel
+from ders_core.ui.job_progress import job_panel
 from ders_core.units import bytes_text, share_text
 
 

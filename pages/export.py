@@ -10,7 +10,7 @@ import streamlit as st
 from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.ui import frame, reads, session
-from ders_core.ui.progress import job_panel, submit
+from ders_core.ui.job_progress import job_panel, submit
 from ders_core.units import bytes_text, share_text
 
 FORMS = {

@@ -7,22 +7,16 @@ from typing import Any
 import streamlit as st
 from pydantic import ValidationError
 
-from ders_core.checkpoint import Checkpoint, TensorStore
+from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
-from ders_core.moments import Calibration
-from ders_core.plan import Plan
+from ders_core.files.store import TensorStore
+from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.plan import Plan
 from ders_core.recipe import ClusteredBase, DenseBase, Recipe, presets
-from ders_core.rules import with_codecs
+from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, reads, session
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
-from ders_core.ui.recipe_table import (
-    FORMS,
-    OTHER,
-    apply_edits,
-    codec_from,
-    codecs_of,
-    table,
-)
+from ders_core.ui.recipe_table import FORMS, OTHER, apply_edits, codec_from, codecs_of, table
 from ders_core.units import bytes_text, share_text
 
 EDITOR = "recipe_editor"

@@ -5,13 +5,13 @@ from pathlib import Path
 import streamlit as st
 
 from ders_core import figures
-from ders_core.device import available_devices
+from ders_core.compute.device import available_devices
 from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.ui import frame, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
+from ders_core.ui.job_progress import ACTIVE, STATES, job_panel, resume_button, submit
 from ders_core.ui.plots import plot
-from ders_core.ui.progress import ACTIVE, STATES, job_panel, resume_button, submit
 from ders_core.units import bytes_text, duration_text, share_text
 
 PERCENT = ["ratio", "perplexity_change", "top1_agreement", "routing_agreement"]

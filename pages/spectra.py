@@ -6,9 +6,9 @@ import streamlit as st
 from ders_core import figures
 from ders_core.analysis import DOUBLE_BELOW, of_group, predicted_error, rank_for_energy
 from ders_core.codecs import Keep
+from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
-from ders_core.parts import GroupCodec
-from ders_core.plan import group_specs
+from ders_core.pipeline.plan import group_specs
 from ders_core.ui import frame
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.plots import plot

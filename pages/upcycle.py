@@ -7,12 +7,14 @@ import streamlit as st
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import DersError
-from ders_core.ui import frame, reads, runs, session, upcycle_compare, upcycle_form
-from ders_core.ui import upcycle_choices as choosing
-from ders_core.ui.progress import ACTIVE, submit
-from ders_core.ui.upcycle_fields import NUMBERS
-from ders_core.ui.upcycle_results import results
-from ders_core.ui.upcycle_watch import under_way
+from ders_core.ui import frame, reads, runs, session
+from ders_core.ui.job_progress import ACTIVE, submit
+from ders_core.ui.upcycle import choices as choosing
+from ders_core.ui.upcycle import comparison as upcycle_compare
+from ders_core.ui.upcycle import widgets as upcycle_form
+from ders_core.ui.upcycle.fields import NUMBERS
+from ders_core.ui.upcycle.live import under_way
+from ders_core.ui.upcycle.results import results
 from ders_core.units import bytes_text, count_text
 from ders_core.upcycle import DenseModel, UpcycleConfig
 

@@ -1,9 +1,9 @@
 """How redundant the experts are: plain tables, a verdict, and what codecs would cost."""
 
-from ders_core.analysis.predict import predicted_error, rank_for_energy
-from ders_core.analysis.run import analyze
+from ders_core.analysis.analyzer import analyze
+from ders_core.analysis.expected_error import predicted_error, rank_for_energy
+from ders_core.analysis.origins import Starts
 from ders_core.analysis.spectra import DOUBLE_BELOW, SPECTRA, Spectra
-from ders_core.analysis.starts import Starts
 from ders_core.analysis.tables import Analysis, of_group, square
 from ders_core.analysis.verdict import Verdict, judge, sampled_verdict
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from ders_core.checkpoint import ExpertGroup
-from ders_core.checkpoint.slabs import slabs
-from ders_core.clusters import check_finite
-from ders_core.codecs.chunks import chunk_values
-from ders_core.threads import side_by_side
+from ders_core.checkpoint.streaming import slabs
+from ders_core.compute.pieces import chunk_values
+from ders_core.compute.threads import side_by_side
+from ders_core.decompose.clusters import check_finite
 
 BINS = 128
 REACH = 8.0

@@ -12,9 +12,9 @@ import torch
 
 from ders_core.analysis.krylov import curve, head, product_dtype
 from ders_core.checkpoint import ExpertGroup
-from ders_core.codecs.chunks import chunk_values, row_pieces
-from ders_core.scratch import borrow
-from ders_core.threads import side_by_side
+from ders_core.compute.buffers import borrow
+from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.threads import side_by_side
 
 Spectra = Literal["none", "head", "curve", "exact"]
 """Which singular values: none; the largest; all, estimated where exact ones cost much more; all."""

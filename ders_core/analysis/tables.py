@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ders_core.analysis.starts import (
+from ders_core.analysis.origins import (
     Starts,
     clusters_sentence,
     common_starts,
@@ -21,8 +21,8 @@ from ders_core.analysis.starts import (
     starts_of,
 )
 from ders_core.analysis.verdict import Verdict, judge
-from ders_core.checkpoint import DTYPES
 from ders_core.errors import CheckpointError
+from ders_core.files.spec import DTYPES
 
 VERSION = 2
 WITHOUT_CLUSTERS = 1

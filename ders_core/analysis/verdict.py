@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ders_core.analysis.starts import Starts, common_starts, starts_of
+from ders_core.analysis.origins import Starts, common_starts, starts_of
 from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.clusters import cluster
+from ders_core.decompose.clusters import cluster
 
 UPCYCLED = 0.5
 ALIKE = 0.95

@@ -3,6 +3,6 @@
 No family has code of its own here.
 """
 
-from ders_core.calibrate.run import calibrate
+from ders_core.calibrate.calibrator import calibrate
 
 __all__ = ["calibrate"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ders_core.checkpoint.axes import PART
-from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.layouts import dense_layouts
 from ders_core.checkpoint.matrix import Matrix, Slot
+from ders_core.files.header import TensorInfo
 
 
 @dataclass(frozen=True)

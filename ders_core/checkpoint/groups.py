@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ders_core.address import is_remote
-from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix
-from ders_core.remote import concurrently
+from ders_core.files.address import is_remote
+from ders_core.files.header import TensorInfo
+from ders_core.files.remote import concurrently
 
 
 @dataclass(frozen=True)

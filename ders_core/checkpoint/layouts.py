@@ -26,9 +26,9 @@ from pydantic import (
     model_validator,
 )
 
-from ders_core.address import is_file, read_bytes
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
 from ders_core.errors import CheckpointError
+from ders_core.files.address import is_file, read_bytes
 
 Projection = Literal["gate", "up", "down"]
 PROJECTIONS = ("gate", "up", "down")

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
-from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.quantized import QuantizedWeight
+from ders_core.files.header import TensorInfo
 
 
 @dataclass(frozen=True)

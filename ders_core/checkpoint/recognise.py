@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART
-from ders_core.checkpoint.generic import by_structure
-from ders_core.checkpoint.header import TensorInfo
 from ders_core.checkpoint.layouts import Layout, Place, known_layouts, user_layouts
+from ders_core.checkpoint.structure import by_structure
+from ders_core.files.header import TensorInfo
 
 EXPERT_KEYS = re.compile(r"(num|n|moe_num)_((local|routed)_)?experts|num_moe_experts")
 TOP_K_KEYS = re.compile(

@@ -1,6 +1,7 @@
 """Codecs: one file each, pure, exact about their bytes."""
 
-from ders_core.codecs.base import (
+from ders_core.codecs.chain import Chain
+from ders_core.codecs.codec import (
     CODECS,
     Codec,
     DeltaCodec,
@@ -11,7 +12,6 @@ from ders_core.codecs.base import (
     explain,
     make_codec,
 )
-from ders_core.codecs.chain import Chain
 from ders_core.codecs.entropy import Entropy
 from ders_core.codecs.keep import Keep
 from ders_core.codecs.lossless import Lossless

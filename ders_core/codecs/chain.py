@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, ValidationError, field_validator
 
-from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import (
+from ders_core.codecs.codec import (
     Codec,
     DeltaCodec,
     EncodeContext,
@@ -23,6 +22,7 @@ from ders_core.codecs.base import (
     within,
 )
 from ders_core.errors import CodecError
+from ders_core.files.spec import TensorSpec
 
 SEED_STEP = 0x9E3779B97F4A7C15
 """Between the seeds of two stages (the golden ratio of 2⁶⁴)."""

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.ans import Model, Stack, code_bytes
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, register
-from ders_core.codecs.chunks import chunk_values, largest_magnitude, pieces
-from ders_core.codecs.stream import Reader, Writer, damaged
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.coding.ans import Model, Stack, code_bytes
+from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.compute.pieces import chunk_values, largest_magnitude, pieces
+from ders_core.files.spec import TensorSpec
 
 CHUNK = 1 << 19
 """Values at a time."""

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import Codec, EncodeContext, Parts, register
+from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
+from ders_core.files.spec import TensorSpec
 
 
 @register

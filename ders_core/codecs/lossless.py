@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.ans import Model, Stack
-from ders_core.codecs.base import Codec, EncodeContext, Parts, register
-from ders_core.codecs.packing import pack, packed_bytes, unpack
-from ders_core.codecs.stream import Reader, Writer, damaged
+from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
+from ders_core.codecs.coding.ans import Model, Stack
+from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
+from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.files.spec import TensorSpec
 
 CHUNK = 1 << 20
 RAW, CODED = 0, 1

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, prefixed, register, within
-from ders_core.codecs.chunks import largest_magnitude
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, register, within
 from ders_core.codecs.quantized import Quantized
+from ders_core.compute.pieces import largest_magnitude
+from ders_core.files.spec import TensorSpec
 
 OVERSAMPLING = 8
 KRYLOV_STEPS = 8

@@ -9,12 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, difference, register
-from ders_core.codecs.chunks import chunk_values, row_pieces
-from ders_core.codecs.compensate import compensated
-from ders_core.codecs.levels import Levels, learnt, normal, ternary, uniform
-from ders_core.codecs.packing import (
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, difference, register
+from ders_core.codecs.coding.packing import (
     pack,
     pack_trits,
     packed_bytes,
@@ -22,7 +18,11 @@ from ders_core.codecs.packing import (
     unpack,
     unpack_trits,
 )
-from ders_core.codecs.scales import best_lines, best_scales
+from ders_core.codecs.fitting.gptq import compensated
+from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
+from ders_core.codecs.fitting.scales import best_lines, best_scales
+from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.files.spec import TensorSpec
 
 CHUNK = 1 << 19
 """Values at a time on the CPU: large beside the cost of a call, small beside a matrix."""

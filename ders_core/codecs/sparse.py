@@ -9,17 +9,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from ders_core.checkpoint.header import TensorSpec
-from ders_core.codecs.base import DeltaCodec, EncodeContext, Parts, prefixed, register, within
-from ders_core.codecs.chunks import at_least, chunk_values
-from ders_core.codecs.patterns import (
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, register, within
+from ders_core.codecs.coding.patterns import (
     choose_pattern,
     decode_pattern,
     encode_pattern,
     parse_pattern,
     pattern_bytes,
 )
-from ders_core.codecs.positions import (
+from ders_core.codecs.coding.positions import (
     decode_fixed,
     decode_shortest,
     encode_fixed,
@@ -27,9 +25,11 @@ from ders_core.codecs.positions import (
     fixed_bytes,
     shortest_bytes,
 )
-from ders_core.codecs.prng import position_chunks, random_positions, random_uniform
+from ders_core.codecs.coding.prng import position_chunks, random_positions, random_uniform
+from ders_core.codecs.fitting.select import largest, largest_of_rows, largest_read
 from ders_core.codecs.quantized import Quantized
-from ders_core.codecs.select import largest, largest_of_rows, largest_read
+from ders_core.compute.pieces import at_least, chunk_values
+from ders_core.files.spec import TensorSpec
 
 VALUES_PER_SCALE = 128
 

@@ -15,14 +15,14 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ders_core.checkpoint.output import output_directory
-from ders_core.checkpoint.writer import write_json
+from ders_core.compute.progress import Progress, quiet
 from ders_core.demo.corpus import DOMAINS, Corpus, joined, read_corpus
 from ders_core.demo.measured import MODELS, measure
 from ders_core.demo.models import Shape, dense_model, upcycle
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.demo.train import train
-from ders_core.progress import Progress, quiet
+from ders_core.files.output import output_directory
+from ders_core.files.writer import write_json
 
 
 @dataclass(frozen=True)

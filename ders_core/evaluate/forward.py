@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ders_core.device import device_label
+from ders_core.compute.device import device_label
 from ders_core.errors import EvaluationError
 from ders_core.hf import load_model
 

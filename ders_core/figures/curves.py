@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from scipy.stats import norm
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
-from ders_core.analysis.predict import pooled_energy
+from ders_core.analysis.expected_error import pooled_energy
 from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish
 
 MARKS = (0.9, 0.95, 0.99)

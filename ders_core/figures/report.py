@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import html
+import os
+from pathlib import Path
 
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis
+from ders_core.errors import OutputError
 from ders_core.figures import curves, maps
+
+SUFFIXES = (".html", ".json", ".parquet")
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
@@ -65,3 +70,18 @@ def _table(analysis: Analysis) -> str:
     table = analysis.groups[list(columns)].rename(columns=columns)
     text: str = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")
     return text
+
+
+def write_report(analysis: Analysis, path: Path) -> None:
+    """Write by the file's ending. Raises OutputError if it exists or the ending is unknown."""
+    if path.suffix not in SUFFIXES:
+        raise OutputError(f"{path.name}: end the file's name in {', '.join(SUFFIXES)}")
+    if path.exists():
+        raise OutputError(f"{path} exists already; choose another name or remove it")
+    aside = path.with_name(path.name + ".tmp")
+    if path.suffix == ".parquet":
+        analysis.groups.to_parquet(aside)
+    else:
+        text = report_html(analysis) if path.suffix == ".html" else analysis.to_json()
+        aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -14,12 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ders_core.address import as_local
-from ders_core.checkpoint import Checkpoint, TensorStore, recognise
-from ders_core.device import device_label, resolve_device
+from ders_core.checkpoint import Checkpoint, recognise
+from ders_core.compute.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
+from ders_core.files.address import as_local
+from ders_core.files.store import TensorStore
 from ders_core.hf.silence import silent
-from ders_core.packed import is_packed
+from ders_core.packed.reader import is_packed
 
 
 def load_model(

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from ders_core.checkpoint import TensorInfo
 from ders_core.checkpoint.dense import DenseFFN, dense_ffns
+from ders_core.files.header import TensorInfo
 
 _recorded: ContextVar[list[torch.Tensor] | None] = ContextVar("router_logits", default=None)
 """Where the routers leave their logits: a forward pass of another thread has its own place."""

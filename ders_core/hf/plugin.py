@@ -28,8 +28,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ders_core.manifest import MANIFEST, QUANT_METHOD
-from ders_core.packed import PackedCheckpoint
+from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
+from ders_core.packed.reader import PackedCheckpoint
 
 WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 """Set, transformers asks for a tensor when it needs it, and not as many as it can beforehand."""

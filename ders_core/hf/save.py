@@ -9,13 +9,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ders_core.checkpoint.output import sync_directory
-from ders_core.compress import compress
+from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import DersError, OutputError
+from ders_core.files.output import sync_directory
 from ders_core.hf.silence import silent
-from ders_core.progress import Progress, quiet
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.report import Report
 from ders_core.recipe import Recipe, load_recipe
-from ders_core.report import Report
 
 
 def save_packed(
@@ -33,8 +33,9 @@ def save_packed(
 
     The model is first saved as transformers saves it, aside on the same disk, because that is the
     layout that engines know; this takes the model's size in free space for a while. `out` appears
-    whole, by a rename. Raises as `ders_core.compress.compress` does; then, or when interrupted,
-    nothing is left, because there is no checkpoint from which a run could be continued.
+    whole, by a rename. Raises as `ders_core.pipeline.compress.compress` does; then, or when
+    interrupted, nothing is left, because there is no checkpoint from which a run could be
+    continued.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     target = Path(out).expanduser()

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ders_core.checkpoint.store import read_json
-from ders_core.checkpoint.writer import write_json
 from ders_core.errors import Cancelled, CheckpointError
+from ders_core.files.store import read_json
+from ders_core.files.writer import write_json
 from ders_core.jobs.claims import Claim
 from ders_core.jobs.engine import Engine
 from ders_core.jobs.job import Job, StepState
@@ -71,7 +71,7 @@ class TaskContext:
 
     def device(self, choice: str) -> str:
         """ "cpu" or "cuda"; a job that goes on stays where it began. Raises DersError."""
-        from ders_core.device import resolve_device
+        from ders_core.compute.device import resolve_device
 
         device = self.job.device or resolve_device(choice).type
         self._claim.set_device(device)

@@ -18,9 +18,9 @@ from ders_core.jobs.claims import Claim, Claims, TakenOver
 from ders_core.jobs.context import Released, TaskContext
 from ders_core.jobs.heartbeat import Heartbeat
 from ders_core.jobs.job import STALE_AFTER
+from ders_core.jobs.kinds import task
 from ders_core.jobs.process import ensure_worker, start_worker_process
 from ders_core.jobs.stop import stop_signals
-from ders_core.jobs.tasks import task
 from ders_core.jobs.workspace import Workspace
 
 __all__ = ["ensure_worker", "main", "run_worker", "start_worker_process"]

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ders_core.address import HUB, as_path, is_address, lies_below, shown
 from ders_core.errors import JobError
+from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
 
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"

@@ -8,7 +8,7 @@ from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import Job
 from ders_core.ui import frame, reads, session
-from ders_core.ui.progress import job_panel, submit
+from ders_core.ui.job_progress import job_panel, submit
 
 
 def _latest(source: Checkpoint) -> Job | None:

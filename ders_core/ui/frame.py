@@ -7,12 +7,12 @@ from typing import Any
 
 import streamlit as st
 
-from ders_core.address import is_remote
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
+from ders_core.files.address import is_remote
 from ders_core.jobs import Job
 from ders_core.ui import reads, session
-from ders_core.ui.progress import submit, time_left
+from ders_core.ui.job_progress import submit, time_left
 from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import streamlit as st
 
-from ders_core import card
-from ders_core.address import is_remote
 from ders_core.analysis import Analysis
+from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
-from ders_core.checkpoint.store import read_json
 from ders_core.errors import DersError
-from ders_core.packed import PackedCheckpoint
-from ders_core.patch.make import delta_tensors
-from ders_core.plan import Plan, resolve
+from ders_core.files.address import is_remote
+from ders_core.files.store import read_json
+from ders_core.packed.patch.make import delta_tensors
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline import card
+from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import Recipe
-from ders_core.summary import Summary, summarize
 from ders_core.ui.session import workspace
 from ders_core.upcycle import DenseModel
-from ders_core.upcycle.dense import FAMILIES
+from ders_core.upcycle.dense_model import FAMILIES
 
 REMOTE_SECONDS = 3600
 """For so long what lies elsewhere is not looked at again."""

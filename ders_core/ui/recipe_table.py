@@ -10,9 +10,9 @@ import pandas as pd
 
 from ders_core.analysis import Analysis, predicted_error
 from ders_core.codecs import Codec, Sparse, make_codec
+from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
-from ders_core.parts import GroupCodec
-from ders_core.plan import Plan
+from ders_core.pipeline.plan import Plan
 
 
 @dataclass(frozen=True)

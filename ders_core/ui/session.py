@@ -8,8 +8,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from ders_core.checkpoint.writer import write_json
 from ders_core.errors import DersError
+from ders_core.files.writer import write_json
 from ders_core.jobs import JobStore, Workspace, default_workspace
 from ders_core.recipe import Recipe, presets
 

@@ -1,12 +1,13 @@
 """Upcycling: a dense model becomes a Mixture-of-Experts whose deltas are light from the start.
 
-What needs torch modules and transformers is in `ders_core.upcycle.run`, imported where it runs.
+What needs torch modules and transformers is in `ders_core.upcycle.upcycler`, imported where it
+runs.
 """
 
 from ders_core.upcycle.config import Data, FormRule, Router, Training, UpcycleConfig, load_config
-from ders_core.upcycle.dense import DenseModel
+from ders_core.upcycle.dense_model import DenseModel
 from ders_core.upcycle.forms import LowRankForm, Renewal, SparseForm, Vanilla
-from ders_core.upcycle.predict import Prediction, predict
+from ders_core.upcycle.sizes import Prediction, predict
 
 __all__ = [
     "Data",

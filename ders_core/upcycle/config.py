@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.errors import RecipeError
-from ders_core.recipe import parse_numbers
+from ders_core.recipe.numbers import parse_numbers
+from ders_core.recipe.yaml_text import line_of, load, load_mapping, read_file
 from ders_core.upcycle.forms import AnyForm, Form, LowRankForm
-from ders_core.yaml_lines import line_of, load, load_mapping, read_file
 
 
 class _Part(BaseModel):

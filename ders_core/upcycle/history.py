@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from ders_core.checkpoint.output import partial_path
+from ders_core.files.output import partial_path
 
 HISTORY = "ders_upcycle.jsonl"
 

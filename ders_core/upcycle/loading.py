@@ -13,25 +13,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ders_core.checkpoint.layouts import Layout, known_layouts
-from ders_core.checkpoint.store import read_json
 from ders_core.codecs import Chain, Codec, LowRank, Parts, Sparse
-from ders_core.codecs.base import within
 from ders_core.codecs.chain import stage_seed
-from ders_core.codecs.positions import decode_shortest
-from ders_core.codecs.prng import expert_seed, random_positions
-from ders_core.device import resolve_device
+from ders_core.codecs.codec import within
+from ders_core.codecs.coding.positions import decode_shortest
+from ders_core.codecs.coding.prng import expert_seed, random_positions
+from ders_core.compute.device import resolve_device
 from ders_core.errors import CheckpointError
+from ders_core.files.store import read_json
 from ders_core.hf.moe_ffn import FFNShape
 from ders_core.hf.silence import silent
-from ders_core.manifest import PackedGroup
-from ders_core.packed import PackedCheckpoint
-from ders_core.upcycle.block import UpcycledFFN
+from ders_core.packed.manifest import PackedGroup
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.upcycle.architecture import shared_gate
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
 from ders_core.upcycle.forms import SparseForm
-from ders_core.upcycle.record import RECORD
+from ders_core.upcycle.moe_block import UpcycledFFN
+from ders_core.upcycle.saving import RECORD
 from ders_core.upcycle.surgery import find_sites
-from ders_core.upcycle.target import shared_gate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import nn
 
-from ders_core.codecs.prng import expert_seed
+from ders_core.codecs.coding.prng import expert_seed
 
 SHARPNESS = 8.0
 """What a token at the average distance from a centre makes of its logit: the scale of clusters."""

@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ders_core.checkpoint import NAMES, TensorInfo, TensorSpec
-from ders_core.checkpoint.output import copy_files
-from ders_core.checkpoint.store import content_identity, middle
-from ders_core.checkpoint.writer import (
+from ders_core.codecs import Codec, Parts
+from ders_core.codecs.coding.positions import encode_shortest
+from ders_core.codecs.group import GroupCodec, Stacked
+from ders_core.codecs.sparse import Sparse
+from ders_core.files.header import TensorInfo
+from ders_core.files.output import copy_files
+from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.store import content_identity, middle
+from ders_core.files.writer import (
+    METADATA,
     file_bytes,
     json_text,
     shards,
@@ -21,10 +27,7 @@ from ders_core.checkpoint.writer import (
     write_index,
     write_json,
 )
-from ders_core.codecs import Codec, Parts
-from ders_core.codecs.positions import encode_shortest
-from ders_core.codecs.sparse import Sparse
-from ders_core.manifest import (
+from ders_core.packed.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     QUANT_METHOD,
@@ -34,16 +37,18 @@ from ders_core.manifest import (
     Source,
     public_recipe,
 )
-from ders_core.packed import PackedCheckpoint
-from ders_core.parts import GroupCodec, Stacked
-from ders_core.plan import METADATA
+from ders_core.packed.reader import PackedCheckpoint
 from ders_core.recipe import DenseBase, Recipe
-from ders_core.rules import rules_for
-from ders_core.upcycle.block import UpcycledFFN
+from ders_core.recipe.summarise import rules_for
+from ders_core.upcycle.architecture import Target, shared_gate
 from ders_core.upcycle.config import UpcycleConfig
-from ders_core.upcycle.dense import DenseModel
+from ders_core.upcycle.dense_model import DenseModel
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
-from ders_core.upcycle.target import Target, shared_gate
+from ders_core.upcycle.history import HISTORY
+from ders_core.upcycle.moe_block import UpcycledFFN
+
+RECORD = "ders_upcycle.json"
+OWN_FILES = (RECORD, HISTORY)
 
 
 @dataclass
@@ -259,3 +264,12 @@ def delta_parts(
         "values": stored(values.cpu()[order], dtype),
         "positions": encode_shortest(positions[order], size),
     }
+
+
+def public_config(config: UpcycleConfig) -> dict[str, Any]:
+    """The configuration as it travels: files by their names alone, not by paths of this machine."""
+    told = config.model_dump(mode="json")
+    data = told["data"]
+    data["texts"] = [Path(text).name for text in data["texts"]]
+    data["heldout"] = Path(data["heldout"]).name if data["heldout"] else None
+    return told

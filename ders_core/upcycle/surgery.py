@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ders_core.checkpoint.dense import DenseFFN
-from ders_core.codecs.prng import expert_seed, random_positions
+from ders_core.codecs.coding.prng import expert_seed, random_positions
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.hf.moe_ffn import FFNShape, model_ffns
-from ders_core.upcycle.block import UNIVERSAL_SHARE, UpcycledFFN
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
 from ders_core.upcycle.forms import Form, LowRankForm, SparseForm
+from ders_core.upcycle.moe_block import UNIVERSAL_SHARE, UpcycledFFN
 
 
 @dataclass(frozen=True)

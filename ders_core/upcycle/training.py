@@ -22,14 +22,14 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from ders_core.compute.progress import Progress
 from ders_core.errors import Cancelled, OutputError
-from ders_core.progress import Progress
-from ders_core.upcycle.block import UpcycledFFN
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
 from ders_core.upcycle.experts import ExpertLinear, SparseDelta
 from ders_core.upcycle.forms import Renewal, SparseForm
 from ders_core.upcycle.history import History, Measured, Moment
+from ders_core.upcycle.moe_block import UpcycledFFN
 
 TRAINED = "trained.safetensors"
 """In a training checkpoint: what is trained, and learned positions; the rest is the dense model."""

@@ -22,20 +22,20 @@ from ders_core.analysis import (
     rank_for_energy,
     sampled_verdict,
 )
-from ders_core.analysis.predict import (
+from ders_core.analysis.expected_error import (
     ENTROPY_CODED,
     GAUSSIAN_ERROR,
     GISH_PIERCE,
     LLOYD_MAX,
     PANTER_DITE,
 )
+from ders_core.analysis.origins import clusters_sentence
 from ders_core.analysis.similarity import BINS, REACH
 from ders_core.analysis.spectra import POINTS, singular_values, spectrum
-from ders_core.analysis.starts import clusters_sentence
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
-from ders_core.decompose import around_mean
+from ders_core.decompose.bases import around_mean
 from ders_core.errors import Cancelled, CheckpointError
 
 

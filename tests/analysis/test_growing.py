@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from ders_core.analysis import Analysis, analyze
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
-from ders_core.checkpoint.slabs import matrices, slabs
-from ders_core.checkpoint.writer import write_json
+from ders_core.checkpoint.streaming import matrices, slabs
 from ders_core.errors import Cancelled
+from ders_core.files.writer import write_json
 from ders_core.jobs import Engine
 
 
@@ -103,7 +103,7 @@ def test_transposed_experts_are_read_as_they_lie(
     checkpoint, gates = turned
     group = checkpoint.group(0, "gate")
     assert group.as_it_lies().shape == (3, 24, 40)
-    monkeypatch.setattr("ders_core.checkpoint.slabs.SLAB_BYTES", 3 * 40 * 2 * 5)
+    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 3 * 40 * 2 * 5)
     read = torch.cat([slab.clone() for _, slab in slabs(group.as_it_lies())], 1)
     assert torch.equal(read.mT, gates)
     assert all(torch.equal(weight, gates[expert]) for expert, weight in matrices(group))
@@ -133,7 +133,7 @@ def test_the_gpu_reads_and_tells_the_same(
     mixtral_dir: Path, whole: Analysis, monkeypatch: pytest.MonkeyPatch, slab: int
 ) -> None:
     """Many small slabs through the pinned buffers, or one."""
-    monkeypatch.setattr("ders_core.checkpoint.slabs.SLAB_BYTES", slab)
+    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", slab)
     group = Checkpoint(mixtral_dir).groups()[0]
     read = torch.cat([own.cpu() for _, own in slabs(group, "cuda")], 1)
     assert torch.equal(read, group.read())

@@ -56,7 +56,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """`ders app` in a workspace of its own, with its worker."""
     place = tmp_path_factory.mktemp("studio")
     port = free_port()
-    command = [sys.executable, "-c", "from ders_core.cli import main; main()", "app"]
+    command = [sys.executable, "-c", "from ders_core.cli.main import main; main()", "app"]
     command += ["--workspace", str(place / "workspace"), "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("DISPLAY", None)  # no second browser

@@ -12,8 +12,8 @@ from studio_process import Studio
 from ders_core.analysis import Analysis, judge
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import JobStore
-from ders_core.packed import PackedCheckpoint
-from ders_core.plan import resolve
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.plan import resolve
 from ders_core.recipe import presets
 from ders_core.units import bytes_text
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ders_core.checkpoint import Checkpoint, Layout, TensorStore
+from ders_core.checkpoint import Checkpoint, Layout
 from ders_core.checkpoint.layouts import Place, known_layouts
-from ders_core.checkpoint.store import INDEX
 from ders_core.errors import CheckpointError
+from ders_core.files.store import INDEX, TensorStore
 
 
 def refused(path: Path, *words: str) -> str:
@@ -157,7 +157,7 @@ def test_side_files(mixtral_sharded_dir: Path) -> None:
 
 def test_opening_reads_headers_only(mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ders_core.checkpoint.header.TensorInfo.read", lambda *_: pytest.fail("read a tensor")
+        "ders_core.files.header.TensorInfo.read", lambda *_: pytest.fail("read a tensor")
     )
     checkpoint = Checkpoint(mixtral_dir)
     assert checkpoint.groups()

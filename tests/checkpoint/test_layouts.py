@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from ders_core.checkpoint import Checkpoint, dense_ffns
 from ders_core.checkpoint.axes import Axes
-from ders_core.checkpoint.header import read_header
 from ders_core.checkpoint.layouts import LAYOUT_FILE, USER_LAYOUTS, read_layouts
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.errors import CheckpointError
+from ders_core.files.header import read_header
 
 K, D, H = 4, 6, 10  # experts, hidden size, inner size
 Tensors = dict[str, torch.Tensor]

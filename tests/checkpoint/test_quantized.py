@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ders_core.checkpoint.header import NAMES, TensorInfo, read_header
 from ders_core.checkpoint.quantized import REFUSED, SCHEMES, Fp8, Mxfp4, Scheme, detect, fp8, mxfp4
 from ders_core.checkpoint.quantized.fp8 import Fp8Weight
 from ders_core.errors import CheckpointError
+from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.spec import NAMES
 
 E4M3 = torch.float8_e4m3fn
 UNHURRIED = settings(

@@ -17,7 +17,7 @@ from ders_core.units import bytes_text
 
 def ders(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from ders_core.cli import main; main()", *map(str, words)],
+        [sys.executable, "-c", "from ders_core.cli.main import main; main()", *map(str, words)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -183,7 +183,7 @@ def test_wrong_usage_is_status_two(mixtral_dir: Path) -> None:
 
 def test_importing_the_library_is_light() -> None:
     code = (
-        "import sys, ders_core, ders_core.compress, ders_core.analysis, ders_core.jobs; "
+        "import sys, ders_core, ders_core.pipeline.compress, ders_core.analysis, ders_core.jobs; "
         "print([m for m in ('streamlit', 'transformers', 'dask') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -23,7 +23,8 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "from ders_core.shipped import shipped; from ders_core.recipe import presets; "
+        "from ders_core.files.package_data import shipped; "
+        "from ders_core.recipe import presets; "
         "import ders_core; print(ders_core.__file__); print(shipped('app.py').is_file(), "
         "len(list(shipped('pages').glob('*.py'))), 'keep' in presets(), "
         "shipped('.streamlit/config.toml').is_file())"

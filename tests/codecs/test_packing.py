@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ders_core.codecs import packing
-from ders_core.codecs.packing import pack, packed_bytes, unpack
-from ders_core.codecs.positions import (
+from ders_core.codecs.coding import packing
+from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
+from ders_core.codecs.coding.positions import (
     decode_fixed,
     decode_shortest,
     encode_fixed,
@@ -20,7 +20,7 @@ from ders_core.codecs.positions import (
     fixed_bytes,
     shortest_bytes,
 )
-from ders_core.codecs.select import largest
+from ders_core.codecs.fitting.select import largest
 
 QUICK = settings(max_examples=150, deadline=None)
 

@@ -11,9 +11,10 @@ from codec_support import NAMED, context, gauss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ders_core.codecs import DeltaCodec, chunks, make_codec
-from ders_core.codecs.chunks import at_least, largest_magnitude
-from ders_core.codecs.select import largest, largest_read
+from ders_core.codecs import DeltaCodec, make_codec
+from ders_core.codecs.fitting.select import largest, largest_read
+from ders_core.compute import pieces as chunks
+from ders_core.compute.pieces import at_least, largest_magnitude
 
 NUMBERS = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38]),

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from ders_core.codecs import prng
-from ders_core.codecs.prng import expert_seed, random_positions
+from ders_core.codecs.coding import prng
+from ders_core.codecs.coding.prng import expert_seed, random_positions
 
 GOLDEN_SEEDS = [4517362792330381269, 676215626983254415]
 GOLDEN_SMALL = [351, 999, 651, 284, 739, 874, 4, 96]

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ders_core.codecs import Quantized
-from ders_core.codecs.levels import learnt, normal, ternary, uniform
+from ders_core.codecs.fitting.levels import learnt, normal, ternary, uniform
 from ders_core.errors import CodecError
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ders_core.codecs import scales
-from ders_core.codecs.levels import Levels, normal, ternary, uniform
+from ders_core.codecs.fitting import scales
+from ders_core.codecs.fitting.levels import Levels, normal, ternary, uniform
 
 LEVELS = [uniform(4), uniform(16), uniform(256), ternary(), normal(3)]
 

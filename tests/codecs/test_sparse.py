@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ders_core.codecs import Sparse
-from ders_core.codecs.prng import random_positions
+from ders_core.codecs.coding.prng import random_positions
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.25, 0.5, 0.9, 0.99])

@@ -32,11 +32,11 @@ from ders_core.codecs import (
     Quantized,
     Sparse,
 )
-from ders_core.codecs.prng import expert_seed
-from ders_core.compress import compress
-from ders_core.packed import PackedCheckpoint
+from ders_core.codecs.coding.prng import expert_seed
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe, Rule
-from ders_core.synthesize import synthesize
 
 SEED = 5
 CODECS: tuple[Codec, ...] = (

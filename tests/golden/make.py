@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from ders_core.checkpoint.quantized import fp8
 from ders_core.codecs import Chain, Codec, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
-from ders_core.compress import compress
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import ClusteredBase, Recipe, Rule
-from ders_core.synthesize import synthesize
 
 HERE = Path(__file__).parent
 CODECS: dict[str, Codec] = {

@@ -12,10 +12,10 @@ from make import KEPT, form
 from safetensors.torch import load_file
 
 from ders_core.codecs import CODECS
-from ders_core.compress import compress
-from ders_core.packed import PackedCheckpoint
-from ders_core.synthesize import synthesize
-from ders_core.verify import verify
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 
 HERE = Path(__file__).parent
 HASHES: dict[str, dict[str, str]] = json.loads((HERE / "hashes.json").read_text())

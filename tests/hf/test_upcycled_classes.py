@@ -35,11 +35,11 @@ from upcycled_models import (
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Keep
-from ders_core.compress import compress
 from ders_core.errors import CheckpointError
 from ders_core.hf import load_model
 from ders_core.hf.moe_ffn import MoeFFN, recorded_routers
 from ders_core.hf.upcycled import UPCYCLED, register
+from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
 
 

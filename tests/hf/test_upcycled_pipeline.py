@@ -22,13 +22,13 @@ from ders_core.analysis import analyze
 from ders_core.calibrate import calibrate
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Codec, Keep, Lossless, LowRank, Sparse
-from ders_core.compress import compress
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.windows import token_windows
 from ders_core.hf import load_model, load_tokenizer
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule
-from ders_core.synthesize import synthesize
-from ders_core.verify import verify
 
 
 @pytest.fixture(scope="module", params=["gpt2", "phi"])

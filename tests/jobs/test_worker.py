@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from jobs_support import FAST_RECIPE, SLOW_RECIPE, contents, wait_for
 
-from ders_core.compress import compress
 from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace, ensure_worker
 from ders_core.jobs import process as processes
@@ -20,6 +19,7 @@ from ders_core.jobs.context import TaskContext
 from ders_core.jobs.heartbeat import Usage
 from ders_core.jobs.job import process_lives
 from ders_core.jobs.worker import run_worker, start_worker_process
+from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
 
 
@@ -78,7 +78,7 @@ def test_errors_become_sentences(
     def stumble(context: TaskContext) -> dict[str, object]:
         raise RuntimeError("the floor\nis wet")
 
-    monkeypatch.setattr("ders_core.jobs.tasks.demo.run", stumble)
+    monkeypatch.setattr("ders_core.jobs.kinds.demo.run", stumble)
     bug = store.submit("demo", {}, "Demo").id
     run_worker(workspace, stop_when_idle=True)
     jobs = [store.get(number) for number in (missing, recipe, outside, bug)]
@@ -99,7 +99,7 @@ def test_memory_is_named(
     def swell(context: TaskContext) -> dict[str, object]:
         raise MemoryError
 
-    monkeypatch.setattr("ders_core.jobs.tasks.demo.run", swell)
+    monkeypatch.setattr("ders_core.jobs.kinds.demo.run", swell)
     number = store.submit("demo", {}, "Demo").id
     run_worker(workspace, stop_when_idle=True)
     assert "not enough memory" in (store.get(number).error or "")
@@ -134,13 +134,13 @@ def test_a_finished_step_is_not_done_again(
 
     number = submit_run(store, small_checkpoint, FAST_RECIPE)
     with monkeypatch.context() as patch:
-        patch.setattr("ders_core.verify.verify", stop)
+        patch.setattr("ders_core.pipeline.verify.verify", stop)
         run_worker(workspace, stop_when_idle=True)
     job = store.get(number)
     assert states(job) == {"compress": "done", "verify": "failed", "evaluate": "waiting"}
     seconds = job.steps[0].seconds
     store.resume(number)
-    monkeypatch.setattr("ders_core.compress.compress", stop)
+    monkeypatch.setattr("ders_core.pipeline.compress.compress", stop)
     run_worker(workspace, stop_when_idle=True)
     job = store.get(number)
     assert job.state == "done"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup, TensorStore
+from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs import (
     Chain,
     Codec,
@@ -24,18 +24,19 @@ from ders_core.codecs import (
     Quantized,
     Sparse,
 )
-from ders_core.codecs.prng import expert_seed
-from ders_core.compress import compress
+from ders_core.codecs.coding.prng import expert_seed
+from ders_core.compute.threads import one_thread
 from ders_core.errors import CheckpointError, CodecError
-from ders_core.manifest import MANIFEST, Manifest
-from ders_core.moments import SIDES, write_calibration
-from ders_core.packed import PackedCheckpoint
-from ders_core.plan import resolve
+from ders_core.files.store import TensorStore
+from ders_core.packed.manifest import MANIFEST, Manifest
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.calibration import SIDES, write_calibration
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.report import Report
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule
-from ders_core.report import Report
-from ders_core.synthesize import synthesize
-from ders_core.threads import one_thread
-from ders_core.verify import verify
 
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
 Tamper = Callable[[dict[str, Any]], None]

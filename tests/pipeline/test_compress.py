@@ -19,14 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ders_core import encode as encode_module
-from ders_core.checkpoint.output import output_directory, partial_path
 from ders_core.codecs import Keep, Quantized, Sparse
-from ders_core.compress import compress
 from ders_core.errors import Cancelled, CheckpointError, DersError, OutputError, RecipeError
-from ders_core.packed import PackedCheckpoint
+from ders_core.files.output import output_directory, partial_path
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline import encode as encode_module
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.report import Report
 from ders_core.recipe import DenseBase, Recipe, Rule, presets
-from ders_core.report import Report
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -530,10 +530,10 @@ def test_a_full_disk_is_one_sentence_and_no_output(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ders_core.checkpoint.writer.open", open_full, raising=False)
-        patch.setattr("ders_core.checkpoint.writer.os.fsync", lambda handle: None)
+        patch.setattr("ders_core.files.writer.open", open_full, raising=False)
+        patch.setattr("ders_core.files.writer.os.fsync", lambda handle: None)
         if where == "side files":
-            patch.setattr("ders_core.checkpoint.output.shutil.copyfile", copy_full)
+            patch.setattr("ders_core.files.output.shutil.copyfile", copy_full)
         message = refusal(OutputError, mixtral_dir, out, mix)
     assert "full" in message
     assert str(out) in message
@@ -545,7 +545,7 @@ def test_too_little_room_is_seen_before_anything_is_written(
     mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr("ders_core.checkpoint.output.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("ders_core.files.output.shutil.disk_usage", lambda path: usage)
     message = refusal(OutputError, mixtral_dir, tmp_path / "out", TWO_BITS)
     assert "0.0001 GB are free" in message
 

@@ -15,15 +15,15 @@ import transformers
 import yaml
 from transformers import SwitchTransformersConfig
 
-from ders_core.card import auto_class
-from ders_core.checkpoint import TensorStore
-from ders_core.compress import compress
 from ders_core.errors import Cancelled, DersError, OutputError
-from ders_core.export import Format, export
-from ders_core.packed import PackedCheckpoint
+from ders_core.files.store import TensorStore
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.card import auto_class
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.export import Format, export
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.recipe import DenseBase, Recipe
-from ders_core.synthesize import synthesize
-from ders_core.verify import verify
 
 Snapshot = Callable[[Path], dict[str, str]]
 FORMATS = ("packed", "dense")  # the third, a patch, has tests of its own
@@ -199,7 +199,7 @@ def test_a_disk_that_lies_is_caught(
             info.file.write_bytes(data)
         return opened(path)
 
-    monkeypatch.setattr("ders_core.export.TensorStore.open", spoil)
+    monkeypatch.setattr("ders_core.pipeline.export.TensorStore.open", spoil)
     with pytest.raises(OutputError, match=r"removed: 'lm_head\.weight' differs"):
         export(packed_dir, tmp_path / "out", format)
     assert list(tmp_path.iterdir()) == []

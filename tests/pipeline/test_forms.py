@@ -6,98 +6,23 @@ turned, interleaved and stacked tensors, with biases, shared experts and several
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from disk_forms import FORMS, D, H, K, extended, franken, only, read, write
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Keep, LowRank, Quantized, Sparse
-from ders_core.compress import compress
 from ders_core.errors import RecipeError
-from ders_core.manifest import Manifest
-from ders_core.packed import PackedCheckpoint
-from ders_core.plan import resolve
-from ders_core.recipe import ClusteredBase, Recipe, Rule
-from ders_core.synthesize import synthesize
-from ders_core.verify import verify
-
-K, D, H = 5, 24, 40
-Tensors = dict[str, torch.Tensor]
-
-
-def alike(shape: tuple[int, ...], count: int, apart: float = 0.1) -> torch.Tensor:
-    return torch.randn(1, *shape) + apart * torch.randn(count, *shape)
-
-
-def weights(apart: float = 0.1) -> Tensors:
-    shapes = {"gate": (H, D), "up": (H, D), "down": (D, H)}
-    return {name: alike(shape, K, apart) for name, shape in shapes.items()}
-
-
-def forms() -> dict[str, tuple[Tensors, dict[str, Any]]]:
-    """Tensors of one block in bfloat16, and what config.json says."""
-    torch.manual_seed(0)
-    w = weights()
-    pair = torch.stack([w["gate"], w["up"]])  # [2, K, H, D]
-    gpt, llama, dbrx, phi = (
-        "model.layers.{}." + block for block in ("mlp", "feed_forward", "", "")
-    )
-    gpt, llama = gpt.format(1), llama.format(0)
-    phi = "model.layers.2.mlp.deepspeed_moe.experts.deepspeed_experts"
-    dbrx = "transformer.blocks.0.ffn"
-    shared = weights()
-    found: dict[str, tuple[Tensors, dict[str, Any]]] = {
-        "gpt_oss": (
-            {
-                f"{gpt}.experts.gate_up_proj": pair.permute(1, 3, 2, 0).reshape(K, D, 2 * H),
-                f"{gpt}.experts.down_proj": w["down"].mT,
-                f"{gpt}.experts.gate_up_proj_bias": torch.randn(K, 2 * H),
-                f"{gpt}.experts.down_proj_bias": torch.randn(K, D),
-                f"{gpt}.router.weight": torch.randn(K, D),
-            },
-            {"model_type": "gpt_oss", "num_local_experts": K},
-        ),
-        "llama4": (
-            {
-                f"{llama}.experts.gate_up_proj": torch.cat([w["gate"], w["up"]], 1).mT,
-                f"{llama}.experts.down_proj": w["down"].mT,
-                f"{llama}.router.weight": torch.randn(K, D),
-            }
-            | {f"{llama}.shared_expert.{p}_proj.weight": s[0] for p, s in shared.items()},
-            {"model_type": "llama4_text"},
-        ),
-        "dbrx": (
-            {
-                f"{dbrx}.experts.mlp.w1": w["gate"].reshape(K * H, D),
-                f"{dbrx}.experts.mlp.v1": w["up"].reshape(K * H, D),
-                f"{dbrx}.experts.mlp.w2": w["down"].mT.reshape(K * H, D),
-                f"{dbrx}.router.layer.weight": torch.randn(K, D),
-            },
-            {"model_type": "dbrx"},
-        ),
-        "phi": (
-            {
-                f"{phi}.{expert}.{name}.{kind}": tensor[expert]
-                for name, kind, tensor in (
-                    ("fc1", "weight", w["up"]),
-                    ("fc2", "weight", w["down"]),
-                    ("fc1", "bias", torch.randn(K, H)),
-                    ("fc2", "bias", torch.randn(K, D)),
-                )
-                for expert in range(K)
-            },
-            {"model_type": "moe_llava_phi"},
-        ),
-    }
-    return found
-
-
-FORMS = forms()
+from ders_core.packed.manifest import Manifest
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
+from ders_core.recipe import ClusteredBase, Recipe
 
 
 @pytest.fixture(params=FORMS)
@@ -106,27 +31,8 @@ def form(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write(tmp_path / request.param, tensors, config)
 
 
-def write(directory: Path, tensors: Tensors, config: dict[str, Any]) -> Path:
-    directory.mkdir()
-    plain = {name: tensor.bfloat16().contiguous().clone() for name, tensor in tensors.items()}
-    plain["model.norm.weight"] = torch.ones(D)
-    save_file(plain, directory / "model.safetensors", {"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
-def read(directory: Path) -> Tensors:
-    with safe_open(directory / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
 def same_file(one: Path, other: Path) -> bool:
     return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-
-
-def only(codec: Any, *projections: str, **fields: Any) -> Recipe:
-    rule = Rule(codec=codec, projections=projections or ("gate", "up", "down"))
-    return Recipe(name="only", rules=(rule,), **fields)
 
 
 def test_keep_comes_back_byte_for_byte(form: Path, tmp_path: Path) -> None:
@@ -202,19 +108,6 @@ def test_a_fused_tensor_is_written_one_expert_at_a_time(tmp_path: Path) -> None:
 # Extended DeRS
 
 
-def extended(directory: Path, like: bool = True) -> Path:
-    torch.manual_seed(3)
-    tensors: Tensors = {}
-    for projection, w in weights().items():
-        every = alike((H, D) if projection != "down" else (D, H), K + 1)
-        for expert in range(K):
-            tensors[f"model.layers.0.mlp.experts.{expert}.{projection}_proj.weight"] = every[expert]
-        last = every[K] if like else torch.cat([w[0], w[0]], 1 if projection == "down" else 0)
-        tensors[f"model.layers.0.mlp.shared_expert.{projection}_proj.weight"] = last
-    tensors["model.layers.0.mlp.shared_expert_gate.weight"] = torch.randn(1, D)
-    return write(directory, tensors, {"model_type": "qwen2_moe", "num_experts": K})
-
-
 def test_a_shared_expert_is_one_more_of_the_same_base(tmp_path: Path) -> None:
     path = extended(tmp_path / "m")
     codec = Quantized(bits=4, group_size=8)
@@ -248,18 +141,6 @@ def test_a_shared_expert_of_another_shape_cannot_be_one_more(tmp_path: Path) -> 
 
 
 # Several bases
-
-
-def franken(directory: Path) -> Path:
-    """Experts 0, 2 and 4 from one FFN, 1 and 3 from another, as in a merge of two models."""
-    torch.manual_seed(4)
-    tensors: Tensors = {}
-    for projection, shape in (("gate", (H, D)), ("up", (H, D)), ("down", (D, H))):
-        starts = torch.randn(2, *shape)
-        for expert in range(K):
-            own = starts[expert % 2] + 0.05 * torch.randn(shape)
-            tensors[f"model.layers.0.mlp.experts.{expert}.{projection}_proj.weight"] = own
-    return write(directory, tensors, {"model_type": "qwen3_moe", "num_experts": K})
 
 
 @pytest.mark.parametrize("clusters", ["auto", 2])

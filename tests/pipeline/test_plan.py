@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ders_core.checkpoint import Checkpoint, TensorStore
-from ders_core.checkpoint.writer import shards
+from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import LowRank
-from ders_core.compress import compress
-from ders_core.manifest import Manifest
-from ders_core.plan import resolve
+from ders_core.files.store import TensorStore
+from ders_core.files.writer import shards
+from ders_core.packed.manifest import Manifest
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, Rule, presets
 
 PRESETS = sorted(presets())

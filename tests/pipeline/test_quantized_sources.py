@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.quantized import fp8, mxfp4
 from ders_core.codecs import Keep, Quantized
-from ders_core.compress import compress
 from ders_core.errors import CheckpointError
 from ders_core.hf import load_model
-from ders_core.packed import PackedCheckpoint
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule
-from ders_core.synthesize import synthesize
-from ders_core.verify import verify
 
 Tensors = dict[str, torch.Tensor]
 BLOCK = (8, 8)  # divides every shape: transformers reads other grids in its own way

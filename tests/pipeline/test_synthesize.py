@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.compress import compress
 from ders_core.errors import Cancelled, CheckpointError, OutputError
-from ders_core.packed import PackedCheckpoint
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe, presets
-from ders_core.synthesize import synthesize
 
 Snapshot = Callable[[Path], dict[str, str]]
 Tensors = Callable[[Path], dict[str, torch.Tensor]]

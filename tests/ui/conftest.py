@@ -22,7 +22,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixtral_dir: Path
     """The app's workspace; jobs wait until the test runs them with `work`."""
     monkeypatch.setenv("DERS_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.setenv("DERS_ROOTS", str(mixtral_dir.parent))
-    monkeypatch.setattr("ders_core.ui.progress.ensure_worker", lambda workspace: None)
+    monkeypatch.setattr("ders_core.ui.job_progress.ensure_worker", lambda workspace: None)
     st.cache_resource.clear()
     st.cache_data.clear()
     place = Workspace(tmp_path / "workspace")

@@ -15,12 +15,12 @@ from streamlit.testing.v1 import AppTest
 
 from ders_core.analysis import analyze
 from ders_core.checkpoint import Checkpoint
-from ders_core.compress import compress
 from ders_core.jobs import JobStore, Workspace
-from ders_core.moments import write_calibration
-from ders_core.packed import PackedCheckpoint
-from ders_core.patch import apply_patch
-from ders_core.plan import resolve
+from ders_core.packed.patch import apply_patch
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.calibration import write_calibration
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, presets
 from ders_core.ui.recipe_table import FORMS, codecs_of, form_of
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.codecs import Chain, Codec, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
+from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
-from ders_core.parts import GroupCodec
-from ders_core.plan import resolve
+from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, Rule, presets
-from ders_core.rules import rules_for, spell_numbers
+from ders_core.recipe.numbers import spell_numbers
+from ders_core.recipe.summarise import rules_for
 from ders_core.ui.recipe_table import (
     FORMS,
     OTHER,

@@ -12,8 +12,8 @@ from upcycle_pages import opened, page, words
 
 from ders_core.errors import RecipeError
 from ders_core.jobs import JobStore, Workspace
-from ders_core.ui import upcycle_choices
-from ders_core.ui.upcycle_compare import sentence, table, variants
+from ders_core.ui.upcycle import choices as upcycle_choices
+from ders_core.ui.upcycle.comparison import sentence, table, variants
 from ders_core.upcycle import DenseModel, UpcycleConfig, predict
 
 MIXED = """

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from ders_core.codecs.prng import random_positions
-from ders_core.upcycle.block import UpcycledFFN
+from ders_core.codecs.coding.prng import random_positions
 from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, Routes, SparseDelta
+from ders_core.upcycle.moe_block import UpcycledFFN
 
 EXPERTS, OUT, IN, TOKENS, TOP_K = 4, 7, 5, 12, 2
 

@@ -15,7 +15,7 @@ from upcycle_support import LOW_RANK, RENEWED, SPARSE, STEPS, assert_same, confi
 
 from ders_core.errors import Cancelled, DersError
 from ders_core.upcycle.history import read_history
-from ders_core.upcycle.run import read_result, upcycle
+from ders_core.upcycle.upcycler import read_result, upcycle
 
 
 class StopAt:

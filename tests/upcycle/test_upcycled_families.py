@@ -10,19 +10,19 @@ import torch
 from upcycle_support import FAMILIES, VOCABULARY, dense_model
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.checkpoint.store import read_json
-from ders_core.checkpoint.writer import write_json
+from ders_core.files.store import read_json
+from ders_core.files.writer import write_json
 from ders_core.hf import load_model
 from ders_core.hf.upcycled import UPCYCLED
-from ders_core.packed import PackedCheckpoint, checksum_problems
-from ders_core.synthesize import synthesize
+from ders_core.packed.reader import PackedCheckpoint, checksum_problems
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.data import Windows
-from ders_core.upcycle.dense import FAMILIES as KNOWN
+from ders_core.upcycle.dense_model import FAMILIES as KNOWN
 from ders_core.upcycle.loading import load_upcycled
-from ders_core.upcycle.record import RECORD, public_config
-from ders_core.upcycle.start import FromDense, Model
-from ders_core.verify import verify
+from ders_core.upcycle.saving import RECORD, public_config
+from ders_core.upcycle.sources import FromDense, Model
 
 FORMS = {
     "vanilla": "[{form: vanilla}]",

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ders_core.checkpoint import TensorStore
+from ders_core.files.store import TensorStore
 from ders_core.upcycle import UpcycleConfig
 
 VOCABULARY = 384

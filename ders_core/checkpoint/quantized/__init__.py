@@ -4,11 +4,11 @@ A scheme that is read is one file with a `Scheme` and one entry in `detect.SCHEM
 is not read is one entry in `refused.REFUSED`.
 """
 
-from ders_core.checkpoint.quantized.base import QuantizedWeight, Scheme
 from ders_core.checkpoint.quantized.detect import SCHEMES, declared, detect
 from ders_core.checkpoint.quantized.fp8 import Fp8
 from ders_core.checkpoint.quantized.mxfp4 import Mxfp4
 from ders_core.checkpoint.quantized.refused import REFUSED, Refused
+from ders_core.checkpoint.quantized.scheme import QuantizedWeight, Scheme
 
 __all__ = [
     "REFUSED",

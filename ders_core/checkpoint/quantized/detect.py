@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ders_core.checkpoint.header import TensorInfo
-from ders_core.checkpoint.quantized.base import Scheme
 from ders_core.checkpoint.quantized.fp8 import Fp8
 from ders_core.checkpoint.quantized.mxfp4 import Mxfp4
 from ders_core.checkpoint.quantized.refused import refuse_method, refuse_tensors
+from ders_core.checkpoint.quantized.scheme import Scheme
 from ders_core.errors import CheckpointError
+from ders_core.files.header import TensorInfo
 
 SCHEMES: tuple[type[Scheme], ...] = (Fp8, Mxfp4)
 

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from ders_core.checkpoint.header import NAMES, TensorInfo, TensorSpec
-from ders_core.checkpoint.quantized.base import CHUNK, QuantizedWeight, Scheme
+from ders_core.checkpoint.quantized.scheme import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
+from ders_core.files.header import TensorInfo
+from ders_core.files.spec import NAMES, TensorSpec
 
 CODES = torch.float8_e4m3fn
 LARGEST = 448.0

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from ders_core.checkpoint.header import NAMES, TensorInfo, TensorSpec
-from ders_core.checkpoint.quantized.base import CHUNK, QuantizedWeight, Scheme
+from ders_core.checkpoint.quantized.scheme import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
+from ders_core.files.header import TensorInfo
+from ders_core.files.spec import NAMES, TensorSpec
 
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """What the codes 0 … 7 mean; 8 … 15 are their negatives."""

@@ -8,8 +8,9 @@ from typing import NoReturn
 
 import torch
 
-from ders_core.checkpoint.header import NAMES, TensorInfo
 from ders_core.errors import CheckpointError
+from ders_core.files.header import TensorInfo
+from ders_core.files.spec import NAMES
 
 ORIGINAL = "give the bfloat16, float16 or float32 original"
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32)

@@ -1,0 +1,90 @@
+"""The first look at a checkpoint, as `ders info` and the Checkpoint page show it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ders_core.analysis import Verdict, sampled_verdict
+from ders_core.checkpoint import Checkpoint
+from ders_core.files.spec import NAMES
+from ders_core.recipe.numbers import spell_numbers
+from ders_core.units import bytes_text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """bytes_total: of the weight files; of packed ones, what they stand for, and packed_bytes: what
+    they are on disk. bytes_experts: of the routed experts' tensors. sure: of the layout, from 0 to
+    1, and because, in words. stacks: where the blocks lie, and their layers. shared: what stands
+    beside the routed experts, in words. stored: the scheme of already quantized weights."""
+
+    identity: str
+    family: str
+    layout: str
+    sure: float
+    because: str
+    stacks: dict[str, str]
+    stored: str | None
+    layers: int
+    moe_layers: int
+    experts: int
+    top_k: int | None
+    shared: str | None
+    dtype: str
+    bytes_total: int
+    packed_bytes: int | None
+    bytes_experts: int
+    expert_share: float
+    upcycled: Verdict
+
+    @property
+    def routing(self) -> str:
+        """`, top-2`; nothing where the config does not say how many experts a token gets."""
+        return f", top-{self.top_k}" if self.top_k else ""
+
+    @property
+    def packed(self) -> str | None:
+        """That the checkpoint is packed, in words; None where it is not."""
+        if self.packed_bytes is None:
+            return None
+        return f"{bytes_text(self.packed_bytes)} on disk, stands for {bytes_text(self.bytes_total)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
+    """Headers, and a few rows of a few experts for the verdict."""
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    return Summary(
+        identity=source.identity,
+        family=source.family,
+        layout=source.layout.family,
+        sure=source.recognition.sure,
+        because=source.recognition.because,
+        stacks={name: spell_numbers(layers) for name, layers in source.stacks.items()},
+        stored=source.scheme.name if source.scheme else None,
+        layers=source.num_layers,
+        moe_layers=len(source.moe_layers),
+        experts=source.num_experts,
+        top_k=source.top_k,
+        shared=_shared(source),
+        dtype=NAMES[source.dtype],
+        bytes_total=source.bytes_total,
+        packed_bytes=source.packed_bytes,
+        bytes_experts=source.bytes_experts,
+        expert_share=source.expert_share,
+        upcycled=sampled_verdict(source),
+    )
+
+
+def _shared(source: Checkpoint) -> str | None:
+    """The shared experts' bytes in all layers, and whether they could share the others' base."""
+    found = {own.name: own for layer in source.moe_layers for own in source.shared_expert(layer)}
+    if not found:
+        return None
+    alike = any(group.with_shared() is not group for group in source.groups())
+    size = bytes_text(sum(own.nbytes for own in found.values()))
+    return size + (", of the experts' shape" if alike else ", of another shape than the experts")

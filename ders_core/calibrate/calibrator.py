@@ -1,0 +1,173 @@
+"""Run a model over a text as transformers runs it, under the watch, and keep what it saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ders_core.calibrate.locate import find_places
+from ders_core.calibrate.observer import Sums, Watch
+from ders_core.checkpoint import Checkpoint
+from ders_core.compute.device import device_label, resolve_device
+from ders_core.compute.progress import Progress, quiet
+from ders_core.errors import DersError, EvaluationError
+from ders_core.evaluate.forward import loaded
+from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
+from ders_core.files.address import as_local
+from ders_core.files.output import new_file
+from ders_core.hf import load_tokenizer
+from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
+
+
+def calibrate(
+    model: str | Path,
+    out: str | Path,
+    *,
+    text: str | Path,
+    device: str = "cpu",
+    max_tokens: int = 8192,
+    window: int = 512,
+    batch: int = 8,
+    dtype: torch.dtype | None = None,
+    max_width: int = 8192,
+    trust_remote_code: bool = False,
+    progress: Progress = quiet,
+) -> Calibration:
+    """Run a checkpoint over a text and write its calibration to the new file `out`.
+
+    model: a directory, packed or not. text: path of a UTF-8 file. window: tokens of context, not
+    overlapping. batch: windows at once. dtype: of the computation, by default the checkpoint's. An
+    encoder and a decoder both read the text. Beside the model, the device holds 4·in² bytes for
+    each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
+    progress counts tokens.
+    Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
+    short, values are not finite, or experts' inputs cannot be told.
+    """
+    where, target = resolve_device(device), Path(out).expanduser()
+    check_sizes(window, max_tokens, batch)
+    checkpoint = Checkpoint(as_local(model))
+    if checkpoint.packed_bytes is not None and checkpoint.scheme is not None:
+        # transformers gets the numbers before they are rounded to codes, so nothing would be found
+        raise EvaluationError(
+            f"{checkpoint.path} is packed and stands for {checkpoint.scheme.name} codes, which "
+            "transformers does not run; calibrate what `ders synthesize` makes of it"
+        )
+    window = fitting_window(window, [checkpoint.config])
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    windows = token_windows(tokenizer, read_text(text), window, max_tokens)
+    total = windows.numel()
+    with new_file(target) as aside:
+        progress(0, total, "loading the model")
+        with loaded(model, where.type, dtype, trust_remote_code) as network:
+            sums = _measure(network, checkpoint, windows, batch, max_width, progress)
+            tensors = _tensors(checkpoint, sums, total)
+        write_calibration(aside, checkpoint.identity, total, tensors)
+    return Calibration.open(target)
+
+
+@torch.no_grad()  # and not inference_mode, in which linear layers do not come down to products
+def _measure(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    windows: torch.Tensor,
+    batch: int,
+    max_width: int,
+    progress: Progress,
+) -> dict[tuple[int, str], Sums]:
+    """(layer, side) -> sums over `windows` `[n, window]`."""
+    model.set_experts_implementation("eager")  # expert after expert, by plain products
+    places, done = find_places(model, checkpoint), 0
+    held = {place.layer for place in places.values()}
+    try:
+        sums = {
+            (group.layer, SIDES[group.projection]): Sums.empty(
+                group.shape[0], group.shape[2], max_width, model.device
+            )
+            for group in checkpoint.groups()
+            if group.layer in held
+        }
+        for rows in windows.split(batch):
+            with Watch(places, sums):
+                _run(model, rows.to(model.device))
+            done += rows.numel()
+            progress(done, windows.numel(), "calibrating")
+    except torch.OutOfMemoryError as error:
+        raise EvaluationError(
+            f"{batch} windows of {windows.shape[1]} tokens and the moments do not fit into the "
+            f"memory of {device_label(model.device)} beside the model; give a smaller batch, "
+            "window or max_width"
+        ) from error
+    return sums
+
+
+def _run(model: PreTrainedModel, tokens: torch.Tensor) -> None:
+    """One forward pass over `[batch, window]`."""
+    inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens
+    try:
+        model(**inputs)
+    except (DersError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model makes of text alone
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise EvaluationError(
+            f"{model.config.name_or_path or 'the model'} cannot be run on text by transformers: "
+            f"{told[:300]}"
+        ) from error
+
+
+def _tensors(
+    checkpoint: Checkpoint, sums: dict[tuple[int, str], Sums], tokens: int
+) -> dict[str, torch.Tensor]:
+    """What the file holds. A stack that no token reached, such as a vision tower, is left out."""
+    stacks = {group.layer: group.block.stack for group in checkpoint.groups()}
+    seen = {layer for (layer, _), own in sums.items() if bool(own.counts.any())}
+    reached = {0} | {stacks[layer] for layer in seen}
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in dict.fromkeys(layer for layer, _ in sums):
+        if stacks[layer] not in reached:
+            continue
+        sides = {side: sums[layer, side] for side in (IN, MID)}
+        _check_counts(checkpoint, layer, sides, tokens)
+        tensors[f"{layer}.routed"] = sides[IN].counts.cpu()
+        for side, own in sides.items():
+            tensors[f"{layer}.{side}.moments"] = mean = own.mean()
+            if not bool(torch.isfinite(mean).all()):
+                raise EvaluationError(
+                    f"layer {layer}: {checkpoint.path} computes values that are not finite; its "
+                    "weights are damaged or too large for their dtype"
+                )
+    return tensors
+
+
+def _check_counts(checkpoint: Checkpoint, layer: int, sides: dict[str, Sums], tokens: int) -> None:
+    """Raise EvaluationError unless the experts of a layer can have been chosen so often."""
+    routed, ended = (sides[side].counts.cpu() for side in (IN, MID))
+    top_k = checkpoint.top_k
+    if not bool(routed.any()):
+        raise EvaluationError(
+            f"layer {layer}: no token was seen on its way into an expert; the model does not "
+            "multiply with its experts' weights as they are, so it cannot be calibrated"
+        )
+    if not torch.equal(routed, ended):
+        raise EvaluationError(
+            f"layer {layer}: {int(routed.sum())} inputs went into experts, {int(ended.sum())} "
+            "came as far as down; the model does not multiply with its experts' weights as they "
+            "are, so it cannot be calibrated"
+        )
+    if int(routed.max()) > tokens:
+        expert = int(routed.argmax())
+        raise EvaluationError(
+            f"layer {layer}: expert {expert} was given {int(routed.max())} inputs for {tokens} "
+            "tokens; the model does not run each token once, so its use cannot be told"
+        )
+    if top_k is not None and top_k < len(routed) and int(routed.min()) == tokens:
+        raise EvaluationError(
+            f"layer {layer}: every expert was given every token, though each has {top_k}; the "
+            "model does not keep from experts what they were not chosen for, so their use cannot "
+            "be told"
+        )

@@ -1,0 +1,117 @@
+"""What every scheme offers: which tensors it pairs, and a matrix of numbers behind each pair."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ders_core.files.header import TensorInfo
+from ders_core.files.spec import TensorSpec
+
+CHUNK = 1 << 20
+"""Values at a time; what is needed beside the result stays a few MiB."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeight(ABC):
+    """One weight on disk: a tensor of codes and the tensor of their scales.
+
+    name: the weight's name in the dequantized model. shape: `[..., out, in]` of the numbers, the
+    leading dimensions counting experts where they are stacked in one tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    codes: TensorInfo
+    scales: TensorInfo
+
+    @property
+    def experts(self) -> int:
+        """How many matrices `[out, in]` lie in the tensor; 1 where nothing is stacked."""
+        return math.prod(self.shape[:-2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, scales included."""
+        return self.codes.nbytes + self.scales.nbytes
+
+    @abstractmethod
+    def read(
+        self,
+        expert: int = 0,
+        rows: slice | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """`[rows, in]` float32: one expert's matrix, or `rows` (step 1) of it.
+
+        Raises CheckpointError if a file cannot be read or a scale is not a finite number.
+        """
+
+    @abstractmethod
+    def quantize(
+        self, values: torch.Tensor, expert: int = 0, rows: slice | None = None
+    ) -> torch.Tensor:
+        """Codes as they lie on disk, for numbers `[rows, in]`, under the scales on disk.
+
+        The inverse of `read`, also after its result was rounded to bfloat16. On the device of
+        `values`. Raises CheckpointError as `read` does.
+        """
+
+    def span(self, rows: slice | None) -> tuple[int, int]:
+        """The first row of `rows` and the one after its last."""
+        first, last, _ = (rows or slice(None)).indices(self.shape[-2])
+        return first, max(first, last)
+
+
+class Scheme(ABC):
+    """A way to store weights as codes and scales that is read here."""
+
+    name: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]]
+    """The values of quant_method that name it."""
+    turned: ClassVar[bool] = False
+    """Whether transformers' parameter of experts that share a tensor is the transpose."""
+
+    @classmethod
+    @abstractmethod
+    def found(cls, tensors: Mapping[str, TensorInfo]) -> bool:
+        """Whether any tensor is stored so."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, quantization: Mapping[str, Any]) -> Scheme:
+        """The scheme as a quantization_config (maybe empty) sets it.
+
+        Raises CheckpointError for a setting that makes no sense.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def codes(shape: tuple[int, ...]) -> TensorSpec:
+        """How the codes of a weight `[..., out, in]` lie on disk."""
+
+    @abstractmethod
+    def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+        """Name of the codes -> name of their scales, both as on disk.
+
+        Raises CheckpointError for codes without scales and scales without codes.
+        """
+
+    @abstractmethod
+    def weights(self, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedWeight]:
+        """Every quantized weight by its name in the dequantized model.
+
+        Raises CheckpointError for scales that are missing, or of a wrong shape or dtype.
+        """
+
+    @abstractmethod
+    def dequantized_names(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+        """Name on disk -> name in the dequantized model, in the same order.
+
+        What such a model does not have is left out: scales of weights and of activations.
+        """

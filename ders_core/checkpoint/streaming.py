@@ -1,0 +1,150 @@
+"""Expert groups read piece by piece, the next piece while one is worked on.
+
+Buffers are used again and again: fresh memory costs more than reading into it. For a GPU they are
+pinned, and copies to it run on a stream of their own, beside the computation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TypeVar
+
+import torch
+
+from ders_core.checkpoint.groups import ExpertGroup
+from ders_core.compute.buffers import borrow
+
+T = TypeVar("T")
+Shape = tuple[int, ...]
+
+SLAB_BYTES = 32 << 20
+"""Of all experts together: large reads for the disk, and little memory."""
+
+SLABS, MATRICES = 3, 2
+"""How many pieces are in memory at once."""
+
+
+def slabs(
+    group: ExpertGroup, device: torch.device | str = "cpu"
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(rows, weights `[K, rows, in]` in storage dtype on `device`) over a group, in order.
+
+    A tensor is overwritten once the next one is asked for. Raises CheckpointError if a file ends
+    too early.
+    """
+    experts, out, width = group.shape
+    step = max(1, SLAB_BYTES // max(experts * width * group.dtype.itemsize, 1))
+    rows = [slice(begin, min(begin + step, out)) for begin in range(0, out, step)]
+
+    def fill(memory: torch.Tensor, own: slice) -> torch.Tensor:
+        shape = (experts, own.stop - own.start, width)
+        whole = memory.view(-1)[: math.prod(shape)].view(shape)
+        group.read_into(whole, own)
+        return whole
+
+    shape = (experts, min(step, out), width)
+    return _ahead(rows, fill, shape, group.dtype, torch.device(device), SLABS)
+
+
+def matrices(
+    group: ExpertGroup, device: torch.device | str = "cpu"
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(expert, its weight `[out, in]` in storage dtype on `device`), in order; as `slabs`."""
+    _, out, width = group.shape
+
+    def fill(memory: torch.Tensor, expert: int) -> torch.Tensor:
+        group.experts[expert].read_into(memory, slice(0, out))
+        return memory
+
+    everyone = range(group.shape[0])
+    return _ahead(everyone, fill, (out, width), group.dtype, torch.device(device), MATRICES)
+
+
+def _ahead(
+    items: Iterable[T],
+    fill: Callable[[torch.Tensor, T], torch.Tensor],
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    count: int,
+) -> Iterator[tuple[T, torch.Tensor]]:
+    """fill(memory of `shape`, item) in a thread, for the next items too; what it returns is where
+    the item lies in that memory."""
+    make = _Pinned if device.type == "cuda" else _Buffer
+    waiting = iter(items)
+    reading: deque[tuple[T, _Buffer, Future[None]]] = deque()
+    with ExitStack() as memory, ThreadPoolExecutor(1, "read-ahead") as reader:
+        free = deque(make(shape, dtype, device, memory) for _ in range(count))
+        try:
+            while True:
+                while free and (item := next(waiting, None)) is not None:
+                    buffer = free.popleft()
+                    reading.append((item, buffer, reader.submit(buffer.fill, fill, item)))
+                if not reading:
+                    return
+                item, buffer, filled = reading.popleft()
+                filled.result()
+                yield item, buffer.take()
+                buffer.give_back()
+                free.append(buffer)
+        finally:
+            for _, _, future in reading:
+                future.cancel()
+
+
+class _Buffer:
+    """Memory for one piece."""
+
+    def __init__(
+        self, shape: Shape, dtype: torch.dtype, device: torch.device, memory: ExitStack
+    ) -> None:
+        self._host = self._filled = memory.enter_context(borrow(shape, dtype))
+
+    def fill(self, fill: Callable[[torch.Tensor, T], torch.Tensor], item: T) -> None:
+        """Read a piece; not in the thread that works on pieces."""
+        self._filled = fill(self._host, item)
+
+    def take(self) -> torch.Tensor:
+        """The piece, where it is to be worked on."""
+        return self._filled
+
+    def give_back(self) -> None:
+        """Nobody asks anything of the piece any more."""
+
+
+class _Pinned(_Buffer):
+    """Copied to the GPU as soon as it is read."""
+
+    def __init__(
+        self, shape: Shape, dtype: torch.dtype, device: torch.device, memory: ExitStack
+    ) -> None:
+        with torch.inference_mode(False):  # the reading thread is not in that mode
+            self._host = self._filled = torch.empty(shape, dtype=dtype, pin_memory=True)
+            self._there = torch.empty(shape, dtype=dtype, device=device)
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._copied, self._used = torch.cuda.Event(), torch.cuda.Event()
+
+    def fill(self, fill: Callable[[torch.Tensor, T], torch.Tensor], item: T) -> None:
+        self._copied.synchronize()  # the piece before; an event never recorded is over
+        super().fill(fill, item)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(self._used)
+            self._on_device().copy_(self._filled, non_blocking=True)
+            self._copied.record(self._stream)
+
+    def take(self) -> torch.Tensor:
+        torch.cuda.current_stream(self._device).wait_event(self._copied)
+        return self._on_device()
+
+    def give_back(self) -> None:
+        """What was asked of the piece so far comes before the next copy."""
+        self._used.record(torch.cuda.current_stream(self._device))
+
+    def _on_device(self) -> torch.Tensor:
+        whole = self._there.view(-1)[: self._filled.numel()]
+        return whole.view(self._filled.shape)

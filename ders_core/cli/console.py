@@ -1,0 +1,76 @@
+"""What a shell shows: results as tables or JSON; of long work a bar on a terminal, plain lines
+elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ders_core.compute.progress import Progress as Callback
+from ders_core.compute.progress import quiet
+
+LINE_SECONDS = 2.0
+
+
+@contextmanager
+def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
+    """A progress callback that shows itself on stderr, so that stdout stays clean."""
+    if hidden:
+        yield quiet
+    elif sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}", style="dim"),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None, message="")
+
+            def show(done: int, total: int, message: str) -> None:
+                bar.update(task, completed=done, total=total, message=message)
+
+            yield show
+    else:
+        yield _lines(title)
+
+
+def _lines(title: str) -> Callback:
+    last = -LINE_SECONDS
+
+    def show(done: int, total: int, message: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS or done == total:
+            last = now
+            share = 100 * done / total if total else 100.0
+            print(f"{title}: {share:3.0f} % {message}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def print_json(value: Any) -> None:
+    """As `--json` asks for it."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Columns of words to the left, of numbers to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width to fold at
+        console = Console(width=200)
+    console.print(table)

@@ -1,0 +1,98 @@
+"""The commands that run a model on a text: eval, calibrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ders_core.cli.console import print_json, print_table, progress_bar
+from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag
+from ders_core.units import share_text
+
+
+def register_measure(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command(name="eval")(evaluate)
+    app.command()(calibrate)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
+    ] = None,
+    device: DeviceOption = "auto",
+    max_tokens: Annotated[int, typer.Option(min=2, help="stop after so many tokens")] = 8192,
+    as_json: JsonFlag = False,
+) -> None:
+    """Perplexity; with --reference also KL, top-1 agreement and routing agreement."""
+    from ders_core.evaluate import evaluate as run_evaluate
+
+    with progress_bar("eval", hidden=as_json) as progress:
+        quality = run_evaluate(
+            model, reference, text=text, device=device, max_tokens=max_tokens, progress=progress
+        )
+    measured = quality.to_dict()
+    if as_json:
+        print_json(measured)
+        return
+    labels = {
+        "tokens": "tokens",
+        "perplexity": "perplexity",
+        "reference_perplexity": "perplexity of the reference",
+        "kl": "KL(reference ‖ model), nats a token",
+        "top1_agreement": "same most likely token",
+        "routing_agreement": "same experts chosen",
+    }
+    rows = [
+        [label, f"{measured[key]:.4g}" if key != "tokens" else str(measured[key])]
+        for key, label in labels.items()
+        if measured.get(key) is not None
+    ]
+    print_table(["", ""], rows)
+
+
+def calibrate(
+    checkpoint: CheckpointArg,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="a new .safetensors file")
+    ],
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read")],
+    device: DeviceOption = "auto",
+    max_tokens: Annotated[int, typer.Option(min=1, help="stop after so many tokens")] = 8192,
+    window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,
+    as_json: JsonFlag = False,
+) -> None:
+    """What experts are multiplied with, and how often each is chosen: for codecs to use."""
+    from ders_core.calibrate import calibrate as run_calibrate
+
+    with progress_bar("calibrate", hidden=as_json) as progress:
+        found = run_calibrate(
+            checkpoint,
+            output,
+            text=text,
+            device=device,
+            max_tokens=max_tokens,
+            window=window,
+            progress=progress,
+        )
+    shares = {layer: found.use(layer) for layer in found.layers}
+    most = max(float(share.max()) for share in shares.values())
+    least = min(float(share.min()) for share in shares.values())
+    if as_json:
+        told = {"layers": found.layers, "tokens": found.tokens}
+        print_json(told | {"most_chosen": most, "least_chosen": least})
+        return
+    print_table(
+        ["", ""],
+        [
+            ["layers", str(len(shares))],
+            ["tokens", str(found.tokens)],
+            ["most chosen expert", f"{share_text(most)} of its layer's choices"],
+            ["least chosen expert", f"{share_text(least)} of its layer's choices"],
+        ],
+    )
+    print(f"written: {output}")

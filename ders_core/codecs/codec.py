@@ -1,0 +1,210 @@
+"""What a codec is, and the registry of all of them.
+
+A codec is a frozen set of parameters with two pure functions, `pack` and `unpack`, between one
+expert's weight, given its base, and a flat dict of tensors. Most look at the delta alone: they are
+a `DeltaCodec`, with `encode` and `decode`. A codec says beforehand which tensors it will write. The
+parameters travel in recipes and in the manifest; nothing else is needed to decode.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.errors import CodecError
+from ders_core.files.spec import TensorSpec
+
+Parts = dict[str, torch.Tensor]
+"""What one expert's weight becomes; in the file each part is stacked over the experts."""
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class EncodeContext:
+    """What a codec may know beside the delta.
+
+    dtype: the checkpoint's storage dtype, in which values are kept.
+    seed: of this expert's weight; the same at decoding.
+    moments: E[x xᵀ] `[in, in]` of what the weight is multiplied with, or its diagonal `[in]`,
+        float32; None without a calibration, and at decoding.
+    """
+
+    dtype: torch.dtype
+    seed: int
+    moments: torch.Tensor | None = None
+
+    @property
+    def importance(self) -> torch.Tensor | None:
+        """E[x_j²] `[in]`, what an error in column j weighs; None without a calibration."""
+        if self.moments is None or self.moments.dim() == 1:
+            return self.moments
+        return self.moments.diagonal()
+
+
+class Codec(BaseModel, ABC):
+    """Base of all codecs; a subclass declares its parameters as fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    """The word in recipes, manifests and on the command line."""
+    summary: ClassVar[str]
+    """One sentence for a person who chooses."""
+    source: ClassVar[str]
+    """Where the form comes from."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The codec with its strength, in a few words."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether no choice is left that `fit` makes."""
+        return True
+
+    @property
+    def ragged(self) -> frozenset[str]:
+        """Parts whose first dimension depends on the data: `parts` gives the most it can be."""
+        return frozenset()
+
+    @property
+    def exact(self) -> bool:
+        """Whether `parts` is exact before the data are seen; otherwise it is an upper bound."""
+        return self.settled and not self.ragged
+
+    @abstractmethod
+    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+        """The tensors that one expert's weight `[out, in]` will take."""
+
+    def fit(self, deltas: Iterable[torch.Tensor]) -> Codec:
+        """A codec with every choice made that depends on the group's deltas (`[out, in]` fp32).
+
+        deltas: may be gone through more than once.
+        """
+        return self
+
+    @abstractmethod
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        """weight and base: `[out, in]` in storage dtype, finite; no part shares their memory.
+        Raises CodecError if the weight cannot be represented."""
+
+    @abstractmethod
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        """Ŵ `[out, in]` in the base's dtype and on its device, where the parts are too.
+
+        Raises CodecError if the parts contradict themselves.
+        """
+
+    def dump(self) -> dict[str, Any]:
+        """The codec as it stands in a recipe."""
+        return {"codec": self.name, **self.model_dump(exclude_none=True)}
+
+
+class DeltaCodec(Codec):
+    """A codec that needs to know nothing but the delta: Ŵ = W_base + F(Δ) (DeRS eq. 2)."""
+
+    @abstractmethod
+    def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
+        """delta: `[out, in]` float32, finite. Raises CodecError if it cannot be represented."""
+
+    @abstractmethod
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> torch.Tensor:
+        """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
+        parts contradict themselves."""
+
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        return self.encode(difference(weight, base), context)
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        shape = (base.shape[0], base.shape[1])
+        return combine(base, self.decode(parts, shape, context).to(base.device))
+
+
+def difference(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Δ = W − W_base `[out, in]` in float32; both in any float dtype."""
+    delta = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    for rows in row_pieces(weight.shape, chunk_values(weight.device)):
+        torch.sub(weight[rows].float(), base[rows].float(), out=delta[rows])
+    return delta
+
+
+def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Synthesis (DeRS eq. 2): Ŵ = W_base + F(Δ), added in float32, in the base's dtype."""
+    weight = torch.empty_like(base)
+    for rows in row_pieces(base.shape, chunk_values(base.device)):
+        weight[rows] = base[rows].float() + delta[rows]
+    return weight
+
+
+def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:
+    """The parts of a codec within another one."""
+    return {f"{prefix}.{name}": value for name, value in specs.items()}
+
+
+def within(prefix: str, parts: Mapping[str, V]) -> dict[str, V]:
+    """The inverse of `prefixed`: what stands under the prefix."""
+    head = f"{prefix}."
+    return {name.removeprefix(head): own for name, own in parts.items() if name.startswith(head)}
+
+
+CODECS: dict[str, type[Codec]] = {}
+
+C = TypeVar("C", bound=type[Codec])
+
+
+def register(codec: C) -> C:
+    """Class decorator: make a codec known by its name."""
+    CODECS[codec.name] = codec
+    return codec
+
+
+def codec_class(name: object) -> type[Codec]:
+    """The codec of that name. Raises CodecError that lists the known ones."""
+    if not isinstance(name, str) or name not in CODECS:
+        raise CodecError(f"unknown codec {name!r}; known are {', '.join(sorted(CODECS))}")
+    return CODECS[name]
+
+
+def make_codec(fields: Mapping[str, Any]) -> Codec:
+    """A codec from `{"codec": name, **parameters}`. Raises CodecError for anything unknown."""
+    parameters = {key: value for key, value in fields.items() if key != "codec"}
+    cls = codec_class(fields.get("codec"))
+    try:
+        return cls.model_validate(parameters)
+    except ValidationError as error:
+        raise CodecError(explain(error, cls)) from error
+
+
+def gravest(error: ValidationError) -> ErrorDetails:
+    """The finding to tell first: a misspelt key rather than the one it then leaves missing."""
+    found = error.errors()
+    return next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+
+
+def explain(error: ValidationError, cls: type[Codec]) -> str:
+    """One sentence for the gravest thing that pydantic found wrong with a codec's parameters."""
+    first = gravest(error)
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(cls.model_fields) or "none"
+        return f"codec {cls.name!r} has no parameter {key!r}; it has {known}"
+    if first["type"] == "missing":
+        return f"codec {cls.name!r} needs the parameter {key!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if not key else f" (given: {first['input']!r})"
+    return f"codec {cls.name!r}{', ' + key if key else ''}: {message}{given}"

@@ -1,0 +1,1 @@
+"""Numbers as bytes: bit planes, positions, patterns, entropy codes; and numbers from a seed."""

@@ -1,0 +1,63 @@
+"""Entropy coding with asymmetric numeral systems (Duda, arXiv 1311.2540), by `constriction`.
+
+A stack: what is pushed last is popped first. Each symbol takes −log2 of its share of the counts,
+to a few hundredths of a per cent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import constriction
+import numpy as np
+
+from ders_core.codecs.coding.stream import damaged
+
+MOST_SYMBOLS = 1 << 14
+"""Shares are kept with 24 bits, so that many symbols still have one each."""
+
+
+class Model:
+    """How often each symbol 0 … n − 1 comes.
+
+    counts: `[n]`, all above 0. The same counts give the same code on every machine.
+    """
+
+    def __init__(self, counts: np.ndarray) -> None:
+        if not 0 < len(counts) <= MOST_SYMBOLS or counts.min() < 1:
+            raise damaged()
+        self.alone = len(counts) == 1
+        shares = counts.astype(np.float64) / counts.sum(dtype=np.float64)
+        categorical = constriction.stream.model.Categorical
+        self.categorical: Any = None if self.alone else categorical(shares, perfect=False)
+
+
+class Stack:
+    """words: uint32 `[n]` to pop from; none to push to an empty one."""
+
+    def __init__(self, words: np.ndarray | None = None) -> None:
+        try:
+            self._coder = constriction.stream.stack.AnsCoder(words)
+        except ValueError as error:
+            raise damaged() from error
+
+    def push(self, symbols: np.ndarray, model: Model) -> None:
+        """symbols: int32 `[n]`; they are popped in this order."""
+        if symbols.size and not model.alone:
+            self._coder.encode_reverse(symbols, model.categorical)
+
+    def pop(self, count: int, model: Model) -> np.ndarray:
+        """int32 `[count]`."""
+        if model.alone or not count:
+            return np.zeros(count, dtype=np.int32)
+        return self._coder.decode(model.categorical, count)
+
+    def words(self) -> np.ndarray:
+        """uint32 `[n]`."""
+        return self._coder.get_compressed()
+
+
+def code_bytes(counts: np.ndarray) -> float:
+    """Bytes that symbols of these counts take: n·H / 8."""
+    own = counts[counts > 0].astype(np.float64)
+    return float((own * np.log2(own.sum() / own)).sum()) / 8 if own.size else 0.0

@@ -1,0 +1,91 @@
+"""Small integers packed tight: bit planes of eight values a byte, or five trits a byte."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ders_core.compute.pieces import chunk_values, pieces
+from ders_core.errors import CodecError
+
+CHUNK = 1 << 17
+"""Values at a time on the CPU; a multiple of 8."""
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `count` values of `bits` bits take."""
+    return (count + 7) // 8 * bits
+
+
+def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """values: integers `[n]` in [0, 2**bits), bits 0 to 62. Returns uint8 of `packed_bytes` length.
+
+    Plane k holds bit k of every value, the first of eight values in a byte's lowest bit.
+    """
+    count = values.numel()
+    stride = (count + 7) // 8
+    packed = torch.empty(bits * stride, dtype=torch.uint8, device=values.device)
+    for piece in pieces(count, chunk_values(values.device, CHUNK)):
+        chunk = values[piece]
+        for bit in range(bits):
+            plane = _packed_bits(chunk & (1 << bit))
+            first = bit * stride + piece.start // 8
+            packed[first : first + plane.numel()] = plane
+    return packed
+
+
+def unpack(packed: torch.Tensor, bits: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """The inverse of `pack`: `[count]` integers of `dtype`, which must hold 2**bits − 1."""
+    stride = (count + 7) // 8
+    values = torch.empty(stride * 8, dtype=dtype, device=packed.device)
+    for piece in pieces(stride, chunk_values(packed.device, CHUNK) // 8):
+        chunk = values[8 * piece.start : 8 * piece.stop].zero_()
+        for bit in range(bits):
+            plane = packed[bit * stride + piece.start : bit * stride + piece.stop]
+            chunk |= _unpacked_bits(plane).to(dtype) << bit
+    return values[:count]
+
+
+def _packed_bits(values: torch.Tensor) -> torch.Tensor:
+    """Which of `values` `[n]` are not 0: uint8 `[⌈n / 8⌉]`, the first in a byte's lowest bit."""
+    if values.device.type == "cpu":  # numpy does it ten times as fast
+        own = values.numpy()
+        return torch.from_numpy(
+            np.packbits(own if own.itemsize == 1 else own != 0, bitorder="little")
+        )
+    bits = (values != 0).to(torch.uint8)
+    padded = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
+    weights = (1 << torch.arange(8, dtype=torch.int32, device=bits.device)).to(torch.uint8)
+    return (padded.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+def _unpacked_bits(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_packed_bits`: uint8 `[8 * n]`, 0 and 1."""
+    if packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy(), bitorder="little"))
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] >> shifts) & 1).view(-1)
+
+
+TRITS = 5
+"""Trits in a byte: 3⁵ = 243."""
+
+
+def packed_trits_bytes(count: int) -> int:
+    """Bytes that `count` values of three states take."""
+    return -(-count // TRITS)
+
+
+def pack_trits(values: torch.Tensor) -> torch.Tensor:
+    """values: integers `[n]`, 0 to 2. Returns uint8, the first of five values the lowest digit."""
+    padded = torch.nn.functional.pad(values.to(torch.uint8), (0, -values.numel() % TRITS))
+    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=values.device)
+    return (padded.view(-1, TRITS) * powers).sum(1, dtype=torch.uint8)
+
+
+def unpack_trits(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """The inverse of `pack_trits`: uint8 `[count]`. Raises CodecError for bytes that hold none."""
+    if packed.numel() and int(packed.max()) >= 3**TRITS:
+        raise CodecError("the stored codes are damaged; copy the file again")
+    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=packed.device)
+    return (packed[:, None] // powers % 3).view(-1)[:count]

@@ -1,0 +1,112 @@
+"""Random numbers as a function of a seed and a counter, in integer arithmetic only.
+
+The same on every device, in every chunking, for ever: a random mask that was drawn from a seed can
+be drawn again, so it needs no bytes in the file. `torch.rand` promises none of this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+from ders_core.compute.pieces import at_least, chunk_values, pieces
+
+ROUNDS = 6
+CHUNK = 1 << 18
+_MASK32 = 0xFFFFFFFF
+
+
+def expert_seed(seed: int, layer: int, projection: str, expert: int) -> int:
+    """The 62-bit seed of one expert's weight, from the recipe's seed."""
+    digest = hashlib.sha256(f"ders/1/{seed}/{layer}/{projection}/{expert}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 2
+
+
+def _mix32(value: torch.Tensor) -> torch.Tensor:
+    """A 32-bit finalizer (lowbias32, C. Wellons 2018) on int64 tensors that hold 32-bit values."""
+    value = value ^ (value >> 16)
+    value = (value * 0x7FEB352D) & _MASK32
+    value = value ^ (value >> 15)
+    value = (value * 0x846CA68B) & _MASK32
+    return value ^ (value >> 16)
+
+
+def _round_keys(seed: int) -> list[int]:
+    digest = hashlib.sha256(f"feistel/{seed}".encode()).digest()
+    return [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(ROUNDS)]
+
+
+def random_uniform(count: int, seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """`count` numbers in (0, 1), odd multiples of 2⁻²⁴; float32 `[count]`."""
+    first, second, *_ = _round_keys(seed)
+    numbers = torch.empty(count, dtype=torch.float32, device=device)
+    for begin in range(0, count, CHUNK):
+        end = min(begin + CHUNK, count)
+        counter = torch.arange(begin, end, dtype=torch.int64, device=device)
+        mixed = _mix32(_mix32((counter & _MASK32) ^ first) ^ second ^ (counter >> 32))
+        numbers[begin:end] = ((mixed >> 9).float() + 0.5) / (1 << 23)
+    return numbers
+
+
+def _round_tables(bits: int, seed: int, device: torch.device) -> list[torch.Tensor]:
+    """What each round adds to one half, for every value of the other one: int32 `[2^half]` (int64
+    where positions need it). A half has few values, so looking up is quicker than mixing."""
+    low = bits // 2
+    masks = (1 << low) - 1, (1 << (bits - low)) - 1
+    dtype = torch.int32 if bits < 32 else torch.int64
+    tables = []
+    for number, key in enumerate(_round_keys(seed)):
+        half = torch.arange(masks[number % 2] + 1, dtype=torch.int64, device=device)
+        tables.append((_mix32(half ^ key) & masks[1 - number % 2]).to(dtype))
+    return tables
+
+
+def _permute(value: torch.Tensor, bits: int, tables: list[torch.Tensor]) -> torch.Tensor:
+    """An unbalanced Feistel network: a bijection of [0, 2**bits)."""
+    low = bits // 2
+    left, right = value >> low, value & ((1 << low) - 1)
+    for number, table in enumerate(tables):
+        if number % 2:
+            right ^= table.index_select(0, left)
+        else:
+            left ^= table.index_select(0, right)
+    return left.bitwise_left_shift_(low).bitwise_or_(right)
+
+
+def position_chunks(
+    size: int, count: int, seed: int, device: torch.device | str = "cpu"
+) -> Iterator[torch.Tensor]:
+    """What `random_positions` gives, a piece at a time."""
+    bits = max((size - 1).bit_length(), 2)
+    where = torch.device(device)
+    tables = _round_tables(bits, seed, where)
+    for piece in pieces(count, chunk_values(where, CHUNK)):
+        chunk = torch.arange(piece.start, piece.stop, dtype=tables[0].dtype, device=where)
+        chunk = _permute(chunk, bits, tables)
+        outside = at_least(chunk, size)
+        moved = chunk.index_select(0, outside)
+        while outside.numel():
+            moved = _permute(moved, bits, tables)
+            chunk.index_copy_(0, outside, moved)
+            still = at_least(moved, size)
+            outside, moved = outside.index_select(0, still), moved.index_select(0, still)
+        yield chunk.long()
+
+
+def random_positions(
+    size: int, count: int, seed: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """`count` distinct positions in [0, size), subsets equally likely over seeds (from size 20 up;
+    a Feistel network reaches only some permutations of a handful of values).
+
+    The first `count` values of a keyed permutation of [0, size) (Feistel network with cycle
+    walking; Black and Rogaway 2002). Returns int64 `[count]`, in the permutation's order.
+    """
+    positions = torch.empty(count, dtype=torch.int64, device=device)
+    begin = 0
+    for chunk in position_chunks(size, count, seed, device):
+        positions[begin : begin + chunk.numel()] = chunk
+        begin += chunk.numel()
+    return positions

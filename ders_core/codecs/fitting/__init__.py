@@ -1,0 +1,1 @@
+"""Choices that a codec makes from the values: levels, scales, which entries to keep, GPTQ."""

@@ -1,0 +1,168 @@
+"""The scale of each group of values, by its squared error and not by the largest value alone.
+
+Groups are first brought to a largest magnitude of 1, so that no square over- or underflows.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from scipy.stats import norm
+
+from ders_core.codecs.fitting.levels import Levels
+
+SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Shares of the group's largest magnitude that are tried as the outermost level."""
+
+SPREADS = (0.7, 1.0, 1.3)
+"""Multiples of what is best for a Gaussian of the group's variance that are tried."""
+
+REFINEMENTS = 2
+TINY = 1e-30
+CAUTION = 1e-3
+"""Share by which a bound is loosened, far above what sums in float32 are off by."""
+
+
+def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Levels) -> torch.Tensor:
+    """The scale s of each group with the least Σ w·(v − s·L[q])², `[groups]` float32.
+
+    values: `[..., size]` float32. weights: broadcastable to it, 0 for padding; None for 1. Tried
+    are shrunken ranges and multiples of the spread, the first of equals is taken; the best one is
+    refined by least squares.
+    """
+    heavy = None if weights is None else weights.expand_as(values).reshape(-1, values.shape[-1])
+    groups = values.reshape(-1, values.shape[-1])
+    largest = (groups if heavy is None else groups * (heavy > 0)).abs().amax(-1)
+    unit = groups / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
+    total = _summed(torch.ones_like(unit[:1]), heavy).clamp_min(TINY)
+    if levels.count == 2:  # one magnitude: its weighted mean (XNOR-Net 2016, BitDelta)
+        best = _summed(unit.abs(), heavy) / total * largest / levels.reach
+        return best.view(values.shape[:-1])
+    spread = (_summed(unit.square(), heavy) / total).sqrt() * _gaussian_scale(levels)
+    candidates = [torch.full_like(largest, share / levels.reach) for share in SHRINKS]
+    candidates += [spread * share for share in SPREADS]
+    best, least = candidates[-2], torch.full_like(largest, torch.inf)
+    first = torch.full_like(largest, len(candidates))
+    for number in (*range(len(SHRINKS), len(candidates)), *range(len(SHRINKS))):
+        scale = candidates[number]
+        error = _error(unit, heavy, levels, scale, least)
+        better = (error < least) | ((error == least) & (number < first))
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+        first = torch.where(better, float(number), first)
+    return (_refined(unit, heavy, levels, best, least) * largest).view(values.shape[:-1])
+
+
+def _summed(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return (values if weights is None else values * weights).sum(-1)
+
+
+def _error(
+    unit: torch.Tensor,
+    weights: torch.Tensor | None,
+    levels: Levels,
+    scale: torch.Tensor,
+    least: torch.Tensor,
+) -> torch.Tensor:
+    """Σ w·(u − s·L[q])² of each group `[groups]`; infinity where it is certainly above `least`.
+
+    unit: `[groups, size]` with a largest magnitude of 1, which a level's reach falls short of.
+    """
+    if weights is not None:
+        return _squares(unit, weights, levels, scale)
+    short = (1 - CAUTION - levels.reach * scale).clamp_min(0)
+    open_ = (short.square() * (1 - CAUTION) <= least).nonzero().flatten()
+    if 4 * open_.numel() > 3 * least.numel():  # to pick so many out costs more than it saves
+        return _squares(unit, None, levels, scale)
+    own = _squares(unit.index_select(0, open_), None, levels, scale.index_select(0, open_))
+    return torch.full_like(least, torch.inf).index_copy_(0, open_, own)
+
+
+def _squares(
+    unit: torch.Tensor, weights: torch.Tensor | None, levels: Levels, scale: torch.Tensor
+) -> torch.Tensor:
+    level = _level(unit, levels, scale).mul_(scale.unsqueeze(-1))
+    return _summed(torch.sub(unit, level, out=level).square_(), weights)
+
+
+def _refined(
+    unit: torch.Tensor,
+    weights: torch.Tensor | None,
+    levels: Levels,
+    best: torch.Tensor,
+    least: torch.Tensor,
+) -> torch.Tensor:
+    """`best` after steps of least squares given the codes, as long as they make `least` less."""
+    best, own, heavy = best.clone(), unit, weights
+    level = _level(unit, levels, best)
+    rows = torch.arange(len(unit), device=unit.device)
+    for _ in range(REFINEMENTS):
+        weighed = level if heavy is None else level * heavy
+        power = (level * weighed).sum(-1).clamp_min(TINY)
+        scale = (own * weighed).sum(-1).div_(power).clamp_min_(0)
+        level = _level(own, levels, scale)
+        lost = level * scale.unsqueeze(-1)
+        error = _summed(torch.sub(own, lost, out=lost).square_(), heavy)
+        better = (error < least).nonzero().flatten()  # what did not change would not change now
+        rows, least = rows[better], error[better]
+        best.index_copy_(0, rows, scale[better])
+        own, level = own.index_select(0, better), level.index_select(0, better)
+        heavy = None if heavy is None else heavy.index_select(0, better)
+    return best
+
+
+def best_lines(
+    values: torch.Tensor, weights: torch.Tensor, levels: Levels
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale s and offset z of each group with the least Σ w·(v − z − s·q)², q = 0 … n − 1.
+
+    As `best_scales`, for values that do not lie around zero.
+    """
+    real = (weights > 0).expand_as(values)
+    low = values.masked_fill(~real, torch.inf).amin(-1)
+    width = values.masked_fill(~real, -torch.inf).amax(-1) - low
+    safe = torch.where(width > 0, width, 1.0)
+    unit = (values - low.unsqueeze(-1)) / safe.unsqueeze(-1)  # 0 … 1
+    total = weights.expand_as(values).sum(-1).clamp_min(TINY)
+    slope, shift = torch.full_like(low, 1 / levels.reach), torch.zeros_like(low)
+    least = torch.full_like(low, torch.inf)
+    for number in range(len(SHRINKS) + REFINEMENTS):
+        if number < len(SHRINKS):
+            kept = SHRINKS[number]
+            tried = torch.full_like(low, kept / levels.reach), torch.full_like(low, (1 - kept) / 2)
+        else:
+            level = _level(unit - shift.unsqueeze(-1), levels, slope)
+            centre = (level * weights).sum(-1) / total
+            middle = (unit * weights).sum(-1) / total
+            apart = (level - centre.unsqueeze(-1)) * weights
+            power = (apart * level).sum(-1).clamp_min(TINY)
+            fitted = ((apart * (unit - middle.unsqueeze(-1))).sum(-1) / power).clamp_min(0)
+            tried = fitted, middle - fitted * centre
+        level = _level(unit - tried[1].unsqueeze(-1), levels, tried[0])
+        ahead = level * tried[0].unsqueeze(-1) + tried[1].unsqueeze(-1)
+        error = ((unit - ahead).square_() * weights).sum(-1)
+        better = error < least
+        slope, shift = torch.where(better, tried[0], slope), torch.where(better, tried[1], shift)
+        least = torch.where(better, error, least)
+    return slope * width, low + shift * width
+
+
+def _level(values: torch.Tensor, levels: Levels, scale: torch.Tensor) -> torch.Tensor:
+    return levels.snap_(values / torch.where(scale > 0, scale, 1.0).unsqueeze(-1))
+
+
+def _gaussian_scale(levels: Levels) -> float:
+    """The best scale for a Gaussian of variance 1: levels that are not uniform are made for one."""
+    return _gaussian_step(levels.count) if levels.uniform else 1.0
+
+
+@cache
+def _gaussian_step(count: int) -> float:
+    """The step with the least squared error for `count` uniform levels and a Gaussian of variance 1
+    (Max 1960, table II), to 1 / 64."""
+    at = norm.ppf((np.arange(4096) + 0.5) / 4096)
+    half = (count - 1) / 2
+    steps = np.arange(1, 256) / 64
+    codes = np.clip(np.round(at / steps[:, None] + half), 0, count - 1) - half
+    return float(steps[((at - codes * steps[:, None]) ** 2).mean(1).argmin()])

@@ -1,0 +1,82 @@
+"""The largest entries of a matrix, without sorting it: an exact two-pass radix histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ders_core.compute.pieces import at_least, chunk_values, pieces
+
+
+def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Positions of the `count` entries of largest magnitude, ascending; int64 `[count]`.
+
+    values: float32, any shape, finite. Ties at the threshold go to the lowest positions, so the
+    result does not depend on device or threads. Non-negative floats order as their bits do.
+    """
+    flat = values.reshape(-1)
+    return largest_read(flat.__getitem__, flat.numel(), count, flat.device)
+
+
+def largest_read(
+    read: Callable[[slice], torch.Tensor], size: int, count: int, device: torch.device
+) -> torch.Tensor:
+    """The same of `size` values that are read a piece at a time, each twice: float32 `[n]`, which
+    the next read may overwrite."""
+    if count <= 0:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    parts = list(pieces(size, chunk_values(device)))
+    room = torch.empty(2, parts[0].stop, dtype=torch.int32, device=device)
+
+    def keys_of(piece: slice) -> torch.Tensor:
+        """int32 that order as magnitudes do."""
+        bits = read(piece).view(torch.int32)
+        return torch.bitwise_and(bits, 0x7FFFFFFF, out=room[0, : bits.numel()])
+
+    histogram = torch.zeros(1 << 15, dtype=torch.int64, device=device)
+    for piece in parts:
+        keys = keys_of(piece)
+        high = torch.bitwise_right_shift(keys, 16, out=room[1, : keys.numel()])
+        histogram += torch.bincount(high, minlength=1 << 15)
+    bucket, above = _descend(histogram, count)
+    found, inside = [], []
+    for piece in parts:
+        keys = keys_of(piece)
+        places = at_least(keys, bucket << 16)
+        own = keys.index_select(0, places)
+        inside.append(own[own >> 16 == bucket] & 0xFFFF)
+        found.append((places.to(torch.int32), own))
+    low, more = _descend(torch.bincount(torch.cat(inside), minlength=1 << 16), count - above)
+    threshold, ties = (bucket << 16) | low, count - above - more
+    chosen, begin = torch.empty(count, dtype=torch.int64, device=device), 0
+    for piece, (places, own) in zip(parts, found, strict=True):
+        taken = own > threshold
+        equal = (own == threshold).nonzero().flatten()[:ties]
+        taken[equal] = True
+        ties -= equal.numel()
+        kept = places[taken]
+        end = begin + kept.numel()
+        torch.add(kept, piece.start, out=chosen[begin:end])
+        begin = end
+    return chosen
+
+
+def largest_of_rows(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Flat positions of the `count` entries of largest magnitude in each row, ascending; int64.
+
+    values: float32 `[rows, columns]`, finite. Ties go to the lowest columns.
+    """
+    rows, width = values.shape
+    order = values.abs().sort(dim=1, descending=True, stable=True).indices[:, :count]
+    first = torch.arange(rows, device=values.device).unsqueeze(1) * width
+    return (order.sort(dim=1).values + first).view(-1)
+
+
+def _descend(histogram: torch.Tensor, count: int) -> tuple[int, int]:
+    """The highest bucket at which the count of entries from above reaches `count`, and how many
+    lie strictly above it."""
+    from_above = histogram.flip(0).cumsum(0)
+    index = int(torch.searchsorted(from_above, count))
+    bucket = histogram.numel() - 1 - index
+    return bucket, int(from_above[index - 1]) if index else 0

@@ -1,0 +1,230 @@
+"""The codecs of one group's experts, and the tensors that the group takes in a packed file.
+
+Mostly all experts have one codec. Each of its parts is then stacked over the experts; a part whose
+length depends on the data is laid end to end, and the lengths stand in the manifest. Where experts
+have several codecs, each codec's parts go under its number, stacked over its own experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from ders_core.codecs import Codec, Keep, Parts, make_codec
+from ders_core.errors import CodecError
+from ders_core.files.spec import TensorSpec
+from ders_core.files.writer import tensor_bytes
+
+Lengths = Mapping[str, Sequence[int]]
+"""Part of varying length -> its length for each expert that has it."""
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor in the file, and the pieces that make it, one after another: never a second copy."""
+
+    spec: TensorSpec
+    pieces: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def whole(cls, tensor: torch.Tensor) -> Stacked:
+        return cls(TensorSpec(tensor.dtype, tuple(tensor.shape)), (tensor,))
+
+    @classmethod
+    def over_experts(cls, pieces: Sequence[torch.Tensor]) -> Stacked:
+        """Alike pieces, under a new first dimension."""
+        first = pieces[0]
+        return cls(TensorSpec(first.dtype, (len(pieces), *first.shape)), tuple(pieces))
+
+    @classmethod
+    def end_to_end(cls, pieces: Sequence[torch.Tensor]) -> Stacked:
+        """Pieces that differ in their first dimension."""
+        length = sum(len(piece) for piece in pieces)
+        return cls(TensorSpec(pieces[0].dtype, (length, *pieces[0].shape[1:])), tuple(pieces))
+
+    def raw(self) -> Iterator[memoryview]:
+        """Its bytes in chunks."""
+        for piece in self.pieces:
+            yield from tensor_bytes(piece)
+
+
+@dataclass(frozen=True)
+class GroupCodec:
+    """codecs: the distinct ones. uses: for each expert, which one."""
+
+    codecs: tuple[Codec, ...]
+    uses: tuple[int, ...]
+
+    @classmethod
+    def of(cls, per_expert: Sequence[Codec]) -> GroupCodec:
+        """From the codec of each expert."""
+        distinct = tuple(dict.fromkeys(per_expert))
+        return cls(distinct, tuple(distinct.index(codec) for codec in per_expert))
+
+    @classmethod
+    def same(cls, codec: Codec, experts: int) -> GroupCodec:
+        return cls((codec,), (0,) * experts)
+
+    @classmethod
+    def load(cls, codecs: Any, uses: Sequence[int] | None, experts: int) -> GroupCodec:
+        """The inverse of `dump`. Raises CodecError for what no group can have."""
+        if isinstance(codecs, Mapping) != (uses is None):
+            raise CodecError("the experts have one codec, or several and uses that tell whose")
+        if uses is None:
+            return cls.same(make_codec(codecs), experts)
+        found = tuple(make_codec(fields) for fields in codecs)
+        if len(uses) != experts or set(uses) != set(range(len(found))):
+            raise CodecError("the experts' codecs are not told for each of them")
+        return cls(found, tuple(uses))
+
+    def dump(self) -> tuple[Any, tuple[int, ...] | None]:
+        """(codec, None), or (codecs, uses) where there are several; plain values."""
+        if self.codec is not None:
+            return self.codec.dump(), None
+        return [codec.dump() for codec in self.codecs], self.uses
+
+    @property
+    def codec(self) -> Codec | None:
+        """The one of all experts; None where they have several."""
+        return self.codecs[0] if len(self.codecs) == 1 else None
+
+    @property
+    def label(self) -> str:
+        if self.codec is not None:
+            return self.codec.label
+        counts = [self.uses.count(number) for number in range(len(self.codecs))]
+        told = zip(counts, self.codecs, strict=True)
+        return "; ".join(f"{count} × {codec.label}" for count, codec in told)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether every expert stays as it is."""
+        return isinstance(self.codec, Keep)
+
+    @property
+    def exact(self) -> bool:
+        return all(codec.exact for codec in self.codecs)
+
+    @property
+    def settled(self) -> bool:
+        return all(codec.settled for codec in self.codecs)
+
+    def expert(self, number: int) -> Codec:
+        return self.codecs[self.uses[number]]
+
+    def members(self, number: int) -> list[int]:
+        """The experts that have one of the codecs."""
+        return [expert for expert, use in enumerate(self.uses) if use == number]
+
+    def fit(self, deltas: Callable[[list[int]], Iterable[torch.Tensor]]) -> GroupCodec:
+        """Every codec settled on the deltas of its own experts."""
+        fitted = tuple(
+            codec.fit(deltas(self.members(number))) for number, codec in enumerate(self.codecs)
+        )
+        return GroupCodec(fitted, self.uses)
+
+    def specs(
+        self, shape: tuple[int, int], dtype: torch.dtype, lengths: Lengths | None = None
+    ) -> dict[str, TensorSpec]:
+        """Part in the file -> dtype and shape, for experts `[out, in]` stored as `dtype`. Without
+        `lengths`, parts of varying length are as long as they can be."""
+        specs: dict[str, TensorSpec] = {}
+        for number, codec in enumerate(self.codecs):
+            count = self.uses.count(number)
+            for part, spec in codec.parts(shape, dtype).items():
+                name = self._name(number, part)
+                if part not in codec.ragged:
+                    stacked = (count, *spec.shape)
+                elif lengths is None:
+                    stacked = (count * spec.shape[0], *spec.shape[1:])
+                else:
+                    stacked = (sum(lengths[name]), *spec.shape[1:])
+                specs[name] = TensorSpec(spec.dtype, stacked)
+        return specs
+
+    def fits(self, lengths: Lengths, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+        """Whether lengths from a file are those of this group's parts, and none is too long."""
+        wanted = {}
+        for number, codec in enumerate(self.codecs):
+            parts = codec.parts(shape, dtype)
+            for part in codec.ragged:
+                wanted[self._name(number, part)] = (parts[part].shape[0], self.uses.count(number))
+        return lengths.keys() == wanted.keys() and all(
+            len(lengths[name]) == count and all(0 <= own <= most for own in lengths[name])
+            for name, (most, count) in wanted.items()
+        )
+
+    def stack(
+        self, parts: Sequence[Parts]
+    ) -> tuple[dict[str, Stacked], dict[str, tuple[int, ...]]]:
+        """Each expert's parts -> the group's tensors, and the lengths of those that vary."""
+        tensors: dict[str, Stacked] = {}
+        lengths: dict[str, tuple[int, ...]] = {}
+        for number, codec in enumerate(self.codecs):
+            own = [parts[expert] for expert in self.members(number)]
+            for part in own[0]:
+                name, pieces = self._name(number, part), [found[part] for found in own]
+                if part in codec.ragged:
+                    tensors[name] = Stacked.end_to_end(pieces)
+                    lengths[name] = tuple(len(piece) for piece in pieces)
+                else:
+                    tensors[name] = Stacked.over_experts(pieces)
+        return tensors, lengths
+
+    def take(
+        self,
+        expert: int,
+        read: Callable[[str, slice], torch.Tensor],
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        lengths: Lengths,
+    ) -> Parts:
+        """One expert's parts. `read(part, rows)` gives rows of a group's tensor."""
+        number = self.uses[expert]
+        row = self.uses[:expert].count(number)
+        codec = self.codecs[number]
+        parts: Parts = {}
+        for part in codec.parts(shape, dtype):
+            name = self._name(number, part)
+            if part in codec.ragged:
+                begin, end = _span(lengths[name], row)
+                parts[part] = read(name, slice(begin, end))
+            else:
+                parts[part] = read(name, slice(row, row + 1))[0]
+        return parts
+
+    def _name(self, number: int, part: str) -> str:
+        return part if self.codec is not None else f"{number}.{part}"
+
+
+def _span(lengths: Sequence[int], row: int) -> tuple[int, int]:
+    ends = [0, *accumulate(lengths)]
+    return ends[row], ends[row + 1]
+
+
+def packed_parts(
+    codec: GroupCodec,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    *,
+    bases: int | None = None,
+    biases: bool = False,
+    lengths: Lengths | None = None,
+) -> dict[str, TensorSpec]:
+    """Part -> dtype and shape of a group of `shape` (experts, out, in) stored as `dtype`.
+
+    bases: how many there are, None for one that is not stacked; a group that is kept has none.
+    Biases stay as they are, `[experts, out]`. lengths: of parts that vary; without, the most.
+    """
+    experts, out, width = shape
+    parts = codec.specs((out, width), dtype, lengths)
+    if not codec.keeps:
+        base = (out, width) if bases is None else (bases, out, width)
+        parts = {"base": TensorSpec(dtype, base), **parts}
+    if biases:
+        parts["bias"] = TensorSpec(dtype, (experts, out))
+    return parts

@@ -1,0 +1,1 @@
+"""How work is done: devices, threads, buffers, cache-sized pieces, progress."""

@@ -1,0 +1,81 @@
+"""Errors of weights: sums of squares in pieces that stay in cache."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ders_core.compute.pieces import chunk_values, pieces
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Σ(Ŵ−W)², Σ(W−base)² and ΣW² of some weights. Squares are float32 in pieces, their sums
+    float64."""
+
+    error: float = 0.0
+    delta: float = 0.0
+    weight: float = 0.0
+
+    def __add__(self, other: Squares) -> Squares:
+        return Squares(
+            self.error + other.error, self.delta + other.delta, self.weight + other.weight
+        )
+
+    @property
+    def relative(self) -> tuple[float, float]:
+        """(‖Ŵ−W‖/‖Δ‖, ‖Ŵ−W‖/‖W‖); 0 where there was nothing to lose."""
+        return relative_errors(self.error, self.delta, self.weight)
+
+
+def compare(
+    synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor | None = None
+) -> Squares:
+    """Of one expert; any dtypes, one shape. Without a base there is no delta."""
+    flat = [own.reshape(-1) for own in (weight, synthesized, base) if own is not None]
+    size = flat[0].numel()
+    step = min(chunk_values(weight.device), max(size, 1))
+    desk = torch.empty(2, step, device=weight.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
+    for part in pieces(size, step):
+        count = part.stop - part.start
+        own, lost = desk[0, :count], desk[1, :count]
+        own.copy_(flat[0][part])
+        for number, other in enumerate(flat[1:]):
+            torch.sub(own, other[part], out=lost)
+            sums[number] += lost.square_().sum()
+        sums[2] += own.square_().sum()
+    error, delta, energy = sums.tolist()
+    return Squares(error, delta, energy)
+
+
+def is_finite(weight: torch.Tensor) -> bool:
+    """Whether every value is; by its sums, which one that is not cannot leave finite."""
+    flat = weight.reshape(-1)
+    return all(
+        math.isfinite(float(own.sum(dtype=torch.float32))) or bool(torch.isfinite(own).all())
+        for own in flat.split(1 << 22)
+    )
+
+
+def squared(tensor: torch.Tensor) -> float:
+    """‖·‖² summed in float64, a piece at a time."""
+    flat = tensor.reshape(-1)
+    return sum(float(chunk.double().square().sum()) for chunk in flat.split(1 << 18))
+
+
+def relative_errors(error: float, delta_energy: float, weight_energy: float) -> tuple[float, float]:
+    """(‖Ŵ−W‖/‖Δ‖, ‖Ŵ−W‖/‖W‖) from sums of squares; 0 where there was nothing to lose."""
+    return (
+        (error / delta_energy) ** 0.5 if delta_energy else 0.0,
+        (error / weight_energy) ** 0.5 if weight_energy else 0.0,
+    )
+
+
+def output_squared(error: torch.Tensor, moments: torch.Tensor) -> float:
+    """E‖E·x‖² of inputs with the second moments `[in, in]`, or `[in]` their diagonal."""
+    own = error.float()
+    heavy = own * moments if moments.dim() == 1 else own @ moments
+    return max(float((heavy * own).sum(dtype=torch.float64)), 0.0)

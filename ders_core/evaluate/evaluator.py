@@ -1,0 +1,121 @@
+"""Quick evaluation: a model alone, or against a reference, one in memory at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ders_core.compute.device import device_label, resolve_device
+from ders_core.compute.progress import Progress, quiet
+from ders_core.errors import EvaluationError
+from ders_core.evaluate.forward import Answers, answers, loaded
+from ders_core.evaluate.metrics import Totals
+from ders_core.evaluate.quality import Quality
+from ders_core.evaluate.reference import reference_store
+from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
+from ders_core.files.address import as_local
+from ders_core.files.store import TensorStore
+from ders_core.hf import load_tokenizer
+
+
+def evaluate(
+    model: str | Path,
+    reference: str | Path | None = None,
+    *,
+    text: str | Path,
+    device: str = "cpu",
+    max_tokens: int = 8192,
+    window: int = 512,
+    batch: int = 8,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = quiet,
+) -> Quality:
+    """Measure `model` on a text file, and compare it token by token with `reference`.
+
+    Both are directories, packed or not. text: path of a UTF-8 file. window: tokens of context, not
+    overlapping, and no more than the models are made for. batch: windows at once. dtype: of the
+    computation, by default the checkpoints'. The reference runs first; what it says is kept on disk
+    in float32 (float16 beyond 4 GB) until the model has run. progress counts predicted tokens of
+    both passes.
+    Raises EvaluationError if the text is too short, the two do not share a tokenizer and a
+    vocabulary, or one computes values that are not finite.
+    """
+    started = time.monotonic()
+    where = resolve_device(device)
+    check_sizes(window, max_tokens, batch)
+    paths = [model] if reference is None else [reference, model]
+    configs = [TensorStore.open(as_local(path)).config for path in paths]
+    window = fitting_window(window, configs)
+    windows = _windows(paths, read_text(text), window, max_tokens, trust_remote_code)
+    tokens = windows[:, 1:].numel()
+    done = 0
+
+    def measure(path: str | Path, what: str, take: Callable[[int, Answers], None]) -> None:
+        nonlocal done
+        progress(done, len(paths) * tokens, f"loading {what}")
+        with loaded(path, where.type, dtype, trust_remote_code) as network:
+            for number, said in enumerate(answers(network, windows, batch)):
+                take(number, said)
+                done += said.targets.numel()
+                progress(done, len(paths) * tokens, f"measuring {what}")
+
+    own, other = Totals(), Totals()
+    if reference is None:
+        measure(model, "the model", lambda _, said: own.add(said))
+    else:
+        with reference_store(tokens, _shared_vocabulary(paths, configs)) as store:
+
+            def keep(number: int, said: Answers) -> None:
+                other.add(said)
+                store.write(number, said)
+
+            def compare(number: int, said: Answers) -> None:
+                own.add(said)
+                own.compare(said, store.read(number))
+
+            measure(reference, "the original", keep)
+            measure(model, "the compressed model", compare)
+    compared = reference is not None
+    return Quality(
+        tokens=own.tokens,
+        perplexity=own.perplexity,
+        reference_perplexity=other.perplexity if compared else None,
+        kl=own.kl / own.tokens if compared else None,
+        top1_agreement=own.same_top / own.tokens if compared else None,
+        routing_agreement=own.same_experts / own.routed if own.routed else None,
+        device=device_label(where),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _windows(
+    paths: list[str | Path], text: str, window: int, max_tokens: int, trust_remote_code: bool
+) -> torch.Tensor:
+    """The windows of the text, if every model's tokenizer makes the same of it."""
+    first, *others = (
+        token_windows(
+            load_tokenizer(path, trust_remote_code=trust_remote_code), text, window, max_tokens
+        )
+        for path in paths
+    )
+    if not all(torch.equal(first, other) for other in others):
+        raise EvaluationError(
+            f"{paths[1]} splits the text into other tokens than {paths[0]}; only models with one "
+            "tokenizer can be compared"
+        )
+    return first
+
+
+def _shared_vocabulary(paths: list[str | Path], configs: list[dict[str, object]]) -> int:
+    """Entries of the vocabulary of both models."""
+    first, second = (config.get("vocab_size") for config in configs)
+    if not isinstance(first, int) or first != second:
+        raise EvaluationError(
+            f"{paths[1]} has a vocabulary of {second}, {paths[0]} one of {first}; only models "
+            "with one vocabulary can be compared"
+        )
+    return first

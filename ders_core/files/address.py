@@ -1,0 +1,167 @@
+"""Where a checkpoint lies: a local directory, or an address such as hf://owner/repo."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ders_core.errors import CheckpointError
+from ders_core.files import remote
+
+ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+HUB, WEB = "hf", ("http", "https")
+LOCAL = frozenset(("file", "local", "dir", "data", "zip", "tar", "libarchive", "reference"))
+"""Protocols that open what lies on this machine, or inside of another file."""
+
+COPY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Listing:
+    """names: of the files of a directory. complete: False where its server lists nothing, and only
+    files of usual names were looked for."""
+
+    names: frozenset[str]
+    complete: bool
+
+
+def is_address(place: object) -> bool:
+    """Whether a text names a protocol, as hf://owner/repo does; a chain of several does too."""
+    return isinstance(place, str) and bool(ADDRESS.match(place) or re.search("::.*://", place))
+
+
+def is_remote(path: object) -> bool:
+    """Whether what `as_path` gave lies elsewhere."""
+    return not isinstance(path, Path)
+
+
+def shown(address: str) -> str:
+    """An address without its credentials, for messages."""
+    return remote.clean(address)
+
+
+def as_path(place: str | Path) -> Path:
+    """A local path with ~ expanded, or for an address one that universal_pathlib makes.
+
+    The latter has no credentials in its text. Raises CheckpointError for an address that cannot be
+    understood, for one that names a local file by a protocol, and if its driver is not installed.
+    """
+    if not isinstance(place, str):
+        return place if is_remote(place) else place.expanduser()
+    if not is_address(place):
+        return Path(place).expanduser()
+    found = ADDRESS.match(place)
+    if found is None or "::" in place:
+        raise CheckpointError(f"{shown(place)} chains protocols (::), which is not read here")
+    protocol, rest = found["protocol"].lower(), found["rest"].rstrip("/")
+    if protocol in LOCAL:
+        raise CheckpointError(
+            f"{shown(place)} names something on this machine by a protocol; give its plain path"
+        )
+    host, slash, below = rest.partition("/")
+    user, at, host = host.rpartition("@")
+    options: dict[str, Any] = {}
+    if protocol in WEB:
+        if {"?", "#"} & set(rest):
+            raise CheckpointError(
+                f"{shown(place)} has a query or a fragment, which no directory has; give the "
+                "address of the directory that holds config.json"
+            )
+        options = remote.web_options(*map(unquote, user.split(":", 1) if at else []))
+        rest = host + slash + below
+    elif at and protocol != HUB:
+        raise CheckpointError(
+            f"{shown(place)} has credentials in it; give them as the driver of {protocol}:// takes "
+            "them (its environment variables, or fsspec's configuration)"
+        )
+    return remote.connect(f"{protocol}://{rest}", options)
+
+
+def as_local(place: str | Path) -> Path:
+    """A local path. Raises CheckpointError with the way to get one for an address."""
+    path = as_path(place)
+    if is_remote(path):
+        protocol, _, name = str(path).partition("://")
+        repo, _, revision = name.partition("@")
+        more = f" --revision {revision}" if revision else ""
+        how = f" (`hf download {repo}{more} --local-dir DIR`)" if protocol == HUB else ""
+        raise CheckpointError(
+            f"{path} lies elsewhere, and this needs a local directory; download it first{how}"
+        )
+    return path
+
+
+def list_files(directory: Path) -> Listing:
+    """Raises CheckpointError if there is no such directory."""
+    if is_remote(directory):
+        return Listing(*remote.list_files(directory))
+    if not directory.exists():
+        raise CheckpointError(f"{directory} does not exist; check the path")
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; give the directory that holds it")
+    with os.scandir(directory) as entries:
+        return Listing(frozenset(entry.name for entry in entries if entry.is_file()), True)
+
+
+def is_file(path: Path) -> bool:
+    return remote.exists(path) if is_remote(path) else path.is_file()
+
+
+def file_size(path: Path) -> int:
+    """Bytes."""
+    return remote.size(path) if is_remote(path) else os.path.getsize(path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A small file, whole."""
+    return remote.read_range(path, 0, remote.size(path)) if is_remote(path) else path.read_bytes()
+
+
+def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes `begin` … `end` of each range; fewer where a local file ends before."""
+    if is_remote(path):
+        return remote.read_ranges(path, ranges)
+    found = []
+    with open(path, "rb") as file:
+        for begin, end in ranges:
+            file.seek(begin)
+            found.append(file.read(end - begin))
+    return found
+
+
+def read_range(path: Path, begin: int, end: int) -> bytes:
+    """As `read_ranges`."""
+    return read_ranges(path, [(begin, end)])[0]
+
+
+def copy_file(path: Path, target: Path) -> None:
+    """By content (a hub cache holds links)."""
+    if not is_remote(path):
+        shutil.copyfile(path, target)
+        return
+    size = remote.size(path)
+    with open(target, "wb") as file:
+        for begin in range(0, size, COPY_BYTES):
+            file.write(remote.read_range(path, begin, min(begin + COPY_BYTES, size)))
+
+
+def lies_below(address: str, root: str) -> bool:
+    """Whether an address is another one or lies below it, by protocol, host and whole names."""
+    own, other = _split(address), _split(root)
+    return own is not None and other is not None and own[: len(other)] == other
+
+
+def _split(address: str) -> tuple[str, ...] | None:
+    """Protocol, host and names; None for what is not plain (credentials, .., encoded slashes)."""
+    parts = urlsplit(address)
+    names = [name for name in parts.path.split("/") if name]
+    odd = any(unquote(name) in (".", "..") or {"%", "\\"} & set(name) for name in names)
+    if odd or not parts.scheme or "@" in parts.netloc or parts.query or parts.fragment:
+        return None
+    return tuple(filter(None, (parts.scheme.lower(), parts.netloc.lower(), *names)))

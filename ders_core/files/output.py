@@ -1,0 +1,193 @@
+"""An output directory appears whole or not at all; an interrupted run can be continued."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ders_core.errors import CheckpointError, OutputError
+from ders_core.files.address import copy_file
+from ders_core.files.store import read_json
+from ders_core.files.writer import ASIDE, write_json
+
+STATE = ".ders-state.json"
+"""Hidden, because side files of a checkpoint never are: no name of theirs can be in the way."""
+
+REFUSALS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
+"""What the system says of a place that cannot be written, whatever the disk's room."""
+
+
+def partial_path(out: Path) -> Path:
+    """Where an unfinished output is kept: a sibling, hence on the same disk."""
+    return out.with_name(out.name + ".partial")
+
+
+@contextmanager
+def output_directory(
+    out: str | Path, *, work: dict[str, Any] | None = None, resume: bool = False, needs: int = 0
+) -> Iterator[Path]:
+    """Yield a directory to write into; it becomes `out` when the block ends without an error.
+
+    work: what is being done, as JSON; given, an interrupted block leaves its directory behind, and
+    `resume` continues it if it was the same work. Without it, an interrupted block leaves nothing.
+    needs: bytes that will be written, checked against the free disk first.
+    Raises OutputError if `out` exists, is being written by another process, belongs to other work,
+    or the disk is full.
+    """
+    target = Path(out).expanduser()
+    partial = partial_path(target)
+    with _full_disk(target), _lock(target):
+        if target.exists() or target.is_symlink():
+            raise OutputError(f"{target} exists already; choose another name or remove it")
+        _prepare(partial, work, resume)
+        try:
+            _check_room(partial, needs)
+            yield partial
+        except BaseException:
+            if work is None:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_tree(partial)
+        if target.exists():
+            raise OutputError(f"{target} appeared while it was being written; choose another name")
+        (partial / STATE).unlink(missing_ok=True)
+        os.rename(partial, target)
+        sync_directory(target.parent)
+
+
+def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
+    if partial.exists():
+        if work is None or not set(partial.iterdir()) - set(partial.glob(ASIDE)):
+            shutil.rmtree(partial)  # nothing that somebody could continue
+        elif not resume:
+            raise OutputError(
+                f"{partial} holds an unfinished run; continue it with --resume or remove it"
+            )
+        else:
+            try:
+                same = read_json(partial / STATE) == work
+            except CheckpointError:
+                same = False
+            if not same:
+                raise OutputError(
+                    f"{partial} was begun from another checkpoint or recipe; remove it first"
+                )
+            for left in partial.glob(ASIDE):  # by a process that was killed
+                left.unlink()
+            return
+    partial.mkdir(parents=True)
+    if work is not None:
+        write_json(partial / STATE, work)
+
+
+def _check_room(partial: Path, needs: int) -> None:
+    free = shutil.disk_usage(partial).free
+    if needs > free:
+        raise OutputError(
+            f"{partial.parent}: the output needs {needs / 1e9:.3g} GB, but only {free / 1e9:.3g} "
+            "GB are free on that disk; free some space or choose another place"
+        )
+
+
+@contextmanager
+def _full_disk(target: Path) -> Iterator[None]:
+    """Turn the system's refusals into sentences."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"the disk of {target} is full; free some space, then run again"
+            ) from error
+        if error.errno in REFUSALS:
+            raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+        raise
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Hold an exclusive lock beside the output; the system drops it if the process dies."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.lock")
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(file.fileno()).st_nlink == 0  # its holder has just finished
+        except BlockingIOError:
+            taken = True
+        if taken:
+            raise OutputError(
+                f"{target} is being written by another process; wait for it or cancel it"
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a place beside `path` to write to; when the block ends, it becomes `path`.
+
+    An interrupted block leaves nothing. Raises OutputError, before the block where that can be, if
+    `path` exists or cannot be written.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputError(f"{path} exists already; choose another name or remove it")
+    with ExitStack() as stack:
+        with refused_writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+            whole = Path(stack.enter_context(aside)) / path.name
+        yield whole
+        with refused_writes(path):
+            os.replace(whole, path)
+            sync_directory(path.parent)
+
+
+@contextmanager
+def refused_writes(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def copy_files(files: Sequence[Path], directory: Path) -> None:
+    """Copy side files by content."""
+    for file in files:
+        copy_file(file, directory / file.name)
+
+
+def sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(directory: Path) -> None:
+    """Sync every file of a finished directory, then the directory itself."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        elif path.is_dir():
+            sync_directory(path)
+    sync_directory(directory)

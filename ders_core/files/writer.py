@@ -1,0 +1,167 @@
+"""Safetensors files written in a stream, with checksums; each appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ders_core.files.header import CHUNK_BYTES
+from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.store import INDEX
+
+MAX_SHARD_BYTES = 4_000_000_000
+
+ASIDE = ".*.tmp"
+"""Pattern of the names under which files are written before they are whole."""
+
+METADATA = {"format": "pt"}
+"""What transformers expects in the header of every safetensors file."""
+
+Specs = Mapping[str, TensorSpec]
+
+
+def encode_header(specs: Specs, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Length prefix and header of a safetensors file that holds `specs` in this order, end to end.
+
+    Keeping wide dtypes first (see `file_order`) keeps every tensor aligned for memory mapping.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, spec in specs.items():
+        end = position + spec.nbytes
+        entries[name] = {
+            "dtype": NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_order(specs: Specs) -> dict[str, TensorSpec]:
+    """Specs sorted as safetensors sorts them: wide dtypes first, then by name."""
+    return dict(sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+
+
+def file_bytes(specs: Specs, metadata: Mapping[str, str] | None = None) -> int:
+    """Exact size on disk of a safetensors file that will hold `specs`."""
+    return len(encode_header(specs, metadata)) + sum(spec.nbytes for spec in specs.values())
+
+
+def shards(specs: Specs, max_bytes: int = MAX_SHARD_BYTES) -> dict[str, dict[str, TensorSpec]]:
+    """File name -> its tensors: filled in order, each file up to `max_bytes` where tensors allow.
+
+    One file is called model.safetensors; several are numbered as transformers numbers them.
+    """
+    parts: list[dict[str, TensorSpec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if parts[-1] and filled + spec.nbytes > max_bytes:
+            parts.append({})
+            filled = 0
+        parts[-1][name] = spec
+        filled += spec.nbytes
+    if len(parts) == 1:
+        return {"model.safetensors": file_order(parts[0])}
+    return {
+        f"model-{number:05d}-of-{len(parts):05d}.safetensors": file_order(part)
+        for number, part in enumerate(parts, 1)
+    }
+
+
+def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The bytes of a CPU tensor in chunks, without a copy of the whole."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    for begin in range(0, flat.size, CHUNK_BYTES):
+        yield memoryview(flat[begin : begin + CHUNK_BYTES])  # type: ignore[arg-type]
+
+
+def _aside(path: Path) -> Path:
+    """A hidden name beside `path` that no other process on any host uses (see `ASIDE`)."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
+
+
+def write_file(
+    path: Path,
+    specs: Specs,
+    read: Callable[[str], Iterable[bytes | memoryview]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    sync: bool = True,
+) -> dict[str, str]:
+    """Write one safetensors file, tensor by tensor in the order of `specs`.
+
+    `read(name)` yields a tensor's bytes. The file is written aside, synced and renamed; without
+    `sync` it outlives this process, but may not outlive the machine. Returns the hex SHA-256 of
+    each tensor's bytes.
+    """
+    checksums: dict[str, str] = {}
+    aside = _aside(path)
+    with open(aside, "wb") as file:
+        file.write(encode_header(specs, metadata))
+        for name, spec in specs.items():
+            digest, count = hashlib.sha256(), 0
+            for chunk in read(name):
+                digest.update(chunk)
+                count += file.write(chunk)
+            if count != spec.nbytes:
+                raise AssertionError(f"{name}: {count} bytes written, {spec.nbytes} promised")
+            checksums[name] = digest.hexdigest()
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(aside, path)
+    return checksums
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Write tensors that are in memory to one safetensors file; returns their checksums."""
+    specs = file_order(
+        {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    )
+    return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()))
+
+
+def json_text(value: Any) -> str:
+    """JSON as it is written everywhere here. Keys keep their order."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 aside, sync, rename."""
+    aside = _aside(path)
+    with open(aside, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_text` does; equal values give equal bytes."""
+    write_text(path, json_text(value))
+
+
+def write_index(
+    directory: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """The index that transformers expects beside several shards; nothing for a single file.
+
+    metadata: what else it is to say beside the size.
+    """
+    if list(files) == ["model.safetensors"]:
+        return
+    total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
+    weight_map = {name: file for file, specs in files.items() for name in specs}
+    told = {**(metadata or {}), "total_size": total}
+    index = {"metadata": told, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(directory / INDEX, index)

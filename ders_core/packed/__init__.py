@@ -1,0 +1,1 @@
+"""The packed checkpoint: its manifest, its reader, and the original that it stands for."""

@@ -1,0 +1,216 @@
+"""The manifest of a packed checkpoint: everything that is needed to synthesize it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from ders_core.checkpoint.axes import EXPERT, IN, MATRIX, OUT, PART, Axes
+from ders_core.checkpoint.layouts import PROJECTIONS
+from ders_core.checkpoint.matrix import Matrix, Slot
+from ders_core.codecs.group import GroupCodec
+from ders_core.errors import CheckpointError
+from ders_core.files.store import read_json
+from ders_core.recipe import DenseBase, Recipe
+
+MANIFEST = "ders_manifest.json"
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+QUANT_METHOD = "ders"
+
+
+class PackedSource(BaseModel):
+    """Where one expert's weight or bias lay: a tensor, its axes, and which part of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensor: str
+    axes: str = str(MATRIX)
+    """See `ders_core.checkpoint.axes`."""
+    experts: int = Field(default=1, ge=1, lt=1 << 32)
+    """How many experts the tensor holds; `expert` is which of them this is."""
+    expert: int = Field(default=0, ge=0)
+    parts: int = Field(default=1, ge=1, le=3)
+    """How many projections the tensor holds; `part` is which of them this is."""
+    part: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: Any) -> Any:
+        """A name alone is a tensor that is one expert's matrix."""
+        return {"tensor": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _check(self) -> PackedSource:
+        Axes.parse(self.axes)
+        if self.expert >= self.experts or self.part >= self.parts:
+            raise ValueError(f"{self.tensor!r} does not hold what is asked of it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _shorten(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        told = {
+            key: value
+            for key, value in fields.items()
+            if value != type(self).model_fields[key].default
+        }
+        return self.tensor if list(told) == ["tensor"] else told
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> PackedSource:
+        """The place of a matrix of the source checkpoint."""
+        slot = matrix.slot
+        return cls(
+            tensor=matrix.info.name,
+            axes=str(slot.axes),
+            experts=slot.sizes.get(EXPERT, 1),
+            expert=slot.expert,
+            parts=slot.sizes.get(PART, 1),
+            part=slot.part,
+        )
+
+    def slot(self, shape: tuple[int, int]) -> Slot:
+        """The same place again, for a matrix `[out, in]`, or a bias `[out, 1]`."""
+        sizes = {EXPERT: self.experts, PART: self.parts, OUT: shape[0], IN: shape[1]}
+        axes = Axes.parse(self.axes)
+        own = {axis: size for axis, size in sizes.items() if axis in axes.order}
+        return Slot(axes, own, self.expert, self.part)
+
+
+class PackedGroup(BaseModel):
+    """One packed group: where its parts are, how to read them, and where they came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int
+    projection: str
+    prefix: str
+    """The parts are the tensors `<prefix>.<part>`; the base is `<prefix>.base`."""
+    codec: dict[str, Any] | tuple[dict[str, Any], ...]
+    """With the codec `keep` there is no base, and `<prefix>.weight` holds the weights. Several
+    codecs have the parts `<prefix>.<number>.<part>`."""
+    uses: tuple[int, ...] | None = None
+    """With several codecs, which one is whose."""
+    lengths: dict[str, tuple[int, ...]] = {}
+    """Of parts that are as long as the data wanted: the length of each expert that has one."""
+    shape: tuple[int, int, int]
+    """(experts, out, in)"""
+    dtype: str
+    experts: tuple[PackedSource, ...]
+    """Where each expert's weight lay."""
+    biases: tuple[PackedSource, ...] = ()
+    """Where each expert's bias lay; `<prefix>.bias` `[experts, out]` holds them as they were."""
+    stored: str | None = None
+    """The scheme of codes in which the source holds the weights; its scales are carried over."""
+    bases: tuple[int, ...] | None = None
+    """With several bases, `<prefix>.base` is `[bases, out, in]`; this is which one is whose."""
+
+    def group_codec(self) -> GroupCodec:
+        """Raises CodecError if it is not one."""
+        return GroupCodec.load(self.codec, self.uses, self.shape[0])
+
+
+class Source(BaseModel):
+    """The checkpoint that was packed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: str
+    bytes_total: int
+    files: dict[str, tuple[str, ...]]
+    """File name -> tensor names in the order in which they lay on disk."""
+    metadata: dict[str, dict[str, str]]
+    index: dict[str, Any] = {}
+    """What the index of several shards said of them."""
+    config: str | None = None
+    """The text of config.json."""
+
+
+class Manifest(BaseModel):
+    """What `ders_manifest.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    layout: str
+    source: Source
+    recipe: dict[str, Any]
+    groups: tuple[PackedGroup, ...]
+    checksums: dict[str, str]
+    """Tensor name -> hex SHA-256 of its bytes."""
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Raises CheckpointError if it is missing, malformed or of an unknown version."""
+        data = read_json(directory / MANIFEST)
+        version = data.get("format_version")
+        if version not in READABLE:
+            raise CheckpointError(
+                f"{directory} was packed in format version {version}; this program reads versions "
+                f"{READABLE[0]} to {READABLE[-1]}, so install the version of ders-studio that "
+                "wrote it"
+            )
+        try:
+            manifest = cls.model_validate(_upgraded(data) if version == 1 else data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CheckpointError(f"{directory / MANIFEST}: {where}: {first['msg']}") from error
+        try:
+            Recipe.model_validate(manifest.recipe)
+        except ValidationError as error:
+            raise CheckpointError(
+                f"{directory / MANIFEST}: the recipe is malformed; copy the directory again"
+            ) from error
+        for group in manifest.groups:
+            count = group.shape[0]
+            if (
+                group.projection not in PROJECTIONS
+                or min(group.shape) < 1
+                or len(group.experts) != count
+                or len(group.biases) not in (0, count)
+                or (group.bases is not None and not _numbers_bases(group.bases, count))
+            ):
+                raise CheckpointError(
+                    f"{directory / MANIFEST}: layer {group.layer}, {group.projection} contradicts "
+                    "itself; copy the directory again"
+                )
+        for name in manifest.source.files:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise CheckpointError(f"{directory / MANIFEST} names the file {name!r}; refused")
+        return manifest
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of version 1 as version 2 says it: positions had forms of fixed length."""
+    for group in data.get("groups") or ():
+        codec = group.get("codec") if isinstance(group, dict) else None
+        if isinstance(codec, dict) and codec.get("method") == "magnitude":
+            codec["positions"] = "fixed"
+    return data
+
+
+def _numbers_bases(bases: tuple[int, ...], experts: int) -> bool:
+    """Whether every expert has a base, and every base an expert."""
+    return len(bases) == experts and set(bases) == set(range(max(bases) + 1))
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it travels: other files by their names alone, not by paths of this machine."""
+    if isinstance(recipe.base, DenseBase):
+        named = DenseBase(dense=Path(recipe.base.dense.name))
+        recipe = recipe.model_copy(update={"base": named})
+    if recipe.calibration is not None:
+        recipe = recipe.model_copy(update={"calibration": Path(recipe.calibration.name)})
+    return recipe.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""The verbs: plan, compress, synthesize, verify, export."""

@@ -1,0 +1,171 @@
+"""The calibration file: what experts' weights are multiplied with, and how often each is chosen.
+
+One safetensors file. Its metadata names the checkpoint that was measured; of each MoE layer it
+holds `<layer>.in.moments` (of the block's input, which gate and up share), `<layer>.mid.moments`
+(of the activation, which down takes), both float32, and `<layer>.routed` int64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ders_core.checkpoint import PROJECTIONS, Checkpoint
+from ders_core.errors import CheckpointError
+from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.output import refused_writes
+from ders_core.files.spec import TensorSpec
+from ders_core.files.writer import file_order, tensor_bytes, write_file
+
+FORMAT = "ders-calibration"
+VERSION = "1"
+IN, MID = "in", "mid"
+SIDES = {projection: MID if projection == "down" else IN for projection in PROJECTIONS}
+"""On which side of the activation a projection's input lies."""
+
+_NAME = re.compile(r"(0|[1-9]\d{0,8})\.(in\.moments|mid\.moments|routed)")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration file, opened by its header; tensors are read and checked when asked for.
+
+    checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
+    """
+
+    path: Path
+    checkpoint: str
+    tokens: int
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Calibration:
+        """Raises CheckpointError if there is no such file, or it is none of this version."""
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise CheckpointError(f"{file} is no file; make one with ders calibrate")
+        try:
+            tensors, metadata = read_header(file)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{file} is no calibration file; make one with ders calibrate")
+        version = metadata.get("version", "")
+        if version != VERSION:
+            raise CheckpointError(
+                f"{file} has version {version[:20]!r} of the calibration format, and only "
+                f"{VERSION!r} is known here; run ders calibrate again, or update DeRS Studio"
+            )
+        checkpoint, tokens = metadata.get("checkpoint", ""), metadata.get("tokens", "")
+        if not re.fullmatch(r"[0-9a-f]{64}", checkpoint) or not re.fullmatch(
+            r"[1-9][0-9]{0,17}", tokens
+        ):
+            raise CheckpointError(
+                f"{file} does not say what was measured; run ders calibrate again"
+            )
+        for name, info in tensors.items():
+            _check_form(file, name, info)
+        return cls(file, checkpoint, int(tokens), tensors)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were measured."""
+        return sorted(
+            int(name.partition(".")[0]) for name in self.tensors if name.endswith("routed")
+        )
+
+    def moments(self, layer: int, projection: str) -> torch.Tensor | None:
+        """E[x xᵀ] of what the projection's weights are multiplied with; None if not measured.
+
+        `[in, in]` float32, symmetric, or its diagonal `[in]` where the layer is too wide. The mean
+        is over all pairs of a token and an expert that it was routed to.
+        Raises CheckpointError if the values are none of such a matrix.
+        """
+        info = self.tensors.get(f"{layer}.{SIDES[projection]}.moments")
+        if info is None:
+            return None
+        found = info.read()
+        square = found.dim() == 2
+        sound = bool(torch.isfinite(found).all()) and (not square or torch.equal(found, found.T))
+        if not sound or bool(((found.diagonal() if square else found) < 0).any()):
+            raise CheckpointError(
+                f"{self.path}: {info.name!r} holds no second moments (they are finite, symmetric, "
+                "and not negative); the file is damaged, so run ders calibrate again"
+            )
+        return found
+
+    def routed(self, layer: int) -> torch.Tensor:
+        """int64 `[experts]`: how many tokens chose each expert.
+
+        Raises CheckpointError if the layer was not measured, or the counts cannot be.
+        """
+        info = self.tensors.get(f"{layer}.routed")
+        if info is None:
+            raise CheckpointError(
+                f"{self.path} knows nothing of layer {layer}; it holds the layers "
+                f"{', '.join(map(str, self.layers))}"
+            )
+        found = info.read()
+        if bool((found < 0).any()) or bool((found > self.tokens).any()) or not bool(found.any()):
+            raise CheckpointError(
+                f"{self.path}: {info.name!r} holds no counts of {self.tokens} tokens; the file is "
+                "damaged, so run ders calibrate again"
+            )
+        return found
+
+    def use(self, layer: int) -> torch.Tensor:
+        """float64 `[experts]`: the share of the layer's choices that each expert has; sums to 1."""
+        routed = self.routed(layer).double()
+        return routed / routed.sum()
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise CheckpointError unless this was measured on `checkpoint`, and its sizes fit."""
+        if checkpoint.identity != self.checkpoint:
+            raise CheckpointError(
+                f"{self.path} was measured on another checkpoint than {checkpoint.path}; run "
+                "ders calibrate on this one"
+            )
+        for group in checkpoint.groups():
+            experts, _, width = group.shape
+            names = {f"{group.layer}.{SIDES[group.projection]}.moments": width}
+            names[f"{group.layer}.routed"] = experts
+            for name, size in names.items():
+                info = self.tensors.get(name)
+                if info is not None and info.shape[0] != size:
+                    raise CheckpointError(
+                        f"{self.path}: {name!r} is of size {info.shape[0]}, the checkpoint's "
+                        f"layer needs {size}; the file is damaged, so run ders calibrate again"
+                    )
+
+
+def write_calibration(
+    path: Path, checkpoint: str, tokens: int, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Write a calibration file; `tensors` by their names in it, on the CPU. Raises OutputError."""
+    specs = file_order(
+        {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    )
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "checkpoint": checkpoint,
+        "tokens": str(tokens),
+    }
+    with refused_writes(path):
+        write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)
+
+
+def _check_form(file: Path, name: str, info: TensorInfo) -> None:
+    """Raise CheckpointError unless a calibration file may hold such a tensor."""
+    counts = name.endswith(".routed")
+    dtype, dims = (torch.int64, (1,)) if counts else (torch.float32, (1, 2))
+    fits = info.dtype == dtype and len(info.shape) in dims and len(set(info.shape)) == 1
+    if not _NAME.fullmatch(name) or not fits or not info.shape[0]:
+        raise CheckpointError(
+            f"{file}: tensor {name[:80]!r} is none that a calibration holds; the file is damaged, "
+            "so run ders calibrate again"
+        )

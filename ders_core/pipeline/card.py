@@ -1,0 +1,115 @@
+"""The model card of an exported checkpoint: what was done, what it costs, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.units import bytes_text, share_text
+
+
+def model_card(
+    packed: PackedCheckpoint,
+    form: str,
+    bytes_written: int,
+    quality: Mapping[str, Any] | None,
+    base: tuple[str, str] | None = None,
+) -> str:
+    """Markdown with a YAML head. `quality` is `Quality.to_dict()` of an evaluation, if there is.
+
+    base: name and identity of the one that a patch was made against, where it was a certain one.
+    """
+    recipe = dict(packed.manifest.recipe)
+    source = packed.manifest.source
+    name = str(recipe["name"])
+    head = yaml.safe_dump(
+        {"library_name": "transformers", "tags": ["ders", "mixture-of-experts", form]},
+        sort_keys=False,
+    )
+    codecs = sorted({group.group_codec().label for group in packed.manifest.groups})
+    rows = [
+        ("Original weight files", bytes_text(source.bytes_total)),
+        ("This checkpoint's weight files", bytes_text(bytes_written)),
+        (
+            "Packed form",
+            f"{bytes_text(packed.bytes_total)} "
+            f"({share_text(packed.bytes_total / source.bytes_total)} of original)",
+        ),
+        ("Groups replaced", f"{len(packed.manifest.groups)} ({', '.join(codecs) or 'none'})"),
+        ("Original's identity", f"`{source.identity[:16]}`"),
+    ]
+    if form == "patch":
+        certain = f"{base[0]} (`{base[1][:16]}`)" if base else "any with the same bases, packed"
+        rows.append(("Base that it is applied to", certain))
+    return "\n".join(
+        [
+            f"---\n{head}---\n",
+            f"# {packed.path.name if name == '' else name}: DeRS-compressed Mixture-of-Experts\n",
+            "Each expert is `W_base + F(Δ)`; the deltas were replaced by the recipe below "
+            "(DeRS, arXiv 2503.01359).\n",
+            "## Sizes\n",
+            "| | |\n|---|---|",
+            *(f"| {key} | {value} |" for key, value in rows),
+            "\nMB and GB are powers of ten.\n",
+            "## Quality\n",
+            _quality(quality),
+            "## Load\n",
+            _LOAD[form].replace("AUTO", auto_class(packed.config)),
+            "## Recipe\n",
+            f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```\n",
+        ]
+    )
+
+
+def auto_class(config: Mapping[str, Any]) -> str:
+    """transformers' auto class for a model of this config."""
+    encoder = config.get("is_encoder_decoder")
+    return "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM"
+
+
+_LOAD = {
+    "packed": """```python
+from ders_core.hf import load_model, load_tokenizer  # pip install ders-studio
+
+model = load_model("PATH")  # weights are synthesized while loading
+tokenizer = load_tokenizer("PATH")
+```
+
+`ders synthesize PATH OUT` brings it back to the original layout, which loads anywhere.
+""",
+    "dense": """```python
+from transformers import AUTO, AutoTokenizer
+
+model = AUTO.from_pretrained("PATH", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+The layout is the original's: any engine that loads the original loads this.
+""",
+    "patch": """```
+ders apply BASE PATH OUT      # OUT is the packed checkpoint
+ders rollback OUT ELSEWHERE   # and this is the way back
+```
+
+The deltas alone; the base that they need is told by checksums, and any other is refused.
+""",
+}
+
+
+def _quality(quality: Mapping[str, Any] | None) -> str:
+    if not quality:
+        return "Not measured.\n"
+    rows = [
+        ("Tokens evaluated", f"{quality['tokens']}"),
+        ("Perplexity", f"{quality['perplexity']:.4g}"),
+    ]
+    if quality.get("reference_perplexity") is not None:
+        rows.append(("Perplexity of the original", f"{quality['reference_perplexity']:.4g}"))
+        rows.append(("KL(original ‖ this), nats a token", f"{quality['kl']:.3g}"))
+        rows.append(("Same most likely token", f"{100 * quality['top1_agreement']:.3g} %"))
+    if quality.get("routing_agreement") is not None:
+        rows.append(("Same experts chosen", f"{100 * quality['routing_agreement']:.3g} %"))
+    return "\n".join(["| | |\n|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""])

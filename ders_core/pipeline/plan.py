@@ -1,0 +1,181 @@
+"""A plan: what a recipe will do to one checkpoint, one line per group, with exact bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.codecs.group import GroupCodec, packed_parts
+from ders_core.errors import RecipeError
+from ders_core.files.spec import TensorSpec
+from ders_core.files.writer import METADATA, file_bytes, file_order, shards
+from ders_core.recipe import Recipe
+from ders_core.recipe.numbers import parse_numbers, spell_numbers
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One group: bytes are those of its tensors, before and after."""
+
+    layer: int
+    projection: str
+    codec: GroupCodec
+    shape: tuple[int, int, int]
+    bytes_before: int
+    bytes_after: int
+    exact: bool
+    """False where bytes_after is an upper bound, because the data decide."""
+    packed: bool
+    """False where the experts stay in the file under their original names."""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return self.layer, self.projection
+
+
+@dataclass(frozen=True)
+class Plan:
+    """bytes_before and bytes_after are bytes of weight files, headers included."""
+
+    recipe: Recipe
+    entries: tuple[PlanEntry, ...]
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def ratio(self) -> float:
+        """Size after as a share of the size before."""
+        return self.bytes_after / self.bytes_before
+
+    @property
+    def exact(self) -> bool:
+        return all(entry.exact for entry in self.entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `ders plan --json` prints it."""
+        groups = [
+            {**asdict(entry), "codec": entry.codec.label, "shape": list(entry.shape)}
+            for entry in self.entries
+        ]
+        return {
+            "recipe": self.recipe.name,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "ratio": self.ratio,
+            "exact": self.exact,
+            "groups": groups,
+        }
+
+
+def group_specs(
+    group: ExpertGroup, codec: GroupCodec, clusters: int | Literal["auto"] | None
+) -> dict[str, TensorSpec]:
+    """The tensors that a packed group takes; with `auto` clusters, the most that they may be."""
+    if clusters is None or codec.keeps:
+        bases = None
+    else:
+        bases = max(group.shape[0] // 2, 1) if clusters == "auto" else clusters
+    parts = packed_parts(codec, group.shape, group.dtype, bases=bases, biases=bool(group.biases))
+    return {f"{group.prefix}.{part}": spec for part, spec in parts.items()}
+
+
+def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
+    """The tensors that stay as they are, in the order they lie on disk."""
+    packed = {
+        name
+        for entry in plan.entries
+        if entry.packed
+        for name in checkpoint.group(*entry.key, plan.recipe.extended).sources
+    }
+    return {
+        name: checkpoint.tensors[name].spec
+        for names in checkpoint.store.files.values()
+        for name in names
+        if name not in packed
+    }
+
+
+def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
+    """Apply a recipe's rules to every group. Reads headers only.
+
+    Raises RecipeError if a rule names a layer that the checkpoint has no experts in, or the recipe
+    is extended and no shared expert is like the others.
+    """
+    _check_layers(recipe, checkpoint)
+    groups = checkpoint.groups(recipe.extended)
+    _check_experts(recipe, groups)
+    if recipe.extended and groups == checkpoint.groups():
+        raise RecipeError(
+            f"the recipe is extended, but {checkpoint.path.name} has no shared expert of its "
+            "experts' shape and dtype; leave `extended` out"
+        )
+    codecs = {group.key: recipe.group_codec(*group.key, group.shape[0]) for group in groups}
+    torn = _torn(groups, codecs)
+    entries = []
+    specs: dict[str, TensorSpec] = {}
+    for group in groups:
+        codec = codecs[group.key]
+        after = group.nbytes
+        _check_clusters(recipe, group, codec)
+        packed = not codec.keeps or not torn.isdisjoint(group.sources)
+        if packed:
+            own = group_specs(group, codec, recipe.clusters)
+            specs |= file_order(own)  # the order in which they are staged, hence sharded
+            after = sum(spec.nbytes for spec in own.values())
+        exact = codec.exact and (codec.keeps or recipe.clusters != "auto")
+        entries.append(
+            PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed)
+        )
+    plan = Plan(recipe, tuple(entries), checkpoint.bytes_total, 0)
+    files = shards(carried_specs(checkpoint, plan) | specs)
+    after = sum(file_bytes(tensors, METADATA) for tensors in files.values())
+    return replace(plan, bytes_after=after)
+
+
+def _torn(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec]) -> set[str]:
+    """The tensors that cannot stay as they are: an encoded group, or one that goes with it because
+    they share a tensor, lies in them."""
+    torn: set[str] = set()
+    waiting = [group for group in groups if not codecs[group.key].keeps]
+    while waiting:
+        torn |= {name for group in waiting for name in group.sources}
+        waiting = [
+            group
+            for group in groups
+            if not torn.isdisjoint(group.sources) and not torn.issuperset(group.sources)
+        ]
+    return torn
+
+
+def _check_clusters(recipe: Recipe, group: ExpertGroup, codec: GroupCodec) -> None:
+    wanted, experts = recipe.clusters, group.shape[0]
+    if isinstance(wanted, int) and wanted >= experts and not codec.keeps:
+        raise RecipeError(
+            f"the recipe wants {wanted} bases, but layer {group.layer}, {group.projection} has "
+            f"{experts} experts; give fewer, or clusters: auto"
+        )
+
+
+def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    known = set(checkpoint.moe_layers)
+    for number, rule in enumerate(recipe.rules, 1):
+        for layers in parse_numbers(rule.layers) or []:
+            unknown = next((layer for layer in layers if layer not in known), None)
+            if unknown is not None:
+                raise RecipeError(
+                    f"rule {number} names layer {unknown}, but the MoE layers of "
+                    f"{checkpoint.path.name} are {spell_numbers(known)}"
+                )
+
+
+def _check_experts(recipe: Recipe, groups: list[ExpertGroup]) -> None:
+    most = max((group.shape[0] for group in groups), default=0)
+    for number, rule in enumerate(recipe.rules, 1):
+        for experts in parse_numbers(rule.experts) or []:
+            if experts.stop > most:
+                raise RecipeError(
+                    f"rule {number} names expert {experts.stop - 1}, but the experts are "
+                    f"0-{most - 1}"
+                )

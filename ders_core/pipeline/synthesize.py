@@ -1,0 +1,101 @@
+"""Synthesize: a packed checkpoint back in the layout that came in, tensor by tensor.
+
+Same file names, tensor names, order, shapes and dtypes, same config and side files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.threads import ahead
+from ders_core.errors import CheckpointError
+from ders_core.files.output import copy_files, output_directory
+from ders_core.files.writer import encode_header, tensor_bytes, write_file, write_index, write_text
+from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.reader import PackedCheckpoint, checksum_problems
+
+
+def synthesize(
+    packed: str | Path, out: str | Path, *, device: str = "cpu", progress: Progress = quiet
+) -> dict[str, str]:
+    """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
+
+    Checksums are checked first. One tensor is in memory at a time, or one expert's share of one
+    that holds many. progress counts bytes checked and written. Raises CheckpointError if the packed
+    checkpoint is damaged, OutputError if `out` cannot be written; then nothing stands there.
+    """
+    source = PackedCheckpoint(packed)
+    files = {
+        file: {name: source.spec(name) for name in names}
+        for file, names in source.manifest.source.files.items()
+    }
+    total = sum(
+        len(encode_header(specs)) + sum(spec.nbytes for spec in specs.values())
+        for specs in files.values()
+    )
+    if not source.names():
+        raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
+    sizes = (source.store.bytes_total, total)
+    done = 0
+
+    def checked(count: int, message: str) -> None:
+        nonlocal done
+        done += count
+        progress(done, sum(sizes), message)
+
+    problems = checksum_problems(source, checked)
+    if problems:
+        raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
+    checksums: dict[str, str] = {}
+    names = [name for specs in files.values() for name in specs]
+    with (
+        output_directory(out, needs=total) as partial,
+        closing(_pieces(source, names, device)) as flow,
+    ):
+        for file, specs in files.items():
+
+            def read(name: str, file: str = file) -> Iterable[memoryview]:
+                nonlocal done
+                for piece in _of(name, flow):
+                    for chunk in tensor_bytes(piece):
+                        yield chunk
+                        done += len(chunk)
+                        progress(done, sum(sizes), f"writing {file}")
+
+            metadata = source.manifest.source.metadata.get(file, {})
+            checksums |= write_file(partial / file, specs, read, metadata)
+        if list(files) != ["model.safetensors"]:
+            write_index(partial, files, source.manifest.source.index)
+        write_text(partial / "config.json", source.config_text)
+        copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
+        progress(sum(sizes), sum(sizes), "written")
+    return checksums
+
+
+def _pieces(
+    source: PackedCheckpoint, names: Sequence[str], device: str
+) -> Generator[tuple[str, torch.Tensor | None]]:
+    """(tensor, each of its pieces on the CPU, and None at its end); the next pieces are synthesized
+    while one is written."""
+
+    def all_of_them() -> Iterator[tuple[str, torch.Tensor | None]]:
+        for name in names:
+            for piece in source.pieces(name, device):
+                yield name, piece.cpu()
+            yield name, None
+
+    yield from ahead(all_of_them())
+
+
+def _of(name: str, flow: Iterator[tuple[str, torch.Tensor | None]]) -> Iterator[torch.Tensor]:
+    """The pieces of the tensor that comes next."""
+    for own, piece in flow:
+        assert own == name, (own, name)
+        if piece is None:
+            return
+        yield piece

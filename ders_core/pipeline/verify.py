@@ -1,0 +1,116 @@
+"""Verify a packed checkpoint: checksums, and its error against the original."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.compute.progress import Progress, quiet
+from ders_core.decompose.distortion import Squares, compare
+from ders_core.errors import CheckpointError
+from ders_core.files.spec import NAMES
+from ders_core.packed.reader import PackedCheckpoint, checksum_problems
+
+
+@dataclass(frozen=True)
+class GroupError:
+    """The error of one group: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ over its experts."""
+
+    layer: int
+    projection: str
+    rel_error_delta: float
+    rel_error_weight: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found; `problems` are sentences."""
+
+    problems: tuple[str, ...]
+    groups: tuple[GroupError, ...]
+    tensors: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "problems": list(self.problems),
+            "tensors": self.tensors,
+            "groups": [asdict(group) for group in self.groups],
+        }
+
+
+def verify(
+    packed: str | Path, against: str | Path | None = None, *, progress: Progress = quiet
+) -> Verification:
+    """Check every tensor's checksum; with `against`, measure every group against the original.
+
+    progress counts bytes. Raises CheckpointError if either cannot be opened at all.
+    """
+    checkpoint = PackedCheckpoint(packed)
+    original = Checkpoint(against) if against is not None else None
+    total = checkpoint.store.bytes_total + (original.bytes_experts if original else 0)
+    done = 0
+
+    def step(count: int, message: str) -> None:
+        nonlocal done
+        done += count
+        progress(min(done, total), total, message)
+
+    problems = checksum_problems(checkpoint, step)
+    if original is None:
+        return Verification(tuple(problems), (), len(checkpoint.store.tensors))
+    if original.identity != checkpoint.manifest.source.identity:
+        other = f"another checkpoint than {original.path}"
+        problems.append(f"{checkpoint.path} was packed from {other}")
+    groups = []
+    for group in original.groups(bool(checkpoint.manifest.recipe.get("extended"))):
+        groups.append(_group_error(checkpoint, group))
+        step(group.nbytes, f"compared layer {group.layer}, {group.projection}")
+    return Verification(tuple(problems), tuple(groups), len(checkpoint.store.tensors))
+
+
+def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
+    packed = next(
+        (g for g in checkpoint.manifest.groups if (g.layer, g.projection) == group.key), None
+    )
+    if packed is None:
+        return _carried_error(checkpoint, group)
+    if packed.shape != group.shape:
+        raise CheckpointError(
+            f"layer {group.layer}, {group.projection} has shape {list(group.shape)} in the "
+            f"original and {list(packed.shape)} in {checkpoint.path}; they are different models"
+        )
+    found = Squares()
+    with torch.inference_mode():
+        for expert in range(group.shape[0]):
+            base = checkpoint.base(packed, expert)
+            found += compare(checkpoint.weight(packed, expert), group.read(expert), base)
+        if packed.biases:
+            biases = compare(checkpoint.biases(packed), group.read_biases())
+            found += Squares(error=biases.error)
+    return GroupError(*group.key, *found.relative)
+
+
+def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
+    """Of a group that stays under its original names: the difference must be none."""
+    found = Squares()
+    for matrix in (*group.experts, *group.biases):
+        carried = checkpoint.store.tensors.get(matrix.info.name)
+        if carried is None or (carried.dtype, carried.nbytes) != (
+            matrix.info.dtype,
+            matrix.info.nbytes,
+        ):
+            raise CheckpointError(
+                f"{matrix.info.name!r} is {NAMES[matrix.info.dtype]} {list(matrix.info.shape)} in "
+                f"the original and not in {checkpoint.path}; they are different models"
+            )
+        found += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())
+    return GroupError(*group.key, *found.relative)

@@ -1,0 +1,31 @@
+"""Layer and expert numbers as people write them: '0-3,7'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def parse_numbers(text: str) -> list[range] | None:
+    """'0-3,7' as ranges; None for 'all'. Raises ValueError for anything else."""
+    if text.strip() == "all":
+        return None
+    ranges = []
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"{text!r} must be 'all' or numbers and ranges such as '0-3,7'")
+        ranges.append(range(int(first), int(last or first) + 1))
+        if not ranges[-1]:
+            raise ValueError(f"{text!r}: the range {item.strip()!r} runs backwards")
+    return ranges
+
+
+def spell_numbers(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] as '0-2,5'."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,31 @@
+"""The recipes that ship with the package, and those in files."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from ders_core.errors import RecipeError
+from ders_core.files.package_data import shipped
+from ders_core.recipe.recipe import Recipe
+from ders_core.recipe.yaml_text import read_file
+
+
+@cache
+def presets() -> dict[str, Recipe]:
+    """The recipes that ship with the package, by file name without its ending."""
+    files = sorted(shipped("sample_configs").glob("*.yaml"))
+    return {file.stem: Recipe.from_yaml(file.read_text(encoding="utf-8")) for file in files}
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """A recipe from a YAML file, or a preset by its name. Raises RecipeError."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        preset = presets().get(str(source))
+        if preset is not None:
+            return preset
+        raise RecipeError(
+            f"{source} is neither a file nor a preset; presets are {', '.join(presets())}"
+        )
+    return read_file(path, Recipe.from_yaml)

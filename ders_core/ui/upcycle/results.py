@@ -1,0 +1,145 @@
+"""Upcyclings that have ended: compared, looked into, opened, gone on with, deleted."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from ders_core import figures
+from ders_core.errors import DersError
+from ders_core.jobs import Job
+from ders_core.ui import session
+from ders_core.ui.job_details import delete_button, log_tail, steps_line
+from ders_core.ui.job_progress import ACTIVE, STATES, resume_button
+from ders_core.ui.plots import plot
+from ders_core.ui.upcycle import runs as upcycle_runs
+from ders_core.ui.upcycle.live import curves
+from ders_core.units import bytes_text, share_text
+
+COLUMNS = (
+    "name",
+    "state",
+    "forms",
+    "steps",
+    "dense_perplexity",
+    "perplexity",
+    "perplexity_change",
+    "packed_bytes",
+    "trained",
+    "peak_memory",
+    "seconds",
+    "device",
+    "dense",
+)
+
+
+def results() -> None:
+    """The table of ended runs, their curves over each other, and what was selected."""
+    jobs = session.job_store().list(kind="upcycle")
+    done = [job for job in jobs if job.state in upcycle_runs.ENDED]
+    if not done:
+        if not any(job.state in ACTIVE for job in jobs):
+            st.info("No upcycling yet. Choose a dense model and its experts under *New*, *Start*.")
+        return
+    chosen = [done[number] for number in _table(upcycle_runs.ended(done))]
+    if len(chosen) != 1:  # one alone shows its own
+        _overlay(chosen or done[: len(figures.EXPERT_COLOURS)])
+    if not chosen:
+        st.caption("Select runs to lay their loss over each other and to see what each came to.")
+    for job in chosen:
+        _details(job, with_curves=len(chosen) == 1)
+
+
+def _table(rows: pd.DataFrame) -> list[int]:
+    """Returns the numbers of the rows that were selected."""
+    st.markdown("##### Runs that have ended")
+    number = st.column_config.NumberColumn
+    event = st.dataframe(
+        rows.assign(
+            state=rows["state"].map(lambda state: STATES[state][0]),
+            trained=rows["trained"].astype(float) / 1e6,
+            packed_bytes=rows["packed_bytes"].astype(float) / 1e6,
+            perplexity_change=100 * rows["perplexity_change"].astype(float),
+            peak_memory=rows["peak_memory"].astype(float) / 1e9,
+        ),
+        hide_index=True,
+        key="upcycle_table",
+        on_select="rerun",
+        selection_mode="multi-row",
+        column_order=[name for name in COLUMNS if rows[name].notna().any()],
+        column_config={
+            "name": st.column_config.TextColumn("run", pinned=True, width=140),
+            "trained": number("trained, M", format="%.3g", help="Parameters with a gradient."),
+            "packed_bytes": number("on disk, MB", format="%.3g", help="Packed weight files."),
+            "dense_perplexity": number(
+                "dense perplexity", format="%.4g", help="Of the parent, on the held-out text."
+            ),
+            "perplexity": number(
+                "MoE perplexity", format="%.4g", help="Of the packed MoE, on the held-out text."
+            ),
+            "perplexity_change": number(
+                "change", format="%+.3g %%", help="The MoE's perplexity against its parent's."
+            ),
+            "peak_memory": number("peak memory, GB", format="%.3g"),
+            "seconds": number("seconds", format="%.3g"),
+        },
+    )
+    return list(event.selection.rows)
+
+
+def _overlay(jobs: list[Job]) -> None:
+    told = {str(job.spec.get("name") or job.title): upcycle_runs.history(job) for job in jobs}
+    told = {name: tables for name, tables in told.items() if len(tables.steps)}
+    if not told:
+        return
+    rows = pd.concat([tables.steps.assign(run=name) for name, tables in told.items()])
+    plot(figures.loss_curves(told), "upcycle_losses", rows, alt="Loss of each run over the steps")
+
+
+def _details(job: Job, *, with_curves: bool) -> None:
+    """One run: its steps, curves, configuration and log, and what can be done with it."""
+    word, colour = STATES[job.state]
+    result = job.result or {}
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{job.title}**")
+            st.badge(word, color=colour)  # type: ignore[arg-type]
+            if result:
+                st.caption(_came_to(result))
+        if job.error:
+            st.error(job.error)
+        steps_line(job)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            if job.state == "done":
+                if st.button(
+                    "Open as checkpoint", key=f"open_{job.id}", icon=":material/folder_open:"
+                ):
+                    _open(str(result["packed"]))
+                st.page_link("pages/export.py", label="Export", icon=":material/download:")
+            else:
+                resume_button(job, f"again_{job.id}")
+            delete_button(job)
+        told = upcycle_runs.history(job)
+        if with_curves and len(told.steps):
+            curves(told, job.id, plot)
+        with st.expander("Configuration", key=f"config_{job.id}"):
+            st.caption(f"Dense model: {job.spec['dense']}")
+            st.code(str(job.spec["config"]), language="yaml")
+        log_tail(job, 40)
+
+
+def _came_to(result: dict[str, object]) -> str:
+    packed, whole = float(str(result["bytes_after"])), float(str(result["bytes_before"]))
+    return (
+        f"{bytes_text(packed)} packed, {share_text(packed / whole)} of its original layout, on "
+        f"{result['device']}"
+    )
+
+
+def _open(packed: str) -> None:
+    try:
+        session.open_path(packed)
+    except DersError as error:
+        st.error(str(error))
+    else:
+        st.switch_page("pages/checkpoint.py")

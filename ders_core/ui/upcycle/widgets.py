@@ -1,0 +1,247 @@
+"""The widgets of the Upcycle page's choices; each holds one value of `choices`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from ders_core.compute.device import available_devices
+from ders_core.ui.upcycle.choices import FORMS, LAYERS, MIXED, Values
+from ders_core.ui.upcycle.fields import DROP_RATE, NUMBERS, RANK, Number
+
+DEVICE = "device"
+"""Where it is trained: beside the configuration, which any machine may follow."""
+
+FORM = (
+    r"How an expert differs from the shared weight, $W_i = W_{shared} + F(\Delta_i)$: by a "
+    "low-rank product (DeRS-LM), by values at a few positions (DeRS-SM), or as a whole copy of "
+    "its own (vanilla upcycling)."
+)
+
+
+def key_of(name: str) -> str:
+    return f"up_{name}"
+
+
+def show(values: Mapping[str, Any]) -> None:
+    """Put values into the widgets; only before the page draws them, as in a callback."""
+    for name, value in values.items():
+        st.session_state[key_of(name)] = value
+
+
+class _Widgets:
+    """Draws widgets and keeps their values, which Streamlit forgets while they are not drawn."""
+
+    def __init__(self, values: Values) -> None:
+        self.values = values
+
+    def field(self, on: Any, widget: str, name: str, label: str, **options: Any) -> None:
+        st.session_state.setdefault(key_of(name), self.values[name])
+        self.values[name] = getattr(on, widget)(label, key=key_of(name), **options)
+
+    def number(self, on: Any, name: str, what: Number | None = None) -> None:
+        what = what or NUMBERS[name]
+        self.field(
+            on,
+            "number_input",
+            name,
+            what.label,
+            help=what.help,
+            min_value=what.least,
+            max_value=what.most,
+            step=what.step,
+            format=None if isinstance(what.step, int) else "%g",
+            placeholder=what.empty,
+        )
+
+    def toggle(self, on: Any, name: str, label: str, help: str) -> None:
+        self.field(on, "toggle", name, label, help=help)
+
+    def one_of(self, on: Any, name: str, label: str, help: str, names: Mapping[str, str]) -> None:
+        self.field(
+            on,
+            "segmented_control",
+            name,
+            label,
+            help=help,
+            options=list(names),
+            format_func=names.__getitem__,
+            required=True,
+        )
+
+    def select(self, on: Any, name: str, label: str, help: str, options: Sequence[str]) -> None:
+        self.field(on, "selectbox", name, label, help=help, options=list(options))
+
+
+def choices(values: Values, projections: Sequence[str]) -> None:
+    """All of them; `values` is changed in place. projections: that the model has."""
+    ask = _Widgets(values)
+    _experts(ask)
+    _forms(ask, projections)
+    _text(ask)
+    row = st.columns(5)
+    for place, name in zip(
+        row, ("steps", "batch", "accumulation", "learning_rate", "warmup"), strict=True
+    ):
+        ask.number(place, name)
+    with st.expander("More choices", key="up_more"):
+        _router(ask)
+        _optimizer(ask)
+        _keeping(ask)
+
+
+def _row(widths: Sequence[int]) -> list[Any]:
+    return list(st.columns(widths, vertical_alignment="bottom"))
+
+
+def _experts(ask: _Widgets) -> None:
+    row = _row([2, 2, 4, 3, 3])
+    ask.number(row[0], "experts")
+    ask.number(row[1], "top_k")
+    ask.one_of(
+        row[2],
+        "layers",
+        "Layers",
+        "Which layers' FFNs become experts; every other: the 2nd, the 4th, and so on.",
+        LAYERS,
+    )
+    listed = ask.values["layers"] == "list"
+    ask.field(
+        row[3],
+        "text_input",
+        "layers_list",
+        "Listed layers",
+        help="Numbers and ranges, counted from 0.",
+        placeholder="0-3,7" if listed else "with 'a list'",
+        disabled=not listed,
+    )
+    ask.toggle(
+        row[4],
+        "universal",
+        "Universal FFN",
+        "An always-on FFN beside the experts, one more of the same base (extended DeRS).",
+    )
+
+
+def _forms(ask: _Widgets, projections: Sequence[str]) -> None:
+    row = _row([7, 2, 2, 3])
+    ask.one_of(row[0], "form", "Form of the deltas", FORM, FORMS | {MIXED: "mixed"})
+    _strength(ask, row[1:3], "", ask.values["form"])
+    ask.one_of(
+        row[3],
+        "base",
+        "Shared weight",
+        r"$W_{shared}$ starts as the dense FFN; frozen, it saves memory and costs quality "
+        "(1.3 to 1.6 points in the paper).",
+        {"trained": "trained", "frozen": "frozen"},
+    )
+    for projection in projections if ask.values["form"] == MIXED else ():
+        own = _row([7, 2, 2, 3])
+        ask.one_of(own[0], f"form_{projection}", f"Form of {projection}", FORM, FORMS)
+        _strength(ask, own[1:3], f"_{projection}", ask.values[f"form_{projection}"])
+
+
+def _strength(ask: _Widgets, row: Sequence[Any], suffix: str, form: str) -> None:
+    """What the form's strength is told by; nothing for whole copies."""
+    if form == "lowrank":
+        ask.number(row[0], f"rank{suffix}", RANK)
+    elif form == "sparse":
+        ask.number(row[0], f"drop_rate{suffix}", DROP_RATE)
+        ask.toggle(
+            row[1],
+            f"learned{suffix}",
+            "Learned",
+            "Positions of the smallest values give way to those of the largest gradients while it "
+            "is trained (RigL); otherwise they are drawn once, at random.",
+        )
+
+
+def _text(ask: _Widgets) -> None:
+    row = st.columns([5, 4, 2])
+    ask.field(
+        row[0],
+        "text_area",
+        "texts",
+        "Texts to train on",
+        help="Local files, one a line: UTF-8 text, or .jsonl with `text` or chat `messages` in "
+        "each line.",
+        placeholder="one file a line",
+        height=68,
+    )
+    ask.field(
+        row[1],
+        "text_input",
+        "heldout",
+        "Held-out text",
+        help="A file that is not trained on: perplexity of the dense model and of the MoE.",
+        placeholder="none: quality is not measured",
+    )
+    ask.number(row[2], "window")
+
+
+def _router(ask: _Widgets) -> None:
+    row = _row([5, 4, 4, 4, 4])
+    ask.one_of(
+        row[0],
+        "router_init",
+        "Router's start",
+        "random: normal numbers; clusters: centres of what the dense FFN sees of the text, so "
+        "that experts meet unlike tokens from the first step.",
+        {"random": "random", "clusters": "clusters"},
+    )
+    for place, name in zip(row[1:4], ("router_std", "balance", "noise"), strict=True):
+        ask.number(place, name)
+    ask.toggle(
+        row[4],
+        "router_train",
+        "Routers learn",
+        "Otherwise they stay as they start.",
+    )
+
+
+def _optimizer(ask: _Widgets) -> None:
+    row = _row([1] * 4)
+    ask.number(row[0], "base_rate")
+    ask.number(row[1], "router_rate")
+    ask.select(
+        row[2],
+        "schedule",
+        "Schedule",
+        "How the rate falls after the warm-up.",
+        ["cosine", "linear", "constant"],
+    )
+    ask.number(row[3], "weight_decay")
+    row = _row([1] * 4)
+    ask.number(row[0], "clip")
+    ask.field(
+        row[1],
+        "text_input",
+        "train",
+        "Also trained",
+        help="Patterns of parameter names beside experts and routers, such as `*.self_attn.*`.",
+        placeholder="nothing else",
+    )
+    ask.toggle(row[2], "bf16", "bfloat16", "Compute in bfloat16; what is trained stays in float32.")
+    ask.toggle(
+        row[3],
+        "gradient_checkpointing",
+        "Checkpointing",
+        "Gradient checkpointing: activations are computed again in the backward pass, which saves "
+        "memory and costs about a third more time.",
+    )
+
+
+def _keeping(ask: _Widgets) -> None:
+    row = _row([1] * 6)
+    names = ("save_every", "keep", "measure_every", "heldout_tokens", "seed")
+    for place, name in zip(row, names, strict=False):
+        ask.number(place, name)
+    ask.select(
+        row[5],
+        DEVICE,
+        "Device",
+        "auto: the GPU where there is one.",
+        ["auto", *available_devices()],
+    )

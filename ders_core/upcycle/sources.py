@@ -1,0 +1,109 @@
+"""What a training starts from, and how what it leaves is written: a dense model here, an upcycled
+one in `ders_core.upcycle.continual`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ders_core.files.store import TensorStore
+from ders_core.hf import load_model, load_tokenizer
+from ders_core.upcycle.architecture import choose_target
+from ders_core.upcycle.config import UpcycleConfig
+from ders_core.upcycle.data import Windows
+from ders_core.upcycle.dense_model import DenseModel
+from ders_core.upcycle.moe_block import UpcycledFFN
+from ders_core.upcycle.routers import clustered_routers, random_routers
+from ders_core.upcycle.saving import save
+from ders_core.upcycle.surgery import find_sites, module_paths, upcycle_model
+
+CLUSTER_WINDOWS = 16
+"""Windows of the text that routers which start from clusters look at."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be trained, and its blocks by layer. difference: the largest of a logit to
+    the model that went in, on the first window."""
+
+    network: PreTrainedModel
+    blocks: dict[int, UpcycledFFN]
+    difference: float
+
+    @property
+    def modules(self) -> dict[int, str]:
+        """Layer -> the path of its block."""
+        return module_paths(self.network, self.blocks)
+
+
+class Start(ABC):
+    """What goes in. store: its tensors. config: with nothing left open."""
+
+    store: TensorStore
+    config: UpcycleConfig
+
+    @abstractmethod
+    def model(self, where: torch.device, windows: Windows) -> Model:
+        """Ready to be trained."""
+
+    @abstractmethod
+    def save(self, partial: Path, model: Model) -> None:
+        """Write the files of a packed checkpoint into a directory that exists."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """What the output tells of it: the names of its `sets` of deltas, the oldest first, and
+        config.json of the `dense_config` in which its blocks stand."""
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What is not trained is held in this."""
+        return torch.bfloat16 if self.config.training.bf16 else torch.float32
+
+
+class FromDense(Start):
+    """A dense model. Raises CheckpointError or RecipeError if it cannot be upcycled so."""
+
+    def __init__(self, path: str | Path, config: UpcycleConfig) -> None:
+        self._dense, self.config = DenseModel.open(path), config
+        self._target = choose_target(self._dense, config)
+        self.store = self._dense.store
+
+    def model(self, where: torch.device, windows: Windows) -> Model:
+        network = load_model(self.store.path, dtype=self.precision).to(where)
+        first = windows[0]["input_ids"].unsqueeze(0).to(where)
+        routers = self._routers(network, windows)
+        with torch.no_grad():
+            before = network(input_ids=first, use_cache=False).logits
+            blocks = upcycle_model(network, self.config, routers)
+            after = network(input_ids=first, use_cache=False).logits
+        return Model(network, blocks, float((before - after).abs().max()))
+
+    def save(self, partial: Path, model: Model) -> None:
+        save(partial, self._dense, model.network, model.blocks, self.config, self._target)
+        if self._target.is_own:  # a file may name a class that goes with the dense family alone
+            load_tokenizer(self.store.path).save_pretrained(partial)
+
+    def record(self) -> dict[str, Any]:
+        return {"sets": [self.config.name], "dense_config": self._dense.config}
+
+    def _routers(self, network: PreTrainedModel, windows: Windows) -> dict[int, torch.Tensor]:
+        config, router = self.config, self.config.router
+        chosen = config.chosen_layers(self._dense.layers)
+        if router.init == "random":
+            width = self._dense.hidden
+            return random_routers(chosen, config.experts, width, router.std, config.seed)
+        sites = {site.layer: site for site in find_sites(network) if site.layer in chosen}
+        rows = windows.tokens[:CLUSTER_WINDOWS].long().to(network.device)
+        return clustered_routers(
+            network,
+            {layer: network.get_submodule(site.path) for layer, site in sites.items()},
+            rows.split(config.training.batch),
+            config.experts,
+            config.seed,
+        )

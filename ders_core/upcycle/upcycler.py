@@ -1,0 +1,217 @@
+"""Upcycle: a dense model in, a packed MoE out."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+
+from ders_core.compute.device import device_label, resolve_device
+from ders_core.compute.progress import Progress, quiet
+from ders_core.evaluate import evaluate
+from ders_core.evaluate.forward import answers
+from ders_core.evaluate.metrics import Totals
+from ders_core.evaluate.windows import fitting_window, read_text, token_windows
+from ders_core.files.output import output_directory, partial_path
+from ders_core.files.store import read_json
+from ders_core.files.writer import write_json
+from ders_core.hf import load_tokenizer
+from ders_core.hf.silence import silent
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.upcycle.config import UpcycleConfig
+from ders_core.upcycle.continual import FromPacked
+from ders_core.upcycle.data import Windows
+from ders_core.upcycle.history import HISTORY, read_history
+from ders_core.upcycle.saving import RECORD, public_config
+from ders_core.upcycle.sources import FromDense, Model, Start
+from ders_core.upcycle.training import Measure, UpcyclingTrainer, train
+
+CHECKPOINTS = ".training"
+"""The folder of training checkpoints beside an unfinished output's files."""
+
+
+@dataclass(frozen=True)
+class UpcycleResult:
+    """What came of it. Perplexities are on the held-out text, None without one: of the dense model
+    that went in, and of the packed one as it was written.
+
+    parameters: values that the packed one stores; trained: of these with a gradient.
+    start_difference: the largest difference of a logit between the dense model and the MoE before
+    the first step. dense_bytes, packed_bytes: of the weight files. moe_bytes: of the layout that
+    the packed one stands for. peak_memory: bytes, as the history tells it.
+    """
+
+    out: str
+    label: str
+    steps: int
+    parameters: int
+    trained: int
+    dense_bytes: int
+    packed_bytes: int
+    moe_bytes: int
+    start_difference: float
+    dense_perplexity: float | None
+    perplexity: float | None
+    peak_memory: int
+    device: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def upcycle(
+    dense: str | Path,
+    out: str | Path,
+    config: UpcycleConfig,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = quiet,
+) -> UpcycleResult:
+    """Turn the dense model at `dense` into an MoE, train it, and write it to the new directory
+    `out` as a packed checkpoint.
+
+    resume: go on from the last training checkpoint of an interrupted run of the same model and
+    configuration. progress counts steps. Under `torchrun` or `accelerate launch` every process
+    calls this; the first one writes.
+    Raises DersError and its children; then nothing stands at `out`, and the training checkpoints
+    wait in `<out>.partial`.
+    """
+    return _run(FromDense(dense, config), out, device, resume, progress)
+
+
+def upcycle_further(
+    packed: str | Path,
+    out: str | Path,
+    config: UpcycleConfig,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = quiet,
+) -> UpcycleResult:
+    """Train further deltas on the upcycled checkpoint at `packed`, whose base and deltas stay (see
+    `ders_core.upcycle.continual`); otherwise as `upcycle`."""
+    return _run(FromPacked(packed, config), out, device, resume, progress)
+
+
+def _run(
+    start: Start, out: str | Path, device: str, resume: bool, progress: Progress
+) -> UpcycleResult:
+    config, place = start.config, Path(out).expanduser()
+    where = resolve_device(device)
+    processes = PartialState(cpu=where.type == "cpu")
+    if where.type == "cuda":
+        where = processes.device
+    work = {"from": start.store.identity, "config": config.model_dump(mode="json")}
+    begun = time.monotonic()
+    if not processes.is_main_process:
+        processes.wait_for_everyone()  # until the first one has its directory
+        _trained(start, partial_path(place), where, None)
+        processes.wait_for_everyone()
+        return read_result(place)
+    with output_directory(place, work=work, resume=resume) as partial:
+        (partial / CHECKPOINTS).mkdir(exist_ok=True)
+        processes.wait_for_everyone()
+        model = _trained(start, partial, where, progress)
+        steps = config.training.steps
+        progress(steps, steps, "writing the packed checkpoint")
+        start.save(partial, model)
+        trained = sum(own.numel() for own in model.network.parameters() if own.requires_grad)
+        record = {"config": public_config(config), "modules": model.modules, **start.record()}
+        write_json(partial / RECORD, record)
+        model.network.to("meta")
+        quality = None
+        if config.data.heldout is not None:
+            progress(steps, steps, "measuring what was written")
+            quality = evaluate(
+                partial,
+                start.store.path,
+                text=config.data.heldout,
+                device=where.type,
+                max_tokens=config.training.heldout_tokens,
+                window=config.data.window,
+                batch=config.training.batch,
+                dtype=start.precision,
+            )
+        packed = PackedCheckpoint(partial)
+        result = UpcycleResult(
+            out=str(place),
+            label=config.label,
+            steps=steps,
+            parameters=_values(packed),
+            trained=trained,
+            dense_bytes=start.store.bytes_total,
+            packed_bytes=packed.bytes_total,
+            moe_bytes=packed.manifest.source.bytes_total,
+            start_difference=model.difference,
+            dense_perplexity=quality.reference_perplexity if quality else None,
+            perplexity=quality.perplexity if quality else None,
+            peak_memory=int(read_history(partial).steps["memory"].max()),
+            device=device_label(where),
+            seconds=time.monotonic() - begun,
+        )
+        told = {key: value for key, value in result.to_dict().items() if key != "out"}
+        write_json(partial / RECORD, {"result": told, **record})
+        shutil.rmtree(partial / CHECKPOINTS)
+    processes.wait_for_everyone()
+    return result
+
+
+def read_result(out: Path) -> UpcycleResult:
+    """Of a finished output. Raises CheckpointError if it is none."""
+    return UpcycleResult(out=str(out), **read_json(out / RECORD)["result"])
+
+
+def _trained(start: Start, partial: Path, where: torch.device, progress: Progress | None) -> Model:
+    """progress: None in processes that only compute along."""
+    config = start.config
+    tokenizer = load_tokenizer(start.store.path)
+    window = fitting_window(config.data.window, [start.store.config])
+    windows = Windows(config.data.texts, tokenizer, window)
+    model = start.model(where, windows)
+    with silent():
+        trainer = UpcyclingTrainer(
+            model.network, model.blocks, config, windows, partial / CHECKPOINTS, where.type
+        )
+        trainer.remove_callback(PrinterCallback)
+        train(
+            trainer,
+            config,
+            partial / HISTORY if progress is not None else None,
+            progress or quiet,
+            _measure(model.network, tokenizer, config, window),
+        )
+    model.network.eval()
+    return model
+
+
+def _measure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: UpcycleConfig, window: int
+) -> Measure | None:
+    """The perplexity on the held-out text, if there is one."""
+    if config.data.heldout is None:
+        return None
+    text, tokens = read_text(config.data.heldout), config.training.heldout_tokens
+    windows = token_windows(tokenizer, text, window, tokens)
+
+    def measure() -> float:
+        totals = Totals()
+        for said in answers(model, windows, config.training.batch):
+            totals.add(said)
+        return totals.perplexity
+
+    return measure
+
+
+def _values(packed: PackedCheckpoint) -> int:
+    """Numbers that a packed checkpoint stores."""
+    infos = packed.store.tensors.values()
+    return sum(math.prod(info.shape) for info in infos if info.dtype.is_floating_point)

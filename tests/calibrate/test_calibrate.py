@@ -1,0 +1,532 @@
+"""Calibration against float64 by hand, for unlike families; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from calibrate_support import FAMILIES, SIZES, TOKENS, WINDOW, Tiny, expected
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from ders_core.calibrate import calibrate
+from ders_core.calibrate.locate import Place
+from ders_core.calibrate.observer import Sums, Watch
+from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.quantized import fp8
+from ders_core.cli.main import app
+from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError
+from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.synthesize import synthesize
+
+READ = WINDOW * (TOKENS // (WINDOW - 1))
+"""Tokens that the model reads."""
+
+
+def measure(model: Path, out: Path, text: Path, **options: Any) -> Calibration:
+    sizes = {"window": WINDOW, "max_tokens": TOKENS, "batch": 3, "dtype": torch.float32}
+    return calibrate(model, out, text=text, **(sizes | options))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[[str], Path]:
+    """The directory of a family's tiny model."""
+    root = tmp_path_factory.mktemp("families")
+
+    def get(name: str) -> Path:
+        directory = root / name
+        return directory if directory.exists() else FAMILIES[name].save(directory, tokenizer)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def calibration(
+    saved: Callable[[str], Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Calibration:
+    """Of the Mixtral."""
+    out = tmp_path_factory.mktemp("calibration") / "mixtral.safetensors"
+    return measure(saved("mixtral"), out, text_file)
+
+
+def close(found: torch.Tensor | None, wanted: torch.Tensor) -> bool:
+    assert found is not None
+    assert found.dtype == torch.float32
+    assert found.shape == wanted.shape
+    return float((found.double() - wanted).norm() / wanted.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_moments_and_counts_are_those_of_float64(
+    family: str, saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    tiny, directory = FAMILIES[family], saved(family)
+    found = measure(directory, tmp_path / "c.safetensors", text_file)
+    checkpoint = Checkpoint(directory)
+    found.check(checkpoint)
+    assert found.checkpoint == checkpoint.identity
+    assert found.tokens == READ
+    assert found.layers == checkpoint.moe_layers
+    for layer, wanted in zip(found.layers, expected(directory, tiny, text_file), strict=True):
+        assert torch.equal(found.routed(layer), wanted.routed)
+        assert int(found.routed(layer).sum()) == READ * tiny.top_k
+        assert found.use(layer).sum() == pytest.approx(1)
+        for projection in ("gate", "up"):
+            assert close(found.moments(layer, projection), wanted.block_input)
+        assert close(found.moments(layer, "down"), wanted.middle)
+
+
+def test_moments_are_symmetric_and_positive(calibration: Calibration) -> None:
+    for layer in calibration.layers:
+        for projection in ("up", "down"):
+            found = calibration.moments(layer, projection)
+            assert found is not None
+            assert torch.equal(found, found.T)
+            values = torch.linalg.eigvalsh(found.double())
+            assert values.min() > -1e-6 * values.max()
+
+
+def test_what_was_not_measured_is_none(calibration: Calibration) -> None:
+    assert calibration.moments(7, "up") is None
+    with pytest.raises(
+        CheckpointError, match=r"knows nothing of layer 7; it holds the layers 0, 1"
+    ):
+        calibration.routed(7)
+
+
+def test_wide_layers_keep_the_diagonal(
+    calibration: Calibration, saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    """In 32, middle 48."""
+    found = measure(saved("mixtral"), tmp_path / "c", text_file, max_width=40)
+    for layer in found.layers:
+        whole, diagonal = calibration.moments(layer, "down"), found.moments(layer, "down")
+        assert whole is not None
+        assert close(diagonal, whole.diagonal().double())
+        assert torch.equal(found.moments(layer, "up"), calibration.moments(layer, "up"))  # type: ignore[arg-type]
+
+
+def test_the_batch_changes_nothing(
+    calibration: Calibration, saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    found = measure(saved("mixtral"), tmp_path / "c", text_file, batch=64)
+    for layer in found.layers:
+        assert torch.equal(found.routed(layer), calibration.routed(layer))
+        whole = calibration.moments(layer, "down")
+        assert whole is not None
+        assert close(found.moments(layer, "down"), whole.double())
+
+
+def test_the_checkpoints_own_dtype(
+    calibration: Calibration, saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    """bfloat16 computes nearly the same, and twice the same bytes."""
+    first = measure(saved("mixtral"), tmp_path / "first", text_file, dtype=None)
+    second = measure(saved("mixtral"), tmp_path / "second", text_file, dtype=None)
+    assert first.path.read_bytes() == second.path.read_bytes()
+    for layer in first.layers:
+        one, other = first.moments(layer, "up"), calibration.moments(layer, "up")
+        assert one is not None
+        assert other is not None
+        assert float((one - other).norm() / other.norm()) < 0.02
+
+
+def test_weights_that_are_copied_into_another_dtype_are_followed(
+    tokenizer: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """This one computes its experts in float32 whatever they are."""
+    config = transformers.OpenAIPrivacyFilterConfig(num_local_experts=4, head_dim=8, **SIZES)
+    build = lambda: transformers.OpenAIPrivacyFilterForTokenClassification(config)  # noqa: E731
+    directory = Tiny(build, [], "").save(tmp_path / "model", tokenizer)
+    copied = measure(directory, tmp_path / "copied", text_file, dtype=None)
+    plain = measure(directory, tmp_path / "plain", text_file)
+    for layer in plain.layers:
+        assert int(copied.routed(layer).sum()) == 2 * READ
+        for projection in ("up", "down"):
+            one, other = copied.moments(layer, projection), plain.moments(layer, projection)
+            assert one is not None
+            assert other is not None
+            assert float((one - other).norm() / other.norm()) < 0.05
+
+
+def test_fp8_is_measured_as_the_numbers_it_means(
+    saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    """As DeepSeek-V3 is stored; transformers refuses to compute it in float32."""
+    plain = saved("qwen2_moe")
+    coded = shutil.copytree(plain, tmp_path / "fp8")
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        if ".experts." not in name and "_proj.weight" not in name:
+            tensors[name] = tensor
+            continue
+        blocks = (
+            tensor.float().unflatten(0, (-1, 8)).unflatten(-1, (-1, 8))
+        )  # [rows, 8, columns, 8]
+        tensors[f"{name}_scale_inv"] = scales = blocks.abs().amax((1, 3)) / 448
+        tensors[name] = fp8.quantize(tensor, scales, (8, 8))
+    save_file(tensors, coded / "model.safetensors", {"format": "pt"})
+    config = json.loads((coded / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    (coded / "config.json").write_text(json.dumps(config))
+    found = measure(coded, tmp_path / "coded", text_file, dtype=None)
+    wanted = measure(plain, tmp_path / "plain", text_file, dtype=None)
+    for layer in wanted.layers:
+        assert int(found.routed(layer).sum()) == 2 * READ
+        one, other = found.moments(layer, "up"), wanted.moments(layer, "up")
+        assert one is not None
+        assert other is not None
+        assert float((one - other).norm() / other.norm()) < 0.1
+    with pytest.raises(
+        EvaluationError, match=r"fp8 cannot be run on text by transformers: .*dtype"
+    ):
+        measure(coded, tmp_path / "refused", text_file)
+
+
+def test_layers_that_transformers_leaves_on_disk_are_left_out(
+    tokenizer: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """DeepSeek-V3's 62nd layer predicts a second token; here it stands behind the third."""
+    config = transformers.DeepseekV3Config(
+        moe_intermediate_size=24,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        **SIZES | {"num_hidden_layers": 3, "num_key_value_heads": 4},
+    )
+    tiny = Tiny(lambda: transformers.DeepseekV3ForCausalLM(config), [], "")
+    directory = tiny.save(tmp_path / "model", tokenizer)
+    tensors = load_file(directory / "model.safetensors")
+    further = {
+        name.replace("layers.2.", "layers.61."): tensor + 1
+        for name, tensor in tensors.items()
+        if "layers.2." in name
+    }
+    save_file(tensors | further, directory / "model.safetensors", {"format": "pt"})
+    assert Checkpoint(directory).moe_layers == [1, 2, 61]
+    found = measure(directory, tmp_path / "c", text_file)
+    assert found.layers == [1, 2]
+    found.check(Checkpoint(directory))
+
+
+def test_a_model_that_runs_tokens_more_than_once_is_refused(
+    tokenizer: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """transformers 5.23 takes NLLB's mask of chosen experts for their numbers."""
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    steps = {"encoder_sparse_step": 1, "decoder_sparse_step": 1, "num_experts": 4}
+    config = transformers.NllbMoeConfig(vocab_size=384, d_model=32, **sizes, **heads, **steps)
+    tiny = Tiny(lambda: transformers.NllbMoeForConditionalGeneration(config), [], "")
+    directory = tiny.save(tmp_path / "model", tokenizer)
+    with pytest.raises(
+        EvaluationError, match=r"layer 0: expert 0 was given \d+ inputs for 320 tok"
+    ):
+        measure(directory, tmp_path / "c", text_file)
+    assert not (tmp_path / "c").exists()
+
+
+def test_values_that_are_not_finite_are_refused(
+    saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(saved("mixtral"), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.input_layernorm.weight"][3] = float("inf")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EvaluationError, match=r"layer 1: .* computes values that are not finite"):
+        measure(broken, tmp_path / "c", text_file)
+
+
+def test_texts_and_sizes_that_make_no_sense(
+    saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few words", encoding="utf-8")
+    with pytest.raises(EvaluationError, match="too few to measure on; give at least 32"):
+        measure(saved("mixtral"), tmp_path / "c", short)
+    for name in ("window", "max_tokens", "batch"):
+        with pytest.raises(EvaluationError, match=f"{name} is 0; give at least"):
+            measure(saved("mixtral"), tmp_path / "c", text_file, **{name: 0})
+
+
+def test_what_is_no_original_checkpoint_is_refused(
+    dense_parent_dir: Path, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="no experts that can be recognised"):
+        measure(dense_parent_dir, tmp_path / "c", text_file)
+
+
+def test_a_packed_checkpoint_is_measured_as_what_it_stands_for(
+    pair: Any, text_file: Path, tmp_path: Path
+) -> None:
+    synthesize(pair.packed, tmp_path / "whole")
+    found = measure(pair.packed, tmp_path / "mine", text_file)
+    wanted = measure(tmp_path / "whole", tmp_path / "wanted", text_file)
+    assert found.layers == wanted.layers
+    for layer in found.layers:
+        assert torch.equal(found.routed(layer), wanted.routed(layer))
+        for projection in ("gate", "up", "down"):
+            own, other = (one.moments(layer, projection) for one in (found, wanted))
+            assert own is not None
+            assert other is not None
+            assert torch.equal(own, other)
+    found.check(Checkpoint(pair.packed))
+    with pytest.raises(CheckpointError):
+        found.check(Checkpoint(pair.original))
+
+
+def test_codes_are_not_measured_out_of_a_packed_checkpoint(text_file: Path, tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "v1-fp8"
+    with pytest.raises(EvaluationError, match="`ders synthesize`"):
+        measure(golden, tmp_path / "c", text_file)
+
+
+def test_the_output_appears_whole_or_not_at_all(
+    saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int, str]] = []
+
+    def stop(done: int, total: int, message: str) -> None:
+        told.append((done, total, message))
+        if done >= 200:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        measure(saved("mixtral"), tmp_path / "c", text_file, progress=stop)
+    assert told[0] == (0, READ, "loading the model")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "c").touch()
+    with pytest.raises(OutputError, match="exists already"):
+        measure(saved("mixtral"), tmp_path / "c", text_file)
+    with pytest.raises(OutputError, match="cannot be written: File exists"):
+        measure(saved("mixtral"), tmp_path / "c" / "d", text_file)
+
+
+# --- the watch -----------------------------------------------------------------------------------
+
+WEIGHTS = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))  # [experts, out, in]
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+PADDED = torch.stack([torch.zeros(6, 4), X, torch.zeros(6, 4)])
+
+PRODUCTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "linear": lambda w: torch.nn.functional.linear(X, w[1]),
+    "linear with bias": lambda w: torch.nn.functional.linear(X, w[1], torch.ones(5)),
+    "linear of more dimensions": lambda w: torch.nn.functional.linear(X.view(2, 3, 4), w[1]),
+    "linear, a token at a time": lambda w: [torch.nn.functional.linear(x, w[1]) for x in X],
+    "matmul": lambda w: X @ w[1].T,
+    "matmul, weight first": lambda w: w[1] @ X.T,
+    "matmul, a token at a time": lambda w: [w[1] @ x for x in X],
+    "bmm": lambda w: torch.bmm(PADDED, w.transpose(1, 2)),
+    "bmm, weight first": lambda w: torch.bmm(w, PADDED.transpose(1, 2)),
+    "baddbmm": lambda w: torch.baddbmm(torch.ones(3, 1, 5), PADDED, w.transpose(1, 2)),
+    "einsum": lambda w: torch.einsum("ni,oi->no", X, w[1]),
+    "einsum over experts": lambda w: torch.einsum("eni,eoi->eno", PADDED, w),
+    "in halves": lambda w: (X @ w[1][:3].T, X @ w[1][3:].T),
+    "copied": lambda w: X.double() @ w[1].double().T,
+    "all copied": lambda w: torch.bmm(PADDED.double(), w.double().transpose(1, 2)),
+}
+
+
+def watched(act: Callable[[torch.Tensor], Any]) -> Sums:
+    weights = WEIGHTS.clone()
+    size = 5 * 4 * 4
+    places = {
+        weights[k].data_ptr(): Place(0, "in", k, weights[k].data_ptr() + size) for k in range(3)
+    }
+    sums = Sums.empty(3, 4, 8, torch.device("cpu"))
+    with torch.no_grad(), Watch(places, {(0, "in"): sums}):
+        act(weights)
+    return sums
+
+
+@pytest.mark.parametrize("form", PRODUCTS)
+def test_every_form_of_a_product_is_seen_once(form: str) -> None:
+    sums = watched(PRODUCTS[form])
+    assert sums.counts.tolist() == [0, 6, 0]
+    assert torch.allclose(sums.total, X.T @ X, rtol=1e-5)
+
+
+def test_empty_places_do_not_count_behind_the_activation() -> None:
+    """A bias makes something of them there."""
+    inner, outer = torch.ones(2, 4, 4), torch.ones(2, 4, 4)
+    x = torch.cat([X, torch.zeros(3, 4)])[None].expand(2, 9, 4).clone()
+    x[1] = 0
+    places = {
+        weight[k].data_ptr(): Place(0, side, k, weight[k].data_ptr() + 64)
+        for side, weight in (("in", inner), ("mid", outer))
+        for k in range(2)
+    }
+    sums = {(0, side): Sums.empty(2, 4, 8, torch.device("cpu")) for side in ("in", "mid")}
+    with torch.no_grad(), Watch(places, sums):
+        middle = torch.bmm(x, inner) + 1
+        torch.bmm(middle, outer)
+    assert sums[0, "in"].counts.tolist() == sums[0, "mid"].counts.tolist() == [6, 0]
+    own = middle[0, :6]
+    assert torch.allclose(sums[0, "mid"].total, own.T @ own, rtol=1e-5)
+
+
+def test_all_experts_at_once_are_refused() -> None:
+    with pytest.raises(EvaluationError, match="multiplies every token with all experts at once"):
+        watched(lambda w: torch.einsum("ni,eoi->neo", X, w))
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def test_another_checkpoint_is_refused(
+    calibration: Calibration, saved: Callable[[str], Path]
+) -> None:
+    calibration.check(Checkpoint(saved("mixtral")))
+    with pytest.raises(
+        CheckpointError, match=r"measured on another checkpoint than .*gpt_oss; run"
+    ):
+        calibration.check(Checkpoint(saved("gpt_oss")))
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def rewrite(calibration: Calibration, tmp_path: Path) -> Callable[..., Path]:
+    """The calibration with other metadata or tensors."""
+
+    def make(metadata: dict[str, str] | None = None, tensors: Tensors | None = None) -> Path:
+        own = {
+            "format": "ders-calibration",
+            "version": "1",
+            "checkpoint": calibration.checkpoint,
+            "tokens": str(calibration.tokens),
+        }
+        path = tmp_path / "c.safetensors"
+        save_file(load_file(calibration.path) | (tensors or {}), path, own | (metadata or {}))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"format": "pt"}, "is no calibration file; make one with ders calibrate"),
+        ({"version": "2"}, "has version '2' of the calibration format, and only '1' is known"),
+        ({"checkpoint": "me"}, "does not say what was measured"),
+        ({"tokens": "-3"}, "does not say what was measured"),
+        ({"tokens": "0"}, "does not say what was measured"),
+        ({"tokens": "9" * 40}, "does not say what was measured"),
+        ({"tokens": "٣"}, "does not say what was measured"),
+    ],
+)
+def test_metadata_is_checked(
+    metadata: dict[str, str], words: str, rewrite: Callable[..., Path]
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        Calibration.open(rewrite(metadata))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"0.routed": torch.zeros(4)},
+        {"0.routed": torch.zeros(4, 4, dtype=torch.int64)},
+        {"0.in.moments": torch.zeros(32, 32, dtype=torch.float64)},
+        {"0.in.moments": torch.zeros(32, 31)},
+        {"0.in.moments": torch.zeros(3, 3, 3)},
+        {"0.in.moments": torch.zeros(0)},
+        {"00.in.moments": torch.zeros(32)},
+        {"0.in.other": torch.zeros(32)},
+        {"x": torch.zeros(1)},
+    ],
+    ids=str,
+)
+def test_forms_are_checked(tensors: Tensors, rewrite: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match=f"{next(iter(tensors))!r} is none that a calibr"):
+        Calibration.open(rewrite(tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.full((32,), float("nan")),
+        torch.full((32,), float("inf")),
+        torch.full((32,), -1.0),
+        torch.eye(32) * -1,
+        torch.arange(1024.0).view(32, 32),
+    ],
+    ids=["nan", "inf", "negative", "negative matrix", "not symmetric"],
+)
+def test_moments_are_checked(values: torch.Tensor, rewrite: Callable[..., Path]) -> None:
+    found = Calibration.open(rewrite(tensors={"1.in.moments": values}))
+    with pytest.raises(CheckpointError, match=r"'1.in.moments' holds no second moments"):
+        found.moments(1, "gate")
+    assert found.moments(0, "gate") is not None
+
+
+@pytest.mark.parametrize("counts", [[-1, 2, 0, 0], [0, 0, 0, 0], [READ + 1, 0, 0, 0]], ids=str)
+def test_counts_are_checked(counts: list[int], rewrite: Callable[..., Path]) -> None:
+    found = Calibration.open(rewrite(tensors={"1.routed": torch.tensor(counts)}))
+    with pytest.raises(CheckpointError, match=r"'1.routed' holds no counts of 320 tokens"):
+        found.routed(1)
+
+
+@pytest.mark.parametrize(
+    "tensors", [{"0.in.moments": torch.ones(31)}, {"0.routed": torch.ones(5, dtype=torch.int64)}]
+)
+def test_sizes_are_checked(
+    tensors: Tensors, rewrite: Callable[..., Path], saved: Callable[[str], Path]
+) -> None:
+    found = Calibration.open(rewrite(tensors=tensors))
+    with pytest.raises(CheckpointError, match=r"is of size \d+, the checkpoint's layer needs \d+"):
+        found.check(Checkpoint(saved("mixtral")))
+
+
+def test_files_that_are_none(calibration: Calibration, tmp_path: Path, mixtral_dir: Path) -> None:
+    whole = calibration.path.read_bytes()
+    cut, pickled = tmp_path / "cut", tmp_path / "pickled"
+    cut.write_bytes(whole[:-10])
+    torch.save({"0.routed": torch.ones(4)}, pickled)
+    for path, words in (
+        (tmp_path / "absent", "absent is no file; make one with ders calibrate"),
+        (tmp_path, "is no file"),
+        (cut, "is truncated"),
+        (pickled, "not a safetensors file"),
+        (mixtral_dir / "model.safetensors", "is no calibration file"),
+    ):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            Calibration.open(path)
+        assert "\n" not in str(caught.value)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command(saved: Callable[[str], Path], text_file: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+
+    def ders(out: str, *words: str) -> Any:
+        sizes = ("--max-tokens", "310", "--window", "32", "--device", "cpu")
+        call = ("calibrate", saved("mixtral"), "-o", tmp_path / out, "--text", text_file)
+        return runner.invoke(app, [*map(str, call), *sizes, *words])
+
+    first = ders("a.safetensors")
+    assert first.exit_code == 0, first.output
+    assert "most chosen expert" in first.stdout
+    found = Calibration.open(tmp_path / "a.safetensors")
+    assert found.tokens == READ
+    assert isinstance(ders("a.safetensors").exception, OutputError)
+    told = json.loads(ders("b.safetensors", "--json").stdout)
+    assert told["layers"] == [0, 1]
+    assert told["tokens"] == READ
+    assert told["most_chosen"] == max(float(found.use(layer).max()) for layer in (0, 1))
+    assert told["least_chosen"] == min(float(found.use(layer).min()) for layer in (0, 1))

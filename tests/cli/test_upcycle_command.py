@@ -1,0 +1,47 @@
+"""`ders upcycle`, from a dense model and from an upcycled one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ders_core.upcycle.upcycler import UpcycleResult, read_result
+
+CONFIG = """
+name: {name}
+{more}
+forms: [{{form: lowrank, rank: 1}}]
+data: {{texts: {text}, heldout: {text}, window: 32}}
+training: {{steps: 2, batch: 2, warmup: 0}}
+"""
+
+
+@pytest.mark.slow
+def test_the_command(dense_parent_dir: Path, tiny_text: str, tmp_path: Path) -> None:
+    file = tmp_path / "u.yaml"
+    text = tmp_path / "text.txt"
+    text.write_text(tiny_text, encoding="utf-8")
+    first = CONFIG.format(name="first", more="experts: 3", text=text)
+    file.write_text(first, encoding="utf-8")
+    out, more = tmp_path / "out", tmp_path / "more"
+
+    def ders(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ders_core", "upcycle", *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = ders(str(dense_parent_dir), str(out), "--config", str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    assert UpcycleResult(**json.loads(done.stdout)) == read_result(out)
+    second = CONFIG.format(name="second", more="", text=text)
+    file.write_text(second, encoding="utf-8")
+    done = ders("--continue", str(out), str(more), "--config", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "LM 1" in done.stdout
+    file.write_text("name: x\ndata: {texts: a}\nexpert: 3\n", encoding="utf-8")
+    done = ders(str(dense_parent_dir), str(tmp_path / "no"), "--config", str(file))
+    assert done.returncode == 1
+    assert done.stderr == "ders: u.yaml: line 3: unknown key 'expert'\n"

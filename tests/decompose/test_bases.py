@@ -1,0 +1,49 @@
+"""Bases and deltas against float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.codecs import combine
+from ders_core.decompose.bases import DenseParent, around_mean, from_parent, mean_base
+
+
+@pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_dir"])
+def test_the_mean_is_the_mean(
+    directory: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint(request.getfixturevalue(directory))
+    for group in checkpoint.groups():
+        exact = group.read().double().mean(0)
+        base = mean_base(group)
+        assert base.dtype is group.dtype
+        step = exact.abs() * 2**-8 + 1e-38  # half a step of bfloat16's 8 bits, and a little
+        assert bool(((base.double() - exact).abs() <= 1.001 * step).all())
+    monkeypatch.setattr("ders_core.decompose.bases.CHUNK", 200)
+    assert torch.equal(mean_base(group), base)
+
+
+def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
+    """W_base + Δ is W again to the last bit: no rounding is everybody's error."""
+    checkpoint = Checkpoint(mixtral_dir)
+    group = checkpoint.group(1, "down")
+    split = around_mean(group)
+    for expert, delta in enumerate(split.deltas()):
+        assert delta.dtype is torch.float32
+        exact = group.read(expert).double() - split.base.double()
+        assert torch.equal(delta.double(), exact)
+        assert torch.equal(combine(split.base, delta), group.read(expert))
+
+
+def test_a_dense_parent_is_the_base(mixtral_dir: Path, dense_parent_dir: Path) -> None:
+    checkpoint, parent = Checkpoint(mixtral_dir), DenseParent.open(dense_parent_dir)
+    for group in checkpoint.groups():
+        split = from_parent(group, parent)
+        name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"
+        assert torch.equal(split.base, parent.store.tensors[name].read())
+        spread = [float(delta.norm() / split.base.float().norm()) for delta in split.deltas()]
+        assert all(0.12 < share < 0.18 for share in spread)  # the fixture's closeness is 0.15

@@ -1,0 +1,363 @@
+"""Checkpoints at an address: the same as on a disk, and no more is moved than is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from range_server import Server, serving
+from safetensors.torch import save_file
+
+from ders_core.analysis.summary import summarize
+from ders_core.checkpoint import Checkpoint
+from ders_core.cli.main import main
+from ders_core.errors import CheckpointError
+from ders_core.files import remote
+from ders_core.files.spec import TensorSpec
+from ders_core.files.writer import encode_header, shards, write_index
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.verify import verify
+from ders_core.recipe import load_recipe
+
+K, D, H = 4, 6, 10  # experts, hidden size, inner size
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def server(mixtral_sharded_dir: Path) -> Iterator[Server]:
+    with serving(mixtral_sharded_dir.parent) as server:
+        yield server
+
+
+def same(far: Checkpoint, near: Checkpoint) -> None:
+    """Names, bytes, groups and every tensor are alike."""
+    assert far.identity == near.identity
+    assert far.bytes_total == near.bytes_total
+    assert far.store.files == near.store.files
+    assert far.store.index_metadata == near.store.index_metadata
+    for name, info in near.tensors.items():
+        assert far.tensors[name].spec == info.spec
+        assert b"".join(far.tensors[name].raw()) == b"".join(info.raw())
+        assert torch.equal(far.read(name), info.read())
+    for group in near.groups(extended=True):
+        other = far.group(*group.key, extended=True)
+        assert torch.equal(other.read(), group.read())
+        assert torch.equal(other.read(1, slice(2, 5)), group.read(1, slice(2, 5)))
+        assert torch.equal(other.middle(3, 100), group.middle(3, 100))
+    assert [file.name for file in far.side_files()] == [file.name for file in near.side_files()]
+    assert summarize(far) == summarize(near)
+
+
+def test_a_directory_behind_a_server(server: Server, mixtral_sharded_dir: Path) -> None:
+    address = f"{server.url}/{mixtral_sharded_dir.name}/"
+    same(Checkpoint(address), Checkpoint(mixtral_sharded_dir))
+
+
+def test_a_server_that_lists_nothing(mixtral_sharded_dir: Path, qwen2_moe_dir: Path) -> None:
+    for directory in (mixtral_sharded_dir, qwen2_moe_dir):
+        with serving(directory, lists=False) as server:
+            same(Checkpoint(server.url), Checkpoint(directory))
+
+
+def test_a_hub(mixtral_sharded_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving(mixtral_sharded_dir) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        same(Checkpoint("hf://owner/repo"), Checkpoint(mixtral_sharded_dir))
+        assert "is private or gated" in refusal("hf://owner/other")
+
+
+def test_memory(qwen2_moe_sharded_dir: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for file in qwen2_moe_sharded_dir.iterdir():
+        memory.pipe_file(f"/models/qwen/{file.name}", file.read_bytes())
+    same(Checkpoint("memory://models/qwen"), Checkpoint(qwen2_moe_sharded_dir))
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "llama4", "fp8"])
+def test_transposed_fused_and_quantized(tmp_path: Path, family: str) -> None:
+    torch.manual_seed(0)
+    block = "model.layers.0." + ("feed_forward" if family == "llama4" else "mlp")
+    tensors = {f"{block}.router.weight": torch.randn(K, D)}
+    if family == "fp8":
+        tensors = {f"{block}.gate.weight": torch.randn(K, D)}
+        for expert in range(K):
+            for name, shape in (("gate", (H, D)), ("up", (H, D)), ("down", (D, H))):
+                own = f"{block}.experts.{expert}.{name}_proj.weight"
+                tensors[own] = torch.randn(*shape).to(torch.float8_e4m3fn)
+                tensors[f"{own}_scale_inv"] = torch.rand(1, 1) + 0.5
+    else:
+        tensors[f"{block}.experts.gate_up_proj"] = torch.randn(K, D, 2 * H).bfloat16()
+        tensors[f"{block}.experts.down_proj"] = torch.randn(K, H, D).bfloat16()
+    save_file(tensors, tmp_path / "model.safetensors")
+    kind = "deepseek_v3" if family == "fp8" else family
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with serving(tmp_path) as server:
+        same(Checkpoint(server.url), Checkpoint(tmp_path))
+
+
+def test_the_middle_of_a_matrix(mixtral_dir: Path, tmp_path: Path) -> None:
+    group = Checkpoint(mixtral_dir).groups()[0]
+    out, width = group.shape[1:]
+    assert torch.equal(group.middle(32, 32 * width), group.read(rows=slice(40, 72)).flatten(1))
+    assert group.middle(32, 5 * width).shape == (K, 5 * width)
+    assert group.middle(32, 1).shape == (K, width)
+    assert group.middle(2 * out, 10 * out * width).shape == (K, out * width)
+    turned = torch.randn(K, D, H)
+    tensors = {f"model.layers.0.mlp.experts.{name}": turned for name in ("gate_up_proj",)}
+    tensors["model.layers.0.mlp.experts.down_proj"] = torch.randn(K, H // 2, D)
+    tensors["model.layers.0.mlp.router.weight"] = torch.randn(K, D)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
+    gate = Checkpoint(tmp_path).group(0, "gate")
+    columns = gate.read()[:, :, 2:4].flatten(1)
+    assert torch.equal(gate.middle(2, 100), columns)
+
+
+@pytest.fixture(scope="module")
+def mixtral_8x7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shapes of the real one, 32 layers, 93 GB of holes: it takes no room."""
+    directory = tmp_path_factory.mktemp("big")
+    hidden, inner, layers, experts = 4096, 14336, 32, 8
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (32000, hidden)}
+    for layer in range(layers):
+        own = f"model.layers.{layer}"
+        for name, out in (("q", hidden), ("k", 1024), ("v", 1024), ("o", hidden)):
+            shapes[f"{own}.self_attn.{name}_proj.weight"] = (out, hidden)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{own}.{name}.weight"] = (hidden,)
+        moe = f"{own}.block_sparse_moe"
+        shapes[f"{moe}.gate.weight"] = (experts, hidden)
+        for expert in range(experts):
+            shapes[f"{moe}.experts.{expert}.w1.weight"] = (inner, hidden)
+            shapes[f"{moe}.experts.{expert}.w2.weight"] = (hidden, inner)
+            shapes[f"{moe}.experts.{expert}.w3.weight"] = (inner, hidden)
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (32000, hidden)}
+    files = shards({name: TensorSpec(torch.bfloat16, shape) for name, shape in shapes.items()})
+    for name, specs in files.items():
+        header = encode_header(specs)
+        (directory / name).write_bytes(header)
+        os.truncate(directory / name, len(header) + sum(spec.nbytes for spec in specs.values()))
+    write_index(directory, files)
+    config = {"model_type": "mixtral", "num_hidden_layers": layers, "num_local_experts": experts}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_the_first_look_at_90_gb_moves_a_few_mb(mixtral_8x7b: Path) -> None:
+    assert sum(file.stat().st_blocks * 512 for file in mixtral_8x7b.iterdir()) < 20e6
+    with serving(mixtral_8x7b) as server:
+        started = time.monotonic()
+        summary = summarize(server.url)
+        seconds = time.monotonic() - started
+        assert summary.bytes_total > 90e9
+        assert (summary.moe_layers, summary.experts) == (32, 8)
+        assert server.sent < 8e6
+        assert server.requests < 1300
+        assert seconds < 30  # most of it is this server's
+
+
+def test_compressed_from_an_address_and_from_a_disk(
+    server: Server, mixtral_sharded_dir: Path, tmp_path: Path
+) -> None:
+    name = mixtral_sharded_dir.name
+    address = f"{server.url.replace('//', '//me:my%20word@')}/{name}"
+    recipe = load_recipe("quantized-2bit")
+    compress(mixtral_sharded_dir, tmp_path / "near", recipe)
+    compress(address, tmp_path / "far", recipe)
+    near, far = sorted((tmp_path / "near").iterdir()), sorted((tmp_path / "far").iterdir())
+    assert [file.name for file in near] == [file.name for file in far]
+    for one, other in zip(near, far, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert b"127.0.0.1" not in other.read_bytes()
+    assert "Basic bWU6bXkgd29yZA==" in server.logins
+    found = verify(tmp_path / "far", address)
+    assert found.ok
+    assert len(found.groups) == 6
+
+
+@pytest.fixture
+def ders(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command in this process: its status and what it prints."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ders", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_commands_take_addresses(
+    ders: Callable[..., tuple[int, str, str]],
+    server: Server,
+    mixtral_sharded_dir: Path,
+    tmp_path: Path,
+) -> None:
+    address, out = f"{server.url}/{mixtral_sharded_dir.name}", tmp_path / "packed"
+    _, told, _ = ders("info", address, "--json")
+    assert json.loads(told)["identity"] == Checkpoint(mixtral_sharded_dir).identity
+    for words in (
+        ("plan", address, "--recipe", "quantized-2bit"),
+        ("compress", address, out, "--recipe", "quantized-2bit", "--workers", "1"),
+        ("verify", out, "--against", address),
+        ("analyze", address, "--layers", "1"),
+    ):
+        status, _, error = ders(*words)
+        assert status == 0, error
+
+
+def test_a_model_that_is_run_must_be_local(
+    ders: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("one two three")
+    address = "https://host/model"
+    for words in (
+        ("eval", address, "--text", text),
+        ("calibrate", address, "-o", tmp_path / "out.safetensors", "--text", text),
+    ):
+        status, _, error = ders(*words)
+        assert status == 1
+        assert error == (
+            f"ders: {address} lies elsewhere, and this needs a local directory; download it first\n"
+        )
+
+
+# What goes wrong
+
+
+def refusal(address: str) -> str:
+    with pytest.raises(CheckpointError) as raised:
+        Checkpoint(address)
+    told = str(raised.value)
+    assert "\n" not in told
+    return told
+
+
+def test_a_server_without_ranges_is_refused(mixtral_8x7b: Path) -> None:
+    with serving(mixtral_8x7b, ranges=False) as server:
+        source = Checkpoint(server.url)  # what files begin with can be had
+        with pytest.raises(CheckpointError, match="ignores requests for ranges"):
+            _ = source.identity
+        assert server.sent < 200e6
+
+
+def test_a_connection_that_breaks_is_tried_again(server: Server, mixtral_sharded_dir: Path) -> None:
+    server.fails = 2
+    assert Checkpoint(f"{server.url}/{mixtral_sharded_dir.name}").num_experts == K
+    assert not server.fails
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (401, "is refused (HTTP 401); give credentials"),
+        (403, "is refused (HTTP 403); give credentials"),
+        (404, "does not exist; check the address"),
+        (429, "wait a few minutes"),
+        (503, "answers with an error (HTTP 503); try again later"),
+    ],
+)
+def test_answers_that_are_none(tmp_path: Path, status: int, told: str) -> None:
+    with serving(tmp_path, status=status) as server:
+        said = refusal(f"{server.url.replace('//', '//me:secret@')}/models/mine")
+    assert told in said
+    assert "/models/mine" in said
+    assert "secret" not in said
+
+
+def test_nobody_answers() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        said = refusal(f"http://127.0.0.1:{taken.getsockname()[1]}/model")
+    assert "cannot be reached" in said
+    assert "check the address and the network" in said
+
+
+def test_silence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SILENT_SECONDS", 0.2)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        said = refusal(f"http://127.0.0.1:{mute.getsockname()[1]}/model")
+    assert "does not answer in time" in said
+
+
+def test_a_file_that_was_cut(mixtral_dir: Path, tmp_path: Path) -> None:
+    for file in mixtral_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with serving(tmp_path) as server:
+        source = Checkpoint(server.url)
+        os.truncate(tmp_path / "model.safetensors", 5000)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+            source.groups()[-1].read()
+        assert "truncated" in refusal(server.url)
+
+
+def test_an_index_that_leads_elsewhere(mixtral_sharded_dir: Path, tmp_path: Path) -> None:
+    for file in mixtral_sharded_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    index = tmp_path / "model.safetensors.index.json"
+    for name in ("..%2Fother.safetensors", "../other.safetensors", "x?y", "..", "//host/x"):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with serving(tmp_path) as server:
+            assert "lies outside the directory" in refusal(server.url)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("hf://owner/repo", "HF_HUB_OFFLINE is set"),
+        ("hf://owner/repo@v1.0", "hf://owner/repo@v1.0 cannot be reached"),
+        ("hf://owner", "hf://owner cannot be read"),
+        ("s3://bucket/model", "s3:// needs a package that is not installed: Install s3fs"),
+        ("nothing://like/this", "nothing:// is no protocol"),
+        ("file:///etc", "give its plain path"),
+        ("ZIP://a.zip", "give its plain path"),
+        ("simplecache::https://host/x", "chains protocols"),
+        ("zip://x::https://host/x.zip", "chains protocols"),
+        ("https://host/x?token=secret", "has a query"),
+        ("ftp://me:secret@host/x", "has credentials in it"),
+        ("memory://not/there", "does not exist"),
+    ],
+)
+def test_addresses_that_are_refused(address: str, told: str) -> None:
+    said = refusal(address)
+    assert told in said
+    assert "secret" not in said
+
+
+def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", nobody)
+        assert "hf://owner/repo cannot be reached" in refusal("hf://owner/repo")
+
+
+def test_a_file_is_no_directory() -> None:
+    fsspec.filesystem("memory").pipe_file("/lonely/model.safetensors", b"x")
+    assert "is a file" in refusal("memory://lonely/model.safetensors")

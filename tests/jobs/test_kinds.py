@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jobs_support import FAST_RECIPE
+
+import ders_core.analysis.analyzer
+import ders_core.demo
+from ders_core.checkpoint import Checkpoint
+from ders_core.jobs import Job, JobStore, Workspace
+from ders_core.jobs.kinds import task
+from ders_core.jobs.specs import SPECS, STEPS
+from ders_core.jobs.worker import run_worker
+from ders_core.pipeline.compress import compress
+from ders_core.recipe import Recipe
+
+
+def do(workspace: Workspace, kind: str, spec: dict[str, Any]) -> Job:
+    """File a job, let a worker do it, return it."""
+    store = JobStore(workspace.store_path)
+    number = store.submit(kind, spec, kind).id
+    run_worker(workspace, stop_when_idle=True)
+    return store.get(number)
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    assert (job.state, job.error) == ("done", None)
+    assert job.result is not None
+    return job.result
+
+
+@pytest.fixture
+def packed(mixtral_dir: Path, tmp_path: Path) -> Path:
+    compress(mixtral_dir, tmp_path / "packed", Recipe.from_yaml(FAST_RECIPE))
+    return tmp_path / "packed"
+
+
+def test_every_kind_has_steps_and_a_task() -> None:
+    assert SPECS.keys() == STEPS.keys()
+    assert all(callable(task(kind)) for kind in SPECS)
+
+
+def test_pages_need_neither_torch_nor_dask() -> None:
+    heavy = "{'torch', 'dask', 'distributed', 'transformers', 'streamlit', 'pandas'}"
+    code = f"import sys, ders_core.jobs; print(sorted({heavy} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_analyze(workspace: Workspace, mixtral_dir: Path) -> None:
+    from ders_core.analysis import Analysis
+
+    result = result_of(do(workspace, "analyze", {"checkpoint": str(mixtral_dir), "device": "cpu"}))
+    identity = Checkpoint(mixtral_dir).identity
+    directory = workspace.analysis_dir(identity)
+    assert result == {"identity": identity, "directory": str(directory)}
+    analysis = Analysis.load(directory)
+    assert len(analysis.groups) == 6
+    assert not analysis.spectra.empty
+
+
+def test_analyze_goes_on_from_what_a_worker_had_finished(
+    workspace: Workspace, mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ders_core.analysis import Analysis, analyze
+
+    checkpoint = Checkpoint(mixtral_dir)
+    growing = workspace.growing_dir(checkpoint.identity)
+    analyze(checkpoint, grown=lambda found: found.save(growing))
+    read: list[str] = []
+    monkeypatch.setattr(
+        "ders_core.analysis.analyzer.analyze_group",
+        lambda task, own=ders_core.analysis.analyzer.analyze_group: read.append(task) or own(task),
+    )
+    result_of(do(workspace, "analyze", {"checkpoint": str(mixtral_dir), "device": "cpu"}))
+    assert {task.layer for task in read} == set(checkpoint.moe_layers[1:])  # type: ignore[attr-defined]
+    assert not growing.exists()
+    assert len(Analysis.load(workspace.analysis_dir(checkpoint.identity)).groups) == 6
+
+
+def test_run_with_a_text(
+    workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(tiny_text)
+    spec = {"checkpoint": str(mixtral_dir), "recipe": FAST_RECIPE, "workers": 1, "device": "cpu"}
+    result = result_of(do(workspace, "run", spec | {"text": str(text), "max_tokens": 600}))
+    quality = result["quality"]
+    assert 0 <= quality["kl"] < 1
+    assert quality["reference_perplexity"] > 1
+    assert 0 <= quality["routing_agreement"] <= 1
+    saved = Path(result["packed"]).parent / "quality.json"
+    assert json.loads(saved.read_text()) == quality
+
+
+def test_evaluate_alone(
+    workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(tiny_text)
+    spec = {"model": str(mixtral_dir), "text": str(text), "max_tokens": 300, "device": "cpu"}
+    result = result_of(do(workspace, "evaluate", spec))
+    assert result["perplexity"] > 1
+    assert result["kl"] is None
+
+
+@pytest.mark.parametrize("form", ["packed", "dense"])
+def test_export(workspace: Workspace, packed: Path, form: str) -> None:
+    out = workspace.exports / "mine"
+    spec = {"packed": str(packed), "out": str(out), "format": form}
+    result = result_of(do(workspace, "export", spec))
+    assert result["out"] == str(out)
+    assert result["bytes"] > 0
+    assert all(check["ok"] for check in result["checks"])
+    assert out.is_dir()
+    again = do(workspace, "export", spec)
+    assert again.state == "failed"
+    assert "exists already" in (again.error or "")
+
+
+def test_demo_is_built_in_the_workspace(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, int]] = []
+
+    def build_demo(out: Path, *, seed: int, progress: Any) -> SimpleNamespace:
+        asked.append((out, seed))
+        progress(1, 2, "training")
+        out.mkdir()
+        (out / "demo.json").write_text('{"perplexities": {"moe": 2.5}}')
+        return SimpleNamespace(perplexities={"moe": 2.5})
+
+    monkeypatch.setattr(ders_core.demo, "build_demo", build_demo)
+    result = result_of(do(workspace, "demo", {}))
+    assert asked == [(workspace.demo, 0)]
+    assert result["moe"] == str(workspace.demo / "moe")
+    assert result["perplexities"] == {"moe": 2.5}
+    assert result_of(do(workspace, "demo", {})) == result
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("named", ["base: {dense: /proc/1}", "calibration: /proc/1/environ"])
+def test_files_of_a_recipe_must_lie_within_the_roots(
+    workspace: Workspace, mixtral_dir: Path, named: str
+) -> None:
+    recipe = f"name: x\n{named}\nrules: [{{codec: quantized, bits: 4}}]\n"
+    job = do(workspace, "run", {"checkpoint": str(mixtral_dir), "recipe": recipe})
+    assert job.state == "failed"
+    assert "outside the folders" in (job.error or "")

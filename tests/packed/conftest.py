@@ -1,0 +1,5 @@
+"""A recipe with every codec, and ways to look at directories."""
+
+from packed_checkpoints import all_tensors, mix, packed_dir, snapshot
+
+__all__ = ["all_tensors", "mix", "packed_dir", "snapshot"]

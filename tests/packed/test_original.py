@@ -1,0 +1,348 @@
+"""A packed checkpoint wherever a checkpoint is taken: read as the original that it stands for.
+
+What it is compared with is the same checkpoint synthesized to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from disk_forms import FORMS, extended, franken, only, write
+
+from ders_core.analysis import SPECTRA, Analysis, analyze
+from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.streaming import matrices, slabs
+from ders_core.codecs import Chain, Entropy, Keep, LowRank, Quantized, Sparse
+from ders_core.errors import CheckpointError, DersError
+from ders_core.packed import original
+from ders_core.packed.manifest import MANIFEST, Manifest
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
+from ders_core.recipe import ClusteredBase, Recipe, Rule, presets
+
+Pair = tuple[Path, Path]
+"""A packed directory, and what it synthesizes to."""
+
+MIXED = Recipe(
+    name="mixed",
+    seed=3,
+    rules=(
+        Rule(codec=Quantized(bits=3, group_size=8)),
+        Rule(projections=("up",), codec=Sparse(drop_rate=0.6)),
+        Rule(projections=("down",), codec=LowRank(rank=4)),
+        Rule(experts="1", codec=Chain(stages=(LowRank(rank=2), Entropy(bits=1.5)))),
+    ),
+)
+SECOND = only(Quantized(bits=2, group_size=16))
+
+
+def pair(source: Path, place: Path, recipe: Recipe) -> Pair:
+    place.mkdir(exist_ok=True)
+    compress(source, place / "packed", recipe)
+    synthesize(place / "packed", place / "whole")
+    return place / "packed", place / "whole"
+
+
+SOURCES = ("mixtral", "sharded", "qwen2_moe", *FORMS, "extended", "bases", "one")
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Experts alone, fused, turned, interleaved and stacked, with biases, shared, of two bases, and
+    where one projection shares its tensor with others that are packed as they were."""
+    place, recipe = tmp_path_factory.mktemp(request.param), MIXED
+    match request.param:
+        case "mixtral":
+            source = request.getfixturevalue("mixtral_dir")
+        case "sharded":
+            source = request.getfixturevalue("mixtral_sharded_dir")
+        case "qwen2_moe":
+            source = request.getfixturevalue("qwen2_moe_dir")
+        case "extended":
+            source = extended(place / "source")
+            recipe = MIXED.model_copy(update={"extended": True})
+        case "bases":
+            source = franken(place / "source")
+            recipe = MIXED.model_copy(update={"base": ClusteredBase(clusters=2)})
+        case "one":
+            source = write(place / "source", *FORMS["gpt_oss"])
+            recipe = only(Quantized(bits=3, group_size=8), "up")
+        case name:
+            source = write(place / "source", *FORMS[name])
+    return pair(source, place, recipe)
+
+
+def test_groups_are_those_of_the_synthesized_checkpoint(both: Pair) -> None:
+    mine, wanted = map(Checkpoint, both)
+    assert [group.key for group in mine.groups()] == [group.key for group in wanted.groups()]
+    for own, other in zip(mine.groups(True), wanted.groups(True), strict=True):
+        assert (own.shape, own.dtype, own.nbytes) == (other.shape, other.dtype, other.nbytes)
+        experts, out, _ = own.shape
+        whole = other.read()
+        assert torch.equal(own.read(), whole)
+        for rows in (slice(0, 1), slice(3, out - 2), slice(out - 1, out), slice(5, 5)):
+            assert torch.equal(own.read(rows=rows), whole[:, rows])
+            assert torch.equal(own.read(experts - 1, rows), whole[experts - 1, rows])
+        turned = own.as_it_lies()
+        for rows in (slice(0, 7), slice(7, 20)):
+            assert torch.equal(turned.read(rows=rows), other.as_it_lies().read(rows=rows))
+        for expert, matrix in matrices(own):
+            assert torch.equal(matrix, whole[expert])
+        for rows, slab in slabs(own):
+            assert torch.equal(slab, whole[:, rows])
+        if own.biases:
+            assert torch.equal(own.read_biases(), other.read_biases())
+        own.read_ahead()
+    for own, other in zip(mine.groups(), wanted.groups(), strict=True):
+        assert torch.equal(own.middle(3, 100), other.middle(3, 100))
+
+
+def test_every_tensor_is_what_the_packed_checkpoint_reads(both: Pair) -> None:
+    mine, wanted, packed = Checkpoint(both[0]), Checkpoint(both[1]), PackedCheckpoint(both[0])
+    assert list(mine.tensors) == packed.names()
+    assert mine.store.files == wanted.store.files
+    assert [i.name for i in mine.other_tensors()] == [i.name for i in wanted.other_tensors()]
+    for name, info in mine.tensors.items():
+        whole = packed.read(name)
+        assert info.spec == wanted.tensors[name].spec == packed.spec(name)
+        assert torch.equal(mine.read(name), whole)
+        assert torch.equal(mine.read(name, slice(0, 3)), whole[:3])
+        assert b"".join(info.raw()) == b"".join(wanted.tensors[name].raw())
+        size = whole.numel()
+        for first, last in ((0, 5), (size // 3, size // 2), (size - 1, size), (3, 3), (1, size)):
+            own = info.elements(first, last - first)
+            assert torch.equal(own, whole.flatten()[first:last])
+
+
+def test_what_is_told_of_it(both: Pair) -> None:
+    mine, wanted = map(Checkpoint, both)
+    stored = Manifest.read(both[0]).source
+    assert mine.config == wanted.config
+    assert (mine.family, mine.top_k, mine.dtype) == (wanted.family, wanted.top_k, wanted.dtype)
+    assert mine.bytes_total == stored.bytes_total
+    assert mine.packed_bytes == PackedCheckpoint(both[0]).bytes_total
+    assert wanted.packed_bytes is None
+    assert mine.identity == Checkpoint(both[0]).identity
+    assert mine.identity not in (wanted.identity, stored.identity)
+    names = [file.name for file in mine.side_files()]
+    assert names == [file.name for file in wanted.side_files()]
+
+
+def test_a_copy_has_the_same_identity(packed_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed_dir, tmp_path / "copy")
+    assert Checkpoint(tmp_path / "copy").identity == Checkpoint(packed_dir).identity
+
+
+@pytest.mark.parametrize("kept", [0, 100, 2000, 1 << 14])
+def test_little_memory_reads_the_same(
+    both: Pair, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slabs of a few rows, while nothing, a part or all of a group is kept."""
+    monkeypatch.setattr(original, "KEPT_BYTES", kept)
+    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 1500)
+    mine, wanted = map(Checkpoint, both)
+    for own, other in zip(mine.groups(), wanted.groups(), strict=True):
+        for lying, there in ((own, other), (own.as_it_lies(), other.as_it_lies())):
+            for rows, slab in slabs(lying):
+                assert torch.equal(slab, there.read(rows=rows))
+    synthesis = next(
+        info.synthesis
+        for info in mine.tensors.values()
+        if isinstance(info, original.SynthesizedTensor)
+    )
+    assert sum(part.nbytes for _, part in synthesis._kept.values()) <= kept
+
+
+def test_slabs_make_each_expert_once(
+    packed_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 4000)
+    made: list[int] = []
+    weight = PackedCheckpoint.weight
+
+    def counted(self: PackedCheckpoint, group: Any, expert: int, device: Any = "cpu") -> Any:
+        made.append(expert)
+        return weight(self, group, expert, device)
+
+    monkeypatch.setattr(PackedCheckpoint, "weight", counted)
+    group = Checkpoint(packed_dir).group(1, "up")
+    assert len(list(slabs(group))) > 3
+    assert sorted(made) == [0, 1, 2, 3]
+
+
+def same_tables(one: Analysis, other: Analysis) -> None:
+    for name in ("groups", "similarity", "experts", "spectra", "histograms", "energy_map"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), check_exact=True)
+
+
+@pytest.mark.parametrize("spectra", [kind for kind in SPECTRA if kind != "none"])
+def test_analyses_are_equal(packed_dir: Path, tmp_path: Path, spectra: Any) -> None:
+    synthesize(packed_dir, tmp_path / "whole")
+    mine, wanted = (
+        analyze(Checkpoint(place), spectra=spectra) for place in (packed_dir, tmp_path / "whole")
+    )
+    same_tables(mine, wanted)
+    assert mine.identity == Checkpoint(packed_dir).identity
+
+
+def test_analyses_of_every_form_are_equal(both: Pair) -> None:
+    mine, wanted = (analyze(Checkpoint(place), spectra="curve") for place in both)
+    same_tables(mine, wanted)
+
+
+@pytest.mark.parametrize(
+    "recipe", [SECOND, only(Keep()), only(LowRank(rank=2), "down")], ids=["all", "none", "down"]
+)
+def test_packed_again_as_the_synthesized_one_is(
+    both: Pair, recipe: Recipe, tmp_path: Path, all_tensors: Callable[[Path], Any]
+) -> None:
+    compress(both[0], tmp_path / "mine", recipe)
+    compress(both[1], tmp_path / "wanted", recipe)
+    for file in sorted((tmp_path / "wanted").iterdir()):
+        if file.name != MANIFEST:
+            assert (tmp_path / "mine" / file.name).read_bytes() == file.read_bytes()
+    mine, wanted = (Manifest.read(tmp_path / name) for name in ("mine", "wanted"))
+    assert mine.source.identity == Checkpoint(both[0]).identity
+    assert mine.source.bytes_total == Checkpoint(both[0]).bytes_total
+    told = {"identity": "", "bytes_total": 0}
+    first = Manifest.read(both[0]).source
+    assert mine.source.model_copy(update=told) == first.model_copy(update=told)
+    assert mine.model_copy(update={"source": wanted.source}) == wanted
+    assert verify(tmp_path / "mine", both[0]).ok
+    synthesize(tmp_path / "mine", tmp_path / "back")
+    layout = {n: (t.shape, t.dtype) for n, t in all_tensors(both[1]).items()}
+    assert {n: (t.shape, t.dtype) for n, t in all_tensors(tmp_path / "back").items()} == layout
+    assert (tmp_path / "back/config.json").read_bytes() == (both[1] / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        MIXED.model_copy(update={"extended": True}),
+        MIXED.model_copy(update={"base": ClusteredBase(clusters="auto")}),
+        MIXED.model_copy(update={"base": "median"}),
+    ],
+    ids=["extended", "clusters", "median"],
+)
+def test_packed_again_around_other_bases(recipe: Recipe, tmp_path: Path) -> None:
+    places = pair(extended(tmp_path / "source"), tmp_path, MIXED)
+    for place in places:
+        compress(place, tmp_path / f"{place.name} again", recipe)
+    mine, wanted = (Manifest.read(tmp_path / f"{place.name} again") for place in places)
+    assert mine.groups == wanted.groups
+    assert mine.checksums == wanted.checksums
+
+
+def test_verify_against_another_one_tells_it(packed_dir: Path, mixtral_dir: Path) -> None:
+    found = verify(packed_dir, packed_dir)
+    assert [problem for problem in found.problems if "another checkpoint" in problem]
+
+
+def test_a_plan_is_kept(both: Pair, tmp_path: Path) -> None:
+    plan = resolve(SECOND, Checkpoint(both[0]))
+    report = compress(both[0], tmp_path / "again", SECOND)
+    assert plan.bytes_after == report.bytes_after
+    assert plan.bytes_before == Checkpoint(both[0]).bytes_total
+
+
+def ders(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from ders_core.cli.main import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=300,
+    )
+
+
+def test_from_the_shell(packed_dir: Path, tmp_path: Path) -> None:
+    told = json.loads(ders("info", packed_dir, "--json").stdout)
+    assert told["packed_bytes"] == PackedCheckpoint(packed_dir).bytes_total < told["bytes_total"]
+    assert told["family"] == "mixtral"
+    assert "stands for" in ders("info", packed_dir).stdout
+    planned = json.loads(ders("plan", packed_dir, "--recipe", "quantized-2bit", "--json").stdout)
+    done = ders("compress", packed_dir, tmp_path / "again", "--recipe", "quantized-2bit")
+    assert done.returncode == 0, done.stderr
+    assert PackedCheckpoint(tmp_path / "again").bytes_total == planned["bytes_after"]
+    done = ders("verify", tmp_path / "again", "--against", packed_dir)
+    assert done.returncode == 0, done.stderr
+
+
+def test_analyzed_by_several_processes(packed_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "analysis.parquet"
+    done = ders("analyze", packed_dir, "--spectra", "--workers", "2", "-o", out)
+    assert done.returncode == 0, done.stderr
+    again = ders("analyze", packed_dir, "--spectra", "-o", tmp_path / "alone.parquet")
+    assert again.returncode == 0, again.stderr
+    assert done.stdout.splitlines()[:-1] == again.stdout.splitlines()[:-1]
+
+
+# Damage
+
+
+@pytest.fixture
+def damaged(packed_dir: Path, tmp_path: Path) -> Path:
+    shutil.copytree(packed_dir, tmp_path / "damaged")
+    return tmp_path / "damaged"
+
+
+def test_a_missing_manifest_is_told(damaged: Path) -> None:
+    (damaged / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {MANIFEST}"):
+        Checkpoint(damaged)
+
+
+def test_a_manifest_of_another_checkpoint_is_told(damaged: Path) -> None:
+    manifest = json.loads((damaged / MANIFEST).read_text())
+    manifest["groups"][0]["codec"]["drop_rate"] = 0.5
+    (damaged / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="copy the directory again"):
+        Checkpoint(damaged)
+
+
+def test_damaged_positions_are_told_where_they_are_read(damaged: Path) -> None:
+    packed = PackedCheckpoint(damaged)
+    group = next(g for g in packed.manifest.groups if g.codec.get("method") == "magnitude")
+    info = packed.store.tensors[f"{group.prefix}.positions"]
+    data = bytearray(info.file.read_bytes())
+    data[info.begin : info.end] = bytes(info.nbytes)
+    info.file.write_bytes(data)
+    found = Checkpoint(damaged).group(group.layer, group.projection)
+    with pytest.raises(CheckpointError, match="positions are damaged; copy the file again") as told:
+        found.read()
+    assert f"{damaged}: {group.prefix}, expert 0: " in str(told.value)
+
+
+def test_damaged_bytes_are_not_packed_again(damaged: Path, tmp_path: Path) -> None:
+    file = next(damaged.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DersError, match=r"checksum differs\); copy the directory again") as caught:
+        compress(damaged, tmp_path / "out", presets()["quantized-2bit"])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_checkpoint_elsewhere_is_refused() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    source = Path(__file__).parents[1] / "golden" / "v2-experts"
+    for file in source.iterdir():
+        memory.pipe_file(f"/packed-away/{file.name}", file.read_bytes())
+    with pytest.raises(CheckpointError, match="download it first"):
+        Checkpoint("memory://packed-away")

@@ -1,0 +1,114 @@
+"""A registry finds the classes of its package, those of entry points, and refuses what clashes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from ders_core.errors import CodecError
+from ders_core.registry import Registry
+
+MODULE = """
+from {package} import REGISTRY
+
+@REGISTRY.register
+class {cls}:
+    name = {name!r}
+"""
+
+
+class Thing:
+    name: ClassVar[str]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package of two modules that register a class each, in a path of its own."""
+    name = "things_for_a_registry"
+    place = tmp_path / name
+    place.mkdir()
+    (place / "__init__.py").write_text(
+        "from ders_core.errors import CodecError\n"
+        "from ders_core.registry import Registry\n"
+        f"REGISTRY = Registry('thing', {name!r}, CodecError)\n"
+    )
+    (place / "one.py").write_text(MODULE.format(package=name, cls="One", name="one"))
+    (place / "two.py").write_text(MODULE.format(package=name, cls="Two", name="another"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name
+    for module in [key for key in sys.modules if key.partition(".")[0] == name]:
+        del sys.modules[module]
+
+
+def registry_of(package: str) -> Registry[Thing]:
+    __import__(package)
+    registry: Registry[Thing] = sys.modules[package].REGISTRY
+    return registry
+
+
+def test_files_are_found_without_being_named(package: str) -> None:
+    registry = registry_of(package)
+    assert f"{package}.one" not in sys.modules  # nothing is imported before it is needed
+    assert list(registry) == ["another", "one"]
+    assert registry.find("one").__name__ == registry["one"].__name__ == "One"
+    assert len(registry) == 2
+    assert "three" not in registry
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(package: str) -> None:
+    registry = registry_of(package)
+    for name in ("three", None, 3, ["one"]):
+        with pytest.raises(CodecError, match=r"unknown thing .*another, one"):
+            registry.find(name)
+
+
+def test_two_classes_cannot_share_a_name(package: str) -> None:
+    registry = registry_of(package)
+    first = registry.find("one")
+
+    class Impostor:
+        name = "one"
+
+    with pytest.raises(ValueError, match="'one' is One"):
+        registry.register(Impostor)
+    assert registry["one"] is first
+
+
+def test_a_reloaded_class_takes_its_own_place(package: str) -> None:
+    registry = registry_of(package)
+    first = registry.find("one")
+    del sys.modules[f"{package}.one"]
+    __import__(f"{package}.one")
+    assert registry["one"] is not first
+
+
+def test_a_class_from_outside_comes_and_goes(package: str) -> None:
+    registry = registry_of(package)
+
+    class Outside:
+        name = "outside"
+
+    assert registry.register(Outside) is Outside
+    assert list(registry) == ["another", "one", "outside"]
+    registry.unregister("outside")
+    assert list(registry) == ["another", "one"]
+
+
+def test_entry_points_are_loaded(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registry_of(package)
+
+    class Point:
+        def load(self) -> None:
+            registry.register(type("Far", (), {"name": "far"}))
+
+    def points(*, group: str) -> list[Point]:
+        return [Point()] if group == package else []
+
+    monkeypatch.setattr("ders_core.registry.entry_points", points)
+    assert list(registry) == ["another", "far", "one"]
+    assert importlib.metadata.entry_points(group=package) is not None
