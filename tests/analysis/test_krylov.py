@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from ders_core.analysis import Analysis, analyze, of_group, predicted_error, rank_for_energy
-from ders_core.analysis.krylov import HEAD, curve, head, product_dtype
+from ders_core.analysis.krylov import HEAD, STEPS, _Krylov, curve, head
 from ders_core.analysis.spectra import spectrum_of
 from ders_core.checkpoint import Checkpoint
 from ders_core.figures import report_html
 
 SHAPE = (1200, 900)
 KINDS = ("flat", "decaying", "noisy", "deficient")
+DTYPES = (torch.float32, torch.bfloat16)  # of `product_dtype` on one machine or another
 
 
 def delta_of(kind: str) -> torch.Tensor:
@@ -37,6 +38,17 @@ def delta_of(kind: str) -> torch.Tensor:
             return (left * (rank <= 5)) @ right
 
 
+def low_rank(count: int, noise: float = 0.0) -> torch.Tensor:
+    """noise: its norm, as a share of the norm of the rest."""
+    random = torch.Generator().manual_seed(3)
+    out, width = SHAPE
+    left = torch.randn(out, count, generator=random, dtype=torch.float64)
+    exact_part = left @ torch.randn(count, width, generator=random, dtype=torch.float64)
+    rest = torch.randn(SHAPE, generator=random, dtype=torch.float64)
+    scale = noise * float(exact_part.norm() / rest.norm())
+    return (exact_part + scale * rest).float()
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def delta(request: pytest.FixtureRequest) -> torch.Tensor:
     return delta_of(request.param)
@@ -46,7 +58,7 @@ def exact(delta: torch.Tensor) -> np.ndarray:
     return np.linalg.svd(delta.double().numpy(), compute_uv=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, product_dtype(torch.device("cpu"))])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_head_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.dtype) -> None:
     wanted = exact(delta)[:HEAD]
     for own in (delta, delta.T):
@@ -56,10 +68,11 @@ def test_the_head_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.d
         assert (found[1:] <= found[:-1]).all()
 
 
-def test_the_curve_is_within_what_it_promises(delta: torch.Tensor) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_curve_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.dtype) -> None:
     wanted = exact(delta)
     energy = float((wanted**2).sum())
-    found = curve(delta.to(product_dtype(delta.device)), energy)
+    found = curve(delta.to(dtype), energy)
     assert found.shape == wanted.shape
     assert (found**2).sum() == pytest.approx(energy, rel=0.005)
     kept = np.cumsum(found**2) / energy
@@ -69,6 +82,59 @@ def test_the_curve_is_within_what_it_promises(delta: torch.Tensor) -> None:
         assert ranks[0] == pytest.approx(ranks[1], rel=0.01)
     elif wanted[50] > 1e-6 * wanted[0]:  # a steep fall
         assert ranks[1] < ranks[0] < 1.12 * ranks[1]
+    else:  # nothing but the rounding
+        assert ranks[0] == pytest.approx(ranks[1], rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rank", "noise"),
+    [(1, 0), (5, 0), (5, 1e-6), (HEAD, 0), (HEAD + 1, 0), (40, 0), (40, 1e-6), (128, 0)],
+)
+def test_an_exactly_low_rank_is_not_lifted_by_rounding(
+    rank: int, noise: float, dtype: torch.dtype
+) -> None:
+    delta = low_rank(rank, noise)
+    wanted = exact(delta)
+    energies = [float(values.double().square().sum()) for values in (delta, delta.to(dtype))]
+    for energy in energies:
+        estimate = curve(delta.to(dtype).T, energy)
+        assert np.count_nonzero(estimate) == rank
+        np.testing.assert_allclose(estimate[:rank], wanted[:rank], rtol=0.02)
+        assert (estimate**2).sum() == pytest.approx(energy)
+        effective = spectrum_of(wanted).effective_rank
+        assert spectrum_of(estimate).effective_rank == pytest.approx(effective, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "noise", "error"),
+    [(torch.float32, 1e-3, 0.02), (torch.float32, 0.1, 0.02), (torch.bfloat16, 0.1, 0.07)],
+)
+def test_noise_above_the_rounding_is_kept(dtype: torch.dtype, noise: float, error: float) -> None:
+    delta = low_rank(5, noise)
+    wanted = exact(delta)
+    estimate = curve(delta.to(dtype), float((wanted**2).sum()))
+    effective = spectrum_of(wanted).effective_rank
+    assert effective > 1.1 * spectrum_of(wanted[:5]).effective_rank
+    assert spectrum_of(estimate).effective_rank == pytest.approx(effective, rel=error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_squares_of_a_low_rank_do_not_exceed_its_energy(dtype: torch.dtype) -> None:
+    """The basis stays orthonormal when a step has nothing new to add to it."""
+    delta = low_rank(5)
+    space = _Krylov(delta.to(dtype))
+    for _ in range(STEPS):
+        space.grow()
+    squares = space.values()[0] ** 2
+    assert squares.sum() == pytest.approx(float(delta.double().square().sum()), rel=0.002)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_delta_of_zeros_has_a_spectrum_of_zeros(dtype: torch.dtype) -> None:
+    delta = torch.zeros(SHAPE, dtype=dtype)
+    assert not curve(delta, 0.0).any()
+    assert not head(delta).any()
 
 
 def test_the_same_delta_gives_the_same_numbers() -> None:
