@@ -275,12 +275,23 @@ def synthesize(packed: PackedArg, out: OutArg) -> None:
 
 
 @app.command()
-def demo(out: OutArg, seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
+def demo(
+    out: OutArg,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            envvar="DERS_DEMO_STEPS",
+            help="train the dense LM for fewer steps, the MoE for half as many: sooner, but worse",
+        ),
+    ] = None,
+) -> None:
     """Build the demo: train a small dense LM, upcycle it to an MoE, fine-tune it."""
-    from ders_core.demo import build_demo
+    from ders_core.demo import DemoScale, build_demo
 
     with progress_bar("demo") as progress:
-        result = build_demo(out, seed=seed, progress=progress)
+        result = build_demo(out, seed=seed, scale=DemoScale.of_steps(steps), progress=progress)
     print(f"{result.moe}: perplexities on held-out text")
     for name, value in result.perplexities.items():
         print(f"  {name}: {value:.4g}")

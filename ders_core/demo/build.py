@@ -40,6 +40,14 @@ class DemoScale:
     text: int = 150_000
     tokenizer_text: int = 600_000
 
+    @classmethod
+    def of_steps(cls, steps: int | None) -> DemoScale:
+        """The full scale, but with `steps` training steps of the dense parent and half as many of
+        the experts; None for the full number. Fewer steps: built sooner, worse models."""
+        if steps is None:
+            return cls()
+        return cls(dense_steps=steps, moe_steps=steps // 2)
+
 
 @dataclass(frozen=True)
 class DemoResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,6 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ders_core.errors import JobError
 
 Device = Literal["auto", "cpu", "cuda"]
+
+DEMO_STEPS_VARIABLE = "DERS_DEMO_STEPS"
+
+
+def _demo_steps() -> Any:
+    """What the environment asks for, as text that pydantic checks."""
+    return os.environ.get(DEMO_STEPS_VARIABLE) or None
 
 
 class Spec(BaseModel):
@@ -18,9 +26,11 @@ class Spec(BaseModel):
 
 
 class DemoSpec(Spec):
-    """Build the demo in the workspace."""
+    """Build the demo in the workspace. steps: of the dense parent's training, and half as many for
+    the experts; by default what $DERS_DEMO_STEPS says, None for the full number."""
 
     seed: int = Field(default=0, ge=0)
+    steps: int | None = Field(default_factory=_demo_steps, ge=2, validate_default=True)
 
 
 class AnalyzeSpec(Spec):

@@ -1,12 +1,137 @@
-"""A running studio."""
+"""A studio that a test starts, and the end of every process that it started.
+
+The worker leaves the app's process group on purpose, and outlives the app. What all processes of a
+studio have in common is their environment: it names the workspace.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+
+from ders_core.jobs import JobStore
+from ders_core.jobs.process import LOG
+from ders_core.jobs.specs import DEMO_STEPS_VARIABLE
+from ders_core.jobs.workspace import WORKSPACE_VARIABLE, Workspace
+
+ROOT = Path(__file__).parents[2]
+DEMO_STEPS = 40
+"""The studio's demo is a short one, built as the full one is, in two minutes of one core. What the
+full demo is worth is tested in tests/demo."""
+
+PATIENCE = 15.0
+"""Seconds that processes have to leave when they are asked to, and again when they are killed."""
 
 
 @dataclass(frozen=True)
 class Studio:
+    """A running studio. app: the process of `ders app`; log: what it prints."""
+
     address: str
     workspace: Path
+    app: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def store(self) -> JobStore:
+        return JobStore(Workspace(self.workspace).store_path)
+
+    def check_processes(self) -> None:
+        """Raise AssertionError with the last log lines if the app or the worker has ended."""
+        assert self.app.poll() is None, f"the app has ended:\n{_tail(self.log)}"
+        worker_lives = any(not worker.gone for worker in self.store.workers())
+        assert worker_lives, f"the worker has ended:\n{self.worker_log()}"
+
+    def worker_log(self) -> str:
+        return _tail(Workspace(self.workspace).logs / LOG)
+
+
+@contextmanager
+def running_studio(place: Path) -> Iterator[Studio]:
+    """Start `ders app` in the workspace `place`/workspace; at the end, however it comes, end the
+    app, the server, the worker and the worker's processes, and wait until they are gone.
+
+    Call it in the main thread; meanwhile SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+    """
+    workspace, log, port = place / "workspace", place / "app.log", _free_port()
+    command = [sys.executable, "-c", "from ders_core.cli import main; main()", "app"]
+    command += ["--workspace", str(workspace), "--port", str(port)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), DEMO_STEPS_VARIABLE: str(DEMO_STEPS)}
+    environment[WORKSPACE_VARIABLE] = str(workspace)  # marks the processes
+    environment.pop("DISPLAY", None)  # no second browser
+    with (
+        _sigterm_interrupts(),
+        open(log, "wb") as output,
+        subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output) as app,
+    ):
+        try:
+            while not _listens(port):
+                assert app.poll() is None, f"the app has ended:\n{_tail(log)}"
+                time.sleep(0.2)
+            yield Studio(f"http://127.0.0.1:{port}", workspace, app, log)
+        finally:
+            end_processes(workspace)
+
+
+def processes_of(workspace: Path) -> list[psutil.Process]:
+    """The living processes whose environment names the workspace; zombies are not among them."""
+    processes = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(WORKSPACE_VARIABLE) == str(workspace):
+                processes.append(process)
+    return processes
+
+
+def end_processes(workspace: Path) -> None:
+    """End the processes of a workspace and wait until none is left: ask them, then kill them.
+
+    Raises AssertionError if one survives that.
+    """
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        deadline, signalled = time.monotonic() + PATIENCE, set()
+        while (left := processes_of(workspace)) and time.monotonic() < deadline:
+            for process in set(left) - signalled:
+                with suppress(psutil.NoSuchProcess):
+                    end(process)
+            signalled.update(left)
+            time.sleep(0.1)
+    assert not left, f"cannot be ended: {left}"
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _tail(log: Path, lines: int = 30) -> str:
+    if not log.is_file():
+        return f"{log} does not exist"
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -13,6 +13,8 @@ from jobs_support import FAST_RECIPE
 import ders_core.analysis.analyzer
 import ders_core.demo
 from ders_core.checkpoint import Checkpoint
+from ders_core.demo import DemoScale
+from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace
 from ders_core.jobs.kinds import task
 from ders_core.jobs.specs import SPECS, STEPS
@@ -127,10 +129,10 @@ def test_export(workspace: Workspace, packed: Path, form: str) -> None:
 def test_demo_is_built_in_the_workspace(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Path, int]] = []
+    asked: list[tuple[Path, int, DemoScale]] = []
 
-    def build_demo(out: Path, *, seed: int, progress: Any) -> SimpleNamespace:
-        asked.append((out, seed))
+    def build_demo(out: Path, *, seed: int, scale: DemoScale, progress: Any) -> SimpleNamespace:
+        asked.append((out, seed, scale))
         progress(1, 2, "training")
         out.mkdir()
         (out / "demo.json").write_text('{"perplexities": {"moe": 2.5}}')
@@ -138,11 +140,24 @@ def test_demo_is_built_in_the_workspace(
 
     monkeypatch.setattr(ders_core.demo, "build_demo", build_demo)
     result = result_of(do(workspace, "demo", {}))
-    assert asked == [(workspace.demo, 0)]
+    assert asked == [(workspace.demo, 0, DemoScale())]
     assert result["moe"] == str(workspace.demo / "moe")
     assert result["perplexities"] == {"moe": 2.5}
     assert result_of(do(workspace, "demo", {})) == result
     assert len(asked) == 1
+
+
+def test_the_environment_sets_the_steps_of_a_demo_that_is_filed(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DERS_DEMO_STEPS", "30")
+    assert store.submit("demo", {}, "Demo").spec["steps"] == 30
+    assert store.submit("demo", {"steps": 20}, "Demo").spec["steps"] == 20
+    monkeypatch.setenv("DERS_DEMO_STEPS", "1")
+    with pytest.raises(JobError, match="steps"):
+        store.submit("demo", {}, "Demo")
+    monkeypatch.delenv("DERS_DEMO_STEPS")
+    assert store.submit("demo", {}, "Demo").spec["steps"] is None
 
 
 @pytest.mark.parametrize("named", ["base: {dense: /proc/1}", "calibration: /proc/1/environ"])

@@ -9,7 +9,7 @@ from ders_core.jobs.specs import DemoSpec
 
 
 def run(context: TaskContext) -> dict[str, Any]:
-    from ders_core.demo import build_demo
+    from ders_core.demo import DemoScale, build_demo
     from ders_core.files.store import read_json
 
     spec, out = context.spec(DemoSpec), context.workspace.demo
@@ -19,7 +19,9 @@ def run(context: TaskContext) -> dict[str, Any]:
             context.log("the demo stands in the workspace already")
             perplexities = read_json(out / "demo.json")["perplexities"]
         else:
-            perplexities = build_demo(out, seed=spec.seed, progress=context.progress).perplexities
+            scale = DemoScale.of_steps(spec.steps)
+            built = build_demo(out, seed=spec.seed, scale=scale, progress=context.progress)
+            perplexities = built.perplexities
         return {
             "moe": str(out / "moe"),
             "dense": str(out / "dense"),
