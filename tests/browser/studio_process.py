@@ -64,7 +64,7 @@ def running_studio(place: Path) -> Iterator[Studio]:
     Call it in the main thread; meanwhile SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
     """
     workspace, log, port = place / "workspace", place / "app.log", _free_port()
-    command = [sys.executable, "-c", "from ders_core.cli import main; main()", "app"]
+    command = [sys.executable, "-c", "from ders_core.cli.main import main; main()", "app"]
     command += ["--workspace", str(workspace), "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), DEMO_STEPS_VARIABLE: str(DEMO_STEPS)}
     environment[WORKSPACE_VARIABLE] = str(workspace)  # marks the processes
