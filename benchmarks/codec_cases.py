@@ -13,7 +13,7 @@ import torch
 from ders_core.calibrate import calibrate
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs.coding.packing import packed_bytes
-from ders_core.decompose.bases import around_mean
+from ders_core.decompose.averages import around_mean
 
 DTYPE = torch.bfloat16
 

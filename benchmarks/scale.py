@@ -37,10 +37,10 @@ from ders_core.analysis.similarity import group_statistics
 from ders_core.analysis.summary import summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs.fitting.select import largest
-from ders_core.decompose.bases import around_mean
+from ders_core.decompose.averages import around_mean
 from ders_core.jobs import Engine
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.encode import EncodeTask, encode_group
+from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
 from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe
@@ -128,9 +128,13 @@ def profile(place: Path, name: str) -> None:
     source, chosen = Checkpoint(place), recipe_of(name)
     entry = resolve(chosen, source).entries[0]
     with tempfile.TemporaryDirectory(dir=place.parent) as staging:
-        told = (source.place, source.identity, *entry.key, *entry.codec.dump(), chosen.seed)
-        staged = str(Path(staging) / "group.safetensors")
-        task = EncodeTask(*told, "mean", None, None, None, False, "cpu", staged)
+        task = EncodeTask(
+            source=CheckpointRef(source.place, source.identity),
+            recipe=chosen,
+            key=entry.key,
+            device="cpu",
+            staged=str(Path(staging) / "group.safetensors"),
+        )
         with cProfile.Profile() as profiler:
             report(lambda: encode_group(task).seconds)
     text = io.StringIO()

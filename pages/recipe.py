@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
-from ders_core.files.store import TensorStore
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
-from ders_core.recipe import ClusteredBase, DenseBase, Recipe, presets
+from ders_core.recipe import Recipe, presets
 from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, reads, session
+from ders_core.ui.base_row import base_row
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import FORMS, OTHER, apply_edits, codec_from, codecs_of, table
 from ders_core.units import bytes_text, share_text
@@ -173,61 +173,11 @@ def difference_tab(recipe: Recipe) -> None:
     st.code(text or "No difference.", language="diff" if text else None)
 
 
-PARENT, SEVERAL = "dense parent", "several means"
-BASES = {  # what the page calls a base -> what the recipe has
-    "experts' mean": "mean",
-    "median": "median",
-    "mean by use": "routed",
-    "least error": "auto",
-    SEVERAL: ClusteredBase(clusters="auto"),
-}
-
-
-def base_kinds(recipe: Recipe) -> tuple[list[str], str]:
-    """The bases that can be chosen, and the one that is."""
-    kinds = [own for own in BASES if BASES[own] != "routed" or recipe.calibration is not None]
-    if isinstance(recipe.base, DenseBase):
-        now = PARENT
-    elif recipe.clusters:
-        now = SEVERAL
-    else:
-        now = next(own for own, base in BASES.items() if base == recipe.base)
-    return [*kinds, PARENT], now
-
-
-def base_row(recipe: Recipe, source: Checkpoint) -> None:
-    """What the deltas are taken against, and of which experts."""
-    dense = recipe.base.dense if isinstance(recipe.base, DenseBase) else None
-    kinds, now = base_kinds(recipe)
+def base_and_calibration(recipe: Recipe, source: Checkpoint) -> None:
+    """What the deltas are taken against, and what is known of the experts' inputs."""
     round_ = st.session_state.get("recipe_round", 0)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        kind = st.segmented_control(
-            "Base",
-            kinds,
-            default=now,
-            required=True,
-            key=f"base_kind_{round_}",
-            help="W_i = W_base + Δ_i: the mean of the experts has the smallest deltas, the median "
-            "leaves one of them zero at each place, which suits sparse forms; `mean by use` weighs "
-            "experts by the tokens that chose them (with a calibration); `least error` tries these "
-            "for each group. Where experts fall into sets (see Redundancy), each set gets its own "
-            "mean, as many as pay; the paper takes the dense model that they were copied from.",
-        )
-        if recipe.extended or any(own.with_shared() is not own for own in source.groups()):
-            extended = st.toggle(
-                "Shared expert too",
-                recipe.extended,
-                key=f"extended_{round_}",
-                help="Extended DeRS: the always-on expert is one more expert of the same base.",
-            )
-            if extended != recipe.extended:
-                change(recipe.model_copy(update={"extended": extended}))
-                st.rerun()
-        if kind == PARENT:
-            parent_path(recipe, dense, round_)
-        elif kind != now:
-            change(recipe.model_copy(update={"base": BASES[kind]}))
-            st.rerun()
+        base_row(recipe, source, round_, change)
         calibration_path(recipe, round_)
 
 
@@ -261,23 +211,6 @@ def one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
     return str(error)
-
-
-def parent_path(recipe: Recipe, dense: Path | None, round_: int) -> None:
-    path = st.text_input(
-        "Dense model's directory",
-        str(dense or ""),
-        placeholder="the directory of the dense parent",
-        key=f"base_path_{round_}",
-    )
-    if path and path != str(dense or ""):
-        try:
-            TensorStore.open(session.workspace().check_allowed(Path(path)))
-        except DersError as error:
-            st.error(str(error))
-        else:
-            change(recipe.model_copy(update={"base": DenseBase(dense=Path(path))}))
-            st.rerun()
 
 
 def file_row(recipe: Recipe) -> None:
@@ -335,7 +268,7 @@ st.pills(
     help="Commented copies of these stand in sample_configs/.",
 )
 file_row(recipe)
-base_row(recipe, source)
+base_and_calibration(recipe, source)
 problem = st.session_state.pop("recipe_error", None)
 if problem:
     st.error(problem)

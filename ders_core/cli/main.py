@@ -157,13 +157,11 @@ def analyze(
 def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
     """Predicted bytes of a recipe, group by group; nothing is written."""
     from ders_core.checkpoint import Checkpoint
-    from ders_core.decompose.bases import DenseParent
     from ders_core.pipeline.plan import resolve
-    from ders_core.recipe import DenseBase, load_recipe
+    from ders_core.recipe import load_recipe
 
     chosen = load_recipe(recipe)
-    if isinstance(chosen.base, DenseBase):
-        DenseParent.open(chosen.base.dense)  # refused now rather than by the run
+    chosen.base.check_files()  # refused now rather than by the run
     planned = resolve(chosen, Checkpoint(checkpoint))
     if as_json:
         print_json(planned.to_dict())

@@ -21,7 +21,7 @@ from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError
 from ders_core.files.store import read_json
-from ders_core.recipe import DenseBase, Recipe
+from ders_core.recipe import Recipe
 
 MANIFEST = "ders_manifest.json"
 FORMAT_VERSION = 2
@@ -208,9 +208,4 @@ def _numbers_bases(bases: tuple[int, ...], experts: int) -> bool:
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it travels: other files by their names alone, not by paths of this machine."""
-    if isinstance(recipe.base, DenseBase):
-        named = DenseBase(dense=Path(recipe.base.dense.name))
-        recipe = recipe.model_copy(update={"base": named})
-    if recipe.calibration is not None:
-        recipe = recipe.model_copy(update={"calibration": Path(recipe.calibration.name)})
-    return recipe.model_dump(mode="json")
+    return recipe.public().model_dump(mode="json")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ders_core.checkpoint import PROJECTIONS, Checkpoint
+from ders_core.checkpoint import PROJECTIONS, Checkpoint, ExpertGroup
 from ders_core.errors import CheckpointError
 from ders_core.files.header import TensorInfo, read_header
 from ders_core.files.output import refused_writes
@@ -116,6 +116,12 @@ class Calibration:
                 "damaged, so run ders calibrate again"
             )
         return found
+
+    def tokens_per_expert(self, group: ExpertGroup) -> list[int]:
+        """How many tokens each expert of a group saw, `[K]`; a shared one sees all.
+        Raises CheckpointError as `routed` does."""
+        routed = [int(count) for count in self.routed(group.layer)]
+        return routed + [self.tokens] * (group.shape[0] - len(routed))
 
     def use(self, layer: int) -> torch.Tensor:
         """float64 `[experts]`: the share of the layer's choices that each expert has; sums to 1."""

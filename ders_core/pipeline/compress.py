@@ -17,7 +17,6 @@ from pathlib import Path
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
 from ders_core.compute.tasks import Run, one_by_one, with_next
-from ders_core.decompose.bases import DenseParent
 from ders_core.errors import OutputError
 from ders_core.files.header import TensorInfo, read_header
 from ders_core.files.output import copy_files, output_directory
@@ -35,10 +34,10 @@ from ders_core.packed.manifest import (
     public_recipe,
 )
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.encode import EncodeTask, encode_group
+from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
 from ders_core.pipeline.plan import Plan, PlanEntry, carried_specs, resolve
 from ders_core.pipeline.report import Report, ReportEntry
-from ders_core.recipe import DenseBase, Recipe
+from ders_core.recipe import Recipe
 
 
 def compress(
@@ -62,15 +61,12 @@ def compress(
     started = time.monotonic()
     source = Checkpoint(checkpoint)
     plan = resolve(recipe, source)
-    dense = str(recipe.base.dense) if isinstance(recipe.base, DenseBase) else None
-    base = recipe.base if isinstance(recipe.base, str) else "mean"
-    parent = DenseParent.open(dense) if dense else None
     if recipe.calibration is not None:
         Calibration.open(recipe.calibration).check(source)
     work = {
         "format_version": FORMAT_VERSION,
         "checkpoint": source.identity,
-        "dense": parent.store.identity if parent else None,
+        "dense": recipe.base.identity(),  # of what any base reads; the key is older than that
         "calibration": _sha256(recipe.calibration) if recipe.calibration else None,
         "recipe": public_recipe(recipe),
         "device": device,
@@ -95,24 +91,16 @@ def compress(
         ]
         tasks = [
             EncodeTask(
-                source.place,
-                source.identity,
-                entry.layer,
-                entry.projection,
-                *entry.codec.dump(),
-                recipe.seed,
-                base,
-                dense,
-                recipe.clusters,
-                str(recipe.calibration) if recipe.calibration else None,
-                recipe.extended,
-                device,
-                str(staged[entry.key]),
-                following.key if following else None,
+                source=CheckpointRef(source.place, source.identity),
+                recipe=recipe,
+                key=entry.key,
+                device=device,
+                staged=str(staged[entry.key]),
+                ahead=following.key if following else None,
             )
             for entry, following in with_next(missing)
         ]
-        encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
+        encoding = sum(source.group(*task.key).nbytes for task in tasks)
         done += plan.bytes_before - encoding
         progress(done, total, f"{len(tasks)} groups to encode")
         for finished in run(encode_group, tasks):

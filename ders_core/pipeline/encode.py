@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,16 +16,8 @@ from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread
-from ders_core.decompose.bases import (
-    Decomposition,
-    DenseParent,
-    around_mean,
-    around_means,
-    around_median,
-    around_routed,
-    from_parent,
-)
-from ders_core.decompose.clusters import cluster, delta_gram
+from ders_core.decompose.base import BaseContext
+from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, compare, is_finite, output_squared
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
@@ -33,28 +25,37 @@ from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.report import ReportEntry
+from ders_core.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class EncodeTask:
-    """All that a process needs to encode one group; plain values, so that it can travel.
+class CheckpointRef:
+    """Where a checkpoint is, for another process to open it.
 
-    checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
-    ahead: the group that somebody will encode soon; its bytes are read beforehand.
+    place: a path or an address, which may hold credentials. identity: `Checkpoint.identity`.
     """
 
-    checkpoint: str = field(repr=False)
+    place: str = field(repr=False)
     identity: str
-    layer: int
-    projection: str
-    codec: Any
-    uses: tuple[int, ...] | None
-    seed: int
-    base: str
-    dense: str | None
-    clusters: int | Literal["auto"] | None
-    calibration: str | None
-    extended: bool
+
+    def open(self) -> Checkpoint:
+        """The checkpoint; the same object as before while its files are unchanged."""
+        checkpoint: Checkpoint = opened(Checkpoint, self.place, self.identity)
+        return checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeTask:
+    """All that a process needs to encode one group. It is pickled, so it holds values and no open
+    files.
+
+    key: layer and projection of the group. device: where to encode. staged: the file to write.
+    ahead: the key of the group that is encoded soon after; its bytes are read beforehand.
+    """
+
+    source: CheckpointRef
+    recipe: Recipe
+    key: tuple[int, str]
     device: str
     staged: str
     ahead: tuple[int, str] | None = None
@@ -68,8 +69,8 @@ class _Encoded:
     base: str
     bases: tuple[int, ...] | None
     codec: GroupCodec
-    tensors: dict[str, Stacked]
-    lengths: dict[str, tuple[int, ...]]
+    tensors: Mapping[str, Stacked]
+    lengths: Mapping[str, tuple[int, ...]]
     errors: tuple[float, float]
     output: float | None
 
@@ -80,128 +81,91 @@ class _Encoded:
 
 
 def encode_group(task: EncodeTask) -> ReportEntry:
-    """Decompose and encode one group; stage its tensors and what is to be told about it."""
+    """Decompose and encode one group. Stages its tensors, and beside them a note in JSON of what
+    the manifest and the report say about it. Raises CheckpointError, CodecError, OutputError."""
     started = time.monotonic()
     keep_small_blocks()
-    checkpoint: Checkpoint = opened(Checkpoint, task.checkpoint, task.identity)
-    group = checkpoint.group(task.layer, task.projection, task.extended)
-    codec = GroupCodec.load(task.codec, task.uses, group.shape[0])
-    others: dict[str, float] = {}
+    checkpoint = task.source.open()
+    group = checkpoint.group(*task.key, task.recipe.extended)
+    codec = task.recipe.group_codec(*task.key, group.shape[0])
     with one_thread(), torch.inference_mode():
         if codec.keeps:
-            weights = [matrix.read() for matrix in group.experts]
-            kept = {"weight": Stacked.over_experts(weights)}
-            best = _Encoded("none", None, codec, kept, {}, (0.0, 0.0), None)
+            best = _kept(group, codec)
+            others: dict[str, float] = {}
         else:
             ahead = checkpoint.group(*task.ahead) if task.ahead else None
-            tried = _tried(group, codec, task, ahead)
-            best = next(tried)
-            others[best.base] = best.errors[1]
-            for own in tried:  # at most two are in memory
-                others[own.base] = own.errors[1]
-                best = min(best, own, key=lambda one: one.loss)
-            del others[best.base]
+            best, others = _best(_tried(group, codec, task, ahead))
         parts = dict(best.tensors)
         if group.biases:
             parts["bias"] = Stacked.whole(group.read_biases())
-    named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
-    specs = {name: tensor.spec for name, tensor in named.items()}
-    path = Path(task.staged)
-    # not synced: checksums are compared when the tensors are used
-    checksums = write_file(path, file_order(specs), lambda name: named[name].raw(), sync=False)
-    entry = ReportEntry(
-        *group.key,
-        best.codec.label,
-        group.nbytes,
-        sum(spec.nbytes for spec in specs.values()),
-        *best.errors,
-        time.monotonic() - started,
-        best.base,
-        others,
-        best.output,
-    )
-    told, uses = best.codec.dump()
-    note = {
-        "entry": asdict(entry),
-        "codec": told,
-        "uses": uses,
-        "lengths": best.lengths,
-        "bases": best.bases,
-        "checksums": checksums,
-    }
-    write_json(path.with_suffix(".json"), note)
-    return entry
+    return _stage(group, best, others, parts, Path(task.staged), started)
+
+
+def _kept(group: ExpertGroup, codec: GroupCodec) -> _Encoded:
+    """A group whose experts all stay as they are."""
+    weights = Stacked.over_experts([matrix.read() for matrix in group.experts])
+    return _Encoded("none", None, codec, {"weight": weights}, {}, (0.0, 0.0), None)
+
+
+def _best(tried: Iterator[_Encoded]) -> tuple[_Encoded, dict[str, float]]:
+    """The first one with the least loss, and ‖Ŵ−W‖/‖W‖ of the others by the names of their bases.
+    At most two are in memory."""
+    best = next(tried)
+    errors = {best.base: best.errors[1]}
+    for encoded in tried:
+        errors[encoded.base] = encoded.errors[1]
+        best = min(best, encoded, key=lambda candidate: candidate.loss)
+    del errors[best.base]
+    return best, errors
 
 
 def _tried(
     group: ExpertGroup, codec: GroupCodec, task: EncodeTask, ahead: ExpertGroup | None
 ) -> Iterator[_Encoded]:
-    """The group against each base that is asked for. ahead: read while it is encoded."""
-    for kind, split in _decompositions(group, task):
+    """The group against each base that the recipe offers. ahead: read while it is encoded."""
+    recipe = task.recipe
+    calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
+    moments = calibration.moments(*task.key) if calibration else None
+    moments = None if moments is None else moments.to(task.device)
+    context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
+    for name, decomposition in recipe.base.decompositions(group, context):
         if ahead is not None:
             ahead.read_ahead()
             ahead = None
-        yield _encode(kind, split, codec, task)
-
-
-def _decompositions(group: ExpertGroup, task: EncodeTask) -> Iterator[tuple[str, Decomposition]]:
-    """The bases that are asked for, by name, one at a time."""
-    if task.dense:
-        parent: DenseParent = opened(DenseParent.open, task.dense)
-        yield "dense", from_parent(group, parent, task.device)
-    elif task.clusters is not None:
-        count = None if task.clusters == "auto" else task.clusters
-        found = cluster(delta_gram(group), count, bits=8 * group.dtype.itemsize)
-        if found.count > 1:
-            yield "clusters", around_means(group, found.assignment, task.device)
-        else:
-            yield "mean", around_mean(group, task.device)
-    else:
-        auto = task.base == "auto"
-        if auto or task.base == "mean":
-            yield "mean", around_mean(group, task.device)
-        if auto or task.base == "median":
-            yield "median", around_median(group, task.device)
-        if task.calibration and (auto or task.base == "routed"):
-            yield "routed", around_routed(group, _tokens(group, task.calibration), task.device)
-
-
-def _tokens(group: ExpertGroup, calibration: str) -> list[int]:
-    """How many tokens each expert saw; a shared one sees all."""
-    measured = Calibration.open(calibration)
-    routed = [int(count) for count in measured.routed(group.layer)]
-    return routed + [measured.tokens] * (group.shape[0] - len(routed))
+        yield _encode(name, decomposition, codec, recipe.seed, moments)
 
 
 def _encode(
-    base: str, decomposition: Decomposition, codec: GroupCodec, task: EncodeTask
+    base: str,
+    decomposition: Decomposition,
+    codec: GroupCodec,
+    seed: int,
+    moments: torch.Tensor | None,
 ) -> _Encoded:
-    """The base and all parts over the experts, on the CPU; and the errors."""
+    """The base and all parts over the experts, on the CPU; and the errors.
+
+    moments: of the group's inputs, on the device of the base; None without a calibration.
+    """
     group = decomposition.group
-    moments = None
-    if task.calibration:
-        moments = Calibration.open(task.calibration).moments(group.layer, group.projection)
-        moments = None if moments is None else moments.to(task.device)
     fitted = codec.fit(decomposition.deltas)
-    found, output, whole = Squares(), 0.0, 0.0
+    squares, output, energy = Squares(), 0.0, 0.0
     parts: list[Parts] = []
     for expert, weight in decomposition.weights():
-        own = decomposition.base_of(expert)
-        seed = expert_seed(task.seed, *group.key, expert)
-        context = EncodeContext(group.dtype, seed, moments)
+        expert_base = decomposition.base_of(expert)
+        context = EncodeContext(group.dtype, expert_seed(seed, *group.key, expert), moments)
         coder = fitted.expert(expert)
-        encoded = coder.pack(weight, own, context)
-        synthesized = coder.unpack(encoded, own, context)
+        encoded = coder.pack(weight, expert_base, context)
+        synthesized = coder.unpack(encoded, expert_base, context)
         parts.append({name: tensor.cpu() for name, tensor in encoded.items()})
         if not is_finite(synthesized):
             raise CheckpointError(
                 f"{group.expert_name(expert)}: its values are too large for codec "
                 f"{coder.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
             )
-        found += compare(synthesized, weight, own)
+        squares += compare(synthesized, weight, expert_base)
         if moments is not None:
             output += output_squared(synthesized.float() - weight.float(), moments)
-            whole += output_squared(weight, moments)
+            energy += output_squared(weight, moments)
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
         base,
@@ -209,6 +173,43 @@ def _encode(
         fitted,
         {"base": Stacked.whole(decomposition.base.cpu()), **stacked},
         lengths,
-        found.relative,
-        (output / whole) ** 0.5 if whole else None,
+        squares.relative,
+        (output / energy) ** 0.5 if energy else None,
     )
+
+
+def _stage(
+    group: ExpertGroup,
+    encoded: _Encoded,
+    others: Mapping[str, float],
+    parts: Mapping[str, Stacked],
+    path: Path,
+    started: float,
+) -> ReportEntry:
+    """Write the group's tensors to `path`, and the note beside them."""
+    named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
+    specs = {name: tensor.spec for name, tensor in named.items()}
+    # not synced: checksums are compared when the tensors are used
+    checksums = write_file(path, file_order(specs), lambda name: named[name].raw(), sync=False)
+    entry = ReportEntry(
+        *group.key,
+        encoded.codec.label,
+        group.nbytes,
+        sum(spec.nbytes for spec in specs.values()),
+        *encoded.errors,
+        time.monotonic() - started,
+        encoded.base,
+        others,
+        encoded.output,
+    )
+    codecs, uses = encoded.codec.dump()
+    note: dict[str, Any] = {
+        "entry": asdict(entry),
+        "codec": codecs,
+        "uses": uses,
+        "lengths": encoded.lengths,
+        "bases": encoded.bases,
+        "checksums": checksums,
+    }
+    write_json(path.with_suffix(".json"), note)
+    return entry

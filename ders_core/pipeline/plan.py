@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs.group import GroupCodec, packed_parts
@@ -69,14 +69,8 @@ class Plan:
         }
 
 
-def group_specs(
-    group: ExpertGroup, codec: GroupCodec, clusters: int | Literal["auto"] | None
-) -> dict[str, TensorSpec]:
-    """The tensors that a packed group takes; with `auto` clusters, the most that they may be."""
-    if clusters is None or codec.keeps:
-        bases = None
-    else:
-        bases = max(group.shape[0] // 2, 1) if clusters == "auto" else clusters
+def group_specs(group: ExpertGroup, codec: GroupCodec, bases: int | None) -> dict[str, TensorSpec]:
+    """The tensors that a packed group takes. bases: how many are stacked, at most; None for one."""
     parts = packed_parts(codec, group.shape, group.dtype, bases=bases, biases=bool(group.biases))
     return {f"{group.prefix}.{part}": spec for part, spec in parts.items()}
 
@@ -117,14 +111,15 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     specs: dict[str, TensorSpec] = {}
     for group in groups:
         codec = codecs[group.key]
-        after = group.nbytes
-        _check_clusters(recipe, group, codec)
+        after, count = group.nbytes, recipe.base.count(group.shape[0])
+        if not codec.keeps:
+            recipe.base.check(group)
         packed = not codec.keeps or not torn.isdisjoint(group.sources)
         if packed:
-            own = group_specs(group, codec, recipe.clusters)
-            specs |= file_order(own)  # the order in which they are staged, hence sharded
-            after = sum(spec.nbytes for spec in own.values())
-        exact = codec.exact and (codec.keeps or recipe.clusters != "auto")
+            parts = group_specs(group, codec, count.most)
+            specs |= file_order(parts)  # the order in which they are staged, hence sharded
+            after = sum(spec.nbytes for spec in parts.values())
+        exact = codec.exact and (codec.keeps or count.exact)
         entries.append(
             PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed)
         )
@@ -147,15 +142,6 @@ def _torn(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec
             if not torn.isdisjoint(group.sources) and not torn.issuperset(group.sources)
         ]
     return torn
-
-
-def _check_clusters(recipe: Recipe, group: ExpertGroup, codec: GroupCodec) -> None:
-    wanted, experts = recipe.clusters, group.shape[0]
-    if isinstance(wanted, int) and wanted >= experts and not codec.keeps:
-        raise RecipeError(
-            f"the recipe wants {wanted} bases, but layer {group.layer}, {group.projection} has "
-            f"{experts} experts; give fewer, or clusters: auto"
-        )
 
 
 def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:

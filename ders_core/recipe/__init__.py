@@ -1,6 +1,9 @@
 """What the user asks for: which codec, how strong, for which experts."""
 
+from ders_core.decompose.bases.clusters import ClusteredBase
+from ders_core.decompose.bases.dense import DenseBase
 from ders_core.recipe.presets import load_recipe, presets
-from ders_core.recipe.recipe import ClusteredBase, DenseBase, Recipe, Rule
+from ders_core.recipe.recipe import Recipe
+from ders_core.recipe.rule import Rule
 
 __all__ = ["ClusteredBase", "DenseBase", "Recipe", "Rule", "load_recipe", "presets"]

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
@@ -18,106 +20,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ders_core.checkpoint.layouts import PROJECTIONS, Projection
-from ders_core.codecs import Codec, Keep, make_codec
-from ders_core.codecs.codec import gravest
+from ders_core.codecs import Codec, Keep
 from ders_core.codecs.group import GroupCodec
-from ders_core.errors import CodecError, RecipeError
-from ders_core.recipe.numbers import parse_numbers
+from ders_core.decompose.base import Base, make_base
+from ders_core.decompose.bases.mean import MeanBase
+from ders_core.errors import RecipeError
+from ders_core.recipe.rule import Rule
 from ders_core.recipe.yaml_text import line_of, load_mapping
 
-SELECTORS = ("layers", "projections", "experts")
-ROUTED_NEEDS = "base: routed needs a calibration, which tells how experts are chosen"
 
-
-class Rule(BaseModel):
-    """A selector and the codec for what it selects; the codec's parameters stand beside it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    layers: str = Field(default="all", description="'all', or layers and ranges such as '0-3,7'")
-    projections: tuple[Projection, ...] = ("gate", "up", "down")
-    experts: str = Field(default="all", description="'all', or experts and ranges such as '0-3,7'")
-    codec: Codec
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_codec(cls, data: Any) -> Any:
-        """Fold the codec's flat parameters into the codec."""
-        if not isinstance(data, dict) or isinstance(data.get("codec"), Codec):
-            return data
-        own = {key: data[key] for key in SELECTORS if key in data}
-        rest = {key: value for key, value in data.items() if key not in own}
-        if "codec" not in rest:
-            raise ValueError("a rule needs a codec")
-        try:
-            return own | {"codec": make_codec(rest)}
-        except CodecError as error:
-            cause = error.__cause__
-            loc = gravest(cause)["loc"] if isinstance(cause, ValidationError) else ("codec",)
-            details = {"problem": str(error), "loc": loc}
-            raise PydanticCustomError("codec", "{problem}", details) from error
-
-    @field_validator("layers", "experts", mode="before")
-    @classmethod
-    def _numbers_as_text(cls, value: Any) -> Any:
-        """`3` and `[0, 1, 2]` are as good as `"3"` and `"0-2"`."""
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = [value]
-        if isinstance(value, list):
-            return ",".join(str(item) for item in value)
-        return value
-
-    @field_validator("layers", "experts")
-    @classmethod
-    def _check_numbers(cls, value: str) -> str:
-        parse_numbers(value)
-        return value
-
-    @field_validator("projections", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @model_serializer(mode="wrap")
-    def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        if self.layers != "all":
-            fields["layers"] = self.layers
-        if self.projections != PROJECTIONS:
-            fields["projections"] = list(self.projections)
-        if self.experts != "all":
-            fields["experts"] = self.experts
-        return fields | self.codec.dump()
-
-    def selects(self, layer: int, projection: str, expert: int) -> bool:
-        return (
-            projection in self.projections
-            and _inside(self.layers, layer)
-            and _inside(self.experts, expert)
-        )
-
-
-def _inside(numbers: str, number: int) -> bool:
-    ranges = parse_numbers(numbers)
-    return ranges is None or any(number in own for own in ranges)
-
-
-class DenseBase(BaseModel):
-    """The dense parent's directory."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dense: Path
-
-
-class ClusteredBase(BaseModel):
-    """Several bases: experts that share a start are grouped, each group around its own mean."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    clusters: Literal["auto"] | Annotated[int, Field(ge=2)]
-    """How many bases each group has; `auto`: as many as pay (`ders_core.decompose.clusters`)."""
+def _base(value: Any) -> Base:
+    try:
+        return make_base(value)
+    except RecipeError as error:
+        raise PydanticCustomError("base", "{problem}", {"problem": str(error)}) from error
 
 
 class Recipe(BaseModel):
@@ -129,10 +45,8 @@ class Recipe(BaseModel):
     version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=80)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    base: Literal["mean", "median", "routed", "auto"] | DenseBase | ClusteredBase = "mean"
-    """What deltas are taken against: the experts' mean; their elementwise median; their mean
-    weighted by how often each is chosen, which a calibration tells; the one of these with the least
-    error under the group's codec (`auto`); a dense parent; or several means."""
+    base: Annotated[Base, BeforeValidator(_base), PlainSerializer(Base.dump)] = MeanBase()
+    """What deltas are taken against: a word or a mapping, as `ders_core.decompose.bases` has it."""
     calibration: Path | None = None
     """What `ders calibrate` wrote for the checkpoint: second moments of inputs, for codecs that use
     them, and how often experts are chosen."""
@@ -150,7 +64,7 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As a person would write it: what is seldom used is left out where it is not."""
+        """Omit fields that are seldom set and have their default."""
         fields: dict[str, Any] = handler(self)
         return {
             key: value
@@ -160,20 +74,25 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Recipe:
-        if self.base == "routed" and self.calibration is None:
-            raise PydanticCustomError("base", ROUTED_NEEDS, {"loc": ("base",)})
+        if self.base.needs_calibration and self.calibration is None:
+            problem = (
+                f"base: {self.base.name} needs a calibration, which tells how experts are chosen"
+            )
+            raise PydanticCustomError("base", "{problem}", {"problem": problem, "loc": ("base",)})
         return self
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Other files that it reads."""
-        dense = self.base.dense if isinstance(self.base, DenseBase) else None
-        return tuple(path for path in (dense, self.calibration) if path is not None)
+        return self.base.files + ((self.calibration,) if self.calibration is not None else ())
 
-    @property
-    def clusters(self) -> int | Literal["auto"] | None:
-        """How many bases each group has; None for one that is not stacked."""
-        return self.base.clusters if isinstance(self.base, ClusteredBase) else None
+    def public(self) -> Recipe:
+        """The recipe as it travels: other files by their names alone, not by paths of this
+        machine."""
+        changes: dict[str, Any] = {"base": self.base.public()}
+        if self.calibration is not None:
+            changes["calibration"] = Path(self.calibration.name)
+        return self.model_copy(update=changes)
 
     def codec(self, layer: int, projection: str, expert: int = 0) -> Codec:
         """The codec of one expert's weight."""
@@ -188,7 +107,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
-        """Raises RecipeError, with the line where it can be told."""
+        """Raises RecipeError, with the line where it is known."""
         data = load_mapping(text, "recipe", "at least a name")
         try:
             return cls.model_validate(data)
@@ -196,10 +115,12 @@ class Recipe(BaseModel):
             raise _recipe_error(error, text) from error
 
     def to_yaml(self) -> str:
+        """The text that `from_yaml` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _recipe_error(error: ValidationError, text: str) -> RecipeError:
+    """The first problem as one sentence, with its line in `text`."""
     first = error.errors()[0]
     path = [part for part in first["loc"] if isinstance(part, (str, int))]
     key = ".".join(str(part) for part in path)
@@ -207,11 +128,6 @@ def _recipe_error(error: ValidationError, text: str) -> RecipeError:
         message = f"unknown key {key!r}; a recipe has {', '.join(Recipe.model_fields)}"
     elif first["type"] == "missing":
         message = f"the recipe has no {key!r}"
-    elif path[:1] == ["base"]:
-        message = (
-            "base must be mean, median, routed or auto, {dense: PATH} with the dense model's "
-            "directory, or {clusters: auto} or a number of bases from 2 on"
-        )
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = f"{key}: {message[0].lower()}{message[1:]}" if key else message

@@ -10,7 +10,8 @@ from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.codecs import Codec
 from ders_core.codecs.group import GroupCodec
 from ders_core.recipe.numbers import spell_numbers
-from ders_core.recipe.recipe import Recipe, Rule
+from ders_core.recipe.recipe import Recipe
+from ders_core.recipe.rule import Rule
 
 Key = tuple[int, str]
 

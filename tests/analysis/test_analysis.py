@@ -35,7 +35,7 @@ from ders_core.analysis.spectra import POINTS, singular_values, spectrum
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
-from ders_core.decompose.bases import around_mean
+from ders_core.decompose.averages import around_mean
 from ders_core.errors import Cancelled, CheckpointError
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import combine
-from ders_core.decompose.bases import DenseParent, around_mean, from_parent, mean_base
+from ders_core.decompose.averages import around_mean, mean_base
+from ders_core.decompose.base import BaseContext
+from ders_core.decompose.bases.dense import DenseBase
 
 
 @pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_dir"])
@@ -23,7 +26,7 @@ def test_the_mean_is_the_mean(
         assert base.dtype is group.dtype
         step = exact.abs() * 2**-8 + 1e-38  # half a step of bfloat16's 8 bits, and a little
         assert bool(((base.double() - exact).abs() <= 1.001 * step).all())
-    monkeypatch.setattr("ders_core.decompose.bases.CHUNK", 200)
+    monkeypatch.setattr("ders_core.decompose.averages.CHUNK", 200)
     assert torch.equal(mean_base(group), base)
 
 
@@ -40,10 +43,12 @@ def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
 
 
 def test_a_dense_parent_is_the_base(mixtral_dir: Path, dense_parent_dir: Path) -> None:
-    checkpoint, parent = Checkpoint(mixtral_dir), DenseParent.open(dense_parent_dir)
+    checkpoint, base = Checkpoint(mixtral_dir), DenseBase(dense=dense_parent_dir)
+    parent = load_file(dense_parent_dir / "model.safetensors")
     for group in checkpoint.groups():
-        split = from_parent(group, parent)
+        [(told, split)] = base.decompositions(group, BaseContext())
+        assert told == "dense"
         name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"
-        assert torch.equal(split.base, parent.store.tensors[name].read())
+        assert torch.equal(split.base, parent[name])
         spread = [float(delta.norm() / split.base.float().norm()) for delta in split.deltas()]
         assert all(0.12 < share < 0.18 for share in spread)  # the fixture's closeness is 0.15

@@ -23,6 +23,7 @@ from ders_core.analysis import SPECTRA, Analysis, analyze
 from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.streaming import matrices, slabs
 from ders_core.codecs import Chain, Entropy, Keep, LowRank, Quantized, Sparse
+from ders_core.decompose.bases.median import MedianBase
 from ders_core.errors import CheckpointError, DersError
 from ders_core.packed import original
 from ders_core.packed.manifest import MANIFEST, Manifest
@@ -233,7 +234,7 @@ def test_packed_again_as_the_synthesized_one_is(
     [
         MIXED.model_copy(update={"extended": True}),
         MIXED.model_copy(update={"base": ClusteredBase(clusters="auto")}),
-        MIXED.model_copy(update={"base": "median"}),
+        MIXED.model_copy(update={"base": MedianBase()}),
     ],
     ids=["extended", "clusters", "median"],
 )

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ders_core.checkpoint import PROJECTIONS, Checkpoint
 from ders_core.codecs import Chain, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
 from ders_core.codecs.group import GroupCodec
+from ders_core.decompose.base import make_base
+from ders_core.decompose.bases.routed import RoutedBase
 from ders_core.errors import RecipeError
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import ClusteredBase, DenseBase, Recipe, Rule, load_recipe, presets
@@ -78,7 +80,7 @@ RECIPES = st.builds(
     name=st.text(min_size=1, max_size=80).filter(str.isprintable),
     seed=st.integers(0, 2**63 - 1),
     base=st.one_of(
-        st.sampled_from(["mean", "median", "auto"]),
+        st.sampled_from(["mean", "median", "auto"]).map(make_base),
         st.builds(ClusteredBase, clusters=st.one_of(st.just("auto"), st.integers(2, 9))),
         st.builds(
             DenseBase, dense=st.sampled_from(["/models/x", "a b", "../é", "~/yes"]).map(Path)
@@ -131,7 +133,7 @@ def test_routed_needs_a_calibration() -> None:
     with pytest.raises(RecipeError, match=r"^line 5: base: routed needs a calibration, which"):
         Recipe.from_yaml(text)
     recipe = Recipe.from_yaml(text + "calibration: c.safetensors\n")
-    assert (recipe.base, recipe.calibration) == ("routed", Path("c.safetensors"))
+    assert (recipe.base, recipe.calibration) == (RoutedBase(), Path("c.safetensors"))
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
@@ -201,6 +203,9 @@ def test_the_example_for_the_errors_below_is_good() -> None:
     assert recipe.codec(2, "gate") == Quantized(bits=2)
 
 
+BASES = ("mean", "median", "routed", "auto", "clusters: auto", "dense: PATH")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
@@ -212,10 +217,10 @@ def test_the_example_for_the_errors_below_is_good() -> None:
         ("name: good", "name: [a]", 3, ["name"]),
         ("name: good", 'name: "a\\nb"', 3, ["name", "one line"]),
         ("version: 1", "version: 2", 2, ["version"]),
-        ("base: mean", "base: middle", 5, ["mean, median, routed or auto", "dense", "clusters"]),
+        ("base: mean", "base: middle", 5, ["'middle'", *BASES, "from 2 on"]),
         ("base: mean", "base: routed", 5, ["base: routed", "calibration"]),
-        ("base: mean", "base: {clusters: 1}", 5, ["mean", "clusters", "from 2 on"]),
-        ("base: mean", "base: {dens: x}", 5, ["mean, median, routed or auto", "dense"]),
+        ("base: mean", "base: {clusters: 1}", 5, ["{'clusters': 1}", *BASES, "from 2 on"]),
+        ("base: mean", "base: {dens: x}", 5, ["{'dens': 'x'}", *BASES]),
         ("bits: 2", "bits: 12", 8, ["'quantized'", "bits", "12"]),
         ("bits: 2", "bit: 2", 8, ["'quantized'", "bit"]),
         ("codec: quantized", "codec: squeeze", 7, ["'squeeze'", "lowrank"]),

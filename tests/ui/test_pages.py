@@ -246,7 +246,7 @@ def test_the_base_and_the_calibration_are_chosen(
     on(app, "recipe")
     assert not app.markdown  # nothing but controls: no text that was meant for readers of the code
     control().set_value("median").run()
-    assert Recipe.from_yaml(app.text_area[0].value).base == "median"
+    assert Recipe.from_yaml(app.text_area[0].value).base.name == "median"
     assert "mean by use" not in control().options
     field().set_value("/proc/1/environ").run()
     assert "outside the folders" in app.error[0].value
@@ -254,7 +254,7 @@ def test_the_base_and_the_calibration_are_chosen(
     assert not app.error, app.error[0].value
     control().set_value("mean by use").run()
     recipe = Recipe.from_yaml(app.text_area[0].value)
-    assert (recipe.base, recipe.calibration) == ("routed", measured)
+    assert (recipe.base.name, recipe.calibration) == ("routed", measured)
     field().set_value("").run()
     assert "needs a calibration" in app.error[0].value
     assert not app.exception

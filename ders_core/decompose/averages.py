@@ -1,0 +1,67 @@
+"""Averages of the experts of a group, element by element: what most bases are made of.
+
+The experts' weights are read once, a few rows of all experts at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.streaming import slabs
+from ders_core.compute.pieces import CHUNK, row_pieces
+from ders_core.decompose.decomposition import Decomposition, decompose
+
+
+def mean_base(
+    group: ExpertGroup,
+    members: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """The experts' mean `[out, in]` in storage dtype: it minimises Σ‖Δ_i‖². Summed in float32.
+
+    members: the experts to take (default: all). weights: how much each of them counts.
+    """
+    experts = range(group.shape[0]) if members is None else members
+    count = len(experts) if weights is None else sum(weights)
+
+    def mean(part: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(part.shape[1:], dtype=torch.float32)
+        for number, rows in enumerate(part.unbind()):
+            total += rows if weights is None else rows.float() * weights[number]
+        return total / count
+
+    return elementwise(group, experts, mean)
+
+
+def median_base(group: ExpertGroup) -> torch.Tensor:
+    """The experts' elementwise median `[out, in]` in storage dtype, the lower one of two: it
+    minimises Σ|Δ_i|, and at every place one delta is zero."""
+    everyone = range(group.shape[0])
+    return elementwise(group, everyone, lambda part: part.float().median(0).values)
+
+
+def around_mean(group: ExpertGroup, device: torch.device | str = "cpu") -> Decomposition:
+    """Decompose against the experts' mean. Raises CheckpointError for values not finite."""
+    return decompose(group, mean_base(group).to(device))
+
+
+def elementwise(
+    group: ExpertGroup, members: Sequence[int], value: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """A base `[out, in]` in storage dtype, computed from some rows of the members at a time.
+
+    value: from their weights `[members, rows, in]` in storage dtype to `[rows, in]`. It may be
+    called with transposed weights, so it must treat every element alike.
+    """
+    chosen = replace(group, experts=tuple(group.experts[expert] for expert in members))
+    lying = chosen.as_it_lies()
+    _, out, width = lying.shape
+    base = torch.empty(out, width, dtype=group.dtype)
+    for rows, slab in slabs(lying):
+        for part in row_pieces(slab.shape[1:], CHUNK // len(members)):
+            base[rows][part] = value(slab[:, part])
+    return base if lying is chosen else base.T.contiguous()

@@ -1,0 +1,86 @@
+"""A decomposition: a base for the experts of a group, and each expert's delta against it.
+
+W_i = W_base + Δ_i (DeRS eq. 2). The base is rounded to the storage dtype first, so that its
+rounding is part of the deltas and not an error of every expert. One expert is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.streaming import matrices
+from ders_core.decompose.distortion import is_finite
+from ders_core.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """base: `[out, in]` in storage dtype, or `[bases, out, in]`, and then `bases` holds the number
+    of each expert's base. Deltas come one at a time, `[out, in]` float32."""
+
+    group: ExpertGroup
+    base: torch.Tensor
+    bases: tuple[int, ...] | None = None
+
+    def base_of(self, expert: int) -> torch.Tensor:
+        """The expert's base `[out, in]`."""
+        return self.base if self.bases is None else self.base[self.bases[expert]]
+
+    def weights(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(i, W_i `[out, in]`) in storage dtype, on the base's device; one overwrites the other.
+        Raises CheckpointError for values that are not finite."""
+        for expert, weight in matrices(self.group, self.base.device):
+            yield expert, self._checked(expert, weight)
+
+    def weight(self, expert: int) -> torch.Tensor:
+        """W_i `[out, in]` in storage dtype, on the base's device. Raises CheckpointError for values
+        that are not finite."""
+        return self._checked(expert, self.group.read(expert).to(self.base.device))
+
+    def _checked(self, expert: int, weight: torch.Tensor) -> torch.Tensor:
+        if not is_finite(weight):
+            raise CheckpointError(
+                f"{self.group.expert_name(expert)} holds values that are not finite (NaN or "
+                "infinity); the checkpoint is damaged, or keep this group as it is (codec: keep)"
+            )
+        return weight
+
+    def delta(self, expert: int) -> torch.Tensor:
+        """Δ_i = W_i − W_base `[out, in]` float32."""
+        return self.weight(expert).float().sub_(self.base_of(expert).float())
+
+    def deltas(self, experts: Sequence[int] | None = None) -> Iterable[torch.Tensor]:
+        """The deltas of `experts` (default: all), one at a time; can be iterated again."""
+        return _Deltas(self, range(self.group.shape[0]) if experts is None else experts)
+
+
+@dataclass(frozen=True)
+class _Deltas:
+    decomposition: Decomposition
+    experts: Sequence[int]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return map(self.decomposition.delta, self.experts)
+
+
+def decompose(
+    group: ExpertGroup, base: torch.Tensor, bases: Sequence[int] | None = None
+) -> Decomposition:
+    """The group against a base `[out, in]`, or against several `[bases, out, in]`.
+
+    base: in storage dtype, on the device where the deltas are wanted. bases: the number of each
+    expert's base. Raises CheckpointError if the base is not finite; it names the expert at fault.
+    """
+    decomposition = Decomposition(group, base, None if bases is None else tuple(bases))
+    if not is_finite(base):
+        for expert in range(group.shape[0]):
+            decomposition.weight(expert)  # refuses the one at fault by its name
+        raise CheckpointError(
+            f"layer {group.layer}, {group.projection}: the base is not finite, because values are "
+            "too large; keep this group as it is (codec: keep)"
+        )
+    return decomposition

@@ -1,0 +1,88 @@
+"""The Recipe page's row about the base: what deltas are taken against, and of which experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.decompose.base import Base, kinds
+from ders_core.errors import DersError
+from ders_core.recipe import Recipe
+from ders_core.ui import session
+
+Change = Callable[[Recipe], None]
+"""What makes a recipe the current one."""
+
+
+def base_row(recipe: Recipe, source: Checkpoint, round_: int, change: Change) -> None:
+    """Controls for the kind of base, its fields, and the shared expert; to be drawn in a row.
+
+    round_: makes the widgets' keys new when the recipe was changed elsewhere.
+    """
+    offered = {
+        kind.label: kind
+        for kind in kinds()
+        if recipe.calibration is not None or not kind.needs_calibration
+    }
+    label = st.segmented_control(
+        "Base",
+        list(offered),
+        default=recipe.base.label,
+        required=True,
+        key=f"base_kind_{round_}",
+        help=f"W_i = W_base + Δ_i. {' '.join(kind.summary for kind in kinds())}",
+    )
+    _shared_expert(recipe, source, round_, change)
+    kind = offered[label]
+    start = kind.start()
+    if start is None:
+        _fields(recipe, kind, round_, change)
+    elif label != recipe.base.label:
+        change(recipe.model_copy(update={"base": start}))
+        st.rerun()
+
+
+def _shared_expert(recipe: Recipe, source: Checkpoint, round_: int, change: Change) -> None:
+    if recipe.extended or any(group.with_shared() is not group for group in source.groups()):
+        extended = st.toggle(
+            "Shared expert too",
+            recipe.extended,
+            key=f"extended_{round_}",
+            help="Extended DeRS: the always-on expert is one more expert of the same base.",
+        )
+        if extended != recipe.extended:
+            change(recipe.model_copy(update={"extended": extended}))
+            st.rerun()
+
+
+def _fields(recipe: Recipe, kind: type[Base], round_: int, change: Change) -> None:
+    """A text field for each field without which there is no base of this kind."""
+    chosen = recipe.base.name == kind.name
+    known: dict[str, Any] = recipe.base.model_dump(mode="json") if chosen else {}
+    texts: dict[str, str] = {}
+    for name, field in kind.model_fields.items():
+        if field.is_required():
+            texts[name] = st.text_input(
+                field.title or name,
+                str(known.get(name, "")),
+                placeholder=field.description,
+                key=f"base_{name}_{round_}",
+            )
+    if not all(texts.values()) or all(texts[name] == str(known.get(name, "")) for name in texts):
+        return
+    try:
+        base = kind.model_validate({**known, **texts})
+        for path in base.files:
+            session.workspace().check_allowed(path)
+        base.check_files()
+    except ValidationError as error:
+        st.error(str(error.errors()[0]["msg"]))
+    except DersError as error:
+        st.error(str(error))
+    else:
+        change(recipe.model_copy(update={"base": base}))
+        st.rerun()
