@@ -15,7 +15,7 @@ from ders_core.analysis.similarity import GroupStatistics, group_statistics
 from ders_core.analysis.spectra import SPECTRA, Spectra, Spectrum, group_spectra
 from ders_core.analysis.tables import COLUMNS, Analysis
 from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import Run, one_by_one, with_next
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
@@ -86,9 +86,9 @@ def analyze(
     groups = [group for group in checkpoint.groups() if group.layer in wanted]
     growing = _Growing(checkpoint, groups, spectra, known)
     missing = [group for group in groups if group.key not in growing.finished]
-    total = sum(group.nbytes for group in groups)
-    done = total - sum(group.nbytes for group in missing)
-    progress(done, total, f"{len(missing)} groups to read")
+    meter = Meter(sum(group.nbytes for group in groups), progress)
+    left = sum(group.nbytes for group in missing)
+    meter.at(meter.total - left, f"{len(missing)} groups to read")
     tasks = [
         AnalyzeTask(
             checkpoint.place,
@@ -102,11 +102,10 @@ def analyze(
     ]
     for found in run(analyze_group, tasks):
         growing.add(found)
-        done += found.nbytes
-        progress(done, total, f"layer {found.layer}, {found.projection}")
-        if grown is not None and growing.ends(found.layer) and done < total:
+        meter.advance(found.nbytes, f"layer {found.layer}, {found.projection}")
+        if grown is not None and growing.ends(found.layer) and meter.done < meter.total:
             grown(growing.analysis())
-    progress(total, total, "analysed")
+    meter.finish("analysed")
     return growing.analysis()
 
 
