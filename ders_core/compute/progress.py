@@ -19,6 +19,10 @@ def quiet(done: int, total: int, message: str) -> None:
     """The progress callback that ignores what it hears."""
 
 
+def uncounted(count: int, message: str) -> None:
+    """The counting callback of work whose progress nobody watches."""
+
+
 class Meter:
     """Counts the finished units of one piece of work, and reports each change to a callback.
 
