@@ -1,9 +1,9 @@
-"""Compress: decompose each group, replace its deltas, write the packed checkpoint. One stream.
+"""Compress: open, plan, encode each group, write the packed checkpoint.
 
-Every group is encoded on its own and staged as one file beside the output; staged groups are what
-an interrupted run continues from. Then the shards are assembled from the staged files and from the
-source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device alone: a
-task computes on one thread, whatever runs it and however many run beside it.
+Each group is encoded by a task of its own and staged as one file inside the unfinished output; an
+interrupted run continues from the staged groups. Then the shards are written from the staged files
+and from the source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device
+alone: a task computes on one thread, whatever executes it and however many run in parallel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, quiet
-from ders_core.compute.tasks import Run, one_by_one, with_next
+from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.decompose.bases import DenseParent
 from ders_core.files.header import TensorInfo
 from ders_core.files.output import output_directory
@@ -33,7 +33,7 @@ from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import EncodeTask, encode_group
 from ders_core.pipeline.plan import Plan, carried_specs, resolve
 from ders_core.pipeline.report import Report, ReportEntry
-from ders_core.pipeline.staging import StagedGroup, Staging, check_against
+from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
 from ders_core.recipe import DenseBase, Recipe
 
 
@@ -44,16 +44,17 @@ def compress(
     *,
     device: str = "cpu",
     resume: bool = False,
-    run: Run = one_by_one,
+    runner: TaskRunner = one_by_one,
     progress: Progress = quiet,
 ) -> Report:
     """Write the packed form of `checkpoint`, a directory or an address, to the new directory `out`.
 
-    A packed one is packed anew, as the original that it stands for, once its checksums are checked.
-    device: where deltas are encoded, "cpu" or "cuda". resume: continue an interrupted run of the
-    same checkpoint and recipe. progress counts bytes checked, read for encoding, and written.
-    Raises DersError and its children; then nothing stands at `out`, and the groups that were
-    finished wait in `<out>.partial`.
+    A packed checkpoint is packed again from the original that it stands for; its checksums are
+    checked first. device: where deltas are encoded, "cpu" or "cuda". resume: continue an
+    interrupted run of the same checkpoint and recipe. runner: executes the tasks, one for each
+    group. progress counts bytes checked, read for encoding, and written.
+    Raises DersError and its children. Then there is no `out`, and `<out>.partial` keeps the groups
+    that are finished.
     """
     started = time.monotonic()
     source = Checkpoint(checkpoint)
@@ -98,24 +99,17 @@ def compress(
         ]
         encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
         meter.at(checked + plan.bytes_before - encoding, f"{len(tasks)} groups to encode")
-        for entry in run(encode_group, tasks):
+        for entry in runner(encode_group, tasks):
             name = f"layer {entry.layer}, {entry.projection}"
             meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
-        staged = {
-            entry.key: StagedGroup.read(staging.file(entry.key))
-            for entry in plan.entries
-            if entry.packed
-        }
-        written = write_packed(
-            partial,
-            _contents(source, plan, staged),
-            advance=meter.advance,
-            check=check_against(list(staged.values())),
-        )
+        groups = staging.read(entry.key for entry in plan.entries if entry.packed)
+        contents = _contents(source, plan, groups)
+        check = check_against(groups.values())
+        written = write_packed(partial, contents, advance=meter.advance, check=check)
         meter.finish("written")
         staging.remove()
+    entries = _report_entries(plan, groups)
     seconds = time.monotonic() - started
-    entries = _report_entries(plan, staged)
     return Report(entries, plan.bytes_before, written.bytes_total, device, seconds)
 
 
@@ -124,9 +118,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _contents(
-    source: Checkpoint, plan: Plan, staged: Mapping[tuple[int, str], StagedGroup]
-) -> PackedContents:
+def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup]) -> PackedContents:
     """The tensors that stay as they are, then each staged group's."""
     tensors: dict[str, TensorInfo] = {
         name: source.tensors[name] for name in carried_specs(source, plan)
@@ -178,9 +170,7 @@ def _source(checkpoint: Checkpoint) -> Source:
     )
 
 
-def _report_entries(
-    plan: Plan, staged: Mapping[tuple[int, str], StagedGroup]
-) -> tuple[ReportEntry, ...]:
+def _report_entries(plan: Plan, staged: Mapping[Key, StagedGroup]) -> tuple[ReportEntry, ...]:
     """One entry a group, in the plan's order; a group that stays as it is has no error."""
     return tuple(
         staged[entry.key].report

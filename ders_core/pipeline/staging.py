@@ -7,7 +7,7 @@ note is written last, so a group with a note is finished. An interrupted run con
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from ders_core.packed.writer import CheckWritten
 from ders_core.pipeline.report import ReportEntry
 
 DIRECTORY = ".ders-groups"
+
+Key = tuple[int, str]
+"""(layer, projection) of a group."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +62,30 @@ class StagedGroup:
 
 
 class Staging:
-    """The directory of staged groups inside an unfinished output, by (layer, projection)."""
+    """The directory of staged groups inside an unfinished output."""
 
     def __init__(self, partial: Path) -> None:
         self._directory = partial / DIRECTORY
         self._directory.mkdir(exist_ok=True)
 
-    def file(self, key: tuple[int, str]) -> Path:
+    def file(self, key: Key) -> Path:
         """Where the group's tensors are staged."""
         layer, projection = key
         return self._directory / f"{layer:05d}-{projection}.safetensors"
 
-    def holds(self, key: tuple[int, str]) -> bool:
+    def holds(self, key: Key) -> bool:
         """Whether the group is encoded."""
         return _note(self.file(key)).is_file()
+
+    def read(self, keys: Iterable[Key]) -> dict[Key, StagedGroup]:
+        """The staged groups with these keys. Raises CheckpointError if one is damaged."""
+        return {key: StagedGroup.read(self.file(key)) for key in keys}
 
     def remove(self) -> None:
         shutil.rmtree(self._directory)
 
 
-def check_against(groups: Sequence[StagedGroup]) -> CheckWritten:
+def check_against(groups: Iterable[StagedGroup]) -> CheckWritten:
     """A check that the packed checkpoint holds what was encoded: staged files are not synced, so a
     machine that goes down may damage them.
 
