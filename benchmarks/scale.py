@@ -97,7 +97,7 @@ def read_all(place: Path) -> int:
 
 def packed_bytes(place: Path, out: Path, name: str, workers: int, device: str) -> int:
     with Engine(workers=workers, device=device) as engine:
-        return compress(place, out, recipe_of(name), device=device, run=engine.run).bytes_after
+        return compress(place, out, recipe_of(name), device=device, runner=engine.run).bytes_after
 
 
 def ours(place: Path) -> float:

@@ -15,8 +15,8 @@ from ders_core.analysis.similarity import GroupStatistics, group_statistics
 from ders_core.analysis.spectra import SPECTRA, Spectra, Spectrum, group_spectra
 from ders_core.analysis.tables import COLUMNS, Analysis
 from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.compute.progress import Progress, quiet
-from ders_core.compute.tasks import Run, one_by_one, with_next
+from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.spec import NAMES
@@ -57,7 +57,7 @@ def analyze(
     layers: Sequence[int] | None = None,
     spectra: Spectra = "curve",
     device: str = "cpu",
-    run: Run = one_by_one,
+    runner: TaskRunner = one_by_one,
     known: Analysis | None = None,
     grown: Callable[[Analysis], None] | None = None,
     progress: Progress = quiet,
@@ -67,7 +67,7 @@ def analyze(
     Each group is read once for all but the spectra, and once more for them. layers: only these.
     spectra: `curve` estimates those of matrices whose shorter side is above 1536 to 1 % of
     cumulative energy, `exact` never does, `head` tells the 16 largest of these, `none` none.
-    run: who carries out the tasks, one for each group. known: an unfinished analysis of the same
+    runner: executes the tasks, one for each group. known: an unfinished analysis of the same
     checkpoint; its groups are not read again. grown: called with what there is whenever a layer is
     finished. progress counts bytes of experts.
 
@@ -86,9 +86,9 @@ def analyze(
     groups = [group for group in checkpoint.groups() if group.layer in wanted]
     growing = _Growing(checkpoint, groups, spectra, known)
     missing = [group for group in groups if group.key not in growing.finished]
-    total = sum(group.nbytes for group in groups)
-    done = total - sum(group.nbytes for group in missing)
-    progress(done, total, f"{len(missing)} groups to read")
+    meter = Meter(sum(group.nbytes for group in groups), progress)
+    left = sum(group.nbytes for group in missing)
+    meter.at(meter.total - left, f"{len(missing)} groups to read")
     tasks = [
         AnalyzeTask(
             checkpoint.place,
@@ -100,13 +100,12 @@ def analyze(
         )
         for group, following in with_next(missing)
     ]
-    for found in run(analyze_group, tasks):
+    for found in runner(analyze_group, tasks):
         growing.add(found)
-        done += found.nbytes
-        progress(done, total, f"layer {found.layer}, {found.projection}")
-        if grown is not None and growing.ends(found.layer) and done < total:
+        meter.advance(found.nbytes, f"layer {found.layer}, {found.projection}")
+        if grown is not None and growing.ends(found.layer) and meter.done < meter.total:
             grown(growing.analysis())
-    progress(total, total, "analysed")
+    meter.finish("analysed")
     return growing.analysis()
 
 

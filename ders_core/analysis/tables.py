@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +20,7 @@ from ders_core.analysis.origins import (
 )
 from ders_core.analysis.verdict import Verdict, judge
 from ders_core.errors import CheckpointError
+from ders_core.files.output import replaced_directory
 from ders_core.files.spec import DTYPES
 
 VERSION = 2
@@ -115,14 +114,10 @@ class Analysis:
 
     def save(self, directory: Path) -> None:
         """Write the tables as Parquet beside meta.json; the directory appears whole."""
-        aside = directory.with_name(directory.name + f".{os.getpid()}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for name in COLUMNS:
-            getattr(self, name).to_parquet(aside / f"{name}.parquet", index=False)
-        (aside / META).write_text(json.dumps(self._head(), indent=2), encoding="utf-8")
-        shutil.rmtree(directory, ignore_errors=True)
-        os.rename(aside, directory)
+        with replaced_directory(directory) as aside:
+            for name in COLUMNS:
+                getattr(self, name).to_parquet(aside / f"{name}.parquet", index=False)
+            (aside / META).write_text(json.dumps(self._head(), indent=2), encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> Analysis:

@@ -12,7 +12,7 @@ from ders_core.calibrate.locate import find_places
 from ders_core.calibrate.observer import Sums, Watch
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import DersError, EvaluationError
 from ders_core.evaluate.forward import loaded
 from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
@@ -58,13 +58,13 @@ def calibrate(
     window = fitting_window(window, [checkpoint.config])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     windows = token_windows(tokenizer, read_text(text), window, max_tokens)
-    total = windows.numel()
+    meter = Meter(windows.numel(), progress)
     with new_file(target) as aside:
-        progress(0, total, "loading the model")
+        meter.report("loading the model")
         with loaded(model, where.type, dtype, trust_remote_code) as network:
-            sums = _measure(network, checkpoint, windows, batch, max_width, progress)
-            tensors = _tensors(checkpoint, sums, total)
-        write_calibration(aside, checkpoint.identity, total, tensors)
+            sums = _measure(network, checkpoint, windows, batch, max_width, meter)
+            tensors = _tensors(checkpoint, sums, meter.total)
+        write_calibration(aside, checkpoint.identity, meter.total, tensors)
     return Calibration.open(target)
 
 
@@ -75,11 +75,11 @@ def _measure(
     windows: torch.Tensor,
     batch: int,
     max_width: int,
-    progress: Progress,
+    meter: Meter,
 ) -> dict[tuple[int, str], Sums]:
     """(layer, side) -> sums over `windows` `[n, window]`."""
     model.set_experts_implementation("eager")  # expert after expert, by plain products
-    places, done = find_places(model, checkpoint), 0
+    places = find_places(model, checkpoint)
     held = {place.layer for place in places.values()}
     try:
         sums = {
@@ -92,8 +92,7 @@ def _measure(
         for rows in windows.split(batch):
             with Watch(places, sums):
                 _run(model, rows.to(model.device))
-            done += rows.numel()
-            progress(done, windows.numel(), "calibrating")
+            meter.advance(rows.numel(), "calibrating")
     except torch.OutOfMemoryError as error:
         raise EvaluationError(
             f"{batch} windows of {windows.shape[1]} tokens and the moments do not fit into the "

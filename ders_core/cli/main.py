@@ -128,7 +128,7 @@ def analyze(
             layers=chosen,
             spectra=asked if spectra or kind else "none",
             device=where,
-            run=engine.run,
+            runner=engine.run,
             progress=progress,
         )
     groups = analysis.groups
@@ -216,7 +216,7 @@ def compress(
             loaded,
             device=where,
             resume=resume,
-            run=engine.run,
+            runner=engine.run,
             progress=progress,
         )
     print(

@@ -1,4 +1,4 @@
-"""Memory that is used again: fresh pages cost more than most of what is done in them."""
+"""Reused memory: touching fresh pages costs more than most computations on them."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from contextlib import contextmanager
 import torch
 
 KEPT_BYTES = 1 << 29
-"""Held for the next borrower at most."""
+"""How much returned memory is kept for the next borrower, at most."""
 
 KEPT_SMALL_BYTES = 31 << 20
-"""glibc keeps freed blocks up to this size once it has seen one of it, and gives larger ones back
-to the system, which hands them out again page by page."""
+"""glibc keeps freed blocks of up to this size once one block of this size was freed. It returns
+larger blocks to the system, which hands them out again page by page."""
 
 _lock = threading.Lock()
 _free: list[torch.Tensor] = []
 
 
 def keep_small_blocks() -> None:
-    """Have the allocator keep what is freed, except for large blocks."""
-    torch.empty(KEPT_SMALL_BYTES, dtype=torch.uint8)  # freed at once
+    """Make the allocator keep freed blocks, except for large ones."""
+    torch.empty(KEPT_SMALL_BYTES, dtype=torch.uint8)  # freed immediately
 
 
 @contextmanager
 def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """A CPU tensor with whatever was left in it, for as long as the block runs."""
+    """Yield an uninitialised CPU tensor; its memory is reused when the block ends."""
     size = math.prod(shape) * dtype.itemsize
-    with torch.inference_mode(False):  # who fills it, or borrows it next, may not be in that mode
+    with torch.inference_mode(False):  # the next borrower may not be in inference mode
         block = _take(size)
-        lent = block[:size].view(dtype).view(shape)
+        tensor = block[:size].view(dtype).view(shape)
     try:
-        yield lent
+        yield tensor
     finally:
         with _lock:
             _free.append(block)
-            while sum(own.numel() for own in _free) > KEPT_BYTES:
+            while sum(free.numel() for free in _free) > KEPT_BYTES:
                 _free.pop(0)
 
 
 def _take(size: int) -> torch.Tensor:
-    """The smallest kept block that is large enough and no more than twice as large, else new."""
+    """The smallest kept block of `size` to twice `size` bytes, or a new one."""
     with _lock:
-        fitting = [own for own in _free if size <= own.numel() <= 2 * size]
+        fitting = [free for free in _free if size <= free.numel() <= 2 * size]
         if fitting:
             best = min(fitting, key=torch.Tensor.numel)
-            _free[:] = [own for own in _free if own is not best]
+            _free[:] = [free for free in _free if free is not best]
             return best
     return torch.empty(size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Which device computes: chosen by name, told in words."""
+"""Choose the device that computes, and describe it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises DersError for an unknown or absent device."""
+    """The device of a name; `auto` is the GPU if there is one.
+
+    Raises DersError if the name is unknown or there is no such device.
+    """
     if name not in CHOICES:
         raise DersError(f"unknown device {name!r}; choose one of {', '.join(CHOICES)}")
     if name == "cuda" and not torch.cuda.is_available():
@@ -28,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_label(device: torch.device | str) -> str:
-    """'NVIDIA H200', or 'CPU (x86_64, 2 threads)'."""
+    """Text such as 'NVIDIA H200' or 'CPU (x86_64, 2 threads)'."""
     chosen = torch.device(device)
     if chosen.type == "cuda":
         return torch.cuda.get_device_name(chosen)

@@ -1,6 +1,7 @@
-"""Large matrices in pieces that stay in cache, instead of whole ones in float32 beside them.
+"""Process large matrices in pieces that fit into the cache.
 
-A fresh tensor of hundreds of megabytes costs more than what is computed in it.
+A float32 copy of a whole matrix is a fresh tensor of hundreds of megabytes, and touching it costs
+more than the computation.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import numpy as np
 import torch
 
 CHUNK = 1 << 17
-"""Values at a time, on the CPU."""
+"""Values in a piece, on the CPU."""
 
 ACCELERATOR_CHUNK = 1 << 24
-"""Values at a time elsewhere: a piece is to keep a whole device busy."""
+"""Values in a piece on a GPU: one piece must keep the whole device busy."""
 
 
 def chunk_values(device: torch.device, on_cpu: int | None = None) -> int:
-    """How many values make a piece on this device."""
-    own = CHUNK if on_cpu is None else on_cpu
-    return own if device.type == "cpu" else max(own, ACCELERATOR_CHUNK)
+    """How many values a piece has on this device. on_cpu: how many on the CPU, if not `CHUNK`."""
+    values = CHUNK if on_cpu is None else on_cpu
+    return values if device.type == "cpu" else max(values, ACCELERATOR_CHUNK)
 
 
 def pieces(count: int, step: int) -> Iterator[slice]:
@@ -30,20 +31,20 @@ def pieces(count: int, step: int) -> Iterator[slice]:
 
 
 def row_pieces(shape: Sequence[int], values: int) -> Iterator[slice]:
-    """The rows of a matrix `[out, in]` in slices of about so many values."""
+    """The rows of a matrix `[out, in]` in slices of about `values` values."""
     out, width = shape
     return pieces(out, max(1, values // max(width, 1)))
 
 
 def at_least(values: torch.Tensor, bound: float) -> torch.Tensor:
-    """Where values `[n]` reach the bound, ascending: int64."""
-    if values.device.type == "cpu":  # numpy compares and searches in a third of the time
+    """Indices (int64, ascending) of the values `[n]` that are at least `bound`."""
+    if values.device.type == "cpu":  # numpy takes a third of the time
         return torch.from_numpy(np.flatnonzero(values.numpy() >= bound))
     return (values >= bound).nonzero().flatten()
 
 
 def largest_magnitude(values: torch.Tensor) -> float:
-    """max |v|, without a tensor of magnitudes; 0 for none."""
+    """max |v|, without a tensor of magnitudes; 0 if there are no values."""
     if not values.numel():
         return 0.0
     low, high = values.aminmax()

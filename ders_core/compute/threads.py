@@ -1,7 +1,7 @@
-"""Threads that compute side by side, each on one core.
+"""Threads that compute in parallel, each on one core.
 
-One thread per piece of work beats many threads per operation: pieces stay in a core's cache, and a
-sum does not depend on how threads split it.
+One thread for each piece of work is faster than many threads for each operation: pieces stay in a
+core's cache. And a sum does not depend on how threads split it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums depend on how threads split them; one thread makes them the same everywhere."""
+    """Make torch use one thread. Sums depend on how threads split them; one thread gives the same
+    sum on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -30,8 +31,8 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use for one operation; meanwhile each operation gets one of
-    them. One thread for a GPU, which needs no more to be kept busy."""
+    """Yield a pool of as many threads as torch would use for one operation. Inside the block, each
+    operation runs on one thread. For a GPU the pool has one thread, which keeps the GPU busy."""
     count = 1 if device.type == "cuda" else torch.get_num_threads()
     with (
         one_thread(),
@@ -41,7 +42,7 @@ def side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 
 
 def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
-    """The same items, the next `count` of them made in a thread while one is used."""
+    """Yield the same items. A thread makes the next `count` of them while the caller uses one."""
     waiting = iter(items)
     end = object()
     with ThreadPoolExecutor(1, "ahead") as pool:

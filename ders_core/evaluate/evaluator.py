@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.forward import Answers, answers, loaded
 from ders_core.evaluate.metrics import Totals
@@ -52,16 +52,14 @@ def evaluate(
     window = fitting_window(window, configs)
     windows = _windows(paths, read_text(text), window, max_tokens, trust_remote_code)
     tokens = windows[:, 1:].numel()
-    done = 0
+    meter = Meter(len(paths) * tokens, progress)
 
     def measure(path: str | Path, what: str, take: Callable[[int, Answers], None]) -> None:
-        nonlocal done
-        progress(done, len(paths) * tokens, f"loading {what}")
+        meter.report(f"loading {what}")
         with loaded(path, where.type, dtype, trust_remote_code) as network:
             for number, said in enumerate(answers(network, windows, batch)):
                 take(number, said)
-                done += said.targets.numel()
-                progress(done, len(paths) * tokens, f"measuring {what}")
+                meter.advance(said.targets.numel(), f"measuring {what}")
 
     own, other = Totals(), Totals()
     if reference is None:

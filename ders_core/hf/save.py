@@ -1,17 +1,14 @@
-"""From a model in memory to a packed checkpoint."""
+"""Save a model that is in memory as a packed checkpoint."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ders_core.compute.progress import Progress, quiet
-from ders_core.errors import DersError, OutputError
-from ders_core.files.output import sync_directory
+from ders_core.errors import DersError
+from ders_core.files.output import new_file, refused_writes
 from ders_core.hf.silence import silent
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.report import Report
@@ -29,37 +26,24 @@ def save_packed(
 ) -> Report:
     """Write the packed form of `model` to the new directory `out`.
 
-    recipe: or a preset's name, or a YAML file.
+    recipe: a recipe, the name of a preset, or a YAML file. progress: as of `compress`.
 
-    The model is first saved as transformers saves it, aside on the same disk, because that is the
-    layout that engines know; this takes the model's size in free space for a while. `out` appears
-    whole, by a rename. Raises as `ders_core.pipeline.compress.compress` does; then, or when
-    interrupted, nothing is left, because there is no checkpoint from which a run could be
-    continued.
+    The model is first saved by transformers, because engines know that layout, to a temporary place
+    on the same disk; meanwhile this takes free space of the model's size. Raises as
+    `ders_core.pipeline.compress.compress` does. An error or an interruption leaves nothing: there
+    is no checkpoint from which a run could be continued.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     target = Path(out).expanduser()
-    if target.exists() or target.is_symlink():
-        raise OutputError(f"{target} exists; choose another name or remove it first")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)).resolve()
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}") from error
-    saved, packed = aside / "model", aside / "packed"
-    try:
+    with new_file(target) as aside, refused_writes(target):
+        packed = aside.parent.resolve() / aside.name
+        saved = packed.with_name(f".{packed.name}") / "model"
         with silent():
             model.save_pretrained(saved)
             if tokenizer is not None:
                 tokenizer.save_pretrained(saved)
-        report = compress(saved, packed, chosen, device=device, progress=progress)
-        os.rename(packed, target)
-        sync_directory(target.parent)
-    except DersError as error:  # names a place that is about to vanish
-        told = str(error).replace(str(packed), str(target)).replace(str(saved), "the model")
-        raise type(error)(told) from error
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return report
+        try:
+            return compress(saved, packed, chosen, device=device, progress=progress)
+        except DersError as error:  # it names temporary paths
+            message = str(error).replace(str(packed), str(target)).replace(str(saved), "the model")
+            raise type(error)(message) from error

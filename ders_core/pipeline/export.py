@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import OutputError
 from ders_core.files.checksum import checksum
 from ders_core.files.output import output_directory
@@ -115,14 +115,13 @@ def _write(
     """Write the checkpoint; returns the checksums that reading it back must give."""
     if format == "dense":
         return synthesize(source.path, out, progress=progress)
-    total = source.bytes_total
+    meter = Meter(source.bytes_total, progress)
     out.mkdir()
-    done = 0
     for file in sorted(source.path.iterdir()):
         if file.is_file() and file.name != CARD:
             shutil.copyfile(file, out / file.name)
-            done += file.stat().st_size if file.suffix == ".safetensors" else 0
-            progress(done, total, f"copied {file.name}")
+            size = file.stat().st_size if file.suffix == ".safetensors" else 0
+            meter.advance(size, f"copied {file.name}")
     return dict(source.manifest.checksums)
 
 
@@ -134,12 +133,11 @@ def _check(
     sums: Mapping[str, str],
     progress: Progress,
 ) -> list[Check]:
-    done, damaged = 0, []
+    meter, damaged = Meter(store.bytes_total, progress), []
     for name, info in store.tensors.items():
         if sums.get(name) != checksum(info):
             damaged.append(name)
-        done += info.nbytes
-        progress(done, store.bytes_total, "reading back")
+        meter.advance(info.nbytes, "reading back")
     checks = [
         Check(
             "every tensor reads back as written",

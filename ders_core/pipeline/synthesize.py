@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import ahead
 from ders_core.errors import CheckpointError
 from ders_core.files.output import copy_files, output_directory
@@ -40,15 +40,8 @@ def synthesize(
     )
     if not source.names():
         raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
-    sizes = (source.store.bytes_total, total)
-    done = 0
-
-    def checked(count: int, message: str) -> None:
-        nonlocal done
-        done += count
-        progress(done, sum(sizes), message)
-
-    problems = checksum_problems(source, checked)
+    meter = Meter(source.store.bytes_total + total, progress)
+    problems = checksum_problems(source, meter.advance)
     if problems:
         raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
     checksums: dict[str, str] = {}
@@ -60,12 +53,8 @@ def synthesize(
         for file, specs in files.items():
 
             def read(name: str, file: str = file) -> Iterable[memoryview]:
-                nonlocal done
                 for piece in _of(name, flow):
-                    for chunk in tensor_bytes(piece):
-                        yield chunk
-                        done += len(chunk)
-                        progress(done, sum(sizes), f"writing {file}")
+                    yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
 
             metadata = source.manifest.source.metadata.get(file, {})
             checksums |= write_file(partial / file, specs, read, metadata)
@@ -73,7 +62,7 @@ def synthesize(
             write_index(partial, files, source.manifest.source.index)
         write_text(partial / "config.json", source.config_text)
         copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
-        progress(sum(sizes), sum(sizes), "written")
+        meter.finish("written")
     return checksums
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
 from ders_core.files.spec import NAMES
@@ -56,15 +56,9 @@ def verify(
     """
     checkpoint = PackedCheckpoint(packed)
     original = Checkpoint(against) if against is not None else None
-    total = checkpoint.store.bytes_total + (original.bytes_experts if original else 0)
-    done = 0
-
-    def step(count: int, message: str) -> None:
-        nonlocal done
-        done += count
-        progress(min(done, total), total, message)
-
-    problems = checksum_problems(checkpoint, step)
+    experts = original.bytes_experts if original else 0
+    meter = Meter(checkpoint.store.bytes_total + experts, progress)
+    problems = checksum_problems(checkpoint, meter.advance)
     if original is None:
         return Verification(tuple(problems), (), len(checkpoint.store.tensors))
     if original.identity != checkpoint.manifest.source.identity:
@@ -73,7 +67,7 @@ def verify(
     groups = []
     for group in original.groups(bool(checkpoint.manifest.recipe.get("extended"))):
         groups.append(_group_error(checkpoint, group))
-        step(group.nbytes, f"compared layer {group.layer}, {group.projection}")
+        meter.advance(group.nbytes, f"compared layer {group.layer}, {group.projection}")
     return Verification(tuple(problems), tuple(groups), len(checkpoint.store.tensors))
 
 

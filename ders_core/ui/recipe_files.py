@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ders_core.errors import DersError, RecipeError
+from ders_core.files.writer import write_text
 from ders_core.recipe import Recipe
 from ders_core.ui.session import workspace
 
@@ -29,6 +30,4 @@ def save_recipe(recipe: Recipe) -> None:
         )
     directory = workspace().recipes
     directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f".{recipe.name}.tmp"
-    aside.write_text(recipe.to_yaml(), encoding="utf-8")
-    aside.replace(directory / f"{recipe.name}.yaml")
+    write_text(directory / f"{recipe.name}.yaml", recipe.to_yaml())

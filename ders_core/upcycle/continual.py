@@ -1,8 +1,9 @@
 """Continual use: further deltas on an upcycled checkpoint, whose base and deltas stay.
 
 W_i = W_shared + F(Δ_i) + F'(Δ'_i). The new deltas are a named set beside the old ones: a further
-stage of each group's codec. The output keeps the way back to what went in (`ders rollback`), and a
-patch made against that (`ders export --format patch --base`) is the set alone.
+stage of each group's codec. The output can be rolled back to the checkpoint that it extends
+(`ders rollback`), and a patch made against that checkpoint (`ders export --format patch --base`)
+holds the new set alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from ders_core.codecs.codec import prefixed
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.errors import RecipeError
-from ders_core.files.output import copy_files
 from ders_core.packed.manifest import MANIFEST, PackedGroup
 from ders_core.packed.patch import keep_the_way_back
 from ders_core.recipe import Recipe
@@ -31,8 +31,8 @@ from ders_core.upcycle.saving import OWN_FILES, Contents, delta_parts, stored, w
 from ders_core.upcycle.sources import Model, Start
 from ders_core.upcycle.surgery import named_parameters, new_delta
 
-GIVEN = ("experts", "top_k", "layers", "universal")
-"""What the checkpoint decides; a configuration need not repeat it."""
+INHERITED = ("experts", "top_k", "layers", "universal")
+"""Fields that the checkpoint decides; a configuration need not repeat them."""
 
 
 class FromPacked(Start):
@@ -44,12 +44,13 @@ class FromPacked(Start):
         self.config = self._completed(config)
 
     def _completed(self, config: UpcycleConfig) -> UpcycleConfig:
+        """The configuration with the inherited fields filled in."""
         known = self._source.config
-        for name in GIVEN:
-            told, own = getattr(config, name), getattr(known, name)
-            if name in config.model_fields_set and told != own:
+        for name in INHERITED:
+            asked, present = getattr(config, name), getattr(known, name)
+            if name in config.model_fields_set and asked != present:
                 raise RecipeError(
-                    f"{name} is {told} in the configuration, but {own} in "
+                    f"{name} is {asked} in the configuration, but {present} in "
                     f"{self.store.path.name}, whose base stays; leave it out"
                 )
         if config.name in self._source.sets:
@@ -62,8 +63,8 @@ class FromPacked(Start):
                 "vanilla experts have no base on which further deltas could be trained; give "
                 "sparse or lowrank forms"
             )
-        given = {name: getattr(known, name) for name in GIVEN}
-        return config.model_copy(update={**given, "base": "frozen"})
+        inherited = {name: getattr(known, name) for name in INHERITED}
+        return config.model_copy(update={**inherited, "base": "frozen"})
 
     def model(self, where: torch.device, windows: Windows) -> Model:
         network, blocks = load_upcycled(self._source, dtype=self.precision)
@@ -74,22 +75,22 @@ class FromPacked(Start):
         for parameter in named_parameters(network, self.config.train):
             parameter.requires_grad_(True)
         for layer, block in blocks.items():
-            for name, linear in block.projections.items():
-                self._add(linear, layer, name)
+            for projection, linear in block.projections.items():
+                self._add_delta(linear, layer, projection)
             if self.config.router.train:
                 block.train_router()
         with torch.no_grad():
             after = network(input_ids=first, use_cache=False).logits
         return Model(network, blocks, float((before - after).abs().max()))
 
-    def _add(self, linear: ExpertLinear, layer: int, projection: str) -> None:
-        """A new delta on one projection's experts."""
+    def _add_delta(self, linear: ExpertLinear, layer: int, projection: str) -> None:
+        """A new delta on each expert of one projection."""
         base = linear.base
         assert base is not None
-        seed, number = self._seed, len(linear.deltas)
+        number = len(linear.deltas)
         experts = self.config.experts + self.config.universal
         seeds = [
-            stage_seed(expert_seed(seed, layer, projection, expert), number)
+            stage_seed(expert_seed(self._seed, layer, projection, expert), number)
             for expert in range(experts)
         ]
         noise = self.config.noise * float(base.float().square().mean().sqrt())
@@ -99,56 +100,71 @@ class FromPacked(Start):
 
     @property
     def _seed(self) -> int:
-        """Of the packed checkpoint: positions of every set are drawn from it."""
+        """The packed checkpoint's seed, from which the positions of every set are drawn."""
         return int(self._source.packed.manifest.recipe.get("seed", 0))
 
     def save(self, partial: Path, model: Model) -> None:
         packed = self._source.packed
-        trained = {name: own for name, own in model.network.named_parameters() if own.requires_grad}
-        contents = Contents(
-            original={name: packed.spec(name) for name in packed.names()},
+        contents = self._contents(model)
+        codecs = {(group.layer, group.projection): group.group_codec() for group in contents.groups}
+        recipe = Recipe.model_validate(packed.manifest.recipe)
+        recipe = recipe.model_copy(update={"name": self.config.name, "rules": rules_for(codecs)})
+        side_files = [
+            file for file in packed.store.side_files() if file.name not in (MANIFEST, *OWN_FILES)
+        ]
+        checksums = write_contents(
+            partial, packed.config, packed.manifest.layout, recipe, contents, side_files
         )
+        keep_the_way_back(partial, contents.specs, checksums, packed.store)
+
+    def _contents(self, model: Model) -> Contents:
+        """What is trained, and everything else as it lies in the checkpoint."""
+        packed = self._source.packed
+        contents = Contents(original={name: packed.spec(name) for name in packed.names()})
+        trained = {
+            name: parameter
+            for name, parameter in model.network.named_parameters()
+            if parameter.requires_grad
+        }
+        if self.config.router.train:
+            trained |= self._routers(model)
         groups = {group.prefix: group for group in packed.manifest.groups}
-        routers = self._routers(model) if self.config.router.train else {}
         for name, info in packed.store.tensors.items():
             if name.startswith(tuple(f"{prefix}." for prefix in groups)):
                 continue
-            parameter = routers.get(name, trained.get(name))
-            own = info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
-            contents.tensors[name] = own
+            parameter = trained.get(name)
+            contents.tensors[name] = (
+                info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
+            )
         for group in groups.values():
             linear = model.blocks[group.layer].projections[group.projection]
             self._add_group(contents, group, linear)
-        recipe = Recipe.model_validate(packed.manifest.recipe)
-        codecs = {(own.layer, own.projection): own.group_codec() for own in contents.groups}
-        recipe = recipe.model_copy(update={"name": self.config.name, "rules": rules_for(codecs)})
-        checksums = write_contents(partial, packed.config, packed.manifest.layout, recipe, contents)
-        side = packed.store.side_files()
-        copy_files([file for file in side if file.name not in (MANIFEST, *OWN_FILES)], partial)
-        keep_the_way_back(partial, contents.specs, checksums, packed.store)
+        return contents
 
     def _routers(self, model: Model) -> dict[str, torch.nn.Parameter]:
-        found: dict[str, torch.nn.Parameter] = {}
+        """Name on disk -> the routers of all blocks."""
+        routers: dict[str, torch.nn.Parameter] = {}
         for layer, block in model.blocks.items():
-            found |= self._source.router_names(layer, block)
-        return found
+            routers |= self._source.router_names(layer, block)
+        return routers
 
     def _add_group(self, contents: Contents, group: PackedGroup, linear: ExpertLinear) -> None:
-        """A group with a further stage; what was there stays byte for byte."""
+        """A group with a further stage; the stages before it stay byte for byte."""
         tensors = self._source.packed.store.tensors
-        old = group.group_codec()
-        assert old.codec is not None
+        codec_before = group.group_codec().codec
+        assert codec_before is not None
         codec = self.config.form(group.projection).codec()
         assert isinstance(codec, DeltaCodec)
-        before = [stage for _, stage in stages(old.codec)]
-        chain = GroupCodec.same(Chain(stages=(*before, codec)), group.shape[0])
+        stages_before = [stage for _, stage in stages(codec_before)]
+        chain = GroupCodec.same(Chain(stages=(*stages_before, codec)), group.shape[0])
         dtype = tensors[f"{group.prefix}.base"].dtype
         size = group.shape[1] * group.shape[2]
         parts: list[Parts] = []
-        for expert, own in enumerate(self._source.parts(group)):
-            kept = own if isinstance(old.codec, Chain) else prefixed("0", own)
+        for expert, parts_before in enumerate(self._source.parts(group)):
+            chained = isinstance(codec_before, Chain)
+            kept = parts_before if chained else prefixed("0", parts_before)
             new = delta_parts(linear.deltas[-1], expert, codec, size, dtype)
-            parts.append(kept | prefixed(str(len(before)), new))
+            parts.append(kept | prefixed(str(len(stages_before)), new))
         stacked, lengths = chain.stack(parts)
         for part in ("base", "bias"):
             name = f"{group.prefix}.{part}"
@@ -156,8 +172,8 @@ class FromPacked(Start):
                 contents.tensors[name] = tensors[name]
         for part, tensor in stacked.items():
             contents.tensors[f"{group.prefix}.{part}"] = tensor
-        told, uses = chain.dump()
-        update = {"codec": told, "uses": uses, "lengths": lengths}
+        fields, uses = chain.dump()
+        update = {"codec": fields, "uses": uses, "lengths": lengths}
         contents.groups.append(group.model_copy(update=update))
 
     def record(self) -> dict[str, Any]:

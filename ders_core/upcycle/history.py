@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from ders_core.files.output import partial_path
+from ders_core.files.writer import write_text
 
 HISTORY = "ders_upcycle.jsonl"
 
@@ -54,7 +55,7 @@ class History:
     def __init__(self, file: Path, done: int) -> None:
         """done: steps that stay."""
         kept = [line for line in _lines(file) if line["step"] <= done] if file.exists() else []
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = file
         self._measured = {line["step"] for line in kept if "heldout_perplexity" in line}
 

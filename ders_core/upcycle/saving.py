@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,9 @@ from ders_core.codecs.coding.positions import encode_shortest
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.codecs.sparse import Sparse
 from ders_core.files.header import TensorInfo
-from ders_core.files.output import copy_files
 from ders_core.files.spec import NAMES, TensorSpec
-from ders_core.files.store import content_identity, middle
-from ders_core.files.writer import (
-    METADATA,
-    file_bytes,
-    json_text,
-    shards,
-    write_file,
-    write_index,
-    write_json,
-)
-from ders_core.packed.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    QUANT_METHOD,
-    Manifest,
-    PackedGroup,
-    PackedSource,
-    Source,
-    public_recipe,
-)
-from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.manifest import PackedGroup, PackedSource
+from ders_core.packed.writer import PackedContents, source_on_no_disk, write_packed
 from ders_core.recipe import DenseBase, Recipe
 from ders_core.recipe.summarise import rules_for
 from ders_core.upcycle.architecture import Target, shared_gate
@@ -53,16 +33,20 @@ OWN_FILES = (RECORD, HISTORY)
 
 @dataclass
 class Contents:
-    """What a packed checkpoint will hold, and the tensors that it stands for."""
+    """The tensors of an upcycled checkpoint while they are collected.
+
+    tensors: what is written; a tensor that does not change stays on disk until then. original:
+    dtype and shape of each tensor of the MoE that the checkpoint stands for, in order. groups: how
+    the packed tensors are read.
+    """
 
     tensors: dict[str, Stacked | TensorInfo] = field(default_factory=dict)
-    """What is carried over as it is stays on disk until it is written."""
     original: dict[str, TensorSpec] = field(default_factory=dict)
     groups: list[PackedGroup] = field(default_factory=list)
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        return {name: own.spec for name, own in self.tensors.items()}
+        return {name: tensor.spec for name, tensor in self.tensors.items()}
 
 
 def save(
@@ -83,56 +67,33 @@ def save(
         extended=config.universal,
         rules=rules_for(codecs),
     )
-    write_contents(directory, target.config, target.layout.family, recipe, contents)
-    copy_files(dense.store.side_files(), directory)
+    side_files = dense.store.side_files()
+    write_contents(directory, target.config, target.layout.family, recipe, contents, side_files)
 
 
 def write_contents(
-    directory: Path, config: dict[str, Any], layout: str, recipe: Recipe, contents: Contents
-) -> dict[str, str]:
-    """Write weights, config.json and manifest; returns the tensors' checksums. config, layout: of
-    the MoE that it stands for, whose identity the manifest tells."""
-    files = shards(contents.specs)
-    checksums: dict[str, str] = {}
-    for file, specs in files.items():
-        checksums |= write_file(
-            directory / file, specs, lambda name: contents.tensors[name].raw(), METADATA
-        )
-    write_index(directory, files)
-    told = public_recipe(recipe)
-    quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **told}
-    write_json(directory / "config.json", config | {"quantization_config": quantization})
-    files = shards(contents.original)
-    source = Source(
-        identity="",
-        bytes_total=sum(file_bytes(specs, METADATA) for specs in files.values()),
-        files={name: tuple(specs) for name, specs in files.items()},
-        metadata=dict.fromkeys(files, METADATA),
-        config=json_text(config),
-    )
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
+    directory: Path,
+    config: Mapping[str, Any],
+    layout: str,
+    recipe: Recipe,
+    contents: Contents,
+    side_files: Sequence[Path],
+) -> Mapping[str, str]:
+    """Write a packed checkpoint into `directory`, which exists; return the hex SHA-256 of each
+    tensor.
+
+    config, layout: of the MoE that the checkpoint stands for. side_files: copied as they are.
+    """
+    packed = PackedContents(
+        tensors=contents.tensors,
+        groups=contents.groups,
+        source=source_on_no_disk(contents.original, config),
         layout=layout,
-        source=source,
-        recipe=told,
-        groups=tuple(contents.groups),
-        checksums=checksums,
+        config=config,
+        recipe=recipe,
+        side_files=side_files,
     )
-    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
-    packed = PackedCheckpoint(directory)
-    identity = content_identity(config, _samples(packed))
-    named = manifest.model_copy(update={"source": source.model_copy(update={"identity": identity})})
-    write_json(directory / MANIFEST, named.model_dump(mode="json"))
-    return checksums
-
-
-def _samples(packed: PackedCheckpoint) -> Iterator[tuple[str, TensorSpec, bytes]]:
-    """What names the content of the layout that a packed checkpoint stands for."""
-    for name in packed.names():
-        spec = packed.spec(name)
-        begin, end = middle(0, spec.nbytes)
-        raw = packed.read(name).contiguous().reshape(-1).view(torch.uint8)
-        yield name, spec, raw[begin:end].numpy().tobytes()
+    return write_packed(directory, packed).checksums
 
 
 def _contents(

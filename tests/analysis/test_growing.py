@@ -66,7 +66,7 @@ def test_an_interrupted_analysis_goes_on(
 
 def test_several_processes_give_the_same_tables(mixtral_dir: Path, whole: Analysis) -> None:
     with Engine(workers=2) as engine:
-        assert_same(analyze(Checkpoint(mixtral_dir), run=engine.run), whole)
+        assert_same(analyze(Checkpoint(mixtral_dir), runner=engine.run), whole)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -95,11 +95,16 @@ def pooled(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
             yield future.result()
 
 
-@pytest.mark.parametrize("run", [shuffled, pooled])
+@pytest.mark.parametrize("runner", [shuffled, pooled])
 def test_same_bytes_whatever_runs_it(
-    run: Any, mixtral_dir: Path, mix: Recipe, packed_dir: Path, tmp_path: Path, snapshot: Snapshot
+    runner: Any,
+    mixtral_dir: Path,
+    mix: Recipe,
+    packed_dir: Path,
+    tmp_path: Path,
+    snapshot: Snapshot,
 ) -> None:
-    compress(mixtral_dir, tmp_path / "out", mix, run=run)
+    compress(mixtral_dir, tmp_path / "out", mix, runner=runner)
     assert snapshot(tmp_path / "out") == snapshot(packed_dir)
 
 
@@ -218,7 +223,7 @@ def test_a_failing_task_leaves_the_others(
             yield function(item)
 
     with pytest.raises(RuntimeError, match="a worker died"):
-        compress(mixtral_dir, out, mix, run=breaks)
+        compress(mixtral_dir, out, mix, runner=breaks)
     assert not out.exists()
     compress(mixtral_dir, out, mix, resume=True)
     assert snapshot(out) == snapshot(packed_dir)

@@ -43,7 +43,7 @@ def run(context: TaskContext) -> dict[str, Any]:
                 layers=spec.layers,
                 spectra=spec.spectra,
                 device=device,
-                run=engine.run,
+                runner=engine.run,
                 known=_left(growing),
                 grown=save,
                 progress=context.progress,

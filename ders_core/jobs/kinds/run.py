@@ -79,7 +79,7 @@ def _compress(
             recipe,
             device=device,
             resume=True,
-            run=engine.run,
+            runner=engine.run,
             progress=context.progress,
         )
     return report.to_dict()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
 from ders_core.files.output import output_directory
 from ders_core.files.spec import NAMES, TensorSpec
@@ -36,13 +36,7 @@ def apply_patch(
     directory = Path(patch).expanduser()
     picture = Picture.read(directory, "patch")
     store = TensorStore.open(base)
-    total = picture.nbytes + sum(info.nbytes for info in store.tensors.values())
-    done = 0
-
-    def step(count: int, message: str) -> None:
-        nonlocal done
-        done += count
-        progress(min(done, total), total, message)
+    meter = Meter(picture.nbytes + sum(info.nbytes for info in store.tensors.values()), progress)
 
     def refuse(name: str, piece: Piece | None) -> CheckpointError:
         if piece is None or piece.name is None:
@@ -65,11 +59,11 @@ def apply_patch(
     taken = {piece.name for piece in picture.pieces.values()}
     left = sum(info.nbytes for name, info in store.tensors.items() if name not in taken)
     with output_directory(out, needs=picture.nbytes + left) as partial:
-        develop(directory, picture, store.tensors, partial, refuse, step)
+        develop(directory, picture, store.tensors, partial, refuse, meter.advance)
         specs = {name: piece.spec for name, piece in picture.pieces.items()}
         sums = {name: piece.sha256 for name, piece in picture.pieces.items()}
         known = {own.name: own.sha256 for own in picture.pieces.values() if own.name is not None}
-        kept = keep_the_way_back(partial, specs, sums, store, known=known, step=step)
+        kept = keep_the_way_back(partial, specs, sums, store, known=known, step=meter.advance)
     return Applied(str(Path(out).expanduser()), picture.nbytes, kept)
 
 

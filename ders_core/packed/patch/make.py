@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum
 from ders_core.files.store import TensorStore
@@ -57,16 +57,11 @@ def make_patch(
         )
     store = TensorStore.open(base) if base is not None else None
     reading = sum(info.nbytes for info in store.tensors.values()) if store else 0
-    total, done = reading + sum(info.nbytes for info in packed.store.tensors.values()), 0
-
-    def step(count: int, message: str) -> None:
-        nonlocal done
-        done += count
-        progress(min(done, total), total, message)
-
+    total = reading + sum(info.nbytes for info in packed.store.tensors.values())
+    meter = Meter(total, progress)
     held: dict[Key, str] = {}
     if store is not None:
-        for name, sha in checksums(store.tensors, {}, step).items():
+        for name, sha in checksums(store.tensors, {}, meter.advance).items():
             held.setdefault(content(store.tensors[name], sha), name)
     deltas = delta_tensors(packed)
 
@@ -75,7 +70,7 @@ def make_patch(
             return held.get(key)
         return None if name in deltas else name
 
-    picture = paint(out, packed.store, sums, elsewhere, step, kind="patch", base=store)
+    picture = paint(out, packed.store, sums, elsewhere, meter.advance, kind="patch", base=store)
     travels = sum(spec.nbytes for spec in picture.travelling.values())
     told = (store.path.name, store.identity) if store is not None else None
     return Made(travels, picture.nbytes - travels, told)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ders_core.compute.progress import counted
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum
 from ders_core.files.header import TensorInfo, read_header
@@ -287,12 +288,7 @@ def _reader(
 ) -> Callable[[str], Iterable[bytes]]:
     """How `write_file` reads tensors, telling what it has read."""
 
-    def read(name: str) -> Iterable[bytes]:
-        for chunk in tensors[name].raw():
-            yield chunk
-            step(len(chunk), message)
-
-    return read
+    return lambda name: counted(tensors[name].raw(), step, message)
 
 
 def travelling(directory: Path, picture: Picture) -> dict[str, TensorInfo]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
 from ders_core.files.output import output_directory
 from ders_core.files.store import TensorStore
@@ -21,12 +21,7 @@ def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet
     store = TensorStore.open(applied)
     directory = store.path / ROLLBACK
     picture = Picture.read(directory, "rollback")
-    done = 0
-
-    def step(count: int, message: str) -> None:
-        nonlocal done
-        done += count
-        progress(done, picture.nbytes, message)
+    meter = Meter(picture.nbytes, progress)
 
     def refuse(name: str, piece: Piece | None) -> CheckpointError:
         return CheckpointError(
@@ -35,5 +30,5 @@ def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet
         )
 
     with output_directory(out, needs=picture.nbytes) as partial:
-        develop(directory, picture, store.tensors, partial, refuse, step)
+        develop(directory, picture, store.tensors, partial, refuse, meter.advance)
     return picture.nbytes

@@ -1,0 +1,167 @@
+"""Write a packed checkpoint: the one way from contents in memory or on disk to its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ders_core.compute.progress import Advance, counted, uncounted
+from ders_core.files.output import copy_files
+from ders_core.files.spec import TensorSpec
+from ders_core.files.store import content_identity, middle
+from ders_core.files.writer import (
+    METADATA,
+    file_bytes,
+    json_text,
+    shards,
+    write_file,
+    write_index,
+    write_json,
+)
+from ders_core.packed.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    QUANT_METHOD,
+    Manifest,
+    PackedGroup,
+    Source,
+    public_recipe,
+)
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.recipe import Recipe
+
+UNKNOWN = ""
+"""The identity of a source that lies on no disk, until it is computed from the written files."""
+
+CheckWritten = Callable[[str, str], None]
+"""`check(name, sha256)` is called for each tensor on disk; it raises if the bytes are wrong."""
+
+
+class TensorBytes(Protocol):
+    """A tensor to write: its dtype and shape, and its bytes when they are asked for."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    def raw(self) -> Iterable[bytes | memoryview]:
+        """The bytes in chunks."""
+
+
+@dataclass(frozen=True)
+class PackedContents:
+    """Everything that a packed checkpoint holds, before a byte of it is written."""
+
+    tensors: Mapping[str, TensorBytes]
+    """Shards are filled in this order; within a shard, wide dtypes come first, then names."""
+    groups: Sequence[PackedGroup]
+    source: Source
+    """The checkpoint that the packed one replaces; see `source_on_no_disk`."""
+    layout: str
+    """The family of the source's layout."""
+    config: Mapping[str, Any]
+    """The source's config.json."""
+    recipe: Recipe
+    side_files: Sequence[Path]
+    """Copied as they are: tokenizer, generation config and the like."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """checksums: hex SHA-256 of each tensor. bytes_total: of the weight files."""
+
+    checksums: Mapping[str, str]
+    bytes_total: int
+
+
+def write_packed(
+    directory: Path,
+    contents: PackedContents,
+    *,
+    advance: Advance = uncounted,
+    check: CheckWritten | None = None,
+) -> Written:
+    """Write weight files, index, side files, config.json and manifest into `directory`.
+
+    The directory exists; files of the same names are replaced. The bytes depend on the contents
+    alone. One chunk of one tensor is in memory at a time, beside what the contents hold themselves.
+    advance: counts the bytes of tensors as they are written. check: called with every tensor of a
+    weight file once the file is written. Raises what `check` and the tensors' `raw` raise.
+    """
+    files = shards({name: tensor.spec for name, tensor in contents.tensors.items()})
+    checksums: dict[str, str] = {}
+    for file, specs in files.items():
+
+        def read(name: str, file: str = file) -> Iterator[bytes | memoryview]:
+            return counted(contents.tensors[name].raw(), advance, f"writing {file}")
+
+        written = write_file(directory / file, specs, read, METADATA)
+        for name, sha256 in written.items():
+            if check is not None:
+                check(name, sha256)
+        checksums |= written
+    write_index(directory, files)
+    copy_files(contents.side_files, directory)
+    _write_config(directory, contents)
+    _write_manifest(directory, contents, checksums)
+    return Written(checksums, sum(file_bytes(specs, METADATA) for specs in files.values()))
+
+
+def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Source:
+    """A source that exists only as the packed checkpoint that replaces it, as an upcycled MoE does.
+
+    tensors: dtype and shape of each tensor, in order. config: the source's config.json.
+    `write_packed` computes its identity.
+    """
+    files = shards(tensors)
+    return Source(
+        identity=UNKNOWN,
+        bytes_total=sum(file_bytes(specs, METADATA) for specs in files.values()),
+        files={name: tuple(specs) for name, specs in files.items()},
+        metadata=dict.fromkeys(files, METADATA),
+        config=json_text(config),
+    )
+
+
+def _write_config(directory: Path, contents: PackedContents) -> None:
+    """config.json of the source, and how it was packed under `quantization_config`."""
+    quantization = {
+        "quant_method": QUANT_METHOD,
+        "format_version": FORMAT_VERSION,
+        **public_recipe(contents.recipe),
+    }
+    if contents.config.get("quantization_config"):
+        quantization["original"] = contents.config["quantization_config"]
+    config = {**contents.config, "quantization_config": quantization}
+    write_json(directory / "config.json", config)
+
+
+def _write_manifest(
+    directory: Path, contents: PackedContents, checksums: Mapping[str, str]
+) -> None:
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        layout=contents.layout,
+        source=contents.source,
+        recipe=public_recipe(contents.recipe),
+        groups=tuple(contents.groups),
+        checksums=dict(checksums),
+    )
+    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    if contents.source.identity == UNKNOWN:
+        identity = content_identity(contents.config, _samples(PackedCheckpoint(directory)))
+        source = contents.source.model_copy(update={"identity": identity})
+        manifest = manifest.model_copy(update={"source": source})
+        write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _samples(packed: PackedCheckpoint) -> Iterator[tuple[str, TensorSpec, bytes]]:
+    """What `content_identity` asks for, of the tensors of the checkpoint that was replaced."""
+    for name in packed.names():
+        spec = packed.spec(name)
+        begin, end = middle(0, spec.nbytes)
+        raw = packed.read(name).contiguous().reshape(-1).view(torch.uint8)
+        yield name, spec, raw[begin:end].numpy().tobytes()
