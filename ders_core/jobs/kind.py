@@ -1,107 +1,92 @@
-"""What can be asked of a worker: the kinds of job, their parameters and their steps."""
+"""A kind of job: its parameters, its steps, the work, and the result that pages read.
+
+Each kind is one file of `ders_core/jobs/kinds/`. Pages file jobs and read results without torch or
+dask, so a kind's file imports what the work needs inside `run`.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ders_core.errors import JobError
+from ders_core.errors import JobError, sentence_of
+from ders_core.registry import Registry
+
+if TYPE_CHECKING:
+    from ders_core.jobs.context import TaskContext
+    from ders_core.jobs.job import Job
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
 class Spec(BaseModel):
-    """The parameters of one kind of job; paths are text."""
+    """The parameters of one kind of job, as JSON in the store; paths are text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DemoSpec(Spec):
-    """Build the demo in the workspace."""
+class Result(BaseModel):
+    """What a finished job of one kind came to, as JSON in the store.
 
-    seed: int = Field(default=0, ge=0)
+    A field that is added later needs a default, because stores keep results of earlier versions.
+    Keys that a later version wrote are ignored.
+    """
 
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-class AnalyzeSpec(Spec):
-    """Analyse a checkpoint. layers: None for all; workers: processes, one uses every core."""
+    @classmethod
+    def of(cls, job: Job) -> Self | None:
+        """The result of a job; None until it is done. Raises JobError if it cannot be read."""
+        if job.result is None:
+            return None
+        try:
+            return cls.model_validate(job.result)
+        except ValidationError as error:
+            raise JobError(
+                f"{sentence_of(error, f'the result of job {job.id}')}; delete the job and run it "
+                "again"
+            ) from error
 
-    checkpoint: str
-    spectra: Literal["none", "head", "curve", "exact"] = "curve"
-    layers: list[int] | None = None
-    device: Device = "auto"
-    workers: int = Field(default=1, ge=1)
-
-
-class RunSpec(Spec):
-    """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
-    None for as many as there are cores."""
-
-    checkpoint: str
-    recipe: str
-    name: str = ""
-    device: Device = "auto"
-    workers: int | None = Field(default=None, ge=1)
-    text: str | None = None
-    max_tokens: int = Field(default=8192, ge=2)
+    def to_json(self) -> dict[str, Any]:
+        """The values that the store keeps."""
+        return self.model_dump(mode="json")
 
 
-class ExportSpec(Spec):
-    """Write a packed checkpoint to a new directory. quality: what is known, for the model card.
-    base: what a patch will be applied to."""
-
-    packed: str
-    out: str
-    format: Literal["packed", "dense", "patch"] = "packed"
-    base: str | None = None
-    quality: dict[str, Any] | None = None
+S = TypeVar("S", bound=Spec)
+R = TypeVar("R", bound=Result)
 
 
-class EvaluateSpec(Spec):
-    """Measure a model, against a reference if one is given."""
+class Kind(ABC, Generic[S, R]):
+    """One kind of job; it has no state.
 
-    model: str
-    reference: str | None = None
-    text: str
-    device: Device = "auto"
-    max_tokens: int = Field(default=8192, ge=2)
+    name: the word in the store. steps: what a page shows, in order; `run` does or skips each.
+    spec, result: the classes of its parameters and of its result.
+    """
 
+    name: ClassVar[str]
+    steps: ClassVar[tuple[str, ...]]
+    spec: type[S]
+    result: type[R]
 
-class UpcycleSpec(Spec):
-    """Upcycle a dense model, and verify what was written. config: YAML text."""
+    @abstractmethod
+    def title(self, spec: S) -> str:
+        """What a page calls a job with these parameters."""
 
-    dense: str
-    config: str
-    name: str = ""
-    device: Device = "auto"
+    @abstractmethod
+    def run(self, context: TaskContext, spec: S) -> R:
+        """Do the job. Raises DersError for what a user can mend, and Cancelled (see `context`)."""
 
-
-SPECS: dict[str, type[Spec]] = {
-    "demo": DemoSpec,
-    "analyze": AnalyzeSpec,
-    "run": RunSpec,
-    "export": ExportSpec,
-    "evaluate": EvaluateSpec,
-    "upcycle": UpcycleSpec,
-}
-
-STEPS: dict[str, tuple[str, ...]] = {
-    "demo": ("build",),
-    "analyze": ("analyze",),
-    "run": ("compress", "verify", "evaluate"),
-    "export": ("export",),
-    "evaluate": ("evaluate",),
-    "upcycle": ("train", "verify"),
-}
+    def parse(self, parameters: Mapping[str, Any]) -> S:
+        """Check a job's parameters and fill in defaults. Raises JobError."""
+        try:
+            return self.spec.model_validate(parameters)
+        except ValidationError as error:
+            known = self.spec.model_fields
+            raise JobError(sentence_of(error, f"job {self.name!r}", "parameter", known)) from error
 
 
-def parse_spec(kind: str, spec: dict[str, Any]) -> Spec:
-    """Check a job's parameters and fill in what was left out. Raises JobError."""
-    if kind not in SPECS:
-        raise JobError(f"there is no job of kind {kind!r}; there are {', '.join(SPECS)}")
-    try:
-        return SPECS[kind].model_validate(spec)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its parameters"
-        raise JobError(f"job {kind!r}, {where}: {first['msg'].lower()}") from error
+KINDS: Registry[Kind[Any, Any]] = Registry("kind of job", "ders_core.jobs.kinds", JobError)
+"""The kinds of job by the words in the store."""
