@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,7 @@ COMPARED = (
 """The figures by which runs are compared, in the order of a table's columns."""
 
 
-def evaluated_rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
+def evaluated_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(label, value) of each measured figure; measured: `Quality.to_dict()`."""
     return [
         (figure.label, figure.text(measured[figure.key]))
