@@ -6,9 +6,16 @@ it on one line; the app shows it as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class DersError(Exception):
-    """Anything that went wrong in a way that a user can understand and mend."""
+    """Any fault that a user can understand and mend."""
 
 
 class CheckpointError(DersError):
@@ -39,8 +46,86 @@ class EvaluationError(DersError):
 
 
 class JobError(DersError):
-    """A job that does not exist or is not in a state that allows what was asked."""
+    """A job that does not exist, or whose state does not allow the request."""
 
 
 class Cancelled(DersError):
-    """Raised out of a progress callback to stop long work at a safe place."""
+    """Raised from a progress callback to stop long work at a safe place."""
+
+
+_SHOWN = 60
+"""A wrong value is quoted if it has at most so many characters."""
+
+FaultKind = Literal["unknown", "missing", "wrong"]
+_KINDS: dict[str, FaultKind] = {"extra_forbidden": "unknown", "missing": "missing"}
+_RANKS = {kind: rank for rank, kind in enumerate(_KINDS)}
+"""pydantic's types of error, the one to report first with the lowest rank."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that pydantic found wrong.
+
+    path: keys and indices that lead to it. message: pydantic's words, which start with a small
+    letter. value: the wrong value, quoted; "" if it is long or the message names it. inner: the
+    path within the value, if a validator of ours reports one.
+    """
+
+    kind: FaultKind
+    path: tuple[str | int, ...]
+    message: str
+    value: str = ""
+    inner: tuple[str | int, ...] = ()
+
+    def at(self, *path: str | int) -> Fault:
+        """The same fault under another path."""
+        return replace(self, path=path)
+
+    def sentence(self, subject: str = "", noun: str = "key", known: Iterable[str] = ()) -> str:
+        """What is wrong, where, and what is known instead.
+
+        subject: whose values were checked, such as "codec 'sparse'". noun: what it calls them.
+        known: their names, told with one that is unknown.
+        """
+        where = ".".join(_printable(part) for part in self.path)
+        names = ", ".join(known)
+        if self.kind == "unknown":
+            if subject:
+                return f"{subject} has no {noun} {where!r}" + (f"; it has {names}" if names else "")
+            return f"unknown {noun} {where!r}" + (f"; known are {names}" if names else "")
+        if self.kind == "missing":
+            if subject:
+                return f"{subject} needs the {noun} {where!r}"
+            return f"the {noun} {where!r} is missing"
+        place = ", ".join(part for part in (subject, where) if part)
+        value = f" (given: {self.value})" if self.value and where else ""
+        return (f"{place}: " if place else "") + self.message + value
+
+
+def gravest(error: ValidationError) -> Fault:
+    """The fault to report: an unknown key (often the misspelling of a missing one), then a missing
+    key, then any other."""
+    first = min(error.errors(), key=lambda item: _RANKS.get(item["type"], len(_RANKS)))
+    message = first["msg"].removeprefix("Value error, ")
+    value = repr(first["input"])
+    is_named = first["type"] == "value_error" or len(value) > _SHOWN
+    return Fault(
+        kind=_KINDS.get(first["type"], "wrong"),
+        path=tuple(first["loc"]),
+        message=message[:1].lower() + message[1:],
+        value="" if is_named else value,
+        inner=tuple(first.get("ctx", {}).get("loc", ())),
+    )
+
+
+def sentence_of(
+    error: ValidationError, subject: str = "", noun: str = "key", known: Iterable[str] = ()
+) -> str:
+    """One sentence for the gravest fault that pydantic found; parameters as `Fault.sentence`."""
+    return gravest(error).sentence(subject, noun, known)
+
+
+def _printable(part: str | int) -> str:
+    """A part of a path that any terminal can print."""
+    text = str(part)
+    return text if text.isprintable() else ascii(text).strip("'")

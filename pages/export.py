@@ -3,12 +3,13 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job
+from ders_core.jobs.kinds.export import ExportResult
+from ders_core.jobs.results import PackedResult, packed_result
 from ders_core.ui import frame, reads, session
 from ders_core.ui.job_progress import job_panel, submit
 from ders_core.units import bytes_text, share_text
@@ -39,8 +40,7 @@ SUFFIXES = {"packed": "ders", "dense": "synthesized", "patch": "patch"}
 
 def finished_runs() -> list[Job]:
     """Whatever has a packed checkpoint to give, the newest first."""
-    done = session.job_store().list(states=["done"])
-    return [job for job in done if job.kind in ("run", "upcycle")]
+    return [job for job in session.job_store().list(states=["done"]) if packed_result(job)]
 
 
 def free_path(name: str) -> Path:
@@ -52,9 +52,8 @@ def free_path(name: str) -> Path:
     return path
 
 
-def card(job: Job, form: str) -> None:
+def card(job: Job, result: PackedResult, form: str) -> None:
     title, words, code, language = FORMS[form]
-    result = job.result or {}
     with st.container(border=True, height="stretch"):
         st.markdown(f"**{title}**")
         st.markdown(f"{size_text(result, form)}. {words}")
@@ -83,13 +82,13 @@ def card(job: Job, form: str) -> None:
                 submit(
                     "export",
                     {
-                        "packed": result["packed"],
+                        "packed": result.packed,
                         "out": str(target),
                         "format": form,
                         "base": str(session.workspace().check_allowed(Path(base)))
                         if base
                         else None,
-                        "quality": result.get("quality"),
+                        "quality": result.measured.to_dict() if result.measured else None,
                     },
                     f"Export {target.name}",
                 )
@@ -98,18 +97,18 @@ def card(job: Job, form: str) -> None:
         if language == "bash":
             code = code.format(path=shlex.quote(path), base=shlex.quote(base) if base else "BASE")
         else:
-            code = code.format(path=path, auto=reads.auto_class(result["packed"]))
+            code = code.format(path=path, auto=reads.auto_class(result.packed))
         st.code(code, language=language, wrap_lines=True)
 
 
-def size_text(result: dict[str, Any], form: str) -> str:
+def size_text(result: PackedResult, form: str) -> str:
     """What the form takes, as it is known before it is written."""
     if form == "dense":
-        return f"{bytes_text(result['bytes_before'])} of weight files"
+        return f"{bytes_text(result.bytes_before)} of weight files"
     if form == "packed":
-        return f"{bytes_text(result['bytes_after'])} of weight files"
+        return f"{bytes_text(result.bytes_after)} of weight files"
     try:
-        return f"{bytes_text(reads.delta_bytes(result['packed']))} of deltas"
+        return f"{bytes_text(reads.delta_bytes(result.packed))} of deltas"
     except DersError as error:  # the run's directory was removed or damaged since
         return str(error)
 
@@ -126,11 +125,12 @@ def exports() -> None:
         st.markdown("##### Exports")
     for job in jobs:
         job_panel(job)
-        if job.state == "done" and job.result:
-            st.code(job.result["out"], language=None)
-            for check in job.result["checks"]:
-                mark = ":green[✓]" if check["ok"] else ":red[✗]"
-                st.caption(f"{mark} {check['name']}: {check['detail']}")
+        result = ExportResult.of(job)
+        if result is not None:
+            st.code(result.out, language=None)
+            for check in result.checks:
+                mark = ":green[✓]" if check.ok else ":red[✗]"
+                st.caption(f"{mark} {check.name}: {check.detail}")
 
 
 frame.need_frame()
@@ -140,21 +140,20 @@ if not done:
         st.markdown("**Nothing to export yet.** A finished run can be taken home from here.")
         st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
 else:
-    by_id = {job.id: job for job in done}
+    by_id = {job.id: (job, result) for job in done if (result := packed_result(job))}
     chosen = st.selectbox(
         "Run",
         list(by_id),
         format_func=lambda job_id: (
-            f"{result_name(by_id[job_id])} · "
-            f"{bytes_text((by_id[job_id].result or {})['bytes_after'])} · "
-            f"{share_text((by_id[job_id].result or {})['ratio'])} of original"
+            f"{result_name(by_id[job_id][0])} · {bytes_text(by_id[job_id][1].bytes_after)} · "
+            f"{share_text(by_id[job_id][1].ratio)} of original"
         ),
         key="export_run",
     )
     columns = st.columns(len(FORMS))
     for column, form in zip(columns, FORMS, strict=True):
         with column:
-            card(by_id[chosen], form)
+            card(*by_id[chosen], form)
     st.caption(
         "A model card with recipe, sizes, measured quality and how to load is written beside the "
         "weights; every tensor is read back and checked."

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
 from ders_core import figures
 from ders_core.compute.device import available_devices
 from ders_core.errors import DersError
 from ders_core.jobs import Job
+from ders_core.jobs.kinds.run import RunResult
+from ders_core.pipeline.quality import COMPARED, DELTA_ERROR, KL, WEIGHT_ERROR
 from ders_core.ui import frame, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_progress import ACTIVE, STATES, job_panel, resume_button, submit
-from ders_core.ui.plots import plot
+from ders_core.ui.plots import figure_column, plot
 from ders_core.units import bytes_text, duration_text, share_text
-
-PERCENT = ["ratio", "perplexity_change", "top1_agreement", "routing_agreement"]
 
 
 def new_run() -> None:
@@ -59,7 +60,6 @@ def new_run() -> None:
                 "text": checked,
                 "max_tokens": int(tokens),
             },
-            name or recipe.name,
         )
     except DersError as error:
         st.error(str(error))
@@ -87,11 +87,11 @@ def comparison(jobs: list[Job]) -> list[int]:
     done = runs.finished(jobs)
     st.markdown("##### Finished runs")
     shown = ["name", *runs.COLUMNS, "device"]
-    percent = st.column_config.NumberColumn
+    percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
     event = st.dataframe(
         done[["id", *shown]].assign(
             bytes_after=done["bytes_after"] / 1e6,
-            **{name: 100 * done[name].astype(float) for name in PERCENT},
+            **{key: scale * done[key].astype(float) for key, scale in percent.items()},
         ),
         hide_index=True,
         column_order=[name for name in shown if done[name].notna().any()],  # what was measured
@@ -104,30 +104,10 @@ def comparison(jobs: list[Job]) -> list[int]:
             "ratio": st.column_config.ProgressColumn(
                 "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
-            "perplexity": st.column_config.NumberColumn("perplexity", format="%.4g"),
-            "perplexity_change": percent(
-                "change", format="%+.3g %%", help="Perplexity against the original's."
-            ),
-            "kl": st.column_config.NumberColumn(
-                "KL", format="%.3g", help="KL(original ‖ compressed), nats a token; 0: the same."
-            ),
-            "top1_agreement": percent(
-                "same top token", format="%.3g %%", help="Share of tokens, most likely one alike."
-            ),
-            "routing_agreement": percent(
-                "same experts", format="%.3g %%", help="Share of chosen experts that stay."
-            ),
-            "rel_error_delta": st.column_config.NumberColumn(
-                "‖Ŵ−W‖/‖Δ‖", format="%.3g", help="Mean over the replaced groups; measured."
-            ),
-            "rel_error_weight": st.column_config.NumberColumn(
-                "‖Ŵ−W‖/‖W‖",
-                format="%.3g",
-                help="The same against the weights: it compares runs with different bases.",
-            ),
+            **{figure.key: figure_column(figure) for figure in COMPARED},
         },
     )
-    measured = done.dropna(subset=["kl"])
+    measured = done.dropna(subset=[KL.key])
     if not measured.empty:
         plot(
             figures.size_quality(measured),
@@ -138,6 +118,15 @@ def comparison(jobs: list[Job]) -> list[int]:
     return [int(done.iloc[row]["id"]) for row in event.selection.rows]
 
 
+def problem(job: Job) -> str:
+    """Why a run failed, or why its result cannot be shown; "" without a problem."""
+    try:
+        RunResult.of(job)
+    except DersError as error:
+        return str(error)
+    return job.error or ""
+
+
 def details(job: Job) -> None:
     """One run: what it was, its steps, its layers, its log, and what can be done with it."""
     word, colour = STATES[job.state]
@@ -145,20 +134,20 @@ def details(job: Job) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{job.title}**")
             st.badge(word, color=colour)  # type: ignore[arg-type]
-            result = job.result or {}
-            if result:
+            result = runs.readable(job)
+            if result is not None:
                 st.caption(
-                    f"{bytes_text(result['bytes_before'])} → {bytes_text(result['bytes_after'])} "
-                    f"({share_text(result['ratio'])} of original) on {result['device']}"
+                    f"{bytes_text(result.bytes_before)} → {bytes_text(result.bytes_after)} "
+                    f"({share_text(result.ratio)} of original) on {result.device}"
                 )
-        if job.error:
-            st.error(job.error)
+        if problem(job):
+            st.error(problem(job))
         steps_line(job)
         if job.seconds is not None and job.peak_memory:
             st.caption(
                 f"took {duration_text(job.seconds)}, peak memory {bytes_text(job.peak_memory)}"
             )
-        table = runs.layers(job)
+        table = runs.groups(result) if result is not None else pd.DataFrame()
         if not table.empty:
             st.dataframe(
                 table.assign(
@@ -168,8 +157,7 @@ def details(job: Job) -> None:
                 column_config={
                     "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
                     "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
-                    "rel_error_delta": st.column_config.NumberColumn("‖Ŵ−W‖/‖Δ‖", format="%.3g"),
-                    "rel_error_weight": st.column_config.NumberColumn("‖Ŵ−W‖/‖W‖", format="%.3g"),
+                    **{figure.key: figure_column(figure) for figure in (DELTA_ERROR, WEIGHT_ERROR)},
                     "seconds": st.column_config.NumberColumn("seconds", format="%.2f"),
                 },
             )
@@ -189,12 +177,13 @@ new_run()
 active()
 every = session.job_store().list(kind="run")
 chosen: list[int] = []
-if any(job.state == "done" for job in every):
+done = [job for job in every if runs.readable(job)]
+if done:
     chosen = comparison(every)
 elif not every:
     st.info("No runs yet. *Start* compresses with the current recipe and measures what it costs.")
 for job in every:
-    if job.id in chosen or job.state in ("failed", "cancelled"):
+    if job.id in chosen or job.state in ("failed", "cancelled") or problem(job):
         details(job)
-if any(job.state == "done" for job in every) and not chosen:
+if done and not chosen:
     st.caption("Select runs in the table to see their layers, log and recipe.")

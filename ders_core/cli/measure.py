@@ -9,6 +9,7 @@ import typer
 
 from ders_core.cli.console import print_json, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag
+from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import share_text
 
 
@@ -35,24 +36,10 @@ def evaluate(
         quality = run_evaluate(
             model, reference, text=text, device=device, max_tokens=max_tokens, progress=progress
         )
-    measured = quality.to_dict()
     if as_json:
-        print_json(measured)
+        print_json(quality.to_dict())
         return
-    labels = {
-        "tokens": "tokens",
-        "perplexity": "perplexity",
-        "reference_perplexity": "perplexity of the reference",
-        "kl": "KL(reference ‖ model), nats a token",
-        "top1_agreement": "same most likely token",
-        "routing_agreement": "same experts chosen",
-    }
-    rows = [
-        [label, f"{measured[key]:.4g}" if key != "tokens" else str(measured[key])]
-        for key, label in labels.items()
-        if measured.get(key) is not None
-    ]
-    print_table(["", ""], rows)
+    print_table(["", ""], [list(row) for row in evaluated_rows(quality.to_dict())])
 
 
 def calibrate(

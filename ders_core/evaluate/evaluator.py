@@ -13,12 +13,12 @@ from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.forward import Answers, answers, loaded
 from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.quality import Quality
 from ders_core.evaluate.reference import reference_store
 from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
 from ders_core.files.address import as_local
 from ders_core.files.store import TensorStore
 from ders_core.hf import load_tokenizer
+from ders_core.pipeline.quality import Quality
 
 
 def evaluate(

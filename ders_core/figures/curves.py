@@ -12,6 +12,7 @@ from scipy.stats import norm
 from ders_core.analysis import Analysis, of_group, rank_for_energy
 from ders_core.analysis.expected_error import pooled_energy
 from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish
+from ders_core.pipeline.quality import KL
 
 MARKS = (0.9, 0.95, 0.99)
 
@@ -199,6 +200,6 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         cliponaxis=False,
     )
     figure.update_xaxes(title_text="size, share of original", tickformat=".0%", rangemode="tozero")
-    figure.update_yaxes(title_text="KL(original ‖ compressed), nats a token", rangemode="tozero")
+    figure.update_yaxes(title_text=KL.label, rangemode="tozero")
     figure.update_layout(showlegend=False)
     return finish(figure, "Size against quality of the runs", height=420)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ders_core.errors import Cancelled, CheckpointError
 from ders_core.files.store import read_json
@@ -15,11 +15,8 @@ from ders_core.jobs.claims import Claim
 from ders_core.jobs.engine import Engine
 from ders_core.jobs.job import Job, StepState
 from ders_core.jobs.pace import Sample, add_sample
-from ders_core.jobs.specs import Spec, parse_spec
 from ders_core.jobs.stop import Stop
 from ders_core.jobs.workspace import Workspace
-
-S = TypeVar("S", bound=Spec)
 
 WRITE_EVERY = 0.25
 """Seconds between two looks into the store: how long a request to stop may go unheard."""
@@ -48,12 +45,6 @@ class TaskContext:
         self._samples: tuple[Sample, ...] = ()
         self._message = ""
         self._written = self._logged = float("-inf")
-
-    def spec(self, kind: type[S]) -> S:
-        """The job's parameters."""
-        spec = parse_spec(self.job.kind, self.job.spec)
-        assert isinstance(spec, kind)
-        return spec
 
     def allowed(self, path: str) -> Path:
         """A path of the spec. Raises JobError if it lies outside the workspace's roots."""

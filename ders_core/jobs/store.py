@@ -23,8 +23,8 @@ from ders_core.jobs.job import (
     stopped,
     worker_of,
 )
+from ders_core.jobs.kind import KINDS
 from ders_core.jobs.schema import connection, prepare, transaction
-from ders_core.jobs.specs import STEPS, parse_spec
 from ders_core.jobs.workspace import Workspace
 
 Jobs = list[Job]  # JobStore.list hides the builtin within the class
@@ -51,10 +51,16 @@ class JobStore:
         self.path = Path(path).expanduser().resolve()
         prepare(self.path)
 
-    def submit(self, kind: str, spec: dict[str, Any], title: str) -> Job:
-        """File a job. Raises JobError for an unknown kind or parameters that do not fit it."""
-        full = parse_spec(kind, spec).model_dump(mode="json")
-        steps = tuple(Step(name) for name in STEPS[kind])
+    def submit(self, kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
+        """File a job. title: by default the kind's own for these parameters.
+
+        Raises JobError for an unknown kind or parameters that do not fit it.
+        """
+        job_kind = KINDS.find(kind)()
+        parameters = job_kind.parse(spec)
+        full = parameters.model_dump(mode="json")
+        title = title if title is not None else job_kind.title(parameters)
+        steps = tuple(Step(name) for name in job_kind.steps)
         with transaction(self.path) as db:
             row = db.execute(
                 "INSERT INTO jobs (kind, title, spec, steps, created) VALUES (?, ?, ?, ?, ?)"

@@ -12,13 +12,14 @@ import time
 import traceback
 import uuid
 from pathlib import Path
+from typing import Any
 
-from ders_core.errors import Cancelled, DersError
+from ders_core.errors import Cancelled, DersError, JobError
 from ders_core.jobs.claims import Claim, Claims, TakenOver
 from ders_core.jobs.context import Released, TaskContext
 from ders_core.jobs.heartbeat import Heartbeat
 from ders_core.jobs.job import STALE_AFTER
-from ders_core.jobs.kinds import task
+from ders_core.jobs.kind import KINDS, Kind
 from ders_core.jobs.process import ensure_worker, start_worker_process
 from ders_core.jobs.stop import stop_signals
 from ders_core.jobs.workspace import Workspace
@@ -87,7 +88,8 @@ def _work(claim: Claim, context: TaskContext) -> None:
     """Do one job and say how it ended."""
     try:
         try:
-            result = task(claim.job.kind)(context)
+            kind = _kind(claim.job.kind)
+            result = kind.run(context, kind.parse(claim.job.spec)).to_json()
         except TakenOver:
             raise
         except Released:
@@ -105,6 +107,16 @@ def _work(claim: Claim, context: TaskContext) -> None:
             claim.complete(result)
     except TakenOver as error:
         print(error, file=sys.stderr, flush=True)
+
+
+def _kind(name: str) -> Kind[Any, Any]:
+    """Raises JobError for a kind that this worker's program does not have."""
+    if name not in KINDS:
+        raise JobError(
+            f"this worker does not know the kind of job {name!r}; if the program was updated, "
+            "restart the worker"
+        )
+    return KINDS[name]()
 
 
 def _sentence(error: Exception) -> str:

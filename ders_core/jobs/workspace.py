@@ -119,6 +119,14 @@ def _named_roots() -> list[str]:
     return ROOT.findall(os.environ.get(ROOTS_VARIABLE, ""))
 
 
+def place_label(place: str | Path) -> str:
+    """A short name of a directory, 'demo / moe'; an address as it is."""
+    if is_address(place) or not isinstance(place, str | Path):
+        return str(place)
+    path = Path(place)
+    return f"{path.parent.name} / {path.name}"
+
+
 def default_workspace() -> Workspace:
     """$DERS_WORKSPACE, or ~/.ders-studio."""
     return Workspace(os.environ.get(WORKSPACE_VARIABLE) or Path.home() / ".ders-studio")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import bytes_text, share_text
 
 
@@ -102,14 +103,5 @@ The deltas alone; the base that they need is told by checksums, and any other is
 def _quality(quality: Mapping[str, Any] | None) -> str:
     if not quality:
         return "Not measured.\n"
-    rows = [
-        ("Tokens evaluated", f"{quality['tokens']}"),
-        ("Perplexity", f"{quality['perplexity']:.4g}"),
-    ]
-    if quality.get("reference_perplexity") is not None:
-        rows.append(("Perplexity of the original", f"{quality['reference_perplexity']:.4g}"))
-        rows.append(("KL(original ‖ this), nats a token", f"{quality['kl']:.3g}"))
-        rows.append(("Same most likely token", f"{100 * quality['top1_agreement']:.3g} %"))
-    if quality.get("routing_agreement") is not None:
-        rows.append(("Same experts chosen", f"{100 * quality['routing_agreement']:.3g} %"))
+    rows = [(label[0].upper() + label[1:], text) for label, text in evaluated_rows(quality)]
     return "\n".join(["| | |\n|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""])

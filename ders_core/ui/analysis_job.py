@@ -7,7 +7,7 @@ import streamlit as st
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import Job
-from ders_core.ui import frame, reads, session
+from ders_core.ui import reads, session
 from ders_core.ui.job_progress import job_panel, submit
 
 
@@ -33,11 +33,7 @@ def need_analysis(source: Checkpoint) -> Analysis:
 
 def analyse(source: Checkpoint, spectra: str = "curve") -> None:
     """File the job."""
-    submit(
-        "analyze",
-        {"checkpoint": str(source.path), "spectra": spectra, "layers": None},
-        f"Analyse {frame.label(source)}",
-    )
+    submit("analyze", {"checkpoint": str(source.path), "spectra": spectra, "layers": None})
 
 
 @st.fragment(run_every=1.5)

@@ -11,6 +11,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
 from ders_core.jobs import Job
+from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
 from ders_core.ui.job_progress import submit, time_left
 from ders_core.units import bytes_text, share_text
@@ -99,9 +100,7 @@ def _worker() -> None:
 
 def label(source: Checkpoint) -> str:
     """A checkpoint's short name; 'demo / moe' says more than 'moe'."""
-    if is_remote(source.path):
-        return str(source.path)
-    return f"{source.path.parent.name} / {source.path.name}"
+    return place_label(source.path)
 
 
 def opened_or_none() -> Checkpoint | None:
@@ -141,7 +140,7 @@ def try_demo() -> Job | None:
         return None
     store = session.job_store()
     pending = store.list(states=["queued", "running"], kind="demo")
-    return pending[0] if pending else submit("demo", {}, "Build the demo")
+    return pending[0] if pending else submit("demo", {})
 
 
 def demo_text(name: str, model: Path) -> Path | None:

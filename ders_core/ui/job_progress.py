@@ -21,8 +21,8 @@ STATES = {
 }
 
 
-def submit(kind: str, spec: dict[str, Any], title: str) -> Job:
-    """File a job and see to it that a worker is there to take it."""
+def submit(kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
+    """File a job, and start a worker if none runs. Raises JobError as `JobStore.submit`."""
     job = session.job_store().submit(kind, spec, title)
     ensure_worker(session.workspace())
     return job

@@ -33,7 +33,7 @@ def launch(
     if with_demo and not place.demo.exists():
         store = JobStore(place.store_path)
         if not store.list(states=["queued", "running"], kind="demo"):
-            store.submit("demo", {}, "Build the demo")
+            store.submit("demo", {})
     address = f"http://{HOST}:{port}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for who stops services
     entry = shipped("app.py")

@@ -8,6 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from ders_core.pipeline.quality import Figure
+
 
 def plot(
     figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str, selectable: bool = False
@@ -23,6 +25,11 @@ def plot(
         event = st.plotly_chart(figure, key=key, config=config, alt=alt)
     _csv(data, key)
     return event
+
+
+def figure_column(figure: Figure) -> Any:
+    """A column of a figure whose values are multiplied by its scale already."""
+    return st.column_config.NumberColumn(figure.short, format=figure.format, help=figure.help)
 
 
 def live_plot(figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str) -> None:

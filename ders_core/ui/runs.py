@@ -1,69 +1,76 @@
-"""Finished runs as tables: one row a run, and its layers."""
+"""Finished runs as tables: one row for each run, and one for each group of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
+from ders_core.errors import JobError
 from ders_core.jobs import Job
+from ders_core.jobs.kinds.run import RunResult
+from ders_core.pipeline.quality import (
+    COMPARED,
+    DELTA_ERROR,
+    KL,
+    PERPLEXITY,
+    PERPLEXITY_CHANGE,
+    REFERENCE_PERPLEXITY,
+    ROUTING_AGREEMENT,
+    TOP1_AGREEMENT,
+    WEIGHT_ERROR,
+)
 
-COLUMNS = {
-    "ratio": "share of original",
-    "bytes_after": "bytes",
-    "perplexity": "perplexity",
-    "perplexity_change": "perplexity change",
-    "kl": "KL, nats a token",
-    "top1_agreement": "same top token",
-    "routing_agreement": "same experts",
-    "rel_error_delta": "‖Ŵ−W‖/‖Δ‖",
-    "rel_error_weight": "‖Ŵ−W‖/‖W‖",
-}
+COLUMNS = ("ratio", "bytes_after", *(figure.key for figure in COMPARED))
 
 
-def row(job: Job) -> dict[str, Any]:
-    """What a finished run came to; what was not measured is None."""
-    result = job.result or {}
-    quality = result.get("quality") or {}
-    entries = (result.get("report") or {}).get("entries") or []
-    replaced = [entry for entry in entries if entry["codec"] != "keep"]
-
-    def mean(error: str) -> float:
-        return sum(entry[error] for entry in replaced) / len(replaced) if replaced else 0.0
-
-    perplexity, reference = quality.get("perplexity"), quality.get("reference_perplexity")
+def row(job: Job, result: RunResult) -> dict[str, Any]:
+    """The figures of a finished run; None for what was not measured."""
+    quality = result.quality
+    entries = result.report.entries if result.report else ()
+    replaced = [entry for entry in entries if entry.codec != "keep"]
+    count = len(replaced) or 1
     return {
         "id": job.id,
-        "name": job.spec.get("name") or job.title,
-        "device": result.get("device"),
-        "bytes_after": result.get("bytes_after"),
-        "ratio": result.get("ratio"),
-        "perplexity": perplexity,
-        "reference_perplexity": reference,
-        "perplexity_change": perplexity / reference - 1 if perplexity and reference else None,
-        "kl": quality.get("kl"),
-        "top1_agreement": quality.get("top1_agreement"),
-        "routing_agreement": quality.get("routing_agreement"),
-        "rel_error_delta": mean("rel_error_delta"),
-        "rel_error_weight": mean("rel_error_weight"),
+        "name": job.title,
+        "device": result.device,
+        "bytes_after": result.bytes_after,
+        "ratio": result.ratio,
+        PERPLEXITY.key: quality.perplexity if quality else None,
+        REFERENCE_PERPLEXITY.key: quality.reference_perplexity if quality else None,
+        PERPLEXITY_CHANGE.key: quality.perplexity_change if quality else None,
+        KL.key: quality.kl if quality else None,
+        TOP1_AGREEMENT.key: quality.top1_agreement if quality else None,
+        ROUTING_AGREEMENT.key: quality.routing_agreement if quality else None,
+        DELTA_ERROR.key: sum(entry.rel_error_delta for entry in replaced) / count,
+        WEIGHT_ERROR.key: sum(entry.rel_error_weight for entry in replaced) / count,
     }
 
 
 def finished(jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row for each run that is done, newest first."""
-    rows = [row(job) for job in jobs if job.state == "done" and job.result]
-    return pd.DataFrame(rows)
+    """One row for each run whose result can be read, newest first."""
+    results = [(job, readable(job)) for job in jobs]
+    return pd.DataFrame([row(job, result) for job, result in results if result is not None])
 
 
-def layers(job: Job) -> pd.DataFrame:
-    """The report's entries of a run."""
-    entries = ((job.result or {}).get("report") or {}).get("entries") or []
-    return pd.DataFrame(entries)
+def readable(job: Job) -> RunResult | None:
+    """The result; None before the run is done, and for one that another version wrote."""
+    try:
+        return RunResult.of(job)
+    except JobError:
+        return None
+
+
+def groups(result: RunResult) -> pd.DataFrame:
+    """The report of a run, one row for each group."""
+    entries = result.report.entries if result.report else ()
+    return pd.DataFrame([asdict(entry) for entry in entries])
 
 
 def free_name(name: str, jobs: Sequence[Job]) -> str:
-    """A name, numbered if a run is called so already."""
+    """A name that no run has; a number is added if one has it."""
     taken = {str(job.spec.get("name")) for job in jobs}
     free, number = name, 2
     while free in taken:

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from ders_core.jobs import JobStore
+from ders_core.jobs.kinds.demo import DEMO_STEPS_VARIABLE
 from ders_core.jobs.process import LOG
-from ders_core.jobs.specs import DEMO_STEPS_VARIABLE
 from ders_core.jobs.workspace import WORKSPACE_VARIABLE, Workspace
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,6 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.demo import DemoScale
 from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace
-from ders_core.jobs.kinds import task
-from ders_core.jobs.specs import SPECS, STEPS
 from ders_core.jobs.worker import run_worker
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
@@ -41,11 +39,6 @@ def result_of(job: Job) -> dict[str, Any]:
 def packed(mixtral_dir: Path, tmp_path: Path) -> Path:
     compress(mixtral_dir, tmp_path / "packed", Recipe.from_yaml(FAST_RECIPE))
     return tmp_path / "packed"
-
-
-def test_every_kind_has_steps_and_a_task() -> None:
-    assert SPECS.keys() == STEPS.keys()
-    assert all(callable(task(kind)) for kind in SPECS)
 
 
 def test_pages_need_neither_torch_nor_dask() -> None:

@@ -11,8 +11,8 @@ from jobs_support import wait_for
 
 from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace
+from ders_core.jobs.kinds.upcycle import Upcycle, UpcycleResult, UpcycleSpec
 from ders_core.jobs.schema import transaction
-from ders_core.jobs.specs import STEPS, UpcycleSpec, parse_spec
 from ders_core.jobs.worker import run_worker
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.upcycle import Data, DenseModel, Training, UpcycleConfig, predict
@@ -47,13 +47,13 @@ def text(tmp_path: Path, tiny_text: str) -> Path:
 
 
 def test_what_a_job_of_this_kind_takes() -> None:
-    spec = parse_spec("upcycle", {"dense": "/d", "config": "name: x"})
+    spec = Upcycle().parse({"dense": "/d", "config": "name: x"})
     assert spec == UpcycleSpec(dense="/d", config="name: x", name="", device="auto")
-    assert STEPS["upcycle"] == ("train", "verify")
-    with pytest.raises(JobError, match="'upcycle', config: field required"):
-        parse_spec("upcycle", {"dense": "/d"})
-    with pytest.raises(JobError, match="device"):
-        parse_spec("upcycle", {"dense": "/d", "config": "", "device": "tpu"})
+    assert Upcycle.steps == ("train", "verify")
+    with pytest.raises(JobError, match=r"'upcycle' needs .* 'config'"):
+        Upcycle().parse({"dense": "/d"})
+    with pytest.raises(JobError, match=r"'upcycle', device: .*'cpu'.*'tpu'"):
+        Upcycle().parse({"dense": "/d", "config": "", "device": "tpu"})
 
 
 @pytest.mark.parametrize("where", ["dense", "texts", "heldout"])
@@ -86,16 +86,18 @@ def test_four_steps_through_a_worker(
     job = do(workspace, spec)
     assert (job.state, job.error) == ("done", None)
     assert [step.state for step in job.steps] == ["done", "done"]
-    result = job.result or {}
+    result = UpcycleResult.of(job)
+    assert result is not None
     place = workspace.run_dir(job.id)
     packed = place / "packed"
-    assert result["packed"] == str(packed)
-    assert result["upcycled"]["steps"] == STEPS_TRAINED
-    assert result["upcycled"]["perplexity"] > 1
-    assert result["verification"]["ok"]
+    assert result.packed == str(packed)
+    assert result.upcycled.steps == STEPS_TRAINED
+    assert (result.upcycled.perplexity or 0) > 1
+    assert result.verification is not None
+    assert result.verification.ok
     predicted = predict(DenseModel.open(dense_parent_dir), chosen)
-    assert result["upcycled"]["trained"] == predicted.trained
-    assert result["ratio"] == result["bytes_after"] / result["bytes_before"]
+    assert result.upcycled.trained == predicted.trained
+    assert result.ratio == result.bytes_after / result.bytes_before
     assert UpcycleConfig.from_yaml((place / "upcycle.yaml").read_text("utf-8")) == chosen
     groups = PackedCheckpoint(packed).manifest.groups
     assert {(group.layer, group.projection) for group in groups} == {

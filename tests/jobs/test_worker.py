@@ -18,6 +18,7 @@ from ders_core.jobs.claims import Claims
 from ders_core.jobs.context import TaskContext
 from ders_core.jobs.heartbeat import Usage
 from ders_core.jobs.job import process_lives
+from ders_core.jobs.kinds.demo import Demo, DemoSpec
 from ders_core.jobs.worker import run_worker, start_worker_process
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
@@ -75,10 +76,10 @@ def test_errors_become_sentences(
     recipe = submit_run(store, tmp_path, "name: x\nrules: [{codec: magic}]\n")
     outside = store.submit("export", {"packed": "/proc", "out": "/proc/x"}, "Export").id
 
-    def stumble(context: TaskContext) -> dict[str, object]:
+    def stumble(self: Demo, context: TaskContext, spec: DemoSpec) -> dict[str, object]:
         raise RuntimeError("the floor\nis wet")
 
-    monkeypatch.setattr("ders_core.jobs.kinds.demo.run", stumble)
+    monkeypatch.setattr("ders_core.jobs.kinds.demo.Demo.run", stumble)
     bug = store.submit("demo", {}, "Demo").id
     run_worker(workspace, stop_when_idle=True)
     jobs = [store.get(number) for number in (missing, recipe, outside, bug)]
@@ -96,10 +97,10 @@ def test_errors_become_sentences(
 def test_memory_is_named(
     workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swell(context: TaskContext) -> dict[str, object]:
+    def swell(self: Demo, context: TaskContext, spec: DemoSpec) -> dict[str, object]:
         raise MemoryError
 
-    monkeypatch.setattr("ders_core.jobs.kinds.demo.run", swell)
+    monkeypatch.setattr("ders_core.jobs.kinds.demo.Demo.run", swell)
     number = store.submit("demo", {}, "Demo").id
     run_worker(workspace, stop_when_idle=True)
     assert "not enough memory" in (store.get(number).error or "")

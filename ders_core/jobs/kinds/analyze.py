@@ -1,62 +1,93 @@
-"""Analyse a checkpoint; the tables go into the workspace, under the checkpoint's identity, and can
-be looked at layer by layer while they grow."""
+"""Analyse a checkpoint. The tables go into the workspace under the checkpoint's identity; pages
+show the finished layers while others are read."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from ders_core.errors import CheckpointError
-from ders_core.jobs.context import TaskContext
-from ders_core.jobs.specs import AnalyzeSpec
+from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
+from ders_core.jobs.workspace import place_label
 
 if TYPE_CHECKING:
     from ders_core.analysis import Analysis
+    from ders_core.jobs.context import TaskContext
 
 SAVE_EVERY = 2.0
-"""Seconds between two looks that a page gets."""
+"""Seconds between two saved states of an unfinished analysis."""
 
 
-def run(context: TaskContext) -> dict[str, Any]:
-    from ders_core.analysis import analyze
-    from ders_core.checkpoint import Checkpoint
+class AnalyzeSpec(Spec):
+    """Analyse a checkpoint. layers: None for all; workers: processes, one uses every core."""
 
-    spec = context.spec(AnalyzeSpec)
-    checkpoint = Checkpoint(context.checkpoint(spec.checkpoint))
-    directory = context.workspace.analysis_dir(checkpoint.identity)
-    growing = context.workspace.growing_dir(checkpoint.identity)
-    device = context.device(spec.device)
-    saved = float("-inf")
-
-    def save(found: Analysis) -> None:
-        nonlocal saved
-        if time.monotonic() - saved >= SAVE_EVERY:
-            found.save(growing)
-            saved = time.monotonic()
-
-    def work() -> dict[str, Any]:
-        with context.engine(spec.workers, device) as engine:
-            analysis = analyze(
-                checkpoint,
-                layers=spec.layers,
-                spectra=spec.spectra,
-                device=device,
-                runner=engine.run,
-                known=_left(growing),
-                grown=save,
-                progress=context.progress,
-            )
-        analysis.save(directory)
-        shutil.rmtree(growing, ignore_errors=True)
-        return {"identity": checkpoint.identity, "directory": str(directory)}
-
-    return context.step("analyze", work)
+    checkpoint: str
+    spectra: Literal["none", "head", "curve", "exact"] = "curve"
+    layers: list[int] | None = None
+    device: Device = "auto"
+    workers: int = Field(default=1, ge=1)
 
 
-def _left(growing: Path) -> Analysis | None:
-    """What an interrupted attempt had finished."""
+class AnalyzeResult(Result):
+    """identity: of the checkpoint. directory: of its tables."""
+
+    identity: str
+    directory: str
+
+
+@KINDS.register
+class Analyze(Kind[AnalyzeSpec, AnalyzeResult]):
+    """Compare the experts of every layer."""
+
+    name = "analyze"
+    steps = ("analyze",)
+    spec = AnalyzeSpec
+    result = AnalyzeResult
+
+    def title(self, spec: AnalyzeSpec) -> str:
+        return f"Analyse {place_label(spec.checkpoint)}"
+
+    def run(self, context: TaskContext, spec: AnalyzeSpec) -> AnalyzeResult:
+        from ders_core.analysis import analyze
+        from ders_core.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint(context.checkpoint(spec.checkpoint))
+        directory = context.workspace.analysis_dir(checkpoint.identity)
+        growing = context.workspace.growing_dir(checkpoint.identity)
+        device = context.device(spec.device)
+        saved = float("-inf")
+
+        def save(unfinished: Analysis) -> None:
+            nonlocal saved
+            if time.monotonic() - saved >= SAVE_EVERY:
+                unfinished.save(growing)
+                saved = time.monotonic()
+
+        def read() -> dict[str, Any]:
+            with context.engine(spec.workers, device) as engine:
+                analysis = analyze(
+                    checkpoint,
+                    layers=spec.layers,
+                    spectra=spec.spectra,
+                    device=device,
+                    runner=engine.run,
+                    known=_interrupted(growing),
+                    grown=save,
+                    progress=context.progress,
+                )
+            analysis.save(directory)
+            shutil.rmtree(growing, ignore_errors=True)
+            return {"identity": checkpoint.identity, "directory": str(directory)}
+
+        return AnalyzeResult.model_validate(context.step("analyze", read))
+
+
+def _interrupted(growing: Path) -> Analysis | None:
+    """The layers that an interrupted attempt finished."""
     from ders_core.analysis import Analysis
 
     try:

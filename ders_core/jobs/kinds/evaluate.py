@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ders_core.jobs.context import TaskContext
-from ders_core.jobs.specs import EvaluateSpec
+from pydantic import Field
+
+from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
+from ders_core.jobs.workspace import place_label
+from ders_core.pipeline.quality import Quality
+
+if TYPE_CHECKING:
+    from ders_core.jobs.context import TaskContext
 
 
-def run(context: TaskContext) -> dict[str, Any]:
-    from ders_core.evaluate import evaluate
+class EvaluateSpec(Spec):
+    """Measure a model, against a reference if one is given."""
 
-    spec = context.spec(EvaluateSpec)
-    model, text = context.allowed(spec.model), context.allowed(spec.text)
-    reference = context.allowed(spec.reference) if spec.reference is not None else None
-    device = context.device(spec.device)
+    model: str
+    reference: str | None = None
+    text: str
+    device: Device = "auto"
+    max_tokens: int = Field(default=8192, ge=2)
 
-    def work() -> dict[str, Any]:
-        return evaluate(
-            model,
-            reference,
-            text=text,
-            device=device,
-            max_tokens=spec.max_tokens,
-            progress=context.progress,
-        ).to_dict()
 
-    return context.step("evaluate", work, context.directory() / "quality.json")
+class EvaluateResult(Result, Quality):
+    """The figures of the evaluation."""
+
+
+@KINDS.register
+class Evaluate(Kind[EvaluateSpec, EvaluateResult]):
+    """Measure a model on a text."""
+
+    name = "evaluate"
+    steps = ("evaluate",)
+    spec = EvaluateSpec
+    result = EvaluateResult
+
+    def title(self, spec: EvaluateSpec) -> str:
+        return f"Evaluate {place_label(spec.model)}"
+
+    def run(self, context: TaskContext, spec: EvaluateSpec) -> EvaluateResult:
+        from ders_core.evaluate import evaluate
+
+        model, text = context.allowed(spec.model), context.allowed(spec.text)
+        reference = context.allowed(spec.reference) if spec.reference is not None else None
+        device = context.device(spec.device)
+
+        def measure() -> dict[str, Any]:
+            return evaluate(
+                model,
+                reference,
+                text=text,
+                device=device,
+                max_tokens=spec.max_tokens,
+                progress=context.progress,
+            ).to_dict()
+
+        quality = context.step("evaluate", measure, context.directory() / "quality.json")
+        return EvaluateResult.model_validate(quality)

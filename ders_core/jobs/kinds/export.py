@@ -2,26 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ders_core.errors import OutputError
-from ders_core.jobs.context import TaskContext
-from ders_core.jobs.specs import ExportSpec
+from ders_core.jobs.kind import KINDS, Kind, Result, Spec
+
+if TYPE_CHECKING:
+    from ders_core.jobs.context import TaskContext
 
 
-def run(context: TaskContext) -> dict[str, Any]:
-    from ders_core.pipeline.export import export
+class ExportSpec(Spec):
+    """Write a packed checkpoint to a new directory. base: the checkpoint that a patch will be
+    applied to. quality: measured figures for the model card."""
 
-    spec = context.spec(ExportSpec)
-    packed, out = context.allowed(spec.packed), context.allowed(spec.out)
-    if out.exists():
-        raise OutputError(f"{out} exists already; choose another name or remove it")
+    packed: str
+    out: str
+    format: Literal["packed", "dense", "patch"] = "packed"
+    base: str | None = None
+    quality: dict[str, Any] | None = None
 
-    def work() -> dict[str, Any]:
-        base = context.allowed(spec.base) if spec.base else None
-        result = export(
-            packed, out, spec.format, base=base, quality=spec.quality, progress=context.progress
-        )
-        return result.to_dict()
 
-    return context.step("export", work)
+class ExportCheck(Result):
+    """One check of the written files. detail: a sentence about what was compared."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+class ExportResult(Result):
+    """out: the directory. bytes: of the weight files, or of a patch's tensors."""
+
+    out: str
+    format: str
+    bytes: int
+    checks: tuple[ExportCheck, ...] = ()
+
+
+@KINDS.register
+class Export(Kind[ExportSpec, ExportResult]):
+    """Write a packed checkpoint packed, in its original layout, or as a patch."""
+
+    name = "export"
+    steps = ("export",)
+    spec = ExportSpec
+    result = ExportResult
+
+    def title(self, spec: ExportSpec) -> str:
+        return f"Export {Path(spec.out).name}"
+
+    def run(self, context: TaskContext, spec: ExportSpec) -> ExportResult:
+        from ders_core.pipeline.export import export
+
+        packed, out = context.allowed(spec.packed), context.allowed(spec.out)
+        if out.exists():
+            raise OutputError(f"{out} exists already; choose another name or remove it")
+
+        def write() -> dict[str, Any]:
+            base = context.allowed(spec.base) if spec.base else None
+            return export(
+                packed,
+                out,
+                spec.format,
+                base=base,
+                quality=spec.quality,
+                progress=context.progress,
+            ).to_dict()
+
+        return ExportResult.model_validate(context.step("export", write))

@@ -4,73 +4,127 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_serializer
 
 from ders_core.errors import OutputError
-from ders_core.jobs.context import TaskContext
-from ders_core.jobs.specs import RunSpec
+from ders_core.files.address import is_remote
+from ders_core.jobs.kind import KINDS, Device, Kind, Spec
+from ders_core.jobs.results import PackedResult
+from ders_core.jobs.workspace import place_label
+from ders_core.pipeline.quality import Quality
+from ders_core.pipeline.report import Report
+
+if TYPE_CHECKING:
+    from ders_core.jobs.context import TaskContext
+    from ders_core.recipe import Recipe
 
 PACKED = "packed"
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
 
 
-def run(context: TaskContext) -> dict[str, Any]:
-    from ders_core.files.address import is_remote
-    from ders_core.recipe import Recipe
+class RunSpec(Spec):
+    """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
+    None for as many as there are cores."""
 
-    spec = context.spec(RunSpec)
-    checkpoint = context.checkpoint(spec.checkpoint)
-    recipe = Recipe.from_yaml(spec.recipe)
-    for path in recipe.files:
-        context.allowed(str(path))
-    text = context.allowed(spec.text) if spec.text is not None else None
-    place = context.directory()
-    (place / RECIPE).write_text(spec.recipe, encoding="utf-8")
-    packed, device = place / PACKED, context.device(spec.device)
+    checkpoint: str
+    recipe: str
+    name: str = ""
+    device: Device = "auto"
+    workers: int | None = Field(default=None, ge=1)
+    text: str | None = None
+    max_tokens: int = Field(default=8192, ge=2)
 
-    report = context.step(
-        "compress",
-        lambda: _compress(context, checkpoint, packed, recipe, device, spec.workers),
-        place / REPORT,
-    )
-    verification = context.step(
-        "verify", lambda: _verify(context, packed, checkpoint), place / "verification.json"
-    )
-    quality = None
-    if text is None:
-        context.skip("evaluate", "no text was given, so the quality was not measured")
-    elif is_remote(checkpoint):
-        context.skip("evaluate", "the original lies elsewhere; download it to measure the quality")
-    else:
-        quality = context.step(
-            "evaluate",
-            lambda: _evaluate(context, packed, checkpoint, text, spec.max_tokens, device),
-            place / "quality.json",
+
+class RunResult(PackedResult):
+    """report: what the recipe did, group by group. quality: None if it was not measured."""
+
+    report: Report | None = None
+    quality: Quality | None = None
+
+    @field_serializer("report")
+    def _write_report(self, report: Report | None) -> dict[str, Any] | None:
+        return None if report is None else report.to_dict()
+
+    @property
+    def measured(self) -> Quality | None:
+        return self.quality
+
+
+@KINDS.register
+class Run(Kind[RunSpec, RunResult]):
+    """Compress with a recipe, verify, evaluate."""
+
+    name = "run"
+    steps = ("compress", "verify", "evaluate")
+    spec = RunSpec
+    result = RunResult
+
+    def title(self, spec: RunSpec) -> str:
+        return spec.name or f"Compress {place_label(spec.checkpoint)}"
+
+    def run(self, context: TaskContext, spec: RunSpec) -> RunResult:
+        from ders_core.recipe import Recipe
+
+        checkpoint = context.checkpoint(spec.checkpoint)
+        recipe = Recipe.from_yaml(spec.recipe)
+        for path in recipe.files:
+            context.allowed(str(path))
+        text = context.allowed(spec.text) if spec.text is not None else None
+        directory = context.directory()
+        (directory / RECIPE).write_text(spec.recipe, encoding="utf-8")
+        packed, device = directory / PACKED, context.device(spec.device)
+
+        report = context.step(
+            "compress",
+            lambda: _compress(context, checkpoint, packed, recipe, device, spec.workers),
+            directory / REPORT,
         )
-    return {
-        "packed": str(packed),
-        "report": report,
-        "verification": verification,
-        "quality": quality,
-        "bytes_before": report["bytes_before"],
-        "bytes_after": report["bytes_after"],
-        "ratio": report["ratio"],
-        "device": device,
-    }
+        verification = context.step(
+            "verify",
+            lambda: _verify(context, packed, checkpoint),
+            directory / "verification.json",
+        )
+        quality = None
+        if text is None:
+            context.skip("evaluate", "no text was given, so the quality was not measured")
+        elif is_remote(checkpoint):
+            context.skip(
+                "evaluate", "the original is not on this machine; download it to measure quality"
+            )
+        else:
+            quality = context.step(
+                "evaluate",
+                lambda: _evaluate(context, packed, checkpoint, text, spec.max_tokens, device),
+                directory / "quality.json",
+            )
+        return RunResult.model_validate(
+            {
+                "packed": str(packed),
+                "report": report,
+                "verification": verification,
+                "quality": quality,
+                "bytes_before": report["bytes_before"],
+                "bytes_after": report["bytes_after"],
+                "ratio": report["ratio"],
+                "device": device,
+            }
+        )
 
 
 def _compress(
     context: TaskContext,
     checkpoint: Path,
     packed: Path,
-    recipe: Any,
+    recipe: Recipe,
     device: str,
     workers: int | None,
 ) -> dict[str, Any]:
     from ders_core.pipeline.compress import compress
 
-    if packed.exists():  # finished, but its report was lost with the worker
+    if packed.exists():  # an earlier attempt finished it and died before it wrote the report
         shutil.rmtree(packed)
     with context.engine(workers, device) as engine:
         report = compress(
@@ -88,11 +142,11 @@ def _compress(
 def _verify(context: TaskContext, packed: Path, checkpoint: Path) -> dict[str, Any]:
     from ders_core.pipeline.verify import verify
 
-    found = verify(packed, checkpoint, progress=context.progress)
-    if not found.ok:
+    verification = verify(packed, checkpoint, progress=context.progress)
+    if not verification.ok:
         (context.directory() / REPORT).unlink()
-        raise OutputError(f"{found.problems[0]}; resume this run to write it again")
-    return found.to_dict()
+        raise OutputError(f"{verification.problems[0]}; resume this run to write it again")
+    return verification.to_dict()
 
 
 def _evaluate(

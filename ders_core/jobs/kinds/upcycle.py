@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ders_core.errors import OutputError
-from ders_core.jobs.context import TaskContext
-from ders_core.jobs.specs import UpcycleSpec
+from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
+from ders_core.jobs.results import PackedResult
+from ders_core.jobs.workspace import place_label
 
 if TYPE_CHECKING:
+    from ders_core.jobs.context import TaskContext
     from ders_core.upcycle import UpcycleConfig
 
 PACKED = "packed"
@@ -18,31 +20,82 @@ CONFIG = "upcycle.yaml"
 RESULT = "result.json"
 
 
-def run(context: TaskContext) -> dict[str, Any]:
-    from ders_core.upcycle import UpcycleConfig
+class UpcycleSpec(Spec):
+    """Upcycle a dense model, and verify what was written. config: YAML text."""
 
-    spec = context.spec(UpcycleSpec)
-    dense = context.allowed(spec.dense)
-    config = _allowed_files(context, UpcycleConfig.from_yaml(spec.config))
-    place = context.directory()
-    (place / CONFIG).write_text(spec.config, encoding="utf-8")
-    packed, device = place / PACKED, context.device(spec.device)
+    dense: str
+    config: str
+    name: str = ""
+    device: Device = "auto"
 
-    trained = context.step(
-        "train", lambda: _train(context, dense, packed, config, device), place / RESULT
-    )
-    verification = context.step(
-        "verify", lambda: _verify(context, packed), place / "verification.json"
-    )
-    return {
-        "packed": str(packed),
-        "upcycled": trained,
-        "verification": verification,
-        "bytes_before": trained["moe_bytes"],
-        "bytes_after": trained["packed_bytes"],
-        "ratio": trained["packed_bytes"] / trained["moe_bytes"],
-        "device": device,
-    }
+
+class UpcycleFigures(Result):
+    """What the training came to, as `ders_core.upcycle.upcycler.UpcycleResult` tells it.
+
+    Perplexities are on the held-out text, None without one. parameters, trained: counts of values;
+    *_bytes: of the weight files; peak_memory: bytes.
+    """
+
+    out: str
+    label: str
+    steps: int
+    parameters: int
+    trained: int
+    dense_bytes: int
+    packed_bytes: int
+    moe_bytes: int
+    start_difference: float
+    dense_perplexity: float | None = None
+    perplexity: float | None = None
+    peak_memory: int
+    device: str
+    seconds: float
+
+
+class UpcycleResult(PackedResult):
+    """upcycled: what the training came to."""
+
+    upcycled: UpcycleFigures
+
+
+@KINDS.register
+class Upcycle(Kind[UpcycleSpec, UpcycleResult]):
+    """Train a dense model into an MoE whose experts' deltas are light."""
+
+    name = "upcycle"
+    steps = ("train", "verify")
+    spec = UpcycleSpec
+    result = UpcycleResult
+
+    def title(self, spec: UpcycleSpec) -> str:
+        return spec.name or f"Upcycle {place_label(spec.dense)}"
+
+    def run(self, context: TaskContext, spec: UpcycleSpec) -> UpcycleResult:
+        from ders_core.upcycle import UpcycleConfig
+
+        dense = context.allowed(spec.dense)
+        config = _allowed_files(context, UpcycleConfig.from_yaml(spec.config))
+        directory = context.directory()
+        (directory / CONFIG).write_text(spec.config, encoding="utf-8")
+        packed, device = directory / PACKED, context.device(spec.device)
+
+        trained = context.step(
+            "train", lambda: _train(context, dense, packed, config, device), directory / RESULT
+        )
+        verification = context.step(
+            "verify", lambda: _verify(context, packed), directory / "verification.json"
+        )
+        return UpcycleResult.model_validate(
+            {
+                "packed": str(packed),
+                "upcycled": trained,
+                "verification": verification,
+                "bytes_before": trained["moe_bytes"],
+                "bytes_after": trained["packed_bytes"],
+                "ratio": trained["packed_bytes"] / trained["moe_bytes"],
+                "device": device,
+            }
+        )
 
 
 def _allowed_files(context: TaskContext, config: UpcycleConfig) -> UpcycleConfig:
@@ -60,7 +113,7 @@ def _train(
 ) -> dict[str, Any]:
     from ders_core.upcycle.upcycler import read_result, upcycle
 
-    if packed.exists():  # finished, but its result was lost with the worker
+    if packed.exists():  # an earlier attempt finished it and died before it wrote the result
         return read_result(packed).to_dict()
     result = upcycle(dense, packed, config, device=device, resume=True, progress=context.progress)
     return result.to_dict()
@@ -69,9 +122,9 @@ def _train(
 def _verify(context: TaskContext, packed: Path) -> dict[str, Any]:
     from ders_core.pipeline.verify import verify
 
-    found = verify(packed, progress=context.progress)
-    if not found.ok:
+    verification = verify(packed, progress=context.progress)
+    if not verification.ok:
         (context.directory() / RESULT).unlink()
         shutil.rmtree(packed)
-        raise OutputError(f"{found.problems[0]}; resume this run to train it again")
-    return found.to_dict()
+        raise OutputError(f"{verification.problems[0]}; resume this run to train it again")
+    return verification.to_dict()

@@ -8,6 +8,7 @@ import streamlit as st
 from ders_core import figures
 from ders_core.errors import DersError
 from ders_core.jobs import Job
+from ders_core.jobs.results import PackedResult, packed_result
 from ders_core.ui import session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_progress import ACTIVE, STATES, resume_button
@@ -99,7 +100,7 @@ def _overlay(jobs: list[Job]) -> None:
 def _details(job: Job, *, with_curves: bool) -> None:
     """One run: its steps, curves, configuration and log, and what can be done with it."""
     word, colour = STATES[job.state]
-    result = job.result or {}
+    result = packed_result(job)
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{job.title}**")
@@ -110,13 +111,13 @@ def _details(job: Job, *, with_curves: bool) -> None:
             st.error(job.error)
         steps_line(job)
         with st.container(horizontal=True, vertical_alignment="center"):
-            if job.state == "done":
+            if result is not None:
                 if st.button(
                     "Open as checkpoint", key=f"open_{job.id}", icon=":material/folder_open:"
                 ):
-                    _open(str(result["packed"]))
+                    _open(result.packed)
                 st.page_link("pages/export.py", label="Export", icon=":material/download:")
-            else:
+            elif job.state != "done":
                 resume_button(job, f"again_{job.id}")
             delete_button(job)
         told = upcycle_runs.history(job)
@@ -128,11 +129,10 @@ def _details(job: Job, *, with_curves: bool) -> None:
         log_tail(job, 40)
 
 
-def _came_to(result: dict[str, object]) -> str:
-    packed, whole = float(str(result["bytes_after"])), float(str(result["bytes_before"]))
+def _came_to(result: PackedResult) -> str:
     return (
-        f"{bytes_text(packed)} packed, {share_text(packed / whole)} of its original layout, on "
-        f"{result['device']}"
+        f"{bytes_text(result.bytes_after)} packed, {share_text(result.ratio)} of its original "
+        f"layout, on {result.device}"
     )
 
 

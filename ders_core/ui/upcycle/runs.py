@@ -11,11 +11,28 @@ import streamlit as st
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job
+from ders_core.jobs.kinds.upcycle import UpcycleFigures, UpcycleResult
 from ders_core.ui import session
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.history import Tables, Watch
 
 ENDED = ("done", "failed", "cancelled")
+COLUMNS = (
+    "id",
+    "name",
+    "forms",
+    "dense",
+    "state",
+    "steps",
+    "trained",
+    "packed_bytes",
+    "dense_perplexity",
+    "perplexity",
+    "perplexity_change",
+    "peak_memory",
+    "seconds",
+    "device",
+)
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
@@ -38,27 +55,42 @@ def config_of(job: Job) -> UpcycleConfig | None:
 
 def row(job: Job) -> dict[str, Any]:
     """What an ended upcycling came to; what is not known is None."""
-    found = (job.result or {}).get("upcycled") or {}
-    config, steps = config_of(job), found.get("steps")
-    if steps is None:
-        told = history(job).steps
-        steps = int(told["step"].iloc[-1]) if len(told) else None
-    dense, perplexity = found.get("dense_perplexity"), found.get("perplexity")
-    return {
-        "id": job.id,
-        "name": job.spec.get("name") or job.title,
-        "forms": found.get("label") or (config.label if config else None),
-        "dense": Path(str(job.spec["dense"])).name,
-        "state": job.state,
-        "steps": steps,
-        "trained": found.get("trained"),
-        "packed_bytes": found.get("packed_bytes"),
+    figures, config = figures_of(job), config_of(job)
+    if figures is None:
+        steps = history(job).steps
+        return _known(job, config) | {"steps": int(steps["step"].iloc[-1]) if len(steps) else None}
+    dense, perplexity = figures.dense_perplexity, figures.perplexity
+    return _known(job, config) | {
+        "forms": figures.label,
+        "steps": figures.steps,
+        "trained": figures.trained,
+        "packed_bytes": figures.packed_bytes,
         "dense_perplexity": dense,
         "perplexity": perplexity,
         "perplexity_change": perplexity / dense - 1 if perplexity and dense else None,
-        "peak_memory": found.get("peak_memory"),
-        "seconds": found.get("seconds"),
-        "device": found.get("device"),
+        "peak_memory": figures.peak_memory,
+        "seconds": figures.seconds,
+        "device": figures.device,
+    }
+
+
+def figures_of(job: Job) -> UpcycleFigures | None:
+    """The figures of a finished upcycling; None if another version wrote them."""
+    try:
+        result = UpcycleResult.of(job)
+    except DersError:
+        return None
+    return result.upcycled if result is not None else None
+
+
+def _known(job: Job, config: UpcycleConfig | None) -> dict[str, Any]:
+    """What is known of any upcycling; the other columns are None."""
+    return dict.fromkeys(COLUMNS) | {
+        "id": job.id,
+        "name": job.spec.get("name") or job.title,
+        "forms": config.label if config else None,
+        "dense": Path(str(job.spec["dense"])).name,
+        "state": job.state,
     }
 
 

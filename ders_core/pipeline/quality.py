@@ -1,0 +1,142 @@
+"""What an evaluation measures, and how each figure is named, formatted and explained everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Quality(BaseModel):
+    """tokens: predicted ones. perplexity: exp of the mean cross-entropy, without auxiliary losses.
+
+    kl: mean KL(reference ‖ model) in nats a token. top1_agreement: share of tokens whose most
+    likely prediction is the same. routing_agreement: mean over tokens and MoE layers of the share
+    of chosen experts that are the same. The four figures of the comparison are None without a
+    reference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tokens: int
+    perplexity: float
+    reference_perplexity: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    routing_agreement: float | None = None
+    device: str
+    seconds: float
+
+    @property
+    def perplexity_change(self) -> float | None:
+        """Relative change against the reference: 0.02 is 2 % worse; None without a reference."""
+        if not self.reference_perplexity:
+            return None
+        return self.perplexity / self.reference_perplexity - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `ders eval --json` prints them."""
+        return self.model_dump()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How one figure is shown.
+
+    key: its name in JSON and in tables. label: its full name. short: the header of a column.
+    format: printf style, of the value times `scale`. help: one sentence for a tooltip.
+    """
+
+    key: str
+    label: str
+    short: str
+    format: str
+    help: str
+    scale: float = 1
+
+    def text(self, value: float) -> str:
+        """The value as people read it, such as '98.8 %'."""
+        return self.format % (self.scale * value)
+
+
+TOKENS = Figure("tokens", "tokens evaluated", "tokens", "%d", "Tokens that were predicted.")
+PERPLEXITY = Figure(
+    "perplexity", "perplexity", "perplexity", "%.4g", "exp of the mean cross-entropy a token."
+)
+REFERENCE_PERPLEXITY = Figure(
+    "reference_perplexity",
+    "perplexity of the original",
+    "original's perplexity",
+    "%.4g",
+    "Of the original, on the same text.",
+)
+PERPLEXITY_CHANGE = Figure(
+    "perplexity_change",
+    "change of the perplexity",
+    "change",
+    "%+.3g %%",
+    "Perplexity against the original's.",
+    scale=100,
+)
+KL = Figure(
+    "kl",
+    "KL(original ‖ this), nats a token",
+    "KL",
+    "%.3g",
+    "KL(original ‖ compressed), nats a token; 0: the same.",
+)
+TOP1_AGREEMENT = Figure(
+    "top1_agreement",
+    "same most likely token",
+    "same top token",
+    "%.3g %%",
+    "Share of tokens whose most likely prediction is the same.",
+    scale=100,
+)
+ROUTING_AGREEMENT = Figure(
+    "routing_agreement",
+    "same experts chosen",
+    "same experts",
+    "%.3g %%",
+    "Share of chosen experts that stay the same.",
+    scale=100,
+)
+DELTA_ERROR = Figure(
+    "rel_error_delta",
+    "‖Ŵ−W‖/‖Δ‖",
+    "‖Ŵ−W‖/‖Δ‖",
+    "%.3g",
+    "Error of the weights relative to the deltas; measured.",
+)
+WEIGHT_ERROR = Figure(
+    "rel_error_weight",
+    "‖Ŵ−W‖/‖W‖",
+    "‖Ŵ−W‖/‖W‖",
+    "%.3g",
+    "Error relative to the weights: it compares runs with different bases.",
+)
+
+EVALUATED = (TOKENS, PERPLEXITY, REFERENCE_PERPLEXITY, KL, TOP1_AGREEMENT, ROUTING_AGREEMENT)
+"""The figures of `Quality`."""
+
+COMPARED = (
+    PERPLEXITY,
+    PERPLEXITY_CHANGE,
+    KL,
+    TOP1_AGREEMENT,
+    ROUTING_AGREEMENT,
+    DELTA_ERROR,
+    WEIGHT_ERROR,
+)
+"""The figures by which runs are compared, in the order of a table's columns."""
+
+
+def evaluated_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(label, value) of each measured figure; measured: `Quality.to_dict()`."""
+    return [
+        (figure.label, figure.text(measured[figure.key]))
+        for figure in EVALUATED
+        if measured.get(figure.key) is not None
+    ]

@@ -1,0 +1,48 @@
+"""The figures of quality: one table from which shell, model card and pages take their words."""
+
+from __future__ import annotations
+
+from ders_core.pipeline.quality import COMPARED, EVALUATED, Quality, evaluated_rows
+
+MEASURED = Quality(
+    tokens=4096,
+    perplexity=12.345678,
+    reference_perplexity=11.987654,
+    kl=0.0123456,
+    top1_agreement=0.98765,
+    routing_agreement=0.87654,
+    device="cpu",
+    seconds=3.0,
+)
+
+
+def test_every_figure_of_an_evaluation_has_words() -> None:
+    described = {figure.key for figure in EVALUATED}
+    assert described == Quality.model_fields.keys() - {"device", "seconds"}
+    for figure in {*EVALUATED, *COMPARED}:
+        assert figure.label
+        assert figure.short
+        assert figure.help.endswith(".")
+
+
+def test_values_as_people_read_them() -> None:
+    texts = [text for _, text in evaluated_rows(MEASURED.to_dict())]
+    assert texts == ["4096", "12.35", "11.99", "0.0123", "98.8 %", "87.7 %"]
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    alone = Quality(tokens=10, perplexity=2.0, device="cpu", seconds=1.0)
+    assert [label for label, _ in evaluated_rows(alone.to_dict())] == [
+        "tokens evaluated",
+        "perplexity",
+    ]
+    assert alone.perplexity_change is None
+
+
+def test_the_change_of_the_perplexity() -> None:
+    assert MEASURED.perplexity_change == 12.345678 / 11.987654 - 1
+
+
+def test_keys_of_another_version() -> None:
+    newer = MEASURED.to_dict() | {"surprise": 1}
+    assert Quality.model_validate(newer) == MEASURED
