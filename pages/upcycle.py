@@ -17,6 +17,7 @@ from ders_core.ui.upcycle.live import under_way
 from ders_core.ui.upcycle.results import results
 from ders_core.units import bytes_text, count_text
 from ders_core.upcycle import DenseModel, UpcycleConfig
+from ders_core.upcycle.forms import FORMS
 
 VALUES = "upcycle_values"
 VIEW = "upcycle_view"
@@ -146,9 +147,9 @@ def empty() -> None:
 
 def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) -> None:
     """One sentence on what was chosen; the forms beside each other."""
-    made = upcycle_compare.table(dense, upcycle_compare.variants(config, now))
-    shown, count, size = upcycle_compare.scaled(made)
-    st.markdown(f"##### {upcycle_compare.sentence(made, config)}")
+    table = upcycle_compare.comparison_table(dense, upcycle_compare.variants(config, now))
+    shown, count, size = upcycle_compare.scaled(table)
+    st.markdown(f"##### {upcycle_compare.sentence(table, config)}")
     bytes_column = st.column_config.NumberColumn
 
     def share(label: str, help: str) -> object:
@@ -160,7 +161,7 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
         shown,
         hide_index=True,
         key="up_compared",
-        height=4 * 35 + 38,  # so that nothing moves when a mix comes as a fourth row
+        height=(len(FORMS) + 1) * 35 + 38,  # nothing moves when a mix comes as one more row
         column_order=[
             "form",
             "added",

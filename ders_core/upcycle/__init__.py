@@ -6,7 +6,9 @@ runs.
 
 from ders_core.upcycle.config import Data, FormRule, Router, Training, UpcycleConfig, load_config
 from ders_core.upcycle.dense_model import DenseModel
-from ders_core.upcycle.forms import LowRankForm, Renewal, SparseForm, Vanilla
+from ders_core.upcycle.forms.lowrank import LowRankForm
+from ders_core.upcycle.forms.sparse import Renewal, SparseForm
+from ders_core.upcycle.forms.vanilla import Vanilla
 from ders_core.upcycle.sizes import Prediction, predict
 
 __all__ = [

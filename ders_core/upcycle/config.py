@@ -6,24 +6,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.errors import RecipeError
 from ders_core.recipe.numbers import parse_numbers
 from ders_core.recipe.yaml_text import line_of, load, load_mapping, read_file
-from ders_core.upcycle.forms import AnyForm, Form, LowRankForm
+from ders_core.upcycle.forms import Form, make_form
+from ders_core.upcycle.forms.lowrank import LowRankForm
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FormRule(_Part):
+class FormRule(_Section):
     """A form for some projections; its parameters stand beside it."""
 
     projections: tuple[Projection, ...] = PROJECTIONS  # type: ignore[assignment]
-    form: AnyForm
+    form: SerializeAsAny[Form]
 
     @model_validator(mode="before")
     @classmethod
@@ -38,13 +48,28 @@ class FormRule(_Part):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    def told(self) -> dict[str, Any]:
+    @field_validator("form", mode="before")
+    @classmethod
+    def _make(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        try:
+            return make_form(value)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        except ValidationError as error:
+            raise PydanticCustomError(
+                "form", "the form's parameters are wrong", {"findings": error.errors()}
+            ) from error
+
+    def written(self) -> dict[str, Any]:
         """As a person would write it."""
-        own = {} if self.projections == PROJECTIONS else {"projections": list(self.projections)}
-        return own | self.form.model_dump(mode="json", exclude_none=True)
+        everywhere = self.projections == PROJECTIONS
+        projections = {} if everywhere else {"projections": list(self.projections)}
+        return projections | self.form.model_dump(mode="json", exclude_none=True)
 
 
-class Router(_Part):
+class Router(_Section):
     """The routers: how they start, and what keeps the experts' loads even."""
 
     init: Literal["random", "clusters"] = "random"
@@ -55,7 +80,7 @@ class Router(_Part):
     """Weight of the load-balancing loss (Switch, arXiv 2101.03961, eq. 4), 1 where it is even."""
 
 
-class Data(_Part):
+class Data(_Section):
     """What is trained on, and what is held out. A `.jsonl` file has a `text` or chat `messages` in
     each line; any other is UTF-8 text."""
 
@@ -70,7 +95,7 @@ class Data(_Part):
         return (value,) if isinstance(value, (str, Path)) else value
 
 
-class Training(_Part):
+class Training(_Section):
     """How long and how fast; what stands here goes to the Hugging Face `Trainer`."""
 
     steps: int = Field(default=200, ge=1)
@@ -101,7 +126,7 @@ class Training(_Part):
     heldout_tokens: int = Field(default=8192, ge=2)
 
 
-class UpcycleConfig(_Part):
+class UpcycleConfig(_Section):
     """How a dense model becomes an MoE, and how that is trained."""
 
     version: Literal[1] = 1
@@ -178,7 +203,7 @@ class UpcycleConfig(_Part):
         ranges = parse_numbers(self.layers)
         if ranges is None:
             return list(range(layers))
-        chosen = sorted({layer for own in ranges for layer in own})
+        chosen = sorted({layer for numbers in ranges for layer in numbers})
         if chosen[-1] >= layers:
             raise RecipeError(
                 f"layers names layer {chosen[-1]}, but the model's layers are 0-{layers - 1}"
@@ -192,22 +217,34 @@ class UpcycleConfig(_Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise _told(error, text) from error
+            raise _config_error(error, text) from error
 
     def to_yaml(self) -> str:
         """As a person would write it."""
         fields = self.model_dump(mode="json", exclude_defaults=True)
         fields |= {"version": self.version, "name": self.name}
-        fields["forms"] = [rule.told() for rule in self.forms]
+        fields["forms"] = [rule.written() for rule in self.forms]
         ordered = {key: fields[key] for key in type(self).model_fields if key in fields}
         return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
 
 
-def _told(error: ValidationError, text: str) -> RecipeError:
+def findings(error: ValidationError) -> list[ErrorDetails]:
+    """What is wrong with a configuration; each fault of a form's parameters is one finding."""
+    details: list[ErrorDetails] = []
+    for finding in error.errors():
+        faults: list[ErrorDetails] = finding.get("ctx", {}).get("findings", [])
+        for fault in faults:
+            fault["loc"] = finding["loc"] + fault["loc"]
+        details += faults or [finding]
+    return details
+
+
+def _config_error(error: ValidationError, text: str) -> RecipeError:
     """The gravest finding in one sentence, with its line."""
-    found = error.errors()
-    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-    path = [part for part in first["loc"] if isinstance(part, int) or part in _keys(text)]
+    details = findings(error)
+    first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
+    keys = _keys(text)
+    path = [part for part in first["loc"] if isinstance(part, int) or part in keys]
     key = ".".join(str(part) for part in path)
     if first["type"] == "extra_forbidden":
         message = f"unknown key {key!r}"
@@ -223,16 +260,16 @@ def _told(error: ValidationError, text: str) -> RecipeError:
 
 def _keys(text: str) -> set[str]:
     """Every key of a YAML text: pydantic's paths hold names of its own beside them."""
-    found: set[str] = set()
+    keys: set[str] = set()
     waiting: list[Any] = [load(text)]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            found |= {str(key) for key in value}
+            keys |= {str(key) for key in value}
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
-    return found
+    return keys
 
 
 def load_config(file: str | Path) -> UpcycleConfig:

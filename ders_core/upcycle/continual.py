@@ -25,11 +25,12 @@ from ders_core.recipe import Recipe
 from ders_core.recipe.summarise import rules_for
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
+from ders_core.upcycle.delta import stored
 from ders_core.upcycle.experts import ExpertLinear
-from ders_core.upcycle.loading import Upcycled, load_upcycled, stages
-from ders_core.upcycle.saving import OWN_FILES, Contents, delta_parts, stored, write_contents
+from ders_core.upcycle.loading import UpcycledCheckpoint, load_upcycled, stages
+from ders_core.upcycle.saving import OWN_FILES, Contents, write_contents
 from ders_core.upcycle.sources import Model, Start
-from ders_core.upcycle.surgery import named_parameters, new_delta
+from ders_core.upcycle.surgery import named_parameters
 
 INHERITED = ("experts", "top_k", "layers", "universal")
 """Fields that the checkpoint decides; a configuration need not repeat them."""
@@ -39,7 +40,7 @@ class FromPacked(Start):
     """An upcycled checkpoint. Raises CheckpointError or RecipeError if nothing can be added."""
 
     def __init__(self, path: str | Path, config: UpcycleConfig) -> None:
-        self._source = Upcycled.open(path)
+        self._source = UpcycledCheckpoint.open(path)
         self.store = self._source.packed.store
         self.config = self._completed(config)
 
@@ -95,7 +96,7 @@ class FromPacked(Start):
         ]
         noise = self.config.noise * float(base.float().square().mean().sqrt())
         shape = (base.shape[0], base.shape[1])
-        delta = new_delta(self.config.form(projection), shape, seeds, noise)
+        delta = self.config.form(projection).delta(shape, seeds, noise)
         linear.deltas.append(delta.to(base.device))
 
     @property
@@ -158,12 +159,11 @@ class FromPacked(Start):
         stages_before = [stage for _, stage in stages(codec_before)]
         chain = GroupCodec.same(Chain(stages=(*stages_before, codec)), group.shape[0])
         dtype = tensors[f"{group.prefix}.base"].dtype
-        size = group.shape[1] * group.shape[2]
         parts: list[Parts] = []
         for expert, parts_before in enumerate(self._source.parts(group)):
             chained = isinstance(codec_before, Chain)
             kept = parts_before if chained else prefixed("0", parts_before)
-            new = delta_parts(linear.deltas[-1], expert, codec, size, dtype)
+            new = linear.sets()[-1].parts(expert, dtype)
             parts.append(kept | prefixed(str(len(stages_before)), new))
         stacked, lengths = chain.stack(parts)
         for part in ("base", "bias"):

@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ders_core.checkpoint.layouts import Layout, known_layouts
-from ders_core.codecs import Chain, Codec, LowRank, Parts, Sparse
+from ders_core.codecs import Chain, Codec, Parts
 from ders_core.codecs.chain import stage_seed
 from ders_core.codecs.codec import within
-from ders_core.codecs.coding.positions import decode_shortest
-from ders_core.codecs.coding.prng import expert_seed, random_positions
+from ders_core.codecs.coding.prng import expert_seed
 from ders_core.compute.device import resolve_device
 from ders_core.errors import CheckpointError
+from ders_core.files.spec import DTYPES
 from ders_core.files.store import read_json
 from ders_core.hf.moe_ffn import FFNShape
 from ders_core.hf.silence import silent
@@ -27,15 +27,15 @@ from ders_core.packed.manifest import PackedGroup
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.upcycle.architecture import shared_gate
 from ders_core.upcycle.config import UpcycleConfig
-from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
-from ders_core.upcycle.forms import SparseForm
+from ders_core.upcycle.experts import ExpertLinear
+from ders_core.upcycle.forms import Form, SavedSet, form_that_reads
 from ders_core.upcycle.moe_block import UpcycledFFN
 from ders_core.upcycle.saving import RECORD
 from ders_core.upcycle.surgery import find_sites
 
 
 @dataclass(frozen=True)
-class Upcycled:
+class UpcycledCheckpoint:
     """A packed checkpoint that came of upcycling.
 
     dense: config.json of the dense model. modules: layer -> the path of its FFN in that model.
@@ -49,8 +49,8 @@ class Upcycled:
     sets: tuple[str, ...]
 
     @classmethod
-    def open(cls, path: str | Path) -> Upcycled:
-        """Raises CheckpointError if it is none."""
+    def open(cls, path: str | Path) -> UpcycledCheckpoint:
+        """Raises CheckpointError if the directory did not come of upcycling."""
         packed = PackedCheckpoint(path)
         if not (packed.path / RECORD).is_file():
             raise CheckpointError(
@@ -75,7 +75,9 @@ class Upcycled:
 
     def groups(self, layer: int) -> dict[str, PackedGroup]:
         """By projection."""
-        return {own.projection: own for own in self.packed.manifest.groups if own.layer == layer}
+        return {
+            group.projection: group for group in self.packed.manifest.groups if group.layer == layer
+        }
 
     def linear(self, group: PackedGroup, dtype: torch.dtype) -> ExpertLinear:
         """One projection's experts as they are stored, held in `dtype`."""
@@ -85,20 +87,46 @@ class Upcycled:
             info = tensors.get(f"{group.prefix}.{part}")
             return None if info is None else info.read().to(dtype)
 
-        codec = group.group_codec()
-        if codec.keeps:
-            return ExpertLinear(None, read("weight"), read("bias"))
-        if codec.codec is None or group.bases is not None:
+        first, *further = self._sets(group, dtype)
+        form = self._form(group, first.codec)
+        linear = form.load_linear(first, read("base"), read("bias"))
+        for saved in further:
+            linear.deltas.append(self._form(group, saved.codec).load(saved))
+        return linear
+
+    def _sets(self, group: PackedGroup, dtype: torch.dtype) -> list[SavedSet]:
+        """A group's sets of deltas, the oldest first."""
+        codec = group.group_codec().codec
+        if codec is None or group.bases is not None:
             raise CheckpointError(
                 f"{self.packed.path}: layer {group.layer}, {group.projection} has several codecs "
                 "or bases, which no training leaves; give what `ders upcycle` wrote"
             )
-        parts = self.parts(group)
-        deltas = [
-            self._delta(stage, number, prefix, group, parts, dtype)
-            for number, (prefix, stage) in enumerate(stages(codec.codec))
+        experts, out, width = group.shape
+        seed = int(self.packed.manifest.recipe.get("seed", 0))
+        seeds = [
+            expert_seed(seed, group.layer, group.projection, expert) for expert in range(experts)
         ]
-        return ExpertLinear(read("base"), None, read("bias"), deltas)
+        parts = self.parts(group)
+        return [
+            SavedSet(
+                stage,
+                [within(prefix, each) if prefix else each for each in parts],
+                (out, width),
+                [stage_seed(each, number) for each in seeds],
+                dtype,
+            )
+            for number, (prefix, stage) in enumerate(stages(codec))
+        ]
+
+    def _form(self, group: PackedGroup, codec: Codec) -> type[Form]:
+        form = form_that_reads(codec)
+        if form is None:
+            raise CheckpointError(
+                f"{self.packed.path}: layer {group.layer}, {group.projection} is stored as "
+                f"{codec.label!r}, which no training leaves; give what `ders upcycle` wrote"
+            )
+        return form
 
     def parts(self, group: PackedGroup) -> list[Parts]:
         """Each expert's, as they are stored."""
@@ -107,49 +135,20 @@ class Upcycled:
         def read(part: str, rows: slice) -> torch.Tensor:
             return tensors[f"{group.prefix}.{part}"].read(rows)
 
-        shape, dtype = (group.shape[1], group.shape[2]), tensors[f"{group.prefix}.base"].dtype
-        experts = range(group.shape[0])
-        return [codec.take(own, read, shape, dtype, group.lengths) for own in experts]
+        experts, out, width = group.shape
+        dtype = DTYPES[group.dtype]
+        return [
+            codec.take(expert, read, (out, width), dtype, group.lengths)
+            for expert in range(experts)
+        ]
 
     def router_names(self, layer: int, block: UpcycledFFN) -> dict[str, nn.Parameter]:
         """Name on disk -> parameter, of what chooses and weighs a layer's experts."""
         name = self.groups(layer)["up"].prefix.rpartition(".ders.")[0]
-        found = {f"{name}.{self.layout.router[0]}": block.router}
+        names = {f"{name}.{self.layout.router[0]}": block.router}
         if block.universal is not None:
-            found[shared_gate(name)] = block.universal
-        return found
-
-    def _delta(
-        self,
-        codec: Codec,
-        number: int,
-        prefix: str,
-        group: PackedGroup,
-        parts: list[Parts],
-        dtype: torch.dtype,
-    ) -> LowRankDelta | SparseDelta:
-        own = [within(prefix, part) if prefix else part for part in parts]
-        if isinstance(codec, LowRank) and codec.factor_bits is None:
-            left, right = (torch.stack([part[name] for part in own]) for name in ("left", "right"))
-            return LowRankDelta(left.to(dtype), right.to(dtype))
-        if isinstance(codec, Sparse) and SparseForm.stores(codec):
-            values = torch.stack([part["values"] for part in own])
-            size = group.shape[1] * group.shape[2]
-            seed = int(self.packed.manifest.recipe.get("seed", 0))
-            positions = []
-            for expert, part in enumerate(own):
-                if codec.method == "random":
-                    one = expert_seed(seed, group.layer, group.projection, expert)
-                    own_seed = stage_seed(one, number)
-                    positions.append(random_positions(size, values.shape[1], own_seed))
-                else:
-                    positions.append(decode_shortest(part["positions"], size, values.shape[1]))
-            places = torch.stack(positions).to(torch.int32)
-            return SparseDelta(values.to(dtype), places)
-        raise CheckpointError(
-            f"{self.packed.path}: layer {group.layer}, {group.projection} is stored as "
-            f"{codec.label!r}, which no training leaves; give what `ders upcycle` wrote"
-        )
+            names[shared_gate(name)] = block.universal
+        return names
 
 
 def stages(codec: Codec) -> list[tuple[str, Codec]]:
@@ -160,14 +159,14 @@ def stages(codec: Codec) -> list[tuple[str, Codec]]:
 
 
 def load_upcycled(
-    path: str | Path | Upcycled, *, device: str = "cpu", dtype: torch.dtype | None = None
+    path: str | Path | UpcycledCheckpoint, *, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, dict[int, UpcycledFFN]]:
     """The dense family's model, in evaluation mode, with experts on one base as its FFNs, and
     these by layer; nothing has a gradient.
 
     dtype: by default the checkpoint's. Raises CheckpointError if `path` did not come of upcycling.
     """
-    source = path if isinstance(path, Upcycled) else Upcycled.open(path)
+    source = path if isinstance(path, UpcycledCheckpoint) else UpcycledCheckpoint.open(path)
     where = resolve_device(device)
     packed = source.packed
     prefixes = tuple(f"{group.prefix}." for group in packed.manifest.groups)
@@ -191,7 +190,7 @@ def load_upcycled(
 
 
 def _block(
-    source: Upcycled,
+    source: UpcycledCheckpoint,
     layer: int,
     others: dict[str, torch.Tensor],
     shape: FFNShape,

@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ders_core.codecs import Codec, Parts
-from ders_core.codecs.coding.positions import encode_shortest
 from ders_core.codecs.group import GroupCodec, Stacked
-from ders_core.codecs.sparse import Sparse
 from ders_core.files.header import TensorInfo
 from ders_core.files.spec import NAMES, TensorSpec
 from ders_core.packed.manifest import PackedGroup, PackedSource
@@ -22,8 +19,9 @@ from ders_core.recipe import DenseBase, Recipe
 from ders_core.recipe.summarise import rules_for
 from ders_core.upcycle.architecture import Target, shared_gate
 from ders_core.upcycle.config import UpcycleConfig
+from ders_core.upcycle.delta import stored
 from ders_core.upcycle.dense_model import DenseModel
-from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
+from ders_core.upcycle.experts import ExpertLinear
 from ders_core.upcycle.history import HISTORY
 from ders_core.upcycle.moe_block import UpcycledFFN
 
@@ -134,11 +132,6 @@ def _of(name: str, trained: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
     return next(found, None)
 
 
-def stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A parameter as it is written."""
-    return tensor.detach().to("cpu", dtype).contiguous()
-
-
 def _add_block(
     contents: Contents,
     dense: DenseModel,
@@ -161,14 +154,14 @@ def _add_block(
     for projection, linear in block.projections.items():
         prefix = f"{name}.ders.{projection}"
         codec = GroupCodec.same(config.form(projection).codec(), experts + config.universal)
-        shape, own, lengths = _parts(linear, codec, dtype)
+        shape = ffn.weights[projection].shape
+        tensors, lengths = _group_tensors(linear, codec, dtype)
         weights = target.experts(name, projection, config, "weight")
         biases: list[str] = []
         if linear.bias is not None:
             biases = target.experts(name, projection, config, "bias")
-            own["bias"] = Stacked.whole(stored(linear.bias, dtype))
-        told, uses = codec.dump()
-        contents.tensors |= {f"{prefix}.{part}": tensor for part, tensor in own.items()}
+        fields, uses = codec.dump()
+        contents.tensors |= {f"{prefix}.{part}": tensor for part, tensor in tensors.items()}
         contents.original |= dict.fromkeys(weights, TensorSpec(dtype, shape))
         contents.original |= dict.fromkeys(biases, TensorSpec(dtype, shape[:1]))
         contents.groups.append(
@@ -176,55 +169,26 @@ def _add_block(
                 layer=layer,
                 projection=projection,
                 prefix=prefix,
-                codec=told,
+                codec=fields,
                 uses=uses,
                 lengths=lengths,
                 shape=(len(weights), *shape),
                 dtype=NAMES[dtype],
-                experts=tuple(PackedSource(tensor=own) for own in weights),
-                biases=tuple(PackedSource(tensor=own, axes="out") for own in biases),
+                experts=tuple(PackedSource(tensor=weight) for weight in weights),
+                biases=tuple(PackedSource(tensor=bias, axes="out") for bias in biases),
             )
         )
 
 
-def _parts(
+def _group_tensors(
     linear: ExpertLinear, codec: GroupCodec, dtype: torch.dtype
-) -> tuple[tuple[int, int], dict[str, Stacked], dict[str, tuple[int, ...]]]:
-    """(shape of a weight, tensors by part, lengths of those that vary)"""
-    if linear.whole is not None:
-        weights = [stored(own, dtype) for own in linear.whole.unbind()]
-        out, width = weights[0].shape
-        return (out, width), {"weight": Stacked.over_experts(weights)}, {}
-    assert linear.base is not None
-    (delta,) = linear.deltas
-    experts = range(len(codec.uses))
-    assert codec.codec is not None
-    out, width = linear.base.shape
-    parts = [delta_parts(delta, expert, codec.codec, out * width, dtype) for expert in experts]
+) -> tuple[dict[str, Stacked], dict[str, tuple[int, ...]]]:
+    """(tensors by part, lengths of those that vary)"""
+    parts = [linear.parts(expert, dtype) for expert in range(len(codec.uses))]
     stacked, lengths = codec.stack(parts)
-    base = {"base": Stacked.whole(stored(linear.base, dtype))}
-    return (out, width), base | stacked, lengths
-
-
-def delta_parts(
-    delta: nn.Module, expert: int, codec: Codec, size: int, dtype: torch.dtype
-) -> Parts:
-    """One expert's delta as its codec stores it. size: entries of the weight."""
-    if isinstance(delta, LowRankDelta):
-        return {
-            "left": stored(delta.left[expert], dtype),
-            "right": stored(delta.right[expert], dtype),
-        }
-    assert isinstance(delta, SparseDelta)
-    assert isinstance(codec, Sparse)
-    values, positions = delta.values[expert], delta.positions[expert].long().cpu()
-    if codec.method == "random":
-        return {"values": stored(values, dtype)}  # the seed tells the positions
-    order = positions.argsort()
-    return {
-        "values": stored(values.cpu()[order], dtype),
-        "positions": encode_shortest(positions[order], size),
-    }
+    base = {} if linear.base is None else {"base": Stacked.whole(stored(linear.base, dtype))}
+    bias = {} if linear.bias is None else {"bias": Stacked.whole(stored(linear.bias, dtype))}
+    return base | stacked | bias, lengths
 
 
 def public_config(config: UpcycleConfig) -> dict[str, Any]:

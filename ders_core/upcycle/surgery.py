@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ders_core.checkpoint.dense import DenseFFN
-from ders_core.codecs.coding.prng import expert_seed, random_positions
+from ders_core.codecs.coding.prng import expert_seed
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.hf.moe_ffn import FFNShape, model_ffns
 from ders_core.upcycle.config import UpcycleConfig
-from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, SparseDelta
-from ders_core.upcycle.forms import Form, LowRankForm, SparseForm
+from ders_core.upcycle.experts import ExpertLinear
 from ders_core.upcycle.moe_block import UNIVERSAL_SHARE, UpcycledFFN
 
 
@@ -31,14 +30,14 @@ class Site:
 
     def matrix(self, model: nn.Module, projection: str) -> torch.Tensor:
         """A projection's weight `[out, in]`, as a view of the model's parameter."""
-        own = self.ffn.weights[projection]
-        flat = model.get_parameter(own.info.name).detach().reshape(-1)
-        return own.slot.view(flat)
+        weight = self.ffn.weights[projection]
+        flat = model.get_parameter(weight.info.name).detach().reshape(-1)
+        return weight.slot.view(flat)
 
     def bias(self, model: nn.Module, projection: str) -> torch.Tensor | None:
         """A projection's bias `[out]`."""
-        own = self.ffn.weights[projection]
-        module = model.get_submodule(own.info.name.rpartition(".")[0])
+        weight = self.ffn.weights[projection]
+        module = model.get_submodule(weight.info.name.rpartition(".")[0])
         bias = getattr(module, "bias", None)
         return None if bias is None else bias.detach()
 
@@ -96,13 +95,13 @@ def module_paths(model: nn.Module, blocks: Mapping[int, UpcycledFFN]) -> dict[in
 def named_parameters(model: nn.Module, patterns: tuple[str, ...]) -> Iterator[nn.Parameter]:
     """The parameters that the user names. Raises RecipeError for a pattern that names none."""
     for pattern in patterns:
-        found = [own for name, own in model.named_parameters() if fnmatchcase(name, pattern)]
-        if not found:
+        named = [each for name, each in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not named:
             raise RecipeError(
                 f"train names {pattern!r}, but no parameter of the model is called so; a name is "
                 f"such as {next(iter(dict(model.named_parameters())))!r}"
             )
-        for parameter in found:
+        for parameter in named:
             parameter.data = parameter.data.float()
             yield parameter
 
@@ -143,41 +142,6 @@ def expert_linear(
     config: UpcycleConfig,
 ) -> ExpertLinear:
     """One projection as it starts. weight: `[out, in]` float32; biases: `[experts, out]`."""
-    form = config.form(projection)
     noise = config.noise * float(weight.square().mean().sqrt())
     seeds = [expert_seed(config.seed, layer, projection, expert) for expert in range(experts)]
-    if not form.shares_base:
-        whole = weight.expand(experts, -1, -1).clone()
-        for expert, seed in enumerate(seeds if noise else ()):
-            whole[expert] += noise * _normal(weight.shape, seed).to(weight.device)
-        return ExpertLinear(None, whole, biases)
-    shape = (weight.shape[0], weight.shape[1])
-    delta = new_delta(form, shape, seeds, noise).to(weight.device)
-    return ExpertLinear(weight.clone(), None, biases, [delta])
-
-
-def new_delta(
-    form: Form, shape: tuple[int, int], seeds: list[int], noise: float
-) -> LowRankDelta | SparseDelta:
-    """Deltas that are zero, or with `noise` random of that standard deviation (of an entry that
-    may differ). seeds: one for each expert; what is drawn depends on nothing else."""
-    out, width = shape
-    if isinstance(form, LowRankForm):
-        rank = min(form.rank, *shape)
-        right = torch.stack([_normal((rank, width), seed) for seed in seeds]) / width**0.5
-        left = torch.zeros(len(seeds), out, rank)
-        for expert, seed in enumerate(seeds if noise else ()):
-            left[expert] = noise * (width / rank) ** 0.5 * _normal((out, rank), seed + 1)
-        return LowRankDelta(left, right)
-    assert isinstance(form, SparseForm)
-    count = form.values(shape)
-    positions = [random_positions(out * width, count, seed) for seed in seeds]
-    values = torch.zeros(len(seeds), count)
-    for expert, seed in enumerate(seeds if noise else ()):
-        values[expert] = noise * _normal((count,), seed + 1)
-    return SparseDelta(values, torch.stack(positions).to(torch.int32))
-
-
-def _normal(shape: tuple[int, ...] | torch.Size, seed: int) -> torch.Tensor:
-    """float32, drawn on the CPU whatever the device is."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return config.form(projection).start(weight, biases, seeds, noise)

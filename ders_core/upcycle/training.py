@@ -26,8 +26,8 @@ from ders_core.compute.progress import Progress
 from ders_core.errors import Cancelled, OutputError
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
-from ders_core.upcycle.experts import ExpertLinear, SparseDelta
-from ders_core.upcycle.forms import Renewal, SparseForm
+from ders_core.upcycle.delta import Delta
+from ders_core.upcycle.experts import ExpertLinear
 from ders_core.upcycle.history import History, Measured, Moment
 from ders_core.upcycle.moe_block import UpcycledFFN
 
@@ -140,28 +140,31 @@ class UpcyclingTrainer(Trainer):
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
-        tensors = {name: own.detach().contiguous() for name, own in kept(model).items()}
+        tensors = {
+            name: tensor.detach().contiguous() for name, tensor in kept(model, self.blocks).items()
+        }
         save_file(tensors, directory / TRAINED)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         stored = load_file(Path(resume_from_checkpoint) / TRAINED)
-        own = kept(self.accelerator.unwrap_model(self.model))
-        if stored.keys() != own.keys():
+        tensors = kept(self.accelerator.unwrap_model(self.model), self.blocks)
+        if stored.keys() != tensors.keys():
             raise OutputError(
                 f"{resume_from_checkpoint} was written by a training of other parameters; remove it"
             )
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in tensors.items():
                 tensor.copy_(stored[name])
 
 
-def kept(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a training checkpoint holds of the model: what is trained, and the positions."""
-    trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
-    places = {name: own for name, own in model.named_buffers() if name.endswith(".positions")}
-    return trained | places
+def kept(model: nn.Module, blocks: Blocks) -> dict[str, torch.Tensor]:
+    """What a training checkpoint holds of the model: what is trained, and the deltas' buffers, such
+    as learned positions."""
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    held = {id(buffer) for *_, linear in _linears(blocks) for buffer in linear.deltas.buffers()}
+    return trained | {name: each for name, each in model.named_buffers() if id(each) in held}
 
 
 def _stacked(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -246,37 +249,31 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-class Renewals(TrainerCallback):
-    """Learns the positions of sparse forms: looks in a step's backward passes, moves after it."""
+class DeltaSteps(TrainerCallback):
+    """Tells the deltas when a step begins and ends: some learn more than their parameters."""
 
-    def __init__(self, trainer: UpcyclingTrainer, config: UpcycleConfig) -> None:
+    def __init__(self, trainer: UpcyclingTrainer) -> None:
         self._trainer = trainer
-        self._learned: list[tuple[SparseDelta, Renewal, int]] = []
-        for _, name, linear in _linears(trainer.blocks):
-            form = config.form(name)
-            if isinstance(form, SparseForm) and form.renew is not None:
-                assert linear.base is not None
-                delta = linear.sparse[-1]
-                self._learned.append((delta, form.renew, linear.base.numel()))
+        linears = _linears(trainer.blocks)
+        self._deltas: list[Delta] = [delta for *_, linear in linears for delta in linear.sets()]
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
-        for delta, renewal, _ in self._learned:
-            share = renewal.share_at(state.global_step + 1, args.max_steps)
-            count = round(share * delta.values.shape[1])
-            delta.probe = count or None
+        for delta in self._deltas:
+            delta.before_step(state.global_step + 1, args.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
+        for delta in self._deltas:
+            delta.after_step(self._moments)
+
+    def _moments(self, parameter: nn.Parameter) -> list[torch.Tensor]:
+        """AdamW's two moments of a parameter; none before its first step."""
         optimizer: Any = self._trainer.optimizer
-        inner = getattr(optimizer, "optimizer", optimizer)
-        for delta, _, size in self._learned:
-            if delta.probe is not None:
-                moments = inner.state.get(delta.values, {})
-                states = [moments[name] for name in ("exp_avg", "exp_avg_sq") if name in moments]
-                delta.renew(size, states)
+        state = getattr(optimizer, "optimizer", optimizer).state.get(parameter, {})
+        return [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
 
 
 def _shares(block: UpcycledFFN) -> tuple[float, ...]:
@@ -310,7 +307,7 @@ def train(
     if last and done >= config.training.steps:  # only the writing was interrupted
         trainer._load_from_checkpoint(last)
         return
-    trainer.add_callback(Renewals(trainer, config))
+    trainer.add_callback(DeltaSteps(trainer))
     if history_file is None:
         trainer.train(resume_from_checkpoint=last)
         return

@@ -13,7 +13,7 @@ from upcycle_pages import opened, page, words
 from ders_core.errors import RecipeError
 from ders_core.jobs import JobStore, Workspace
 from ders_core.ui.upcycle import choices as upcycle_choices
-from ders_core.ui.upcycle.comparison import sentence, table, variants
+from ders_core.ui.upcycle.comparison import comparison_table, sentence, variants
 from ders_core.upcycle import DenseModel, UpcycleConfig, predict
 
 MIXED = """
@@ -174,7 +174,7 @@ def test_the_table_is_what_is_predicted(app: AppTest, dense_parent_dir: Path) ->
 
 def test_a_sentence_for_each_form(dense_parent_dir: Path) -> None:
     dense, config = DenseModel.open(dense_parent_dir), upcycle_choices.start()
-    made = table(dense, variants(config, upcycle_choices.values_of(config)))
+    made = comparison_table(dense, variants(config, upcycle_choices.values_of(config)))
     low, vanilla = (made[made["form"] == name].iloc[0] for name in ("LM 4", "vanilla"))
     emptied = upcycle_choices.values_of(config) | {"rank": None}
     assert list(variants(config, emptied)) == ["vanilla", "SM 0.99", "LM 4"]

@@ -7,8 +7,13 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from ders_core.codecs.coding.prng import random_positions
-from ders_core.upcycle.experts import ExpertLinear, LowRankDelta, Routes, SparseDelta
+from ders_core.upcycle.delta import Delta
+from ders_core.upcycle.experts import ExpertLinear, Routes
+from ders_core.upcycle.forms.lowrank import LowRankDelta
+from ders_core.upcycle.forms.sparse import LearnedDelta, SparseDelta
+from ders_core.upcycle.forms.vanilla import SeparateLinear
 from ders_core.upcycle.moe_block import UpcycledFFN
+from ders_core.upcycle.shared import SharedLinear
 
 EXPERTS, OUT, IN, TOKENS, TOP_K = 4, 7, 5, 12, 2
 
@@ -22,11 +27,15 @@ def lowrank(seed: int) -> LowRankDelta:
 
 
 def sparse(seed: int) -> SparseDelta:
+    return SparseDelta(*values_and_positions(seed), (OUT, IN))
+
+
+def values_and_positions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """9 values of each expert, and where they are."""
     random = torch.Generator().manual_seed(seed)
     positions = [random_positions(OUT * IN, 9, seed + expert) for expert in range(EXPERTS)]
-    return SparseDelta(
-        torch.randn(EXPERTS, 9, generator=random), torch.stack(positions).to(torch.int32)
-    )
+    values = torch.randn(EXPERTS, 9, generator=random)
+    return values, torch.stack(positions).to(torch.int32)
 
 
 FORMS = {
@@ -41,10 +50,10 @@ def linear(form: str, bias: bool) -> ExpertLinear:
     random = torch.Generator().manual_seed(0)
     base = torch.randn(OUT, IN, generator=random)
     whole = torch.randn(EXPERTS, OUT, IN, generator=random)
-    own = torch.randn(EXPERTS, OUT, generator=random) if bias else None
+    biases = torch.randn(EXPERTS, OUT, generator=random) if bias else None
     if form == "vanilla":
-        return ExpertLinear(None, whole, own)
-    return ExpertLinear(base, None, own, FORMS[form]())
+        return SeparateLinear(whole, biases)
+    return SharedLinear(base, biases, FORMS[form]())
 
 
 def routes() -> Routes:
@@ -56,22 +65,25 @@ def routes() -> Routes:
     return Routes(order // TOP_K, chosen[order], counts, TOKENS)
 
 
-def dense_weights(own: ExpertLinear) -> torch.Tensor:
+def dense_delta(delta: Delta, expert: int) -> torch.Tensor:
+    """[out, in] in float64, differentiable in every parameter."""
+    if isinstance(delta, LowRankDelta):
+        return delta.left[expert].double() @ delta.right[expert].double()
+    zeros = torch.zeros(OUT * IN, dtype=torch.float64)
+    positions, values = delta.positions[expert].long(), delta.values[expert].double()
+    return zeros.index_put((positions,), values).view(OUT, IN)
+
+
+def dense_weights(experts: ExpertLinear) -> torch.Tensor:
     """[N, out, in] in float64, differentiable in every parameter."""
-    if own.whole is not None:
-        return own.whole.double()
-    weights = []
-    for expert in range(EXPERTS):
-        weight = own.base.double()
-        for delta in own.deltas:
-            if isinstance(delta, LowRankDelta):
-                weight = weight + delta.left[expert].double() @ delta.right[expert].double()
-            else:
-                zeros = torch.zeros(OUT * IN, dtype=torch.float64)
-                places, values = delta.positions[expert].long(), delta.values[expert].double()
-                weight = weight + zeros.index_put((places,), values).view(OUT, IN)
-        weights.append(weight)
-    return torch.stack(weights)
+    if isinstance(experts, SeparateLinear):
+        return experts.whole.double()
+    return torch.stack(
+        [
+            sum((dense_delta(delta, expert) for delta in experts.sets()), experts.base.double())
+            for expert in range(EXPERTS)
+        ]
+    )
 
 
 def by_hand(own: ExpertLinear, rows: torch.Tensor, way: Routes) -> torch.Tensor:
@@ -125,8 +137,9 @@ def test_a_frozen_base_gets_no_gradient_and_values_still_do() -> None:
     tokens = torch.randn(TOKENS, IN)
     own.spread(tokens, way).square().sum().backward()
     assert own.base.grad is None
-    assert own.sparse[0].values.grad.abs().sum() > 0
-    assert not own.sparse[0].values.grad[2].any()  # nobody went there
+    (delta,) = own.sets()
+    assert delta.values.grad.abs().sum() > 0
+    assert not delta.values.grad[2].any()  # nobody went there
 
 
 @pytest.mark.parametrize("form", ["lowrank", "sparse", "old and new"])
@@ -139,8 +152,9 @@ def test_no_matrix_of_all_experts_is_ever_made(form: str) -> None:
         deltas.append(LowRankDelta(torch.zeros(experts, out, 1), torch.randn(experts, 1, width)))
     if form != "lowrank":
         places = torch.stack([random_positions(out * width, 8, own) for own in range(experts)])
-        deltas.append(SparseDelta(torch.zeros(experts, 8), places.to(torch.int32)))
-    own = ExpertLinear(base, None, None, deltas)
+        places = places.to(torch.int32)
+        deltas.append(SparseDelta(torch.zeros(experts, 8), places, (out, width)))
+    own = SharedLinear(base, None, deltas)
     way = Routes(torch.arange(experts), torch.arange(experts), (1,) * experts, experts)
     saved: dict[int, int] = {}
 
@@ -160,9 +174,8 @@ def block(top_k: int, universal: bool) -> UpcycledFFN:
 
     def projection(out: int, width: int) -> ExpertLinear:
         count = EXPERTS + universal
-        return ExpertLinear(
+        return SharedLinear(
             torch.randn(out, width, generator=random),
-            None,
             torch.randn(count, out, generator=random),
             [
                 LowRankDelta(
@@ -193,7 +206,7 @@ def test_a_block_is_the_formula(top_k: int, universal: bool) -> None:
 
     def expert(number: int, token: torch.Tensor) -> torch.Tensor:
         def times(linear: ExpertLinear, value: torch.Tensor) -> torch.Tensor:
-            (delta,) = linear.lowrank
+            (delta,) = linear.sets()
             product = delta.left[number].double() @ delta.right[number].double()
             return (linear.base.double() + product) @ value + linear.bias[number].double()
 
@@ -231,8 +244,9 @@ def test_with_top_1_the_router_still_learns() -> None:
 
 
 def test_positions_move_to_the_largest_gradients_and_keep_the_largest_values() -> None:
-    own, way = linear("sparse", bias=False), routes()
-    delta = own.sparse[0]
+    way = routes()
+    delta = LearnedDelta(*values_and_positions(2), (OUT, IN))
+    own = SharedLinear(linear("sparse", bias=False).base.detach(), None, [delta])
     tokens, weight = torch.randn(TOKENS, IN), torch.randn(TOKENS * TOP_K, OUT)
     before, old = delta.values.detach().clone(), delta.positions.clone()
     moments = before.abs() * 10
@@ -244,13 +258,13 @@ def test_positions_move_to_the_largest_gradients_and_keep_the_largest_values() -
         kept = old[expert][before[expert].abs().topk(6).indices].long()
         gradient[kept] = -1
         wanted = set(gradient.topk(3).indices.tolist()) | set(kept.tolist())
-        assert set(delta.found[expert].tolist()) == wanted
-    found = {expert: set(places.tolist()) for expert, places in delta.found.items()}
+        assert set(delta.candidates[expert].tolist()) == wanted
+    found = {expert: set(places.tolist()) for expert, places in delta.candidates.items()}
     with torch.no_grad():
         delta.values.add_(0.01)  # the optimizer's step comes between
     before = delta.values.detach().clone()
     moments = before.abs() * 10
-    delta.renew(OUT * IN, [moments])
+    delta.renew([moments])
     assert 2 not in found
     for expert, places in found.items():
         was = dict(zip(old[expert].tolist(), before[expert].tolist(), strict=True))

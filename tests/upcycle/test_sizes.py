@@ -94,7 +94,7 @@ def test_values_of_a_model_with_biases_and_no_gate(
     found = predict(dense, config(form, layers="every-other", universal=True))
     own = {"vanilla": 80 * 48, "lowrank": 4 * (80 + 48), "sparse": round(80 * 48 * (1 - 0.9))}
     members = EXPERTS + 1
-    values, biases, routers = 2 * members * own[form.form], members * (80 + 48), members * 48
+    values, biases, routers = 2 * members * own[form.name], members * (80 + 48), members * 48
     copies = 2 * 80 * 48 if isinstance(form, Vanilla) else 0
     assert found.added == values + biases + routers - copies - (80 + 48)
     assert found.trained == values + biases + routers + (2 * 80 * 48 - copies)

@@ -11,27 +11,15 @@ from pydantic import ValidationError
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import RecipeError
-from ders_core.upcycle import (
-    Data,
-    FormRule,
-    LowRankForm,
-    Renewal,
-    SparseForm,
-    UpcycleConfig,
-    Vanilla,
-)
-from ders_core.upcycle.forms import Form
+from ders_core.upcycle import Data, FormRule, UpcycleConfig
+from ders_core.upcycle.forms import FORMS, Form
 
 Values = dict[str, Any]
 
-FORMS = {"lowrank": "low rank (LM)", "sparse": "sparse (SM)", "vanilla": "vanilla"}
 MIXED = "mixed"
 LAYERS = {"all": "all", "every-other": "every other", "list": "a list"}
-RANK, DROP_RATE = 4, 0.99
-"""Strengths to begin with: the paper's own (DeRS, table 6)."""
-
 TEXT = Path("text.txt")
-"""What stands in a configuration while no text was named yet."""
+"""What a configuration holds while no text was named yet."""
 
 _PLAIN = ("seed", "experts", "top_k", "universal", "base", "noise")
 _TRAINING = (
@@ -55,8 +43,14 @@ _TRAINING = (
 
 
 def start() -> UpcycleConfig:
-    """What is chosen before anybody chose."""
-    return UpcycleConfig(name=f"LM {RANK}", data=Data(texts=(TEXT,)))
+    """What the page begins with."""
+    config = UpcycleConfig(name="unnamed", data=Data(texts=(TEXT,)))
+    return config.model_copy(update={"name": suggested_name(config)})
+
+
+def form_titles() -> dict[str, str]:
+    """Name of each form -> as the page offers it."""
+    return {name: form.title for name, form in FORMS.items()}
 
 
 def suggested_name(config: UpcycleConfig) -> str:
@@ -67,7 +61,7 @@ def values_of(config: UpcycleConfig) -> Values:
     """What the widgets show for a configuration."""
     data, training = config.data, config.training
     forms = {projection: config.form(projection) for projection in PROJECTIONS}
-    same = len(set(map(repr, forms.values()))) == 1
+    same = len(set(forms.values())) == 1
     values: Values = {name: getattr(config, name) for name in _PLAIN}
     values |= {name: getattr(training, name) for name in _TRAINING}
     values |= _form_values(forms["up"], "")
@@ -90,13 +84,16 @@ def values_of(config: UpcycleConfig) -> Values:
 
 
 def _form_values(form: Form, suffix: str) -> Values:
-    sparse = isinstance(form, SparseForm)
-    return {
-        f"form{suffix}": form.model_dump()["form"],
-        f"rank{suffix}": form.rank if isinstance(form, LowRankForm) else RANK,
-        f"drop_rate{suffix}": form.drop_rate if isinstance(form, SparseForm) else DROP_RATE,
-        f"learned{suffix}": bool(sparse and form.model_dump()["renew"]),
-    }
+    values = {"form": form.name} | usual_strengths() | form.choices()
+    return {f"{name}{suffix}": value for name, value in values.items()}
+
+
+def usual_strengths() -> Values:
+    """What the fields of every form begin with."""
+    values: Values = {}
+    for form in FORMS.values():
+        values |= form.usual().choices()
+    return values
 
 
 def config_of(
@@ -144,27 +141,19 @@ def _forms(
         chosen[projection] = form_of(values, before.form(shown), f"_{shown}" if mixed else "")
     if all(before.form(projection) == form for projection, form in chosen.items()):
         return before.forms
-    alike: dict[str, tuple[Form, list[Any]]] = {}
+    alike: dict[Form, list[str]] = {}
     for projection, form in chosen.items():
-        alike.setdefault(repr(form), (form, []))[1].append(projection)
+        alike.setdefault(form, []).append(projection)
     return tuple(
-        FormRule.model_validate({"projections": names, "form": form.model_dump()})
-        for form, names in alike.values()
+        FormRule.model_validate({"projections": names, "form": form})
+        for form, names in alike.items()
     )
 
 
 def form_of(values: Mapping[str, Any], before: Form, suffix: str = "") -> Form:
     """The form that one set of widgets shows. Raises ValidationError."""
-    kind = values[f"form{suffix}"]
-    if kind == "vanilla":
-        return Vanilla()
-    if kind == "lowrank":
-        return LowRankForm(rank=values[f"rank{suffix}"])
-    renew = before.renew if isinstance(before, SparseForm) else None
-    return SparseForm(
-        drop_rate=values[f"drop_rate{suffix}"],
-        renew=(renew or Renewal()) if values[f"learned{suffix}"] else None,
-    )
+    form = FORMS.find(values[f"form{suffix}"])
+    return form.choose({name: values[f"{name}{suffix}"] for name in form.fields}, before)
 
 
 def _sentence(error: ValidationError) -> str:

@@ -7,74 +7,76 @@ from typing import Any
 
 import pandas as pd
 
-from ders_core.ui.upcycle.choices import DROP_RATE, MIXED, RANK, form_of
+from ders_core.ui.upcycle.choices import MIXED, form_of, usual_strengths
 from ders_core.units import count_text, share_text
-from ders_core.upcycle import DenseModel, FormRule, UpcycleConfig, predict
+from ders_core.upcycle import DenseModel, FormRule, UpcycleConfig, Vanilla, predict
+from ders_core.upcycle.forms import FORMS
 
-VANILLA = "vanilla"
+VANILLA = Vanilla().label
+"""What the shares in the table are of."""
 
 
 def variants(config: UpcycleConfig, values: Mapping[str, Any]) -> dict[str, UpcycleConfig]:
-    """Label -> the same configuration with vanilla, SM and LM of the chosen strengths; and the
+    """Label -> the same configuration with each form at the chosen strength, vanilla first; and the
     chosen one last, if it is none of these."""
-    found: dict[str, UpcycleConfig] = {}
-    strengths = {
-        name: own if (own := values[name]) is not None else start  # an emptied field says nothing
-        for name, start in (("rank", RANK), ("drop_rate", DROP_RATE))
+    configs: dict[str, UpcycleConfig] = {}
+    strengths = {  # of an emptied field, what it began with
+        name: usual if values.get(name) is None else values[name]
+        for name, usual in usual_strengths().items()
     }
-    for kind in ("vanilla", "sparse", "lowrank"):
-        form = form_of({**values, **strengths, "form": kind}, config.form("up"))
-        rule = FormRule.model_validate({"form": form.model_dump()})
-        own = config.model_copy(update={"forms": (rule,)})
-        found[own.label] = own
+    names = sorted(FORMS, reverse=True)
+    for name in sorted(names, key=lambda name: name != Vanilla.name):
+        form = form_of({**strengths, "form": name}, config.form("up"))
+        variant = config.model_copy(update={"forms": (FormRule(form=form),)})
+        configs[variant.label] = variant
     if values["form"] == MIXED:
-        found.setdefault(config.label, config)
-    return found
+        configs.setdefault(config.label, config)
+    return configs
 
 
-def table(dense: DenseModel, choices: Mapping[str, UpcycleConfig]) -> pd.DataFrame:
-    """form, added values, bytes on disk, bytes in memory while it is trained (their parts are
-    weights, gradients, optimizer); and of the first three the share of vanilla's.
+def comparison_table(dense: DenseModel, choices: Mapping[str, UpcycleConfig]) -> pd.DataFrame:
+    """form, added values, bytes on disk, bytes in memory while it is trained (the sum of weights,
+    gradients, optimizer); and of the first three the share of vanilla's.
 
     Raises RecipeError if a configuration does not fit the model.
     """
     rows = []
     for label, config in choices.items():
-        found = predict(dense, config)
-        parts = (found.parameter_bytes, found.gradient_bytes, found.optimizer_bytes)
-        rows.append((label, found.added, found.packed_bytes, sum(parts), *parts))
+        sizes = predict(dense, config)
+        memory = (sizes.parameter_bytes, sizes.gradient_bytes, sizes.optimizer_bytes)
+        rows.append((label, sizes.added, sizes.packed_bytes, sum(memory), *memory))
     columns = ["form", "added", "disk", "memory", "weights", "gradients", "optimizer"]
-    made = pd.DataFrame(rows, columns=columns)
-    vanilla = made[made["form"] == VANILLA].iloc[0]
+    table = pd.DataFrame(rows, columns=columns)
+    vanilla = table[table["form"] == VANILLA].iloc[0]
     for name in ("added", "disk", "memory"):
-        made[f"{name}_share"] = made[name] / vanilla[name]
-    return made
+        table[f"{name}_share"] = table[name] / vanilla[name]
+    return table
 
 
-def sentence(made: pd.DataFrame, config: UpcycleConfig) -> str:
+def sentence(table: pd.DataFrame, config: UpcycleConfig) -> str:
     """What the chosen form adds, in one sentence."""
-    chosen = made[made["form"] == config.label].iloc[0]
+    chosen = table[table["form"] == config.label].iloc[0]
     if config.label != VANILLA:
         return (
             f"**{config.label}** adds {count_text(chosen['added'])} parameters, "
             f"{share_text(chosen['added_share'])} of what vanilla adds."
         )
-    lightest = made.sort_values("added").iloc[0]
+    lightest = table.sort_values("added").iloc[0]
     return (
         f"**vanilla** adds {count_text(chosen['added'])} parameters; {lightest['form']} would add "
         f"{count_text(lightest['added'])}, {share_text(lightest['added_share'])} of that."
     )
 
 
-def scaled(made: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
+def scaled(table: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
     """The table as it is shown, with the units of its counts and its bytes; shares in percent."""
-    largest = float(made[["disk", "memory"]].to_numpy().max())
-    count, count_unit = (1e9, "B") if float(made["added"].max()) >= 1e9 else (1e6, "M")
+    largest = float(table[["disk", "memory"]].to_numpy().max())
+    count, count_unit = (1e9, "B") if float(table["added"].max()) >= 1e9 else (1e6, "M")
     size, size_unit = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")
-    shown = made.copy()
-    shown["added"] = made["added"] / count
+    shown = table.copy()
+    shown["added"] = table["added"] / count
     for name in ("disk", "memory", "weights", "gradients", "optimizer"):
-        shown[name] = made[name] / size
+        shown[name] = table[name] / size
     for name in ("added_share", "disk_share", "memory_share"):
-        shown[name] = 100 * made[name]
+        shown[name] = 100 * table[name]
     return shown, count_unit, size_unit

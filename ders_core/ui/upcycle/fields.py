@@ -1,41 +1,10 @@
-"""What each number among the choices of the Upcycle page is: its name, its meaning, its range."""
+"""Label, meaning and range of each number on the Upcycle page; a form says those of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ders_core.upcycle.fields import Number
 
 MOST = 1_000_000
-
-
-@dataclass(frozen=True)
-class Number:
-    """It is a whole number where its step is one."""
-
-    label: str
-    help: str
-    least: int | float
-    most: int | float
-    step: int | float
-    empty: str | None = None
-    """What an empty field says, where it may be empty."""
-
-
-RANK = Number(
-    "Rank",
-    r"r: each delta is a product $A_i B_i$ of two thin matrices, with $r\cdot(d+d_h)$ trained "
-    "values.",
-    1,
-    8192,
-    1,
-)
-DROP_RATE = Number(
-    "Drop rate",
-    "p: the share of entries that never differ from the base; of each expert "
-    r"$(1-p)\cdot d\cdot d_h$ values are trained.",
-    0.0,
-    0.999999,
-    0.01,
-)
 
 NUMBERS = {
     "experts": Number("Experts", "N: into so many experts each chosen FFN is copied.", 2, 1024, 1),

@@ -8,17 +8,13 @@ from typing import Any
 import streamlit as st
 
 from ders_core.compute.device import available_devices
-from ders_core.ui.upcycle.choices import FORMS, LAYERS, MIXED, Values
-from ders_core.ui.upcycle.fields import DROP_RATE, NUMBERS, RANK, Number
+from ders_core.ui.upcycle.choices import LAYERS, MIXED, Values, form_titles
+from ders_core.ui.upcycle.fields import NUMBERS
+from ders_core.upcycle.fields import Number
+from ders_core.upcycle.forms import FORMS
 
 DEVICE = "device"
 """Where it is trained: beside the configuration, which any machine may follow."""
-
-FORM = (
-    r"How an expert differs from the shared weight, $W_i = W_{shared} + F(\Delta_i)$: by a "
-    "low-rank product (DeRS-LM), by values at a few positions (DeRS-SM), or as a whole copy of "
-    "its own (vanilla upcycling)."
-)
 
 
 def key_of(name: str) -> str:
@@ -37,31 +33,33 @@ class _Widgets:
     def __init__(self, values: Values) -> None:
         self.values = values
 
-    def field(self, on: Any, widget: str, name: str, label: str, **options: Any) -> None:
+    def field(self, place: Any, widget: str, name: str, label: str, **options: Any) -> None:
         st.session_state.setdefault(key_of(name), self.values[name])
-        self.values[name] = getattr(on, widget)(label, key=key_of(name), **options)
+        self.values[name] = getattr(place, widget)(label, key=key_of(name), **options)
 
-    def number(self, on: Any, name: str, what: Number | None = None) -> None:
-        what = what or NUMBERS[name]
+    def number(self, place: Any, name: str, number: Number | None = None) -> None:
+        number = number or NUMBERS[name]
         self.field(
-            on,
+            place,
             "number_input",
             name,
-            what.label,
-            help=what.help,
-            min_value=what.least,
-            max_value=what.most,
-            step=what.step,
-            format=None if isinstance(what.step, int) else "%g",
-            placeholder=what.empty,
+            number.label,
+            help=number.help,
+            min_value=number.least,
+            max_value=number.most,
+            step=number.step,
+            format=None if isinstance(number.step, int) else "%g",
+            placeholder=number.empty,
         )
 
-    def toggle(self, on: Any, name: str, label: str, help: str) -> None:
-        self.field(on, "toggle", name, label, help=help)
+    def toggle(self, place: Any, name: str, label: str, help: str) -> None:
+        self.field(place, "toggle", name, label, help=help)
 
-    def one_of(self, on: Any, name: str, label: str, help: str, names: Mapping[str, str]) -> None:
+    def one_of(
+        self, place: Any, name: str, label: str, help: str, names: Mapping[str, str]
+    ) -> None:
         self.field(
-            on,
+            place,
             "segmented_control",
             name,
             label,
@@ -71,8 +69,8 @@ class _Widgets:
             required=True,
         )
 
-    def select(self, on: Any, name: str, label: str, help: str, options: Sequence[str]) -> None:
-        self.field(on, "selectbox", name, label, help=help, options=list(options))
+    def select(self, place: Any, name: str, label: str, help: str, options: Sequence[str]) -> None:
+        self.field(place, "selectbox", name, label, help=help, options=list(options))
 
 
 def choices(values: Values, projections: Sequence[str]) -> None:
@@ -126,11 +124,13 @@ def _experts(ask: _Widgets) -> None:
 
 
 def _forms(ask: _Widgets, projections: Sequence[str]) -> None:
-    row = _row([7, 2, 2, 3])
-    ask.one_of(row[0], "form", "Form of the deltas", FORM, FORMS | {MIXED: "mixed"})
-    _strength(ask, row[1:3], "", ask.values["form"])
+    titles, meaning = form_titles(), _form_help()
+    widths = [7, *[2] * max(len(form.fields) for form in FORMS.values()), 3]
+    row = _row(widths)
+    ask.one_of(row[0], "form", "Form of the deltas", meaning, titles | {MIXED: "mixed"})
+    _strength(ask, row[1:], "", ask.values["form"])
     ask.one_of(
-        row[3],
+        row[-1],
         "base",
         "Shared weight",
         r"$W_{shared}$ starts as the dense FFN; frozen, it saves memory and costs quality "
@@ -138,24 +138,24 @@ def _forms(ask: _Widgets, projections: Sequence[str]) -> None:
         {"trained": "trained", "frozen": "frozen"},
     )
     for projection in projections if ask.values["form"] == MIXED else ():
-        own = _row([7, 2, 2, 3])
-        ask.one_of(own[0], f"form_{projection}", f"Form of {projection}", FORM, FORMS)
-        _strength(ask, own[1:3], f"_{projection}", ask.values[f"form_{projection}"])
+        row = _row(widths)
+        ask.one_of(row[0], f"form_{projection}", f"Form of {projection}", meaning, titles)
+        _strength(ask, row[1:], f"_{projection}", ask.values[f"form_{projection}"])
 
 
-def _strength(ask: _Widgets, row: Sequence[Any], suffix: str, form: str) -> None:
-    """What the form's strength is told by; nothing for whole copies."""
-    if form == "lowrank":
-        ask.number(row[0], f"rank{suffix}", RANK)
-    elif form == "sparse":
-        ask.number(row[0], f"drop_rate{suffix}", DROP_RATE)
-        ask.toggle(
-            row[1],
-            f"learned{suffix}",
-            "Learned",
-            "Positions of the smallest values give way to those of the largest gradients while it "
-            "is trained (RigL); otherwise they are drawn once, at random.",
-        )
+def _form_help() -> str:
+    *others, last = (form.difference for form in FORMS.values())
+    return (
+        r"How an expert differs from the shared weight, $W_i = W_{shared} + F(\Delta_i)$: "
+        f"{', '.join(others)}, or {last}."
+    )
+
+
+def _strength(ask: _Widgets, row: Sequence[Any], suffix: str, name: str) -> None:
+    """The fields of the form that is chosen; nothing for the mix of several."""
+    fields = FORMS[name].fields if name in FORMS else {}
+    for place, (value, field) in zip(row, fields.items(), strict=False):
+        field.draw(ask, place, f"{value}{suffix}")
 
 
 def _text(ask: _Widgets) -> None:
