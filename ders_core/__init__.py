@@ -1,3 +1,111 @@
-"""DeRS: Decompose, Replace, Synthesis for upcycled Mixture-of-Experts (arXiv 2503.01359)."""
+"""DeRS: Decompose, Replace, Synthesis for upcycled Mixture-of-Experts (arXiv 2503.01359).
+
+The names below are the public ones; each is imported when it is first used, so that
+`import ders_core` alone stays quick. What runs models has doors of its own: `ders_core.hf`,
+`ders_core.evaluate`, `ders_core.calibrate` and `ders_core.upcycle`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ders_core.analysis import Analysis, analyze
+    from ders_core.analysis.summary import Summary, summarize
+    from ders_core.checkpoint import Checkpoint, ExpertGroup
+    from ders_core.codecs import Codec, make_codec
+    from ders_core.errors import (
+        Cancelled,
+        CheckpointError,
+        CodecError,
+        DersError,
+        EvaluationError,
+        JobError,
+        OutputError,
+        RecipeError,
+    )
+    from ders_core.packed.open import open_checkpoint
+    from ders_core.packed.patch import apply_patch, rollback
+    from ders_core.pipeline.compress import compress
+    from ders_core.pipeline.export import export
+    from ders_core.pipeline.plan import Plan, resolve
+    from ders_core.pipeline.report import Report
+    from ders_core.pipeline.synthesize import synthesize
+    from ders_core.pipeline.verify import Verification, verify
+    from ders_core.recipe import Recipe, Rule, load_recipe, presets
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Analysis",
+    "Cancelled",
+    "Checkpoint",
+    "CheckpointError",
+    "Codec",
+    "CodecError",
+    "DersError",
+    "EvaluationError",
+    "ExpertGroup",
+    "JobError",
+    "OutputError",
+    "Plan",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Rule",
+    "Summary",
+    "Verification",
+    "analyze",
+    "apply_patch",
+    "compress",
+    "export",
+    "load_recipe",
+    "make_codec",
+    "open_checkpoint",
+    "presets",
+    "resolve",
+    "rollback",
+    "summarize",
+    "synthesize",
+    "verify",
+]
+
+_MODULES = {
+    "analysis": ("Analysis", "analyze"),
+    "analysis.summary": ("Summary", "summarize"),
+    "checkpoint": ("Checkpoint", "ExpertGroup"),
+    "codecs": ("Codec", "make_codec"),
+    "errors": (
+        "Cancelled",
+        "CheckpointError",
+        "CodecError",
+        "DersError",
+        "EvaluationError",
+        "JobError",
+        "OutputError",
+        "RecipeError",
+    ),
+    "packed.open": ("open_checkpoint",),
+    "packed.patch": ("apply_patch", "rollback"),
+    "pipeline.compress": ("compress",),
+    "pipeline.export": ("export",),
+    "pipeline.plan": ("Plan", "resolve"),
+    "pipeline.report": ("Report",),
+    "pipeline.synthesize": ("synthesize",),
+    "pipeline.verify": ("Verification", "verify"),
+    "recipe": ("Recipe", "Rule", "load_recipe", "presets"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ders_core' has no attribute {name!r}")
+    value = getattr(import_module(f"ders_core.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,142 @@
+"""Every example in the README and in docs/ does what the page says: Python, shell and YAML.
+
+The shell examples start from a demo (`ders demo demo`), which `tests/demo` builds for real; here a tiny
+model of the same layout stands in its place. `ders app` is started by the browser's tests.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ders_core.checkpoint.layouts import Layout
+from ders_core.cli.main import main
+from ders_core.recipe import Recipe
+from ders_core.upcycle import UpcycleConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ELSEWHERE = ("ders demo", "ders app", "ders worker")
+"""Commands that other tests run."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [
+        text for kind, text in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language
+    ]
+
+
+def pages_with(language: str) -> list[object]:
+    return [pytest.param(page, id=page.name) for page in PAGES if blocks(page, language)]
+
+
+@pytest.fixture
+def demo(
+    tmp_path: Path,
+    mixtral_dir: Path,
+    dense_parent_dir: Path,
+    tiny_text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """An empty folder with what `ders demo demo` leaves in it."""
+    shutil.copytree(mixtral_dir, tmp_path / "demo" / "moe")
+    shutil.copytree(dense_parent_dir, tmp_path / "demo" / "dense")
+    for name in ("calibration.txt", "heldout.txt"):
+        (tmp_path / "demo" / name).write_text(4 * tiny_text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ders(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of one line of a shell."""
+    monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
+    try:
+        main()
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_shell_examples_run(page: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in blocks(page, "sh"):
+        for line in block.splitlines():
+            if line.startswith("ders ") and not line.startswith(ELSEWHERE):
+                assert ders(line, monkeypatch) == 0, line
+        for place in demo.iterdir():  # the next block starts anew
+            if place.name != "demo":
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_every_command_of_a_shell_example_is_one(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        if line.startswith("ders "):
+            assert ders(" ".join(line.split()[:2]) + " --help", monkeypatch) == 0, line
+            assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_examples_run(page: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.name != "README.md":  # the README packs by itself
+        assert ders("ders compress demo/moe packed --recipe quantized-2bit", monkeypatch) == 0
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_the_format_page_reads_what_the_package_reads(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    assert ders("ders compress demo/moe packed --recipe quantized-2bit", monkeypatch) == 0
+    assert ders("ders synthesize packed restored", monkeypatch) == 0
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks(ROOT / "docs" / "format.md", "python"):
+        exec(compile(block, "format.md", "exec"), names)
+    synthesized = names["synthesized"]
+    assert callable(synthesized)
+    restored = load_file(Path("restored") / "model.safetensors")
+    for layer in range(2):
+        for projection, name in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+            for expert in range(4):
+                key = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}.weight"
+                assert torch.equal(synthesized("packed", layer, projection, expert), restored[key])
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_yaml_examples_are_valid(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        keys = yaml.safe_load(block).keys()
+        if "rules" in keys:
+            Recipe.from_yaml(block)
+        elif "forms" in keys:
+            UpcycleConfig.from_yaml(block)
+        else:
+            Layout.model_validate(yaml.safe_load(block))
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_names_every_package() -> None:
+    """The tree has a line for each folder of the library, and the page stays short."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for package in (ROOT / "ders_core").iterdir():
+        if (package / "__init__.py").is_file():
+            assert f" {package.name}/ " in text, package.name
