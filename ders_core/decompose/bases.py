@@ -125,7 +125,7 @@ class DenseParent:
     def open(cls, path: str | Path) -> DenseParent:
         """Raises CheckpointError if it is no checkpoint, or has no FFN of a known form."""
         store = TensorStore.open(path)
-        ffns = dense_ffns(store.tensors)
+        ffns = dense_ffns(store.specs)
         if not ffns:
             raise CheckpointError(
                 f"the dense model {store.path.name} has no FFN that is known here (gate_proj, "
@@ -152,10 +152,10 @@ class DenseParent:
         matrix = next((own for own in found if own.shape == group.shape[1:]), None)
         if matrix is None:
             raise CheckpointError(
-                f"{where}: {found[0].info.name!r} is {list(found[0].shape)}, the experts are "
+                f"{where}: {found[0].tensor!r} is {list(found[0].shape)}, the experts are "
                 f"{list(group.shape[1:])}; it is not the parent"
             )
-        base = matrix.read().to(group.dtype)
+        base = matrix.matrix(self.store.tensors).read().to(group.dtype)
         cosine = _mean_cosine(base, group)
         if not cosine >= LEAST_SIMILARITY:
             raise CheckpointError(

@@ -19,10 +19,11 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.compute.tasks import Run, one_by_one, with_next
 from ders_core.decompose.bases import DenseParent
 from ders_core.errors import OutputError
-from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.header import read_header
 from ders_core.files.output import copy_files, output_directory
 from ders_core.files.spec import NAMES
 from ders_core.files.store import read_json
+from ders_core.files.tensor import TensorReader
 from ders_core.files.writer import METADATA, shards, write_file, write_index, write_json
 from ders_core.packed.manifest import (
     FORMAT_VERSION,
@@ -34,6 +35,7 @@ from ders_core.packed.manifest import (
     Source,
     public_recipe,
 )
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import EncodeTask, encode_group
 from ders_core.pipeline.plan import Plan, PlanEntry, carried_specs, resolve
@@ -60,7 +62,7 @@ def compress(
     finished wait in `<out>.partial`.
     """
     started = time.monotonic()
-    source = Checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint)
     plan = resolve(recipe, source)
     dense = str(recipe.base.dense) if isinstance(recipe.base, DenseBase) else None
     base = recipe.base if isinstance(recipe.base, str) else "mean"
@@ -150,7 +152,7 @@ def _assemble(
     entries, groups = [], []
     checksums: dict[str, str] = {}
     promised: dict[str, tuple[int, str]] = {}  # tensor -> its group
-    tensors: dict[str, TensorInfo] = {
+    tensors: dict[str, TensorReader] = {
         name: source.tensors[name] for name in carried_specs(source, plan)
     }
     for entry in plan.entries:

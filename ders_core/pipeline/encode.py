@@ -31,6 +31,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.report import ReportEntry
 
@@ -83,7 +84,7 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     """Decompose and encode one group; stage its tensors and what is to be told about it."""
     started = time.monotonic()
     keep_small_blocks()
-    checkpoint: Checkpoint = opened(Checkpoint, task.checkpoint, task.identity)
+    checkpoint: Checkpoint = opened(open_checkpoint, task.checkpoint, task.identity)
     group = checkpoint.group(task.layer, task.projection, task.extended)
     codec = GroupCodec.load(task.codec, task.uses, group.shape[0])
     others: dict[str, float] = {}

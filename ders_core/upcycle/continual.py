@@ -106,7 +106,7 @@ class FromPacked(Start):
         packed = self._source.packed
         trained = {name: own for name, own in model.network.named_parameters() if own.requires_grad}
         contents = Contents(
-            original={name: packed.spec(name) for name in packed.names()},
+            original={name: packed.original.spec(name) for name in packed.original.names()},
         )
         groups = {group.prefix: group for group in packed.manifest.groups}
         routers = self._routers(model) if self.config.router.train else {}

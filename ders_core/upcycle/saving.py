@@ -14,10 +14,10 @@ from ders_core.codecs import Codec, Parts
 from ders_core.codecs.coding.positions import encode_shortest
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.codecs.sparse import Sparse
-from ders_core.files.header import TensorInfo
 from ders_core.files.output import copy_files
 from ders_core.files.spec import NAMES, TensorSpec
 from ders_core.files.store import content_identity, middle
+from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import (
     METADATA,
     file_bytes,
@@ -55,7 +55,7 @@ OWN_FILES = (RECORD, HISTORY)
 class Contents:
     """What a packed checkpoint will hold, and the tensors that it stands for."""
 
-    tensors: dict[str, Stacked | TensorInfo] = field(default_factory=dict)
+    tensors: dict[str, Stacked | FileTensor] = field(default_factory=dict)
     """What is carried over as it is stays on disk until it is written."""
     original: dict[str, TensorSpec] = field(default_factory=dict)
     groups: list[PackedGroup] = field(default_factory=list)
@@ -128,10 +128,10 @@ def write_contents(
 
 def _samples(packed: PackedCheckpoint) -> Iterator[tuple[str, TensorSpec, bytes]]:
     """What names the content of the layout that a packed checkpoint stands for."""
-    for name in packed.names():
-        spec = packed.spec(name)
+    for name in packed.original.names():
+        spec = packed.original.spec(name)
         begin, end = middle(0, spec.nbytes)
-        raw = packed.read(name).contiguous().reshape(-1).view(torch.uint8)
+        raw = packed.original.read(name).contiguous().reshape(-1).view(torch.uint8)
         yield name, spec, raw[begin:end].numpy().tobytes()
 
 

@@ -32,13 +32,13 @@ class Site:
     def matrix(self, model: nn.Module, projection: str) -> torch.Tensor:
         """A projection's weight `[out, in]`, as a view of the model's parameter."""
         own = self.ffn.weights[projection]
-        flat = model.get_parameter(own.info.name).detach().reshape(-1)
+        flat = model.get_parameter(own.tensor).detach().reshape(-1)
         return own.slot.view(flat)
 
     def bias(self, model: nn.Module, projection: str) -> torch.Tensor | None:
         """A projection's bias `[out]`."""
         own = self.ffn.weights[projection]
-        module = model.get_submodule(own.info.name.rpartition(".")[0])
+        module = model.get_submodule(own.tensor.rpartition(".")[0])
         bias = getattr(module, "bias", None)
         return None if bias is None else bias.detach()
 
@@ -54,7 +54,7 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         module = model.get_submodule(site.path)
         held = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
         known = {
-            matrix.info.name.removeprefix(f"{site.path}.").rpartition(".")[0]
+            matrix.tensor.removeprefix(f"{site.path}.").rpartition(".")[0]
             for matrix in site.ffn.weights.values()
         }
         if held != known:

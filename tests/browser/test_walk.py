@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 from studio_process import Studio
 
 from ders_core.analysis import Analysis, judge
-from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import JobStore
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import presets
@@ -59,7 +59,7 @@ def test_from_nothing_to_an_export(browser: Browser, studio: Studio) -> None:
     figures = json.loads((demo / "demo.json").read_text())["perplexities"]
     assert figures["moe"] < figures["dense"]
     assert figures["base_only"] > 1.10 * figures["moe"]
-    checkpoint = Checkpoint(demo / "moe")
+    checkpoint = open_checkpoint(demo / "moe")
     assert (checkpoint.num_experts, checkpoint.top_k, len(checkpoint.moe_layers)) == (8, 2, 4)
     main = page.get_by_test_id("stMain")
     expect(main.get_by_text("8 experts × 4 layers, top-2.")).to_be_visible()

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import combine
 from ders_core.decompose.bases import DenseParent, around_mean, from_parent, mean_base
+from ders_core.packed.open import open_checkpoint
 
 
 @pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_dir"])
 def test_the_mean_is_the_mean(
     directory: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint(request.getfixturevalue(directory))
+    checkpoint = open_checkpoint(request.getfixturevalue(directory))
     for group in checkpoint.groups():
         exact = group.read().double().mean(0)
         base = mean_base(group)
@@ -29,7 +29,7 @@ def test_the_mean_is_the_mean(
 
 def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
     """W_base + Δ is W again to the last bit: no rounding is everybody's error."""
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     group = checkpoint.group(1, "down")
     split = around_mean(group)
     for expert, delta in enumerate(split.deltas()):
@@ -40,7 +40,7 @@ def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
 
 
 def test_a_dense_parent_is_the_base(mixtral_dir: Path, dense_parent_dir: Path) -> None:
-    checkpoint, parent = Checkpoint(mixtral_dir), DenseParent.open(dense_parent_dir)
+    checkpoint, parent = open_checkpoint(mixtral_dir), DenseParent.open(dense_parent_dir)
     for group in checkpoint.groups():
         split = from_parent(group, parent)
         name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ders_core.errors import CheckpointError
 from ders_core.jobs.context import TaskContext
 from ders_core.jobs.specs import AnalyzeSpec
+from ders_core.packed.open import open_checkpoint
 
 if TYPE_CHECKING:
     from ders_core.analysis import Analysis
@@ -21,10 +22,9 @@ SAVE_EVERY = 2.0
 
 def run(context: TaskContext) -> dict[str, Any]:
     from ders_core.analysis import analyze
-    from ders_core.checkpoint import Checkpoint
 
     spec = context.spec(AnalyzeSpec)
-    checkpoint = Checkpoint(context.checkpoint(spec.checkpoint))
+    checkpoint = open_checkpoint(context.checkpoint(spec.checkpoint))
     directory = context.workspace.analysis_dir(checkpoint.identity)
     growing = context.workspace.growing_dir(checkpoint.identity)
     device = context.device(spec.device)
