@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ders_core.calibrate import calibrate
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs.coding.packing import packed_bytes
 from ders_core.decompose.averages import around_mean
+from ders_core.packed.open import open_checkpoint
 
 DTYPE = torch.bfloat16
 
@@ -70,7 +70,7 @@ def structured(shape: tuple[int, int]) -> Callable[[torch.Generator], torch.Tens
 def demo_groups(demo: Path, work: Path) -> Iterator[Group]:
     """The true deltas of the first and the last layer, with the moments that `ders calibrate`
     finds in the calibration text and in the held-out one."""
-    checkpoint = Checkpoint(demo / "moe")
+    checkpoint = open_checkpoint(demo / "moe")
     seen, fresh = (
         calibrate(demo / "moe", work / name, text=demo / f"{name}.txt", window=256)
         for name in ("calibration", "heldout")

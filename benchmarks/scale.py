@@ -35,10 +35,10 @@ from ders_core.analysis import analyze
 from ders_core.analysis.krylov import curve, product_dtype
 from ders_core.analysis.similarity import group_statistics
 from ders_core.analysis.summary import summarize
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs.fitting.select import largest
 from ders_core.decompose.averages import around_mean
 from ders_core.jobs import Engine
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
 from ders_core.pipeline.plan import resolve
@@ -65,7 +65,7 @@ def one(what: str, place: Path, rest: list[str]) -> None:
         case "read", []:
             report(lambda: read_all(place))
         case "analyze", [spectra, device]:
-            checkpoint = Checkpoint(place)
+            checkpoint = open_checkpoint(place)
             report(lambda: len(analyze(checkpoint, spectra=spectra, device=device).groups))  # type: ignore[arg-type]
         case "compress", [out, name, workers, device]:
             report(lambda: packed_bytes(place, Path(out), name, int(workers), device))
@@ -77,7 +77,7 @@ def one(what: str, place: Path, rest: list[str]) -> None:
             read_all(place)
             report(lambda: plain_similarity(place) if how == "plain" else ours(place))
         case "threshold" | "spectrum", [how]:
-            delta = next(iter(around_mean(Checkpoint(place).groups()[0]).deltas()))
+            delta = next(iter(around_mean(open_checkpoint(place).groups()[0]).deltas()))
             report(lambda: PARTS[what, how](delta))
         case "profile", [name]:
             profile(place, name)
@@ -101,12 +101,12 @@ def packed_bytes(place: Path, out: Path, name: str, workers: int, device: str) -
 
 
 def ours(place: Path) -> float:
-    return float(group_statistics(Checkpoint(place).groups()[0]).one_minus_cos.max())
+    return float(group_statistics(open_checkpoint(place).groups()[0]).one_minus_cos.max())
 
 
 def plain_similarity(place: Path) -> float:
     """All pairs, the group in memory."""
-    weights = Checkpoint(place).groups()[0].read().float().flatten(1)
+    weights = open_checkpoint(place).groups()[0].read().float().flatten(1)
     pairs = [(i, j) for i in range(len(weights)) for j in range(i)]
     return 1 - min(float(cosine_similarity(weights[i], weights[j], dim=0)) for i, j in pairs)
 
@@ -125,7 +125,7 @@ PARTS = {
 
 def profile(place: Path, name: str) -> None:
     """Where one process spends its time on one group."""
-    source, chosen = Checkpoint(place), recipe_of(name)
+    source, chosen = open_checkpoint(place), recipe_of(name)
     entry = resolve(chosen, source).entries[0]
     with tempfile.TemporaryDirectory(dir=place.parent) as staging:
         task = EncodeTask(

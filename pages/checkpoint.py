@@ -6,8 +6,8 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
-from ders_core.files.header import TensorInfo
 from ders_core.files.spec import NAMES
+from ders_core.files.tensor import TensorReader
 from ders_core.recipe import presets
 from ders_core.ui import frame, reads, session
 from ders_core.ui.job_progress import job_panel
@@ -169,7 +169,7 @@ def first_screen(source: Checkpoint) -> None:
         st.page_link("pages/recipe.py", label="Choose a recipe", icon=":material/tune:")
 
 
-def shared_text(groups: list[ExpertGroup], shared: list[TensorInfo]) -> str:
+def shared_text(groups: list[ExpertGroup], shared: list[TensorReader]) -> str:
     """What the always-on expert takes, and whether it can be one more expert of the same base."""
     if not shared:
         return "none"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.packed.open import open_checkpoint
 
 MakeCheckpoint = Callable[..., Checkpoint]
 MakeGroup = Callable[[torch.Tensor], ExpertGroup]
@@ -37,7 +38,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
             "num_experts_per_tok": 1,
         }
         (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        return Checkpoint(directory)
+        return open_checkpoint(directory)
 
     return make
 

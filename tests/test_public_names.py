@@ -1,4 +1,4 @@
-"""The public names: what they are, that each is documented, and that none costs an import before."""
+"""The public names: what they are, that each is documented, and that none is imported early."""
 
 from __future__ import annotations
 

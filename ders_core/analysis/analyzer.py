@@ -20,6 +20,7 @@ from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.spec import NAMES
+from ders_core.packed.open import open_checkpoint
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -111,7 +112,7 @@ def analyze(
 
 def analyze_group(task: AnalyzeTask) -> GroupTables:
     """Read one group and tell what its tables hold. Raises CheckpointError."""
-    checkpoint: Checkpoint = opened(Checkpoint, task.checkpoint, task.identity)
+    checkpoint: Checkpoint = opened(open_checkpoint, task.checkpoint, task.identity)
     group = checkpoint.group(task.layer, task.projection)
     lying = group.as_it_lies()
     base = torch.empty(lying.shape[1:], dtype=group.dtype)

@@ -9,6 +9,7 @@ from typing import Any
 from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import Checkpoint
 from ders_core.files.spec import NAMES
+from ders_core.packed.open import open_checkpoint
 from ders_core.recipe.numbers import spell_numbers
 from ders_core.units import bytes_text
 
@@ -57,7 +58,7 @@ class Summary:
 
 def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
     """Headers, and a few rows of a few experts for the verdict."""
-    source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     return Summary(
         identity=source.identity,
         family=source.family,

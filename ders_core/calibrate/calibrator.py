@@ -19,6 +19,7 @@ from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, t
 from ders_core.files.address import as_local
 from ders_core.files.output import new_file
 from ders_core.hf import load_tokenizer
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
 
 
@@ -48,7 +49,7 @@ def calibrate(
     """
     where, target = resolve_device(device), Path(out).expanduser()
     check_sizes(window, max_tokens, batch)
-    checkpoint = Checkpoint(as_local(model))
+    checkpoint = open_checkpoint(as_local(model))
     if checkpoint.packed_bytes is not None and checkpoint.scheme is not None:
         # transformers gets the numbers before they are rounded to codes, so nothing would be found
         raise EvaluationError(

@@ -1,8 +1,7 @@
-"""`Checkpoint`: an MoE model directory, opened by its headers and read one slice at a time."""
+"""`Checkpoint`: the experts of a store, recognised by its headers and read one slice at a time."""
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,11 +11,10 @@ from typing import Any
 
 import torch
 
-from ders_core.checkpoint.grouping import WEIGHT_DTYPES, Quantized, gather
+from ders_core.checkpoint.grouping import WEIGHT_DTYPES, CodedTensors, gather
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
 from ders_core.checkpoint.quantized import Scheme, detect
-from ders_core.checkpoint.quantized.detect import OURS
 from ders_core.checkpoint.recognise import (
     Recognition,
     declared_experts,
@@ -25,45 +23,43 @@ from ders_core.checkpoint.recognise import (
     walk,
 )
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo
-from ders_core.files.store import TensorStore
-
-PACKED_READER = "ders_core.packed.original"
-"""The module whose `open_original` gives a packed checkpoint's tensors as those of its original."""
+from ders_core.files.store import Store
+from ders_core.files.tensor import TensorReader
 
 
 class Checkpoint:
-    """An MoE checkpoint in a directory, local or at an address. Opening it reads headers only.
+    """An MoE checkpoint. `ders_core.packed.open.open_checkpoint` opens one by its path or address.
 
-    A packed one is read as the original that it stands for; its experts are synthesized on the way.
-    Raises CheckpointError if the directory is no checkpoint, is damaged, or holds nothing that
-    looks like experts.
+    store: its tensors, whether they lie in files or are synthesized from packed ones. Raises
+    CheckpointError if they contradict the config, or if nothing looks like experts.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.place = str(path)
-        """As it was given: a path, or an address that may hold credentials."""
-        self.store = _open(path)
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.scheme: Scheme | None = detect(self.config, self.tensors)
         weights = self.scheme.weights(self.tensors) if self.scheme else {}
-        coded = Quantized(
-            {own.codes.name: own for own in weights.values()}, numbers_dtype(self.config)
+        coded = CodedTensors(
+            {weight.codes.name: weight for weight in weights.values()}, numbers_dtype(self.config)
         )
-        shaped = coded.shaped(self.tensors)
-        found = recognise(self.path, self.config, shaped)
-        if found is None:
+        recognition = recognise(self.path, self.config, coded.specs(self.tensors))
+        if recognition is None:
             raise CheckpointError(
                 f"{self.path} holds no experts that can be recognised "
                 f"(model_type {self.config.get('model_type', 'unknown')!r}); DeRS needs a "
                 f"Mixture-of-Experts checkpoint, or a {LAYOUT_FILE} beside its config.json that "
                 "says where the experts are"
             )
-        self.recognition: Recognition = found
+        self.recognition: Recognition = recognition
         declared = declared_experts(self.config)
         known = min(declared) if len(declared) == 1 else None
-        groups = gather(self.layout, shaped, known, coded)
+        groups = gather(self.layout, self.tensors, known, coded)
         self._groups = {group.key: group for group in groups}
         self._check_config(declared)
+
+    @property
+    def place(self) -> str:
+        """The path or address that was opened; an address may hold credentials."""
+        return self.store.place
 
     @property
     def path(self) -> Path:
@@ -74,7 +70,7 @@ class Checkpoint:
         return self.store.config
 
     @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
+    def tensors(self) -> Mapping[str, TensorReader]:
         return self.store.tensors
 
     @property
@@ -87,7 +83,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """Hex name of the content; see `TensorStore.identity`."""
+        """Hex name of the content; see `Store.identity`."""
         return self.store.identity
 
     @property
@@ -108,16 +104,17 @@ class Checkpoint:
 
     @cached_property
     def stacks(self) -> dict[str, list[int]]:
-        """Where the blocks of each stack lie (`*` for the layer's own number), and the layers'
-        numbers here: stacks, such as an encoder and a decoder, are counted one after another."""
-        found: dict[str, list[int]] = {}
+        """Name of each stack's blocks (`*` for the layer's number) -> the indices of its layers.
+
+        Stacks, such as an encoder and a decoder, are counted one after another.
+        """
+        stacks: dict[str, list[int]] = {}
         for block in self.blocks:
-            numbered = re.sub(rf"\b{block.layer}\b", "*", block.name, count=1)
-            where = numbered + (f", run {block.run}" if block.run else "")
-            layers = found.setdefault(where, [])
+            pattern = re.sub(rf"\b{block.layer}\b", "*", block.name, count=1)
+            layers = stacks.setdefault(pattern + (f", run {block.run}" if block.run else ""), [])
             if block.index not in layers:
                 layers.append(block.index)
-        return found
+        return stacks
 
     @property
     def num_experts(self) -> int:
@@ -126,7 +123,7 @@ class Checkpoint:
 
     @property
     def top_k(self) -> int | None:
-        """How many experts a token goes to, where config.json says it."""
+        """How many experts a token goes to, if config.json says it."""
         return declared_top_k(self.config)
 
     @cached_property
@@ -136,12 +133,12 @@ class Checkpoint:
 
     @property
     def bytes_total(self) -> int:
-        """Bytes of the weight files; of a packed checkpoint, those that it stands for."""
+        """Bytes of the weight files; of a packed checkpoint, those of its original."""
         return self.store.bytes_total
 
     @property
     def packed_bytes(self) -> int | None:
-        """Bytes of the weight files as they lie on disk, if they are packed."""
+        """Bytes of the packed weight files, if the checkpoint is packed."""
         return self.store.packed_bytes
 
     @property
@@ -162,16 +159,17 @@ class Checkpoint:
         return [group.with_shared() for group in groups] if extended else groups
 
     def group(self, layer: int, projection: str, extended: bool = False) -> ExpertGroup:
-        found = self._groups.get((layer, projection))
-        if found is None:
+        """Raises CheckpointError if there is no such group."""
+        group = self._groups.get((layer, projection))
+        if group is None:
             raise CheckpointError(
                 f"{self.path.name} has no experts at layer {layer}, {projection}; its MoE layers "
                 f"are {', '.join(map(str, self.moe_layers))}"
             )
-        return found.with_shared() if extended else found
+        return group.with_shared() if extended else group
 
-    def other_tensors(self) -> list[TensorInfo]:
-        """Everything that is not a routed expert's weight, in the order it lies on disk."""
+    def other_tensors(self) -> list[TensorReader]:
+        """Every tensor that holds no routed expert, in the order of the files."""
         experts = {name for group in self.groups() for name in group.sources}
         return [
             self.tensors[name]
@@ -180,19 +178,19 @@ class Checkpoint:
             if name not in experts
         ]
 
-    def shared_expert(self, layer: int) -> list[TensorInfo]:
+    def shared_expert(self, layer: int) -> list[TensorReader]:
         """The always-on expert's tensors of a layer, if it has one."""
-        own = [group for group in self.groups() if group.layer == layer]
-        found = [
+        tensors = [
             matrix.info
-            for group in own
+            for group in self.groups()
+            if group.layer == layer
             for matrix in (group.shared, group.shared_bias)
             if matrix is not None
         ]
-        return list({info.name: info for info in found}.values())
+        return list({tensor.name: tensor for tensor in tensors}.values())
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """One tensor by its name on disk, in its storage dtype."""
+        """One tensor by its name, in its storage dtype. Raises CheckpointError if there is none."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.path.name} has no tensor {name!r}")
         return self.tensors[name].read(rows)
@@ -204,26 +202,18 @@ class Checkpoint:
         """The tensors are the truth; a config that contradicts them belongs to another model."""
         for group in self.groups():
             if declared and group.block.run == 0 and group.shape[0] not in declared:
-                said = min(declared)
+                number = min(declared)
                 raise CheckpointError(
-                    f"config.json says {declared[said]} = {said}, but the weights of "
+                    f"config.json says {declared[number]} = {number}, but the weights of "
                     f"layer {group.layer} hold {group.shape[0]} experts; the checkpoint is "
                     "incomplete or its config belongs to another one"
                 )
 
 
-def _open(path: str | Path) -> TensorStore:
-    store = TensorStore.open(path)
-    quantization = store.config.get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != OURS:
-        return store
-    # by name and late: what unpacks stands above this room, and no caller has to know of it
-    original: TensorStore = importlib.import_module(PACKED_READER).open_original(path)
-    return original
-
-
 def numbers_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype that quantized weights are read as: the config's, where it is one for weights."""
-    said = next((value for key, value in walk(config) if key in ("dtype", "torch_dtype")), None)
-    found = getattr(torch, said, None) if isinstance(said, str) else None
-    return found if found in WEIGHT_DTYPES else torch.bfloat16
+    """The dtype in which quantized weights are read: the config's if weights can have it, else
+    bfloat16."""
+    names = (value for key, value in walk(config) if key in ("dtype", "torch_dtype"))
+    name = next(names, None)
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    return dtype if dtype in WEIGHT_DTYPES else torch.bfloat16

@@ -1,9 +1,9 @@
-"""From tensors and a layout to expert groups: cut, gathered, and checked to be whole and alike."""
+"""From tensors and a layout to expert groups: cut into matrices, checked for gaps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -11,113 +11,120 @@ import torch
 
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.groups import Block, ExpertGroup
-from ders_core.checkpoint.layouts import PROJECTIONS, Layout, Place
+from ders_core.checkpoint.layouts import PROJECTIONS, Layout, Match
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix, Slot
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo
-from ders_core.files.spec import NAMES
+from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.tensor import TensorReader
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass
-class _Found:
-    """What the names say of one block."""
+class _BlockTensors:
+    """The tensors of one MoE block, each with what its name says. match: of the first of them."""
 
-    place: Place
-    weights: list[tuple[Place, TensorInfo]] = field(default_factory=list)
-    shared: list[tuple[Place, TensorInfo]] = field(default_factory=list)
+    match: Match
+    weights: list[tuple[Match, TensorReader]] = field(default_factory=list)
+    shared: list[tuple[Match, TensorReader]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """Weights that lie on disk as codes, by the codes' name. numbers: the dtype to read them as."""
+class CodedTensors:
+    """The weights that are stored as codes and scales, by the name of the codes' tensor.
+
+    numbers: the dtype in which their values are read.
+    """
 
     weights: Mapping[str, QuantizedWeight]
     numbers: torch.dtype
 
-    def matrix(self, info: TensorInfo, slot: Slot) -> Matrix:
-        weight = self.weights.get(info.name)
+    def matrix(self, tensor: TensorReader, slot: Slot) -> Matrix:
+        """The matrix at `slot` of a tensor's numbers."""
+        weight = self.weights.get(tensor.name)
         if weight is None:
-            return Matrix(info, slot)
-        return QuantizedMatrix(info, slot, weight, self.numbers)
+            return Matrix(tensor, slot)
+        return QuantizedMatrix(tensor, slot, weight, self.numbers)
 
-    def shaped(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-        """The tensors with the shapes of their numbers."""
+    def shape(self, tensor: TensorReader) -> tuple[int, ...]:
+        """The shape of a tensor's numbers: the tensor's own, except where it holds codes."""
+        weight = self.weights.get(tensor.name)
+        return tensor.shape if weight is None else weight.shape
+
+    def specs(self, tensors: Mapping[str, TensorReader]) -> dict[str, TensorSpec]:
+        """Storage dtype and shape of the numbers of every tensor, by name."""
         return {
-            name: replace(info, shape=self.weights[name].shape) if name in self.weights else info
-            for name, info in tensors.items()
+            name: TensorSpec(tensor.dtype, self.shape(tensor)) for name, tensor in tensors.items()
         }
 
 
 def gather(
-    layout: Layout, tensors: Mapping[str, TensorInfo], experts: int | None, quantized: Quantized
+    layout: Layout, tensors: Mapping[str, TensorReader], experts: int | None, coded: CodedTensors
 ) -> list[ExpertGroup]:
-    """All groups that the layout finds, by layer and then gate, up, down.
+    """All groups of a checkpoint that follows the layout, by layer and then gate, up, down.
 
-    tensors: with the shapes of their numbers. experts: how many by the config, for tensors whose
-    shapes cannot tell it. Raises CheckpointError if experts are missing, unlike, or not stored as
-    the layout says.
+    experts: the number that the config names, for tensors whose shapes do not tell it. Raises
+    CheckpointError if experts are missing, unlike, or not stored as the layout says.
     """
-    found: dict[tuple[str, int], _Found] = {}
-    for name, info in tensors.items():
-        place = layout.match(name)
-        if place is not None:
-            own = found.setdefault((place.stack, place.layer), _Found(place))
-            own.weights.append((place, info))
-    by_layer = {(own.place.scope, own.place.layer): own for own in found.values()}
-    for name, info in tensors.items() if layout.shared else ():
-        place = layout.match_shared(name)
-        if place is not None and (place.scope, place.layer) in by_layer:
-            by_layer[place.scope, place.layer].shared.append((place, info))
-    everywhere = [
+    blocks: dict[tuple[str, int], _BlockTensors] = {}
+    for name, tensor in tensors.items():
+        match = layout.match(name)
+        if match is not None:
+            members = blocks.setdefault((match.stack, match.layer), _BlockTensors(match))
+            members.weights.append((match, tensor))
+    by_layer = {(members.match.scope, members.match.layer): members for members in blocks.values()}
+    for name, tensor in tensors.items() if layout.shared else ():
+        match = layout.match_shared(name)
+        if match is not None and (match.scope, match.layer) in by_layer:
+            by_layer[match.scope, match.layer].shared.append((match, tensor))
+    held = {
         projection
-        for projection in PROJECTIONS
-        if any(
-            projection in place.weights.holds for own in found.values() for place, _ in own.weights
-        )
-    ]
+        for members in blocks.values()
+        for match, _ in members.weights
+        for projection in match.weights.holds
+    }
+    projections = [projection for projection in PROJECTIONS if projection in held]
     groups: list[ExpertGroup] = []
-    for index, stack, own in _numbered(found, tensors):
-        place = own.place
-        names = (f"{place.block}.{name}" for name in layout.router)
+    for index, stack, members in _numbered(blocks, tensors):
+        match = members.match
+        names = (f"{match.block}.{name}" for name in layout.router)
         router = next((name for name in names if name in tensors), None)
-        block = Block(place.block, index, stack, place.layer, router)
+        block = Block(match.block, index, stack, match.layer, router)
         rows = tensors[router].shape[0] if router and tensors[router].shape else experts
-        matrices = _matrices(layout, own.weights, rows, f"layer {index}", quantized)
-        shared = _matrices(layout, own.shared, 1, f"layer {index}, shared expert", quantized)
+        matrices = _matrices(layout, members.weights, rows, f"layer {index}", coded)
+        shared = _matrices(layout, members.shared, 1, f"layer {index}, shared expert", coded)
         _leave_surplus(matrices, experts)
-        groups += _block_groups(layout, block, everywhere, matrices, shared)
-    return sorted(_runs_apart(groups), key=lambda group: group.layer)
+        groups += _block_groups(layout, block, projections, matrices, shared)
+    return sorted(_separate_runs(groups), key=lambda group: group.layer)
 
 
 def _numbered(
-    found: Mapping[tuple[str, int], _Found], tensors: Iterable[str]
-) -> Iterable[tuple[int, int, _Found]]:
+    blocks: Mapping[tuple[str, int], _BlockTensors], names: Iterable[str]
+) -> Iterator[tuple[int, int, _BlockTensors]]:
     """(layer's index, stack's number, block): the stack with the most bytes first."""
     stacks: dict[str, int] = {}
-    for (stack, _), own in found.items():
-        stacks[stack] = stacks.get(stack, 0) + sum(info.nbytes for _, info in own.weights)
+    for (stack, _), members in blocks.items():
+        size = sum(tensor.nbytes for _, tensor in members.weights)
+        stacks[stack] = stacks.get(stack, 0) + size
     # equal stacks in reversed order of names: encoder before decoder, thinker before talker
     order = sorted(sorted(stacks, reverse=True), key=lambda stack: -stacks[stack])
     prefixes = {stack: stack.partition("*")[0] for stack in order}
-    numbers = dict.fromkeys(prefixes.values(), 0)
-    for name in tensors:
-        for prefix in numbers:
+    lengths = dict.fromkeys(prefixes.values(), 0)
+    for name in names:
+        for prefix in lengths:
             if name.startswith(prefix):
                 digits = re.match(r"\d+(?=\.)", name[len(prefix) :])
-                numbers[prefix] = max(numbers[prefix], int(digits[0]) + 1 if digits else 0)
+                lengths[prefix] = max(lengths[prefix], int(digits[0]) + 1 if digits else 0)
     first = 0
     for number, stack in enumerate(order):
-        layers = sorted(layer for own, layer in found if own == stack)
-        for layer in layers:
-            yield first + layer, number, found[stack, layer]
-        first += numbers[prefixes[stack]]
+        for layer in sorted(layer for other, layer in blocks if other == stack):
+            yield first + layer, number, blocks[stack, layer]
+        first += lengths[prefixes[stack]]
 
 
-def _runs_apart(groups: list[ExpertGroup]) -> list[ExpertGroup]:
-    """Runs after a block's first are numbered like the layers of a further stack."""
+def _separate_runs(groups: list[ExpertGroup]) -> list[ExpertGroup]:
+    """Number the runs after a block's first like the layers of a further stack."""
     span = 1 + max((group.layer for group in groups), default=0)
     stacks = 1 + max((group.block.stack for group in groups), default=0)
     return [
@@ -134,74 +141,76 @@ def _runs_apart(groups: list[ExpertGroup]) -> list[ExpertGroup]:
 
 
 _Matrices = dict[tuple[str, bool], dict[int, Matrix]]
-"""(projection, whether biases) -> expert -> matrix"""
+"""(projection, whether biases) -> expert's number -> matrix"""
 
 
 def _matrices(
     layout: Layout,
-    weights: list[tuple[Place, TensorInfo]],
+    members: list[tuple[Match, TensorReader]],
     experts: int | None,
     where: str,
-    quantized: Quantized,
+    coded: CodedTensors,
 ) -> _Matrices:
     """Cut tensors into experts' matrices."""
-    found: _Matrices = {}
-    for place, info in weights:
-        axes = place.weights.parsed
-        known = {PART: len(place.weights.holds)}
+    matrices: _Matrices = {}
+    for match, tensor in members:
+        axes, shape = match.weights.parsed, coded.shape(tensor)
+        known = {PART: len(match.weights.holds)}
         if axes.needs_experts:
             if experts is None:
                 raise CheckpointError(
-                    f"{where}: {info.name!r} stacks its experts along one dimension, and neither "
+                    f"{where}: {tensor.name!r} stacks its experts along one dimension, and neither "
                     "a router nor config.json says how many they are; the checkpoint is incomplete"
                 )
             known[EXPERT] = experts
         try:
-            sizes = axes.sizes(info.shape, known)
+            sizes = axes.sizes(shape, known)
         except ValueError as error:
             raise CheckpointError(
-                f"{where}, {' and '.join(place.weights.holds)}: {info.name!r} has shape "
-                f"{list(info.shape)}, not a matrix for each expert: {error}; "
+                f"{where}, {' and '.join(match.weights.holds)}: {tensor.name!r} has shape "
+                f"{list(shape)}, not a matrix for each expert: {error}; "
                 f"the layout is not {layout.family!r}"
             ) from error
-        for part, projection in enumerate(place.weights.holds):
-            own = found.setdefault((projection, axes.is_bias), {})
+        for part, projection in enumerate(match.weights.holds):
+            by_expert = matrices.setdefault((projection, axes.is_bias), {})
             for number in range(sizes.get(EXPERT, 1)):
-                expert = place.expert if place.expert is not None else number
-                own[expert] = quantized.matrix(info, Slot(axes, sizes, number, part))
-    return found
+                expert = match.expert if match.expert is not None else number
+                by_expert[expert] = coded.matrix(tensor, Slot(axes, sizes, number, part))
+    return matrices
 
 
 def _leave_surplus(matrices: _Matrices, experts: int | None) -> None:
-    """Drop what only some projections have beyond the config's number of experts: experts that pass
-    their input through (LongCat's zero experts) may have left a shell behind."""
-    counts = {len(own) for own in matrices.values()}
-    whole = all(max(own) + 1 == len(own) for own in matrices.values())
-    if whole and experts is not None and len(counts) > 1 and min(counts) == experts:
-        for own in matrices.values():
-            for expert in [number for number in own if number >= experts]:
-                del own[expert]
+    """Drop matrices of experts beyond the config's number that only some projections have.
+
+    Experts that pass their input through (LongCat's zero experts) may have left such a shell.
+    """
+    counts = {len(by_expert) for by_expert in matrices.values()}
+    gapless = all(max(by_expert) + 1 == len(by_expert) for by_expert in matrices.values())
+    if gapless and experts is not None and len(counts) > 1 and min(counts) == experts:
+        for by_expert in matrices.values():
+            for expert in [number for number in by_expert if number >= experts]:
+                del by_expert[expert]
 
 
 def _block_groups(
-    layout: Layout, block: Block, projections: list[str], matrices: _Matrices, shared: _Matrices
+    layout: Layout, block: Block, projections: Sequence[str], matrices: _Matrices, shared: _Matrices
 ) -> list[ExpertGroup]:
     """Check one block's experts and make its groups; several runs where shapes are unlike."""
-    most = max(len(own) for own in matrices.values())
+    most = max(len(by_expert) for by_expert in matrices.values())
     weights: dict[str, tuple[Matrix, ...]] = {}
     biases: dict[str, tuple[Matrix, ...]] = {}
     for projection in projections:
         where = f"layer {block.index}, {projection}"
-        weights[projection] = _whole(where, matrices.get((projection, False), {}), most)
+        weights[projection] = _complete(where, matrices.get((projection, False), {}), most)
         if (projection, True) in matrices:
-            biases[projection] = _whole(f"{where}, bias", matrices[projection, True], most)
+            biases[projection] = _complete(f"{where}, bias", matrices[projection, True], most)
     runs = _runs(layout, block, weights, biases)
     groups = []
     for number, run in enumerate(runs):
-        own = replace(block, run=number) if len(runs) > 1 else block
+        numbered = replace(block, run=number) if len(runs) > 1 else block
         groups += [
             ExpertGroup(
-                own,
+                numbered,
                 projection,
                 weights[projection][run],
                 biases.get(projection, ())[run],
@@ -213,7 +222,8 @@ def _block_groups(
     return groups
 
 
-def _whole(where: str, experts: dict[int, Matrix], count: int) -> tuple[Matrix, ...]:
+def _complete(where: str, experts: dict[int, Matrix], count: int) -> tuple[Matrix, ...]:
+    """The matrices of experts 0 … count - 1. Raises CheckpointError if one is missing."""
     if not experts:
         raise CheckpointError(f"{where}: all experts are missing; a shard may be missing")
     missing = next((index for index in range(count) if index not in experts), None)
@@ -228,32 +238,32 @@ def _runs(
     weights: Mapping[str, tuple[Matrix, ...]],
     biases: Mapping[str, tuple[Matrix, ...]],
 ) -> list[slice]:
-    """Runs of experts that are alike; a run of one among others is damage."""
-    columns = [*weights.items(), *((f"{name} bias", own) for name, own in biases.items())]
+    """Slices of consecutive experts of one shape and dtype; a run of one among others is damage."""
+    columns = [*weights.items(), *((f"{name} bias", column) for name, column in biases.items())]
     count = len(columns[0][1])
-    alike = [
-        tuple((own[expert].shape, own[expert].dtype) for _, own in columns)
+    forms = [
+        tuple((column[expert].shape, column[expert].dtype) for _, column in columns)
         for expert in range(count)
     ]
     runs: list[slice] = []
-    for _, members in groupby(range(count), key=lambda expert: alike[expert]):
+    for _, members in groupby(range(count), key=lambda expert: forms[expert]):
         numbers = list(members)
         runs.append(slice(numbers[0], numbers[-1] + 1))
     lonely = next((run.start for run in runs if run.stop - run.start == 1), None)
     if len(runs) > 1 and lonely is not None:
         odd = lonely or 1
-        name, own = next(
-            (name, own)
-            for name, own in columns
-            if (own[odd].shape, own[odd].dtype) != (own[0].shape, own[0].dtype)
+        name, unlike, first = next(
+            (name, column[odd], column[0])
+            for name, column in columns
+            if (column[odd].shape, column[odd].dtype) != (column[0].shape, column[0].dtype)
         )
         raise CheckpointError(
-            f"layer {block.index}, {name}: expert {odd} is {NAMES[own[odd].dtype]} "
-            f"{list(own[odd].shape)}, expert 0 {NAMES[own[0].dtype]} {list(own[0].shape)}; the "
+            f"layer {block.index}, {name}: expert {odd} is {NAMES[unlike.dtype]} "
+            f"{list(unlike.shape)}, expert 0 {NAMES[first.dtype]} {list(first.shape)}; the "
             f"checkpoint is damaged or its layout is not {layout.family!r}"
         )
-    for name, own in columns:
-        first = own[0]
+    for name, column in columns:
+        first = column[0]
         if first.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
                 f"layer {block.index}, {name}: the experts are stored as {NAMES[first.dtype]}, an "

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix
-from ders_core.files.address import is_remote
-from ders_core.files.header import TensorInfo
 from ders_core.files.remote import concurrently
+from ders_core.files.tensor import FileTensor
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Block:
 class ExpertGroup:
     """The K experts' weights of one projection in one layer, as views: `[K, out, in]`.
 
-    Orientation, fusion and quantization are undone: whatever lies on disk, a group is `[K, out,
-    in]`. biases: one `[out, 1]` per expert, or none. shared: the always-on expert's weight and
-    bias, where the block has one.
+    Orientation, fusion and quantization are undone: however they are stored, a group is `[K, out,
+    in]`. biases: one `[out, 1]` per expert, or none. shared, shared_bias: the always-on expert's,
+    if the block has one.
     """
 
     block: Block
@@ -92,7 +91,7 @@ class ExpertGroup:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The names of the tensors on disk that hold the group, or a part of it."""
+        """The names of the tensors that hold the group, or a part of it."""
         return tuple(dict.fromkeys(matrix.info.name for matrix in (*self.experts, *self.biases)))
 
     def expert_name(self, expert: int) -> str:
@@ -110,24 +109,24 @@ class ExpertGroup:
     def read_into(self, out: torch.Tensor, rows: slice) -> None:
         """Read rows of every expert into `[K, rows, in]`, contiguous and in the storage dtype."""
         places = list(zip(self.experts, out.unbind(), strict=True))
-        if is_remote(self.experts[0].info.file):
+        if self.experts[0].info.is_remote:
             concurrently(lambda place: place[0].read_into(place[1], rows), places)
         else:
             for matrix, place in places:
                 matrix.read_into(place, rows)
 
     def read_ahead(self) -> None:
-        """Have the system read the experts from a local disk while something else is computed; what
-        it has read waits in its page cache."""
-        infos = {own.name: own for matrix in self.experts for own in matrix.info.sources()}
-        threading.Thread(target=_will_need, args=(list(infos.values()),), daemon=True).start()
+        """Ask the system to read the experts from a local disk into its page cache, without
+        waiting for it."""
+        tensors = {info.name: info for matrix in self.experts for info in matrix.info.sources()}
+        threading.Thread(target=_will_need, args=(list(tensors.values()),), daemon=True).start()
 
     def middle(self, lines: int, values: int) -> torch.Tensor:
         """`[K, n]` in the storage dtype: a few rows of each expert (see `Matrix.middle`)."""
         return self._stack(lambda matrix: matrix.middle(lines, values))
 
     def _stack(self, read: Callable[[Matrix], torch.Tensor]) -> torch.Tensor:
-        if is_remote(self.experts[0].info.file):
+        if self.experts[0].info.is_remote:
             return torch.stack(concurrently(read, self.experts))
         return torch.stack([read(matrix) for matrix in self.experts])
 
@@ -136,16 +135,16 @@ class ExpertGroup:
         return torch.stack([bias.read()[:, 0] for bias in self.biases])
 
     def as_it_lies(self) -> ExpertGroup:
-        """The group, or its transpose `[K, in, out]` where that is how the experts lie on disk: to
-        read some rows of it touches those bytes alone."""
+        """The group, or its transpose `[K, in, out]` if the experts are stored transposed: reading
+        some rows of the result touches only their bytes."""
         if not self.experts[0].lies_across:
             return self
         turned = tuple(matrix.turned() for matrix in self.experts)
         return replace(self, experts=turned, biases=(), shared=None, shared_bias=None)
 
     def with_shared(self) -> ExpertGroup:
-        """The group with the always-on expert as its last one (extended DeRS), where its shape,
-        dtype and bias are those of the others; else the group itself."""
+        """The group with the always-on expert as its last one (extended DeRS), if it has the shape,
+        dtype and bias of the others; else the group itself."""
         if self.shared is None or (self.shared_bias is None) != (not self.biases):
             return self
         first = self.experts[0]
@@ -155,10 +154,11 @@ class ExpertGroup:
         return replace(self, experts=(*self.experts, self.shared), biases=biases)
 
 
-def _will_need(infos: list[TensorInfo]) -> None:
-    if is_remote(infos[0].file) or not hasattr(os, "posix_fadvise"):
+def _will_need(tensors: list[FileTensor]) -> None:
+    if tensors[0].is_remote or not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError):
-        for info in infos:
-            with open(info.file, "rb") as file:
-                os.posix_fadvise(file.fileno(), info.begin, info.nbytes, os.POSIX_FADV_WILLNEED)
+        for tensor in tensors:
+            with open(tensor.file, "rb") as file:
+                begin, count = tensor.begin, tensor.nbytes
+                os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)

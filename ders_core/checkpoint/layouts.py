@@ -1,6 +1,7 @@
-"""Layouts: how a family of models names and shapes its experts on disk, one declarative entry each.
+"""Layouts: how a family of models names and shapes its experts on disk, one entry for each family.
 
-The entries that ship are in `layouts.yaml`; a user's own have the same form (see `user_layouts`).
+The entries of this package are in `layouts.yaml`; a user's own have the same form (see
+`user_layouts`).
 Placeholders in names: `{stack}` is any prefix, `{layer}` the layer's number, `{expert}` the
 expert's, `{n}` any other number, `{any}` any other word.
 """
@@ -46,7 +47,7 @@ _PLACEHOLDERS = {
 
 
 class Weights(BaseModel):
-    """What one tensor holds, and how (see `axes`)."""
+    """The projections that one tensor holds, and the order of its axes (see `axes`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,14 +79,14 @@ class Weights(BaseModel):
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a tensor's name says of it. expert: None where the tensor holds all of them."""
+class Match:
+    """What a layout reads from a tensor's name. expert: None if the tensor holds all experts."""
 
     block: str
     stack: str
     """The block's name with `*` for the layer's number: layers of one stack share it."""
     scope: str
-    """What stands before the layer's number."""
+    """The part of the name before the layer's number."""
     layer: int
     expert: int | None
     weights: Weights
@@ -98,16 +99,17 @@ class Layout(BaseModel):
 
     family: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     models: tuple[str, ...] = ()
-    """The `model_type`s of config.json that are stored so; empty: the family's own name. The text
-    part of a model, `<model_type>_text`, goes with it."""
+    """The `model_type`s of config.json that use this layout; empty: the family's name alone. It
+    also covers the text part of a model, `<model_type>_text`."""
     block: str
     """The MoE block, or the FFN of a dense model."""
     experts: Mapping[str, Weights]
-    """Weights and biases; a name without `{expert}` holds all experts, or the one dense FFN."""
+    """Weights and biases by name; a name without `{expert}` holds all experts, or the dense FFN."""
     router: tuple[str, ...] = ()
-    """Names that the router's weight `[experts, hidden]` may have."""
+    """Possible names of the router's weight `[experts, hidden]`."""
     shared: Mapping[str, Weights] = {}
-    """The always-on expert's tensors, where there is one; a name with `{layer}` is a whole one."""
+    """The always-on expert's tensors, if there is one; a name with `{layer}` is complete and does
+    not follow the block's."""
 
     @field_validator("router", mode="before")
     @classmethod
@@ -130,7 +132,7 @@ class Layout(BaseModel):
         return self
 
     def stores(self, model_type: str) -> bool:
-        """Whether models of that type, or whose text part is of that type, are stored so."""
+        """Whether models with that `model_type` use this layout."""
         return model_type.removesuffix("_text") in (self.models or (self.family,))
 
     @cached_property
@@ -146,12 +148,12 @@ class Layout(BaseModel):
             return re.compile(f"(?P<block>{_regex(name)})")
         return re.compile(f"(?P<block>{_regex(self.block)})\\.{_regex(name)}")
 
-    def match(self, tensor: str) -> Place | None:
-        """What a tensor's name says, or None if it is no routed expert's."""
+    def match(self, tensor: str) -> Match | None:
+        """The match of a routed expert's tensor, or None for any other name."""
         return _match(tensor, self._patterns)
 
-    def match_shared(self, tensor: str) -> Place | None:
-        """The same for the always-on expert's tensors."""
+    def match_shared(self, tensor: str) -> Match | None:
+        """The match of an always-on expert's tensor, or None for any other name."""
         return _match(tensor, self._shared_patterns)
 
 
@@ -162,14 +164,14 @@ def _regex(template: str) -> str:
     return text
 
 
-def _match(tensor: str, patterns: list[tuple[re.Pattern[str], Weights]]) -> Place | None:
+def _match(tensor: str, patterns: list[tuple[re.Pattern[str], Weights]]) -> Match | None:
     for pattern, weights in patterns:
-        found = pattern.fullmatch(tensor)
-        if found is not None:
-            groups = found.groupdict()
-            begin, end = found.span("layer")
+        fields = pattern.fullmatch(tensor)
+        if fields is not None:
+            groups = fields.groupdict()
+            begin, end = fields.span("layer")
             expert = groups.get("expert")
-            return Place(
+            return Match(
                 block=groups["block"],
                 stack=f"{tensor[:begin]}*{groups['block'][end:]}",
                 scope=tensor[:begin],
@@ -196,12 +198,12 @@ def _registry() -> _Registry:
 
 
 def known_layouts() -> tuple[Layout, ...]:
-    """The MoE families that ship."""
+    """The MoE families of `layouts.yaml`."""
     return _registry().families
 
 
 def dense_layouts() -> tuple[Layout, ...]:
-    """The forms of a dense model's FFN that ship."""
+    """The forms of a dense model's FFN in `layouts.yaml`."""
     return _registry().dense
 
 
@@ -209,10 +211,10 @@ _ENTRIES: TypeAdapter[list[Layout]] = TypeAdapter(list[Layout])
 
 
 def user_layouts(checkpoint: Path) -> list[Layout]:
-    """The user's own entries: those of `ders_layout.yaml` beside the checkpoint's config first,
-    then those in the folder that `$DERS_LAYOUTS` names (by default ~/.config/ders/layouts).
+    """The user's entries: first `ders_layout.yaml` beside the checkpoint's config, then the YAML
+    files in the folder `$DERS_LAYOUTS` (default: ~/.config/ders/layouts).
 
-    Raises CheckpointError that says which file is wrong, and how.
+    Raises CheckpointError that names the malformed file and its fault.
     """
     folder = Path(os.environ.get(USER_LAYOUTS) or "~/.config/ders/layouts").expanduser()
     files = [checkpoint / LAYOUT_FILE, *sorted(folder.glob("*.yaml"))]
@@ -230,5 +232,5 @@ def read_layouts(file: Path) -> list[Layout]:
         message = first["msg"].removeprefix("Value error, ")
         raise CheckpointError(f"{file}: {where}: {message}; see the README's Layouts") from error
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
-        raise CheckpointError(f"{file} is not a YAML layout: {told}") from error
+        cause = " ".join(str(error).split())
+        raise CheckpointError(f"{file} is not a YAML layout: {cause}") from error

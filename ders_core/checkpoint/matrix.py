@@ -1,4 +1,4 @@
-"""One expert's matrix `[out, in]`, wherever inside a tensor on disk it lies."""
+"""One expert's matrix `[out, in]`, alone or anywhere inside a tensor of many."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
 from ders_core.checkpoint.quantized import QuantizedWeight
-from ders_core.files.header import TensorInfo
+from ders_core.files.tensor import TensorReader
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one expert's projection in a tensor's elements.
+    """The place of one expert's projection among a tensor's elements.
 
-    sizes: of the axes of the whole tensor. expert, part: which of those that it holds. turned:
-    whether the transpose is meant.
+    sizes: of the axes of the tensor. expert, part: the index along these axes. turned: take the
+    transpose.
     """
 
     axes: Axes
@@ -48,8 +48,8 @@ class Slot:
         return self.expert * strides.get(EXPERT, 0) + self.part * strides.get(PART, 0)
 
     @property
-    def rows_are_whole(self) -> bool:
-        """Whether the matrix lies in one piece, row after row."""
+    def is_contiguous(self) -> bool:
+        """Whether the matrix's elements follow one another, row after row."""
         out, width = self.shape
         return (out == 1 or self.strides[0] == width) and (width == 1 or self.strides[1] == 1)
 
@@ -60,9 +60,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix `[out, in]` of a tensor on disk, or a bias as `[out, 1]`."""
+    """A matrix `[out, in]` at a slot of a tensor, or a bias as `[out, 1]`."""
 
-    info: TensorInfo
+    info: TensorReader
     slot: Slot
 
     @property
@@ -84,30 +84,32 @@ class Matrix:
         first, last, _ = (rows or slice(None)).indices(out)
         count = max(last - first, 0)
         offset = self.slot.offset + first * self.slot.strides[0]
-        if self.slot.rows_are_whole:
+        if self.slot.is_contiguous:
             return self.info.elements(offset, count * width).view(count, width)
         return self.info.strided(offset, (count, width), self.slot.strides)
 
     def read_into(self, out: torch.Tensor, rows: slice) -> None:
         """Read rows into `[rows, in]`, contiguous and in the storage dtype."""
-        if self.slot.rows_are_whole:
+        if self.slot.is_contiguous:
             first = self.slot.offset + rows.start * self.slot.strides[0]
             self.info.read_into(out, first)
         else:
             out.copy_(self.read(rows))
 
     def turned(self) -> Matrix:
-        """The transpose `[in, out]`, at the same place."""
+        """The transpose `[in, out]`."""
         return replace(self, slot=replace(self.slot, turned=not self.slot.turned))
 
     @property
     def lies_across(self) -> bool:
-        """Whether it lies transposed, so that some rows are spread over all that it takes."""
+        """Whether it is stored transposed, so that each row is spread over the tensor."""
         return self.slot.strides[0] < self.slot.strides[1]
 
     def middle(self, lines: int, values: int) -> torch.Tensor:
-        """`[n]`: about `values` values from the middle, at most `lines` rows of them, or columns
-        where it lies transposed; what is read lies close together."""
+        """`[n]`: about `values` values from the middle that are close together on disk.
+
+        They are at most `lines` rows, or columns of a matrix that is stored transposed.
+        """
         out, width = self.slot.shape
         across = self.lies_across
         length, most = (out, width) if across else (width, out)
@@ -118,17 +120,17 @@ class Matrix:
         offset = self.slot.offset + begin * self.slot.strides[1]
         return self.info.strided(offset, (out, count), self.slot.strides).flatten()
 
-    def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
-        """The same place among other tensors of the same names."""
+    def within(self, tensors: Mapping[str, TensorReader]) -> Matrix:
+        """The same slot, in other tensors of the same names."""
         return replace(self, info=tensors[self.info.name])
 
 
 @dataclass(frozen=True)
 class QuantizedMatrix(Matrix):
-    """A matrix that lies on disk as codes and scales, and is read as numbers.
+    """A matrix that is stored as codes and scales, and read as numbers.
 
-    weight: what the tensor holds, `[..., out, in]`; `slot` is a place in those numbers. numbers:
-    the dtype that they are read as.
+    weight: the tensor's numbers `[..., out, in]`, to which `slot` refers. numbers: the dtype in
+    which they are read.
     """
 
     weight: QuantizedWeight
@@ -159,7 +161,7 @@ class QuantizedMatrix(Matrix):
     def lies_across(self) -> bool:
         return False  # codes and scales are read by rows
 
-    def within(self, tensors: Mapping[str, TensorInfo]) -> Matrix:
+    def within(self, tensors: Mapping[str, TensorReader]) -> Matrix:
         codes, scales = tensors[self.weight.codes.name], tensors[self.weight.scales.name]
         weight = replace(self.weight, codes=codes, scales=scales)
         return replace(self, info=codes, weight=weight)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART
-from ders_core.checkpoint.layouts import Layout, Place, known_layouts, user_layouts
+from ders_core.checkpoint.layouts import Layout, Match, known_layouts, user_layouts
 from ders_core.checkpoint.structure import by_structure
-from ders_core.files.header import TensorInfo
+from ders_core.files.spec import TensorSpec
 
 EXPERT_KEYS = re.compile(r"(num|n|moe_num)_((local|routed)_)?experts|num_moe_experts")
 TOP_K_KEYS = re.compile(
@@ -31,44 +31,45 @@ class Recognition:
 
 
 def recognise(
-    path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+    path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]
 ) -> Recognition | None:
-    """The layout that fits best: a user's own, else a known family's, else one found by structure.
+    """The layout that fits best: a user's entry, else a known family's, else one by structure.
 
-    None if nothing looks like experts. Raises CheckpointError for a user's entry that is malformed.
+    path: the directory, where a user's entry may lie. specs: of each tensor, with the shape of the
+    numbers where codes are stored. None if nothing looks like experts. Raises CheckpointError for
+    a user's entry that is malformed.
     """
-    samples = _samples(tensors)
-    own = _best(user_layouts(path), samples, tensors, ())
-    if own is not None:
-        return Recognition(own, own.family, 1.0, f"the user's own entry {own.family!r} fits")
+    samples = _samples(specs)
+    custom = _best(user_layouts(path), samples, specs, ())
+    if custom is not None:
+        return Recognition(
+            custom, custom.family, 1.0, f"the user's own entry {custom.family!r} fits"
+        )
     kinds = model_types(config)
-    known = _best(known_layouts(), samples, tensors, kinds)
+    known = _best(known_layouts(), samples, specs, kinds)
     if known is None:
-        return by_structure_of(config, tensors)
+        return _by_structure(config, specs)
     kind = next((kind for kind in kinds if known.stores(kind)), None)
     if kind is not None:
         because = f"model_type {kind!r} is stored so, and the tensors' names and shapes agree"
         return Recognition(known, kind, 1.0, because)
-    told = f"model_type {kinds[0]!r} is new here" if kinds else "config.json names no model_type"
-    because = f"names and shapes are those of {known.family!r}; {told}"
+    news = f"model_type {kinds[0]!r} is new here" if kinds else "config.json names no model_type"
+    because = f"names and shapes are those of {known.family!r}; {news}"
     return Recognition(known, known.family, 0.9, because)
 
 
-def by_structure_of(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
-) -> Recognition | None:
-    """The layout that the shapes alone tell."""
-    found = by_structure(tensors, declared_experts(config))
-    if found is None:
+def _by_structure(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> Recognition | None:
+    guess = by_structure(specs, declared_experts(config))
+    if guess is None:
         return None
     kinds = model_types(config)
-    return Recognition(found.layout, kinds[0] if kinds else "generic", found.sure, found.because)
+    return Recognition(guess.layout, kinds[0] if kinds else "generic", guess.sure, guess.because)
 
 
 def model_types(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Every model_type that a config names, the outermost first."""
-    found = (value for key, value in walk(config) if key == "model_type")
-    return tuple(dict.fromkeys(kind for kind in found if isinstance(kind, str) and kind))
+    types = (value for key, value in walk(config) if key == "model_type")
+    return tuple(dict.fromkeys(kind for kind in types if isinstance(kind, str) and kind))
 
 
 def declared_experts(config: Mapping[str, Any]) -> dict[int, str]:
@@ -77,22 +78,22 @@ def declared_experts(config: Mapping[str, Any]) -> dict[int, str]:
 
 
 def declared_top_k(config: Mapping[str, Any]) -> int | None:
-    """How many experts a token goes to, if the config says one number."""
-    found = _numbers(config, TOP_K_KEYS)
-    return min(found) if len(found) == 1 else None
+    """How many experts a token goes to, if the config names one number."""
+    numbers = _numbers(config, TOP_K_KEYS)
+    return min(numbers) if len(numbers) == 1 else None
 
 
 def _numbers(config: Mapping[str, Any], keys: re.Pattern[str]) -> dict[int, str]:
-    found: dict[int, str] = {}
+    numbers: dict[int, str] = {}
     for key, value in walk(config):
         if keys.fullmatch(key):
             values = value if isinstance(value, list) else [value]
-            found |= {item: key for item in values if type(item) is int and item > 0}
-    return found
+            numbers |= {item: key for item in values if type(item) is int and item > 0}
+    return numbers
 
 
 def walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All keys and values, the outer ones first."""
+    """All keys and values, the outer ones first; not those of `quantization_config`."""
     queue: list[Mapping[str, Any]] = [config]
     for mapping in queue:
         for key, value in mapping.items():
@@ -101,60 +102,62 @@ def walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 queue.append(value)
 
 
-def _samples(tensors: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """One name of each kind, with how many there are: names that differ only in numbers."""
-    found: dict[str, tuple[str, int]] = {}
-    for name in tensors:
+def _samples(names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Names that differ only in numbers are one kind: kind -> (its first name, how many)."""
+    samples: dict[str, tuple[str, int]] = {}
+    for name in names:
         kind = re.sub(r"(?<![A-Za-z])\d+", "#", name)
-        first, count = found.get(kind, (name, 0))
-        found[kind] = (first, count + 1)
-    return found
+        first, count = samples.get(kind, (name, 0))
+        samples[kind] = (first, count + 1)
+    return samples
 
 
 def _best(
     layouts: Sequence[Layout],
     samples: Mapping[str, tuple[str, int]],
-    tensors: Mapping[str, TensorInfo],
+    specs: Mapping[str, TensorSpec],
     kinds: Sequence[str],
 ) -> Layout | None:
     """The layout that claims tensors and fits them: by model_type, then by how many it claims."""
     ranked = []
     for layout in layouts:
         claimed = routers = 0
-        blocks: dict[str, list[tuple[Place, TensorInfo]]] = {}
+        blocks: dict[str, list[tuple[Match, TensorSpec]]] = {}
         for name, count in samples.values():
-            place = layout.match(name)
-            if place is not None:
+            match = layout.match(name)
+            if match is not None:
                 claimed += count
-                routers += any(f"{place.block}.{router}" in tensors for router in layout.router)
-                blocks.setdefault(place.block, []).append((place, tensors[name]))
+                routers += any(f"{match.block}.{router}" in specs for router in layout.router)
+                blocks.setdefault(match.block, []).append((match, specs[name]))
         if claimed:
             kind = any(layout.stores(kind) for kind in kinds)
-            fits = all(_fits(layout, own, tensors) for own in blocks.values())
+            fits = all(_fits(layout, members, specs) for members in blocks.values())
             ranked.append(((fits, kind, claimed, routers), layout))
     return max(ranked, key=lambda item: item[0])[1] if ranked else None
 
 
 def _fits(
-    layout: Layout, found: list[tuple[Place, TensorInfo]], tensors: Mapping[str, TensorInfo]
+    layout: Layout, members: list[tuple[Match, TensorSpec]], specs: Mapping[str, TensorSpec]
 ) -> bool:
-    """Whether what lies in one block can be cut as the layout says, and is an FFN: down gives back
-    what gate and up take in."""
-    names = (f"{found[0][0].block}.{router}" for router in layout.router)
-    router = next((tensors[name] for name in names if name in tensors), None)
+    """Whether one block's tensors can be cut as the layout says and make an FFN.
+
+    In an FFN, down gives back what gate and up take in.
+    """
+    names = (f"{members[0][0].block}.{router}" for router in layout.router)
+    router = next((specs[name] for name in names if name in specs), None)
     shapes: dict[str, tuple[int, int]] = {}
-    for place, info in found:
-        axes = place.weights.parsed
-        known = {PART: len(place.weights.holds)}
+    for match, spec in members:
+        axes = match.weights.parsed
+        known = {PART: len(match.weights.holds)}
         if axes.needs_experts:
             if router is None or not router.shape:
                 continue
             known[EXPERT] = router.shape[0]
         try:
-            sizes = axes.sizes(info.shape, known)
+            sizes = axes.sizes(spec.shape, known)
         except ValueError:
             return False
         if not axes.is_bias:
-            shapes |= dict.fromkeys(place.weights.holds, (sizes[OUT], sizes[IN]))
+            shapes |= dict.fromkeys(match.weights.holds, (sizes[OUT], sizes[IN]))
     turned = {shape[::-1] if name == "down" else shape for name, shape in shapes.items()}
     return len(turned) <= 1

@@ -1,8 +1,8 @@
-"""Experts found by structure alone, for models that no entry names.
+"""Experts recognised by structure alone, for models that no layout entry names.
 
-Two shapes of evidence: same-shaped matrices under an index inside a layer, or a leading dimension
-of several tensors that a router's rows agree with. What is found is written down as a `Layout`,
-so that nothing downstream knows the difference.
+Two kinds of evidence: matrices of one shape under an index inside a layer, or several tensors that
+agree in their first dimension. The result is a `Layout` like any other, so that nothing downstream
+knows the difference.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ders_core.checkpoint.layouts import Layout, Weights
-from ders_core.files.header import TensorInfo
+from ders_core.files.spec import TensorSpec
 
 LEAST_SURE = 0.6
-"""Below, same-shaped siblings may be anything: heads, codebooks, quantizers."""
+"""Below it, siblings of one shape may be anything: heads, codebooks, quantizers."""
 
 NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 DOWN = re.compile(r"down|w2|wo\b|fc2|output|out_proj|c_proj|4h_to_h|w_out")
@@ -28,7 +28,7 @@ Matrix = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Found:
+class Guess:
     """sure: from 0 to 1. because: a sentence with the evidence."""
 
     layout: Layout
@@ -46,38 +46,38 @@ class _Candidate:
     nbytes: int
 
 
-def by_structure(tensors: Mapping[str, TensorInfo], declared: Collection[int]) -> Found | None:
+def by_structure(specs: Mapping[str, TensorSpec], declared: Collection[int]) -> Guess | None:
     """The experts that take the most bytes, if it is sure enough that they are experts.
 
-    declared: numbers of experts that the config names.
+    specs: of each tensor. declared: numbers of experts that the config names.
     """
-    candidates = [*_siblings(tensors), *_stacked(tensors)]
-    for found in sorted(candidates, key=lambda own: -own.nbytes):
-        judged = _judge(found, tensors, declared)
-        if judged is not None:
-            return judged
+    candidates = [*_siblings(specs), *_stacked(specs)]
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.nbytes):
+        guess = _judge(candidate, specs, declared)
+        if guess is not None:
+            return guess
     return None
 
 
-def _siblings(tensors: Mapping[str, TensorInfo]) -> Iterator[_Candidate]:
+def _siblings(specs: Mapping[str, TensorSpec]) -> Iterator[_Candidate]:
     """Matrices of one shape whose names differ in an index, within one layer."""
-    sets: dict[tuple[str, str], dict[int, TensorInfo]] = defaultdict(dict)
-    for name, info in tensors.items():
+    sets: dict[tuple[str, str], dict[int, TensorSpec]] = defaultdict(dict)
+    for name, spec in specs.items():
         numbers = list(NUMBER.finditer(name))
-        if len(numbers) < 2 or len(info.shape) != 2:
+        if len(numbers) < 2 or len(spec.shape) != 2:
             continue
         layer, expert = numbers[0], numbers[-1]
         stem = f"{name[: layer.start()]}{{layer}}{name[layer.end() : expert.start()]}"
         key = f"{stem}{{expert}}{name[expert.end() :]}"
-        sets[key, layer[0]][int(expert[0])] = info
+        sets[key, layer[0]][int(expert[0])] = spec
     forms: dict[str, dict[str, tuple[int, Matrix, int]]] = defaultdict(dict)
     for (key, _), members in sets.items():
-        shapes = {info.shape for info in members.values()}
+        shapes = {spec.shape for spec in members.values()}
         if len(shapes) != 1 or sorted(members) != list(range(len(members))) or len(members) < 2:
             continue
         prefix, _, leaf = key.partition("{expert}")
         out, width = shapes.pop()
-        nbytes = sum(info.nbytes for info in members.values())
+        nbytes = sum(spec.nbytes for spec in members.values())
         before = forms[prefix].get(leaf, (0, (0, 0), 0))[2]
         forms[prefix][leaf] = (len(members), (out, width), before + nbytes)
     for prefix, leaves in forms.items():
@@ -90,21 +90,21 @@ def _siblings(tensors: Mapping[str, TensorInfo]) -> Iterator[_Candidate]:
         )
 
 
-def _stacked(tensors: Mapping[str, TensorInfo]) -> Iterator[_Candidate]:
+def _stacked(specs: Mapping[str, TensorSpec]) -> Iterator[_Candidate]:
     """Tensors of three dimensions within one layer that agree in the first."""
     forms: dict[tuple[str, int], dict[str, tuple[Matrix, int]]] = defaultdict(dict)
-    for name, info in tensors.items():
+    for name, spec in specs.items():
         layer = NUMBER.search(name)
-        if layer is None or len(info.shape) != 3 or info.shape[0] < 2:
+        if layer is None or len(spec.shape) != 3 or spec.shape[0] < 2:
             continue
         key = f"{name[: layer.start()]}{{layer}}{name[layer.end() :]}"
         prefix, _, leaf = key.rpartition(".")
         if leaf == "weight":
-            prefix, _, own = prefix.rpartition(".")
-            leaf = f"{own}.weight"
-        experts, first, second = info.shape
+            prefix, _, module = prefix.rpartition(".")
+            leaf = f"{module}.weight"
+        experts, first, second = spec.shape
         before = forms[f"{prefix}.", experts].get(leaf, ((0, 0), 0))[1]
-        forms[f"{prefix}.", experts][leaf] = ((first, second), before + info.nbytes)
+        forms[f"{prefix}.", experts][leaf] = ((first, second), before + spec.nbytes)
     for (prefix, experts), leaves in forms.items():
         block, _, tail = _split_block(prefix)
         yield _Candidate(
@@ -119,65 +119,68 @@ def _split_block(prefix: str) -> tuple[str, str, str]:
     """`model.layers.{layer}.ffn.experts.` as (`model.layers.{layer}.ffn`, `.`, `experts.`)."""
     head, dot, tail = prefix.partition("{layer}")[2].strip(".").rpartition(".")
     stem = prefix.partition("{layer}")[0] + "{layer}"
-    whole = prefix.endswith(".")
     block = f"{stem}.{head}" if head else stem
-    return block, dot, f"{tail}." if whole and tail else tail
+    return block, dot, f"{tail}." if tail and prefix.endswith(".") else tail
 
 
 def _judge(
-    found: _Candidate, tensors: Mapping[str, TensorInfo], declared: Collection[int]
-) -> Found | None:
+    candidate: _Candidate, specs: Mapping[str, TensorSpec], declared: Collection[int]
+) -> Guess | None:
     """The candidate as a layout, with how sure it is; None if it cannot be experts."""
-    router, hidden = _router(found, tensors)
-    weights = _roles(found, hidden)
+    router, hidden = _router(candidate, specs)
+    weights = _roles(candidate, hidden)
     if weights is None:
         return None
     kind = "stacked along the first dimension" if "{expert}" not in str(weights) else "side by side"
-    evidence = [f"{found.count} alike up and down matrices lie {kind} in {found.block!r}"]
+    evidence = [f"{candidate.count} alike up and down matrices lie {kind} in {candidate.block!r}"]
     sure = 0.4
     if router is not None:
         sure += 0.3
-        evidence.append(f"{router!r} has {found.count} rows")
-    if re.search(r"expert|moe", (found.block + str(list(weights))).replace("{expert}", "")):
+        evidence.append(f"{router!r} has {candidate.count} rows")
+    if re.search(r"expert|moe", (candidate.block + str(list(weights))).replace("{expert}", "")):
         sure += 0.2
         evidence.append("their names say so")
-    if found.count in declared:
+    if candidate.count in declared:
         sure += 0.1
-        evidence.append(f"config.json speaks of {found.count} experts")
+        evidence.append(f"config.json speaks of {candidate.count} experts")
     if sure < LEAST_SURE:
         return None
     layout = Layout(
         family="generic",
         block="{stack}."
-        + found.block.partition("{layer}")[0].rpartition(".")[2]
+        + candidate.block.partition("{layer}")[0].rpartition(".")[2]
         + "{layer}"
-        + found.block.partition("{layer}")[2],
+        + candidate.block.partition("{layer}")[2],
         experts=weights,
         router=(router,) if router else (),
     )
-    return Found(layout, min(sure, 0.95), "; ".join(evidence))
+    return Guess(layout, min(sure, 0.95), "; ".join(evidence))
 
 
-def _router(found: _Candidate, tensors: Mapping[str, TensorInfo]) -> tuple[str | None, int | None]:
+def _router(
+    candidate: _Candidate, specs: Mapping[str, TensorSpec]
+) -> tuple[str | None, int | None]:
     """(name after the block's, hidden size) of a matrix with one row for each expert."""
-    widths = {size for shape in found.weights.values() for size in shape}
-    prefix = re.compile(re.escape(found.block).replace(re.escape("{layer}"), r"\d+") + r"\.(.+)")
-    for name, info in tensors.items():
+    widths = {size for shape in candidate.weights.values() for size in shape}
+    prefix = re.compile(
+        re.escape(candidate.block).replace(re.escape("{layer}"), r"\d+") + r"\.(.+)"
+    )
+    for name, spec in specs.items():
         match = prefix.fullmatch(name)
-        if match is None or len(info.shape) != 2 or NUMBER.search(match[1]):
+        if match is None or len(spec.shape) != 2 or NUMBER.search(match[1]):
             continue
-        if info.shape[0] == found.count and info.shape[1] in widths:
-            return match[1], info.shape[1]
+        if spec.shape[0] == candidate.count and spec.shape[1] in widths:
+            return match[1], spec.shape[1]
     return None, None
 
 
-def _roles(found: _Candidate, hidden: int | None) -> dict[str, Weights] | None:
-    """Which weight is gate, up and down, and which way round it lies.
+def _roles(candidate: _Candidate, hidden: int | None) -> dict[str, Weights] | None:
+    """Which weight is gate, up and down, and the order of its axes.
 
     Two weights are up and down, three gate, up and down; gate and up may share a tensor that is
     twice as large. None if the shapes are those of no FFN.
     """
-    shapes = dict(found.weights)
+    shapes = dict(candidate.weights)
     if len(shapes) not in (2, 3):
         return None
     down = next((name for name in shapes if DOWN.search(_leaf(name))), None)
@@ -214,5 +217,5 @@ def _gate_first(names: list[str]) -> list[tuple[Role, str]]:
 
 
 def _leaf(name: str) -> str:
-    """What tells the weights of one expert apart."""
+    """The part of a name in which the weights of one expert differ."""
     return name.rpartition("{expert}")[2] or name

@@ -28,6 +28,7 @@ from ders_core.cli.options import (
 )
 from ders_core.cli.upcycle import register_upcycle
 from ders_core.errors import CheckpointError, DersError, OutputError
+from ders_core.packed.open import open_checkpoint
 from ders_core.units import bytes_text, share_text
 
 app = typer.Typer(
@@ -97,7 +98,6 @@ def analyze(
     """Similarity of experts, norms of deltas, and with --spectra their singular values."""
     from ders_core.analysis import SPECTRA
     from ders_core.analysis import analyze as run_analysis
-    from ders_core.checkpoint import Checkpoint
     from ders_core.compute.device import resolve_device
     from ders_core.figures.report import SUFFIXES, write_report
     from ders_core.jobs import Engine
@@ -113,7 +113,7 @@ def analyze(
             f"{kind!r} is none of head, curve, exact", param_hint="--spectra-kind"
         )
     where = resolve_device(device).type
-    source = Checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint)
     try:
         ranges = parse_numbers(layers)
     except ValueError as error:
@@ -156,13 +156,12 @@ def analyze(
 @app.command()
 def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
     """Predicted bytes of a recipe, group by group; nothing is written."""
-    from ders_core.checkpoint import Checkpoint
     from ders_core.pipeline.plan import resolve
     from ders_core.recipe import load_recipe
 
     chosen = load_recipe(recipe)
     chosen.base.check_files()  # refused now rather than by the run
-    planned = resolve(chosen, Checkpoint(checkpoint))
+    planned = resolve(chosen, open_checkpoint(checkpoint))
     if as_json:
         print_json(planned.to_dict())
         return

@@ -26,6 +26,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.decompose.base import BASES, Base, BaseContext, make_base
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.errors import CheckpointError, DersError, RecipeError
+from ders_core.files.store import TensorStore
 from ders_core.files.writer import write_json, write_tensors
 
 OUT, IN = 7, 13
@@ -89,7 +90,7 @@ def _checkpoint(directory: Path, tensors: dict[str, torch.Tensor], **config: Any
     directory.mkdir()
     write_tensors(directory / "model.safetensors", tensors)
     write_json(directory / "config.json", {"num_hidden_layers": 1, **config})
-    return Checkpoint(directory)
+    return Checkpoint(TensorStore.open(directory))
 
 
 GROUPS: dict[str, Callable[[Path], ExpertGroup]] = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-from ders_core.files.header import TensorInfo
+from ders_core.files.tensor import TensorReader
 
 
-def checksum(info: TensorInfo) -> str:
-    """Hex SHA-256 of a tensor's bytes on disk."""
+def checksum(tensor: TensorReader) -> str:
+    """Hex SHA-256 of a tensor's bytes as they lie on disk."""
     digest = hashlib.sha256()
-    for chunk in info.raw():
+    for chunk in tensor.raw():
         digest.update(chunk)
     return digest.hexdigest()

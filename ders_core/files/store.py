@@ -1,14 +1,14 @@
-"""All tensors of one directory of safetensors files, wherever it lies, whatever model they make."""
+"""The tensors of a model directory by name, local or at an address; knows no kind of model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import (
@@ -20,9 +20,10 @@ from ders_core.files.address import (
     read_bytes,
     read_ranges,
 )
-from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.header import read_header
 from ders_core.files.remote import concurrently, is_plain_name
 from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.tensor import FileTensor, TensorReader
 
 T = TypeVar("T")
 
@@ -33,29 +34,88 @@ WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack",
 SAMPLE_BYTES = 256
 
 
+class Store(Protocol):
+    """A model's tensors and descriptions, wherever they are read from. Opening reads headers only.
+
+    `TensorStore` reads them from a directory; a packed checkpoint offers the model that it
+    replaces as a store too.
+    """
+
+    @property
+    def place(self) -> str:
+        """The path or address that was opened. An address may hold credentials: never print it."""
+
+    @property
+    def path(self) -> Path:
+        """The directory, without credentials."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+
+    @property
+    def config_text(self) -> str:
+        """config.json as text."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorReader]: ...
+
+    @property
+    def files(self) -> Mapping[str, tuple[str, ...]]:
+        """Weight file -> the names of its tensors, in the order of their bytes."""
+
+    @property
+    def metadata(self) -> Mapping[str, Mapping[str, str]]:
+        """Weight file -> the free-form metadata of its header."""
+
+    @property
+    def index_metadata(self) -> Mapping[str, Any]:
+        """The metadata of the index; empty if there is no index."""
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of the weight files, headers included."""
+
+    @property
+    def packed_bytes(self) -> int | None:
+        """Bytes of the packed weight files from which the tensors are computed; None if they lie
+        in files as they are."""
+
+    @property
+    def identity(self) -> str:
+        """A hex name of the content (see `content_identity`)."""
+
+    def side_files(self) -> list[Path]:
+        """Tokenizer, generation config and the like: neither weights nor config.json."""
+
+    def check(self, step: Callable[[int, str], None]) -> None:
+        """Compare every tensor with its checksum, where checksums are known.
+
+        step: called with the bytes of each tensor read, and a message. Raises CheckpointError if
+        one differs.
+        """
+
+
 @dataclass(frozen=True)
 class TensorStore:
-    """The tensors of a model directory by name; only headers have been read.
-
-    index_metadata: what the index of several shards says of them. bytes_total: of the weight files,
-    headers included.
-    """
+    """The store of a directory of safetensors files."""
 
     path: Path
     config: dict[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    files: Mapping[str, tuple[str, ...]]  # file name -> tensor names in the order they lie on disk
-    metadata: Mapping[str, Mapping[str, str]]  # file name -> free-form metadata of its header
+    tensors: Mapping[str, FileTensor]
+    files: Mapping[str, tuple[str, ...]]
+    metadata: Mapping[str, Mapping[str, str]]
     index_metadata: Mapping[str, Any]
     bytes_total: int
+    place: str = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> TensorStore:
-        """Open a local directory, or one elsewhere by its address (see `as_path`).
+    def open(cls, place: str | Path) -> TensorStore:
+        """Open a local directory, or one at an address (see `as_path`).
 
         Raises CheckpointError with one sentence if it is not a checkpoint or cannot be reached.
         """
-        directory = as_path(path)
+        directory = as_path(place)
         try:
             listing = list_files(directory)
             if PATCH_FILE in listing.names:
@@ -68,54 +128,49 @@ class TensorStore:
             paths = [directory / name for name in _weight_files(directory, listing, weight_map)]
             sizes = list(_each(directory, file_size, paths))
             headers = _each(directory, read_header, paths, sizes)
-            tensors: dict[str, TensorInfo] = {}
+            tensors: dict[str, FileTensor] = {}
             files: dict[str, tuple[str, ...]] = {}
             metadata: dict[str, dict[str, str]] = {}
-            for file, (found, metadata[file.name]) in zip(paths, headers, strict=True):
-                twice = tensors.keys() & found.keys()
+            for file, (header, metadata[file.name]) in zip(paths, headers, strict=True):
+                twice = tensors.keys() & header.keys()
                 if twice:
                     raise CheckpointError(
                         f"tensor {min(twice)!r} is in {file.name} and in another file too; "
                         "remove the stale file or add an index"
                     )
-                tensors.update(found)
-                files[file.name] = tuple(
-                    sorted(found, key=lambda name: (found[name].begin, found[name].end, name))
-                )
+                tensors.update(header)
+                order = sorted(header.values(), key=lambda info: (info.begin, info.end, info.name))
+                files[file.name] = tuple(info.name for info in order)
             _check_index(weight_map, tensors)
         except OSError as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from error
-        told = (index or {}).get("metadata")
+        index_metadata = (index or {}).get("metadata")
         return cls(
             directory,
             config,
             tensors,
             files,
             metadata,
-            told if isinstance(told, dict) else {},
+            index_metadata if isinstance(index_metadata, dict) else {},
             sum(sizes),
+            str(place),
         )
 
     @property
     def config_text(self) -> str:
-        """The text of config.json."""
         return read_bytes(self.path / "config.json").decode("utf-8")
 
     @property
-    def packed_bytes(self) -> int | None:
-        """Bytes of the weight files on disk where they are packed; None where they are as told."""
+    def specs(self) -> dict[str, TensorSpec]:
+        """Dtype and shape of every tensor, by name."""
+        return {name: tensor.spec for name, tensor in self.tensors.items()}
+
+    @property
+    def packed_bytes(self) -> None:
         return None
-
-    def check(self, step: Callable[[int, str], None]) -> None:
-        """Raise CheckpointError if a tensor differs from its checksum, where checksums are known.
-
-        step: called with the bytes of each tensor read, and what is being read.
-        """
 
     @cached_property
     def identity(self) -> str:
-        """A name for the content: hex SHA-256 of the config, the headers, and 256 bytes from the
-        middle of each tensor. It survives copying and moving, and costs no full read."""
         return content_identity(self.config, self._samples())
 
     def _samples(self) -> Iterator[tuple[str, TensorSpec, bytes]]:
@@ -126,8 +181,10 @@ class TensorStore:
             for info, sample in zip(infos, samples, strict=True):
                 yield info.name, info.spec, sample
 
+    def check(self, step: Callable[[int, str], None]) -> None:
+        """Checksums are known of packed checkpoints only."""
+
     def side_files(self) -> list[Path]:
-        """Tokenizer, generation config and the like: what is neither weights nor config.json."""
         skip = ("config.json", INDEX)
         return sorted(
             self.path / name
@@ -141,8 +198,11 @@ class TensorStore:
 def content_identity(
     config: Mapping[str, Any], samples: Iterable[tuple[str, TensorSpec, bytes]]
 ) -> str:
-    """See `TensorStore.identity`. samples: of each tensor in the order in which they lie: its name,
-    dtype and shape, and the bytes from its middle."""
+    """Hex SHA-256 of the config, the headers, and 256 bytes from the middle of each tensor.
+
+    It survives copying and moving, and costs no full read. samples: (name, dtype and shape, bytes
+    of the range `middle`) of each tensor, in the order in which the files hold them.
+    """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, spec, sample in samples:
         digest.update(f"{name}:{NAMES[spec.dtype]}:{spec.shape}".encode())
@@ -151,20 +211,20 @@ def content_identity(
 
 
 def middle(begin: int, end: int) -> tuple[int, int]:
-    """The range of the bytes that stand for a tensor which lies in such a range."""
+    """The byte range that is sampled of a tensor at the bytes `begin` … `end`."""
     first = max(begin, (begin + end - SAMPLE_BYTES) // 2)
     return first, first + min(SAMPLE_BYTES, end - begin)
 
 
 def _each(directory: Path, function: Callable[..., T], *columns: Sequence[Any]) -> Iterable[T]:
-    """`function` of each row; many at once where each is a walk over the network."""
+    """`function` of each row; several at once for a remote directory, where each waits."""
     if not is_remote(directory):
         return map(function, *columns)
     return concurrently(lambda row: function(*row), list(zip(*columns, strict=True)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
+    """The JSON object in a file. Raises CheckpointError if it is missing or anything else."""
     if not is_remote(path) and not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}; is it a model directory?")
     try:
@@ -207,7 +267,7 @@ def _weight_map(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     return weight_map
 
 
-def _check_index(weight_map: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+def _check_index(weight_map: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> None:
     for name, file in weight_map.items():
         info = tensors.get(name)
         if info is None or info.file.name != file:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ders_core.files.header import CHUNK_BYTES
 from ders_core.files.spec import NAMES, TensorSpec
 from ders_core.files.store import INDEX
+from ders_core.files.tensor import CHUNK_BYTES
 
 MAX_SHARD_BYTES = 4_000_000_000
 

@@ -14,13 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ders_core.checkpoint import Checkpoint, recognise
+from ders_core.checkpoint import recognise
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import as_local
 from ders_core.files.store import TensorStore
 from ders_core.hf.silence import silent
-from ders_core.packed.reader import is_packed
+from ders_core.packed.open import is_packed, open_checkpoint
 
 
 def load_model(
@@ -108,9 +108,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 def _cause(store: TensorStore, error: Exception) -> str:
     """Why loading failed, in one sentence: ours if the experts are incomplete, else the error's."""
-    if not is_packed(store.path) and recognise(store.path, store.config, store.tensors) is not None:
+    if not is_packed(store.path) and recognise(store.path, store.config, store.specs) is not None:
         try:
-            Checkpoint(store.path)
+            open_checkpoint(store.path)
         except CheckpointError as told:
             return str(told)
     text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__

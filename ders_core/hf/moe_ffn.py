@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from ders_core.checkpoint.dense import DenseFFN, dense_ffns
-from ders_core.files.header import TensorInfo
+from ders_core.files.spec import TensorSpec
 
 _recorded: ContextVar[list[torch.Tensor] | None] = ContextVar("router_logits", default=None)
 """Where the routers leave their logits: a forward pass of another thread has its own place."""
@@ -59,11 +58,10 @@ class FFNShape:
 
 
 def model_ffns(model: nn.Module) -> list[DenseFFN]:
-    """Every FFN of a dense model in memory; the tensors are its parameters, told without places."""
-    nowhere = Path()
+    """Every FFN of a dense model in memory, by the names of its parameters."""
     return dense_ffns(
         {
-            name: TensorInfo(name, weight.dtype, tuple(weight.shape), nowhere, 0, weight.nbytes)
+            name: TensorSpec(weight.dtype, tuple(weight.shape))
             for name, weight in model.named_parameters()
         }
     )

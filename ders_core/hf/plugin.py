@@ -1,8 +1,8 @@
 """A packed checkpoint in transformers: `from_pretrained` of any class gives an ordinary model.
 
 The experts' weights are synthesized while transformers fills the model, one tensor of the original
-at a time, under the names that they had; transformers' own conversions then put them where the
-model wants them. So there is no second full copy, and every family that it loads, it loads packed.
+at a time, under the original's names; transformers' own conversions then put them where the model
+wants them. So there is no second full copy, and packed checkpoints of every family load.
 """
 
 from __future__ import annotations
@@ -29,33 +29,34 @@ from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
+from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.reader import PackedCheckpoint
 
 WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
-"""Set, transformers asks for a tensor when it needs it, and not as many as it can beforehand."""
+"""If set, transformers asks for each tensor when it needs it, not for many beforehand."""
 
 _environment = threading.RLock()
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is synthesized when transformers takes it: `lazy[...]`."""
+    """A parameter that is synthesized when transformers takes it: `lazy[...]`."""
 
-    checkpoint: PackedCheckpoint
+    tensors: ModelTensors
     name: str
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        whole = self.checkpoint.numbers(self.name)
-        part = whole[index]
+        parameter = self.tensors.read(self.name)
+        part = parameter[index]
         # a rank of a distributed load keeps its share, which must not hold on to all of it
-        return part if part.numel() == whole.numel() else part.clone()
+        return part if part.numel() == parameter.numel() else part.clone()
 
     def get_shape(self) -> list[int]:
-        return list(self.checkpoint.numbers_spec(self.name).shape)
+        return list(self.tensors.spec(self.name).shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.checkpoint.numbers_spec(self.name).dtype
+        return self.tensors.spec(self.name).dtype
 
     def is_floating_point(self) -> bool:
         return self.dtype.is_floating_point
@@ -79,7 +80,7 @@ class DersConfig(QuantizationConfigMixin):
 
 
 class DersQuantizer(HfQuantizer):
-    """Changes no module: the weights arrive whole (see `install`)."""
+    """Changes no module: the weights arrive synthesized (see `install`)."""
 
     def is_serializable(self) -> bool:
         return True
@@ -90,11 +91,11 @@ class DersQuantizer(HfQuantizer):
 
 
 def install() -> None:
-    """Make the format known to transformers; a second call changes nothing.
+    """Register the format with transformers; a second call changes nothing.
 
-    transformers lets a quantizer replace modules and rename tensors, but not say where the tensors
-    of a checkpoint come from. So the one step that reads them is wrapped: for our format it gets
-    its tensors from a `PackedCheckpoint`, and then runs as for any checkpoint.
+    transformers lets a quantizer replace modules and rename tensors, but not provide the tensors of
+    a checkpoint. So the one step that reads them is wrapped: for our format it gets its tensors
+    from a `PackedCheckpoint`, and then runs as for any checkpoint.
     """
     if QUANT_METHOD in AUTO_QUANTIZER_MAPPING:
         return
@@ -118,7 +119,8 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
         if state_dict is not None or not _are_ours(checkpoint_files, load_config):
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
-        lazy = {own: LazyTensor(packed, name) for name, own in packed.model_names().items()}
+        tensors = packed.model_tensors()
+        lazy = {parameter: LazyTensor(tensors, name) for name, parameter in tensors.names().items()}
         plain = replace(
             load_config,
             # with a quantizer, 5.17 keeps silent about shapes that do not fit; under ZeRO-3 it must
@@ -133,8 +135,11 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _are_ours(checkpoint_files: list[str] | None, load_config: Any) -> TypeGuard[list[str]]:
-    """Whether these are the files of a packed checkpoint. Those of an adapter are loaded with the
-    settings of the model to which it is added, but are its own."""
+    """Whether these are the files of a packed checkpoint.
+
+    An adapter's files are not, although they are loaded with the settings of the model to which it
+    is added.
+    """
     return (
         isinstance(load_config.hf_quantizer, DersQuantizer)
         and checkpoint_files is not None
@@ -144,19 +149,23 @@ def _are_ours(checkpoint_files: list[str] | None, load_config: Any) -> TypeGuard
 
 
 def _offloadable(packed: PackedCheckpoint) -> dict[str, str]:
-    """Name -> file of the tensors that mean on disk what they say. transformers leaves these where
-    they are when the model's weights are to stay on disk, and writes the others anew."""
+    """Name -> file of the tensors that a file holds exactly as the model wants them.
+
+    transformers leaves these where they are when the model's weights are to stay on disk, and
+    writes the others anew.
+    """
+    tensors = packed.model_tensors()
     return {
         name: packed.store.tensors[name].file.name
-        for name, own in packed.model_names().items()
-        if own == name
+        for name, parameter in tensors.names().items()
+        if parameter == name
         and name in packed.store.tensors
-        and packed.numbers_spec(name) == packed.spec(name)
+        and tensors.spec(name) == packed.original.spec(name)
     }
 
 
 def _directory(checkpoint_files: list[str], load_config: Any) -> Path:
-    """Where the packed checkpoint lies; of one on the hub, the manifest is fetched beside it."""
+    """The packed checkpoint's directory; for one on the hub, the manifest is fetched into it."""
     directory = Path(checkpoint_files[0]).parent
     source = load_config.pretrained_model_name_or_path
     if not (directory / MANIFEST).is_file() and not os.path.isdir(source):
@@ -166,7 +175,7 @@ def _directory(checkpoint_files: list[str], load_config: Any) -> Path:
 
 @contextmanager
 def _without_threads() -> Iterator[None]:
-    """transformers' threads off for a while."""
+    """Turn transformers' loading threads off within the block."""
     with _environment:
         before = os.environ.get(WITHOUT_THREADS)
         os.environ[WITHOUT_THREADS] = "1"

@@ -1,4 +1,4 @@
-"""Which original tensors a packed checkpoint's groups lay in, and how they are put together."""
+"""Which tensors of the original hold the experts of packed groups, and at which places."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.matrix import Slot
-from ders_core.checkpoint.quantized import SCHEMES, QuantizedWeight, Scheme
+from ders_core.checkpoint.quantized import SCHEMES, Scheme
 from ders_core.errors import CheckpointError
 from ders_core.files.spec import DTYPES, TensorSpec
 from ders_core.packed.manifest import PackedGroup
@@ -26,41 +26,47 @@ class Member:
     slot: Slot
 
 
-@dataclass
+@dataclass(frozen=True)
 class Assembled:
-    """An original tensor that is put together from packed ones.
+    """An original tensor that is put together from the members of packed groups.
 
-    spec: on disk. numbers: what it means, the same but where the source holds codes.
+    spec: on disk. numbers: of its values; they differ from `spec` where the original holds codes.
     """
 
     spec: TensorSpec
     numbers: TensorSpec
     members: list[Member] = field(default_factory=list)
-    coded: QuantizedWeight | None = None
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether the original holds codes in it."""
+        return self.spec != self.numbers
 
     @property
     def pieces(self) -> int:
-        """Experts that lie one after another, each a piece; 1 where they do not."""
+        """The number of equal parts that can be made one by one: the experts, if they lie one
+        after another, else 1."""
         slot = self.members[0].slot
         return slot.sizes[EXPERT] if slot.axes.order[0] == EXPERT else 1
 
     @cached_property
     def by_piece(self) -> list[list[Member]]:
-        """What each piece is made of."""
+        """The members of each piece."""
         if self.pieces == 1:
             return [self.members]
-        found: list[list[Member]] = [[] for _ in range(self.pieces)]
+        by_piece: list[list[Member]] = [[] for _ in range(self.pieces)]
         for member in self.members:
-            found[member.slot.expert].append(member)
-        return found
+            by_piece[member.slot.expert].append(member)
+        return by_piece
 
 
 def assemble(groups: Iterable[PackedGroup], manifest: Path) -> dict[str, Assembled]:
-    """The original tensors that the groups' experts lay in, by name.
+    """The original tensors that hold the groups' experts, by name.
 
-    Raises CheckpointError unless each is covered just once. manifest: the file to blame.
+    manifest: the file that an error names. Raises CheckpointError unless the groups cover every
+    such tensor exactly once.
     """
-    found: dict[str, Assembled] = {}
+    tensors: dict[str, Assembled] = {}
     for group in groups:
         _, out, width = group.shape
         for bias, sources in ((False, group.experts), (True, group.biases)):
@@ -72,34 +78,34 @@ def assemble(groups: Iterable[PackedGroup], manifest: Path) -> dict[str, Assembl
                         "again"
                     )
                 numbers = TensorSpec(DTYPES[group.dtype], slot.axes.shape(slot.sizes))
-                coded = scheme_class(group.stored) if group.stored and not bias else None
-                spec = coded.codes(numbers.shape) if coded else numbers
-                own = found.setdefault(source.tensor, Assembled(spec, numbers))
-                own.members.append(Member(group, expert, bias, slot))
-    for name, assembled in found.items():
-        if not _is_whole(assembled):
+                scheme = find_scheme(group.stored) if group.stored and not bias else None
+                spec = scheme.codes(numbers.shape) if scheme else numbers
+                assembled = tensors.setdefault(source.tensor, Assembled(spec, numbers))
+                assembled.members.append(Member(group, expert, bias, slot))
+    for name, assembled in tensors.items():
+        if not _is_complete(assembled):
             raise CheckpointError(
                 f"{manifest}: the parts of {name!r} do not make it whole; copy the directory again"
             )
-    return found
+    return tensors
 
 
-def _is_whole(assembled: Assembled) -> bool:
+def _is_complete(assembled: Assembled) -> bool:
     """Whether every expert and every part is there once."""
     slots = [member.slot for member in assembled.members]
     first = slots[0]
     places = {(slot.expert, slot.part) for slot in slots}
     count = math.prod(first.sizes.get(axis, 1) for axis in (EXPERT, PART))
-    same = all(slot.sizes == first.sizes and slot.axes == first.axes for slot in slots)
-    return same and len(slots) == len(places) == count
+    alike = all(slot.sizes == first.sizes and slot.axes == first.axes for slot in slots)
+    return alike and len(slots) == len(places) == count
 
 
-def scheme_class(name: str) -> type[Scheme]:
-    """Raises CheckpointError for a scheme that is not known here."""
-    found = next((scheme for scheme in SCHEMES if scheme.name == name), None)
-    if found is None:
+def find_scheme(name: str) -> type[Scheme]:
+    """The scheme of that name. Raises CheckpointError if it is unknown here."""
+    scheme = next((scheme for scheme in SCHEMES if scheme.name == name), None)
+    if scheme is None:
         raise CheckpointError(
             f"the manifest names the scheme {name!r}, which is unknown here; install the version "
             "of ders-studio that wrote it"
         )
-    return found
+    return scheme

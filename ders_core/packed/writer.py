@@ -160,8 +160,8 @@ def _write_manifest(
 
 def _samples(packed: PackedCheckpoint) -> Iterator[tuple[str, TensorSpec, bytes]]:
     """What `content_identity` asks for, of the tensors of the checkpoint that was replaced."""
-    for name in packed.names():
-        spec = packed.spec(name)
+    for name in packed.original.names():
+        spec = packed.original.spec(name)
         begin, end = middle(0, spec.nbytes)
         raw = packed.read(name).contiguous().reshape(-1).view(torch.uint8)
         yield name, spec, raw[begin:end].numpy().tobytes()

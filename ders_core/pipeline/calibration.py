@@ -16,9 +16,10 @@ import torch
 
 from ders_core.checkpoint import PROJECTIONS, Checkpoint, ExpertGroup
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.header import read_header
 from ders_core.files.output import refused_writes
 from ders_core.files.spec import TensorSpec
+from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
 
 FORMAT = "ders-calibration"
@@ -40,7 +41,7 @@ class Calibration:
     path: Path
     checkpoint: str
     tokens: int
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, FileTensor]
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
@@ -165,7 +166,7 @@ def write_calibration(
         write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)
 
 
-def _check_form(file: Path, name: str, info: TensorInfo) -> None:
+def _check_form(file: Path, name: str, info: FileTensor) -> None:
     """Raise CheckpointError unless a calibration file may hold such a tensor."""
     counts = name.endswith(".routed")
     dtype, dims = (torch.int64, (1,)) if counts else (torch.float32, (1, 2))

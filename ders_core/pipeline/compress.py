@@ -17,9 +17,9 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
-from ders_core.files.header import TensorInfo
 from ders_core.files.output import output_directory
 from ders_core.files.spec import NAMES
+from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import (
     FORMAT_VERSION,
     PackedGroup,
@@ -27,6 +27,7 @@ from ders_core.packed.manifest import (
     Source,
     public_recipe,
 )
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.writer import PackedContents, write_packed
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
@@ -56,7 +57,7 @@ def compress(
     that are finished.
     """
     started = time.monotonic()
-    source = Checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint)
     plan = resolve(recipe, source)
     if recipe.calibration is not None:
         Calibration.open(recipe.calibration).check(source)
@@ -108,7 +109,7 @@ def _sha256(path: Path) -> str:
 
 def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup]) -> PackedContents:
     """The tensors that stay as they are, then each staged group's."""
-    tensors: dict[str, TensorInfo] = {
+    tensors: dict[str, TensorReader] = {
         name: source.tensors[name] for name in carried_specs(source, plan)
     }
     for group in staged.values():

@@ -149,6 +149,7 @@ def _check(
         found = verify(out)
         detail = found.problems[0] if found.problems else "it opens and fits its manifest"
         return [*checks, Check("opens as a packed checkpoint", found.ok, detail)]
-    wrong = [name for name in source.names() if store.tensors[name].spec != source.spec(name)]
+    original = source.original
+    wrong = [name for name in original.names() if store.tensors[name].spec != original.spec(name)]
     detail = f"{wrong[0]!r} has another shape or dtype" if wrong else "names, shapes and dtypes"
     return [*checks, Check("has the original's layout", not wrong, detail)]

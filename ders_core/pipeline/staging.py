@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import OutputError
-from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.header import read_header
 from ders_core.files.store import read_json
+from ders_core.files.tensor import TensorReader
 from ders_core.packed.writer import CheckWritten
 from ders_core.pipeline.report import ReportEntry
 
@@ -38,7 +39,7 @@ class StagedGroup:
     uses: tuple[int, ...] | None
     lengths: Mapping[str, tuple[int, ...]]
     bases: tuple[int, ...] | None
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, TensorReader]
     checksums: Mapping[str, str]
 
     @classmethod

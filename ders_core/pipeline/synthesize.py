@@ -17,7 +17,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files.output import copy_files, output_directory
 from ders_core.files.writer import encode_header, tensor_bytes, write_file, write_index, write_text
 from ders_core.packed.manifest import MANIFEST
-from ders_core.packed.reader import PackedCheckpoint, checksum_problems
+from ders_core.packed.reader import PackedCheckpoint
 
 
 def synthesize(
@@ -31,17 +31,17 @@ def synthesize(
     """
     source = PackedCheckpoint(packed)
     files = {
-        file: {name: source.spec(name) for name in names}
+        file: {name: source.original.spec(name) for name in names}
         for file, names in source.manifest.source.files.items()
     }
     total = sum(
         len(encode_header(specs)) + sum(spec.nbytes for spec in specs.values())
         for specs in files.values()
     )
-    if not source.names():
+    if not source.original.names():
         raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
     meter = Meter(source.store.bytes_total + total, progress)
-    problems = checksum_problems(source, meter.advance)
+    problems = source.checksum_problems(meter.advance)
     if problems:
         raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
     checksums: dict[str, str] = {}
@@ -74,7 +74,7 @@ def _pieces(
 
     def all_of_them() -> Iterator[tuple[str, torch.Tensor | None]]:
         for name in names:
-            for piece in source.pieces(name, device):
+            for piece in source.original.pieces(name, device):
                 yield name, piece.cpu()
             yield name, None
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint import ExpertGroup
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
 from ders_core.files.spec import NAMES
-from ders_core.packed.reader import PackedCheckpoint, checksum_problems
+from ders_core.packed.open import open_checkpoint
+from ders_core.packed.reader import PackedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def verify(
     progress counts bytes. Raises CheckpointError if either cannot be opened at all.
     """
     checkpoint = PackedCheckpoint(packed)
-    original = Checkpoint(against) if against is not None else None
+    original = open_checkpoint(against) if against is not None else None
     experts = original.bytes_experts if original else 0
     meter = Meter(checkpoint.store.bytes_total + experts, progress)
-    problems = checksum_problems(checkpoint, meter.advance)
+    problems = checkpoint.checksum_problems(meter.advance)
     if original is None:
         return Verification(tuple(problems), (), len(checkpoint.store.tensors))
     if original.identity != checkpoint.manifest.source.identity:
@@ -85,10 +86,10 @@ def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError
     found = Squares()
     with torch.inference_mode():
         for expert in range(group.shape[0]):
-            base = checkpoint.base(packed, expert)
-            found += compare(checkpoint.weight(packed, expert), group.read(expert), base)
+            base = checkpoint.experts.base(packed, expert)
+            found += compare(checkpoint.experts.weight(packed, expert), group.read(expert), base)
         if packed.biases:
-            biases = compare(checkpoint.biases(packed), group.read_biases())
+            biases = compare(checkpoint.experts.biases(packed), group.read_biases())
             found += Squares(error=biases.error)
     return GroupError(*group.key, *found.relative)
 

@@ -13,6 +13,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
 from ders_core.files.store import read_json
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch.make import delta_tensors
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import card
@@ -38,7 +39,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def _checkpoint(path: str, stamp: object) -> Checkpoint:
-    return Checkpoint(path)
+    return open_checkpoint(path)
 
 
 def checkpoint(path: str) -> Checkpoint:

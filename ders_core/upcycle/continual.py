@@ -121,7 +121,9 @@ class FromPacked(Start):
     def _contents(self, model: Model) -> Contents:
         """What is trained, and everything else as it lies in the checkpoint."""
         packed = self._source.packed
-        contents = Contents(original={name: packed.spec(name) for name in packed.names()})
+        contents = Contents(
+            original={name: packed.original.spec(name) for name in packed.original.names()}
+        )
         trained = {
             name: parameter
             for name, parameter in model.network.named_parameters()

@@ -12,7 +12,7 @@ from ders_core.checkpoint.dense import DenseFFN, dense_ffns
 from ders_core.errors import CheckpointError
 from ders_core.files.address import as_local
 from ders_core.files.store import TensorStore
-from ders_core.packed.reader import is_packed
+from ders_core.packed.open import is_packed
 
 FAMILIES = (
     "llama",
@@ -42,7 +42,7 @@ class DenseModel:
         store = TensorStore.open(as_local(path))
         family = store.config.get("model_type")
         packed = is_packed(store.path)
-        if packed or recognise(store.path, store.config, store.tensors) is not None:
+        if packed or recognise(store.path, store.config, store.specs) is not None:
             more = "; to train further deltas on it, use --continue" if packed else ""
             raise CheckpointError(
                 f"{store.path} is a Mixture-of-Experts already; give a dense model{more}"
@@ -56,7 +56,7 @@ class DenseModel:
             raise CheckpointError(
                 f"{store.path} is quantized; give the bfloat16, float16 or float32 original"
             )
-        ffns = tuple(sorted(dense_ffns(store.tensors), key=lambda ffn: ffn.layer))
+        ffns = tuple(sorted(dense_ffns(store.specs), key=lambda ffn: ffn.layer))
         if [ffn.layer for ffn in ffns] != list(range(len(ffns))) or not ffns:
             raise CheckpointError(
                 f"{store.path}: its FFNs are not those of a {family} model, one for each layer; "
@@ -97,5 +97,5 @@ class DenseModel:
 
     def bias_of(self, ffn: DenseFFN, projection: str) -> bool:
         """Whether a projection of a layer's FFN has a bias."""
-        name = ffn.weights[projection].info.name
+        name = ffn.weights[projection].tensor
         return f"{name.removesuffix('.weight')}.bias" in self.store.tensors

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ders_core.codecs.group import GroupCodec, Stacked
-from ders_core.files.header import TensorInfo
 from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import PackedGroup, PackedSource
 from ders_core.packed.writer import PackedContents, source_on_no_disk, write_packed
 from ders_core.recipe import DenseBase, Recipe
@@ -38,7 +38,7 @@ class Contents:
     the packed tensors are read.
     """
 
-    tensors: dict[str, Stacked | TensorInfo] = field(default_factory=dict)
+    tensors: dict[str, Stacked | TensorReader] = field(default_factory=dict)
     original: dict[str, TensorSpec] = field(default_factory=dict)
     groups: list[PackedGroup] = field(default_factory=list)
 

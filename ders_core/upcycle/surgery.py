@@ -53,7 +53,7 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         module = model.get_submodule(site.path)
         held = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
         known = {
-            matrix.info.name.removeprefix(f"{site.path}.").rpartition(".")[0]
+            matrix.tensor.removeprefix(f"{site.path}.").rpartition(".")[0]
             for matrix in site.ffn.weights.values()
         }
         if held != known:

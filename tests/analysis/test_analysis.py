@@ -37,15 +37,16 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.decompose.averages import around_mean
 from ders_core.errors import Cancelled, CheckpointError
+from ders_core.packed.open import open_checkpoint
 
 
 @pytest.fixture(scope="module")
 def analysis(mixtral_dir: Path) -> Analysis:
-    return analyze(Checkpoint(mixtral_dir))
+    return analyze(open_checkpoint(mixtral_dir))
 
 
 def test_every_group_has_its_rows(analysis: Analysis, mixtral_dir: Path) -> None:
-    groups = Checkpoint(mixtral_dir).groups()
+    groups = open_checkpoint(mixtral_dir).groups()
     assert analysis.group_keys() == [group.key for group in groups]
     for name, columns in COLUMNS.items():
         table = getattr(analysis, name)
@@ -55,7 +56,7 @@ def test_every_group_has_its_rows(analysis: Analysis, mixtral_dir: Path) -> None
 
 
 def test_norm_ratio_is_that_of_the_decomposition(analysis: Analysis, mixtral_dir: Path) -> None:
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     split = around_mean(checkpoint.group(1, "down"))
     norms = [float(delta.double().norm()) for delta in split.deltas()]
     row = of_group(analysis.groups, 1, "down").iloc[0]
@@ -69,7 +70,7 @@ def test_verdicts(mixtral_dir: Path, qwen2_moe_dir: Path, scratch_dir: Path) -> 
         (qwen2_moe_dir, "upcycled"),
         (scratch_dir, "scratch"),
     ):
-        checkpoint = Checkpoint(directory)
+        checkpoint = open_checkpoint(directory)
         quick, full = sampled_verdict(checkpoint), analyze(checkpoint, spectra="none").verdict
         assert quick.verdict == full.verdict == wanted
         assert quick.mean_cosine == pytest.approx(full.mean_cosine, abs=0.02)
@@ -123,7 +124,7 @@ def test_groups_of_experts_near_one_start_are_still_upcycled(
 
 
 def test_a_scratch_model_is_told_with_its_figures(scratch_dir: Path) -> None:
-    found = analyze(Checkpoint(scratch_dir), spectra="none")
+    found = analyze(open_checkpoint(scratch_dir), spectra="none")
     assert found.groups["clusters"].unique().tolist() == [1]
     verdict = found.verdict
     assert f"{verdict.mean_cosine:.4f}" in verdict.sentence
@@ -201,7 +202,7 @@ def test_json_is_json(analysis: Analysis) -> None:
 
 
 def test_only_the_layers_asked_for(mixtral_dir: Path) -> None:
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     found = analyze(checkpoint, layers=[1], spectra="none")
     assert set(found.groups["layer"]) == {1}
     assert found.spectra.empty
@@ -211,7 +212,7 @@ def test_only_the_layers_asked_for(mixtral_dir: Path) -> None:
 
 def test_progress_counts_bytes_and_can_stop(mixtral_dir: Path) -> None:
     seen: list[tuple[int, int]] = []
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     analyze(checkpoint, spectra="none", progress=lambda done, total, _: seen.append((done, total)))
     assert seen[-1] == (checkpoint.bytes_experts, checkpoint.bytes_experts)
 
@@ -246,7 +247,7 @@ def test_ranks_of_known_spectra() -> None:
 
 
 def test_rank_for_energy_is_the_smallest(analysis: Analysis, mixtral_dir: Path) -> None:
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     split = around_mean(checkpoint.group(0, "gate"))
     squares = sum(
         np.linalg.svd(delta.double().numpy(), compute_uv=False) ** 2 for delta in split.deltas()
@@ -269,7 +270,7 @@ def test_rank_for_energy_is_the_smallest(analysis: Analysis, mixtral_dir: Path) 
 def test_predictions_come_near_what_encoding_measures(
     analysis: Analysis, mixtral_dir: Path, codec: dict[str, object], tolerance: float
 ) -> None:
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     group = checkpoint.group(0, "up")
     split, coder = around_mean(group), make_codec(codec)
     error = energy = 0.0
@@ -340,7 +341,7 @@ def test_magnitude_prediction_counts_what_lies_beyond_the_histogram(
 
 
 def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) -> None:
-    bare = analyze(Checkpoint(mixtral_dir), spectra="none")
+    bare = analyze(open_checkpoint(mixtral_dir), spectra="none")
     assert predicted_error(bare, 0, "gate", {"codec": "lowrank", "rank": 4}) is None
     assert predicted_error(bare, 0, "gate", {"codec": "unheard of"}) is None
     assert rank_for_energy(bare, 0, "gate", 0.9) == 0

@@ -17,6 +17,7 @@ from ders_core.checkpoint.streaming import matrices, slabs
 from ders_core.errors import Cancelled
 from ders_core.files.writer import write_json
 from ders_core.jobs import Engine
+from ders_core.packed.open import open_checkpoint
 
 
 def assert_same(found: Analysis, wanted: Analysis) -> None:
@@ -27,13 +28,13 @@ def assert_same(found: Analysis, wanted: Analysis) -> None:
 
 @pytest.fixture(scope="module")
 def whole(mixtral_dir: Path) -> Analysis:
-    return analyze(Checkpoint(mixtral_dir))
+    return analyze(open_checkpoint(mixtral_dir))
 
 
 def test_each_finished_layer_can_be_looked_at(mixtral_dir: Path, whole: Analysis) -> None:
     seen: list[Analysis] = []
-    analyze(Checkpoint(mixtral_dir), grown=seen.append)
-    layers = Checkpoint(mixtral_dir).moe_layers
+    analyze(open_checkpoint(mixtral_dir), grown=seen.append)
+    layers = open_checkpoint(mixtral_dir).moe_layers
     assert [own.missing_layers for own in seen] == list(range(len(layers) - 1, 0, -1))
     first = seen[0]
     assert first.meta == whole.meta
@@ -51,7 +52,7 @@ def test_an_interrupted_analysis_goes_on(
         found.save(tmp_path / "some")
         raise Cancelled("stopped")
 
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     with pytest.raises(Cancelled):
         analyze(checkpoint, grown=stop)
     known = Analysis.load(tmp_path / "some")
@@ -66,7 +67,7 @@ def test_an_interrupted_analysis_goes_on(
 
 def test_several_processes_give_the_same_tables(mixtral_dir: Path, whole: Analysis) -> None:
     with Engine(workers=2) as engine:
-        assert_same(analyze(Checkpoint(mixtral_dir), runner=engine.run), whole)
+        assert_same(analyze(open_checkpoint(mixtral_dir), runner=engine.run), whole)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -74,7 +75,7 @@ def test_threads_do_not_change_the_tables(mixtral_dir: Path, whole: Analysis, th
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert_same(analyze(Checkpoint(mixtral_dir)), whole)
+        assert_same(analyze(open_checkpoint(mixtral_dir)), whole)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -94,7 +95,7 @@ def turned(tmp_path: Path) -> tuple[Checkpoint, torch.Tensor]:
     }
     save_file(tensors, tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", {"model_type": "llama4_text", "num_local_experts": 3})
-    return Checkpoint(tmp_path), fused[:, :, :40].mT.contiguous()
+    return open_checkpoint(tmp_path), fused[:, :, :40].mT.contiguous()
 
 
 def test_transposed_experts_are_read_as_they_lie(
@@ -119,7 +120,7 @@ def test_transposed_experts_are_read_as_they_lie(
 
 def test_a_slab_is_not_kept_waiting_for_one_that_nobody_wants(mixtral_dir: Path) -> None:
     """Leaving early ends the reading thread; what was read before is right."""
-    group = Checkpoint(mixtral_dir).groups()[0]
+    group = open_checkpoint(mixtral_dir).groups()[0]
     flow = matrices(group)
     expert, weight = next(flow)
     assert (expert, torch.equal(weight, group.read(0))) == (0, True)
@@ -134,11 +135,11 @@ def test_the_gpu_reads_and_tells_the_same(
 ) -> None:
     """Many small slabs through the pinned buffers, or one."""
     monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", slab)
-    group = Checkpoint(mixtral_dir).groups()[0]
+    group = open_checkpoint(mixtral_dir).groups()[0]
     read = torch.cat([own.cpu() for _, own in slabs(group, "cuda")], 1)
     assert torch.equal(read, group.read())
     assert all(torch.equal(own.cpu(), group.read(k)) for k, own in matrices(group, "cuda"))
-    found = analyze(Checkpoint(mixtral_dir), device="cuda")
+    found = analyze(open_checkpoint(mixtral_dir), device="cuda")
     for name in ("groups", "similarity", "experts", "energy_map"):
         numbers = getattr(whole, name).select_dtypes("number")
         np.testing.assert_allclose(

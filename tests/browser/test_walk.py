@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from studio_process import DEMO_STEPS, Studio
 
 from ders_core.analysis import Analysis, judge
-from ders_core.checkpoint import Checkpoint
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import presets
@@ -63,7 +63,7 @@ def test_from_nothing_to_an_export(browser: Browser, studio: Studio) -> None:
     assert figures["steps"] == {"dense": DEMO_STEPS, "moe": DEMO_STEPS // 2}
     assert figures["perplexities"]["moe"] < figures["perplexities"]["dense"]
     assert figures["perplexities"]["base_only"] > figures["perplexities"]["moe"]
-    checkpoint = Checkpoint(demo / "moe")
+    checkpoint = open_checkpoint(demo / "moe")
     assert (checkpoint.num_experts, checkpoint.top_k, len(checkpoint.moe_layers)) == (8, 2, 4)
     main = page.get_by_test_id("stMain")
     expect(main.get_by_text("8 experts × 4 layers, top-2.")).to_be_visible()

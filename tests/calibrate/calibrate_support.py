@@ -16,6 +16,7 @@ import transformers
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.hf import load_model, load_tokenizer
+from ders_core.packed.open import open_checkpoint
 
 WINDOW, TOKENS = 32, 310
 """Ten windows of 31 predicted tokens."""
@@ -220,7 +221,7 @@ def expected(directory: Path, tiny: Tiny, text: Path) -> list[Expected]:
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
     model(**inputs)
-    checkpoint = Checkpoint(directory)
+    checkpoint = open_checkpoint(directory)
     named = [name for name in tiny.blocks if hasattr(model.get_submodule(name), "experts")]
     assert len(named) == len(checkpoint.moe_layers)
     return [

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from ders_core.calibrate import calibrate
 from ders_core.calibrate.locate import Place
 from ders_core.calibrate.observer import Sums, Watch
-from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.quantized import fp8
 from ders_core.cli.main import app
 from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.synthesize import synthesize
 
@@ -68,7 +68,7 @@ def test_moments_and_counts_are_those_of_float64(
 ) -> None:
     tiny, directory = FAMILIES[family], saved(family)
     found = measure(directory, tmp_path / "c.safetensors", text_file)
-    checkpoint = Checkpoint(directory)
+    checkpoint = open_checkpoint(directory)
     found.check(checkpoint)
     assert found.checkpoint == checkpoint.identity
     assert found.tokens == READ
@@ -215,10 +215,10 @@ def test_layers_that_transformers_leaves_on_disk_are_left_out(
         if "layers.2." in name
     }
     save_file(tensors | further, directory / "model.safetensors", {"format": "pt"})
-    assert Checkpoint(directory).moe_layers == [1, 2, 61]
+    assert open_checkpoint(directory).moe_layers == [1, 2, 61]
     found = measure(directory, tmp_path / "c", text_file)
     assert found.layers == [1, 2]
-    found.check(Checkpoint(directory))
+    found.check(open_checkpoint(directory))
 
 
 def test_a_model_that_runs_tokens_more_than_once_is_refused(
@@ -282,9 +282,9 @@ def test_a_packed_checkpoint_is_measured_as_what_it_stands_for(
             assert own is not None
             assert other is not None
             assert torch.equal(own, other)
-    found.check(Checkpoint(pair.packed))
+    found.check(open_checkpoint(pair.packed))
     with pytest.raises(CheckpointError):
-        found.check(Checkpoint(pair.original))
+        found.check(open_checkpoint(pair.original))
 
 
 def test_codes_are_not_measured_out_of_a_packed_checkpoint(text_file: Path, tmp_path: Path) -> None:
@@ -388,11 +388,11 @@ def test_all_experts_at_once_are_refused() -> None:
 def test_another_checkpoint_is_refused(
     calibration: Calibration, saved: Callable[[str], Path]
 ) -> None:
-    calibration.check(Checkpoint(saved("mixtral")))
+    calibration.check(open_checkpoint(saved("mixtral")))
     with pytest.raises(
         CheckpointError, match=r"measured on another checkpoint than .*gpt_oss; run"
     ):
-        calibration.check(Checkpoint(saved("gpt_oss")))
+        calibration.check(open_checkpoint(saved("gpt_oss")))
 
 
 Tensors = dict[str, torch.Tensor]
@@ -488,7 +488,7 @@ def test_sizes_are_checked(
 ) -> None:
     found = Calibration.open(rewrite(tensors=tensors))
     with pytest.raises(CheckpointError, match=r"is of size \d+, the checkpoint's layer needs \d+"):
-        found.check(Checkpoint(saved("mixtral")))
+        found.check(open_checkpoint(saved("mixtral")))
 
 
 def test_files_that_are_none(calibration: Calibration, tmp_path: Path, mixtral_dir: Path) -> None:

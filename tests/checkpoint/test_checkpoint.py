@@ -12,16 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ders_core.checkpoint import Checkpoint, Layout
-from ders_core.checkpoint.layouts import Place, known_layouts
+from ders_core.checkpoint import Layout
+from ders_core.checkpoint.layouts import Match, known_layouts
 from ders_core.errors import CheckpointError
 from ders_core.files.store import INDEX, TensorStore
+from ders_core.packed.open import open_checkpoint
 
 
 def refused(path: Path, *words: str) -> str:
     """The sentence with which a directory is refused; it must hold `words`."""
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint(path)
+        open_checkpoint(path)
     message = str(caught.value)
     assert "\n" not in message
     assert not message.endswith("\n")
@@ -63,7 +64,7 @@ def any_qwen(request: pytest.FixtureRequest) -> Path:
 
 
 def test_mixtral(any_mixtral: Path) -> None:
-    checkpoint = Checkpoint(any_mixtral)
+    checkpoint = open_checkpoint(any_mixtral)
     assert checkpoint.family == "mixtral"
     assert checkpoint.num_layers == 2
     assert checkpoint.moe_layers == [0, 1]
@@ -83,7 +84,7 @@ def test_mixtral(any_mixtral: Path) -> None:
 
 
 def test_qwen2_moe_with_a_dense_layer_and_a_shared_expert(any_qwen: Path) -> None:
-    checkpoint = Checkpoint(any_qwen)
+    checkpoint = open_checkpoint(any_qwen)
     assert checkpoint.family == "qwen2_moe"
     assert checkpoint.num_layers == 3
     assert checkpoint.moe_layers == [0, 2]
@@ -106,7 +107,7 @@ def test_every_tensor_is_what_safetensors_reads(name: str, request: pytest.Fixtu
     expected: dict[str, torch.Tensor] = {}
     for file in directory.glob("*.safetensors"):
         expected |= load_file(file)
-    checkpoint = Checkpoint(directory)
+    checkpoint = open_checkpoint(directory)
     assert checkpoint.tensors.keys() == expected.keys()
     for tensor_name, tensor in expected.items():
         assert torch.equal(checkpoint.read(tensor_name), tensor)
@@ -127,7 +128,7 @@ def test_every_tensor_is_what_safetensors_reads(name: str, request: pytest.Fixtu
 
 def test_projections_are_the_modules_weights(mixtral_dir: Path, models: dict[str, Any]) -> None:
     """w1 is gate, w3 up, w2 down: against the module that transformers computes with."""
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     for layer, module in enumerate(models["mixtral"].model.layers):
         gate, up = module.mlp.experts.gate_up_proj.detach().chunk(2, dim=1)
         for projection, weight in (
@@ -140,26 +141,26 @@ def test_projections_are_the_modules_weights(mixtral_dir: Path, models: dict[str
 
 def test_identity_is_of_the_content(mixtral_dir: Path, copy_of: Callable[[Path], Path]) -> None:
     directory = copy_of(mixtral_dir)
-    before = Checkpoint(mixtral_dir).identity
-    assert Checkpoint(directory).identity == before
+    before = open_checkpoint(mixtral_dir).identity
+    assert open_checkpoint(directory).identity == before
     assert len(bytes.fromhex(before)) == 32
     edit_tensors(directory, lambda t: t | {"model.norm.weight": t["model.norm.weight"] + 1})
-    changed = Checkpoint(directory).identity
+    changed = open_checkpoint(directory).identity
     assert changed != before
     edit_config(directory, rms_norm_eps=0.5)
-    assert Checkpoint(directory).identity not in (before, changed)
+    assert open_checkpoint(directory).identity not in (before, changed)
 
 
 def test_side_files(mixtral_sharded_dir: Path) -> None:
-    names = [file.name for file in Checkpoint(mixtral_sharded_dir).side_files()]
+    names = [file.name for file in open_checkpoint(mixtral_sharded_dir).side_files()]
     assert names == ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 def test_opening_reads_headers_only(mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ders_core.files.header.TensorInfo.read", lambda *_: pytest.fail("read a tensor")
+        "ders_core.files.tensor.FileTensor.read", lambda *_: pytest.fail("read a tensor")
     )
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     assert checkpoint.groups()
     assert checkpoint.expert_share > 0
     assert checkpoint.identity
@@ -172,7 +173,7 @@ def test_layouts_match_only_experts(layout: Layout) -> None:
         name = f"{block}.{pattern.format(expert=31)}"
         expert = 31 if "{expert}" in pattern else None
         stack = layout.block.format(stack="model.layers", layer="*", n=1, any="moe")
-        assert layout.match(name) == Place(block, stack, "model.layers.", 12, expert, weights)
+        assert layout.match(name) == Match(block, stack, "model.layers.", 12, expert, weights)
         assert layout.match(f"{name}_scale_inv") is None
         assert layout.match(name.replace(".12.", ".x.")) is None
         assert layout.match(name.replace("12.", "12x")) is None
@@ -375,7 +376,7 @@ def test_odd_values_in_the_config_do_no_harm(
         quantization_config=None,
         model_type=7,
     )
-    checkpoint = Checkpoint(directory)
+    checkpoint = open_checkpoint(directory)
     assert (checkpoint.num_layers, checkpoint.num_experts, checkpoint.top_k) == (2, 4, None)
 
 
@@ -389,4 +390,4 @@ def test_a_packed_checkpoint_needs_its_manifest(
 
 def test_reading_a_tensor_that_is_not_there(mixtral_dir: Path) -> None:
     with pytest.raises(CheckpointError, match="has no tensor 'x'"):
-        Checkpoint(mixtral_dir).read("x")
+        open_checkpoint(mixtral_dir).read("x")

@@ -21,6 +21,7 @@ from ders_core.checkpoint.layouts import LAYOUT_FILE, USER_LAYOUTS, read_layouts
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.errors import CheckpointError
 from ders_core.files.header import read_header
+from ders_core.packed.open import open_checkpoint
 
 K, D, H = 4, 6, 10  # experts, hidden size, inner size
 Tensors = dict[str, torch.Tensor]
@@ -136,7 +137,7 @@ def test_gpt_oss_with_biases(tmp_path: Path) -> None:
         "model.layers.0.mlp.router.weight": torch.randn(K, D),
         "model.layers.0.mlp.router.bias": torch.randn(K),
     }
-    checkpoint = Checkpoint(write(tmp_path / "m", tensors, model_type="gpt_oss"))
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors, model_type="gpt_oss"))
     assert checkpoint.family == "gpt_oss"
     assert checkpoint.recognition.sure == 1
     same(checkpoint, 0, weights)
@@ -159,7 +160,7 @@ def test_llama4_lies_in_halves_and_has_a_shared_expert(tmp_path: Path) -> None:
     } | {f"{block}.shared_expert.{p}_proj.weight": w[0] for p, w in shared.items()}
     tensors["vision_model.model.layers.0.mlp.fc1.weight"] = torch.randn(12, 3)
     config = {"model_type": "llama4", "text_config": {"num_local_experts": K}}
-    checkpoint = Checkpoint(write(tmp_path / "m", tensors, **config))
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors, **config))
     same(checkpoint, 1, weights)
     assert len(checkpoint.shared_expert(1)) == 3
     assert len(checkpoint.other_tensors()) == 5
@@ -178,7 +179,7 @@ def test_dbrx_stacks_experts_along_rows(tmp_path: Path) -> None:
         f"{block}.router.layer.weight": torch.randn(K, D),
     }
     config = {"model_type": "dbrx", "ffn_config": {"moe_num_experts": K, "moe_top_k": 2}}
-    checkpoint = Checkpoint(write(tmp_path / "m", tensors, **config))
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors, **config))
     same(checkpoint, 5, weights)
     assert checkpoint.top_k == 2
     assert checkpoint.group(5, "down").expert_name(2) == f"{block}.experts.mlp.w2 (expert 2)"
@@ -190,7 +191,7 @@ def test_dbrx_without_a_number_of_experts_is_refused(tmp_path: Path) -> None:
     tensors = {f"{block}.w1": weights["gate"].flatten(0, 1), f"{block}.w2": torch.randn(K * H, D)}
     tensors[f"{block}.v1"] = weights["up"].flatten(0, 1)
     with pytest.raises(CheckpointError, match="how many they are"):
-        Checkpoint(write(tmp_path / "m", tensors, model_type="dbrx"))
+        open_checkpoint(write(tmp_path / "m", tensors, model_type="dbrx"))
 
 
 @pytest.mark.parametrize("form", ["phi", "stablelm", "qwen"])
@@ -225,7 +226,7 @@ def test_moe_llava(tmp_path: Path, form: str) -> None:
         "num_hidden_layers": 4,
         "moe": {"num_experts": [K], "top_k_experts": 2},
     }
-    checkpoint = Checkpoint(write(tmp_path / "m", tensors, **config))
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors, **config))
     assert (checkpoint.moe_layers, checkpoint.num_layers) == ([2], 4)
     assert checkpoint.group(2, "up").router == f"{block}.gate.wg.weight"
     assert checkpoint.top_k == 2
@@ -254,7 +255,9 @@ def test_encoder_and_decoder_are_counted_one_after_the_other(tmp_path: Path) -> 
             tensors[f"{block}.experts.expert_{expert}.wi.weight"] = own["up"][expert]
             tensors[f"{block}.experts.expert_{expert}.wo.weight"] = own["down"][expert]
     path = write(tmp_path / "m", tensors, model_type="switch_transformers")
-    checkpoint = Checkpoint(path)  # the decoder's experts take more bytes, so it is counted first
+    checkpoint = open_checkpoint(
+        path
+    )  # the decoder's experts take more bytes, so it is counted first
     assert checkpoint.moe_layers == [1, 3, 5]
     assert [block.name.split(".")[0] for block in checkpoint.blocks] == ["decoder"] * 2 + [
         "encoder"
@@ -272,7 +275,7 @@ def test_equal_encoder_comes_before_decoder(tmp_path: Path) -> None:
                 tensors[f"{stack}.block.0.layer.1.mlp.experts.expert_{expert}.{name}.weight"] = (
                     experts(8)[weight][expert]
                 )
-    checkpoint = Checkpoint(write(tmp_path / "m", tensors, model_type="switch_transformers"))
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors, model_type="switch_transformers"))
     assert [block.name[:7] for block in checkpoint.blocks] == ["encoder", "decoder"]
 
 
@@ -286,7 +289,7 @@ def test_unlike_experts_in_one_block_are_two_groups(tmp_path: Path) -> None:
         for projection, weights in own.items():
             for expert, weight in enumerate(weights):
                 tensors[f"{block}.experts.{offset + expert}.{projection}_proj.weight"] = weight
-    checkpoint = Checkpoint(write(tmp_path / "m", tensors, model_type="ernie4_5_vl_moe"))
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors, model_type="ernie4_5_vl_moe"))
     assert [group.shape for group in checkpoint.groups()] == [
         (4, H, D),
         (4, H, D),
@@ -330,7 +333,9 @@ def test_experts_are_found_by_structure(tmp_path: Path, form: str, gate: bool) -
             for projection, weights in own.items():
                 lies = weights.mT if form == "turned" else weights
                 tensors[f"{block}.bank.{names[projection]}"] = lies
-    checkpoint = Checkpoint(write(tmp_path / "m", tensors, model_type="never_seen", num_experts=K))
+    checkpoint = open_checkpoint(
+        write(tmp_path / "m", tensors, model_type="never_seen", num_experts=K)
+    )
     assert checkpoint.family == "never_seen"
     assert checkpoint.layout.family == "generic"
     assert 0.6 <= checkpoint.recognition.sure < 1
@@ -348,12 +353,12 @@ def test_siblings_that_are_no_experts_are_not_taken(tmp_path: Path) -> None:
         for name, shape in (("in", (H, D)), ("out", (D, H)))
     }
     with pytest.raises(CheckpointError, match=r"no experts that can be recognised.*ders_layout"):
-        Checkpoint(write(tmp_path / "m", tensors, model_type="codebooks"))
+        open_checkpoint(write(tmp_path / "m", tensors, model_type="codebooks"))
 
 
 def test_a_dense_model_holds_no_experts(dense_parent_dir: Path) -> None:
     with pytest.raises(CheckpointError, match="no experts that can be recognised"):
-        Checkpoint(dense_parent_dir)
+        open_checkpoint(dense_parent_dir)
 
 
 # A user's own entry
@@ -382,14 +387,14 @@ def odd_model(directory: Path) -> tuple[Path, Tensors]:
 def test_a_users_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     path, weights = odd_model(tmp_path / "m")
     with pytest.raises(CheckpointError, match="no experts"):
-        Checkpoint(path)
+        open_checkpoint(path)
     if place == "beside":
         (path / LAYOUT_FILE).write_text(ENTRY)
     else:
         monkeypatch.setenv(USER_LAYOUTS, str(tmp_path / "own"))
         (tmp_path / "own").mkdir()
         (tmp_path / "own" / "odd.yaml").write_text(f"- {ENTRY.replace(chr(10), chr(10) + '  ')}")
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path)
     assert checkpoint.family == "mine"
     same(checkpoint, 0, weights)
 
@@ -414,7 +419,7 @@ def test_a_malformed_entry_is_one_sentence(
 ) -> None:
     path, _ = odd_model(tmp_path / "m")
     (path / LAYOUT_FILE).write_text(ENTRY.replace(*change))
-    for attempt in (Checkpoint, lambda path: read_layouts(path / LAYOUT_FILE)):
+    for attempt in (open_checkpoint, lambda path: read_layouts(path / LAYOUT_FILE)):
         with pytest.raises(CheckpointError) as caught:
             attempt(path)
         assert LAYOUT_FILE in str(caught.value)
@@ -453,8 +458,9 @@ def test_dense_ffns(tmp_path: Path, block: str) -> None:
     tensors = {f"{block}.{name}": tensor for name, tensor in DENSE[block](weights).items()}
     tensors |= {name.replace(".weight", ".bias"): torch.ones(3) for name in tensors}
     path = write(tmp_path / "m", tensors)
-    (ffn,) = dense_ffns(read_header(path / "model.safetensors")[0])
+    readers = read_header(path / "model.safetensors")[0]
+    (ffn,) = dense_ffns({name: reader.spec for name, reader in readers.items()})
     assert (ffn.block, ffn.layer) == (block, 3)
     assert {"up", "down"} <= set(ffn.weights)
-    for projection, matrix in ffn.weights.items():
-        assert torch.equal(matrix.read(), weights[projection][0])
+    for projection, weight in ffn.weights.items():
+        assert torch.equal(weight.matrix(readers).read(), weights[projection][0])

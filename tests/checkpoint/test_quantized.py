@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from ders_core.checkpoint.quantized import REFUSED, SCHEMES, Fp8, Mxfp4, Scheme, detect, fp8, mxfp4
 from ders_core.checkpoint.quantized.fp8 import Fp8Weight
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.header import read_header
 from ders_core.files.spec import NAMES
+from ders_core.files.tensor import FileTensor
 
 E4M3 = torch.float8_e4m3fn
 UNHURRIED = settings(
@@ -300,14 +301,14 @@ def test_mxfp4_work_in_chunks_is_the_work_at_once(monkeypatch: pytest.MonkeyPatc
 
 # --- files --------------------------------------------------------------------------------------
 
-Store = Callable[[Mapping[str, torch.Tensor]], dict[str, TensorInfo]]
+Store = Callable[[Mapping[str, torch.Tensor]], dict[str, FileTensor]]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Save tensors and give back what the header says of them."""
 
-    def save(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
+    def save(tensors: Mapping[str, torch.Tensor]) -> dict[str, FileTensor]:
         path = tmp_path / "model.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         return read_header(path)[0]
@@ -319,7 +320,7 @@ def fp8_config(**settings: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": "fp8", **settings}}
 
 
-def weight_of(scheme: Scheme | None, tensors: Mapping[str, TensorInfo], name: str) -> Any:
+def weight_of(scheme: Scheme | None, tensors: Mapping[str, FileTensor], name: str) -> Any:
     assert scheme is not None
     return scheme.weights(tensors)[name]
 
@@ -473,7 +474,7 @@ def test_packed_checkpoints_are_left_to_others(store: Store) -> None:
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def refusal(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
+def refusal(config: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> str:
     """The message with which a checkpoint is refused: one sentence."""
     with pytest.raises(CheckpointError) as caught:
         detect(config, tensors)
@@ -487,10 +488,10 @@ Header = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @pytest.fixture
-def headed(forge: Callable[..., Path]) -> Callable[[Header], dict[str, TensorInfo]]:
+def headed(forge: Callable[..., Path]) -> Callable[[Header], dict[str, FileTensor]]:
     """A file made by hand from a header alone, with zeros for data."""
 
-    def make(header: Header) -> dict[str, TensorInfo]:
+    def make(header: Header) -> dict[str, FileTensor]:
         entries, position = {}, 0
         for name, (dtype, shape) in header.items():
             end = position + math.prod(shape) * dtype.itemsize

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ders_core.checkpoint import Checkpoint
+from ders_core.packed.open import open_checkpoint
 from ders_core.units import bytes_text
 
 
@@ -43,7 +43,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, mixtral_dir: Path) -> Path:
 
 def test_info(qwen2_moe_dir: Path) -> None:
     told = as_json("info", qwen2_moe_dir)
-    checkpoint = Checkpoint(qwen2_moe_dir)
+    checkpoint = open_checkpoint(qwen2_moe_dir)
     assert told["family"] == "qwen2_moe"
     assert (told["layers"], told["moe_layers"], told["experts"], told["top_k"]) == (3, 2, 6, 2)
     assert told["dtype"] == "BF16"
@@ -102,7 +102,7 @@ def test_verify_and_synthesize(mixtral_dir: Path, packed: Path, tmp_path: Path) 
     assert "as they were written" in ders("verify", packed).stdout
     done = ders("synthesize", packed, tmp_path / "dense")
     assert done.returncode == 0
-    assert Checkpoint(tmp_path / "dense").num_experts == 4
+    assert open_checkpoint(tmp_path / "dense").num_experts == 4
 
 
 def test_eval(mixtral_dir: Path, packed: Path, tmp_path: Path, tiny_text: str) -> None:

@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import combine
 from ders_core.decompose.averages import around_mean, mean_base
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.bases.dense import DenseBase
+from ders_core.packed.open import open_checkpoint
 
 
 @pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_dir"])
 def test_the_mean_is_the_mean(
     directory: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint(request.getfixturevalue(directory))
+    checkpoint = open_checkpoint(request.getfixturevalue(directory))
     for group in checkpoint.groups():
         exact = group.read().double().mean(0)
         base = mean_base(group)
@@ -32,7 +32,7 @@ def test_the_mean_is_the_mean(
 
 def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
     """W_base + Δ is W again to the last bit: no rounding is everybody's error."""
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     group = checkpoint.group(1, "down")
     split = around_mean(group)
     for expert, delta in enumerate(split.deltas()):
@@ -43,7 +43,7 @@ def test_deltas_are_against_the_base_as_stored(mixtral_dir: Path) -> None:
 
 
 def test_a_dense_parent_is_the_base(mixtral_dir: Path, dense_parent_dir: Path) -> None:
-    checkpoint, base = Checkpoint(mixtral_dir), DenseBase(dense=dense_parent_dir)
+    checkpoint, base = open_checkpoint(mixtral_dir), DenseBase(dense=dense_parent_dir)
     parent = load_file(dense_parent_dir / "model.safetensors")
     for group in checkpoint.groups():
         [(told, split)] = base.decompositions(group, BaseContext())

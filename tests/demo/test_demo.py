@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import ders_core.demo.build
-from ders_core.checkpoint import Checkpoint
 from ders_core.demo import DemoScale, Shape, build_demo
 from ders_core.demo.corpus import DOMAINS, Corpus, read_corpus
 from ders_core.demo.measured import mean_cosine
@@ -19,6 +18,7 @@ from ders_core.demo.models import base_only, dense_model, upcycle
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.errors import Cancelled, DersError, OutputError
 from ders_core.hf import load_model, load_tokenizer
+from ders_core.packed.open import open_checkpoint
 
 SMALL = Shape(vocabulary=400, hidden=32, intermediate=48, layers=2, heads=2, kv_heads=1, experts=4)
 TINY = DemoScale(
@@ -60,7 +60,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_models_are_where_they_should_be(demo: Path) -> None:
-    checkpoint = Checkpoint(demo / "moe")
+    checkpoint = open_checkpoint(demo / "moe")
     assert (checkpoint.family, checkpoint.num_experts, checkpoint.top_k) == ("mixtral", 4, 2)
     assert checkpoint.dtype == torch.bfloat16
     name = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
@@ -86,7 +86,7 @@ def test_the_figures_are_those_of_the_files(demo: Path) -> None:
     assert figures["perplexities"]["moe"] == pytest.approx(expected, rel=1e-4)
     flat = torch.stack(
         [
-            Checkpoint(demo / "moe").group(layer, projection).read().double().flatten(1)
+            open_checkpoint(demo / "moe").group(layer, projection).read().double().flatten(1)
             for layer in (0, 1)
             for projection in ("gate", "up", "down")
         ]

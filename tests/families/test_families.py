@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import ders_core.hf  # noqa: F401  teaches transformers the packed format
-from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs import (
     Chain,
     Codec,
@@ -33,6 +33,7 @@ from ders_core.codecs import (
     Sparse,
 )
 from ders_core.codecs.coding.prng import expert_seed
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
@@ -133,7 +134,7 @@ def synthesized(group: ExpertGroup, codec: Codec) -> Iterator[torch.Tensor]:
 
 def test_all_experts_are_found(case: Case) -> None:
     """As many weights as the model holds in modules that are called experts."""
-    checkpoint = Checkpoint(case.path)
+    checkpoint = open_checkpoint(case.path)
     assert checkpoint.recognition.sure == 1
     assert checkpoint.top_k in (1, 2, None)
     held = [
@@ -179,7 +180,7 @@ def test_logits_are_those_of_the_synthesized_weights(
 ) -> None:
     codec = CODECS[(SLOTS * case.number + slot) % len(CODECS)]
     compress(case.path, tmp_path / "packed", recipe(Rule(codec=codec)))
-    checkpoint, expected = Checkpoint(case.path), tensors(case.path)
+    checkpoint, expected = open_checkpoint(case.path), tensors(case.path)
     for group in checkpoint.groups():
         for matrix, weight in zip(group.experts, synthesized(group, codec), strict=True):
             matrix.slot.view(expected[matrix.info.name].flatten()).copy_(weight)

@@ -18,11 +18,12 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.figures.curves import noise_floor
 from ders_core.figures.maps import cluster_order
 from ders_core.figures.style import expert_colour
+from ders_core.packed.open import open_checkpoint
 
 
 @pytest.fixture(scope="module")
 def analysis(mixtral_dir: Path) -> Analysis:
-    return analyze(Checkpoint(mixtral_dir))
+    return analyze(open_checkpoint(mixtral_dir))
 
 
 def test_the_map_shows_every_group(analysis: Analysis) -> None:

@@ -23,6 +23,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files import remote
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import encode_header, shards, write_index
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import load_recipe
@@ -62,13 +63,13 @@ def same(far: Checkpoint, near: Checkpoint) -> None:
 
 def test_a_directory_behind_a_server(server: Server, mixtral_sharded_dir: Path) -> None:
     address = f"{server.url}/{mixtral_sharded_dir.name}/"
-    same(Checkpoint(address), Checkpoint(mixtral_sharded_dir))
+    same(open_checkpoint(address), open_checkpoint(mixtral_sharded_dir))
 
 
 def test_a_server_that_lists_nothing(mixtral_sharded_dir: Path, qwen2_moe_dir: Path) -> None:
     for directory in (mixtral_sharded_dir, qwen2_moe_dir):
         with serving(directory, lists=False) as server:
-            same(Checkpoint(server.url), Checkpoint(directory))
+            same(open_checkpoint(server.url), open_checkpoint(directory))
 
 
 def test_a_hub(mixtral_sharded_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_a_hub(mixtral_sharded_dir: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        same(Checkpoint("hf://owner/repo"), Checkpoint(mixtral_sharded_dir))
+        same(open_checkpoint("hf://owner/repo"), open_checkpoint(mixtral_sharded_dir))
         assert "is private or gated" in refusal("hf://owner/other")
 
 
@@ -87,7 +88,7 @@ def test_memory(qwen2_moe_sharded_dir: Path) -> None:
     memory = fsspec.filesystem("memory")
     for file in qwen2_moe_sharded_dir.iterdir():
         memory.pipe_file(f"/models/qwen/{file.name}", file.read_bytes())
-    same(Checkpoint("memory://models/qwen"), Checkpoint(qwen2_moe_sharded_dir))
+    same(open_checkpoint("memory://models/qwen"), open_checkpoint(qwen2_moe_sharded_dir))
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "llama4", "fp8"])
@@ -109,11 +110,11 @@ def test_transposed_fused_and_quantized(tmp_path: Path, family: str) -> None:
     kind = "deepseek_v3" if family == "fp8" else family
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with serving(tmp_path) as server:
-        same(Checkpoint(server.url), Checkpoint(tmp_path))
+        same(open_checkpoint(server.url), open_checkpoint(tmp_path))
 
 
 def test_the_middle_of_a_matrix(mixtral_dir: Path, tmp_path: Path) -> None:
-    group = Checkpoint(mixtral_dir).groups()[0]
+    group = open_checkpoint(mixtral_dir).groups()[0]
     out, width = group.shape[1:]
     assert torch.equal(group.middle(32, 32 * width), group.read(rows=slice(40, 72)).flatten(1))
     assert group.middle(32, 5 * width).shape == (K, 5 * width)
@@ -125,7 +126,7 @@ def test_the_middle_of_a_matrix(mixtral_dir: Path, tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.router.weight"] = torch.randn(K, D)
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
-    gate = Checkpoint(tmp_path).group(0, "gate")
+    gate = open_checkpoint(tmp_path).group(0, "gate")
     columns = gate.read()[:, :, 2:4].flatten(1)
     assert torch.equal(gate.middle(2, 100), columns)
 
@@ -215,7 +216,7 @@ def test_the_commands_take_addresses(
 ) -> None:
     address, out = f"{server.url}/{mixtral_sharded_dir.name}", tmp_path / "packed"
     _, told, _ = ders("info", address, "--json")
-    assert json.loads(told)["identity"] == Checkpoint(mixtral_sharded_dir).identity
+    assert json.loads(told)["identity"] == open_checkpoint(mixtral_sharded_dir).identity
     for words in (
         ("plan", address, "--recipe", "quantized-2bit"),
         ("compress", address, out, "--recipe", "quantized-2bit", "--workers", "1"),
@@ -248,7 +249,7 @@ def test_a_model_that_is_run_must_be_local(
 
 def refusal(address: str) -> str:
     with pytest.raises(CheckpointError) as raised:
-        Checkpoint(address)
+        open_checkpoint(address)
     told = str(raised.value)
     assert "\n" not in told
     return told
@@ -256,7 +257,7 @@ def refusal(address: str) -> str:
 
 def test_a_server_without_ranges_is_refused(mixtral_8x7b: Path) -> None:
     with serving(mixtral_8x7b, ranges=False) as server:
-        source = Checkpoint(server.url)  # what files begin with can be had
+        source = open_checkpoint(server.url)  # what files begin with can be had
         with pytest.raises(CheckpointError, match="ignores requests for ranges"):
             _ = source.identity
         assert server.sent < 200e6
@@ -264,7 +265,7 @@ def test_a_server_without_ranges_is_refused(mixtral_8x7b: Path) -> None:
 
 def test_a_connection_that_breaks_is_tried_again(server: Server, mixtral_sharded_dir: Path) -> None:
     server.fails = 2
-    assert Checkpoint(f"{server.url}/{mixtral_sharded_dir.name}").num_experts == K
+    assert open_checkpoint(f"{server.url}/{mixtral_sharded_dir.name}").num_experts == K
     assert not server.fails
 
 
@@ -307,7 +308,7 @@ def test_a_file_that_was_cut(mixtral_dir: Path, tmp_path: Path) -> None:
     for file in mixtral_dir.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with serving(tmp_path) as server:
-        source = Checkpoint(server.url)
+        source = open_checkpoint(server.url)
         os.truncate(tmp_path / "model.safetensors", 5000)
         with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
             source.groups()[-1].read()

@@ -33,12 +33,12 @@ from upcycled_models import (
     upcycled_model,
 )
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Keep
 from ders_core.errors import CheckpointError
 from ders_core.hf import load_model
 from ders_core.hf.moe_ffn import MoeFFN, recorded_routers
 from ders_core.hf.upcycled import UPCYCLED, register
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
 
@@ -150,7 +150,7 @@ def test_saved_and_loaded_it_is_the_same(family: str, tmp_path: Path) -> None:
         assert loaded.config.moe_layers == ALTERNATE
         assert loaded.config.universal_expert is True
         assert torch.equal(logits(loaded), expected)
-    checkpoint = Checkpoint(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
     assert (checkpoint.family, checkpoint.recognition.sure) == (model.config.model_type, 1)
     assert (checkpoint.num_layers, checkpoint.top_k) == (LAYERS, TOP_K)
     assert sorted({group.layer for group in checkpoint.groups(extended=True)}) == ALTERNATE

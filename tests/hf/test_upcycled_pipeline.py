@@ -20,11 +20,11 @@ from upcycled_models import (
 
 from ders_core.analysis import analyze
 from ders_core.calibrate import calibrate
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Codec, Keep, Lossless, LowRank, Sparse
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.windows import token_windows
 from ders_core.hf import load_model, load_tokenizer
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
@@ -93,7 +93,7 @@ def test_what_loses_nothing_gives_the_same_bytes_back(
 
 
 def test_it_is_analysed(original: Path) -> None:
-    tables = analyze(Checkpoint(original))
+    tables = analyze(open_checkpoint(original))
     assert sorted(set(tables.similarity["layer"])) == ALTERNATE
 
 

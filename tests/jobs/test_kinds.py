@@ -12,11 +12,11 @@ from jobs_support import FAST_RECIPE
 
 import ders_core.analysis.analyzer
 import ders_core.demo
-from ders_core.checkpoint import Checkpoint
 from ders_core.demo import DemoScale
 from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace
 from ders_core.jobs.worker import run_worker
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
 
@@ -52,7 +52,7 @@ def test_analyze(workspace: Workspace, mixtral_dir: Path) -> None:
     from ders_core.analysis import Analysis
 
     result = result_of(do(workspace, "analyze", {"checkpoint": str(mixtral_dir), "device": "cpu"}))
-    identity = Checkpoint(mixtral_dir).identity
+    identity = open_checkpoint(mixtral_dir).identity
     directory = workspace.analysis_dir(identity)
     assert result == {"identity": identity, "directory": str(directory)}
     analysis = Analysis.load(directory)
@@ -65,7 +65,7 @@ def test_analyze_goes_on_from_what_a_worker_had_finished(
 ) -> None:
     from ders_core.analysis import Analysis, analyze
 
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     growing = workspace.growing_dir(checkpoint.identity)
     analyze(checkpoint, grown=lambda found: found.save(growing))
     read: list[str] = []

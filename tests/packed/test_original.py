@@ -20,13 +20,14 @@ import torch
 from disk_forms import FORMS, extended, franken, only, write
 
 from ders_core.analysis import SPECTRA, Analysis, analyze
-from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.streaming import matrices, slabs
 from ders_core.codecs import Chain, Entropy, Keep, LowRank, Quantized, Sparse
 from ders_core.decompose.bases.median import MedianBase
 from ders_core.errors import CheckpointError, DersError
-from ders_core.packed import original
+from ders_core.packed import synthesized
+from ders_core.packed.experts import PackedExperts
 from ders_core.packed.manifest import MANIFEST, Manifest
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
@@ -87,7 +88,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_groups_are_those_of_the_synthesized_checkpoint(both: Pair) -> None:
-    mine, wanted = map(Checkpoint, both)
+    mine, wanted = map(open_checkpoint, both)
     assert [group.key for group in mine.groups()] == [group.key for group in wanted.groups()]
     for own, other in zip(mine.groups(True), wanted.groups(True), strict=True):
         assert (own.shape, own.dtype, own.nbytes) == (other.shape, other.dtype, other.nbytes)
@@ -112,13 +113,17 @@ def test_groups_are_those_of_the_synthesized_checkpoint(both: Pair) -> None:
 
 
 def test_every_tensor_is_what_the_packed_checkpoint_reads(both: Pair) -> None:
-    mine, wanted, packed = Checkpoint(both[0]), Checkpoint(both[1]), PackedCheckpoint(both[0])
-    assert list(mine.tensors) == packed.names()
+    mine, wanted, packed = (
+        open_checkpoint(both[0]),
+        open_checkpoint(both[1]),
+        PackedCheckpoint(both[0]),
+    )
+    assert list(mine.tensors) == packed.original.names()
     assert mine.store.files == wanted.store.files
     assert [i.name for i in mine.other_tensors()] == [i.name for i in wanted.other_tensors()]
     for name, info in mine.tensors.items():
-        whole = packed.read(name)
-        assert info.spec == wanted.tensors[name].spec == packed.spec(name)
+        whole = packed.original.read(name)
+        assert info.spec == wanted.tensors[name].spec == packed.original.spec(name)
         assert torch.equal(mine.read(name), whole)
         assert torch.equal(mine.read(name, slice(0, 3)), whole[:3])
         assert b"".join(info.raw()) == b"".join(wanted.tensors[name].raw())
@@ -129,14 +134,14 @@ def test_every_tensor_is_what_the_packed_checkpoint_reads(both: Pair) -> None:
 
 
 def test_what_is_told_of_it(both: Pair) -> None:
-    mine, wanted = map(Checkpoint, both)
+    mine, wanted = map(open_checkpoint, both)
     stored = Manifest.read(both[0]).source
     assert mine.config == wanted.config
     assert (mine.family, mine.top_k, mine.dtype) == (wanted.family, wanted.top_k, wanted.dtype)
     assert mine.bytes_total == stored.bytes_total
     assert mine.packed_bytes == PackedCheckpoint(both[0]).bytes_total
     assert wanted.packed_bytes is None
-    assert mine.identity == Checkpoint(both[0]).identity
+    assert mine.identity == open_checkpoint(both[0]).identity
     assert mine.identity not in (wanted.identity, stored.identity)
     names = [file.name for file in mine.side_files()]
     assert names == [file.name for file in wanted.side_files()]
@@ -144,7 +149,7 @@ def test_what_is_told_of_it(both: Pair) -> None:
 
 def test_a_copy_has_the_same_identity(packed_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(packed_dir, tmp_path / "copy")
-    assert Checkpoint(tmp_path / "copy").identity == Checkpoint(packed_dir).identity
+    assert open_checkpoint(tmp_path / "copy").identity == open_checkpoint(packed_dir).identity
 
 
 @pytest.mark.parametrize("kept", [0, 100, 2000, 1 << 14])
@@ -152,9 +157,9 @@ def test_little_memory_reads_the_same(
     both: Pair, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slabs of a few rows, while nothing, a part or all of a group is kept."""
-    monkeypatch.setattr(original, "KEPT_BYTES", kept)
+    monkeypatch.setattr(synthesized, "KEPT_BYTES", kept)
     monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 1500)
-    mine, wanted = map(Checkpoint, both)
+    mine, wanted = map(open_checkpoint, both)
     for own, other in zip(mine.groups(), wanted.groups(), strict=True):
         for lying, there in ((own, other), (own.as_it_lies(), other.as_it_lies())):
             for rows, slab in slabs(lying):
@@ -162,9 +167,9 @@ def test_little_memory_reads_the_same(
     synthesis = next(
         info.synthesis
         for info in mine.tensors.values()
-        if isinstance(info, original.SynthesizedTensor)
+        if isinstance(info, synthesized.SynthesizedTensor)
     )
-    assert sum(part.nbytes for _, part in synthesis._kept.values()) <= kept
+    assert synthesis.kept_bytes <= kept
 
 
 def test_slabs_make_each_expert_once(
@@ -172,14 +177,14 @@ def test_slabs_make_each_expert_once(
 ) -> None:
     monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 4000)
     made: list[int] = []
-    weight = PackedCheckpoint.weight
+    weight = PackedExperts.weight
 
-    def counted(self: PackedCheckpoint, group: Any, expert: int, device: Any = "cpu") -> Any:
+    def counted(self: PackedExperts, group: Any, expert: int, device: Any = "cpu") -> Any:
         made.append(expert)
         return weight(self, group, expert, device)
 
-    monkeypatch.setattr(PackedCheckpoint, "weight", counted)
-    group = Checkpoint(packed_dir).group(1, "up")
+    monkeypatch.setattr(PackedExperts, "weight", counted)
+    group = open_checkpoint(packed_dir).group(1, "up")
     assert len(list(slabs(group))) > 3
     assert sorted(made) == [0, 1, 2, 3]
 
@@ -193,14 +198,15 @@ def same_tables(one: Analysis, other: Analysis) -> None:
 def test_analyses_are_equal(packed_dir: Path, tmp_path: Path, spectra: Any) -> None:
     synthesize(packed_dir, tmp_path / "whole")
     mine, wanted = (
-        analyze(Checkpoint(place), spectra=spectra) for place in (packed_dir, tmp_path / "whole")
+        analyze(open_checkpoint(place), spectra=spectra)
+        for place in (packed_dir, tmp_path / "whole")
     )
     same_tables(mine, wanted)
-    assert mine.identity == Checkpoint(packed_dir).identity
+    assert mine.identity == open_checkpoint(packed_dir).identity
 
 
 def test_analyses_of_every_form_are_equal(both: Pair) -> None:
-    mine, wanted = (analyze(Checkpoint(place), spectra="curve") for place in both)
+    mine, wanted = (analyze(open_checkpoint(place), spectra="curve") for place in both)
     same_tables(mine, wanted)
 
 
@@ -216,8 +222,8 @@ def test_packed_again_as_the_synthesized_one_is(
         if file.name != MANIFEST:
             assert (tmp_path / "mine" / file.name).read_bytes() == file.read_bytes()
     mine, wanted = (Manifest.read(tmp_path / name) for name in ("mine", "wanted"))
-    assert mine.source.identity == Checkpoint(both[0]).identity
-    assert mine.source.bytes_total == Checkpoint(both[0]).bytes_total
+    assert mine.source.identity == open_checkpoint(both[0]).identity
+    assert mine.source.bytes_total == open_checkpoint(both[0]).bytes_total
     told = {"identity": "", "bytes_total": 0}
     first = Manifest.read(both[0]).source
     assert mine.source.model_copy(update=told) == first.model_copy(update=told)
@@ -253,10 +259,10 @@ def test_verify_against_another_one_tells_it(packed_dir: Path, mixtral_dir: Path
 
 
 def test_a_plan_is_kept(both: Pair, tmp_path: Path) -> None:
-    plan = resolve(SECOND, Checkpoint(both[0]))
+    plan = resolve(SECOND, open_checkpoint(both[0]))
     report = compress(both[0], tmp_path / "again", SECOND)
     assert plan.bytes_after == report.bytes_after
-    assert plan.bytes_before == Checkpoint(both[0]).bytes_total
+    assert plan.bytes_before == open_checkpoint(both[0]).bytes_total
 
 
 def ders(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -303,7 +309,7 @@ def damaged(packed_dir: Path, tmp_path: Path) -> Path:
 def test_a_missing_manifest_is_told(damaged: Path) -> None:
     (damaged / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=f"has no {MANIFEST}"):
-        Checkpoint(damaged)
+        open_checkpoint(damaged)
 
 
 def test_a_manifest_of_another_checkpoint_is_told(damaged: Path) -> None:
@@ -311,7 +317,7 @@ def test_a_manifest_of_another_checkpoint_is_told(damaged: Path) -> None:
     manifest["groups"][0]["codec"]["drop_rate"] = 0.5
     (damaged / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="copy the directory again"):
-        Checkpoint(damaged)
+        open_checkpoint(damaged)
 
 
 def test_damaged_positions_are_told_where_they_are_read(damaged: Path) -> None:
@@ -321,7 +327,7 @@ def test_damaged_positions_are_told_where_they_are_read(damaged: Path) -> None:
     data = bytearray(info.file.read_bytes())
     data[info.begin : info.end] = bytes(info.nbytes)
     info.file.write_bytes(data)
-    found = Checkpoint(damaged).group(group.layer, group.projection)
+    found = open_checkpoint(damaged).group(group.layer, group.projection)
     with pytest.raises(CheckpointError, match="positions are damaged; copy the file again") as told:
         found.read()
     assert f"{damaged}: {group.prefix}, expert 0: " in str(told.value)
@@ -346,4 +352,4 @@ def test_a_packed_checkpoint_elsewhere_is_refused() -> None:
     for file in source.iterdir():
         memory.pipe_file(f"/packed-away/{file.name}", file.read_bytes())
     with pytest.raises(CheckpointError, match="download it first"):
-        Checkpoint("memory://packed-away")
+        open_checkpoint("memory://packed-away")

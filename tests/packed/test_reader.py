@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.spec import DTYPES
 from ders_core.files.store import TensorStore
 from ders_core.packed.manifest import MANIFEST
-from ders_core.packed.reader import PackedCheckpoint, is_packed
+from ders_core.packed.open import is_packed, open_checkpoint
+from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import Verification, verify
@@ -52,16 +52,16 @@ def test_is_packed(packed_dir: Path, mixtral_dir: Path, tmp_path: Path) -> None:
 
 
 def test_surface(packed_dir: Path, mixtral_dir: Path) -> None:
-    packed, original = PackedCheckpoint(packed_dir), Checkpoint(mixtral_dir)
+    packed, original = PackedCheckpoint(packed_dir), open_checkpoint(mixtral_dir)
     assert packed.config == original.config
-    assert packed.names() == [n for names in original.store.files.values() for n in names]
+    assert packed.original.names() == [n for names in original.store.files.values() for n in names]
     assert packed.manifest.source.identity == original.identity
     assert packed.bytes_total < original.bytes_total
     for name, info in original.tensors.items():
-        assert packed.spec(name) == info.spec
-        assert packed.read(name).dtype == info.dtype
+        assert packed.original.spec(name) == info.spec
+        assert packed.original.read(name).dtype == info.dtype
     with pytest.raises(CheckpointError, match="has no tensor 'x'"):
-        packed.read("x")
+        packed.original.read("x")
 
 
 def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors) -> None:
@@ -87,7 +87,7 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
                     parts[part] = whole[expert]
             delta = codec.decode(parts, shape, context)
             expected = (raw[f"{group.prefix}.base"].double() + delta.double()).to(dtype)
-            got = packed.read(source.tensor)
+            got = packed.original.read(source.tensor)
             # float32 addition may round once before the rounding to bfloat16
             np.testing.assert_allclose(got.double(), expected.double(), rtol=2**-7, atol=1e-6)
             assert float((got != expected).float().mean()) < 1e-3
@@ -108,7 +108,7 @@ def independent_errors(
     before, after, parts = tensors(source), tensors(back), tensors(packed)
     groups = {(g.layer, g.projection): g for g in PackedCheckpoint(packed).manifest.groups}
     found = {}
-    for group in Checkpoint(source).groups():
+    for group in open_checkpoint(source).groups():
         original = np.stack([before[name].double().numpy() for name in group.sources])
         synthesized = np.stack([after[name].double().numpy() for name in group.sources])
         error = np.linalg.norm(synthesized - original)
@@ -197,7 +197,7 @@ def test_damaged_positions_are_an_error_and_no_crash(damaged: Path) -> None:
         data[info.begin : info.begin + half] = bytes([fill]) * half
         info.file.write_bytes(data)
         with pytest.raises(CodecError, match="positions are damaged"):
-            PackedCheckpoint(damaged).read(group.experts[0].tensor)
+            PackedCheckpoint(damaged).original.read(group.experts[0].tensor)
 
 
 def refused(directory: Path, *words: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs import (
     Chain,
     Codec,
@@ -29,6 +29,7 @@ from ders_core.compute.threads import one_thread
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.store import TensorStore
 from ders_core.packed.manifest import MANIFEST, Manifest
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import SIDES, write_calibration
 from ders_core.pipeline.compress import compress
@@ -78,7 +79,10 @@ def uses(mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 @pytest.fixture(scope="module")
 def calibration(mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Inputs of few strong directions, and experts that are chosen unevenly."""
-    source, path = Checkpoint(mixtral_dir), tmp_path_factory.mktemp("moments") / "c.safetensors"
+    source, path = (
+        open_checkpoint(mixtral_dir),
+        tmp_path_factory.mktemp("moments") / "c.safetensors",
+    )
     random = torch.Generator().manual_seed(4)
     tensors = {}
     for group in source.groups():
@@ -111,7 +115,7 @@ def bases(checkpoint: Path) -> dict[tuple[int, str], torch.Tensor]:
     packed = PackedCheckpoint(checkpoint)
     found = {}
     for group in packed.manifest.groups:
-        base = packed.base(group)
+        base = packed.experts.base(group)
         assert base is not None
         found[group.layer, group.projection] = base
     return found
@@ -135,8 +139,8 @@ def test_each_expert_is_what_its_codec_gives(
 ) -> None:
     out, _ = uses
     synthesize(out, tmp_path / "back")
-    packed, source, back = PackedCheckpoint(out), Checkpoint(mixtral_dir), tmp_path / "back"
-    after = Checkpoint(back)
+    packed, source, back = PackedCheckpoint(out), open_checkpoint(mixtral_dir), tmp_path / "back"
+    after = open_checkpoint(back)
     groups = {(group.layer, group.projection): group for group in packed.manifest.groups}
     exact = lossy = 0
     for group in source.groups():
@@ -145,7 +149,7 @@ def test_each_expert_is_what_its_codec_gives(
         returned = originals(after.group(*group.key))
         for expert, wanted in enumerate(synthesized(group, codecs)):
             assert torch.equal(returned[expert], wanted)
-            assert torch.equal(packed.weight(groups[group.key], expert), wanted)
+            assert torch.equal(packed.experts.weight(groups[group.key], expert), wanted)
             same = torch.equal(
                 returned[expert].view(torch.int16), group.read(expert).view(torch.int16)
             )
@@ -187,7 +191,7 @@ def test_the_manifest_tells_codecs_uses_and_lengths(uses: tuple[Path, Report]) -
 
 def test_the_plan_is_an_upper_bound(mixtral_dir: Path, uses: tuple[Path, Report]) -> None:
     _, report = uses
-    plan = resolve(RECIPE, Checkpoint(mixtral_dir))
+    plan = resolve(RECIPE, open_checkpoint(mixtral_dir))
     assert not plan.exact
     assert report.bytes_after <= plan.bytes_after
     exact = []
@@ -215,7 +219,7 @@ def test_median(directory: str, tmp_path: Path, request: pytest.FixtureRequest) 
     report = compress(source, tmp_path / "out", with_codec(Quantized(bits=2), base="median"))
     assert {(entry.base, tuple(entry.other_bases)) for entry in report.entries} == {("median", ())}
     found = bases(tmp_path / "out")
-    for group in Checkpoint(source).groups():
+    for group in open_checkpoint(source).groups():
         assert torch.equal(found[group.key], torch.median(originals(group), 0).values)
     assert verify(tmp_path / "out", source).ok
 
@@ -225,7 +229,7 @@ def test_routed_is_the_weighted_mean(mixtral_dir: Path, calibration: Path, tmp_p
     report = compress(mixtral_dir, tmp_path / "out", recipe)
     assert {(entry.base, tuple(entry.other_bases)) for entry in report.entries} == {("routed", ())}
     found = bases(tmp_path / "out")
-    for group in Checkpoint(mixtral_dir).groups():
+    for group in open_checkpoint(mixtral_dir).groups():
         wanted = mean(group, torch.tensor(ROUTED)).double()
         # the sum is in float32, which may round to the other neighbour in bfloat16
         torch.testing.assert_close(found[group.key].double(), wanted, rtol=2**-7, atol=1e-6)
@@ -264,7 +268,7 @@ def test_auto_takes_the_base_with_the_least_error(mixtral_dir: Path, tmp_path: P
 def odd_experts(source: Path, copy: Path) -> Path:
     """A copy in which layer 0's experts are expert 0 but for one entry in 16, all elsewhere."""
     shutil.copytree(source, copy)
-    for group in Checkpoint(copy).groups():
+    for group in open_checkpoint(copy).groups():
         if group.layer:
             continue
         start = group.read(0)
@@ -318,7 +322,7 @@ def test_a_calibration_lowers_the_error_of_outputs(
     assert [entry.rel_error_output for entry in blind.entries] == [None] * 6
     packed = PackedCheckpoint(tmp_path / "blind"), PackedCheckpoint(tmp_path / "seeing")
     for number, entry in enumerate(seeing.entries):
-        group = Checkpoint(mixtral_dir).group(entry.layer, entry.projection)
+        group = open_checkpoint(mixtral_dir).group(entry.layer, entry.projection)
         without, told = (output_error(one, number, group, calibration) for one in packed)
         assert entry.rel_error_output == pytest.approx(told, rel=1e-3)
         assert told < 0.8 * without
@@ -337,7 +341,7 @@ def output_error(
     moments = load_file(calibration)[f"{group.layer}.{SIDES[group.projection]}.moments"].double()
     error = whole = 0.0
     for expert, weight in enumerate(originals(group).double()):
-        lost = packed.weight(packed.manifest.groups[number], expert).double() - weight
+        lost = packed.experts.weight(packed.manifest.groups[number], expert).double() - weight
         error += float(((lost @ moments) * lost).sum())
         whole += float(((weight @ moments) * weight).sum())
     return (error / whole) ** 0.5
@@ -513,4 +517,4 @@ def test_swapped_lengths_are_an_error_and_no_crash(damaged: Path) -> None:
     packed = PackedCheckpoint(damaged)
     for expert in (0, 1):
         with pytest.raises(CodecError, match="damaged"):
-            packed.weight(packed.manifest.groups[0], expert)
+            packed.experts.weight(packed.manifest.groups[0], expert)

@@ -451,7 +451,7 @@ def test_a_dense_parent_is_the_base(
     assert len(packed.manifest.groups) == 6
     for group in packed.manifest.groups:
         name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"
-        assert torch.equal(packed.base(group), parent[name])
+        assert torch.equal(packed.experts.base(group), parent[name])
     for file in ("ders_manifest.json", "config.json"):
         assert str(dense_parent_dir.parent) not in (tmp_path / "out" / file).read_text()
     assert packed.manifest.recipe["base"] == {"dense": "parent"}

@@ -13,10 +13,10 @@ import pytest
 import torch
 from disk_forms import FORMS, D, H, K, extended, franken, only, read, write
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Keep, LowRank, Quantized, Sparse
 from ders_core.errors import RecipeError
 from ders_core.packed.manifest import Manifest
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
@@ -49,7 +49,7 @@ def test_what_shares_a_tensor_with_an_encoded_group_is_kept_exactly(
     """One projection in 3 bits: the others, the biases and everything else come back as they were,
     and the encoded one is what the library says, in its place."""
     recipe = only(Quantized(bits=3, group_size=8), projection)
-    checkpoint = Checkpoint(form)
+    checkpoint = open_checkpoint(form)
     plan = resolve(recipe, checkpoint)
     report = compress(form, tmp_path / "p", recipe)
     assert report.bytes_after == plan.bytes_after
@@ -59,7 +59,7 @@ def test_what_shares_a_tensor_with_an_encoded_group_is_kept_exactly(
     assert {n: (t.shape, t.dtype) for n, t in before.items()} == {
         n: (t.shape, t.dtype) for n, t in after.items()
     }
-    back = Checkpoint(tmp_path / "s")
+    back = open_checkpoint(tmp_path / "s")
     packed = PackedCheckpoint(tmp_path / "p")
     for group in checkpoint.groups():
         got = back.group(*group.key).read()
@@ -67,7 +67,7 @@ def test_what_shares_a_tensor_with_an_encoded_group_is_kept_exactly(
             assert torch.equal(got, group.read())
         else:
             own = next(g for g in packed.manifest.groups if g.projection == projection)
-            expected = torch.stack([packed.weight(own, expert) for expert in range(K)])
+            expected = torch.stack([packed.experts.weight(own, expert) for expert in range(K)])
             assert torch.equal(got, expected)
             error = float((got.double() - group.read().double()).norm())
             entry = next(e for e in report.entries if e.projection == projection)
@@ -87,10 +87,10 @@ def test_whole_tensors_and_pieces_are_the_same(form: Path, tmp_path: Path, codec
     compress(form, tmp_path / "p", only(codec))
     packed = PackedCheckpoint(tmp_path / "p")
     original = read(form)
-    for name in packed.names():
-        whole = packed.read(name)
+    for name in packed.original.names():
+        whole = packed.original.read(name)
         assert whole.shape == original[name].shape
-        pieces = torch.cat([piece.flatten() for piece in packed.pieces(name)])
+        pieces = torch.cat([piece.flatten() for piece in packed.original.pieces(name)])
         assert torch.equal(pieces, whole.flatten())
         # these codecs keep all of a delta but for roundings
         torch.testing.assert_close(whole.float(), original[name].float(), rtol=0.02, atol=0.02)
@@ -102,7 +102,7 @@ def test_a_fused_tensor_is_written_one_expert_at_a_time(tmp_path: Path) -> None:
     compress(path, tmp_path / "p", only(Quantized(bits=2)))
     packed = PackedCheckpoint(tmp_path / "p")
     name = "model.layers.1.mlp.experts.gate_up_proj"
-    assert [piece.numel() for piece in packed.pieces(name)] == [2 * H * D] * K
+    assert [piece.numel() for piece in packed.original.pieces(name)] == [2 * H * D] * K
 
 
 # Extended DeRS
@@ -114,7 +114,7 @@ def test_a_shared_expert_is_one_more_of_the_same_base(tmp_path: Path) -> None:
     plain, more = only(codec), only(codec, extended=True)
     compress(path, tmp_path / "plain", plain)
     report = compress(path, tmp_path / "more", more)
-    assert report.bytes_after == resolve(more, Checkpoint(path)).bytes_after
+    assert report.bytes_after == resolve(more, open_checkpoint(path)).bytes_after
     assert [g.shape[0] for g in Manifest.read(tmp_path / "more").groups] == [K + 1] * 3
     assert verify(tmp_path / "more", path).ok
     synthesize(tmp_path / "more", tmp_path / "s")
@@ -137,7 +137,7 @@ def test_a_shared_expert_is_one_more_of_the_same_base(tmp_path: Path) -> None:
 def test_a_shared_expert_of_another_shape_cannot_be_one_more(tmp_path: Path) -> None:
     path = extended(tmp_path / "m", like=False)
     with pytest.raises(RecipeError, match="no shared expert of its experts' shape"):
-        resolve(only(Quantized(bits=4), extended=True), Checkpoint(path))
+        resolve(only(Quantized(bits=4), extended=True), open_checkpoint(path))
 
 
 # Several bases
@@ -150,16 +150,16 @@ def test_experts_of_two_starts_get_two_bases(tmp_path: Path, clusters: Any) -> N
     one, two = only(codec), only(codec, base=ClusteredBase(clusters=clusters))
     first = compress(path, tmp_path / "one", one)
     second = compress(path, tmp_path / "two", two)
-    plan = resolve(two, Checkpoint(path))
+    plan = resolve(two, open_checkpoint(path))
     assert plan.exact == (clusters != "auto")
     assert second.bytes_after == plan.bytes_after  # auto allows half of 5 experts: 2 bases
     packed = PackedCheckpoint(tmp_path / "two")
     for group in packed.manifest.groups:
         assert group.bases == (0, 1, 0, 1, 0)
-        members = Checkpoint(path).group(group.layer, group.projection).read().double()
+        members = open_checkpoint(path).group(group.layer, group.projection).read().double()
         for expert in range(K):
             mean = members[expert % 2 :: 2].mean(0)
-            base = packed.base(group, expert)
+            base = packed.experts.base(group, expert)
             assert base is not None
             torch.testing.assert_close(base.double(), mean, rtol=2**-8, atol=1e-6)
     both = zip(first.entries, second.entries, strict=True)
@@ -175,13 +175,13 @@ def test_auto_takes_one_base_where_one_is_best(tmp_path: Path) -> None:
     path = extended(tmp_path / "m")
     recipe = only(Quantized(bits=4), base=ClusteredBase(clusters="auto"))
     report = compress(path, tmp_path / "p", recipe)
-    assert report.bytes_after < resolve(recipe, Checkpoint(path)).bytes_after
+    assert report.bytes_after < resolve(recipe, open_checkpoint(path)).bytes_after
     assert {group.bases for group in Manifest.read(tmp_path / "p").groups} == {None}
 
 
 def test_as_many_bases_as_experts_are_refused(tmp_path: Path) -> None:
     path = franken(tmp_path / "m")
     with pytest.raises(RecipeError, match="5 bases, but layer 0, gate has 5 experts"):
-        resolve(only(Quantized(bits=4), base=ClusteredBase(clusters=5)), Checkpoint(path))
+        resolve(only(Quantized(bits=4), base=ClusteredBase(clusters=5)), open_checkpoint(path))
     with pytest.raises(RecipeError, match="clusters: auto"):
         Recipe.from_yaml("name: x\nbase: {clusters: 1}\n")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import LowRank
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import shards
 from ders_core.packed.manifest import Manifest
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, Rule, presets
@@ -31,7 +31,7 @@ def bytes_of_groups(source: Path, packed: Path) -> dict[tuple[int, str], int]:
     groups = {(group.layer, group.projection): group for group in Manifest.read(packed).groups}
     tensors = TensorStore.open(packed).tensors
     found = {}
-    for group in Checkpoint(source).groups():
+    for group in open_checkpoint(source).groups():
         if group.key in groups:
             head = f"{groups[group.key].prefix}."
             own = [info for name, info in tensors.items() if name.startswith(head)]
@@ -59,7 +59,7 @@ def test_predicted_bytes_are_written(
     request: pytest.FixtureRequest,
 ) -> None:
     source: Path = request.getfixturevalue(directory)
-    plan = resolve(presets()[preset], Checkpoint(source))
+    plan = resolve(presets()[preset], open_checkpoint(source))
     report = compress(source, tmp_path / "out", presets()[preset])
     assert plan.exact == (preset not in DATA_DECIDE)
     assert plan.bytes_before == report.bytes_before == weight_bytes(source)
@@ -87,7 +87,7 @@ def test_predicted_bytes_are_written(
 
 def test_energy_is_an_upper_bound(mixtral_dir: Path, tmp_path: Path) -> None:
     recipe = Recipe(name="e", rules=(Rule(codec=LowRank(energy=0.8)),))
-    plan = resolve(recipe, Checkpoint(mixtral_dir))
+    plan = resolve(recipe, open_checkpoint(mixtral_dir))
     assert not plan.exact
     assert not any(entry.exact for entry in plan.entries)
     report = compress(mixtral_dir, tmp_path / "out", recipe)
@@ -96,7 +96,7 @@ def test_energy_is_an_upper_bound(mixtral_dir: Path, tmp_path: Path) -> None:
 
 def test_a_plan_writes_nothing_and_prints_as_json(mixtral_dir: Path, mix: Recipe) -> None:
     before = sorted(file.name for file in mixtral_dir.iterdir())
-    plan = resolve(mix, Checkpoint(mixtral_dir))
+    plan = resolve(mix, open_checkpoint(mixtral_dir))
     told = json.loads(json.dumps(plan.to_dict()))
     assert told["bytes_after"] == plan.bytes_after
     assert len(told["groups"]) == 6

@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.quantized import fp8, mxfp4
 from ders_core.codecs import Keep, Quantized
 from ders_core.errors import CheckpointError
 from ders_core.hf import load_model
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
@@ -120,7 +120,7 @@ def recipe(codec: Any, *projections: str) -> Recipe:
 
 
 def test_fp8_is_read_as_numbers(fp8_dir: Path) -> None:
-    checkpoint, tensors = Checkpoint(fp8_dir), read(fp8_dir)
+    checkpoint, tensors = open_checkpoint(fp8_dir), read(fp8_dir)
     assert checkpoint.recognition.sure == 1
     for group in checkpoint.groups():
         assert group.dtype is torch.bfloat16
@@ -139,7 +139,7 @@ def test_fp8_is_read_as_numbers(fp8_dir: Path) -> None:
 def test_mxfp4_is_read_as_transformers_reads_it(mxfp4_dir: Path) -> None:
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    checkpoint, tensors = Checkpoint(mxfp4_dir), read(mxfp4_dir)
+    checkpoint, tensors = open_checkpoint(mxfp4_dir), read(mxfp4_dir)
     for layer in (0, 1):
         name = f"model.layers.{layer}.mlp.experts"
         both, down = (
@@ -181,18 +181,18 @@ def test_codes_are_written_again_under_the_same_scales(
     assert {n: (t.shape, t.dtype) for n, t in before.items()} == {
         n: (t.shape, t.dtype) for n, t in after.items()
     }
-    packed, back = PackedCheckpoint(tmp_path / "p"), Checkpoint(tmp_path / "s")
+    packed, back = PackedCheckpoint(tmp_path / "p"), open_checkpoint(tmp_path / "s")
     assert {entry.codec for entry in report.entries if entry.projection == "up"} == {
         "4-bit, groups of 16"
     }
-    for group in Checkpoint(source).groups():
+    for group in open_checkpoint(source).groups():
         got = back.group(*group.key).read()
         if group.projection not in projections:
             assert torch.equal(got, group.read())
             continue
         own = next(g for g in packed.manifest.groups if (g.layer, g.projection) == group.key)
         for expert in range(group.shape[0]):
-            wanted = packed.weight(own, expert).float()
+            wanted = packed.experts.weight(own, expert).float()
             # codes of 3 bits of precision: a sixteenth of the value, or half the smallest step
             apart = (got[expert].float() - wanted).abs()
             largest = float(group.read(expert).abs().max())
@@ -220,7 +220,7 @@ def test_numbers_that_were_not_changed_become_their_codes_again(
 def test_a_packed_one_is_read_as_the_codes_that_it_stands_for(source: Path, tmp_path: Path) -> None:
     compress(source, tmp_path / "p", recipe(Quantized(bits=4, group_size=16)))
     synthesize(tmp_path / "p", tmp_path / "s")
-    mine, wanted = Checkpoint(tmp_path / "p"), Checkpoint(tmp_path / "s")
+    mine, wanted = open_checkpoint(tmp_path / "p"), open_checkpoint(tmp_path / "s")
     assert mine.scheme == wanted.scheme
     assert mine.config == wanted.config
     for own, other in zip(mine.groups(), wanted.groups(), strict=True):
@@ -245,8 +245,9 @@ def test_transformers_loads_what_was_packed(source: Path, tmp_path: Path) -> Non
     packed_dir = tmp_path / "p"
     compress(source, packed_dir, recipe(Keep(), "gate"))
     packed = PackedCheckpoint(packed_dir)
-    for name, own in packed.model_names().items():
-        plain[own] = packed.numbers(name).contiguous()
+    parameters = packed.model_tensors()
+    for name, own in parameters.names().items():
+        plain[own] = parameters.read(name).contiguous()
     assert not [name for name in plain if "scale" in name or "blocks" in name]
     own = tmp_path / "plain"
     own.mkdir()
@@ -280,4 +281,4 @@ def test_missing_scales_are_named(fp8_dir: Path, tmp_path: Path) -> None:
     del tensors[gone]
     place = rewritten(fp8_dir, tmp_path / "m", tensors, {"quant_method": "fp8"})
     with pytest.raises(CheckpointError, match="scale"):
-        Checkpoint(place)
+        open_checkpoint(place)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.errors import Cancelled, CheckpointError, OutputError
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
@@ -30,7 +30,7 @@ def test_keep_comes_back_bit_for_bit(
     synthesize(tmp_path / "packed", tmp_path / "back")
     before, after = snapshot(source), snapshot(tmp_path / "back")
     assert before == after
-    assert Checkpoint(tmp_path / "back").identity == Checkpoint(source).identity
+    assert open_checkpoint(tmp_path / "back").identity == open_checkpoint(source).identity
 
 
 @pytest.mark.parametrize("directory", FAMILIES)
@@ -47,7 +47,7 @@ def test_the_layout_is_the_originals(
     packed = snapshot(tmp_path / "packed")
     sums = synthesize(tmp_path / "packed", tmp_path / "back")
     assert snapshot(tmp_path / "packed") == packed
-    mine, theirs = Checkpoint(tmp_path / "back"), Checkpoint(source)
+    mine, theirs = open_checkpoint(tmp_path / "back"), open_checkpoint(source)
     assert mine.store.files == theirs.store.files  # names, shards, and the order on disk
     assert mine.store.metadata == theirs.store.metadata
     assert {n: t.spec for n, t in mine.tensors.items()} == {
@@ -100,7 +100,7 @@ def test_what_is_written_is_what_is_read(
     synthesize(packed_dir, tmp_path / "back")
     packed = PackedCheckpoint(packed_dir)
     written = all_tensors(tmp_path / "back")
-    assert sorted(packed.names()) == sorted(written)
+    assert sorted(packed.original.names()) == sorted(written)
     for name, tensor in written.items():
         assert torch.equal(packed.read(name), tensor)
 

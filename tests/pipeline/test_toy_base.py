@@ -9,12 +9,13 @@ from typing import ClassVar
 import pytest
 import torch
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint import ExpertGroup
 from ders_core.decompose.averages import elementwise
 from ders_core.decompose.base import BASES, Base, BaseContext, kinds
 from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.decompose.testing import BaseConformance
 from ders_core.errors import RecipeError
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
@@ -63,7 +64,7 @@ def test_from_the_recipe_to_the_original_again(
     recipe = Recipe.from_yaml(TEXT)
     assert recipe.base == MidrangeBase()
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    source = Checkpoint(mixtral_dir)
+    source = open_checkpoint(mixtral_dir)
     plan = resolve(recipe, source)
     report = compress(mixtral_dir, tmp_path / "packed", recipe)
     assert report.bytes_after <= plan.bytes_after

@@ -11,12 +11,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ders_core.checkpoint import PROJECTIONS, Checkpoint
+from ders_core.checkpoint import PROJECTIONS
 from ders_core.codecs import Chain, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.base import make_base
 from ders_core.decompose.bases.routed import RoutedBase
 from ders_core.errors import RecipeError
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import ClusteredBase, DenseBase, Recipe, Rule, load_recipe, presets
 from ders_core.recipe.numbers import parse_numbers
@@ -303,7 +304,7 @@ def test_the_presets_are_the_sample_files() -> None:
 def test_every_preset_resolves_on_every_family(
     preset: str, directory: str, request: pytest.FixtureRequest
 ) -> None:
-    checkpoint = Checkpoint(request.getfixturevalue(directory))
+    checkpoint = open_checkpoint(request.getfixturevalue(directory))
     plan = resolve(presets()[preset], checkpoint)
     assert [entry.key for entry in plan.entries] == [g.key for g in checkpoint.groups()]
     if preset == "lossless":  # the most that weights without any pattern could take
@@ -321,7 +322,7 @@ def test_every_preset_resolves_on_every_family(
 def test_layers_that_the_checkpoint_has_not(qwen2_moe_dir: Path, layers: str, named: int) -> None:
     recipe = Recipe(name="x", rules=(Rule(layers=layers, codec=Quantized(bits=2)),))
     with pytest.raises(RecipeError, match=rf"rule 1 names layer {named},.* are 0,2$"):
-        resolve(recipe, Checkpoint(qwen2_moe_dir))
+        resolve(recipe, open_checkpoint(qwen2_moe_dir))
 
 
 @pytest.mark.parametrize(
@@ -330,4 +331,4 @@ def test_layers_that_the_checkpoint_has_not(qwen2_moe_dir: Path, layers: str, na
 def test_experts_that_the_checkpoint_has_not(qwen2_moe_dir: Path, experts: str, named: int) -> None:
     recipe = Recipe(name="x", rules=(Rule(experts=experts, codec=Quantized(bits=2)),))
     with pytest.raises(RecipeError, match=rf"rule 1 names expert {named}\b"):
-        resolve(recipe, Checkpoint(qwen2_moe_dir))
+        resolve(recipe, open_checkpoint(qwen2_moe_dir))

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from ders_core.analysis import analyze
-from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import JobStore, Workspace
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch import apply_patch
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import write_calibration
@@ -65,7 +65,7 @@ def test_a_packed_checkpoint_is_opened_as_what_it_stands_for(
     compress(mixtral_dir, packed, presets()["quantized-2bit"])
     opened(app, packed)
     told = words(app)
-    checkpoint = Checkpoint(packed)
+    checkpoint = open_checkpoint(packed)
     assert checkpoint.packed_bytes is not None
     assert f"Packed: {checkpoint.packed_bytes / 1e3:.3g} kB on disk, stands for" in told
     assert f"it takes {checkpoint.packed_bytes / 1e3:.3g} kB as it is packed now" in told
@@ -85,7 +85,7 @@ def test_checkpoint_page_answers(app: AppTest, mixtral_dir: Path) -> None:
     told = words(app)
     assert "4 experts × 2 layers, top-2." in told
     assert "share one start" in told
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     shown = {metric.label: metric.value for metric in app.metric}
     assert shown["Weight files"] == f"{checkpoint.bytes_total / 1e3:.3g} kB"
     assert shown["Experts' share"] == f"{100 * checkpoint.expert_share:.3g} %"
@@ -176,7 +176,7 @@ def test_redundancy_names_the_experts_that_share_a_base(
 def test_redundancy_of_layers_that_lack_a_projection(
     app: AppTest, workspace: Workspace, mixtral_dir: Path
 ) -> None:
-    source = Checkpoint(mixtral_dir)
+    source = open_checkpoint(mixtral_dir)
     found = analyze(source, spectra="none")
     groups = found.groups
     left = groups[(groups["layer"] == 0) | (groups["projection"] != "gate")]
@@ -195,7 +195,7 @@ def test_recipe_presets_edits_undo_and_files(
     opened(app, mixtral_dir)
     on(app, "recipe")
     app.pills(key="preset").set_value("quantized-2bit").run()
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     wanted = resolve(presets()["quantized-2bit"], checkpoint)
     shown = {metric.label: metric.value for metric in app.metric}
     assert shown["After"] == f"{wanted.bytes_after / 1e3:.3g} kB"
@@ -225,14 +225,14 @@ def test_every_form_can_be_set_for_all(app: AppTest, mixtral_dir: Path) -> None:
         app.button(key="set_apply").click().run()
         assert not app.exception
         recipe = Recipe.from_yaml(app.text_area[0].value)
-        codecs = codecs_of(resolve(recipe, Checkpoint(mixtral_dir))).values()
+        codecs = codecs_of(resolve(recipe, open_checkpoint(mixtral_dir))).values()
         assert {form_of(codec) for codec in codecs} == {form}
 
 
 def test_the_base_and_the_calibration_are_chosen(
     app: AppTest, mixtral_dir: Path, workspace: Workspace
 ) -> None:
-    identity = Checkpoint(mixtral_dir).identity
+    identity = open_checkpoint(mixtral_dir).identity
     measured = workspace.path / "moments.safetensors"
     write_calibration(measured, identity, 9, {"0.routed": torch.tensor([1, 2, 3, 4])})
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.codecs import Chain, Codec, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, Rule, presets
 from ders_core.recipe.numbers import spell_numbers
@@ -123,7 +123,7 @@ def test_a_changed_strength_leaves_the_rest() -> None:
 
 
 def test_edits_change_only_their_rows(mixtral_dir: Path) -> None:
-    checkpoint = Checkpoint(mixtral_dir)
+    checkpoint = open_checkpoint(mixtral_dir)
     plan = resolve(presets()["quantized-4bit"], checkpoint)
     codecs = apply_edits(plan, {1: {"codec": "low rank"}, 2: {"strength": 2}})
     assert codecs[(0, "up")] == GroupCodec.same(LowRank(rank=16), 4)
@@ -137,7 +137,7 @@ def test_edits_change_only_their_rows(mixtral_dir: Path) -> None:
 
 
 def test_the_table_tells_the_plan(mixtral_dir: Path) -> None:
-    plan = resolve(presets()["mixed"], Checkpoint(mixtral_dir))
+    plan = resolve(presets()["mixed"], open_checkpoint(mixtral_dir))
     rows = table(plan, None)
     assert rows["codec"].tolist()[:3] == ["magnitude", "magnitude", "quantized"]
     assert rows["after"].sum() * 1e6 == pytest.approx(sum(e.bytes_after for e in plan.entries))
@@ -147,7 +147,7 @@ def test_other_forms_are_shown_and_stay(mixtral_dir: Path) -> None:
     recipe = Recipe(
         name="x", rules=(Rule(codec=CHAIN), Rule(experts="1", codec=Sparse(pattern="2:4")))
     )
-    plan = resolve(recipe, Checkpoint(mixtral_dir))
+    plan = resolve(recipe, open_checkpoint(mixtral_dir))
     rows = table(plan, None)
     assert set(rows["codec"]) == {OTHER}
     assert rows["strength"].isna().all()

@@ -9,12 +9,12 @@ import pytest
 import torch
 from upcycle_support import FAMILIES, VOCABULARY, dense_model
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.files.store import read_json
 from ders_core.files.writer import write_json
 from ders_core.hf import load_model
 from ders_core.hf.upcycled import UPCYCLED
-from ders_core.packed.reader import PackedCheckpoint, checksum_problems
+from ders_core.packed.open import open_checkpoint
+from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.upcycle import UpcycleConfig
@@ -134,7 +134,7 @@ def test_what_is_written_is_what_was_there(
     family = read_json(dense / "config.json")["model_type"]
     expected = STANDARD.get((family, place), f"{family}_upcycled")
     assert read_json(out / "config.json")["model_type"] == expected
-    assert not checksum_problems(PackedCheckpoint(out), lambda count, message: None)
+    assert not PackedCheckpoint(out).checksum_problems(lambda count, message: None)
     tokens = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = model.network(input_ids=tokens).logits
@@ -146,7 +146,7 @@ def test_what_is_written_is_what_was_there(
 
     moe = tmp_path / "moe"
     synthesize(out, moe)
-    original = Checkpoint(moe)
+    original = open_checkpoint(moe)
     assert original.identity == PackedCheckpoint(out).manifest.source.identity
     assert original.moe_layers == sorted(model.blocks)
     assert verify(out, moe).ok

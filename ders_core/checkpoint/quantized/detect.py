@@ -10,7 +10,7 @@ from ders_core.checkpoint.quantized.mxfp4 import Mxfp4
 from ders_core.checkpoint.quantized.refused import refuse_method, refuse_tensors
 from ders_core.checkpoint.quantized.scheme import Scheme
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo
+from ders_core.files.tensor import TensorReader
 
 SCHEMES: tuple[type[Scheme], ...] = (Fp8, Mxfp4)
 
@@ -20,7 +20,7 @@ OURS = "ders"
 CONFIG_KEYS = ("quantization_config", "compression_config")
 
 
-def detect(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Scheme | None:
+def detect(config: Mapping[str, Any], tensors: Mapping[str, TensorReader]) -> Scheme | None:
     """The scheme in which the weights are stored, or None where they are plain numbers.
 
     The tensors decide, since a config may lack the entry; the config refuses what it names. Raises

@@ -16,8 +16,8 @@ import torch
 
 from ders_core.checkpoint.quantized.scheme import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo
 from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.tensor import TensorReader
 
 CODES = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -142,7 +142,7 @@ class Fp8Weight(QuantizedWeight):
         scales = _numbers(self.scales.elements((begin + top) * columns, count))
         if not bool(scales.isfinite().all()):
             raise CheckpointError(
-                f"{self.scales.file.name}: {self.scales.name!r} holds a scale that is not a finite "
+                f"{self.scales.file_name}: {self.scales.name!r} holds a scale that is not a finite "
                 "number; the checkpoint is damaged, so copy it again"
             )
         return scales.view(-1, columns), first - top * high
@@ -158,7 +158,7 @@ class Fp8(Scheme):
     block: tuple[int, int] = BLOCK
 
     @classmethod
-    def found(cls, tensors: Mapping[str, TensorInfo]) -> bool:
+    def found(cls, tensors: Mapping[str, TensorReader]) -> bool:
         return any(info.dtype == CODES or SURE_SCALE.search(info.name) for info in tensors.values())
 
     @classmethod
@@ -178,14 +178,14 @@ class Fp8(Scheme):
     def codes(shape: tuple[int, ...]) -> TensorSpec:
         return TensorSpec(CODES, shape)
 
-    def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    def companions(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         found: dict[str, str] = {}
         for name, info in tensors.items():
             if info.dtype == CODES:
                 scales = next((other for other in _scale_names(name) if other in tensors), None)
                 if scales is None:
                     raise CheckpointError(
-                        f"{info.file.name}: {name!r} is stored as F8_E4M3, but its scales "
+                        f"{info.file_name}: {name!r} is stored as F8_E4M3, but its scales "
                         f"{name + '_scale_inv'!r} are missing; a shard may be missing"
                     )
                 found[name] = scales
@@ -193,18 +193,18 @@ class Fp8(Scheme):
         lonely = next((n for n in tensors if SURE_SCALE.search(n) and n not in used), None)
         if lonely is not None:
             raise CheckpointError(
-                f"{tensors[lonely].file.name}: {lonely!r} holds scales, but there is no F8_E4M3 "
+                f"{tensors[lonely].file_name}: {lonely!r} holds scales, but there is no F8_E4M3 "
                 "weight that they belong to; the checkpoint is incomplete or was converted in part"
             )
         return found
 
-    def weights(self, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedWeight]:
+    def weights(self, tensors: Mapping[str, TensorReader]) -> dict[str, QuantizedWeight]:
         return {
             name: self._weight(tensors[name], tensors[scales])
             for name, scales in self.companions(tensors).items()
         }
 
-    def dequantized_names(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    def dequantized_names(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         pairs = self.companions(tensors)
         scales = set(pairs.values())
         return {
@@ -213,15 +213,15 @@ class Fp8(Scheme):
             if name not in scales and not _of_activations(name, pairs)
         }
 
-    def _weight(self, codes: TensorInfo, scales: TensorInfo) -> Fp8Weight:
+    def _weight(self, codes: TensorReader, scales: TensorReader) -> Fp8Weight:
         if len(codes.shape) < 2:
             raise CheckpointError(
-                f"{codes.file.name}: {codes.name!r} is F8_E4M3 {list(codes.shape)}, not a matrix; "
+                f"{codes.file_name}: {codes.name!r} is F8_E4M3 {list(codes.shape)}, not a matrix; "
                 "the file is damaged, or its scales follow a rule that is not known here"
             )
         if scales.dtype not in SCALE_DTYPES:
             raise CheckpointError(
-                f"{scales.file.name}: the scales {scales.name!r} are {NAMES[scales.dtype]}, but "
+                f"{scales.file_name}: the scales {scales.name!r} are {NAMES[scales.dtype]}, but "
                 f"those of fp8 weights are {', '.join(NAMES[dtype] for dtype in SCALE_DTYPES)}; "
                 "the checkpoint is damaged or follows a rule that is not known here"
             )
@@ -230,7 +230,7 @@ class Fp8(Scheme):
                 grid = _grid(codes.shape, block)
                 return Fp8Weight(codes.name, codes.shape, codes, scales, block, grid, shared)
         raise CheckpointError(
-            f"{scales.file.name}: the scales {scales.name!r} have shape {list(scales.shape)}, "
+            f"{scales.file_name}: the scales {scales.name!r} have shape {list(scales.shape)}, "
             f"which does not fit {codes.name!r} {list(codes.shape)} in blocks of {self.block[0]} × "
             f"{self.block[1]}; give config.json the right quantization_config.weight_block_size, "
             "or copy the checkpoint again"

@@ -18,8 +18,8 @@ import torch
 
 from ders_core.checkpoint.quantized.scheme import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo
 from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.tensor import TensorReader
 
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """What the codes 0 … 7 mean; 8 … 15 are their negatives."""
@@ -123,7 +123,7 @@ class Mxfp4Weight(QuantizedWeight):
         scales = self.scales.elements((expert * out + first) * groups, (last - first) * groups)
         if bool((scales == NO_NUMBER).any()):
             raise CheckpointError(
-                f"{self.scales.file.name}: {self.scales.name!r} holds a scale of {NO_NUMBER}, "
+                f"{self.scales.file_name}: {self.scales.name!r} holds a scale of {NO_NUMBER}, "
                 "which means that the numbers are none; the checkpoint is damaged, so copy it again"
             )
         return scales.view(last - first, groups)
@@ -136,7 +136,7 @@ class Mxfp4(Scheme):
     turned: ClassVar[bool] = True
 
     @classmethod
-    def found(cls, tensors: Mapping[str, TensorInfo]) -> bool:
+    def found(cls, tensors: Mapping[str, TensorReader]) -> bool:
         return any(_is_blocks(info) or _is_scales(info) for info in tensors.values())
 
     @classmethod
@@ -147,14 +147,14 @@ class Mxfp4(Scheme):
     def codes(shape: tuple[int, ...]) -> TensorSpec:
         return TensorSpec(torch.uint8, (*shape[:-1], shape[-1] // SIZE, SIZE // 2))
 
-    def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    def companions(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         found: dict[str, str] = {}
         for name, info in tensors.items():
             if _is_blocks(info):
                 scales = name.removesuffix("blocks") + "scales"
                 if scales not in tensors:
                     raise CheckpointError(
-                        f"{info.file.name}: {name!r} holds mxfp4 codes, but their scales "
+                        f"{info.file_name}: {name!r} holds mxfp4 codes, but their scales "
                         f"{scales!r} are missing; a shard may be missing"
                     )
                 found[name] = scales
@@ -163,18 +163,18 @@ class Mxfp4(Scheme):
             if _is_scales(info) and name not in used:
                 blocks = name.removesuffix("scales") + "blocks"
                 raise CheckpointError(
-                    f"{info.file.name}: {name!r} holds scales, but their mxfp4 codes {blocks!r} "
+                    f"{info.file_name}: {name!r} holds scales, but their mxfp4 codes {blocks!r} "
                     "are missing or no U8 [..., rows, groups, 16]; a shard may be missing"
                 )
         return found
 
-    def weights(self, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedWeight]:
+    def weights(self, tensors: Mapping[str, TensorReader]) -> dict[str, QuantizedWeight]:
         found: dict[str, QuantizedWeight] = {}
         for name, companion in self.companions(tensors).items():
             blocks, scales = tensors[name], tensors[companion]
             if scales.dtype != torch.uint8 or scales.shape != blocks.shape[:-1]:
                 raise CheckpointError(
-                    f"{scales.file.name}: the scales {scales.name!r} are {NAMES[scales.dtype]} "
+                    f"{scales.file_name}: the scales {scales.name!r} are {NAMES[scales.dtype]} "
                     f"{list(scales.shape)}, but {name!r} needs U8 {list(blocks.shape[:-1])}; "
                     "the checkpoint is damaged, so copy it again"
                 )
@@ -183,7 +183,7 @@ class Mxfp4(Scheme):
             found[own] = Mxfp4Weight(own, shape, blocks, scales)
         return found
 
-    def dequantized_names(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    def dequantized_names(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         pairs = self.companions(tensors)
         scales = set(pairs.values())
         return {
@@ -191,7 +191,7 @@ class Mxfp4(Scheme):
         }
 
 
-def _is_blocks(info: TensorInfo) -> bool:
+def _is_blocks(info: TensorReader) -> bool:
     return (
         info.dtype == torch.uint8
         and len(info.shape) >= 3
@@ -200,7 +200,7 @@ def _is_blocks(info: TensorInfo) -> bool:
     )
 
 
-def _is_scales(info: TensorInfo) -> bool:
+def _is_scales(info: TensorReader) -> bool:
     return info.dtype == torch.uint8 and info.name.endswith(SCALES)
 
 

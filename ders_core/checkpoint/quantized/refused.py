@@ -9,8 +9,8 @@ from typing import NoReturn
 import torch
 
 from ders_core.errors import CheckpointError
-from ders_core.files.header import TensorInfo
 from ders_core.files.spec import NAMES
+from ders_core.files.tensor import TensorReader
 
 ORIGINAL = "give the bfloat16, float16 or float32 original"
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32)
@@ -143,7 +143,7 @@ def refuse_method(method: str) -> NoReturn:
     )
 
 
-def refuse_tensors(tensors: Mapping[str, TensorInfo]) -> None:
+def refuse_tensors(tensors: Mapping[str, TensorReader]) -> None:
     """Raise CheckpointError if tensors of a format that is not read lie in the checkpoint."""
     kinds = _kinds(tensors.values())
     for refused in REFUSED:
@@ -151,27 +151,27 @@ def refuse_tensors(tensors: Mapping[str, TensorInfo]) -> None:
             found = _find(sign, kinds, tensors)
             if found is not None:
                 raise CheckpointError(
-                    f"{found.file.name}: {found.name!r} shows that the weights are quantized as "
+                    f"{found.file_name}: {found.name!r} shows that the weights are quantized as "
                     f"{refused.name}, which is not read; {refused.advice}"
                 )
     for info in kinds:
         odd = info.dtype in INTEGERS and len(info.shape) >= 2 and info.name.endswith(".weight")
         if odd or info.dtype == torch.float8_e5m2:
             raise CheckpointError(
-                f"{info.file.name}: {info.name!r} is stored as {NAMES[info.dtype]}, in a quantized "
+                f"{info.file_name}: {info.name!r} is stored as {NAMES[info.dtype]}, in a quantized "
                 f"form that is not known here; {ORIGINAL}"
             )
 
 
-def _kinds(infos: Iterable[TensorInfo]) -> list[TensorInfo]:
+def _kinds(infos: Iterable[TensorReader]) -> list[TensorReader]:
     """One tensor for each dtype and last part of a name: few, however many experts there are."""
     kinds = {(i.name.rpartition(".")[2], i.dtype, len(i.shape) > 1): i for i in infos}
     return list(kinds.values())
 
 
 def _find(
-    sign: Sign, kinds: Iterable[TensorInfo], tensors: Mapping[str, TensorInfo]
-) -> TensorInfo | None:
+    sign: Sign, kinds: Iterable[TensorReader], tensors: Mapping[str, TensorReader]
+) -> TensorReader | None:
     """A tensor with the sign's first ending whose neighbours have the other ones."""
     ending, dtypes = next(iter(sign.items()))
     for info in kinds:

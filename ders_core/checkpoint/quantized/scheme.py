@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ders_core.files.header import TensorInfo
 from ders_core.files.spec import TensorSpec
+from ders_core.files.tensor import TensorReader
 
 CHUNK = 1 << 20
 """Values at a time; what is needed beside the result stays a few MiB."""
@@ -27,8 +27,8 @@ class QuantizedWeight(ABC):
 
     name: str
     shape: tuple[int, ...]
-    codes: TensorInfo
-    scales: TensorInfo
+    codes: TensorReader
+    scales: TensorReader
 
     @property
     def experts(self) -> int:
@@ -79,7 +79,7 @@ class Scheme(ABC):
 
     @classmethod
     @abstractmethod
-    def found(cls, tensors: Mapping[str, TensorInfo]) -> bool:
+    def found(cls, tensors: Mapping[str, TensorReader]) -> bool:
         """Whether any tensor is stored so."""
 
     @classmethod
@@ -96,21 +96,21 @@ class Scheme(ABC):
         """How the codes of a weight `[..., out, in]` lie on disk."""
 
     @abstractmethod
-    def companions(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    def companions(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         """Name of the codes -> name of their scales, both as on disk.
 
         Raises CheckpointError for codes without scales and scales without codes.
         """
 
     @abstractmethod
-    def weights(self, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedWeight]:
+    def weights(self, tensors: Mapping[str, TensorReader]) -> dict[str, QuantizedWeight]:
         """Every quantized weight by its name in the dequantized model.
 
         Raises CheckpointError for scales that are missing, or of a wrong shape or dtype.
         """
 
     @abstractmethod
-    def dequantized_names(self, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    def dequantized_names(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         """Name on disk -> name in the dequantized model, in the same order.
 
         What such a model does not have is left out: scales of weights and of activations.

@@ -62,7 +62,7 @@ class DenseParent:
     def open(cls, path: str | Path) -> DenseParent:
         """Raises CheckpointError if the directory is not a checkpoint, or its FFN is not known."""
         store = TensorStore.open(path)
-        ffns = dense_ffns(store.tensors)
+        ffns = dense_ffns(store.specs)
         if not ffns:
             raise CheckpointError(
                 f"the dense model {store.path.name} has no FFN that is known here (gate_proj, "
@@ -89,10 +89,10 @@ class DenseParent:
         matrix = next((weight for weight in candidates if weight.shape == group.shape[1:]), None)
         if matrix is None:
             raise CheckpointError(
-                f"{where}: {candidates[0].info.name!r} is {list(candidates[0].shape)}, the experts "
+                f"{where}: {candidates[0].tensor!r} is {list(candidates[0].shape)}, the experts "
                 f"are {list(group.shape[1:])}; it is not the parent"
             )
-        base = matrix.read().to(group.dtype)
+        base = matrix.matrix(self.store.tensors).read().to(group.dtype)
         cosine = _mean_cosine(base, group)
         if not cosine >= LEAST_SIMILARITY:
             raise CheckpointError(

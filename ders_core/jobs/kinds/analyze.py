@@ -53,9 +53,9 @@ class Analyze(Kind[AnalyzeSpec, AnalyzeResult]):
 
     def run(self, context: TaskContext, spec: AnalyzeSpec) -> AnalyzeResult:
         from ders_core.analysis import analyze
-        from ders_core.checkpoint import Checkpoint
+        from ders_core.packed.open import open_checkpoint
 
-        checkpoint = Checkpoint(context.checkpoint(spec.checkpoint))
+        checkpoint = open_checkpoint(context.checkpoint(spec.checkpoint))
         directory = context.workspace.analysis_dir(checkpoint.identity)
         growing = context.workspace.growing_dir(checkpoint.identity)
         device = context.device(spec.device)

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ders_core.compute.progress import counted
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum
-from ders_core.files.header import TensorInfo, read_header
+from ders_core.files.header import read_header
 from ders_core.files.spec import DTYPES, NAMES, TensorSpec
 from ders_core.files.store import INDEX, PATCH_FILE, WEIGHT_SUFFIXES, TensorStore, read_json
+from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, shards, write_file, write_json
 
 FORMAT_VERSION = 1
@@ -140,7 +141,7 @@ def _is_text(value: Any) -> bool:
 
 
 def checksums(
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, FileTensor],
     known: Mapping[str, str],
     step: Callable[[int, str], None],
 ) -> dict[str, str]:
@@ -152,7 +153,7 @@ def checksums(
     return sums
 
 
-def content(info: TensorInfo, sha256: str) -> Key:
+def content(info: FileTensor, sha256: str) -> Key:
     return NAMES[info.dtype], info.shape, sha256
 
 
@@ -216,7 +217,7 @@ def _order(store: TensorStore) -> dict[str, tuple[str, ...]]:
     """File name -> tensor names as they lie. An empty tensor lies where the next one begins, hence
     before it; several at one place keep the header's order, in which the store lists its tensors.
     """
-    files: dict[str, list[TensorInfo]] = {file: [] for file in store.files}
+    files: dict[str, list[FileTensor]] = {file: [] for file in store.files}
     for info in store.tensors.values():
         files[info.file.name].append(info)
     return {
@@ -228,7 +229,7 @@ def _order(store: TensorStore) -> dict[str, tuple[str, ...]]:
 def develop(
     directory: Path,
     picture: Picture,
-    elsewhere: Mapping[str, TensorInfo],
+    elsewhere: Mapping[str, FileTensor],
     out: Path,
     refuse: Callable[[str, Piece | None], CheckpointError],
     step: Callable[[int, str], None],
@@ -244,7 +245,7 @@ def develop(
         if not file.is_file() or _copy(file, out) != sha256:
             raise refuse(name, None)
     beside = travelling(directory, picture)
-    sources: dict[str, TensorInfo] = {}
+    sources: dict[str, FileTensor] = {}
     for name, piece in picture.pieces.items():
         info = beside.get(name) if piece.name is None else elsewhere.get(piece.name)
         if info is None or info.spec != piece.spec:
@@ -284,16 +285,16 @@ def _file_sum(file: Path) -> str:
 
 
 def _reader(
-    tensors: Mapping[str, TensorInfo], step: Callable[[int, str], None], message: str
+    tensors: Mapping[str, FileTensor], step: Callable[[int, str], None], message: str
 ) -> Callable[[str], Iterable[bytes]]:
     """How `write_file` reads tensors, telling what it has read."""
 
     return lambda name: counted(tensors[name].raw(), step, message)
 
 
-def travelling(directory: Path, picture: Picture) -> dict[str, TensorInfo]:
+def travelling(directory: Path, picture: Picture) -> dict[str, FileTensor]:
     """The tensors beside a manifest."""
-    found: dict[str, TensorInfo] = {}
+    found: dict[str, FileTensor] = {}
     if picture.travelling:
         for file in sorted(directory.glob(f"{STEM}*.safetensors")):
             if file.is_file():

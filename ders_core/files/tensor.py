@@ -1,0 +1,213 @@
+"""Tensors that are read in parts: what every reader of one offers, and the tensors of files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ders_core.errors import CheckpointError
+from ders_core.files.address import is_remote, read_range
+from ders_core.files.spec import TensorSpec
+
+CHUNK_BYTES = 8 << 20
+REMOTE_CHUNK_BYTES = 64 << 20
+"""One read of a file at an address; it is split into several requests."""
+
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+"""Bytes of an element -> a numpy dtype of that size, for dtypes that numpy does not have."""
+
+
+class TensorReader(Protocol):
+    """A tensor whose values are read when they are asked for.
+
+    It lies in a file (`FileTensor`), or is computed from tensors that do. Elements are counted in
+    row-major order. Reading is safe from several threads.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The storage dtype: every read gives it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def file_name(self) -> str:
+        """The file that an error message names."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read is a walk over a network."""
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """The tensor, or `rows` (step 1) of its first dimension. Raises CheckpointError."""
+
+    def elements(self, first: int, count: int) -> torch.Tensor:
+        """`count` elements `[count]` from the `first` on. Raises CheckpointError."""
+
+    def read_into(self, out: torch.Tensor, first: int) -> None:
+        """Fill a contiguous tensor of the storage dtype with the elements from the `first` on.
+
+        Raises CheckpointError.
+        """
+
+    def strided(
+        self, offset: int, shape: tuple[int, int], strides: tuple[int, int]
+    ) -> torch.Tensor:
+        """A copy of a matrix that is scattered among the elements, its first value at `offset`.
+
+        strides: elements between neighbouring rows and columns. Raises CheckpointError.
+        """
+
+    def raw(self) -> Iterator[bytes]:
+        """All bytes, in chunks, for copying them unchanged. Raises CheckpointError."""
+
+    def sources(self) -> tuple[FileTensor, ...]:
+        """The tensors in files from which it is read."""
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor in a file, as a header describes it. begin, end: byte positions in `file`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.dtype, self.shape)
+
+    @property
+    def file_name(self) -> str:
+        return self.file.name
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.file)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """Raises CheckpointError if the file cannot be read to the tensor's end."""
+        return read_rows(self, rows)
+
+    def elements(self, first: int, count: int) -> torch.Tensor:
+        """Raises CheckpointError if the file cannot be read to their end."""
+        return read_elements(self, first, count)
+
+    def read_into(self, out: torch.Tensor, first: int) -> None:
+        """Raises CheckpointError if the file cannot be read to the elements' end."""
+        memory = out.view(-1).view(torch.uint8).numpy()
+        begin = self.begin + first * self.dtype.itemsize
+        if self.is_remote:
+            data = read_range(self.file, begin, begin + len(memory))
+            memory[:] = np.frombuffer(data, np.uint8)
+            return
+        try:
+            with open(self.file, "rb", buffering=0) as file:
+                file.seek(begin)
+                _fill(file, memory)
+        except (OSError, EOFError) as error:
+            raise CheckpointError(
+                f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
+                "the file is damaged or was changed while it was open, so copy it again"
+            ) from error
+
+    def strided(
+        self, offset: int, shape: tuple[int, int], strides: tuple[int, int]
+    ) -> torch.Tensor:
+        """Touch only the pages of the file that hold a value of the matrix.
+
+        Of a remote file, read everything between the matrix's first value and its last. Raises
+        CheckpointError if the file ends before the tensor.
+        """
+        if self.is_remote:
+            return read_span(self, offset, shape, strides)
+        size = self.dtype.itemsize
+        if self.file.stat().st_size < self.end:
+            raise CheckpointError(
+                f"{self.file.name} ends inside tensor {self.name!r}; it was changed while it was "
+                "open, so copy it again"
+            )
+        mapped = np.memmap(self.file, WORDS[size], "r", self.begin, (self.nbytes // size,))
+        steps = tuple(step * size for step in strides)
+        view = np.lib.stride_tricks.as_strided(mapped[offset:], shape, steps)
+        return torch.from_numpy(np.array(view, order="C")).view(self.dtype)
+
+    def raw(self) -> Iterator[bytes]:
+        """Raises CheckpointError if the file ends inside the tensor."""
+        if self.is_remote:
+            for begin in range(self.begin, self.end, REMOTE_CHUNK_BYTES):
+                yield read_range(self.file, begin, min(begin + REMOTE_CHUNK_BYTES, self.end))
+            return
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.begin)
+            left = self.nbytes
+            while left:
+                chunk = file.read(min(left, CHUNK_BYTES))
+                if not chunk:
+                    raise CheckpointError(
+                        f"{self.file.name} ends inside tensor {self.name!r}; copy the file again"
+                    )
+                left -= len(chunk)
+                yield chunk
+
+    def sources(self) -> tuple[FileTensor, ...]:
+        return (self,)
+
+
+def read_rows(tensor: TensorReader, rows: slice | None) -> torch.Tensor:
+    """`TensorReader.read` in terms of `elements`."""
+    shape, first = tensor.shape, 0
+    if rows is not None:
+        first, last, _ = rows.indices(shape[0])
+        shape = (max(last - first, 0), *shape[1:])
+    begin = first * math.prod(tensor.shape[1:])
+    return tensor.elements(begin, math.prod(shape)).reshape(shape)
+
+
+def read_elements(tensor: TensorReader, first: int, count: int) -> torch.Tensor:
+    """`TensorReader.elements` in terms of `read_into`."""
+    values = torch.empty(count, dtype=tensor.dtype)
+    tensor.read_into(values, first)
+    return values
+
+
+def read_span(
+    tensor: TensorReader, offset: int, shape: tuple[int, int], strides: tuple[int, int]
+) -> torch.Tensor:
+    """`TensorReader.strided`, by reading everything between the first value and the last."""
+    span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    flat = tensor.elements(offset, span if math.prod(shape) else 0)
+    return flat.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
+
+
+def _fill(file: Any, array: Any) -> None:
+    """Read until a flat uint8 array is full (one read returns at most 2 GiB on Linux)."""
+    view, position = memoryview(array), 0
+    while position < len(view):
+        count = file.readinto(view[position : position + (1 << 30)])
+        if not count:
+            raise EOFError("the file ends too early")
+        position += count

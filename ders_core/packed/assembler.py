@@ -1,0 +1,71 @@
+"""Original tensors made out of packed experts, at once or piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ders_core.checkpoint.axes import EXPERT
+from ders_core.checkpoint.quantized import QuantizedWeight
+from ders_core.packed.experts import PackedExperts
+from ders_core.packed.reassembly import Assembled, Member
+
+
+@dataclass(frozen=True)
+class Assembler:
+    """Makes the assembled tensors of a packed checkpoint, by name.
+
+    coded: the weights that the original stores as codes, by the name of the codes' tensor. Every
+    method raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
+    """
+
+    experts: PackedExperts
+    tensors: Mapping[str, Assembled]
+    coded: Mapping[str, QuantizedWeight]
+
+    def pieces(self, name: str, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
+        """The stored elements in order, in equal pieces `[n]` (see `Assembled.pieces`)."""
+        for number in range(self.tensors[name].pieces):
+            yield self.piece(name, number, device)
+
+    def piece(self, name: str, number: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """One of the pieces `[n]`: numbers, or codes where the original stores codes."""
+        tensor = self.tensors[name]
+        if tensor.pieces > 1:
+            numbers = self._expert(tensor, number, device)
+        else:
+            numbers = self.numbers(name, device)
+        if tensor.is_coded:
+            matrix = numbers.view(tensor.numbers.shape[-2:])
+            return self.coded[name].quantize(matrix, number).flatten()
+        return numbers.flatten()
+
+    def numbers(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        """All numbers, in their shape (see `Assembled.numbers`)."""
+        tensor = self.tensors[name]
+        member, spec = tensor.members[0], tensor.numbers
+        if len(tensor.members) == 1 and member.slot.is_contiguous:
+            return self.matrix(member, device).reshape(spec.shape)
+        flat = torch.empty(math.prod(spec.shape), dtype=spec.dtype, device=device)
+        for member in tensor.members:
+            member.slot.view(flat).copy_(self.matrix(member, device))
+        return flat.view(spec.shape)
+
+    def matrix(self, member: Member, device: torch.device | str = "cpu") -> torch.Tensor:
+        """A member's Ŵ_i `[out, in]`, or its bias `[out, 1]`."""
+        if member.bias:
+            return self.experts.bias(member.group, member.expert).to(device).unsqueeze(1)
+        return self.experts.weight(member.group, member.expert, device)
+
+    def _expert(self, tensor: Assembled, expert: int, device: torch.device | str) -> torch.Tensor:
+        """The numbers `[n]` of one expert in a tensor whose slowest axis counts them."""
+        sizes = tensor.members[0].slot.sizes
+        count = math.prod(tensor.numbers.shape) // sizes[EXPERT]
+        flat = torch.empty(count, dtype=tensor.numbers.dtype, device=device)
+        for member in tensor.by_piece[expert]:
+            slot = replace(member.slot, sizes={**sizes, EXPERT: 1}, expert=0)
+            slot.view(flat).copy_(self.matrix(member, device))
+        return flat

@@ -1,0 +1,41 @@
+"""Open a checkpoint, whatever form it has and wherever it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.files.address import as_local
+from ders_core.files.store import Store, TensorStore, read_json
+from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
+from ders_core.packed.original import OriginalStore
+from ders_core.packed.reader import PackedCheckpoint
+
+
+def open_checkpoint(place: str | Path) -> Checkpoint:
+    """The MoE checkpoint in a directory or at an address, original or packed. Reads headers only.
+
+    A packed one is opened as its original, whose experts are synthesized when they are read; it
+    must be local. Raises CheckpointError if the directory is not a checkpoint, is damaged, or holds
+    nothing that looks like experts.
+    """
+    store: Store = TensorStore.open(place)
+    if _names_our_method(store.config):
+        store = OriginalStore(PackedCheckpoint(place))
+    return Checkpoint(store)
+
+
+def is_packed(path: str | Path) -> bool:
+    """Whether a local directory is a packed checkpoint, complete or not."""
+    directory = as_local(path)
+    if (directory / MANIFEST).is_file():
+        return True
+    config = directory / "config.json"
+    return config.is_file() and _names_our_method(read_json(config))
+
+
+def _names_our_method(config: Mapping[str, Any]) -> bool:
+    quantization = config.get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
