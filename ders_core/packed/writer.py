@@ -163,5 +163,5 @@ def _samples(packed: PackedCheckpoint) -> Iterator[tuple[str, TensorSpec, bytes]
     for name in packed.original.names():
         spec = packed.original.spec(name)
         begin, end = middle(0, spec.nbytes)
-        raw = packed.read(name).contiguous().reshape(-1).view(torch.uint8)
+        raw = packed.original.read(name).contiguous().reshape(-1).view(torch.uint8)
         yield name, spec, raw[begin:end].numpy().tobytes()

@@ -40,7 +40,7 @@ class CheckpointRef:
 
     def open(self) -> Checkpoint:
         """The checkpoint; the same object as before while its files are unchanged."""
-        checkpoint: Checkpoint = opened(Checkpoint, self.place, self.identity)
+        checkpoint: Checkpoint = opened(open_checkpoint, self.place, self.identity)
         return checkpoint
 
 

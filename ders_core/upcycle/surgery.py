@@ -31,13 +31,13 @@ class Site:
     def matrix(self, model: nn.Module, projection: str) -> torch.Tensor:
         """A projection's weight `[out, in]`, as a view of the model's parameter."""
         weight = self.ffn.weights[projection]
-        flat = model.get_parameter(weight.info.name).detach().reshape(-1)
+        flat = model.get_parameter(weight.tensor).detach().reshape(-1)
         return weight.slot.view(flat)
 
     def bias(self, model: nn.Module, projection: str) -> torch.Tensor | None:
         """A projection's bias `[out]`."""
         weight = self.ffn.weights[projection]
-        module = model.get_submodule(weight.info.name.rpartition(".")[0])
+        module = model.get_submodule(weight.tensor.rpartition(".")[0])
         bias = getattr(module, "bias", None)
         return None if bias is None else bias.detach()
 
