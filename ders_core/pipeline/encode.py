@@ -23,6 +23,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.report import ReportEntry
 from ders_core.recipe import Recipe
