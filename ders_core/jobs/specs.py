@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ders_core.errors import JobError
+from ders_core.pipeline.formats import Format, canonical
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -52,7 +53,7 @@ class ExportSpec(Spec):
 
     packed: str
     out: str
-    format: Literal["packed", "dense", "patch"] = "packed"
+    format: Annotated[Format, BeforeValidator(canonical)] = "packed"
     base: str | None = None
     quality: dict[str, Any] | None = None
 

@@ -8,7 +8,6 @@ alone: a task computes on one thread, whatever executes it and however many run 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.decompose.bases import DenseParent
+from ders_core.files.checksum import file_checksum
 from ders_core.files.header import TensorInfo
 from ders_core.files.output import output_directory
 from ders_core.files.spec import NAMES
@@ -68,7 +68,9 @@ def compress(
         "format_version": FORMAT_VERSION,
         "checkpoint": source.identity,
         "dense": parent.store.identity if parent else None,
-        "calibration": _sha256(recipe.calibration) if recipe.calibration else None,
+        "calibration": file_checksum(recipe.calibration.expanduser())
+        if recipe.calibration
+        else None,
         "recipe": public_recipe(recipe),
         "device": device,
     }
@@ -111,11 +113,6 @@ def compress(
     entries = _report_entries(plan, groups)
     seconds = time.monotonic() - started
     return Report(entries, plan.bytes_before, written.bytes_total, device, seconds)
-
-
-def _sha256(path: Path) -> str:
-    with open(path.expanduser(), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup]) -> PackedContents:

@@ -20,7 +20,7 @@ from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.errors import RecipeError
 from ders_core.packed.manifest import MANIFEST, PackedGroup
-from ders_core.packed.patch import keep_the_way_back
+from ders_core.packed.patch import write_rollback
 from ders_core.recipe import Recipe
 from ders_core.recipe.summarise import rules_for
 from ders_core.upcycle.config import UpcycleConfig
@@ -115,7 +115,7 @@ class FromPacked(Start):
         checksums = write_contents(
             partial, packed.config, packed.manifest.layout, recipe, contents, side_files
         )
-        keep_the_way_back(partial, contents.specs, checksums, packed.store)
+        write_rollback(partial, contents.specs, checksums, packed.store)
 
     def _contents(self, model: Model) -> Contents:
         """What is trained, and everything else as it lies in the checkpoint."""
