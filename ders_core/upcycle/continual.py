@@ -28,14 +28,14 @@ from ders_core.upcycle.data import Windows
 from ders_core.upcycle.experts import ExpertLinear
 from ders_core.upcycle.loading import Upcycled, load_upcycled, stages
 from ders_core.upcycle.saving import OWN_FILES, Contents, delta_parts, stored, write_contents
-from ders_core.upcycle.sources import Model, Start
+from ders_core.upcycle.sources import TrainableModel, TrainingInput
 from ders_core.upcycle.surgery import named_parameters, new_delta
 
 INHERITED = ("experts", "top_k", "layers", "universal")
 """Fields that the checkpoint decides; a configuration need not repeat them."""
 
 
-class FromPacked(Start):
+class FromPacked(TrainingInput):
     """An upcycled checkpoint. Raises CheckpointError or RecipeError if nothing can be added."""
 
     def __init__(self, path: str | Path, config: UpcycleConfig) -> None:
@@ -66,7 +66,7 @@ class FromPacked(Start):
         inherited = {name: getattr(known, name) for name in INHERITED}
         return config.model_copy(update={**inherited, "base": "frozen"})
 
-    def model(self, where: torch.device, windows: Windows) -> Model:
+    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
         network, blocks = load_upcycled(self._source, dtype=self.precision)
         network.to(where)
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
@@ -81,7 +81,7 @@ class FromPacked(Start):
                 block.train_router()
         with torch.no_grad():
             after = network(input_ids=first, use_cache=False).logits
-        return Model(network, blocks, float((before - after).abs().max()))
+        return TrainableModel(network, blocks, float((before - after).abs().max()))
 
     def _add_delta(self, linear: ExpertLinear, layer: int, projection: str) -> None:
         """A new delta on each expert of one projection."""
@@ -103,7 +103,7 @@ class FromPacked(Start):
         """The packed checkpoint's seed, from which the positions of every set are drawn."""
         return int(self._source.packed.manifest.recipe.get("seed", 0))
 
-    def save(self, partial: Path, model: Model) -> None:
+    def save(self, partial: Path, model: TrainableModel) -> None:
         packed = self._source.packed
         contents = self._contents(model)
         codecs = {(group.layer, group.projection): group.group_codec() for group in contents.groups}
@@ -117,7 +117,7 @@ class FromPacked(Start):
         )
         write_rollback(partial, contents.specs, checksums, packed.store)
 
-    def _contents(self, model: Model) -> Contents:
+    def _contents(self, model: TrainableModel) -> Contents:
         """What is trained, and everything else as it lies in the checkpoint."""
         packed = self._source.packed
         contents = Contents(original={name: packed.spec(name) for name in packed.names()})
@@ -141,7 +141,7 @@ class FromPacked(Start):
             self._add_group(contents, group, linear)
         return contents
 
-    def _routers(self, model: Model) -> dict[str, torch.nn.Parameter]:
+    def _routers(self, model: TrainableModel) -> dict[str, torch.nn.Parameter]:
         """Name on disk -> the routers of all blocks."""
         routers: dict[str, torch.nn.Parameter] = {}
         for layer, block in model.blocks.items():
