@@ -60,7 +60,6 @@ def compress(
     source = Checkpoint(checkpoint)
     plan = resolve(recipe, source)
     dense = str(recipe.base.dense) if isinstance(recipe.base, DenseBase) else None
-    base = recipe.base if isinstance(recipe.base, str) else "mean"
     parent = DenseParent.open(dense) if dense else None
     if recipe.calibration is not None:
         Calibration.open(recipe.calibration).check(source)
@@ -68,9 +67,7 @@ def compress(
         "format_version": FORMAT_VERSION,
         "checkpoint": source.identity,
         "dense": parent.store.identity if parent else None,
-        "calibration": file_checksum(recipe.calibration.expanduser())
-        if recipe.calibration
-        else None,
+        "calibration": _sha256(recipe.calibration) if recipe.calibration else None,
         "recipe": public_recipe(recipe),
         "device": device,
     }
@@ -78,32 +75,9 @@ def compress(
     meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
         source.store.check(meter.advance)
+        meter.done = checked  # bytes of files, hence of headers too
         staging = Staging(partial)
-        missing = [entry for entry in plan.entries if entry.packed and not staging.holds(entry.key)]
-        tasks = [
-            EncodeTask(
-                source.place,
-                source.identity,
-                entry.layer,
-                entry.projection,
-                *entry.codec.dump(),
-                recipe.seed,
-                base,
-                dense,
-                recipe.clusters,
-                str(recipe.calibration) if recipe.calibration else None,
-                recipe.extended,
-                device,
-                str(staging.file(entry.key)),
-                following.key if following else None,
-            )
-            for entry, following in with_next(missing)
-        ]
-        encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
-        meter.at(checked + plan.bytes_before - encoding, f"{len(tasks)} groups to encode")
-        for entry in runner(encode_group, tasks):
-            name = f"layer {entry.layer}, {entry.projection}"
-            meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
+        _encode_groups(source, plan, staging, device, runner, meter)
         groups = staging.read(entry.key for entry in plan.entries if entry.packed)
         contents = _contents(source, plan, groups)
         check = check_against(groups.values())
@@ -113,6 +87,49 @@ def compress(
     entries = _report_entries(plan, groups)
     seconds = time.monotonic() - started
     return Report(entries, plan.bytes_before, written.bytes_total, device, seconds)
+
+
+def _sha256(path: Path) -> str:
+    return file_checksum(path.expanduser())
+
+
+def _encode_groups(
+    source: Checkpoint,
+    plan: Plan,
+    staging: Staging,
+    device: str,
+    runner: TaskRunner,
+    meter: Meter,
+) -> None:
+    """Stage every group that is to be packed and is not staged yet."""
+    recipe = plan.recipe
+    dense = str(recipe.base.dense) if isinstance(recipe.base, DenseBase) else None
+    base = recipe.base if isinstance(recipe.base, str) else "mean"
+    missing = [entry for entry in plan.entries if entry.packed and not staging.holds(entry.key)]
+    tasks = [
+        EncodeTask(
+            source.place,
+            source.identity,
+            entry.layer,
+            entry.projection,
+            *entry.codec.dump(),
+            recipe.seed,
+            base,
+            dense,
+            recipe.clusters,
+            str(recipe.calibration) if recipe.calibration else None,
+            recipe.extended,
+            device,
+            str(staging.file(entry.key)),
+            following.key if following else None,
+        )
+        for entry, following in with_next(missing)
+    ]
+    encoding = sum(source.group(task.layer, task.projection).nbytes for task in tasks)
+    meter.at(meter.done + plan.bytes_before - encoding, f"{len(tasks)} groups to encode")
+    for entry in runner(encode_group, tasks):
+        name = f"layer {entry.layer}, {entry.projection}"
+        meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
 
 
 def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup]) -> PackedContents:
