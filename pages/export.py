@@ -1,7 +1,9 @@
-"""Export: take a finished run home, packed, in its original layout, or as a patch."""
+"""Export: write a finished run packed, in its original layout, or as a patch."""
 
 import re
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
@@ -10,41 +12,111 @@ from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.export import ExportResult
 from ders_core.jobs.results import PackedResult, packed_result
+from ders_core.pipeline.formats import Format
 from ders_core.ui import frame, reads, session
 from ders_core.ui.job_progress import job_panel, submit
 from ders_core.units import bytes_text, share_text
 
-FORMS = {
-    "packed": (
+
+def packed_size(result: PackedResult) -> str:
+    return f"{bytes_text(result.bytes_after)} of weight files"
+
+
+def original_size(result: PackedResult) -> str:
+    return f"{bytes_text(result.bytes_before)} of weight files"
+
+
+def patch_size(result: PackedResult) -> str:
+    try:
+        return f"{bytes_text(reads.delta_bytes(result.packed))} of deltas"
+    except DersError as error:  # the run's directory was removed or damaged since
+        return str(error)
+
+
+def packed_code(result: PackedResult, path: str, base: str | None) -> str:
+    return f"from ders_core.hf import load_model\n\nmodel = load_model({path!r})"
+
+
+def original_code(result: PackedResult, path: str, base: str | None) -> str:
+    auto = reads.auto_class(result.packed)
+    load = f'model = {auto}.from_pretrained({path!r}, dtype="auto")'
+    return f"from transformers import {auto}\n\n{load}"
+
+
+def patch_code(result: PackedResult, path: str, base: str | None) -> str:
+    place = shlex.quote(base) if base else "BASE"
+    return f"ders apply {place} {shlex.quote(path)} OUT\nders rollback OUT BASE_AGAIN"
+
+
+def no_base(job: Job) -> str | None:
+    """The format needs no base."""
+    return None
+
+
+def ask_base(job: Job) -> str | None:
+    return st.text_input(
+        "Base",
+        placeholder="any packed checkpoint with the same bases",
+        key=f"base_{job.id}",
+        help="A directory that the patch will be applied to, for instance the dense parent: "
+        "tensors that it holds byte for byte need not travel. Empty: the patch is for packed "
+        "checkpoints that have the same bases.",
+    )
+
+
+@dataclass(frozen=True)
+class FormatCard:
+    """How one export format is shown. suffix: of the suggested directory. size: bytes as text,
+    before anything is written. code: how to use what is written, in `language`."""
+
+    format: Format
+    title: str
+    about: str
+    suffix: str
+    size: Callable[[PackedResult], str]
+    code: Callable[[PackedResult, str, str | None], str]
+    language: str = "python"
+    base: Callable[[Job], str | None] = no_base
+
+
+CARDS = (
+    FormatCard(
+        "packed",
         "Packed DeRS checkpoint",
-        "Small. Loaded by transformers with ders_core, which synthesizes the weights on the way.",
-        "from ders_core.hf import load_model\n\nmodel = load_model({path!r})",
-        "python",
+        "Small. transformers loads it with ders_core, which synthesizes the weights while loading.",
+        "ders",
+        packed_size,
+        packed_code,
     ),
-    "dense": (
+    FormatCard(
+        "original",
         "Original layout",
         "As large as the original. Loaded by anything that loads the original.",
-        'from transformers import {auto}\n\nmodel = {auto}.from_pretrained({path!r}, dtype="auto")',
-        "python",
+        "synthesized",
+        original_size,
+        original_code,
     ),
-    "patch": (
+    FormatCard(
+        "patch",
         "Patch",
-        "They travel alone, are applied to a base that is held elsewhere, refused on any other, "
-        "and rolled back.",
-        "ders apply {base} {path} OUT\nders rollback OUT BASE_AGAIN",
+        "Deltas alone. `ders apply` adds them to a base that is kept elsewhere and refuses any "
+        "other base; `ders rollback` removes them again.",
+        "patch",
+        patch_size,
+        patch_code,
         "bash",
+        ask_base,
     ),
-}
-SUFFIXES = {"packed": "ders", "dense": "synthesized", "patch": "patch"}
+)
 
 
 def finished_runs() -> list[Job]:
-    """Whatever has a packed checkpoint to give, the newest first."""
+    """The finished jobs that wrote a packed checkpoint, the newest first."""
     return [job for job in session.job_store().list(states=["done"]) if packed_result(job)]
 
 
 def free_path(name: str) -> Path:
-    """A path below the workspace's exports that is not taken."""
+    """A path below the workspace's exports that does not exist."""
     clean = re.sub(r"[^\w.+]+", "-", name).strip("-") or "export"
     path, number = session.workspace().exports / clean, 2
     while path.exists():
@@ -52,65 +124,41 @@ def free_path(name: str) -> Path:
     return path
 
 
-def card(job: Job, result: PackedResult, form: str) -> None:
-    title, words, code, language = FORMS[form]
+def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
+    """One format: its size, the directory to write, the button, and how to use the result."""
     with st.container(border=True, height="stretch"):
-        st.markdown(f"**{title}**")
-        st.markdown(f"{size_text(result, form)}. {words}")
+        st.markdown(f"**{card.title}**")
+        st.markdown(f"{card.size(result)}. {card.about}")
         path = st.text_input(
             "Directory to write",
-            str(free_path(f"{result_name(job)}-{SUFFIXES[form]}")),
-            key=f"out_{form}_{job.id}",
+            str(free_path(f"{result_name(job)}-{card.suffix}")),
+            key=f"out_{card.format}_{job.id}",
             help="It must not exist yet and lie below: "
             + ", ".join(str(root) for root in session.workspace().roots),
         )
-        base = None
-        if form == "patch":
-            base = st.text_input(
-                "Base",
-                placeholder="any packed checkpoint with the same bases",
-                key=f"base_{job.id}",
-                help="A directory that the patch will be applied to, for instance the dense parent:"
-                " what it holds byte for byte need not travel. Empty: the patch is for packed "
-                "checkpoints that have the same bases.",
-            )
-        if st.button("Export", key=f"export_{form}", type="primary"):
+        base = card.base(job)
+        if st.button("Export", key=f"export_{card.format}", type="primary"):
             try:
-                target = session.workspace().check_allowed(Path(path or ""))
-                if target.exists():
-                    raise DersError(f"{target} exists already; choose another name")
-                submit(
-                    "export",
-                    {
-                        "packed": result.packed,
-                        "out": str(target),
-                        "format": form,
-                        "base": str(session.workspace().check_allowed(Path(base)))
-                        if base
-                        else None,
-                        "quality": result.measured.to_dict() if result.measured else None,
-                    },
-                    f"Export {target.name}",
-                )
+                submit_export(result, card.format, path, base)
             except DersError as error:
                 st.error(str(error))
-        if language == "bash":
-            code = code.format(path=shlex.quote(path), base=shlex.quote(base) if base else "BASE")
-        else:
-            code = code.format(path=path, auto=reads.auto_class(result.packed))
-        st.code(code, language=language, wrap_lines=True)
+        st.code(card.code(result, path, base), language=card.language, wrap_lines=True)
 
 
-def size_text(result: PackedResult, form: str) -> str:
-    """What the form takes, as it is known before it is written."""
-    if form == "dense":
-        return f"{bytes_text(result.bytes_before)} of weight files"
-    if form == "packed":
-        return f"{bytes_text(result.bytes_after)} of weight files"
-    try:
-        return f"{bytes_text(reads.delta_bytes(result.packed))} of deltas"
-    except DersError as error:  # the run's directory was removed or damaged since
-        return str(error)
+def submit_export(result: PackedResult, format: Format, path: str, base: str | None) -> None:
+    """File the job. Raises DersError if a path is not allowed or the directory exists."""
+    workspace = session.workspace()
+    target = workspace.check_allowed(Path(path or ""))
+    if target.exists():
+        raise DersError(f"{target} exists already; choose another name")
+    spec = {
+        "packed": result.packed,
+        "out": str(target),
+        "format": format,
+        "base": str(workspace.check_allowed(Path(base))) if base else None,
+        "quality": result.measured.to_dict() if result.measured else None,
+    }
+    submit("export", spec, f"Export {target.name}")
 
 
 def result_name(job: Job) -> str:
@@ -119,7 +167,7 @@ def result_name(job: Job) -> str:
 
 @st.fragment(run_every=1.5)
 def exports() -> None:
-    """Exports under way and done, with what was checked."""
+    """Running and finished exports, with their checks."""
     jobs = session.job_store().list(kind="export")
     if jobs:
         st.markdown("##### Exports")
@@ -137,7 +185,7 @@ frame.need_frame()
 done = finished_runs()
 if not done:
     with st.container(border=True):
-        st.markdown("**Nothing to export yet.** A finished run can be taken home from here.")
+        st.markdown("**Nothing to export yet.** A finished run can be exported here.")
         st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
 else:
     by_id = {job.id: (job, result) for job in done if (result := packed_result(job))}
@@ -150,12 +198,12 @@ else:
         ),
         key="export_run",
     )
-    columns = st.columns(len(FORMS))
-    for column, form in zip(columns, FORMS, strict=True):
+    columns = st.columns(len(CARDS))
+    for column, card in zip(columns, CARDS, strict=True):
         with column:
-            card(*by_id[chosen], form)
+            show_card(*by_id[chosen], card)
     st.caption(
-        "A model card with recipe, sizes, measured quality and how to load is written beside the "
-        "weights; every tensor is read back and checked."
+        "Beside the weights, a model card says the recipe, sizes, measured quality and how to load "
+        "the model. Every tensor is read back and checked."
     )
 exports()

@@ -1,23 +1,15 @@
-"""The commands that take a result home: export, apply, rollback."""
+"""The commands that write a result in the format that somebody needs: export, apply, rollback."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ders_core.cli.console import progress_bar
+from ders_core.pipeline.formats import FORMATS, Format, canonical
 from ders_core.units import bytes_text
-
-
-class Form(StrEnum):
-    """What `export` can write."""
-
-    packed = "packed"
-    dense = "dense"
-    patch = "patch"
 
 
 def register_export(app: typer.Typer) -> None:
@@ -26,50 +18,76 @@ def register_export(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def parse_format(text: str) -> Format:
+    """The format that somebody typed. Raises BadParameter if there is none of that name."""
+    name = canonical(text)
+    if name not in FORMATS:
+        known = ", ".join(map(repr, FORMATS))
+        raise typer.BadParameter(f"{text!r} is not one of {known}.")
+    return name
+
+
 def export(
     packed: Annotated[Path, typer.Argument(metavar="PACKED", help="a packed checkpoint")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a directory that does not exist yet")],
-    form: Annotated[Form, typer.Option("--format", help="what to write")] = Form.packed,
+    format: Annotated[
+        str,
+        typer.Option(parser=parse_format, metavar=f"[{'|'.join(FORMATS)}]", help="what to write"),
+    ] = "packed",
     base: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="what a patch will be applied to, e.g. the dense parent"),
+        typer.Option(
+            metavar="DIR",
+            help="what a patch will be applied to, for instance the dense parent",
+        ),
     ] = None,
     quality: Annotated[
         Path | None, typer.Option(help="JSON of `ders eval --json`, for the model card")
     ] = None,
 ) -> None:
-    """Take a packed checkpoint home, with a model card, checked after writing."""
+    """Write a packed checkpoint packed, in its original layout, or as a patch.
+
+    A model card is added, and everything is checked after writing.
+    """
     from ders_core.files.store import read_json
-    from ders_core.pipeline.export import export as run_export
+    from ders_core.pipeline.export import export as write_export
 
     measured = read_json(quality) if quality is not None else None
     with progress_bar("export") as progress:
-        result = run_export(packed, out, form.value, base=base, quality=measured, progress=progress)
+        result = write_export(
+            packed, out, canonical(format), base=base, quality=measured, progress=progress
+        )
     for check in result.checks:
         print(f"ok: {check.name} ({check.detail})")
     print(f"{out}: {bytes_text(result.bytes)}")
 
 
 def apply(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="what the patch was made against")],
-    patch: Annotated[Path, typer.Argument(metavar="PATCH", help="of `ders export --format patch`")],
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="the checkpoint that the patch was made against")
+    ],
+    patch: Annotated[
+        Path, typer.Argument(metavar="PATCH", help="made by `ders export --format patch`")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a directory that does not exist yet")],
 ) -> None:
-    """Bring a patch to its base: OUT is the packed checkpoint that the patch was made from."""
+    """Apply a patch to its base: OUT is the packed checkpoint that the patch was made from."""
     from ders_core.packed.patch import apply_patch
 
     with progress_bar("apply") as progress:
-        done = apply_patch(base, patch, out, progress=progress)
-    print(f"{out}: {bytes_text(done.bytes)}, and {bytes_text(done.kept)} kept for the way back")
+        applied = apply_patch(base, patch, out, progress=progress)
+    print(
+        f"{out}: {bytes_text(applied.bytes)}, and {bytes_text(applied.kept)} kept for the way back"
+    )
 
 
 def rollback(
-    applied: Annotated[Path, typer.Argument(metavar="APPLIED", help="of `ders apply`")],
+    applied: Annotated[Path, typer.Argument(metavar="APPLIED", help="made by `ders apply`")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a directory that does not exist yet")],
 ) -> None:
     """Bring back the base that a patch was applied to, from the patched checkpoint alone."""
-    from ders_core.packed.patch import rollback as run_rollback
+    from ders_core.packed.patch import rollback as write_base
 
     with progress_bar("rollback") as progress:
-        size = run_rollback(applied, out, progress=progress)
+        size = write_base(applied, out, progress=progress)
     print(f"{out}: {bytes_text(size)}")

@@ -1,8 +1,9 @@
-"""SHA-256 of tensors as they lie on disk."""
+"""SHA-256 of tensors as they lie on disk, and of files."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from ders_core.files.tensor import TensorReader
 
@@ -13,3 +14,9 @@ def checksum(tensor: TensorReader) -> str:
     for chunk in tensor.raw():
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def file_checksum(file: Path) -> str:
+    """Hex SHA-256 of a local file's bytes."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The model card of an exported checkpoint: what was done, what it costs, how to load it."""
+"""The model card of an exported checkpoint: how it was made, its sizes, how to load it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from typing import Any
 import yaml
 
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.formats import Format
 from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import bytes_text, share_text
 
 
 def model_card(
     packed: PackedCheckpoint,
-    form: str,
+    format: Format,
     bytes_written: int,
     quality: Mapping[str, Any] | None,
     base: tuple[str, str] | None = None,
 ) -> str:
-    """Markdown with a YAML head. `quality` is `Quality.to_dict()` of an evaluation, if there is.
+    """Markdown with a YAML head.
 
-    base: name and identity of the one that a patch was made against, where it was a certain one.
+    bytes_written: of the weight files; of a patch, of its tensors. quality: `Quality.to_dict()` of
+    an evaluation, None if there was none. base: name and identity of the checkpoint that a patch
+    was made against; None if any checkpoint with the same bases will do.
     """
     recipe = dict(packed.manifest.recipe)
     source = packed.manifest.source
     name = str(recipe["name"])
     head = yaml.safe_dump(
-        {"library_name": "transformers", "tags": ["ders", "mixture-of-experts", form]},
+        {"library_name": "transformers", "tags": ["ders", "mixture-of-experts", format]},
         sort_keys=False,
     )
     codecs = sorted({group.group_codec().label for group in packed.manifest.groups})
@@ -42,9 +45,9 @@ def model_card(
         ("Groups replaced", f"{len(packed.manifest.groups)} ({', '.join(codecs) or 'none'})"),
         ("Original's identity", f"`{source.identity[:16]}`"),
     ]
-    if form == "patch":
-        certain = f"{base[0]} (`{base[1][:16]}`)" if base else "any with the same bases, packed"
-        rows.append(("Base that it is applied to", certain))
+    if format == "patch":
+        wanted = f"{base[0]} (`{base[1][:16]}`)" if base else "any with the same bases, packed"
+        rows.append(("Base that it is applied to", wanted))
     return "\n".join(
         [
             f"---\n{head}---\n",
@@ -56,9 +59,9 @@ def model_card(
             *(f"| {key} | {value} |" for key, value in rows),
             "\nMB and GB are powers of ten.\n",
             "## Quality\n",
-            _quality(quality),
+            _quality_text(quality),
             "## Load\n",
-            _LOAD[form].replace("AUTO", auto_class(packed.config)),
+            _LOAD[format].replace("AUTO", auto_class(packed.config)),
             "## Recipe\n",
             f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```\n",
         ]
@@ -66,12 +69,12 @@ def model_card(
 
 
 def auto_class(config: Mapping[str, Any]) -> str:
-    """transformers' auto class for a model of this config."""
+    """The name of transformers' auto class for a model with this config.json."""
     encoder = config.get("is_encoder_decoder")
     return "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM"
 
 
-_LOAD = {
+_LOAD: Mapping[Format, str] = {
     "packed": """```python
 from ders_core.hf import load_model, load_tokenizer  # pip install ders-studio
 
@@ -81,7 +84,7 @@ tokenizer = load_tokenizer("PATH")
 
 `ders synthesize PATH OUT` brings it back to the original layout, which loads anywhere.
 """,
-    "dense": """```python
+    "original": """```python
 from transformers import AUTO, AutoTokenizer
 
 model = AUTO.from_pretrained("PATH", dtype="auto")
@@ -100,7 +103,7 @@ The deltas alone; the base that they need is told by checksums, and any other is
 }
 
 
-def _quality(quality: Mapping[str, Any] | None) -> str:
+def _quality_text(quality: Mapping[str, Any] | None) -> str:
     if not quality:
         return "Not measured.\n"
     rows = [(label[0].upper() + label[1:], text) for label, text in evaluated_rows(quality)]

@@ -8,7 +8,6 @@ alone: a task computes on one thread, whatever executes it and however many run 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
+from ders_core.files.checksum import file_checksum
 from ders_core.files.output import output_directory
 from ders_core.files.spec import NAMES
 from ders_core.files.tensor import TensorReader
@@ -73,24 +73,9 @@ def compress(
     meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
         source.store.check(meter.advance)
+        meter.done = checked  # bytes of files, hence of headers too
         staging = Staging(partial)
-        missing = [entry for entry in plan.entries if entry.packed and not staging.holds(entry.key)]
-        tasks = [
-            EncodeTask(
-                source=CheckpointRef(source.place, source.identity),
-                recipe=recipe,
-                key=entry.key,
-                device=device,
-                staged=str(staging.file(entry.key)),
-                ahead=following.key if following else None,
-            )
-            for entry, following in with_next(missing)
-        ]
-        encoding = sum(source.group(*task.key).nbytes for task in tasks)
-        meter.at(checked + plan.bytes_before - encoding, f"{len(tasks)} groups to encode")
-        for entry in runner(encode_group, tasks):
-            name = f"layer {entry.layer}, {entry.projection}"
-            meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
+        _encode_groups(source, plan, staging, device, runner, meter)
         groups = staging.read(entry.key for entry in plan.entries if entry.packed)
         contents = _contents(source, plan, groups)
         check = check_against(groups.values())
@@ -103,8 +88,35 @@ def compress(
 
 
 def _sha256(path: Path) -> str:
-    with open(path.expanduser(), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_checksum(path.expanduser())
+
+
+def _encode_groups(
+    source: Checkpoint,
+    plan: Plan,
+    staging: Staging,
+    device: str,
+    runner: TaskRunner,
+    meter: Meter,
+) -> None:
+    """Stage every group that is to be packed and is not staged yet."""
+    missing = [entry for entry in plan.entries if entry.packed and not staging.holds(entry.key)]
+    tasks = [
+        EncodeTask(
+            source=CheckpointRef(source.place, source.identity),
+            recipe=plan.recipe,
+            key=entry.key,
+            device=device,
+            staged=str(staging.file(entry.key)),
+            ahead=following.key if following else None,
+        )
+        for entry, following in with_next(missing)
+    ]
+    encoding = sum(source.group(*task.key).nbytes for task in tasks)
+    meter.at(meter.done + plan.bytes_before - encoding, f"{len(tasks)} groups to encode")
+    for entry in runner(encode_group, tasks):
+        name = f"layer {entry.layer}, {entry.projection}"
+        meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
 
 
 def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup]) -> PackedContents:

@@ -1,32 +1,33 @@
-"""Export: a packed checkpoint taken home in any form, with a model card, and checked."""
+"""Export: write a packed checkpoint in the format that somebody needs, with a model card, and check
+what was written."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import OutputError
 from ders_core.files.checksum import checksum
 from ders_core.files.output import output_directory
 from ders_core.files.store import TensorStore
-from ders_core.packed.patch import make_patch, read_back
+from ders_core.packed.patch import make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import model_card
+from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.units import bytes_text
 
 CARD = "README.md"
-Format = Literal["packed", "dense", "patch"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at after writing."""
+    """One check of the written files. detail: what was compared, or what is wrong."""
 
     name: str
     ok: bool
@@ -38,7 +39,7 @@ class ExportResult:
     """bytes: of the weight files written; of a patch, of the tensors that travel."""
 
     out: str
-    format: str
+    format: Format
     bytes: int
     checks: tuple[Check, ...]
 
@@ -46,110 +47,136 @@ class ExportResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What `export` was asked to write. quality, base: for the model card and for a patch."""
+
+    source: PackedCheckpoint
+    base: str | Path | None
+    quality: Mapping[str, Any] | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Written:
+    bytes: int
+    checks: tuple[Check, ...]
+
+
 def export(
     packed: str | Path,
     out: str | Path,
-    format: Format = "packed",
+    format: FormatOrAlias = "packed",
     *,
     base: str | Path | None = None,
     quality: Mapping[str, Any] | None = None,
     progress: Progress = quiet,
 ) -> ExportResult:
-    """Write `out` in the given form, read it back, and say what was checked.
+    """Write `out` in one of the `FORMATS`, read it back, and report the checks.
 
-    base: what a patch will be applied to (see `ders_core.packed.patch.make_patch`). A directory
-    that fails a check is removed and OutputError raised. progress counts bytes, written and then
-    read back.
+    base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
+    quality: `Quality.to_dict()` of an evaluation, for the model card. progress counts bytes,
+    written and then read back. Raises CheckpointError if `packed` is damaged, OutputError if the
+    format is unknown, `out` cannot be written, or a check fails; then there is no `out`.
     """
-    if format not in get_args(Format):
-        raise OutputError(f"unknown format {format!r}; known are {', '.join(get_args(Format))}")
-    if base is not None and format != "patch":
-        raise OutputError(f"a base belongs to the format patch, not to {format}; leave it out")
-    source = PackedCheckpoint(packed)
+    chosen = canonical(format)
+    if chosen not in FORMATS:
+        raise OutputError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
+    if base is not None and chosen != "patch":
+        raise OutputError(f"a base belongs to the format patch, not to {chosen}; leave it out")
+    order = _Order(PackedCheckpoint(packed), base, quality, progress)
     target = Path(out).expanduser()
-    if format == "patch":
-        return _patch(source, target, base, quality, progress)
     with output_directory(target) as partial:
-        inner = partial / "checkpoint"
-        sums = _write(source, inner, format, progress)
-        store = TensorStore.open(inner)
-        size = store.bytes_total
-        (inner / CARD).write_text(model_card(source, format, size, quality), encoding="utf-8")
-        checks = _check(source, inner, store, format, sums, progress)
-        for check in checks:
-            if not check.ok:
-                raise OutputError(f"{target} was written wrongly and removed: {check.detail}")
-        for file in inner.iterdir():
-            file.rename(partial / file.name)
-        inner.rmdir()
-    return ExportResult(str(target), format, size, tuple(checks))
+        written = _WRITERS[chosen](order, partial)
+        failed = next((check for check in written.checks if not check.ok), None)
+        if failed is not None:
+            raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")
+    return ExportResult(str(target), chosen, written.bytes, written.checks)
 
 
-def _patch(
-    source: PackedCheckpoint,
-    target: Path,
-    base: str | Path | None,
-    quality: Mapping[str, Any] | None,
-    progress: Progress,
-) -> ExportResult:
-    with output_directory(target) as partial:
-        made = make_patch(source, partial, base, progress=progress)
-        (partial / CARD).write_text(
-            model_card(source, "patch", made.bytes, quality, made.base), encoding="utf-8"
-        )
-        problems = read_back(partial)
-        if problems:
-            raise OutputError(f"{target} was written wrongly and removed: {problems[0]}")
-    read = f"{bytes_text(made.bytes)} travel"
-    needs = f"{bytes_text(made.needed)} are taken from the base and compared when it is applied"
-    checks = (
-        Check("every tensor reads back as written", True, read),
-        Check("the rest is named by its checksum", True, needs),
-    )
-    return ExportResult(str(target), "patch", made.bytes, checks)
-
-
-def _write(
-    source: PackedCheckpoint, out: Path, format: Format, progress: Progress
-) -> dict[str, str]:
-    """Write the checkpoint; returns the checksums that reading it back must give."""
-    if format == "dense":
-        return synthesize(source.path, out, progress=progress)
-    meter = Meter(source.bytes_total, progress)
-    out.mkdir()
-    for file in sorted(source.path.iterdir()):
+def _write_packed(order: _Order, partial: Path) -> _Written:
+    """A copy of the packed checkpoint, with the model card instead of the original's."""
+    directory = partial / "checkpoint"
+    directory.mkdir()
+    meter = Meter(order.source.bytes_total, order.progress)
+    for file in sorted(order.source.path.iterdir()):
         if file.is_file() and file.name != CARD:
-            shutil.copyfile(file, out / file.name)
-            size = file.stat().st_size if file.suffix == ".safetensors" else 0
-            meter.advance(size, f"copied {file.name}")
-    return dict(source.manifest.checksums)
+            shutil.copyfile(file, directory / file.name)
+            weights = file.stat().st_size if file.suffix == ".safetensors" else 0
+            meter.advance(weights, f"copied {file.name}")
+    store = TensorStore.open(directory)
+    _write_card(order, directory, "packed", store.bytes_total)
+    read_back = _read_back(store, order.source.manifest.checksums, order.progress)
+    problems = verify(directory).problems
+    detail = problems[0] if problems else "it opens and fits its manifest"
+    opens = Check("opens as a packed checkpoint", not problems, detail)
+    _move_up(directory)
+    return _Written(store.bytes_total, (read_back, opens))
 
 
-def _check(
-    source: PackedCheckpoint,
-    out: Path,
-    store: TensorStore,
-    format: Format,
-    sums: Mapping[str, str],
-    progress: Progress,
-) -> list[Check]:
-    meter, damaged = Meter(store.bytes_total, progress), []
-    for name, info in store.tensors.items():
-        if sums.get(name) != checksum(info):
-            damaged.append(name)
-        meter.advance(info.nbytes, "reading back")
-    checks = [
-        Check(
-            "every tensor reads back as written",
-            not damaged and sums.keys() == store.tensors.keys(),
-            f"{len(sums)} checksums agree" if not damaged else f"{damaged[0]!r} differs",
-        )
-    ]
-    if format == "packed":
-        found = verify(out)
-        detail = found.problems[0] if found.problems else "it opens and fits its manifest"
-        return [*checks, Check("opens as a packed checkpoint", found.ok, detail)]
+def _write_original(order: _Order, partial: Path) -> _Written:
+    """The synthesized checkpoint."""
+    source, directory = order.source, partial / "checkpoint"
+    checksums = synthesize(source.path, directory, progress=order.progress)
+    store = TensorStore.open(directory)
+    _write_card(order, directory, "original", store.bytes_total)
+    read_back = _read_back(store, checksums, order.progress)
     original = source.original
     wrong = [name for name in original.names() if store.tensors[name].spec != original.spec(name)]
     detail = f"{wrong[0]!r} has another shape or dtype" if wrong else "names, shapes and dtypes"
-    return [*checks, Check("has the original's layout", not wrong, detail)]
+    layout = Check("has the original's layout", not wrong, detail)
+    _move_up(directory)
+    return _Written(store.bytes_total, (read_back, layout))
+
+
+def _write_patch(order: _Order, partial: Path) -> _Written:
+    """The tensors that the base does not hold."""
+    patch = make_patch(order.source, partial, order.base, progress=order.progress)
+    _write_card(order, partial, "patch", patch.bytes, patch.base)
+    problems = patch_problems(partial)
+    detail = problems[0] if problems else f"{bytes_text(patch.bytes)} travel"
+    needs = f"{bytes_text(patch.needed)} are taken from the base and compared when it is applied"
+    checks = (
+        Check("every tensor reads back as written", not problems, detail),
+        Check("the rest is named by its checksum", True, needs),
+    )
+    return _Written(patch.bytes, checks)
+
+
+_WRITERS: Mapping[Format, Callable[[_Order, Path], _Written]] = {
+    "packed": _write_packed,
+    "original": _write_original,
+    "patch": _write_patch,
+}
+
+
+def _write_card(
+    order: _Order,
+    directory: Path,
+    format: Format,
+    bytes_written: int,
+    base: tuple[str, str] | None = None,
+) -> None:
+    text = model_card(order.source, format, bytes_written, order.quality, base)
+    (directory / CARD).write_text(text, encoding="utf-8")
+
+
+def _read_back(store: TensorStore, checksums: Mapping[str, str], progress: Progress) -> Check:
+    """Read every tensor again, and compare it with the checksum of what was to be written."""
+    meter, damaged = Meter(store.bytes_total, progress), []
+    for name, info in store.tensors.items():
+        if checksums.get(name) != checksum(info):
+            damaged.append(name)
+        meter.advance(info.nbytes, "reading back")
+    return Check(
+        "every tensor reads back as written",
+        not damaged and checksums.keys() == store.tensors.keys(),
+        f"{len(checksums)} checksums agree" if not damaged else f"{damaged[0]!r} differs",
+    )
+
+
+def _move_up(directory: Path) -> None:
+    """Move a directory's files into its parent, and remove it."""
+    for file in directory.iterdir():
+        file.rename(directory.parent / file.name)
+    directory.rmdir()

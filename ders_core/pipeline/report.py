@@ -1,4 +1,4 @@
-"""What a compression did, group by group."""
+"""The report of a compression: sizes and errors, group by group."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 class ReportEntry:
     """One group. Errors are over all its experts: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ (Frobenius).
 
-    base: which one the deltas are taken against. other_bases: ‖Ŵ−W‖/‖W‖ with the ones that were
-    tried beside it. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²) on the calibration's inputs, if there
-    is one."""
+    base: the kind of base that the deltas are taken against. other_bases: kind of base -> ‖Ŵ−W‖/‖W‖
+    with it, of the bases that were tried and not chosen. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²)
+    on the calibration's inputs, None without a calibration.
+    """
 
     layer: int
     projection: str
@@ -30,7 +31,7 @@ class ReportEntry:
 
 @dataclass(frozen=True)
 class Report:
-    """bytes are those of the weight files; seconds of the whole run, resumed parts not counted."""
+    """bytes: of the weight files. seconds: of this run, without an interrupted one before."""
 
     entries: tuple[ReportEntry, ...]
     bytes_before: int

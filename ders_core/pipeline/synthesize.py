@@ -1,6 +1,6 @@
-"""Synthesize: a packed checkpoint back in the layout that came in, tensor by tensor.
+"""Synthesize: write a packed checkpoint in its original layout again, tensor by tensor.
 
-Same file names, tensor names, order, shapes and dtypes, same config and side files.
+File names, tensor names, order, shapes and dtypes, config and side files are the original's.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def synthesize(
 ) -> dict[str, str]:
     """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
 
-    Checksums are checked first. One tensor is in memory at a time, or one expert's share of one
-    that holds many. progress counts bytes checked and written. Raises CheckpointError if the packed
-    checkpoint is damaged, OutputError if `out` cannot be written; then nothing stands there.
+    Checksums are checked first. One tensor is in memory at a time; of a tensor that holds many
+    experts, one expert's share. progress counts bytes checked and written. Raises CheckpointError
+    if the packed checkpoint is damaged, OutputError if `out` cannot be written; then there is no
+    `out`.
     """
     source = PackedCheckpoint(packed)
     files = {
@@ -53,7 +54,7 @@ def synthesize(
         for file, specs in files.items():
 
             def read(name: str, file: str = file) -> Iterable[memoryview]:
-                for piece in _of(name, flow):
+                for piece in _next_pieces(name, flow):
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
 
             metadata = source.manifest.source.metadata.get(file, {})
@@ -69,22 +70,24 @@ def synthesize(
 def _pieces(
     source: PackedCheckpoint, names: Sequence[str], device: str
 ) -> Generator[tuple[str, torch.Tensor | None]]:
-    """(tensor, each of its pieces on the CPU, and None at its end); the next pieces are synthesized
-    while one is written."""
+    """(tensor, piece) for each piece of each tensor, on the CPU, and (tensor, None) at its end. A
+    thread synthesizes the next pieces while the caller writes one."""
 
-    def all_of_them() -> Iterator[tuple[str, torch.Tensor | None]]:
+    def synthesized() -> Iterator[tuple[str, torch.Tensor | None]]:
         for name in names:
             for piece in source.original.pieces(name, device):
                 yield name, piece.cpu()
             yield name, None
 
-    yield from ahead(all_of_them())
+    yield from ahead(synthesized())
 
 
-def _of(name: str, flow: Iterator[tuple[str, torch.Tensor | None]]) -> Iterator[torch.Tensor]:
-    """The pieces of the tensor that comes next."""
-    for own, piece in flow:
-        assert own == name, (own, name)
+def _next_pieces(
+    name: str, flow: Iterator[tuple[str, torch.Tensor | None]]
+) -> Iterator[torch.Tensor]:
+    """The pieces of the tensor that comes next in the flow, which must be `name`."""
+    for tensor, piece in flow:
+        assert tensor == name, (tensor, name)
         if piece is None:
             return
         yield piece

@@ -29,7 +29,7 @@ class GroupError:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found; `problems` are sentences."""
+    """problems: sentences. groups: empty if nothing was compared. tensors: how many there are."""
 
     problems: tuple[str, ...]
     groups: tuple[GroupError, ...]
@@ -53,7 +53,8 @@ def verify(
 ) -> Verification:
     """Check every tensor's checksum; with `against`, measure every group against the original.
 
-    progress counts bytes. Raises CheckpointError if either cannot be opened at all.
+    progress counts bytes. Raises CheckpointError if one of the two cannot be opened, or if they are
+    different models.
     """
     checkpoint = PackedCheckpoint(packed)
     original = open_checkpoint(against) if against is not None else None
@@ -63,8 +64,9 @@ def verify(
     if original is None:
         return Verification(tuple(problems), (), len(checkpoint.store.tensors))
     if original.identity != checkpoint.manifest.source.identity:
-        other = f"another checkpoint than {original.path}"
-        problems.append(f"{checkpoint.path} was packed from {other}")
+        problems.append(
+            f"{checkpoint.path} was packed from another checkpoint than {original.path}"
+        )
     groups = []
     for group in original.groups(bool(checkpoint.manifest.recipe.get("extended"))):
         groups.append(_group_error(checkpoint, group))
@@ -73,9 +75,8 @@ def verify(
 
 
 def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
-    packed = next(
-        (g for g in checkpoint.manifest.groups if (g.layer, g.projection) == group.key), None
-    )
+    groups = {(entry.layer, entry.projection): entry for entry in checkpoint.manifest.groups}
+    packed = groups.get(group.key)
     if packed is None:
         return _carried_error(checkpoint, group)
     if packed.shape != group.shape:
@@ -83,20 +84,20 @@ def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError
             f"layer {group.layer}, {group.projection} has shape {list(group.shape)} in the "
             f"original and {list(packed.shape)} in {checkpoint.path}; they are different models"
         )
-    found = Squares()
+    squares = Squares()
     with torch.inference_mode():
         for expert in range(group.shape[0]):
             base = checkpoint.experts.base(packed, expert)
-            found += compare(checkpoint.experts.weight(packed, expert), group.read(expert), base)
+            squares += compare(checkpoint.experts.weight(packed, expert), group.read(expert), base)
         if packed.biases:
             biases = compare(checkpoint.experts.biases(packed), group.read_biases())
-            found += Squares(error=biases.error)
-    return GroupError(*group.key, *found.relative)
+            squares += Squares(error=biases.error)
+    return GroupError(*group.key, *squares.relative)
 
 
 def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
-    """Of a group that stays under its original names: the difference must be none."""
-    found = Squares()
+    """The error of a group that stays under its original names, which must be 0."""
+    squares = Squares()
     for matrix in (*group.experts, *group.biases):
         carried = checkpoint.store.tensors.get(matrix.info.name)
         if carried is None or (carried.dtype, carried.nbytes) != (
@@ -107,5 +108,5 @@ def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupErr
                 f"{matrix.info.name!r} is {NAMES[matrix.info.dtype]} {list(matrix.info.shape)} in "
                 f"the original and not in {checkpoint.path}; they are different models"
             )
-        found += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())
-    return GroupError(*group.key, *found.relative)
+        squares += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())
+    return GroupError(*group.key, *squares.relative)

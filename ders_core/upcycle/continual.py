@@ -20,7 +20,7 @@ from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.errors import RecipeError
 from ders_core.packed.manifest import MANIFEST, PackedGroup
-from ders_core.packed.patch import keep_the_way_back
+from ders_core.packed.patch import write_rollback
 from ders_core.recipe import Recipe
 from ders_core.recipe.summarise import rules_for
 from ders_core.upcycle.config import UpcycleConfig
@@ -29,14 +29,14 @@ from ders_core.upcycle.delta import stored
 from ders_core.upcycle.experts import ExpertLinear
 from ders_core.upcycle.loading import UpcycledCheckpoint, load_upcycled, stages
 from ders_core.upcycle.saving import OWN_FILES, Contents, write_contents
-from ders_core.upcycle.sources import Model, Start
+from ders_core.upcycle.sources import TrainableModel, TrainingInput
 from ders_core.upcycle.surgery import named_parameters
 
 INHERITED = ("experts", "top_k", "layers", "universal")
 """Fields that the checkpoint decides; a configuration need not repeat them."""
 
 
-class FromPacked(Start):
+class FromPacked(TrainingInput):
     """An upcycled checkpoint. Raises CheckpointError or RecipeError if nothing can be added."""
 
     def __init__(self, path: str | Path, config: UpcycleConfig) -> None:
@@ -67,7 +67,7 @@ class FromPacked(Start):
         inherited = {name: getattr(known, name) for name in INHERITED}
         return config.model_copy(update={**inherited, "base": "frozen"})
 
-    def model(self, where: torch.device, windows: Windows) -> Model:
+    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
         network, blocks = load_upcycled(self._source, dtype=self.precision)
         network.to(where)
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
@@ -82,7 +82,7 @@ class FromPacked(Start):
                 block.train_router()
         with torch.no_grad():
             after = network(input_ids=first, use_cache=False).logits
-        return Model(network, blocks, float((before - after).abs().max()))
+        return TrainableModel(network, blocks, float((before - after).abs().max()))
 
     def _add_delta(self, linear: ExpertLinear, layer: int, projection: str) -> None:
         """A new delta on each expert of one projection."""
@@ -104,7 +104,7 @@ class FromPacked(Start):
         """The packed checkpoint's seed, from which the positions of every set are drawn."""
         return int(self._source.packed.manifest.recipe.get("seed", 0))
 
-    def save(self, partial: Path, model: Model) -> None:
+    def save(self, partial: Path, model: TrainableModel) -> None:
         packed = self._source.packed
         contents = self._contents(model)
         codecs = {(group.layer, group.projection): group.group_codec() for group in contents.groups}
@@ -116,9 +116,9 @@ class FromPacked(Start):
         checksums = write_contents(
             partial, packed.config, packed.manifest.layout, recipe, contents, side_files
         )
-        keep_the_way_back(partial, contents.specs, checksums, packed.store)
+        write_rollback(partial, contents.specs, checksums, packed.store)
 
-    def _contents(self, model: Model) -> Contents:
+    def _contents(self, model: TrainableModel) -> Contents:
         """What is trained, and everything else as it lies in the checkpoint."""
         packed = self._source.packed
         contents = Contents(
@@ -144,7 +144,7 @@ class FromPacked(Start):
             self._add_group(contents, group, linear)
         return contents
 
-    def _routers(self, model: Model) -> dict[str, torch.nn.Parameter]:
+    def _routers(self, model: TrainableModel) -> dict[str, torch.nn.Parameter]:
         """Name on disk -> the routers of all blocks."""
         routers: dict[str, torch.nn.Parameter] = {}
         for layer, block in model.blocks.items():

@@ -1,5 +1,7 @@
-"""What a training starts from, and how what it leaves is written: a dense model here, an upcycled
-one in `ders_core.upcycle.continual`."""
+"""What a training starts from, and how its result is written.
+
+A dense model here; an upcycled checkpoint in `ders_core.upcycle.continual`.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ from ders_core.upcycle.saving import save
 from ders_core.upcycle.surgery import find_sites, module_paths, upcycle_model
 
 CLUSTER_WINDOWS = 16
-"""Windows of the text that routers which start from clusters look at."""
+"""Windows of the text from which clustered routers are made."""
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model that can be trained, and its blocks by layer. difference: the largest of a logit to
-    the model that went in, on the first window."""
+class TrainableModel:
+    """A model ready for training. blocks: its MoE blocks by layer. difference: the largest change
+    of a logit against the model that came in, on the first window."""
 
     network: PreTrainedModel
     blocks: dict[int, UpcycledFFN]
@@ -37,44 +39,44 @@ class Model:
 
     @property
     def modules(self) -> dict[int, str]:
-        """Layer -> the path of its block."""
+        """Layer -> the path of its block in the network."""
         return module_paths(self.network, self.blocks)
 
 
-class Start(ABC):
-    """What goes in. store: its tensors. config: with nothing left open."""
+class TrainingInput(ABC):
+    """The model that came in. store: its tensors. config: the configuration, complete."""
 
     store: TensorStore
     config: UpcycleConfig
 
     @abstractmethod
-    def model(self, where: torch.device, windows: Windows) -> Model:
-        """Ready to be trained."""
+    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
+        """The MoE to train, on the device `where`. windows: of the training text."""
 
     @abstractmethod
-    def save(self, partial: Path, model: Model) -> None:
+    def save(self, partial: Path, model: TrainableModel) -> None:
         """Write the files of a packed checkpoint into a directory that exists."""
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """What the output tells of it: the names of its `sets` of deltas, the oldest first, and
-        config.json of the `dense_config` in which its blocks stand."""
+        """What the output's record says of the input: `sets`, the names of its sets of deltas, the
+        oldest first; `dense_config`, config.json of the dense model around the blocks."""
 
     @property
     def precision(self) -> torch.dtype:
-        """What is not trained is held in this."""
+        """The dtype of parameters that are not trained."""
         return torch.bfloat16 if self.config.training.bf16 else torch.float32
 
 
-class FromDense(Start):
-    """A dense model. Raises CheckpointError or RecipeError if it cannot be upcycled so."""
+class FromDense(TrainingInput):
+    """A dense model. Raises CheckpointError or RecipeError if it cannot be upcycled like this."""
 
     def __init__(self, path: str | Path, config: UpcycleConfig) -> None:
         self._dense, self.config = DenseModel.open(path), config
         self._target = choose_target(self._dense, config)
         self.store = self._dense.store
 
-    def model(self, where: torch.device, windows: Windows) -> Model:
+    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
         network = load_model(self.store.path, dtype=self.precision).to(where)
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
         routers = self._routers(network, windows)
@@ -82,11 +84,11 @@ class FromDense(Start):
             before = network(input_ids=first, use_cache=False).logits
             blocks = upcycle_model(network, self.config, routers)
             after = network(input_ids=first, use_cache=False).logits
-        return Model(network, blocks, float((before - after).abs().max()))
+        return TrainableModel(network, blocks, float((before - after).abs().max()))
 
-    def save(self, partial: Path, model: Model) -> None:
+    def save(self, partial: Path, model: TrainableModel) -> None:
         save(partial, self._dense, model.network, model.blocks, self.config, self._target)
-        if self._target.is_own:  # a file may name a class that goes with the dense family alone
+        if self._target.is_own:  # a file may name a tokenizer class of the dense family alone
             load_tokenizer(self.store.path).save_pretrained(partial)
 
     def record(self) -> dict[str, Any]:

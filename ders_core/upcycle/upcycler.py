@@ -1,4 +1,4 @@
-"""Upcycle: a dense model in, a packed MoE out."""
+"""Upcycle: turn a dense model into an MoE, train it, and write it packed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
+from ders_core.evaluate.quality import Quality
 from ders_core.evaluate.windows import fitting_window, read_text, token_windows
 from ders_core.files.output import output_directory, partial_path
 from ders_core.files.store import read_json
@@ -30,22 +31,22 @@ from ders_core.upcycle.continual import FromPacked
 from ders_core.upcycle.data import Windows
 from ders_core.upcycle.history import HISTORY, read_history
 from ders_core.upcycle.saving import RECORD, public_config
-from ders_core.upcycle.sources import FromDense, Model, Start
+from ders_core.upcycle.sources import FromDense, TrainableModel, TrainingInput
 from ders_core.upcycle.training import Measure, UpcyclingTrainer, train
 
 CHECKPOINTS = ".training"
-"""The folder of training checkpoints beside an unfinished output's files."""
+"""The folder of training checkpoints in an unfinished output."""
 
 
 @dataclass(frozen=True)
 class UpcycleResult:
-    """What came of it. Perplexities are on the held-out text, None without one: of the dense model
-    that went in, and of the packed one as it was written.
+    """The result of upcycling. Perplexities are on the held-out text, None without one: of the
+    model that came in, and of the packed checkpoint as it was written.
 
-    parameters: values that the packed one stores; trained: of these with a gradient.
-    start_difference: the largest difference of a logit between the dense model and the MoE before
-    the first step. dense_bytes, packed_bytes: of the weight files. moe_bytes: of the layout that
-    the packed one stands for. peak_memory: bytes, as the history tells it.
+    parameters: values that the packed checkpoint stores; trained: how many of them were trained.
+    start_difference: the largest difference of a logit between the model that came in and the MoE
+    before the first step. dense_bytes, packed_bytes: of the weight files. moe_bytes: of the MoE
+    that the packed checkpoint stands for. peak_memory: bytes, from the history.
     """
 
     out: str
@@ -79,11 +80,11 @@ def upcycle(
     """Turn the dense model at `dense` into an MoE, train it, and write it to the new directory
     `out` as a packed checkpoint.
 
-    resume: go on from the last training checkpoint of an interrupted run of the same model and
+    resume: continue from the last training checkpoint of an interrupted run of the same model and
     configuration. progress counts steps. Under `torchrun` or `accelerate launch` every process
     calls this; the first one writes.
-    Raises DersError and its children; then nothing stands at `out`, and the training checkpoints
-    wait in `<out>.partial`.
+    Raises DersError and its children. Then there is no `out`, and `<out>.partial` keeps the
+    training checkpoints.
     """
     return _run(FromDense(dense, config), out, device, resume, progress)
 
@@ -103,7 +104,7 @@ def upcycle_further(
 
 
 def _run(
-    start: Start, out: str | Path, device: str, resume: bool, progress: Progress
+    start: TrainingInput, out: str | Path, device: str, resume: bool, progress: Progress
 ) -> UpcycleResult:
     config, place = start.config, Path(out).expanduser()
     where = resolve_device(device)
@@ -114,39 +115,29 @@ def _run(
     begun = time.monotonic()
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
-        _trained(start, partial_path(place), where, None)
+        _train(start, partial_path(place), where, None)
         processes.wait_for_everyone()
         return read_result(place)
     with output_directory(place, work=work, resume=resume) as partial:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
-        model = _trained(start, partial, where, progress)
+        model = _train(start, partial, where, progress)
         steps = config.training.steps
         progress(steps, steps, "writing the packed checkpoint")
         start.save(partial, model)
-        trained = sum(own.numel() for own in model.network.parameters() if own.requires_grad)
         record = {"config": public_config(config), "modules": model.modules, **start.record()}
         write_json(partial / RECORD, record)
-        model.network.to("meta")
-        quality = None
-        if config.data.heldout is not None:
-            progress(steps, steps, "measuring what was written")
-            quality = evaluate(
-                partial,
-                start.store.path,
-                text=config.data.heldout,
-                device=where.type,
-                max_tokens=config.training.heldout_tokens,
-                window=config.data.window,
-                batch=config.training.batch,
-                dtype=start.precision,
-            )
+        trained = sum(
+            parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad
+        )
+        model.network.to("meta")  # frees its memory for the measurement
+        quality = _evaluate_written(start, partial, where, progress)
         packed = PackedCheckpoint(partial)
         result = UpcycleResult(
             out=str(place),
             label=config.label,
             steps=steps,
-            parameters=_values(packed),
+            parameters=_stored_values(packed),
             trained=trained,
             dense_bytes=start.store.bytes_total,
             packed_bytes=packed.bytes_total,
@@ -158,20 +149,22 @@ def _run(
             device=device_label(where),
             seconds=time.monotonic() - begun,
         )
-        told = {key: value for key, value in result.to_dict().items() if key != "out"}
-        write_json(partial / RECORD, {"result": told, **record})
+        fields = {key: value for key, value in result.to_dict().items() if key != "out"}
+        write_json(partial / RECORD, {"result": fields, **record})
         shutil.rmtree(partial / CHECKPOINTS)
     processes.wait_for_everyone()
     return result
 
 
 def read_result(out: Path) -> UpcycleResult:
-    """Of a finished output. Raises CheckpointError if it is none."""
+    """The result in a finished output. Raises CheckpointError if `out` is not one."""
     return UpcycleResult(out=str(out), **read_json(out / RECORD)["result"])
 
 
-def _trained(start: Start, partial: Path, where: torch.device, progress: Progress | None) -> Model:
-    """progress: None in processes that only compute along."""
+def _train(
+    start: TrainingInput, partial: Path, where: torch.device, progress: Progress | None
+) -> TrainableModel:
+    """Make the MoE and train it. progress: None in processes that only compute along."""
     config = start.config
     tokenizer = load_tokenizer(start.store.path)
     window = fitting_window(config.data.window, [start.store.config])
@@ -193,10 +186,31 @@ def _trained(start: Start, partial: Path, where: torch.device, progress: Progres
     return model
 
 
+def _evaluate_written(
+    start: TrainingInput, partial: Path, where: torch.device, progress: Progress
+) -> Quality | None:
+    """Compare the packed checkpoint with the model that came in, if there is a held-out text."""
+    config = start.config
+    if config.data.heldout is None:
+        return None
+    steps = config.training.steps
+    progress(steps, steps, "measuring what was written")
+    return evaluate(
+        partial,
+        start.store.path,
+        text=config.data.heldout,
+        device=where.type,
+        max_tokens=config.training.heldout_tokens,
+        window=config.data.window,
+        batch=config.training.batch,
+        dtype=start.precision,
+    )
+
+
 def _measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: UpcycleConfig, window: int
 ) -> Measure | None:
-    """The perplexity on the held-out text, if there is one."""
+    """A function that measures the perplexity on the held-out text; None if there is none."""
     if config.data.heldout is None:
         return None
     text, tokens = read_text(config.data.heldout), config.training.heldout_tokens
@@ -204,14 +218,14 @@ def _measure(
 
     def measure() -> float:
         totals = Totals()
-        for said in answers(model, windows, config.training.batch):
-            totals.add(said)
+        for batch in answers(model, windows, config.training.batch):
+            totals.add(batch)
         return totals.perplexity
 
     return measure
 
 
-def _values(packed: PackedCheckpoint) -> int:
-    """Numbers that a packed checkpoint stores."""
+def _stored_values(packed: PackedCheckpoint) -> int:
+    """How many floating-point values a packed checkpoint stores."""
     infos = packed.store.tensors.values()
     return sum(math.prod(info.shape) for info in infos if info.dtype.is_floating_point)

@@ -105,7 +105,7 @@ def test_evaluate_alone(
     assert result["kl"] is None
 
 
-@pytest.mark.parametrize("form", ["packed", "dense"])
+@pytest.mark.parametrize("form", ["packed", "original", "dense"])
 def test_export(workspace: Workspace, packed: Path, form: str) -> None:
     out = workspace.exports / "mine"
     spec = {"packed": str(packed), "out": str(out), "format": form}

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from ders_core.codecs import Keep, LowRank, Quantized, Sparse
 from ders_core.errors import Cancelled, CheckpointError, DersError, OutputError
 from ders_core.files.store import TensorStore
-from ders_core.packed.patch import apply_patch, make_patch, read_back, rollback
-from ders_core.packed.patch.manifest import checksums, paint
+from ders_core.packed.patch import apply_patch, make_patch, patch_problems, rollback
+from ders_core.packed.patch.describe import describe, tensor_checksums
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
@@ -344,9 +344,9 @@ def test_what_a_patch_does_not_name_stays_behind(
 
 def test_reading_back_finds_a_changed_side_file(applied: Path, tmp_path: Path) -> None:
     shutil.copytree(applied / "patch", tmp_path / "patch")
-    assert read_back(tmp_path / "patch") == []
+    assert patch_problems(tmp_path / "patch") == []
     flip("files/tokenizer.json")(tmp_path / "patch")
-    assert read_back(tmp_path / "patch") == ["'tokenizer.json' differs"]
+    assert patch_problems(tmp_path / "patch") == ["'tokenizer.json' differs"]
 
 
 def test_a_packed_manifest_without_a_checksum_gives_no_patch(packed: Path, tmp_path: Path) -> None:
@@ -422,11 +422,11 @@ def test_any_two_directories(
     (store, held), (target, wanted) = (
         (TensorStore.open(directory), contents(directory)) for directory in (before, after)
     )
-    sums = checksums(target.tensors, {}, lambda count, message: None)
+    sums = tensor_checksums(target.tensors, {}, lambda count, message: None)
     assert sums == {name: key[2] for name, key in wanted.items()}
     by_content = {key: name for name, key in held.items()}
     (place / "patch").mkdir()
-    picture = paint(
+    manifest = describe(
         place / "patch",
         target,
         sums,
@@ -435,7 +435,7 @@ def test_any_two_directories(
         kind="patch",
         base=store,
     )
-    assert picture.travelling.keys() == {
+    assert manifest.travelling.keys() == {
         name for name, key in wanted.items() if key not in by_content
     }
     done = apply_patch(before, place / "patch", place / "out")
@@ -459,7 +459,7 @@ def test_what_is_no_patch_and_what_was_not_patched(
     with pytest.raises(OutputError, match="exists"):
         apply_patch(other, tmp_path / "patch", tmp_path / "patch")
     with pytest.raises(OutputError, match="a base belongs to the format patch"):
-        export(packed, out, "dense", base=other)
+        export(packed, out, "original", base=other)
 
 
 def test_a_damaged_way_back_is_refused(packed: Path, other: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from ders_core.jobs.specs import parse_spec
 from transformers import SwitchTransformersConfig
 
 from ders_core.errors import Cancelled, DersError, OutputError
@@ -20,13 +21,14 @@ from ders_core.files.store import TensorStore
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import auto_class
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.export import Format, export
+from ders_core.pipeline.export import export
+from ders_core.pipeline.formats import Format
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import DenseBase, Recipe
 
 Snapshot = Callable[[Path], dict[str, str]]
-FORMATS = ("packed", "dense")  # the third, a patch, has tests of its own
+FORMATS: tuple[Format, ...] = ("packed", "original")  # the third, a patch, has tests of its own
 QUALITY = {
     "tokens": 4096,
     "perplexity": 12.345678,
@@ -62,12 +64,12 @@ def test_packed_is_the_same_with_a_card(
     assert result.out == str(tmp_path / "out")
 
 
-def test_dense_is_what_synthesize_writes(
+def test_original_is_what_synthesize_writes(
     packed_dir: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    result = export(packed_dir, tmp_path / "out", "dense")
+    result = export(packed_dir, tmp_path / "out", "original")
     synthesize(packed_dir, tmp_path / "back")
     written = snapshot(tmp_path / "out")
     assert written.pop("README.md")
@@ -75,6 +77,17 @@ def test_dense_is_what_synthesize_writes(
     assert result.bytes == weight_bytes(tmp_path / "back")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.dtype is torch.bfloat16
+
+
+def test_dense_is_another_word_for_original(
+    packed_dir: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    """Scripts and stored jobs of earlier versions say it."""
+    assert export(packed_dir, tmp_path / "out", "dense").format == "original"
+    export(packed_dir, tmp_path / "same", "original")
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "same")
+    spec = parse_spec("export", {"packed": "p", "out": "o", "format": "dense"})
+    assert spec.model_dump()["format"] == "original"
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -114,7 +127,7 @@ def test_the_card(
         assert figure in body, figure
     assert "3-bit, groups of 32" in body
     assert "2503.01359" in body
-    assert ("from_pretrained" in body) == (format == "dense")
+    assert ("from_pretrained" in body) == (format == "original")
     assert ("ders synthesize" in body) == (format == "packed")
 
 
@@ -215,7 +228,7 @@ def test_an_existing_output_is_refused(format: Format, packed_dir: Path, tmp_pat
 
 def test_an_unknown_format_is_refused(packed_dir: Path, tmp_path: Path) -> None:
     wrong: Any = "zip"
-    with pytest.raises(OutputError, match=r"'zip'.*packed.*dense"):
+    with pytest.raises(OutputError, match=r"'zip'.*packed.*original"):
         export(packed_dir, tmp_path / "out", wrong)
     assert list(tmp_path.iterdir()) == []
 

@@ -22,7 +22,7 @@ from ders_core.upcycle.data import Windows
 from ders_core.upcycle.dense_model import FAMILIES as KNOWN
 from ders_core.upcycle.loading import load_upcycled
 from ders_core.upcycle.saving import RECORD, public_config
-from ders_core.upcycle.sources import FromDense, Model
+from ders_core.upcycle.sources import FromDense, TrainableModel
 
 FORMS = {
     "vanilla": "[{form: vanilla}]",
@@ -77,7 +77,7 @@ def config_of(text: Path, place: str, forms: str, noise: float) -> UpcycleConfig
     )
 
 
-def started(dense: Path, config: UpcycleConfig, tokenizer: Any) -> tuple[FromDense, Model]:
+def started(dense: Path, config: UpcycleConfig, tokenizer: Any) -> tuple[FromDense, TrainableModel]:
     start = FromDense(dense, config)
     return start, start.model(torch.device("cpu"), Windows(config.data.texts, tokenizer, 16))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
 
 from ders_core.errors import OutputError
 from ders_core.jobs.kind import KINDS, Kind, Result, Spec
+from ders_core.pipeline.formats import Format, canonical
 
 if TYPE_CHECKING:
     from ders_core.jobs.context import TaskContext
@@ -18,7 +21,7 @@ class ExportSpec(Spec):
 
     packed: str
     out: str
-    format: Literal["packed", "dense", "patch"] = "packed"
+    format: Annotated[Format, BeforeValidator(canonical)] = "packed"
     base: str | None = None
     quality: dict[str, Any] | None = None
 

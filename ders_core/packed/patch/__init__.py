@@ -1,15 +1,15 @@
-"""Patches: deltas that travel alone, applied to the base that they need, and rolled back."""
+"""Patches: deltas that travel alone, are applied to the base that they need, and rolled back."""
 
-from ders_core.packed.patch.apply import Applied, apply_patch, keep_the_way_back
-from ders_core.packed.patch.make import Made, make_patch, read_back
-from ders_core.packed.patch.rollback import rollback
+from ders_core.packed.patch.apply import AppliedPatch, apply_patch
+from ders_core.packed.patch.make import PatchSizes, make_patch, patch_problems
+from ders_core.packed.patch.rollback import rollback, write_rollback
 
 __all__ = [
-    "Applied",
-    "Made",
+    "AppliedPatch",
+    "PatchSizes",
     "apply_patch",
-    "keep_the_way_back",
     "make_patch",
-    "read_back",
+    "patch_problems",
     "rollback",
+    "write_rollback",
 ]

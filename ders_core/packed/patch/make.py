@@ -1,4 +1,4 @@
-"""Make a patch: what of a packed checkpoint its base does not hold."""
+"""Make a patch: the part of a packed checkpoint that its base does not hold."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum
 from ders_core.files.store import TensorStore
-from ders_core.packed.patch.manifest import (
-    Key,
-    Picture,
-    checksums,
+from ders_core.packed.patch.describe import (
+    Content,
     content,
-    damaged_side_files,
-    paint,
-    travelling,
+    describe,
+    tensor_checksums,
+    travelling_tensors,
 )
+from ders_core.packed.patch.manifest import PatchManifest
+from ders_core.packed.patch.restore import damaged_side_files
 from ders_core.packed.reader import PackedCheckpoint
 
 
 @dataclass(frozen=True)
-class Made:
-    """bytes: of the tensors that travel. needed: bytes of those that the base must hold.
+class PatchSizes:
+    """bytes: of the tensors that travel. needed: bytes of the tensors that the base must hold.
 
-    base: the name and the identity of that base, where it was a certain one.
+    base: name and identity of that base; None if any checkpoint with the same bases will do.
     """
 
     bytes: int
@@ -39,17 +39,17 @@ def make_patch(
     base: str | Path | None = None,
     *,
     progress: Progress = quiet,
-) -> Made:
-    """Write the patch's files into the directory `out`.
+) -> PatchSizes:
+    """Write the patch's files into the directory `out`, which exists.
 
     base: the directory that the patch will be applied to, the dense parent or another packed
-    checkpoint: whatever it holds byte for byte, under any name, need not travel. Without one, the
-    patch is for any packed checkpoint with the same bases and other tensors, and the deltas alone
-    travel. progress counts bytes read. Raises CheckpointError if `base` is no checkpoint, or if
-    `packed` is damaged.
+    checkpoint: tensors that it holds byte for byte, under any name, need not travel. Without it,
+    the patch is for any packed checkpoint with the same bases and other tensors, and the deltas
+    alone travel. progress counts bytes read. Raises CheckpointError if `base` is not a checkpoint,
+    or if `packed` is damaged.
     """
-    sums = packed.manifest.checksums
-    missing = packed.store.tensors.keys() - sums.keys()
+    checksums = packed.manifest.checksums
+    missing = packed.store.tensors.keys() - checksums.keys()
     if missing:
         raise CheckpointError(
             f"{packed.path}: the manifest has no checksum of {min(missing)!r}; copy the directory "
@@ -59,25 +59,27 @@ def make_patch(
     reading = sum(info.nbytes for info in store.tensors.values()) if store else 0
     total = reading + sum(info.nbytes for info in packed.store.tensors.values())
     meter = Meter(total, progress)
-    held: dict[Key, str] = {}
+    names_in_base: dict[Content, str] = {}
     if store is not None:
-        for name, sha in checksums(store.tensors, {}, meter.advance).items():
-            held.setdefault(content(store.tensors[name], sha), name)
+        for name, sha256 in tensor_checksums(store.tensors, {}, meter.advance).items():
+            names_in_base.setdefault(content(store.tensors[name], sha256), name)
     deltas = delta_tensors(packed)
 
-    def elsewhere(name: str, key: Key) -> str | None:
+    def elsewhere(name: str, wanted: Content) -> str | None:
         if store is not None:
-            return held.get(key)
+            return names_in_base.get(wanted)
         return None if name in deltas else name
 
-    picture = paint(out, packed.store, sums, elsewhere, meter.advance, kind="patch", base=store)
-    travels = sum(spec.nbytes for spec in picture.travelling.values())
-    told = (store.path.name, store.identity) if store is not None else None
-    return Made(travels, picture.nbytes - travels, told)
+    manifest = describe(
+        out, packed.store, checksums, elsewhere, meter.advance, kind="patch", base=store
+    )
+    travels = sum(spec.nbytes for spec in manifest.travelling.values())
+    named = (store.path.name, store.identity) if store is not None else None
+    return PatchSizes(travels, manifest.nbytes - travels, named)
 
 
 def delta_tensors(packed: PackedCheckpoint) -> set[str]:
-    """The tensors of a packed checkpoint that stand for deltas: all parts of groups but bases."""
+    """The names of the tensors that hold deltas: every part of a group but its base."""
     prefixes = tuple(f"{group.prefix}." for group in packed.manifest.groups)
     return {
         name
@@ -86,14 +88,14 @@ def delta_tensors(packed: PackedCheckpoint) -> set[str]:
     }
 
 
-def read_back(patch: Path) -> list[str]:
-    """What is wrong with a patch's own files, as sentences."""
-    picture = Picture.read(patch, "patch")
-    beside = travelling(patch, picture)
-    problems = [f"{name!r} is missing" for name in picture.travelling if name not in beside]
+def patch_problems(patch: Path) -> list[str]:
+    """Read a patch's files again; each sentence names a file or tensor that is damaged."""
+    manifest = PatchManifest.read(patch, "patch")
+    tensors = travelling_tensors(patch, manifest)
+    problems = [f"{name!r} is missing" for name in manifest.travelling if name not in tensors]
     problems += [
         f"{name!r} differs"
-        for name, info in beside.items()
-        if name not in picture.pieces or checksum(info) != picture.pieces[name].sha256
+        for name, info in tensors.items()
+        if name not in manifest.pieces or checksum(info) != manifest.pieces[name].sha256
     ]
-    return problems + [f"{name!r} differs" for name in damaged_side_files(patch, picture)]
+    return problems + [f"{name!r} differs" for name in damaged_side_files(patch, manifest)]

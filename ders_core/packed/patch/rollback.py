@@ -1,34 +1,70 @@
-"""Roll back: from a patched checkpoint alone, the base that it was made on."""
+"""Roll back: bring the base back from a patched checkpoint alone. And keep what that needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.progress import Advance, Meter, Progress, quiet, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.output import output_directory
+from ders_core.files.spec import NAMES, TensorSpec
 from ders_core.files.store import TensorStore
-from ders_core.packed.patch.manifest import ROLLBACK, Picture, Piece, develop
+from ders_core.packed.patch.describe import Content, describe, tensor_checksums
+from ders_core.packed.patch.manifest import ROLLBACK, PatchManifest, PatchTensor
+from ders_core.packed.patch.restore import restore
 
 
 def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet) -> int:
     """Write the base of `applied` to the new directory `out`; returns the bytes of its tensors.
 
-    Same files, tensors, order, config and side files as it had; every checksum is compared.
-    progress counts bytes. Raises CheckpointError if `applied` was not patched or is damaged; then
-    nothing stands at `out`.
+    It has the same files, tensors, order, config and side files as the base had; every checksum is
+    compared. progress counts bytes. Raises CheckpointError if `applied` was not patched or is
+    damaged; then there is no `out`.
     """
     store = TensorStore.open(applied)
     directory = store.path / ROLLBACK
-    picture = Picture.read(directory, "rollback")
-    meter = Meter(picture.nbytes, progress)
+    manifest = PatchManifest.read(directory, "rollback")
+    meter = Meter(manifest.nbytes, progress)
 
-    def refuse(name: str, piece: Piece | None) -> CheckpointError:
+    def refuse(name: str, tensor: PatchTensor | None) -> CheckpointError:
         return CheckpointError(
             f"{store.path} cannot be rolled back: what {name!r} of the base is made of is missing "
             "or damaged; apply the patch to the base again, or copy the directory again"
         )
 
-    with output_directory(out, needs=picture.nbytes) as partial:
-        develop(directory, picture, store.tensors, partial, refuse, meter.advance)
-    return picture.nbytes
+    with output_directory(out, needs=manifest.nbytes) as partial:
+        restore(directory, manifest, store.tensors, partial, refuse, meter.advance)
+    return manifest.nbytes
+
+
+def write_rollback(
+    partial: Path,
+    specs: Mapping[str, TensorSpec],
+    checksums: Mapping[str, str],
+    base: TensorStore,
+    *,
+    known: Mapping[str, str] | None = None,
+    advance: Advance = uncounted,
+) -> int:
+    """Write into a new checkpoint at `partial` what its base holds and it does not; returns bytes.
+
+    specs, checksums: of the new checkpoint's tensors. known: checksums of the base's tensors that
+    need not be computed again. advance: counts the bytes read.
+    """
+    names: dict[Content, str] = {}
+    for name, spec in specs.items():
+        names.setdefault((NAMES[spec.dtype], spec.shape, checksums[name]), name)
+    base_checksums = tensor_checksums(base.tensors, known or {}, advance)
+    directory = partial / ROLLBACK
+    directory.mkdir()
+    manifest = describe(
+        directory,
+        base,
+        base_checksums,
+        lambda _, wanted: names.get(wanted),
+        advance,
+        kind="rollback",
+        base=None,
+    )
+    return sum(spec.nbytes for spec in manifest.travelling.values())
