@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from ders_core.errors import DersError
 
@@ -20,7 +20,7 @@ from ders_core.errors import DersError
 class Named(Protocol):
     """What can be registered: a class that says the word by which it is chosen."""
 
-    name: str
+    name: ClassVar[str]
 
 
 T = TypeVar("T", bound=Named)

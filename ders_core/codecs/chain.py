@@ -36,6 +36,16 @@ class Chain(DeltaCodec):
     name: ClassVar[str] = "chain"
     summary: ClassVar[str] = "Several codecs in a row, each on what the one before left."
     source: ClassVar[str] = "residual coding; low-rank plus sparse (Candès et al. 2011)"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {
+            "stages": [
+                {"codec": "lowrank", "rank": 2},
+                {"codec": "sparse", "drop_rate": 0.9, "method": "magnitude"},
+                {"codec": "quantized", "bits": 2, "group_size": 16},
+            ]
+        },
+        {"stages": [{"codec": "entropy", "bits": 1.0}, {"codec": "lowrank", "energy": 0.2}]},
+    )
 
     stages: tuple[DeltaCodec, ...] = Field(
         min_length=2, description="codecs with their parameters, in order"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.ans import Model, Stack, code_bytes
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, largest_magnitude, pieces
 from ders_core.files.spec import TensorSpec
 
@@ -43,6 +45,23 @@ COUNTED = 4 + 4
 """Bytes of the table for each code: its level in float32, and how often it comes."""
 
 
+GAUSSIAN_SQUARED_ERROR = {
+    0.0: 1.0,
+    0.1: 0.9085,
+    0.25: 0.7895,
+    0.5: 0.6173,
+    1.0: 0.3483,
+    1.5: 0.1776,
+    2.0: 0.0889,
+    3.0: 0.02224,
+}
+"""By bits per entry: the squared error of a Gaussian of variance 1 whose multiples of a step are
+entropy-coded, with centroids and the best adaptive zero."""
+
+GISH_PIERCE = math.pi * math.e / 6
+"""Times 4^−bits, the same where bits are many (Gish and Pierce 1968)."""
+
+
 @register
 class Entropy(DeltaCodec):
     """Δ ≈ the centroid of all entries that round to the same multiple of a step; the multiples are
@@ -58,6 +77,11 @@ class Entropy(DeltaCodec):
     name: ClassVar[str] = "entropy"
     summary: ClassVar[str] = "Rounds entries to multiples of a step and entropy-codes them."
     source: ClassVar[str] = "Gish and Pierce 1968; ANS (arXiv 1311.2540)"
+    choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("entropy", strength=Strength("bits", "most bits per entry", 1, 0.05, 8, 0.05, 0.1)),
+    )
+    menu_place: ClassVar[int] = 4
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"bits": 0.3}, {"bits": 1.5}, {"bits": 8})
 
     bits: float = Field(gt=0, le=8, description="the most bits per entry, tables included")
 
@@ -111,6 +135,18 @@ class Entropy(DeltaCodec):
         index = Stack(stream.rest("<u4")).pop(size, Model(counts))
         delta = levels.index_select(0, torch.from_numpy(index))
         return delta.view(shape).to(parts["stream"].device)
+
+    def expected_error(self, statistics: DeltaStatistics) -> float:
+        """As for Gaussian values of one variance."""
+        return math.sqrt(gaussian_squared_error(self.bits))
+
+
+def gaussian_squared_error(bits: float) -> float:
+    """For a variance of 1; between the points of the table the logarithm is interpolated."""
+    if bits > max(GAUSSIAN_SQUARED_ERROR):
+        return GISH_PIERCE * 4.0**-bits
+    logs = [math.log(error) for error in GAUSSIAN_SQUARED_ERROR.values()]
+    return math.exp(float(np.interp(bits, list(GAUSSIAN_SQUARED_ERROR), logs)))
 
 
 def _codes(values: torch.Tensor, step: float, rounding: float) -> torch.Tensor:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
 from ders_core.codecs.coding.ans import Model, Stack
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.files.spec import TensorSpec
 
 CHUNK = 1 << 20
@@ -64,6 +66,9 @@ class Lossless(Codec):
     name: ClassVar[str] = "lossless"
     summary: ClassVar[str] = "Keeps every bit, in fewer bytes where experts are close to the base."
     source: ClassVar[str] = "ANS (arXiv 1311.2540); prediction as in fpzip (Lindstrom 2006)"
+    choices: ClassVar[tuple[Choice, ...]] = (Choice("lossless"),)
+    menu_place: ClassVar[int] = 1
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 
     @property
     def label(self) -> str:
@@ -128,6 +133,9 @@ class Lossless(Codec):
         else:
             raise damaged()
         return own.view(base.shape).to(base.device)
+
+    def expected_error(self, statistics: DeltaStatistics) -> float:
+        return 0.0
 
 
 def _read(reader: Reader, start: torch.Tensor, own: torch.Tensor) -> None:

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, register, within
 from ders_core.codecs.quantized import Quantized
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import largest_magnitude
 from ders_core.files.spec import TensorSpec
 
@@ -49,6 +51,20 @@ class LowRank(DeltaCodec):
     name: ClassVar[str] = "lowrank"
     summary: ClassVar[str] = "Keeps each delta's strongest directions as two thin matrices."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) §3; D2-MoE (arXiv 2502.17298); Delta-CoMe"
+    choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("low rank", strength=Strength("rank", "rank", 16, 1, 4096, 1, 1, is_rank=True)),
+    )
+    menu_place: ClassVar[int] = 5
+    use_of_calibration: ClassVar[str] = "finds the directions that matter to outputs"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"rank": 1},
+        {"rank": 7},
+        {"energy": 0.9},
+        {"bits": 2.0},
+        {"rank": 3, "svd": "randomized"},
+        {"rank": 3, "factor_bits": 4, "leading": 1},
+        {"bits": 1.0, "factor_bits": 6},
+    )
 
     rank: int | None = Field(default=None, ge=1, description="directions that are kept")
     energy: float | None = Field(
@@ -66,15 +82,15 @@ class LowRank(DeltaCodec):
 
     @model_validator(mode="after")
     def _check(self) -> LowRank:
-        given = [own for own in (self.rank, self.energy, self.bits) if own is not None]
-        if len(given) != 1:
+        limits = [limit for limit in (self.rank, self.energy, self.bits) if limit is not None]
+        if len(limits) != 1:
             raise ValueError("give one of rank, energy and bits, and only one")
         if self.leading and self.factor_bits is None:
             raise ValueError("leading directions differ from the others only with factor_bits")
         return self
 
     def dump(self) -> dict[str, Any]:
-        """What is seldom set is told only where it is."""
+        """Omit svd and leading that have their default, and leading_bits without leading."""
         seldom = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
         return {
             key: value
@@ -82,6 +98,18 @@ class LowRank(DeltaCodec):
             if key not in seldom
             or (key != "leading_bits" and value != type(self).model_fields[key].default)
         }
+
+    def fields_beside_strength(self) -> dict[str, Any]:
+        """A rank takes the place of energy and bits."""
+        fields = super().fields_beside_strength()
+        return {key: value for key, value in fields.items() if key not in ("energy", "bits")}
+
+    def expected_error(self, statistics: DeltaStatistics) -> float | None:
+        """From the spectrum, with factors as they are; unknown where bits decide the rank."""
+        if self.energy is not None:
+            return math.sqrt(max(1 - self.energy, 0.0))
+        kept = statistics.energy_of_rank(self.rank) if self.rank is not None else None
+        return None if kept is None else math.sqrt(max(1 - kept, 0.0))
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, difference, register
 from ders_core.codecs.coding.packing import (
     pack,
@@ -21,6 +22,7 @@ from ders_core.codecs.coding.packing import (
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.scales import best_lines, best_scales
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.spec import TensorSpec
 
@@ -28,6 +30,27 @@ CHUNK = 1 << 19
 """Values at a time on the CPU: large beside the cost of a call, small beside a matrix."""
 
 FULL_SCALE = 255
+
+UNIFORM_ERROR = {
+    1: 0.6028,
+    2: 0.3447,
+    3: 0.1935,
+    4: 0.1074,
+    5: 0.0590,
+    6: 0.0322,
+    7: 0.0174,
+    8: 0.0094,
+}
+"""‖Δ̂−Δ‖/‖Δ‖ of the best uniform quantizer of a Gaussian with 2^bits levels (Max 1960, table II)."""
+
+LLOYD_MAX = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499}
+"""Squared error of the best levels for a Gaussian of variance 1 (Max 1960, table I)."""
+
+PANTER_DITE = 2.7207
+"""π√3/2: times 4^−bits, the same where bits are many (Panter and Dite 1951)."""
+
+TERNARY_ERROR = 0.4361
+"""‖Δ̂−Δ‖/‖Δ‖ of the best −1, 0 and 1 of a Gaussian; the squared error is 0.1902."""
 
 
 @register
@@ -49,6 +72,21 @@ class Quantized(DeltaCodec):
     name: ClassVar[str] = "quantized"
     summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per group."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; BitDelta (arXiv 2402.10193); GPTQ"
+    choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("quantized", strength=Strength("bits", "bits per entry", 4, 1, 8, 1, 1)),
+    )
+    menu_place: ClassVar[int] = 3
+    use_of_calibration: ClassVar[str] = "makes up for its rounding"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"bits": 1},
+        {"bits": 3, "group_size": 5},
+        {"bits": 8, "group_size": 0},
+        {"grid": "ternary"},
+        {"bits": 3, "grid": "affine"},
+        {"bits": 1, "grid": "affine", "group_size": 8, "scale_bits": 8},
+        {"bits": 3, "grid": "normal", "scale_bits": 8},
+        {"bits": 3, "grid": "learned", "group_size": 0},
+    )
 
     bits: int | None = Field(default=None, ge=1, le=8, description="bits per entry")
     group_size: int = Field(default=128, ge=0, description="entries per scale; 0 for a whole row")
@@ -73,13 +111,27 @@ class Quantized(DeltaCodec):
         return f"{strength}{grid}, {group}" + (" in 8 bits" if self.scale_bits == 8 else "")
 
     def dump(self) -> dict[str, Any]:
-        """What is seldom set is told only where it is."""
-        told = super().dump()
+        """Omit grid and scale_bits that have their default."""
         return {
             key: value
-            for key, value in told.items()
+            for key, value in super().dump().items()
             if key not in ("grid", "scale_bits") or value != type(self).model_fields[key].default
         }
+
+    def fields_beside_strength(self) -> dict[str, Any]:
+        """The ternary grid has no bits: with bits the grid is the default one again."""
+        fields = super().fields_beside_strength()
+        if self.grid == "ternary":
+            del fields["grid"]
+        return fields
+
+    def expected_error(self, statistics: DeltaStatistics) -> float:
+        """As for Gaussian values of one variance; scales of small blocks do better."""
+        if self.bits is None:
+            return TERNARY_ERROR
+        if self.grid in ("normal", "learned"):
+            return math.sqrt(LLOYD_MAX.get(self.bits, PANTER_DITE * 4.0**-self.bits))
+        return UNIFORM_ERROR[self.bits]
 
     def _groups(self, width: int) -> tuple[int, int]:
         """(groups per row, entries per group); the last group of a row may be shorter."""

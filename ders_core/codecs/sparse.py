@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, register, within
 from ders_core.codecs.coding.patterns import (
     choose_pattern,
@@ -28,12 +29,15 @@ from ders_core.codecs.coding.positions import (
 from ders_core.codecs.coding.prng import position_chunks, random_positions, random_uniform
 from ders_core.codecs.fitting.select import largest, largest_of_rows, largest_read
 from ders_core.codecs.quantized import Quantized
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import at_least, chunk_values
 from ders_core.files.spec import TensorSpec
 
 VALUES_PER_SCALE = 128
 
 Rescale = Literal["none", "unbiased", "least_squares"]
+
+DROP = Strength("drop_rate", "share of entries dropped", 0.9, 0, 0.999, 0.05, 0.01)
 
 
 @register
@@ -59,6 +63,25 @@ class Sparse(DeltaCodec):
     summary: ClassVar[str] = "Keeps a share of each delta's entries and drops the rest."
     source: ClassVar[str] = (
         "DeRS (arXiv 2503.01359) eq. 4; DARE (arXiv 2311.03099); DELLA (arXiv 2406.11617)"
+    )
+    choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("random drop", {"method": "random"}, DROP),
+        Choice("magnitude", {"method": "magnitude", "pattern": None}, DROP),
+        Choice("della", {"method": "della"}, DROP),
+    )
+    menu_place: ClassVar[int] = 2
+    use_of_calibration: ClassVar[str] = "weighs entries by their inputs"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"drop_rate": 0.0},
+        {"drop_rate": 0.9},
+        {"drop_rate": 0.8, "rescale": "least_squares", "value_bits": 4},
+        {"drop_rate": 0.3, "method": "magnitude"},
+        {"drop_rate": 0.99, "method": "magnitude", "positions": "fixed"},
+        {"drop_rate": 0.8, "method": "magnitude", "budget": "row", "value_bits": 4},
+        {"drop_rate": 0.8, "method": "della", "value_bits": 8},
+        {"drop_rate": 0.6, "method": "della", "budget": "row", "spread": 0.5},
+        {"pattern": "2:4"},
+        {"pattern": "1:16", "value_bits": 8, "rescale": "least_squares"},
     )
 
     drop_rate: float | None = Field(
@@ -123,13 +146,24 @@ class Sparse(DeltaCodec):
         return ", ".join([name, *filter(None, extras)])
 
     def dump(self) -> dict[str, Any]:
-        """What is seldom set is told only where it is."""
-        seldom = ("budget", "spread", "positions")
+        """Omit budget, spread and positions that have their default."""
+        optional = ("budget", "spread", "positions")
         return {
             key: value
             for key, value in super().dump().items()
-            if key not in seldom or value != type(self).model_fields[key].default
+            if key not in optional or value != type(self).model_fields[key].default
         }
+
+    def expected_error(self, statistics: DeltaStatistics) -> float | None:
+        """Random: the expectation √(p/(1−p)), or √p where values are not rescaled to be unbiased.
+        Magnitude: √ of the energy in the smallest entries, as if the matrix had one budget. Bits of
+        stored values are taken to be enough. Unknown for patterns and della."""
+        rate = self.drop_rate
+        if rate is None or self.method == "della":
+            return None
+        if self.method == "magnitude":
+            return math.sqrt(statistics.energy_of_smallest(rate))
+        return math.sqrt(rate / (1 - rate) if self._scaling == "unbiased" else rate)
 
     @property
     def ragged(self) -> frozenset[str]:
