@@ -154,19 +154,20 @@ class LowRank(DeltaCodec):
         parts: dict[str, TensorSpec] = {}
         for name, coder, directions in self._coders(rank):
             for side, length in (("left", shape[0]), ("right", shape[1])):
-                own = coder.parts((len(directions), length), dtype)
-                parts |= prefixed(f"{side}.{name}", own)
+                factor = coder.parts((len(directions), length), dtype)
+                parts |= prefixed(f"{side}.{name}", factor)
         return parts
 
     def _coders(self, rank: int) -> list[tuple[str, Quantized, range]]:
-        """Which directions are quantized how."""
+        """(name of the parts, what quantizes them, directions that they hold), in order."""
         split = min(self.leading, rank)
-        found = [("trailing", self.factor_bits or 8, range(split, rank))]
-        if split:
-            found.insert(0, ("leading", self.leading_bits, range(split)))
+        bands = [
+            ("leading", self.leading_bits, range(split)),
+            ("trailing", self.factor_bits or 8, range(split, rank)),
+        ]
         return [
             (name, Quantized(bits=bits, grid="normal" if bits <= 4 else "uniform"), directions)
-            for name, bits, directions in found
+            for name, bits, directions in bands
             if len(directions)
         ]
 
@@ -196,10 +197,10 @@ class LowRank(DeltaCodec):
             left, right = left * root, root[:, None] * right
         else:
             moments = context.moments.to(delta.device)
-            forth, back = _metric(moments)
-            left, sigma, right = self._svd(_times(delta, forth), rank, context.seed)
+            half, inverse_half = _metric(moments)
+            left, sigma, right = self._svd(_times(delta, half), rank, context.seed)
             root = sigma.sqrt()
-            left, right = left * root, _times(root[:, None] * right, back)
+            left, right = left * root, _times(root[:, None] * right, inverse_half)
         if self.factor_bits is None:
             return {
                 "left": left.to(context.dtype).contiguous(),
@@ -218,7 +219,7 @@ class LowRank(DeltaCodec):
             return parts["left"].float() @ parts["right"].float()
         rank = self._rank(shape, context.dtype)
         if not rank:
-            return torch.zeros(shape)  # no part tells a device
+            return torch.zeros(shape)  # no part to take a device from
         left = self._decode_factor("left", parts, rank, shape[0], context)
         return left.T @ self._decode_factor("right", parts, rank, shape[1], context)
 
@@ -226,8 +227,8 @@ class LowRank(DeltaCodec):
         """rows: `[rank, length]`."""
         parts: Parts = {}
         for name, coder, directions in self._coders(rows.shape[0]):
-            own = coder.encode(rows[directions.start : directions.stop].contiguous(), context)
-            parts |= prefixed(f"{side}.{name}", own)
+            band = rows[directions.start : directions.stop].contiguous()
+            parts |= prefixed(f"{side}.{name}", coder.encode(band, context))
         return parts
 
     def _decode_factor(
@@ -261,8 +262,8 @@ class LowRank(DeltaCodec):
 def _krylov_svd(
     matrix: torch.Tensor, rank: int, width: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first triples of the SVD of what a block Krylov space of `width` columns a step sees of
-    the matrix."""
+    """The first `rank` triples of the SVD of the matrix, restricted to a block Krylov space with
+    `width` columns for each step."""
     unit, scale = _unit(matrix)
     start = torch.randn(unit.shape[1], width, generator=torch.Generator().manual_seed(seed))
     blocks = [torch.linalg.qr(unit @ start.to(unit.device)).Q]
@@ -281,8 +282,8 @@ def _metric(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return squares.sqrt().float(), squares.rsqrt().float()
     squares, directions = torch.linalg.eigh(moments.double())
     squares = squares.clamp_min(0) + (DAMPING * float(squares.max()) or 1.0)
-    forth = (directions * squares.sqrt()) @ directions.T
-    return forth.float(), ((directions * squares.rsqrt()) @ directions.T).float()
+    half = (directions * squares.sqrt()) @ directions.T
+    return half.float(), ((directions * squares.rsqrt()) @ directions.T).float()
 
 
 def _times(matrix: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
@@ -294,10 +295,10 @@ def _fitted_left(
 ) -> torch.Tensor:
     """argmin over L of E‖(Δ − L·R)x‖², `[out, rank]`."""
     (unit, scale), (thin, width) = _unit(delta), _unit(right)
-    heavy = thin if moments is None else _times(thin, moments.to(right.device))
-    power = (heavy @ thin.T).double()
+    weighed = thin if moments is None else _times(thin, moments.to(right.device))
+    power = (weighed @ thin.T).double()
     power.diagonal().add_(RIDGE * (float(power.diagonal().mean()) or 1.0))
-    return (torch.linalg.solve(power, (heavy @ unit.T).double()).T * (scale / width)).float()
+    return (torch.linalg.solve(power, (weighed @ unit.T).double()).T * (scale / width)).float()
 
 
 def _unit(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -37,8 +37,13 @@ from ders_core.codecs import (
     Sparse,
     make_codec,
 )
-from ders_core.codecs.entropy import GAUSSIAN_SQUARED_ERROR, GISH_PIERCE
-from ders_core.codecs.quantized import LLOYD_MAX, PANTER_DITE, UNIFORM_ERROR
+from ders_core.codecs.fitting.gaussian_error import (
+    ENTROPY_CODED,
+    GISH_PIERCE,
+    LLOYD_MAX,
+    PANTER_DITE,
+    UNIFORM,
+)
 from ders_core.decompose.bases import around_mean
 from ders_core.errors import Cancelled, CheckpointError
 
@@ -359,6 +364,6 @@ def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) 
         assert predicted_error(analysis, 0, "gate", make_codec(codec)) is None
     assert predicted_error(analysis, 0, "gate", Keep()) == 0
     assert predicted_error(analysis, 0, "gate", Lossless()) == 0
-    assert list(UNIFORM_ERROR.values()) == sorted(UNIFORM_ERROR.values(), reverse=True)
+    assert list(UNIFORM.values()) == sorted(UNIFORM.values(), reverse=True)
     assert 0.93 < LLOYD_MAX[5] / (PANTER_DITE * 4**-5) < 1
-    assert GAUSSIAN_SQUARED_ERROR[3] == pytest.approx(GISH_PIERCE * 4**-3, rel=1e-3)
+    assert ENTROPY_CODED[3] == pytest.approx(GISH_PIERCE * 4**-3, rel=1e-3)
