@@ -16,7 +16,17 @@ from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, reads, session
 from ders_core.ui.base_row import base_row
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
-from ders_core.ui.recipe_table import FORMS, OTHER, apply_edits, codec_from, codecs_of, table
+from ders_core.ui.recipe_table import (
+    FIRST_CHOICE,
+    OTHER,
+    apply_edits,
+    calibration_sentence,
+    codec_from,
+    codecs_of,
+    menu,
+    strengths_sentence,
+    table,
+)
 from ders_core.units import bytes_text, share_text
 
 EDITOR = "recipe_editor"
@@ -87,24 +97,28 @@ def set_many(plan: Plan) -> None:
             key="set_projections",
             width=160,
         )
-        form = st.selectbox("Codec", list(FORMS), index=3, key="set_form", width=150)
-        if (own := FORMS[form].strength) is not None:
-            strength: float | None = st.number_input(
-                own.unit.capitalize(),
-                value=own.number(own.start),
-                min_value=own.number(own.least),
-                max_value=own.number(own.most),
-                step=own.number(own.step),
-                key=f"set_{form}",
+        labels = list(menu())
+        label = st.selectbox(
+            "Codec", labels, index=labels.index(FIRST_CHOICE), key="set_codec", width=150
+        )
+        strength = menu()[label].strength
+        value: float | None = None
+        if strength is not None:
+            number = strength.number
+            value = st.number_input(
+                strength.unit.capitalize(),
+                value=number(strength.start),
+                min_value=number(strength.least),
+                max_value=number(strength.most),
+                step=number(strength.step),
+                key=f"set_{label}",
                 width=200,
             )
-        else:
-            strength = None
         if st.button("Apply", key="set_apply", type="primary"):
             codecs = codecs_of(plan)
             for key, before in codecs.items():
                 if (not layers or key[0] in layers) and (not projections or key[1] in projections):
-                    codecs[key] = codec_from(form, strength, before)
+                    codecs[key] = codec_from(label, value, before)
             change(with_codecs(session.recipe(), codecs))
             st.rerun()
 
@@ -122,13 +136,10 @@ def group_table(plan: Plan) -> None:
         args=(plan, key),
         column_config={
             "codec": st.column_config.SelectboxColumn(
-                "codec", options=[*FORMS, OTHER], required=True
+                "codec", options=[*menu(), OTHER], required=True
             ),
             "strength": st.column_config.NumberColumn(
-                "strength",
-                help="random drop, magnitude, della: share of entries dropped. quantized, entropy: "
-                "bits. low rank: rank (empty where it is chosen by energy or bits).",
-                format="%g",
+                "strength", help=strengths_sentence(), format="%g"
             ),
             "before": st.column_config.NumberColumn("now, MB", format="%.3g"),
             "after": st.column_config.NumberColumn("after, MB", format="%.3g"),
@@ -188,9 +199,8 @@ def calibration_path(recipe: Recipe, round_: int) -> None:
         str(recipe.calibration or ""),
         placeholder="none: a file of `ders calibrate`",
         key=f"calibration_{round_}",
-        help="Second moments of the experts' inputs on a text of yours: `quantized` then makes "
-        "up for its rounding, `low rank` finds the directions that matter to outputs, and sparse "
-        "forms weigh entries by their inputs.",
+        help="Second moments of the experts' inputs on a text of yours. With them, "
+        f"{calibration_sentence()}.",
         width=300,
     )
     if path == str(recipe.calibration or ""):

@@ -5,15 +5,18 @@ import streamlit as st
 
 from ders_core import figures
 from ders_core.analysis import DOUBLE_BELOW, of_group, predicted_error, rank_for_energy
-from ders_core.codecs import Keep
+from ders_core.codecs import Keep, Strength
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
 from ders_core.pipeline.plan import group_specs
 from ders_core.ui import frame
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.plots import plot
-from ders_core.ui.recipe_table import codec_from
+from ders_core.ui.recipe_table import codec_from, menu
 from ders_core.units import bytes_text, share_text
+
+FIRST = "low rank"
+"""The codec that the page shows first: the one that spectra are about."""
 
 frame.need_frame()
 source = frame.need_checkpoint()
@@ -82,40 +85,57 @@ with right:
         alt="Energy kept against rank",
     )
 
-st.markdown("##### What would be kept")
-with st.container(border=True):
-    form = st.segmented_control(
-        "Codec",
-        ["low rank", "quantized", "entropy", "random drop", "magnitude"],
-        default="low rank",
-        required=True,
-        key="spec_form",
+
+def slider(label: str, strength: Strength) -> float:
+    """The strength of one codec, in its own unit."""
+    number = type(strength.slider_step)
+    start = min(strength.start, rank or strength.start) if strength.is_rank else strength.start
+    least, most = strength.slider_range(group.shape[1:])
+    chosen = st.slider(
+        strength.unit.capitalize(),
+        number(least),
+        number(most),
+        number(start),
+        step=strength.slider_step,
+        key=f"spec_{label}",
     )
-    if form == "low rank":
-        strength = float(
-            st.slider("Rank", 1, min(group.shape[1:]), min(rank or 16, 16), key="spec_rank")
-        )
-    elif form == "entropy":
-        strength = st.slider("Bits per entry", 0.1, 8.0, 1.0, step=0.1, key="spec_rate")
-    elif form == "quantized":
-        strength = float(st.slider("Bits per entry", 1, 8, 4, key="spec_bits"))
-    else:
-        strength = float(
-            st.slider("Share of entries dropped", 0.0, 0.99, 0.9, step=0.01, key="spec_drop")
-        )
+    return float(chosen)
+
+
+st.markdown("##### What would be kept")
+kept = GroupCodec.same(Keep(), group.shape[0])
+predictable = [
+    label
+    for label, entry in menu().items()
+    if entry.strength is not None
+    and predicted_error(analysis, layer, projection, entry.make(entry.strength.start, {}))
+    is not None
+]
+with st.container(border=True):
+    label = st.segmented_control(
+        "Codec",
+        predictable,
+        default=FIRST if FIRST in predictable else predictable[0],
+        required=True,
+        key="spec_codec",
+    )
+    strength = menu()[str(label)].strength
+    assert strength is not None, "only codecs with a strength are offered"
     try:
-        nothing = GroupCodec.same(Keep(), group.shape[0])
-        codec = codec_from(str(form), strength, nothing)
+        codec = codec_from(str(label), slider(str(label), strength), kept)
     except DersError as error:
         st.error(str(error))
         st.stop()
     after = sum(spec.nbytes for spec in group_specs(group, codec, None).values())
-    error = predicted_error(analysis, layer, projection, codec.dump()[0])
+    error = predicted_error(analysis, layer, projection, codec.expert(0))
     cells = st.columns(4)
     cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")
     bound = "" if codec.exact else ", at most"
-    told = "Bytes of base and packed deltas; an upper bound where the data decide."
-    cells[1].metric(f"After{bound}", bytes_text(after), help=told)
+    cells[1].metric(
+        f"After{bound}",
+        bytes_text(after),
+        help="Bytes of base and packed deltas; an upper bound where the data decide.",
+    )
     cells[2].metric("Of original", share_text(after / group.nbytes))
     cells[3].metric(
         "Predicted error",

@@ -1,6 +1,7 @@
 """Codecs: one file each, pure, exact about their bytes."""
 
 from ders_core.codecs.chain import Chain
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import (
     CODECS,
     Codec,
@@ -18,12 +19,15 @@ from ders_core.codecs.lossless import Lossless
 from ders_core.codecs.lowrank import LowRank
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.sparse import Sparse
+from ders_core.codecs.statistics import DeltaStatistics
 
 __all__ = [
     "CODECS",
     "Chain",
+    "Choice",
     "Codec",
     "DeltaCodec",
+    "DeltaStatistics",
     "EncodeContext",
     "Entropy",
     "Keep",
@@ -32,6 +36,7 @@ __all__ = [
     "Parts",
     "Quantized",
     "Sparse",
+    "Strength",
     "codec_class",
     "combine",
     "explain",

@@ -1,4 +1,4 @@
-"""`chain`: several codecs one after another, each on what the one before left."""
+"""`chain`: several codecs one after another, each on the residual of those before it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,22 @@ SEED_STEP = 0x9E3779B97F4A7C15
 
 @register
 class Chain(DeltaCodec):
-    """F(Δ) = F_1(Δ) + F_2(Δ − F_1(Δ)) + …, in the order given: each stage fits the residual that
-    those before it left, as they were stored."""
+    """F(Δ) = F_1(Δ) + F_2(Δ − F_1(Δ)) + …, in the order of the list: each stage encodes the
+    residual of those before it, as they were stored."""
 
     name: ClassVar[str] = "chain"
-    summary: ClassVar[str] = "Several codecs in a row, each on what the one before left."
+    summary: ClassVar[str] = "Several codecs in a row, each on the residual of those before it."
     source: ClassVar[str] = "residual coding; low-rank plus sparse (Candès et al. 2011)"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {
+            "stages": [
+                {"codec": "lowrank", "rank": 2},
+                {"codec": "sparse", "drop_rate": 0.9, "method": "magnitude"},
+                {"codec": "quantized", "bits": 2, "group_size": 16},
+            ]
+        },
+        {"stages": [{"codec": "entropy", "bits": 1.0}, {"codec": "lowrank", "energy": 0.2}]},
+    )
 
     stages: tuple[DeltaCodec, ...] = Field(
         min_length=2, description="codecs with their parameters, in order"
@@ -86,18 +96,18 @@ class Chain(DeltaCodec):
         parts: Parts = {}
         rest = delta
         for number, stage in enumerate(self.stages):
-            own = _own(context, number)
-            coded = stage.encode(rest, own)
+            stage_context = _of_stage(context, number)
+            coded = stage.encode(rest, stage_context)
             parts |= prefixed(str(number), coded)
             if number + 1 < len(self.stages):
-                rest = rest - stage.decode(coded, shape, own)
+                rest = rest - stage.decode(coded, shape, stage_context)
         return parts
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
         first, *others = (
-            stage.decode(within(str(number), parts), shape, _own(context, number))
+            stage.decode(within(str(number), parts), shape, _of_stage(context, number))
             for number, stage in enumerate(self.stages)
         )
         for other in others:
@@ -106,7 +116,7 @@ class Chain(DeltaCodec):
 
 
 class _Residuals:
-    """What stages leave of deltas; gone through as often as is asked for."""
+    """The residuals of deltas after some stages; can be iterated over more than once."""
 
     def __init__(self, deltas: Iterable[torch.Tensor], stages: tuple[DeltaCodec, ...]) -> None:
         self._deltas, self._stages = deltas, stages
@@ -115,19 +125,19 @@ class _Residuals:
         for expert, delta in enumerate(self._deltas):
             rest = delta
             for number, stage in enumerate(self._stages):
-                own = _own(EncodeContext(torch.float32, expert), number)
+                context = _of_stage(EncodeContext(torch.float32, expert), number)
                 shape = (delta.shape[0], delta.shape[1])
-                rest = rest - stage.decode(stage.encode(rest, own), shape, own)
+                rest = rest - stage.decode(stage.encode(rest, context), shape, context)
             yield rest
 
 
-def _own(context: EncodeContext, number: int) -> EncodeContext:
-    """The context of one stage: with a seed of its own."""
+def _of_stage(context: EncodeContext, number: int) -> EncodeContext:
+    """The context of one stage: the same with another seed."""
     return replace(context, seed=stage_seed(context.seed, number))
 
 
 def stage_seed(seed: int, number: int) -> int:
-    """The seed of a stage in a chain; the first one's is the chain's."""
+    """The seed of a stage in a chain; the first stage has the chain's."""
     return (seed + number * SEED_STEP) % (1 << 62)
 
 
@@ -137,12 +147,12 @@ def _stage(number: int, item: Any) -> DeltaCodec:
             item = make_codec(item)
         except CodecError as error:
             cause = error.__cause__
-            told = (
+            problem = (
                 explain(cause, codec_class(item.get("codec")))
                 if isinstance(cause, ValidationError)
                 else str(error)
             )
-            raise ValueError(f"stage {number}: {told}") from error
+            raise ValueError(f"stage {number}: {problem}") from error
     if not isinstance(item, DeltaCodec) or isinstance(item, Chain):
         what = item.name if isinstance(item, Codec) else item
         raise ValueError(f"stage {number}: {what!r} cannot stand in a chain")

@@ -4,6 +4,9 @@ A codec is a frozen set of parameters with two pure functions, `pack` and `unpac
 expert's weight, given its base, and a flat dict of tensors. Most look at the delta alone: they are
 a `DeltaCodec`, with `encode` and `decode`. A codec says beforehand which tensors it will write. The
 parameters travel in recipes and in the manifest; nothing else is needed to decode.
+
+To add a codec, write its class in a file of this package and decorate it with `register`. Plans,
+pages and predictions ask the class; `ders_core.codecs.testing` checks it.
 """
 
 from __future__ import annotations
@@ -17,9 +20,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from ders_core.codecs.choice import Choice
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.errors import CodecError
 from ders_core.files.spec import TensorSpec
+from ders_core.registry import Registry
 
 Parts = dict[str, torch.Tensor]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
@@ -59,7 +65,16 @@ class Codec(BaseModel, ABC):
     summary: ClassVar[str]
     """One sentence for a person who chooses."""
     source: ClassVar[str]
-    """Where the form comes from."""
+    """The paper or idea that it implements."""
+    choices: ClassVar[tuple[Choice, ...]] = ()
+    """Its entries in menus and tables; a codec without any is written in YAML only."""
+    menu_place: ClassVar[int] = 100
+    """Where its choices stand in a menu: the lowest come first, equals by name."""
+    use_of_calibration: ClassVar[str] = ""
+    """What it does with second moments, such as "weighs entries by their inputs"; empty: it
+    ignores them."""
+    examples: ClassVar[tuple[Mapping[str, Any], ...]]
+    """Parameters of a few codecs of this class, which together reach all of its code."""
 
     @property
     @abstractmethod
@@ -68,13 +83,34 @@ class Codec(BaseModel, ABC):
 
     @property
     def settled(self) -> bool:
-        """Whether no choice is left that `fit` makes."""
+        """Whether no parameter is left for `fit` to determine."""
         return True
 
     @property
     def ragged(self) -> frozenset[str]:
         """Parts whose first dimension depends on the data: `parts` gives the most it can be."""
         return frozenset()
+
+    @property
+    def choice(self) -> Choice | None:
+        """The menu's entry for this codec; None if it can only be written in YAML."""
+        return next(
+            (
+                choice
+                for choice in self.choices
+                if all(getattr(self, key) == value for key, value in choice.fields.items())
+            ),
+            None,
+        )
+
+    def fields_beside_strength(self) -> dict[str, Any]:
+        """The parameters that stay when the strength of its choice is set to another value."""
+        return self.model_dump(exclude_none=True)
+
+    def expected_error(self, statistics: DeltaStatistics) -> float | None:
+        """An estimate of ‖Δ̂ − Δ‖/‖Δ‖ over a group's deltas, without a calibration; None where
+        these statistics cannot tell."""
+        return None
 
     @property
     def exact(self) -> bool:
@@ -157,27 +193,19 @@ def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:
 
 
 def within(prefix: str, parts: Mapping[str, V]) -> dict[str, V]:
-    """The inverse of `prefixed`: what stands under the prefix."""
+    """The inverse of `prefixed`: the parts under the prefix, without it."""
     head = f"{prefix}."
-    return {name.removeprefix(head): own for name, own in parts.items() if name.startswith(head)}
+    return {name.removeprefix(head): part for name, part in parts.items() if name.startswith(head)}
 
 
-CODECS: dict[str, type[Codec]] = {}
-
-C = TypeVar("C", bound=type[Codec])
-
-
-def register(codec: C) -> C:
-    """Class decorator: make a codec known by its name."""
-    CODECS[codec.name] = codec
-    return codec
+CODECS: Registry[Codec] = Registry("codec", "ders_core.codecs", CodecError)
+register = CODECS.register
+"""Class decorator: make a codec known by its name."""
 
 
 def codec_class(name: object) -> type[Codec]:
     """The codec of that name. Raises CodecError that lists the known ones."""
-    if not isinstance(name, str) or name not in CODECS:
-        raise CodecError(f"unknown codec {name!r}; known are {', '.join(sorted(CODECS))}")
-    return CODECS[name]
+    return CODECS.find(name)
 
 
 def make_codec(fields: Mapping[str, Any]) -> Codec:
@@ -191,13 +219,13 @@ def make_codec(fields: Mapping[str, Any]) -> Codec:
 
 
 def gravest(error: ValidationError) -> ErrorDetails:
-    """The finding to tell first: a misspelt key rather than the one it then leaves missing."""
-    found = error.errors()
-    return next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    """The fault to report first: a misspelt key rather than the one it then leaves missing."""
+    faults = error.errors()
+    return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
 
 
 def explain(error: ValidationError, cls: type[Codec]) -> str:
-    """One sentence for the gravest thing that pydantic found wrong with a codec's parameters."""
+    """One sentence for the gravest fault that pydantic reports in a codec's parameters."""
     first = gravest(error)
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -206,5 +234,5 @@ def explain(error: ValidationError, cls: type[Codec]) -> str:
     if first["type"] == "missing":
         return f"codec {cls.name!r} needs the parameter {key!r}"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if not key else f" (given: {first['input']!r})"
-    return f"codec {cls.name!r}{', ' + key if key else ''}: {message}{given}"
+    value = "" if not key else f" (given: {first['input']!r})"
+    return f"codec {cls.name!r}{', ' + key if key else ''}: {message}{value}"

@@ -1,18 +1,21 @@
-"""`entropy`: entries are rounded to multiples of a step, and the multiples entropy-coded."""
+"""`entropy`: entries are rounded to multiples of a step, and the multiples are entropy-coded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.ans import Model, Stack, code_bytes
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.codecs.fitting import gaussian_error
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, largest_magnitude, pieces
 from ders_core.files.spec import TensorSpec
 
@@ -21,15 +24,15 @@ CHUNK = 1 << 19
 
 SAMPLE = 1 << 17
 ROUNDINGS = (0.5, 0.44, 0.38, 0.32)
-"""What is added before the fraction is cut: the less, the wider the zero."""
+"""Added before the fraction is cut: the smaller, the wider the interval that becomes zero."""
 
 EXACT_CODES = 4096
 PER_OCTAVE = 16
-"""Multiples beyond EXACT_CODES share codes, so many to a doubling: outliers fill no table."""
+"""Multiples beyond EXACT_CODES share codes, so many to a doubling, so that outliers do not fill the
+table."""
 
 FINEST = 512
-"""No step is finer than so many to the median magnitude: over 10 bits, more than may be asked
-for."""
+"""The finest step is the median magnitude over this: over 10 bits, more than a recipe may ask."""
 
 FARTHEST = EXACT_CODES + 64 * PER_OCTAVE
 
@@ -40,7 +43,7 @@ SLACK = 1.0002
 """What the coder may take above the entropy."""
 
 COUNTED = 4 + 4
-"""Bytes of the table for each code: its level in float32, and how often it comes."""
+"""Bytes of the table for each code: its level in float32, and how often it occurs."""
 
 
 @register
@@ -48,9 +51,9 @@ class Entropy(DeltaCodec):
     """Δ ≈ the centroid of all entries that round to the same multiple of a step; the multiples are
     entropy-coded with an adaptive zero (entropy-coded scalar quantization).
 
-    The step is the smallest with which an expert takes at most `bits` per entry, tables included;
-    the same one for the whole matrix, which is what rate-distortion theory asks for (all errors
-    alike; Cover and Thomas, ch. 10). For a Gaussian its squared error lies 0.2 dB above the
+    The step is the smallest with which an expert takes at most `bits` per entry, tables included.
+    The whole matrix has one step, as rate-distortion theory asks for (all errors alike; Cover and
+    Thomas, ch. 10). For a Gaussian its squared error lies 0.2 dB above the
     Shannon bound at 0.1 bit, 1.4 dB at 1 bit and 1.53 dB (¼ bit) at many (Gish and Pierce 1968).
     Slower to decode than `quantized`, and on the CPU.
     """
@@ -58,6 +61,11 @@ class Entropy(DeltaCodec):
     name: ClassVar[str] = "entropy"
     summary: ClassVar[str] = "Rounds entries to multiples of a step and entropy-codes them."
     source: ClassVar[str] = "Gish and Pierce 1968; ANS (arXiv 1311.2540)"
+    choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("entropy", strength=Strength("bits", "most bits per entry", 1, 0.05, 8, 0.05, 0.1)),
+    )
+    menu_place: ClassVar[int] = 4
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"bits": 0.3}, {"bits": 1.5}, {"bits": 8})
 
     bits: float = Field(gt=0, le=8, description="the most bits per entry, tables included")
 
@@ -112,6 +120,10 @@ class Entropy(DeltaCodec):
         delta = levels.index_select(0, torch.from_numpy(index))
         return delta.view(shape).to(parts["stream"].device)
 
+    def expected_error(self, statistics: DeltaStatistics) -> float:
+        """As for Gaussian values of one variance."""
+        return gaussian_error.of_entropy_coding(self.bits)
+
 
 def _codes(values: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
     """int32 codes of values, from −FARTHEST to FARTHEST, ascending with them; 0 is zero's."""
@@ -125,33 +137,33 @@ def _codes(values: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
 
 
 def _size(counts: np.ndarray, slack: float = 1.0) -> float:
-    """Bytes of a stream with these counts, a coder's last words included."""
-    found = int((counts > 0).sum())
-    return 4 + found * COUNTED + slack * code_bytes(counts) + 8 * (found > 1)
+    """Bytes of a stream with these counts, including the last words of the coder."""
+    codes = int((counts > 0).sum())
+    return 4 + codes * COUNTED + slack * code_bytes(counts) + 8 * (codes > 1)
 
 
 def _written(values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """The stream: table and codes. codes: non-negative, `counts` says how often each comes."""
-    found = counts.nonzero().flatten()
+    """The stream: table and codes. codes: non-negative; `counts` says how often each occurs."""
+    occurring = counts.nonzero().flatten()
     number = torch.zeros_like(counts, dtype=torch.int32)
-    number[found] = torch.arange(found.numel(), dtype=torch.int32)
+    number[occurring] = torch.arange(occurring.numel(), dtype=torch.int32)
     largest = largest_magnitude(values)
     shares = values.double().div_(largest or 1.0)
     total = torch.bincount(codes, shares, minlength=counts.numel())
     del shares
     writer = Writer()
-    writer.put([found.numel()], "<u4")
-    writer.put((total[found] / counts[found] * largest).numpy(), "<f4")
-    writer.put(counts[found].numpy(), "<u4")
-    if found.numel():
+    writer.put([occurring.numel()], "<u4")
+    writer.put((total[occurring] / counts[occurring] * largest).numpy(), "<f4")
+    writer.put(counts[occurring].numpy(), "<u4")
+    if occurring.numel():
         stack = Stack()
-        stack.push(number.index_select(0, codes).numpy(), Model(counts[found].numpy()))
+        stack.push(number.index_select(0, codes).numpy(), Model(counts[occurring].numpy()))
         writer.put(stack.words(), "<u4")
     return writer.tensor()
 
 
 def _first_guess(flat: torch.Tensor, largest: float, limit: int) -> tuple[float, float]:
-    """(step, rounding) with the least squared error on a sample, at the rate that is allowed."""
+    """(step, rounding) with the least squared error on a sample, within `limit` bytes in all."""
     if not largest:
         return 1.0, ROUNDINGS[0]
     stride = -(-flat.numel() // SAMPLE)

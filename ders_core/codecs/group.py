@@ -1,8 +1,8 @@
 """The codecs of one group's experts, and the tensors that the group takes in a packed file.
 
-Mostly all experts have one codec. Each of its parts is then stacked over the experts; a part whose
-length depends on the data is laid end to end, and the lengths stand in the manifest. Where experts
-have several codecs, each codec's parts go under its number, stacked over its own experts.
+Usually all experts have one codec. Each of its parts is then stacked over the experts; parts whose
+length depends on the data lie end to end, and the manifest lists their lengths. Where experts have
+several codecs, each codec's parts are named by its number and stacked over its experts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import tensor_bytes
 
 Lengths = Mapping[str, Sequence[int]]
-"""Part of varying length -> its length for each expert that has it."""
+"""Variable-length part -> its length for each expert that has it."""
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor in the file, and the pieces that make it, one after another: never a second copy."""
+    """A tensor in the file, as the pieces that follow one another in it: never a second copy."""
 
     spec: TensorSpec
     pieces: tuple[torch.Tensor, ...]
@@ -36,7 +36,7 @@ class Stacked:
 
     @classmethod
     def over_experts(cls, pieces: Sequence[torch.Tensor]) -> Stacked:
-        """Alike pieces, under a new first dimension."""
+        """Pieces of the same shape and dtype, under a new first dimension."""
         first = pieces[0]
         return cls(TensorSpec(first.dtype, (len(pieces), *first.shape)), tuple(pieces))
 
@@ -76,10 +76,10 @@ class GroupCodec:
             raise CodecError("the experts have one codec, or several and uses that tell whose")
         if uses is None:
             return cls.same(make_codec(codecs), experts)
-        found = tuple(make_codec(fields) for fields in codecs)
-        if len(uses) != experts or set(uses) != set(range(len(found))):
+        distinct = tuple(make_codec(fields) for fields in codecs)
+        if len(uses) != experts or set(uses) != set(range(len(distinct))):
             raise CodecError("the experts' codecs are not told for each of them")
-        return cls(found, tuple(uses))
+        return cls(distinct, tuple(uses))
 
     def dump(self) -> tuple[Any, tuple[int, ...] | None]:
         """(codec, None), or (codecs, uses) where there are several; plain values."""
@@ -89,7 +89,7 @@ class GroupCodec:
 
     @property
     def codec(self) -> Codec | None:
-        """The one of all experts; None where they have several."""
+        """The codec of all experts; None where they have several."""
         return self.codecs[0] if len(self.codecs) == 1 else None
 
     @property
@@ -97,8 +97,8 @@ class GroupCodec:
         if self.codec is not None:
             return self.codec.label
         counts = [self.uses.count(number) for number in range(len(self.codecs))]
-        told = zip(counts, self.codecs, strict=True)
-        return "; ".join(f"{count} × {codec.label}" for count, codec in told)
+        pairs = zip(counts, self.codecs, strict=True)
+        return "; ".join(f"{count} × {codec.label}" for count, codec in pairs)
 
     @property
     def keeps(self) -> bool:
@@ -117,11 +117,11 @@ class GroupCodec:
         return self.codecs[self.uses[number]]
 
     def members(self, number: int) -> list[int]:
-        """The experts that have one of the codecs."""
+        """The experts that have the codec of that number."""
         return [expert for expert, use in enumerate(self.uses) if use == number]
 
     def fit(self, deltas: Callable[[list[int]], Iterable[torch.Tensor]]) -> GroupCodec:
-        """Every codec settled on the deltas of its own experts."""
+        """Settle every codec on the deltas of its experts; `deltas` gives those of some experts."""
         fitted = tuple(
             codec.fit(deltas(self.members(number))) for number, codec in enumerate(self.codecs)
         )
@@ -131,7 +131,7 @@ class GroupCodec:
         self, shape: tuple[int, int], dtype: torch.dtype, lengths: Lengths | None = None
     ) -> dict[str, TensorSpec]:
         """Part in the file -> dtype and shape, for experts `[out, in]` stored as `dtype`. Without
-        `lengths`, parts of varying length are as long as they can be."""
+        `lengths`, variable-length parts are as long as they can be."""
         specs: dict[str, TensorSpec] = {}
         for number, codec in enumerate(self.codecs):
             count = self.uses.count(number)
@@ -147,27 +147,27 @@ class GroupCodec:
         return specs
 
     def fits(self, lengths: Lengths, shape: tuple[int, int], dtype: torch.dtype) -> bool:
-        """Whether lengths from a file are those of this group's parts, and none is too long."""
+        """Whether lengths from a file belong to this group's parts, and none is too long."""
         wanted = {}
         for number, codec in enumerate(self.codecs):
             parts = codec.parts(shape, dtype)
             for part in codec.ragged:
                 wanted[self._name(number, part)] = (parts[part].shape[0], self.uses.count(number))
         return lengths.keys() == wanted.keys() and all(
-            len(lengths[name]) == count and all(0 <= own <= most for own in lengths[name])
+            len(lengths[name]) == count and all(0 <= length <= most for length in lengths[name])
             for name, (most, count) in wanted.items()
         )
 
     def stack(
         self, parts: Sequence[Parts]
     ) -> tuple[dict[str, Stacked], dict[str, tuple[int, ...]]]:
-        """Each expert's parts -> the group's tensors, and the lengths of those that vary."""
+        """Each expert's parts -> the group's tensors, and the lengths of variable-length ones."""
         tensors: dict[str, Stacked] = {}
         lengths: dict[str, tuple[int, ...]] = {}
         for number, codec in enumerate(self.codecs):
-            own = [parts[expert] for expert in self.members(number)]
-            for part in own[0]:
-                name, pieces = self._name(number, part), [found[part] for found in own]
+            members = [parts[expert] for expert in self.members(number)]
+            for part in members[0]:
+                name, pieces = self._name(number, part), [member[part] for member in members]
                 if part in codec.ragged:
                     tensors[name] = Stacked.end_to_end(pieces)
                     lengths[name] = tuple(len(piece) for piece in pieces)
@@ -218,7 +218,8 @@ def packed_parts(
     """Part -> dtype and shape of a group of `shape` (experts, out, in) stored as `dtype`.
 
     bases: how many there are, None for one that is not stacked; a group that is kept has none.
-    Biases stay as they are, `[experts, out]`. lengths: of parts that vary; without, the most.
+    biases: whether experts have them; they stay as they are, `[experts, out]`. lengths: of
+    variable-length parts; without them, the most.
     """
     experts, out, width = shape
     parts = codec.specs((out, width), dtype, lengths)

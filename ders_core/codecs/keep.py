@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.files.spec import TensorSpec
 
 
 @register
 class Keep(Codec):
-    """No decomposition. A group that is kept whole stays under its original names, so no weight
-    of it ever reaches this codec; an expert that is kept among others is stored as it is."""
+    """No decomposition. A group of which every expert is kept stays under its original names, and
+    none of its weights reaches this codec; an expert that is kept among others is stored as it
+    is."""
 
     name: ClassVar[str] = "keep"
     summary: ClassVar[str] = "Leaves the experts as they are, bit for bit."
     source: ClassVar[str] = "the original checkpoint"
+    choices: ClassVar[tuple[Choice, ...]] = (Choice("keep"),)
+    menu_place: ClassVar[int] = 0
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 
     @property
     def label(self) -> str:
@@ -34,3 +40,6 @@ class Keep(Codec):
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
         return parts["weight"]
+
+    def expected_error(self, statistics: DeltaStatistics) -> float:
+        return 0.0

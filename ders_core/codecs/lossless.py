@@ -1,31 +1,36 @@
-"""`lossless`: the experts' own bits, predicted from the base and entropy-coded."""
+"""`lossless`: every bit of the experts, predicted from the base and entropy-coded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
 from ders_core.codecs.coding.ans import Model, Stack
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.files.spec import TensorSpec
 
 CHUNK = 1 << 20
 RAW, CODED = 0, 1
 
 CONTEXTS = 16
-"""Exponents of the base that are told apart, from its largest one down."""
+"""Exponents of the base with statistics of their own, from the largest one down; the last one
+stands for all smaller ones too."""
 
 FINE = 64
-"""Codes that a spread of one deviation is cut into; what is finer is noise and kept as it is."""
+"""Codes to one mean deviation of the differences; finer bits are noise and stored as they are."""
 
 MOST_CODES = 4096
+"""Codes in one table; with more of them another low bit is stored as it is."""
+
 WIDEST = 1 << 16
 """Ranges of codes up to this one are counted and looked up by table."""
 
@@ -34,8 +39,9 @@ INTEGERS = {2: torch.int16, 4: torch.int32}
 
 @dataclass(frozen=True)
 class _Table:
-    """How differences are coded where the base has one exponent. low: bits kept as they are. codes:
-    int64, ascending, the differences above them that occur; counts: how often."""
+    """How differences are coded where the base has one exponent. low: number of low bits that are
+    stored as they are. codes: the upper bits that occur, int64, ascending. counts: how often each
+    occurs."""
 
     low: int
     codes: np.ndarray
@@ -55,15 +61,18 @@ class _Table:
 class Lossless(Codec):
     """Bit for bit the expert, in fewer bytes where it is close to its base.
 
-    Floats are taken as integers that count them in order; W − W_base is then a small number of
+    Floats are mapped to integers that count them in order; W − W_base is then a small number of
     steps, smaller where the base's exponent is large, so each exponent of the base has statistics
-    of its own. The upper bits of the differences are entropy-coded (ANS), the noise below them is
-    kept as it is. An expert that would not shrink is stored as it is.
+    of its expert. The upper bits of the differences are entropy-coded (ANS), the noise in the lower
+    ones is stored as it is. So is a whole expert that would not shrink.
     """
 
     name: ClassVar[str] = "lossless"
     summary: ClassVar[str] = "Keeps every bit, in fewer bytes where experts are close to the base."
     source: ClassVar[str] = "ANS (arXiv 1311.2540); prediction as in fpzip (Lindstrom 2006)"
+    choices: ClassVar[tuple[Choice, ...]] = (Choice("lossless"),)
+    menu_place: ClassVar[int] = 1
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 
     @property
     def label(self) -> str:
@@ -77,21 +86,21 @@ class Lossless(Codec):
         return {"stream": TensorSpec(torch.uint8, (1 + math.prod(shape) * dtype.itemsize,))}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
-        own, start = weight.reshape(-1).cpu(), base.reshape(-1).cpu()
+        expert, start = weight.reshape(-1).cpu(), base.reshape(-1).cpu()
         writer = Writer()
         writer.put([CODED], "<u1")
         top = _top_exponent(start)
-        tables = _tables(own, start, top)
+        tables = _tables(expert, start, top)
         for table in tables:
             writer.put([table.low, len(table.codes)], "<u4")
-            writer.put(table.codes, "<i8" if own.element_size() == 4 else "<i4")
+            writer.put(table.codes, "<i8" if expert.element_size() == 4 else "<i4")
             writer.put(table.counts, "<u4")
         models = [Model(table.counts) if len(table.codes) else None for table in tables]
         stack = Stack()
         noise: list[list[torch.Tensor]] = []
-        for begin in reversed(range(0, own.numel(), CHUNK)):
+        for begin in reversed(range(0, expert.numel(), CHUNK)):
             kept: list[torch.Tensor] = []
-            differences = _ordered(own[begin : begin + CHUNK])
+            differences = _ordered(expert[begin : begin + CHUNK])
             differences -= _ordered(start[begin : begin + CHUNK])
             places = list(_places(start[begin : begin + CHUNK], top))
             for number, place in reversed(list(enumerate(places))):
@@ -109,8 +118,8 @@ class Lossless(Codec):
             for piece in kept:
                 writer.put(piece.numpy(), "<u1")
         stream = writer.tensor()
-        if stream.numel() > own.nbytes:
-            raw = own.contiguous().view(torch.uint8)
+        if stream.numel() > expert.nbytes:
+            raw = expert.contiguous().view(torch.uint8)
             stream = torch.cat([torch.tensor([RAW], dtype=torch.uint8), raw])
         return {"stream": stream.to(weight.device)}
 
@@ -119,19 +128,24 @@ class Lossless(Codec):
     ) -> torch.Tensor:
         reader = Reader(parts["stream"])
         start = base.reshape(-1).cpu()
-        own = torch.empty_like(start)
+        expert = torch.empty_like(start)
         form = reader.number("<u1")
         if form == RAW:
-            own.view(torch.uint8).copy_(torch.from_numpy(reader.take(own.nbytes, "<u1").copy()))
+            expert.view(torch.uint8).copy_(
+                torch.from_numpy(reader.take(expert.nbytes, "<u1").copy())
+            )
         elif form == CODED:
-            _read(reader, start, own)
+            _read(reader, start, expert)
         else:
             raise damaged()
-        return own.view(base.shape).to(base.device)
+        return expert.view(base.shape).to(base.device)
+
+    def expected_error(self, statistics: DeltaStatistics) -> float:
+        return 0.0
 
 
-def _read(reader: Reader, start: torch.Tensor, own: torch.Tensor) -> None:
-    """Fill `own` with what the stream says of it, given the base `start`."""
+def _read(reader: Reader, start: torch.Tensor, expert: torch.Tensor) -> None:
+    """Decode the stream into `expert`, flat like the base `start`."""
     top, wide = _top_exponent(start), start.element_size() == 4
     tables = []
     for _ in range(CONTEXTS):
@@ -142,7 +156,7 @@ def _read(reader: Reader, start: torch.Tensor, own: torch.Tensor) -> None:
         tables.append(_Table(low, codes, reader.take(count, "<u4").astype(np.int64)))
     models = [Model(table.counts) if len(table.codes) else None for table in tables]
     stack = Stack(reader.take(reader.number(), "<u4"))
-    for begin in range(0, own.numel(), CHUNK):
+    for begin in range(0, expert.numel(), CHUNK):
         base = start[begin : begin + CHUNK]
         steps = torch.zeros(base.numel(), dtype=torch.int64)
         for number, place in enumerate(_places(base, top)):
@@ -155,7 +169,7 @@ def _read(reader: Reader, start: torch.Tensor, own: torch.Tensor) -> None:
             noise = reader.take(packed_bytes(place.numel(), table.low), "<u1")
             fine = unpack(torch.from_numpy(noise.copy()), table.low, place.numel(), torch.int64)
             steps[place] = (torch.from_numpy(table.codes[index]) << table.low) | fine
-        own[begin : begin + CHUNK] = _unordered(steps + _ordered(base), own.dtype)
+        expert[begin : begin + CHUNK] = _unordered(steps + _ordered(base), expert.dtype)
 
 
 def _ordered(values: torch.Tensor) -> torch.Tensor:
@@ -195,41 +209,41 @@ def _places(base: torch.Tensor, top: int) -> Iterator[torch.Tensor]:
 
 
 def _counted(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which codes there are, int64 ascending, and how often each comes."""
+    """The codes that occur, int64 ascending, and how often each does."""
     if not codes.numel():
         return codes, codes
     first = int(codes.min())
     if int(codes.max()) - first >= WIDEST:
         return codes.unique(return_counts=True)
     counts = torch.bincount(codes - first)
-    found = counts.nonzero().flatten()
-    return found + first, counts[found]
+    occurring = counts.nonzero().flatten()
+    return occurring + first, counts[occurring]
 
 
-def _tables(own: torch.Tensor, start: torch.Tensor, top: int) -> list[_Table]:
+def _tables(expert: torch.Tensor, start: torch.Tensor, top: int) -> list[_Table]:
     """The statistics of the differences in each context."""
-    square = [0.0] * CONTEXTS
+    distance = [0.0] * CONTEXTS
     count = [0] * CONTEXTS
-    for begin in range(0, own.numel(), CHUNK):
+    for begin in range(0, expert.numel(), CHUNK):
         base = start[begin : begin + CHUNK]
-        steps = (_ordered(own[begin : begin + CHUNK]) - _ordered(base)).double()
+        steps = (_ordered(expert[begin : begin + CHUNK]) - _ordered(base)).double()
         for number, place in enumerate(_places(base, top)):
-            square[number] += float(steps[place].abs().sum())
+            distance[number] += float(steps[place].abs().sum())
             count[number] += place.numel()
     lows = [
-        max(int(math.log2(total / some / FINE)), 0) if some and total / some > FINE else 0
-        for total, some in zip(square, count, strict=True)
+        max(int(math.log2(total / many / FINE)), 0) if many and total / many > FINE else 0
+        for total, many in zip(distance, count, strict=True)
     ]
     while True:
         tallies: list[dict[int, int]] = [{} for _ in range(CONTEXTS)]
-        for begin in range(0, own.numel(), CHUNK):
+        for begin in range(0, expert.numel(), CHUNK):
             base = start[begin : begin + CHUNK]
-            steps = _ordered(own[begin : begin + CHUNK]) - _ordered(base)
+            steps = _ordered(expert[begin : begin + CHUNK]) - _ordered(base)
             for number, place in enumerate(_places(base, top)):
                 codes, many = _counted(steps[place] >> lows[number])
                 tally = tallies[number]
-                for code, some in zip(codes.tolist(), many.tolist(), strict=True):
-                    tally[code] = tally.get(code, 0) + some
+                for code, times in zip(codes.tolist(), many.tolist(), strict=True):
+                    tally[code] = tally.get(code, 0) + times
         crowded = [number for number, tally in enumerate(tallies) if len(tally) > MOST_CODES]
         if not crowded:
             break

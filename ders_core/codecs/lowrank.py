@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, register, within
 from ders_core.codecs.quantized import Quantized
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import largest_magnitude
 from ders_core.files.spec import TensorSpec
 
@@ -49,6 +51,20 @@ class LowRank(DeltaCodec):
     name: ClassVar[str] = "lowrank"
     summary: ClassVar[str] = "Keeps each delta's strongest directions as two thin matrices."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) §3; D2-MoE (arXiv 2502.17298); Delta-CoMe"
+    choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("low rank", strength=Strength("rank", "rank", 16, 1, 4096, 1, 1, is_rank=True)),
+    )
+    menu_place: ClassVar[int] = 5
+    use_of_calibration: ClassVar[str] = "finds the directions that matter to outputs"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"rank": 1},
+        {"rank": 7},
+        {"energy": 0.9},
+        {"bits": 2.0},
+        {"rank": 3, "svd": "randomized"},
+        {"rank": 3, "factor_bits": 4, "leading": 1},
+        {"bits": 1.0, "factor_bits": 6},
+    )
 
     rank: int | None = Field(default=None, ge=1, description="directions that are kept")
     energy: float | None = Field(
@@ -66,15 +82,15 @@ class LowRank(DeltaCodec):
 
     @model_validator(mode="after")
     def _check(self) -> LowRank:
-        given = [own for own in (self.rank, self.energy, self.bits) if own is not None]
-        if len(given) != 1:
+        limits = [limit for limit in (self.rank, self.energy, self.bits) if limit is not None]
+        if len(limits) != 1:
             raise ValueError("give one of rank, energy and bits, and only one")
         if self.leading and self.factor_bits is None:
             raise ValueError("leading directions differ from the others only with factor_bits")
         return self
 
     def dump(self) -> dict[str, Any]:
-        """What is seldom set is told only where it is."""
+        """Omit svd and leading that have their default, and leading_bits without leading."""
         seldom = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
         return {
             key: value
@@ -82,6 +98,18 @@ class LowRank(DeltaCodec):
             if key not in seldom
             or (key != "leading_bits" and value != type(self).model_fields[key].default)
         }
+
+    def fields_beside_strength(self) -> dict[str, Any]:
+        """A rank takes the place of energy and bits."""
+        fields = super().fields_beside_strength()
+        return {key: value for key, value in fields.items() if key not in ("energy", "bits")}
+
+    def expected_error(self, statistics: DeltaStatistics) -> float | None:
+        """From the spectrum, with factors as they are; unknown where bits decide the rank."""
+        if self.energy is not None:
+            return math.sqrt(max(1 - self.energy, 0.0))
+        kept = statistics.energy_of_rank(self.rank) if self.rank is not None else None
+        return None if kept is None else math.sqrt(max(1 - kept, 0.0))
 
     @property
     def label(self) -> str:
@@ -126,19 +154,20 @@ class LowRank(DeltaCodec):
         parts: dict[str, TensorSpec] = {}
         for name, coder, directions in self._coders(rank):
             for side, length in (("left", shape[0]), ("right", shape[1])):
-                own = coder.parts((len(directions), length), dtype)
-                parts |= prefixed(f"{side}.{name}", own)
+                factor = coder.parts((len(directions), length), dtype)
+                parts |= prefixed(f"{side}.{name}", factor)
         return parts
 
     def _coders(self, rank: int) -> list[tuple[str, Quantized, range]]:
-        """Which directions are quantized how."""
+        """(name of the parts, what quantizes them, directions that they hold), in order."""
         split = min(self.leading, rank)
-        found = [("trailing", self.factor_bits or 8, range(split, rank))]
-        if split:
-            found.insert(0, ("leading", self.leading_bits, range(split)))
+        bands = [
+            ("leading", self.leading_bits, range(split)),
+            ("trailing", self.factor_bits or 8, range(split, rank)),
+        ]
         return [
             (name, Quantized(bits=bits, grid="normal" if bits <= 4 else "uniform"), directions)
-            for name, bits, directions in found
+            for name, bits, directions in bands
             if len(directions)
         ]
 
@@ -168,10 +197,10 @@ class LowRank(DeltaCodec):
             left, right = left * root, root[:, None] * right
         else:
             moments = context.moments.to(delta.device)
-            forth, back = _metric(moments)
-            left, sigma, right = self._svd(_times(delta, forth), rank, context.seed)
+            half, inverse_half = _metric(moments)
+            left, sigma, right = self._svd(_times(delta, half), rank, context.seed)
             root = sigma.sqrt()
-            left, right = left * root, _times(root[:, None] * right, back)
+            left, right = left * root, _times(root[:, None] * right, inverse_half)
         if self.factor_bits is None:
             return {
                 "left": left.to(context.dtype).contiguous(),
@@ -190,7 +219,7 @@ class LowRank(DeltaCodec):
             return parts["left"].float() @ parts["right"].float()
         rank = self._rank(shape, context.dtype)
         if not rank:
-            return torch.zeros(shape)  # no part tells a device
+            return torch.zeros(shape)  # no part to take a device from
         left = self._decode_factor("left", parts, rank, shape[0], context)
         return left.T @ self._decode_factor("right", parts, rank, shape[1], context)
 
@@ -198,8 +227,8 @@ class LowRank(DeltaCodec):
         """rows: `[rank, length]`."""
         parts: Parts = {}
         for name, coder, directions in self._coders(rows.shape[0]):
-            own = coder.encode(rows[directions.start : directions.stop].contiguous(), context)
-            parts |= prefixed(f"{side}.{name}", own)
+            band = rows[directions.start : directions.stop].contiguous()
+            parts |= prefixed(f"{side}.{name}", coder.encode(band, context))
         return parts
 
     def _decode_factor(
@@ -233,8 +262,8 @@ class LowRank(DeltaCodec):
 def _krylov_svd(
     matrix: torch.Tensor, rank: int, width: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first triples of the SVD of what a block Krylov space of `width` columns a step sees of
-    the matrix."""
+    """The first `rank` triples of the SVD of the matrix, restricted to a block Krylov space with
+    `width` columns for each step."""
     unit, scale = _unit(matrix)
     start = torch.randn(unit.shape[1], width, generator=torch.Generator().manual_seed(seed))
     blocks = [torch.linalg.qr(unit @ start.to(unit.device)).Q]
@@ -253,8 +282,8 @@ def _metric(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return squares.sqrt().float(), squares.rsqrt().float()
     squares, directions = torch.linalg.eigh(moments.double())
     squares = squares.clamp_min(0) + (DAMPING * float(squares.max()) or 1.0)
-    forth = (directions * squares.sqrt()) @ directions.T
-    return forth.float(), ((directions * squares.rsqrt()) @ directions.T).float()
+    half = (directions * squares.sqrt()) @ directions.T
+    return half.float(), ((directions * squares.rsqrt()) @ directions.T).float()
 
 
 def _times(matrix: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
@@ -266,10 +295,10 @@ def _fitted_left(
 ) -> torch.Tensor:
     """argmin over L of E‖(Δ − L·R)x‖², `[out, rank]`."""
     (unit, scale), (thin, width) = _unit(delta), _unit(right)
-    heavy = thin if moments is None else _times(thin, moments.to(right.device))
-    power = (heavy @ thin.T).double()
+    weighed = thin if moments is None else _times(thin, moments.to(right.device))
+    power = (weighed @ thin.T).double()
     power.diagonal().add_(RIDGE * (float(power.diagonal().mean()) or 1.0))
-    return (torch.linalg.solve(power, (heavy @ unit.T).double()).T * (scale / width)).float()
+    return (torch.linalg.solve(power, (weighed @ unit.T).double()).T * (scale / width)).float()
 
 
 def _unit(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:

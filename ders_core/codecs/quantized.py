@@ -1,14 +1,14 @@
-"""`quantized`: every entry of the delta becomes a code of 1 to 8 bits, with a scale per group."""
+"""`quantized`: every entry of the delta becomes a code of 1 to 8 bits, with a scale per block."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
+from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, difference, register
 from ders_core.codecs.coding.packing import (
     pack,
@@ -18,9 +18,12 @@ from ders_core.codecs.coding.packing import (
     unpack,
     unpack_trits,
 )
+from ders_core.codecs.fitting import gaussian_error
+from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.scales import best_lines, best_scales
+from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.spec import TensorSpec
 
@@ -32,10 +35,10 @@ FULL_SCALE = 255
 
 @register
 class Quantized(DeltaCodec):
-    """Δ ≈ s·L[q] (+ z): `group_size` neighbours in a row share a scale s (0: a whole row).
+    """Δ ≈ s·L[q] (+ z): a block of `group_size` neighbours in a row shares a scale s (0: a row).
 
     grid `uniform`: 2^bits levels around zero (mid-rise); with 1 bit this is sign(Δ)·mean|Δ|
-    (BitDelta, arXiv 2402.10193, per group). `affine`: uniform levels and an offset z per group.
+    (BitDelta, arXiv 2402.10193, per block). `affine`: uniform levels and an offset z per block.
     `ternary`: −1, 0 and 1, five to a byte, 1.6 bits each. `normal`: the levels that suit a Gaussian
     best (Lloyd 1957, Max 1960; the idea of NF4, arXiv 2305.14314). `learned`: levels learnt for
     each expert (k-means), kept in the file.
@@ -49,6 +52,21 @@ class Quantized(DeltaCodec):
     name: ClassVar[str] = "quantized"
     summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per group."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; BitDelta (arXiv 2402.10193); GPTQ"
+    choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("quantized", strength=Strength("bits", "bits per entry", 4, 1, 8, 1, 1)),
+    )
+    menu_place: ClassVar[int] = 3
+    use_of_calibration: ClassVar[str] = "makes up for its rounding"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"bits": 1},
+        {"bits": 3, "group_size": 5},
+        {"bits": 8, "group_size": 0},
+        {"grid": "ternary"},
+        {"bits": 3, "grid": "affine"},
+        {"bits": 1, "grid": "affine", "group_size": 8, "scale_bits": 8},
+        {"bits": 3, "grid": "normal", "scale_bits": 8},
+        {"bits": 3, "grid": "learned", "group_size": 0},
+    )
 
     bits: int | None = Field(default=None, ge=1, le=8, description="bits per entry")
     group_size: int = Field(default=128, ge=0, description="entries per scale; 0 for a whole row")
@@ -73,31 +91,43 @@ class Quantized(DeltaCodec):
         return f"{strength}{grid}, {group}" + (" in 8 bits" if self.scale_bits == 8 else "")
 
     def dump(self) -> dict[str, Any]:
-        """What is seldom set is told only where it is."""
-        told = super().dump()
+        """Omit grid and scale_bits that have their default."""
         return {
             key: value
-            for key, value in told.items()
+            for key, value in super().dump().items()
             if key not in ("grid", "scale_bits") or value != type(self).model_fields[key].default
         }
 
-    def _groups(self, width: int) -> tuple[int, int]:
-        """(groups per row, entries per group); the last group of a row may be shorter."""
-        size = max(min(self.group_size or width, width), 1)
-        return math.ceil(width / size), size
+    def fields_beside_strength(self) -> dict[str, Any]:
+        """The ternary grid has no bits: with bits the grid is the default one again."""
+        fields = super().fields_beside_strength()
+        if self.grid == "ternary":
+            del fields["grid"]
+        return fields
+
+    def expected_error(self, statistics: DeltaStatistics) -> float:
+        """As for Gaussian values of one variance; scales of small blocks do better."""
+        if self.bits is None:
+            return gaussian_error.TERNARY
+        if self.grid in ("normal", "learned"):
+            return gaussian_error.of_best_levels(self.bits)
+        return gaussian_error.UNIFORM[self.bits]
+
+    def _blocks(self, width: int) -> Blocks:
+        return Blocks.of(width, self.group_size)
 
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         out, width = shape
-        count, groups = out * width, self._groups(width)[0]
+        count, blocks = out * width, self._blocks(width).count
         length = packed_trits_bytes(count) if self.bits is None else packed_bytes(count, self.bits)
         parts = {"codes": TensorSpec(torch.uint8, (length,))}
         if self.scale_bits == 8:
-            parts["scales"] = TensorSpec(torch.uint8, (out, groups))
+            parts["scales"] = TensorSpec(torch.uint8, (out, blocks))
             parts["tops"] = TensorSpec(dtype, (out,))
         else:
-            parts["scales"] = TensorSpec(dtype, (out, groups))
+            parts["scales"] = TensorSpec(dtype, (out, blocks))
         if self.grid == "affine":
-            parts["offsets"] = TensorSpec(dtype, (out, groups))
+            parts["offsets"] = TensorSpec(dtype, (out, blocks))
         if self.grid == "learned":
             parts["levels"] = TensorSpec(dtype, (2 ** (self.bits or 0),))
         return parts
@@ -136,14 +166,14 @@ class Quantized(DeltaCodec):
             )
         parts |= self._stored_scales(delta, weights, levels, context.dtype)
         scale, offset = self._lines(parts)
-        size = self._groups(shape[1])[1]
+        size = self._blocks(shape[1]).size
         codes = torch.empty(shape, dtype=torch.uint8, device=delta.device)
 
         def round_column(values: torch.Tensor, column: int) -> torch.Tensor:
-            own, moved = scale[:, column // size], offset[:, column // size]
-            code = levels.nearest((values - moved) / torch.where(own > 0, own, 1.0))
+            step, shift = scale[:, column // size], offset[:, column // size]
+            code = levels.nearest((values - shift) / torch.where(step > 0, step, 1.0))
             codes[:, column] = code
-            return levels.at(code) * own + moved
+            return levels.at(code) * step + shift
 
         compensated(delta, context.moments.to(delta.device), round_column)
         return parts | {"codes": self._packed(codes)}
@@ -152,8 +182,8 @@ class Quantized(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
         delta = torch.empty(shape, dtype=torch.float32, device=parts["codes"].device)
-        for rows, own in self._decoded(parts, shape):
-            delta[rows] = own
+        for rows, decoded in self._decoded(parts, shape):
+            delta[rows] = decoded
         return delta
 
     def _rounded(
@@ -167,17 +197,17 @@ class Quantized(DeltaCodec):
     ) -> Parts:
         """Scales and codes of a delta whose rows are read a piece at a time, `[rows, in]`."""
         codes = torch.empty(shape, dtype=torch.uint8, device=device)
-        chunks = []
+        blocks, stored = self._blocks(shape[1]), []
         for rows in self._row_chunks(shape, device):
             delta = read(rows)
-            own = self._stored_scales(delta, weights, levels, dtype)
-            chunks.append(own)
-            scale, offset = (line.unsqueeze(-1) for line in self._lines(own))
-            grouped = self._grouped(delta)
-            moved = grouped - offset if self.grid == "affine" else grouped
-            code = levels.nearest(moved / torch.where(scale > 0, scale, 1.0)).to(torch.int32)
-            codes[rows] = code.flatten(1)[:, : shape[1]]
-        joined = {name: torch.cat([own[name] for own in chunks]) for name in chunks[0]}
+            lines = self._stored_scales(delta, weights, levels, dtype)
+            stored.append(lines)
+            scale, offset = (line.unsqueeze(-1) for line in self._lines(lines))
+            split = blocks.split(delta)
+            shifted = split - offset if self.grid == "affine" else split
+            code = levels.nearest(shifted / torch.where(scale > 0, scale, 1.0)).to(torch.int32)
+            codes[rows] = blocks.join(code)
+        joined = {name: torch.cat([lines[name] for lines in stored]) for name in stored[0]}
         return joined | {"codes": self._packed(codes)}
 
     def _packed(self, codes: torch.Tensor) -> torch.Tensor:
@@ -187,7 +217,7 @@ class Quantized(DeltaCodec):
     def _decoded(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The delta a piece at a time: which rows, and they, `[rows, in]` float32."""
+        """The delta a piece at a time: (rows, their entries `[rows, in]` float32)."""
         out, width = shape
         count = out * width
         if self.bits is None:
@@ -196,11 +226,12 @@ class Quantized(DeltaCodec):
             codes = unpack(parts["codes"], self.bits, count, torch.uint8).view(out, width)
         levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
         scale, offset = (line.unsqueeze(-1) for line in self._lines(parts))
+        blocks = self._blocks(width)
         for rows in self._row_chunks(shape, codes.device):
-            delta = self._grouped(levels.at(codes[rows])).mul_(scale[rows])
+            delta = blocks.split(levels.at(codes[rows])).mul_(scale[rows])
             if self.grid == "affine":
                 delta += offset[rows]
-            yield rows, delta.flatten(1)[:, :width]
+            yield rows, blocks.join(delta)
 
     def _fixed_levels(self) -> Levels | None:
         """The levels, None where they are learnt."""
@@ -217,58 +248,44 @@ class Quantized(DeltaCodec):
                 return None
 
     def _row_chunks(self, shape: tuple[int, int], device: torch.device) -> list[slice]:
-        """At least one piece, be it empty."""
+        """Rows in pieces; for a matrix without rows one empty piece."""
         return list(row_pieces(shape, chunk_values(device, CHUNK))) or [slice(0, 0)]
 
-    def _grouped(self, rows: torch.Tensor) -> torch.Tensor:
-        """`[rows, in]` as `[rows, groups, size]`, padded with zeros."""
-        width = rows.shape[1]
-        groups, size = self._groups(width)
-        if groups * size > width:
-            rows = torch.nn.functional.pad(rows, (0, groups * size - width))
-        return rows.unflatten(1, (groups, size))
-
-    def _heavy(self, weights: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
-        """Weights `[1, groups, size]` of the entries of `rows`; None where all are 1."""
-        width = rows.shape[1]
-        groups, size = self._groups(width)
-        if weights is None and groups * size == width:
-            return None
-        return self._grouped(rows.new_ones(1, width) if weights is None else weights)
-
     def _learn(self, delta: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-        """Levels for values that are normalised by their group's best uniform scale."""
+        """Levels for values that are normalised by their block's best uniform scale."""
         normed = torch.empty_like(delta)
         coarse = uniform(2 ** (self.bits or 0))
-        heavy = self._heavy(weights, delta)
+        blocks = self._blocks(delta.shape[1])
+        block_weights = blocks.split_weights(weights, delta.device)
         for rows in self._row_chunks((delta.shape[0], delta.shape[1]), delta.device):
-            grouped = self._grouped(delta[rows])
-            scale = best_scales(grouped, heavy, coarse).unsqueeze(-1)
-            own = grouped / torch.where(scale > 0, scale, 1.0)
-            normed[rows] = own.flatten(1)[:, : delta.shape[1]]
-        own = delta.new_ones(1, 1) if weights is None else weights
-        return learnt(normed, self.bits or 0, own.expand_as(normed))
+            split = blocks.split(delta[rows])
+            scale = best_scales(split, block_weights, coarse).unsqueeze(-1)
+            normed[rows] = blocks.join(split / torch.where(scale > 0, scale, 1.0))
+        of_columns = delta.new_ones(1, 1) if weights is None else weights
+        return learnt(normed, self.bits or 0, of_columns.expand_as(normed))
 
     def _stored_scales(
         self, delta: torch.Tensor, weights: torch.Tensor | None, levels: Levels, dtype: torch.dtype
     ) -> Parts:
-        """The parts that hold scales, and offsets where there are."""
+        """The parts that hold scales, and offsets for the affine grid."""
         out, width = delta.shape
-        groups = self._groups(width)[0]
-        scales = torch.empty(out, groups, device=delta.device)
-        offsets = torch.empty(out, groups, device=delta.device)
-        heavy = self._heavy(weights, delta)
+        blocks = self._blocks(width)
+        scales = torch.empty(out, blocks.count, device=delta.device)
+        offsets = torch.empty(out, blocks.count, device=delta.device)
+        block_weights = blocks.split_weights(weights, delta.device)
         for rows in self._row_chunks((out, width), delta.device):
-            grouped = self._grouped(delta[rows])
+            split = blocks.split(delta[rows])
             if self.grid == "affine":
-                own = grouped.new_ones(1, 1, 1) if heavy is None else heavy
-                scales[rows], offsets[rows] = best_lines(grouped, own, levels)
+                ones = split.new_ones(1, 1, 1)
+                scales[rows], offsets[rows] = best_lines(
+                    split, ones if block_weights is None else block_weights, levels
+                )
             else:
-                scales[rows] = best_scales(grouped, heavy, levels)
+                scales[rows] = best_scales(split, block_weights, levels)
         parts: Parts = {"offsets": offsets.to(dtype)} if self.grid == "affine" else {}
         if self.scale_bits == 16:
             return {"scales": scales.to(dtype), **parts}
-        tops = scales.amax(1) if groups else scales.new_zeros(out)
+        tops = scales.amax(1) if blocks.count else scales.new_zeros(out)
         stored = tops.to(dtype)
         top = torch.where(stored > 0, stored.float(), 1.0).unsqueeze(1)
         shares = (scales / top * FULL_SCALE).round_().clamp_(0, FULL_SCALE)
@@ -276,7 +293,7 @@ class Quantized(DeltaCodec):
         return {"scales": shares.to(torch.uint8), "tops": stored, **parts}
 
     def _lines(self, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scales and offsets as stored, `[out, groups]` float32."""
+        """Scales and offsets as stored, `[out, blocks]` float32."""
         scales = parts["scales"].float()
         if self.scale_bits == 8:
             scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(1)
@@ -285,16 +302,16 @@ class Quantized(DeltaCodec):
 
 
 def _compensates(context: EncodeContext) -> bool:
-    """Whether rounding makes up for its errors: that needs all second moments."""
+    """Whether rounding makes up for its errors; that needs the full matrix of second moments."""
     return context.moments is not None and context.moments.dim() == 2
 
 
 def _weights(importance: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """What an error in each column weighs, `[1, in]` float32, 1 on average; None for 1 each."""
+    """The weight of an error in each column, `[1, in]` float32, 1 on average; None if all are 1."""
     if importance is None:
         return None
-    own = importance.to(device).float().clamp_min(0)
-    mean = own.mean()
+    power = importance.to(device).float().clamp_min(0)
+    mean = power.mean()
     if not bool(mean > 0):
         return None
-    return (own / mean).clamp_min(1e-6).unsqueeze(0)
+    return (power / mean).clamp_min(1e-6).unsqueeze(0)

@@ -9,107 +9,104 @@ from typing import Any
 import pandas as pd
 
 from ders_core.analysis import Analysis, predicted_error
-from ders_core.codecs import Codec, Sparse, make_codec
+from ders_core.codecs import CODECS, Choice, Codec, Strength, make_codec
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
 from ders_core.pipeline.plan import Plan
 
+OTHER = "other (YAML)"
+"""What the table shows for a codec without a menu entry, and for groups of several codecs. These
+are written in YAML; the table leaves them as they are."""
+
+FIRST_CHOICE = "magnitude"
+"""What the menu for many groups shows first."""
+
 
 @dataclass(frozen=True)
-class Strength:
-    """The parameter that sets how strong a codec is: its unit, where it starts, and what it may be.
-    It is a whole number where its steps are."""
+class MenuEntry:
+    """A codec's choice beside its class."""
 
-    key: str
-    unit: str
-    start: float
-    least: float
-    most: float
-    step: float
+    codec: type[Codec]
+    choice: Choice
 
     @property
-    def number(self) -> type[int] | type[float]:
-        return int if self.step >= 1 else float
+    def strength(self) -> Strength | None:
+        return self.choice.strength
+
+    def make(self, value: float | None, fields: Mapping[str, Any]) -> Codec:
+        """The codec with these parameters; those of the choice and its strength take their place.
+
+        Raises CodecError if the strength is not possible.
+        """
+        parameters = {**fields, **self.choice.fields, "codec": self.codec.name}
+        if self.strength is not None and value is not None:
+            number = self.strength.number
+            parameters[self.strength.field] = round(value) if number is int else value
+        try:
+            return make_codec(parameters)
+        except CodecError as error:
+            raise CodecError(f"{self.choice.label}: {value:g} is not possible ({error})") from error
 
 
-@dataclass(frozen=True)
-class Form:
-    """fields: what makes the codec. strength: None where there is none."""
-
-    fields: Mapping[str, Any]
-    strength: Strength | None = None
-
-    def has(self, codec: Codec) -> bool:
-        told = codec.dump()
-        return all(told.get(key) == value for key, value in self.fields.items())
+def menu() -> dict[str, MenuEntry]:
+    """Label -> entry, of every registered codec."""
+    ordered = sorted(CODECS.values(), key=lambda codec: (codec.menu_place, codec.name))
+    return {choice.label: MenuEntry(codec, choice) for codec in ordered for choice in codec.choices}
 
 
-DROP = Strength("drop_rate", "share of entries dropped", 0.9, 0, 0.999, 0.05)
-BITS = Strength("bits", "bits per entry", 4, 1, 8, 1)
-RATE = Strength("bits", "most bits per entry", 1, 0.05, 8, 0.05)
-RANK = Strength("rank", "rank", 16, 1, 4096, 1)
-
-FORMS: dict[str, Form] = {
-    "keep": Form({"codec": "keep"}),
-    "lossless": Form({"codec": "lossless"}),
-    "random drop": Form({"codec": "sparse", "method": "random"}, DROP),
-    "magnitude": Form({"codec": "sparse", "method": "magnitude"}, DROP),
-    "della": Form({"codec": "sparse", "method": "della"}, DROP),
-    "quantized": Form({"codec": "quantized"}, BITS),
-    "entropy": Form({"codec": "entropy"}, RATE),
-    "low rank": Form({"codec": "lowrank"}, RANK),
-}
-"""What the table calls a codec -> what makes it. Chains and several codecs in one group are written
-in YAML; the table shows them and leaves them as they are."""
-
-OTHER = "other (YAML)"
-
-CHOSEN = ("codec", "energy", "bits")
-REPLACED = (("grid", "ternary"),)
-"""What no longer holds of a codec once its row has another strength."""
-
-
-def form_of(codec: GroupCodec) -> str:
-    own = codec.codec
-    if own is None or (isinstance(own, Sparse) and own.pattern is not None):
-        return OTHER
-    return next((name for name, form in FORMS.items() if form.has(own)), OTHER)
+def choice_of(codec: GroupCodec) -> str:
+    """The label under which the table shows a group's codec."""
+    choice = None if codec.codec is None else codec.codec.choice
+    return OTHER if choice is None else choice.label
 
 
 def strength_of(codec: GroupCodec) -> float | None:
-    """The codec's strength in its own unit; None where it has none, or it is chosen by energy."""
-    form = FORMS.get(form_of(codec))
-    if form is None or form.strength is None:
+    """The codec's strength in its own unit; None where it has none, or another parameter decides
+    (a rank by energy)."""
+    choice = None if codec.codec is None else codec.codec.choice
+    if choice is None or choice.strength is None:
         return None
-    value = getattr(codec.codec, form.strength.key, None)
-    return float(value) if value is not None else None
+    value = getattr(codec.codec, choice.strength.field)
+    return None if value is None else float(value)
 
 
-def codec_from(name: str, strength: float | None, before: GroupCodec) -> GroupCodec:
-    """The codec of a row. What the table does not show (group size, energy) stays as it was.
+def codec_from(label: str, strength: float | None, before: GroupCodec) -> GroupCodec:
+    """The codec of a row. What the table does not show (block size, grid) stays as it was.
 
     Raises CodecError if the strength is not possible.
     """
-    form, same = FORMS.get(name), form_of(before) == name
-    if form is None:
+    entry, is_same = menu().get(label), choice_of(before) == label
+    if entry is None:
         return before
-    kept: dict[str, Any] = {}
-    if form.strength is not None:
-        own = form.strength
+    fields: dict[str, Any] = {}
+    if entry.strength is not None:
         if strength is None or pd.isna(strength):
-            if same:
+            if is_same:
                 return before
-            strength = own.start
-        value = round(float(strength)) if own.number is int else float(strength)
-        if same and before.codec is not None:
-            told = before.codec.dump()
-            kept = {k: v for k, v in told.items() if (k, v) not in REPLACED and k not in CHOSEN}
-        kept[own.key] = value
-    try:
-        codec = make_codec({**kept, **form.fields})
-    except CodecError as error:
-        raise CodecError(f"{name}: {strength:g} is not possible ({error})") from error
-    return GroupCodec.same(codec, len(before.uses))
+            strength = entry.strength.start
+        if is_same and before.codec is not None:
+            fields = before.codec.fields_beside_strength()
+    return GroupCodec.same(entry.make(strength, fields), len(before.uses))
+
+
+def strengths_sentence() -> str:
+    """What a strength counts, for each codec of the menu."""
+    labels: dict[str, list[str]] = {}
+    for label, entry in menu().items():
+        if entry.strength is not None:
+            labels.setdefault(entry.strength.unit, []).append(label)
+    units = [f"{', '.join(names)}: {unit}." for unit, names in labels.items()]
+    return " ".join([*units, "Empty where another parameter decides, such as energy for a rank."])
+
+
+def calibration_sentence() -> str:
+    """What each codec of the menu does with a calibration."""
+    users = {entry.codec.name: entry.codec for entry in menu().values()}
+    return ", ".join(
+        f"`{name}` {codec.use_of_calibration}"
+        for name, codec in users.items()
+        if codec.use_of_calibration
+    )
 
 
 def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
@@ -118,13 +115,12 @@ def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
     for entry in plan.entries:
         error = None
         if analysis is not None and entry.codec.codec is not None:
-            told = entry.codec.codec.dump()
-            error = predicted_error(analysis, entry.layer, entry.projection, told)
+            error = predicted_error(analysis, entry.layer, entry.projection, entry.codec.codec)
         rows.append(
             {
                 "layer": entry.layer,
                 "projection": entry.projection,
-                "codec": form_of(entry.codec),
+                "codec": choice_of(entry.codec),
                 "strength": strength_of(entry.codec),
                 "before": entry.bytes_before / 1e6,
                 "after": entry.bytes_after / 1e6,
@@ -146,8 +142,8 @@ def apply_edits(
     codecs = codecs_of(plan)
     for row, changed in edits.items():
         entry = plan.entries[row]
-        form = str(changed.get("codec", form_of(entry.codec)))
-        fresh = "codec" in changed and changed["codec"] != form_of(entry.codec)
-        start = None if fresh else strength_of(entry.codec)
-        codecs[entry.key] = codec_from(form, changed.get("strength", start), entry.codec)
+        label = choice_of(entry.codec)
+        chosen = str(changed.get("codec", label))
+        start = strength_of(entry.codec) if chosen == label else None
+        codecs[entry.key] = codec_from(chosen, changed.get("strength", start), entry.codec)
     return codecs

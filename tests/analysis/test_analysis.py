@@ -22,19 +22,28 @@ from ders_core.analysis import (
     rank_for_energy,
     sampled_verdict,
 )
-from ders_core.analysis.expected_error import (
-    ENTROPY_CODED,
-    GAUSSIAN_ERROR,
-    GISH_PIERCE,
-    LLOYD_MAX,
-    PANTER_DITE,
-)
 from ders_core.analysis.origins import clusters_sentence
 from ders_core.analysis.similarity import BINS, REACH
 from ders_core.analysis.spectra import POINTS, singular_values, spectrum
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
-from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
+from ders_core.codecs import (
+    DeltaCodec,
+    EncodeContext,
+    Entropy,
+    Keep,
+    Lossless,
+    LowRank,
+    Sparse,
+    make_codec,
+)
+from ders_core.codecs.fitting.gaussian_error import (
+    ENTROPY_CODED,
+    GISH_PIERCE,
+    LLOYD_MAX,
+    PANTER_DITE,
+    UNIFORM,
+)
 from ders_core.decompose.averages import around_mean
 from ders_core.errors import Cancelled, CheckpointError
 from ders_core.packed.open import open_checkpoint
@@ -280,7 +289,7 @@ def test_predictions_come_near_what_encoding_measures(
         decoded = coder.decode(coder.encode(delta, context), shape, context)
         error += float((decoded - delta).double().square().sum())
         energy += float(delta.double().square().sum())
-    predicted = predicted_error(analysis, 0, "up", codec)
+    predicted = predicted_error(analysis, 0, "up", coder)
     assert predicted == pytest.approx(math.sqrt(error / energy), rel=tolerance)
 
 
@@ -308,12 +317,12 @@ def test_predictions_for_gaussian_deltas(analysis: Analysis, codec: dict[str, ob
     assert isinstance(coder, DeltaCodec)
     decoded = coder.decode(coder.encode(delta, context), shape, context)
     measured = float((decoded - delta).double().norm() / delta.double().norm())
-    assert predicted_error(analysis, 0, "up", codec) == pytest.approx(measured, rel=0.05)
+    assert predicted_error(analysis, 0, "up", coder) == pytest.approx(measured, rel=0.05)
 
 
 def test_prediction_of_entropy_coding_has_no_jumps(analysis: Analysis) -> None:
     bits = np.linspace(0.01, 8, 1000)
-    errors = [predicted_error(analysis, 0, "up", {"codec": "entropy", "bits": b}) for b in bits]
+    errors = [predicted_error(analysis, 0, "up", Entropy(bits=b)) for b in bits]
     told = np.array(errors, dtype=float)
     assert (np.diff(told) < 0).all()
     assert (np.abs(np.diff(np.log2(told)) / np.diff(bits)) < 1.1).all()
@@ -335,15 +344,14 @@ def test_magnitude_prediction_counts_what_lies_beyond_the_histogram(
     made = replace(analysis, histograms=bins, experts=norms)
     ordered = np.sort(deltas**2)
     wanted = math.sqrt(ordered[: round(drop_rate * deltas.size)].sum() / ordered.sum())
-    codec = {"codec": "sparse", "method": "magnitude", "drop_rate": drop_rate}
+    codec = Sparse(method="magnitude", drop_rate=drop_rate)
     half_bin = REACH / BINS  # in standard deviations; the histogram sees no finer
     assert predicted_error(made, 0, "gate", codec) == pytest.approx(wanted, abs=half_bin)
 
 
 def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) -> None:
     bare = analyze(open_checkpoint(mixtral_dir), spectra="none")
-    assert predicted_error(bare, 0, "gate", {"codec": "lowrank", "rank": 4}) is None
-    assert predicted_error(bare, 0, "gate", {"codec": "unheard of"}) is None
+    assert predicted_error(bare, 0, "gate", LowRank(rank=4)) is None
     assert rank_for_energy(bare, 0, "gate", 0.9) == 0
     for codec in (
         {"codec": "sparse", "pattern": "2:4"},
@@ -354,9 +362,9 @@ def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) 
             "stages": [{"codec": "lowrank", "rank": 2}, {"codec": "entropy", "bits": 1}],
         },
     ):
-        assert predicted_error(analysis, 0, "gate", codec) is None
-    assert predicted_error(analysis, 0, "gate", {"codec": "keep"}) == 0
-    assert predicted_error(analysis, 0, "gate", {"codec": "lossless"}) == 0
-    assert list(GAUSSIAN_ERROR.values()) == sorted(GAUSSIAN_ERROR.values(), reverse=True)
+        assert predicted_error(analysis, 0, "gate", make_codec(codec)) is None
+    assert predicted_error(analysis, 0, "gate", Keep()) == 0
+    assert predicted_error(analysis, 0, "gate", Lossless()) == 0
+    assert list(UNIFORM.values()) == sorted(UNIFORM.values(), reverse=True)
     assert 0.93 < LLOYD_MAX[5] / (PANTER_DITE * 4**-5) < 1
     assert ENTROPY_CODED[3] == pytest.approx(GISH_PIERCE * 4**-3, rel=1e-3)

@@ -1,4 +1,4 @@
-"""What the tests of codecs share: every form with a strength, deltas, and what `parts` promises."""
+"""What the tests of codecs share: many codecs, deltas, inputs, and errors in float64."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ders_core.codecs import DeltaCodec, EncodeContext, Parts, make_codec
+from ders_core.codecs.testing import check_encoding
+from ders_core.codecs.testing import gaussian as gauss
 from ders_core.errors import CodecError
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 STRENGTHS: list[dict[str, Any]] = [
     {"codec": "sparse", "drop_rate": 0.0},
     {"codec": "sparse", "drop_rate": 0.5},
@@ -55,17 +56,9 @@ STRENGTHS: list[dict[str, Any]] = [
         "stages": [{"codec": "entropy", "bits": 1.0}, {"codec": "lowrank", "energy": 0.2}],
     },
 ]
-"""Every form of delta."""
+"""Every codec of deltas in many strengths."""
 
 NAMED = [pytest.param(fields, id=make_codec(fields).label) for fields in STRENGTHS]
-SHAPES = [
-    *[(0, 0), (0, 5), (5, 0), (1, 1), (1, 37), (37, 1)],
-    *[(13, 29), (29, 13), (16, 128), (8, 131), (130, 2)],
-]
-
-
-def gauss(shape: tuple[int, ...], seed: int = 0, scale: float = 1e-2) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def context(
@@ -94,28 +87,7 @@ def round_trip(
     codec: DeltaCodec, delta: torch.Tensor, how: EncodeContext
 ) -> tuple[Parts, torch.Tensor]:
     """The parts and the decoded delta; checks that the parts are what was promised."""
-    shape = (delta.shape[0], delta.shape[1])
-    before = delta.clone()
-    parts = codec.encode(delta, how)
-    assert torch.equal(delta, before), "encode changed its input"
-    check_promise(codec, parts, shape, how.dtype)
-    decoded = codec.decode(parts, shape, EncodeContext(how.dtype, how.seed))
-    assert decoded.dtype is torch.float32
-    assert tuple(decoded.shape) == shape
-    return parts, decoded
-
-
-def check_promise(codec: Any, parts: Parts, shape: tuple[int, int], dtype: torch.dtype) -> None:
-    promised = codec.parts(shape, dtype)
-    assert parts.keys() == promised.keys()
-    assert codec.ragged <= parts.keys()
-    for name, tensor in parts.items():
-        assert tensor.dtype == promised[name].dtype
-        if name in codec.ragged:
-            assert len(tensor) <= promised[name].shape[0]
-            assert tensor.shape[1:] == promised[name].shape[1:]
-        else:
-            assert tuple(tensor.shape) == promised[name].shape
+    return check_encoding(codec, delta, how)
 
 
 def relative(codec: DeltaCodec, delta: torch.Tensor, how: EncodeContext) -> float:

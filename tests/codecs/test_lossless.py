@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from codec_support import DTYPES, check_promise, context, gauss
+from codec_support import context, gauss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ders_core.codecs import Lossless
 from ders_core.codecs import lossless as module
+from ders_core.codecs.testing import DTYPES, check_promise
 from ders_core.errors import CodecError
 
 INTEGERS = {2: torch.int16, 4: torch.int32}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from codec_support import (
-    DTYPES,
     context,
     double,
     gauss,
@@ -21,6 +20,7 @@ from codec_support import (
 )
 
 from ders_core.codecs import LowRank
+from ders_core.codecs.testing import DTYPES
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (1, 9), (33, 33)], ids=str)

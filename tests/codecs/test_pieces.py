@@ -1,17 +1,13 @@
-"""Work in pieces gives what work on the whole gives."""
+"""Work in pieces gives what work on the whole gives; for codecs see test_conformance.py."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from codec_support import NAMED, context, gauss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ders_core.codecs import DeltaCodec, make_codec
 from ders_core.codecs.fitting.select import largest, largest_read
 from ders_core.compute import pieces as chunks
 from ders_core.compute.pieces import at_least, largest_magnitude
@@ -20,28 +16,6 @@ NUMBERS = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38]),
     st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
-
-
-@pytest.mark.parametrize("fields", NAMED)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_packing_a_weight_is_encoding_its_delta(
-    fields: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the base holds −0: what is dropped adds +0 to it."""
-    base, weight = gauss((24, 33)).to(dtype), gauss((24, 33), 1).to(dtype)
-    base[::3, ::2] = -0.0
-    codec, how = make_codec(fields), context(dtype)
-    delta = weight.float() - base.float()
-    codec = codec.fit([delta])
-    assert isinstance(codec, DeltaCodec)
-    encoded = codec.encode(delta, how)
-    expected = (codec.decode(encoded, (24, 33), how) + base.float()).to(dtype)
-    monkeypatch.setattr(chunks, "CHUNK", 70)  # two rows at a time
-    packed = codec.pack(weight, base, how)
-    assert packed.keys() == encoded.keys()
-    assert all(torch.equal(packed[name], encoded[name]) for name in packed)
-    bits = torch.int16 if dtype is torch.bfloat16 else torch.int32
-    assert torch.equal(codec.unpack(packed, base, how).view(bits), expected.view(bits))
 
 
 @settings(max_examples=150, deadline=None)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from codec_support import (
-    DTYPES,
     context,
     double,
     gauss,
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 
 from ders_core.codecs import Quantized
 from ders_core.codecs.fitting.levels import learnt, normal, ternary, uniform
+from ders_core.codecs.testing import DTYPES
 from ders_core.errors import CodecError
 
 

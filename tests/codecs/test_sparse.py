@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from codec_support import (
-    DTYPES,
     context,
     double,
     gauss,
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 
 from ders_core.codecs import Sparse
 from ders_core.codecs.coding.prng import random_positions
+from ders_core.codecs.testing import DTYPES
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.25, 0.5, 0.9, 0.99])

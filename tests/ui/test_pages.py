@@ -22,7 +22,7 @@ from ders_core.pipeline.calibration import write_calibration
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, presets
-from ders_core.ui.recipe_table import FORMS, codecs_of, form_of
+from ders_core.ui.recipe_table import choice_of, codecs_of, menu
 
 PAGES = ("redundancy", "spectra", "recipe", "runs", "export")
 
@@ -134,7 +134,7 @@ def test_analysis_is_a_job_and_then_the_pages_show_it(
     assert not app.exception
     on(app, "spectra")
     assert "keeps 95 % of this layer's delta energy" in words(app)
-    app.segmented_control(key="spec_form").set_value("quantized").run()
+    app.segmented_control(key="spec_codec").set_value("quantized").run()
     assert not app.exception
     after = {metric.label: metric.value for metric in app.metric}
     assert after["Predicted error"] == "0.107"
@@ -200,7 +200,7 @@ def test_recipe_presets_edits_undo_and_files(
     shown = {metric.label: metric.value for metric in app.metric}
     assert shown["After"] == f"{wanted.bytes_after / 1e3:.3g} kB"
     app.multiselect(key="set_projections").set_value(["down"]).run()
-    app.selectbox(key="set_form").set_value("low rank").run()
+    app.selectbox(key="set_codec").set_value("low rank").run()
     app.number_input(key="set_low rank").set_value(5).run()
     app.button(key="set_apply").click().run()
     assert not app.exception
@@ -216,17 +216,17 @@ def test_recipe_presets_edits_undo_and_files(
     assert Recipe.from_yaml(app.text_area[0].value).rules == presets()["quantized-2bit"].rules
 
 
-def test_every_form_can_be_set_for_all(app: AppTest, mixtral_dir: Path) -> None:
-    """One after another: bits are whole numbers for one form, and not for another."""
+def test_every_codec_of_the_menu_can_be_set_for_all(app: AppTest, mixtral_dir: Path) -> None:
+    """One after another: bits are whole numbers for one codec, and not for another."""
     opened(app, mixtral_dir)
     on(app, "recipe")
-    for form in [*FORMS, *reversed(FORMS)]:
-        app.selectbox(key="set_form").set_value(form).run()
+    for label in [*menu(), *reversed(menu())]:
+        app.selectbox(key="set_codec").set_value(label).run()
         app.button(key="set_apply").click().run()
         assert not app.exception
         recipe = Recipe.from_yaml(app.text_area[0].value)
         codecs = codecs_of(resolve(recipe, open_checkpoint(mixtral_dir))).values()
-        assert {form_of(codec) for codec in codecs} == {form}
+        assert {choice_of(codec) for codec in codecs} == {label}
 
 
 def test_the_base_and_the_calibration_are_chosen(

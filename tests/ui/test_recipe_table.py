@@ -18,16 +18,16 @@ from ders_core.recipe import Recipe, Rule, presets
 from ders_core.recipe.numbers import spell_numbers
 from ders_core.recipe.summarise import rules_for
 from ders_core.ui.recipe_table import (
-    FORMS,
     OTHER,
     apply_edits,
+    choice_of,
     codec_from,
-    form_of,
+    menu,
     strength_of,
     table,
 )
 
-FORMED = [
+IN_MENU = [
     Keep(),
     Lossless(),
     Sparse(drop_rate=0.9),
@@ -44,10 +44,10 @@ FORMED = [
     Entropy(bits=0.75),
 ]
 CHAIN = Chain(stages=(LowRank(rank=2), Entropy(bits=1)))
-UNFORMED = [CHAIN, Sparse(pattern="2:4")]
-CODECS = [GroupCodec.same(codec, 2) for codec in FORMED]
+YAML_ONLY = [CHAIN, Sparse(pattern="2:4")]
+CODECS = [GroupCodec.same(codec, 2) for codec in IN_MENU]
 OTHERS = [
-    *(GroupCodec.same(codec, 2) for codec in UNFORMED),
+    *(GroupCodec.same(codec, 2) for codec in YAML_ONLY),
     GroupCodec.of([Lossless(), Quantized(bits=2)]),
     GroupCodec.of([CHAIN, Keep()]),
 ]
@@ -80,26 +80,26 @@ def test_layers_are_spelled_shortly() -> None:
 
 @pytest.mark.parametrize("codec", [*CODECS, *OTHERS], ids=lambda codec: codec.label)
 def test_a_row_gives_its_codec_back(codec: GroupCodec) -> None:
-    assert (form_of(codec) == OTHER) == (codec in OTHERS)
-    form, strength = form_of(codec), strength_of(codec)
-    assert codec_from(form, strength, codec) == codec
+    assert (choice_of(codec) == OTHER) == (codec in OTHERS)
+    label, strength = choice_of(codec), strength_of(codec)
+    assert codec_from(label, strength, codec) == codec
 
 
-def test_every_form_has_an_example() -> None:
-    assert {form_of(codec) for codec in [*CODECS, *OTHERS]} == {*FORMS, OTHER}
+def test_every_entry_of_the_menu_has_an_example() -> None:
+    assert {choice_of(codec) for codec in [*CODECS, *OTHERS]} == {*menu(), OTHER}
     assert [strength_of(codec) for codec in OTHERS] == [None] * len(OTHERS)
 
 
 @pytest.mark.parametrize("before", [*CODECS, *OTHERS], ids=lambda codec: codec.label)
-@pytest.mark.parametrize("name", FORMS)
-def test_another_form_starts_afresh(name: str, before: GroupCodec) -> None:
+@pytest.mark.parametrize("name", menu())
+def test_another_codec_starts_afresh(name: str, before: GroupCodec) -> None:
     got = codec_from(name, None, before)
-    if form_of(before) == name:
+    if choice_of(before) == name:
         assert got == before
     else:
-        form = FORMS[name]
-        assert form_of(got) == name
-        assert strength_of(got) == (form.strength.start if form.strength else None)
+        entry = menu()[name]
+        assert choice_of(got) == name
+        assert strength_of(got) == (entry.strength.start if entry.strength else None)
         assert got.codec is not None
         assert len(got.uses) == 2
 
@@ -143,7 +143,7 @@ def test_the_table_tells_the_plan(mixtral_dir: Path) -> None:
     assert rows["after"].sum() * 1e6 == pytest.approx(sum(e.bytes_after for e in plan.entries))
 
 
-def test_other_forms_are_shown_and_stay(mixtral_dir: Path) -> None:
+def test_codecs_outside_the_menu_are_shown_and_stay(mixtral_dir: Path) -> None:
     recipe = Recipe(
         name="x", rules=(Rule(codec=CHAIN), Rule(experts="1", codec=Sparse(pattern="2:4")))
     )

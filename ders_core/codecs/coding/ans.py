@@ -59,5 +59,5 @@ class Stack:
 
 def code_bytes(counts: np.ndarray) -> float:
     """Bytes that symbols of these counts take: n·H / 8."""
-    own = counts[counts > 0].astype(np.float64)
-    return float((own * np.log2(own.sum() / own)).sum()) / 8 if own.size else 0.0
+    used = counts[counts > 0].astype(np.float64)
+    return float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0

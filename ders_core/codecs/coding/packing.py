@@ -49,10 +49,9 @@ def unpack(packed: torch.Tensor, bits: int, count: int, dtype: torch.dtype) -> t
 def _packed_bits(values: torch.Tensor) -> torch.Tensor:
     """Which of `values` `[n]` are not 0: uint8 `[⌈n / 8⌉]`, the first in a byte's lowest bit."""
     if values.device.type == "cpu":  # numpy does it ten times as fast
-        own = values.numpy()
-        return torch.from_numpy(
-            np.packbits(own if own.itemsize == 1 else own != 0, bitorder="little")
-        )
+        numbers = values.numpy()
+        flags = numbers if numbers.itemsize == 1 else numbers != 0
+        return torch.from_numpy(np.packbits(flags, bitorder="little"))
     bits = (values != 0).to(torch.uint8)
     padded = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
     weights = (1 << torch.arange(8, dtype=torch.int32, device=bits.device)).to(torch.uint8)

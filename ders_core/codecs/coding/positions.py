@@ -12,6 +12,9 @@ within 4 % of the entropy of positions drawn at random. Its first byte tells the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
@@ -116,6 +119,24 @@ def decode_shortest(packed: torch.Tensor, size: int, count: int) -> torch.Tensor
     gaps = _gaps(ends).bitwise_left_shift_(low)
     gaps |= unpack(body[:split], low, count, torch.int64)
     return _checked(gaps.add_(1).cumsum_(0).sub_(1), size, count)
+
+
+@dataclass(frozen=True)
+class PositionForm:
+    """most_bytes: of (size, count). encode: of (positions, size). decode: of (bytes, size, count).
+    is_exact: whether the bytes are always as many as `most_bytes` says."""
+
+    most_bytes: Callable[[int, int], int]
+    encode: Callable[[torch.Tensor, int], torch.Tensor]
+    decode: Callable[[torch.Tensor, int, int], torch.Tensor]
+    is_exact: bool
+
+
+FORMS = {
+    "shortest": PositionForm(shortest_bytes, encode_shortest, decode_shortest, is_exact=False),
+    "fixed": PositionForm(fixed_bytes, encode_fixed, decode_fixed, is_exact=True),
+}
+"""By their names in recipes."""
 
 
 def _gaps(positions: torch.Tensor) -> torch.Tensor:

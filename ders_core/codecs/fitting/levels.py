@@ -1,6 +1,6 @@
-"""Sets of levels that normalised values are rounded to, each once and for all machines the same.
+"""Sets of levels that normalised values are rounded to, the same on all machines.
 
-v ≈ s·L[q] (+ z): a codec keeps the code q of every value and the scale s of a group of them. The
+v ≈ s·L[q] (+ z): a codec keeps the code q of every value and the scale s of a block of them. The
 levels L are uniform, those that suit a Gaussian best, minus one to one, or learnt from the values.
 """
 
@@ -147,8 +147,9 @@ def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None)
     for _ in range(SWEEPS):
         edges = np.searchsorted(centre, (table[1:] + table[:-1]) / 2)
         bounds = np.concatenate([[0], edges, [len(centre)]])
-        own = np.diff(below[bounds])
-        moved = np.where(own > 0, np.diff(first[bounds]) / np.where(own > 0, own, 1), table)
+        inside = np.diff(below[bounds])
+        means = np.diff(first[bounds]) / np.where(inside > 0, inside, 1)
+        moved = np.where(inside > 0, means, table)
         if np.array_equal(moved, table):
             break
         table = np.sort(moved)
@@ -157,9 +158,9 @@ def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None)
 
 def _summed(place: torch.Tensor, weights: torch.Tensor | None) -> np.ndarray:
     """Sums over bins, on the CPU: there the order of summation is fixed."""
-    where = place.cpu()
-    own = None if weights is None else weights.cpu()
-    return torch.bincount(where, own, minlength=HISTOGRAM_BINS).double().numpy()
+    bins = place.cpu()
+    shares = None if weights is None else weights.cpu()
+    return torch.bincount(bins, shares, minlength=HISTOGRAM_BINS).double().numpy()
 
 
 def _companded(mass: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:

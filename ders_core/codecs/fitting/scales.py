@@ -1,6 +1,6 @@
-"""The scale of each group of values, by its squared error and not by the largest value alone.
+"""The scale of each block of values, by its squared error and not by the largest value alone.
 
-Groups are first brought to a largest magnitude of 1, so that no square over- or underflows.
+Blocks are first brought to a largest magnitude of 1, so that no square over- or underflows.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ CAUTION = 1e-3
 
 
 def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Levels) -> torch.Tensor:
-    """The scale s of each group with the least Σ w·(v − s·L[q])², `[groups]` float32.
+    """The scale s of each block with the least Σ w·(v − s·L[q])², `[blocks]` float32.
 
-    values: `[..., size]` float32. weights: broadcastable to it, 0 for padding; None for 1. Tried
-    are shrunken ranges and multiples of the spread, the first of equals is taken; the best one is
-    refined by least squares.
+    values: `[..., size]` float32. weights: broadcastable to it, 0 for padding; None for 1. The
+    candidates are shrunken ranges and multiples of the spread, the first of equals is taken; the
+    best one is refined by least squares.
     """
-    heavy = None if weights is None else weights.expand_as(values).reshape(-1, values.shape[-1])
-    groups = values.reshape(-1, values.shape[-1])
-    largest = (groups if heavy is None else groups * (heavy > 0)).abs().amax(-1)
-    unit = groups / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
+    size = values.shape[-1]
+    blocks = values.reshape(-1, size)
+    heavy = None if weights is None else weights.expand_as(values).reshape(-1, size)
+    largest = (blocks if heavy is None else blocks * (heavy > 0)).abs().amax(-1)
+    unit = blocks / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
     total = _summed(torch.ones_like(unit[:1]), heavy).clamp_min(TINY)
     if levels.count == 2:  # one magnitude: its weighted mean (XNOR-Net 2016, BitDelta)
         best = _summed(unit.abs(), heavy) / total * largest / levels.reach
@@ -65,9 +66,10 @@ def _error(
     scale: torch.Tensor,
     least: torch.Tensor,
 ) -> torch.Tensor:
-    """Σ w·(u − s·L[q])² of each group `[groups]`; infinity where it is certainly above `least`.
+    """Σ w·(u − s·L[q])² of each block `[blocks]`; infinity where it is certainly above `least`.
 
-    unit: `[groups, size]` with a largest magnitude of 1, which a level's reach falls short of.
+    unit: `[blocks, size]` with a largest magnitude of 1, which bounds the error from below where
+    the outermost level does not reach it.
     """
     if weights is not None:
         return _squares(unit, weights, levels, scale)
@@ -75,8 +77,8 @@ def _error(
     open_ = (short.square() * (1 - CAUTION) <= least).nonzero().flatten()
     if 4 * open_.numel() > 3 * least.numel():  # to pick so many out costs more than it saves
         return _squares(unit, None, levels, scale)
-    own = _squares(unit.index_select(0, open_), None, levels, scale.index_select(0, open_))
-    return torch.full_like(least, torch.inf).index_copy_(0, open_, own)
+    squares = _squares(unit.index_select(0, open_), None, levels, scale.index_select(0, open_))
+    return torch.full_like(least, torch.inf).index_copy_(0, open_, squares)
 
 
 def _squares(
@@ -94,28 +96,28 @@ def _refined(
     least: torch.Tensor,
 ) -> torch.Tensor:
     """`best` after steps of least squares given the codes, as long as they make `least` less."""
-    best, own, heavy = best.clone(), unit, weights
+    best, values, active = best.clone(), unit, weights
     level = _level(unit, levels, best)
     rows = torch.arange(len(unit), device=unit.device)
     for _ in range(REFINEMENTS):
-        weighed = level if heavy is None else level * heavy
+        weighed = level if active is None else level * active
         power = (level * weighed).sum(-1).clamp_min(TINY)
-        scale = (own * weighed).sum(-1).div_(power).clamp_min_(0)
-        level = _level(own, levels, scale)
+        scale = (values * weighed).sum(-1).div_(power).clamp_min_(0)
+        level = _level(values, levels, scale)
         lost = level * scale.unsqueeze(-1)
-        error = _summed(torch.sub(own, lost, out=lost).square_(), heavy)
+        error = _summed(torch.sub(values, lost, out=lost).square_(), active)
         better = (error < least).nonzero().flatten()  # what did not change would not change now
         rows, least = rows[better], error[better]
         best.index_copy_(0, rows, scale[better])
-        own, level = own.index_select(0, better), level.index_select(0, better)
-        heavy = None if heavy is None else heavy.index_select(0, better)
+        values, level = values.index_select(0, better), level.index_select(0, better)
+        active = None if active is None else active.index_select(0, better)
     return best
 
 
 def best_lines(
     values: torch.Tensor, weights: torch.Tensor, levels: Levels
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale s and offset z of each group with the least Σ w·(v − z − s·q)², q = 0 … n − 1.
+    """Scale s and offset z of each block with the least Σ w·(v − z − s·q)², q = 0 … n − 1.
 
     As `best_scales`, for values that do not lie around zero.
     """

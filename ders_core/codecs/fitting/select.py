@@ -22,8 +22,8 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
 def largest_read(
     read: Callable[[slice], torch.Tensor], size: int, count: int, device: torch.device
 ) -> torch.Tensor:
-    """The same of `size` values that are read a piece at a time, each twice: float32 `[n]`, which
-    the next read may overwrite."""
+    """The same for `size` values that `read` gives a piece at a time, float32 `[n]`. Each piece is
+    read twice, and the next one may overwrite it."""
     if count <= 0:
         return torch.empty(0, dtype=torch.int64, device=device)
     parts = list(pieces(size, chunk_values(device)))
@@ -40,19 +40,19 @@ def largest_read(
         high = torch.bitwise_right_shift(keys, 16, out=room[1, : keys.numel()])
         histogram += torch.bincount(high, minlength=1 << 15)
     bucket, above = _descend(histogram, count)
-    found, inside = [], []
+    candidates, inside = [], []
     for piece in parts:
         keys = keys_of(piece)
         places = at_least(keys, bucket << 16)
-        own = keys.index_select(0, places)
-        inside.append(own[own >> 16 == bucket] & 0xFFFF)
-        found.append((places.to(torch.int32), own))
+        near = keys.index_select(0, places)
+        inside.append(near[near >> 16 == bucket] & 0xFFFF)
+        candidates.append((places.to(torch.int32), near))
     low, more = _descend(torch.bincount(torch.cat(inside), minlength=1 << 16), count - above)
     threshold, ties = (bucket << 16) | low, count - above - more
     chosen, begin = torch.empty(count, dtype=torch.int64, device=device), 0
-    for piece, (places, own) in zip(parts, found, strict=True):
-        taken = own > threshold
-        equal = (own == threshold).nonzero().flatten()[:ties]
+    for piece, (places, near) in zip(parts, candidates, strict=True):
+        taken = near > threshold
+        equal = (near == threshold).nonzero().flatten()[:ties]
         taken[equal] = True
         ties -= equal.numel()
         kept = places[taken]

@@ -1,0 +1,68 @@
+"""N:M patterns: of each M neighbours in a row the N largest stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ders_core.codecs.codec import EncodeContext
+from ders_core.codecs.coding.patterns import (
+    choose_pattern,
+    decode_pattern,
+    encode_pattern,
+    pattern_bytes,
+)
+from ders_core.codecs.selection.entries import Entries
+from ders_core.codecs.selection.selection import Chosen, Selection, weighed_magnitudes
+from ders_core.compute.pieces import chunk_values
+from ders_core.files.spec import TensorSpec
+
+
+@dataclass(frozen=True)
+class PatternSelection(Selection):
+    """kept: N. neighbours: M. The last block of a row may reach beyond it: values there are 0."""
+
+    kept: int
+    neighbours: int
+
+    def _blocks(self, shape: tuple[int, int]) -> int:
+        return shape[0] * math.ceil(shape[1] / self.neighbours)
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self._blocks(shape) * self.kept
+
+    def specs(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        length = pattern_bytes(self._blocks(shape), self.kept, self.neighbours)
+        return {"positions": TensorSpec(torch.uint8, (length,))}
+
+    def select(self, entries: Entries, context: EncodeContext) -> Chosen:
+        scores = weighed_magnitudes(entries.matrix, context.importance)
+        beyond = -entries.shape[1] % self.neighbours
+        padded = torch.nn.functional.pad(scores, (0, beyond), value=-1.0)
+        chosen = choose_pattern(padded.view(-1, self.neighbours), self.kept)
+        parts = {"positions": encode_pattern(chosen, self.neighbours)}
+        return Chosen(self._flat(chosen, entries.shape), parts)
+
+    def places(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        shape: tuple[int, int],
+        seed: int,
+        device: torch.device,
+    ) -> Iterable[torch.Tensor]:
+        blocks = self._blocks(shape)
+        chosen = decode_pattern(parts["positions"], blocks, self.kept, self.neighbours)
+        return self._flat(chosen, shape)
+
+    def _flat(self, chosen: torch.Tensor, shape: tuple[int, int]) -> Iterable[torch.Tensor]:
+        """Places within blocks `[blocks, N]` as places in the matrix; −1 beyond a row's end."""
+        width = shape[1]
+        blocks = max(math.ceil(width / self.neighbours), 1)  # in a row
+        number = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
+        column = (number % blocks) * self.neighbours + chosen
+        places = (number // blocks) * width + column
+        inside = torch.where(column < width, places, -1).view(-1)
+        return inside.split(chunk_values(chosen.device))

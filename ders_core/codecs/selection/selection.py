@@ -1,0 +1,75 @@
+"""What a way of selecting entries is: how many stay, which ones, and what stores their places."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ders_core.codecs.codec import EncodeContext, Parts
+from ders_core.codecs.selection.entries import Entries
+from ders_core.files.spec import TensorSpec
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """places: flat, int64, a piece at a time, in the order of the stored values; −1 where a value
+    has no entry. parts: what stores them. chances: of every entry to be kept, `[out, in]` float32,
+    where these differ from entry to entry."""
+
+    places: Iterable[torch.Tensor]
+    parts: Parts
+    chances: torch.Tensor | None = None
+
+
+class Selection(ABC):
+    """Pure: the same entries, context and parameters give the same choice on every device."""
+
+    @property
+    def ragged(self) -> frozenset[str]:
+        """Parts whose length depends on the choice."""
+        return frozenset()
+
+    @abstractmethod
+    def count(self, shape: tuple[int, int]) -> int:
+        """How many values are stored for a matrix `[out, in]`."""
+
+    @abstractmethod
+    def specs(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """The parts that store places; at most so long where they are ragged."""
+
+    @abstractmethod
+    def select(self, entries: Entries, context: EncodeContext) -> Chosen:
+        """Choose the entries that stay."""
+
+    @abstractmethod
+    def places(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        shape: tuple[int, int],
+        seed: int,
+        device: torch.device,
+    ) -> Iterable[torch.Tensor]:
+        """The places of `Chosen`, from the parts and the seed. Raises CodecError for parts that are
+        damaged."""
+
+    def decoding_gain(self, shape: tuple[int, int]) -> float:
+        """The factor at decoding that makes values unbiased; 1 where they are stored so."""
+        return 1.0
+
+
+def kept_of_all(drop_rate: float, shape: tuple[int, int]) -> int:
+    """How many entries stay of a matrix."""
+    size = math.prod(shape)
+    return size - round(drop_rate * size)
+
+
+def weighed_magnitudes(delta: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+    """|Δ_ij|, with a calibration |Δ_ij|·√E[x_j²] (Wanda, arXiv 2306.11695): float32 `[out, in]`."""
+    scores = delta.abs()
+    if importance is not None:
+        scores *= importance.to(delta.device).clamp_min(0).sqrt()
+    return scores

@@ -1,0 +1,72 @@
+"""How the values of kept entries are stored: in the model's dtype, or in a few bits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
+from ders_core.codecs.quantized import Quantized
+from ders_core.files.spec import TensorSpec
+
+VALUES_PER_SCALE = 128
+
+
+class ValueCoder(ABC):
+    @abstractmethod
+    def specs(self, count: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+        """The parts that `count` values of a model in `dtype` take."""
+
+    @abstractmethod
+    def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
+        """values: float32 `[count]`."""
+
+    @abstractmethod
+    def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The values, float32 `[n]`; beyond the first `count` there may be padding."""
+
+
+class PlainValues(ValueCoder):
+    """In the model's dtype."""
+
+    def specs(self, count: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+        return {"values": TensorSpec(dtype, (count,))}
+
+    def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
+        return {"values": values.to(context.dtype)}
+
+    def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return parts["values"].float()
+
+
+@dataclass(frozen=True)
+class QuantizedValues(ValueCoder):
+    """One scale for VALUES_PER_SCALE values, which lie in rows of that length."""
+
+    codec: Quantized
+
+    @classmethod
+    def of(cls, bits: int) -> QuantizedValues:
+        """With 4 bits the levels are learnt, with 8 they are uniform."""
+        grid = Quantized(bits=bits, grid="learned" if bits == 4 else "uniform", group_size=0)
+        return cls(grid)
+
+    def specs(self, count: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+        shape = (math.ceil(count / VALUES_PER_SCALE), VALUES_PER_SCALE)
+        return prefixed("values", self.codec.parts(shape, dtype))
+
+    def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
+        padding = -values.numel() % VALUES_PER_SCALE
+        rows = torch.nn.functional.pad(values, (0, padding)).view(-1, VALUES_PER_SCALE)
+        plain = EncodeContext(context.dtype, context.seed)  # moments are of columns, not of these
+        return prefixed("values", self.codec.encode(rows, plain))
+
+    def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        coded = within("values", parts)
+        scales = coded["scales"]
+        shape = (scales.shape[0], VALUES_PER_SCALE)
+        return self.codec.decode(coded, shape, EncodeContext(scales.dtype, 0)).view(-1)

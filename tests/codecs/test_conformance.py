@@ -1,0 +1,158 @@
+"""What holds for every registered codec: the checks that ship with the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from codec_support import STRENGTHS, gauss, inputs
+from codec_support import second_moments as moments_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ders_core.codecs import CODECS, Codec, EncodeContext, Keep, Parts, make_codec
+from ders_core.codecs.testing import (
+    CHECKS,
+    DTYPES,
+    check_class,
+    check_codec,
+    check_packing,
+    examples_of,
+)
+from ders_core.files.spec import TensorSpec
+
+EXAMPLES = list(
+    dict.fromkeys(
+        [
+            *(codec for cls in CODECS.values() for codec in examples_of(cls)),
+            *(make_codec(fields) for fields in STRENGTHS),
+        ]
+    )
+)
+
+
+@pytest.mark.parametrize("cls", CODECS.values(), ids=list(CODECS))
+def test_classes_describe_themselves(cls: type[Codec]) -> None:
+    check_class(cls)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("codec", EXAMPLES, ids=lambda codec: codec.label)
+def test_codecs_conform(codec: Codec, check: Callable[[Codec], None]) -> None:
+    check(codec)
+
+
+def test_labels_tell_examples_apart() -> None:
+    labels = [codec.label for codec in EXAMPLES if getattr(codec, "svd", "auto") == "auto"]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("codec", EXAMPLES, ids=lambda codec: codec.label)
+@settings(max_examples=25, deadline=None)
+@given(
+    out=st.integers(1, 24),
+    width=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**62 - 1),
+    calibration=st.sampled_from(["none", "diagonal", "full"]),
+)
+def test_any_weight_is_packed_as_promised(
+    codec: Codec, out: int, width: int, dtype: torch.dtype, seed: int, calibration: str
+) -> None:
+    base = gauss((out, width), seed % 997, 1.0).to(dtype)
+    weight = (base.float() + gauss((out, width), seed % 1000)).to(dtype)
+    moments = None
+    if calibration != "none":
+        moments = moments_of(inputs(width, tokens=1 + seed % 60))  # often of less than full rank
+        moments = moments.diagonal() if calibration == "diagonal" else moments
+    delta = weight.float() - base.float()
+    check_packing(
+        codec.fit([delta, delta * 0.5]), weight, base, EncodeContext(dtype, seed, moments)
+    )
+
+
+class Faulty(Keep):
+    """A codec that breaks one promise at a time."""
+
+    name: ClassVar[str] = "faulty"
+    fault: str = ""
+
+    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+        out, width = shape
+        width += self.fault == "promise"
+        return {"weight": TensorSpec(dtype, (out, width))}
+
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        if self.fault == "purity" and weight.numel():
+            weight[0, 0] += 1
+        noise = torch.rand(weight.shape) if self.fault == "determinism" else 0.0
+        return {"weight": (weight + noise).to(weight.dtype)}
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        weight = parts["weight"]
+        if self.fault == "dtype":
+            return weight.double()
+        return weight * torch.nan if self.fault == "finite" else weight.clone()
+
+    def expected_error(self, statistics: Any) -> float:
+        return 1.0 if self.fault == "error" else 0.0
+
+
+@pytest.mark.parametrize(
+    "fault", ["promise", "purity", "determinism", "dtype", "finite", "error", ""]
+)
+def test_the_checks_see_faults(fault: str) -> None:
+    CODECS.register(Faulty)
+    try:
+        if fault:
+            with pytest.raises(AssertionError):
+                check_codec(Faulty(fault=fault))
+        else:
+            check_codec(Faulty())
+    finally:
+        CODECS.unregister("faulty")
+
+
+THREADS = """
+import hashlib, sys, torch
+sys.path.insert(0, sys.argv[2])
+from codec_support import STRENGTHS, context, gauss, inputs, second_moments
+from ders_core.codecs import make_codec
+from ders_core.compute.threads import one_thread
+
+torch.set_num_threads(int(sys.argv[1]))
+with one_thread():
+    delta, moments = gauss((150, 300)), second_moments(inputs(300))
+    for fields in [*STRENGTHS, {"codec": "lossless"}]:
+        codec = make_codec(fields).fit([delta])
+        digest = hashlib.sha256()
+        for how in (context(torch.bfloat16), context(torch.bfloat16, 5, moments)):
+            parts = codec.pack(delta.bfloat16(), torch.zeros_like(delta).bfloat16(), how)
+            for name in sorted(parts):
+                digest.update(parts[name].flatten().view(torch.uint8).numpy().tobytes())
+        print(codec.label, digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
+    """As groups are encoded: in processes that were given 1 and 2 threads."""
+    here = str(Path(__file__).parent)
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", THREADS, threads, here],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for threads in ("1", "2")
+    ]
+    assert len(outputs[0]) == len(STRENGTHS) + 1
+    assert outputs[0] == outputs[1]
