@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import DersError, OutputError
-from ders_core.files.output import sync_directory
+from ders_core.files.aside import sync_directory
 from ders_core.hf.silence import silent
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.report import Report

@@ -531,7 +531,7 @@ def test_a_full_disk_is_one_sentence_and_no_output(
 
     with monkeypatch.context() as patch:
         patch.setattr("ders_core.files.writer.open", open_full, raising=False)
-        patch.setattr("ders_core.files.writer.os.fsync", lambda handle: None)
+        patch.setattr("ders_core.files.aside.os.fsync", lambda handle: None)
         if where == "side files":
             patch.setattr("ders_core.files.output.shutil.copyfile", copy_full)
         message = refusal(OutputError, mixtral_dir, out, mix)
