@@ -1,4 +1,4 @@
-"""An output directory appears whole or not at all; an interrupted run can be continued."""
+"""An output appears complete or not at all; an interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 
 from ders_core.errors import CheckpointError, OutputError
 from ders_core.files.address import copy_file
+from ders_core.files.aside import ASIDE, sync_directory, sync_tree, written_aside
 from ders_core.files.store import read_json
-from ders_core.files.writer import ASIDE, write_json
+from ders_core.files.writer import write_json
 
 STATE = ".ders-state.json"
-"""Hidden, because side files of a checkpoint never are: no name of theirs can be in the way."""
+"""Hidden, as no side file of a checkpoint is: so it cannot clash with one."""
 
 REFUSALS = (
     errno.EACCES,
@@ -28,11 +28,11 @@ REFUSALS = (
     errno.EEXIST,
     errno.ENAMETOOLONG,
 )
-"""What the system says of a place that cannot be written, whatever the disk's room."""
+"""Errors of a place that cannot be written, however much space is free."""
 
 
 def partial_path(out: Path) -> Path:
-    """Where an unfinished output is kept: a sibling, hence on the same disk."""
+    """The directory of an unfinished output: a sibling, hence on the same disk."""
     return out.with_name(out.name + ".partial")
 
 
@@ -42,15 +42,15 @@ def output_directory(
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `out` when the block ends without an error.
 
-    work: what is being done, as JSON; given, an interrupted block leaves its directory behind, and
-    `resume` continues it if it was the same work. Without it, an interrupted block leaves nothing.
-    needs: bytes that will be written, checked against the free disk first.
+    work: a description of the work as JSON. With it, an interrupted block leaves its directory
+    behind, and `resume` continues it if the description is the same. Without it, an interrupted
+    block leaves nothing. needs: bytes that will be written, compared with the free space first.
     Raises OutputError if `out` exists, is being written by another process, belongs to other work,
     or the disk is full.
     """
     target = Path(out).expanduser()
     partial = partial_path(target)
-    with _full_disk(target), _lock(target):
+    with _explained(target), _lock(target):
         if target.exists() or target.is_symlink():
             raise OutputError(f"{target} exists already; choose another name or remove it")
         _prepare(partial, work, resume)
@@ -70,9 +70,10 @@ def output_directory(
 
 
 def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
+    """Make the directory, or continue the one that is there."""
     if partial.exists():
         if work is None or not set(partial.iterdir()) - set(partial.glob(ASIDE)):
-            shutil.rmtree(partial)  # nothing that somebody could continue
+            shutil.rmtree(partial)  # nobody could continue it
         elif not resume:
             raise OutputError(
                 f"{partial} holds an unfinished run; continue it with --resume or remove it"
@@ -86,8 +87,8 @@ def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
                 raise OutputError(
                     f"{partial} was begun from another checkpoint or recipe; remove it first"
                 )
-            for left in partial.glob(ASIDE):  # by a process that was killed
-                left.unlink()
+            for remains in partial.glob(ASIDE):  # of a process that was killed
+                remains.unlink()
             return
     partial.mkdir(parents=True)
     if work is not None:
@@ -104,8 +105,8 @@ def _check_room(partial: Path, needs: int) -> None:
 
 
 @contextmanager
-def _full_disk(target: Path) -> Iterator[None]:
-    """Turn the system's refusals into sentences."""
+def _explained(target: Path) -> Iterator[None]:
+    """Turn errors of a full disk and of a forbidden place into an OutputError."""
     try:
         yield
     except OSError as error:
@@ -151,11 +152,11 @@ def new_file(path: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         with refused_writes(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
-            whole = Path(stack.enter_context(aside)) / path.name
-        yield whole
+            aside = stack.enter_context(written_aside(path))
+            aside.touch()
+        yield aside
         with refused_writes(path):
-            os.replace(whole, path)
+            stack.close()
             sync_directory(path.parent)
 
 
@@ -179,7 +180,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def refused_writes(path: Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be written into an OutputError."""
+    """Turn an OSError about a file that cannot be written into an OutputError."""
     try:
         yield
     except OSError as error:
@@ -187,25 +188,6 @@ def refused_writes(path: Path) -> Iterator[None]:
 
 
 def copy_files(files: Sequence[Path], directory: Path) -> None:
-    """Copy side files by content."""
+    """Copy files into a directory, by content."""
     for file in files:
         copy_file(file, directory / file.name)
-
-
-def sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(directory: Path) -> None:
-    """Sync every file of a finished directory, then the directory itself."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
-        elif path.is_dir():
-            sync_directory(path)
-    sync_directory(directory)

@@ -1,28 +1,24 @@
-"""Safetensors files written in a stream, with checksums; each appears whole or not at all."""
+"""Safetensors and JSON files, each written complete or not at all; tensors in a stream, hashed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ders_core.files.aside import written_aside
 from ders_core.files.spec import NAMES, TensorSpec
 from ders_core.files.store import INDEX
 from ders_core.files.tensor import CHUNK_BYTES
 
 MAX_SHARD_BYTES = 4_000_000_000
 
-ASIDE = ".*.tmp"
-"""Pattern of the names under which files are written before they are whole."""
-
 METADATA = {"format": "pt"}
-"""What transformers expects in the header of every safetensors file."""
+"""transformers expects it in the header of every safetensors file."""
 
 Specs = Mapping[str, TensorSpec]
 
@@ -30,7 +26,7 @@ Specs = Mapping[str, TensorSpec]
 def encode_header(specs: Specs, metadata: Mapping[str, str] | None = None) -> bytes:
     """Length prefix and header of a safetensors file that holds `specs` in this order, end to end.
 
-    Keeping wide dtypes first (see `file_order`) keeps every tensor aligned for memory mapping.
+    If wide dtypes come first (see `file_order`), every tensor is aligned for memory mapping.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -58,7 +54,8 @@ def file_bytes(specs: Specs, metadata: Mapping[str, str] | None = None) -> int:
 
 
 def shards(specs: Specs, max_bytes: int = MAX_SHARD_BYTES) -> dict[str, dict[str, TensorSpec]]:
-    """File name -> its tensors: filled in order, each file up to `max_bytes` where tensors allow.
+    """File name -> its tensors. Files are filled in order, each up to `max_bytes` unless a single
+    tensor is larger.
 
     One file is called model.safetensors; several are numbered as transformers numbers them.
     """
@@ -79,15 +76,10 @@ def shards(specs: Specs, max_bytes: int = MAX_SHARD_BYTES) -> dict[str, dict[str
 
 
 def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The bytes of a CPU tensor in chunks, without a copy of the whole."""
+    """The bytes of a CPU tensor in chunks; a contiguous tensor is not copied."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     for begin in range(0, flat.size, CHUNK_BYTES):
         yield memoryview(flat[begin : begin + CHUNK_BYTES])  # type: ignore[arg-type]
-
-
-def _aside(path: Path) -> Path:
-    """A hidden name beside `path` that no other process on any host uses (see `ASIDE`)."""
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
 
 
 def write_file(
@@ -100,13 +92,11 @@ def write_file(
 ) -> dict[str, str]:
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
-    `read(name)` yields a tensor's bytes. The file is written aside, synced and renamed; without
-    `sync` it outlives this process, but may not outlive the machine. Returns the hex SHA-256 of
-    each tensor's bytes.
+    read: yields the bytes of the tensor of that name. sync: as in `written_aside`. Returns the hex
+    SHA-256 of each tensor's bytes. Raises OSError.
     """
     checksums: dict[str, str] = {}
-    aside = _aside(path)
-    with open(aside, "wb") as file:
+    with written_aside(path, sync=sync) as aside, open(aside, "wb") as file:
         file.write(encode_header(specs, metadata))
         for name, spec in specs.items():
             digest, count = hashlib.sha256(), 0
@@ -116,15 +106,11 @@ def write_file(
             if count != spec.nbytes:
                 raise AssertionError(f"{name}: {count} bytes written, {spec.nbytes} promised")
             checksums[name] = digest.hexdigest()
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(aside, path)
     return checksums
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Write tensors that are in memory to one safetensors file; returns their checksums."""
+    """Write tensors in memory to one safetensors file; returns their checksums (`write_file`)."""
     specs = file_order(
         {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     )
@@ -132,18 +118,14 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 def json_text(value: Any) -> str:
-    """JSON as it is written everywhere here. Keys keep their order."""
+    """JSON as every file of this package has it. Keys keep their order."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 aside, sync, rename."""
-    aside = _aside(path)
-    with open(aside, "w", encoding="utf-8", newline="") as file:
+    """Write a UTF-8 file without changing line ends (see `written_aside`)."""
+    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -154,14 +136,16 @@ def write_json(path: Path, value: Any) -> None:
 def write_index(
     directory: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """The index that transformers expects beside several shards; nothing for a single file.
+    """Write the index that transformers expects beside several shards; nothing for a single file.
 
-    metadata: what else it is to say beside the size.
+    metadata: entries of the index beside the size.
     """
     if list(files) == ["model.safetensors"]:
         return
     total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
     weight_map = {name: file for file, specs in files.items() for name in specs}
-    told = {**(metadata or {}), "total_size": total}
-    index = {"metadata": told, "weight_map": dict(sorted(weight_map.items()))}
+    index = {
+        "metadata": {**(metadata or {}), "total_size": total},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
     write_json(directory / INDEX, index)

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from any_tensors import FILES, same_bits, tensor_sets
+from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ders_core.errors import CheckpointError
 from ders_core.files.header import MAX_HEADER_BYTES, read_header
-from ders_core.files.spec import DTYPES, TensorSpec
-from ders_core.files.writer import (
-    encode_header,
-    file_bytes,
-    file_order,
-    shards,
-    tensor_bytes,
-    write_file,
-    write_tensors,
-)
+from ders_core.files.spec import TensorSpec
 
 Forge = Callable[..., Path]
 
@@ -183,71 +172,6 @@ def test_a_file_that_shrinks_while_it_is_open(forge: Forge) -> None:
         list(info.raw())
 
 
-SAMPLE_DTYPES = [
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-    torch.float8_e4m3fn,
-]
-NAMES = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12
-).filter(lambda name: name != "__metadata__")
-
-
-@st.composite
-def tensor_sets(draw: st.DrawFn) -> dict[str, torch.Tensor]:
-    """Named tensors of mixed dtypes, odd and empty shapes, with arbitrary bits."""
-    found: dict[str, torch.Tensor] = {}
-    for name in draw(st.lists(NAMES, min_size=1, max_size=6, unique=True)):
-        dtype = draw(st.sampled_from(SAMPLE_DTYPES))
-        shape = draw(st.lists(st.integers(0, 5), max_size=3))
-        count = int(torch.Size(shape).numel())
-        generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-        high = 2 if dtype is torch.bool else 256
-        bits = torch.randint(
-            high, (count * dtype.itemsize,), dtype=torch.uint8, generator=generator
-        )
-        found[name] = bits.view(dtype).reshape(shape)
-    return found
-
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equality of dtype, shape and every bit (NaNs included)."""
-    return (
-        left.dtype == right.dtype
-        and left.shape == right.shape
-        and torch.equal(
-            left.contiguous().reshape(-1).view(torch.uint8),
-            right.contiguous().reshape(-1).view(torch.uint8),
-        )
-    )
-
-
-FILES = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@FILES
-@given(tensors=tensor_sets())
-def test_what_we_write_safetensors_reads(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    path = tmp_path / "ours.safetensors"
-    sums = write_tensors(path, tensors)
-    loaded = load_file(path)
-    assert loaded.keys() == tensors.keys() == sums.keys()
-    assert all(same_bits(loaded[name], tensors[name]) for name in tensors)
-    specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in tensors.items()}
-    assert file_bytes(file_order(specs)) == path.stat().st_size
-    assert list(tmp_path.glob("*.tmp")) == []
-
-
 @FILES
 @given(tensors=tensor_sets(), bounds=st.tuples(st.integers(-6, 6), st.integers(-6, 6)))
 def test_what_safetensors_writes_we_read(
@@ -266,68 +190,3 @@ def test_what_safetensors_writes_we_read(
         assert infos[name].spec == TensorSpec(tensor.dtype, tuple(tensor.shape))
         if tensor.ndim:
             assert same_bits(infos[name].read(rows), tensor[rows])
-
-
-def test_every_dtype_name_is_what_safetensors_calls_it(tmp_path: Path) -> None:
-    for name, dtype in DTYPES.items():
-        path = tmp_path / f"{name}.safetensors"
-        write_tensors(path, {"a": torch.zeros(8, dtype=torch.uint8).view(dtype)})
-        with safe_open(path, "pt") as file:
-            piece = file.get_slice("a")
-            assert piece.get_dtype() == name
-            assert file.get_tensor("a").dtype == dtype
-
-
-def test_the_header_is_that_of_safetensors(tmp_path: Path) -> None:
-    """Same tensors, same order, same bytes: a kept checkpoint can come back bit for bit."""
-    tensors = {
-        "b": torch.ones(3, dtype=torch.bfloat16),
-        "a": torch.ones(2, 2),
-        "é": torch.zeros(1, dtype=torch.uint8),
-    }
-    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
-    specs = {
-        name: info.spec
-        for name, info in sorted(
-            read_header(tmp_path / "theirs")[0].items(), key=lambda item: item[1].begin
-        )
-    }
-    write_file(tmp_path / "ours", specs, lambda name: tensor_bytes(tensors[name]), {"format": "pt"})
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-
-
-def test_header_is_padded_to_eight_bytes() -> None:
-    for length in range(1, 20):
-        header = encode_header({"x" * length: TensorSpec(torch.uint8, (1,))})
-        assert len(header) % 8 == 0
-        json.loads(header[8:])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
-    limit=st.integers(1, 60),
-)
-def test_shards_keep_every_tensor_and_the_limit(sizes: list[int], limit: int) -> None:
-    specs = {f"t{i:02d}": TensorSpec(torch.uint8, (size,)) for i, size in enumerate(sizes)}
-    files = shards(specs, limit)
-    names = [sorted(part) for part in files.values()]
-    assert [name for part in names for name in part] == list(specs)
-    for part in files.values():
-        assert sum(spec.nbytes for spec in part.values()) <= limit or len(part) == 1
-    if len(files) == 1:
-        assert list(files) == ["model.safetensors"]
-    else:
-        assert list(files) == [
-            f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
-        ]
-        for left, right in pairwise(names):  # greedy: no file is left half full
-            filled = sum(specs[name].nbytes for name in left)
-            assert filled + specs[right[0]].nbytes > limit
-
-
-def test_a_reader_that_yields_too_little_leaves_no_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    with pytest.raises(AssertionError, match="promised"):
-        write_file(path, {"a": TensorSpec(torch.uint8, (4,))}, lambda name: [b"abc"])
-    assert not path.exists()

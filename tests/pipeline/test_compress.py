@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from ders_core.codecs import Keep, Quantized, Sparse
 from ders_core.errors import Cancelled, CheckpointError, DersError, OutputError, RecipeError
-from ders_core.files.output import output_directory, partial_path
+from ders_core.files.output import partial_path
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import encode as encode_module
 from ders_core.pipeline.compress import compress
@@ -536,7 +536,7 @@ def test_a_full_disk_is_one_sentence_and_no_output(
 
     with monkeypatch.context() as patch:
         patch.setattr("ders_core.files.writer.open", open_full, raising=False)
-        patch.setattr("ders_core.files.writer.os.fsync", lambda handle: None)
+        patch.setattr("ders_core.files.aside.os.fsync", lambda handle: None)
         if where == "side files":
             patch.setattr("ders_core.files.output.shutil.copyfile", copy_full)
         message = refusal(OutputError, mixtral_dir, out, mix)
@@ -559,20 +559,6 @@ def test_a_place_that_cannot_be_written(mixtral_dir: Path, tmp_path: Path) -> No
     (tmp_path / "file").write_text("x")
     message = refusal(OutputError, mixtral_dir, tmp_path / "file" / "out", TWO_BITS)
     assert str(tmp_path / "file") in message
-
-
-def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-
-    def race() -> None:
-        with output_directory(out) as partial:
-            (partial / "ours").write_text("x")
-            out.mkdir()
-            (out / "theirs").write_text("y")
-
-    with pytest.raises(OutputError, match="appeared"):
-        race()
-    assert [file.name for file in out.iterdir()] == ["theirs"]
 
 
 def test_presets_all_name_what_they_do(mixtral_dir: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pydantic import Field
 from streamlit.testing.v1 import AppTest
 
 from ders_core.analysis import analyze, predicted_error
-from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import (
     CODECS,
     Choice,
@@ -27,6 +26,7 @@ from ders_core.codecs import (
 )
 from ders_core.errors import CodecError, RecipeError
 from ders_core.files.spec import TensorSpec
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.synthesize import synthesize
@@ -98,7 +98,7 @@ def test_it_is_unknown_before_it_is_registered() -> None:
 def test_it_is_compressed_verified_and_synthesized(
     columns: None, mixtral_dir: Path, tmp_path: Path
 ) -> None:
-    source, recipe = Checkpoint(mixtral_dir), Recipe.from_yaml(RECIPE)
+    source, recipe = open_checkpoint(mixtral_dir), Recipe.from_yaml(RECIPE)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     plan = resolve(recipe, source)
     assert plan.exact
@@ -110,7 +110,7 @@ def test_it_is_compressed_verified_and_synthesized(
     for error in verified.groups:
         assert error.rel_error_delta == pytest.approx(math.sqrt(0.5), rel=0.1)
     synthesize(tmp_path / "packed", tmp_path / "back")
-    back = Checkpoint(tmp_path / "back")
+    back = open_checkpoint(tmp_path / "back")
     for group in source.groups():
         weights, half = group.read().double(), group.shape[2] // 2
         expected = weights.mean(0).expand_as(weights).clone()
@@ -122,7 +122,7 @@ def test_it_is_compressed_verified_and_synthesized(
 def test_it_is_in_the_recipe_table_with_its_predicted_error(
     columns: None, mixtral_dir: Path
 ) -> None:
-    source = Checkpoint(mixtral_dir)
+    source = open_checkpoint(mixtral_dir)
     analysis = analyze(source, spectra="none")
     plan = resolve(Recipe.from_yaml(RECIPE), source)
     rows = table(plan, analysis)

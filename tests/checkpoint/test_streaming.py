@@ -1,0 +1,103 @@
+"""Groups read piece by piece: the same values as at once, in order, in little memory."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from ders_core.checkpoint import streaming
+from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
+from ders_core.checkpoint.groups import Block, ExpertGroup
+from ders_core.checkpoint.matrix import Matrix, Slot
+from ders_core.checkpoint.streaming import SLABS, matrices, slabs
+from ders_core.errors import CheckpointError
+from ders_core.files.header import read_header
+
+BLOCK = Block("model.layers.0.moe", 0, 0, 0, None)
+
+
+def group_of(path: Path, weights: np.ndarray, axes: str = "expert out in") -> ExpertGroup:
+    """`[K, out, in]` saved in one tensor with that order of axes, as a group."""
+    count, out, width = weights.shape
+    order = {EXPERT: 0, OUT: 1, IN: 2}
+    parsed = Axes.parse(axes)
+    laid = weights.transpose([order[axis] for axis in parsed.order])
+    save_file({"x": np.ascontiguousarray(laid)}, path)
+    tensor = read_header(path)[0]["x"]
+    sizes = {EXPERT: count, OUT: out, IN: width}
+    slots = [Slot(parsed, sizes, expert) for expert in range(count)]
+    return ExpertGroup(BLOCK, "up", tuple(Matrix(tensor, slot) for slot in slots))
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 7)),
+    axes=st.sampled_from(["expert out in", "expert in out", "out expert in"]),
+    slab=st.integers(1, 600),
+)
+def test_pieces_make_the_group(
+    tmp_path: Path, shape: tuple[int, int, int], axes: str, slab: int
+) -> None:
+    weights = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    group = group_of(tmp_path / "a.safetensors", weights, axes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "SLAB_BYTES", slab)
+        pieces = [(rows, piece.clone()) for rows, piece in slabs(group)]
+    ends = [0, *(rows.stop for rows, _ in pieces)]
+    assert [rows.start for rows, _ in pieces] == ends[:-1]
+    assert ends[-1] == shape[1]
+    row_bytes = shape[0] * shape[2] * 4
+    assert all(piece.nbytes <= max(slab, row_bytes) for _, piece in pieces)
+    assert np.array_equal(torch.cat([piece for _, piece in pieces], 1).numpy(), weights)
+    numbered = [(expert, matrix.clone()) for expert, matrix in matrices(group)]
+    assert [expert for expert, _ in numbered] == list(range(shape[0]))
+    assert np.array_equal(torch.stack([matrix for _, matrix in numbered]).numpy(), weights)
+
+
+def test_a_piece_is_valid_until_the_next_and_memory_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading ahead goes into other buffers; all pieces together use no more than `SLABS`."""
+    weights = np.arange(3 * 64 * 5, dtype=np.float32).reshape(3, 64, 5)
+    group = group_of(tmp_path / "a.safetensors", weights)
+    monkeypatch.setattr(streaming, "SLAB_BYTES", 3 * 5 * 4 * 2)
+    memory = set()
+    for rows, piece in slabs(group):
+        memory.add(piece.data_ptr())
+        assert np.array_equal(piece.numpy(), weights[:, rows])
+    assert len(memory) <= SLABS
+
+
+def test_stopping_early_ends_the_reading_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((2, 50, 4), np.float32))
+    monkeypatch.setattr(streaming, "SLAB_BYTES", 1)
+    pieces = slabs(group)
+    next(pieces)
+    assert any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+    pieces.close()  # type: ignore[attr-defined]
+    assert not any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+
+
+def test_a_file_that_ends_too_early_is_told_where_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    group = group_of(path, np.ones((1, 40, 4), np.float32))
+    monkeypatch.setattr(streaming, "SLAB_BYTES", 4 * 4 * 10)
+    path.write_bytes(path.read_bytes()[:-8])
+    read = []
+    with pytest.raises(CheckpointError, match=r"a\.safetensors.*'x'"):
+        read += [rows.stop for rows, _ in slabs(group)]
+    with pytest.raises(CheckpointError, match=r"a\.safetensors.*'x'"):
+        list(matrices(group))

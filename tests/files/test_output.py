@@ -1,0 +1,204 @@
+"""Outputs that appear complete or not at all, and interrupted ones that go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ders_core.errors import OutputError
+from ders_core.files.output import (
+    STATE,
+    copy_files,
+    new_file,
+    output_directory,
+    partial_path,
+    refused_writes,
+)
+
+WORK = {"recipe": "two", "seed": 3}
+
+
+def refusal(path: Path, **options: object) -> str:
+    """The sentence with which an output directory is refused."""
+    with pytest.raises(OutputError) as caught, output_directory(path, **options):  # type: ignore[arg-type]
+        pytest.fail("the block was entered")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def interrupt(out: Path, *files: str, work: dict[str, object] | None = WORK) -> None:
+    """Begin an output, write some of its files, and stop."""
+
+    def begin() -> None:
+        with output_directory(out, work=work) as partial:
+            for file in files:
+                (partial / file).write_text(file)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    assert not out.exists()
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(file.name for file in directory.iterdir())
+
+
+def test_it_appears_when_the_block_ends(tmp_path: Path) -> None:
+    out = tmp_path / "below" / "out"
+    with output_directory(out, work=WORK) as partial:
+        (partial / "a").write_text("x")
+        assert not out.exists()
+        assert partial == partial_path(out)
+    assert names(out) == ["a"]
+    assert names(out.parent) == ["out"]
+
+
+def test_interrupted_without_work_it_leaves_nothing(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out", "a", work=None)
+    assert names(tmp_path) == []
+
+
+def test_interrupted_work_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(out, "a", ".b.host-1.tmp")
+    assert names(tmp_path) == ["out.partial"]
+    assert "--resume" in refusal(out, work=WORK)
+    with output_directory(out, work=WORK, resume=True) as partial:
+        assert names(partial) == [STATE, "a"]  # the file that a killed process left is gone
+        (partial / "b").write_text("y")
+    assert names(out) == ["a", "b"]
+
+
+@pytest.mark.parametrize("state", [json.dumps({"recipe": "three"}), "{", "[]", None])
+def test_other_work_is_not_continued(tmp_path: Path, state: str | None) -> None:
+    out = tmp_path / "out"
+    interrupt(out, "a")
+    if state is None:
+        (partial_path(out) / STATE).unlink()
+    else:
+        (partial_path(out) / STATE).write_text(state)
+    assert "another checkpoint or recipe" in refusal(out, work=WORK, resume=True)
+    assert "a" in names(partial_path(out))
+
+
+def test_work_that_wrote_nothing_is_begun_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    partial_path(out).mkdir()
+    (partial_path(out) / ".a.host-1.tmp").write_text("x")
+    with output_directory(out, work=WORK) as partial:
+        assert names(partial) == [STATE]
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])
+def test_what_exists_is_not_overwritten(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "directory":
+        out.mkdir()
+    elif kind == "file":
+        out.write_text("x")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    assert f"{out} exists already" in refusal(out)
+    assert names(tmp_path) == ["out"]
+
+
+def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "import sys\n"
+        "from ders_core.errors import OutputError\n"
+        "from ders_core.files.output import output_directory\n"
+        "try:\n"
+        "    with output_directory(sys.argv[1]):\n"
+        "        print('written')\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", script, str(out)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with output_directory(out):
+        assert "another process" in other()
+    assert names(tmp_path) == ["out"]
+    out.rmdir()
+    assert other() == "written\n"
+
+
+def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def race() -> None:
+        with output_directory(out) as partial:
+            (partial / "ours").write_text("x")
+            out.mkdir()
+            (out / "theirs").write_text("y")
+
+    with pytest.raises(OutputError, match="appeared"):
+        race()
+    assert names(out) == ["theirs"]
+
+
+def test_too_little_room_is_seen_first(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "out", needs=10**21)
+    assert "1e+12 GB" in message
+    assert names(tmp_path) == []
+
+
+# One new file
+
+
+def test_a_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "a.txt"
+    with new_file(path) as aside:
+        aside.write_text("x")
+        assert not path.exists()
+    assert path.read_text() == "x"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_an_interrupted_new_file_leaves_nothing(tmp_path: Path) -> None:
+    def begin() -> None:
+        with new_file(tmp_path / "a.txt") as aside:
+            aside.write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    assert names(tmp_path) == []
+
+
+def test_a_new_file_is_refused_before_the_block(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "file", tmp_path / "link", tmp_path / "file" / "a.txt"):
+        with pytest.raises(OutputError) as caught, new_file(path):
+            pytest.fail("the block was entered")
+        assert str(path) in str(caught.value)
+    assert names(tmp_path) == ["file", "link"]
+
+
+def test_errors_of_the_block_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "a.txt"):
+        (tmp_path / "nowhere").read_text()
+
+
+def test_a_refused_write_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as caught, refused_writes(tmp_path / "a"):
+        tmp_path.write_text("x")
+    assert str(tmp_path / "a") in str(caught.value)
+
+
+def test_files_are_copied_by_content(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text("x")
+    (tmp_path / "a.json").symlink_to(tmp_path / "blob")  # as a hub cache keeps files
+    (tmp_path / "out").mkdir()
+    copy_files([tmp_path / "a.json"], tmp_path / "out")
+    assert not (tmp_path / "out" / "a.json").is_symlink()
+    assert (tmp_path / "out" / "a.json").read_text() == "x"

@@ -1,0 +1,223 @@
+"""Directories of safetensors files: read as safetensors reads them, or refused in one sentence."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from any_tensors import FILES, same_bits, tensor_sets
+from damaged_copies import edit_config, edit_tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ders_core.errors import CheckpointError
+from ders_core.files.store import INDEX, TensorStore
+
+
+def refused(path: Path, *words: str) -> str:
+    """The sentence with which a directory is refused; it must hold `words`."""
+    with pytest.raises(CheckpointError) as caught:
+        TensorStore.open(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not message.endswith("\n")
+    for word in words:
+        assert word in message, message
+    return message
+
+
+def test_identity_is_of_the_content(mixtral_dir: Path, copy_of: Callable[[Path], Path]) -> None:
+    directory = copy_of(mixtral_dir)
+    before = TensorStore.open(mixtral_dir).identity
+    assert TensorStore.open(directory).identity == before
+    assert len(bytes.fromhex(before)) == 32
+    edit_tensors(directory, lambda t: t | {"model.norm.weight": t["model.norm.weight"] + 1})
+    changed = TensorStore.open(directory).identity
+    assert changed != before
+    edit_config(directory, rms_norm_eps=0.5)
+    assert TensorStore.open(directory).identity not in (before, changed)
+
+
+def test_side_files(mixtral_sharded_dir: Path) -> None:
+    names = [file.name for file in TensorStore.open(mixtral_sharded_dir).side_files()]
+    assert names == ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_missing_path(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "nowhere", "does not exist")
+
+
+def test_a_file_instead_of_a_directory(mixtral_dir: Path) -> None:
+    refused(mixtral_dir / "model.safetensors", "model.safetensors", "is a file")
+
+
+def test_directory_without_config(tmp_path: Path) -> None:
+    refused(tmp_path, tmp_path.name, "config.json")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "[" * 100_000])
+def test_config_that_is_no_json_object(
+    mixtral_dir: Path, copy_of: Callable[[Path], Path], text: str
+) -> None:
+    directory = copy_of(mixtral_dir)
+    (directory / "config.json").write_text(text)
+    refused(directory, "config.json", "JSON")
+
+
+def test_no_safetensors(mixtral_dir: Path, copy_of: Callable[[Path], Path]) -> None:
+    directory = copy_of(mixtral_dir)
+    (directory / "model.safetensors").unlink()
+    refused(directory, str(directory), "no safetensors files")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickle_only_is_refused_unopened(
+    mixtral_dir: Path, copy_of: Callable[[Path], Path], name: str
+) -> None:
+    directory = copy_of(mixtral_dir)
+    (directory / "model.safetensors").unlink()
+    (directory / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    refused(directory, name, "pickle", "save_pretrained")
+
+
+def test_truncated_shard(mixtral_sharded_dir: Path, copy_of: Callable[[Path], Path]) -> None:
+    directory = copy_of(mixtral_sharded_dir)
+    shard = sorted(directory.glob("model-00003*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(directory, shard.name, "truncated")
+
+
+def test_missing_shard(mixtral_sharded_dir: Path, copy_of: Callable[[Path], Path]) -> None:
+    directory = copy_of(mixtral_sharded_dir)
+    shard = sorted(directory.glob("model-00002*.safetensors"))[0]
+    shard.unlink()
+    refused(directory, INDEX, shard.name, "missing")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", "a\nb"],
+)
+def test_index_that_leaves_the_directory(
+    mixtral_dir: Path, copy_of: Callable[[Path], Path], tmp_path: Path, name: str
+) -> None:
+    directory = copy_of(mixtral_dir)
+    shutil.copy(mixtral_dir / "model.safetensors", tmp_path / "outside.safetensors")
+    (directory / "sub").mkdir()
+    shutil.copy(mixtral_dir / "model.safetensors", directory / "sub" / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(load_file(mixtral_dir / "model.safetensors"), name)}
+    (directory / INDEX).write_text(json.dumps(index))
+    refused(directory, INDEX)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": 3}])
+def test_index_without_a_weight_map(
+    mixtral_dir: Path, copy_of: Callable[[Path], Path], index: Any
+) -> None:
+    directory = copy_of(mixtral_dir)
+    (directory / INDEX).write_text(json.dumps(index))
+    refused(directory, INDEX, "weight_map")
+
+
+def test_index_of_another_checkpoint(
+    mixtral_sharded_dir: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    directory = copy_of(mixtral_sharded_dir)
+    index = json.loads((directory / INDEX).read_text())
+    files = sorted(set(index["weight_map"].values()))
+    moved = {"model.norm.weight": files[0], "lm_head.weight": files[-1]}
+    index["weight_map"] |= moved
+    (directory / INDEX).write_text(json.dumps(index))
+    refused(directory, INDEX, "different checkpoints")
+
+
+def test_a_tensor_in_two_files(mixtral_dir: Path, copy_of: Callable[[Path], Path]) -> None:
+    directory = copy_of(mixtral_dir)
+    shutil.copy(directory / "model.safetensors", directory / "stale.safetensors")
+    refused(directory, "stale.safetensors", "in another file too")
+
+
+# Whatever safetensors wrote, in however many files
+
+
+@FILES
+@given(tensors=tensor_sets(), files=st.integers(1, 3), seed=st.integers(0, 2**31))
+def test_any_directory_is_read_as_safetensors_reads_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    tensors: dict[str, torch.Tensor],
+    files: int,
+    seed: int,
+) -> None:
+    directory = tmp_path_factory.mktemp("store")
+    chosen = random.Random(seed)
+    names = [f"model-{number}.safetensors" for number in range(files)]
+    parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
+    for name, tensor in tensors.items():
+        parts[chosen.choice(names)][name] = tensor
+    for file, part in parts.items():
+        save_file(part, directory / file, {"of": file})
+    (directory / "config.json").write_text('{"a": [1, {"b": null}]}')
+    store = TensorStore.open(directory)
+    assert store.config == {"a": [1, {"b": None}]}
+    assert store.specs == {name: read.spec for name, read in store.tensors.items()}
+    assert store.tensors.keys() == tensors.keys()
+    assert store.bytes_total == sum((directory / name).stat().st_size for name in names)
+    for file in names:
+        with safe_open(directory / file, "pt") as reference:
+            assert sorted(store.files[file]) == sorted(reference.keys())
+            assert store.metadata[file] == reference.metadata()
+            for name in reference.keys():  # noqa: SIM118
+                assert same_bits(store.tensors[name].read(), reference.get_tensor(name))
+        begins = [store.tensors[name].begin for name in store.files[file]]
+        assert begins == sorted(begins)
+
+
+def test_any_matrix_of_a_tensor(tmp_path: Path) -> None:
+    """`elements` and `strided` against numpy's views of the same values."""
+    values = np.arange(3 * 4 * 5 * 2, dtype=np.int16).reshape(3, 4, 5, 2)
+    save_file({"x": torch.from_numpy(values)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    tensor = TensorStore.open(tmp_path).tensors["x"]
+    assert np.array_equal(tensor.elements(7, 30).numpy(), values.reshape(-1)[7:37])
+    for first, second in itertools.permutations(range(4), 2):
+        for index in itertools.product(*(range(size) for size in values.shape)):
+            if index[first] or index[second]:
+                continue
+            place: list[Any] = list(index)
+            place[first] = place[second] = slice(None)
+            wanted = values[tuple(place)]
+            wanted = wanted if first < second else wanted.T
+            strides = [step // values.itemsize for step in values.strides]
+            offset = int(np.dot(index, strides))
+            matrix = tensor.strided(offset, wanted.shape, (strides[first], strides[second]))
+            assert np.array_equal(matrix.numpy(), wanted)
+            assert matrix.is_contiguous()
+
+
+def test_the_identity_sees_the_middle_of_every_tensor(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(500, dtype=torch.uint8) for name in ("a", "b")}
+    (tmp_path / "config.json").write_text("{}")
+    seen = set()
+    for name, position in ((None, 0), ("a", 250), ("b", 250), ("a", 251)):
+        changed = {key: tensor.clone() for key, tensor in tensors.items()}
+        if name is not None:
+            changed[name][position] = 1
+        save_file(changed, tmp_path / "model.safetensors")
+        seen.add(TensorStore.open(tmp_path).identity)
+    assert len(seen) == 4
+
+
+def test_the_place_is_kept_and_not_shown(mixtral_dir: Path) -> None:
+    store = TensorStore.open(str(mixtral_dir))
+    assert store.place == str(mixtral_dir)
+    assert "place" not in repr(store)

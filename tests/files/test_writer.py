@@ -1,0 +1,172 @@
+"""Written files: read back by safetensors itself, and complete or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from any_tensors import FILES, same_bits, tensor_sets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ders_core.files.header import read_header
+from ders_core.files.spec import DTYPES, TensorSpec
+from ders_core.files.store import INDEX, TensorStore
+from ders_core.files.writer import (
+    encode_header,
+    file_bytes,
+    file_order,
+    shards,
+    tensor_bytes,
+    write_file,
+    write_index,
+    write_tensors,
+    write_text,
+)
+
+
+@FILES
+@given(tensors=tensor_sets())
+def test_what_we_write_safetensors_reads(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "ours.safetensors"
+    sums = write_tensors(path, tensors)
+    loaded = load_file(path)
+    assert loaded.keys() == tensors.keys() == sums.keys()
+    assert all(same_bits(loaded[name], tensors[name]) for name in tensors)
+    specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    assert file_bytes(file_order(specs)) == path.stat().st_size
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_every_dtype_name_is_what_safetensors_calls_it(tmp_path: Path) -> None:
+    for name, dtype in DTYPES.items():
+        path = tmp_path / f"{name}.safetensors"
+        write_tensors(path, {"a": torch.zeros(8, dtype=torch.uint8).view(dtype)})
+        with safe_open(path, "pt") as file:
+            piece = file.get_slice("a")
+            assert piece.get_dtype() == name
+            assert file.get_tensor("a").dtype == dtype
+
+
+def test_the_header_is_that_of_safetensors(tmp_path: Path) -> None:
+    """Same tensors, same order, same bytes: a kept checkpoint can come back bit for bit."""
+    tensors = {
+        "b": torch.ones(3, dtype=torch.bfloat16),
+        "a": torch.ones(2, 2),
+        "é": torch.zeros(1, dtype=torch.uint8),
+    }
+    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
+    specs = {
+        name: info.spec
+        for name, info in sorted(
+            read_header(tmp_path / "theirs")[0].items(), key=lambda item: item[1].begin
+        )
+    }
+    write_file(tmp_path / "ours", specs, lambda name: tensor_bytes(tensors[name]), {"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_header_is_padded_to_eight_bytes() -> None:
+    for length in range(1, 20):
+        header = encode_header({"x" * length: TensorSpec(torch.uint8, (1,))})
+        assert len(header) % 8 == 0
+        json.loads(header[8:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    limit=st.integers(1, 60),
+)
+def test_shards_keep_every_tensor_and_the_limit(sizes: list[int], limit: int) -> None:
+    specs = {f"t{i:02d}": TensorSpec(torch.uint8, (size,)) for i, size in enumerate(sizes)}
+    files = shards(specs, limit)
+    names = [sorted(part) for part in files.values()]
+    assert [name for part in names for name in part] == list(specs)
+    for part in files.values():
+        assert sum(spec.nbytes for spec in part.values()) <= limit or len(part) == 1
+    if len(files) == 1:
+        assert list(files) == ["model.safetensors"]
+    else:
+        assert list(files) == [
+            f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
+        ]
+        for left, right in pairwise(names):  # greedy: no file is left half full
+            filled = sum(specs[name].nbytes for name in left)
+            assert filled + specs[right[0]].nbytes > limit
+
+
+def test_a_reader_that_yields_too_little_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(AssertionError, match="promised"):
+        write_file(path, {"a": TensorSpec(torch.uint8, (4,))}, lambda name: [b"abc"])
+    assert not path.exists()
+
+
+def test_an_interrupted_write_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.ones(2)})
+    before = path.read_bytes()
+
+    def interrupted(name: str) -> Iterator[bytes]:
+        yield b"abcd"
+        assert path.read_bytes() == before  # readers see the old file until the new one is complete
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, {"a": TensorSpec(torch.uint8, (8,))}, interrupted)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("text", ["", "a\r\nb\n", "ключ — é", "\x00"])
+def test_text_is_written_as_it_is(tmp_path: Path, text: str) -> None:
+    write_text(tmp_path / "a", text)
+    assert (tmp_path / "a").read_bytes() == text.encode()
+    write_text(tmp_path / "a", "shorter")
+    assert (tmp_path / "a").read_bytes() == b"shorter"
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_synced_before_it_appears(
+    tmp_path: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "a", []
+    real = os.fsync
+    monkeypatch.setattr(
+        "ders_core.files.aside.os.fsync",
+        lambda handle: (synced.append(path.exists()), real(handle)),
+    )
+    specs = {"a": TensorSpec(torch.uint8, (3,))}
+    write_file(path, specs, lambda name: [b"abc"], sync=sync)
+    assert synced == ([False] if sync else [])
+    assert same_bits(load_file(path)["a"], torch.tensor(list(b"abc"), dtype=torch.uint8))
+
+
+def test_the_index_is_what_transformers_writes(tmp_path: Path, models: dict[str, Any]) -> None:
+    """Against transformers' own sharded checkpoint of the same tensors."""
+    models["mixtral"].save_pretrained(tmp_path / "theirs", max_shard_size="200KB")
+    wanted = json.loads((tmp_path / "theirs" / INDEX).read_text())
+    store = TensorStore.open(tmp_path / "theirs")
+    files = {
+        file: {name: store.tensors[name].spec for name in names}
+        for file, names in store.files.items()
+    }
+    assert len(files) > 2
+    (tmp_path / "ours").mkdir()
+    parameters = {key: wanted["metadata"][key] for key in wanted["metadata"] if key != "total_size"}
+    write_index(tmp_path / "ours", files, parameters)
+    assert json.loads((tmp_path / "ours" / INDEX).read_text()) == wanted
+
+
+def test_one_file_has_no_index(tmp_path: Path) -> None:
+    write_index(tmp_path, {"model.safetensors": {"a": TensorSpec(torch.uint8, (3,))}})
+    assert list(tmp_path.iterdir()) == []
