@@ -86,7 +86,7 @@ class FromDense(Start):
 
     def save(self, partial: Path, model: Model) -> None:
         save(partial, self._dense, model.network, model.blocks, self.config, self._target)
-        if self._target.is_own:  # a file may name a class that goes with the dense family alone
+        if self._target.needs_ders:  # a file may name a class that goes with the dense family alone
             load_tokenizer(self.store.path).save_pretrained(partial)
 
     def record(self) -> dict[str, Any]:
