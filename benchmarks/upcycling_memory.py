@@ -37,7 +37,7 @@ from ders_core.demo.models import dense_model
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.routers import random_routers
 from ders_core.upcycle.surgery import upcycle_model
-from ders_core.upcycle.training import parameter_groups
+from ders_core.upcycle.trainer import parameter_groups
 
 
 @dataclass(frozen=True)

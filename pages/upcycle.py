@@ -27,12 +27,12 @@ PROBLEM = "upcycle_problem"
 
 
 def values() -> choosing.Values:
-    """What was chosen in this session, or before it."""
+    """The values of the widgets, kept over pages and sessions."""
     if VALUES not in st.session_state:
         kept = choosing.values_of(kept_config()) | {upcycle_form.DEVICE: "auto"}
         st.session_state[VALUES] = kept
-    found: choosing.Values = st.session_state[VALUES]
-    return found
+    chosen: choosing.Values = st.session_state[VALUES]
+    return chosen
 
 
 def kept_config() -> UpcycleConfig:
@@ -44,7 +44,7 @@ def kept_config() -> UpcycleConfig:
 
 
 def set_values(config: UpcycleConfig) -> None:
-    """Only in a callback: the widgets take them up."""
+    """Show a configuration in the widgets; only in a callback."""
     changed = choosing.values_of(config)
     values().update(changed)
     upcycle_form.show(changed)
@@ -52,26 +52,26 @@ def set_values(config: UpcycleConfig) -> None:
 
 
 def positions(dense: DenseModel) -> int:
-    """How many tokens the model reads at once."""
+    """The longest context of the model, in tokens."""
     names = ("max_position_embeddings", "n_positions")
     known = [dense.config[name] for name in names if isinstance(dense.config.get(name), int)]
     return min(known, default=NUMBERS["window"].most)
 
 
 def offer(dense: DenseModel) -> None:
-    """A window that the model can read; and the texts beside the demo's, if none were named."""
+    """Fill in a window that fits the model, and the demo's texts if none were named."""
     now = values()
-    found: choosing.Values = {"window": min(now["window"], positions(dense))}
+    filled: choosing.Values = {"window": min(now["window"], positions(dense))}
     train = frame.demo_text("calibration.txt", dense.path)
     if train and not now["texts"]:
         heldout = frame.demo_text("heldout.txt", dense.path)
-        found |= {"texts": str(train), "heldout": now["heldout"] or str(heldout or "")}
-    now.update(found)
-    upcycle_form.show(found)
+        filled |= {"texts": str(train), "heldout": now["heldout"] or str(heldout or "")}
+    now.update(filled)
+    upcycle_form.show(filled)
 
 
 def open_dense(place: str | None) -> None:
-    """A callback: make it the model to upcycle."""
+    """Open a directory as the model to upcycle; a callback."""
     try:
         dense = reads.dense(place or "")
         session.open_dense(dense.path)
@@ -82,7 +82,7 @@ def open_dense(place: str | None) -> None:
 
 
 def dense_row() -> DenseModel | None:
-    """Path with completion, and the demo's; returns the model, if one is open."""
+    """Choose the model: a path with completion, or the demo's. Returns the open model."""
     roots = tuple(str(root) for root in session.workspace().roots)
     demo, now = session.workspace().demo / "dense", session.current().dense
     known = [now, *reads.dense_directories(roots)] if now else reads.dense_directories(roots)
@@ -141,12 +141,12 @@ def empty() -> None:
             "weight, and each expert learns a light delta of its own."
         )
         if not (session.workspace().demo / "dense").is_dir():
-            st.markdown("With none at hand, *Try the demo* on the Checkpoint page builds one.")
+            st.markdown("If you have none, *Try the demo* on the Checkpoint page builds one.")
             st.page_link("pages/checkpoint.py", label="Checkpoint", icon=":material/science:")
 
 
 def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) -> None:
-    """One sentence on what was chosen; the forms beside each other."""
+    """A sentence on the chosen form, and a table of all forms."""
     table = upcycle_compare.comparison_table(dense, upcycle_compare.variants(config, now))
     shown, count, size = upcycle_compare.scaled(table)
     st.markdown(f"##### {upcycle_compare.sentence(table, config)}")
@@ -181,13 +181,13 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
             ),
             "added_share": share("of vanilla", "Added parameters, share of vanilla's."),
             "disk": bytes_column(
-                f"on disk, {size}", format="%.3g", help="Packed, all tensors, at the most."
+                f"on disk, {size}", format="%.3g", help="Packed, all tensors, upper bound."
             ),
             "disk_share": share("of vanilla ", "Size on disk, share of vanilla's."),
             "memory": bytes_column(
                 f"training, {size}",
                 format="%.3g",
-                help="Weights, gradients and optimizer while it is trained.",
+                help="Weights, gradients and optimizer during training.",
             ),
             "memory_share": share("of vanilla  ", "Training memory, share of vanilla's."),
             "weights": bytes_column(f"weights, {size}", format="%.3g"),
@@ -197,7 +197,7 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
             ),
         },
     )
-    st.caption("Activations come on top and are measured while it trains.")
+    st.caption("Activations need memory too; it is measured during training.")
 
 
 def checked(config: UpcycleConfig) -> None:
@@ -212,7 +212,7 @@ def checked(config: UpcycleConfig) -> None:
 
 
 def apply_text(key: str) -> None:
-    """A callback: what is written in the text becomes what is chosen."""
+    """Apply the YAML text to the widgets; a callback."""
     try:
         set_values(UpcycleConfig.from_yaml(st.session_state[key]))
     except DersError as error:

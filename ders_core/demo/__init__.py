@@ -1,4 +1,4 @@
-"""The demo: a small upcycled MoE, really trained, on text that every Python brings along."""
+"""The demo: a small upcycled MoE, trained on the text of Python's standard library."""
 
 from ders_core.demo.build import DemoResult, DemoScale, build_demo
 from ders_core.demo.models import Shape

@@ -1,4 +1,4 @@
-"""The demo's text: Python's own standard library, told apart into code, prose and tables."""
+"""The demo's text: Python's standard library, divided into code, prose and tables."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def read_corpus(root: Path | None = None) -> Corpus:
 
 
 def joined(texts: dict[str, list[str]], limit: int) -> str:
-    """The domains by turns, a piece of each at a time, so that every stretch of the text has all
-    of them; at most `limit` characters in equal shares."""
+    """The domains in turns, a piece of each at a time, so that every stretch of the text has all of
+    them; at most `limit` characters in equal shares."""
     each = limit // len(texts)
-    whole = {domain: SEPARATOR.join(texts[domain])[:each] for domain in DOMAINS}
+    joint = {domain: SEPARATOR.join(texts[domain])[:each] for domain in DOMAINS}
     mixed = SEPARATOR.join(
         text[begin : begin + PIECE]
         for begin in range(0, each, PIECE)
-        for text in whole.values()
+        for text in joint.values()
         if begin < len(text)
     )
     return mixed[:limit]
@@ -75,12 +75,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _hash_share(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+    """A number in [0, 1) that depends only on the name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") / 2**32
 
 
 def _split(file: Path) -> Iterator[tuple[str, str]]:
-    """(domain, text) pairs of one source file; what does not parse is passed over."""
+    """(domain, text) pairs of one source file; none if it does not parse."""
     try:
         source = file.read_text(encoding="utf-8")
         tree = ast.parse(source)

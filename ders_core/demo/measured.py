@@ -1,4 +1,4 @@
-"""What the built demo is worth, read back from its files: perplexities and likeness of experts."""
+"""Measures the built demo from its files: perplexities, and the similarity of its experts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measure(
 ) -> tuple[dict[str, float], float]:
     """Perplexities of `text` by model, and the mean cosine between the MoE's experts.
 
-    directory: holds `dense` and `moe` as saved; they are computed with in float32. `base_only` is
+    directory: holds the saved `dense` and `moe`; the forward passes are float32. `base_only` is
     the MoE with every expert replaced by their mean, rounded to bfloat16 like a stored base.
     `batch_done(model, done, batches)` is called after each batch and may raise to stop.
     """

@@ -50,7 +50,7 @@ def upcycle(
     """Every FFN becomes `experts` exact copies of itself, behind a router.
 
     The routers start from clusters of what the dense FFNs see (spherical k-means on the text), so
-    that experts meet unlike tokens from the first step.
+    that experts get different tokens from the first step.
     """
     source = dense.config
     config = MixtralConfig(

@@ -1,4 +1,4 @@
-"""Training as it goes: loss, rate, routing, memory; of one run or of several."""
+"""Curves of a training: loss, rate, routing, memory; of one run or several."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ders_core.figures.style import ACCENT, EXPERT_COLOURS, QUIET, finish
 from ders_core.upcycle.history import Tables
 
 LATEST = 10
-"""So many last steps tell how routing stands now: one batch alone is noise."""
+"""Steps over which routing is averaged: one batch alone is noise."""
 
 SMOOTH = 10
-"""Steps over which a loss is averaged; what each step gave stands thinly behind."""
+"""Steps over which a loss is averaged; each step's loss is a thin line behind."""
 
 
 def loss_curves(runs: Mapping[str, Tables], *, height: int = 380) -> go.Figure:
@@ -75,7 +75,7 @@ def rate_curve(steps: pd.DataFrame, *, height: int = 260) -> go.Figure:
 
 
 def memory_curve(steps: pd.DataFrame, *, height: int = 260) -> go.Figure:
-    """What the process holds, in GB: activations included."""
+    """Memory of the process in GB, with activations."""
     figure = _line(
         steps.assign(memory=steps["memory"].astype(float) / 1e9), "memory", "%{y:.3g} GB"
     )
@@ -102,7 +102,7 @@ def latest_loads(loads: pd.DataFrame) -> pd.DataFrame:
 
 
 def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
-    """Per layer, the largest and the smallest expert's share of the choices against 1/N."""
+    """The largest and the smallest expert's share of the choices in each layer, against 1/N."""
     rows = latest_loads(loads)
     figure = go.Figure()
     figure.add_bar(

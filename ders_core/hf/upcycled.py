@@ -53,7 +53,7 @@ names among the dense layouts."""
 
 @dataclass(kw_only=True)
 class MoeFields:
-    """What the config of an upcycled model says beside what its dense family's says."""
+    """Fields of an upcycled model's config beside those of its dense family."""
 
     moe_layers: list[int] = field(default_factory=list)
     """Numbers of the layers whose FFN is a mixture."""
@@ -62,16 +62,16 @@ class MoeFields:
     universal_expert: bool = False
     """Whether an always-on FFN stands beside the experts."""
     norm_topk_prob: bool = True
-    """The weights of the chosen experts sum to 1; there is no other form."""
+    """The weights of the chosen experts sum to 1; nothing else is supported."""
     output_router_logits: bool = False
     router_aux_loss_coef: float = 0.001
 
 
-class Upcycled(PreTrainedModel):
-    """What the classes of all families share. Raises CheckpointError for a config that describes no
-    such model."""
+class UpcycledModel(PreTrainedModel):
+    """Base of the classes of all families. Raises CheckpointError for a config that does not fit
+    the model."""
 
-    _can_compile_fullgraph = False  # how many tokens an expert gets is known when it runs
+    _can_compile_fullgraph = False  # how many tokens an expert gets is only known at run time
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -79,16 +79,16 @@ class Upcycled(PreTrainedModel):
         _check(config, ffns)
         for layer in config.moe_layers:
             block = ffns[layer].block
-            form = FFNShape.of(ffns[layer], self.get_submodule(block), config)
+            shape = FFNShape.of(ffns[layer], self.get_submodule(block), config)
             moe = MoeFFN(
-                form, config.num_local_experts, config.num_experts_per_tok, config.universal_expert
+                shape, config.num_local_experts, config.num_experts_per_tok, config.universal_expert
             )
             self.set_submodule(block, moe)
         self.post_init()  # initialises what is new
 
 
 def _check(config: Any, ffns: dict[int, DenseFFN]) -> None:
-    """Raise CheckpointError unless there can be such a model."""
+    """Raise CheckpointError unless the config fits the model."""
     absent = [layer for layer in config.moe_layers if layer not in ffns]
     if absent:
         raise CheckpointError(
@@ -107,7 +107,7 @@ def _check(config: Any, ffns: dict[int, DenseFFN]) -> None:
         )
 
 
-def _telling_routers(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _with_router_logits(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The dense class's forward, which with `output_router_logits` also gives `router_logits`, of
     each MoE layer `[batch · window, N]`, and with labels `aux_loss`, as Mixtral does."""
 
@@ -137,7 +137,7 @@ def _telling_routers(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _upcycled(dense: Any) -> Any:
-    """The model class that stands beside a dense one; its config class is with it."""
+    """The upcycled class of a dense model class, with its config class."""
     family = dense.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     config = type(
         f"{family}UpcycledConfig",
@@ -147,12 +147,12 @@ def _upcycled(dense: Any) -> Any:
     members = {
         "__module__": __name__,
         "config_class": config,
-        "forward": _telling_routers(dense.forward),
+        "forward": _with_router_logits(dense.forward),
     }
-    return type(f"{family}UpcycledForCausalLM", (Upcycled, dense), members)
+    return type(f"{family}UpcycledForCausalLM", (UpcycledModel, dense), members)
 
 
-UPCYCLED: dict[str, Any] = {own.config_class.model_type: _upcycled(own) for own in DENSE}
+UPCYCLED: dict[str, Any] = {dense.config_class.model_type: _upcycled(dense) for dense in DENSE}
 """model_type of the dense family -> class of its upcycled models."""
 
 
@@ -163,8 +163,8 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
         names = get_checkpoint_conversion_mapping(dense.__name__)
-        if names is not None:  # the files call some tensors otherwise than the model
+        if names is not None:  # some tensors have other names in files than in the model
             register_checkpoint_conversion_mapping(model.__name__, names, overwrite=True)
         tokenizer = TOKENIZER_MAPPING.get(dense.config_class, None)
-        if tokenizer is not None:  # else a tokenizer's own files name its class
+        if tokenizer is not None:  # otherwise the tokenizer's files name its class
             AutoTokenizer.register(config, tokenizer, exist_ok=True)

@@ -1,5 +1,5 @@
-"""The MoE that a dense model becomes on disk: a family that transformers has, where one is exactly
-that model, else the dense family with our own FFN (`ders_core.hf.upcycled`)."""
+"""The MoE family that a dense model becomes on disk: one of transformers where it computes exactly
+that model, otherwise the dense family with MoE blocks (`ders_core.hf.upcycled`)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Target:
     layout: Layout
 
     @property
-    def is_own(self) -> bool:
-        """Whether transformers needs this program beside it."""
+    def needs_ders(self) -> bool:
+        """Whether transformers can load it only with `ders_core.hf`."""
         return self.config["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     def block(self, dense_block: str) -> str:
-        """The MoE block that stands where a dense FFN stood."""
+        """The name of the MoE block that replaces a dense FFN."""
         return f"{dense_block.rpartition('.')[0]}.{self.layout.block.rpartition('.')[2]}"
 
     def experts(
         self, block: str, projection: str, config: UpcycleConfig, what: Literal["weight", "bias"]
     ) -> list[str]:
-        """The names of the experts' weights or biases, the universal one's last."""
+        """The names of the experts' weights or biases, the universal expert's last."""
         name = f"{block}.{_name(self.layout.experts, projection, what)}"
         names = [name.replace("{expert}", str(expert)) for expert in range(config.experts)]
         if config.universal:
@@ -48,7 +48,7 @@ class Target:
 
 
 def shared_gate(block: str) -> str:
-    """The name of what weighs a block's universal expert."""
+    """The name of the gate of a block's universal expert."""
     return f"{block}.shared_expert_gate.weight"
 
 
@@ -90,35 +90,35 @@ def choose_target(dense: DenseModel, config: UpcycleConfig) -> Target:
             "qkv_bias": dense.family == "qwen2",
         }
         return _standard("qwen2_moe", source, config, common | shared)
-    return _own(dense, config, layers)
+    return _upcycled(dense, config, layers)
 
 
 def _standard(
     family: str, source: PreTrainedConfig, config: UpcycleConfig, more: dict[str, Any]
 ) -> Target:
-    """A family of transformers, with what it has in common with the dense one."""
-    known = AutoConfig.for_model(family)
-    fields = known.to_dict().keys() | {"rope_parameters", "head_dim", "dtype"}
-    own = {
+    """A family of transformers, with the fields that it shares with the dense one."""
+    standard = AutoConfig.for_model(family)
+    fields = standard.to_dict().keys() | {"rope_parameters", "head_dim", "dtype"}
+    shared = {
         key: value
         for key, value in source.to_dict().items()
         if key in fields and key not in ("model_type", "architectures", "transformers_version")
     }
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
-    made = type(known)(
-        **own | more,
+    moe = type(standard)(
+        **shared | more,
         num_experts_per_tok=config.top_k,
         router_aux_loss_coef=config.router.balance,
         architectures=[architecture],
     )
-    told = json.loads(made.to_json_string(use_diff=False))
+    fields = json.loads(moe.to_json_string(use_diff=False))
     layout = next(layout for layout in known_layouts() if layout.stores(family))
-    return Target(told, layout)
+    return Target(fields, layout)
 
 
-def _own(dense: DenseModel, config: UpcycleConfig, layers: list[int]) -> Target:
+def _upcycled(dense: DenseModel, config: UpcycleConfig, layers: list[int]) -> Target:
     """The dense family with MoE blocks in some layers."""
-    told = dense.config | {
+    fields = dense.config | {
         "model_type": UPCYCLED[dense.family].config_class.model_type,
         "architectures": [UPCYCLED[dense.family].__name__],
         "moe_layers": layers,
@@ -129,5 +129,5 @@ def _own(dense: DenseModel, config: UpcycleConfig, layers: list[int]) -> Target:
         "output_router_logits": False,
         "router_aux_loss_coef": config.router.balance,
     }
-    layout = next(layout for layout in known_layouts() if layout.stores(told["model_type"]))
-    return Target(told, layout)
+    layout = next(layout for layout in known_layouts() if layout.stores(fields["model_type"]))
+    return Target(fields, layout)

@@ -1,4 +1,4 @@
-"""What `ders upcycle` is to do: pydantic in memory, YAML on disk."""
+"""The configuration of `ders upcycle`: pydantic in memory, YAML on disk."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class FormRule(_Section):
 
 
 class Router(_Section):
-    """The routers: how they start, and what keeps the experts' loads even."""
+    """How the routers start, and the loss that keeps the experts' loads even."""
 
     init: Literal["random", "clusters"] = "random"
     """`random`: normal with `std`; `clusters`: centres of what the dense FFN sees of the text."""
@@ -81,8 +81,8 @@ class Router(_Section):
 
 
 class Data(_Section):
-    """What is trained on, and what is held out. A `.jsonl` file has a `text` or chat `messages` in
-    each line; any other is UTF-8 text."""
+    """Texts to train on and to measure with. A `.jsonl` file has a `text` or chat `messages` in
+    each line; any other file is UTF-8 text."""
 
     texts: tuple[Path, ...] = Field(min_length=1)
     heldout: Path | None = None
@@ -96,7 +96,7 @@ class Data(_Section):
 
 
 class Training(_Section):
-    """How long and how fast; what stands here goes to the Hugging Face `Trainer`."""
+    """How long and how fast; the arguments of the Hugging Face `Trainer`."""
 
     steps: int = Field(default=200, ge=1)
     batch: int = Field(default=8, ge=1)
@@ -105,24 +105,24 @@ class Training(_Section):
     """Forward passes in a step."""
     learning_rate: float = Field(default=2e-4, gt=0)
     base_rate: float | None = Field(default=None, ge=0)
-    """Of W_shared, where it is another."""
+    """Of W_shared; None for the same."""
     router_rate: float | None = Field(default=None, ge=0)
-    """Of the routers, where it is another."""
+    """Of the routers; None for the same."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = Field(default=10, ge=0)
     """Steps in which the rates rise."""
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, ge=0)
-    """The most that the gradient's norm may be; 0 for no limit."""
+    """Limit of the gradient's norm; 0 for no limit."""
     bf16: bool = False
     """Compute in bfloat16; what is trained stays in float32."""
     gradient_checkpointing: bool = False
     save_every: int = Field(default=100, ge=1)
     """Steps between two training checkpoints."""
     keep: int = Field(default=2, ge=1)
-    """Training checkpoints that are kept."""
+    """How many training checkpoints are kept."""
     measure_every: int = Field(default=0, ge=0)
-    """Steps between two measurements on the held-out text; 0 for the end alone."""
+    """Steps between two measurements on the held-out text; 0 for only at the end."""
     heldout_tokens: int = Field(default=8192, ge=2)
 
 
@@ -147,7 +147,7 @@ class UpcycleConfig(_Section):
     with 0 the MoE starts as the dense model."""
     router: Router = Router()
     train: tuple[str, ...] = ()
-    """What else is trained: patterns of parameter names, such as `*.self_attn.*`."""
+    """Patterns of names of further parameters to train, such as `*.self_attn.*`."""
     data: Data
     training: Training = Training()
 
@@ -197,7 +197,7 @@ class UpcycleConfig(_Section):
         return "; ".join(f"{', '.join(names)}: {label}" for label, names in by_form.items())
 
     def chosen_layers(self, layers: int) -> list[int]:
-        """The layers that become MoE, of a model with so many. Raises RecipeError."""
+        """The layers that become MoE, of a model with `layers` layers. Raises RecipeError."""
         if self.layers == "every-other":
             return list(range(1, layers, 2))
         ranges = parse_numbers(self.layers)
@@ -212,7 +212,7 @@ class UpcycleConfig(_Section):
 
     @classmethod
     def from_yaml(cls, text: str) -> UpcycleConfig:
-        """Raises RecipeError, with the line where it can be told."""
+        """Raises RecipeError, with the line if it is known."""
         data = load_mapping(text, "configuration", "a name and data")
         try:
             return cls.model_validate(data)
@@ -228,7 +228,7 @@ class UpcycleConfig(_Section):
         return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
 
 
-def findings(error: ValidationError) -> list[ErrorDetails]:
+def _findings(error: ValidationError) -> list[ErrorDetails]:
     """What is wrong with a configuration; each fault of a form's parameters is one finding."""
     details: list[ErrorDetails] = []
     for finding in error.errors():
@@ -240,8 +240,8 @@ def findings(error: ValidationError) -> list[ErrorDetails]:
 
 
 def _config_error(error: ValidationError, text: str) -> RecipeError:
-    """The gravest finding in one sentence, with its line."""
-    details = findings(error)
+    """The most serious finding in one sentence, with its line."""
+    details = _findings(error)
     first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
     keys = _keys(text)
     path = [part for part in first["loc"] if isinstance(part, int) or part in keys]
@@ -259,7 +259,7 @@ def _config_error(error: ValidationError, text: str) -> RecipeError:
 
 
 def _keys(text: str) -> set[str]:
-    """Every key of a YAML text: pydantic's paths hold names of its own beside them."""
+    """Every key of a YAML text: pydantic's paths hold other names too."""
     keys: set[str] = set()
     waiting: list[Any] = [load(text)]
     while waiting:

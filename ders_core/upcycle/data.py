@@ -15,7 +15,7 @@ from ders_core.errors import EvaluationError
 from ders_core.evaluate.windows import read_text
 
 IGNORED = -100
-"""The label of a token that nothing is learned from, as transformers has it."""
+"""The label that transformers' loss ignores."""
 
 PIECE = 1 << 20
 """Characters of a long text that are tokenized at once."""
@@ -24,8 +24,8 @@ PIECE = 1 << 20
 class Windows(Dataset[dict[str, torch.Tensor]]):
     """Windows of `window` tokens, cut end to end out of all documents.
 
-    A text is learned from whole; of a chat, what the assistant says, where the tokenizer's chat
-    template marks it (`{% generation %}`), and everything where it does not.
+    Every token of a text is a label. Of a chat, the assistant's tokens are labels if the
+    tokenizer's chat template marks them (`{% generation %}`); otherwise every token is.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
         labels: list[torch.Tensor] = []
         for file in files:
             for ids, learned in _documents(file, tokenizer):
-                own = torch.tensor(ids, dtype=torch.int32)
-                tokens.append(own)
+                document = torch.tensor(ids, dtype=torch.int32)
+                tokens.append(document)
                 mask = torch.tensor(learned) if learned is not None else None
-                labels.append(own if mask is None else torch.where(mask, own, IGNORED))
+                labels.append(document if mask is None else torch.where(mask, document, IGNORED))
         length = sum(map(len, tokens))
         if length < window:
-            named = ", ".join(str(file) for file in files)
+            names = ", ".join(str(file) for file in files)
             raise EvaluationError(
-                f"{named}: {length} tokens, too few for one window of {window}; give more text or "
+                f"{names}: {length} tokens, too few for one window of {window}; give more text or "
                 "a smaller window"
             )
         rows = length // window
@@ -61,7 +61,7 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
 def _documents(
     file: Path, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[int], list[bool] | None]]:
-    """(tokens, which are learned from or None for all) of each document."""
+    """(tokens, which of them are labels or None for all) of each document."""
     path = file.expanduser()
     text = read_text(path)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
@@ -73,13 +73,13 @@ def _documents(
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            document = json.loads(line)
         except ValueError as error:
             raise EvaluationError(f"{path}, line {number} is not JSON: {error}") from error
-        if isinstance(found, dict) and isinstance(found.get("text"), str):
-            yield tokenizer(found["text"], verbose=False)["input_ids"] + end, None
-        elif isinstance(found, dict) and isinstance(found.get("messages"), list):
-            yield _chat(found["messages"], tokenizer, f"{path}, line {number}")
+        if isinstance(document, dict) and isinstance(document.get("text"), str):
+            yield tokenizer(document["text"], verbose=False)["input_ids"] + end, None
+        elif isinstance(document, dict) and isinstance(document.get("messages"), list):
+            yield _chat(document["messages"], tokenizer, f"{path}, line {number}")
         else:
             raise EvaluationError(
                 f"{path}, line {number} has neither a text nor messages; each line is such as "
@@ -98,12 +98,12 @@ def _chat(
         )
     marked = "{% generation" in str(template) or "{%- generation" in str(template)
     try:
-        found = tokenizer.apply_chat_template(
+        chat = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=marked
         )
-    except Exception as error:  # whatever a template makes of what it is given
-        told = " ".join(str(error).split())
-        raise EvaluationError(f"{where}: the chat template refuses it: {told}") from error
+    except Exception as error:  # a template can raise anything
+        reason = " ".join(str(error).split())
+        raise EvaluationError(f"{where}: the chat template refuses it: {reason}") from error
     if not marked:
-        return found["input_ids"], None
-    return found["input_ids"], [bool(own) for own in found["assistant_masks"]]
+        return chat["input_ids"], None
+    return chat["input_ids"], [bool(marked) for marked in chat["assistant_masks"]]

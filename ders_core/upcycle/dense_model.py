@@ -1,4 +1,4 @@
-"""A dense model that can be upcycled, known by its headers: where its FFNs are, how large."""
+"""A dense model that can be upcycled: where its FFNs are and how large, read from headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAMILIES = (
     "gpt_neox",
     "stablelm",
 )
-"""The model types whose forward pass is one that we know to stay right."""
+"""The model types whose forward pass is known to stay right with MoE blocks."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DenseModel:
 
     @classmethod
     def open(cls, path: str | Path) -> DenseModel:
-        """Raises CheckpointError if it is no dense model of a known family."""
+        """Raises CheckpointError if the directory is not a dense model of a known family."""
         store = TensorStore.open(as_local(path))
         family = store.config.get("model_type")
         packed = is_packed(store.path)

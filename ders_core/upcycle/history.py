@@ -1,7 +1,7 @@
 """The history of a training: what was measured at each step, one JSON object a line.
 
-It grows beside the weights while they are trained, so that somebody may watch; a line that is only
-half there yet is passed over.
+It grows beside the weights while they are trained, so that a page can follow it; readers skip a
+last line that is only partly written.
 """
 
 from __future__ import annotations
@@ -49,24 +49,29 @@ class Measured:
     heldout_perplexity: float
 
 
-class History:
-    """Writes a history; what a resumed training will do again is cut off first."""
+class HistoryWriter:
+    """Writes a history; first cuts off the steps that a resumed training will repeat."""
 
     def __init__(self, file: Path, done: int) -> None:
-        """done: steps that stay."""
+        """done: number of the last step that stays."""
         kept = [line for line in _lines(file) if line["step"] <= done] if file.exists() else []
         write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = file
         self._measured = {line["step"] for line in kept if "heldout_perplexity" in line}
 
-    def add(self, what: Moment | Measured) -> None:
-        if isinstance(what, Measured):
-            self._measured.add(what.step)
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(what)) + "\n")
+    def add_step(self, moment: Moment) -> None:
+        self._append(asdict(moment))
+
+    def add_measurement(self, measured: Measured) -> None:
+        self._measured.add(measured.step)
+        self._append(asdict(measured))
 
     def has_measured(self, step: int) -> bool:
         return step in self._measured
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with open(self._file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,17 @@ class Tables:
 
 
 def history_file(out: Path) -> Path:
-    """Where the history of an output lies, or of one that is still being made."""
+    """The history of an output directory, or of one that is still being written."""
     return (out if out.exists() else partial_path(out)) / HISTORY
 
 
 def read_history(out: Path) -> Tables:
-    """Of a finished output or of one that is being made; empty tables if there is none yet."""
-    return Watch(out).tables()
+    """Of an output directory, finished or not; empty tables if there is no history yet."""
+    return HistoryReader(out).tables()
 
 
-class Watch:
-    """Reads a history that grows: each look reads what came since the last one."""
+class HistoryReader:
+    """Reads a history that grows: each call reads the lines since the last one."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -107,21 +112,21 @@ class Watch:
         )
 
     def tables(self) -> Tables:
-        """As they stand now; what a resumed training cut off is gone."""
+        """The history now, without the lines that a resumed training cut off."""
         with self._lock:
             try:
-                whole = self._new_lines()
+                lines = self._new_lines()
             except FileNotFoundError:
                 self._forget()
                 return self._tables
-            if whole:
-                self._add([json.loads(line) for line in whole])
-                self._read += sum(map(len, whole))
-                self._end = whole[-1]
+            if lines:
+                self._add([json.loads(line) for line in lines])
+                self._read += sum(map(len, lines))
+                self._end = lines[-1]
             return self._tables
 
     def _new_lines(self) -> list[bytes]:
-        """The whole lines since the last look; all of them if the last one is no longer there."""
+        """The complete lines since the last call; all lines if the last one read has changed."""
         with open(history_file(self._out), "rb") as file:
             file.seek(self._read - len(self._end))
             if file.read(len(self._end)) != self._end:
@@ -147,7 +152,7 @@ class Watch:
 
 
 def _longer(table: pd.DataFrame, rows: Sequence[Any]) -> pd.DataFrame:
-    """A table with more rows at its end."""
+    """A table with `rows` at its end."""
     if not rows:
         return table
     more = pd.DataFrame(rows, columns=table.columns)
@@ -155,6 +160,6 @@ def _longer(table: pd.DataFrame, rows: Sequence[Any]) -> pd.DataFrame:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file."""
+    """The complete lines of a file."""
     text = file.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -1,5 +1,5 @@
-"""An upcycled checkpoint as a model that computes on one base: no expert's matrix is made for
-low-rank deltas, and one at a time for sparse ones."""
+"""Loads an upcycled checkpoint as a model whose experts are computed with as they were trained:
+no whole matrix of an expert is made, or one at a time (see `ders_core.upcycle.shared`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ders_core.upcycle.surgery import find_sites
 
 @dataclass(frozen=True)
 class UpcycledCheckpoint:
-    """A packed checkpoint that came of upcycling.
+    """A packed checkpoint that `ders upcycle` wrote.
 
     dense: config.json of the dense model. modules: layer -> the path of its FFN in that model.
     sets: the names of its sets of deltas, the oldest first.
@@ -129,7 +129,7 @@ class UpcycledCheckpoint:
         return form
 
     def parts(self, group: PackedGroup) -> list[Parts]:
-        """Each expert's, as they are stored."""
+        """The stored parts of each expert."""
         tensors, codec = self.packed.store.tensors, group.group_codec()
 
         def read(part: str, rows: slice) -> torch.Tensor:
@@ -143,7 +143,7 @@ class UpcycledCheckpoint:
         ]
 
     def router_names(self, layer: int, block: UpcycledFFN) -> dict[str, nn.Parameter]:
-        """Name on disk -> parameter, of what chooses and weighs a layer's experts."""
+        """Name on disk -> parameter, of a layer's router and of the universal expert's gate."""
         name = self.groups(layer)["up"].prefix.rpartition(".ders.")[0]
         names = {f"{name}.{self.layout.router[0]}": block.router}
         if block.universal is not None:
@@ -167,7 +167,7 @@ def load_upcycled(
     dtype: by default the checkpoint's. Raises CheckpointError if `path` did not come of upcycling.
     """
     source = path if isinstance(path, UpcycledCheckpoint) else UpcycledCheckpoint.open(path)
-    where = resolve_device(device)
+    target = resolve_device(device)
     packed = source.packed
     prefixes = tuple(f"{group.prefix}." for group in packed.manifest.groups)
     others = {
@@ -186,7 +186,7 @@ def load_upcycled(
         blocks[layer] = _block(source, layer, others, shapes[layer], kind)
         model.set_submodule(module, blocks[layer])
     model.requires_grad_(False)
-    return model.to(where).eval(), blocks
+    return model.to(target).eval(), blocks
 
 
 def _block(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -53,10 +53,10 @@ class UpcycledFFN(nn.Module):
     def projections(self) -> dict[str, ExpertLinear]:
         """By name; without a gate where the family has none."""
         named = {"gate": self.gate, "up": self.up, "down": self.down}
-        return {name: own for name, own in named.items() if own is not None}
+        return {name: linear for name, linear in named.items() if linear is not None}
 
     def train_router(self) -> None:
-        """Give the router, and what weighs the universal expert, a gradient, in float32."""
+        """Give the router, and the universal expert's gate, a gradient, in float32."""
         for parameter in (self.router, self.universal):
             if parameter is not None:
                 parameter.data = parameter.data.float()
@@ -104,3 +104,16 @@ class UpcycledFFN(nn.Module):
         self.balance = len(self.router) * (shares * chances.mean(0)).sum()
         if self.training:
             self.loads += loads
+
+
+Blocks = Mapping[int, UpcycledFFN]
+"""Layer -> its block."""
+
+
+def expert_linears(blocks: Blocks) -> list[tuple[int, str, ExpertLinear]]:
+    """(layer, projection, its experts)"""
+    return [
+        (layer, name, linear)
+        for layer, block in blocks.items()
+        for name, linear in block.projections.items()
+    ]

@@ -1,4 +1,4 @@
-"""How routers start: at random, or at the centres of what the dense FFNs see."""
+"""The start of routers: random, or the centres of clusters of the dense FFNs' inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from ders_core.codecs.coding.prng import expert_seed
 
 SHARPNESS = 8.0
-"""What a token at the average distance from a centre makes of its logit: the scale of clusters."""
+"""The logit of a token of average norm in the direction of a centre: the scale of the centres."""
 
 
 def random_routers(
@@ -39,7 +39,7 @@ def clustered_routers(
     seed: int,
 ) -> dict[int, torch.Tensor]:
     """Layer -> `[experts, hidden]`: centres of the normalised inputs of its FFN (spherical
-    k-means), so that experts meet unlike tokens from the first step.
+    k-means), so that experts get different tokens from the first step.
 
     ffns: layer -> its dense FFN in the model. batches: int64 `[batch, window]`.
     """

@@ -1,4 +1,4 @@
-"""From a trained model to a packed checkpoint: the deltas are stored as they were trained."""
+"""Writes a trained model as a packed checkpoint: the deltas are stored as they were trained."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _contents(
         for name in dense.store.tensors
         if name.startswith(f"{ffn.block}.")
     }
-    trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     written: set[int] = set()
     for names in dense.store.files.values():
         for name in names:
@@ -117,8 +117,9 @@ def _contents(
             if layer is None:
                 info = dense.store.tensors[name]
                 parameter = _of(name, trained)
-                own = info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
-                contents.tensors[name] = own
+                contents.tensors[name] = (
+                    info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
+                )
                 contents.original[name] = info.spec
             elif layer not in written:
                 written.add(layer)
@@ -127,9 +128,9 @@ def _contents(
 
 
 def _of(name: str, trained: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
-    """The parameter that a tensor on disk became: the file may leave out the model's prefix."""
-    found = (own for key, own in trained.items() if key == name or key.endswith(f".{name}"))
-    return next(found, None)
+    """The parameter of a tensor on disk, whose name may lack the model's prefix."""
+    named = (each for key, each in trained.items() if key == name or key.endswith(f".{name}"))
+    return next(named, None)
 
 
 def _add_block(
@@ -192,9 +193,9 @@ def _group_tensors(
 
 
 def public_config(config: UpcycleConfig) -> dict[str, Any]:
-    """The configuration as it travels: files by their names alone, not by paths of this machine."""
-    told = config.model_dump(mode="json")
-    data = told["data"]
+    """The configuration as it is published: files by their names, without local paths."""
+    fields = config.model_dump(mode="json")
+    data = fields["data"]
     data["texts"] = [Path(text).name for text in data["texts"]]
     data["heldout"] = Path(data["heldout"]).name if data["heldout"] else None
-    return told
+    return fields

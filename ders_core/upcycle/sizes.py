@@ -1,4 +1,4 @@
-"""What an upcycled model will take, told from headers alone."""
+"""How large an upcycled model will be, predicted from headers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ADAM_BYTES = 8
 
 @dataclass(frozen=True)
 class Prediction:
-    """Counts of values and bytes. dense: of the parent. added: what comes to it. trained: what has
-    a gradient, without what `train` names beside.
+    """Counts of values and bytes. dense: values of the parent. added: values beside them. trained:
+    values with a gradient, without the parameters that `train` names.
 
-    packed_bytes: of the tensors on disk, the most that they can be. dense_bytes: the parent's.
-    parameter_bytes, gradient_bytes, optimizer_bytes: in memory while it is trained; the rest is
+    packed_bytes: of the tensors on disk, an upper bound. dense_bytes: of the parent's tensors.
+    parameter_bytes, gradient_bytes, optimizer_bytes: in memory during training, without
     activations.
     """
 

@@ -88,7 +88,7 @@ class FromDense(TrainingInput):
 
     def save(self, partial: Path, model: TrainableModel) -> None:
         save(partial, self._dense, model.network, model.blocks, self.config, self._target)
-        if self._target.is_own:  # a file may name a tokenizer class of the dense family alone
+        if self._target.needs_ders:  # a file may name a class that goes with the dense family alone
             load_tokenizer(self.store.path).save_pretrained(partial)
 
     def record(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a dense model in memory to one whose FFNs are experts on one base."""
+"""Replaces the FFNs of a dense model in memory by experts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Site:
 
 
 def find_sites(model: PreTrainedModel) -> list[Site]:
-    """Every FFN of a dense model, by layer. Raises CheckpointError if one is not a module alone."""
+    """Every FFN of a dense model, by layer. Raises CheckpointError if its module holds more."""
     sites = [Site(ffn.layer, ffn.block, ffn) for ffn in model_ffns(model)]
     for site in sites:
         module = model.get_submodule(site.path)
@@ -69,7 +69,7 @@ def upcycle_model(
 ) -> dict[int, UpcycledFFN]:
     """Replace the FFNs of the chosen layers in place; layer -> its block.
 
-    routers: layer -> `[experts, hidden]`, their start. Whatever is not trained loses its gradient.
+    routers: layer -> `[experts, hidden]`, their start. What is not trained gets no gradient.
     Raises RecipeError if the configuration does not fit the model.
     """
     sites = find_sites(model)
@@ -87,13 +87,14 @@ def upcycle_model(
 
 
 def module_paths(model: nn.Module, blocks: Mapping[int, UpcycledFFN]) -> dict[int, str]:
-    """Layer -> where its block stands in the model."""
+    """Layer -> the path of its block in the model."""
     names = {id(module): name for name, module in model.named_modules()}
     return {layer: names[id(block)] for layer, block in blocks.items()}
 
 
 def named_parameters(model: nn.Module, patterns: tuple[str, ...]) -> Iterator[nn.Parameter]:
-    """The parameters that the user names. Raises RecipeError for a pattern that names none."""
+    """The parameters that match a pattern, made float32. Raises RecipeError for a pattern without a
+    match."""
     for pattern in patterns:
         named = [each for name, each in model.named_parameters() if fnmatchcase(name, pattern)]
         if not named:

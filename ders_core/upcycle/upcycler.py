@@ -26,13 +26,15 @@ from ders_core.files.writer import write_json
 from ders_core.hf import load_tokenizer
 from ders_core.hf.silence import silent
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.upcycle.callbacks import Measure
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.continual import FromPacked
 from ders_core.upcycle.data import Windows
 from ders_core.upcycle.history import HISTORY, read_history
 from ders_core.upcycle.saving import RECORD, public_config
 from ders_core.upcycle.sources import FromDense, TrainableModel, TrainingInput
-from ders_core.upcycle.training import Measure, UpcyclingTrainer, train
+from ders_core.upcycle.trainer import UpcyclingTrainer
+from ders_core.upcycle.training import train
 
 CHECKPOINTS = ".training"
 """The folder of training checkpoints in an unfinished output."""

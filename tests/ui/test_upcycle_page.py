@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from toy_form import RowShift
 from upcycle_pages import opened, page, words
 
 from ders_core.errors import RecipeError
@@ -15,6 +16,7 @@ from ders_core.jobs import JobStore, Workspace
 from ders_core.ui.upcycle import choices as upcycle_choices
 from ders_core.ui.upcycle.comparison import comparison_table, sentence, variants
 from ders_core.upcycle import DenseModel, UpcycleConfig, predict
+from ders_core.upcycle.forms import FORMS
 
 MIXED = """
 version: 1
@@ -246,3 +248,17 @@ def test_start_files_the_job(
     app.segmented_control(key="upcycle_view").set_value("new").run()
     app.button(key="up_start").click().run()
     assert JobStore(workspace.store_path).list(kind="upcycle")[0].title == "LM 4 (2)"
+
+
+def test_a_form_from_outside_is_offered_and_compared(app: AppTest, dense_parent_dir: Path) -> None:
+    FORMS.register(RowShift)
+    try:
+        opened(app, dense_parent_dir)
+        assert {"LM 4", "SM 0.99", "vanilla", "RS 2"} == set(app.dataframe[0].value["form"])
+        app.segmented_control(key="up_form").set_value("rowshift").run()
+        app.number_input(key="up_scale").set_value(0.5).run()
+        assert not app.exception
+        assert shown(app).label == "RS 0.5"
+        assert "RS 0.5** adds" in words(app)
+    finally:
+        FORMS.unregister(RowShift.name)

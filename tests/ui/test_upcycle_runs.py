@@ -16,7 +16,7 @@ from ders_core import figures
 from ders_core.jobs import Job, JobStore, Workspace
 from ders_core.jobs.claims import Claims
 from ders_core.upcycle import Data, UpcycleConfig
-from ders_core.upcycle.history import History, Measured, Moment, Tables, read_history
+from ders_core.upcycle.history import HistoryWriter, Measured, Moment, Tables, read_history
 
 
 def filed(workspace: Workspace, dense: Path, name: str) -> Job:
@@ -27,12 +27,12 @@ def filed(workspace: Workspace, dense: Path, name: str) -> Job:
 
 def write_history(directory: Path, steps: int = 12) -> None:
     directory.mkdir(parents=True)
-    history = History(directory / "ders_upcycle.jsonl", 0)
-    history.add(Measured(0, 40.0))
+    history = HistoryWriter(directory / "ders_upcycle.jsonl", 0)
+    history.add_measurement(Measured(0, 40.0))
     for step in range(1, steps + 1):
         loads = {0: (0.5, 0.2, 0.2, 0.1), 1: (0.25, 0.25, 0.25, 0.25)}
-        history.add(Moment(step, 4 - step / 10, 1.2, 1e-4, 0.5, 900.0, 3 * 10**9, loads))
-    history.add(Measured(steps, 20.0))
+        history.add_step(Moment(step, 4 - step / 10, 1.2, 1e-4, 0.5, 900.0, 3 * 10**9, loads))
+    history.add_measurement(Measured(steps, 20.0))
 
 
 def result_of(workspace: Workspace, job: Job, perplexity: float) -> dict[str, Any]:

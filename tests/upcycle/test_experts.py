@@ -86,58 +86,60 @@ def dense_weights(experts: ExpertLinear) -> torch.Tensor:
     )
 
 
-def by_hand(own: ExpertLinear, rows: torch.Tensor, way: Routes) -> torch.Tensor:
+def by_hand(module: ExpertLinear, rows: torch.Tensor, way: Routes) -> torch.Tensor:
     """Each row times its expert's matrix, one at a time."""
-    weights = dense_weights(own)
+    weights = dense_weights(module)
     made = []
     for row, expert in zip(rows.double(), way.experts.tolist(), strict=True):
         out = weights[expert] @ row
-        made.append(out if own.bias is None else out + own.bias[expert].double())
+        made.append(out if module.bias is None else out + module.bias[expert].double())
     return torch.stack(made)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_spread_and_its_gradients(form: str, bias: bool) -> None:
-    own, way = linear(form, bias), routes()
+    module, way = linear(form, bias), routes()
     tokens = torch.randn(TOKENS, IN, requires_grad=True)
     weight = torch.randn(TOKENS * TOP_K, OUT)
-    wanted = by_hand(own, tokens[way.tokens], way)
-    _same_gradients(own, tokens, (wanted * weight).sum(), (own.spread(tokens, way) * weight).sum())
-    assert torch.allclose(own.spread(tokens, way).double(), wanted, atol=1e-5)
+    wanted = by_hand(module, tokens[way.tokens], way)
+    _same_gradients(
+        module, tokens, (wanted * weight).sum(), (module.spread(tokens, way) * weight).sum()
+    )
+    assert torch.allclose(module.spread(tokens, way).double(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_gather_and_its_gradients(form: str, bias: bool) -> None:
-    own, way = linear(form, bias), routes()
+    module, way = linear(form, bias), routes()
     rows = torch.randn(TOKENS * TOP_K, IN, requires_grad=True)
     shares = torch.rand(TOKENS * TOP_K)
     weight = torch.randn(TOKENS, OUT)
-    made = by_hand(own, rows, way) * shares.double().unsqueeze(1)
+    made = by_hand(module, rows, way) * shares.double().unsqueeze(1)
     wanted = torch.zeros(TOKENS, OUT, dtype=torch.float64).index_add(0, way.tokens, made)
-    found = own.gather(rows, shares, way)
-    _same_gradients(own, rows, (wanted * weight).sum(), (found * weight).sum())
-    assert torch.allclose(found.double(), wanted, atol=1e-5)
+    output = module.gather(rows, shares, way)
+    _same_gradients(module, rows, (wanted * weight).sum(), (output * weight).sum())
+    assert torch.allclose(output.double(), wanted, atol=1e-5)
 
 
 def _same_gradients(
-    own: ExpertLinear, given: torch.Tensor, wanted: torch.Tensor, found: torch.Tensor
+    module: ExpertLinear, rows: torch.Tensor, wanted: torch.Tensor, output: torch.Tensor
 ) -> None:
-    inputs = [given, *own.parameters()]
+    inputs = [rows, *module.parameters()]
     for expected, got in zip(
-        torch.autograd.grad(wanted, inputs), torch.autograd.grad(found, inputs), strict=True
+        torch.autograd.grad(wanted, inputs), torch.autograd.grad(output, inputs), strict=True
     ):
         assert torch.allclose(expected.double(), got.double(), atol=1e-4), got.shape
 
 
 def test_a_frozen_base_gets_no_gradient_and_values_still_do() -> None:
-    own, way = linear("sparse", bias=False), routes()
-    own.base.requires_grad_(False)
+    module, way = linear("sparse", bias=False), routes()
+    module.base.requires_grad_(False)
     tokens = torch.randn(TOKENS, IN)
-    own.spread(tokens, way).square().sum().backward()
-    assert own.base.grad is None
-    (delta,) = own.sets()
+    module.spread(tokens, way).square().sum().backward()
+    assert module.base.grad is None
+    (delta,) = module.sets()
     assert delta.values.grad.abs().sum() > 0
     assert not delta.values.grad[2].any()  # nobody went there
 
@@ -151,10 +153,10 @@ def test_no_matrix_of_all_experts_is_ever_made(form: str) -> None:
     if form != "sparse":
         deltas.append(LowRankDelta(torch.zeros(experts, out, 1), torch.randn(experts, 1, width)))
     if form != "lowrank":
-        places = torch.stack([random_positions(out * width, 8, own) for own in range(experts)])
+        places = torch.stack([random_positions(out * width, 8, seed) for seed in range(experts)])
         places = places.to(torch.int32)
         deltas.append(SparseDelta(torch.zeros(experts, 8), places, (out, width)))
-    own = SharedLinear(base, None, deltas)
+    module = SharedLinear(base, None, deltas)
     way = Routes(torch.arange(experts), torch.arange(experts), (1,) * experts, experts)
     saved: dict[int, int] = {}
 
@@ -164,7 +166,7 @@ def test_no_matrix_of_all_experts_is_ever_made(form: str) -> None:
 
     tokens = torch.randn(experts, width, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        own.spread(tokens, way)
+        module.spread(tokens, way)
     assert sum(saved.values()) < 4 * out * width * 3  # base and some rows; not 16 matrices
     assert base.nbytes in saved.values()
 
@@ -201,7 +203,7 @@ def block(top_k: int, universal: bool) -> UpcycledFFN:
 @pytest.mark.parametrize("universal", [False, True])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_a_block_is_the_formula(top_k: int, universal: bool) -> None:
-    own = block(top_k, universal)
+    module = block(top_k, universal)
     hidden = torch.randn(2, 3, IN)
 
     def expert(number: int, token: torch.Tensor) -> torch.Tensor:
@@ -210,48 +212,48 @@ def test_a_block_is_the_formula(top_k: int, universal: bool) -> None:
             product = delta.left[number].double() @ delta.right[number].double()
             return (linear.base.double() + product) @ value + linear.bias[number].double()
 
-        inner = F.silu(times(own.gate, token)) * times(own.up, token)
-        return times(own.down, inner)
+        inner = F.silu(times(module.gate, token)) * times(module.up, token)
+        return times(module.down, inner)
 
     wanted = []
     for token in hidden.reshape(-1, IN).double():
-        chances = (own.router.double() @ token).softmax(0)
+        chances = (module.router.double() @ token).softmax(0)
         top, chosen = chances.topk(top_k)
         out = sum(w * expert(int(e), token) for w, e in zip(top / top.sum(), chosen, strict=True))
         if universal:
-            out = out + (own.universal.double() @ token).sigmoid() * expert(EXPERTS, token)
+            out = out + (module.universal.double() @ token).sigmoid() * expert(EXPERTS, token)
         wanted.append(out)
-    assert torch.allclose(own(hidden).double().view(-1, IN), torch.stack(wanted), atol=1e-4)
+    assert torch.allclose(module(hidden).double().view(-1, IN), torch.stack(wanted), atol=1e-4)
 
 
 def test_the_balance_is_one_where_loads_are_even_and_grows_with_unevenness() -> None:
-    own = block(1, universal=False)
-    torch.nn.init.zeros_(own.router)
-    own.router.data[0, 0] = 50.0
+    module = block(1, universal=False)
+    torch.nn.init.zeros_(module.router)
+    module.router.data[0, 0] = 50.0
     hidden = torch.zeros(1, 8, IN)
     hidden[..., 0] = 1.0  # everything goes to the first expert
-    own(hidden)
-    assert own.balance.item() == pytest.approx(EXPERTS, rel=1e-3)
-    own.router.data = torch.eye(EXPERTS, IN) * 20
-    own(torch.eye(EXPERTS, IN).unsqueeze(0))  # a token for each
-    assert own.balance.item() == pytest.approx(1.0, rel=1e-3)
+    module(hidden)
+    assert module.balance.item() == pytest.approx(EXPERTS, rel=1e-3)
+    module.router.data = torch.eye(EXPERTS, IN) * 20
+    module(torch.eye(EXPERTS, IN).unsqueeze(0))  # a token for each
+    assert module.balance.item() == pytest.approx(1.0, rel=1e-3)
 
 
 def test_with_top_1_the_router_still_learns() -> None:
-    own = block(1, universal=False)
-    own(torch.randn(1, 9, IN)).square().sum().backward()
-    assert own.router.grad.abs().sum() > 0
+    module = block(1, universal=False)
+    module(torch.randn(1, 9, IN)).square().sum().backward()
+    assert module.router.grad.abs().sum() > 0
 
 
 def test_positions_move_to_the_largest_gradients_and_keep_the_largest_values() -> None:
     way = routes()
     delta = LearnedDelta(*values_and_positions(2), (OUT, IN))
-    own = SharedLinear(linear("sparse", bias=False).base.detach(), None, [delta])
+    module = SharedLinear(linear("sparse", bias=False).base.detach(), None, [delta])
     tokens, weight = torch.randn(TOKENS, IN), torch.randn(TOKENS * TOP_K, OUT)
     before, old = delta.values.detach().clone(), delta.positions.clone()
     moments = before.abs() * 10
     delta.probe = 3
-    (own.spread(tokens, way) * weight).sum().backward()
+    (module.spread(tokens, way) * weight).sum().backward()
     for expert in (0, 1, 3):
         rows = way.experts == expert
         gradient = (weight[rows].T @ tokens[way.tokens[rows]]).abs().flatten()
@@ -259,14 +261,14 @@ def test_positions_move_to_the_largest_gradients_and_keep_the_largest_values() -
         gradient[kept] = -1
         wanted = set(gradient.topk(3).indices.tolist()) | set(kept.tolist())
         assert set(delta.candidates[expert].tolist()) == wanted
-    found = {expert: set(places.tolist()) for expert, places in delta.candidates.items()}
+    chosen = {expert: set(places.tolist()) for expert, places in delta.candidates.items()}
     with torch.no_grad():
         delta.values.add_(0.01)  # the optimizer's step comes between
     before = delta.values.detach().clone()
     moments = before.abs() * 10
     delta.renew([moments])
-    assert 2 not in found
-    for expert, places in found.items():
+    assert 2 not in chosen
+    for expert, places in chosen.items():
         was = dict(zip(old[expert].tolist(), before[expert].tolist(), strict=True))
         now = delta.positions[expert].tolist()
         assert now == sorted(set(now))

@@ -1,4 +1,4 @@
-"""The choices of the Upcycle page as plain values, one a widget, and as the configuration."""
+"""The choices of the Upcycle page: plain values, one for each widget, and the configuration."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def usual_strengths() -> Values:
 def config_of(
     values: Mapping[str, Any], before: UpcycleConfig, projections: Sequence[str] = PROJECTIONS
 ) -> UpcycleConfig:
-    """The configuration of what the widgets show; what they do not show stays as it was before.
+    """The configuration that the widgets show; what they do not show stays as in `before`.
 
-    projections: that the model has; one that it lacks follows `up`. Raises RecipeError.
+    projections: those of the model; a missing one follows `up`. Raises RecipeError.
     """
     texts = [line.strip() for line in str(values["texts"] or "").splitlines() if line.strip()]
     fields = before.model_dump(exclude={"forms"})
@@ -123,8 +123,8 @@ def config_of(
     fields["layers"] = values["layers_list"] if layers == "list" else layers
     try:
         fields["forms"] = _forms(values, before, projections)
-        made = UpcycleConfig.model_validate(fields | {"name": "unnamed"})
-        name = str(values["name"] or "").strip() or suggested_name(made)
+        unnamed = UpcycleConfig.model_validate(fields | {"name": "unnamed"})
+        name = str(values["name"] or "").strip() or suggested_name(unnamed)
         return UpcycleConfig.model_validate(fields | {"name": name})
     except ValidationError as error:
         raise RecipeError(_sentence(error)) from error
@@ -133,7 +133,7 @@ def config_of(
 def _forms(
     values: Mapping[str, Any], before: UpcycleConfig, projections: Sequence[str]
 ) -> tuple[FormRule, ...]:
-    """One rule for all where they are alike, else one for the projections of each form."""
+    """One rule if all projections have the same form, otherwise one for each form."""
     mixed = values["form"] == MIXED
     chosen: dict[str, Form] = {}
     for projection in PROJECTIONS:
@@ -151,13 +151,13 @@ def _forms(
 
 
 def form_of(values: Mapping[str, Any], before: Form, suffix: str = "") -> Form:
-    """The form that one set of widgets shows. Raises ValidationError."""
+    """The form that a set of widgets shows. Raises pydantic's ValidationError."""
     form = FORMS.find(values[f"form{suffix}"])
     return form.choose({name: values[f"{name}{suffix}"] for name in form.fields}, before)
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first finding, and which choice it belongs to."""
+    """The first finding, with the name of its choice."""
     first = error.errors()[0]
     where = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "")
     message = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""What the forms of upcycling would take, side by side."""
+"""The sizes of an upcycled model with each form, side by side."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def sentence(table: pd.DataFrame, config: UpcycleConfig) -> str:
 
 
 def scaled(table: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
-    """The table as it is shown, with the units of its counts and its bytes; shares in percent."""
+    """The table as the page shows it, with the units of its counts and bytes; shares in percent."""
     largest = float(table[["disk", "memory"]].to_numpy().max())
     count, count_unit = (1e9, "B") if float(table["added"].max()) >= 1e9 else (1e6, "M")
     size, size_unit = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")

@@ -1,4 +1,4 @@
-"""An upcycling while it is trained: where it stands, and its curves as they grow."""
+"""A running upcycling: its progress and its curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WATCHED = "upcycles_active"
 
 @st.fragment(run_every=REFRESH_SECONDS)
 def under_way() -> None:
-    """Jobs under way; when one ends the page is drawn anew."""
+    """Active jobs; the page is drawn again when one of them ends."""
     jobs = session.job_store().list(states=ACTIVE, kind="upcycle")
     now = {job.id for job in jobs}
     seen = set(st.session_state.get(_WATCHED, []))
@@ -34,15 +34,15 @@ def under_way() -> None:
         if job.state != "running":
             continue
         steps_line(job)
-        told = upcycle_runs.history(job)
-        _where(told, job)
-        curves(told, job.id, live_plot)
+        history = upcycle_runs.history(job)
+        _progress(history, job)
+        curves(history, job.id, live_plot)
         log_tail(job)
 
 
-def _where(told: Tables, job: Job) -> None:
-    """What the last steps gave; a dash for what is not known yet."""
-    steps, heldout, config = told.steps, told.heldout, upcycle_runs.config_of(job)
+def _progress(history: Tables, job: Job) -> None:
+    """Figures of the last steps; a dash for what is not known yet."""
+    steps, heldout, config = history.steps, history.heldout, upcycle_runs.config_of(job)
     last = steps.iloc[-1] if len(steps) else None
     total = config.training.steps if config else None
     cells = st.columns(5)
@@ -55,7 +55,7 @@ def _where(told: Tables, job: Job) -> None:
     cells[2].metric(
         "Perplexity",
         f"{heldout['heldout_perplexity'].iloc[-1]:.4g}" if len(heldout) else "–",
-        help="On the held-out text, as it was last measured.",
+        help="On the held-out text, at the last measurement.",
     )
     cells[3].metric(
         "Tokens a second", count_text(last["tokens_per_second"]) if last is not None else "–"
@@ -63,17 +63,17 @@ def _where(told: Tables, job: Job) -> None:
     cells[4].metric(
         "Memory",
         bytes_text(last["memory"]) if last is not None else "–",
-        help="What the process holds of the device, activations included.",
+        help="What the process uses of the device, with activations.",
     )
 
 
-def curves(told: Tables, job_id: int, plot: Callable[..., object]) -> None:
+def curves(history: Tables, job_id: int, plot: Callable[..., object]) -> None:
     """Loss and routing beside each other, then balance, rate and memory."""
-    steps, loads = told.steps, told.loads
+    steps, loads = history.steps, history.loads
     wide, narrow = st.columns([3, 2])
     with wide:
         plot(
-            figures.loss_curves({"training": told}),
+            figures.loss_curves({"training": history}),
             f"upcycle_{job_id}_loss",
             steps,
             alt="Loss over the steps, with the held-out text's",
@@ -91,6 +91,6 @@ def curves(told: Tables, job_id: int, plot: Callable[..., object]) -> None:
         "rate": (figures.rate_curve, "Learning rate over the steps"),
         "memory": (figures.memory_curve, "Memory over the steps"),
     }
-    for place, (name, (draw, alt)) in zip(row, small.items(), strict=True):
-        with place:
+    for column, (name, (draw, alt)) in zip(row, small.items(), strict=True):
+        with column:
             plot(draw(steps), f"upcycle_{job_id}_{name}", steps[["step", name]], alt=alt)

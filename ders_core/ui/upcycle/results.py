@@ -1,4 +1,4 @@
-"""Upcyclings that have ended: compared, looked into, opened, gone on with, deleted."""
+"""Upcyclings that have ended: compare them, open or export one, resume or delete it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def results() -> None:
-    """The table of ended runs, their curves over each other, and what was selected."""
+    """The table of ended runs, their losses in one plot, and the selected runs."""
     jobs = session.job_store().list(kind="upcycle")
     done = [job for job in jobs if job.state in upcycle_runs.ENDED]
     if not done:
@@ -46,13 +46,13 @@ def results() -> None:
     if len(chosen) != 1:  # one alone shows its own
         _overlay(chosen or done[: len(figures.EXPERT_COLOURS)])
     if not chosen:
-        st.caption("Select runs to lay their loss over each other and to see what each came to.")
+        st.caption("Select runs to compare their losses and to see the details of each.")
     for job in chosen:
         _details(job, with_curves=len(chosen) == 1)
 
 
 def _table(rows: pd.DataFrame) -> list[int]:
-    """Returns the numbers of the rows that were selected."""
+    """Returns the numbers of the selected rows."""
     st.markdown("##### Runs that have ended")
     number = st.column_config.NumberColumn
     event = st.dataframe(
@@ -89,16 +89,21 @@ def _table(rows: pd.DataFrame) -> list[int]:
 
 
 def _overlay(jobs: list[Job]) -> None:
-    told = {str(job.spec.get("name") or job.title): upcycle_runs.history(job) for job in jobs}
-    told = {name: tables for name, tables in told.items() if len(tables.steps)}
-    if not told:
+    histories = {str(job.spec.get("name") or job.title): upcycle_runs.history(job) for job in jobs}
+    histories = {name: tables for name, tables in histories.items() if len(tables.steps)}
+    if not histories:
         return
-    rows = pd.concat([tables.steps.assign(run=name) for name, tables in told.items()])
-    plot(figures.loss_curves(told), "upcycle_losses", rows, alt="Loss of each run over the steps")
+    rows = pd.concat([tables.steps.assign(run=name) for name, tables in histories.items()])
+    plot(
+        figures.loss_curves(histories),
+        "upcycle_losses",
+        rows,
+        alt="Loss of each run over the steps",
+    )
 
 
 def _details(job: Job, *, with_curves: bool) -> None:
-    """One run: its steps, curves, configuration and log, and what can be done with it."""
+    """One run: its steps, curves, configuration, log and buttons."""
     word, colour = STATES[job.state]
     result = packed_result(job)
     with st.container(border=True):
@@ -106,7 +111,7 @@ def _details(job: Job, *, with_curves: bool) -> None:
             st.markdown(f"**{job.title}**")
             st.badge(word, color=colour)  # type: ignore[arg-type]
             if result:
-                st.caption(_came_to(result))
+                st.caption(_outcome(result))
         if job.error:
             st.error(job.error)
         steps_line(job)
@@ -120,16 +125,16 @@ def _details(job: Job, *, with_curves: bool) -> None:
             elif job.state != "done":
                 resume_button(job, f"again_{job.id}")
             delete_button(job)
-        told = upcycle_runs.history(job)
-        if with_curves and len(told.steps):
-            curves(told, job.id, plot)
+        history = upcycle_runs.history(job)
+        if with_curves and len(history.steps):
+            curves(history, job.id, plot)
         with st.expander("Configuration", key=f"config_{job.id}"):
             st.caption(f"Dense model: {job.spec['dense']}")
             st.code(str(job.spec["config"]), language="yaml")
         log_tail(job, 40)
 
 
-def _came_to(result: PackedResult) -> str:
+def _outcome(result: PackedResult) -> str:
     return (
         f"{bytes_text(result.bytes_after)} packed, {share_text(result.ratio)} of its original "
         f"layout, on {result.device}"

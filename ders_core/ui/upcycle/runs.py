@@ -1,4 +1,4 @@
-"""Upcyclings as tables: one row a run, and the history of each."""
+"""Upcycling runs as a table, and the history of each run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ders_core.jobs import Job
 from ders_core.jobs.kinds.upcycle import UpcycleFigures, UpcycleResult
 from ders_core.ui import session
 from ders_core.upcycle import UpcycleConfig
-from ders_core.upcycle.history import Tables, Watch
+from ders_core.upcycle.history import HistoryReader, Tables
 
 ENDED = ("done", "failed", "cancelled")
 COLUMNS = (
@@ -36,17 +36,17 @@ COLUMNS = (
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
-def _watch(packed: Path) -> Watch:
-    return Watch(packed)
+def _reader(packed: Path) -> HistoryReader:
+    return HistoryReader(packed)
 
 
 def history(job: Job) -> Tables:
-    """What was measured so far; empty tables before the first step. Not to be changed."""
-    return _watch(session.workspace().run_dir(job.id) / "packed").tables()
+    """What was measured so far; empty tables before the first step. Callers do not change them."""
+    return _reader(session.workspace().run_dir(job.id) / "packed").tables()
 
 
 def config_of(job: Job) -> UpcycleConfig | None:
-    """None if another version wrote it."""
+    """None if another version wrote a configuration that this one cannot read."""
     try:
         return UpcycleConfig.from_yaml(str(job.spec["config"]))
     except (DersError, KeyError):

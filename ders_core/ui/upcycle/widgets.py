@@ -1,4 +1,4 @@
-"""The widgets of the Upcycle page's choices; each holds one value of `choices`."""
+"""The widgets of the Upcycle page; each sets one value of `choices`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ders_core.upcycle.fields import Number
 from ders_core.upcycle.forms import FORMS
 
 DEVICE = "device"
-"""Where it is trained: beside the configuration, which any machine may follow."""
+"""The device to train on: not part of the configuration, which is the same on any machine."""
 
 
 def key_of(name: str) -> str:
@@ -22,7 +22,7 @@ def key_of(name: str) -> str:
 
 
 def show(values: Mapping[str, Any]) -> None:
-    """Put values into the widgets; only before the page draws them, as in a callback."""
+    """Set the values of widgets; only before the page draws them, as in a callback."""
     for name, value in values.items():
         st.session_state[key_of(name)] = value
 
@@ -74,7 +74,7 @@ class _Widgets:
 
 
 def choices(values: Values, projections: Sequence[str]) -> None:
-    """All of them; `values` is changed in place. projections: that the model has."""
+    """Draw all widgets; `values` is changed in place. projections: those of the model."""
     ask = _Widgets(values)
     _experts(ask)
     _forms(ask, projections)
