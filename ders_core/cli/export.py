@@ -20,12 +20,6 @@ class Form(StrEnum):
     patch = "patch"
 
 
-def register_export(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    for command in (export, apply, rollback):
-        app.command()(command)
-
-
 def export(
     packed: Annotated[Path, typer.Argument(metavar="PACKED", help="a packed checkpoint")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a directory that does not exist yet")],
@@ -73,3 +67,6 @@ def rollback(
     with progress_bar("rollback") as progress:
         size = run_rollback(applied, out, progress=progress)
     print(f"{out}: {bytes_text(size)}")
+
+
+COMMANDS = {"export": export, "apply": apply, "rollback": rollback}
