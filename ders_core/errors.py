@@ -96,7 +96,7 @@ class Fault:
         if self.kind == "missing":
             if subject:
                 return f"{subject} needs the {noun} {where!r}"
-            return f"the {noun} {where!r} is missing"
+            return f"there is no {where!r}, which is required"
         place = ", ".join(part for part in (subject, where) if part)
         value = f" (given: {self.value})" if self.value and where else ""
         return (f"{place}: " if place else "") + self.message + value
