@@ -9,7 +9,6 @@ from ders_core.codecs.codec import (
     Parts,
     codec_class,
     combine,
-    explain,
     make_codec,
 )
 from ders_core.codecs.entropy import Entropy
@@ -34,6 +33,5 @@ __all__ = [
     "Sparse",
     "codec_class",
     "combine",
-    "explain",
     "make_codec",
 ]

@@ -15,10 +15,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.errors import CodecError
+from ders_core.errors import CodecError, sentence_of
 from ders_core.files.spec import TensorSpec
 
 Parts = dict[str, torch.Tensor]
@@ -187,24 +186,6 @@ def make_codec(fields: Mapping[str, Any]) -> Codec:
     try:
         return cls.model_validate(parameters)
     except ValidationError as error:
-        raise CodecError(explain(error, cls)) from error
-
-
-def gravest(error: ValidationError) -> ErrorDetails:
-    """The finding to tell first: a misspelt key rather than the one it then leaves missing."""
-    found = error.errors()
-    return next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-
-
-def explain(error: ValidationError, cls: type[Codec]) -> str:
-    """One sentence for the gravest thing that pydantic found wrong with a codec's parameters."""
-    first = gravest(error)
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(cls.model_fields) or "none"
-        return f"codec {cls.name!r} has no parameter {key!r}; it has {known}"
-    if first["type"] == "missing":
-        return f"codec {cls.name!r} needs the parameter {key!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if not key else f" (given: {first['input']!r})"
-    return f"codec {cls.name!r}{', ' + key if key else ''}: {message}{given}"
+        known = cls.model_fields or ("none",)
+        sentence = sentence_of(error, f"codec {cls.name!r}", "parameter", known)
+        raise CodecError(sentence) from error

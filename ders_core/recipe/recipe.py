@@ -20,9 +20,8 @@ from pydantic_core import PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.codecs import Codec, Keep, make_codec
-from ders_core.codecs.codec import gravest
 from ders_core.codecs.group import GroupCodec
-from ders_core.errors import CodecError, RecipeError
+from ders_core.errors import CodecError, RecipeError, gravest
 from ders_core.recipe.numbers import parse_numbers
 from ders_core.recipe.yaml_text import line_of, load_mapping
 
@@ -54,7 +53,7 @@ class Rule(BaseModel):
             return own | {"codec": make_codec(rest)}
         except CodecError as error:
             cause = error.__cause__
-            loc = gravest(cause)["loc"] if isinstance(cause, ValidationError) else ("codec",)
+            loc = gravest(cause).path if isinstance(cause, ValidationError) else ("codec",)
             details = {"problem": str(error), "loc": loc}
             raise PydanticCustomError("codec", "{problem}", details) from error
 
@@ -200,20 +199,12 @@ class Recipe(BaseModel):
 
 
 def _recipe_error(error: ValidationError, text: str) -> RecipeError:
-    first = error.errors()[0]
-    path = [part for part in first["loc"] if isinstance(part, (str, int))]
-    key = ".".join(str(part) for part in path)
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {key!r}; a recipe has {', '.join(Recipe.model_fields)}"
-    elif first["type"] == "missing":
-        message = f"the recipe has no {key!r}"
-    elif path[:1] == ["base"]:
+    fault = gravest(error)
+    if fault.path[:1] == ("base",):
         message = (
             "base must be mean, median, routed or auto, {dense: PATH} with the dense model's "
             "directory, or {clusters: auto} or a number of bases from 2 on"
         )
     else:
-        message = first["msg"].removeprefix("Value error, ")
-        message = f"{key}: {message[0].lower()}{message[1:]}" if key else message
-        path += first.get("ctx", {}).get("loc", ())
-    return RecipeError(message, line_of(text, path))
+        message = fault.sentence(known=Recipe.model_fields)
+    return RecipeError(message, line_of(text, fault.path + fault.inner))
