@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
-from ders_core.errors import RecipeError
+from ders_core.errors import RecipeError, gravest
 from ders_core.recipe.numbers import parse_numbers
 from ders_core.recipe.yaml_text import line_of, load, load_mapping, read_file
 from ders_core.upcycle.forms import AnyForm, Form, LowRankForm
@@ -204,21 +204,14 @@ class UpcycleConfig(_Part):
 
 
 def _told(error: ValidationError, text: str) -> RecipeError:
-    """The gravest finding in one sentence, with its line."""
-    found = error.errors()
-    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-    path = [part for part in first["loc"] if isinstance(part, int) or part in _keys(text)]
-    key = ".".join(str(part) for part in path)
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {key!r}"
-    elif first["type"] == "missing":
-        path.append(missing := str(first["loc"][-1]))
-        message = f"the configuration has no {'.'.join(map(str, path))!r}"
-        path = [part for part in path if part != missing]
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        message = f"{key}: {message[0].lower()}{message[1:]}" if key else message
-    return RecipeError(message, line_of(text, path) if path else None)
+    """The gravest fault in one sentence, with its line."""
+    fault = gravest(error)
+    keys = _keys(text)
+    if fault.kind == "missing":
+        keys.add(str(fault.path[-1]))
+    fault = fault.at(*(part for part in fault.path if isinstance(part, int) or part in keys))
+    written = fault.path[:-1] if fault.kind == "missing" else fault.path
+    return RecipeError(fault.sentence(), line_of(text, written) if written else None)
 
 
 def _keys(text: str) -> set[str]:
