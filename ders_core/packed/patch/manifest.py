@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.checksum import checksum
 from ders_core.files.header import TensorInfo, read_header
 from ders_core.files.spec import DTYPES, NAMES, TensorSpec
@@ -88,9 +88,7 @@ class Picture(BaseModel):
         try:
             picture = cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(ascii(part).strip("'") for part in first["loc"])
-            raise CheckpointError(f"{file}: {where}: {first['msg']}") from error
+            raise CheckpointError(f"{file}: {sentence_of(error)}") from error
         if picture.kind != kind or not picture._sound():
             raise CheckpointError(f"{file} contradicts itself; copy the {kind} again")
         return picture
