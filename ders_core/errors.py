@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class DersError(Exception):
@@ -96,7 +97,7 @@ class Fault:
         if self.kind == "missing":
             if subject:
                 return f"{subject} needs the {noun} {where!r}"
-            return f"the {noun} {where!r} is missing"
+            return f"there is no {where!r}, which is required"
         place = ", ".join(part for part in (subject, where) if part)
         value = f" (given: {self.value})" if self.value and where else ""
         return (f"{place}: " if place else "") + self.message + value
@@ -105,7 +106,7 @@ class Fault:
 def gravest(error: ValidationError) -> Fault:
     """The fault to report: an unknown key (often the misspelling of a missing one), then a missing
     key, then any other."""
-    first = min(error.errors(), key=lambda item: _RANKS.get(item["type"], len(_RANKS)))
+    first = min(_details(error), key=lambda item: _RANKS.get(item["type"], len(_RANKS)))
     message = first["msg"].removeprefix("Value error, ")
     value = repr(first["input"])
     is_named = first["type"] == "value_error" or len(value) > _SHOWN
@@ -116,6 +117,17 @@ def gravest(error: ValidationError) -> Fault:
         value="" if is_named else value,
         inner=tuple(first.get("ctx", {}).get("loc", ())),
     )
+
+
+def _details(error: ValidationError) -> list[ErrorDetails]:
+    """All faults; those that a validator of ours hands on as `findings` stand for themselves."""
+    details: list[ErrorDetails] = []
+    for item in error.errors():
+        findings: list[ErrorDetails] = item.get("ctx", {}).get("findings", [])
+        for finding in findings:
+            finding["loc"] = item["loc"] + finding["loc"]
+        details += findings or [item]
+    return details
 
 
 def sentence_of(

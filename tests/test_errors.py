@@ -50,7 +50,7 @@ def test_a_misspelt_key_comes_before_the_one_it_leaves_missing() -> None:
 
 def test_a_missing_key_comes_before_a_wrong_value() -> None:
     error = error_of({"parts": [{"bits": 0}]})
-    assert sentence_of(error) == "the key 'name' is missing"
+    assert sentence_of(error) == "there is no 'name', which is required"
     assert sentence_of(error, "the recipe") == "the recipe needs the key 'name'"
 
 

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, gravest
 from ders_core.files.address import is_file, read_bytes
 
 Projection = Literal["gate", "up", "down"]
@@ -227,10 +227,9 @@ def read_layouts(file: Path) -> list[Layout]:
         data = yaml.safe_load(read_bytes(file).decode("utf-8"))
         return _ENTRIES.validate_python(data if isinstance(data, list) else [data])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "the entry"
-        message = first["msg"].removeprefix("Value error, ")
-        raise CheckpointError(f"{file}: {where}: {message}; see the README's Layouts") from error
+        fault = gravest(error)  # its path begins with the number of the entry
+        sentence = fault.at(*(fault.path[1:] or ("the entry",))).sentence()
+        raise CheckpointError(f"{file}: {sentence}; see the README's Layouts") from error
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         cause = " ".join(str(error).split())
         raise CheckpointError(f"{file} is not a YAML layout: {cause}") from error

@@ -1,5 +1,5 @@
-"""What a shell shows: results as tables or JSON; of long work a bar on a terminal, plain lines
-elsewhere."""
+"""Output of the commands: tables or JSON on stdout; progress on stderr, as a bar on a terminal and
+as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINE_SECONDS = 2.0
 
 @contextmanager
 def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
-    """A progress callback that shows itself on stderr, so that stdout stays clean."""
+    """A progress callback that draws on stderr, so that stdout holds only results."""
     if hidden:
         yield quiet
     elif sys.stderr.isatty():
@@ -59,12 +59,12 @@ def _lines(title: str) -> Callback:
 
 
 def print_json(value: Any) -> None:
-    """As `--json` asks for it."""
+    """The output of `--json`."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Columns of words to the left, of numbers to the right."""
+    """The first three columns are words, aligned left; the others are numbers, aligned right."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)

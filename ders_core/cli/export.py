@@ -12,12 +12,6 @@ from ders_core.pipeline.formats import FORMATS, Format, canonical
 from ders_core.units import bytes_text
 
 
-def register_export(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    for command in (export, apply, rollback):
-        app.command()(command)
-
-
 def parse_format(text: str) -> Format:
     """The format that somebody typed. Raises BadParameter if there is none of that name."""
     name = canonical(text)
@@ -91,3 +85,6 @@ def rollback(
     with progress_bar("rollback") as progress:
         size = write_base(applied, out, progress=progress)
     print(f"{out}: {bytes_text(size)}")
+
+
+COMMANDS = {"export": export, "apply": apply, "rollback": rollback}

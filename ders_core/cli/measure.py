@@ -13,12 +13,6 @@ from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import share_text
 
 
-def register_measure(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(name="eval")(evaluate)
-    app.command()(calibrate)
-
-
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
     text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
@@ -57,7 +51,7 @@ def calibrate(
     from ders_core.calibrate import calibrate as run_calibrate
 
     with progress_bar("calibrate", hidden=as_json) as progress:
-        found = run_calibrate(
+        calibration = run_calibrate(
             checkpoint,
             output,
             text=text,
@@ -66,20 +60,23 @@ def calibrate(
             window=window,
             progress=progress,
         )
-    shares = {layer: found.use(layer) for layer in found.layers}
+    shares = {layer: calibration.use(layer) for layer in calibration.layers}
     most = max(float(share.max()) for share in shares.values())
     least = min(float(share.min()) for share in shares.values())
     if as_json:
-        told = {"layers": found.layers, "tokens": found.tokens}
-        print_json(told | {"most_chosen": most, "least_chosen": least})
+        counts = {"layers": calibration.layers, "tokens": calibration.tokens}
+        print_json(counts | {"most_chosen": most, "least_chosen": least})
         return
     print_table(
         ["", ""],
         [
             ["layers", str(len(shares))],
-            ["tokens", str(found.tokens)],
+            ["tokens", str(calibration.tokens)],
             ["most chosen expert", f"{share_text(most)} of its layer's choices"],
             ["least chosen expert", f"{share_text(least)} of its layer's choices"],
         ],
     )
     print(f"written: {output}")
+
+
+COMMANDS = {"eval": evaluate, "calibrate": calibrate}

@@ -12,11 +12,6 @@ from ders_core.cli.options import DeviceOption, JsonFlag, OutArg
 from ders_core.units import bytes_text
 
 
-def register_upcycle(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command()(upcycle)
-
-
 def upcycle(
     dense: Annotated[
         Path, typer.Argument(metavar="DENSE", help="a dense model, or PACKED with --continue")
@@ -70,3 +65,6 @@ def upcycle(
         )
     print_table(["", ""], rows)
     print(f"{out}: {result.steps} steps in {result.seconds:.1f} s on {result.device}")
+
+
+COMMANDS = {"upcycle": upcycle}

@@ -10,7 +10,6 @@ from ders_core.codecs.codec import (
     Parts,
     codec_class,
     combine,
-    explain,
     make_codec,
 )
 from ders_core.codecs.entropy import Entropy
@@ -39,6 +38,5 @@ __all__ = [
     "Strength",
     "codec_class",
     "combine",
-    "explain",
     "make_codec",
 ]

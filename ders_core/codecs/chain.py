@@ -7,15 +7,13 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from ders_core.codecs.codec import (
     Codec,
     DeltaCodec,
     EncodeContext,
     Parts,
-    codec_class,
-    explain,
     make_codec,
     prefixed,
     register,
@@ -146,13 +144,7 @@ def _stage(number: int, item: Any) -> DeltaCodec:
         try:
             item = make_codec(item)
         except CodecError as error:
-            cause = error.__cause__
-            problem = (
-                explain(cause, codec_class(item.get("codec")))
-                if isinstance(cause, ValidationError)
-                else str(error)
-            )
-            raise ValueError(f"stage {number}: {problem}") from error
+            raise ValueError(f"stage {number}: {error}") from error
     if not isinstance(item, DeltaCodec) or isinstance(item, Chain):
         what = item.name if isinstance(item, Codec) else item
         raise ValueError(f"stage {number}: {what!r} cannot stand in a chain")

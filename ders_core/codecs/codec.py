@@ -18,12 +18,11 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.errors import CodecError
+from ders_core.errors import CodecError, sentence_of
 from ders_core.files.spec import TensorSpec
 from ders_core.registry import Registry
 
@@ -215,24 +214,6 @@ def make_codec(fields: Mapping[str, Any]) -> Codec:
     try:
         return cls.model_validate(parameters)
     except ValidationError as error:
-        raise CodecError(explain(error, cls)) from error
-
-
-def gravest(error: ValidationError) -> ErrorDetails:
-    """The fault to report first: a misspelt key rather than the one it then leaves missing."""
-    faults = error.errors()
-    return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-
-
-def explain(error: ValidationError, cls: type[Codec]) -> str:
-    """One sentence for the gravest fault that pydantic reports in a codec's parameters."""
-    first = gravest(error)
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(cls.model_fields) or "none"
-        return f"codec {cls.name!r} has no parameter {key!r}; it has {known}"
-    if first["type"] == "missing":
-        return f"codec {cls.name!r} needs the parameter {key!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if not key else f" (given: {first['input']!r})"
-    return f"codec {cls.name!r}{', ' + key if key else ''}: {message}{value}"
+        known = cls.model_fields or ("none",)
+        sentence = sentence_of(error, f"codec {cls.name!r}", "parameter", known)
+        raise CodecError(sentence) from error

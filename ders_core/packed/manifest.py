@@ -19,7 +19,7 @@ from ders_core.checkpoint.axes import EXPERT, IN, MATRIX, OUT, PART, Axes
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs.group import GroupCodec
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.store import read_json
 from ders_core.recipe import Recipe
 
@@ -164,9 +164,7 @@ class Manifest(BaseModel):
         try:
             manifest = cls.model_validate(_upgraded(data) if version == 1 else data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(f"{directory / MANIFEST}: {where}: {first['msg']}") from error
+            raise CheckpointError(f"{directory / MANIFEST}: {sentence_of(error)}") from error
         try:
             Recipe.model_validate(manifest.recipe)
         except ValidationError as error:

@@ -24,7 +24,7 @@ from ders_core.codecs import Codec, Keep
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.base import Base, make_base
 from ders_core.decompose.bases.mean import MeanBase
-from ders_core.errors import RecipeError
+from ders_core.errors import RecipeError, gravest
 from ders_core.recipe.rule import Rule
 from ders_core.recipe.yaml_text import line_of, load_mapping
 
@@ -120,16 +120,7 @@ class Recipe(BaseModel):
 
 
 def _recipe_error(error: ValidationError, text: str) -> RecipeError:
-    """The first problem as one sentence, with its line in `text`."""
-    first = error.errors()[0]
-    path = [part for part in first["loc"] if isinstance(part, (str, int))]
-    key = ".".join(str(part) for part in path)
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {key!r}; a recipe has {', '.join(Recipe.model_fields)}"
-    elif first["type"] == "missing":
-        message = f"the recipe has no {key!r}"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        message = f"{key}: {message[0].lower()}{message[1:]}" if key else message
-        path += first.get("ctx", {}).get("loc", ())
-    return RecipeError(message, line_of(text, path))
+    """The gravest fault as one sentence, with its line in `text`."""
+    fault = gravest(error)
+    message = fault.sentence(known=Recipe.model_fields)
+    return RecipeError(message, line_of(text, fault.path + fault.inner))

@@ -18,8 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.codecs import Codec, make_codec
-from ders_core.codecs.codec import gravest
-from ders_core.errors import CodecError
+from ders_core.errors import CodecError, gravest
 from ders_core.recipe.numbers import parse_numbers
 
 SELECTORS = ("layers", "projections", "experts")
@@ -49,7 +48,7 @@ class Rule(BaseModel):
             return selectors | {"codec": make_codec(parameters)}
         except CodecError as error:
             cause = error.__cause__
-            loc = gravest(cause)["loc"] if isinstance(cause, ValidationError) else ("codec",)
+            loc = gravest(cause).path if isinstance(cause, ValidationError) else ("codec",)
             details = {"problem": str(error), "loc": loc}
             raise PydanticCustomError("codec", "{problem}", details) from error
 

@@ -15,10 +15,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
-from ders_core.errors import RecipeError
+from ders_core.errors import RecipeError, gravest
 from ders_core.recipe.numbers import parse_numbers
 from ders_core.recipe.yaml_text import line_of, load, load_mapping, read_file
 from ders_core.upcycle.forms import Form, make_form
@@ -228,34 +228,15 @@ class UpcycleConfig(_Section):
         return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
 
 
-def _findings(error: ValidationError) -> list[ErrorDetails]:
-    """What is wrong with a configuration; each fault of a form's parameters is one finding."""
-    details: list[ErrorDetails] = []
-    for finding in error.errors():
-        faults: list[ErrorDetails] = finding.get("ctx", {}).get("findings", [])
-        for fault in faults:
-            fault["loc"] = finding["loc"] + fault["loc"]
-        details += faults or [finding]
-    return details
-
-
 def _config_error(error: ValidationError, text: str) -> RecipeError:
-    """The most serious finding in one sentence, with its line."""
-    details = _findings(error)
-    first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
+    """The gravest fault in one sentence, with its line."""
+    fault = gravest(error)
     keys = _keys(text)
-    path = [part for part in first["loc"] if isinstance(part, int) or part in keys]
-    key = ".".join(str(part) for part in path)
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {key!r}"
-    elif first["type"] == "missing":
-        path.append(missing := str(first["loc"][-1]))
-        message = f"the configuration has no {'.'.join(map(str, path))!r}"
-        path = [part for part in path if part != missing]
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        message = f"{key}: {message[0].lower()}{message[1:]}" if key else message
-    return RecipeError(message, line_of(text, path) if path else None)
+    if fault.kind == "missing":
+        keys.add(str(fault.path[-1]))
+    fault = fault.at(*(part for part in fault.path if isinstance(part, int) or part in keys))
+    written = fault.path[:-1] if fault.kind == "missing" else fault.path
+    return RecipeError(fault.sentence(), line_of(text, written) if written else None)
 
 
 def _keys(text: str) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.spec import DTYPES, TensorSpec
 from ders_core.files.store import PATCH_FILE, WEIGHT_SUFFIXES, read_json
 
@@ -82,9 +82,7 @@ class PatchManifest(BaseModel):
         try:
             manifest = cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(ascii(part).strip("'") for part in first["loc"])
-            raise CheckpointError(f"{file}: {where}: {first['msg']}") from error
+            raise CheckpointError(f"{file}: {sentence_of(error)}") from error
         if manifest.kind != kind or not manifest.consistent:
             raise CheckpointError(f"{file} contradicts itself; copy the {kind} again")
         return manifest

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ders_core.checkpoint.layouts import PROJECTIONS
-from ders_core.errors import RecipeError
+from ders_core.errors import RecipeError, gravest
 from ders_core.upcycle import Data, FormRule, UpcycleConfig
 from ders_core.upcycle.forms import FORMS, Form
 
@@ -157,9 +157,7 @@ def form_of(values: Mapping[str, Any], before: Form, suffix: str = "") -> Form:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first finding, with the name of its choice."""
-    first = error.errors()[0]
-    where = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "")
-    message = first["msg"].removeprefix("Value error, ")
-    message = f"{message[0].lower()}{message[1:]}"
-    return f"{where.replace('_', ' ')}: {message}" if where else message
+    """The gravest fault, and which choice it belongs to."""
+    fault = gravest(error)
+    names = [part.replace("_", " ") for part in fault.path if isinstance(part, str)]
+    return fault.at(*names[-1:]).sentence()

@@ -1,0 +1,131 @@
+"""The commands that look at a checkpoint: info, analyze."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ders_core.cli.console import print_json, print_table, progress_bar
+from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
+from ders_core.errors import OutputError
+from ders_core.units import bytes_text, share_text
+
+
+def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
+    """Family, layers, experts, bytes, the experts' share, and whether they share one start."""
+    from ders_core.analysis.summary import summarize
+
+    summary = summarize(checkpoint)
+    if as_json:
+        print_json(summary.to_dict())
+        return
+    verdict = summary.upcycled
+    print_table(
+        ["", ""],
+        [
+            ["family", summary.family],
+            ["recognised", f"{100 * summary.sure:.0f} % sure: {summary.because}"],
+            *(
+                ["blocks", f"{name}: layers {layer_text}"]
+                for name, layer_text in summary.stacks.items()
+            ),
+            ["layers", f"{summary.layers} ({summary.moe_layers} with experts)"],
+            ["experts", f"{summary.experts} per layer{summary.routing}"],
+            ["shared expert", summary.shared or "none"],
+            ["dtype", summary.dtype + (f", stored as {summary.stored}" if summary.stored else "")],
+            ["size", bytes_text(summary.bytes_total)],
+            *([["packed", summary.packed]] if summary.packed else []),
+            [
+                "experts take",
+                f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",
+            ],
+            ["identity", summary.identity[:16]],
+            ["upcycled?", f"{verdict.verdict} (mean cosine of experts {verdict.mean_cosine:.4f})"],
+        ],
+    )
+    print(verdict.sentence)
+
+
+def analyze(
+    checkpoint: CheckpointArg,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.html, .json or .parquet")
+    ] = None,
+    layers: Annotated[str, typer.Option(help="'all' or layers such as 0,4-7")] = "all",
+    spectra: Annotated[bool, typer.Option("--spectra", help="singular values too")] = False,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--spectra-kind",
+            metavar="head|curve|exact",
+            help="the largest 16, all (estimated for large matrices), or all exactly",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, help="processes; one uses every core by threads")
+    ] = 1,
+    scheduler: SchedulerOption = None,
+) -> None:
+    """Similarity of experts, norms of deltas, and with --spectra their singular values."""
+    from ders_core.analysis import SPECTRA
+    from ders_core.analysis import analyze as run_analysis
+    from ders_core.compute.device import resolve_device
+    from ders_core.figures.report import SUFFIXES, write_report
+    from ders_core.jobs import Engine
+    from ders_core.packed.open import open_checkpoint
+    from ders_core.recipe.numbers import parse_numbers
+
+    if output is not None and output.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"end the name in {', '.join(SUFFIXES)}", param_hint="-o")
+    if output is not None and output.exists():
+        raise OutputError(f"{output} exists already; choose another name or remove it")
+    spectrum = next((name for name in SPECTRA if name == (kind or "curve") != "none"), None)
+    if spectrum is None:
+        raise typer.BadParameter(
+            f"{kind!r} is none of head, curve, exact", param_hint="--spectra-kind"
+        )
+    where = resolve_device(device).type
+    source = open_checkpoint(checkpoint)
+    try:
+        ranges = parse_numbers(layers)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--layers") from error
+    chosen = None if ranges is None else [n for numbers in ranges for n in numbers]
+    with (
+        progress_bar("analyze") as progress,
+        Engine(workers=workers, scheduler=scheduler, device=where) as engine,
+    ):
+        analysis = run_analysis(
+            source,
+            layers=chosen,
+            spectra=spectrum if spectra or kind else "none",
+            device=where,
+            runner=engine.run,
+            progress=progress,
+        )
+    groups = analysis.groups
+    print_table(
+        ["layer", "projection", "experts", "bases", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
+        [
+            [
+                str(row.layer),
+                str(row.projection),
+                str(row.experts),
+                str(row.clusters),
+                f"{row.norm_ratio:.3g}",
+                f"{row.mean_one_minus_cos:.3g}",
+                f"{row.max_one_minus_cos:.3g}",
+            ]
+            for row in groups.itertuples()
+        ],
+    )
+    print(analysis.verdict.sentence)
+    if output is not None:
+        write_report(analysis, output)
+        print(f"written: {output}")
+
+
+COMMANDS = {"info": info, "analyze": analyze}

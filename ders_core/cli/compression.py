@@ -1,0 +1,144 @@
+"""The commands that pack a checkpoint and bring it back: plan, compress, verify, synthesize."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ders_core.cli.console import print_json, print_table, progress_bar
+from ders_core.cli.options import (
+    CheckpointArg,
+    DeviceOption,
+    JsonFlag,
+    OutArg,
+    PackedArg,
+    RecipeOption,
+    SchedulerOption,
+)
+from ders_core.errors import CheckpointError
+from ders_core.pipeline.quality import DELTA_ERROR, WEIGHT_ERROR
+from ders_core.units import bytes_text, share_text
+
+
+def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
+    """Predicted bytes of a recipe, group by group; nothing is written."""
+    from ders_core.packed.open import open_checkpoint
+    from ders_core.pipeline.plan import resolve
+    from ders_core.recipe import load_recipe
+
+    chosen = load_recipe(recipe)
+    chosen.base.check_files()  # refused here rather than when the run starts
+    planned = resolve(chosen, open_checkpoint(checkpoint))
+    if as_json:
+        print_json(planned.to_dict())
+        return
+    print_table(
+        ["layer", "projection", "codec", "before", "after"],
+        [
+            [
+                str(entry.layer),
+                entry.projection,
+                entry.codec.label,
+                bytes_text(entry.bytes_before),
+                ("" if entry.exact else "≤ ") + bytes_text(entry.bytes_after),
+            ]
+            for entry in planned.entries
+        ],
+    )
+    bound = "" if planned.exact else "at most "
+    print(
+        f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
+        f"{bytes_text(planned.bytes_after)} ({share_text(planned.ratio)} of original)"
+    )
+
+
+def compress(
+    checkpoint: CheckpointArg,
+    out: OutArg,
+    recipe: RecipeOption,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; by default one per core")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run")] = False,
+    scheduler: SchedulerOption = None,
+) -> None:
+    """Write the packed form of a checkpoint."""
+    from ders_core.compute.device import resolve_device
+    from ders_core.jobs import Engine
+    from ders_core.pipeline.compress import compress as run_compress
+    from ders_core.recipe import load_recipe
+
+    where = resolve_device(device).type
+    loaded = load_recipe(recipe)
+    with (
+        progress_bar("compress") as progress,
+        Engine(workers=workers, scheduler=scheduler, device=where) as engine,
+    ):
+        report = run_compress(
+            checkpoint,
+            out,
+            loaded,
+            device=where,
+            resume=resume,
+            runner=engine.run,
+            progress=progress,
+        )
+    print(
+        f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
+        f"({share_text(report.ratio)} of original) in {report.seconds:.1f} s on {report.device}"
+    )
+
+
+def verify(
+    packed: PackedArg,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="CKPT", help="measure the error against it")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check every checksum; with --against, measure the error of every group."""
+    from ders_core.pipeline.verify import verify as run_verify
+
+    with progress_bar("verify", hidden=as_json) as progress:
+        verification = run_verify(packed, against, progress=progress)
+    if as_json:
+        print_json(verification.to_dict())
+    else:
+        if verification.groups:
+            print_table(
+                ["layer", "projection", "", DELTA_ERROR.short, WEIGHT_ERROR.short],
+                [
+                    [
+                        str(group.layer),
+                        group.projection,
+                        "",
+                        DELTA_ERROR.text(group.rel_error_delta),
+                        WEIGHT_ERROR.text(group.rel_error_weight),
+                    ]
+                    for group in verification.groups
+                ],
+            )
+        if verification.ok:
+            print(f"{packed}: all {verification.tensors} tensors are as they were written")
+    if not verification.ok:
+        first, *others = verification.problems
+        raise CheckpointError(first + (f" (and {len(others)} more)" if others else ""))
+
+
+def synthesize(packed: PackedArg, out: OutArg) -> None:
+    """Bring a packed checkpoint back to its original layout."""
+    from ders_core.pipeline.synthesize import synthesize as run_synthesize
+
+    with progress_bar("synthesize") as progress:
+        sums = run_synthesize(packed, out, progress=progress)
+    print(f"{out}: {len(sums)} tensors written")
+
+
+COMMANDS = {
+    "plan": plan,
+    "compress": compress,
+    "verify": verify,
+    "synthesize": synthesize,
+}

@@ -1,0 +1,57 @@
+"""The commands that start the studio, a worker alone, and the demo: demo, worker, app."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ders_core.cli.console import progress_bar
+from ders_core.cli.options import OutArg, SchedulerOption, WorkspaceOption
+
+
+def demo(
+    out: OutArg,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            envvar="DERS_DEMO_STEPS",
+            help="train the dense LM for fewer steps, the MoE for half as many: sooner, but worse",
+        ),
+    ] = None,
+) -> None:
+    """Build the demo: train a small dense LM, upcycle it to an MoE, fine-tune it."""
+    from ders_core.demo import DemoScale, build_demo
+
+    with progress_bar("demo") as progress:
+        result = build_demo(out, seed=seed, scale=DemoScale.of_steps(steps), progress=progress)
+    print(f"{result.moe}: perplexities on held-out text")
+    for name, value in result.perplexities.items():
+        print(f"  {name}: {value:.4g}")
+
+
+def worker(workspace: WorkspaceOption = None, scheduler: SchedulerOption = None) -> None:
+    """Run a worker alone: it takes up the jobs of a workspace until it is stopped."""
+    from ders_core.jobs import Workspace, default_workspace
+    from ders_core.jobs.worker import run_worker
+
+    place = Workspace(workspace) if workspace else default_workspace()
+    print(f"worker of {place.path}; stop it with Ctrl-C", flush=True)
+    run_worker(place, scheduler=scheduler)
+
+
+def run_app(
+    workspace: WorkspaceOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    with_demo: Annotated[bool, typer.Option("--demo", help="build and open the demo")] = False,
+    scheduler: SchedulerOption = None,
+) -> None:
+    """Start the studio: the app and a worker, on this machine only; opens the browser."""
+    from ders_core.ui.launch import launch
+
+    launch(workspace, port=port, with_demo=with_demo, scheduler=scheduler)
+
+
+COMMANDS = {"demo": demo, "worker": worker, "app": run_app}
