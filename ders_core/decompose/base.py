@@ -88,7 +88,9 @@ class Base(BaseModel, ABC):
 
     def dump(self) -> str | dict[str, Any]:
         """The base as it stands in a recipe: its word, or a mapping of plain values."""
-        return self.model_dump(mode="json") if type(self).model_fields else self.name
+        if not type(self).model_fields:
+            return self.name
+        return self.model_dump(mode="json", exclude_none=True)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -2,7 +2,7 @@
 
 One base serves experts that started from one FFN. Where they started from several (fine-grained
 upcycling, merges of unlike models), a base for each set of alike experts leaves smaller deltas.
-Everything is told from the Gram matrix of the deltas: the weights are read once, in chunks of rows.
+All of it follows from the Gram matrix of the deltas: the weights are read once, in chunks of rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ders_core.checkpoint.streaming import slabs
 from ders_core.errors import CheckpointError, RecipeError
 
 CHUNK_VALUES = 1 << 18
-"""Values of all experts at a time; the work stays in cache."""
+"""Values of all experts that are handled at a time, so that they stay in cache."""
 NOTHING = 1e-12
 """Energy below this share of that of one base is 0: float64 sums of squares have no digits there,
 and a base in 16 bits cannot tell such experts apart."""
@@ -27,9 +27,12 @@ and a base in 16 bits cannot tell such experts apart."""
 
 @dataclass(frozen=True)
 class Clusters:
-    """assignment: the cluster of each expert, numbered by first member. energy: ΣΔ² left when each
+    """The sets of experts that share a base.
+
+    assignment: the cluster of each expert, numbered by first member. energy: ΣΔ² left when each
     cluster's base is its experts' mean. candidates: that energy for 1, 2, ... K bases, as Ward's
-    tree finds them, the chosen one's after reassignment."""
+    tree finds them; for the chosen number, after experts were moved.
+    """
 
     assignment: tuple[int, ...]
     energy: float
@@ -37,6 +40,7 @@ class Clusters:
 
     @property
     def count(self) -> int:
+        """How many clusters there are."""
         return max(self.assignment) + 1
 
     @property
@@ -47,13 +51,14 @@ class Clusters:
     def members(self) -> tuple[tuple[int, ...], ...]:
         """The experts of each cluster."""
         return tuple(
-            tuple(expert for expert, own in enumerate(self.assignment) if own == cluster)
+            tuple(expert for expert, number in enumerate(self.assignment) if number == cluster)
             for cluster in range(self.count)
         )
 
 
 def check_finite(group: ExpertGroup, weights: torch.Tensor) -> None:
-    """weights: some of each expert's, `[K, n]`. Raises CheckpointError if one is not finite."""
+    """Check weights of all experts, `[K, n]`. Raises CheckpointError that names the first expert
+    with one that is not finite."""
     finite = torch.isfinite(weights)
     if not bool(finite.all()):
         bad = int((~finite).any(1).nonzero()[0])
@@ -121,12 +126,12 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
             f"{count} bases for {experts} experts: give a number from 1 to {most}, or auto"
         )
     tree = _ward(gram)
-    whole = energy_of(gram, np.zeros(experts, dtype=int))
-    floor = NOTHING * max(whole, float(np.trace(gram)))
+    one_base = energy_of(gram, np.zeros(experts, dtype=int))
+    floor = NOTHING * max(one_base, float(np.trace(gram)))
     joins = tree[:, 2] ** 2 / 2  # what each join adds to the energy
     grown = np.concatenate([[0.0], np.cumsum(joins)])[::-1]  # for 1, 2, ... K bases
     energies = np.where(grown > floor, grown, 0.0)
-    energies[0] = whole if whole > floor else 0.0
+    energies[0] = one_base if one_base > floor else 0.0
     if count is None:
         count = _fewest_best(energies, experts, bits)
     assignment = _by_first_member(cut_tree(tree, n_clusters=count)[:, 0] if experts > 1 else [0])
@@ -135,9 +140,9 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
     energy = energy_of(gram, assignment)
     energies[count - 1] = energy if energy > floor else 0.0
     return Clusters(
-        tuple(int(own) for own in assignment),
+        tuple(int(number) for number in assignment),
         float(energies[count - 1]),
-        tuple(float(own) for own in energies),
+        tuple(float(value) for value in energies),
     )
 
 
@@ -145,8 +150,8 @@ def _ward(gram: np.ndarray) -> np.ndarray:
     """scipy's linkage `[K−1, 4]` over ‖W_i − W_j‖; column 2 is √(2 × what a join adds to ΣΔ²)."""
     if len(gram) < 2:
         return np.empty((0, 4))
-    own = np.diag(gram)
-    squares = np.maximum(own[:, None] + own[None, :] - gram - gram.T, 0.0)
+    norms = np.diag(gram)  # ‖W_k‖²
+    squares = np.maximum(norms[:, None] + norms[None, :] - gram - gram.T, 0.0)
     np.fill_diagonal(squares, 0.0)
     tree: np.ndarray = linkage(squareform(np.sqrt(squares), checks=False), "ward")
     return tree
@@ -165,17 +170,17 @@ def _moved(gram: np.ndarray, assignment: np.ndarray, floor: float) -> np.ndarray
     """Move the one expert that lowers the energy most, again and again; at most K moves.
 
     Taking expert k out of its cluster C saves |C|/(|C|−1)·‖W_k − mean_C‖², putting it into another
-    costs |C|/(|C|+1)·‖W_k − mean_C‖². Nobody leaves a cluster of one.
+    costs |C|/(|C|+1)·‖W_k − mean_C‖². No expert leaves a cluster of one.
     """
     assignment = assignment.copy()
     everyone = np.arange(len(gram))
-    own = np.diag(gram)
+    norms = np.diag(gram)  # ‖W_k‖²
     for _ in everyone:
         member = np.eye(int(assignment.max()) + 1)[assignment]  # [K, B]
         size = member.sum(0)
         along = gram @ member
         means = np.einsum("kb,kb->b", along, member) / size**2  # ‖mean_C‖²
-        apart = np.maximum(own[:, None] - 2 * along / size + means, 0.0)  # ‖W_k − mean_C‖²
+        apart = np.maximum(norms[:, None] - 2 * along / size + means, 0.0)  # ‖W_k − mean_C‖²
         alone = size[assignment] == 1
         left = np.maximum(size[assignment] - 1, 1)
         saved = apart[everyone, assignment] * size[assignment] / left
@@ -191,7 +196,6 @@ def _moved(gram: np.ndarray, assignment: np.ndarray, floor: float) -> np.ndarray
 
 def _by_first_member(labels: object) -> np.ndarray:
     """Number clusters in the order in which their first experts come."""
-    given = np.asarray(labels)
-    _, first, inverse = np.unique(given, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(np.asarray(labels), return_index=True, return_inverse=True)
     rank: np.ndarray = np.argsort(np.argsort(first))[inverse]
     return rank

@@ -33,30 +33,33 @@ class Squares:
 def compare(
     synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor | None = None
 ) -> Squares:
-    """Of one expert; any dtypes, one shape. Without a base there is no delta."""
-    flat = [own.reshape(-1) for own in (weight, synthesized, base) if own is not None]
+    """The sums for one expert's weight; tensors of any dtypes and one shape. Without a base, the
+    sum of the delta is 0."""
+    tensors = [weight, synthesized] if base is None else [weight, synthesized, base]
+    flat = [tensor.reshape(-1) for tensor in tensors]
     size = flat[0].numel()
     step = min(chunk_values(weight.device), max(size, 1))
     desk = torch.empty(2, step, device=weight.device)
     sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
     for part in pieces(size, step):
         count = part.stop - part.start
-        own, lost = desk[0, :count], desk[1, :count]
-        own.copy_(flat[0][part])
+        exact, difference = desk[0, :count], desk[1, :count]
+        exact.copy_(flat[0][part])
         for number, other in enumerate(flat[1:]):
-            torch.sub(own, other[part], out=lost)
-            sums[number] += lost.square_().sum()
-        sums[2] += own.square_().sum()
+            torch.sub(exact, other[part], out=difference)
+            sums[number] += difference.square_().sum()
+        sums[2] += exact.square_().sum()
     error, delta, energy = sums.tolist()
     return Squares(error, delta, energy)
 
 
 def is_finite(weight: torch.Tensor) -> bool:
-    """Whether every value is; by its sums, which one that is not cannot leave finite."""
+    """Whether every value is finite. Sums are looked at first: a value that is not finite makes
+    them so too."""
     flat = weight.reshape(-1)
     return all(
-        math.isfinite(float(own.sum(dtype=torch.float32))) or bool(torch.isfinite(own).all())
-        for own in flat.split(1 << 22)
+        math.isfinite(float(part.sum(dtype=torch.float32))) or bool(torch.isfinite(part).all())
+        for part in flat.split(1 << 22)
     )
 
 
@@ -75,7 +78,8 @@ def relative_errors(error: float, delta_energy: float, weight_energy: float) -> 
 
 
 def output_squared(error: torch.Tensor, moments: torch.Tensor) -> float:
-    """E‖E·x‖² of inputs with the second moments `[in, in]`, or `[in]` their diagonal."""
-    own = error.float()
-    heavy = own * moments if moments.dim() == 1 else own @ moments
-    return max(float((heavy * own).sum(dtype=torch.float64)), 0.0)
+    """E‖E·x‖² for an error E `[out, in]`, of inputs x with the second moments `[in, in]` float32,
+    or `[in]` their diagonal."""
+    rows = error.float()
+    weighted = rows * moments if moments.dim() == 1 else rows @ moments
+    return max(float((weighted * rows).sum(dtype=torch.float64)), 0.0)

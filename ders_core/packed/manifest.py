@@ -1,4 +1,4 @@
-"""The manifest of a packed checkpoint: everything that is needed to synthesize it again."""
+"""The manifest of a packed checkpoint: all that is needed beside its tensors to synthesize it."""
 
 from __future__ import annotations
 
@@ -54,18 +54,21 @@ class PackedSource(BaseModel):
     def _check(self) -> PackedSource:
         Axes.parse(self.axes)
         if self.expert >= self.experts or self.part >= self.parts:
-            raise ValueError(f"{self.tensor!r} does not hold what is asked of it")
+            raise ValueError(
+                f"{self.tensor!r} has {self.experts} experts and {self.parts} parts, so it has no "
+                f"expert {self.expert}, part {self.part}"
+            )
         return self
 
     @model_serializer(mode="wrap")
     def _shorten(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        told = {
+        changed = {
             key: value
             for key, value in fields.items()
             if value != type(self).model_fields[key].default
         }
-        return self.tensor if list(told) == ["tensor"] else told
+        return self.tensor if list(changed) == ["tensor"] else changed
 
     @classmethod
     def of(cls, matrix: Matrix) -> PackedSource:
@@ -84,8 +87,8 @@ class PackedSource(BaseModel):
         """The same place again, for a matrix `[out, in]`, or a bias `[out, 1]`."""
         sizes = {EXPERT: self.experts, PART: self.parts, OUT: shape[0], IN: shape[1]}
         axes = Axes.parse(self.axes)
-        own = {axis: size for axis, size in sizes.items() if axis in axes.order}
-        return Slot(axes, own, self.expert, self.part)
+        present = {axis: size for axis, size in sizes.items() if axis in axes.order}
+        return Slot(axes, present, self.expert, self.part)
 
 
 class PackedGroup(BaseModel):
@@ -101,9 +104,9 @@ class PackedGroup(BaseModel):
     """With the codec `keep` there is no base, and `<prefix>.weight` holds the weights. Several
     codecs have the parts `<prefix>.<number>.<part>`."""
     uses: tuple[int, ...] | None = None
-    """With several codecs, which one is whose."""
+    """With several codecs, the number of each expert's codec."""
     lengths: dict[str, tuple[int, ...]] = {}
-    """Of parts that are as long as the data wanted: the length of each expert that has one."""
+    """Parts whose length depends on the data: the length for each expert that has the part."""
     shape: tuple[int, int, int]
     """(experts, out, in)"""
     dtype: str
@@ -114,10 +117,11 @@ class PackedGroup(BaseModel):
     stored: str | None = None
     """The scheme of codes in which the source holds the weights; its scales are carried over."""
     bases: tuple[int, ...] | None = None
-    """With several bases, `<prefix>.base` is `[bases, out, in]`; this is which one is whose."""
+    """With several bases, `<prefix>.base` is `[bases, out, in]`; this is the number of each
+    expert's base."""
 
     def group_codec(self) -> GroupCodec:
-        """Raises CodecError if it is not one."""
+        """The experts' codecs. Raises CodecError if the manifest names none that is known."""
         return GroupCodec.load(self.codec, self.uses, self.shape[0])
 
 
@@ -132,7 +136,7 @@ class Source(BaseModel):
     """File name -> tensor names in the order in which they lay on disk."""
     metadata: dict[str, dict[str, str]]
     index: dict[str, Any] = {}
-    """What the index of several shards said of them."""
+    """The metadata of the index, where there were several shards."""
     config: str | None = None
     """The text of config.json."""
 
@@ -168,8 +172,10 @@ class Manifest(BaseModel):
         try:
             Recipe.model_validate(manifest.recipe)
         except ValidationError as error:
+            problem = error.errors()[0]["msg"]
             raise CheckpointError(
-                f"{directory / MANIFEST}: the recipe is malformed; copy the directory again"
+                f"{directory / MANIFEST}: the recipe is malformed ({problem}); copy the directory "
+                "again"
             ) from error
         for group in manifest.groups:
             count = group.shape[0]
@@ -191,7 +197,7 @@ class Manifest(BaseModel):
 
 
 def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of version 1 as version 2 says it: positions had forms of fixed length."""
+    """A manifest of version 1 in terms of version 2: all positions had forms of fixed length."""
     for group in data.get("groups") or ():
         codec = group.get("codec") if isinstance(group, dict) else None
         if isinstance(codec, dict) and codec.get("method") == "magnitude":

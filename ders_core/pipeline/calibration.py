@@ -1,6 +1,6 @@
-"""The calibration file: what experts' weights are multiplied with, and how often each is chosen.
+"""The calibration file: second moments of the experts' inputs, and how often each is chosen.
 
-One safetensors file. Its metadata names the checkpoint that was measured; of each MoE layer it
+One safetensors file. Its metadata names the checkpoint that was measured. For each MoE layer it
 holds `<layer>.in.moments` (of the block's input, which gate and up share), `<layer>.mid.moments`
 (of the activation, which down takes), both float32, and `<layer>.routed` int64.
 """
@@ -33,7 +33,7 @@ _NAME = re.compile(r"(0|[1-9]\d{0,8})\.(in\.moments|mid\.moments|routed)")
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibration file, opened by its header; tensors are read and checked when asked for.
+    """A calibration file, opened by its header; tensors are read and checked when they are used.
 
     checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
     """
@@ -45,7 +45,7 @@ class Calibration:
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
-        """Raises CheckpointError if there is no such file, or it is none of this version."""
+        """Raises CheckpointError if the file is missing, or is no calibration of this version."""
         file = Path(path).expanduser()
         if not file.is_file():
             raise CheckpointError(f"{file} is no file; make one with ders calibrate")
@@ -80,24 +80,26 @@ class Calibration:
         )
 
     def moments(self, layer: int, projection: str) -> torch.Tensor | None:
-        """E[x xᵀ] of what the projection's weights are multiplied with; None if not measured.
+        """E[x xᵀ] of the projection's inputs x; None if they were not measured.
 
         `[in, in]` float32, symmetric, or its diagonal `[in]` where the layer is too wide. The mean
         is over all pairs of a token and an expert that it was routed to.
-        Raises CheckpointError if the values are none of such a matrix.
+        Raises CheckpointError if the values cannot be such a matrix.
         """
         info = self.tensors.get(f"{layer}.{SIDES[projection]}.moments")
         if info is None:
             return None
-        found = info.read()
-        square = found.dim() == 2
-        sound = bool(torch.isfinite(found).all()) and (not square or torch.equal(found, found.T))
-        if not sound or bool(((found.diagonal() if square else found) < 0).any()):
+        moments = info.read()
+        square = moments.dim() == 2
+        diagonal = moments.diagonal() if square else moments
+        symmetric = not square or torch.equal(moments, moments.T)
+        finite = bool(torch.isfinite(moments).all())
+        if not finite or not symmetric or bool((diagonal < 0).any()):
             raise CheckpointError(
                 f"{self.path}: {info.name!r} holds no second moments (they are finite, symmetric, "
                 "and not negative); the file is damaged, so run ders calibrate again"
             )
-        return found
+        return moments
 
     def routed(self, layer: int) -> torch.Tensor:
         """int64 `[experts]`: how many tokens chose each expert.
@@ -110,13 +112,14 @@ class Calibration:
                 f"{self.path} knows nothing of layer {layer}; it holds the layers "
                 f"{', '.join(map(str, self.layers))}"
             )
-        found = info.read()
-        if bool((found < 0).any()) or bool((found > self.tokens).any()) or not bool(found.any()):
+        counts = info.read()
+        wrong = bool((counts < 0).any()) or bool((counts > self.tokens).any())
+        if wrong or not bool(counts.any()):
             raise CheckpointError(
                 f"{self.path}: {info.name!r} holds no counts of {self.tokens} tokens; the file is "
                 "damaged, so run ders calibrate again"
             )
-        return found
+        return counts
 
     def tokens_per_expert(self, group: ExpertGroup) -> list[int]:
         """How many tokens each expert of a group saw, `[K]`; a shared one sees all.
@@ -125,7 +128,7 @@ class Calibration:
         return routed + [self.tokens] * (group.shape[0] - len(routed))
 
     def use(self, layer: int) -> torch.Tensor:
-        """float64 `[experts]`: the share of the layer's choices that each expert has; sums to 1."""
+        """float64 `[experts]`: each expert's share of the layer's choices; sums to 1."""
         routed = self.routed(layer).double()
         return routed / routed.sum()
 
@@ -152,7 +155,8 @@ class Calibration:
 def write_calibration(
     path: Path, checkpoint: str, tokens: int, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a calibration file; `tensors` by their names in it, on the CPU. Raises OutputError."""
+    """Write a calibration file. tensors: by their names in the file, on the CPU. Raises
+    OutputError."""
     specs = file_order(
         {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     )

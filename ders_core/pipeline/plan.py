@@ -17,7 +17,7 @@ from ders_core.recipe.numbers import parse_numbers, spell_numbers
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One group: bytes are those of its tensors, before and after."""
+    """What happens to one group; bytes are those of its tensors, before and after."""
 
     layer: int
     projection: str
@@ -26,12 +26,13 @@ class PlanEntry:
     bytes_before: int
     bytes_after: int
     exact: bool
-    """False where bytes_after is an upper bound, because the data decide."""
+    """False where bytes_after is an upper bound, because it depends on the data."""
     packed: bool
     """False where the experts stay in the file under their original names."""
 
     @property
     def key(self) -> tuple[int, str]:
+        """Layer and projection."""
         return self.layer, self.projection
 
 
@@ -51,6 +52,7 @@ class Plan:
 
     @property
     def exact(self) -> bool:
+        """Whether bytes_after is exact, and no upper bound."""
         return all(entry.exact for entry in self.entries)
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def group_specs(group: ExpertGroup, codec: GroupCodec, bases: int | None) -> dic
 
 
 def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
-    """The tensors that stay as they are, in the order they lie on disk."""
+    """The tensors that stay as they are, in their order on disk."""
     packed = {
         name
         for entry in plan.entries
@@ -94,8 +96,9 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
 def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     """Apply a recipe's rules to every group. Reads headers only.
 
-    Raises RecipeError if a rule names a layer that the checkpoint has no experts in, or the recipe
-    is extended and no shared expert is like the others.
+    Raises RecipeError if a rule names a layer without experts or an expert that does not exist, if
+    the base cannot serve a group, or if the recipe is extended and no shared expert is like the
+    others.
     """
     _check_layers(recipe, checkpoint)
     groups = checkpoint.groups(recipe.extended)
@@ -106,7 +109,7 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
             "experts' shape and dtype; leave `extended` out"
         )
     codecs = {group.key: recipe.group_codec(*group.key, group.shape[0]) for group in groups}
-    torn = _torn(groups, codecs)
+    rewritten = _rewritten(groups, codecs)
     entries = []
     specs: dict[str, TensorSpec] = {}
     for group in groups:
@@ -114,7 +117,7 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         after, count = group.nbytes, recipe.base.count(group.shape[0])
         if not codec.keeps:
             recipe.base.check(group)
-        packed = not codec.keeps or not torn.isdisjoint(group.sources)
+        packed = not codec.keeps or not rewritten.isdisjoint(group.sources)
         if packed:
             parts = group_specs(group, codec, count.most)
             specs |= file_order(parts)  # the order in which they are staged, hence sharded
@@ -129,19 +132,19 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     return replace(plan, bytes_after=after)
 
 
-def _torn(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec]) -> set[str]:
-    """The tensors that cannot stay as they are: an encoded group, or one that goes with it because
-    they share a tensor, lies in them."""
-    torn: set[str] = set()
+def _rewritten(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec]) -> set[str]:
+    """The tensors that cannot stay as they are: they hold a group that is encoded, or one that
+    shares a tensor with such a group."""
+    names: set[str] = set()
     waiting = [group for group in groups if not codecs[group.key].keeps]
     while waiting:
-        torn |= {name for group in waiting for name in group.sources}
+        names |= {name for group in waiting for name in group.sources}
         waiting = [
             group
             for group in groups
-            if not torn.isdisjoint(group.sources) and not torn.issuperset(group.sources)
+            if not names.isdisjoint(group.sources) and not names.issuperset(group.sources)
         ]
-    return torn
+    return names
 
 
 def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -14,37 +14,38 @@ from ders_core.recipe.recipe import Recipe
 from ders_core.recipe.rule import Rule
 
 Key = tuple[int, str]
+"""Layer and projection of a group."""
 
 
 def rules_for(codecs: Mapping[Key, GroupCodec]) -> tuple[Rule, ...]:
-    """The fewest rules of the form that a person would write: the commonest codec for all, then a
-    rule for each other codec and set of projections; several codecs in a group by their experts.
-    Resolving them gives `codecs` again."""
+    """A short list of rules, as a person would write it: the commonest codec for all, then a rule
+    for each other codec and set of projections; several codecs in a group by their experts.
+    Resolving the rules gives `codecs` again."""
     if not codecs:
         return ()
-    first = Counter(own.codecs[0] for own in codecs.values()).most_common(1)[0][0]
+    first = Counter(group.codecs[0] for group in codecs.values()).most_common(1)[0][0]
     rules = [Rule(codec=first)]
     everywhere = {layer for layer, _ in codecs}
-    for own in dict.fromkeys(codecs.values()):
-        if own.codec == first:
+    for group in dict.fromkeys(codecs.values()):
+        if group.codec == first:
             continue
         by_layer: dict[int, tuple[str, ...]] = {}
         for layer in sorted(everywhere):
-            found = tuple(p for p in PROJECTIONS if codecs.get((layer, p)) == own)
-            if found:
-                by_layer[layer] = found
+            projections = tuple(p for p in PROJECTIONS if codecs.get((layer, p)) == group)
+            if projections:
+                by_layer[layer] = projections
         for projections in dict.fromkeys(by_layer.values()):
-            layers = {layer for layer, found in by_layer.items() if found == projections}
+            layers = {layer for layer, others in by_layer.items() if others == projections}
             where = "all" if layers == everywhere else spell_numbers(layers)
-            for number, codec in enumerate(own.codecs):
-                rules.append(_rule(where, projections, own, number, codec))
+            for number, codec in enumerate(group.codecs):
+                rules.append(_rule(where, projections, group, number, codec))
     return tuple(rules)
 
 
 def _rule(
-    layers: str, projections: tuple[str, ...], own: GroupCodec, number: int, codec: Codec
+    layers: str, projections: tuple[str, ...], group: GroupCodec, number: int, codec: Codec
 ) -> Rule:
-    experts = "all" if own.codec is not None else spell_numbers(own.members(number))
+    experts = "all" if group.codec is not None else spell_numbers(group.members(number))
     return Rule(
         layers=layers,
         projections=cast(tuple[Projection, ...], projections),

@@ -1,5 +1,4 @@
-"""YAML texts as people write them; and where in one a value stands, so that an error can point at
-its line."""
+"""YAML texts as people write them, and the line of a value in a text, for errors to point at."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [own for own in resolvers if own[0] != "tag:yaml.org,2002:int"]
+    first: [resolver for resolver in resolvers if resolver[0] != "tag:yaml.org,2002:int"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -32,13 +31,16 @@ _Loader.add_implicit_resolver(
 
 
 def load(text: str) -> Any:
-    """Plain values. Raises yaml.YAMLError, or ValueError for a date that is none."""
+    """The text's plain values. Raises yaml.YAMLError, or ValueError for an impossible date."""
     return yaml.load(text, Loader=_Loader)
 
 
 def load_mapping(text: str, what: str, needs: str) -> dict[str, Any]:
-    """The mapping that a text must be. what: as a sentence names it; needs: what it has at least.
-    Raises RecipeError, with the line where it can be told."""
+    """The mapping that a text holds.
+
+    what: the kind of text, as a sentence names it. needs: what it must have at least. Raises
+    RecipeError if it holds no mapping, with the line where it is known.
+    """
     try:
         data = load(text)
     except RecursionError as error:
@@ -74,12 +76,12 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
     line = node.start_mark.line + 1
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            found = next(
+            entry = next(
                 ((key, value) for key, value in node.value if key.value == str(part)), None
             )
-            if found is None:
+            if entry is None:
                 break
-            line, node = found[0].start_mark.line + 1, found[1]
+            line, node = entry[0].start_mark.line + 1, entry[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
             if part >= len(node.value):
                 break

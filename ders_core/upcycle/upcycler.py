@@ -18,7 +18,6 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.quality import Quality
 from ders_core.evaluate.windows import fitting_window, read_text, token_windows
 from ders_core.files.output import output_directory, partial_path
 from ders_core.files.store import read_json
@@ -26,6 +25,7 @@ from ders_core.files.writer import write_json
 from ders_core.hf import load_tokenizer
 from ders_core.hf.silence import silent
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.quality import Quality
 from ders_core.upcycle.callbacks import Measure
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.continual import FromPacked

@@ -13,11 +13,11 @@ import pytest
 import torch
 import transformers
 import yaml
-from ders_core.jobs.specs import parse_spec
 from transformers import SwitchTransformersConfig
 
 from ders_core.errors import Cancelled, DersError, OutputError
 from ders_core.files.store import TensorStore
+from ders_core.jobs.kind import KINDS
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import auto_class
 from ders_core.pipeline.compress import compress
@@ -86,7 +86,7 @@ def test_dense_is_another_word_for_original(
     assert export(packed_dir, tmp_path / "out", "dense").format == "original"
     export(packed_dir, tmp_path / "same", "original")
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "same")
-    spec = parse_spec("export", {"packed": "p", "out": "o", "format": "dense"})
+    spec = KINDS.find("export")().parse({"packed": "p", "out": "o", "format": "dense"})
     assert spec.model_dump()["format"] == "original"
 
 

@@ -14,7 +14,7 @@ from ders_core.decompose.averages import elementwise
 from ders_core.decompose.base import BASES, Base, BaseContext, kinds
 from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.decompose.testing import BaseConformance
-from ders_core.errors import RecipeError
+from ders_core.errors import CheckpointError, RecipeError
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
@@ -83,13 +83,16 @@ def test_from_the_recipe_to_the_original_again(
     assert all(torch.equal(again[name], before[name]) for name in before)
 
 
-def test_it_is_offered_and_forgotten_again() -> None:
+def test_it_is_offered_and_forgotten_again(mixtral_dir: Path, tmp_path: Path) -> None:
     assert MidrangeBase in kinds()
-    with pytest.raises(RecipeError, match=r"'mid'.*, midrange"):
+    compress(mixtral_dir, tmp_path / "packed", Recipe.from_yaml(TEXT.replace("lossless", "keep")))
+    with pytest.raises(RecipeError, match=r"'mid' is not a base; give .*\bmidrange"):
         Recipe.from_yaml(TEXT.replace("midrange", "mid"))
     BASES.unregister("midrange")
     try:
         with pytest.raises(RecipeError, match=r"line 2: .*'midrange'"):
             Recipe.from_yaml(TEXT)
+        with pytest.raises(CheckpointError, match="'midrange' is not a base"):
+            PackedCheckpoint(tmp_path / "packed")
     finally:
         BASES.register(MidrangeBase)
