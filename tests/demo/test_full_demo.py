@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ders_core.compress import compress
-from ders_core.plan import resolve
 
 from ders_core.analysis import judge
 from ders_core.demo import DemoResult, build_demo
 from ders_core.evaluate import evaluate
-from ders_core.packed import PackedCheckpoint
 from ders_core.packed.open import open_checkpoint
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
 from ders_core.recipe import presets
 
 pytestmark = [
