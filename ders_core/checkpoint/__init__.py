@@ -1,4 +1,4 @@
-"""Model directories: recognised, read by slices, and written whole or not at all."""
+"""The experts of a model: recognised, grouped, and read in slices."""
 
 from ders_core.checkpoint.checkpoint import Checkpoint
 from ders_core.checkpoint.dense import DenseFFN, dense_ffns

@@ -52,7 +52,7 @@ class Axes:
 
     @property
     def needs_experts(self) -> bool:
-        """Whether the number of experts cannot be told from a shape."""
+        """Whether a shape does not tell the number of experts."""
         return any(EXPERT in dim and len(dim) > 1 for dim in self.dims)
 
     def sizes(self, shape: tuple[int, ...], known: Mapping[str, int]) -> dict[str, int]:
@@ -64,12 +64,12 @@ class Axes:
             raise ValueError(f"it has {len(shape)} dimensions, {str(self)!r} has {len(self.dims)}")
         sizes = {axis: size for axis, size in known.items() if axis in self.order}
         for size, dim in zip(shape, self.dims, strict=True):
-            given = math.prod(sizes[axis] for axis in dim if axis in sizes)
+            product = math.prod(sizes[axis] for axis in dim if axis in sizes)
             free = [axis for axis in dim if axis not in sizes]
-            if len(free) > 1 or not given or size % given or (not free and size != given):
+            if len(free) > 1 or not product or size % product or (not free and size != product):
                 raise ValueError(f"its dimension of {size} cannot be ({' '.join(dim)})")
             if free:
-                sizes[free[0]] = size // given
+                sizes[free[0]] = size // product
         return sizes
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""Expert groups read piece by piece, the next piece while one is worked on.
+"""Expert groups read piece by piece; the next pieces are read while one is worked on.
 
-Buffers are used again and again: fresh memory costs more than reading into it. For a GPU they are
-pinned, and copies to it run on a stream of their own, beside the computation.
+Buffers are reused: fresh memory costs more than reading into it. For a GPU they are pinned, and
+copies to it run on a separate stream, beside the computation.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def slabs(
     step = max(1, SLAB_BYTES // max(experts * width * group.dtype.itemsize, 1))
     rows = [slice(begin, min(begin + step, out)) for begin in range(0, out, step)]
 
-    def fill(memory: torch.Tensor, own: slice) -> torch.Tensor:
-        shape = (experts, own.stop - own.start, width)
-        whole = memory.view(-1)[: math.prod(shape)].view(shape)
-        group.read_into(whole, own)
-        return whole
+    def fill(memory: torch.Tensor, part: slice) -> torch.Tensor:
+        shape = (experts, part.stop - part.start, width)
+        slab = memory.view(-1)[: math.prod(shape)].view(shape)
+        group.read_into(slab, part)
+        return slab
 
     shape = (experts, min(step, out), width)
     return _ahead(rows, fill, shape, group.dtype, torch.device(device), SLABS)
@@ -72,8 +72,10 @@ def _ahead(
     device: torch.device,
     count: int,
 ) -> Iterator[tuple[T, torch.Tensor]]:
-    """fill(memory of `shape`, item) in a thread, for the next items too; what it returns is where
-    the item lies in that memory."""
+    """(item, its piece) for each item, read ahead by `fill(memory of shape, item)` in a thread.
+
+    fill: returns the view of the memory that holds the piece. count: buffers.
+    """
     make = _Pinned if device.type == "cuda" else _Buffer
     waiting = iter(items)
     reading: deque[tuple[T, _Buffer, Future[None]]] = deque()
@@ -105,19 +107,19 @@ class _Buffer:
         self._host = self._filled = memory.enter_context(borrow(shape, dtype))
 
     def fill(self, fill: Callable[[torch.Tensor, T], torch.Tensor], item: T) -> None:
-        """Read a piece; not in the thread that works on pieces."""
+        """Read a piece; called in the reading thread."""
         self._filled = fill(self._host, item)
 
     def take(self) -> torch.Tensor:
-        """The piece, where it is to be worked on."""
+        """The piece, on the device."""
         return self._filled
 
     def give_back(self) -> None:
-        """Nobody asks anything of the piece any more."""
+        """The piece is not used any more."""
 
 
 class _Pinned(_Buffer):
-    """Copied to the GPU as soon as it is read."""
+    """Pinned memory for one piece, copied to the GPU as soon as it is read."""
 
     def __init__(
         self, shape: Shape, dtype: torch.dtype, device: torch.device, memory: ExitStack
@@ -142,9 +144,9 @@ class _Pinned(_Buffer):
         return self._on_device()
 
     def give_back(self) -> None:
-        """What was asked of the piece so far comes before the next copy."""
+        """The next copy waits for the work on the piece that was queued so far."""
         self._used.record(torch.cuda.current_stream(self._device))
 
     def _on_device(self) -> torch.Tensor:
-        whole = self._there.view(-1)[: self._filled.numel()]
-        return whole.view(self._filled.shape)
+        values = self._there.view(-1)[: self._filled.numel()]
+        return values.view(self._filled.shape)

@@ -1,4 +1,4 @@
-"""Bytes on a disk or at an address: safetensors read by ranges and written whole.
+"""Bytes on a disk or at an address: safetensors files, read in parts and written safely.
 
 Knows no model.
 """

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local directory, or an address such as hf://owner/repo."""
+"""Places of checkpoints: local directories, and addresses such as hf://owner/repo."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ders_core.files import remote
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 HUB, WEB = "hf", ("http", "https")
 LOCAL = frozenset(("file", "local", "dir", "data", "zip", "tar", "libarchive", "reference"))
-"""Protocols that open what lies on this machine, or inside of another file."""
+"""Protocols of files on this machine, or inside another file."""
 
 COPY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Listing:
-    """names: of the files of a directory. complete: False where its server lists nothing, and only
-    files of usual names were looked for."""
+    """names: of the files of a directory. complete: False if its server lists nothing, so that only
+    usual names were tried."""
 
     names: frozenset[str]
     complete: bool
 
 
 def is_address(place: object) -> bool:
-    """Whether a text names a protocol, as hf://owner/repo does; a chain of several does too."""
+    """Whether a text names a protocol, as hf://owner/repo does, or a chain of several."""
     return isinstance(place, str) and bool(ADDRESS.match(place) or re.search("::.*://", place))
 
 
 def is_remote(path: object) -> bool:
-    """Whether what `as_path` gave lies elsewhere."""
+    """Whether a path of `as_path` is at an address."""
     return not isinstance(path, Path)
 
 
@@ -47,19 +47,19 @@ def shown(address: str) -> str:
 
 
 def as_path(place: str | Path) -> Path:
-    """A local path with ~ expanded, or for an address one that universal_pathlib makes.
+    """A local path with ~ expanded, or for an address a path of universal_pathlib.
 
-    The latter has no credentials in its text. Raises CheckpointError for an address that cannot be
-    understood, for one that names a local file by a protocol, and if its driver is not installed.
+    The text of the latter holds no credentials. Raises CheckpointError for an address that cannot
+    be understood, for one that names a local file by a protocol, and if its driver is missing.
     """
     if not isinstance(place, str):
         return place if is_remote(place) else place.expanduser()
     if not is_address(place):
         return Path(place).expanduser()
-    found = ADDRESS.match(place)
-    if found is None or "::" in place:
+    match = ADDRESS.match(place)
+    if match is None or "::" in place:
         raise CheckpointError(f"{shown(place)} chains protocols (::), which is not read here")
-    protocol, rest = found["protocol"].lower(), found["rest"].rstrip("/")
+    protocol, rest = match["protocol"].lower(), match["rest"].rstrip("/")
     if protocol in LOCAL:
         raise CheckpointError(
             f"{shown(place)} names something on this machine by a protocol; give its plain path"
@@ -84,15 +84,16 @@ def as_path(place: str | Path) -> Path:
 
 
 def as_local(place: str | Path) -> Path:
-    """A local path. Raises CheckpointError with the way to get one for an address."""
+    """A local path. Raises CheckpointError for an address, and says how to download it."""
     path = as_path(place)
     if is_remote(path):
         protocol, _, name = str(path).partition("://")
         repo, _, revision = name.partition("@")
-        more = f" --revision {revision}" if revision else ""
-        how = f" (`hf download {repo}{more} --local-dir DIR`)" if protocol == HUB else ""
+        option = f" --revision {revision}" if revision else ""
+        command = f" (`hf download {repo}{option} --local-dir DIR`)" if protocol == HUB else ""
         raise CheckpointError(
-            f"{path} lies elsewhere, and this needs a local directory; download it first{how}"
+            f"{path} is not on this machine, but a local directory is needed; download it first"
+            f"{command}"
         )
     return path
 
@@ -119,7 +120,7 @@ def file_size(path: Path) -> int:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A small file, whole."""
+    """All bytes of a small file."""
     return remote.read_range(path, 0, remote.size(path)) if is_remote(path) else path.read_bytes()
 
 
@@ -127,12 +128,12 @@ def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """The bytes `begin` … `end` of each range; fewer where a local file ends before."""
     if is_remote(path):
         return remote.read_ranges(path, ranges)
-    found = []
+    parts = []
     with open(path, "rb") as file:
         for begin, end in ranges:
             file.seek(begin)
-            found.append(file.read(end - begin))
-    return found
+            parts.append(file.read(end - begin))
+    return parts
 
 
 def read_range(path: Path, begin: int, end: int) -> bytes:
@@ -141,7 +142,7 @@ def read_range(path: Path, begin: int, end: int) -> bytes:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """By content (a hub cache holds links)."""
+    """Copy by content (a hub cache holds links)."""
     if not is_remote(path):
         shutil.copyfile(path, target)
         return
@@ -152,13 +153,13 @@ def copy_file(path: Path, target: Path) -> None:
 
 
 def lies_below(address: str, root: str) -> bool:
-    """Whether an address is another one or lies below it, by protocol, host and whole names."""
-    own, other = _split(address), _split(root)
-    return own is not None and other is not None and own[: len(other)] == other
+    """Whether an address is `root` or is below it: same protocol and host, names as a prefix."""
+    parts, above = _split(address), _split(root)
+    return parts is not None and above is not None and parts[: len(above)] == above
 
 
 def _split(address: str) -> tuple[str, ...] | None:
-    """Protocol, host and names; None for what is not plain (credentials, .., encoded slashes)."""
+    """Protocol, host and names; None if there are credentials, `..` or encoded slashes."""
     parts = urlsplit(address)
     names = [name for name in parts.path.split("/") if name]
     odd = any(unquote(name) in (".", "..") or {"%", "\\"} & set(name) for name in names)

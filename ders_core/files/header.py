@@ -1,6 +1,6 @@
-"""The header of one safetensors file, read and checked whole.
+"""The header of one safetensors file, read and checked.
 
-A header is untrusted: every way in which it can lie has its own sentence.
+A header is untrusted: every way in which it can be wrong has its own sentence.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ders_core.files.spec import DTYPES
 from ders_core.files.tensor import FileTensor
 
 MAX_HEADER_BYTES = 100_000_000
-"""The limit that the safetensors library sets itself."""
+"""The limit of the safetensors library."""
 
 LARGEST_NUMBER = 1 << 63
-"""No dimension and no file position reaches it."""
+"""Above every dimension and file position."""
 
 GUESSED_BYTES = 32 << 10
-"""Read of a file elsewhere before its header's length is known: one round trip for most."""
+"""Read from a remote file before its header's length is known: one round trip for most files."""
 
 
 def read_header(
@@ -30,9 +30,9 @@ def read_header(
 ) -> tuple[dict[str, FileTensor], dict[str, str]]:
     """The tensors of one safetensors file, and its free-form metadata.
 
-    Reads the header only. size: of the file in bytes, where it is known. Raises CheckpointError if
-    the file is truncated, is no safetensors file, or its header disagrees with itself or with the
-    file's size.
+    Reads the header only. size: of the file in bytes, if it is known. Raises CheckpointError if the
+    file is truncated, is not a safetensors file, or its header contradicts itself or the file's
+    size.
     """
     size = file_size(path) if size is None else size
     start = read_range(path, 0, min(size, GUESSED_BYTES if is_remote(path) else 8))
@@ -66,11 +66,11 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTens
     try:
         dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
-        whole = isinstance(shape, list) and isinstance(dtype_name, str)
-        whole = whole and all(type(n) is int and 0 <= n < LARGEST_NUMBER for n in numbers)
+        valid = isinstance(shape, list) and isinstance(dtype_name, str)
+        valid = valid and all(type(n) is int and 0 <= n < LARGEST_NUMBER for n in numbers)
     except (KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+        valid = False
+    if not valid:
         raise CheckpointError(f"{path.name}: the header's entry for {name!r} is malformed")
     dtype = DTYPES.get(dtype_name)
     if dtype is None:

@@ -1,7 +1,7 @@
-"""Reading what lies elsewhere: listings, sizes and ranges of bytes, through fsspec.
+"""Files at addresses: listings, sizes and ranges of bytes, through fsspec.
 
-Whatever a network, a server or a driver answers becomes one sentence. Drivers are imported when an
-address is opened, and not before.
+Every error of a network, a server or a driver becomes one sentence. Drivers are imported when an
+address is opened, not before.
 """
 
 from __future__ import annotations
@@ -55,27 +55,27 @@ USUAL = (
     "README.md",
     "LICENSE",
 )
-"""What is looked for where a server lists nothing."""
+"""The names that are tried if a server lists nothing."""
 
 
 class _NoRanges(Exception):
-    """A server sends whole files, whatever it is asked for."""
+    """A server ignores ranges and sends whole files."""
 
 
 class _Short(Exception):
-    """Fewer bytes came than were asked for."""
+    """Fewer bytes came than requested."""
 
 
 def clean(text: str) -> str:
-    """Without credentials and queries, which may hold signatures; on one line."""
+    """A text without credentials and queries, which may hold signatures; on one line."""
     text = re.sub(r"://[^/\s]*@", "://…@", text)
     return " ".join(re.sub(r"(://[^\s?#'\"]*)\?[^\s'\")]*", r"\1?…", text).split())
 
 
 def connect(address: str, options: dict[str, Any]) -> Path:
-    """A path whose file system is ready. Raises CheckpointError if there is none for the address.
+    """A path whose file system is ready. options: of that file system.
 
-    options: of that file system.
+    Raises CheckpointError if there is no file system for the address.
     """
     from upath import UPath
 
@@ -86,7 +86,7 @@ def connect(address: str, options: dict[str, Any]) -> Path:
 
     protocol = address.partition("://")[0]
     try:
-        found: Path = _ask(address, ready)
+        path: Path = _ask(address, ready)
     except CheckpointError as error:
         cause = error.__cause__
         if isinstance(cause, ImportError):
@@ -98,11 +98,11 @@ def connect(address: str, options: dict[str, Any]) -> Path:
                 f"{protocol}:// is no protocol that is known here; hf://, https:// and s3:// are"
             ) from cause
         raise
-    return found
+    return path
 
 
 def web_options(user: str | None = None, password: str = "") -> dict[str, Any]:
-    """Of fsspec's HTTP file system: timeouts, proxies and ~/.netrc as usual, credentials."""
+    """Options of fsspec's HTTP file system: timeouts, proxies, ~/.netrc, and credentials."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(
@@ -120,10 +120,10 @@ def list_files(directory: Path) -> tuple[frozenset[str], bool]:
     files, key = _place(directory)
     if not _is_web(files):
         entries = _ask(directory, lambda: _fresh_listing(files, key))
-        found = [entry for entry in entries if entry["type"] == "file"]
-        if len(found) == 1 and found[0]["name"].strip("/") == key.strip("/"):
+        listed = [entry["name"] for entry in entries if entry["type"] == "file"]
+        if len(listed) == 1 and listed[0].strip("/") == key.strip("/"):
             raise CheckpointError(f"{directory} is a file; give the directory that holds it")
-        return frozenset(entry["name"].rpartition("/")[2] for entry in found), True
+        return frozenset(name.rpartition("/")[2] for name in listed), True
     try:
         links = _ask(directory, lambda: files.ls(f"{key.rstrip('/')}/", detail=False))
     except CheckpointError as error:
@@ -134,21 +134,21 @@ def list_files(directory: Path) -> tuple[frozenset[str], bool]:
     names = frozenset(filter(is_plain_name, map(unquote, links)))
     if "config.json" in names:
         return names, True
-    if not exists(directory / "config.json"):  # whoever reads it will hear why
+    if not exists(directory / "config.json"):  # reading it will say why
         return frozenset(), False
-    there = concurrently(lambda name: exists(directory / name), USUAL)
-    return frozenset(name for name, own in zip(USUAL, there, strict=True) if own), False
+    answers = concurrently(lambda name: exists(directory / name), USUAL)
+    return frozenset(name for name, there in zip(USUAL, answers, strict=True) if there), False
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name means a file of its directory, and nothing else, also within a URL."""
+    """Whether a name can only mean a file of its directory, also within a URL."""
     return bool(name) and name not in (".", "..") and not {"/", "\\", "?", "#", "%"} & set(name)
 
 
 def _fresh_listing(files: Any, key: str) -> list[dict[str, Any]]:
     files.invalidate_cache(key)
-    found: list[dict[str, Any]] = files.ls(key, detail=True)
-    return found
+    entries: list[dict[str, Any]] = files.ls(key, detail=True)
+    return entries
 
 
 def exists(path: Path) -> bool:
@@ -161,17 +161,17 @@ def exists(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """Bytes. Raises CheckpointError if the file is missing or its size is not told."""
-    found = _info(path).get("size")
-    if not isinstance(found, int):
+    """Bytes. Raises CheckpointError if the file is missing or the server does not tell its size."""
+    count = _info(path).get("size")
+    if not isinstance(count, int):
         raise CheckpointError(f"the server does not tell the size of {path}; download it first")
-    return found
+    return count
 
 
 def _info(path: Path) -> dict[str, Any]:
     files, key = _place(path)
-    found: dict[str, Any] = _ask(path, lambda: files.info(key))
-    return found
+    info: dict[str, Any] = _ask(path, lambda: files.info(key))
+    return info
 
 
 def read_range(path: Path, begin: int, end: int) -> bytes:
@@ -180,20 +180,20 @@ def read_range(path: Path, begin: int, end: int) -> bytes:
 
 
 def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Exactly the bytes `begin` … `end` of each range, many at once.
+    """Exactly the bytes `begin` … `end` of each range, several requests at once.
 
-    Raises CheckpointError if they cannot be had, or the server does not know ranges.
+    Raises CheckpointError if they cannot be read, or the server does not support ranges.
     """
     pieces = [
         (number, first, min(first + PIECE_BYTES, end))
         for number, (begin, end) in enumerate(ranges)
         for first in range(begin, end, PIECE_BYTES)
     ]
-    found: list[list[bytes]] = [[] for _ in ranges]
-    got = concurrently(lambda piece: _ask(path, lambda: _fetch(path, *piece[1:])), pieces)
-    for (number, _, _), data in zip(pieces, got, strict=True):
-        found[number].append(data)
-    return [own[0] if len(own) == 1 else b"".join(own) for own in found]
+    parts: list[list[bytes]] = [[] for _ in ranges]
+    fetched = concurrently(lambda piece: _ask(path, lambda: _fetch(path, *piece[1:])), pieces)
+    for (number, _, _), data in zip(pieces, fetched, strict=True):
+        parts[number].append(data)
+    return [part[0] if len(part) == 1 else b"".join(part) for part in parts]
 
 
 def _fetch(path: Path, begin: int, end: int) -> bytes:
@@ -220,13 +220,13 @@ def _fetch(path: Path, begin: int, end: int) -> bytes:
 
 
 def concurrently(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """The results in order; what is raised first ends it all."""
+    """function(item) of every item, in order, in threads. The first exception ends all."""
     if len(items) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(AT_ONCE, len(items))) as pool:
         waiting = [pool.submit(function, item) for item in items]
         try:
-            return [own.result() for own in waiting]
+            return [future.result() for future in waiting]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -234,8 +234,8 @@ def concurrently(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 def _place(path: Path) -> tuple[Any, str]:
     """The file system, and the path's name in it."""
-    own: Any = path
-    return own.fs, own.path
+    universal: Any = path
+    return universal.fs, universal.path
 
 
 def _is_web(files: Any) -> bool:
@@ -243,7 +243,7 @@ def _is_web(files: Any) -> bool:
 
 
 def _ask(path: object, call: Callable[[], T]) -> T:
-    """What `call` returns, tried again where that may help. Raises CheckpointError."""
+    """What `call` returns; a transient error is tried again. Raises CheckpointError."""
     tried = 0
     while True:
         tried += 1
@@ -256,7 +256,7 @@ def _ask(path: object, call: Callable[[], T]) -> T:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that it came from."""
+    """An exception, its cause, the cause of that, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -266,24 +266,24 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     """The HTTP status that an exception came from."""
-    for own in _chain(error):
-        for found in (
-            getattr(own, "status", None),
-            getattr(getattr(own, "response", None), "status_code", None),
+    for cause in _chain(error):
+        for status in (
+            getattr(cause, "status", None),
+            getattr(getattr(cause, "response", None), "status_code", None),
         ):
-            if isinstance(found, int):
-                return found
+            if isinstance(status, int):
+                return status
     return None
 
 
 def _is_missing(error: BaseException) -> bool:
-    """Whether a file is not there, or, as far as a server tells, cannot be seen."""
+    """Whether a file is not there, or a server does not show it."""
     causes, status = list(_chain(error)), _status(error)
     if status is not None:
         return status in (401, 403, 404, 405, 410)
-    # some drivers say so of a host that is not there
-    found = any(isinstance(own, FileNotFoundError) for own in causes)
-    return found and not any(map(_is_connection, causes))
+    # some drivers raise it for a host that cannot be reached, too
+    missing = any(isinstance(cause, FileNotFoundError) for cause in causes)
+    return missing and not any(map(_is_connection, causes))
 
 
 def _is_connection(error: BaseException) -> bool:
@@ -298,9 +298,9 @@ def _is_transient(error: BaseException) -> bool:
     if status is not None:
         return status in (408, 429) or status >= 500
     causes = list(_chain(error))
-    if any(isinstance(own, socket.gaierror) or _is_offline(own) for own in causes):
+    if any(isinstance(cause, socket.gaierror) or _is_offline(cause) for cause in causes):
         return False
-    return any(isinstance(own, _Short) or _is_connection(own) for own in causes)
+    return any(isinstance(cause, _Short) or _is_connection(cause) for cause in causes)
 
 
 def _is_offline(error: BaseException) -> bool:
@@ -310,7 +310,7 @@ def _is_offline(error: BaseException) -> bool:
 def _sentence(where: str, error: Exception) -> str:
     """What was wrong, where, and what to do."""
     where, status, causes = clean(where), _status(error), list(_chain(error))
-    if any(isinstance(own, _NoRanges) for own in causes):
+    if any(isinstance(cause, _NoRanges) for cause in causes):
         return (
             f"the server of {where} ignores requests for ranges and would send whole files; "
             "download the checkpoint first"
@@ -323,18 +323,18 @@ def _sentence(where: str, error: Exception) -> str:
             f"{where} does not exist, or is private or gated; check the name, or accept the "
             "model's terms on its page and log in with `hf auth login`"
         )
-    if status in (401, 403) or any(isinstance(own, PermissionError) for own in causes):
-        more = f" (HTTP {status})" if status else ""
-        return f"access to {where} is refused{more}; give credentials that may read it"
+    if status in (401, 403) or any(isinstance(cause, PermissionError) for cause in causes):
+        number = f" (HTTP {status})" if status else ""
+        return f"access to {where} is refused{number}; give credentials that may read it"
     if status in (404, 410) or (status is None and _is_missing(error)):
         return f"{where} does not exist; check the address"
     if status is not None:
         later = "wait a few minutes" if status == 429 else "try again later"
         return f"the server of {where} answers with an error (HTTP {status}); {later}"
-    if any(isinstance(own, TimeoutError) for own in causes):
+    if any(isinstance(cause, TimeoutError) for cause in causes):
         return f"{where} does not answer in time; check the network, and try again"
     if any(map(_is_connection, causes)):
-        told = clean(str(causes[-1])) or type(causes[-1]).__name__
-        return f"{where} cannot be reached ({told}); check the address and the network"
-    told = clean(str(error)) or type(error).__name__
-    return f"{where} cannot be read: {told}; check the address"
+        reason = clean(str(causes[-1])) or type(causes[-1]).__name__
+        return f"{where} cannot be reached ({reason}); check the address and the network"
+    reason = clean(str(error)) or type(error).__name__
+    return f"{where} cannot be read: {reason}; check the address"

@@ -1,4 +1,4 @@
-"""What a tensor is before it exists: dtype, shape and bytes; and dtypes by their names."""
+"""Dtype, shape and bytes of a tensor, without its values; and dtypes by their names on disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor is before it exists: its dtype and shape, hence its bytes."""
+    """Dtype and shape of a tensor, and hence its bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]

@@ -102,7 +102,7 @@ def test_what_is_written_is_what_is_read(
     written = all_tensors(tmp_path / "back")
     assert sorted(packed.original.names()) == sorted(written)
     for name, tensor in written.items():
-        assert torch.equal(packed.read(name), tensor)
+        assert torch.equal(packed.original.read(name), tensor)
 
 
 def test_an_existing_output_is_refused(packed_dir: Path, tmp_path: Path) -> None:

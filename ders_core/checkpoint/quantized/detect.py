@@ -1,4 +1,4 @@
-"""Which scheme a checkpoint's weights are stored in: by its config.json and by what lies in it."""
+"""The scheme in which a checkpoint's weights are stored, by its config.json and its tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ CONFIG_KEYS = ("quantization_config", "compression_config")
 
 
 def detect(config: Mapping[str, Any], tensors: Mapping[str, TensorReader]) -> Scheme | None:
-    """The scheme in which the weights are stored, or None where they are plain numbers.
+    """The scheme in which the weights are stored, or None if they are plain numbers.
 
-    The tensors decide, since a config may lack the entry; the config refuses what it names. Raises
-    CheckpointError for a format that is not read, and for scales that are missing or do not fit.
+    The tensors decide, since a config may lack the entry. Raises CheckpointError for a format that
+    is not read, named by the config or shown by the tensors, and for scales that are missing or do
+    not fit.
     """
     quantization = declared(config)
     method = method_of(quantization)
@@ -33,26 +34,27 @@ def detect(config: Mapping[str, Any], tensors: Mapping[str, TensorReader]) -> Sc
     if method is not None and not any(method in scheme.methods for scheme in SCHEMES):
         refuse_method(method)
     refuse_tensors(tensors)
-    found = [scheme for scheme in SCHEMES if scheme.found(tensors)]
-    if len(found) > 1:
+    schemes = [scheme for scheme in SCHEMES if scheme.is_in(tensors)]
+    if len(schemes) > 1:
+        names = " and ".join(scheme.name for scheme in schemes)
         raise CheckpointError(
-            f"the checkpoint mixes {' and '.join(scheme.name for scheme in found)} weights, which "
-            "is not read; give the bfloat16, float16 or float32 original"
+            f"the checkpoint mixes {names} weights, which is not read; give the bfloat16, float16 "
+            "or float32 original"
         )
-    if not found:
+    if not schemes:
         return None
-    scheme = found[0].of({**quantization, "quant_method": method})
+    scheme = schemes[0].of({**quantization, "quant_method": method})
     scheme.weights(tensors)
     return scheme
 
 
 def declared(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config's entry on quantization, also one within a text_config or the like; or nothing."""
+    """The config's entry on quantization, also one within a text_config or the like; or {}."""
     return next((entry for entry in _entries(config) if method_of(entry) is not None), {})
 
 
 def method_of(quantization: Mapping[str, Any]) -> str | None:
-    """The method's name in lower case, also where only its settings tell it."""
+    """The method's name in lower case, also if only its settings show it."""
     method = quantization.get("quant_method")
     if isinstance(method, str) and method:
         return method.lower()

@@ -49,8 +49,8 @@ def dequantize(
     (bo, bi). Returns `[rows, in]` float32, each the product rounded once.
     """
     values = codes.to(torch.float32)
-    for rows, own in _cells(values, _numbers(scales), block, first_row):
-        rows.mul_(own)
+    for cells, scale in _cells(values, _numbers(scales), block, first_row):
+        cells.mul_(scale)
     return values
 
 
@@ -75,8 +75,8 @@ def quantize(
     for begin in range(0, values.shape[0], step):
         part = values[begin : begin + step].to(torch.float32)
         part = part.nan_to_num(nan=torch.nan)  # a copy, with the largest number for ∞
-        for rows, own in _cells(part, numbers, block, first_row + begin):
-            rows.div_(own)
+        for cells, scale in _cells(part, numbers, block, first_row + begin):
+            cells.div_(scale)
         # not every version of torch saturates by itself: beyond the range lies NaN
         codes[begin : begin + step] = part.clamp_(-LARGEST, LARGEST).to(CODES)
     return codes
@@ -95,12 +95,12 @@ def _cells(
     rows, width = values.shape
     high, wide = block
     row = torch.arange(first_row, first_row + rows, device=values.device) // high
-    own = scales.index_select(0, row)  # [rows, ceil(in/bi)]
-    whole = width // wide
-    if whole:
-        yield values[:, : whole * wide].unflatten(1, (whole, wide)), own[:, :whole, None]
+    by_row = scales.index_select(0, row)  # [rows, ceil(in/bi)]
+    full = width // wide
+    if full:
+        yield values[:, : full * wide].unflatten(1, (full, wide)), by_row[:, :full, None]
     if width % wide:
-        yield values[:, whole * wide :], own[:, whole:]
+        yield values[:, full * wide :], by_row[:, full:]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Fp8(Scheme):
     block: tuple[int, int] = BLOCK
 
     @classmethod
-    def found(cls, tensors: Mapping[str, TensorReader]) -> bool:
+    def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
         return any(info.dtype == CODES or SURE_SCALE.search(info.name) for info in tensors.values())
 
     @classmethod
@@ -179,7 +179,7 @@ class Fp8(Scheme):
         return TensorSpec(CODES, shape)
 
     def companions(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
-        found: dict[str, str] = {}
+        pairs: dict[str, str] = {}
         for name, info in tensors.items():
             if info.dtype == CODES:
                 scales = next((other for other in _scale_names(name) if other in tensors), None)
@@ -188,15 +188,15 @@ class Fp8(Scheme):
                         f"{info.file_name}: {name!r} is stored as F8_E4M3, but its scales "
                         f"{name + '_scale_inv'!r} are missing; a shard may be missing"
                     )
-                found[name] = scales
-        used = set(found.values())
+                pairs[name] = scales
+        used = set(pairs.values())
         lonely = next((n for n in tensors if SURE_SCALE.search(n) and n not in used), None)
         if lonely is not None:
             raise CheckpointError(
                 f"{tensors[lonely].file_name}: {lonely!r} holds scales, but there is no F8_E4M3 "
                 "weight that they belong to; the checkpoint is incomplete or was converted in part"
             )
-        return found
+        return pairs
 
     def weights(self, tensors: Mapping[str, TensorReader]) -> dict[str, QuantizedWeight]:
         return {
@@ -270,6 +270,6 @@ def _of_activations(name: str, weights: Mapping[str, str]) -> bool:
     """Whether `name` is a scale for what flows through one of the quantized `weights`."""
     if CACHE_SCALE.search(name):
         return True
-    found = ACTIVATION_SCALE.search(name)
-    stem = name[: found.start()] if found else ""
-    return bool(found) and (stem in weights or f"{stem}.weight" in weights)
+    ending = ACTIVATION_SCALE.search(name)
+    stem = name[: ending.start()] if ending else ""
+    return bool(ending) and (stem in weights or f"{stem}.weight" in weights)

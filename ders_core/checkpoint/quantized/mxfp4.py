@@ -136,7 +136,7 @@ class Mxfp4(Scheme):
     turned: ClassVar[bool] = True
 
     @classmethod
-    def found(cls, tensors: Mapping[str, TensorReader]) -> bool:
+    def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
         return any(_is_blocks(info) or _is_scales(info) for info in tensors.values())
 
     @classmethod
@@ -148,7 +148,7 @@ class Mxfp4(Scheme):
         return TensorSpec(torch.uint8, (*shape[:-1], shape[-1] // SIZE, SIZE // 2))
 
     def companions(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
-        found: dict[str, str] = {}
+        pairs: dict[str, str] = {}
         for name, info in tensors.items():
             if _is_blocks(info):
                 scales = name.removesuffix("blocks") + "scales"
@@ -157,8 +157,8 @@ class Mxfp4(Scheme):
                         f"{info.file_name}: {name!r} holds mxfp4 codes, but their scales "
                         f"{scales!r} are missing; a shard may be missing"
                     )
-                found[name] = scales
-        used = set(found.values())
+                pairs[name] = scales
+        used = set(pairs.values())
         for name, info in tensors.items():
             if _is_scales(info) and name not in used:
                 blocks = name.removesuffix("scales") + "blocks"
@@ -166,10 +166,10 @@ class Mxfp4(Scheme):
                     f"{info.file_name}: {name!r} holds scales, but their mxfp4 codes {blocks!r} "
                     "are missing or no U8 [..., rows, groups, 16]; a shard may be missing"
                 )
-        return found
+        return pairs
 
     def weights(self, tensors: Mapping[str, TensorReader]) -> dict[str, QuantizedWeight]:
-        found: dict[str, QuantizedWeight] = {}
+        weights: dict[str, QuantizedWeight] = {}
         for name, companion in self.companions(tensors).items():
             blocks, scales = tensors[name], tensors[companion]
             if scales.dtype != torch.uint8 or scales.shape != blocks.shape[:-1]:
@@ -179,9 +179,9 @@ class Mxfp4(Scheme):
                     "the checkpoint is damaged, so copy it again"
                 )
             shape = (*blocks.shape[:-2], math.prod(blocks.shape[-2:]) * 2)
-            own = _plain(name)
-            found[own] = Mxfp4Weight(own, shape, blocks, scales)
-        return found
+            plain = _plain(name)
+            weights[plain] = Mxfp4Weight(plain, shape, blocks, scales)
+        return weights
 
     def dequantized_names(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         pairs = self.companions(tensors)

@@ -148,10 +148,10 @@ def refuse_tensors(tensors: Mapping[str, TensorReader]) -> None:
     kinds = _kinds(tensors.values())
     for refused in REFUSED:
         for sign in refused.signs:
-            found = _find(sign, kinds, tensors)
-            if found is not None:
+            tensor = _find(sign, kinds, tensors)
+            if tensor is not None:
                 raise CheckpointError(
-                    f"{found.file_name}: {found.name!r} shows that the weights are quantized as "
+                    f"{tensor.file_name}: {tensor.name!r} shows that the weights are quantized as "
                     f"{refused.name}, which is not read; {refused.advice}"
                 )
     for info in kinds:

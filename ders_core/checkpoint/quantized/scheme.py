@@ -1,4 +1,4 @@
-"""What every scheme offers: which tensors it pairs, and a matrix of numbers behind each pair."""
+"""Quantization schemes: which tensors they pair, and the numbers of each pair."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
 
 CHUNK = 1 << 20
-"""Values at a time; what is needed beside the result stays a few MiB."""
+"""Values that are converted at once, so that memory beside the result stays a few MiB."""
 
 
 @dataclass(frozen=True)
 class QuantizedWeight(ABC):
-    """One weight on disk: a tensor of codes and the tensor of their scales.
+    """One weight: a tensor of codes and the tensor of their scales.
 
-    name: the weight's name in the dequantized model. shape: `[..., out, in]` of the numbers, the
-    leading dimensions counting experts where they are stacked in one tensor.
+    name: the weight's name in the dequantized model. shape: `[..., out, in]` of the numbers;
+    leading dimensions count experts that are stacked in one tensor.
     """
 
     name: str
@@ -32,7 +32,7 @@ class QuantizedWeight(ABC):
 
     @property
     def experts(self) -> int:
-        """How many matrices `[out, in]` lie in the tensor; 1 where nothing is stacked."""
+        """How many matrices `[out, in]` the tensor holds."""
         return math.prod(self.shape[:-2])
 
     @property
@@ -56,7 +56,7 @@ class QuantizedWeight(ABC):
     def quantize(
         self, values: torch.Tensor, expert: int = 0, rows: slice | None = None
     ) -> torch.Tensor:
-        """Codes as they lie on disk, for numbers `[rows, in]`, under the scales on disk.
+        """The stored codes of numbers `[rows, in]`, under the stored scales.
 
         The inverse of `read`, also after its result was rounded to bfloat16. On the device of
         `values`. Raises CheckpointError as `read` does.
@@ -69,18 +69,18 @@ class QuantizedWeight(ABC):
 
 
 class Scheme(ABC):
-    """A way to store weights as codes and scales that is read here."""
+    """A way of storing weights as codes and scales."""
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
-    """The values of quant_method that name it."""
+    """Values of quant_method that name the scheme."""
     turned: ClassVar[bool] = False
-    """Whether transformers' parameter of experts that share a tensor is the transpose."""
+    """Whether transformers holds experts that share a tensor transposed."""
 
     @classmethod
     @abstractmethod
-    def found(cls, tensors: Mapping[str, TensorReader]) -> bool:
-        """Whether any tensor is stored so."""
+    def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
+        """Whether any tensor is stored in this scheme."""
 
     @classmethod
     @abstractmethod
@@ -93,11 +93,11 @@ class Scheme(ABC):
     @staticmethod
     @abstractmethod
     def codes(shape: tuple[int, ...]) -> TensorSpec:
-        """How the codes of a weight `[..., out, in]` lie on disk."""
+        """Dtype and shape of the codes of a weight `[..., out, in]`."""
 
     @abstractmethod
     def companions(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
-        """Name of the codes -> name of their scales, both as on disk.
+        """Name of the codes' tensor -> name of their scales' tensor.
 
         Raises CheckpointError for codes without scales and scales without codes.
         """
