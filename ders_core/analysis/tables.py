@@ -20,7 +20,7 @@ from ders_core.analysis.origins import (
 )
 from ders_core.analysis.verdict import Verdict, judge
 from ders_core.errors import CheckpointError
-from ders_core.files.output import replaced_directory
+from ders_core.files.directory import replaced_directory
 from ders_core.files.spec import DTYPES
 
 VERSION = 2

@@ -142,10 +142,10 @@ def _lock(target: Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` for a new file or directory; when the block ends, it is renamed.
+    """Yield a place beside `path` to write to; when the block ends, it becomes `path`.
 
-    The yielded path lies in a temporary directory of its own. An interrupted block leaves nothing.
-    Raises OutputError if `path` exists or cannot be written, if possible before the block.
+    An interrupted block leaves nothing. Raises OutputError, before the block where that can be, if
+    `path` exists or cannot be written.
     """
     if path.exists() or path.is_symlink():
         raise OutputError(f"{path} exists already; choose another name or remove it")
@@ -158,24 +158,6 @@ def new_file(path: Path) -> Iterator[Path]:
         with refused_writes(path):
             stack.close()
             sync_directory(path.parent)
-
-
-@contextmanager
-def replaced_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory; when the block ends, it takes the place of the directory `path`.
-
-    An interrupted block leaves `path` as it was.
-    """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(path, ignore_errors=True)
-    os.rename(aside, path)
 
 
 @contextmanager

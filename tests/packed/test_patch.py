@@ -137,7 +137,7 @@ def test_shards(
 
 
 def test_nothing_may_travel(mixtral_dir: Path, packed: Path, tmp_path: Path) -> None:
-    """A base that holds everything: the patch is a picture and no more."""
+    """A base that holds everything: the patch describes it and holds no tensor."""
     result = export(packed, tmp_path / "patch", "patch", base=packed)
     assert result.bytes == 0
     apply_patch(packed, tmp_path / "patch", tmp_path / "out")
