@@ -10,15 +10,15 @@ from ders_core.ui.session import workspace
 
 
 def saved_recipes() -> dict[str, Recipe]:
-    """By name; files that are no recipes are passed over."""
-    found: dict[str, Recipe] = {}
+    """Recipes by name; files that are not recipes are ignored."""
+    recipes: dict[str, Recipe] = {}
     for file in sorted(workspace().recipes.glob("*.yaml")):
         try:
             recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"))
         except (DersError, OSError, UnicodeDecodeError):
             continue
-        found[recipe.name] = recipe
-    return found
+        recipes[recipe.name] = recipe
+    return recipes
 
 
 def save_recipe(recipe: Recipe) -> None:
@@ -29,6 +29,6 @@ def save_recipe(recipe: Recipe) -> None:
         )
     directory = workspace().recipes
     directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f".{recipe.name}.tmp"
-    aside.write_text(recipe.to_yaml(), encoding="utf-8")
-    aside.replace(directory / f"{recipe.name}.yaml")
+    partial = directory / f".{recipe.name}.tmp"
+    partial.write_text(recipe.to_yaml(), encoding="utf-8")
+    partial.replace(directory / f"{recipe.name}.yaml")
