@@ -33,7 +33,7 @@ EDITOR = "recipe_editor"
 
 
 def change(recipe: Recipe) -> None:
-    """Make it the current one and start the editor and the text anew."""
+    """Make it the current recipe, and reset the editor and the text."""
     session.set_recipe(recipe)
     fresh()
 
@@ -50,7 +50,7 @@ def choose_preset() -> None:
 
 
 def take_edits(plan: Plan, key: str) -> None:
-    """Called when a cell changes: the edited rows become rules."""
+    """Turn the edited rows into rules; called when a cell changes."""
     edits: dict[int, dict[str, Any]] = st.session_state[key]["edited_rows"]
     try:
         change(with_codecs(session.recipe(), apply_edits(plan, edits)))
@@ -66,7 +66,7 @@ def totals(plan: Plan) -> None:
     cells.metric(
         f"After{bound}",
         bytes_text(plan.bytes_after),
-        help="Bytes of the packed safetensors files, headers included; an upper bound where the "
+        help="Bytes of the packed safetensors files, headers included. An upper bound where the "
         "data decide: coded positions, entropy-coded and lossless streams, ranks by energy, "
         "several means.",
         width="content",
@@ -148,14 +148,16 @@ def group_table(plan: Plan) -> None:
             ),
             "error": st.column_config.ProgressColumn(
                 "predicted ‖Ŵ−W‖/‖Δ‖",
-                help="Estimated from the analysis; empty where none was made. A run measures it.",
+                help="Estimated from the analysis; empty without one. A run measures it.",
                 format="%.3g",
                 min_value=0.0,
                 max_value=1.0,
             ),
         },
     )
-    st.caption("Edit codec and strength in the table; what no rule selects is kept as it is.")
+    st.caption(
+        "Edit codec and strength in the table; groups that no rule selects are kept as they are."
+    )
 
 
 def yaml_tab(recipe: Recipe) -> None:
@@ -175,7 +177,7 @@ def yaml_tab(recipe: Recipe) -> None:
 def difference_tab(recipe: Recipe) -> None:
     stored = saved_recipes().get(recipe.name) or presets().get(recipe.name)
     if stored is None:
-        st.info("This recipe was not saved yet.")
+        st.info("This recipe is not saved yet.")
         return
     lines = difflib.unified_diff(
         stored.to_yaml().splitlines(), recipe.to_yaml().splitlines(), "saved", "now", lineterm=""
@@ -217,7 +219,7 @@ def calibration_path(recipe: Recipe, round_: int) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What was wrong, without pydantic's own words around it."""
+    """The fault alone, without the lines that pydantic puts around it."""
     if isinstance(error, ValidationError):
         return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
     return str(error)

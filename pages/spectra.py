@@ -15,8 +15,7 @@ from ders_core.ui.plots import plot
 from ders_core.ui.recipe_table import codec_from, menu
 from ders_core.units import bytes_text, share_text
 
-FIRST = "low rank"
-"""The codec that the page shows first: the one that spectra are about."""
+FIRST = "low rank"  # the codec that the page shows first: spectra are about ranks
 
 frame.need_frame()
 source = frame.need_checkpoint()
@@ -108,7 +107,7 @@ predictable = [
     label
     for label, entry in menu().items()
     if entry.strength is not None
-    and predicted_error(analysis, layer, projection, entry.make(entry.strength.start, {}))
+    and predicted_error(analysis, layer, projection, entry.make(entry.strength.least, {}))
     is not None
 ]
 with st.container(border=True):

@@ -1,4 +1,4 @@
-"""Analyse a checkpoint: each group by itself, whoever does it, and the tables grow."""
+"""Analyse a checkpoint group by group, in this process or in others, into growing tables."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ders_core.analysis.tables import COLUMNS, Analysis
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
+from ders_core.decompose.clusters import Clusters
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.spec import NAMES
@@ -27,10 +28,10 @@ Rows = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class AnalyzeTask:
-    """All that a process needs to analyse one group; plain values, so that it can travel.
+    """What a process needs to analyse one group: plain values, so that it can be sent to one.
 
     checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
-    ahead: the group that somebody will analyse soon; its bytes are read beforehand.
+    ahead: the group that is analysed next, by any process; its bytes are read beforehand.
     """
 
     checkpoint: str = field(repr=False)
@@ -44,7 +45,7 @@ class AnalyzeTask:
 
 @dataclass(frozen=True)
 class GroupTables:
-    """rows: of each table, for one group."""
+    """One group's rows of each table. nbytes: of its experts."""
 
     layer: int
     projection: str
@@ -65,15 +66,15 @@ def analyze(
 ) -> Analysis:
     """Similarity, norms, moments and histograms of every group, and singular values.
 
-    Each group is read once for all but the spectra, and once more for them. layers: only these.
-    spectra: `curve` estimates those of matrices whose shorter side is above 1536 to 1 % of
-    cumulative energy, `exact` never does, `head` tells the 16 largest of these, `none` none.
-    runner: executes the tasks, one for each group. known: an unfinished analysis of the same
-    checkpoint; its groups are not read again. grown: called with what there is whenever a layer is
-    finished. progress counts bytes of experts.
+    Each group is read once for everything but the spectra, and once more for them. layers: only
+    these. spectra: `curve` estimates those of matrices whose shorter side is above 1536 to 1 % of
+    cumulative energy, `exact` never estimates, `head` computes the 16 largest of these matrices,
+    `none` skips spectra. runner: executes the tasks, one for each group. known: an unfinished
+    analysis of the same checkpoint; its groups are not read again. grown: called with the tables
+    so far whenever a layer is finished. progress counts bytes of experts.
 
     Raises CheckpointError for a layer without experts and for non-finite weights, ValueError for
-    spectra of no kind.
+    an unknown kind of spectra.
     """
     if spectra not in SPECTRA:
         raise ValueError(f"spectra {spectra!r} are none of {', '.join(SPECTRA)}")
@@ -85,7 +86,7 @@ def analyze(
             f"{checkpoint.moe_layers[0]} to {checkpoint.moe_layers[-1]}"
         )
     groups = [group for group in checkpoint.groups() if group.layer in wanted]
-    growing = _Growing(checkpoint, groups, spectra, known)
+    growing = _GrowingTables(checkpoint, groups, spectra, known)
     missing = [group for group in groups if group.key not in growing.finished]
     meter = Meter(sum(group.nbytes for group in groups), progress)
     left = sum(group.nbytes for group in missing)
@@ -101,35 +102,34 @@ def analyze(
         )
         for group, following in with_next(missing)
     ]
-    for found in runner(analyze_group, tasks):
-        growing.add(found)
-        meter.advance(found.nbytes, f"layer {found.layer}, {found.projection}")
-        if grown is not None and growing.ends(found.layer) and meter.done < meter.total:
+    for tables in runner(analyze_group, tasks):
+        growing.add(tables)
+        meter.advance(tables.nbytes, f"layer {tables.layer}, {tables.projection}")
+        is_last = meter.done == meter.total
+        if grown is not None and growing.is_layer_finished(tables.layer) and not is_last:
             grown(growing.analysis())
     meter.finish("analysed")
     return growing.analysis()
 
 
 def analyze_group(task: AnalyzeTask) -> GroupTables:
-    """Read one group and tell what its tables hold. Raises CheckpointError."""
+    """Read one group and compute its rows of every table. Raises CheckpointError."""
     checkpoint: Checkpoint = opened(open_checkpoint, task.checkpoint, task.identity)
     group = checkpoint.group(task.layer, task.projection)
-    lying = group.as_it_lies()
-    base = torch.empty(lying.shape[1:], dtype=group.dtype)
-    found = group_statistics(lying, task.device, base)
-    if lying is not group:
-        found = found.turned()
+    stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
+    base = torch.empty(stored.shape[1:], dtype=group.dtype)
+    statistics = group_statistics(stored, task.device, base)
+    if stored is not group:
+        statistics = statistics.transposed()
     if task.ahead:
         checkpoint.group(*task.ahead).read_ahead()
     spectra = None
     if task.spectra != "none":
-        spectra = group_spectra(lying, base, found.norm_delta, task.spectra, task.device)
-    rows: Rows = {name: [] for name in COLUMNS}
-    _collect(rows, group, found, spectra)
-    return GroupTables(*group.key, group.nbytes, rows)
+        spectra = group_spectra(stored, base, statistics.norm_delta, task.spectra, task.device)
+    return GroupTables(*group.key, group.nbytes, _rows(group, statistics, spectra))
 
 
-class _Growing:
+class _GrowingTables:
     """The tables of the groups that are finished, in the checkpoint's order."""
 
     def __init__(
@@ -156,17 +156,19 @@ class _Growing:
             for key in known.group_keys():
                 self.finished[key] = known.rows_of(*key)
 
-    def add(self, found: GroupTables) -> None:
-        self.finished[found.layer, found.projection] = found.rows
+    def add(self, tables: GroupTables) -> None:
+        self.finished[tables.layer, tables.projection] = tables.rows
 
-    def ends(self, layer: int) -> bool:
+    def is_layer_finished(self, layer: int) -> bool:
         """Whether no group of the layer is missing."""
         return all(key in self.finished for key in self._order if key[0] == layer)
 
     def analysis(self) -> Analysis:
-        own = [self.finished[key] for key in self._order if key in self.finished]
+        groups = [self.finished[key] for key in self._order if key in self.finished]
         tables = {
-            name: pd.DataFrame([row for rows in own for row in rows[name]], columns=list(columns))
+            name: pd.DataFrame(
+                [row for rows in groups for row in rows[name]], columns=list(columns)
+            )
             for name, columns in COLUMNS.items()
         }
         return Analysis(
@@ -174,79 +176,99 @@ class _Growing:
         )
 
 
-def _collect(
-    rows: Rows, group: ExpertGroup, found: GroupStatistics, spectra: list[Spectrum] | None
-) -> None:
-    where = {"layer": group.layer, "projection": group.projection}
+def _rows(group: ExpertGroup, statistics: GroupStatistics, spectra: list[Spectrum] | None) -> Rows:
+    """The group's rows of every table."""
+    key = {"layer": group.layer, "projection": group.projection}
+    clusters = find_clusters(statistics.cos_delta, statistics.norm_delta, 8 * group.dtype.itemsize)
+    rows = {
+        "groups": [_group_row(group, statistics, clusters)],
+        "similarity": _similarity_rows(statistics),
+        "experts": [
+            _expert_row(statistics, expert, clusters.assignment[expert], spectra)
+            for expert in range(group.shape[0])
+        ],
+        "spectra": _spectrum_rows(spectra or []),
+        "histograms": _histogram_rows(statistics),
+        "energy_map": _energy_rows(statistics),
+    }
+    return {name: [key | row for row in rows[name]] for name in COLUMNS}
+
+
+def _group_row(
+    group: ExpertGroup, statistics: GroupStatistics, clusters: Clusters
+) -> dict[str, Any]:
     experts, out, width = group.shape
     pairs = np.triu_indices(experts, 1)
-    apart = found.one_minus_cos[pairs] if experts > 1 else np.zeros(1)
-    together = found.cos_delta[pairs] if experts > 1 else np.zeros(1)
-    mean_delta = float(found.norm_delta.mean())
-    clusters = find_clusters(found.cos_delta, found.norm_delta, 8 * group.dtype.itemsize)
-    rows["groups"].append(
-        where
-        | {
-            "experts": experts,
-            "out": out,
-            "in": width,
-            "norm_base": found.norm_base,
-            "mean_norm_delta": mean_delta,
-            "norm_ratio": mean_delta / found.norm_base if found.norm_base else 0.0,
-            "mean_one_minus_cos": float(apart.mean()),
-            "max_one_minus_cos": float(apart.max()),
-            "mean_cos_delta": float(together.mean()),
-            "clusters": clusters.count,
-            "cluster_gain": clusters.gain,
-        }
-    )
-    rows["similarity"] += [
-        where
-        | {
+    apart = statistics.one_minus_cos[pairs] if experts > 1 else np.zeros(1)
+    together = statistics.cos_delta[pairs] if experts > 1 else np.zeros(1)
+    norm_base, norm_delta = statistics.norm_base, float(statistics.norm_delta.mean())
+    return {
+        "experts": experts,
+        "out": out,
+        "in": width,
+        "norm_base": norm_base,
+        "mean_norm_delta": norm_delta,
+        "norm_ratio": norm_delta / norm_base if norm_base else 0.0,
+        "mean_one_minus_cos": float(apart.mean()),
+        "max_one_minus_cos": float(apart.max()),
+        "mean_cos_delta": float(together.mean()),
+        "clusters": clusters.count,
+        "cluster_gain": clusters.gain,
+    }
+
+
+def _similarity_rows(statistics: GroupStatistics) -> list[dict[str, Any]]:
+    return [
+        {
             "expert_i": i,
             "expert_j": j,
-            "one_minus_cos": float(found.one_minus_cos[i, j]),
-            "cos_delta": float(found.cos_delta[i, j]),
+            "one_minus_cos": float(one_minus_cos),
+            "cos_delta": float(statistics.cos_delta[i, j]),
         }
-        for i in range(experts)
-        for j in range(experts)
+        for (i, j), one_minus_cos in np.ndenumerate(statistics.one_minus_cos)
     ]
-    for expert in range(experts):
-        own = spectra[expert] if spectra else None
-        rows["experts"].append(
-            where
-            | {
-                "expert": expert,
-                "norm": float(found.norm[expert]),
-                "norm_delta": float(found.norm_delta[expert]),
-                "mean": float(found.mean[expert]),
-                "std": float(found.std[expert]),
-                "kurtosis": float(found.kurtosis[expert]),
-                "max_abs": float(found.max_abs[expert]),
-                "effective_rank": own.effective_rank if own else np.nan,
-                "stable_rank": own.stable_rank if own else np.nan,
-                "cluster": clusters.assignment[expert],
-            }
+
+
+def _expert_row(
+    statistics: GroupStatistics, expert: int, cluster: int, spectra: list[Spectrum] | None
+) -> dict[str, Any]:
+    names = ("norm", "norm_delta", "mean", "std", "kurtosis", "max_abs")
+    return {
+        "expert": expert,
+        **{name: float(getattr(statistics, name)[expert]) for name in names},
+        "effective_rank": spectra[expert].effective_rank if spectra else np.nan,
+        "stable_rank": spectra[expert].stable_rank if spectra else np.nan,
+        "cluster": cluster,
+    }
+
+
+def _spectrum_rows(spectra: list[Spectrum]) -> list[dict[str, Any]]:
+    return [
+        {
+            "expert": expert,
+            "index": int(index),
+            "singular_value": float(value),
+            "energy": float(energy),
+        }
+        for expert, spectrum in enumerate(spectra)
+        for index, value, energy in zip(
+            spectrum.index, spectrum.singular_value, spectrum.energy, strict=True
         )
-        if own:
-            rows["spectra"] += [
-                where
-                | {
-                    "expert": expert,
-                    "index": int(index),
-                    "singular_value": float(value),
-                    "energy": float(energy),
-                }
-                for index, value, energy in zip(
-                    own.index, own.singular_value, own.energy, strict=True
-                )
-            ]
-    rows["histograms"] += [
-        where | {"left": float(left), "right": float(right), "count": int(count)}
-        for left, right, count in zip(found.edges[:-1], found.edges[1:], found.counts, strict=True)
     ]
-    for axis, energies in (("row", found.row_energy), ("column", found.column_energy)):
-        rows["energy_map"] += [
-            where | {"axis": axis, "bin": number, "energy": float(energy)}
-            for number, energy in enumerate(energies)
-        ]
+
+
+def _histogram_rows(statistics: GroupStatistics) -> list[dict[str, Any]]:
+    lefts, rights = statistics.edges[:-1], statistics.edges[1:]
+    return [
+        {"left": float(left), "right": float(right), "count": int(count)}
+        for left, right, count in zip(lefts, rights, statistics.counts, strict=True)
+    ]
+
+
+def _energy_rows(statistics: GroupStatistics) -> list[dict[str, Any]]:
+    axes = {"row": statistics.row_energy, "column": statistics.column_energy}
+    return [
+        {"axis": axis, "bin": number, "energy": float(energy)}
+        for axis, energies in axes.items()
+        for number, energy in enumerate(energies)
+    ]

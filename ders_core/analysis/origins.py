@@ -1,4 +1,4 @@
-"""Which experts of a group share a start: clusters, how alike experts are in and between them."""
+"""Which experts of a group share a start: their clusters, and cosines within and between them."""
 
 from __future__ import annotations
 
@@ -27,49 +27,48 @@ def find_clusters(cos_delta: np.ndarray, norm_delta: np.ndarray, bits: int) -> C
 
 
 def starts_of(one_minus_cos: np.ndarray, assignment: Sequence[int]) -> Starts | None:
-    """How alike the experts of a group are, `[K, K]`, in and between clusters; None for one."""
-    own = np.asarray(assignment)
-    count = int(own.max()) + 1
+    """Mean cosines within and between the clusters of a group, from 1 − cos `[K, K]`; None for one
+    cluster."""
+    clusters = np.asarray(assignment)
+    count = int(clusters.max()) + 1
     if count < 2:
         return None
-    together = own[:, None] == own[None, :]
-    pairs = ~np.eye(len(own), dtype=bool)
+    together = clusters[:, None] == clusters[None, :]
+    pairs = ~np.eye(len(clusters), dtype=bool)
     inside = one_minus_cos[together & pairs]
     within = 1.0 - float(inside.mean()) if inside.size else 1.0
     return Starts(count, within, 1.0 - float(one_minus_cos[~together].mean()))
 
 
-def common_starts(found: Sequence[Starts | None]) -> Starts | None:
+def common_starts(of_groups: Sequence[Starts | None]) -> Starts | None:
     """The model's, from its groups': None unless at least half of them fall into clusters.
 
     count: the commonest, the smaller of two that are as common.
     """
-    several = [one for one in found if one is not None]
-    if not several or 2 * len(several) < len(found):
+    several = [starts for starts in of_groups if starts is not None]
+    if not several or 2 * len(several) < len(of_groups):
         return None
-    counts = Counter(one.count for one in several)
+    counts = Counter(starts.count for starts in several)
     count = min(counts, key=lambda number: (-counts[number], number))
-    within, between = np.mean([(one.within, one.between) for one in several], axis=0)
+    within, between = np.mean([(starts.within, starts.between) for starts in several], axis=0)
     return Starts(count, float(within), float(between))
 
 
 MOST_NAMED = 8
-"""So many groups of experts are named one by one in a sentence."""
+"""Sets of experts that a sentence lists one by one."""
 
 
 def clusters_sentence(clusters: Sequence[int], gain: float) -> str:
     """One sentence about a group. clusters: of each expert; gain: share of ΣΔ² that is left."""
-    own = np.asarray(clusters)
-    count = int(own.max()) + 1
+    assignment = np.asarray(clusters)
+    count, experts = int(assignment.max()) + 1, len(assignment)
     if count < 2:
-        return (
-            f"One base serves all {len(own)} experts." if len(own) > 1 else "There is one expert."
-        )
-    sets = [np.flatnonzero(own == cluster).tolist() for cluster in range(count)]
+        return f"One base serves all {experts} experts." if experts > 1 else "There is one expert."
+    sets = [np.flatnonzero(assignment == cluster).tolist() for cluster in range(count)]
     if count <= MOST_NAMED:
-        named = ": " + ", ".join("{" + _numbers(experts) + "}" for experts in sets)
+        named = ": " + ", ".join("{" + _numbers(members) + "}" for members in sets)
     else:
-        sizes = sorted(len(experts) for experts in sets)
+        sizes = sorted(len(members) for members in sets)
         span = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
         named = f" of {span} each"
     return (

@@ -1,9 +1,9 @@
 """Similarity of experts and deltas, norms, moments, energy map, and the histogram of a group.
 
-The weights are read once. Rows come in chunks that stay in a core's cache; everything is taken from
-vectors centred on the base, in float32, and summed in float64. 1 − cos is never computed as
-1 − G_ij/√(G_ii·G_jj): with a and b a hair apart, that loses all its digits. Where experts fall into
-clusters, two of them can be a hair apart and both far from the base: then the Gram matrix of the
+The weights are read once, in chunks of rows that stay in a core's cache. Everything is computed in
+float32 from vectors centred on the base, and summed in float64. 1 − cos is never computed as
+1 − G_ij/√(G_ii·G_jj): if a and b are nearly equal, that loses all digits. Where experts fall into
+clusters, two of them can be nearly equal and both far from the base: then the Gram matrix of the
 deltas is multiplied in float64 too.
 """
 
@@ -24,16 +24,16 @@ from ders_core.decompose.clusters import check_finite
 
 BINS = 128
 REACH = 8.0
-"""The histogram spans ± so many standard deviations; what lies beyond is in the outermost bins."""
+"""The histogram spans ± so many standard deviations; values beyond are in the outermost bins."""
 
 CHUNK_VALUES = 1 << 18
-"""Of all experts, on the CPU; with what is made of them they stay in cache."""
+"""Of all experts, on the CPU; they and the intermediate results fit into the cache."""
 
 CLOSE = 1e-2
-"""Where two deltas differ by a smaller share of their energies, float64 tells by how much."""
+"""Where two deltas differ by a smaller share of their energies, the difference needs float64."""
 
 SAMPLE_VALUES = 1 << 22
-"""Deltas of larger groups come into the histogram by evenly spaced rows, at least so many."""
+"""Histograms of larger groups take evenly spaced rows, with at least so many values."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class GroupStatistics:
     row_energy: np.ndarray
     column_energy: np.ndarray
 
-    def turned(self) -> GroupStatistics:
-        """Of the transposed matrices: they differ only in where they differ."""
+    def transposed(self) -> GroupStatistics:
+        """Those of the transposed matrices: rows and columns change places."""
         return replace(self, row_energy=self.column_energy, column_energy=self.row_energy)
 
 
@@ -77,20 +77,20 @@ def group_statistics(
     where = torch.device(device)
     step = max(1, chunk_values(where, CHUNK_VALUES) // max(experts * width, 1))
     totals = _Totals(experts, out, width)
-    desk = _Desk(group, where, step, max(1, experts * out * width // SAMPLE_VALUES))
+    workspace = _Workspace(group, where, step, max(1, experts * out * width // SAMPLE_VALUES))
     with side_by_side(where) as pool:
         for rows, weights in slabs(group, where):
             begins = range(rows.start, rows.stop, step)
             parts = weights.split(step, 1)
-            for begin, part, found in zip(
-                begins, parts, pool.map(desk.sums, begins, parts), strict=True
+            for begin, part, sums in zip(
+                begins, parts, pool.map(workspace.sums, begins, parts), strict=True
             ):
-                if not math.isfinite(float(found.gram.trace())):
+                if not math.isfinite(float(sums.gram.trace())):
                     check_finite(group, part.flatten(1))
-                own = slice(begin, begin + part.shape[1])
-                totals.add(own, found)
+                chunk = slice(begin, begin + part.shape[1])
+                totals.add(chunk, sums)
                 if base is not None:
-                    base[own] = found.base
+                    base[chunk] = sums.base
     return totals.finish()
 
 
@@ -110,8 +110,8 @@ class _Sums:
     sample: torch.Tensor | None
 
 
-class _Desk(threading.local):
-    """Where one thread computes; its memory is used for one chunk after another."""
+class _Workspace(threading.local):
+    """One thread's memory, used for one chunk after another."""
 
     def __init__(self, group: ExpertGroup, device: torch.device, step: int, every: int) -> None:
         experts, out, width = group.shape
@@ -123,16 +123,16 @@ class _Desk(threading.local):
         """weights: `[K, rows, in]` in storage dtype, from the row `begin` on."""
         experts, rows, width = weights.shape
         size = rows * width
-        given, deltas, squares = self._single[:, : experts * size].view(3, experts, size)
-        given.copy_(weights.flatten(1))
-        stored = given.mean(0).to(self._dtype)
+        values, deltas, squares = self._single[:, : experts * size].view(3, experts, size)
+        values.copy_(weights.flatten(1))
+        stored = values.mean(0).to(self._dtype)
         base = stored.float()
-        torch.sub(given, base, out=deltas)
+        torch.sub(values, base, out=deltas)
         torch.mul(deltas, deltas, out=squares)
         powers = [deltas.sum(1).double(), (deltas @ base).double()]
         for factor in (deltas, squares):
-            torch.mul(squares, factor, out=given)
-            powers.append(given.sum(1).double())
+            torch.mul(squares, factor, out=values)
+            powers.append(values.sum(1).double())
         energy = squares.sum(0).view(rows, width)
         chosen = [row for row in range(rows) if (begin + row) % self._every == 0]
         sample = deltas.view(experts, rows, width)[:, chosen].flatten() if chosen else None
@@ -155,8 +155,8 @@ def _gram(deltas: torch.Tensor) -> torch.Tensor:
     CLOSE of ‖a‖² + ‖b‖².
     """
     gram = (deltas @ deltas.T).double().cpu()
-    own = gram.diagonal()
-    sums = own[:, None] + own[None, :]
+    energy = gram.diagonal()
+    sums = energy[:, None] + energy[None, :]
     close = (sums - 2 * gram < CLOSE * sums).fill_diagonal_(False)
     if not bool(close.any()):
         return gram
@@ -170,25 +170,25 @@ class _Totals:
     def __init__(self, experts: int, out: int, width: int) -> None:
         self.size = out * width
         self.gram = torch.zeros(experts, experts, dtype=torch.float64)
-        self.energy = 0.0
+        self.base_energy = 0.0
         self.powers = torch.zeros(4, experts, dtype=torch.float64)
         self.max_abs = torch.zeros(experts, dtype=torch.float64)
         self.rows = torch.zeros(out, dtype=torch.float64)
         self.columns = torch.zeros(width, dtype=torch.float64)
         self.sample: list[torch.Tensor] = []
 
-    def add(self, rows: slice, found: _Sums) -> None:
-        self.gram += found.gram
-        self.energy += found.energy
-        self.powers += found.powers
-        self.max_abs = torch.maximum(self.max_abs, found.max_abs)
-        self.rows[rows] = found.rows
-        self.columns += found.columns
-        if found.sample is not None:
-            self.sample.append(found.sample)
+    def add(self, rows: slice, sums: _Sums) -> None:
+        self.gram += sums.gram
+        self.base_energy += sums.energy
+        self.powers += sums.powers
+        self.max_abs = torch.maximum(self.max_abs, sums.max_abs)
+        self.rows[rows] = sums.rows
+        self.columns += sums.columns
+        if sums.sample is not None:
+            self.sample.append(sums.sample)
 
     def _histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """(edges, counts) of all deltas, as the sample has them."""
+        """(edges, counts) of all deltas, estimated from the sample."""
         experts = len(self.max_abs)
         mean = float(self.powers[0].mean()) / max(self.size, 1)
         second = float(self.gram.diagonal().mean()) / max(self.size, 1)
@@ -205,23 +205,23 @@ class _Totals:
 
     def finish(self) -> GroupStatistics:
         gram, along = self.gram.numpy(), self.powers[1].numpy()
-        own = np.diag(gram)
-        norm = np.sqrt(np.maximum(own + 2 * along + self.energy, 0.0))
-        apart = np.maximum(own[:, None] + own[None, :] - 2 * gram, 0.0)  # ‖a−b‖²
+        energy = np.diag(gram)
+        norm = np.sqrt(np.maximum(energy + 2 * along + self.base_energy, 0.0))
+        apart = np.maximum(energy[:, None] + energy[None, :] - 2 * gram, 0.0)  # ‖a−b‖²
         # ‖a‖² − ‖b‖² = 2·base·(d_a − d_b) + ‖d_a‖² − ‖d_b‖²
-        squares = 2 * (along[:, None] - along[None, :]) + own[:, None] - own[None, :]
+        squares = 2 * (along[:, None] - along[None, :]) + energy[:, None] - energy[None, :]
         sums = norm[:, None] + norm[None, :]
         longer = np.divide(squares, sums, out=np.zeros_like(squares), where=sums > 0)
         product = 2 * norm[:, None] * norm[None, :]
         angle = np.maximum(apart - longer**2, 0.0)
         one_minus_cos = np.divide(angle, product, out=np.zeros_like(angle), where=product > 0)
         np.fill_diagonal(one_minus_cos, 0.0)
-        norm_delta = np.sqrt(own)
+        norm_delta = np.sqrt(energy)
         lengths = norm_delta[:, None] * norm_delta[None, :]
         cos_delta = np.divide(gram, lengths, out=np.zeros_like(gram), where=lengths > 0)
         cos_delta = np.clip(cos_delta, -1.0, 1.0)
         first, _, third, fourth = self.powers.numpy() / max(self.size, 1)
-        second = own / max(self.size, 1)
+        second = energy / max(self.size, 1)
         edges, counts = self._histogram()
         variance = np.maximum(second - first**2, 0.0)
         central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
@@ -229,7 +229,7 @@ class _Totals:
             central, variance**2, out=np.full_like(central, 3.0), where=variance > 0
         )
         return GroupStatistics(
-            norm_base=float(np.sqrt(self.energy)),
+            norm_base=float(np.sqrt(self.base_energy)),
             norm=norm,
             norm_delta=norm_delta,
             one_minus_cos=one_minus_cos,

@@ -16,10 +16,11 @@ from ders_core.units import bytes_text
 
 @dataclass(frozen=True)
 class Summary:
-    """bytes_total: of the weight files; of packed ones, what they stand for, and packed_bytes: what
-    they are on disk. bytes_experts: of the routed experts' tensors. sure: of the layout, from 0 to
-    1, and because, in words. stacks: where the blocks lie, and their layers. shared: what stands
-    beside the routed experts, in words. stored: the scheme of already quantized weights."""
+    """bytes_total: of the weight files; for packed ones those of the original. packed_bytes: of
+    packed files on disk. bytes_experts: of the routed experts' tensors. sure: how certain the
+    layout is, from 0 to 1; because: why, in words. stacks: path of each stack of layers -> its
+    layers. shared: the experts beside the routed ones, in words. stored: the scheme of weights that
+    are quantized already."""
 
     identity: str
     family: str
@@ -42,12 +43,12 @@ class Summary:
 
     @property
     def routing(self) -> str:
-        """`, top-2`; nothing where the config does not say how many experts a token gets."""
+        """`, top-2`; empty where the config does not say how many experts a token gets."""
         return f", top-{self.top_k}" if self.top_k else ""
 
     @property
     def packed(self) -> str | None:
-        """That the checkpoint is packed, in words; None where it is not."""
+        """The two sizes of a packed checkpoint, in words; None for another."""
         if self.packed_bytes is None:
             return None
         return f"{bytes_text(self.packed_bytes)} on disk, stands for {bytes_text(self.bytes_total)}"
@@ -82,10 +83,12 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
 
 
 def _shared(source: Checkpoint) -> str | None:
-    """The shared experts' bytes in all layers, and whether they could share the others' base."""
-    found = {own.name: own for layer in source.moe_layers for own in source.shared_expert(layer)}
-    if not found:
+    """The shared experts' bytes in all layers, and whether the routed experts' base fits them."""
+    tensors = {
+        info.name: info for layer in source.moe_layers for info in source.shared_expert(layer)
+    }
+    if not tensors:
         return None
     alike = any(group.with_shared() is not group for group in source.groups())
-    size = bytes_text(sum(own.nbytes for own in found.values()))
+    size = bytes_text(sum(info.nbytes for info in tensors.values()))
     return size + (", of the experts' shape" if alike else ", of another shape than the experts")

@@ -1,4 +1,4 @@
-"""`Analysis`: what was found about a checkpoint, as plain tables that can be saved and loaded."""
+"""`Analysis`: the results for a checkpoint, as plain tables that can be saved and loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ders_core.files.spec import DTYPES
 
 VERSION = 2
 WITHOUT_CLUSTERS = 1
-"""Tables of this version lack the clusters, which are told from the rest of them."""
+"""Tables of this version lack the clusters, which follow from the other columns."""
 META = "meta.json"
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -71,16 +71,16 @@ class Analysis:
         return judge(1.0 - mean, self._starts())
 
     def _starts(self) -> Starts | None:
-        """Of the whole model; None where one base is best."""
+        """Those of the model; None where one base is best."""
         several = self.groups[self.groups["clusters"] > 1]
         if several.empty:
             return None
         pairs = self.similarity.groupby(["layer", "projection"])
-        found = [
+        of_groups = [
             starts_of(square(pairs.get_group(key), "one_minus_cos"), self.clusters_of(*key))
             for key in zip(several["layer"], several["projection"], strict=True)
         ]
-        return common_starts([*found, *[None] * (len(self.groups) - len(several))])
+        return common_starts([*of_groups, *[None] * (len(self.groups) - len(several))])
 
     def clusters_of(self, layer: int, projection: str) -> list[int]:
         """The cluster of each expert of a group."""
@@ -99,12 +99,12 @@ class Analysis:
 
     def rows_of(self, layer: int, projection: str) -> dict[str, list[dict[str, Any]]]:
         """The rows of one group in each table."""
-        found = {name: of_group(getattr(self, name), layer, projection) for name in COLUMNS}
+        tables = {name: of_group(getattr(self, name), layer, projection) for name in COLUMNS}
         return {
             name: [
                 {str(key): value for key, value in row.items()} for row in table.to_dict("records")
             ]
-            for name, table in found.items()
+            for name, table in tables.items()
         }
 
     @property
@@ -113,7 +113,7 @@ class Analysis:
         return len(set(self.meta["layers"]) - set(self.groups["layer"]))
 
     def save(self, directory: Path) -> None:
-        """Write the tables as Parquet beside meta.json; the directory appears whole."""
+        """Write the tables as Parquet beside meta.json; the directory appears when complete."""
         with replaced_directory(directory) as aside:
             for name in COLUMNS:
                 getattr(self, name).to_parquet(aside / f"{name}.parquet", index=False)
@@ -186,10 +186,10 @@ def _add_clusters(tables: dict[str, pd.DataFrame], dtype: str) -> None:
     counts, gains = [], []
     pairs = tables["similarity"].groupby(["layer", "projection"])
     for key in zip(groups["layer"], groups["projection"], strict=True):
-        own = of_group(experts, *key)
+        rows = of_group(experts, *key)
         cosines = square(pairs.get_group(key), "cos_delta")
-        found = find_clusters(cosines, own["norm_delta"].to_numpy(), bits)
-        experts.loc[own.index, "cluster"] = found.assignment
-        counts.append(found.count)
-        gains.append(found.gain)
+        clusters = find_clusters(cosines, rows["norm_delta"].to_numpy(), bits)
+        experts.loc[rows.index, "cluster"] = clusters.assignment
+        counts.append(clusters.count)
+        gains.append(clusters.gain)
     tables["groups"] = groups.assign(clusters=counts, cluster_gain=gains)

@@ -1,4 +1,4 @@
-"""Do the experts share one start? The verdict, and a quick one from a few rows."""
+"""Whether the experts share one start: the verdict, and a quick one from a few rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SAMPLED_GROUPS = 4
 SAMPLED_ROWS = 32
 SAMPLED_EXPERT = 1 << 16
 SAMPLED_GROUP = 1 << 20
-"""Values at most of one expert, and of all in a group; but `SAMPLED_VALUES` of each in any case."""
+"""At most so many values of one expert, and of a group; but `SAMPLED_VALUES` of each expert in any
+case."""
 
 SAMPLED_VALUES = 8192
 """Of each expert, for the sample's clusters: cosines of unlike experts are within about 0.01."""
@@ -40,8 +41,8 @@ def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
     """`upcycled` from 0.5 on, `scratch` below 0.1, `partly` between (see FACTS of the method:
     upcycled experts are above 0.95, experts trained from scratch below 0.1).
 
-    starts: `partly` too are clear sets of experts, alike within and unlike between, whatever the
-    mean of all pairs: of many small sets it is low, of a large and a small one high.
+    starts: clear sets of experts, alike within and unlike between, are `partly` too, whatever the
+    mean of all pairs is: low for many small sets, high for a large and a small one.
     """
     figure = f"mean cosine of experts {mean_cosine:.4f}"
     if starts is not None and starts.within >= UPCYCLED > starts.between:
@@ -98,7 +99,7 @@ def mean_pair_cosine(weights: torch.Tensor) -> float:
 
 
 def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
-    """The verdict from a few rows of a few groups over the model's depth: some MB are read."""
+    """The verdict from a few rows of a few groups over the model's depth; a few MB are read."""
     groups = checkpoint.groups()
     chosen = np.unique(np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round().astype(int))
     samples = [_rows(groups[int(index)]) for index in chosen]
@@ -112,10 +113,10 @@ def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
     """From evenly spaced values of `[K, n]`."""
     size = weights.shape[1]
     places = torch.linspace(0, size - 1, min(SAMPLED_VALUES, size), dtype=torch.float64).long()
-    some = weights[:, places].double()
-    centred = some - some.mean(0)
+    sample = weights[:, places].double()
+    centred = sample - sample.mean(0)
     assignment = cluster((centred @ centred.T).numpy(), bits=bits).assignment
-    unit = torch.nn.functional.normalize(some, dim=1)
+    unit = torch.nn.functional.normalize(sample, dim=1)
     return starts_of(1.0 - (unit @ unit.T).numpy(), assignment)
 
 

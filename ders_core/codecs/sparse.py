@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.patterns import parse_pattern
-from ders_core.codecs.coding.positions import FORMS
+from ders_core.codecs.coding.positions import POSITION_FORMS
 from ders_core.codecs.fitting.row_factors import row_factors
 from ders_core.codecs.selection.drawn import RandomSelection
 from ders_core.codecs.selection.entries import DifferenceEntries, Entries, MatrixEntries
@@ -162,7 +162,7 @@ class Sparse(DeltaCodec):
         rate = self.drop_rate or 0.0
         if self.method == "random":
             return RandomSelection(rate)
-        by_row, form = self.budget == "row", FORMS[self.positions]
+        by_row, form = self.budget == "row", POSITION_FORMS[self.positions]
         if self.method == "della":
             return DellaSelection(rate, by_row, form, self.spread)
         return MagnitudeSelection(rate, by_row, form)

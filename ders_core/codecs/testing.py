@@ -10,9 +10,9 @@ Each check raises AssertionError. They need no test runner and leave nothing beh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 
@@ -178,10 +178,21 @@ def check_pieces(codec: Codec) -> None:
         settled = codec.fit([weight.float() - base.float()])
         context = EncodeContext(dtype, 5)
         parts, restored = check_packing(settled, weight, base, context)
-        with patch.object(pieces, "CHUNK", 70):
+        with _pieces_of(70):
             packed, in_pieces = check_packing(settled, weight, base, context)
         assert same_parts(packed, parts)
         assert same_bits(in_pieces, restored)
+
+
+@contextmanager
+def _pieces_of(values: int) -> Iterator[None]:
+    """Meanwhile, matrices are worked on in pieces of so many values."""
+    before = pieces.CHUNK
+    pieces.CHUNK = values
+    try:
+        yield
+    finally:
+        pieces.CHUNK = before
 
 
 def check_damage(codec: Codec) -> None:

@@ -70,11 +70,11 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
 
 def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str) -> None:
     """A thin line for each expert over the rank."""
-    for expert, own in rows.groupby("expert"):
+    for expert, points in rows.groupby("expert"):
         number = int(str(expert))
         figure.add_scatter(
-            x=own["index"],
-            y=own[column],
+            x=points["index"],
+            y=points[column],
             name=f"expert {number}",
             mode="lines",
             line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
@@ -85,10 +85,10 @@ def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str
 def noise_floor(analysis: Analysis, layer: int, projection: str) -> float:
     """Upper edge of the singular values that a matrix of pure noise would have.
 
-    Marchenko and Pastur 1967: σ₊ = s·(√m + √n), with the noise's standard deviation s told from the
-    median singular value as if the lower half of the spectrum were noise: s ≈ σ_median / √(n·μ_β),
-    with the median of the law approximated by 1 for β = m/n → 0 and 0.6528 at β = 1 (Gavish and
-    Donoho 2014).
+    Marchenko and Pastur 1967: σ₊ = s·(√m + √n). The noise's standard deviation s is estimated from
+    the median singular value as if the lower half of the spectrum were noise: s ≈ σ_median /
+    √(n·μ_β), with the median of the law approximated by 1 for β = m/n → 0 and 0.6528 at β = 1
+    (Gavish and Donoho 2014).
     """
     rows = of_group(analysis.spectra, layer, projection)
     if rows.empty:

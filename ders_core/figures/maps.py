@@ -26,16 +26,16 @@ from ders_core.figures.style import (
 FLOOR = 1e-12
 """Where 1 − cos is 0 the logarithm stops here."""
 LEAST_SPAN = 0.1
-"""Decades between the ends of a colour scale, or a share of what it shows: less is no difference
-that a colour should shout."""
+"""Least width of a colour scale: in decades, or as a share of the largest value. Smaller
+differences do not deserve contrasting colours."""
 MOST_PARTED = 32
-"""With more experts the gaps between cells would hide the cells."""
+"""Experts beyond which the gaps between cells would hide the cells."""
 MOST_NUMBERED = 24
-"""So many clusters have room for their numbers."""
+"""Clusters that have room for their numbers."""
 
 
 def _widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, float]:
-    """The range, made at least so wide around its middle."""
+    """The range, widened around its middle to `least` if it is narrower."""
     more = max(least - (high - low), 0.0) / 2
     return low - more, high + more
 
@@ -85,9 +85,8 @@ def model_map(
 
 
 def cluster_order(distance: np.ndarray, clusters: Sequence[int]) -> list[int]:
-    """The order of experts: by cluster, and within it the like beside the like (average linkage).
-
-    clusters: of each expert."""
+    """The order of experts: by cluster, and within it similar ones next to each other (average
+    linkage). clusters: of each expert."""
     count = len(distance)
     order = list(range(count))
     if count > 2 and distance.any():
@@ -240,11 +239,11 @@ def difference_energy(analysis: Analysis, layer: int, projection: str) -> go.Fig
         ("row", "rows (out)", "#0072b2"),
         ("column", "columns (in)", "#e69f00"),
     ):
-        own = rows[rows["axis"] == axis]
-        even = 1 / max(len(own), 1)
+        bins = rows[rows["axis"] == axis]
+        even = 1 / max(len(bins), 1)
         figure.add_scatter(
-            x=(own["bin"] + 0.5) / max(len(own), 1),
-            y=own["energy"] / even,
+            x=(bins["bin"] + 0.5) / max(len(bins), 1),
+            y=bins["energy"] / even,
             name=word,
             mode="lines",
             line={"shape": "hvh", "color": colour},

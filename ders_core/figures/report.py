@@ -32,12 +32,12 @@ def report_html(analysis: Analysis) -> str:
     if not analysis.spectra.empty:
         figures.append(("Rank", "", [maps.rank_map(analysis)]))
     for layer, projection in analysis.group_keys():
-        own = [maps.similarity_heatmap(analysis, layer, projection)]
+        of_group = [maps.similarity_heatmap(analysis, layer, projection)]
         if not analysis.spectra.empty:
-            own.append(curves.spectrum(analysis, layer, projection))
-        own.append(curves.value_histogram(analysis, layer, projection))
+            of_group.append(curves.spectrum(analysis, layer, projection))
+        of_group.append(curves.value_histogram(analysis, layer, projection))
         about = analysis.about_clusters(layer, projection)
-        figures.append((f"Layer {layer}, {projection}", about, own))
+        figures.append((f"Layer {layer}, {projection}", about, of_group))
     parts = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}: redundancy "
         f"of experts</title><style>{_STYLE}</style></head><body>",

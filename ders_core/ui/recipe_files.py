@@ -11,15 +11,15 @@ from ders_core.ui.session import workspace
 
 
 def saved_recipes() -> dict[str, Recipe]:
-    """By name; files that are no recipes are passed over."""
-    found: dict[str, Recipe] = {}
+    """Recipes by name; files that are not recipes are ignored."""
+    recipes: dict[str, Recipe] = {}
     for file in sorted(workspace().recipes.glob("*.yaml")):
         try:
             recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"))
         except (DersError, OSError, UnicodeDecodeError):
             continue
-        found[recipe.name] = recipe
-    return found
+        recipes[recipe.name] = recipe
+    return recipes
 
 
 def save_recipe(recipe: Recipe) -> None:

@@ -132,7 +132,7 @@ class PositionForm:
     is_exact: bool
 
 
-FORMS = {
+POSITION_FORMS = {
     "shortest": PositionForm(shortest_bytes, encode_shortest, decode_shortest, is_exact=False),
     "fixed": PositionForm(fixed_bytes, encode_fixed, decode_fixed, is_exact=True),
 }
