@@ -15,7 +15,7 @@ from ders_core.units import bytes_text, share_text
 
 
 def open_row() -> None:
-    """Path with completion, recent ones first, and the demo."""
+    """A box for a path, with recent ones first, and a button for the demo."""
     roots = tuple(str(root) for root in session.workspace().roots)
     recent = list(session.current().recent)
     known = [path for path in reads.model_directories(roots) if path not in recent]
@@ -72,7 +72,7 @@ REST = "attention, embeddings, routers, shared experts"
 
 
 def composition(source: Checkpoint) -> None:
-    """What the bytes are: one base, its repetitions, the rest."""
+    """A bar of the bytes: one base, its repetitions, the rest."""
     base = source.expert_share / source.num_experts
     repeated = source.expert_share - base
     parts = [
@@ -101,7 +101,7 @@ def composition(source: Checkpoint) -> None:
 
 
 def first_screen(source: Checkpoint) -> None:
-    """The answer: how alike the experts are, and what can go."""
+    """The answer: how alike the experts are, and how many bytes can go."""
     summary = reads.summary(source)
     verdict = summary.upcycled
     st.subheader(frame.label(source), anchor=False)
@@ -110,15 +110,15 @@ def first_screen(source: Checkpoint) -> None:
         f"{verdict.sentence}"
     )
     if summary.packed:
-        st.markdown(f"Packed: {summary.packed}. What is shown is what it stands for.")
+        st.markdown(f"Packed: {summary.packed}. The page shows the original that it stands for.")
     composition(source)
     if summary.sure < 1:
         st.info(
-            f"No entry names this model; its experts were told by what the tensors say, "
+            f"No entry names this model; its experts were recognised by the tensors, "
             f"{100 * summary.sure:.0f} % sure: {summary.because}. If that is wrong, put a "
             f"`{LAYOUT_FILE}` beside its config.json (see the README's Layouts)."
         )
-    cells = st.container(horizontal=True, gap="large")  # no value is clipped, however long
+    cells = st.container(horizontal=True, gap="large")  # long values are not clipped
     cells.metric(
         "Family",
         summary.family,
@@ -131,7 +131,7 @@ def first_screen(source: Checkpoint) -> None:
         help="Layers with experts, of all layers.",
         width="content",
     )
-    stored = f" They lie on disk as {summary.stored} codes and scales." if summary.stored else ""
+    stored = f" On disk they are {summary.stored} codes and scales." if summary.stored else ""
     cells.metric(
         "Dtype", summary.dtype, help=f"How most experts' weights are read.{stored}", width="content"
     )
@@ -170,7 +170,7 @@ def first_screen(source: Checkpoint) -> None:
 
 
 def shared_text(groups: list[ExpertGroup], shared: list[TensorReader]) -> str:
-    """What the always-on expert takes, and whether it can be one more expert of the same base."""
+    """Bytes of the shared expert, and whether it has the shape of the others."""
     if not shared:
         return "none"
     like = all(group.with_shared() is not group for group in groups)

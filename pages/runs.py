@@ -69,7 +69,7 @@ def new_run() -> None:
 
 @st.fragment(run_every=1.5)
 def active() -> None:
-    """Runs under way; when one ends the page is drawn anew."""
+    """Running jobs; redraws the page when one ends."""
     jobs = session.job_store().list(states=ACTIVE, kind="run")
     seen = set(st.session_state.get("runs_active", []))
     now = {job.id for job in jobs}
@@ -83,7 +83,7 @@ def active() -> None:
 
 
 def comparison(jobs: list[Job]) -> list[int]:
-    """Table and plot of finished runs; returns the ids that were selected."""
+    """Table and plot of finished runs. Returns the ids of the selected ones."""
     done = runs.finished(jobs)
     st.markdown("##### Finished runs")
     shown = ["name", *runs.COLUMNS, "device"]
@@ -128,7 +128,7 @@ def problem(job: Job) -> str:
 
 
 def details(job: Job) -> None:
-    """One run: what it was, its steps, its layers, its log, and what can be done with it."""
+    """One run: size, steps, groups, log, recipe, and its buttons."""
     word, colour = STATES[job.state]
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):

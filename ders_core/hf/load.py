@@ -1,4 +1,4 @@
-"""Loading a model, and its tokenizer, from any of our directories."""
+"""Load a model or its tokenizer from a directory: original, dense or packed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def load_model(
 ) -> PreTrainedModel:
     """A model from an original, dense or packed directory, in evaluation mode.
 
-    Packed experts are synthesized on the way (see `ders_core.hf.plugin`). dtype: by default the
-    checkpoint's. Threads that load wait for each other.
+    Packed experts are synthesized while they load (see `ders_core.hf.plugin`). dtype: by default
+    the checkpoint's. Threads load one after another.
     Raises CheckpointError if the directory is damaged, or its tensors are not those of the model
     that its config describes; DersError if the device is absent or too small.
     """
@@ -41,7 +41,7 @@ def load_model(
     store = TensorStore.open(as_local(path))
     with silent():
         try:
-            model, found = _model_class(store.config).from_pretrained(
+            model, loading_info = _model_class(store.config).from_pretrained(
                 store.path,
                 dtype=dtype or "auto",
                 device_map={"": where},
@@ -57,36 +57,36 @@ def load_model(
             raise DersError(
                 f"{store.path} does not fit into the memory of {device_label(where)}; choose cpu"
             ) from error
-        except Exception as error:  # whatever transformers makes of a config or a tensor
+        except Exception as error:  # transformers fails in many ways on a config or a tensor
             raise CheckpointError(f"{store.path}: {_cause(store, error)}") from error
-    _check_keys(store.path, found)
+    _check_keys(store.path, loading_info)
     return model.eval()
 
 
 def _model_class(config: dict[str, Any]) -> Any:
-    """transformers' own class of the model where the config names one, else the causal LMs'."""
+    """transformers' class of the model if the config names one, else that of causal LMs."""
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else ""
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    if isinstance(found, type) and issubclass(found, PreTrainedModel):
-        described = getattr(getattr(found, "config_class", None), "model_type", None)
+    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
+        described = getattr(getattr(model_class, "config_class", None), "model_type", None)
         if described == config.get("model_type") and not config.get("auto_map"):
-            return found
+            return model_class
     return AutoModelForCausalLM
 
 
-def _check_keys(path: Path, found: dict[str, Any]) -> None:
-    """Raise CheckpointError unless every tensor found its place and every place its tensor."""
-    for kind, told in (
+def _check_keys(path: Path, loading_info: dict[str, Any]) -> None:
+    """Raise CheckpointError unless the model's parameters and the tensors are the same ones."""
+    for kind, fault in (
         ("missing_keys", "missing from the weights"),
         ("unexpected_keys", "not part of the model"),
         ("mismatched_keys", "of another shape than the model's"),
     ):
-        names = sorted(key if isinstance(key, str) else key[0] for key in found[kind])
+        names = sorted(key if isinstance(key, str) else key[0] for key in loading_info[kind])
         if names:
             more = f" and {len(names) - 1} more are" if names[1:] else " is"
             raise CheckpointError(
-                f"{path}: {names[0]!r}{more} {told}; config.json and the weights are not of one "
+                f"{path}: {names[0]!r}{more} {fault}; config.json and the weights are not of one "
                 "model, so copy the directory again"
             )
 
@@ -99,7 +99,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
             return AutoTokenizer.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, local_files_only=True
             )
-        except Exception as error:  # whatever transformers makes of what lies there
+        except Exception as error:  # transformers fails in many ways on such files
             raise CheckpointError(
                 f"{directory} has no tokenizer that transformers can read; copy the original's "
                 "tokenizer files beside the weights"
@@ -107,11 +107,11 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 
 def _cause(store: TensorStore, error: Exception) -> str:
-    """Why loading failed, in one sentence: ours if the experts are incomplete, else the error's."""
+    """Why loading failed: our sentence if the experts are incomplete, else the error's."""
     if not is_packed(store.path) and recognise(store.path, store.config, store.specs) is not None:
         try:
             open_checkpoint(store.path)
-        except CheckpointError as told:
-            return str(told)
+        except CheckpointError as incomplete:
+            return str(incomplete)
     text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
     return f"transformers {transformers.__version__} cannot load this model: {text}"

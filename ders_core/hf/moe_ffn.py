@@ -16,12 +16,12 @@ from ders_core.checkpoint.dense import DenseFFN, dense_ffns
 from ders_core.files.spec import TensorSpec
 
 _recorded: ContextVar[list[torch.Tensor] | None] = ContextVar("router_logits", default=None)
-"""Where the routers leave their logits: a forward pass of another thread has its own place."""
+"""The list that routers append their logits to; each thread has its own."""
 
 
 @contextmanager
 def recorded_routers() -> Iterator[list[torch.Tensor]]:
-    """What the routers say while it is entered: `[tokens, N]`, one layer after another."""
+    """Router logits of the forward passes in the block: `[tokens, N]`, layer by layer."""
     logits: list[torch.Tensor] = []
     token = _recorded.set(logits)
     try:
@@ -34,7 +34,7 @@ def recorded_routers() -> Iterator[list[torch.Tensor]]:
 class FFNShape:
     """A dense FFN: down(act(gate x) · up x), or down(act(up x)) if it is not gated.
 
-    hidden, inner: d and d_h. dropout: what the FFN itself applies to its output.
+    hidden, inner: d and d_h. dropout: probability, on the FFN's output.
     """
 
     hidden: int
@@ -53,7 +53,9 @@ class FFNShape:
             gated="gate" in ffn.weights,
             biased=any(name.endswith(".bias") for name, _ in module.named_parameters()),
             activation=getattr(config, "hidden_act", None) or config.activation_function,
-            dropout=next((own.p for own in module.modules() if isinstance(own, nn.Dropout)), 0.0),
+            dropout=next(
+                (part.p for part in module.modules() if isinstance(part, nn.Dropout)), 0.0
+            ),
         )
 
 
@@ -100,7 +102,7 @@ class MoeFFN(nn.Module):
         self.dropout = nn.Dropout(form.dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[batch, window, d]` -> the same; an expert computes the tokens that chose it alone."""
+        """`[batch, window, d]` -> the same; each expert computes only the tokens routed to it."""
         x = hidden_states.flatten(0, -2)  # [tokens, d]
         logits = self.gate(x)  # [tokens, N]
         record = _recorded.get()
@@ -111,11 +113,11 @@ class MoeFFN(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # [tokens · k], expert after expert
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         parts = x[order // self.top_k].split(counts)
-        said = torch.cat(
+        outputs = torch.cat(
             [expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)]
         )
-        said = said[order.argsort()].unflatten(0, chosen.shape)  # [tokens, k, d]
-        y = (weights.to(said.dtype)[..., None] * said).sum(1)
+        outputs = outputs[order.argsort()].unflatten(0, chosen.shape)  # [tokens, k, d]
+        y = (weights.to(outputs.dtype)[..., None] * outputs).sum(1)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             y = y + self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
         return self.dropout(y).view_as(hidden_states)

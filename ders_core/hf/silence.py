@@ -1,4 +1,4 @@
-"""transformers, silent for a while."""
+"""Silence transformers for a block of code."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import transformers
 
 _lock = threading.RLock()
-"""How loud transformers is, is one setting of the whole process, so one thread has it at a time."""
+"""The verbosity of transformers is one setting of the process; one thread changes it at a time."""
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No bars and no advice from transformers; what matters is raised. Threads wait."""
+    """No progress bars and warnings from transformers in the block. Threads wait for each other."""
     logging = transformers.logging
     with _lock:
         level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

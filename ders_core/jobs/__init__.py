@@ -1,7 +1,7 @@
 """Work in the background: a workspace, a store of jobs, and workers that outlive the app.
 
-The worker itself is `ders_core.jobs.worker`. Importing this package imports neither dask nor
-transformers.
+The worker itself is `ders_core.jobs.worker`; a kind of job is one file of `ders_core.jobs.kinds`.
+Importing this package imports neither torch nor dask.
 """
 
 from ders_core.jobs.engine import Engine

@@ -1,8 +1,8 @@
-"""The job store as a worker sees it: claim a job, tell how it goes, hand it back.
+"""The job store for workers: claim a job, report its progress, end it or put it back.
 
-A claim is known by (job, attempt): each claim raises the attempt, and every word about a job says
-the attempt it speaks for. A worker that was thought dead and whose job another one took over finds
-that out by its next word, and stops.
+A claim is identified by (job, attempt): each claim raises the attempt, and every report names its
+attempt. A worker that seemed dead and lost its job to another worker gets TakenOver at its next
+report, and stops.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ders_core.jobs.schema import connection, prepare, transaction
 from ders_core.jobs.store import log_event
 
 MAX_LOSSES = 3
-"""A job that outlived this many workers is given up: it is probably what kills them."""
+"""A job that lost more workers than this fails: it is probably what kills them."""
 
 ORPHANED = (
     "state = 'running' AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = jobs.worker"
@@ -49,7 +49,7 @@ class TakenOver(Cancelled):
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on a job, until somebody else claims it."""
+    """The right to work on a job, until another worker claims it."""
 
     path: Path
     job: Job
@@ -57,7 +57,7 @@ class Claim:
     def advance(
         self, step: str, done: int, total: int, message: str, samples: Sequence[Sample]
     ) -> bool:
-        """Tell how far the step is; returns whether somebody asked to stop. Raises TakenOver."""
+        """Report the progress of a step. Returns whether a stop was requested. Raises TakenOver."""
         row = self._update(
             "step = :step, done = :done, total = :total, message = :message, samples = :samples",
             step=step,
@@ -93,7 +93,7 @@ class Claim:
         self._end("cancelled", "cancelled")
 
     def release(self) -> None:
-        """Put the job back into the queue; the worker was asked to go."""
+        """Put the job back into the queue, because the worker has to stop."""
         with transaction(self.path) as db:
             steps = steps_text(rewound(steps_of(self._check(db)["steps"])))
             db.execute(
@@ -150,14 +150,14 @@ class Claim:
 
 
 class Claims:
-    """One worker's side of the store. worker_id: unique to this worker's life."""
+    """The store for one worker. worker_id: unique to one process."""
 
     def __init__(self, path: Path, worker_id: str) -> None:
         self.path, self.worker_id = path, worker_id
         prepare(path)
 
     def beat(self, job_id: int | None, devices: Sequence[str], memory: int, cpu: float) -> None:
-        """Say that this worker lives. memory: bytes, cpu: percent of one core."""
+        """Report that this worker is alive. memory: bytes; cpu: percent of one core."""
         self.announce(os.getpid())
         with transaction(self.path) as db:
             db.execute(
@@ -181,7 +181,7 @@ class Claims:
             )
 
     def adopt(self, companion: int) -> bool:
-        """Give the worker another companion; False if it has left."""
+        """Give the worker another companion. Returns False if the worker has left."""
         with connection(self.path) as db:
             rows = db.execute(
                 "UPDATE workers SET companion = ? WHERE id = ? RETURNING id",
@@ -190,7 +190,7 @@ class Claims:
         return bool(rows)
 
     def leave_without_companion(self) -> bool:
-        """Say goodbye if the worker's companion has ended; returns whether it did."""
+        """Leave if the worker's companion has ended. Returns whether it left."""
         with transaction(self.path) as db:
             row = db.execute(
                 "SELECT companion FROM workers WHERE id = ?", (self.worker_id,)
@@ -201,15 +201,15 @@ class Claims:
         return alone
 
     def leave(self) -> None:
-        """Say goodbye."""
+        """Remove the worker from the store."""
         with connection(self.path) as db:
             db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
 
     def claim(self, *, orphans: bool = True) -> Claim | None:
-        """The oldest job that nobody works on, or None; one that lost its worker comes first.
+        """Claim the oldest free job, one that lost its worker first; None if there is none.
 
-        orphans: whether other workers' silence may be taken for death (not just after this machine
-        slept: then everybody was silent).
+        orphans: whether a worker without recent heartbeats counts as dead. Not right after this
+        machine slept, when no worker could report.
         """
         now = time.time()
         with transaction(self.path) as db:
@@ -242,21 +242,21 @@ class Claims:
     def pending(self) -> bool:
         """Whether any job waits or runs."""
         with connection(self.path) as db:
-            found = db.execute(
+            row = db.execute(
                 "SELECT 1 FROM jobs WHERE state IN ('queued', 'running') LIMIT 1"
             ).fetchone()
-        return found is not None
+        return row is not None
 
 
 def _bury(db: sqlite3.Connection, now: float) -> list[str]:
-    """Ids of workers whose process has ended; long silent ones are forgotten."""
+    """Ids of workers whose process has ended. Workers silent for an hour are removed."""
     db.execute("DELETE FROM workers WHERE heartbeat < ?", (now - 3600,))
     workers = [worker_of(row) for row in db.execute("SELECT * FROM workers").fetchall()]
     return [worker.id for worker in workers if worker.gone]
 
 
 def _give_up(db: sqlite3.Connection, dead: list[str], limit: float, now: float) -> None:
-    """Fail the jobs that lost one worker too many."""
+    """Fail the jobs that lost more than MAX_LOSSES workers."""
     error = (
         f"its worker died {MAX_LOSSES + 1} times while it ran, most likely for lack of memory; "
         "resume it with fewer workers beside it or on a larger machine"

@@ -1,4 +1,4 @@
-"""What a task gets to do its job with: its parameters, its place, progress, log, steps, engine."""
+"""What a kind of job works with: directory, allowed paths, device, progress, log, steps, engine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ders_core.jobs.stop import Stop
 from ders_core.jobs.workspace import Workspace
 
 WRITE_EVERY = 0.25
-"""Seconds between two looks into the store: how long a request to stop may go unheard."""
+"""Seconds between two accesses to the store; a stop request waits at most so long."""
 
 LOG_EVERY = 1.0
 """Seconds between two progress messages in the job's log."""
 
 
 class Released(Cancelled):
-    """The worker was asked to go; the job goes back into the queue."""
+    """The worker has to stop; the job goes back into the queue."""
 
 
 class TaskContext:
-    """One attempt at one job. Its methods raise Cancelled (or a child) when work has to stop."""
+    """One attempt at one job. Its methods raise Cancelled (or a subclass) when work has to stop."""
 
     def __init__(
         self, claim: Claim, workspace: Workspace, scheduler: str | None, stop: Stop
@@ -51,17 +51,20 @@ class TaskContext:
         return self.workspace.check_allowed(path)
 
     def checkpoint(self, place: str) -> Path:
-        """A checkpoint of the spec, local or elsewhere. Raises DersError as `allowed` does."""
+        """A checkpoint of the spec, a path or an address.
+
+        Raises JobError if it is not allowed, CheckpointError if an address cannot be understood.
+        """
         return self.workspace.check_checkpoint(place)
 
     def directory(self) -> Path:
-        """The job's own directory, made if need be."""
-        place = self.workspace.run_dir(self.job.id)
-        place.mkdir(parents=True, exist_ok=True)
-        return place
+        """The job's directory, which is created if it is missing."""
+        directory = self.workspace.run_dir(self.job.id)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
 
     def device(self, choice: str) -> str:
-        """ "cpu" or "cuda"; a job that goes on stays where it began. Raises DersError."""
+        """Choose "cpu" or "cuda"; a resumed job stays on its first device. Raises DersError."""
         from ders_core.compute.device import resolve_device
 
         device = self.job.device or resolve_device(choice).type
@@ -73,7 +76,10 @@ class TaskContext:
         return Engine(workers, self._scheduler, device)
 
     def progress(self, done: int, total: int, message: str) -> None:
-        """A `Progress`: tells the store now and then, and stops the work if it was asked to."""
+        """A `Progress` callback that writes to the store at intervals.
+
+        Raises Cancelled on a stop request, and Released if the worker has to stop.
+        """
         if self._stop.asked:
             raise Released("the worker is leaving")
         now = time.monotonic()
@@ -94,8 +100,8 @@ class TaskContext:
     def step(
         self, name: str, work: Callable[[], dict[str, Any]], saved: Path | None = None
     ) -> dict[str, Any]:
-        """Do one step and return its result. With `saved`, the result is kept in that JSON file,
-        and an attempt that finds it there does not do the step again."""
+        """Do one step and return its result, plain JSON values. With `saved`, the result is kept in
+        that file, and a later attempt reads it instead of doing the step again."""
         if saved is not None and saved.is_file():
             try:
                 result = read_json(saved)
@@ -114,7 +120,7 @@ class TaskContext:
         return result
 
     def skip(self, name: str, note: str) -> None:
-        """Leave a step out and say why."""
+        """Skip a step. note: the reason, for the page and the log."""
         self._mark(name, "skipped", note=note)
         self._claim.log(f"{name}: skipped; {note}")
 
@@ -122,7 +128,7 @@ class TaskContext:
         self._mark(name, "running")
         self._step, self._samples, self._message = name, (), f"starting to {name}"
         self.progress(0, 0, self._message)
-        self._written = self._logged = float("-inf")  # the first real message is told at once
+        self._written = self._logged = float("-inf")  # the next message is written at once
 
     def _mark(self, name: str, state: StepState, **changes: Any) -> None:
         self._steps = tuple(

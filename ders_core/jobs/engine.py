@@ -1,8 +1,8 @@
-"""Run independent tasks on many processes: an embedded dask cluster, or one that is given.
+"""Run independent tasks on many processes: an embedded dask cluster, or one at an address.
 
-A task is a function of one item, both picklable. A process that dies costs only its task, which
-another one takes up. A given scheduler's workers must have this package installed and see the same
-files. Work for GPUs goes to workers that offer the resource GPU, one task for each that they have.
+A task is a function of one item, both picklable. If a process dies, another one repeats its task.
+The workers of a scheduler at an address must have this package installed and see the same files.
+GPU tasks go to workers that offer the resource GPU, one task for each GPU.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ CONNECT_SECONDS = 20
 ALLOWED_DEATHS = 3
 CONFIG = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
-    "distributed.nanny.pre-spawn-environ": {},  # it would leak into this process
+    "distributed.nanny.pre-spawn-environ": {},  # its default would change this process, too
     "distributed.worker.use-file-locking": False,
-    "distributed.scheduler.http.routes": [],  # nothing to be seen from outside
+    "distributed.scheduler.http.routes": [],  # no pages for other machines
     "distributed.worker.http.routes": [],
     "distributed.admin.large-graph-warning-threshold": "1GB",
 }
 
 
 def gpus() -> int:
-    """GPUs of this machine, at least 1."""
+    """Number of GPUs of this machine, at least 1."""
     import torch
 
     return max(1, torch.cuda.device_count())
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Engine:
-    """Runs tasks; a context manager, whose end stops the processes.
+    """Runs tasks; a context manager that stops the processes at its end.
 
     workers: processes; by default one per core, on "cuda" one per GPU, and never more than there
     are tasks. One worker without a scheduler is this process itself. scheduler: the address of a
@@ -85,8 +85,8 @@ class Engine:
     def run(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
         """Yield function(item) for every item, in the order in which they finish.
 
-        At most twice as many tasks as there are workers are under way at once. What a task raises
-        is raised here. Raises JobError if a task keeps killing its process or the cluster is lost.
+        At most twice as many tasks as workers are submitted at once. An exception of a task is
+        raised here. Raises JobError if a task keeps killing its process or the cluster is lost.
         """
         workers = self._workers or (gpus() if self._device == "cuda" else cores())
         workers = min(workers, len(items))
@@ -147,7 +147,7 @@ class Engine:
         return offered
 
     def _connect(self, workers: int) -> Any:
-        """A client of the cluster, which is started at the first call."""
+        """A client of the cluster; the first call starts the cluster."""
         if self._client is not None:
             return self._client
         import dask
@@ -180,7 +180,7 @@ class Engine:
                 threads_per_worker=1,
                 processes=True,
                 host=HOST,
-                dashboard_address=f"{HOST}:0",  # without an address it would take port 8787
+                dashboard_address=f"{HOST}:0",  # without an address dask takes port 8787
                 worker_dashboard_address=None,
                 scheduler_kwargs={"dashboard": False},
                 memory_limit=0,
@@ -197,7 +197,7 @@ class Engine:
 
 
 def _on_one_thread(function: Callable[[T], R], item: T) -> R:
-    """Processes share the cores, so each computes on one."""
+    """Compute on one thread, because the processes share the cores."""
     import torch
 
     torch.set_num_threads(1)
@@ -206,7 +206,7 @@ def _on_one_thread(function: Callable[[T], R], item: T) -> R:
 
 @contextmanager
 def _quiet_loggers() -> Iterator[None]:
-    """Deaths of processes are expected here and told as results; dask need not print them."""
+    """Silence dask's logs: deaths of processes are reported as results."""
     loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

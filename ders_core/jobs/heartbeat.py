@@ -1,4 +1,4 @@
-"""A thread that says every two seconds that the worker lives, and what it takes."""
+"""A thread that reports every two seconds that the worker is alive, with its memory and CPU use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ INTERVAL = 2.0
 
 
 class Heartbeat:
-    """Beats while the block runs; says goodbye at its end.
+    """Context manager: heartbeats while the block runs; at its end the worker leaves the store.
 
-    `job_id` and `devices` are what the next beat tells. It beats on while torch computes, because
-    torch lets other threads run meanwhile.
+    `job_id` and `devices` are reported with the next beat. The thread runs while torch computes,
+    because torch releases the GIL.
     """
 
     def __init__(self, claims: Claims, interval: float = INTERVAL) -> None:
@@ -55,7 +55,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
-            _unless_refused(self.beat)  # the next beat may succeed; the main thread will notice
+            _unless_refused(self.beat)  # the main thread notices a lasting fault
 
 
 def _unless_refused(call: Callable[[], None]) -> None:
@@ -64,16 +64,16 @@ def _unless_refused(call: Callable[[], None]) -> None:
 
 
 class Usage:
-    """Memory and processor time of this process and its children."""
+    """Memory and CPU use of this process and its children."""
 
     def __init__(self) -> None:
         self._known: dict[int, psutil.Process] = {}
 
     def measure(self) -> tuple[int, float]:
-        """Bytes resident now, and percent of one core since the last call; children included."""
+        """Resident bytes now, and percent of one core since the last call; children included."""
         me = psutil.Process()
-        found = {process.pid: process for process in [me, *me.children(recursive=True)]}
-        self._known = {pid: self._known.get(pid, process) for pid, process in found.items()}
+        running = {process.pid: process for process in [me, *me.children(recursive=True)]}
+        self._known = {pid: self._known.get(pid, process) for pid, process in running.items()}
         memory, cpu = 0, 0.0
         for process in self._known.values():
             try:

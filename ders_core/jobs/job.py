@@ -1,4 +1,4 @@
-"""What the job store holds, as values: jobs with their steps, log lines, workers."""
+"""The values of the job store: jobs with their steps, log lines, workers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Job:
-    """One job as it stood when it was read. Times are seconds since the epoch, memory is bytes.
+    """One job at the moment it was read. Times are seconds since the epoch, memory is bytes.
 
-    done, total and message belong to the current step; device is known once a worker chose it.
+    done, total and message belong to the current step. device: None until a worker chose it.
+    result: JSON values; `Result.of` of the kind's result class reads them.
     """
 
     id: int
@@ -62,7 +63,7 @@ class Job:
 
     @property
     def seconds(self) -> float | None:
-        """How long the last attempt has run, or ran."""
+        """Duration of the last attempt so far; None before the first."""
         if self.started is None:
             return None
         return max(0.0, (self.finished or time.time()) - self.started)
@@ -76,12 +77,12 @@ class Job:
 
     @property
     def rate(self) -> float | None:
-        """Units of the current step per second; None when not running or too early to say."""
+        """Units of the current step per second; None if not running or too early to estimate."""
         return rate(self.samples, time.time()) if self.state == "running" else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Of the current step; None when not running or too early to say."""
+        """Time left in the current step; None if not running or too early to estimate."""
         if self.state != "running":
             return None
         return seconds_left(self.samples, self.done, self.total, time.time())
@@ -99,8 +100,8 @@ class Event:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker as it last reported. memory: bytes resident, children included; cpu: percent of
-    one core, children included; companion: a process without which it leaves when idle."""
+    """One worker at its last report. memory: resident bytes, cpu: percent of one core, both with
+    children. companion: pid of the process that it serves; after its end an idle worker leaves."""
 
     id: str
     pid: int
@@ -115,7 +116,7 @@ class WorkerState:
 
     @property
     def gone(self) -> bool:
-        """Whether its process is known to have ended (only this machine's can be known)."""
+        """Whether its process has ended; only processes of this machine can be checked."""
         return self.host == platform.node() and not process_lives(self.pid)
 
     @property
@@ -124,7 +125,7 @@ class WorkerState:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether a process of this machine runs; one that ended unnoticed (a zombie) does not."""
+    """Whether a process of this machine runs; a zombie does not."""
     if pid == os.getpid():
         return True
     try:
@@ -179,10 +180,10 @@ def steps_text(steps: tuple[Step, ...]) -> str:
 
 
 def stopped(steps: tuple[Step, ...], state: StepState) -> tuple[Step, ...]:
-    """Steps with the running one put into another state."""
+    """Steps with the running one in another state."""
     return tuple(replace(step, state=state) if step.state == "running" else step for step in steps)
 
 
 def rewound(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Steps as a new attempt finds them: what is done stays done, the rest waits again."""
+    """Steps at the start of a new attempt: finished ones stay done, the others wait."""
     return tuple(step if step.state == "done" else Step(step.name) for step in steps)

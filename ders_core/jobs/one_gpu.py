@@ -1,4 +1,4 @@
-"""Loaded by dask into each worker process of an embedded cluster: it sees one GPU, its own."""
+"""Loaded by dask into each worker process of an embedded cluster, so that each sees one GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def dask_setup(worker: Any) -> None:
-    """The worker's number tells which; before anything has asked for a GPU."""
+    """Choose the GPU by the worker's number, before CUDA is initialised."""
     visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
     number = int(worker.name)
     os.environ[VISIBLE] = visible[number % len(visible)] if visible else str(number)

@@ -1,4 +1,4 @@
-"""How fast a step advances and how long it still takes, from a few recent samples."""
+"""Speed of a step and time left, estimated from a few recent samples."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ Sample = tuple[float, int]
 """(time in seconds, units done)"""
 
 SPACING = 1.0
-"""Seconds between two samples that are kept."""
+"""Least seconds between two kept samples."""
 
 KEPT = 20
 
 
 def add_sample(samples: Sequence[Sample], now: float, done: int) -> tuple[Sample, ...]:
-    """Samples with one more, where it tells something new; the first of a step is always kept."""
+    """Samples with one more, if units were done and SPACING seconds passed since the last one. The
+    first of a step is always kept."""
     if samples and (done <= samples[-1][1] or now - samples[-1][0] < SPACING):
         return tuple(samples)
     return (*samples, (now, done))[-KEPT:]
 
 
 def rate(samples: Sequence[Sample], now: float) -> float | None:
-    """Units per second, or None while too little is known.
+    """Units per second; None while there are too few samples.
 
-    Work that has stopped telling slows down: a silence longer than the usual gap between samples
-    counts as time in which nothing was done.
+    A pause longer than the mean gap between samples counts as time in which nothing was done, so
+    the estimate falls while a step reports nothing.
     """
     if len(samples) < 2:
         return None
@@ -35,7 +36,7 @@ def rate(samples: Sequence[Sample], now: float) -> float | None:
 
 
 def seconds_left(samples: Sequence[Sample], done: int, total: int, now: float) -> float | None:
-    """Seconds until `total`, or None while too little is known."""
+    """Seconds until `total`; None while there are too few samples."""
     pace = rate(samples, now)
     if pace is None or total <= 0:
         return None

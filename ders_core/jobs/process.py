@@ -1,4 +1,4 @@
-"""Start a worker as a process of its own, which outlives whoever started it."""
+"""Start a worker as a separate process that outlives the one that starts it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ders_core.jobs.workspace import Workspace
 LOG = "worker.log"
 
 _started: list[subprocess.Popen[bytes]] = []
-"""Kept so that a worker that ended can be waited for, and leaves no zombie."""
+"""Processes to poll, so that a worker that ended leaves no zombie."""
 
 
 def start_worker_process(
     workspace: Workspace, scheduler: str | None = None, *, companion: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a worker, detached from the terminal, its words in the workspace's worker.log.
+    """Start a worker, detached from the terminal; its output goes to the workspace's worker.log.
 
-    It is announced in the store at once. companion: a process without which the worker leaves once
-    nothing is left to do.
+    The worker is announced in the store at once. companion: pid of a process; after its end the
+    worker leaves as soon as it is idle. Raises JobError if no process can be started.
     """
     store = JobStore(workspace.store_path)
     worker_id = uuid.uuid4().hex
@@ -53,27 +53,29 @@ def start_worker_process(
 
 
 def ensure_worker(workspace: Workspace, scheduler: str | None = None) -> WorkerState:
-    """The living worker of a workspace; starts one if there is none.
+    """The live worker of a workspace; starts one if there is none.
 
-    The one it starts, or finds left alone, stays as long as this process lives or work is left.
+    The worker that it starts, or whose companion has ended, gets this process as companion.
+    Raises JobError if no worker can be started.
     """
     _started[:] = [process for process in _started if process.poll() is None]
     store = JobStore(workspace.store_path)
     with file_lock(workspace.path / ".worker.lock"):
-        found = store.worker()
-        alive = found is not None and found.alive
-        if found is not None and alive and found.companion and not process_lives(found.companion):
-            alive = Claims(store.path, found.id).adopt(os.getpid())
+        worker = store.worker()
+        alive = worker is not None and worker.alive
+        companion = worker.companion if worker is not None else None
+        if worker is not None and alive and companion and not process_lives(companion):
+            alive = Claims(store.path, worker.id).adopt(os.getpid())
         if not alive:
             _started.append(start_worker_process(workspace, scheduler, companion=os.getpid()))
-        found = store.worker()
-    if found is None:
-        raise JobError("the worker that was started is gone already; look into its log")
-    return found
+        worker = store.worker()
+    if worker is None:
+        raise JobError("the worker ended right after its start; see worker.log in the workspace")
+    return worker
 
 
 def _environment() -> dict[str, str]:
-    """The worker must find this package even if it is run from a checkout that is not installed."""
+    """Variables for the worker, which must find this package in a checkout, too."""
     root = Path(ders_core.__file__).resolve().parent.parent
     if root.name == "site-packages":
         return dict(os.environ)

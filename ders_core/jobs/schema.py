@@ -67,16 +67,16 @@ MIGRATIONS = (
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file beside the store; the system drops it if the holder dies."""
+    """Hold an exclusive lock on a file; the system releases it if the process dies."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def prepare(path: Path) -> None:
-    """Make the file, or bring an older one up to date.
+    """Create the file, or migrate an older one.
 
-    Raises JobError if it cannot be made, is no job store, or was made by a newer version.
+    Raises JobError if it cannot be created, is not a job store, or was written by a newer version.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def prepare(path: Path) -> None:
 def connection(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that is closed at the end; each statement commits by itself.
 
-    Raises JobError when SQLite refuses: the file is gone, damaged, or locked for too long.
+    Raises JobError for any SQLite error: the file is missing, damaged, or locked for too long.
     """
     try:
         with closing(
@@ -118,7 +118,7 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def transaction(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection inside one write transaction: all of the block is kept, or none of it."""
+    """A connection inside one write transaction; an exception in the block rolls it back."""
     with connection(path) as db:
         db.execute("BEGIN IMMEDIATE")
         try:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask the worker to go; it goes when its work is in a safe place."""
+"""SIGTERM and SIGINT request a stop; the worker stops at the next safe point of its work."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import FrameType
 
 
 class Stop:
-    """Whether somebody asked to stop. A plain attribute, because a signal may come while the main
-    thread holds any lock."""
+    """asked: whether a stop was requested. A plain attribute, because a signal may arrive while the
+    main thread holds a lock."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -19,8 +19,10 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Listen to SIGTERM and SIGINT; a second SIGINT raises KeyboardInterrupt. In another thread
-    than the main one, which alone may listen, nobody ever asks."""
+    """Catch SIGTERM and SIGINT while the block runs; a second SIGINT raises KeyboardInterrupt.
+
+    Only the main thread can catch signals; in another thread the stop is never requested.
+    """
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:

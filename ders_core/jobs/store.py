@@ -1,4 +1,4 @@
-"""The job store as pages and the command line see it: file jobs, look at them, stop them."""
+"""The job store for pages and the command line: file jobs, read, cancel, resume, delete them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Workers = list[WorkerState]
 
 
 def log_event(db: sqlite3.Connection, job_id: int, level: str, message: str) -> None:
-    """Add a line to a job's log, within whatever transaction is open."""
+    """Add a line to a job's log, within the open transaction."""
     db.execute(
         "INSERT INTO events (job_id, time, level, message) VALUES (?, ?, ?, ?)",
         (job_id, time.time(), level, message),
@@ -41,10 +41,10 @@ def log_event(db: sqlite3.Connection, job_id: int, level: str, message: str) -> 
 
 
 class JobStore:
-    """Jobs in a SQLite file. Every call is one short transaction on a connection of its own, so
-    that any number of threads and processes may use one store at once.
+    """Jobs in a SQLite file. Every call opens a connection for one short transaction, so any number
+    of threads and processes may use one store at once.
 
-    Raises JobError if the file cannot be used.
+    Every method raises JobError if the file cannot be used.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -71,12 +71,12 @@ class JobStore:
         return job_of(row)
 
     def get(self, job_id: int) -> Job:
-        """Raises JobError if there is no such job."""
+        """One job. Raises JobError if there is no such job."""
         with connection(self.path) as db:
             return job_of(_row(db, job_id))
 
     def list(self, states: Iterable[str] | None = None, kind: str | None = None) -> Jobs:
-        """Jobs, the newest first; of some states and one kind only, if given."""
+        """Jobs, the newest first. states, kind: only these; None for all."""
         wanted = None if states is None else json.dumps(list(states))
         with connection(self.path) as db:
             rows = db.execute(
@@ -105,8 +105,8 @@ class JobStore:
         return [Event(*row) for row in reversed(rows)]
 
     def cancel(self, job_id: int) -> Job:
-        """Stop a job: at once if no worker has it, else at its next sign of progress. What is
-        finished is kept for `resume`. Raises JobError if the job has already ended."""
+        """Stop a job: at once if no worker has it, else at its next progress report. Finished work
+        is kept for `resume`. Raises JobError if the job has already ended."""
         with transaction(self.path) as db:
             row = _row(db, job_id)
             if row["state"] not in ("queued", "running"):
@@ -128,7 +128,10 @@ class JobStore:
             return job_of(_row(db, job_id))
 
     def resume(self, job_id: int) -> Job:
-        """Queue a failed or cancelled job again; it goes on from what it had finished."""
+        """Queue a failed or cancelled job again; it continues after its finished work.
+
+        Raises JobError for a job in another state.
+        """
         with transaction(self.path) as db:
             row = _row(db, job_id)
             if row["state"] not in ("failed", "cancelled"):
@@ -145,9 +148,9 @@ class JobStore:
             return job_of(_row(db, job_id))
 
     def delete(self, job_id: int) -> None:
-        """Forget a job, its log and what it made in the workspace (exports elsewhere stay).
+        """Delete a job, its log and its directory in the workspace; exports stay.
 
-        Raises JobError while a worker has it.
+        Raises JobError while a worker runs it.
         """
         with transaction(self.path) as db:
             row = _row(db, job_id)
@@ -161,17 +164,17 @@ class JobStore:
             shutil.rmtree(directory, ignore_errors=True)
 
     def workers(self) -> Workers:
-        """Every worker that has not said goodbye, the one heard from last first."""
+        """Every worker that has not left, the one with the latest heartbeat first."""
         with connection(self.path) as db:
             rows = db.execute("SELECT * FROM workers ORDER BY heartbeat DESC").fetchall()
         return [worker_of(row) for row in rows]
 
     def worker(self) -> WorkerState | None:
-        """The worker to show: a live one if there is any, preferably busy; else the last one."""
-        found = self.workers()
-        living = [worker for worker in found if worker.alive]
+        """The worker to show: a busy live one, else a live one, else the last one; None if none."""
+        workers = self.workers()
+        living = [worker for worker in workers if worker.alive]
         busy = [worker for worker in living if worker.job_id is not None]
-        return next(iter([*busy, *living, *found]), None)
+        return next(iter([*busy, *living, *workers]), None)
 
 
 def _row(db: sqlite3.Connection, job_id: int) -> sqlite3.Row:

@@ -1,4 +1,4 @@
-"""The worker: takes up jobs one at a time, beats while it works, and survives the app.
+"""The worker process: does jobs one at a time, reports heartbeats, and outlives the app.
 
 python -m ders_core.jobs.worker --workspace DIR [--scheduler ADDR]
 """
@@ -20,21 +20,18 @@ from ders_core.jobs.context import Released, TaskContext
 from ders_core.jobs.heartbeat import Heartbeat
 from ders_core.jobs.job import STALE_AFTER
 from ders_core.jobs.kind import KINDS, Kind
-from ders_core.jobs.process import ensure_worker, start_worker_process
 from ders_core.jobs.stop import stop_signals
 from ders_core.jobs.workspace import Workspace
 
-__all__ = ["ensure_worker", "main", "run_worker", "start_worker_process"]
-
 POLL = 0.4
-"""Seconds between two looks into the queue."""
+"""Seconds between two checks of the queue."""
 
 SLEPT = 5.0
-"""A look that comes this much later than it should: the machine slept, and every heartbeat with
-it."""
+"""If two checks of the queue are further apart than this, the machine slept, and no worker could
+send a heartbeat."""
 
 LINGER = 30.0
-"""Seconds of idleness after which a worker looks whether its companion still lives."""
+"""Idle seconds after which a worker checks whether its companion still runs."""
 
 
 def run_worker(
@@ -46,9 +43,9 @@ def run_worker(
 ) -> None:
     """Work until SIGTERM or SIGINT, which put a running job back into the queue.
 
-    scheduler: a dask scheduler's address for the per-group work. stop_when_idle: return when no job
-    waits or runs. worker_id: a name under which this worker was announced already, perhaps
-    with a companion: then return when that has ended and nothing is left to do.
+    scheduler: address of a dask scheduler for the per-group work. stop_when_idle: return when no
+    job waits or runs. worker_id: the id under which the store announced this worker already; if it
+    has a companion, return when that process has ended and no work is left.
     Raises JobError if the job store cannot be used.
     """
     claims = Claims(workspace.store_path, worker_id or uuid.uuid4().hex)
@@ -56,7 +53,7 @@ def run_worker(
         heart.devices = _devices()
         heart.beat()
         looked, useful = time.time(), time.monotonic()
-        trusted = 0.0  # before this time, silence proves nothing
+        trusted = 0.0  # before this time, a missing heartbeat does not count
         while not stop.asked:
             now = time.time()
             if not -SLEPT < now - looked < SLEPT:
@@ -78,14 +75,14 @@ def run_worker(
 
 
 def _may_leave(claims: Claims, stop_when_idle: bool, idle: float) -> bool:
-    """Whether an idle worker goes: there is nothing to wait for, or nobody to wait with."""
+    """Whether an idle worker stops: it was started for the present jobs, or its companion ended."""
     if stop_when_idle and not claims.pending():
         return True
     return idle > LINGER and claims.leave_without_companion()
 
 
 def _work(claim: Claim, context: TaskContext) -> None:
-    """Do one job and say how it ended."""
+    """Do one job and write its end to the store."""
     try:
         try:
             kind = _kind(claim.job.kind)
@@ -120,7 +117,7 @@ def _kind(name: str) -> Kind[Any, Any]:
 
 
 def _sentence(error: Exception) -> str:
-    """What the page says about an error that nobody foresaw."""
+    """The message for an unexpected error."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "there is not enough memory for this; use fewer workers or the CPU, then resume"
     words = str(error).strip().split("\n", 1)[0]
@@ -128,7 +125,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _devices() -> tuple[str, ...]:
-    """What this worker can compute on: "cpu", "cuda:0 NVIDIA H200"."""
+    """The devices of this worker: "cpu", "cuda:0 NVIDIA H200"."""
     import torch
 
     if not torch.cuda.is_available():
@@ -138,7 +135,7 @@ def _devices() -> tuple[str, ...]:
 
 
 def _free_memory() -> None:
-    """An idle worker holds no GPU memory."""
+    """Release GPU memory while the worker is idle."""
     import torch
 
     gc.collect()
@@ -152,12 +149,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workspace", type=Path, required=True, metavar="DIR")
     parser.add_argument("--scheduler", metavar="ADDR")
     parser.add_argument("--id", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         run_worker(
-            Workspace(given.workspace),
-            given.scheduler,
-            worker_id=given.id,
+            Workspace(options.workspace),
+            options.scheduler,
+            worker_id=options.id,
         )
     except DersError as error:
         print(f"error: {error}", file=sys.stderr)

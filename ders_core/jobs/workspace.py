@@ -1,4 +1,4 @@
-"""The workspace: one directory for what the studio makes, and the folders it may touch at all."""
+"""The workspace: the directory of the studio's files, and the folders that it may access."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"
 ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^:/]*(?::\d+)?(?:/[^:]*)?|[^:]+")
-"""One of several roots with colons between; the colons of an address belong to it."""
+"""One of several roots that are separated by colons; an address may contain colons."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where things lie. Making one touches nothing; what is missing is made when it is needed.
+    """Paths of the studio's files. Directories are created when they are needed.
 
-    The job store must lie on a disk of this machine (SQLite's WAL does not work over NFS).
+    The job store must be on a local disk (SQLite's WAL does not work over NFS).
     """
 
     path: Path
@@ -53,18 +53,18 @@ class Workspace:
         return self.path / "logs"
 
     def analysis_dir(self, identity: str) -> Path:
-        """Where the analysis of a checkpoint lies. Raises JobError for what is no identity."""
+        """Directory of a checkpoint's analysis. Raises JobError if `identity` is not one."""
         if not identity.isalnum():
             raise JobError(f"{identity!r} is not the identity of a checkpoint")
         return self.path / "analysis" / identity
 
     def growing_dir(self, identity: str) -> Path:
-        """Where an analysis lies until its last layer is finished. Raises JobError as above."""
+        """Directory of an analysis until its last layer is finished. Raises JobError likewise."""
         directory = self.analysis_dir(identity)
         return directory.with_name(directory.name + ".growing")
 
     def run_dir(self, job_id: int) -> Path:
-        """Where a job keeps what it makes; deleted together with the job."""
+        """Directory of a job's files; deleted together with the job."""
         return self.runs / f"{int(job_id):05d}"
 
     @property
@@ -72,18 +72,18 @@ class Workspace:
         """The folders that pages and jobs may read and write: the workspace, the user's home, the
         current directory, and those in $DERS_ROOTS; links resolved."""
         named = (Path(root) for root in _named_roots() if not is_address(root))
-        places = [self.path, Path.home(), Path.cwd(), *named]
-        return tuple(dict.fromkeys(place.expanduser().resolve() for place in places))
+        folders = [self.path, Path.home(), Path.cwd(), *named]
+        return tuple(dict.fromkeys(folder.expanduser().resolve() for folder in folders))
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Below which checkpoints may be read: the hub, and the addresses in $DERS_ROOTS."""
+        """Addresses below which checkpoints may be read: the hub, and those in $DERS_ROOTS."""
         return f"{HUB}://", *(root for root in _named_roots() if is_address(root))
 
     def check_checkpoint(self, place: str | Path) -> Path:
-        """As `check_allowed`, for what is only read: an address below `addresses` too.
+        """A checkpoint to read: a path as `check_allowed`, or an address below `addresses`.
 
-        Raises CheckpointError if an address cannot be understood.
+        Raises JobError if it is outside, and CheckpointError if it cannot be understood.
         """
         if not isinstance(place, str) or not is_address(place):
             return self.check_allowed(place)
@@ -96,9 +96,9 @@ class Workspace:
         )
 
     def check_allowed(self, path: str | Path) -> Path:
-        """The path, made absolute and with its links resolved; it need not exist.
+        """The absolute path with links resolved; it need not exist.
 
-        Raises JobError if it lies outside the roots, or elsewhere.
+        Raises JobError if it is outside the roots, or an address.
         """
         if is_address(path):
             raise JobError(f"{shown(str(path))} lies elsewhere; give a local path")

@@ -1,4 +1,4 @@
-"""The analysis of the open checkpoint: its tables if they are there, else the way to get them."""
+"""The analysis of the open checkpoint: its tables, or the job that makes them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def _latest(source: Checkpoint) -> Job | None:
 
 
 def need_analysis(source: Checkpoint) -> Analysis:
-    """The finished tables, or those of the layers that are finished so far; without any, offer to
-    make them, show progress, and stop the page."""
-    found = reads.analysis(source)
-    if found is not None:
-        return found
+    """The tables, of all layers or of those that are finished so far. Without any, show a button or
+    the progress of the job, and stop the page."""
+    finished = reads.analysis(source)
+    if finished is not None:
+        return finished
     growing = reads.growing_analysis(source)
     if growing is None:
         _waiting(source)
@@ -32,14 +32,14 @@ def need_analysis(source: Checkpoint) -> Analysis:
 
 
 def analyse(source: Checkpoint, spectra: str = "curve") -> None:
-    """File the job."""
+    """File a job that analyses the checkpoint."""
     submit("analyze", {"checkpoint": str(source.path), "spectra": spectra, "layers": None})
 
 
 @st.fragment(run_every=1.5)
 def under_way(source: Checkpoint) -> None:
-    """The panel of an analysis that replaces the one on the page; when it is done, the page is
-    drawn again."""
+    """The panel of an analysis that will replace the tables on the page; redraws the page when it
+    is done."""
     job = _latest(source)
     if job is not None and job.state in ("queued", "running"):
         st.session_state["analysis_under_way"] = job.id
@@ -50,7 +50,7 @@ def under_way(source: Checkpoint) -> None:
 
 @st.fragment(run_every=1.5)
 def _growing(source: Checkpoint, shown: int) -> None:
-    """The job's panel; the page is drawn again when a further layer is finished."""
+    """The job's panel; redraws the page when another layer is finished."""
     growing = reads.growing_analysis(source)
     if reads.analysis(source) is not None or (growing and len(growing.groups) != shown):
         st.rerun()

@@ -1,4 +1,4 @@
-"""The sidebar that stands beside every page, and what a page says when something is missing."""
+"""The navigation, the sidebar of every page, and the box that a page without a checkpoint shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FRAMED = "studio_framed"
 
 
 def navigation() -> Any:
-    """The pages in the order of the work, along the top; returns the one that is asked for."""
+    """The pages in the order of the work, along the top. Returns the requested page."""
     pages = [
         st.Page("pages/checkpoint.py", title="Checkpoint", default=True),
         st.Page("pages/redundancy.py", title="Redundancy"),
@@ -35,10 +35,10 @@ def navigation() -> Any:
 
 
 def need_frame() -> None:
-    """See to it that app.py runs around a page.
+    """Make sure that app.py runs around a page.
 
-    If the first address that a new server is asked for is a page's own, Streamlit runs the file in
-    pages/ alone. A call of `st.navigation` ends that habit, and the next run goes through app.py.
+    If the first request to a new server is for a page's address, Streamlit runs the file in pages/
+    alone. After a call of `st.navigation` the next run goes through app.py.
     """
     if not st.session_state.get(_FRAMED):
         navigation()
@@ -46,7 +46,7 @@ def need_frame() -> None:
 
 
 def sidebar() -> None:
-    """The open checkpoint, the current recipe, the worker; nothing else."""
+    """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
     with st.sidebar:
         st.markdown("### DeRS Studio")
@@ -65,13 +65,13 @@ def sidebar() -> None:
 
 
 def _entry(title: str, value: str, detail: str = "") -> None:
-    """A small title, a value, a small detail, close together."""
+    """A small title, a value and a small detail, without space between them."""
     lines = [f":gray[:small[{title}]]", value, f":gray[:small[{detail}]]" if detail else ""]
     st.markdown("  \n".join(line for line in lines if line))
 
 
 def _predicted(source: Checkpoint | None) -> str:
-    """What the current recipe makes of the open checkpoint."""
+    """The size of the open checkpoint under the current recipe."""
     if source is None:
         return ""
     try:
@@ -104,7 +104,7 @@ def label(source: Checkpoint) -> str:
 
 
 def opened_or_none() -> Checkpoint | None:
-    """The open checkpoint, or None if there is none or it cannot be opened any more."""
+    """The open checkpoint; None if there is none or it can no longer be opened."""
     path = session.current().checkpoint
     if path is None:
         return None
@@ -115,7 +115,7 @@ def opened_or_none() -> Checkpoint | None:
 
 
 def need_checkpoint() -> Checkpoint:
-    """The open checkpoint; without one, say so, offer the way, and stop the page."""
+    """The open checkpoint; without one, show how to open one, and stop the page."""
     path = session.current().checkpoint
     if path is not None:
         try:
@@ -133,7 +133,7 @@ def need_checkpoint() -> Checkpoint:
 
 
 def try_demo() -> Job | None:
-    """Open the demo if it is built; otherwise file a job that builds it."""
+    """Open the demo if it is built; else return the job that builds it, filed now if need be."""
     built = session.workspace().demo / "moe"
     if built.exists():
         session.open_path(built)
@@ -144,7 +144,7 @@ def try_demo() -> Job | None:
 
 
 def demo_text(name: str, model: Path) -> Path | None:
-    """The demo's own held-out or calibration text, if a model is one of the demo's."""
+    """The demo's held-out or calibration text; None if the model is not one of the demo's."""
     if is_remote(model):
         return None
     path = model.parent / name

@@ -1,4 +1,4 @@
-"""What a page shows of one job beside its panel: its steps, its log, and how to be rid of it."""
+"""Parts of a page about one job: its steps, its log, and a button that deletes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKS = {"done": ":green[✓]", "running": ":blue[●]", "failed": ":red[✗]"}
 
 
 def steps_line(job: Job) -> None:
-    """The steps in a row, with what each took."""
+    """The steps in a row, with their durations."""
     words = [
         f"{MARKS.get(step.state, ':gray[○]')} {step.name}"
         + (f" {duration_text(step.seconds)}" if step.seconds is not None else "")
@@ -27,7 +27,7 @@ def steps_line(job: Job) -> None:
 
 
 def log_tail(job: Job, most: int = 12) -> None:
-    """The last lines of the log, folded away."""
+    """The last lines of the log, in a folded expander."""
     with st.expander("Log", key=f"log_{job.id}"):
         lines = [
             f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {event.message}"
@@ -37,7 +37,7 @@ def log_tail(job: Job, most: int = 12) -> None:
 
 
 def delete_button(job: Job) -> None:
-    """Deletes the job and what it made, once that is confirmed."""
+    """Deletes the job and its files after a confirmation."""
     if st.button("Delete", key=f"delete_{job.id}", type="tertiary"):
         _confirm_delete(job.id, job.title)
 

@@ -1,4 +1,4 @@
-"""Jobs as a page shows them: one line, a bar, what it says, how long it will take."""
+"""File jobs, and show one while it runs: title, state, bar, message, time left."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def submit(kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
 
 
 def time_left(job: Job) -> str:
+    """The time left in the current step, as text; "" if it is not known."""
     seconds = job.seconds_left if job.state == "running" else None
     return f"about {duration_text(seconds)} left" if seconds is not None else ""
 
 
 def job_panel(job: Job, stop: str = "Cancel") -> None:
-    """A bordered panel with bar, message, time left and a button that stops it, called so."""
+    """A bordered panel: title, state, bar, message, time left. stop: label of the cancel button."""
     with st.container(border=True):
         word, colour = STATES[job.state]
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -60,7 +61,7 @@ def job_panel(job: Job, stop: str = "Cancel") -> None:
 
 
 def resume_button(job: Job, key: str) -> None:
-    """Queues a failed or cancelled job again."""
+    """A button that queues a failed or cancelled job again."""
     if st.button("Resume", key=key, help="Goes on from what was finished."):
         try:
             session.job_store().resume(job.id)

@@ -35,7 +35,7 @@ def launch(
         if not store.list(states=["queued", "running"], kind="demo"):
             store.submit("demo", {})
     address = f"http://{HOST}:{port}"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for who stops services
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for service managers
     entry = shipped("app.py")
     command = [
         *(sys.executable, "-m", "streamlit", "run", str(entry)),
@@ -56,11 +56,11 @@ def launch(
         server.wait()
         status = 0
     if status not in (0, -15):
-        raise DersError(f"the app stopped with status {status}; its words are above")
+        raise DersError(f"the app stopped with status {status}; see its output above")
 
 
 def _allow_here() -> None:
-    """The directory that the command was given in stays usable in the app and in the worker."""
+    """Add the current directory to the roots of the app and the worker."""
     roots = [os.environ.get(ROOTS_VARIABLE, ""), str(Path.cwd())]
     os.environ[ROOTS_VARIABLE] = os.pathsep.join(filter(None, roots))
 
@@ -88,6 +88,6 @@ def _wait_for(port: int, server: subprocess.Popen[bytes], seconds: float = 60) -
 
 
 def _open_browser(address: str) -> None:
-    """Only where there is a screen; a text browser would take the terminal."""
+    """Open a browser if there is a screen; a text browser would take over the terminal."""
     if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         webbrowser.open(address)

@@ -1,4 +1,4 @@
-"""A plot with what belongs to it: its data as CSV, its picture, a description in words."""
+"""A plot with its data as CSV, a button that saves its picture, and a description in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ders_core.pipeline.quality import Figure
 def plot(
     figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str, selectable: bool = False
 ) -> Any:
-    """Show a figure; with `selectable`, clicks on points come back. The camera saves it."""
+    """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
+    for screen readers."""
     config = _config(key)
     event: Any
     if selectable:
@@ -33,19 +34,19 @@ def figure_column(figure: Figure) -> Any:
 
 
 def live_plot(figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str) -> None:
-    """As `plot`, for a figure that changes while somebody looks at it.
+    """As `plot`, for a figure that changes while it is on the page.
 
-    Streamlit builds a plot anew whenever its figure changes, which leaves a hole for a moment. So
-    there are two in one place: the figure before stays in sight until the new one is drawn.
+    Streamlit rebuilds a plot when its figure changes, and shows a gap meanwhile. So two plots
+    overlap: the previous figure stays visible until the new one is drawn.
     """
     shown: list[tuple[int, go.Figure]] = st.session_state.setdefault(f"{key}_shown", [(0, figure)])
     if figure != shown[-1][1]:
         shown[:] = [shown[-1], (shown[-1][0] + 1, figure)]
-    places: list[Any] = []
+    slots: list[Any] = []
     with st.container(key=f"{key}_live"):
-        places += [st.container(key=f"{key}_place{number}") for number in range(2)]
-    for number, own in shown:
-        places[number % 2].plotly_chart(own, key=f"{key}_{number}", config=_config(key), alt=alt)
+        slots += [st.container(key=f"{key}_place{number}") for number in range(2)]
+    for number, version in shown:
+        slots[number % 2].plotly_chart(version, key=f"{key}_{number}", config=_config(key), alt=alt)
     latest = shown[-1][0]
     both, new = f".st-key-{key}_live", f".st-key-{key}_{latest}"
     before = f".st-key-{key}_place{(latest + 1) % 2}"

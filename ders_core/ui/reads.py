@@ -24,11 +24,11 @@ from ders_core.upcycle import DenseModel
 from ders_core.upcycle.dense_model import FAMILIES
 
 REMOTE_SECONDS = 3600
-"""For so long what lies elsewhere is not looked at again."""
+"""Seconds for which a remote checkpoint is not read again."""
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes when any file of a directory does; once in a while for one elsewhere."""
+    """Changes when a file of a directory changes; for an address, every REMOTE_SECONDS."""
     if is_remote(path):
         return (("", 0, int(time.time() // REMOTE_SECONDS)),)
     if not path.is_dir():
@@ -61,7 +61,7 @@ def delta_bytes(path: str) -> int:
 
 
 def auto_class(path: str) -> str:
-    """transformers' auto class for a packed directory; the causal LMs' if that is gone."""
+    """transformers' auto class for a packed directory; that of causal LMs if it was removed."""
     try:
         return card.auto_class(read_json(workspace().check_allowed(Path(path)) / "config.json"))
     except DersError:
@@ -74,7 +74,7 @@ def _summary(identity: str, _source: Checkpoint) -> Summary:
 
 
 def summary(source: Checkpoint) -> Summary:
-    """The first look; the verdict's sample reads a few rows of a few experts."""
+    """The summary of a checkpoint; the verdict's sample reads a few rows of a few experts."""
     return _summary(source.identity, source)
 
 
@@ -99,16 +99,16 @@ def analysis(source: Checkpoint) -> Analysis | None:
     stamp = _stamp(directory)
     try:
         return _analysis(str(directory), stamp) if stamp else None
-    except DersError:  # damaged, or of another version: to be made again
+    except DersError:  # damaged, or of another version: it is made again
         return None
 
 
 def growing_analysis(source: Checkpoint) -> Analysis | None:
-    """The layers that an analysis under way has finished, if there are any."""
+    """The finished layers of a running analysis; None without any."""
     directory = workspace().growing_dir(source.identity)
     try:
         return Analysis.load(directory) if directory.is_dir() else None
-    except DersError:  # just being replaced by a longer one
+    except DersError:  # it is just being replaced by a longer one
         return None
 
 
@@ -126,21 +126,21 @@ def dense(path: str) -> DenseModel:
 @st.cache_data(show_spinner=False, ttl=30)
 def dense_directories(roots: tuple[str, ...]) -> list[str]:
     """Those of `model_directories` whose config names a family that can be upcycled."""
-    found = []
+    dense_models = []
     for path in model_directories(roots):
         try:
             config = read_json(Path(path) / "config.json")
         except DersError:
             continue
         if config.get("model_type") in FAMILIES and not config.get("quantization_config"):
-            found.append(path)
-    return found
+            dense_models.append(path)
+    return dense_models
 
 
 @st.cache_data(show_spinner=False, ttl=30)
 def model_directories(roots: tuple[str, ...], depth: int = 3, most: int = 200) -> list[str]:
     """Directories with a config.json and safetensors under the roots, a few levels down."""
-    found: list[str] = []
+    models: list[str] = []
     level = [Path(root) for root in roots]
     for _ in range(depth + 1):
         below: list[Path] = []
@@ -152,10 +152,10 @@ def model_directories(roots: tuple[str, ...], depth: int = 3, most: int = 200) -
             if (directory / "config.json").is_file() and any(
                 entry.suffix == ".safetensors" for entry in entries
             ):
-                found.append(str(directory))
+                models.append(str(directory))
             elif len(entries) < 500:
                 below += [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
         level = below
-        if len(found) >= most:
+        if len(models) >= most:
             break
-    return sorted(set(found))[:most]
+    return sorted(set(models))[:most]

@@ -1,4 +1,4 @@
-"""What the studio has open. It is kept in the workspace, so that it survives browser and app."""
+"""The state of the studio, saved in the workspace so that it outlives browser and app."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HISTORY = "studio_recipe_history"
 
 @dataclass(frozen=True)
 class Open:
-    """checkpoint: a directory's path or address; recipe: YAML text; recent: paths, newest first.
-    dense, upcycle: path and YAML text of what the Upcycle page works on."""
+    """checkpoint: path or address of a directory. recipe: YAML text. recent: paths, newest first.
+    dense, upcycle: path of the dense model and YAML text of the Upcycle page."""
 
     checkpoint: str | None = None
     recipe: str | None = None
@@ -52,7 +52,7 @@ def _load() -> Open:
             data["checkpoint"],
             data["recipe"],
             tuple(data["recent"]),
-            data.get("dense"),  # files of earlier versions have neither
+            data.get("dense"),  # missing in files of earlier versions
             data.get("upcycle"),
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -60,7 +60,7 @@ def _load() -> Open:
 
 
 def current() -> Open:
-    """What is open in this session."""
+    """The state of this session."""
     if _KEY not in st.session_state:
         st.session_state[_KEY] = _load()
     opened: Open = st.session_state[_KEY]
@@ -80,18 +80,18 @@ def open_path(place: str | Path) -> None:
 
 
 def open_dense(place: str | Path) -> None:
-    """Make a model the one to upcycle. Raises DersError if it lies outside the allowed roots."""
+    """Open a dense model for the Upcycle page. Raises DersError if it is outside the roots."""
     _keep(replace(current(), dense=str(workspace().check_allowed(place))))
 
 
 def set_upcycle(text: str) -> None:
-    """Keep the choices of the Upcycle page."""
+    """Save the choices of the Upcycle page."""
     if text != current().upcycle:
         _keep(replace(current(), upcycle=text))
 
 
 def recipe() -> Recipe:
-    """The recipe being worked on."""
+    """The current recipe."""
     text = current().recipe
     if text is not None:
         try:
@@ -102,7 +102,7 @@ def recipe() -> Recipe:
 
 
 def set_recipe(new: Recipe) -> None:
-    """Make a recipe the current one; the one before can be had back."""
+    """Make a recipe the current one; `undo_recipe` restores the previous one."""
     before = recipe()
     if new == before:
         return
@@ -117,6 +117,6 @@ def can_undo() -> bool:
 
 
 def undo_recipe() -> None:
-    """Go back to the recipe before the last change."""
+    """Restore the recipe before the last change."""
     if can_undo():
         _keep(replace(current(), recipe=st.session_state[_HISTORY].pop().to_yaml()))

@@ -12,14 +12,14 @@ import pytest
 from jobs_support import FAST_RECIPE, SLOW_RECIPE, contents, wait_for
 
 from ders_core.errors import JobError
-from ders_core.jobs import Job, JobStore, Workspace, ensure_worker
+from ders_core.jobs import Job, JobStore, Workspace, ensure_worker, start_worker_process
 from ders_core.jobs import process as processes
 from ders_core.jobs.claims import Claims
 from ders_core.jobs.context import TaskContext
 from ders_core.jobs.heartbeat import Usage
 from ders_core.jobs.job import process_lives
 from ders_core.jobs.kinds.demo import Demo, DemoSpec
-from ders_core.jobs.worker import run_worker, start_worker_process
+from ders_core.jobs.worker import run_worker
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
 
