@@ -140,8 +140,9 @@ def details(job: Job) -> None:
                     f"{bytes_text(result.bytes_before)} → {bytes_text(result.bytes_after)} "
                     f"({share_text(result.ratio)} of original) on {result.device}"
                 )
-        if problem(job):
-            st.error(problem(job))
+        reason = problem(job)
+        if reason:
+            st.error(reason)
         steps_line(job)
         if job.seconds is not None and job.peak_memory:
             st.caption(

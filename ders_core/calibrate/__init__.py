@@ -1,4 +1,4 @@
-"""Calibrate: second moments of what experts' weights are multiplied with, and their use.
+"""Calibrate: second moments of the experts' inputs, and how often each expert is chosen.
 
 No family has code of its own here.
 """

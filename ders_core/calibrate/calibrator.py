@@ -1,4 +1,4 @@
-"""Run a model over a text as transformers runs it, under the watch, and keep what it saw."""
+"""Run a model over a text with transformers, observe its experts' inputs, write their moments."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ders_core.calibrate.locate import find_places
-from ders_core.calibrate.observer import Sums, Watch
+from ders_core.calibrate.locate import locate_weights
+from ders_core.calibrate.observer import InputObserver, Sums
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Meter, Progress, quiet
@@ -45,16 +45,16 @@ def calibrate(
     each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
     progress counts tokens.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
-    short, values are not finite, or experts' inputs cannot be told.
+    short, values are not finite, or experts' inputs cannot be identified.
     """
     where, target = resolve_device(device), Path(out).expanduser()
     check_sizes(window, max_tokens, batch)
     checkpoint = open_checkpoint(as_local(model))
     if checkpoint.packed_bytes is not None and checkpoint.scheme is not None:
-        # transformers gets the numbers before they are rounded to codes, so nothing would be found
+        # transformers gets numbers that are not rounded to codes yet, so no weight would be found
         raise EvaluationError(
             f"{checkpoint.path} is packed and stands for {checkpoint.scheme.name} codes, which "
-            "transformers does not run; calibrate what `ders synthesize` makes of it"
+            "transformers does not run; calibrate the output of `ders synthesize`"
         )
     window = fitting_window(window, [checkpoint.config])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
@@ -80,8 +80,8 @@ def _measure(
 ) -> dict[tuple[int, str], Sums]:
     """(layer, side) -> sums over `windows` `[n, window]`."""
     model.set_experts_implementation("eager")  # expert after expert, by plain products
-    places = find_places(model, checkpoint)
-    held = {place.layer for place in places.values()}
+    locations = locate_weights(model, checkpoint)
+    held = {location.layer for location in locations.values()}
     try:
         sums = {
             (group.layer, SIDES[group.projection]): Sums.empty(
@@ -91,7 +91,7 @@ def _measure(
             if group.layer in held
         }
         for rows in windows.split(batch):
-            with Watch(places, sums):
+            with InputObserver(locations, sums):
                 _run(model, rows.to(model.device))
             meter.advance(rows.numel(), "calibrating")
     except torch.OutOfMemoryError as error:
@@ -112,20 +112,20 @@ def _run(model: PreTrainedModel, tokens: torch.Tensor) -> None:
         model(**inputs)
     except (DersError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a model makes of text alone
-        told = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # a model of any family may fail in any way on text alone
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise EvaluationError(
             f"{model.config.name_or_path or 'the model'} cannot be run on text by transformers: "
-            f"{told[:300]}"
+            f"{reason[:300]}"
         ) from error
 
 
 def _tensors(
     checkpoint: Checkpoint, sums: dict[tuple[int, str], Sums], tokens: int
 ) -> dict[str, torch.Tensor]:
-    """What the file holds. A stack that no token reached, such as a vision tower, is left out."""
+    """The file's tensors. Stacks that no token reached, such as a vision tower, are left out."""
     stacks = {group.layer: group.block.stack for group in checkpoint.groups()}
-    seen = {layer for (layer, _), own in sums.items() if bool(own.counts.any())}
+    seen = {layer for (layer, _), side_sums in sums.items() if bool(side_sums.counts.any())}
     reached = {0} | {stacks[layer] for layer in seen}
     tensors: dict[str, torch.Tensor] = {}
     for layer in dict.fromkeys(layer for layer, _ in sums):
@@ -134,8 +134,8 @@ def _tensors(
         sides = {side: sums[layer, side] for side in (IN, MID)}
         _check_counts(checkpoint, layer, sides, tokens)
         tensors[f"{layer}.routed"] = sides[IN].counts.cpu()
-        for side, own in sides.items():
-            tensors[f"{layer}.{side}.moments"] = mean = own.mean()
+        for side, side_sums in sides.items():
+            tensors[f"{layer}.{side}.moments"] = mean = side_sums.mean()
             if not bool(torch.isfinite(mean).all()):
                 raise EvaluationError(
                     f"layer {layer}: {checkpoint.path} computes values that are not finite; its "
@@ -145,7 +145,7 @@ def _tensors(
 
 
 def _check_counts(checkpoint: Checkpoint, layer: int, sides: dict[str, Sums], tokens: int) -> None:
-    """Raise EvaluationError unless the experts of a layer can have been chosen so often."""
+    """Raise EvaluationError unless the router can have chosen the experts of a layer this often."""
     routed, ended = (sides[side].counts.cpu() for side in (IN, MID))
     top_k = checkpoint.top_k
     if not bool(routed.any()):
@@ -168,6 +168,6 @@ def _check_counts(checkpoint: Checkpoint, layer: int, sides: dict[str, Sums], to
     if top_k is not None and top_k < len(routed) and int(routed.min()) == tokens:
         raise EvaluationError(
             f"layer {layer}: every expert was given every token, though each has {top_k}; the "
-            "model does not keep from experts what they were not chosen for, so their use cannot "
-            "be told"
+            "model gives experts tokens that the router did not choose them for, so their use "
+            "cannot be told"
         )

@@ -1,5 +1,4 @@
-"""Where each expert's weights lie in a model's memory, told by comparing values with the
-checkpoint's."""
+"""Find each expert's weights in a model's memory, by comparing values with the checkpoint's."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from ders_core.pipeline.calibration import SIDES
 
 
 @dataclass(frozen=True)
-class Place:
-    """The weights of one expert in the model's memory. end: address after the last of them."""
+class WeightLocation:
+    """The weights of one expert in the model's memory. end: the address after the last of them."""
 
     layer: int
     side: str
@@ -27,8 +26,8 @@ class Place:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Rows of a group on disk by which it is known: of the first and the last expert, the first and
-    the last. rows: (expert, row) -> `[in]`."""
+    """Rows of a group on disk that identify it: the first and the last row of the first and the
+    last expert. rows: (expert, row) -> `[in]`."""
 
     group: ExpertGroup
     rows: dict[tuple[int, int], torch.Tensor]
@@ -36,11 +35,11 @@ class _Probe:
     @classmethod
     def of(cls, group: ExpertGroup) -> _Probe:
         experts, out, _ = group.shape
-        places = [(expert, row) for expert in {0, experts - 1} for row in {0, out - 1}]
-        rows = {(k, row): group.read(k, slice(row, row + 1))[0] for k, row in places}
+        corners = [(expert, row) for expert in {0, experts - 1} for row in {0, out - 1}]
+        rows = {(k, row): group.read(k, slice(row, row + 1))[0] for k, row in corners}
         return cls(group, rows)
 
-    def finds(self, bank: tuple[torch.Tensor, ...]) -> bool:
+    def matches(self, bank: tuple[torch.Tensor, ...]) -> bool:
         """Whether these matrices, one for each expert, are the group's weights, alone or beside
         another projection's, in any arrangement."""
         experts, out, width = self.group.shape
@@ -55,17 +54,17 @@ class _Probe:
             for first, last in zip(*views, strict=False)
         )
 
-    def _same(self, mine: torch.Tensor, own: torch.Tensor) -> bool:
+    def _same(self, in_model: torch.Tensor, on_disk: torch.Tensor) -> bool:
         """Whether two rows hold the same numbers, but for the rounding of a dequantization."""
-        mine, own = mine.cpu(), own.to(mine.dtype)
+        in_model, on_disk = in_model.cpu(), on_disk.to(in_model.dtype)
         if self.group.is_quantized:
-            return torch.allclose(mine, own, rtol=2**-6, atol=0)
-        return torch.equal(mine, own)
+            return torch.allclose(in_model, on_disk, rtol=2**-6, atol=0)
+        return torch.equal(in_model, on_disk)
 
 
 def _arrangements(weight: torch.Tensor, out: int, width: int) -> Iterator[torch.Tensor]:
-    """Every `[out, in]` that a matrix may hold: itself or transposed, whole or one of two or three
-    projections, one after another or taking turns."""
+    """Every `[out, in]` that a matrix may hold: as it is or transposed; one projection, or one of
+    two or three that lie one after another or row by row in turn."""
     for turned in (weight, weight.T):
         parts, rest = divmod(turned.shape[0], out)
         if turned.shape[1] == width and not rest and 1 <= parts <= 3:
@@ -76,7 +75,7 @@ def _arrangements(weight: torch.Tensor, out: int, width: int) -> Iterator[torch.
 
 
 def _banks(model: PreTrainedModel, experts: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """What may be the weights of so many experts, a matrix for each, in the order of layers."""
+    """Candidates for the weights of a layer's experts, one matrix for each, in layer order."""
     numbered: dict[str, dict[int, torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         weight = parameter.detach()
@@ -94,34 +93,36 @@ def _banks(model: PreTrainedModel, experts: int) -> Iterator[tuple[torch.Tensor,
             yield tuple(weights[expert] for expert in range(experts))
 
 
-def find_places(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int, Place]:
-    """Address of an expert's first weight -> whose it is.
+def locate_weights(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int, WeightLocation]:
+    """Address of an expert's first weight -> layer, side and expert.
 
-    gate and up are multiplied with the same, so one of them is watched: the first that a layer has.
-    Layers behind a stack's last that the model holds (those for predicting several tokens, which
-    transformers leaves on disk), and stacks of which it holds none, are left out.
+    gate and up have the same input, so one of them is located: the first that a layer has.
+    Layers behind the last one of a stack that the model holds (those that predict several tokens,
+    which transformers leaves on disk), and stacks of which it holds none, are left out.
     Raises EvaluationError for any other layer whose weights are not in the model as on disk.
     """
     groups = {(group.layer, SIDES[group.projection]): group for group in checkpoint.groups()[::-1]}
     banks = {count: list(_banks(model, count)) for count in {g.shape[0] for g in groups.values()}}
-    places: dict[int, Place] = {}
+    locations: dict[int, WeightLocation] = {}
     absent: list[ExpertGroup] = []
     for (layer, side), group in sorted(groups.items(), key=lambda item: item[0]):
-        probe, own = _Probe.of(group), banks[group.shape[0]]
-        found = next((n for n, bank in enumerate(own) if probe.finds(bank)), None)
-        if found is None:
+        probe, candidates = _Probe.of(group), banks[group.shape[0]]
+        number = next((n for n, bank in enumerate(candidates) if probe.matches(bank)), None)
+        if number is None:
             absent.append(group)
             continue
-        for expert, weight in enumerate(own.pop(found)[: group.shape[0]]):
+        for expert, weight in enumerate(candidates.pop(number)[: group.shape[0]]):
             end = weight.data_ptr() + weight.numel() * weight.itemsize
-            places[weight.data_ptr()] = Place(layer, side, expert, end)
+            locations[weight.data_ptr()] = WeightLocation(layer, side, expert, end)
     stacks = {group.layer: group.block.stack for group in groups.values()}
-    last = {0: max(stacks)} | {stacks[own.layer]: own.layer for own in places.values()}
+    last = {0: max(stacks)} | {
+        stacks[location.layer]: location.layer for location in locations.values()
+    }
     for group in absent:
         if group.layer <= last.get(group.block.stack, -1):
             raise EvaluationError(
                 f"layer {group.layer}, {group.projection}: the model that transformers makes of "
-                f"{checkpoint.path} holds no weights equal to its experts', so what they are "
-                "multiplied with cannot be told; another dtype, or cpu, may keep them as they are"
+                f"{checkpoint.path} holds no weights equal to its experts', so their "
+                "inputs cannot be told; another dtype, or cpu, may keep the weights as they are"
             )
-    return places
+    return locations

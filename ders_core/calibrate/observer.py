@@ -1,5 +1,5 @@
-"""The watch that every matrix product passes: where its weight lies in memory tells which expert of
-which layer it is, so its other operand is that expert's input, and is added up."""
+"""Observe every matrix product of a model. The address of a product's weight tells its layer and
+expert, so the other operand is that expert's input; its second moments are added up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ders_core.calibrate.locate import Place
+from ders_core.calibrate.locate import WeightLocation
 from ders_core.errors import EvaluationError
 from ders_core.pipeline.calibration import IN
 
@@ -26,17 +26,19 @@ PRODUCTS: dict[Any, int] = {
     _aten.baddbmm.default: 1,
     _aten.addmv.default: 1,
 }
-"""The products that linear layers, matmul and einsum come down to -> the place of the first factor
+"""The products that linear layers, matmul and einsum come down to -> the index of the first factor
 among the arguments; the second factor follows."""
 
 COPIES = (_aten._to_copy.default, _aten.clone.default)
-"""What a model makes of a weight that it wants in another dtype."""
+"""The operations with which a model brings a weight to another dtype."""
 
 
 @dataclass
 class Sums:
-    """Of one side of a layer. total: Σ x xᵀ `[in, in]` float32, or its diagonal. counts: tokens of
-    each expert, int64."""
+    """Sums over the inputs of one side of a layer.
+
+    total: Σ x xᵀ `[in, in]` float32, or its diagonal `[in]`. counts: int64 `[experts]`, tokens.
+    """
 
     total: torch.Tensor
     counts: torch.Tensor
@@ -64,15 +66,15 @@ class Sums:
 
 
 @dataclass(eq=False)
-class Watch(TorchDispatchMode):
+class InputObserver(TorchDispatchMode):
     """Looks at every matrix product while it is entered, and adds up experts' inputs."""
 
-    places: dict[int, Place]
+    locations: dict[int, WeightLocation]
     sums: dict[tuple[int, str], Sums]
     rows: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     """(layer, expert) -> bool `[n]`, which of its last input's rows are tokens."""
-    copies: dict[str, tuple[torch.Tensor, dict[int, Place]]] = field(default_factory=dict)
-    """side -> the last copy of weights, kept so that its memory stays its own, and its places."""
+    copies: dict[str, tuple[torch.Tensor, dict[int, WeightLocation]]] = field(default_factory=dict)
+    """side -> the last copy of weights and its locations; kept so that its memory is not reused."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -83,27 +85,27 @@ class Watch(TorchDispatchMode):
         first = PRODUCTS.get(func)
         if first is not None:
             self._look(*args[first : first + 2])
-        made = func(*args, **(kwargs or {}))
-        if func in COPIES and args[0].data_ptr() in self.places:
-            self._follow(args[0], made)
-        return made
+        output = func(*args, **(kwargs or {}))
+        if func in COPIES and args[0].data_ptr() in self.locations:
+            self._follow(args[0], output)
+        return output
 
     def _follow(self, weight: torch.Tensor, copy: torch.Tensor) -> None:
         """A copy of one expert's weights, or of several experts' `[experts, ...]`."""
         several = weight.dim() == 3
         pairs = zip(weight, copy, strict=True) if several else [(weight, copy)]
-        places = {
-            new.data_ptr(): replace(place, end=new.data_ptr() + new.numel() * new.itemsize)
+        locations = {
+            new.data_ptr(): replace(location, end=new.data_ptr() + new.numel() * new.itemsize)
             for old, new in pairs
-            for place in [self.places.get(old.data_ptr())]
-            if place is not None
+            for location in [self.locations.get(old.data_ptr())]
+            if location is not None
         }
-        self.copies[next(iter(places.values())).side] = copy, places
+        self.copies[next(iter(locations.values())).side] = copy, locations
 
-    def _place(self, weight: torch.Tensor) -> Place | None:
+    def _locate(self, weight: torch.Tensor) -> WeightLocation | None:
         address = weight.data_ptr()
-        known = (self.places, *(places for _, places in self.copies.values()))
-        return next((places[address] for places in known if address in places), None)
+        known = (self.locations, *(locations for _, locations in self.copies.values()))
+        return next((locations[address] for locations in known if address in locations), None)
 
     def _look(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """One product, or a batch of them: `[n, in]` times `[in, out]`, or both turned."""
@@ -111,26 +113,26 @@ class Watch(TorchDispatchMode):
             right = right[:, None]
         if left.dim() == 2:
             left, right = left[None], right[None]
-        if self._place(left[0]) is None and self._place(right[0]) is None:
+        if self._locate(left[0]) is None and self._locate(right[0]) is None:
             return
         for one, other in zip(left, right, strict=True):
             for weight, x in ((other, one), (one, other.T)):
-                place = self._place(weight)
-                if place is not None:
-                    self._add(place, weight, x)
+                location = self._locate(weight)
+                if location is not None:
+                    self._add(location, weight, x)
 
-    def _add(self, place: Place, weight: torch.Tensor, x: torch.Tensor) -> None:
-        """A row of nothing but zeros is no token: an expert's place that none has taken."""
+    def _add(self, location: WeightLocation, weight: torch.Tensor, x: torch.Tensor) -> None:
+        """Add inputs `x` `[n, in]`. A row of zeros is padding: a slot that no token filled."""
         reach = sum((n - 1) * step for n, step in zip(weight.shape, weight.stride(), strict=True))
-        if weight.data_ptr() + reach * weight.itemsize >= place.end:
+        if weight.data_ptr() + reach * weight.itemsize >= location.end:
             raise EvaluationError(
-                f"layer {place.layer}: the model multiplies every token with all experts at once, "
-                "so which of them it chose cannot be told"
+                f"layer {location.layer}: the model multiplies every token with all experts at "
+                "once, so which of them it chose cannot be told"
             )
-        key = place.layer, place.expert
-        if place.side == IN:
+        key = location.layer, location.expert
+        if location.side == IN:
             self.rows[key] = (x != 0).any(-1)
         tokens = self.rows.get(key)
         if tokens is None or len(tokens) != len(x):
             tokens = (x != 0).any(-1)
-        self.sums[place.layer, place.side].add(place.expert, x, tokens)
+        self.sums[location.layer, location.side].add(location.expert, x, tokens)

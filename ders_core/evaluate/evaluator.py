@@ -37,10 +37,10 @@ def evaluate(
     """Measure `model` on a text file, and compare it token by token with `reference`.
 
     Both are directories, packed or not. text: path of a UTF-8 file. window: tokens of context, not
-    overlapping, and no more than the models are made for. batch: windows at once. dtype: of the
-    computation, by default the checkpoints'. The reference runs first; what it says is kept on disk
-    in float32 (float16 beyond 4 GB) until the model has run. progress counts predicted tokens of
-    both passes.
+    overlapping, and no more than the models' context. batch: windows at once. dtype: of the
+    computation, by default the checkpoints'. The reference runs first; its predictions are kept on
+    disk in float32 (float16 beyond 4 GB) until the model has run. progress counts the predicted
+    tokens of both passes.
     Raises EvaluationError if the text is too short, the two do not share a tokenizer and a
     vocabulary, or one computes values that are not finite.
     """
@@ -54,37 +54,38 @@ def evaluate(
     tokens = windows[:, 1:].numel()
     meter = Meter(len(paths) * tokens, progress)
 
-    def measure(path: str | Path, what: str, take: Callable[[int, Answers], None]) -> None:
-        meter.report(f"loading {what}")
+    def measure(path: str | Path, role: str, take: Callable[[int, Answers], None]) -> None:
+        meter.report(f"loading {role}")
         with loaded(path, where.type, dtype, trust_remote_code) as network:
-            for number, said in enumerate(answers(network, windows, batch)):
-                take(number, said)
-                meter.advance(said.targets.numel(), f"measuring {what}")
+            for number, window_answers in enumerate(answers(network, windows, batch)):
+                take(number, window_answers)
+                meter.advance(window_answers.targets.numel(), f"measuring {role}")
 
-    own, other = Totals(), Totals()
+    model_totals, reference_totals = Totals(), Totals()
     if reference is None:
-        measure(model, "the model", lambda _, said: own.add(said))
+        measure(model, "the model", lambda _, window_answers: model_totals.add(window_answers))
     else:
         with reference_store(tokens, _shared_vocabulary(paths, configs)) as store:
 
-            def keep(number: int, said: Answers) -> None:
-                other.add(said)
-                store.write(number, said)
+            def keep(number: int, window_answers: Answers) -> None:
+                reference_totals.add(window_answers)
+                store.write(number, window_answers)
 
-            def compare(number: int, said: Answers) -> None:
-                own.add(said)
-                own.compare(said, store.read(number))
+            def compare(number: int, window_answers: Answers) -> None:
+                model_totals.add(window_answers)
+                model_totals.compare(window_answers, store.read(number))
 
             measure(reference, "the original", keep)
             measure(model, "the compressed model", compare)
+    tokens_seen, routed = model_totals.tokens, model_totals.routed
     compared = reference is not None
     return Quality(
-        tokens=own.tokens,
-        perplexity=own.perplexity,
-        reference_perplexity=other.perplexity if compared else None,
-        kl=own.kl / own.tokens if compared else None,
-        top1_agreement=own.same_top / own.tokens if compared else None,
-        routing_agreement=own.same_experts / own.routed if own.routed else None,
+        tokens=tokens_seen,
+        perplexity=model_totals.perplexity,
+        reference_perplexity=reference_totals.perplexity if compared else None,
+        kl=model_totals.kl / tokens_seen if compared else None,
+        top1_agreement=model_totals.same_top / tokens_seen if compared else None,
+        routing_agreement=model_totals.same_experts / routed if routed else None,
         device=device_label(where),
         seconds=time.monotonic() - started,
     )
@@ -93,7 +94,7 @@ def evaluate(
 def _windows(
     paths: list[str | Path], text: str, window: int, max_tokens: int, trust_remote_code: bool
 ) -> torch.Tensor:
-    """The windows of the text, if every model's tokenizer makes the same of it."""
+    """The windows of the text. Raises EvaluationError if the models' tokenizers disagree."""
     first, *others = (
         token_windows(
             load_tokenizer(path, trust_remote_code=trust_remote_code), text, window, max_tokens
@@ -109,7 +110,7 @@ def _windows(
 
 
 def _shared_vocabulary(paths: list[str | Path], configs: list[dict[str, object]]) -> int:
-    """Entries of the vocabulary of both models."""
+    """Size of the vocabulary of both models. Raises EvaluationError if they differ."""
     first, second = (config.get("vocab_size") for config in configs)
     if not isinstance(first, int) or first != second:
         raise EvaluationError(

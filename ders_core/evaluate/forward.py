@@ -18,7 +18,7 @@ from ders_core.hf import load_model
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of one window.
+    """A model's predictions for one window.
 
     log_probs: `[tokens, vocabulary]` float32, of each next token. chosen: `[layers, tokens, k]`
     int64, the experts of each MoE layer at the same positions; None for a dense model.
@@ -34,7 +34,7 @@ class Answers:
 def loaded(
     path: str | Path, device: str, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> Iterator[PreTrainedModel]:
-    """A model that is gone from memory when the block ends, whoever still holds it."""
+    """A loaded model whose memory is freed when the block ends, whoever still holds it."""
     model = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     try:
         yield model

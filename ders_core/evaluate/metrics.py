@@ -25,23 +25,27 @@ class Totals:
     same_experts: float = 0.0
     routed: int = 0
 
-    def add(self, said: Answers) -> None:
+    def add(self, answers: Answers) -> None:
         """Cross-entropy of one window."""
-        picked = said.log_probs.gather(-1, said.targets[:, None])
+        picked = answers.log_probs.gather(-1, answers.targets[:, None])
         self.loss -= float(picked.double().sum())
-        self.tokens += said.targets.numel()
+        self.tokens += answers.targets.numel()
 
-    def compare(self, said: Answers, kept: Kept) -> None:
-        """KL(reference ‖ model) and agreements with what the reference said of the same window.
+    def compare(self, answers: Answers, reference: Kept) -> None:
+        """KL(reference ‖ model) and agreements with the reference's answers to the same window.
 
         Routings are compared if both have as many MoE layers and choose as many experts.
         """
-        device = said.log_probs.device
-        self.kl += divergence(kept.log_probs.to(device), said.log_probs)
-        self.same_top += int((kept.top.to(device) == said.log_probs.argmax(-1)).sum())
-        if kept.chosen is None or said.chosen is None or kept.chosen.shape != said.chosen.shape:
+        device = answers.log_probs.device
+        self.kl += divergence(reference.log_probs.to(device), answers.log_probs)
+        self.same_top += int((reference.top.to(device) == answers.log_probs.argmax(-1)).sum())
+        if (
+            reference.chosen is None
+            or answers.chosen is None
+            or reference.chosen.shape != answers.chosen.shape
+        ):
             return
-        shares = overlap(kept.chosen.to(device), said.chosen)
+        shares = overlap(reference.chosen.to(device), answers.chosen)
         self.same_experts += float(shares.double().sum())
         self.routed += shares.numel()
 
@@ -59,8 +63,9 @@ def divergence(reference: torch.Tensor, model: torch.Tensor) -> float:
     be negative; with it, only float64's own rounding, some 1e-16, is cut off at 0.
     """
     total = 0.0
-    for own, other in zip(reference.split(ROWS), model.split(ROWS), strict=True):
-        first, second = own.double().log_softmax(-1), other.double().log_softmax(-1)
+    for reference_rows, model_rows in zip(reference.split(ROWS), model.split(ROWS), strict=True):
+        first = reference_rows.double().log_softmax(-1)
+        second = model_rows.double().log_softmax(-1)
         terms = (first.exp() * (first - second)).sum(-1)
         total += float(terms.clamp_min(0).sum())
     return total

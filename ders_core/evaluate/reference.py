@@ -1,4 +1,4 @@
-"""What the reference model said, kept on disk, so that only one model is in memory at a time."""
+"""The reference model's predictions on disk, so that only one model is in memory at a time."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class ReferenceStore:
     directory: Path
     half: bool
 
-    def write(self, number: int, said: Answers) -> None:
+    def write(self, number: int, answers: Answers) -> None:
         """Keep the answers to window `number`. Raises EvaluationError if the disk is full."""
-        log_probs = said.log_probs
+        log_probs = answers.log_probs
         stored = log_probs.clamp_min(LEAST_HALF).half() if self.half else log_probs
         tensors = {"log_probs": stored.cpu(), "top": log_probs.argmax(-1).cpu()}
-        if said.chosen is not None:
-            tensors["chosen"] = said.chosen.cpu()
+        if answers.chosen is not None:
+            tensors["chosen"] = answers.chosen.cpu()
         try:
             save_file(tensors, self._file(number))
         except (OSError, SafetensorError) as error:
@@ -61,7 +61,7 @@ class ReferenceStore:
             ) from error
 
     def read(self, number: int) -> Kept:
-        """What was kept of window `number`."""
+        """The stored answers to window `number`."""
         tensors = load_file(self._file(number))
         return Kept(tensors["log_probs"].float(), tensors["top"], tensors.get("chosen"))
 
@@ -82,7 +82,7 @@ def reference_store(tokens: int, vocabulary: int) -> Iterator[ReferenceStore]:
         free = shutil.disk_usage(directory).free
         if needed > free:
             raise EvaluationError(
-                f"what the original says of {tokens} tokens takes {bytes_text(needed)}, and "
+                f"the original's predictions for {tokens} tokens take {bytes_text(needed)}, and "
                 f"{tempfile.gettempdir()} has {bytes_text(free)} left; measure on fewer tokens, or "
                 "set TMPDIR to a larger disk"
             )

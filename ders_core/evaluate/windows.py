@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from ders_core.errors import EvaluationError
 
 CHARACTERS_PER_TOKEN = 8
-"""More than most texts have: so much is tokenized at first, and twice as much if it was too little.
+"""More than most texts have. This length is tokenized first, and twice as much if it was too short.
 """
 
 CUT_TOKENS = 16
-"""At the end of a cut text, so many tokens may differ from those of the whole."""
+"""The last tokens of a cut text may differ from those of the full text."""
 
 
 def check_sizes(window: int, max_tokens: int, batch: int) -> None:
@@ -27,7 +27,7 @@ def check_sizes(window: int, max_tokens: int, batch: int) -> None:
 
 
 def fitting_window(window: int, configs: Iterable[Mapping[str, object]]) -> int:
-    """The window, or the most tokens that the models of all these configs are made for."""
+    """The window, or the shortest context length of these configs."""
     limits = [  # the second is GPT-2's name for it
         config.get(key) for config in configs for key in ("max_position_embeddings", "n_positions")
     ]
@@ -42,8 +42,8 @@ def read_text(text: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path} is not UTF-8 text; convert it first") from error
     except (OSError, ValueError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise EvaluationError(f"{path} cannot be read: {told}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise EvaluationError(f"{path} cannot be read: {reason}") from error
 
 
 def token_windows(
@@ -51,8 +51,8 @@ def token_windows(
 ) -> torch.Tensor:
     """int64 `[windows, window]`, not overlapping; each predicts its last window − 1 tokens.
 
-    At most `max_tokens` are predicted; fewer than window − 1 make one short window. What is left
-    of the text is neither measured nor tokenized. Raises EvaluationError if the text is shorter
+    At most `max_tokens` are predicted; fewer than window − 1 make one short window. The rest of
+    the text is neither measured nor tokenized. Raises EvaluationError if the text is shorter
     than a window.
     """
     window = min(window, max_tokens + 1)
@@ -67,7 +67,7 @@ def token_windows(
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[int]:
-    """At least `count` tokens of the text, as if it were tokenized whole, or all there are."""
+    """The first `count` or more tokens of the tokenized text, or all of them if there are fewer."""
     length = count * CHARACTERS_PER_TOKEN
     while True:
         tokens: list[int] = tokenizer(text[:length], verbose=False)["input_ids"]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ders_core.calibrate import calibrate
-from ders_core.calibrate.locate import Place
-from ders_core.calibrate.observer import Sums, Watch
+from ders_core.calibrate.locate import WeightLocation
+from ders_core.calibrate.observer import InputObserver, Sums
 from ders_core.checkpoint.quantized import fp8
 from ders_core.cli.main import app
 from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError
@@ -343,10 +343,11 @@ def watched(act: Callable[[torch.Tensor], Any]) -> Sums:
     weights = WEIGHTS.clone()
     size = 5 * 4 * 4
     places = {
-        weights[k].data_ptr(): Place(0, "in", k, weights[k].data_ptr() + size) for k in range(3)
+        weights[k].data_ptr(): WeightLocation(0, "in", k, weights[k].data_ptr() + size)
+        for k in range(3)
     }
     sums = Sums.empty(3, 4, 8, torch.device("cpu"))
-    with torch.no_grad(), Watch(places, {(0, "in"): sums}):
+    with torch.no_grad(), InputObserver(places, {(0, "in"): sums}):
         act(weights)
     return sums
 
@@ -364,12 +365,12 @@ def test_empty_places_do_not_count_behind_the_activation() -> None:
     x = torch.cat([X, torch.zeros(3, 4)])[None].expand(2, 9, 4).clone()
     x[1] = 0
     places = {
-        weight[k].data_ptr(): Place(0, side, k, weight[k].data_ptr() + 64)
+        weight[k].data_ptr(): WeightLocation(0, side, k, weight[k].data_ptr() + 64)
         for side, weight in (("in", inner), ("mid", outer))
         for k in range(2)
     }
     sums = {(0, side): Sums.empty(2, 4, 8, torch.device("cpu")) for side in ("in", "mid")}
-    with torch.no_grad(), Watch(places, sums):
+    with torch.no_grad(), InputObserver(places, sums):
         middle = torch.bmm(x, inner) + 1
         torch.bmm(middle, outer)
     assert sums[0, "in"].counts.tolist() == sums[0, "mid"].counts.tolist() == [6, 0]
