@@ -60,12 +60,12 @@ training:
 
 def shown(app: AppTest) -> UpcycleConfig:
     """What the YAML tab says."""
-    area = next(own for own in app.text_area if own.label == "Configuration")
+    area = next(each for each in app.text_area if each.label == "Configuration")
     return UpcycleConfig.from_yaml(area.value)
 
 
 def write_yaml(app: AppTest, text: str) -> None:
-    next(own for own in app.text_area if own.label == "Configuration").set_value(text)
+    next(each for each in app.text_area if each.label == "Configuration").set_value(text)
     app.button(key="up_yaml_apply").click().run()
     assert not app.exception
 
@@ -84,7 +84,7 @@ def test_choices_and_configuration_are_the_same_thing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"top_k": 9}, "top_k is 9, but there are 4 experts"),
         ({"layers": "list", "layers_list": "3-1"}, "layers: '3-1': the range"),
@@ -94,11 +94,11 @@ def test_choices_and_configuration_are_the_same_thing(text: str) -> None:
         ({"learning_rate": 0.0}, "learning rate: input should be greater than 0"),
     ],
 )
-def test_what_cannot_be_chosen_is_a_sentence(changed: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_chosen_is_a_sentence(changed: dict[str, Any], message: str) -> None:
     start = upcycle_choices.start()
     with pytest.raises(RecipeError) as error:
         upcycle_choices.config_of(upcycle_choices.values_of(start) | changed, start)
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
 
 
 def test_a_projection_that_the_model_lacks_follows_up() -> None:
@@ -116,17 +116,17 @@ def test_the_page_says_what_to_do_first(app: AppTest, workspace: Workspace) -> N
 
 
 def test_a_dense_model_is_told_in_a_line(app: AppTest, dense_parent_dir: Path) -> None:
-    told = words(opened(app, dense_parent_dir))
+    message = words(opened(app, dense_parent_dir))
     dense = DenseModel.open(dense_parent_dir)
-    assert "mistral · 2 layers · 64 × 112" in told
-    assert f"{dense.parameters / 1e3:.3g} k parameters" in told
-    assert "LM 4** adds" in told
+    assert "mistral · 2 layers · 64 × 112" in message
+    assert f"{dense.parameters / 1e3:.3g} k parameters" in message
+    assert "LM 4** adds" in message
     again = AppTest.from_file(str(Path(__file__).parents[2] / "app.py"), default_timeout=60)
     assert "mistral · 2 layers" in words(page(again))  # it is open again in another session
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("mixtral", "is a Mixture-of-Experts already"),
         ("/etc", "lies outside the folders"),
@@ -134,13 +134,13 @@ def test_a_dense_model_is_told_in_a_line(app: AppTest, dense_parent_dir: Path) -
     ],
 )
 def test_what_cannot_be_upcycled_is_said(
-    app: AppTest, workspace: Workspace, mixtral_dir: Path, path: str, told: str
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, path: str, message: str
 ) -> None:
     place = mixtral_dir if path == "mixtral" else workspace.path / path
     kept = {"checkpoint": None, "recipe": None, "recent": [], "dense": str(place), "upcycle": "?"}
     (workspace.path / "studio.json").write_text(json.dumps(kept), encoding="utf-8")
     page(app)
-    assert told in app.error[0].value
+    assert message in app.error[0].value
     assert "Which dense model shall become" in words(app)
 
 
@@ -156,14 +156,14 @@ def test_the_table_is_what_is_predicted(app: AppTest, dense_parent_dir: Path) ->
     assert list(rows.index) == ["vanilla", "SM 0.75", "LM 4"]
     all_forms = variants(config, upcycle_choices.values_of(config))
     vanilla = predict(dense, all_forms["vanilla"])
-    for label, own in all_forms.items():
-        found = predict(dense, own)
-        memory = found.parameter_bytes + found.gradient_bytes + found.optimizer_bytes
-        assert rows.loc[label, "added"] == pytest.approx(found.added / 1e6)
-        assert rows.loc[label, "added_share"] == pytest.approx(100 * found.added / vanilla.added)
-        assert rows.loc[label, "disk"] == pytest.approx(found.packed_bytes / 1e6)
+    for label, variant in all_forms.items():
+        sizes = predict(dense, variant)
+        memory = sizes.parameter_bytes + sizes.gradient_bytes + sizes.optimizer_bytes
+        assert rows.loc[label, "added"] == pytest.approx(sizes.added / 1e6)
+        assert rows.loc[label, "added_share"] == pytest.approx(100 * sizes.added / vanilla.added)
+        assert rows.loc[label, "disk"] == pytest.approx(sizes.packed_bytes / 1e6)
         assert rows.loc[label, "memory"] == pytest.approx(memory / 1e6)
-        assert rows.loc[label, "optimizer"] == pytest.approx(found.optimizer_bytes / 1e6)
+        assert rows.loc[label, "optimizer"] == pytest.approx(sizes.optimizer_bytes / 1e6)
     app.segmented_control(key="up_form").set_value("mixed").run()
     app.segmented_control(key="up_form_down").set_value("vanilla").run()
     assert not app.exception
