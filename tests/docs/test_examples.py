@@ -17,7 +17,19 @@ import yaml
 
 from ders_core.checkpoint.layouts import Layout
 from ders_core.cli.main import main
+from ders_core.codecs import CODECS
+from ders_core.codecs.testing import check_codec, examples_of
+from ders_core.decompose.base import BASES
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.kind import KINDS, Result
+from ders_core.jobs.worker import run_worker
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
+from ders_core.ui.recipe_table import menu
 from ders_core.upcycle import UpcycleConfig
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +43,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return [
         text for kind, text in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language
     ]
+
+
+def run_python(page: Path) -> dict[str, object]:
+    """All Python of a page in one namespace, which is returned."""
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    return names
 
 
 def pages_with(language: str) -> list[object]:
@@ -85,13 +105,13 @@ def test_every_command_of_a_shell_example_is_one(
             assert "Usage" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name in ("README.md", "format.md")], ids=str
+)
 def test_python_examples_run(page: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name != "README.md":  # the README packs by itself
         assert ders("ders compress demo/moe packed --recipe quantized-2bit", monkeypatch) == 0
-    names: dict[str, object] = {"__name__": "example"}
-    for block in blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), names)
+    run_python(page)
 
 
 def test_the_format_page_reads_what_the_package_reads(
@@ -102,10 +122,7 @@ def test_the_format_page_reads_what_the_package_reads(
 
     assert ders("ders compress demo/moe packed --recipe quantized-2bit", monkeypatch) == 0
     assert ders("ders synthesize packed restored", monkeypatch) == 0
-    names: dict[str, object] = {"__name__": "example"}
-    for block in blocks(ROOT / "docs" / "format.md", "python"):
-        exec(compile(block, "format.md", "exec"), names)
-    synthesized = names["synthesized"]
+    synthesized = run_python(ROOT / "docs" / "format.md")["synthesized"]
     assert callable(synthesized)
     restored = load_file(Path("restored") / "model.safetensors")
     for layer in range(2):
@@ -140,3 +157,31 @@ def test_the_readme_names_every_package() -> None:
     for package in (ROOT / "ders_core").iterdir():
         if (package / "__init__.py").is_file():
             assert f" {package.name}/ " in text, package.name
+
+
+def test_the_page_of_additions_adds_things(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its codec, base and kind of job work where users meet them; the codec passes its suite."""
+    monkeypatch.setenv("DERS_ROOTS", str(demo))
+    try:
+        names = run_python(ROOT / "docs" / "extending.md")
+        for codec in examples_of(CODECS.find("rowmean")):
+            check_codec(codec)
+        recipe = Recipe.from_yaml("name: toy\nbase: midrange\nrules: [{codec: rowmean}]\n")
+        plan = resolve(recipe, open_checkpoint("demo/moe"))
+        assert compress("demo/moe", "packed", recipe).bytes_after == plan.bytes_after
+        assert verify("packed", "demo/moe").ok
+        synthesize("packed", "restored")
+        assert "row means" in menu()
+        store = JobStore(Workspace(demo / "workspace").store_path)
+        store.submit("count", {"checkpoint": "demo/moe"}, "Count")
+        run_worker(Workspace(demo / "workspace"), stop_when_idle=True)
+        result_class = names["CountResult"]
+        assert isinstance(result_class, type)
+        assert issubclass(result_class, Result)
+        result = result_class.of(store.list(kind="count")[0])
+        assert result is not None
+        assert result.to_json() == {"tensors": len(open_checkpoint("demo/moe").tensors)}
+    finally:
+        for registry, name in ((CODECS, "rowmean"), (BASES, "midrange"), (KINDS, "count")):
+            if name in registry:
+                registry.unregister(name)
