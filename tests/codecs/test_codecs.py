@@ -139,7 +139,7 @@ import hashlib, sys, torch
 sys.path.insert(0, sys.argv[2])
 from codec_support import STRENGTHS, context, gauss, inputs, second_moments
 from ders_core.codecs import make_codec
-from ders_core.threads import one_thread
+from ders_core.compute.threads import one_thread
 
 torch.set_num_threads(int(sys.argv[1]))
 with one_thread():

@@ -227,7 +227,7 @@ def test_a_failing_task_leaves_the_others(
 CHILD = """
 import sys, time
 from pathlib import Path
-from ders_core.compress import compress
+from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
 
 source, out, recipe, word = sys.argv[1:]
