@@ -30,7 +30,7 @@ def test_what_must_be_local_says_how() -> None:
         CheckpointError, match="hf download owner/repo --revision main --local-dir DIR"
     ):
         as_local("hf://owner/repo@main")
-    with pytest.raises(CheckpointError, match="host/model .*local directory.*; download it first"):
+    with pytest.raises(CheckpointError, match=r"host/model .*local directory.*; download it first"):
         as_local("https://host/model")
     assert as_local("model") == Path("model")
 
