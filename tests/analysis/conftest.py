@@ -1,5 +1,5 @@
 """Tiny checkpoints whose experts are given."""
 
-from given_experts import checkpoint_of, group_of, planted
+from support.given_experts import checkpoint_of, group_of, planted
 
 __all__ = ["checkpoint_of", "group_of", "planted"]

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from job_waits import STILLNESS
 from playwright.sync_api import Browser, expect, sync_playwright
-from studio_process import Studio, running_studio
+from support.job_waits import STILLNESS
+from support.studio_process import Studio, running_studio
 
 FLAGS = [
     "--no-sandbox",

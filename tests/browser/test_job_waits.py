@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import job_waits
 import pytest
-from job_waits import wait_for_job
-from studio_process import Studio
+from support import job_waits
+from support.job_waits import wait_for_job
+from support.studio_process import Studio
 
 from ders_core.jobs.claims import Claims
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from job_waits import wait_for_job
-from studio_process import processes_of, running_studio
+from support.job_waits import wait_for_job
+from support.studio_process import processes_of, running_studio
 
 from ders_core.jobs.job import process_lives
 

@@ -6,9 +6,9 @@ import json
 import re
 
 import pytest
-from job_waits import STILLNESS, wait_for_job
 from playwright.sync_api import Browser, Page, expect
-from studio_process import DEMO_STEPS, Studio
+from support.job_waits import STILLNESS, wait_for_job
+from support.studio_process import DEMO_STEPS, Studio
 
 from ders_core.analysis import Analysis, judge
 from ders_core.packed.open import open_checkpoint

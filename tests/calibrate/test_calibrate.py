@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from calibrate_support import FAMILIES, SIZES, TOKENS, WINDOW, Tiny, expected
 from safetensors.torch import load_file, save_file
+from support.calibrate_support import FAMILIES, SIZES, TOKENS, WINDOW, Tiny, expected
 from typer.testing import CliRunner
 
 from ders_core.calibrate import calibrate

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from damaged_copies import edit_config
 from safetensors.torch import load_file
+from support.damaged_copies import edit_config
 
 from ders_core.checkpoint import Layout
 from ders_core.checkpoint.layouts import Match, known_layouts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from written_experts import Tensors, experts, write
+from support.written_experts import Tensors, experts, write
 
 from ders_core.checkpoint import dense_ffns
 from ders_core.files.header import read_header

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quantized_references import (
+from support.quantized_references import (
     ALL_FP8,
     FP8_MEANINGS,
     UNHURRIED,

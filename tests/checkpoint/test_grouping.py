@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from damaged_copies import edit_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from written_experts import D, H, K, experts, same, write
+from support.damaged_copies import edit_tensors
+from support.written_experts import D, H, K, experts, same, write
 
 from ders_core.checkpoint.grouping import CodedTensors, gather
 from ders_core.checkpoint.layouts import Layout

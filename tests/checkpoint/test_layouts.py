@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from written_experts import D, H, K, Tensors, experts, same, write
+from support.written_experts import D, H, K, Tensors, experts, same, write
 
 from ders_core.checkpoint.layouts import LAYOUT_FILE, USER_LAYOUTS, read_layouts
 from ders_core.errors import CheckpointError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quantized_references import (
+from support.quantized_references import (
     EVERY_BYTE,
     FP4_MEANINGS,
     UNHURRIED,

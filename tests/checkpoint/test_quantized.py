@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from quantized_references import (
+from safetensors.torch import save_file
+from support.quantized_references import (
     EVERY_BYTE,
     by_element,
     fp8_config,
@@ -17,7 +18,6 @@ from quantized_references import (
     random_scales,
     same,
 )
-from safetensors.torch import save_file
 
 from ders_core.checkpoint.quantized import Fp8, Mxfp4, Scheme, detect, mxfp4
 from ders_core.checkpoint.quantized.fp8 import Fp8Weight

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantized_references import (
+from support.quantized_references import (
     E4M3,
     fp8_config,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from written_experts import D, H, K, Tensors, experts, same, write
+from support.written_experts import D, H, K, Tensors, experts, same, write
 
 from ders_core.errors import CheckpointError
 from ders_core.packed.open import open_checkpoint

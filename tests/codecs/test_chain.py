@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from codec_support import context, gauss, inputs, output_error, relative, round_trip, second_moments
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.codec_support import (
+    context,
+    gauss,
+    inputs,
+    output_error,
+    relative,
+    round_trip,
+    second_moments,
+)
 
 from ders_core.codecs import Chain, DeltaCodec, Entropy, LowRank, Quantized, Sparse, make_codec
 

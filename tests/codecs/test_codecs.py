@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from codec_support import (
+from support.codec_support import (
     NAMED,
     STRENGTHS,
     context,

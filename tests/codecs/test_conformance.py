@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from codec_support import STRENGTHS, gauss, inputs
-from codec_support import second_moments as moments_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.codec_support import STRENGTHS, gauss, inputs
+from support.codec_support import second_moments as moments_of
 
 from ders_core.codecs import CODECS, Codec, EncodeContext, Keep, Parts, make_codec
 from ders_core.codecs.testing import (
@@ -123,7 +123,7 @@ def test_the_checks_see_faults(fault: str) -> None:
 THREADS = """
 import hashlib, sys, torch
 sys.path.insert(0, sys.argv[2])
-from codec_support import STRENGTHS, context, gauss, inputs, second_moments
+from support.codec_support import STRENGTHS, context, gauss, inputs, second_moments
 from ders_core.codecs import make_codec
 from ders_core.compute.threads import one_thread
 
@@ -144,7 +144,7 @@ with one_thread():
 @pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
     """As groups are encoded: in processes that were given 1 and 2 threads."""
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     outputs = [
         subprocess.run(
             [sys.executable, "-c", THREADS, threads, here],

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from codec_support import context, double, gauss, read_or_refused, relative, round_trip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from support.codec_support import context, double, gauss, read_or_refused, relative, round_trip
 
 from ders_core.codecs import Entropy, Quantized
 from ders_core.codecs.testing import DTYPES

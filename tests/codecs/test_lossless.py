@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from codec_support import context, gauss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.codec_support import context, gauss
 
 from ders_core.codecs import Lossless
 from ders_core.codecs import lossless as module

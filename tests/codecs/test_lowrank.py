@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from codec_support import (
+from support.codec_support import (
     context,
     double,
     gauss,

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from codec_support import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.codec_support import (
     context,
     double,
     gauss,
@@ -18,8 +20,6 @@ from codec_support import (
     round_trip,
     second_moments,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ders_core.codecs import Quantized
 from ders_core.codecs.fitting.levels import learnt, normal, ternary, uniform

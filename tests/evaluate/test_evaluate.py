@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_support import TOKENS, WINDOW, measure
+from support.evaluate_support import TOKENS, WINDOW, measure
 
 from ders_core.evaluate.metrics import divergence, overlap
 from ders_core.hf import load_model, load_tokenizer

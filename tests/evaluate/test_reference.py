@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_support import TOKENS, measure
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.evaluate_support import TOKENS, measure
 
 from ders_core import hf
 from ders_core.errors import Cancelled, EvaluationError

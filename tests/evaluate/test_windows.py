@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_support import measure
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.evaluate_support import measure
 
 from ders_core.errors import CheckpointError, EvaluationError
 from ders_core.evaluate.windows import token_windows

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from moe_families import EXPERTS, NO_MOE, Family, families, walk
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.moe_families import EXPERTS, NO_MOE, Family, families, walk
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import ders_core.hf  # noqa: F401  teaches transformers the packed format

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from any_tensors import FILES, same_bits, tensor_sets
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support.any_tensors import FILES, same_bits, tensor_sets
 
 from ders_core.errors import CheckpointError
 from ders_core.files.header import MAX_HEADER_BYTES, read_header

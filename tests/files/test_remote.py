@@ -13,8 +13,8 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from range_server import Server, serving
 from safetensors.torch import save_file
+from support.range_server import Server, serving
 
 from ders_core.analysis.summary import summarize
 from ders_core.checkpoint import Checkpoint

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from any_tensors import FILES, same_bits, tensor_sets
-from damaged_copies import edit_config, edit_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.any_tensors import FILES, same_bits, tensor_sets
+from support.damaged_copies import edit_config, edit_tensors
 
 from ders_core.errors import CheckpointError
 from ders_core.files.store import INDEX, TensorStore

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from any_tensors import FILES, same_bits, tensor_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.any_tensors import FILES, same_bits, tensor_sets
 
 from ders_core.files.header import read_header
 from ders_core.files.spec import DTYPES, TensorSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from make import KEPT, form
+from golden.make import KEPT, form
 from safetensors.torch import load_file
 
 from ders_core.codecs import CODECS

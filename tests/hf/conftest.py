@@ -1,5 +1,5 @@
 """Every test here runs tiny models of transformers."""
 
-from one_thread_models import quiet
+from support.one_thread_models import quiet
 
 __all__ = ["quiet"]

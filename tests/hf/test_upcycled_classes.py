@@ -16,7 +16,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from upcycled_models import (
+from support.upcycled_models import (
     ALTERNATE,
     DENSE,
     EVERY,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from upcycled_models import (
+from support.upcycled_models import (
     ALTERNATE,
     DENSE,
     EVERY,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs_support import make_checkpoint
+from support.jobs_support import make_checkpoint
 
 from ders_core.jobs import JobStore, Workspace
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from jobs_support import FAST_RECIPE
+from support.jobs_support import FAST_RECIPE
 
 import ders_core.analysis.analyzer
 import ders_core.demo

@@ -7,7 +7,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from jobs_support import wait_for
+from support.jobs_support import wait_for
 
 from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace

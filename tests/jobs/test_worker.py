@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs_support import FAST_RECIPE, SLOW_RECIPE, contents, wait_for
+from support.jobs_support import FAST_RECIPE, SLOW_RECIPE, contents, wait_for
 
 from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace, ensure_worker, start_worker_process

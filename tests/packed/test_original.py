@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from disk_forms import FORMS, extended, franken, only, write
+from support.disk_forms import FORMS, extended, franken, only, write
 
 from ders_core.analysis import SPECTRA, Analysis, analyze
 from ders_core.checkpoint.streaming import matrices, slabs

@@ -1,5 +1,5 @@
 """A recipe with every codec, and ways to look at directories."""
 
-from packed_checkpoints import all_tensors, mix, packed_dir, snapshot
+from support.packed_checkpoints import all_tensors, mix, packed_dir, snapshot
 
 __all__ = ["all_tensors", "mix", "packed_dir", "snapshot"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from disk_forms import FORMS, D, H, K, extended, franken, only, read, write
+from support.disk_forms import FORMS, D, H, K, extended, franken, only, read, write
 
 from ders_core.codecs import Keep, LowRank, Quantized, Sparse
 from ders_core.errors import RecipeError

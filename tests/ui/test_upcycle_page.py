@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
-from toy_form import RowShift
-from upcycle_pages import opened, page, words
+from support.toy_form import RowShift
+from support.upcycle_pages import opened, page, words
 
 from ders_core.errors import RecipeError
 from ders_core.jobs import JobStore, Workspace

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
-from upcycle_pages import opened, page, words
+from support.upcycle_pages import opened, page, words
 
 from ders_core import figures
 from ders_core.jobs import Job, JobStore, Workspace

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from upcycle_support import dense_model
+from support.upcycle_support import dense_model
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from upcycle_support import RENEWED, assert_same, config_of, further, tensors
+from support.upcycle_support import RENEWED, assert_same, config_of, further, tensors
 
 from ders_core.errors import RecipeError
 from ders_core.packed.patch import apply_patch, make_patch, rollback

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_form import RowShift
-from upcycle_support import VOCABULARY, config_of, tensors
+from support.toy_form import RowShift
+from support.upcycle_support import VOCABULARY, config_of, tensors
 
 from ders_core.errors import RecipeError
 from ders_core.hf import load_model

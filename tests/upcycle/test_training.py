@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from upcycle_support import LOW_RANK, RENEWED, SPARSE, STEPS, assert_same, config_of, tensors
+from support.upcycle_support import (
+    LOW_RANK,
+    RENEWED,
+    SPARSE,
+    STEPS,
+    assert_same,
+    config_of,
+    tensors,
+)
 
 from ders_core.errors import Cancelled, DersError
 from ders_core.upcycle.history import read_history

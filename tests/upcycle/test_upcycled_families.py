@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from upcycle_support import FAMILIES, VOCABULARY, dense_model
+from support.upcycle_support import FAMILIES, VOCABULARY, dense_model
 
 from ders_core.files.store import read_json
 from ders_core.files.writer import write_json

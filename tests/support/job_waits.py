@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from studio_process import Studio
+from support.studio_process import Studio
 
 from ders_core.jobs import Job
 
