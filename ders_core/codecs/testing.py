@@ -130,8 +130,8 @@ def check_packing(
     assert bool(torch.isfinite(restored).all())
     if isinstance(codec, DeltaCodec):
         delta = weight.float() - base.float()
-        assert same_parts(codec.encode(delta, context), parts), "pack differs from encode"
-        decoded = check_encoding(codec, delta, context)[1]
+        encoded, decoded = check_encoding(codec, delta, context)
+        assert same_parts(encoded, parts), "pack differs from encode"
         assert same_bits(restored, (decoded + base.float()).to(base.dtype))
     return parts, restored
 
@@ -152,7 +152,7 @@ def check_encoding(
 
 
 def check_shapes(codec: Codec) -> None:
-    """Any shape, any dtype, with and without a calibration; experts at their base stay there."""
+    """Any shape and dtype, with and without a calibration; experts at their base stay there."""
     for shape in SHAPES:
         for dtype in DTYPES:
             base = gaussian(shape, 1, 1.0).to(dtype)
@@ -162,12 +162,20 @@ def check_shapes(codec: Codec) -> None:
             assert settled.settled
             context = EncodeContext(dtype, 5)
             check_packing(settled, weight, base, context)
-            restored = check_packing(codec.fit([0 * delta, 0 * delta]), base, base, context)[1]
-            assert torch.equal(restored, base)
-        if shape[1]:
-            moments = second_moments(shape[1])
-            for known in (moments, moments.diagonal(), torch.zeros_like(moments)):
-                check_packing(settled, weight, base, EncodeContext(dtype, 5, known))
+            still = codec.fit([0 * delta, 0 * delta])
+            parts = still.pack(base, base, context)
+            check_promise(still, parts, shape, dtype)
+            assert torch.equal(still.unpack(parts, base, context), base)
+    check_calibration(codec, (13, 29))
+
+
+def check_calibration(codec: Codec, shape: tuple[int, int]) -> None:
+    """Parts keep their sizes with second moments, full, diagonal or zero, and decode without."""
+    base = gaussian(shape, 1, 1.0)
+    weight = base + gaussian(shape, 2)
+    settled, moments = codec.fit([weight - base]), second_moments(shape[1])
+    for known in (moments, moments.diagonal(), torch.zeros_like(moments)):
+        check_packing(settled, weight, base, EncodeContext(torch.float32, 5, known))
 
 
 def check_pieces(codec: Codec) -> None:
