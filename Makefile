@@ -23,7 +23,7 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -175,18 +175,20 @@ class LowRank(DeltaCodec):
         if self.energy is None:
             return self
         pooled: torch.Tensor | None = None
+        total = 0.0  # not the sum of `pooled`, where the noise of small values adds up
         for delta in deltas:
             thin = delta if delta.shape[0] <= delta.shape[1] else delta.T
             unit, scale = _unit(thin)
-            exact = unit.double() if thin.shape[0] <= EXACT_BELOW else unit
-            squares = torch.linalg.eigvalsh(exact @ exact.T).flip(0).clamp_min(0).double()
-            squares *= scale**2
+            precise = unit.double() if thin.shape[0] <= EXACT_BELOW else unit
+            gram = (precise @ precise.T).double()
+            squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0) * scale**2
             pooled = squares if pooled is None else pooled + squares
-        if pooled is None or not float(pooled.sum()):
+            total += float(gram.trace()) * scale**2
+        if pooled is None or not total:
             rank = 1
         else:
-            reached = pooled.cumsum(0) >= self.energy * pooled.sum() * (1 - 1e-12)
-            rank = min(int(reached.long().argmax()) + 1, pooled.numel())
+            target = self.energy * total * (1 - 1e-12)
+            rank = min(int(torch.searchsorted(pooled.cumsum(0), target)) + 1, pooled.numel())
         return self.model_copy(update={"energy": None, "rank": rank})
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
