@@ -31,8 +31,7 @@ from ders_core.jobs.job import (
     worker_of,
 )
 from ders_core.jobs.pace import Sample
-from ders_core.jobs.schema import connection, prepare, transaction
-from ders_core.jobs.store import log_event
+from ders_core.jobs.schema import connection, log_event, prepare, transaction
 
 MAX_LOSSES = 3
 """A job that lost more workers than this fails: it is probably what kills them."""

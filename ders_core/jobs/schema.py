@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -127,3 +128,11 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
             db.execute("ROLLBACK")
             raise
         db.execute("COMMIT")
+
+
+def log_event(db: sqlite3.Connection, job_id: int, level: str, message: str) -> None:
+    """Add a line to a job's log, within the open transaction."""
+    db.execute(
+        "INSERT INTO events (job_id, time, level, message) VALUES (?, ?, ?, ?)",
+        (job_id, time.time(), level, message),
+    )

@@ -24,20 +24,12 @@ from ders_core.jobs.job import (
     worker_of,
 )
 from ders_core.jobs.kind import KINDS
-from ders_core.jobs.schema import connection, prepare, transaction
+from ders_core.jobs.schema import connection, log_event, prepare, transaction
 from ders_core.jobs.workspace import Workspace
 
 Jobs = list[Job]  # JobStore.list hides the builtin within the class
 Events = list[Event]
 Workers = list[WorkerState]
-
-
-def log_event(db: sqlite3.Connection, job_id: int, level: str, message: str) -> None:
-    """Add a line to a job's log, within the open transaction."""
-    db.execute(
-        "INSERT INTO events (job_id, time, level, message) VALUES (?, ?, ?, ?)",
-        (job_id, time.time(), level, message),
-    )
 
 
 class JobStore:
