@@ -185,3 +185,15 @@ def test_the_page_of_additions_adds_things(demo: Path, monkeypatch: pytest.Monke
         for registry, name in ((CODECS, "rowmean"), (BASES, "midrange"), (KINDS, "count")):
             if name in registry:
                 registry.unregister(name)
+
+
+def test_the_map_names_files_that_exist() -> None:
+    """Paths of the library in backticks, and every package has its row."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:[\w]+/)+(?:\w+\.(?:py|yaml))?)`", text):
+        assert (ROOT / "ders_core" / name).exists() or (ROOT / name).exists(), name
+    for package in (ROOT / "ders_core").iterdir():
+        if (package / "__init__.py").is_file():
+            assert f"`{package.name}/`" in text, package.name
+    words = re.findall(r"^\| ([a-z, ]+) \|", text[text.index("## Words") :], re.MULTILINE)
+    assert len(words) <= 31  # a glossary that is read: thirty words and the head of the table
