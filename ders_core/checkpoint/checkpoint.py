@@ -15,7 +15,7 @@ from ders_core.checkpoint.grouping import WEIGHT_DTYPES, CodedTensors, gather
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
 from ders_core.checkpoint.quantized import Scheme, detect
-from ders_core.checkpoint.recognise import (
+from ders_core.checkpoint.recognition import (
     Recognition,
     declared_experts,
     declared_top_k,
