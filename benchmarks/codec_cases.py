@@ -60,7 +60,8 @@ def structured(shape: tuple[int, int]) -> Callable[[torch.Generator], torch.Tens
         right = torch.randn(16, shape[1], generator=generator)
         low = (left * torch.logspace(0, -1, 16)) @ right
         normal = torch.randn(shape, generator=generator)
-        chi = sum(torch.randn(shape, generator=generator).square() for _ in range(3))
+        first, second, third = (torch.randn(shape, generator=generator) for _ in range(3))
+        chi = first.square() + second.square() + third.square()
         heavy = normal / (chi / 3).sqrt()
         return 1e-3 * (low / low.norm() + heavy / heavy.norm()) * math.sqrt(math.prod(shape) / 2)
 
@@ -125,7 +126,7 @@ PAPER_DROPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 
 def forms(quick: bool) -> list[dict[str, Any]]:
     """Every form of ours with its strengths, but `entropy`, which takes any."""
-    sparse = [
+    sparse: list[dict[str, Any]] = [
         {"codec": "sparse", "drop_rate": rate, "method": method, **more}
         for rate in (0.5, 0.75, 0.9, 0.95, 0.99)
         for method, more in (
@@ -136,11 +137,11 @@ def forms(quick: bool) -> list[dict[str, Any]]:
             ("della", {"value_bits": 8}),
         )
     ]
-    patterns = [
+    patterns: list[dict[str, Any]] = [
         {"codec": "sparse", "pattern": pattern, "value_bits": 4}
         for pattern in ("2:4", "1:4", "1:8")
     ]
-    quantized = [
+    quantized: list[dict[str, Any]] = [
         *({"codec": "quantized", "bits": bits} for bits in range(1, 9)),
         {"codec": "quantized", "bits": 1, "group_size": 0},
         {"codec": "quantized", "grid": "ternary"},
@@ -151,7 +152,7 @@ def forms(quick: bool) -> list[dict[str, Any]]:
         ),
         *({"codec": "quantized", "bits": bits, "grid": "learned"} for bits in (2, 3, 4)),
     ]
-    lowrank = [
+    lowrank: list[dict[str, Any]] = [
         *({"codec": "lowrank", "bits": bits} for bits in (0.25, 0.5, 1.0, 2.0, 4.0)),
         *({"codec": "lowrank", "bits": bits, "factor_bits": 4} for bits in (0.1, 0.25, 0.5, 1.0)),
         *(
@@ -159,7 +160,7 @@ def forms(quick: bool) -> list[dict[str, Any]]:
             for bits in (0.25, 0.5, 1.0)
         ),
     ]
-    chain = [
+    chain: list[dict[str, Any]] = [
         {"codec": "chain", "stages": [first, {"codec": "entropy", "bits": bits}]}
         for first, bits in (
             ({"codec": "lowrank", "bits": 0.1, "factor_bits": 6}, 0.149),

@@ -28,7 +28,7 @@ def make_checkpoint(directory: Path, layers: int) -> None:
     """A common base and small differences; one shard a layer."""
     directory.mkdir()
     random = torch.Generator().manual_seed(0)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for layer in range(layers):
         tensors = {}
         for name, shape in (("w1", (OUT, IN)), ("w3", (OUT, IN)), ("w2", (IN, OUT))):

@@ -7,7 +7,7 @@ two experts is above 0.999, as in the paper.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> 
     """Write `layers` layers of three projections, bfloat16, one shard a layer."""
     directory.mkdir(parents=True)
     for file, specs in _describe(directory, layers, experts).items():
-        write_file(directory / file, specs, lambda name, specs=specs: _bytes(name, specs[name]))
+        write_file(directory / file, specs, _filled(specs))
 
 
 def make_holes(directory: Path, layers: int) -> None:
@@ -86,6 +86,11 @@ def _describe(
     }
     write_json(directory / "config.json", config)
     return files
+
+
+def _filled(specs: dict[str, TensorSpec]) -> Callable[[str], Iterable[memoryview]]:
+    """What gives the bytes of a tensor by its name."""
+    return lambda name: _bytes(name, specs[name])
 
 
 def _name(layer: int, expert: int, part: str) -> str:

@@ -29,7 +29,8 @@ from ders_core.demo.models import dense_model
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.demo.train import train
 from ders_core.upcycle import UpcycleConfig
-from ders_core.upcycle.upcycler import RECORD, UpcycleResult, read_result, upcycle
+from ders_core.upcycle.saving import RECORD
+from ders_core.upcycle.upcycler import UpcycleResult, read_result, upcycle
 
 SHAPE = Shape(experts=4)
 WINDOW = 128

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ders_core.errors import OutputError
-from ders_core.files.output import refused_writes, sync_directory
+from ders_core.files.aside import sync_directory
+from ders_core.files.output import refused_writes
 
 
 @contextmanager
