@@ -63,7 +63,8 @@ def structured(shape: tuple[int, int]) -> Callable[[torch.Generator], torch.Tens
         first, second, third = (torch.randn(shape, generator=generator) for _ in range(3))
         chi = first.square() + second.square() + third.square()
         heavy = normal / (chi / 3).sqrt()
-        return 1e-3 * (low / low.norm() + heavy / heavy.norm()) * math.sqrt(math.prod(shape) / 2)
+        mixed: torch.Tensor = low / low.norm() + heavy / heavy.norm()
+        return 1e-3 * mixed * math.sqrt(math.prod(shape) / 2)
 
     return make
 

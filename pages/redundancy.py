@@ -8,7 +8,7 @@ from ders_core.ui import frame
 from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.plots import plot
 
-METRICS = {
+METRICS: dict[figures.Metric, str] = {
     "one_minus_cos": "1 − cos of experts",
     "norm_ratio": "‖Δ‖ / ‖W_base‖",
 }

@@ -4,6 +4,7 @@ import shlex
 from zlib import crc32
 
 import streamlit as st
+from streamlit.elements.lib.column_types import ColumnConfig
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import DersError
@@ -55,7 +56,7 @@ def positions(dense: DenseModel) -> int:
     """The longest context of the model, in tokens."""
     names = ("max_position_embeddings", "n_positions")
     known = [dense.config[name] for name in names if isinstance(dense.config.get(name), int)]
-    return min(known, default=NUMBERS["window"].most)
+    return min(known, default=int(NUMBERS["window"].most))
 
 
 def offer(dense: DenseModel) -> None:
@@ -152,7 +153,7 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
     st.markdown(f"##### {upcycle_compare.sentence(table, config)}")
     bytes_column = st.column_config.NumberColumn
 
-    def share(label: str, help: str) -> object:
+    def share(label: str, help: str) -> ColumnConfig:
         return st.column_config.ProgressColumn(
             label, help=help, format="%.3g %%", min_value=0.0, max_value=100.0, width="small"
         )

@@ -108,7 +108,8 @@ def _density(
 def _sampling_error(count: float) -> float:
     """Of the sum of so many similar squares, as BLOCK random vectors estimate it: four standard
     deviations, as a share (Hutchinson's estimate of a trace)."""
-    return 4 * (2 / (BLOCK * count)) ** 0.5 if count else 0.0
+    deviation: float = (2 / (BLOCK * count)) ** 0.5 if count else 0.0
+    return 4 * deviation
 
 
 class _Rounding:
@@ -122,8 +123,8 @@ class _Rounding:
     def __init__(self, delta: torch.Tensor) -> None:
         units = [torch.finfo(dtype).eps / 2 for dtype in (delta.dtype, torch.float32)]
         self._short = min(delta.shape)
-        self._share = max(units[0], self._short**0.5 * units[1]) / 3**0.5
-        self._spread = sum(side**-0.5 for side in delta.shape)
+        self._share: float = max(units[0], self._short**0.5 * units[1]) / 3**0.5
+        self._spread: float = sum(side**-0.5 for side in delta.shape)
 
     @property
     def resolution(self) -> float:
@@ -139,8 +140,9 @@ class _Rounding:
         delta, once for its images. In the images of the BLOCK start vectors, the largest singular
         value must cancel, and leaves its own rounding.
         """
-        bulk = 2 * self._spread * energy**0.5
-        return self._share * (bulk + (BLOCK / self._short) ** 0.5 * largest)
+        bulk: float = 2 * self._spread * energy**0.5
+        images: float = (BLOCK / self._short) ** 0.5 * largest
+        return self._share * (bulk + images)
 
 
 class _Krylov:

@@ -298,7 +298,8 @@ def _fitted_left(
     weighed = thin if moments is None else _times(thin, moments.to(right.device))
     power = (weighed @ thin.T).double()
     power.diagonal().add_(RIDGE * (float(power.diagonal().mean()) or 1.0))
-    return (torch.linalg.solve(power, (weighed @ unit.T).double()).T * (scale / width)).float()
+    left: torch.Tensor = torch.linalg.solve(power, (weighed @ unit.T).double()).T
+    return (left * (scale / width)).float()
 
 
 def _unit(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -85,7 +85,8 @@ class Expert(nn.Module):
         """`[tokens, d]` -> `[tokens, d]`."""
         up = self.up_proj(x)
         inner = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(x)) * up
-        return self.down_proj(inner)
+        outer: torch.Tensor = self.down_proj(inner)
+        return outer
 
 
 class MoeFFN(nn.Module):
@@ -120,4 +121,5 @@ class MoeFFN(nn.Module):
         y = (weights.to(outputs.dtype)[..., None] * outputs).sum(1)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             y = y + self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
-        return self.dropout(y).view_as(hidden_states)
+        dropped: torch.Tensor = self.dropout(y)
+        return dropped.view_as(hidden_states)

@@ -112,7 +112,7 @@ def _with_router_logits(forward: Callable[..., Any]) -> Callable[..., Any]:
     each MoE layer `[batch · window, N]`, and with labels `aux_loss`, as Mixtral does."""
 
     @wraps(forward)  # generate asks for the names of the arguments
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is not typed
     def wrapped(
         self: Any, *args: Any, output_router_logits: bool | None = None, **kwargs: Any
     ) -> Any:

@@ -169,4 +169,5 @@ def _companded(mass: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
         return np.concatenate([centre, np.full(count - len(centre), centre[-1])])
     spread = np.cumsum(mass ** (1 / 3))
     at = (np.arange(count) + 0.5) / count * spread[-1]
-    return centre[np.minimum(np.searchsorted(spread, at), len(centre) - 1)]
+    quantiles: np.ndarray = centre[np.minimum(np.searchsorted(spread, at), len(centre) - 1)]
+    return quantiles

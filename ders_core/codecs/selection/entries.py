@@ -78,7 +78,7 @@ class DifferenceEntries(Entries):
         return torch.empty(2, length, dtype=torch.float32, device=self.device)
 
     def read(self, piece: slice) -> torch.Tensor:
-        weight, base = self._buffers[:, : piece.stop - piece.start]
+        weight, base = self._buffers[:, : piece.stop - piece.start].unbind()
         return weight.copy_(self._flat_weight[piece]).sub_(base.copy_(self._flat_base[piece]))
 
     def at(self, places: torch.Tensor) -> torch.Tensor:

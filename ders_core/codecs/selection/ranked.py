@@ -54,7 +54,8 @@ class RankedSelection(Selection):
         device: torch.device,
     ) -> Iterable[torch.Tensor]:
         stored = self.form.decode(parts["positions"], math.prod(shape), self.count(shape))
-        return stored.split(chunk_values(device))
+        places: tuple[torch.Tensor, ...] = stored.split(chunk_values(device))
+        return places
 
     def _best(self, scores: torch.Tensor) -> torch.Tensor:
         """Places of the highest scores `[out, in]`; among equals the first ones."""
