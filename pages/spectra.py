@@ -86,7 +86,7 @@ with right:
 
 
 def slider(label: str, strength: Strength) -> float:
-    """The strength of one codec, in its own unit."""
+    """The strength of one codec, in its unit."""
     number = type(strength.slider_step)
     start = min(strength.start, rank or strength.start) if strength.is_rank else strength.start
     least, most = strength.slider_range(group.shape[1:])

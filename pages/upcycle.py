@@ -137,7 +137,7 @@ def dense_row() -> DenseModel | None:
 def empty() -> None:
     with st.container(border=True):
         st.markdown(
-            "**Which dense model shall become a Mixture-of-Experts?** Open one: a directory with "
+            "**Which dense model should become a Mixture-of-Experts?** Open one: a directory with "
             "`config.json` and safetensors files. Its FFNs are copied into experts that share one "
             "weight, and each expert learns a light delta of its own."
         )
@@ -178,7 +178,7 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
         column_config={
             "form": st.column_config.TextColumn("form", pinned=True),
             "added": st.column_config.NumberColumn(
-                f"added, {count}", format="%.3g", help="Parameters beside the dense model's."
+                f"added, {count}", format="%.3g", help="Parameters besides the dense model's."
             ),
             "added_share": share("of vanilla", "Added parameters, share of vanilla's."),
             "disk": bytes_column(

@@ -77,7 +77,7 @@ class GroupEnergies:
     @cached_property
     def _ascending(self) -> tuple[np.ndarray, np.ndarray]:
         """Cumulative numbers of entries and ΣΔ², from the bins around zero outwards. The outermost
-        bins hold all that lies beyond, so their energy is what the others leave of the deltas'."""
+        bins hold everything beyond, so their energy is what the others leave of the deltas'."""
         rows = of_group(self.analysis.histograms, self.layer, self.projection)
         norms = of_group(self.analysis.experts, self.layer, self.projection)["norm_delta"]
         counts, total = rows["count"].to_numpy(dtype=float), float((norms**2).sum())

@@ -42,8 +42,8 @@ class GroupStatistics:
 
     one_minus_cos, cos_delta: `[K, K]`. norm, norm_delta, mean, std, kurtosis (excess), max_abs:
     `[K]`, the last four of the delta's values. edges `[BINS + 1]`, counts `[BINS]` of all deltas,
-    in large groups estimated from some rows. row_energy, column_energy: share of Σ Δ² in up to
-    BINS equal bins.
+    in large groups estimated from a sample of rows. row_energy, column_energy: share of Σ Δ² in
+    up to BINS equal bins.
     """
 
     norm_base: float

@@ -121,6 +121,6 @@ def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
 
 
 def _rows(group: ExpertGroup) -> torch.Tensor:
-    """Rows from the middle of each expert (columns where they lie transposed), `[K, n]` float32."""
+    """Rows from the middle of each expert (columns where stored transposed), `[K, n]` float32."""
     values = min(SAMPLED_EXPERT, max(SAMPLED_VALUES, SAMPLED_GROUP // group.shape[0]))
     return group.middle(SAMPLED_ROWS, values).float()

@@ -127,7 +127,7 @@ class InputObserver(TorchDispatchMode):
         if weight.data_ptr() + reach * weight.itemsize >= location.end:
             raise EvaluationError(
                 f"layer {location.layer}: the model multiplies every token with all experts at "
-                "once, so which of them it chose cannot be told"
+                "once, so its choice of experts cannot be observed"
             )
         key = location.layer, location.expert
         if location.side == IN:

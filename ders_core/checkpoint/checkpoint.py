@@ -30,7 +30,7 @@ from ders_core.files.tensor import TensorReader
 class Checkpoint:
     """An MoE checkpoint. `ders_core.packed.open.open_checkpoint` opens one by its path or address.
 
-    store: its tensors, whether they lie in files or are synthesized from packed ones. Raises
+    store: its tensors, whether they are stored in files or synthesized from packed ones. Raises
     CheckpointError if they contradict the config, or if nothing looks like experts.
     """
 

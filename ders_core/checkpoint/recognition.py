@@ -35,7 +35,7 @@ def recognise(
 ) -> Recognition | None:
     """The layout that fits best: a user's entry, else a known family's, else one by structure.
 
-    path: the directory, where a user's entry may lie. specs: of each tensor, with the shape of the
+    path: the directory, where a user's entry may be. specs: of each tensor, with the shape of the
     numbers where codes are stored. None if nothing looks like experts. Raises CheckpointError for
     a user's entry that is malformed.
     """

@@ -1,7 +1,7 @@
 """Expert groups read piece by piece; the next pieces are read while one is worked on.
 
 Buffers are reused: fresh memory costs more than reading into it. For a GPU they are pinned, and
-copies to it run on a separate stream, beside the computation.
+copies to it run on a separate stream, in parallel to the computation.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def _judge(
     if weights is None:
         return None
     kind = "stacked along the first dimension" if "{expert}" not in str(weights) else "side by side"
-    evidence = [f"{candidate.count} alike up and down matrices lie {kind} in {candidate.block!r}"]
+    evidence = [f"{candidate.count} alike up and down matrices are {kind} in {candidate.block!r}"]
     sure = 0.4
     if router is not None:
         sure += 0.3

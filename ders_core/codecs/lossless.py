@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 RAW, CODED = 0, 1
 
 CONTEXTS = 16
-"""Exponents of the base with statistics of their own, from the largest one down; the last one
+"""Exponents of the base with separate statistics, from the largest one down; the last one
 stands for all smaller ones too."""
 
 FINE = 64

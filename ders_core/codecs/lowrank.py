@@ -77,7 +77,7 @@ class LowRank(DeltaCodec):
     leading: int = Field(default=0, ge=0, description="directions that get leading_bits")
     leading_bits: FactorBits = Field(default=8, description="bits of the leading directions")
     svd: Literal["auto", "exact", "randomized"] = Field(
-        default="auto", description="how the directions are found"
+        default="auto", description="how the directions are computed"
     )
 
     @model_validator(mode="after")
@@ -91,11 +91,11 @@ class LowRank(DeltaCodec):
 
     def dump(self) -> dict[str, Any]:
         """Omit svd and leading that have their default, and leading_bits without leading."""
-        seldom = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
+        omitted = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
         return {
             key: value
             for key, value in super().dump().items()
-            if key not in seldom
+            if key not in omitted
             or (key != "leading_bits" and value != type(self).model_fields[key].default)
         }
 

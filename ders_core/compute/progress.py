@@ -36,7 +36,7 @@ class Meter:
         self._progress = progress
 
     def report(self, message: str) -> None:
-        """Tell the callback where the work stands."""
+        """Report the progress to the callback."""
         self._progress(min(self.done, self.total), self.total, message)
 
     def advance(self, count: int, message: str) -> None:

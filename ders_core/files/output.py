@@ -100,7 +100,7 @@ def _check_room(partial: Path, needs: int) -> None:
     if needs > free:
         raise OutputError(
             f"{partial.parent}: the output needs {needs / 1e9:.3g} GB, but only {free / 1e9:.3g} "
-            "GB are free on that disk; free some space or choose another place"
+            "GB are free on that disk; free space or choose another place"
         )
 
 
@@ -112,7 +112,7 @@ def _explained(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
-                f"the disk of {target} is full; free some space, then run again"
+                f"the disk of {target} is full; free space, then run again"
             ) from error
         if error.errno in REFUSALS:
             raise OutputError(f"{target} cannot be written: {error.strerror}") from error

@@ -249,7 +249,7 @@ def _ask(path: object, call: Callable[[], T]) -> T:
         tried += 1
         try:
             return call()
-        except Exception as error:  # each driver has its own family of exceptions
+        except Exception as error:  # the drivers share no family of exceptions
             if tried == TRIES or not _is_transient(error):
                 raise CheckpointError(_sentence(str(path), error)) from error
         time.sleep(PAUSE_SECONDS * 2 ** (tried - 1))
@@ -281,7 +281,7 @@ def _is_missing(error: BaseException) -> bool:
     causes, status = list(_chain(error)), _status(error)
     if status is not None:
         return status in (401, 403, 404, 405, 410)
-    # some drivers raise it for a host that cannot be reached, too
+    # a few drivers raise it for a host that cannot be reached, too
     missing = any(isinstance(cause, FileNotFoundError) for cause in causes)
     return missing and not any(map(_is_connection, causes))
 

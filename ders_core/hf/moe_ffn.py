@@ -16,7 +16,7 @@ from ders_core.checkpoint.dense import DenseFFN, dense_ffns
 from ders_core.files.spec import TensorSpec
 
 _recorded: ContextVar[list[torch.Tensor] | None] = ContextVar("router_logits", default=None)
-"""The list that routers append their logits to; each thread has its own."""
+"""The list that routers append their logits to; one for each thread."""
 
 
 @contextmanager

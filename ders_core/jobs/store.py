@@ -52,7 +52,7 @@ class JobStore:
         prepare(self.path)
 
     def submit(self, kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
-        """File a job. title: by default the kind's own for these parameters.
+        """File a job. title: by default the one that the kind makes of the parameters.
 
         Raises JobError for an unknown kind or parameters that do not fit it.
         """

@@ -1,6 +1,6 @@
 """Compress: open, plan, encode each group, write the packed checkpoint.
 
-Each group is encoded by a task of its own and staged as one file inside the unfinished output; an
+Each group is encoded by a separate task and staged as one file inside the unfinished output; an
 interrupted run continues from the staged groups. Then the shards are written from the staged files
 and from the source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device
 alone: a task computes on one thread, whatever executes it and however many run in parallel.

@@ -64,7 +64,7 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit fields that are seldom set and have their default."""
+        """Omit rarely used fields that have their default."""
         fields: dict[str, Any] = handler(self)
         return {
             key: value

@@ -1,4 +1,4 @@
-"""The Recipe page's row about the base: what deltas are taken against, and of which experts."""
+"""The Recipe page's row about the base: what deltas are taken against, and for which experts."""
 
 from __future__ import annotations
 

@@ -231,9 +231,7 @@ def test_a_model_that_runs_tokens_more_than_once_is_refused(
     config = transformers.NllbMoeConfig(vocab_size=384, d_model=32, **sizes, **heads, **steps)
     tiny = Tiny(lambda: transformers.NllbMoeForConditionalGeneration(config), [], "")
     directory = tiny.save(tmp_path / "model", tokenizer)
-    with pytest.raises(
-        EvaluationError, match=r"layer 0: expert 0 was given \d+ inputs for 320 tok"
-    ):
+    with pytest.raises(EvaluationError, match=r"layer 0: expert 0 received \d+ inputs for 320 tok"):
         measure(directory, tmp_path / "c", text_file)
     assert not (tmp_path / "c").exists()
 
@@ -452,7 +450,9 @@ def test_metadata_is_checked(
     ids=str,
 )
 def test_forms_are_checked(tensors: Tensors, rewrite: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match=f"{next(iter(tensors))!r} is none that a calibr"):
+    with pytest.raises(
+        CheckpointError, match=f"{next(iter(tensors))!r} does not belong in a calibr"
+    ):
         Calibration.open(rewrite(tensors=tensors))
 
 

@@ -140,7 +140,7 @@ POSITION_FORMS = {
 
 
 def _gaps(positions: torch.Tensor) -> torch.Tensor:
-    """How many numbers lie between neighbours, and before the first: int64 `[count]`."""
+    """How many numbers are between neighbours, and before the first: int64 `[count]`."""
     gaps = positions - 1
     gaps[1:] -= positions[:-1]
     gaps[:1] += 1

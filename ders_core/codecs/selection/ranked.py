@@ -77,7 +77,7 @@ class MagnitudeSelection(RankedSelection):
     def select(self, entries: Entries, context: EncodeContext) -> Chosen:
         if self.by_row or context.importance is not None:
             places = self._best(weighed_magnitudes(entries.matrix, context.importance))
-        else:  # each entry is its own score: no matrix is needed
+        else:  # the entries are the scores: no matrix is needed
             count = self.count(entries.shape)
             places = largest_read(entries.read, entries.size, count, entries.device)
         return self._chosen(places, entries.size)

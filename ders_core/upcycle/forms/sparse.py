@@ -21,7 +21,7 @@ from ders_core.upcycle.forms.form import FORMS, Form, SavedSet, Shape, normal
 
 
 class Renewal(BaseModel):
-    """How the positions of a sparse form are learned: at some steps, those of the smallest values
+    """How the positions of a sparse form are learned: at each renewal, those of the smallest values
     give way to those of the largest gradients (RigL, arXiv 1911.11134)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +87,7 @@ class LearnedDelta(SparseDelta):
         """How many positions are looked for in the next backward pass, of each expert."""
         self.candidates: dict[int, torch.Tensor] = {}
         """Expert -> the positions that it will have: where its largest values are, and where its
-        gradient was largest beside."""
+        gradient was largest elsewhere."""
 
     def parts(self, expert: int, dtype: torch.dtype) -> Parts:
         positions = self.positions[expert].long().cpu()
@@ -166,7 +166,7 @@ class SparseForm(Form):
 
     @classmethod
     def usual(cls) -> Self:
-        """The paper's own (DeRS, table 6)."""
+        """The paper's values (DeRS, table 6)."""
         return cls(drop_rate=0.99)
 
     @classmethod
