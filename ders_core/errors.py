@@ -55,7 +55,7 @@ class Cancelled(DersError):
 
 
 _SHOWN = 60
-"""A wrong value is quoted if it has at most so many characters."""
+"""A wrong value is quoted if it has at most this many characters."""
 
 FaultKind = Literal["unknown", "missing", "wrong"]
 _KINDS: dict[str, FaultKind] = {"extra_forbidden": "unknown", "missing": "missing"}

@@ -32,7 +32,7 @@ def pick(analysis: Analysis) -> tuple[int, str]:
         figures.model_map(analysis, metric or "one_minus_cos"),
         "model_map",
         analysis.groups,
-        alt="Layers by projections; colour tells how much the experts differ",
+        alt="Layers by projections; colour shows how much the experts differ",
         selectable=True,
     )
     points = event.selection.points if event else []

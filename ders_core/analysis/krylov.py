@@ -18,7 +18,7 @@ BLOCK, STEPS = 32, 8
 """Of the whole curve: 256 products with Δ and Δᵀ each."""
 
 HEAD_STEPS, SETTLED = 10, 0.005
-"""The head is done when no value has grown by more than this share in a step, but after so many
+"""The head is done when no value has grown by more than this share in a step, but after this many
 steps at the latest. The curve has all of delta when no larger share of its energy is missing."""
 
 PASSES, ORTHOGONAL = 6, 1e-5
@@ -106,7 +106,7 @@ def _density(
 
 
 def _sampling_error(count: float) -> float:
-    """Of the sum of so many similar squares, as BLOCK random vectors estimate it: four standard
+    """Of the sum of `count` similar squares, as BLOCK random vectors estimate it: four standard
     deviations, as a share (Hutchinson's estimate of a trace)."""
     deviation: float = (2 / (BLOCK * count)) ** 0.5 if count else 0.0
     return 4 * deviation

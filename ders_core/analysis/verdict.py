@@ -19,8 +19,8 @@ SAMPLED_GROUPS = 4
 SAMPLED_ROWS = 32
 SAMPLED_EXPERT = 1 << 16
 SAMPLED_GROUP = 1 << 20
-"""At most so many values of one expert, and of a group; but `SAMPLED_VALUES` of each expert in any
-case."""
+"""At most this many values of one expert, and of a group; but always
+`SAMPLED_VALUES` of each expert."""
 
 SAMPLED_VALUES = 8192
 """Of each expert, for the sample's clusters: cosines of unlike experts are within about 0.01."""

@@ -40,7 +40,7 @@ class _Probe:
         return cls(group, rows)
 
     def matches(self, bank: tuple[torch.Tensor, ...]) -> bool:
-        """Whether these matrices, one for each expert, are the group's weights, alone or beside
+        """Whether these matrices, one for each expert, are the group's weights, alone or next to
         another projection's, in any arrangement."""
         experts, out, width = self.group.shape
         if len(bank) < experts:

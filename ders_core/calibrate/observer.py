@@ -1,4 +1,4 @@
-"""Observe every matrix product of a model. The address of a product's weight tells its layer and
+"""Observe every matrix product of a model. The address of a product's weight shows its layer and
 expert, so the other operand is that expert's input; its second moments are added up."""
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Axes:
 
     @property
     def needs_experts(self) -> bool:
-        """Whether a shape does not tell the number of experts."""
+        """Whether a shape leaves the number of experts open."""
         return any(EXPERT in dim and len(dim) > 1 for dim in self.dims)
 
     def sizes(self, shape: tuple[int, ...], known: Mapping[str, int]) -> dict[str, int]:

@@ -46,7 +46,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} holds no experts that can be recognised "
                 f"(model_type {self.config.get('model_type', 'unknown')!r}); DeRS needs a "
-                f"Mixture-of-Experts checkpoint, or a {LAYOUT_FILE} beside its config.json that "
+                f"Mixture-of-Experts checkpoint, or a {LAYOUT_FILE} next to its config.json that "
                 "says where the experts are"
             )
         self.recognition: Recognition = recognition

@@ -64,7 +64,7 @@ def gather(
 ) -> list[ExpertGroup]:
     """All groups of a checkpoint that follows the layout, by layer and then gate, up, down.
 
-    experts: the number that the config names, for tensors whose shapes do not tell it. Raises
+    experts: the number that the config names, for tensors whose shapes do not show it. Raises
     CheckpointError if experts are missing, unlike, or not stored as the layout says.
     """
     blocks: dict[tuple[str, int], _BlockTensors] = {}

@@ -211,7 +211,7 @@ _ENTRIES: TypeAdapter[list[Layout]] = TypeAdapter(list[Layout])
 
 
 def user_layouts(checkpoint: Path) -> list[Layout]:
-    """The user's entries: first `ders_layout.yaml` beside the checkpoint's config, then the YAML
+    """The user's entries: first `ders_layout.yaml` next to the checkpoint's config, then the YAML
     files in the folder `$DERS_LAYOUTS` (default: ~/.config/ders/layouts).
 
     Raises CheckpointError that names the malformed file and its fault.

@@ -141,7 +141,7 @@ def _fits(
 ) -> bool:
     """Whether one block's tensors can be cut as the layout says and make an FFN.
 
-    In an FFN, down gives back what gate and up take in.
+    In an FFN, the output size of down is the input size of gate and up.
     """
     names = (f"{members[0][0].block}.{router}" for router in layout.router)
     router = next((specs[name] for name in names if name in specs), None)

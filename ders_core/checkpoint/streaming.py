@@ -33,7 +33,7 @@ def slabs(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, weights `[K, rows, in]` in storage dtype on `device`) over a group, in order.
 
-    A tensor is overwritten once the next one is asked for. Raises CheckpointError if a file ends
+    A tensor is overwritten once the next one is requested. Raises CheckpointError if a file ends
     too early.
     """
     experts, out, width = group.shape

@@ -108,7 +108,7 @@ class Codec(BaseModel, ABC):
 
     def expected_error(self, statistics: DeltaStatistics) -> float | None:
         """An estimate of ‖Δ̂ − Δ‖/‖Δ‖ over a group's deltas, without a calibration; None where
-        these statistics cannot tell."""
+        these statistics are not enough."""
         return None
 
     @property

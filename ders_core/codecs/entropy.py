@@ -28,8 +28,8 @@ ROUNDINGS = (0.5, 0.44, 0.38, 0.32)
 
 EXACT_CODES = 4096
 PER_OCTAVE = 16
-"""Multiples beyond EXACT_CODES share codes, so many to a doubling, so that outliers do not fill the
-table."""
+"""Multiples beyond EXACT_CODES share codes, this many to a doubling, so that outliers do not fill
+the table."""
 
 FINEST = 512
 """The finest step is the median magnitude over this: over 10 bits, more than a recipe may ask."""

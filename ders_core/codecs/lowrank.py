@@ -43,7 +43,7 @@ class LowRank(DeltaCodec):
     factor_bits: factors in so few bits, `leading` directions of them in `leading_bits` (Delta-CoMe,
     arXiv 2406.08903); L is fitted again to R as stored.
     svd: `randomized` (block Krylov, Musco and Musco, arXiv 1504.05477; 8 steps, 8 directions more
-    than asked for) keeps at least 99 % of the energy that `exact` keeps where the spectrum is flat,
+    than requested) keeps at least 99 % of the energy that `exact` keeps where the spectrum is flat,
     and practically all where it falls; `auto` takes it where the shorter side is above 512 and the
     rank small.
     """

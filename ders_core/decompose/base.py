@@ -42,7 +42,7 @@ class BaseContext:
 class BaseCount:
     """How many bases a group gets.
 
-    most: None for one base `[out, in]`, a number for a stack `[bases, out, in]` of at most so many.
+    most: None for one base `[out, in]`, the most that a stack `[bases, out, in]` can hold.
     exact: whether it is that number whatever the weights are.
     """
 
@@ -120,7 +120,7 @@ class Base(BaseModel, ABC):
         return
 
     def count(self, experts: int) -> BaseCount:
-        """How many bases a group of so many experts gets."""
+        """How many bases a group of that many experts gets."""
         return BaseCount()
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Base(BaseModel, ABC):
         """The decompositions to choose from, at least one, each with the name that reports give it.
 
         The encoder takes the one with the least error; of equal ones the first. Lazy: each is made
-        when it is asked for. The same group and context give the same bytes. Bases are in the
+        when it is read. The same group and context give the same bytes. Bases are in the
         group's storage dtype, on the context's device. Raises CheckpointError for weights that are
         not finite or do not fit what it reads.
         """

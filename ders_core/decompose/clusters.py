@@ -22,7 +22,7 @@ CHUNK_VALUES = 1 << 18
 """Values of all experts that are handled at a time, so that they stay in cache."""
 NOTHING = 1e-12
 """Energy below this share of that of one base is 0: float64 sums of squares have no digits there,
-and a base in 16 bits cannot tell such experts apart."""
+and a base in 16 bits cannot distinguish such experts."""
 
 
 @dataclass(frozen=True)

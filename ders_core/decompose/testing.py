@@ -101,7 +101,7 @@ GROUPS: dict[str, Callable[[Path], ExpertGroup]] = {
 
 
 def routing(group: ExpertGroup) -> list[int]:
-    """As a calibration tells it: expert i saw i tokens."""
+    """As a calibration counts it: expert i saw i tokens."""
     return list(range(group.shape[0]))
 
 

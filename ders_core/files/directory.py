@@ -16,7 +16,7 @@ from ders_core.files.output import refused_writes
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a path, in a temporary directory beside `path`, at which the block makes a directory;
+    """Yield a path, in a temporary directory next to `path`, at which the block makes a directory;
     when the block ends, it becomes the new directory `path`.
 
     The block may write more into the temporary directory. An interrupted block leaves nothing.

@@ -95,7 +95,7 @@ def connect(address: str, options: dict[str, Any]) -> Path:
             ) from cause
         if isinstance(cause, ValueError) and "nsupported" in str(cause):
             raise CheckpointError(
-                f"{protocol}:// is no protocol that is known here; hf://, https:// and s3:// are"
+                f"{protocol}:// is not a protocol that is known here; hf://, https:// and s3:// are"
             ) from cause
         raise
     return path
@@ -161,10 +161,10 @@ def exists(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """Bytes. Raises CheckpointError if the file is missing or the server does not tell its size."""
+    """Bytes. Raises CheckpointError if the file is missing or its size is not reported."""
     count = _info(path).get("size")
     if not isinstance(count, int):
-        raise CheckpointError(f"the server does not tell the size of {path}; download it first")
+        raise CheckpointError(f"the server does not report the size of {path}; download it first")
     return count
 
 

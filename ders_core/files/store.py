@@ -78,7 +78,7 @@ class Store(Protocol):
 
     @property
     def packed_bytes(self) -> int | None:
-        """Bytes of the packed weight files from which the tensors are computed; None if they lie
+        """Bytes of the packed weight files from which the tensors are computed; None if they are
         in files as they are."""
 
     @property

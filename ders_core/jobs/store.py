@@ -136,7 +136,7 @@ class JobStore:
             row = _row(db, job_id)
             if row["state"] not in ("failed", "cancelled"):
                 raise JobError(
-                    f"job {job_id} is {row['state']}; only a failed or cancelled job can go on"
+                    f"job {job_id} is {row['state']}; only a failed or cancelled job can continue"
                 )
             db.execute(
                 "UPDATE jobs SET state = 'queued', error = NULL, finished = NULL, started = NULL,"

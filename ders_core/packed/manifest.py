@@ -121,7 +121,7 @@ class PackedGroup(BaseModel):
     expert's base."""
 
     def group_codec(self) -> GroupCodec:
-        """The experts' codecs. Raises CodecError if the manifest names none that is known."""
+        """The experts' codecs. Raises CodecError if the manifest names an unknown one."""
         return GroupCodec.load(self.codec, self.uses, self.shape[0])
 
 

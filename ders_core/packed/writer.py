@@ -42,7 +42,7 @@ CheckWritten = Callable[[str, str], None]
 
 
 class TensorBytes(Protocol):
-    """A tensor to write: its dtype and shape, and its bytes when they are asked for."""
+    """A tensor to write: its dtype and shape, and its bytes when they are needed."""
 
     @property
     def spec(self) -> TensorSpec: ...

@@ -45,16 +45,16 @@ class Calibration:
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
-        """Raises CheckpointError if the file is missing, or is no calibration of this version."""
+        """Raises CheckpointError if it is missing, or is not a calibration of this version."""
         file = Path(path).expanduser()
         if not file.is_file():
-            raise CheckpointError(f"{file} is no file; make one with ders calibrate")
+            raise CheckpointError(f"{file} is not a file; make one with ders calibrate")
         try:
             tensors, metadata = read_header(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
         if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{file} is no calibration file; make one with ders calibrate")
+            raise CheckpointError(f"{file} is not a calibration file; make one with ders calibrate")
         version = metadata.get("version", "")
         if version != VERSION:
             raise CheckpointError(

@@ -73,7 +73,7 @@ def compress(
     meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
         source.store.check(meter.advance)
-        meter.done = checked  # bytes of files, hence of headers too
+        meter.done = checked  # bytes of files, so of headers too
         staging = Staging(partial)
         _encode_groups(source, plan, staging, device, runner, meter)
         groups = staging.read(entry.key for entry in plan.entries if entry.packed)

@@ -418,7 +418,7 @@ def rewrite(calibration: Calibration, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"format": "pt"}, "is no calibration file; make one with ders calibrate"),
+        ({"format": "pt"}, "is not a calibration file; make one with ders calibrate"),
         ({"version": "2"}, "has version '2' of the calibration format, and only '1' is known"),
         ({"checkpoint": "me"}, "does not say what was measured"),
         ({"tokens": "-3"}, "does not say what was measured"),
@@ -498,11 +498,11 @@ def test_files_that_are_none(calibration: Calibration, tmp_path: Path, mixtral_d
     cut.write_bytes(whole[:-10])
     torch.save({"0.routed": torch.ones(4)}, pickled)
     for path, words in (
-        (tmp_path / "absent", "absent is no file; make one with ders calibrate"),
-        (tmp_path, "is no file"),
+        (tmp_path / "absent", "absent is not a file; make one with ders calibrate"),
+        (tmp_path, "is not a file"),
         (cut, "is truncated"),
         (pickled, "not a safetensors file"),
-        (mixtral_dir / "model.safetensors", "is no calibration file"),
+        (mixtral_dir / "model.safetensors", "is not a calibration file"),
     ):
         with pytest.raises(CheckpointError, match=words) as caught:
             Calibration.open(path)

@@ -125,7 +125,7 @@ class Mxfp4Weight(QuantizedWeight):
         if bool((scales == NO_NUMBER).any()):
             raise CheckpointError(
                 f"{self.scales.file_name}: {self.scales.name!r} holds a scale of {NO_NUMBER}, "
-                "which means that the numbers are none; the checkpoint is damaged, so copy it again"
+                "which means that they are not numbers; the checkpoint is damaged, so copy it again"
             )
         return scales.view(last - first, groups)
 

@@ -6,7 +6,7 @@ unary, about 2 + log2(size / count) bits a position.
 
 *Shortest* takes a bitmap, or the gaps between positions in Rice code (Rice 1979): the low k bits of
 each gap as they are, the rest in unary. With the best k it is never longer than Elias-Fano, and
-within 4 % of the entropy of positions drawn at random. Its first byte tells the form: 0 a bitmap,
+within 4 % of the entropy of positions drawn at random. Its first byte is the form: 0 a bitmap,
 1 + k Rice.
 """
 

@@ -1,7 +1,7 @@
 """Random numbers as a function of a seed and a counter, in integer arithmetic only.
 
 The same on every device, in every chunking, for ever: a random mask that was drawn from a seed can
-be drawn again, so it needs no bytes in the file. `torch.rand` promises none of this.
+be drawn again, so it needs no bytes in the file. `torch.rand` does not promise this.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ SWEEPS = 60
 
 @dataclass(frozen=True)
 class Levels:
-    """table: float32 `[n]`, ascending. uniform: neighbours lie 1 apart."""
+    """table: float32 `[n]`, ascending. uniform: neighbours are 1 apart."""
 
     table: torch.Tensor
     uniform: bool

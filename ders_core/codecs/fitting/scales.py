@@ -75,7 +75,7 @@ def _error(
         return _squares(unit, weights, levels, scale)
     short = (1 - CAUTION - levels.reach * scale).clamp_min(0)
     open_ = (short.square() * (1 - CAUTION) <= least).nonzero().flatten()
-    if 4 * open_.numel() > 3 * least.numel():  # to pick so many out costs more than it saves
+    if 4 * open_.numel() > 3 * least.numel():  # picking that many out costs more than it saves
         return _squares(unit, None, levels, scale)
     squares = _squares(unit.index_select(0, open_), None, levels, scale.index_select(0, open_))
     return torch.full_like(least, torch.inf).index_copy_(0, open_, squares)

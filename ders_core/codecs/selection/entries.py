@@ -61,7 +61,7 @@ class MatrixEntries(Entries):
 
 
 class DifferenceEntries(Entries):
-    """Of W − W_base, both `[out, in]` in storage dtype; subtracted where an entry is asked for."""
+    """Of W − W_base, both `[out, in]` in storage dtype; subtracted where an entry is read."""
 
     def __init__(self, weight: torch.Tensor, base: torch.Tensor) -> None:
         super().__init__(weight.shape, weight.device)

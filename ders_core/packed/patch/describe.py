@@ -137,7 +137,7 @@ def _write_travelling(
 
 def _tensors_by_file(store: TensorStore) -> dict[str, tuple[str, ...]]:
     """File name -> tensor names in the order of their bytes. An empty tensor is where the next
-    one begins, hence before it; several at one place keep the header's order, in which the store
+    one begins, so before it; several at one place keep the header's order, in which the store
     lists its tensors.
     """
     files: dict[str, list[FileTensor]] = {file: [] for file in store.files}

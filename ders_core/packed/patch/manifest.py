@@ -68,7 +68,7 @@ class PatchManifest(BaseModel):
         file = directory / PATCH_FILE
         if not file.is_file():
             if kind == "patch":
-                raise CheckpointError(f"{directory} is no patch: it has no {PATCH_FILE}")
+                raise CheckpointError(f"{directory} is not a patch: it has no {PATCH_FILE}")
             raise CheckpointError(
                 f"{directory.parent} was not patched, so there is nothing to roll back"
             )
