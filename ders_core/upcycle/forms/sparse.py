@@ -156,7 +156,7 @@ class SparseForm(Form):
         ),
         "learned": Toggle(
             "Learned",
-            "Positions of the smallest values are replaced by those of the largest gradients during "
+            "Positions of the smallest values are replaced by those of the largest gradients in "
             "training (RigL); otherwise they are drawn once, at random.",
         ),
     }
