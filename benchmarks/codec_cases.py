@@ -33,7 +33,7 @@ class Group:
 
 def inputs(width: int, tokens: int, seed: int) -> torch.Tensor:
     """Activations `[tokens, in]`: loud columns, and four directions that all columns share."""
-    fixed, drawn = (torch.Generator().manual_seed(own) for own in (width, seed))
+    fixed, drawn = (torch.Generator().manual_seed(number) for number in (width, seed))
     loud = torch.exp(1.2 * torch.randn(width, generator=fixed))
     shared = torch.randn(4, width, generator=fixed)
     noise = torch.randn(tokens, width, generator=drawn)
@@ -80,11 +80,12 @@ def demo_groups(demo: Path, work: Path) -> Iterator[Group]:
     layers = {checkpoint.moe_layers[0], checkpoint.moe_layers[-1]}
     for group in checkpoint.groups():
         if group.layer in layers:
-            known = [own.moments(group.layer, group.projection) for own in (seen, fresh)]
-            assert known[0] is not None
-            assert known[1] is not None
+            key = group.layer, group.projection
+            moments = [calibration.moments(*key) for calibration in (seen, fresh)]
+            assert moments[0] is not None
+            assert moments[1] is not None
             deltas = around_mean(group).deltas()
-            yield Group(tuple(deltas), known[0], known[1])
+            yield Group(tuple(deltas), moments[0], moments[1])
 
 
 # the baselines
@@ -96,9 +97,9 @@ def plain_bits(bits: int, size: int) -> Callable[[torch.Tensor], tuple[torch.Ten
 
     def code(delta: torch.Tensor) -> tuple[torch.Tensor, int]:
         out, width = delta.shape
-        own = size or width
-        padded = torch.nn.functional.pad(delta, (0, -width % own), mode="replicate")
-        grouped = padded.view(out, -1, own)
+        block = size or width
+        padded = torch.nn.functional.pad(delta, (0, -width % block), mode="replicate")
+        grouped = padded.view(out, -1, block)
         low = grouped.amin(-1, keepdim=True).to(DTYPE).float()
         step = (grouped.amax(-1, keepdim=True) - low) / (2**bits - 1)
         step = step.to(DTYPE).float().clamp_min(1e-30)

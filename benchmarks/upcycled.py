@@ -98,23 +98,23 @@ def _name(layer: int, expert: int, part: str) -> str:
 
 
 def _bytes(name: str, spec: TensorSpec) -> Iterable[memoryview]:
-    """A tensor's bytes, some rows at a time; the name decides the values."""
+    """A tensor's bytes, a few rows at a time; the name decides the values."""
     words = name.split(".")
     layer, part = int(words[2]), words[-2]
     if part == "gate":
         yield from tensor_bytes(torch.randn(spec.shape, generator=_random(layer)).bfloat16())
         return
     common = _random(layer, list(SHAPES).index(part))
-    own = _random(layer, list(SHAPES).index(part), int(words[5]))
+    single = _random(layer, list(SHAPES).index(part), int(words[5]))
     out, width = spec.shape
-    right = torch.randn(RANK, width, generator=own) * (NOISE / RANK**0.5)
+    right = torch.randn(RANK, width, generator=single) * (NOISE / RANK**0.5)
     base, delta = torch.empty(ROWS, width), torch.empty(ROWS, width)
     for _ in range(0, out, ROWS):
         base.normal_(0.0, BASE, generator=common)
-        delta.normal_(0.0, NOISE, generator=own)
-        delta.addmm_(torch.randn(ROWS, RANK, generator=own), right)
-        places = torch.randint(delta.numel(), (delta.numel() // 1000,), generator=own)
-        delta.view(-1)[places] += torch.randn(len(places), generator=own) * OUTLIER
+        delta.normal_(0.0, NOISE, generator=single)
+        delta.addmm_(torch.randn(ROWS, RANK, generator=single), right)
+        places = torch.randint(delta.numel(), (delta.numel() // 1000,), generator=single)
+        delta.view(-1)[places] += torch.randn(len(places), generator=single) * OUTLIER
         yield from tensor_bytes(base.add(delta).bfloat16())
 
 
