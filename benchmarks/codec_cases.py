@@ -33,7 +33,7 @@ class Group:
 
 def inputs(width: int, tokens: int, seed: int) -> torch.Tensor:
     """Activations `[tokens, in]`: loud columns, and four directions that all columns share."""
-    fixed, drawn = (torch.Generator().manual_seed(own) for own in (width, seed))
+    fixed, drawn = (torch.Generator().manual_seed(number) for number in (width, seed))
     loud = torch.exp(1.2 * torch.randn(width, generator=fixed))
     shared = torch.randn(4, width, generator=fixed)
     noise = torch.randn(tokens, width, generator=drawn)
@@ -60,9 +60,11 @@ def structured(shape: tuple[int, int]) -> Callable[[torch.Generator], torch.Tens
         right = torch.randn(16, shape[1], generator=generator)
         low = (left * torch.logspace(0, -1, 16)) @ right
         normal = torch.randn(shape, generator=generator)
-        chi = sum(torch.randn(shape, generator=generator).square() for _ in range(3))
+        first, second, third = (torch.randn(shape, generator=generator) for _ in range(3))
+        chi = first.square() + second.square() + third.square()
         heavy = normal / (chi / 3).sqrt()
-        return 1e-3 * (low / low.norm() + heavy / heavy.norm()) * math.sqrt(math.prod(shape) / 2)
+        mixed: torch.Tensor = low / low.norm() + heavy / heavy.norm()
+        return 1e-3 * mixed * math.sqrt(math.prod(shape) / 2)
 
     return make
 
@@ -78,11 +80,12 @@ def demo_groups(demo: Path, work: Path) -> Iterator[Group]:
     layers = {checkpoint.moe_layers[0], checkpoint.moe_layers[-1]}
     for group in checkpoint.groups():
         if group.layer in layers:
-            known = [own.moments(group.layer, group.projection) for own in (seen, fresh)]
-            assert known[0] is not None
-            assert known[1] is not None
+            key = group.layer, group.projection
+            moments = [calibration.moments(*key) for calibration in (seen, fresh)]
+            assert moments[0] is not None
+            assert moments[1] is not None
             deltas = around_mean(group).deltas()
-            yield Group(tuple(deltas), known[0], known[1])
+            yield Group(tuple(deltas), moments[0], moments[1])
 
 
 # the baselines
@@ -94,9 +97,9 @@ def plain_bits(bits: int, size: int) -> Callable[[torch.Tensor], tuple[torch.Ten
 
     def code(delta: torch.Tensor) -> tuple[torch.Tensor, int]:
         out, width = delta.shape
-        own = size or width
-        padded = torch.nn.functional.pad(delta, (0, -width % own), mode="replicate")
-        grouped = padded.view(out, -1, own)
+        block = size or width
+        padded = torch.nn.functional.pad(delta, (0, -width % block), mode="replicate")
+        grouped = padded.view(out, -1, block)
         low = grouped.amin(-1, keepdim=True).to(DTYPE).float()
         step = (grouped.amax(-1, keepdim=True) - low) / (2**bits - 1)
         step = step.to(DTYPE).float().clamp_min(1e-30)
@@ -125,7 +128,7 @@ PAPER_DROPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 
 def forms(quick: bool) -> list[dict[str, Any]]:
     """Every form of ours with its strengths, but `entropy`, which takes any."""
-    sparse = [
+    sparse: list[dict[str, Any]] = [
         {"codec": "sparse", "drop_rate": rate, "method": method, **more}
         for rate in (0.5, 0.75, 0.9, 0.95, 0.99)
         for method, more in (
@@ -136,11 +139,11 @@ def forms(quick: bool) -> list[dict[str, Any]]:
             ("della", {"value_bits": 8}),
         )
     ]
-    patterns = [
+    patterns: list[dict[str, Any]] = [
         {"codec": "sparse", "pattern": pattern, "value_bits": 4}
         for pattern in ("2:4", "1:4", "1:8")
     ]
-    quantized = [
+    quantized: list[dict[str, Any]] = [
         *({"codec": "quantized", "bits": bits} for bits in range(1, 9)),
         {"codec": "quantized", "bits": 1, "group_size": 0},
         {"codec": "quantized", "grid": "ternary"},
@@ -151,7 +154,7 @@ def forms(quick: bool) -> list[dict[str, Any]]:
         ),
         *({"codec": "quantized", "bits": bits, "grid": "learned"} for bits in (2, 3, 4)),
     ]
-    lowrank = [
+    lowrank: list[dict[str, Any]] = [
         *({"codec": "lowrank", "bits": bits} for bits in (0.25, 0.5, 1.0, 2.0, 4.0)),
         *({"codec": "lowrank", "bits": bits, "factor_bits": 4} for bits in (0.1, 0.25, 0.5, 1.0)),
         *(
@@ -159,7 +162,7 @@ def forms(quick: bool) -> list[dict[str, Any]]:
             for bits in (0.25, 0.5, 1.0)
         ),
     ]
-    chain = [
+    chain: list[dict[str, Any]] = [
         {"codec": "chain", "stages": [first, {"codec": "entropy", "bits": bits}]}
         for first, bits in (
             ({"codec": "lowrank", "bits": 0.1, "factor_bits": 6}, 0.149),

@@ -6,6 +6,7 @@ compresses each in a process of its own. Run: `python benchmarks/memory.py [RECI
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -28,7 +29,7 @@ def make_checkpoint(directory: Path, layers: int) -> None:
     """A common base and small differences; one shard a layer."""
     directory.mkdir()
     random = torch.Generator().manual_seed(0)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for layer in range(layers):
         tensors = {}
         for name, shape in (("w1", (OUT, IN)), ("w3", (OUT, IN)), ("w2", (IN, OUT))):
@@ -78,9 +79,13 @@ def measure(recipe: str, layers: tuple[int, ...] = LAYERS) -> dict[int, int]:
 
 
 def main() -> None:
-    recipe = sys.argv[1] if len(sys.argv) > 1 else "quantized-4bit"
-    if len(sys.argv) > 2:
-        print(peak_growth(Path(sys.argv[2]), recipe))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", nargs="?", default="quantized-4bit", help="a file or a preset")
+    parser.add_argument("directory", nargs="?", type=Path, help="compress this checkpoint alone")
+    options = parser.parse_args()
+    recipe: str = options.recipe
+    if options.directory is not None:
+        print(peak_growth(options.directory, recipe))
         return
     group = EXPERTS * OUT * IN * 2
     print(

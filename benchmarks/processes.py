@@ -34,8 +34,8 @@ def report(measurement: Callable[[], Any]) -> None:
     imports = psutil.Process().memory_info().rss
     begun = time.perf_counter()
     result = measurement()
-    told = {"seconds": time.perf_counter() - begun, "imports": imports, "result": result}
-    print(MARK + json.dumps(told), flush=True)
+    measured = {"seconds": time.perf_counter() - begun, "imports": imports, "result": result}
+    print(MARK + json.dumps(measured), flush=True)
 
 
 def measure(script: str, *arguments: str) -> Measured:
@@ -48,8 +48,8 @@ def measure(script: str, *arguments: str) -> Measured:
     lines = [line for line in out.splitlines() if line.startswith(MARK)]
     if child.returncode or not lines:
         raise SystemExit(f"{' '.join(arguments)} failed with {child.returncode}")
-    told = json.loads(lines[-1].removeprefix(MARK))
-    return Measured(told["seconds"], peak, told["imports"], told["result"])
+    measured = json.loads(lines[-1].removeprefix(MARK))
+    return Measured(measured["seconds"], peak, measured["imports"], measured["result"])
 
 
 class _Watch:

@@ -248,12 +248,12 @@ def codecs(bench: Bench, full: Path) -> None:
     line("cp and sync", synced, synced, "")
     for name, goal in (("drop 0.9", "<= 1.5"), ("4 bits", "<= 1.5")):
         with bench.out() as out:
-            found = bench.cold("compress", full, str(out), name, "2", bench.device)
-            line(f"compress, {name}, 2 workers", found.seconds, synced, goal, found.peak)
+            cost = bench.cold("compress", full, str(out), name, "2", bench.device)
+            line(f"compress, {name}, 2 workers", cost.seconds, synced, goal, cost.peak)
             back = bench.place / "back"
             made = bench.cold("synthesize", out, str(back))
             line(
-                f"  synthesize it, {found.result / 1e9:.2f} GB",
+                f"  synthesize it, {cost.result / 1e9:.2f} GB",
                 made.seconds,
                 synced,
                 "report",
@@ -266,8 +266,14 @@ def codecs(bench: Bench, full: Path) -> None:
     synced = bench.copied(single)[1]
     line("cp and sync, 1 layer", synced, synced, "")
     with bench.out() as out:
-        found = bench.cold("compress", single, str(out), "rank 64", "2", bench.device)
-        line("compress, rank 64, 2 workers, 1 layer", found.seconds, synced, "report", found.peak)
+        cost = bench.cold("compress", single, str(out), "rank 64", "2", bench.device)
+        line(
+            "compress, rank 64, 2 workers, 1 layer",
+            cost.seconds,
+            synced,
+            "report",
+            cost.peak,
+        )
     if bench.device == "cpu":
         for name in ("drop 0.9", "4 bits"):
             print(f"  where one process spends its time on one group, {name}:", flush=True)
@@ -278,55 +284,57 @@ def memory(bench: Bench, full: Path, layers: int) -> None:
     """By the number of layers, and by the number of workers."""
     seconds: dict[int, float] = {}
     for count in sorted({1, 2, layers}):
-        some = first_layers(full, bench.place / f"first{count}", count)
-        found = bench.cold("analyze", some, "none", bench.device)
+        part = first_layers(full, bench.place / f"first{count}", count)
+        cost = bench.cold("analyze", part, "none", bench.device)
         line(
             f"analysis of {count} layers",
-            found.seconds,
-            found.seconds / count,
+            cost.seconds,
+            cost.seconds / count,
             "<= 3 GB",
-            found.peak,
+            cost.peak,
         )
         with bench.out() as out:
-            found = bench.cold("compress", some, str(out), "drop 0.9", "2", bench.device)
-        seconds[count] = found.seconds
+            cost = bench.cold("compress", part, str(out), "drop 0.9", "2", bench.device)
+        seconds[count] = cost.seconds
         line(
             f"compress {count} layers, drop 0.9",
-            found.seconds,
-            found.seconds / count,
+            cost.seconds,
+            cost.seconds / count,
             "<= 3 GB",
-            found.peak,
+            cost.peak,
         )
     two = min(2, layers)
     with bench.out() as out:
-        some = bench.place / f"first{two}"
-        found = bench.cold("compress", some, str(out), "drop 0.9", "1", bench.device)
+        part = bench.place / f"first{two}"
+        cost = bench.cold("compress", part, str(out), "drop 0.9", "1", bench.device)
     line(
-        f"compress {two} layers, 1 worker over 2", found.seconds, seconds[two], ">= 1.6", found.peak
+        f"compress {two} layers, 1 worker over 2",
+        cost.seconds,
+        seconds[two],
+        ">= 1.6",
+        cost.peak,
     )
 
 
 def plain(bench: Bench, single: Path) -> None:
     """The plain way over ours, on one group or one delta of it, files in the page cache."""
-    for what, told, goal in (
+    for what, title, goal in (
         ("similarity", "cosine_similarity of all pairs of a group", ">= 20"),
         ("threshold", "kthvalue of a delta", "report"),
         ("spectrum", "svdvals of a delta, over its estimated curve", "report"),
     ):
-        found = {
-            how: measure(__file__, "_one", what, str(single), how) for how in ("ours", "plain")
-        }
-        line(told, found["plain"].seconds, found["ours"].seconds, goal, found["plain"].peak)
-        line("  ours", found["ours"].seconds, found["ours"].seconds, "", found["ours"].peak)
+        cost = {how: measure(__file__, "_one", what, str(single), how) for how in ("ours", "plain")}
+        line(title, cost["plain"].seconds, cost["ours"].seconds, goal, cost["plain"].peak)
+        line("  ours", cost["ours"].seconds, cost["ours"].seconds, "", cost["ours"].peak)
 
 
 def opening(bench: Bench) -> None:
     holes = bench.place / "holes"
     make_holes(holes, OPENED_LAYERS)
-    found = measure(__file__, "_one", "open", str(holes))
-    beyond = (found.peak - found.imports) / 1e6
+    cost = measure(__file__, "_one", "open", str(holes))
+    beyond = (cost.peak - cost.imports) / 1e6
     print(
-        f"ders info of {found.result / 1e9:.1f} GB, {OPENED_LAYERS} layers: {found.seconds:.2f} s "
+        f"ders info of {cost.result / 1e9:.1f} GB, {OPENED_LAYERS} layers: {cost.seconds:.2f} s "
         f"(goal < 1), {beyond:.0f} MB beyond the imports (goal < 200)"
     )
 

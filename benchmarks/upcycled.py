@@ -7,7 +7,7 @@ two experts is above 0.999, as in the paper.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> 
     """Write `layers` layers of three projections, bfloat16, one shard a layer."""
     directory.mkdir(parents=True)
     for file, specs in _describe(directory, layers, experts).items():
-        write_file(directory / file, specs, lambda name, specs=specs: _bytes(name, specs[name]))
+        write_file(directory / file, specs, _filled(specs))
 
 
 def make_holes(directory: Path, layers: int) -> None:
@@ -88,28 +88,33 @@ def _describe(
     return files
 
 
+def _filled(specs: dict[str, TensorSpec]) -> Callable[[str], Iterable[memoryview]]:
+    """What gives the bytes of a tensor by its name."""
+    return lambda name: _bytes(name, specs[name])
+
+
 def _name(layer: int, expert: int, part: str) -> str:
     return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight"
 
 
 def _bytes(name: str, spec: TensorSpec) -> Iterable[memoryview]:
-    """A tensor's bytes, some rows at a time; the name decides the values."""
+    """A tensor's bytes, a few rows at a time; the name decides the values."""
     words = name.split(".")
     layer, part = int(words[2]), words[-2]
     if part == "gate":
         yield from tensor_bytes(torch.randn(spec.shape, generator=_random(layer)).bfloat16())
         return
     common = _random(layer, list(SHAPES).index(part))
-    own = _random(layer, list(SHAPES).index(part), int(words[5]))
+    single = _random(layer, list(SHAPES).index(part), int(words[5]))
     out, width = spec.shape
-    right = torch.randn(RANK, width, generator=own) * (NOISE / RANK**0.5)
+    right = torch.randn(RANK, width, generator=single) * (NOISE / RANK**0.5)
     base, delta = torch.empty(ROWS, width), torch.empty(ROWS, width)
     for _ in range(0, out, ROWS):
         base.normal_(0.0, BASE, generator=common)
-        delta.normal_(0.0, NOISE, generator=own)
-        delta.addmm_(torch.randn(ROWS, RANK, generator=own), right)
-        places = torch.randint(delta.numel(), (delta.numel() // 1000,), generator=own)
-        delta.view(-1)[places] += torch.randn(len(places), generator=own) * OUTLIER
+        delta.normal_(0.0, NOISE, generator=single)
+        delta.addmm_(torch.randn(ROWS, RANK, generator=single), right)
+        places = torch.randint(delta.numel(), (delta.numel() // 1000,), generator=single)
+        delta.view(-1)[places] += torch.randn(len(places), generator=single) * OUTLIER
         yield from tensor_bytes(base.add(delta).bfloat16())
 
 

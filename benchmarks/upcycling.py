@@ -29,7 +29,8 @@ from ders_core.demo.models import dense_model
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.demo.train import train
 from ders_core.upcycle import UpcycleConfig
-from ders_core.upcycle.upcycler import RECORD, UpcycleResult, read_result, upcycle
+from ders_core.upcycle.saving import RECORD
+from ders_core.upcycle.upcycler import UpcycleResult, read_result, upcycle
 
 SHAPE = Shape(experts=4)
 WINDOW = 128
@@ -79,23 +80,23 @@ def prepare(place: Path) -> Path:
         ("\n\n".join(texts)[:200_000] for texts in corpus.train.values()), SHAPE.vocabulary
     )
     for name, part in (("train", corpus.train), ("heldout", corpus.heldout)):
-        own = {domain: part[domain] for domain in OWN_DOMAINS}
+        texts = {domain: part[domain] for domain in OWN_DOMAINS}
         if name == "heldout":
-            text = _alternating(own, HELD_OUT_CHARACTERS)
+            text = _alternating(texts, HELD_OUT_CHARACTERS)
         else:
-            text = _alternating(own, 4_000_000)
+            text = _alternating(texts, 4_000_000)
         (place / f"{name}.txt").write_text(text, encoding="utf-8")
     code = dict.fromkeys(corpus.train, corpus.train["code"])
     stream = Stream(tokenizer, code, batch=12, window=WINDOW, seed=0)
     model = dense_model(SHAPE, 2 * WINDOW)
     groups = [{"params": list(model.parameters()), "lr": 3e-3}]
-    train(model, stream, steps=PARENT_STEPS, groups=groups, step_done=_told)
+    train(model, stream, steps=PARENT_STEPS, groups=groups, step_done=_report)
     model.save_pretrained(dense)
     tokenizer.save_pretrained(dense)
     return dense
 
 
-def _told(step: int, loss: float) -> None:
+def _report(step: int, loss: float) -> None:
     if step % 50 == 0:
         print(f"parent: step {step}, loss {loss:.3f}", file=sys.stderr)
 
@@ -103,7 +104,7 @@ def _told(step: int, loss: float) -> None:
 def _alternating(texts: dict[str, list[str]], limit: int) -> str:
     """Pieces of each domain by turns."""
     piece, each = 3000, limit // len(texts)
-    whole = {name: SEPARATOR.join(own)[:each] for name, own in texts.items()}
+    whole = {name: SEPARATOR.join(pieces)[:each] for name, pieces in texts.items()}
     return SEPARATOR.join(
         text[begin : begin + piece]
         for begin in range(0, each, piece)
@@ -148,13 +149,13 @@ def table(
     place: Path, methods: dict[str, str], bases: tuple[str, ...], seeds: int, steps: int
 ) -> None:
     dense = prepare(place)
-    found = {
+    runs = {
         (name, base): [run(place, dense, name, forms, base, seed, steps) for seed in range(seeds)]
         for base in bases
         for name, forms in methods.items()
         if base == "trained" or "vanilla" not in forms
     }
-    first = next(iter(found.values()))
+    first = next(iter(runs.values()))
     print(
         f"dense parent: {first[0].dense_bytes / 1e6:.3g} MB, held-out perplexity "
         f"{first[0].dense_perplexity:.4g}"
@@ -164,16 +165,16 @@ def table(
         f"{'perplexity':>11} {'± std':>7} {'of first':>9}  start"
     )
     reference = first
-    for (name, base), results in found.items():
-        own = [result.perplexity or 0.0 for result in results]
-        spread = statistics.stdev(own) if len(own) > 1 else 0.0
-        ratio = statistics.mean(own) / statistics.mean(r.perplexity or 0.0 for r in reference)
+    for (name, base), results in runs.items():
+        values = [result.perplexity or 0.0 for result in results]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        ratio = statistics.mean(values) / statistics.mean(r.perplexity or 0.0 for r in reference)
         size = results[0].packed_bytes / reference[0].packed_bytes - 1
         start = max(result.start_difference for result in results)
         print(
             f"{name:32} {base:8} {results[0].parameters:10,} "
             f"{results[0].packed_bytes / 1e6:7.3f} {100 * size:+7.1f}% "
-            f"{statistics.mean(own):11.3f} {spread:7.3f} {100 * (ratio - 1):+8.2f}%  {start:.1e}"
+            f"{statistics.mean(values):11.3f} {spread:7.3f} {100 * (ratio - 1):+8.2f}%  {start:.1e}"
         )
 
 

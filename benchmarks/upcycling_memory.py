@@ -1,4 +1,4 @@
-"""What an upcycled model takes in memory, told apart: random weights in the shape of the model of
+"""What an upcycled model takes in memory, by kind: random weights in the shape of the model of
 benchmarks/upcycling.py and of two models of the paper (DeRS, arXiv 2503.01359), of these some
 layers. Memory does not depend on the values.
 
@@ -134,12 +134,12 @@ def build(case: Case, form: str, base: str, layers: int, device: str) -> Any:
 
 def as_buffers(model: PreTrainedModel) -> None:
     """Make a buffer of every frozen parameter: MemTracker takes hooks that these cannot have, and
-    then tells them apart."""
+    then counts them separately."""
     for module in model.modules():
-        for name, own in list(module.named_parameters(recurse=False)):
-            if not own.requires_grad:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.requires_grad:
                 del module._parameters[name]
-                module.register_buffer(name, own.detach(), persistent=False)
+                module.register_buffer(name, parameter.detach(), persistent=False)
 
 
 def tokens(model: PreTrainedModel, case: Case) -> torch.Tensor:
@@ -150,12 +150,12 @@ def tokens(model: PreTrainedModel, case: Case) -> torch.Tensor:
 
 def peak(tracker: MemTracker) -> dict[str, int]:
     """Kind of tensor -> bytes, on all devices together, when they were most."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for kinds in tracker.get_tracker_snapshot("peak").values():
         for kind, size in kinds.items():
             name = getattr(kind, "value", str(kind))
-            found[name] = found.get(name, 0) + size
-    return found
+            sizes[name] = sizes.get(name, 0) + size
+    return sizes
 
 
 def training(case: Case, form: str, base: str, layers: int, device: str) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def training(case: Case, form: str, base: str, layers: int, device: str) -> dict
     tracker.track_external(model, optimizer)
     with tracker:
         step()
-    found: dict[str, Any] = dict(peak(tracker))
+    figures: dict[str, Any] = dict(peak(tracker))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
@@ -185,9 +185,9 @@ def training(case: Case, form: str, base: str, layers: int, device: str) -> dict
         for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
-        found["tokens_per_second"] = STEPS * rows.numel() / (time.perf_counter() - begun)
-        found["allocator"] = torch.cuda.max_memory_allocated()
-    return found
+        figures["tokens_per_second"] = STEPS * rows.numel() / (time.perf_counter() - begun)
+        figures["allocator"] = torch.cuda.max_memory_allocated()
+    return figures
 
 
 @torch.no_grad()
@@ -221,25 +221,25 @@ def table(name: str, layers: int, device: str) -> None:
             if base == "trained" or form != "vanilla"
         ):
             print(name, what, form, base, file=sys.stderr, flush=True)
-            found = measure(__file__, what, name, form, base, str(layers), device).result
-            first = first or found
+            figures = measure(__file__, what, name, form, base, str(layers), device).result
+            first = first or figures
             parts = ", ".join(
                 f"{kind.lower()} {size / 1e6:.3g}"
-                for kind, size in found.items()
+                for kind, size in figures.items()
                 if size and kind not in ("Total", "tokens_per_second", "allocator")
             )
-            line = f"  {form:8} {base:7} {found['Total'] / 1e6:8.4g} "
-            line += _against(found, first, "Total")
-            if "allocator" in found:
-                line += f"; allocator {found['allocator'] / 1e6:.4g}"
-                line += f" {_against(found, first, 'allocator')}, tokens a second"
-                line += f" {_against(found, first, 'tokens_per_second')}"
+            line = f"  {form:8} {base:7} {figures['Total'] / 1e6:8.4g} "
+            line += _against(figures, first, "Total")
+            if "allocator" in figures:
+                line += f"; allocator {figures['allocator'] / 1e6:.4g}"
+                line += f" {_against(figures, first, 'allocator')}, tokens a second"
+                line += f" {_against(figures, first, 'tokens_per_second')}"
             print(f"{line}  ({parts})", flush=True)
 
 
-def _against(found: dict[str, Any], first: dict[str, Any], name: str) -> str:
+def _against(figures: dict[str, Any], first: dict[str, Any], name: str) -> str:
     """The change against the first line."""
-    return f"{100 * (found[name] / first[name] - 1):+6.1f}%"
+    return f"{100 * (figures[name] / first[name] - 1):+6.1f}%"
 
 
 def main() -> None:

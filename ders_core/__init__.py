@@ -1,7 +1,7 @@
 """DeRS: Decompose, Replace, Synthesis for upcycled Mixture-of-Experts (arXiv 2503.01359).
 
 The names below are the public ones; each is imported when it is first used, so that
-`import ders_core` alone stays quick. What runs models has doors of its own: `ders_core.hf`,
+`import ders_core` alone stays quick. What runs models is imported from `ders_core.hf`,
 `ders_core.evaluate`, `ders_core.calibrate` and `ders_core.upcycle`.
 """
 

@@ -1,4 +1,4 @@
-"""One family of exceptions, worded for the person who reads them.
+"""One family of exceptions, worded for their readers.
 
 A message is one sentence that says what was wrong, where, and what to do. The command line prints
 it on one line; the app shows it as it is.
@@ -24,7 +24,7 @@ class CheckpointError(DersError):
 
 
 class CodecError(DersError):
-    """A codec was given a parameter or a tensor that it cannot represent."""
+    """A codec cannot represent a parameter or a tensor."""
 
 
 class RecipeError(DersError):
@@ -55,7 +55,7 @@ class Cancelled(DersError):
 
 
 _SHOWN = 60
-"""A wrong value is quoted if it has at most so many characters."""
+"""A wrong value is quoted if it has at most this many characters."""
 
 FaultKind = Literal["unknown", "missing", "wrong"]
 _KINDS: dict[str, FaultKind] = {"extra_forbidden": "unknown", "missing": "missing"}
@@ -65,7 +65,7 @@ _RANKS = {kind: rank for rank, kind in enumerate(_KINDS)}
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that pydantic found wrong.
+    """One error of a validation by pydantic.
 
     path: keys and indices that lead to it. message: pydantic's words, which start with a small
     letter. value: the wrong value, quoted; "" if it is long or the message names it. inner: the
@@ -86,7 +86,7 @@ class Fault:
         """What is wrong, where, and what is known instead.
 
         subject: whose values were checked, such as "codec 'sparse'". noun: what it calls them.
-        known: their names, told with one that is unknown.
+        known: their names, for a message about an unknown one.
         """
         where = ".".join(_printable(part) for part in self.path)
         names = ", ".join(known)
@@ -120,7 +120,7 @@ def gravest(error: ValidationError) -> Fault:
 
 
 def _details(error: ValidationError) -> list[ErrorDetails]:
-    """All faults; those that a validator of ours hands on as `findings` stand for themselves."""
+    """All faults; those that a validator of ours reports as `findings` are listed one by one."""
     details: list[ErrorDetails] = []
     for item in error.errors():
         findings: list[ErrorDetails] = item.get("ctx", {}).get("findings", [])
@@ -133,7 +133,7 @@ def _details(error: ValidationError) -> list[ErrorDetails]:
 def sentence_of(
     error: ValidationError, subject: str = "", noun: str = "key", known: Iterable[str] = ()
 ) -> str:
-    """One sentence for the gravest fault that pydantic found; parameters as `Fault.sentence`."""
+    """One sentence for the gravest fault in the error; parameters as `Fault.sentence`."""
     return gravest(error).sentence(subject, noun, known)
 
 

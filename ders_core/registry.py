@@ -1,7 +1,7 @@
-"""Registries: a class in a file of its own is known by its name, and nothing else is edited.
+"""Registries: a class in a new file is known by its name, and nothing else is edited.
 
-A registry imports every module of its package when it is first asked, so that a new file there is
-found by itself. A class from another distribution is found by an entry point of the registry's
+A registry imports every module of its package at its first lookup, so that a new file there needs
+no other edit. A class from another distribution is loaded by an entry point of the registry's
 group (`[project.entry-points."ders_core.codecs"]`), or registers itself when it is imported.
 """
 

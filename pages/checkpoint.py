@@ -116,7 +116,7 @@ def first_screen(source: Checkpoint) -> None:
         st.info(
             f"No entry names this model; its experts were recognised by the tensors, "
             f"{100 * summary.sure:.0f} % sure: {summary.because}. If that is wrong, put a "
-            f"`{LAYOUT_FILE}` beside its config.json (see the README's Layouts)."
+            f"`{LAYOUT_FILE}` next to its config.json (see the README's Layouts)."
         )
     cells = st.container(horizontal=True, gap="large")  # long values are not clipped
     cells.metric(

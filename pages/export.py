@@ -133,7 +133,7 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             "Directory to write",
             str(free_path(f"{result_name(job)}-{card.suffix}")),
             key=f"out_{card.format}_{job.id}",
-            help="It must not exist yet and lie below: "
+            help="It must not exist yet, and be below: "
             + ", ".join(str(root) for root in session.workspace().roots),
         )
         base = card.base(job)
@@ -203,7 +203,7 @@ else:
         with column:
             show_card(*by_id[chosen], card)
     st.caption(
-        "Beside the weights, a model card says the recipe, sizes, measured quality and how to load "
-        "the model. Every tensor is read back and checked."
+        "A model card is added: it says the recipe, sizes, measured quality and how to load the "
+        "model. Every tensor is read back and checked."
     )
 exports()

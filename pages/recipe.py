@@ -277,7 +277,7 @@ st.pills(
     list(presets()),
     key="preset",
     on_change=choose_preset,
-    help="Commented copies of these stand in sample_configs/.",
+    help="Commented copies of these are in sample_configs/.",
 )
 file_row(recipe)
 base_and_calibration(recipe, source)

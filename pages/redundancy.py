@@ -8,7 +8,7 @@ from ders_core.ui import frame
 from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.plots import plot
 
-METRICS = {
+METRICS: dict[figures.Metric, str] = {
     "one_minus_cos": "1 − cos of experts",
     "norm_ratio": "‖Δ‖ / ‖W_base‖",
 }
@@ -32,7 +32,7 @@ def pick(analysis: Analysis) -> tuple[int, str]:
         figures.model_map(analysis, metric or "one_minus_cos"),
         "model_map",
         analysis.groups,
-        alt="Layers by projections; colour tells how much the experts differ",
+        alt="Layers by projections; colour shows how much the experts differ",
         selectable=True,
     )
     points = event.selection.points if event else []

@@ -86,7 +86,7 @@ with right:
 
 
 def slider(label: str, strength: Strength) -> float:
-    """The strength of one codec, in its own unit."""
+    """The strength of one codec, in its unit."""
     number = type(strength.slider_step)
     start = min(strength.start, rank or strength.start) if strength.is_rank else strength.start
     least, most = strength.slider_range(group.shape[1:])
@@ -126,7 +126,7 @@ with st.container(border=True):
         st.error(str(error))
         st.stop()
     after = sum(spec.nbytes for spec in group_specs(group, codec, None).values())
-    error = predicted_error(analysis, layer, projection, codec.expert(0))
+    prediction = predicted_error(analysis, layer, projection, codec.expert(0))
     cells = st.columns(4)
     cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")
     bound = "" if codec.exact else ", at most"
@@ -138,7 +138,7 @@ with st.container(border=True):
     cells[2].metric("Of original", share_text(after / group.nbytes))
     cells[3].metric(
         "Predicted error",
-        "unknown" if error is None else f"{error:.3g}",
+        "unknown" if prediction is None else f"{prediction:.3g}",
         help="‖Ŵ−W‖/‖Δ‖, estimated from the spectrum or the histogram; a run measures it. "
         "1 is as bad as dropping the delta; random drop is above 1 where more than half goes, "
         "yet right on average.",

@@ -4,6 +4,7 @@ import shlex
 from zlib import crc32
 
 import streamlit as st
+from streamlit.elements.lib.column_types import ColumnConfig
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import DersError
@@ -55,7 +56,7 @@ def positions(dense: DenseModel) -> int:
     """The longest context of the model, in tokens."""
     names = ("max_position_embeddings", "n_positions")
     known = [dense.config[name] for name in names if isinstance(dense.config.get(name), int)]
-    return min(known, default=NUMBERS["window"].most)
+    return min(known, default=int(NUMBERS["window"].most))
 
 
 def offer(dense: DenseModel) -> None:
@@ -136,7 +137,7 @@ def dense_row() -> DenseModel | None:
 def empty() -> None:
     with st.container(border=True):
         st.markdown(
-            "**Which dense model shall become a Mixture-of-Experts?** Open one: a directory with "
+            "**Which dense model should become a Mixture-of-Experts?** Open one: a directory with "
             "`config.json` and safetensors files. Its FFNs are copied into experts that share one "
             "weight, and each expert learns a light delta of its own."
         )
@@ -152,7 +153,7 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
     st.markdown(f"##### {upcycle_compare.sentence(table, config)}")
     bytes_column = st.column_config.NumberColumn
 
-    def share(label: str, help: str) -> object:
+    def share(label: str, help: str) -> ColumnConfig:
         return st.column_config.ProgressColumn(
             label, help=help, format="%.3g %%", min_value=0.0, max_value=100.0, width="small"
         )
@@ -177,7 +178,7 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
         column_config={
             "form": st.column_config.TextColumn("form", pinned=True),
             "added": st.column_config.NumberColumn(
-                f"added, {count}", format="%.3g", help="Parameters beside the dense model's."
+                f"added, {count}", format="%.3g", help="Parameters besides the dense model's."
             ),
             "added_share": share("of vanilla", "Added parameters, share of vanilla's."),
             "disk": bytes_column(

@@ -77,7 +77,7 @@ def analyze(
     an unknown kind of spectra.
     """
     if spectra not in SPECTRA:
-        raise ValueError(f"spectra {spectra!r} are none of {', '.join(SPECTRA)}")
+        raise ValueError(f"spectra {spectra!r} are not one of {', '.join(SPECTRA)}")
     wanted = checkpoint.moe_layers if layers is None else sorted(set(layers))
     unknown = sorted(set(wanted) - set(checkpoint.moe_layers))
     if unknown:

@@ -29,7 +29,7 @@ def rank_for_energy(analysis: Analysis, layer: int, projection: str, energy: flo
     """The smallest rank with which the group's experts together keep `energy` of Σσ².
 
     Between the stored points of a long spectrum the energy is interpolated. 0 without spectra, and
-    where only the largest singular values are known and do not reach so far.
+    where only the largest singular values are known and do not reach that energy.
     """
     index, pooled = pooled_energy(analysis, layer, projection)
     if not index.size:
@@ -77,7 +77,7 @@ class GroupEnergies:
     @cached_property
     def _ascending(self) -> tuple[np.ndarray, np.ndarray]:
         """Cumulative numbers of entries and ΣΔ², from the bins around zero outwards. The outermost
-        bins hold all that lies beyond, so their energy is what the others leave of the deltas'."""
+        bins hold everything beyond, so their energy is what the others leave of the deltas'."""
         rows = of_group(self.analysis.histograms, self.layer, self.projection)
         norms = of_group(self.analysis.experts, self.layer, self.projection)["norm_delta"]
         counts, total = rows["count"].to_numpy(dtype=float), float((norms**2).sum())
@@ -91,5 +91,5 @@ class GroupEnergies:
 
 def predicted_error(analysis: Analysis, layer: int, projection: str, codec: Codec) -> float | None:
     """An estimate of ‖Ŵ−W‖/‖Δ‖ for a group under a codec, without a calibration. None where the
-    tables cannot tell; see `expected_error` of the codec."""
+    tables are not enough; see `expected_error` of the codec."""
     return codec.expected_error(GroupEnergies(analysis, layer, projection))

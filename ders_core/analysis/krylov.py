@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 HEAD = 16
-"""So many of the largest singular values are told by the head alone."""
+"""How many of the largest singular values `head` computes."""
 
 BLOCK, STEPS = 32, 8
 """Of the whole curve: 256 products with Δ and Δᵀ each."""
 
 HEAD_STEPS, SETTLED = 10, 0.005
-"""The head is done when no value has grown by more than this share in a step, but after so many
+"""The head is done when no value has grown by more than this share in a step, but after this many
 steps at the latest. The curve has all of delta when no larger share of its energy is missing."""
 
 PASSES, ORTHOGONAL = 6, 1e-5
@@ -40,13 +40,13 @@ def head(delta: torch.Tensor) -> np.ndarray:
     the spectrum is flat.
     """
     space = _Krylov(delta)
-    found = np.zeros(HEAD)
+    sigma = np.zeros(HEAD)
     for step in range(HEAD_STEPS):
         space.grow()
-        before, found = found, space.values()[0][:HEAD]
-        if step and bool((found - before <= SETTLED * found).all()):
+        before, sigma = sigma, space.values()[0][:HEAD]
+        if step and bool((sigma - before <= SETTLED * sigma).all()):
             break
-    return found
+    return sigma
 
 
 def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
@@ -62,7 +62,7 @@ def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
     too high. Values that rounding delta and its products could have made are zero: about those
     below 1 % of √(Σσ² / min(m, n)) in bfloat16, 1e-5 of it in float32. So the effective rank is
     within 1 % for a delta of exactly low rank, up to 4 · BLOCK; it is too low where much of the
-    spectrum is real and yet lies below that.
+    spectrum is real and yet below that.
     """
     space = _Krylov(delta)
     for _ in range(STEPS):
@@ -106,13 +106,14 @@ def _density(
 
 
 def _sampling_error(count: float) -> float:
-    """Of the sum of so many similar squares, as BLOCK random vectors estimate it: four standard
+    """Of the sum of `count` similar squares, as BLOCK random vectors estimate it: four standard
     deviations, as a share (Hutchinson's estimate of a trace)."""
-    return 4 * (2 / (BLOCK * count)) ** 0.5 if count else 0.0
+    deviation: float = (2 / (BLOCK * count)) ** 0.5 if count else 0.0
+    return 4 * deviation
 
 
 class _Rounding:
-    """What the arithmetic can tell from nothing, for a delta `[m, n]` in `product_dtype`.
+    """The rounding errors of the arithmetic, for a delta `[m, n]` in `product_dtype`.
 
     Rounding to a dtype of unit roundoff u adds to each entry an independent error, uniform in ±u of
     the entry at most: u/√3 of it, root mean square. A sum of n products in float32 adds √n such
@@ -122,8 +123,8 @@ class _Rounding:
     def __init__(self, delta: torch.Tensor) -> None:
         units = [torch.finfo(dtype).eps / 2 for dtype in (delta.dtype, torch.float32)]
         self._short = min(delta.shape)
-        self._share = max(units[0], self._short**0.5 * units[1]) / 3**0.5
-        self._spread = sum(side**-0.5 for side in delta.shape)
+        self._share: float = max(units[0], self._short**0.5 * units[1]) / 3**0.5
+        self._spread: float = sum(side**-0.5 for side in delta.shape)
 
     @property
     def resolution(self) -> float:
@@ -137,10 +138,11 @@ class _Rounding:
 
         A random `[m, n]` of energy E has no singular value above √E · (1/√m + 1/√n): once for
         delta, once for its images. In the images of the BLOCK start vectors, the largest singular
-        value must cancel, and leaves its own rounding.
+        value must cancel, and leaves its rounding error.
         """
-        bulk = 2 * self._spread * energy**0.5
-        return self._share * (bulk + (BLOCK / self._short) ** 0.5 * largest)
+        bulk: float = 2 * self._spread * energy**0.5
+        images: float = (BLOCK / self._short) ** 0.5 * largest
+        return self._share * (bulk + images)
 
 
 class _Krylov:
@@ -177,7 +179,7 @@ class _Krylov:
         """Orthonormal, and to the basis too.
 
         Twice is enough for what is new in the block (Parlett 1998, §6.9). Where a block has nothing
-        new, QR makes columns up, and these may lie in the space: then once more, or more.
+        new, QR makes columns up, and these may be in the space: then once more, or more.
         """
         for turn in range(PASSES):
             block = block - self._basis @ (self._basis.mT @ block)

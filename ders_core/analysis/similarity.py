@@ -24,7 +24,7 @@ from ders_core.decompose.clusters import check_finite
 
 BINS = 128
 REACH = 8.0
-"""The histogram spans ± so many standard deviations; values beyond are in the outermost bins."""
+"""The histogram spans ± this many standard deviations; values beyond are in the outermost bins."""
 
 CHUNK_VALUES = 1 << 18
 """Of all experts, on the CPU; they and the intermediate results fit into the cache."""
@@ -33,7 +33,7 @@ CLOSE = 1e-2
 """Where two deltas differ by a smaller share of their energies, the difference needs float64."""
 
 SAMPLE_VALUES = 1 << 22
-"""Histograms of larger groups take evenly spaced rows, with at least so many values."""
+"""Histograms of larger groups take evenly spaced rows, with at least this many values."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class GroupStatistics:
 
     one_minus_cos, cos_delta: `[K, K]`. norm, norm_delta, mean, std, kurtosis (excess), max_abs:
     `[K]`, the last four of the delta's values. edges `[BINS + 1]`, counts `[BINS]` of all deltas,
-    in large groups estimated from some rows. row_energy, column_energy: share of Σ Δ² in up to
-    BINS equal bins.
+    in large groups estimated from a sample of rows. row_energy, column_energy: share of Σ Δ² in
+    up to BINS equal bins.
     """
 
     norm_base: float
@@ -151,7 +151,7 @@ class _Workspace(threading.local):
 def _gram(deltas: torch.Tensor) -> torch.Tensor:
     """`[K, K]` float64 on the CPU, of `[K, n]` float32; multiplied in float64 if two are close.
 
-    The products in float32 are right to 1e−6 of ‖a‖·‖b‖, hence ‖a − b‖² to 1e−4 where it is above
+    The products in float32 are right to 1e−6 of ‖a‖·‖b‖, so ‖a − b‖² to 1e−4 where it is above
     CLOSE of ‖a‖² + ‖b‖².
     """
     gram = (deltas @ deltas.T).double().cpu()

@@ -23,10 +23,10 @@ SPECTRA: tuple[Spectra, ...] = get_args(Spectra)
 
 DOUBLE_BELOW = 1536
 """Matrices with a shorter side up to this get their Gram matrix in float64, and all their singular
-values whatever is asked for: it costs no more than an estimate."""
+values for any request: it costs no more than an estimate."""
 
 POINTS = 256
-"""At most so many singular values are kept for drawing; sums are exact all the same."""
+"""At most this many singular values are kept for drawing; sums are exact all the same."""
 
 
 @dataclass(frozen=True)

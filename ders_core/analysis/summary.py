@@ -19,8 +19,8 @@ class Summary:
     """bytes_total: of the weight files; for packed ones those of the original. packed_bytes: of
     packed files on disk. bytes_experts: of the routed experts' tensors. sure: how certain the
     layout is, from 0 to 1; because: why, in words. stacks: path of each stack of layers -> its
-    layers. shared: the experts beside the routed ones, in words. stored: the scheme of weights that
-    are quantized already."""
+    layers. shared: the experts besides the routed ones, in words. stored: the scheme of weights
+    that are quantized already."""
 
     identity: str
     family: str

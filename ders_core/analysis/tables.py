@@ -113,7 +113,7 @@ class Analysis:
         return len(set(self.meta["layers"]) - set(self.groups["layer"]))
 
     def save(self, directory: Path) -> None:
-        """Write the tables as Parquet beside meta.json; the directory appears when complete."""
+        """Write the tables as Parquet next to meta.json; the directory appears when complete."""
         with replaced_directory(directory) as aside:
             for name in COLUMNS:
                 getattr(self, name).to_parquet(aside / f"{name}.parquet", index=False)

@@ -19,8 +19,8 @@ SAMPLED_GROUPS = 4
 SAMPLED_ROWS = 32
 SAMPLED_EXPERT = 1 << 16
 SAMPLED_GROUP = 1 << 20
-"""At most so many values of one expert, and of a group; but `SAMPLED_VALUES` of each expert in any
-case."""
+"""At most this many values of one expert, and of a group; but always
+`SAMPLED_VALUES` of each expert."""
 
 SAMPLED_VALUES = 8192
 """Of each expert, for the sample's clusters: cosines of unlike experts are within about 0.01."""
@@ -121,6 +121,6 @@ def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
 
 
 def _rows(group: ExpertGroup) -> torch.Tensor:
-    """Rows from the middle of each expert (columns where they lie transposed), `[K, n]` float32."""
+    """Rows from the middle of each expert (columns where stored transposed), `[K, n]` float32."""
     values = min(SAMPLED_EXPERT, max(SAMPLED_VALUES, SAMPLED_GROUP // group.shape[0]))
     return group.middle(SAMPLED_ROWS, values).float()

@@ -1,6 +1,6 @@
 """Calibrate: second moments of the experts' inputs, and how often each expert is chosen.
 
-No family has code of its own here.
+There is no code for single families.
 """
 
 from ders_core.calibrate.calibrator import calibrate

@@ -41,7 +41,7 @@ def calibrate(
 
     model: a directory, packed or not. text: path of a UTF-8 file. window: tokens of context, not
     overlapping. batch: windows at once. dtype: of the computation, by default the checkpoint's. An
-    encoder and a decoder both read the text. Beside the model, the device holds 4·in² bytes for
+    encoder and a decoder both read the text. Besides the model, the device holds 4·in² bytes for
     each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
     progress counts tokens.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
@@ -51,7 +51,7 @@ def calibrate(
     check_sizes(window, max_tokens, batch)
     checkpoint = open_checkpoint(as_local(model))
     if checkpoint.packed_bytes is not None and checkpoint.scheme is not None:
-        # transformers gets numbers that are not rounded to codes yet, so no weight would be found
+        # transformers gets numbers that are not rounded to codes yet, so no weight would match
         raise EvaluationError(
             f"{checkpoint.path} is packed and stands for {checkpoint.scheme.name} codes, which "
             "transformers does not run; calibrate the output of `ders synthesize`"
@@ -97,7 +97,7 @@ def _measure(
     except torch.OutOfMemoryError as error:
         raise EvaluationError(
             f"{batch} windows of {windows.shape[1]} tokens and the moments do not fit into the "
-            f"memory of {device_label(model.device)} beside the model; give a smaller batch, "
+            f"memory of {device_label(model.device)} besides the model; give a smaller batch, "
             "window or max_width"
         ) from error
     return sums
@@ -162,12 +162,12 @@ def _check_counts(checkpoint: Checkpoint, layer: int, sides: dict[str, Sums], to
     if int(routed.max()) > tokens:
         expert = int(routed.argmax())
         raise EvaluationError(
-            f"layer {layer}: expert {expert} was given {int(routed.max())} inputs for {tokens} "
-            "tokens; the model does not run each token once, so its use cannot be told"
+            f"layer {layer}: expert {expert} received {int(routed.max())} inputs for {tokens} "
+            "tokens; the model does not run each token once, so its use cannot be measured"
         )
     if top_k is not None and top_k < len(routed) and int(routed.min()) == tokens:
         raise EvaluationError(
-            f"layer {layer}: every expert was given every token, though each has {top_k}; the "
+            f"layer {layer}: every expert received every token, though each has {top_k}; the "
             "model gives experts tokens that the router did not choose them for, so their use "
-            "cannot be told"
+            "cannot be measured"
         )

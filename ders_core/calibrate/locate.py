@@ -40,7 +40,7 @@ class _Probe:
         return cls(group, rows)
 
     def matches(self, bank: tuple[torch.Tensor, ...]) -> bool:
-        """Whether these matrices, one for each expert, are the group's weights, alone or beside
+        """Whether these matrices, one for each expert, are the group's weights, alone or next to
         another projection's, in any arrangement."""
         experts, out, width = self.group.shape
         if len(bank) < experts:
@@ -64,7 +64,7 @@ class _Probe:
 
 def _arrangements(weight: torch.Tensor, out: int, width: int) -> Iterator[torch.Tensor]:
     """Every `[out, in]` that a matrix may hold: as it is or transposed; one projection, or one of
-    two or three that lie one after another or row by row in turn."""
+    two or three, one after another or row by row in turn."""
     for turned in (weight, weight.T):
         parts, rest = divmod(turned.shape[0], out)
         if turned.shape[1] == width and not rest and 1 <= parts <= 3:
@@ -79,7 +79,7 @@ def _banks(model: PreTrainedModel, experts: int) -> Iterator[tuple[torch.Tensor,
     numbered: dict[str, dict[int, torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         weight = parameter.detach()
-        if weight.dim() == 3 and len(weight) >= experts:  # more where some pass their input on
+        if weight.dim() == 3 and len(weight) >= experts:  # more if there are identity experts
             yield tuple(weight)
         if weight.dim() != 2:
             continue
@@ -98,7 +98,7 @@ def locate_weights(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int, 
 
     gate and up have the same input, so one of them is located: the first that a layer has.
     Layers behind the last one of a stack that the model holds (those that predict several tokens,
-    which transformers leaves on disk), and stacks of which it holds none, are left out.
+    which transformers leaves on disk), and stacks that it does not load, are left out.
     Raises EvaluationError for any other layer whose weights are not in the model as on disk.
     """
     groups = {(group.layer, SIDES[group.projection]): group for group in checkpoint.groups()[::-1]}
@@ -123,6 +123,6 @@ def locate_weights(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int, 
             raise EvaluationError(
                 f"layer {group.layer}, {group.projection}: the model that transformers makes of "
                 f"{checkpoint.path} holds no weights equal to its experts', so their "
-                "inputs cannot be told; another dtype, or cpu, may keep the weights as they are"
+                "inputs cannot be identified; another dtype, or cpu, may keep the weights unchanged"
             )
     return locations

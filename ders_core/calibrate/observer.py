@@ -1,4 +1,4 @@
-"""Observe every matrix product of a model. The address of a product's weight tells its layer and
+"""Observe every matrix product of a model. The address of a product's weight shows its layer and
 expert, so the other operand is that expert's input; its second moments are added up."""
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class InputObserver(TorchDispatchMode):
         if weight.data_ptr() + reach * weight.itemsize >= location.end:
             raise EvaluationError(
                 f"layer {location.layer}: the model multiplies every token with all experts at "
-                "once, so which of them it chose cannot be told"
+                "once, so its choice of experts cannot be observed"
             )
         key = location.layer, location.expert
         if location.side == IN:

@@ -5,7 +5,7 @@ from ders_core.checkpoint.dense import DenseFFN, dense_ffns
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import PROJECTIONS, Layout
 from ders_core.checkpoint.matrix import Matrix
-from ders_core.checkpoint.recognise import Recognition, recognise
+from ders_core.checkpoint.recognition import Recognition, recognise
 
 __all__ = [
     "PROJECTIONS",

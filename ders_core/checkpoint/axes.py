@@ -1,4 +1,4 @@
-"""How experts' matrices lie inside one tensor on disk, written as a pattern of named axes.
+"""How experts' matrices are arranged in one tensor on disk, written as a pattern of named axes.
 
 `"out in"` is one matrix as torch's Linear keeps it. `"expert in (out part)"` is GPT-OSS's fused
 gate and up: experts first, transposed, and gate and up taking turns along the last dimension. The
@@ -34,7 +34,7 @@ class Axes:
         if not known or not all(dims) or any({OUT, IN} <= set(dim) for dim in dims):
             raise ValueError(
                 f"axes {pattern!r} must name {OUT!r} and at most once each {', '.join(NAMES)}; "
-                f"axes that share a dimension, not {OUT!r} with {IN!r}, stand in parentheses"
+                f"axes that share a dimension, not {OUT!r} with {IN!r}, are written in parentheses"
             )
         return cls(dims)
 
@@ -52,7 +52,7 @@ class Axes:
 
     @property
     def needs_experts(self) -> bool:
-        """Whether a shape does not tell the number of experts."""
+        """Whether a shape leaves the number of experts open."""
         return any(EXPERT in dim and len(dim) > 1 for dim in self.dims)
 
     def sizes(self, shape: tuple[int, ...], known: Mapping[str, int]) -> dict[str, int]:
@@ -77,7 +77,7 @@ class Axes:
         return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
 
     def strides(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """How many elements lie between neighbours along each axis."""
+        """How many elements are between neighbours along each axis."""
         strides, step = {}, 1
         for axis in reversed(self.order):
             strides[axis] = step

@@ -15,7 +15,7 @@ from ders_core.checkpoint.grouping import WEIGHT_DTYPES, CodedTensors, gather
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
 from ders_core.checkpoint.quantized import Scheme, detect
-from ders_core.checkpoint.recognise import (
+from ders_core.checkpoint.recognition import (
     Recognition,
     declared_experts,
     declared_top_k,
@@ -30,7 +30,7 @@ from ders_core.files.tensor import TensorReader
 class Checkpoint:
     """An MoE checkpoint. `ders_core.packed.open.open_checkpoint` opens one by its path or address.
 
-    store: its tensors, whether they lie in files or are synthesized from packed ones. Raises
+    store: its tensors, whether they are stored in files or synthesized from packed ones. Raises
     CheckpointError if they contradict the config, or if nothing looks like experts.
     """
 
@@ -46,7 +46,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} holds no experts that can be recognised "
                 f"(model_type {self.config.get('model_type', 'unknown')!r}); DeRS needs a "
-                f"Mixture-of-Experts checkpoint, or a {LAYOUT_FILE} beside its config.json that "
+                f"Mixture-of-Experts checkpoint, or a {LAYOUT_FILE} next to its config.json that "
                 "says where the experts are"
             )
         self.recognition: Recognition = recognition

@@ -67,7 +67,7 @@ def dense_ffns(specs: Mapping[str, TensorSpec]) -> list[DenseFFN]:
             try:
                 sizes = axes.sizes(spec.shape, {PART: len(holds)})
             except ValueError:
-                continue  # a norm or the like that has an FFN's name
+                continue  # a norm, or such, that has an FFN's name
             for part, projection in enumerate(holds):
                 slot = Slot(axes, sizes, part=part)
                 ffn.weights[projection] = FFNWeight(name, spec.dtype, slot)

@@ -48,7 +48,7 @@ class CodedTensors:
         return QuantizedMatrix(tensor, slot, weight, self.numbers)
 
     def shape(self, tensor: TensorReader) -> tuple[int, ...]:
-        """The shape of a tensor's numbers: the tensor's own, except where it holds codes."""
+        """The shape of a tensor's numbers: not that of the tensor where it holds codes."""
         weight = self.weights.get(tensor.name)
         return tensor.shape if weight is None else weight.shape
 
@@ -64,7 +64,7 @@ def gather(
 ) -> list[ExpertGroup]:
     """All groups of a checkpoint that follows the layout, by layer and then gate, up, down.
 
-    experts: the number that the config names, for tensors whose shapes do not tell it. Raises
+    experts: the number that the config names, for tensors whose shapes do not show it. Raises
     CheckpointError if experts are missing, unlike, or not stored as the layout says.
     """
     blocks: dict[tuple[str, int], _BlockTensors] = {}
@@ -180,7 +180,7 @@ def _matrices(
 
 
 def _leave_surplus(matrices: _Matrices, experts: int | None) -> None:
-    """Drop matrices of experts beyond the config's number that only some projections have.
+    """Drop matrices of experts beyond the config's number that not every projection has.
 
     Experts that pass their input through (LongCat's zero experts) may have left such a shell.
     """

@@ -81,7 +81,7 @@ class ExpertGroup:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the weights lie on disk as codes and scales."""
+        """Whether the weights are stored as codes and scales."""
         return isinstance(self.experts[0], QuantizedMatrix)
 
     @property
@@ -136,7 +136,7 @@ class ExpertGroup:
 
     def as_it_lies(self) -> ExpertGroup:
         """The group, or its transpose `[K, in, out]` if the experts are stored transposed: reading
-        some rows of the result touches only their bytes."""
+        a few rows of the result touches only their bytes."""
         if not self.experts[0].lies_across:
             return self
         turned = tuple(matrix.turned() for matrix in self.experts)

@@ -1,6 +1,6 @@
 """Layouts: how a family of models names and shapes its experts on disk, one entry for each family.
 
-The entries of this package are in `layouts.yaml`; a user's own have the same form (see
+The entries of this package are in `layouts.yaml`; a user's entries have the same form (see
 `user_layouts`).
 Placeholders in names: `{stack}` is any prefix, `{layer}` the layer's number, `{expert}` the
 expert's, `{n}` any other number, `{any}` any other word.
@@ -93,7 +93,7 @@ class Match:
 
 
 class Layout(BaseModel):
-    """Where the experts of a family lie. Names of tensors follow the block's, after a dot."""
+    """Where the experts of a family are stored. Tensor names follow the block's, after a dot."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -211,7 +211,7 @@ _ENTRIES: TypeAdapter[list[Layout]] = TypeAdapter(list[Layout])
 
 
 def user_layouts(checkpoint: Path) -> list[Layout]:
-    """The user's entries: first `ders_layout.yaml` beside the checkpoint's config, then the YAML
+    """The user's entries: first `ders_layout.yaml` next to the checkpoint's config, then the YAML
     files in the folder `$DERS_LAYOUTS` (default: ~/.config/ders/layouts).
 
     Raises CheckpointError that names the malformed file and its fault.

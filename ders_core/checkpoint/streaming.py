@@ -1,7 +1,7 @@
 """Expert groups read piece by piece; the next pieces are read while one is worked on.
 
 Buffers are reused: fresh memory costs more than reading into it. For a GPU they are pinned, and
-copies to it run on a separate stream, beside the computation.
+copies to it run on a separate stream, in parallel to the computation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def slabs(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, weights `[K, rows, in]` in storage dtype on `device`) over a group, in order.
 
-    A tensor is overwritten once the next one is asked for. Raises CheckpointError if a file ends
+    A tensor is overwritten once the next one is requested. Raises CheckpointError if a file ends
     too early.
     """
     experts, out, width = group.shape

@@ -132,7 +132,7 @@ def _judge(
     if weights is None:
         return None
     kind = "stacked along the first dimension" if "{expert}" not in str(weights) else "side by side"
-    evidence = [f"{candidate.count} alike up and down matrices lie {kind} in {candidate.block!r}"]
+    evidence = [f"{candidate.count} alike up and down matrices are {kind} in {candidate.block!r}"]
     sure = 0.4
     if router is not None:
         sure += 0.3
@@ -184,7 +184,7 @@ def _roles(candidate: _Candidate, hidden: int | None) -> dict[str, Weights] | No
     if len(shapes) not in (2, 3):
         return None
     down = next((name for name in shapes if DOWN.search(_leaf(name))), None)
-    if down is None:  # the odd one out among three, else the one that gives back the hidden size
+    if down is None:  # the odd one out among three, else the one whose output is the hidden size
         odd = [name for name in shapes if list(shapes.values()).count(shapes[name]) == 1]
         down = odd[0] if len(shapes) == 3 and len(odd) == 1 else list(shapes)[-1]
     others = [name for name in shapes if name != down]

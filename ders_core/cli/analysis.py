@@ -85,7 +85,7 @@ def analyze(
     spectrum = next((name for name in SPECTRA if name == (kind or "curve") != "none"), None)
     if spectrum is None:
         raise typer.BadParameter(
-            f"{kind!r} is none of head, curve, exact", param_hint="--spectra-kind"
+            f"{kind!r} is not one of head, curve, exact", param_hint="--spectra-kind"
         )
     where = resolve_device(device).type
     source = open_checkpoint(checkpoint)

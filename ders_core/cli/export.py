@@ -13,7 +13,7 @@ from ders_core.units import bytes_text
 
 
 def parse_format(text: str) -> Format:
-    """The format that somebody typed. Raises BadParameter if there is none of that name."""
+    """The format of that name. Raises BadParameter if there is none."""
     name = canonical(text)
     if name not in FORMATS:
         known = ", ".join(map(repr, FORMATS))

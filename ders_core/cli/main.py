@@ -53,7 +53,7 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
-        print("ders: interrupted; nothing half-written stands at the output", file=sys.stderr)
+        print("ders: interrupted; no half-written output is left", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         show = getattr(error, "show", None)  # a click usage error shows itself

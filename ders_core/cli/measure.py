@@ -20,7 +20,7 @@ def evaluate(
         str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
     ] = None,
     device: DeviceOption = "auto",
-    max_tokens: Annotated[int, typer.Option(min=2, help="stop after so many tokens")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=2, help="stop after this many tokens")] = 8192,
     as_json: JsonFlag = False,
 ) -> None:
     """Perplexity; with --reference also KL, top-1 agreement and routing agreement."""
@@ -43,7 +43,7 @@ def calibrate(
     ],
     text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read")],
     device: DeviceOption = "auto",
-    max_tokens: Annotated[int, typer.Option(min=1, help="stop after so many tokens")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=1, help="stop after this many tokens")] = 8192,
     window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,
     as_json: JsonFlag = False,
 ) -> None:

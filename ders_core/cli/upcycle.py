@@ -26,7 +26,7 @@ def upcycle(
         typer.Option("--continue", help="train further deltas on an upcycled checkpoint"),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last training checkpoint")
+        bool, typer.Option("--resume", help="continue from the last training checkpoint")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -114,7 +114,7 @@ class Chain(DeltaCodec):
 
 
 class _Residuals:
-    """The residuals of deltas after some stages; can be iterated over more than once."""
+    """The residuals of deltas after the first stages; can be iterated over more than once."""
 
     def __init__(self, deltas: Iterable[torch.Tensor], stages: tuple[DeltaCodec, ...]) -> None:
         self._deltas, self._stages = deltas, stages
@@ -147,5 +147,5 @@ def _stage(number: int, item: Any) -> DeltaCodec:
             raise ValueError(f"stage {number}: {error}") from error
     if not isinstance(item, DeltaCodec) or isinstance(item, Chain):
         what = item.name if isinstance(item, Codec) else item
-        raise ValueError(f"stage {number}: {what!r} cannot stand in a chain")
+        raise ValueError(f"stage {number}: {what!r} cannot be part of a chain")
     return item

@@ -1,4 +1,4 @@
-"""How a codec is offered to a person who chooses one: a word in a menu, and the number to set."""
+"""How a codec is offered for choosing: a word in a menu, and the number to set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Strength:
     field: its name in the codec. unit: what it counts, in a few words. start: where a person starts
     from. least, most: the range offered. step: between two values where numbers are typed; whole
     numbers have a step of 1 or more. slider_step: the same on a slider. is_rank: a number of
-    directions, of which a matrix has as many as its shorter side.
+    directions; a matrix has as many as its shorter side.
     """
 
     field: str

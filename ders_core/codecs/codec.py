@@ -1,9 +1,9 @@
 """What a codec is, and the registry of all of them.
 
 A codec is a frozen set of parameters with two pure functions, `pack` and `unpack`, between one
-expert's weight, given its base, and a flat dict of tensors. Most look at the delta alone: they are
-a `DeltaCodec`, with `encode` and `decode`. A codec says beforehand which tensors it will write. The
-parameters travel in recipes and in the manifest; nothing else is needed to decode.
+expert's weight, with its base known, and a flat dict of tensors. Most look at the delta alone: they
+are a `DeltaCodec`, with `encode` and `decode`. A codec says beforehand which tensors it will write.
+The parameters travel in recipes and in the manifest; nothing else is needed to decode.
 
 To add a codec, write its class in a file of this package and decorate it with `register`. Plans,
 pages and predictions ask the class; `ders_core.codecs.testing` checks it.
@@ -34,7 +34,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class EncodeContext:
-    """What a codec may know beside the delta.
+    """What a codec may know besides the delta.
 
     dtype: the checkpoint's storage dtype, in which values are kept.
     seed: of this expert's weight; the same at decoding.
@@ -62,13 +62,13 @@ class Codec(BaseModel, ABC):
     name: ClassVar[str]
     """The word in recipes, manifests and on the command line."""
     summary: ClassVar[str]
-    """One sentence for a person who chooses."""
+    """One sentence that helps a person to choose."""
     source: ClassVar[str]
     """The paper or idea that it implements."""
     choices: ClassVar[tuple[Choice, ...]] = ()
     """Its entries in menus and tables; a codec without any is written in YAML only."""
     menu_place: ClassVar[int] = 100
-    """Where its choices stand in a menu: the lowest come first, equals by name."""
+    """The place of its choices in a menu: the lowest come first, equals by name."""
     use_of_calibration: ClassVar[str] = ""
     """What it does with second moments, such as "weighs entries by their inputs"; empty: it
     ignores them."""
@@ -108,7 +108,7 @@ class Codec(BaseModel, ABC):
 
     def expected_error(self, statistics: DeltaStatistics) -> float | None:
         """An estimate of ‖Δ̂ − Δ‖/‖Δ‖ over a group's deltas, without a calibration; None where
-        these statistics cannot tell."""
+        these statistics are not enough."""
         return None
 
     @property
@@ -142,7 +142,7 @@ class Codec(BaseModel, ABC):
         """
 
     def dump(self) -> dict[str, Any]:
-        """The codec as it stands in a recipe."""
+        """The codec as it is written in a recipe."""
         return {"codec": self.name, **self.model_dump(exclude_none=True)}
 
 

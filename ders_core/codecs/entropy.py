@@ -28,8 +28,8 @@ ROUNDINGS = (0.5, 0.44, 0.38, 0.32)
 
 EXACT_CODES = 4096
 PER_OCTAVE = 16
-"""Multiples beyond EXACT_CODES share codes, so many to a doubling, so that outliers do not fill the
-table."""
+"""Multiples beyond EXACT_CODES share codes, this many to a doubling, so that outliers do not fill
+the table."""
 
 FINEST = 512
 """The finest step is the median magnitude over this: over 10 bits, more than a recipe may ask."""
@@ -37,7 +37,7 @@ FINEST = 512
 FARTHEST = EXACT_CODES + 64 * PER_OCTAVE
 
 SEARCHES = 16
-"""Halvings of the range in which the step lies."""
+"""Halvings of the range that contains the step."""
 
 SLACK = 1.0002
 """What the coder may take above the entropy."""
@@ -53,7 +53,7 @@ class Entropy(DeltaCodec):
 
     The step is the smallest with which an expert takes at most `bits` per entry, tables included.
     The whole matrix has one step, as rate-distortion theory asks for (all errors alike; Cover and
-    Thomas, ch. 10). For a Gaussian its squared error lies 0.2 dB above the
+    Thomas, ch. 10). For a Gaussian its squared error is 0.2 dB above the
     Shannon bound at 0.1 bit, 1.4 dB at 1 bit and 1.53 dB (¼ bit) at many (Gish and Pierce 1968).
     Slower to decode than `quantized`, and on the CPU.
     """

@@ -1,8 +1,9 @@
 """The codecs of one group's experts, and the tensors that the group takes in a packed file.
 
 Usually all experts have one codec. Each of its parts is then stacked over the experts; parts whose
-length depends on the data lie end to end, and the manifest lists their lengths. Where experts have
-several codecs, each codec's parts are named by its number and stacked over its experts.
+length depends on the data are stored end to end, and the manifest lists their lengths. Where
+experts have several codecs, each codec's parts are named by its number and stacked over its
+experts.
 """
 
 from __future__ import annotations
@@ -73,12 +74,12 @@ class GroupCodec:
     def load(cls, codecs: Any, uses: Sequence[int] | None, experts: int) -> GroupCodec:
         """The inverse of `dump`. Raises CodecError for what no group can have."""
         if isinstance(codecs, Mapping) != (uses is None):
-            raise CodecError("the experts have one codec, or several and uses that tell whose")
+            raise CodecError("the experts have one codec, or several, and uses that say whose")
         if uses is None:
             return cls.same(make_codec(codecs), experts)
         distinct = tuple(make_codec(fields) for fields in codecs)
         if len(uses) != experts or set(uses) != set(range(len(distinct))):
-            raise CodecError("the experts' codecs are not told for each of them")
+            raise CodecError("the experts' codecs are not named for each expert")
         return cls(distinct, tuple(uses))
 
     def dump(self) -> tuple[Any, tuple[int, ...] | None]:
@@ -121,7 +122,7 @@ class GroupCodec:
         return [expert for expert, use in enumerate(self.uses) if use == number]
 
     def fit(self, deltas: Callable[[list[int]], Iterable[torch.Tensor]]) -> GroupCodec:
-        """Settle every codec on the deltas of its experts; `deltas` gives those of some experts."""
+        """Settle every codec on the deltas of its experts; `deltas` gives those of a list."""
         fitted = tuple(
             codec.fit(deltas(self.members(number))) for number, codec in enumerate(self.codecs)
         )

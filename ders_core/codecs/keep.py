@@ -15,7 +15,7 @@ from ders_core.files.spec import TensorSpec
 
 @register
 class Keep(Codec):
-    """No decomposition. A group of which every expert is kept stays under its original names, and
+    """No decomposition. A group whose experts are all kept stays under its original names, and
     none of its weights reaches this codec; an expert that is kept among others is stored as it
     is."""
 

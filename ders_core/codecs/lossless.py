@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 RAW, CODED = 0, 1
 
 CONTEXTS = 16
-"""Exponents of the base with statistics of their own, from the largest one down; the last one
+"""Exponents of the base with separate statistics, from the largest one down; the last one
 stands for all smaller ones too."""
 
 FINE = 64
@@ -51,10 +51,12 @@ class _Table:
         """int32 numbers in the table of `codes` `[n]` that are in it."""
         first, span = int(self.codes[0]), int(self.codes[-1] - self.codes[0]) + 1
         if span > WIDEST:
-            return np.searchsorted(self.codes, codes).astype(np.int32)
+            places: np.ndarray = np.searchsorted(self.codes, codes)
+            return places.astype(np.int32)
         number = np.zeros(span, dtype=np.int32)
         number[self.codes - first] = np.arange(len(self.codes), dtype=np.int32)
-        return number[codes - first]
+        numbers: np.ndarray = number[codes - first]
+        return numbers
 
 
 @register
@@ -214,7 +216,8 @@ def _counted(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return codes, codes
     first = int(codes.min())
     if int(codes.max()) - first >= WIDEST:
-        return codes.unique(return_counts=True)
+        occurring, counts = codes.unique(return_counts=True)
+        return occurring, counts
     counts = torch.bincount(codes - first)
     occurring = counts.nonzero().flatten()
     return occurring + first, counts[occurring]

@@ -43,7 +43,7 @@ class LowRank(DeltaCodec):
     factor_bits: factors in so few bits, `leading` directions of them in `leading_bits` (Delta-CoMe,
     arXiv 2406.08903); L is fitted again to R as stored.
     svd: `randomized` (block Krylov, Musco and Musco, arXiv 1504.05477; 8 steps, 8 directions more
-    than asked for) keeps at least 99 % of the energy that `exact` keeps where the spectrum is flat,
+    than requested) keeps at least 99 % of the energy that `exact` keeps where the spectrum is flat,
     and practically all where it falls; `auto` takes it where the shorter side is above 512 and the
     rank small.
     """
@@ -77,7 +77,7 @@ class LowRank(DeltaCodec):
     leading: int = Field(default=0, ge=0, description="directions that get leading_bits")
     leading_bits: FactorBits = Field(default=8, description="bits of the leading directions")
     svd: Literal["auto", "exact", "randomized"] = Field(
-        default="auto", description="how the directions are found"
+        default="auto", description="how the directions are computed"
     )
 
     @model_validator(mode="after")
@@ -91,11 +91,11 @@ class LowRank(DeltaCodec):
 
     def dump(self) -> dict[str, Any]:
         """Omit svd and leading that have their default, and leading_bits without leading."""
-        seldom = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
+        omitted = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
         return {
             key: value
             for key, value in super().dump().items()
-            if key not in seldom
+            if key not in omitted
             or (key != "leading_bits" and value != type(self).model_fields[key].default)
         }
 
@@ -300,7 +300,8 @@ def _fitted_left(
     weighed = thin if moments is None else _times(thin, moments.to(right.device))
     power = (weighed @ thin.T).double()
     power.diagonal().add_(RIDGE * (float(power.diagonal().mean()) or 1.0))
-    return (torch.linalg.solve(power, (weighed @ unit.T).double()).T * (scale / width)).float()
+    left: torch.Tensor = torch.linalg.solve(power, (weighed @ unit.T).double()).T
+    return (left * (scale / width)).float()
 
 
 def _unit(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:

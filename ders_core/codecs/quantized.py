@@ -28,7 +28,7 @@ from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.spec import TensorSpec
 
 CHUNK = 1 << 19
-"""Values at a time on the CPU: large beside the cost of a call, small beside a matrix."""
+"""Values at a time on the CPU: many for the cost of a call, few for a matrix."""
 
 FULL_SCALE = 255
 

@@ -266,7 +266,7 @@ def _by_row(
     factors: torch.Tensor,
     shape: tuple[int, int],
 ) -> torch.Tensor:
-    """Each value times the factor of the row that its place lies in."""
+    """Each value times the factor of its row."""
     scaled, begin = torch.empty_like(values), 0
     for places in pieces:
         piece = slice(begin, begin + places.numel())

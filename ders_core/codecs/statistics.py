@@ -11,7 +11,7 @@ class DeltaStatistics(Protocol):
 
     def energy_of_rank(self, rank: int) -> float | None:
         """Share in the `rank` strongest directions of each delta (Σσ² of the largest σ), 0 to 1.
-        None where the spectrum is not known so far."""
+        None where the spectrum is not known up to that rank."""
 
     def energy_of_smallest(self, share: float) -> float:
         """Share in the entries of least magnitude that make up `share` of all entries, 0 to 1."""

@@ -194,7 +194,7 @@ def check_pieces(codec: Codec) -> None:
 
 @contextmanager
 def _pieces_of(values: int) -> Iterator[None]:
-    """Meanwhile, matrices are worked on in pieces of so many values."""
+    """Meanwhile, matrices are worked on in pieces of that many values."""
     before = pieces.CHUNK
     pieces.CHUNK = values
     try:

@@ -10,13 +10,13 @@ Progress = Callable[[int, int, str], None]
 which ends the work."""
 
 Advance = Callable[[int, str], None]
-"""`advance(count, message)`: so many more units are done. `Meter.advance` is one."""
+"""`advance(count, message)`: `count` more units are done. `Meter.advance` is one."""
 
 Bytes = TypeVar("Bytes", bound="bytes | memoryview")
 
 
 def quiet(done: int, total: int, message: str) -> None:
-    """The progress callback that ignores what it hears."""
+    """The progress callback that does nothing."""
 
 
 def uncounted(count: int, message: str) -> None:
@@ -36,7 +36,7 @@ class Meter:
         self._progress = progress
 
     def report(self, message: str) -> None:
-        """Tell the callback where the work stands."""
+        """Report the progress to the callback."""
         self._progress(min(self.done, self.total), self.total, message)
 
     def advance(self, count: int, message: str) -> None:

@@ -52,7 +52,7 @@ def around_mean(group: ExpertGroup, device: torch.device | str = "cpu") -> Decom
 def elementwise(
     group: ExpertGroup, members: Sequence[int], value: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """A base `[out, in]` in storage dtype, computed from some rows of the members at a time.
+    """A base `[out, in]` in storage dtype, computed from a few rows of the members at a time.
 
     value: from their weights `[members, rows, in]` in storage dtype to `[rows, in]`. It may be
     called with transposed weights, so it must treat every element alike.

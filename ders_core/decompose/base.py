@@ -23,12 +23,12 @@ from ders_core.errors import RecipeError
 from ders_core.registry import Registry
 
 _SHOWN = 60
-"""So many characters of a wrong value stand in the message about it."""
+"""How many characters of a wrong value the message about it shows."""
 
 
 @dataclass(frozen=True)
 class BaseContext:
-    """What a base may know beside the group.
+    """What a base may know besides the group.
 
     device: where deltas are wanted. tokens: how many tokens each expert of a group saw, `[K]`; None
     without a calibration.
@@ -42,7 +42,7 @@ class BaseContext:
 class BaseCount:
     """How many bases a group gets.
 
-    most: None for one base `[out, in]`, a number for a stack `[bases, out, in]` of at most so many.
+    most: None for one base `[out, in]`, the most that a stack `[bases, out, in]` can hold.
     exact: whether it is that number whatever the weights are.
     """
 
@@ -66,9 +66,9 @@ class Base(BaseModel, ABC):
     label: ClassVar[str]
     """What the Recipe page calls it, in two or three words."""
     summary: ClassVar[str]
-    """One sentence for a person who chooses."""
+    """One sentence that helps a person to choose."""
     order: ClassVar[int] = 100
-    """Where it stands in lists for people, and among the candidates of `auto`; ties by name."""
+    """Its place in lists for people, and among the candidates of `auto`; ties by name."""
     needs_calibration: ClassVar[bool] = False
     """Whether `BaseContext.tokens` must be there."""
     tried_by_auto: ClassVar[bool] = False
@@ -76,7 +76,7 @@ class Base(BaseModel, ABC):
 
     @classmethod
     def start(cls) -> Base | None:
-        """The base that a person gets who chooses this kind; None if a field must be filled in
+        """The base to start with after choosing this kind; None if a field must be filled in
         first. The Recipe page asks for it by the field's `title` and `description`."""
         required = any(field.is_required() for field in cls.model_fields.values())
         return None if required else cls()
@@ -87,14 +87,14 @@ class Base(BaseModel, ABC):
         return cls.name
 
     def dump(self) -> str | dict[str, Any]:
-        """The base as it stands in a recipe: its word, or a mapping of plain values."""
+        """The base as it is written in a recipe: its word, or a mapping of plain values."""
         if not type(self).model_fields:
             return self.name
         return self.model_dump(mode="json", exclude_none=True)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What it reads beside the checkpoint."""
+        """What it reads besides the checkpoint."""
         return tuple(self._paths().values())
 
     def public(self) -> Self:
@@ -120,7 +120,7 @@ class Base(BaseModel, ABC):
         return
 
     def count(self, experts: int) -> BaseCount:
-        """How many bases a group of so many experts gets."""
+        """How many bases a group of that many experts gets."""
         return BaseCount()
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Base(BaseModel, ABC):
         """The decompositions to choose from, at least one, each with the name that reports give it.
 
         The encoder takes the one with the least error; of equal ones the first. Lazy: each is made
-        when it is asked for. The same group and context give the same bytes. Bases are in the
+        when it is read. The same group and context give the same bytes. Bases are in the
         group's storage dtype, on the context's device. Raises CheckpointError for weights that are
         not finite or do not fit what it reads.
         """

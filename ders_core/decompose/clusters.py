@@ -22,7 +22,7 @@ CHUNK_VALUES = 1 << 18
 """Values of all experts that are handled at a time, so that they stay in cache."""
 NOTHING = 1e-12
 """Energy below this share of that of one base is 0: float64 sums of squares have no digits there,
-and a base in 16 bits cannot tell such experts apart."""
+and a base in 16 bits cannot distinguish such experts."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
     2^(2·bits/K). So B minimises log2(E_B) + 2·bits·(B−1)/K; the fewest bases win a tie. At most K/2
     bases are chosen: beyond, bases alone take half of the experts' bytes, and a base serves fewer
     than two experts on average, so that little is left to share. With K bases every expert would
-    be its own base, kept whole.
+    be a base by itself, kept whole.
 
     Raises RecipeError for a count that is not between 1 and K−1 (1 for a single expert).
     """

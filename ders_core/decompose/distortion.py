@@ -12,7 +12,7 @@ from ders_core.compute.pieces import chunk_values, pieces
 
 @dataclass(frozen=True)
 class Squares:
-    """Σ(Ŵ−W)², Σ(W−base)² and ΣW² of some weights. Squares are float32 in pieces, their sums
+    """Σ(Ŵ−W)², Σ(W−base)² and ΣW² of one or more weights. Squares are float32 in pieces, their sums
     float64."""
 
     error: float = 0.0

@@ -5,9 +5,10 @@
         def base(self) -> Base:
             return MyBase()
 
-runs all of it over small groups in several forms: odd shapes, float16, experts that lie transposed,
-biases, and a shared expert. A base that reads files can take the fixtures `group` and `tmp_path`,
-and write what it reads. This module imports pytest; nothing else in the package imports this one.
+runs all of it over small groups in several forms: odd shapes, float16, experts that are stored
+transposed, biases, and a shared expert. A base that reads files can take the fixtures `group` and
+`tmp_path`, and write what it reads. This module imports pytest; nothing else in the package imports
+this one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def experts(starts: list[int], out: int = OUT, width: int = IN, seed: int = 0) -
 
 
 def plain(directory: Path, weights: torch.Tensor | None = None) -> ExpertGroup:
-    """The gate `[K, out, in]` of a Mixtral block; five experts, unless `weights` are given."""
+    """The gate `[K, out, in]` of a Mixtral block; five experts, or those in `weights`."""
     gate = experts([0] * 5).bfloat16() if weights is None else weights
     block = "model.layers.0.block_sparse_moe"
     tensors = {}
@@ -100,7 +101,7 @@ GROUPS: dict[str, Callable[[Path], ExpertGroup]] = {
 
 
 def routing(group: ExpertGroup) -> list[int]:
-    """As a calibration tells it: expert i saw i tokens."""
+    """As a calibration counts it: expert i saw i tokens."""
     return list(range(group.shape[0]))
 
 

@@ -165,7 +165,7 @@ def _tokenizer(corpus: Corpus, scale: DemoScale) -> PreTrainedTokenizerFast:
 
 
 def _groups(moe: PreTrainedModel, scale: DemoScale) -> list[dict[str, Any]]:
-    """Experts at their own rate, everything else slower: what is learned goes into the experts."""
+    """A separate, higher rate for the experts: what is learned goes into the experts."""
     experts: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in moe.named_parameters():

@@ -67,7 +67,7 @@ def answers(model: PreTrainedModel, windows: torch.Tensor, batch: int) -> Iterat
         except torch.OutOfMemoryError as error:
             raise EvaluationError(
                 f"{batch} windows of {windows.shape[1]} tokens do not fit into the memory of "
-                f"{device_label(model.device)} beside the model; give a smaller batch or window"
+                f"{device_label(model.device)} besides the model; give a smaller batch or window"
             ) from error
 
 

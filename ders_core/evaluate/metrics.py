@@ -60,7 +60,7 @@ def divergence(reference: torch.Tensor, model: torch.Tensor) -> float:
 
     Both are normalised once more in float64, a few rows at a time. Without that, a row that float32
     lets sum to 1 + 1e-7 would outweigh the KL of two models that are nearly the same, and KL could
-    be negative; with it, only float64's own rounding, some 1e-16, is cut off at 0.
+    be negative; with it, only the rounding of float64, about 1e-16, is cut off at 0.
     """
     total = 0.0
     for reference_rows, model_rows in zip(reference.split(ROWS), model.split(ROWS), strict=True):

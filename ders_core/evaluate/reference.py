@@ -18,10 +18,10 @@ from ders_core.evaluate.forward import Answers
 from ders_core.units import bytes_text
 
 FLOAT32_BYTES = 4_000_000_000
-"""Up to so many bytes log-probabilities are kept in float32; beyond, in float16.
+"""Up to this many bytes, log-probabilities are kept in float32; beyond, in float16.
 
 float16 rounds a log-probability by at most 1/2048 of itself. `divergence` normalises the rows, so
-the KL is off by about half the variance of that error: some 1e-6 nats a token.
+the KL is off by about half the variance of that error: about 1e-6 nats a token.
 """
 
 LEAST_HALF = -60_000.0
@@ -56,7 +56,7 @@ class ReferenceStore:
             save_file(tensors, self._file(number))
         except (OSError, SafetensorError) as error:
             raise EvaluationError(
-                f"{self.directory} cannot be written ({error}); free some space there, or set "
+                f"{self.directory} cannot be written ({error}); free space there, or set "
                 "TMPDIR to a larger disk"
             ) from error
 

@@ -35,7 +35,7 @@ def fitting_window(window: int, configs: Iterable[Mapping[str, object]]) -> int:
 
 
 def read_text(text: str | Path) -> str:
-    """The text of a UTF-8 file, given by its path. Raises EvaluationError."""
+    """The text of the UTF-8 file at a path. Raises EvaluationError."""
     path = Path(text).expanduser()
     try:
         return path.read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from ders_core.figures.curves import energy_curve, size_quality, spectrum, value_histogram
 from ders_core.figures.maps import (
+    Metric,
     difference_energy,
     model_map,
     norm_bars,
@@ -24,6 +25,7 @@ from ders_core.figures.training import (
 __all__ = [
     "EXPERT_COLOURS",
     "SMOOTH",
+    "Metric",
     "balance_curve",
     "difference_energy",
     "energy_curve",

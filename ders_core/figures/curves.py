@@ -125,7 +125,7 @@ def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
 
 
 def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figure:
-    """Values of all deltas of a group, beside a Gaussian of the same spread."""
+    """Values of all deltas of a group, with a Gaussian of the same spread."""
     rows = of_group(analysis.histograms, layer, projection)
     experts = of_group(analysis.experts, layer, projection)
     kurtosis = float(experts["kurtosis"].mean())

@@ -23,6 +23,8 @@ from ders_core.figures.style import (
     power_ticks,
 )
 
+Metric = Literal["one_minus_cos", "norm_ratio"]
+"""What colours the map of a model."""
 FLOOR = 1e-12
 """Where 1 − cos is 0 the logarithm stops here."""
 LEAST_SPAN = 0.1
@@ -48,9 +50,7 @@ def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
     return grid
 
 
-def model_map(
-    analysis: Analysis, metric: Literal["one_minus_cos", "norm_ratio"] = "one_minus_cos"
-) -> go.Figure:
+def model_map(analysis: Analysis, metric: Metric = "one_minus_cos") -> go.Figure:
     """Layers by projections; colour is log10 of the mean 1 − cos, or ‖Δ‖/‖W_base‖."""
     if metric == "one_minus_cos":
         raw = _grid(analysis, analysis.groups["mean_one_minus_cos"])

@@ -49,8 +49,8 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
 
 
 def power_ticks(low: float, high: float) -> dict[str, object]:
-    """Ticks of a colour bar over log10 values: powers of ten where the range has some, 1-2-5 steps
-    where it is narrow, else its ends."""
+    """Ticks of a colour bar over log10 values: powers of ten where the range has enough, 1-2-5
+    steps where it is narrow, else its ends."""
     decades = range(math.floor(low), math.ceil(high) + 1)
     values = [float(decade) for decade in decades if low <= decade <= high]
     if len(values) < 3:

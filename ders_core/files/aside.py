@@ -14,7 +14,7 @@ ASIDE = ".*.tmp"
 
 @contextmanager
 def written_aside(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yield a hidden path beside `path` to write to; when the block ends, rename it to `path`.
+    """Yield a hidden path next to `path` to write to; when the block ends, rename it to `path`.
 
     An existing file at `path` is replaced; readers see the old or the new one. A block that raises
     leaves `path` as it was and removes what it wrote. sync: wait until the disk has the bytes, so

@@ -1,4 +1,4 @@
-"""SHA-256 of tensors as they lie on disk, and of files."""
+"""SHA-256 of tensors as they are on disk, and of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ders_core.files.tensor import TensorReader
 
 
 def checksum(tensor: TensorReader) -> str:
-    """Hex SHA-256 of a tensor's bytes as they lie on disk."""
+    """Hex SHA-256 of a tensor's bytes as they are on disk."""
     digest = hashlib.sha256()
     for chunk in tensor.raw():
         digest.update(chunk)

@@ -10,12 +10,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ders_core.errors import OutputError
-from ders_core.files.output import refused_writes, sync_directory
+from ders_core.files.aside import sync_directory
+from ders_core.files.output import refused_writes
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a path, in a temporary directory beside `path`, at which the block makes a directory;
+    """Yield a path, in a temporary directory next to `path`, at which the block makes a directory;
     when the block ends, it becomes the new directory `path`.
 
     The block may write more into the temporary directory. An interrupted block leaves nothing.

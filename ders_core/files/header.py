@@ -1,6 +1,6 @@
 """The header of one safetensors file, read and checked.
 
-A header is untrusted: every way in which it can be wrong has its own sentence.
+A header is untrusted: every error in it has a separate message.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTens
 
 
 def _check_cover(path: Path, tensors: dict[str, FileTensor], begin: int, size: int) -> None:
-    """The tensors must lie end to end from `begin` to the file's end."""
+    """The tensors must follow one another without gaps from `begin` to the file's end."""
     position = begin
     for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
         if info.begin != position:

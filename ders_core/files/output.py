@@ -32,7 +32,7 @@ REFUSALS = (
 
 
 def partial_path(out: Path) -> Path:
-    """The directory of an unfinished output: a sibling, hence on the same disk."""
+    """The directory of an unfinished output: a sibling, so on the same disk."""
     return out.with_name(out.name + ".partial")
 
 
@@ -100,7 +100,7 @@ def _check_room(partial: Path, needs: int) -> None:
     if needs > free:
         raise OutputError(
             f"{partial.parent}: the output needs {needs / 1e9:.3g} GB, but only {free / 1e9:.3g} "
-            "GB are free on that disk; free some space or choose another place"
+            "GB are free on that disk; free space or choose another place"
         )
 
 
@@ -112,7 +112,7 @@ def _explained(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
-                f"the disk of {target} is full; free some space, then run again"
+                f"the disk of {target} is full; free space, then run again"
             ) from error
         if error.errno in REFUSALS:
             raise OutputError(f"{target} cannot be written: {error.strerror}") from error
@@ -121,7 +121,7 @@ def _explained(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(target: Path) -> Iterator[None]:
-    """Hold an exclusive lock beside the output; the system drops it if the process dies."""
+    """Hold an exclusive lock next to the output; the system drops it if the process dies."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.lock")
     with open(path, "w") as file:
@@ -142,7 +142,7 @@ def _lock(target: Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a place beside `path` to write to; when the block ends, it becomes `path`.
+    """Yield a place next to `path` to write to; when the block ends, it becomes `path`.
 
     An interrupted block leaves nothing. Raises OutputError, before the block where that can be, if
     `path` exists or cannot be written.

@@ -1,6 +1,6 @@
 """Files that travel with the package but are no modules: the app, its pages, the sample recipes.
 
-In a source checkout they stand at its top level; a built wheel carries them inside the package.
+In a source checkout they are at its top level; a built wheel carries them inside the package.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def connect(address: str, options: dict[str, Any]) -> Path:
             ) from cause
         if isinstance(cause, ValueError) and "nsupported" in str(cause):
             raise CheckpointError(
-                f"{protocol}:// is no protocol that is known here; hf://, https:// and s3:// are"
+                f"{protocol}:// is not a protocol that is known here; hf://, https:// and s3:// are"
             ) from cause
         raise
     return path
@@ -161,10 +161,10 @@ def exists(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """Bytes. Raises CheckpointError if the file is missing or the server does not tell its size."""
+    """Bytes. Raises CheckpointError if the file is missing or its size is not reported."""
     count = _info(path).get("size")
     if not isinstance(count, int):
-        raise CheckpointError(f"the server does not tell the size of {path}; download it first")
+        raise CheckpointError(f"the server does not report the size of {path}; download it first")
     return count
 
 
@@ -249,7 +249,7 @@ def _ask(path: object, call: Callable[[], T]) -> T:
         tried += 1
         try:
             return call()
-        except Exception as error:  # each driver has its own family of exceptions
+        except Exception as error:  # the drivers share no family of exceptions
             if tried == TRIES or not _is_transient(error):
                 raise CheckpointError(_sentence(str(path), error)) from error
         time.sleep(PAUSE_SECONDS * 2 ** (tried - 1))
@@ -281,7 +281,7 @@ def _is_missing(error: BaseException) -> bool:
     causes, status = list(_chain(error)), _status(error)
     if status is not None:
         return status in (401, 403, 404, 405, 410)
-    # some drivers raise it for a host that cannot be reached, too
+    # a few drivers raise it for a host that cannot be reached, too
     missing = any(isinstance(cause, FileNotFoundError) for cause in causes)
     return missing and not any(map(_is_connection, causes))
 

@@ -30,7 +30,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Dtype and shape of a tensor, and hence its bytes."""
+    """Dtype and shape of a tensor, and so its bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]

@@ -78,7 +78,7 @@ class Store(Protocol):
 
     @property
     def packed_bytes(self) -> int | None:
-        """Bytes of the packed weight files from which the tensors are computed; None if they lie
+        """Bytes of the packed weight files from which the tensors are computed; None if they are
         in files as they are."""
 
     @property
@@ -248,9 +248,9 @@ def _weight_files(directory: Path, listing: Listing, weight_map: Mapping[str, An
                     f"{INDEX} names {name!r}, which is missing; copy or download the file again"
                 )
         return names
-    found = sorted(name for name in listing.names if name.endswith(".safetensors"))
-    if found:
-        return found
+    shards = sorted(name for name in listing.names if name.endswith(".safetensors"))
+    if shards:
+        return shards
     pickles = sorted(name for name in listing.names if name.endswith(PICKLE_SUFFIXES))
     if pickles:
         raise CheckpointError(

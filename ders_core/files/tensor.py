@@ -24,10 +24,10 @@ WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 class TensorReader(Protocol):
-    """A tensor whose values are read when they are asked for.
+    """A tensor whose values are read when they are needed.
 
-    It lies in a file (`FileTensor`), or is computed from tensors that do. Elements are counted in
-    row-major order. Reading is safe from several threads.
+    It is stored in a file (`FileTensor`), or is computed from tensors that are. Elements are
+    counted in row-major order. Reading is safe from several threads.
     """
 
     @property

@@ -136,9 +136,9 @@ def write_json(path: Path, value: Any) -> None:
 def write_index(
     directory: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the index that transformers expects beside several shards; nothing for a single file.
+    """Write the index that transformers expects for several shards; nothing for a single file.
 
-    metadata: entries of the index beside the size.
+    metadata: entries of the index besides the size.
     """
     if list(files) == ["model.safetensors"]:
         return

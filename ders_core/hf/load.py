@@ -92,7 +92,7 @@ def _check_keys(path: Path, loading_info: dict[str, Any]) -> None:
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises CheckpointError if there is none that can be read."""
+    """The tokenizer of a model. Raises CheckpointError if there is none that can be read."""
     directory = as_local(path)
     with silent():
         try:
@@ -102,7 +102,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
         except Exception as error:  # transformers fails in many ways on such files
             raise CheckpointError(
                 f"{directory} has no tokenizer that transformers can read; copy the original's "
-                "tokenizer files beside the weights"
+                "tokenizer files next to the weights"
             ) from error
 
 

@@ -16,7 +16,7 @@ from ders_core.checkpoint.dense import DenseFFN, dense_ffns
 from ders_core.files.spec import TensorSpec
 
 _recorded: ContextVar[list[torch.Tensor] | None] = ContextVar("router_logits", default=None)
-"""The list that routers append their logits to; each thread has its own."""
+"""The list that routers append their logits to; one for each thread."""
 
 
 @contextmanager
@@ -85,7 +85,8 @@ class Expert(nn.Module):
         """`[tokens, d]` -> `[tokens, d]`."""
         up = self.up_proj(x)
         inner = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(x)) * up
-        return self.down_proj(inner)
+        outer: torch.Tensor = self.down_proj(inner)
+        return outer
 
 
 class MoeFFN(nn.Module):
@@ -120,4 +121,5 @@ class MoeFFN(nn.Module):
         y = (weights.to(outputs.dtype)[..., None] * outputs).sum(1)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             y = y + self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
-        return self.dropout(y).view_as(hidden_states)
+        dropped: torch.Tensor = self.dropout(y)
+        return dropped.view_as(hidden_states)

@@ -1,7 +1,7 @@
 """A packed checkpoint in transformers: `from_pretrained` of any class gives an ordinary model.
 
 The experts' weights are synthesized while transformers fills the model, one tensor of the original
-at a time, under the original's names; transformers' own conversions then put them where the model
+at a time, under the original's names; the conversions of transformers then put them where the model
 wants them. So there is no second full copy, and packed checkpoints of every family load.
 """
 

@@ -32,7 +32,7 @@ def save_packed(
     The model is first saved by transformers, because engines know that layout, to a temporary place
     on the same disk; meanwhile this takes free space of the model's size. Raises as
     `ders_core.pipeline.compress.compress` does. An error or an interruption leaves nothing: there
-    is no checkpoint from which a run could be continued.
+    is not a checkpoint from which a run could be continued.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     target = Path(out).expanduser()

@@ -1,5 +1,5 @@
-"""Classes for upcycled models that transformers has none for: a dense family's own class, in which
-the FFNs of some layers are mixtures of experts."""
+"""Classes for upcycled models that transformers has no class for: the class of a dense family, in
+which the FFNs of selected layers are mixtures of experts."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ names among the dense layouts."""
 
 @dataclass(kw_only=True)
 class MoeFields:
-    """Fields of an upcycled model's config beside those of its dense family."""
+    """Fields of an upcycled model's config besides those of its dense family."""
 
     moe_layers: list[int] = field(default_factory=list)
     """Numbers of the layers whose FFN is a mixture."""
     num_local_experts: int = 4
     num_experts_per_tok: int = 2
     universal_expert: bool = False
-    """Whether an always-on FFN stands beside the experts."""
+    """Whether there is an always-on FFN besides the experts."""
     norm_topk_prob: bool = True
     """The weights of the chosen experts sum to 1; nothing else is supported."""
     output_router_logits: bool = False
@@ -112,7 +112,7 @@ def _with_router_logits(forward: Callable[..., Any]) -> Callable[..., Any]:
     each MoE layer `[batch · window, N]`, and with labels `aux_loss`, as Mixtral does."""
 
     @wraps(forward)  # generate asks for the names of the arguments
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is not typed
     def wrapped(
         self: Any, *args: Any, output_router_logits: bool | None = None, **kwargs: Any
     ) -> Any:
@@ -163,7 +163,7 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
         names = get_checkpoint_conversion_mapping(dense.__name__)
-        if names is not None:  # some tensors have other names in files than in the model
+        if names is not None:  # a few tensors have other names in files than in the model
             register_checkpoint_conversion_mapping(model.__name__, names, overwrite=True)
         tokenizer = TOKENIZER_MAPPING.get(dense.config_class, None)
         if tokenizer is not None:  # otherwise the tokenizer's files name its class

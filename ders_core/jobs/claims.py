@@ -97,7 +97,7 @@ class Claim:
             steps = steps_text(rewound(steps_of(self._check(db)["steps"])))
             db.execute(
                 "UPDATE jobs SET state = 'queued', worker = NULL, steps = ?, samples = '[]',"
-                " message = 'waiting for a worker to go on' WHERE id = ?",
+                " message = 'waiting for a worker to continue' WHERE id = ?",
                 (steps, self.job.id),
             )
             log_event(db, self.job.id, "info", "put back: the worker was stopped")
@@ -258,7 +258,7 @@ def _give_up(db: sqlite3.Connection, dead: list[str], limit: float, now: float) 
     """Fail the jobs that lost more than MAX_LOSSES workers."""
     error = (
         f"its worker died {MAX_LOSSES + 1} times while it ran, most likely for lack of memory; "
-        "resume it with fewer workers beside it or on a larger machine"
+        "resume it with fewer workers at the same time or on a larger machine"
     )
     rows = db.execute(
         f"SELECT id, steps FROM jobs WHERE losses >= :most AND {ORPHANED}",

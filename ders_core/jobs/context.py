@@ -47,7 +47,7 @@ class TaskContext:
         self._written = self._logged = float("-inf")
 
     def allowed(self, path: str) -> Path:
-        """A path of the spec. Raises JobError if it lies outside the workspace's roots."""
+        """A path of the spec. Raises JobError if it is outside the workspace's roots."""
         return self.workspace.check_allowed(path)
 
     def checkpoint(self, place: str) -> Path:

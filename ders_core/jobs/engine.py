@@ -136,7 +136,8 @@ class Engine:
     def _capacity(self, client: Any) -> int:
         """Tasks that the cluster computes at once. Raises JobError if it has no GPU for them."""
         if self._device != "cuda":
-            return max(1, sum(client.nthreads().values()))
+            threads: int = sum(client.nthreads().values())
+            return max(1, threads)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         offered = int(sum(worker["resources"].get(GPU, 0) for worker in workers))
         if not offered:

@@ -18,7 +18,7 @@ class VerifiedGroup(Result):
 
 
 class Verified(Result):
-    """What `verify` found. problems: sentences; groups: empty without an original to compare."""
+    """The result of `verify`. problems: sentences; groups: empty without an original to compare."""
 
     ok: bool
     problems: tuple[str, ...] = ()

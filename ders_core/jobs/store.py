@@ -44,7 +44,7 @@ class JobStore:
         prepare(self.path)
 
     def submit(self, kind: str, spec: dict[str, Any], title: str | None = None) -> Job:
-        """File a job. title: by default the kind's own for these parameters.
+        """File a job. title: by default the one that the kind makes of the parameters.
 
         Raises JobError for an unknown kind or parameters that do not fit it.
         """
@@ -128,7 +128,7 @@ class JobStore:
             row = _row(db, job_id)
             if row["state"] not in ("failed", "cancelled"):
                 raise JobError(
-                    f"job {job_id} is {row['state']}; only a failed or cancelled job can go on"
+                    f"job {job_id} is {row['state']}; only a failed or cancelled job can continue"
                 )
             db.execute(
                 "UPDATE jobs SET state = 'queued', error = NULL, finished = NULL, started = NULL,"

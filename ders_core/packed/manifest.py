@@ -1,4 +1,4 @@
-"""The manifest of a packed checkpoint: all that is needed beside its tensors to synthesize it."""
+"""The manifest of a packed checkpoint: all that is needed besides its tensors to synthesize it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUANT_METHOD = "ders"
 
 
 class PackedSource(BaseModel):
-    """Where one expert's weight or bias lay: a tensor, its axes, and which part of it."""
+    """Where one expert's weight or bias was stored: a tensor, its axes, and which part of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -111,9 +111,9 @@ class PackedGroup(BaseModel):
     """(experts, out, in)"""
     dtype: str
     experts: tuple[PackedSource, ...]
-    """Where each expert's weight lay."""
+    """Where each expert's weight was stored."""
     biases: tuple[PackedSource, ...] = ()
-    """Where each expert's bias lay; `<prefix>.bias` `[experts, out]` holds them as they were."""
+    """Where each expert's bias was stored; `<prefix>.bias` `[experts, out]` holds the values."""
     stored: str | None = None
     """The scheme of codes in which the source holds the weights; its scales are carried over."""
     bases: tuple[int, ...] | None = None
@@ -121,7 +121,7 @@ class PackedGroup(BaseModel):
     expert's base."""
 
     def group_codec(self) -> GroupCodec:
-        """The experts' codecs. Raises CodecError if the manifest names none that is known."""
+        """The experts' codecs. Raises CodecError if the manifest names an unknown one."""
         return GroupCodec.load(self.codec, self.uses, self.shape[0])
 
 
@@ -133,7 +133,7 @@ class Source(BaseModel):
     identity: str
     bytes_total: int
     files: dict[str, tuple[str, ...]]
-    """File name -> tensor names in the order in which they lay on disk."""
+    """File name -> tensor names in their order on disk."""
     metadata: dict[str, dict[str, str]]
     index: dict[str, Any] = {}
     """The metadata of the index, where there were several shards."""

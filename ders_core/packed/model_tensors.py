@@ -60,6 +60,6 @@ class ModelTensors:
         return values.mT.contiguous() if self._turns(values.dim()) else values
 
     def _turns(self, dimensions: int) -> bool:
-        """Whether the model holds the transpose of a coded weight with so many dimensions."""
+        """Whether the model holds the transpose of a coded weight with that many dimensions."""
         scheme = self.original.scheme
         return scheme is not None and scheme.turned and dimensions > 2

@@ -1,4 +1,4 @@
-"""Open a checkpoint, whatever form it has and wherever it lies."""
+"""Open a checkpoint, of any form, at any place."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Assembled:
 
     @property
     def pieces(self) -> int:
-        """The number of equal parts that can be made one by one: the experts, if they lie one
+        """The number of equal parts that can be made one by one: the experts, if they come one
         after another, else 1."""
         slot = self.members[0].slot
         return slot.sizes[EXPERT] if slot.axes.order[0] == EXPERT else 1

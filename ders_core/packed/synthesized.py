@@ -82,7 +82,7 @@ class SynthesizedTensor:
 class Synthesis:
     """Reads any elements of the assembled tensors of a packed checkpoint.
 
-    To read some elements, an expert's whole matrix is made. Of it, the part that begins with them
+    To read a few elements, an expert's whole matrix is made. The part that begins with them
     is kept, up to the expert's share of `KEPT_BYTES`. So a reader that takes a few rows of every
     expert at a time, as `slabs` does, has each expert made once if the group fits, else once for
     each `KEPT_BYTES` of the group.

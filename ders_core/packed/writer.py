@@ -35,14 +35,14 @@ from ders_core.packed.reader import PackedCheckpoint
 from ders_core.recipe import Recipe
 
 UNKNOWN = ""
-"""The identity of a source that lies on no disk, until it is computed from the written files."""
+"""The identity of a source that is not on a disk, until it is computed from the written files."""
 
 CheckWritten = Callable[[str, str], None]
 """`check(name, sha256)` is called for each tensor on disk; it raises if the bytes are wrong."""
 
 
 class TensorBytes(Protocol):
-    """A tensor to write: its dtype and shape, and its bytes when they are asked for."""
+    """A tensor to write: its dtype and shape, and its bytes when they are needed."""
 
     @property
     def spec(self) -> TensorSpec: ...
@@ -87,7 +87,7 @@ def write_packed(
     """Write weight files, index, side files, config.json and manifest into `directory`.
 
     The directory exists; files of the same names are replaced. The bytes depend on the contents
-    alone. One chunk of one tensor is in memory at a time, beside what the contents hold themselves.
+    alone. One chunk of one tensor is in memory at a time, besides what the contents hold.
     advance: counts the bytes of tensors as they are written. check: called with every tensor of a
     weight file once the file is written. Raises what `check` and the tensors' `raw` raise.
     """

@@ -26,7 +26,7 @@ FORMAT = "ders-calibration"
 VERSION = "1"
 IN, MID = "in", "mid"
 SIDES = {projection: MID if projection == "down" else IN for projection in PROJECTIONS}
-"""On which side of the activation a projection's input lies."""
+"""On which side of the activation a projection's input is."""
 
 _NAME = re.compile(r"(0|[1-9]\d{0,8})\.(in\.moments|mid\.moments|routed)")
 
@@ -45,16 +45,16 @@ class Calibration:
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
-        """Raises CheckpointError if the file is missing, or is no calibration of this version."""
+        """Raises CheckpointError if it is missing, or is not a calibration of this version."""
         file = Path(path).expanduser()
         if not file.is_file():
-            raise CheckpointError(f"{file} is no file; make one with ders calibrate")
+            raise CheckpointError(f"{file} is not a file; make one with ders calibrate")
         try:
             tensors, metadata = read_header(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
         if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{file} is no calibration file; make one with ders calibrate")
+            raise CheckpointError(f"{file} is not a calibration file; make one with ders calibrate")
         version = metadata.get("version", "")
         if version != VERSION:
             raise CheckpointError(
@@ -177,6 +177,6 @@ def _check_form(file: Path, name: str, info: FileTensor) -> None:
     fits = info.dtype == dtype and len(info.shape) in dims and len(set(info.shape)) == 1
     if not _NAME.fullmatch(name) or not fits or not info.shape[0]:
         raise CheckpointError(
-            f"{file}: tensor {name[:80]!r} is none that a calibration holds; the file is damaged, "
+            f"{file}: tensor {name[:80]!r} does not belong in a calibration; the file is damaged, "
             "so run ders calibrate again"
         )

@@ -98,7 +98,7 @@ ders apply BASE PATH OUT      # OUT is the packed checkpoint
 ders rollback OUT ELSEWHERE   # and this is the way back
 ```
 
-The deltas alone; the base that they need is told by checksums, and any other is refused.
+The deltas alone; checksums identify the base that they need, and any other is refused.
 """,
 }
 

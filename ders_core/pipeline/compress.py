@@ -1,6 +1,6 @@
 """Compress: open, plan, encode each group, write the packed checkpoint.
 
-Each group is encoded by a task of its own and staged as one file inside the unfinished output; an
+Each group is encoded by a separate task and staged as one file inside the unfinished output; an
 interrupted run continues from the staged groups. Then the shards are written from the staged files
 and from the source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device
 alone: a task computes on one thread, whatever executes it and however many run in parallel.
@@ -73,7 +73,7 @@ def compress(
     meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
         source.store.check(meter.advance)
-        meter.done = checked  # bytes of files, hence of headers too
+        meter.done = checked  # bytes of files, so of headers too
         staging = Staging(partial)
         _encode_groups(source, plan, staging, device, runner, meter)
         groups = staging.read(entry.key for entry in plan.entries if entry.packed)

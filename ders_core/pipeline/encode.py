@@ -82,7 +82,7 @@ class _Encoded:
 
 
 def encode_group(task: EncodeTask) -> ReportEntry:
-    """Decompose and encode one group. Stages its tensors, and beside them a note in JSON of what
+    """Decompose and encode one group. Stages its tensors, and next to them a note in JSON of what
     the manifest and the report say about it. Raises CheckpointError, CodecError, OutputError."""
     started = time.monotonic()
     keep_small_blocks()
@@ -187,7 +187,7 @@ def _stage(
     path: Path,
     started: float,
 ) -> ReportEntry:
-    """Write the group's tensors to `path`, and the note beside them."""
+    """Write the group's tensors to `path`, and the note next to them."""
     named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
     specs = {name: tensor.spec for name, tensor in named.items()}
     # not synced: checksums are compared when the tensors are used

@@ -120,7 +120,7 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         packed = not codec.keeps or not rewritten.isdisjoint(group.sources)
         if packed:
             parts = group_specs(group, codec, count.most)
-            specs |= file_order(parts)  # the order in which they are staged, hence sharded
+            specs |= file_order(parts)  # the order in which they are staged and sharded
             after = sum(spec.nbytes for spec in parts.values())
         exact = codec.exact and (codec.keeps or count.exact)
         entries.append(

@@ -1,7 +1,8 @@
 """Encoded groups on disk, waiting to be written into the packed checkpoint.
 
-Each group is one safetensors file and one note, a JSON file beside it that says how to read it. The
-note is written last, so a group with a note is finished. An interrupted run continues from these.
+Each group is one safetensors file and one note, a JSON file next to it that says how to read it.
+The note is written last, so a group with a note is finished. An interrupted run continues from
+these.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Key = tuple[int, str]
 class StagedGroup:
     """One encoded group. codec, uses, lengths, bases: as in `PackedGroup`, plain values.
 
-    tensors: full name -> where it lies in the staged file. checksums: full name -> hex SHA-256 of
+    tensors: full name -> where it is in the staged file. checksums: full name -> hex SHA-256 of
     what was encoded.
     """
 

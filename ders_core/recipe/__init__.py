@@ -2,7 +2,7 @@
 
 from ders_core.decompose.bases.clusters import ClusteredBase
 from ders_core.decompose.bases.dense import DenseBase
-from ders_core.recipe.presets import load_recipe, presets
+from ders_core.recipe.loading import load_recipe, presets
 from ders_core.recipe.recipe import Recipe
 from ders_core.recipe.rule import Rule
 

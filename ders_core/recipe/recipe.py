@@ -64,7 +64,7 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit fields that are seldom set and have their default."""
+        """Omit rarely used fields that have their default."""
         fields: dict[str, Any] = handler(self)
         return {
             key: value
@@ -76,7 +76,7 @@ class Recipe(BaseModel):
     def _check_calibration(self) -> Recipe:
         if self.base.needs_calibration and self.calibration is None:
             problem = (
-                f"base: {self.base.name} needs a calibration, which tells how experts are chosen"
+                f"base: {self.base.name} needs a calibration, which counts the choices of experts"
             )
             raise PydanticCustomError("base", "{problem}", {"problem": problem, "loc": ("base",)})
         return self
@@ -102,7 +102,7 @@ class Recipe(BaseModel):
         return Keep()
 
     def group_codec(self, layer: int, projection: str, experts: int) -> GroupCodec:
-        """The codecs of a group of so many experts; a shared one counts as the last."""
+        """The codecs of a group of that many experts; a shared one counts as the last."""
         return GroupCodec.of([self.codec(layer, projection, expert) for expert in range(experts)])
 
     @classmethod

@@ -25,7 +25,7 @@ SELECTORS = ("layers", "projections", "experts")
 
 
 class Rule(BaseModel):
-    """A selector and the codec for what it selects; the codec's parameters stand beside it."""
+    """A selector and the codec for what it selects, with the codec's parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 

@@ -1,4 +1,4 @@
-"""The Recipe page's row about the base: what deltas are taken against, and of which experts."""
+"""The Recipe page's row about the base: what deltas are taken against, and for which experts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _shared_expert(recipe: Recipe, source: Checkpoint, round_: int, change: Chan
 
 
 def _fields(recipe: Recipe, kind: type[Base], round_: int, change: Change) -> None:
-    """A text field for each field without which there is no base of this kind."""
+    """A text field for each field that a base of this kind requires."""
     chosen = recipe.base.name == kind.name
     known: dict[str, Any] = recipe.base.model_dump(mode="json") if chosen else {}
     texts: dict[str, str] = {}

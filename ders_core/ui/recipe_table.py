@@ -24,7 +24,7 @@ FIRST_CHOICE = "magnitude"
 
 @dataclass(frozen=True)
 class MenuEntry:
-    """A codec's choice beside its class."""
+    """A codec's choice and its class."""
 
     codec: type[Codec]
     choice: Choice
@@ -61,7 +61,7 @@ def choice_of(codec: GroupCodec) -> str:
 
 
 def strength_of(codec: GroupCodec) -> float | None:
-    """The codec's strength in its own unit; None where it has none, or another parameter decides
+    """The codec's strength in its unit; None where it has none, or another parameter decides
     (a rank by energy)."""
     choice = None if codec.codec is None else codec.codec.choice
     if choice is None or choice.strength is None:
@@ -138,7 +138,7 @@ def codecs_of(plan: Plan) -> dict[tuple[int, str], GroupCodec]:
 def apply_edits(
     plan: Plan, edits: Mapping[int, Mapping[str, Any]]
 ) -> dict[tuple[int, str], GroupCodec]:
-    """The codecs after edits, given as row -> {column: value}. Raises CodecError."""
+    """The codecs after edits, which are row -> {column: value}. Raises CodecError."""
     codecs = codecs_of(plan)
     for row, changed in edits.items():
         entry = plan.entries[row]

@@ -73,7 +73,7 @@ def _keep(opened: Open) -> None:
 
 
 def open_path(place: str | Path) -> None:
-    """Make a checkpoint the open one. Raises DersError if it lies outside the allowed roots."""
+    """Make a checkpoint the open one. Raises DersError if it is outside the allowed roots."""
     allowed = str(workspace().check_checkpoint(place))
     recent = [allowed, *(p for p in current().recent if p != allowed)][:RECENT]
     _keep(replace(current(), checkpoint=allowed, recent=tuple(recent)))

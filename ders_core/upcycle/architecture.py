@@ -117,7 +117,7 @@ def _standard(
 
 
 def _upcycled(dense: DenseModel, config: UpcycleConfig, layers: list[int]) -> Target:
-    """The dense family with MoE blocks in some layers."""
+    """The dense family with MoE blocks in selected layers."""
     fields = dense.config | {
         "model_type": UPCYCLED[dense.family].config_class.model_type,
         "architectures": [UPCYCLED[dense.family].__name__],

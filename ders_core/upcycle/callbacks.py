@@ -94,7 +94,7 @@ class RunCallback(TrainerCallback):
 
 
 class DeltaSteps(TrainerCallback):
-    """Tells the deltas when a step begins and ends: some learn more than their parameters."""
+    """Notifies the deltas of the begin and end of a step: forms may learn more than parameters."""
 
     def __init__(self, trainer: UpcyclingTrainer) -> None:
         self._trainer = trainer

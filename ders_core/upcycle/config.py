@@ -30,7 +30,7 @@ class _Section(BaseModel):
 
 
 class FormRule(_Section):
-    """A form for some projections; its parameters stand beside it."""
+    """A form for one or more projections, with the form's parameters."""
 
     projections: tuple[Projection, ...] = PROJECTIONS  # type: ignore[assignment]
     form: SerializeAsAny[Form]
@@ -137,7 +137,7 @@ class UpcycleConfig(_Section):
     layers: str = "all"
     """`all`, `every-other` (the 2nd, the 4th, …), or numbers and ranges such as '0-3,7'."""
     universal: bool = False
-    """An always-on FFN beside the experts, of the same base (extended DeRS)."""
+    """An always-on FFN besides the experts, of the same base (extended DeRS)."""
     base: Literal["trained", "frozen"] = "trained"
     """W_shared; frozen costs quality (DeRS, table 5)."""
     forms: tuple[FormRule, ...] = (FormRule(form=LowRankForm(rank=4)),)

@@ -1,6 +1,6 @@
 """Continual use: further deltas on an upcycled checkpoint, whose base and deltas stay.
 
-W_i = W_shared + F(Δ_i) + F'(Δ'_i). The new deltas are a named set beside the old ones: a further
+W_i = W_shared + F(Δ_i) + F'(Δ'_i). The new deltas are a named set besides the old ones: a further
 stage of each group's codec. The output can be rolled back to the checkpoint that it extends
 (`ders rollback`), and a patch made against that checkpoint (`ders export --format patch --base`)
 holds the new set alone.
@@ -119,7 +119,7 @@ class FromPacked(TrainingInput):
         write_rollback(partial, contents.specs, checksums, packed.store)
 
     def _contents(self, model: TrainableModel) -> Contents:
-        """What is trained, and everything else as it lies in the checkpoint."""
+        """What is trained, and everything else as it is in the checkpoint."""
         packed = self._source.packed
         contents = Contents(
             original={name: packed.original.spec(name) for name in packed.original.names()}

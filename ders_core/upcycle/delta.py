@@ -43,7 +43,7 @@ class Delta(nn.Module, ABC):
         """Prepare for the backward passes of one step of training, counted from 1 to `steps`."""
 
     def after_step(self, moments: Moments) -> None:
-        """Change what a form learns beside its parameters, after the optimizer's step."""
+        """Change what a form learns besides its parameters, after the optimizer's step."""
 
 
 class ProductDelta(Delta):

@@ -35,7 +35,7 @@ class Routes:
 
 
 class ExpertLinear(nn.Module, ABC):
-    """One projection `[out, in]` of N experts; each has its own `bias` `[N, out]` where the dense
+    """One projection `[out, in]` of N experts; each has a `bias` `[N, out]` where the dense
     layer has one."""
 
     base: nn.Parameter | None

@@ -1,6 +1,6 @@
 """The history of a training: what was measured at each step, one JSON object a line.
 
-It grows beside the weights while they are trained, so that a page can follow it; readers skip a
+It grows while the weights are trained, so that a page can follow it; readers skip a
 last line that is only partly written.
 """
 

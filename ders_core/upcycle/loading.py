@@ -50,11 +50,11 @@ class UpcycledCheckpoint:
 
     @classmethod
     def open(cls, path: str | Path) -> UpcycledCheckpoint:
-        """Raises CheckpointError if the directory did not come of upcycling."""
+        """Raises CheckpointError if the directory is not the output of upcycling."""
         packed = PackedCheckpoint(path)
         if not (packed.path / RECORD).is_file():
             raise CheckpointError(
-                f"{packed.path} did not come of upcycling: it has no {RECORD}; give what "
+                f"{packed.path} is not the output of upcycling: it has no {RECORD}; give what "
                 "`ders upcycle` wrote"
             )
         record = read_json(packed.path / RECORD)
@@ -164,7 +164,8 @@ def load_upcycled(
     """The dense family's model, in evaluation mode, with experts on one base as its FFNs, and
     these by layer; nothing has a gradient.
 
-    dtype: by default the checkpoint's. Raises CheckpointError if `path` did not come of upcycling.
+    dtype: by default the checkpoint's. Raises CheckpointError if `path` is not the output of
+    upcycling.
     """
     source = path if isinstance(path, UpcycledCheckpoint) else UpcycledCheckpoint.open(path)
     target = resolve_device(device)

@@ -10,7 +10,7 @@ from torch import nn
 from ders_core.upcycle.experts import ExpertLinear, Routes
 
 UNIVERSAL_SHARE = 2 / 3
-"""What down is multiplied with beside a universal expert. That one starts with the weight
+"""What down is multiplied with if there is a universal expert. That one starts with the weight
 σ(0) = 1/2 and the others together have 1, so that with this factor all of them begin as the dense
 FFN: (1/2 + 1)·2/3 = 1."""
 

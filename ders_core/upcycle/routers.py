@@ -65,4 +65,5 @@ def _directions(points: torch.Tensor, experts: int, seed: int) -> torch.Tensor:
     unit = nn.functional.normalize(centred, dim=-1).numpy().astype(np.float64)
     centres, _ = kmeans2(unit, experts, minit="++", seed=np.random.default_rng(seed))
     rows = nn.functional.normalize(torch.from_numpy(centres).float(), dim=-1)
-    return rows * (SHARPNESS / points.norm(dim=-1).mean())
+    length: torch.Tensor = points.norm(dim=-1).mean()
+    return rows * (SHARPNESS / length)

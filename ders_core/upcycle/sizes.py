@@ -17,7 +17,7 @@ ADAM_BYTES = 8
 
 @dataclass(frozen=True)
 class Prediction:
-    """Counts of values and bytes. dense: values of the parent. added: values beside them. trained:
+    """Counts of values and bytes. dense: values of the parent. added: values besides them. trained:
     values with a gradient, without the parameters that `train` names.
 
     packed_bytes: of the tensors on disk, an upper bound. dense_bytes: of the parent's tensors.

@@ -58,8 +58,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         }
         if held != known:
             raise CheckpointError(
-                f"{site.path} of the model holds {', '.join(sorted(held - known))} beside its FFN, "
-                "so it cannot be replaced by experts"
+                f"{site.path} of the model holds {', '.join(sorted(held - known))} besides its "
+                "FFN, so it cannot be replaced by experts"
             )
     return sorted(sites, key=lambda site: site.layer)
 

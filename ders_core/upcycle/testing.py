@@ -31,7 +31,7 @@ SEEDS = (11, 12, 13, 14)
 
 
 def check_is_registered(form: Form) -> None:
-    """The form is found by its name, and what the page shows of it is complete."""
+    """The form is known by its name, and what the page shows of it is complete."""
     assert FORMS[form.name] is type(form)
     assert form.title
     assert form.difference
@@ -122,7 +122,7 @@ def check_sizes(form: Form) -> None:
 
 
 def check_further_sets(form: Form) -> None:
-    """A second set of deltas starts as nothing and is computed with beside the first."""
+    """A second set of deltas starts as nothing and is added to the first."""
     if not form.shares_base:
         return
     linear = form.start(_weight(), None, SEEDS, 0.3)

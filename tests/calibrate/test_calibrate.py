@@ -231,9 +231,7 @@ def test_a_model_that_runs_tokens_more_than_once_is_refused(
     config = transformers.NllbMoeConfig(vocab_size=384, d_model=32, **sizes, **heads, **steps)
     tiny = Tiny(lambda: transformers.NllbMoeForConditionalGeneration(config), [], "")
     directory = tiny.save(tmp_path / "model", tokenizer)
-    with pytest.raises(
-        EvaluationError, match=r"layer 0: expert 0 was given \d+ inputs for 320 tok"
-    ):
+    with pytest.raises(EvaluationError, match=r"layer 0: expert 0 received \d+ inputs for 320 tok"):
         measure(directory, tmp_path / "c", text_file)
     assert not (tmp_path / "c").exists()
 
@@ -420,7 +418,7 @@ def rewrite(calibration: Calibration, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"format": "pt"}, "is no calibration file; make one with ders calibrate"),
+        ({"format": "pt"}, "is not a calibration file; make one with ders calibrate"),
         ({"version": "2"}, "has version '2' of the calibration format, and only '1' is known"),
         ({"checkpoint": "me"}, "does not say what was measured"),
         ({"tokens": "-3"}, "does not say what was measured"),
@@ -452,7 +450,9 @@ def test_metadata_is_checked(
     ids=str,
 )
 def test_forms_are_checked(tensors: Tensors, rewrite: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match=f"{next(iter(tensors))!r} is none that a calibr"):
+    with pytest.raises(
+        CheckpointError, match=f"{next(iter(tensors))!r} does not belong in a calibr"
+    ):
         Calibration.open(rewrite(tensors=tensors))
 
 
@@ -498,11 +498,11 @@ def test_files_that_are_none(calibration: Calibration, tmp_path: Path, mixtral_d
     cut.write_bytes(whole[:-10])
     torch.save({"0.routed": torch.ones(4)}, pickled)
     for path, words in (
-        (tmp_path / "absent", "absent is no file; make one with ders calibrate"),
-        (tmp_path, "is no file"),
+        (tmp_path / "absent", "absent is not a file; make one with ders calibrate"),
+        (tmp_path, "is not a file"),
         (cut, "is truncated"),
         (pickled, "not a safetensors file"),
-        (mixtral_dir / "model.safetensors", "is no calibration file"),
+        (mixtral_dir / "model.safetensors", "is not a calibration file"),
     ):
         with pytest.raises(CheckpointError, match=words) as caught:
             Calibration.open(path)

@@ -100,7 +100,7 @@ def test_constants_and_huge_values(
         ({"codec": "chain", "stages": [{"codec": "lowrank", "rank": 1}]}, ["stages", "2"]),
         (
             {"codec": "chain", "stages": [{"codec": "lowrank", "rank": 1}, {"codec": "keep"}]},
-            ["stage 2", "'keep' cannot stand in a chain"],
+            ["stage 2", "'keep' cannot be part of a chain"],
         ),
         (
             {"codec": "chain", "stages": [{"codec": "quantized", "bits": 9}, {"codec": "zip"}]},

@@ -451,7 +451,7 @@ def test_what_is_no_patch_and_what_was_not_patched(
     packed: Path, other: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    refused(CheckpointError, "is no patch", lambda: apply_patch(other, packed, out), out)
+    refused(CheckpointError, "is not a patch", lambda: apply_patch(other, packed, out), out)
     refused(CheckpointError, "was not patched", lambda: rollback(packed, out), out)
     export(packed, tmp_path / "patch", "patch")
     with pytest.raises(CheckpointError, match=r"is a patch and no model.*ders apply"):

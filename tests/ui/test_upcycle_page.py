@@ -109,7 +109,7 @@ def test_a_projection_that_the_model_lacks_follows_up() -> None:
 
 
 def test_the_page_says_what_to_do_first(app: AppTest, workspace: Workspace) -> None:
-    assert "Which dense model shall become" in words(page(app))
+    assert "Which dense model should become" in words(page(app))
     app.segmented_control(key="upcycle_view").set_value("runs").run()
     assert "No upcycling yet" in words(app)
     assert not list(workspace.path.glob("runs/*"))
@@ -141,7 +141,7 @@ def test_what_cannot_be_upcycled_is_said(
     (workspace.path / "studio.json").write_text(json.dumps(kept), encoding="utf-8")
     page(app)
     assert message in app.error[0].value
-    assert "Which dense model shall become" in words(app)
+    assert "Which dense model should become" in words(app)
 
 
 def test_the_table_is_what_is_predicted(app: AppTest, dense_parent_dir: Path) -> None:

@@ -57,7 +57,7 @@ def dequantize(
 def quantize(
     values: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], first_row: int = 0
 ) -> torch.Tensor:
-    """The nearest codes under given scales: of value/scale, ties to even, at most ±448.
+    """The nearest codes for these scales: of value/scale, ties to even, at most ±448.
 
     values: `[rows, in]` of any float dtype; the rest as in `dequantize`. Returns `[rows, in]`
     float8_e4m3fn; a value that is not NaN never becomes NaN.
@@ -77,7 +77,7 @@ def quantize(
         part = part.nan_to_num(nan=torch.nan)  # a copy, with the largest number for ∞
         for cells, scale in _cells(part, numbers, block, first_row + begin):
             cells.div_(scale)
-        # not every version of torch saturates by itself: beyond the range lies NaN
+        # not every version of torch saturates by itself: beyond the range comes NaN
         codes[begin : begin + step] = part.clamp_(-LARGEST, LARGEST).to(CODES)
     return codes
 

@@ -38,7 +38,8 @@ SCALES = ("_scales", ".scales")
 def _borders() -> list[float]:
     """The largest number that is still rounded down, between each level and the next.
 
-    Halfway lies with the even code: the lower one at 0.25, 1.25, 2.5 and 5, the upper at the rest.
+    A value halfway goes to the even code: the lower one at 0.25, 1.25, 2.5 and 5, the upper one
+    at the rest.
     """
     middles = torch.tensor([(a + b) / 2 for a, b in pairwise(LEVELS)])
     below = torch.nextafter(middles, torch.zeros(()))
@@ -67,7 +68,7 @@ def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The nearest codes under given scales: of value/scale, ties to even, at most ±6.
+    """The nearest codes for these scales: of value/scale, ties to even, at most ±6.
 
     values: `[..., G·32]` of any float dtype; scales: `[..., G]` uint8. Returns `[..., G, 16]`
     uint8. `quantize(dequantize(b, s), s) == b` bit for bit, -0 included, for all scales up to 252.
@@ -124,7 +125,7 @@ class Mxfp4Weight(QuantizedWeight):
         if bool((scales == NO_NUMBER).any()):
             raise CheckpointError(
                 f"{self.scales.file_name}: {self.scales.name!r} holds a scale of {NO_NUMBER}, "
-                "which means that the numbers are none; the checkpoint is damaged, so copy it again"
+                "which means that they are not numbers; the checkpoint is damaged, so copy it again"
             )
         return scales.view(last - first, groups)
 

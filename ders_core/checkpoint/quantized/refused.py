@@ -16,7 +16,7 @@ ORIGINAL = "give the bfloat16, float16 or float32 original"
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32)
 
 Sign = Mapping[str, tuple[torch.dtype, ...]]
-"""Endings that the names of tensors beside one another have, with the dtypes they may have there
+"""Endings that the names of tensors next to one another have, with the dtypes they may have there
 (none: any)."""
 
 I8, U8, I32, U32 = (torch.int8,), (torch.uint8,), (torch.int32,), (torch.uint32,)
@@ -144,7 +144,7 @@ def refuse_method(method: str) -> NoReturn:
 
 
 def refuse_tensors(tensors: Mapping[str, TensorReader]) -> None:
-    """Raise CheckpointError if tensors of a format that is not read lie in the checkpoint."""
+    """Raise CheckpointError if tensors of a format that is not read are in the checkpoint."""
     kinds = _kinds(tensors.values())
     for refused in REFUSED:
         for sign in refused.signs:

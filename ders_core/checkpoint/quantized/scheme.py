@@ -14,7 +14,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
 
 CHUNK = 1 << 20
-"""Values that are converted at once, so that memory beside the result stays a few MiB."""
+"""Values that are converted at once, so that memory besides the result stays a few MiB."""
 
 
 @dataclass(frozen=True)

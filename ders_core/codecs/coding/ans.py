@@ -50,11 +50,13 @@ class Stack:
         """int32 `[count]`."""
         if model.alone or not count:
             return np.zeros(count, dtype=np.int32)
-        return self._coder.decode(model.categorical, count)
+        symbols: np.ndarray = self._coder.decode(model.categorical, count)
+        return symbols
 
     def words(self) -> np.ndarray:
         """uint32 `[n]`."""
-        return self._coder.get_compressed()
+        words: np.ndarray = self._coder.get_compressed()
+        return words
 
 
 def code_bytes(counts: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """N:M patterns: of each M neighbours in a row N stay. A block's pattern is a number.
 
 All masks of M bits with N ones are numbered in ascending order, so a block takes ⌈log2 C(M, N)⌉
-bits: 3 for 2:4, where hardware's own form takes 4.
+bits: 3 for 2:4, where the form of the hardware takes 4.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ unary, about 2 + log2(size / count) bits a position.
 
 *Shortest* takes a bitmap, or the gaps between positions in Rice code (Rice 1979): the low k bits of
 each gap as they are, the rest in unary. With the best k it is never longer than Elias-Fano, and
-within 4 % of the entropy of positions drawn at random. Its first byte tells the form: 0 a bitmap,
+within 4 % of the entropy of positions drawn at random. Its first byte is the form: 0 a bitmap,
 1 + k Rice.
 """
 
@@ -140,7 +140,7 @@ POSITION_FORMS = {
 
 
 def _gaps(positions: torch.Tensor) -> torch.Tensor:
-    """How many numbers lie between neighbours, and before the first: int64 `[count]`."""
+    """How many numbers are between neighbours, and before the first: int64 `[count]`."""
     gaps = positions - 1
     gaps[1:] -= positions[:-1]
     gaps[:1] += 1

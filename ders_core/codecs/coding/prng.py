@@ -1,7 +1,7 @@
 """Random numbers as a function of a seed and a counter, in integer arithmetic only.
 
 The same on every device, in every chunking, for ever: a random mask that was drawn from a seed can
-be drawn again, so it needs no bytes in the file. `torch.rand` promises none of this.
+be drawn again, so it needs no bytes in the file. `torch.rand` does not promise this.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def random_positions(
     size: int, count: int, seed: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """`count` distinct positions in [0, size), subsets equally likely over seeds (from size 20 up;
-    a Feistel network reaches only some permutations of a handful of values).
+    a Feistel network cannot reach every permutation of a handful of values).
 
     The first `count` values of a keyed permutation of [0, size) (Feistel network with cycle
     walking; Black and Rogaway 2002). Returns int64 `[count]`, in the permutation's order.

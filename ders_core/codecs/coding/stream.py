@@ -27,7 +27,7 @@ class Writer:
 
 
 class Reader:
-    """Takes them off again. Raises CodecError where there is less than is asked for."""
+    """Takes the parts off again. Raises CodecError where less is left than requested."""
 
     def __init__(self, stream: torch.Tensor) -> None:
         self._bytes = stream.cpu().numpy()

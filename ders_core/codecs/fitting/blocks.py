@@ -31,7 +31,8 @@ class Blocks:
         padding = self.count * self.size - self.width
         if padding:
             rows = torch.nn.functional.pad(rows, (0, padding))
-        return rows.unflatten(1, (self.count, self.size))
+        blocks: torch.Tensor = rows.unflatten(1, (self.count, self.size))
+        return blocks
 
     def join(self, blocks: torch.Tensor) -> torch.Tensor:
         """The inverse of `split`."""

@@ -37,8 +37,8 @@ ENTROPY_CODED = {
     2.0: 0.0889,
     3.0: 0.02224,
 }
-"""Squared error of multiples of a step that are entropy-coded in so many bits per entry, with
-centroids and the best adaptive zero."""
+"""Squared error of multiples of a step that are entropy-coded in each number of bits per entry,
+with centroids and the best adaptive zero."""
 
 GISH_PIERCE = math.pi * math.e / 6
 """Times 4^−bits, the same where bits are many (Gish and Pierce 1968)."""

@@ -46,4 +46,5 @@ def _inverse_factor(moments: torch.Tensor) -> torch.Tensor:
     damping = DAMPING * float(diagonal.mean()) or 1.0
     damped = moments.double() + damping * torch.eye(len(moments), device=moments.device).double()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()

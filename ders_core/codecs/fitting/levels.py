@@ -26,7 +26,7 @@ SWEEPS = 60
 
 @dataclass(frozen=True)
 class Levels:
-    """table: float32 `[n]`, ascending. uniform: neighbours lie 1 apart."""
+    """table: float32 `[n]`, ascending. uniform: neighbours are 1 apart."""
 
     table: torch.Tensor
     uniform: bool
@@ -39,14 +39,14 @@ class Levels:
     @cached_property
     def _shortcut(self) -> tuple[torch.Tensor, torch.Tensor, float] | None:
         """(code at the least that a bin may hold, borders and infinity, bins to 1); None where
-        borders lie too close for it."""
+        borders are too close for it."""
         low, high = float(self.borders[0]), float(self.borders[-1])
         if not high > low:
             return None
         fine = (BINS - 4) / (high - low)
         if float(self.borders.diff().min()) * fine < 2:
             return None
-        edges = low + (torch.arange(BINS).double() - 3) / fine  # one bin below each bin's own edge
+        edges = low + (torch.arange(BINS).double() - 3) / fine  # one bin below each bin's edge
         code = torch.bucketize(edges, self.borders.double(), right=True).to(torch.int32)
         ends = torch.cat([self.borders, torch.full((2,), torch.inf)])
         return code, ends, fine
@@ -169,4 +169,5 @@ def _companded(mass: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
         return np.concatenate([centre, np.full(count - len(centre), centre[-1])])
     spread = np.cumsum(mass ** (1 / 3))
     at = (np.arange(count) + 0.5) / count * spread[-1]
-    return centre[np.minimum(np.searchsorted(spread, at), len(centre) - 1)]
+    quantiles: np.ndarray = centre[np.minimum(np.searchsorted(spread, at), len(centre) - 1)]
+    return quantiles

@@ -75,7 +75,7 @@ def _error(
         return _squares(unit, weights, levels, scale)
     short = (1 - CAUTION - levels.reach * scale).clamp_min(0)
     open_ = (short.square() * (1 - CAUTION) <= least).nonzero().flatten()
-    if 4 * open_.numel() > 3 * least.numel():  # to pick so many out costs more than it saves
+    if 4 * open_.numel() > 3 * least.numel():  # picking that many out costs more than it saves
         return _squares(unit, None, levels, scale)
     squares = _squares(unit.index_select(0, open_), None, levels, scale.index_select(0, open_))
     return torch.full_like(least, torch.inf).index_copy_(0, open_, squares)
@@ -95,7 +95,7 @@ def _refined(
     best: torch.Tensor,
     least: torch.Tensor,
 ) -> torch.Tensor:
-    """`best` after steps of least squares given the codes, as long as they make `least` less."""
+    """`best` after steps of least squares for fixed codes, as long as they make `least` less."""
     best, values, active = best.clone(), unit, weights
     level = _level(unit, levels, best)
     rows = torch.arange(len(unit), device=unit.device)
@@ -119,7 +119,7 @@ def best_lines(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale s and offset z of each block with the least Σ w·(v − z − s·q)², q = 0 … n − 1.
 
-    As `best_scales`, for values that do not lie around zero.
+    As `best_scales`, for values that are not centred on zero.
     """
     real = (weights > 0).expand_as(values)
     low = values.masked_fill(~real, torch.inf).amin(-1)

@@ -75,7 +75,7 @@ def largest_of_rows(values: torch.Tensor, count: int) -> torch.Tensor:
 
 def _descend(histogram: torch.Tensor, count: int) -> tuple[int, int]:
     """The highest bucket at which the count of entries from above reaches `count`, and how many
-    lie strictly above it."""
+    are strictly above it."""
     from_above = histogram.flip(0).cumsum(0)
     index = int(torch.searchsorted(from_above, count))
     bucket = histogram.numel() - 1 - index

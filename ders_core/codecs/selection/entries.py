@@ -61,7 +61,7 @@ class MatrixEntries(Entries):
 
 
 class DifferenceEntries(Entries):
-    """Of W − W_base, both `[out, in]` in storage dtype; subtracted where an entry is asked for."""
+    """Of W − W_base, both `[out, in]` in storage dtype; subtracted where an entry is read."""
 
     def __init__(self, weight: torch.Tensor, base: torch.Tensor) -> None:
         super().__init__(weight.shape, weight.device)
@@ -78,7 +78,7 @@ class DifferenceEntries(Entries):
         return torch.empty(2, length, dtype=torch.float32, device=self.device)
 
     def read(self, piece: slice) -> torch.Tensor:
-        weight, base = self._buffers[:, : piece.stop - piece.start]
+        weight, base = self._buffers[:, : piece.stop - piece.start].unbind()
         return weight.copy_(self._flat_weight[piece]).sub_(base.copy_(self._flat_base[piece]))
 
     def at(self, places: torch.Tensor) -> torch.Tensor:

@@ -65,4 +65,5 @@ class PatternSelection(Selection):
         column = (number % blocks) * self.neighbours + chosen
         places = (number // blocks) * width + column
         inside = torch.where(column < width, places, -1).view(-1)
-        return inside.split(chunk_values(chosen.device))
+        pieces: tuple[torch.Tensor, ...] = inside.split(chunk_values(chosen.device))
+        return pieces

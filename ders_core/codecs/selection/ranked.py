@@ -54,7 +54,8 @@ class RankedSelection(Selection):
         device: torch.device,
     ) -> Iterable[torch.Tensor]:
         stored = self.form.decode(parts["positions"], math.prod(shape), self.count(shape))
-        return stored.split(chunk_values(device))
+        places: tuple[torch.Tensor, ...] = stored.split(chunk_values(device))
+        return places
 
     def _best(self, scores: torch.Tensor) -> torch.Tensor:
         """Places of the highest scores `[out, in]`; among equals the first ones."""
@@ -76,7 +77,7 @@ class MagnitudeSelection(RankedSelection):
     def select(self, entries: Entries, context: EncodeContext) -> Chosen:
         if self.by_row or context.importance is not None:
             places = self._best(weighed_magnitudes(entries.matrix, context.importance))
-        else:  # each entry is its own score: no matrix is needed
+        else:  # the entries are the scores: no matrix is needed
             count = self.count(entries.shape)
             places = largest_read(entries.read, entries.size, count, entries.device)
         return self._chosen(places, entries.size)

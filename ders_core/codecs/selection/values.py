@@ -45,7 +45,7 @@ class PlainValues(ValueCoder):
 
 @dataclass(frozen=True)
 class QuantizedValues(ValueCoder):
-    """One scale for VALUES_PER_SCALE values, which lie in rows of that length."""
+    """One scale for VALUES_PER_SCALE values; they are stored in rows of that length."""
 
     codec: Quantized
 

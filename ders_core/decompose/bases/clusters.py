@@ -18,7 +18,7 @@ from ders_core.errors import RecipeError
 
 @BASES.register
 class ClusteredBase(Base):
-    """Several bases for a group, found by `ders_core.decompose.clusters`."""
+    """Several bases for a group, from the clusters of `ders_core.decompose.clusters`."""
 
     name: ClassVar[str] = "clusters"
     label: ClassVar[str] = "several means"

@@ -1,4 +1,4 @@
-"""Measure a model on a text, against a reference if one is given."""
+"""Measure a model on a text, against a reference if there is one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EvaluateSpec(Spec):
-    """Measure a model, against a reference if one is given."""
+    """Measure a model, against a reference if there is one."""
 
     model: str
     reference: str | None = None

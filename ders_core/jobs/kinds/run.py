@@ -89,7 +89,7 @@ class Run(Kind[RunSpec, RunResult]):
         )
         quality = None
         if text is None:
-            context.skip("evaluate", "no text was given, so the quality was not measured")
+            context.skip("evaluate", "there is no text, so the quality was not measured")
         elif is_remote(checkpoint):
             context.skip(
                 "evaluate", "the original is not on this machine; download it to measure quality"

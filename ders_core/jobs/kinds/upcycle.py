@@ -30,7 +30,7 @@ class UpcycleSpec(Spec):
 
 
 class UpcycleFigures(Result):
-    """What the training came to, as `ders_core.upcycle.upcycler.UpcycleResult` tells it.
+    """The result of the training, see `ders_core.upcycle.upcycler.UpcycleResult`.
 
     Perplexities are on the held-out text, None without one. parameters, trained: counts of values;
     *_bytes: of the weight files; peak_memory: bytes.

@@ -2,7 +2,7 @@
 
 from ders_core.packed.patch.apply import AppliedPatch, apply_patch
 from ders_core.packed.patch.make import PatchSizes, make_patch, patch_problems
-from ders_core.packed.patch.rollback import rollback, write_rollback
+from ders_core.packed.patch.rollback_files import rollback, write_rollback
 
 __all__ = [
     "AppliedPatch",

@@ -11,7 +11,7 @@ from ders_core.files.output import output_directory
 from ders_core.files.store import TensorStore
 from ders_core.packed.patch.manifest import PatchManifest, PatchTensor
 from ders_core.packed.patch.restore import Refuse, restore
-from ders_core.packed.patch.rollback import write_rollback
+from ders_core.packed.patch.rollback_files import write_rollback
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def describe(
 
 
 def travelling_tensors(directory: Path, manifest: PatchManifest) -> dict[str, FileTensor]:
-    """Where the travelling tensors lie, by name."""
+    """Where the travelling tensors are stored, by name."""
     tensors: dict[str, FileTensor] = {}
     if manifest.travelling:
         for file in sorted(directory.glob(f"{STEM}*.safetensors")):
@@ -136,8 +136,8 @@ def _write_travelling(
 
 
 def _tensors_by_file(store: TensorStore) -> dict[str, tuple[str, ...]]:
-    """File name -> tensor names in the order of their bytes. An empty tensor lies where the next
-    one begins, hence before it; several at one place keep the header's order, in which the store
+    """File name -> tensor names in the order of their bytes. An empty tensor is where the next
+    one begins, so before it; several at one place keep the header's order, in which the store
     lists its tensors.
     """
     files: dict[str, list[FileTensor]] = {file: [] for file in store.files}

@@ -1,8 +1,8 @@
 """The manifest of a patch and of a rollback, `ders_patch.json`.
 
-It describes one directory of safetensors files completely: which tensors lie in which file in which
+It describes one directory of safetensors files completely: which tensors are in which file in which
 order, and for each tensor its SHA-256 and where its bytes are: in another checkpoint, under
-whatever name, or beside the manifest (such tensors *travel*). A patch describes a packed
+whatever name, or next to the manifest (such tensors *travel*). A patch describes a packed
 checkpoint as seen from its base. A rollback describes the base as seen from the patched checkpoint.
 """
 
@@ -59,7 +59,7 @@ class PatchManifest(BaseModel):
     """File name -> tensor names in the order of their bytes."""
     metadata: dict[str, dict[str, str]]
     side: dict[str, str]
-    """File name -> SHA-256, of the files beside the weights: config, index, tokenizer."""
+    """File name -> SHA-256, of the files next to the weights: config, index, tokenizer."""
     pieces: dict[str, PatchTensor]
 
     @classmethod
@@ -68,7 +68,7 @@ class PatchManifest(BaseModel):
         file = directory / PATCH_FILE
         if not file.is_file():
             if kind == "patch":
-                raise CheckpointError(f"{directory} is no patch: it has no {PATCH_FILE}")
+                raise CheckpointError(f"{directory} is not a patch: it has no {PATCH_FILE}")
             raise CheckpointError(
                 f"{directory.parent} was not patched, so there is nothing to roll back"
             )
@@ -89,7 +89,7 @@ class PatchManifest(BaseModel):
 
     @property
     def consistent(self) -> bool:
-        """Whether the directory can be written: every tensor lies in one file, and no file name
+        """Whether the directory can be written: every tensor is in one file, and no file name
         leads out of the directory."""
         names = [name for names in self.files.values() for name in names]
         return (
@@ -104,7 +104,7 @@ class PatchManifest(BaseModel):
 
     @property
     def travelling(self) -> dict[str, TensorSpec]:
-        """The tensors whose bytes lie beside the manifest."""
+        """The tensors whose bytes are next to the manifest."""
         return {name: tensor.spec for name, tensor in self.pieces.items() if tensor.name is None}
 
     @property
@@ -119,7 +119,7 @@ def _plain(name: str) -> bool:
 
 
 def _is_side_file(name: str) -> bool:
-    """Whether a file is a side file: weights, patches and rollbacks have their own checks."""
+    """Whether a file is a side file: weights, patches and rollbacks are checked separately."""
     return not name.endswith(WEIGHT_SUFFIXES) and name not in (PATCH_FILE, ROLLBACK)
 
 

@@ -29,7 +29,7 @@ def restore(
 ) -> None:
     """Write the described directory to `out`, which exists.
 
-    directory: where the manifest lies. elsewhere: the tensors of the other checkpoint. advance:
+    directory: where the manifest is. elsewhere: the tensors of the other checkpoint. advance:
     counts the bytes written. Raises what `refuse` makes of the first file or tensor that is missing
     or differs, and CheckpointError if the manifest contradicts itself.
     """

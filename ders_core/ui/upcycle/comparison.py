@@ -18,7 +18,7 @@ VANILLA = Vanilla().label
 
 def variants(config: UpcycleConfig, values: Mapping[str, Any]) -> dict[str, UpcycleConfig]:
     """Label -> the same configuration with each form at the chosen strength, vanilla first; and the
-    chosen one last, if it is none of these."""
+    chosen one last, if it is not one of these."""
     configs: dict[str, UpcycleConfig] = {}
     strengths = {  # of an emptied field, what it began with
         name: usual if values.get(name) is None else values[name]

@@ -68,7 +68,7 @@ def _progress(history: Tables, job: Job) -> None:
 
 
 def curves(history: Tables, job_id: int, plot: Callable[..., object]) -> None:
-    """Loss and routing beside each other, then balance, rate and memory."""
+    """Loss and routing side by side, then balance, rate and memory."""
     steps, loads = history.steps, history.loads
     wide, narrow = st.columns([3, 2])
     with wide:

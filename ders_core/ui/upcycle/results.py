@@ -43,7 +43,7 @@ def results() -> None:
             st.info("No upcycling yet. Choose a dense model and its experts under *New*, *Start*.")
         return
     chosen = [done[number] for number in _table(upcycle_runs.ended(done))]
-    if len(chosen) != 1:  # one alone shows its own
+    if len(chosen) != 1:  # a single run shows its curve below
         _overlay(chosen or done[: len(figures.EXPERT_COLOURS)])
     if not chosen:
         st.caption("Select runs to compare their losses and to see the details of each.")

@@ -54,7 +54,7 @@ def config_of(job: Job) -> UpcycleConfig | None:
 
 
 def row(job: Job) -> dict[str, Any]:
-    """What an ended upcycling came to; what is not known is None."""
+    """The result of an ended upcycling; unknown figures are None."""
     figures, config = figures_of(job), config_of(job)
     if figures is None:
         steps = history(job).steps

@@ -119,7 +119,7 @@ def _experts(ask: _Widgets) -> None:
         row[4],
         "universal",
         "Universal FFN",
-        "An always-on FFN beside the experts, one more of the same base (extended DeRS).",
+        "An always-on FFN besides the experts, one more of the same base (extended DeRS).",
     )
 
 
@@ -220,7 +220,7 @@ def _optimizer(ask: _Widgets) -> None:
         "text_input",
         "train",
         "Also trained",
-        help="Patterns of parameter names beside experts and routers, such as `*.self_attn.*`.",
+        help="Patterns of parameter names besides experts and routers, such as `*.self_attn.*`.",
         placeholder="nothing else",
     )
     ask.toggle(row[2], "bf16", "bfloat16", "Compute in bfloat16; what is trained stays in float32.")

@@ -60,7 +60,7 @@ class Form(BaseModel, ABC):
     fields: ClassVar[Mapping[str, Field]] = {}
     """Name -> what a person sets on the page. Forms that use the same name share its value."""
     shares_base: ClassVar[bool] = True
-    """Whether the experts stand on one W_shared."""
+    """Whether the experts share one W_shared."""
 
     @model_serializer(mode="wrap")
     def _named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Form(BaseModel, ABC):
 
     @abstractmethod
     def values(self, shape: Shape) -> int:
-        """Trained values of one expert's weight, beside the base and biases."""
+        """Trained values of one expert's weight, besides the base and biases."""
 
     def index_bytes(self, shape: Shape) -> int:
         """Bytes of one expert's index in memory while it is trained."""

@@ -59,7 +59,7 @@ class LowRankForm(Form):
 
     @classmethod
     def usual(cls) -> Self:
-        """The paper's own (DeRS, table 6)."""
+        """The paper's values (DeRS, table 6)."""
         return cls(rank=4)
 
     @property

@@ -21,8 +21,8 @@ from ders_core.upcycle.forms.form import FORMS, Form, SavedSet, Shape, normal
 
 
 class Renewal(BaseModel):
-    """How the positions of a sparse form are learned: at some steps, those of the smallest values
-    give way to those of the largest gradients (RigL, arXiv 1911.11134)."""
+    """How the positions of a sparse form are learned: at each renewal, those of the smallest values
+    are replaced by those of the largest gradients (RigL, arXiv 1911.11134)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +32,7 @@ class Renewal(BaseModel):
     share: float = Parameter(default=0.3, ge=0, le=1, description="of the positions, later")
 
     def share_at(self, step: int, steps: int) -> float:
-        """The share of positions that is renewed after so many of `steps` steps; falls to 0 along
+        """The share of positions that is renewed after that many of `steps` steps; falls to 0 along
         a cosine, as RigL has it."""
         if step == self.first:
             return 1.0
@@ -87,7 +87,7 @@ class LearnedDelta(SparseDelta):
         """How many positions are looked for in the next backward pass, of each expert."""
         self.candidates: dict[int, torch.Tensor] = {}
         """Expert -> the positions that it will have: where its largest values are, and where its
-        gradient was largest beside."""
+        gradient was largest elsewhere."""
 
     def parts(self, expert: int, dtype: torch.dtype) -> Parts:
         positions = self.positions[expert].long().cpu()
@@ -156,8 +156,8 @@ class SparseForm(Form):
         ),
         "learned": Toggle(
             "Learned",
-            "Positions of the smallest values give way to those of the largest gradients while it "
-            "is trained (RigL); otherwise they are drawn once, at random.",
+            "Positions of the smallest values are replaced by those of the largest gradients in "
+            "training (RigL); otherwise they are drawn once, at random.",
         ),
     }
 
@@ -166,7 +166,7 @@ class SparseForm(Form):
 
     @classmethod
     def usual(cls) -> Self:
-        """The paper's own (DeRS, table 6)."""
+        """The paper's values (DeRS, table 6)."""
         return cls(drop_rate=0.99)
 
     @classmethod

@@ -1,11 +1,11 @@
 """Bytes against error for every form of delta, beside the paper's forms, BitDelta and the bound.
 
-Run: `python benchmarks/codecs.py [--demo DIR] [--quick]`. DIR is what `ders demo DIR` made; without
-it, it is made first. Sizes are those of a safetensors file of the parts, header included, per entry
-of the experts' weights; the base is not counted, it is the same for all forms. Errors are relative,
-‖Δ̂ − Δ‖/‖Δ‖; those of outputs √(E‖(Δ̂ − Δ)x‖² / E‖Δx‖²) are exact for the second moments of inputs
-that were not calibrated with. `entropy` is measured at every size that a form of the paper's takes.
-Exits with 1 if one of those is better than all of ours at some size.
+Run: `python benchmarks/codec_errors.py [--demo DIR] [--quick]`. DIR is what `ders demo DIR` made;
+without it, it is made first. Sizes are those of a safetensors file of the parts, header included,
+per entry of the experts' weights; the base is not counted, it is the same for all forms. Errors are
+relative, ‖Δ̂ − Δ‖/‖Δ‖; those of outputs √(E‖(Δ̂ − Δ)x‖² / E‖Δx‖²) are exact for the second moments
+of inputs that were not calibrated with. `entropy` is measured at every size that a form of the
+paper's takes. Exits with 1 if one of those is better than all of ours at some size.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,9 @@ def by_codec(codec: DeltaCodec, group: Group, calibrated: bool) -> Coded:
 
 def by_baseline(code: Callable[..., tuple[torch.Tensor, int]], group: Group) -> Coded:
     started = time.perf_counter()
-    found = [code(delta) for delta in group.deltas]
+    coded = [code(delta) for delta in group.deltas]
     seconds = time.perf_counter() - started
-    return sum(size for _, size in found), [decoded for decoded, _ in found], seconds, math.inf
+    return sum(size for _, size in coded), [decoded for decoded, _ in coded], seconds, math.inf
 
 
 def measured(name: str, kind: str, groups: list[Group], run: Callable[[Group], Coded]) -> Result:
@@ -105,11 +106,11 @@ def measured(name: str, kind: str, groups: list[Group], run: Callable[[Group], C
     for group in groups:
         taken, decoded, first, second = run(group)
         size, encoding, decoding = size + taken, encoding + first, decoding + second
-        for own, delta in zip(decoded, group.deltas, strict=True):
+        for approximation, delta in zip(decoded, group.deltas, strict=True):
             count += delta.numel()
-            error += squared(own - delta)
+            error += squared(approximation - delta)
             energy += squared(delta)
-            output += output_squared(own - delta, group.fresh)
+            output += output_squared(approximation - delta, group.fresh)
             whole += output_squared(delta, group.fresh)
     return Result(
         name,
@@ -124,23 +125,23 @@ def measured(name: str, kind: str, groups: list[Group], run: Callable[[Group], C
 
 def results(groups: list[Group], quick: bool) -> list[Result]:
     """The paper's forms, then ours, each without and with second moments if it uses them."""
-    found = []
+    measurements = []
     for name, code in BASELINES.items():
         kind = "BitDelta" if name == "BitDelta" else "paper"
-        found.append(measured(name, kind, groups, lambda group, own=code: by_baseline(own, group)))
+        measurements.append(measured(name, kind, groups, partial(by_baseline, code)))
     for rate in PAPER_DROPS:
         codec = make_codec({"codec": "sparse", "drop_rate": rate})
-        found.append(measured(codec.label, "paper", groups, _runs(codec, False)))
-    sizes = {own.bits for own in found if SIZES[0] <= own.bits <= SIZES[-1]}
-    header = 8 * HEADER / min(len(own.deltas) * own.deltas[0].numel() for own in groups)
+        measurements.append(measured(codec.label, "paper", groups, _runs(codec, False)))
+    sizes = {result.bits for result in measurements if SIZES[0] <= result.bits <= SIZES[-1]}
+    header = 8 * HEADER / min(len(group.deltas) * group.deltas[0].numel() for group in groups)
     for bits in sorted({*SIZES, *sizes}):
         codec = make_codec({"codec": "entropy", "bits": round(bits - header, 4)})
-        found.append(measured(codec.label, "ours", groups, _runs(codec, False)))
+        measurements.append(measured(codec.label, "ours", groups, _runs(codec, False)))
     for fields in forms(quick):
         codec = make_codec(fields)
-        found.append(measured(codec.label, "ours", groups, _runs(codec, False)))
-        found.append(measured(f"{codec.label} *", "ours", groups, _runs(codec, True)))
-    return found
+        measurements.append(measured(codec.label, "ours", groups, _runs(codec, False)))
+        measurements.append(measured(f"{codec.label} *", "ours", groups, _runs(codec, True)))
+    return measurements
 
 
 def _runs(codec: Any, calibrated: bool) -> Callable[[Group], Coded]:
@@ -154,49 +155,52 @@ def copy_speed(groups: list[Group]) -> float:
     for _ in range(times):
         for weight in weights:
             weight.clone()
-    return times * sum(own.numel() for own in weights) / (time.perf_counter() - started) / 1e6
+    return times * sum(weight.numel() for weight in weights) / (time.perf_counter() - started) / 1e6
 
 
 # printing
 
 
-def table(found: list[Result], shannon: bool) -> None:
+def table(measurements: list[Result], shannon: bool) -> None:
     extra = "  over Shannon dB" if shannon else ""
     print(f"{'bits':>7} {'error':>7} {'output':>7} {'enc M/s':>8} {'dec M/s':>8}{extra}  form")
-    for own in sorted(found, key=lambda one: (one.kind != "paper", one.kind, one.bits)):
-        decode = f"{own.decode:8.1f}" if own.decode else "       -"
-        bound = f"{20 * math.log10(own.error) + 6.0206 * own.bits:17.2f}" if shannon else ""
-        line = f"{own.bits:7.3f} {own.error:7.4f} {own.output:7.4f} {own.encode:8.1f} {decode}"
-        print(f"{line}{bound}  {own.kind}: {own.name}")
+    for result in sorted(measurements, key=lambda one: (one.kind != "paper", one.kind, one.bits)):
+        decode = f"{result.decode:8.1f}" if result.decode else "       -"
+        bound = f"{20 * math.log10(result.error) + 6.0206 * result.bits:17.2f}" if shannon else ""
+        errors = f"{result.error:7.4f} {result.output:7.4f}"
+        line = f"{result.bits:7.3f} {errors} {result.encode:8.1f} {decode}{bound}"
+        print(f"{line}  {result.kind}: {result.name}")
 
 
-def frontier(found: list[Result], what: str) -> bool:
+def frontier(measurements: list[Result], what: str) -> bool:
     """At every size, the best of the paper's forms and the best of ours. Whether none is worse."""
 
     def best(kind: tuple[str, ...], bits: float) -> Result | None:
-        within = [own for own in found if own.kind in kind and own.bits <= bits]
-        return min(within, key=lambda own: getattr(own, what), default=None)
+        within = [result for result in measurements if result.kind in kind and result.bits <= bits]
+        return min(within, key=lambda result: getattr(result, what), default=None)
 
     holds = True
-    taken = {own.bits for own in found if own.kind != "ours" and 0.1 <= own.bits <= 8}
+    taken = {
+        result.bits for result in measurements if result.kind != "ours" and 0.1 <= result.bits <= 8
+    }
     for bits in sorted({*SIZES, *taken}):
-        theirs, ours = best(("paper", "BitDelta"), bits), best(("ours",), bits)
+        papers, ours = best(("paper", "BitDelta"), bits), best(("ours",), bits)
         if ours is None:
             holds = False
             print(f"at {bits:.3f} bits there is no form of ours")
-        elif theirs is None or getattr(theirs, what) >= 1:
+        elif papers is None or getattr(papers, what) >= 1:
             if bits in SIZES:
                 print(
                     f"{bits:6.3f} bits: {getattr(ours, what):.4f} ({ours.name}); the paper's forms "
                     "are too large, or no better than no delta at all"
                 )
         else:
-            mine, other = getattr(ours, what), getattr(theirs, what)
-            holds &= mine <= other
+            least, other = getattr(ours, what), getattr(papers, what)
+            holds &= least <= other
             if bits in SIZES:
                 print(
-                    f"{bits:6.3f} bits: {mine:.4f} ({ours.name}) to {other:.4f} ({theirs.name}): "
-                    f"{other / mine:.2f} times less"
+                    f"{bits:6.3f} bits: {least:.4f} ({ours.name}) to {other:.4f} ({papers.name}): "
+                    f"{other / least:.2f} times less"
                 )
     return holds
 
@@ -205,20 +209,20 @@ def report(name: str, groups: list[Group], quick: bool, shannon: bool = False) -
     matrices = sum(len(group.deltas) for group in groups)
     shapes = ", ".join(sorted({str(tuple(group.deltas[0].shape)) for group in groups}))
     print(f"\n## {name}: {matrices} matrices of {shapes}")
-    found = results(groups, quick)
-    table(found, shannon)
+    measurements = results(groups, quick)
+    table(measurements, shannon)
     print(f"a copy of the weights in memory: {copy_speed(groups):.0f} M/s")
     holds = True
-    for what, told in (("error", "‖Δ̂−Δ‖/‖Δ‖"), ("output", "error of outputs")):
-        print(f"\nleast {told} at most so large, ours to the paper's and BitDelta's:")
-        held = frontier(found, what)
+    for what, symbol in (("error", "‖Δ̂−Δ‖/‖Δ‖"), ("output", "error of outputs")):
+        print(f"\nleast {symbol} at most so large, ours to the paper's and BitDelta's:")
+        held = frontier(measurements, what)
         print("ours is never worse" if held else "OURS IS WORSE SOMEWHERE")
         holds &= held
     if shannon and not quick:
-        for own in found:
-            if own.name.startswith("4-bit") and "*" not in own.name:
-                over = 10 * math.log10(own.error**2 / LLOYD_MAX_4)
-                print(f"{own.name}: {over:+.2f} dB to the Lloyd-Max optimum of 16 levels")
+        for result in measurements:
+            if result.name.startswith("4-bit") and "*" not in result.name:
+                over = 10 * math.log10(result.error**2 / LLOYD_MAX_4)
+                print(f"{result.name}: {over:+.2f} dB to the Lloyd-Max optimum of 16 levels")
     return holds
 
 
@@ -251,14 +255,14 @@ def bases(demo: Path, work: Path) -> None:
             squares = [entry.rel_error_weight**2 for entry in entries]
             mean = sum(w * s for w, s in zip(weights, squares, strict=True)) / sum(weights)
             line.append(math.sqrt(mean))
-        print(f"{codec.label:42}" + "".join(f"{own:9.4f}" for own in line))
-    told = compress(
+        print(f"{codec.label:42}" + "".join(f"{error:9.4f}" for error in line))
+    lossless = compress(
         demo / "moe",
         work / "lossless",
         Recipe(name="bench", rules=(Rule(codec=make_codec({"codec": "lossless"})),)),
     )
-    before = sum(entry.bytes_before for entry in told.entries)
-    after = sum(entry.bytes_after for entry in told.entries)
+    before = sum(entry.bytes_before for entry in lossless.entries)
+    after = sum(entry.bytes_after for entry in lossless.entries)
     print(
         f"\nlossless on the demo: experts {before / 1e6:.2f} MB to {after / 1e6:.2f} MB "
         f"({100 * (1 - after / before):.1f} % saved, the base counted); its experts are farther "

@@ -35,7 +35,7 @@ def recognise(
 ) -> Recognition | None:
     """The layout that fits best: a user's entry, else a known family's, else one by structure.
 
-    path: the directory, where a user's entry may lie. specs: of each tensor, with the shape of the
+    path: the directory, where a user's entry may be. specs: of each tensor, with the shape of the
     numbers where codes are stored. None if nothing looks like experts. Raises CheckpointError for
     a user's entry that is malformed.
     """
@@ -141,7 +141,7 @@ def _fits(
 ) -> bool:
     """Whether one block's tensors can be cut as the layout says and make an FFN.
 
-    In an FFN, down gives back what gate and up take in.
+    In an FFN, the output size of down is the input size of gate and up.
     """
     names = (f"{members[0][0].block}.{router}" for router in layout.router)
     router = next((specs[name] for name in names if name in specs), None)
