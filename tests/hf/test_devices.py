@@ -49,7 +49,8 @@ BLOCK = (8, 8)
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():  # accelerate's hooks write to what they bring in
-        return model(input_ids=TOKENS).logits
+        output: torch.Tensor = model(input_ids=TOKENS).logits
+    return output
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))

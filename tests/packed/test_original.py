@@ -353,7 +353,7 @@ def test_damaged_bytes_are_not_packed_again(damaged: Path, tmp_path: Path) -> No
 
 
 def test_a_packed_checkpoint_elsewhere_is_refused() -> None:
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     memory = fsspec.filesystem("memory")
     source = Path(__file__).parents[1] / "golden" / "v2-experts"
