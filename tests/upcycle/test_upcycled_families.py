@@ -56,8 +56,10 @@ def test_the_families_are_those_that_have_classes() -> None:
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
-def dense(request: pytest.FixtureRequest, tmp_path_factory: Any, tokenizer: Any) -> Path:
-    directory = tmp_path_factory.mktemp("dense") / request.param
+def dense(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any
+) -> Path:
+    directory: Path = tmp_path_factory.mktemp("dense") / request.param
     dense_model(request.param).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
