@@ -102,9 +102,9 @@ def run(path):
     with torch.no_grad():
         return model(input_ids=torch.arange(5, 25)[None]).logits, tuple(local.shape)
 
-(packed, own), (dense, theirs) = run(sys.argv[1]), run(sys.argv[2])
+(packed, shape), (dense, expected) = run(sys.argv[1]), run(sys.argv[2])
 dist.destroy_process_group()
-assert own == theirs and own[-1] * 2 == int(sys.argv[3]), (own, theirs)
+assert shape == expected and shape[-1] * 2 == int(sys.argv[3]), (shape, expected)
 assert torch.equal(packed, dense)
 """
 

@@ -57,19 +57,19 @@ def test_copies_of_the_ffn_are_the_dense_model(
         if not isinstance(block, MoeFFN):
             continue
         name = next(name for name, module in model.named_modules() if module is block)
-        for own in [key for key in state if key.startswith(f"{name}.")]:
-            del state[own]
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            del state[key]
         copies = ffn_weights(ffn)
-        whose = [f"experts.{expert}" for expert in range(EXPERTS)]
+        experts = [f"experts.{expert}" for expert in range(EXPERTS)]
         if universal:
-            whose.append("shared_expert")
+            experts.append("shared_expert")
             # the chosen experts count 1 together, the universal one sigmoid(0)
             state[f"{name}.shared_expert_gate.weight"] = torch.zeros(1, 32)
             copies = {
                 key: tensor * (2 / 3 if key.startswith("down") else 1)
                 for key, tensor in copies.items()
             }
-        state |= {f"{name}.{own}.{key}": copies[key] for own in whose for key in copies}
+        state |= {f"{name}.{expert}.{key}": copies[key] for expert in experts for key in copies}
         state[f"{name}.gate.weight"] = torch.randn(EXPERTS, 32)
     model.load_state_dict(state)
     expected = logits(dense)

@@ -85,12 +85,12 @@ def test_values_too_large_for_their_dtype_are_refused_by_name(
 
 
 FAULTS = {
-    "random": "cosine",
-    "shape": "[100, 64]",
-    "missing": "no up weight in its layer 1",
-    "nan": "model.layers.1.mlp.up_proj.weight",
+    "random": ("layer 1, up", "cosine", "below 0.5"),
+    "shape": ("layer 1 ", "no gate weight"),  # a layer without one of its FFN's weights is none
+    "missing": ("layer 1 ", "no gate weight"),
+    "nan": ("layer 1, up", "cosine is nan"),
 }
-"""What is wrong with a parent, and a fact of the refusal."""
+"""What is wrong with a parent, and the facts of the refusal."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -110,7 +110,7 @@ def test_a_wrong_parent_is_refused(
         del tensors[name]
     save_file(tensors, parent / "model.safetensors", {"format": "pt"})
     recipe = Recipe(name="d", base=DenseBase(dense=parent), rules=TWO_BITS.rules)
-    refused(CheckpointError, mixtral_dir, tmp_path / "out", recipe, "wrong-parent", FAULTS[fault])
+    refused(CheckpointError, mixtral_dir, tmp_path / "out", recipe, "wrong-parent", *FAULTS[fault])
 
 
 def test_a_parent_that_does_not_exist(mixtral_dir: Path, tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_every_form_starts_as_the_dense_model(
     for forms in FORMS:
         _, model = started(dense, config_of(text, place, forms, 0.0), tokenizer)
         with torch.no_grad():
-            found = model.network(input_ids=tokens).logits
+            upcycled = model.network(input_ids=tokens).logits
         close = 1e-4 * float(wanted.std())
-        assert torch.allclose(wanted, found, rtol=1e-4, atol=close), forms
+        assert torch.allclose(wanted, upcycled, rtol=1e-4, atol=close), forms
         assert model.difference < 1e-4, forms
 
 
