@@ -137,11 +137,11 @@ def models(tokenizer: Any) -> dict[str, Any]:
         for name, weight in parent.state_dict().items():
             if ".mlp." not in name:
                 weight.copy_(state[name])
-        for mine, theirs in zip(parent.model.layers, mixtral.model.layers, strict=True):
-            gate, up = theirs.mlp.experts.gate_up_proj[0].chunk(2)
-            mine.mlp.gate_proj.weight.copy_(gate)
-            mine.mlp.up_proj.weight.copy_(up)
-            mine.mlp.down_proj.weight.copy_(theirs.mlp.experts.down_proj[0])
+        for dense, moe in zip(parent.model.layers, mixtral.model.layers, strict=True):
+            gate, up = moe.mlp.experts.gate_up_proj[0].chunk(2)
+            dense.mlp.gate_proj.weight.copy_(gate)
+            dense.mlp.up_proj.weight.copy_(up)
+            dense.mlp.down_proj.weight.copy_(moe.mlp.experts.down_proj[0])
     _share_a_start(mixtral, 0.15)
     torch.manual_seed(1)
     qwen = Qwen2MoeForCausalLM(

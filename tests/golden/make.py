@@ -71,10 +71,10 @@ def source(
 
     block = "model.layers.0.block_sparse_moe"
     tensors = {f"{block}.gate.weight": noise(experts, shape[1])}
-    for name, own in (("w1", shape), ("w2", shape[::-1]), ("w3", shape)):
-        start = noise(*own)
+    for name, size in (("w1", shape), ("w2", shape[::-1]), ("w3", shape)):
+        start = noise(*size)
         for expert in range(experts):
-            tensors[f"{block}.experts.{expert}.{name}.weight"] = start + spread * noise(*own)
+            tensors[f"{block}.experts.{expert}.{name}.weight"] = start + spread * noise(*size)
     directory.mkdir()
     weights = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
@@ -97,8 +97,8 @@ def fused(directory: Path) -> None:
     block = "model.layers.0.mlp"
     tensors = {f"{block}.router.weight": noise(4, 8)}
     for name, start in starts.items():
-        own = start[[0, 1, 0, 1]] + 0.1 * noise(4, *start.shape[1:])
-        tensors[f"{block}.experts.{name}"] = own
+        experts = start[[0, 1, 0, 1]] + 0.1 * noise(4, *start.shape[1:])
+        tensors[f"{block}.experts.{name}"] = experts
         tensors[f"{block}.experts.{name}_bias"] = noise(4, start.shape[2])
     _save(directory, tensors, model_type="gpt_oss", num_local_experts=4)
 
@@ -111,9 +111,9 @@ def coded(directory: Path) -> None:
     for name, shape in (("gate_proj", (12, 8)), ("up_proj", (12, 8)), ("down_proj", (8, 12))):
         start = torch.randn(shape, generator=generator)
         for expert in ("experts.0", "experts.1", "shared_expert"):
-            own = start + 0.2 * torch.randn(shape, generator=generator)
+            weight = start + 0.2 * torch.randn(shape, generator=generator)
             scales = torch.full((-(-shape[0] // 4), -(-shape[1] // 8)), 2.0**-6)
-            tensors[f"{block}.{expert}.{name}.weight"] = fp8.quantize(own, scales, (4, 8))
+            tensors[f"{block}.{expert}.{name}.weight"] = fp8.quantize(weight, scales, (4, 8))
             tensors[f"{block}.{expert}.{name}.weight_scale_inv"] = scales
     settings = {"quant_method": "fp8", "weight_block_size": [4, 8]}
     config = {"model_type": "qwen2_moe", "num_experts": 2, "quantization_config": settings}

@@ -54,11 +54,11 @@ def test_every_form_has_one() -> None:
 def first_bytes(name: str, part: str) -> set[int]:
     """What parts of varying length begin with, over all experts: it tells their form."""
     tensors = load_file(HERE / name / "model.safetensors")
-    found = set()
+    firsts = set()
     for group in PackedCheckpoint(HERE / name).manifest.groups:
         rows = tensors[f"{group.prefix}.{part}"].split(group.lengths[part])
-        found |= {int(row[0]) for row in rows}
-    return found
+        firsts |= {int(row[0]) for row in rows}
+    return firsts
 
 
 def test_every_form_of_a_stream_has_one() -> None:
@@ -88,8 +88,8 @@ def test_compress_still_writes_it(name: str, tmp_path: Path) -> None:
     make, recipe = form(name)
     synthesize(HERE / KEPT[make], tmp_path / "original")
     compress(tmp_path / "original", tmp_path / "packed", recipe)
-    own, golden = tmp_path / "packed" / "model.safetensors", HERE / name / "model.safetensors"
-    assert own.read_bytes() == golden.read_bytes()
+    written, golden = (place / "model.safetensors" for place in (tmp_path / "packed", HERE / name))
+    assert written.read_bytes() == golden.read_bytes()
     groups = PackedCheckpoint(tmp_path / "packed").manifest.groups
     assert groups == PackedCheckpoint(HERE / name).manifest.groups
 

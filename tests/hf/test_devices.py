@@ -49,7 +49,8 @@ BLOCK = (8, 8)
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():  # accelerate's hooks write to what they bring in
-        return model(input_ids=TOKENS).logits
+        output: torch.Tensor = model(input_ids=TOKENS).logits
+    return output
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -101,9 +102,9 @@ def run(path):
     with torch.no_grad():
         return model(input_ids=torch.arange(5, 25)[None]).logits, tuple(local.shape)
 
-(packed, own), (dense, theirs) = run(sys.argv[1]), run(sys.argv[2])
+(packed, shape), (dense, expected) = run(sys.argv[1]), run(sys.argv[2])
 dist.destroy_process_group()
-assert own == theirs and own[-1] * 2 == int(sys.argv[3]), (own, theirs)
+assert shape == expected and shape[-1] * 2 == int(sys.argv[3]), (shape, expected)
 assert torch.equal(packed, dense)
 """
 

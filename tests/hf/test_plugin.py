@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.messages import raises_saying
 from transformers import AutoModel, AutoModelForCausalLM, MixtralForCausalLM
 
 from ders_core.codecs import Quantized, Sparse
@@ -46,16 +47,17 @@ def expected(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=TOKENS).logits
+        output: torch.Tensor = model(input_ids=TOKENS).logits
+    return output
 
 
 @pytest.mark.parametrize("device_map", [None, "cpu", {"": "cpu"}, "auto"])
 def test_from_pretrained(packed: Path, expected: Any, device_map: Any) -> None:
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         packed, device_map=device_map, output_loading_info=True
     )
     assert isinstance(model, MixtralForCausalLM)
-    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype is torch.bfloat16
     assert torch.equal(logits(model), logits(expected))
     for name, weight in expected.state_dict().items():
@@ -118,13 +120,13 @@ def test_other_models_load_as_before(mixtral_dir: Path) -> None:
     assert torch.equal(logits(model), logits(load_model(mixtral_dir)))
 
 
-def test_a_damaged_directory_is_told_in_our_words(packed: Path, tmp_path: Path) -> None:
+def test_a_damaged_directory_is_refused_in_our_words(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "p")
     file = tmp_path / "p" / "ders_manifest.json"
     manifest = json.loads(file.read_text())
     manifest["groups"][0]["shape"][1] += 1
     file.write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="copy the directory again"):
+    with raises_saying(CheckpointError, tmp_path / "p", "layer 0, gate", "'base'", "copy"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "p")
 
 
@@ -170,13 +172,13 @@ def test_no_second_copy_in_memory(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     del model
     compress(tmp_path / "model", tmp_path / "packed", MIXED)
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path / "packed")],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(told.stdout) < 1.5 * size
+    assert int(done.stdout) < 1.5 * size
 
 
 def test_save_packed(models: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
@@ -195,10 +197,10 @@ def test_save_packed(models: dict[str, Any], tokenizer: Any, tmp_path: Path) -> 
 
 
 def test_a_failed_save_leaves_nothing(models: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no experts"):
+    with raises_saying(CheckpointError, "no experts"):
         save_packed(models["parent"], MIXED, tmp_path / "packed")
     assert not list(tmp_path.iterdir())
     (tmp_path / "packed").mkdir()
-    with pytest.raises(OutputError, match="exists"):
+    with raises_saying(OutputError, tmp_path / "packed", "exists"):
         save_packed(models["mixtral"], MIXED, tmp_path / "packed")
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]

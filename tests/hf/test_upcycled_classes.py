@@ -16,6 +16,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from support.messages import raises_saying
 from support.upcycled_models import (
     ALTERNATE,
     DENSE,
@@ -56,19 +57,19 @@ def test_copies_of_the_ffn_are_the_dense_model(
         if not isinstance(block, MoeFFN):
             continue
         name = next(name for name, module in model.named_modules() if module is block)
-        for own in [key for key in state if key.startswith(f"{name}.")]:
-            del state[own]
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            del state[key]
         copies = ffn_weights(ffn)
-        whose = [f"experts.{expert}" for expert in range(EXPERTS)]
+        experts = [f"experts.{expert}" for expert in range(EXPERTS)]
         if universal:
-            whose.append("shared_expert")
+            experts.append("shared_expert")
             # the chosen experts count 1 together, the universal one sigmoid(0)
             state[f"{name}.shared_expert_gate.weight"] = torch.zeros(1, 32)
             copies = {
                 key: tensor * (2 / 3 if key.startswith("down") else 1)
                 for key, tensor in copies.items()
             }
-        state |= {f"{name}.{own}.{key}": copies[key] for own in whose for key in copies}
+        state |= {f"{name}.{expert}.{key}": copies[key] for expert in experts for key in copies}
         state[f"{name}.gate.weight"] = torch.randn(EXPERTS, 32)
     model.load_state_dict(state)
     expected = logits(dense)
@@ -101,7 +102,7 @@ def reference(block: MoeFFN, activation: str, x: torch.Tensor) -> Numbers:
             inner = act(inner)
         return linear(f"{name}.down_proj", inner)
 
-    said = []
+    outputs = []
     for token in x.double().numpy():
         scores = np.exp(linear("gate", token))
         scores /= scores.sum()
@@ -111,8 +112,8 @@ def reference(block: MoeFFN, activation: str, x: torch.Tensor) -> Numbers:
         if "shared_expert_gate.weight" in w:
             share = 1 / (1 + np.exp(-linear("shared_expert_gate", token)))
             y = y + share * ffn("shared_expert", token)
-        said.append(y)
-    return np.stack(said)
+        outputs.append(y)
+    return np.stack(outputs)
 
 
 @pytest.mark.parametrize("universal", [False, True])
@@ -162,7 +163,7 @@ def test_weights_without_the_models_prefix_are_loaded(tmp_path: Path) -> None:
     model = experts_apart(upcycled_model("gpt2", ALTERNATE, universal=True))
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    bare = {name.removeprefix("transformer."): own for name, own in load_file(file).items()}
+    bare = {name.removeprefix("transformer."): weight for name, weight in load_file(file).items()}
     save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, file, {"format": "pt"})
     compress(tmp_path, tmp_path / "packed", Recipe(name="kept", rules=(Rule(codec=Keep()),)))
     for directory in (tmp_path, tmp_path / "packed"):
@@ -170,7 +171,7 @@ def test_weights_without_the_models_prefix_are_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_routers_tell_what_they_said_when_asked(family: str) -> None:
+def test_router_logits_are_there_when_asked_for(family: str) -> None:
     model = experts_apart(upcycled_model(family, ALTERNATE))
     with torch.no_grad():
         plain = model(input_ids=TOKENS)
@@ -184,52 +185,53 @@ def test_routers_tell_what_they_said_when_asked(family: str) -> None:
     )
 
 
-def test_another_threads_routers_are_not_ours() -> None:
+def test_another_threads_routers_are_not_recorded() -> None:
     model = experts_apart(upcycled_model("llama", EVERY))
-    with recorded_routers() as ours, ThreadPoolExecutor(1) as pool:
-        theirs = pool.submit(lambda: model(input_ids=TOKENS, output_router_logits=True)).result()
-    assert len(theirs.router_logits) == LAYERS
-    assert ours == []
+    with recorded_routers() as routers, ThreadPoolExecutor(1) as pool:
+        output = pool.submit(lambda: model(input_ids=TOKENS, output_router_logits=True)).result()
+    assert len(output.router_logits) == LAYERS
+    assert routers == []
 
 
 @pytest.mark.parametrize("family", DENSE)
 def test_the_cache_changes_nothing_of_what_is_generated(family: str) -> None:
     model = experts_apart(upcycled_model(family, EVERY, universal=True))
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    told = model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), **options)
+    generated = model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), **options)
     expected = TOKENS
     for _ in range(8):
         following = logits(model, expected)[:, -1].argmax(-1)
         expected = torch.cat([expected, following[:, None]], dim=1)
-    assert torch.equal(told, expected)
+    assert torch.equal(generated, expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_it_is_trained(family: str) -> None:
     model = experts_apart(upcycled_model(family, ALTERNATE, universal=True)).train()
     model(input_ids=TOKENS, labels=TOKENS, output_router_logits=True).loss.backward()
-    assert all(bool(block.gate.weight.grad.any()) for block in mixtures(model))
+    gradients = [block.gate.weight.grad for block in mixtures(model)]
+    assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
     dropouts = {block.dropout.p for block in mixtures(model)}
     assert dropouts == {0.1 if family == "gpt2" else 0.0}
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "facts"),
     [
-        ({"moe_layers": [1, LAYERS]}, "names layer 4, and the model's layers are 0 to 3"),
-        ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5 of 4 experts"),
-        ({"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ({"moe_layers": [1, LAYERS]}, ["moe_layers", "layer 4", "0 to 3"]),
+        ({"num_experts_per_tok": 5}, ["num_experts_per_tok", " 5 ", "4 experts"]),
+        ({"norm_topk_prob": False}, ["norm_topk_prob", "false"]),
     ],
 )
-def test_a_config_of_no_such_model_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_a_config_of_no_such_model_is_refused(fields: dict[str, Any], facts: list[str]) -> None:
     model = upcycled_model("phi", EVERY)
     config = copy.deepcopy(model.config)
     config.update(fields)
-    with pytest.raises(CheckpointError, match=words):
+    with raises_saying(CheckpointError, "config.json", *facts):
         type(model)(config)
 
 
 def test_a_second_registration_changes_nothing() -> None:
     register()
-    found = transformers.AutoConfig.for_model("gpt2_upcycled")
-    assert type(found) is UPCYCLED["gpt2"].config_class
+    config = transformers.AutoConfig.for_model("gpt2_upcycled")
+    assert type(config) is UPCYCLED["gpt2"].config_class

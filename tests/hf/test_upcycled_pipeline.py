@@ -98,7 +98,7 @@ def test_it_is_analysed(original: Path) -> None:
 
 
 def test_it_is_calibrated(original: Path, text: Path, tmp_path: Path) -> None:
-    found = calibrate(
+    moments = calibrate(
         original, tmp_path / "moments", text=text, window=32, max_tokens=310, dtype=torch.float32
     )
     model = load_model(original, dtype=torch.float32)
@@ -107,7 +107,7 @@ def test_it_is_calibrated(original: Path, text: Path, tmp_path: Path) -> None:
         routers = model(input_ids=windows, output_router_logits=True).router_logits
     for layer, router in zip(ALTERNATE, routers, strict=True):
         chosen = router.topk(TOP_K).indices.flatten().bincount(minlength=EXPERTS)
-        assert torch.equal(found.routed(layer), chosen)
+        assert torch.equal(moments.routed(layer), chosen)
 
 
 def test_more_tokens_than_a_model_has_places_for(original: Path, text: Path) -> None:

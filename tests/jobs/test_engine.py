@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.messages import raises_saying
 
 from ders_core.errors import JobError, RecipeError
 from ders_core.jobs import Engine
-from ders_core.jobs.engine import CONFIG
+from ders_core.jobs.engine import ALLOWED_DEATHS, CONFIG
 
 
 def square(number: int) -> tuple[int, int]:
@@ -69,7 +70,7 @@ def test_processes_share_the_work(engine: Engine) -> None:
 
 
 def test_an_error_comes_back_as_itself(engine: Engine) -> None:
-    with pytest.raises(RecipeError, match="line 7: the third one") as caught:
+    with pytest.raises(RecipeError, match="the third one") as caught:
         list(engine.run(fail_at_three, range(6)))
     assert caught.value.line == 7
 
@@ -117,7 +118,7 @@ def test_work_for_gpus_goes_to_workers_that_have_one() -> None:
     with (
         LocalCluster(n_workers=1, **place) as cluster,
         Engine(scheduler=cluster.scheduler_address, device="cuda") as engine,
-        pytest.raises(JobError, match=r"no worker at tcp://.* offers a GPU; start them"),
+        raises_saying(JobError, cluster.scheduler_address, "GPU", "dask worker", "cpu"),
     ):
         list(engine.run(square, [1, 2]))
     with (
@@ -130,15 +131,17 @@ def test_work_for_gpus_goes_to_workers_that_have_one() -> None:
 @pytest.mark.slow
 def test_a_task_that_kills_its_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONFIG, "distributed.scheduler.allowed-failures", 0)
-    with Engine(workers=2) as engine, pytest.raises(JobError, match="lost its process"):
+    times = f" {ALLOWED_DEATHS + 1} times"
+    with Engine(workers=2) as engine, raises_saying(JobError, "process", times, "memory"):
         list(engine.run(die, range(2)))
 
 
 def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ders_core.jobs.engine.CONNECT_SECONDS", 1)
-    with Engine(scheduler="tcp://127.0.0.1:9") as engine, pytest.raises(JobError, match="answers"):
+    address = "tcp://127.0.0.1:9"
+    with Engine(scheduler=address) as engine, raises_saying(JobError, address, "dask scheduler"):
         list(engine.run(square, [1]))
-    with pytest.raises(JobError, match="at least 1"):
+    with raises_saying(JobError, "0 workers", "at least 1"):
         Engine(workers=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_kind_conformance import RESULTS
+from support.stored_results import RESULTS
 
 from ders_core.jobs import Job, JobStore
 from ders_core.jobs.claims import Claims

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import Field
+from support.messages import raises_saying
 
 from ders_core.errors import JobError
 from ders_core.jobs import JobStore, Workspace
@@ -80,7 +81,8 @@ def test_from_the_queue_to_a_typed_result(
 def test_what_it_raises_is_the_jobs_error(workspace: Workspace, store: JobStore) -> None:
     number = store.submit("count", {"text": "/proc/version"}, "outside").id
     run_worker(workspace, stop_when_idle=True)
-    assert "outside the folders" in (store.get(number).error or "")
+    assert "/proc/version" in (store.get(number).error or "")
+    assert "DERS_ROOTS" in (store.get(number).error or "")
 
 
 def test_a_result_that_cannot_be_read_is_named(store: JobStore, workspace: Workspace) -> None:
@@ -90,7 +92,7 @@ def test_a_result_that_cannot_be_read_is_named(store: JobStore, workspace: Works
     claim = Claims(workspace.store_path, "me").claim()
     assert claim is not None
     claim.complete({"wordz": 3})
-    with pytest.raises(JobError, match=f"job {number} needs .*'words'"):
+    with raises_saying(JobError, f"job {number} ", "'words'"):
         CountResult.of(store.get(number))
 
 
@@ -102,7 +104,7 @@ def test_a_worker_without_the_kind_says_so(workspace: Workspace, store: JobStore
     finally:
         KINDS.register(Count)
     assert "'count'" in (store.get(number).error or "")
-    with pytest.raises(JobError, match=r"'counts'; known are .*count"):
+    with raises_saying(JobError, "'counts'", ", count,"):
         store.submit("counts", {})
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.messages import raises_saying
 
 from ders_core.errors import JobError
 from ders_core.jobs import Workspace, default_workspace
@@ -33,13 +34,13 @@ def test_relative_paths_and_tilde(alone: Workspace, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["outside", "home/../outside", "homeless", "", "here/../.."])
 def test_paths_elsewhere_are_not(alone: Workspace, tmp_path: Path, path: str) -> None:
-    with pytest.raises(JobError, match="outside the folders"):
+    with raises_saying(JobError, tmp_path / path, alone.roots[0], "DERS_ROOTS"):
         alone.check_allowed(tmp_path / path)
 
 
 def test_a_link_does_not_lead_out(alone: Workspace, tmp_path: Path) -> None:
     (tmp_path / "home" / "link").symlink_to(tmp_path / "outside")
-    with pytest.raises(JobError, match="outside the folders"):
+    with raises_saying(JobError, "outside", "DERS_ROOTS"):
         alone.check_allowed(tmp_path / "home" / "link" / "model")
 
 
@@ -60,8 +61,8 @@ def test_addresses_that_are_named_and_the_hub(
 @pytest.mark.parametrize(
     "address",
     [
-        "memory://models/theirs",
-        "memory://models/ours/../theirs",
+        "memory://models/others",
+        "memory://models/ours/../others",
         "http://host/a",
         "http://me:secret@host:8080/a/b",
         "file:///etc",
@@ -73,15 +74,16 @@ def test_addresses_elsewhere_are_not(
     alone: Workspace, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("DERS_ROOTS", "memory://models/ours:http://host:8080/a")
-    with pytest.raises(JobError, match="outside the addresses") as raised:
+    with pytest.raises(JobError, match="DERS_ROOTS") as caught:
         alone.check_checkpoint(address)
-    assert "secret" not in str(raised.value)
-    with pytest.raises(JobError, match="give a local path"):
+    assert "http://host:8080/a" in str(caught.value)  # what may be read
+    assert "secret" not in str(caught.value)
+    with raises_saying(JobError, "local path"):
         alone.check_allowed(address)
 
 
 def test_no_path_at_all(alone: Workspace) -> None:
-    with pytest.raises(JobError, match="not a usable path"):
+    with raises_saying(JobError, r"'a\x00b'", "path"):
         alone.check_allowed("a\0b")
 
 
@@ -90,7 +92,7 @@ def test_places(alone: Workspace) -> None:
     assert alone.analysis_dir("ab12") == alone.path / "analysis" / "ab12"
     assert not alone.path.exists()
     for identity in ("..", "a/b", ""):
-        with pytest.raises(JobError, match="identity"):
+        with raises_saying(JobError, repr(identity), "identity"):
             alone.analysis_dir(identity)
 
 

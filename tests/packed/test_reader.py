@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.messages import raises_saying
 
-from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
+from ders_core.codecs import DeltaCodec, EncodeContext, Sparse
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.spec import DTYPES
@@ -60,20 +61,17 @@ def test_surface(packed_dir: Path, mixtral_dir: Path) -> None:
     for name, info in original.tensors.items():
         assert packed.original.spec(name) == info.spec
         assert packed.original.read(name).dtype == info.dtype
-    with pytest.raises(CheckpointError, match="has no tensor 'x'"):
+    with raises_saying(CheckpointError, "tensor 'x'"):
         packed.original.read("x")
 
 
 def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors) -> None:
     """From the parts as safetensors reads them, with the sum in float64."""
     packed, raw = PackedCheckpoint(packed_dir), all_tensors(packed_dir)
-    assert {group.codec["codec"] for group in packed.manifest.groups} == {
-        "lowrank",
-        "quantized",
-        "sparse",
-    }
+    names = {codec.name for group in packed.manifest.groups for codec in group.group_codec().codecs}
+    assert names == {"lowrank", "quantized", "sparse"}
     for group in packed.manifest.groups:
-        codec, dtype = make_codec(group.codec), DTYPES[group.dtype]
+        codec, dtype = group.group_codec().codec, DTYPES[group.dtype]
         assert isinstance(codec, DeltaCodec)
         shape = (group.shape[1], group.shape[2])
         for expert, source in enumerate(group.experts):
@@ -94,10 +92,10 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
 
 
 def test_verify_says_all_is_well(packed_dir: Path) -> None:
-    found = verify(packed_dir)
-    assert found.ok
-    assert found.problems == ()
-    assert found.tensors == len(TensorStore.open(packed_dir).tensors)
+    verification = verify(packed_dir)
+    assert verification.ok
+    assert verification.problems == ()
+    assert verification.tensors == len(TensorStore.open(packed_dir).tensors)
 
 
 def independent_errors(
@@ -107,18 +105,18 @@ def independent_errors(
     synthesize(packed, back)
     before, after, parts = tensors(source), tensors(back), tensors(packed)
     groups = {(g.layer, g.projection): g for g in PackedCheckpoint(packed).manifest.groups}
-    found = {}
+    errors = {}
     for group in open_checkpoint(source).groups():
         original = np.stack([before[name].double().numpy() for name in group.sources])
         synthesized = np.stack([after[name].double().numpy() for name in group.sources])
-        error = np.linalg.norm(synthesized - original)
+        error = float(np.linalg.norm(synthesized - original))
         if group.key in groups:
             base = parts[f"{groups[group.key].prefix}.base"].double().numpy()
-            against_delta = error / np.linalg.norm(original - base)
+            against_delta = error / float(np.linalg.norm(original - base))
         else:
             against_delta = 0.0
-        found[group.key] = (float(against_delta), float(error / np.linalg.norm(original)))
-    return found
+        errors[group.key] = (against_delta, error / float(np.linalg.norm(original)))
+    return errors
 
 
 @pytest.mark.parametrize("preset", [None, *sorted(presets())])
@@ -147,18 +145,23 @@ def test_reported_and_verified_errors_are_those_of_float64(
 def test_verify_against_another_model(
     packed_dir: Path, scratch_dir: Path, qwen2_moe_dir: Path
 ) -> None:
-    found = verify(packed_dir, scratch_dir)
-    assert not found.ok
-    assert "another checkpoint" in found.problems[0]
-    with pytest.raises(CheckpointError, match="different models"):
+    verification = verify(packed_dir, scratch_dir)
+    assert not verification.ok
+    assert "another checkpoint" in verification.problems[0]
+    with raises_saying(CheckpointError, "different models"):
         verify(packed_dir, qwen2_moe_dir)
 
 
 def test_verification_as_json(packed_dir: Path, mixtral_dir: Path) -> None:
-    told = json.loads(json.dumps(verify(packed_dir, mixtral_dir).to_dict()))
-    assert told["ok"] is True
-    assert len(told["groups"]) == 6
-    assert set(told["groups"][0]) == {"layer", "projection", "rel_error_delta", "rel_error_weight"}
+    values = json.loads(json.dumps(verify(packed_dir, mixtral_dir).to_dict()))
+    assert values["ok"] is True
+    assert len(values["groups"]) == 6
+    assert set(values["groups"][0]) == {
+        "layer",
+        "projection",
+        "rel_error_delta",
+        "rel_error_weight",
+    }
 
 
 def test_every_flipped_bit_is_found_and_named(damaged: Path) -> None:
@@ -167,11 +170,11 @@ def test_every_flipped_bit_is_found_and_named(damaged: Path) -> None:
     for number, name in enumerate(names):
         where, bit = (number % 11) / 10, number % 8
         file = flip(damaged, name, where, bit)
-        found = verify(damaged)
-        assert not found.ok
-        assert len(found.problems) == 1
-        assert repr(name) in found.problems[0]
-        assert file.name in found.problems[0]
+        verification = verify(damaged)
+        assert not verification.ok
+        (problem,) = verification.problems
+        assert repr(name) in problem
+        assert file.name in problem
         flip(damaged, name, where, bit)
     assert verify(damaged).ok
 
@@ -179,16 +182,18 @@ def test_every_flipped_bit_is_found_and_named(damaged: Path) -> None:
 def test_a_damaged_checkpoint_is_not_synthesized(damaged: Path, tmp_path: Path) -> None:
     name = PackedCheckpoint(damaged).manifest.groups[1].prefix + ".base"
     flip(damaged, name)
-    with pytest.raises(CheckpointError) as caught:
+    with raises_saying(CheckpointError, repr(name)):
         synthesize(damaged, tmp_path / "back")
-    assert repr(name) in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["damaged"]
 
 
 def test_damaged_positions_are_an_error_and_no_crash(damaged: Path) -> None:
     packed = PackedCheckpoint(damaged)
-    group = next(g for g in packed.manifest.groups if g.codec.get("method") == "magnitude")
+    group = next(
+        group
+        for group in packed.manifest.groups
+        if isinstance(codec := group.group_codec().codec, Sparse) and codec.method == "magnitude"
+    )
     positions = f"{group.prefix}.positions"
     info = packed.store.tensors[positions]
     half = info.nbytes // group.shape[0]
@@ -196,18 +201,14 @@ def test_damaged_positions_are_an_error_and_no_crash(damaged: Path) -> None:
         data = bytearray(info.file.read_bytes())
         data[info.begin : info.begin + half] = bytes([fill]) * half
         info.file.write_bytes(data)
-        with pytest.raises(CodecError, match="positions are damaged"):
+        with raises_saying(CodecError, "positions", "damaged"):
             PackedCheckpoint(damaged).original.read(group.experts[0].tensor)
 
 
-def refused(directory: Path, *words: str) -> None:
+def refused(directory: Path, *facts: str) -> None:
     for action in (PackedCheckpoint, verify):
-        with pytest.raises(CheckpointError) as caught:
+        with raises_saying(CheckpointError, *facts):
             action(directory)
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in words:
-            assert word in message, message
 
 
 def test_a_truncated_file(damaged: Path) -> None:
@@ -229,8 +230,8 @@ def test_a_manifest_that_is_no_json_object(damaged: Path, text: str) -> None:
 
 
 def group_with(manifest: dict[str, Any], codec: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(g for g in manifest["groups"] if g["codec"]["codec"] == codec)
-    return found
+    group: dict[str, Any] = next(g for g in manifest["groups"] if g["codec"]["codec"] == codec)
+    return group
 
 
 def shape(manifest: dict[str, Any]) -> None:
@@ -323,11 +324,11 @@ def no_format_version(manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tamper", "words"),
+    ("tamper", "facts"),
     [
         (shape, ["layer 0, gate", "'base'"]),
         (negative_shape, ["layer 0, gate"]),
-        (zero_shape, ["quantized"]),
+        (zero_shape, []),  # the group is one of several
         (fewer_experts, [MANIFEST, "contradicts itself"]),
         (bits, ["'codes'", "4-bit"]),
         (drop_rate, ["'values'"]),
@@ -339,24 +340,22 @@ def no_format_version(manifest: dict[str, Any]) -> None:
         (unknown_dtype, ["malformed"]),
         (prefix, ["'base'"]),
         (projection, ["contradicts itself"]),
-        (no_groups, ["lacks the tensor"]),
+        (no_groups, ["lacks", ".weight'"]),
         (missing_key, [MANIFEST, "groups.0.shape"]),
         (extra_key, [MANIFEST, "run"]),
-        (unknown_tensor, ["lacks the tensor 'another.weight'"]),
+        (unknown_tensor, ["lacks", "'another.weight'"]),
         (seed_of_words, [MANIFEST, "recipe"]),
         (recipe_without_name, [MANIFEST, "recipe"]),
-        (format_version, ["version 3", "install the version"]),
+        (format_version, ["version 3", "install"]),
         (no_format_version, ["version"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_tampered_manifest(damaged: Path, tamper: Tamper, words: list[str]) -> None:
+def test_a_tampered_manifest(damaged: Path, tamper: Tamper, facts: list[str]) -> None:
     manifest = json.loads((damaged / MANIFEST).read_text())
     tamper(manifest)
     (damaged / MANIFEST).write_text(json.dumps(manifest))
-    if tamper is zero_shape:
-        words = []
-    refused(damaged, *words)
+    refused(damaged, *facts)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +385,7 @@ def test_a_manifest_of_nothing(damaged: Path, tmp_path: Path) -> None:
     manifest = json.loads((damaged / MANIFEST).read_text())
     manifest["source"]["files"] = {}
     (damaged / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="no tensors"):
+    with raises_saying(CheckpointError, "no tensors"):
         synthesize(damaged, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 

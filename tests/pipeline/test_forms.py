@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from support.disk_forms import FORMS, D, H, K, extended, franken, only, read, write
+from support.messages import raises_saying
 
+from ders_core.checkpoint.layouts import Projection
 from ders_core.codecs import Keep, LowRank, Quantized, Sparse
 from ders_core.errors import RecipeError
 from ders_core.packed.manifest import Manifest
@@ -44,7 +46,7 @@ def test_keep_comes_back_byte_for_byte(form: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("projection", ["gate", "up", "down"])
 def test_what_shares_a_tensor_with_an_encoded_group_is_kept_exactly(
-    form: Path, tmp_path: Path, projection: str
+    form: Path, tmp_path: Path, projection: Projection
 ) -> None:
     """One projection in 3 bits: the others, the biases and everything else come back as they were,
     and the encoded one is what the library says, in its place."""
@@ -66,8 +68,8 @@ def test_what_shares_a_tensor_with_an_encoded_group_is_kept_exactly(
         if group.projection != projection:
             assert torch.equal(got, group.read())
         else:
-            own = next(g for g in packed.manifest.groups if g.projection == projection)
-            expected = torch.stack([packed.experts.weight(own, expert) for expert in range(K)])
+            stored = next(g for g in packed.manifest.groups if g.projection == projection)
+            expected = torch.stack([packed.experts.weight(stored, expert) for expert in range(K)])
             assert torch.equal(got, expected)
             error = float((got.double() - group.read().double()).norm())
             entry = next(e for e in report.entries if e.projection == projection)
@@ -136,7 +138,7 @@ def test_a_shared_expert_is_one_more_of_the_same_base(tmp_path: Path) -> None:
 
 def test_a_shared_expert_of_another_shape_cannot_be_one_more(tmp_path: Path) -> None:
     path = extended(tmp_path / "m", like=False)
-    with pytest.raises(RecipeError, match="no shared expert of its experts' shape"):
+    with raises_saying(RecipeError, path.name, "shared expert", "shape", "extended"):
         resolve(only(Quantized(bits=4), extended=True), open_checkpoint(path))
 
 
@@ -181,7 +183,7 @@ def test_auto_takes_one_base_where_one_is_best(tmp_path: Path) -> None:
 
 def test_as_many_bases_as_experts_are_refused(tmp_path: Path) -> None:
     path = franken(tmp_path / "m")
-    with pytest.raises(RecipeError, match="5 bases, but layer 0, gate has 5 experts"):
+    with raises_saying(RecipeError, "5 bases", "layer 0, gate", "5 experts"):
         resolve(only(Quantized(bits=4), base=ClusteredBase(clusters=5)), open_checkpoint(path))
-    with pytest.raises(RecipeError, match="clusters: auto"):
+    with raises_saying(RecipeError, "clusters: auto"):
         Recipe.from_yaml("name: x\nbase: {clusters: 1}\n")

@@ -30,15 +30,15 @@ def bytes_of_groups(source: Path, packed: Path) -> dict[tuple[int, str], int]:
     """What each group takes in the packed files, by their headers alone."""
     groups = {(group.layer, group.projection): group for group in Manifest.read(packed).groups}
     tensors = TensorStore.open(packed).tensors
-    found = {}
+    sizes = {}
     for group in open_checkpoint(source).groups():
         if group.key in groups:
             head = f"{groups[group.key].prefix}."
-            own = [info for name, info in tensors.items() if name.startswith(head)]
-            found[group.key] = sum(info.nbytes for info in own)
+            parts = [info for name, info in tensors.items() if name.startswith(head)]
+            sizes[group.key] = sum(info.nbytes for info in parts)
         else:
-            found[group.key] = sum(tensors[name].nbytes for name in group.sources)
-    return found
+            sizes[group.key] = sum(tensors[name].nbytes for name in group.sources)
+    return sizes
 
 
 @pytest.fixture(params=[None, 16_000, 44_000])
@@ -70,12 +70,13 @@ def test_predicted_bytes_are_written(
     if plan.exact:
         assert report.bytes_after == plan.bytes_after
     written = bytes_of_groups(source, tmp_path / "out")
-    for told, done in zip(plan.entries, report.entries, strict=True):
-        assert (told.key, told.bytes_before) == ((done.layer, done.projection), done.bytes_before)
-        assert done.bytes_after == written[told.key]
-        assert done.bytes_after <= told.bytes_after
-        if told.exact:
-            assert done.bytes_after == told.bytes_after
+    for planned, entry in zip(plan.entries, report.entries, strict=True):
+        assert planned.key == (entry.layer, entry.projection)
+        assert planned.bytes_before == entry.bytes_before
+        assert entry.bytes_after == written[planned.key]
+        assert entry.bytes_after <= planned.bytes_after
+        if planned.exact:
+            assert entry.bytes_after == planned.bytes_after
     files = list((tmp_path / "out").glob("*.safetensors"))
     assert (len(files) > 1) == (shard_limit is not None)
     store = TensorStore.open(tmp_path / "out")  # checks the index, if there is one
@@ -97,9 +98,9 @@ def test_energy_is_an_upper_bound(mixtral_dir: Path, tmp_path: Path) -> None:
 def test_a_plan_writes_nothing_and_prints_as_json(mixtral_dir: Path, mix: Recipe) -> None:
     before = sorted(file.name for file in mixtral_dir.iterdir())
     plan = resolve(mix, open_checkpoint(mixtral_dir))
-    told = json.loads(json.dumps(plan.to_dict()))
-    assert told["bytes_after"] == plan.bytes_after
-    assert len(told["groups"]) == 6
-    assert told["groups"][0]["codec"] == "magnitude drop 0.9"
-    assert told["groups"][0]["shape"] == [4, 112, 64]
+    values = json.loads(json.dumps(plan.to_dict()))
+    assert values["bytes_after"] == plan.bytes_after
+    assert len(values["groups"]) == 6
+    assert values["groups"][0]["codec"] == "magnitude drop 0.9"
+    assert values["groups"][0]["shape"] == [4, 112, 64]
     assert sorted(file.name for file in mixtral_dir.iterdir()) == before

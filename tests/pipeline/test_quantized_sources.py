@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.messages import raises_saying
 
+from ders_core.checkpoint.layouts import Projection
 from ders_core.checkpoint.quantized import fp8, mxfp4
 from ders_core.codecs import Keep, Quantized
 from ders_core.errors import CheckpointError
@@ -28,11 +30,11 @@ BLOCK = (8, 8)  # divides every shape: transformers reads other grids in its own
 
 
 def read(directory: Path) -> Tensors:
-    found: Tensors = {}
+    tensors: Tensors = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return found
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors
 
 
 def rewritten(source: Path, out: Path, tensors: Tensors, quantization: dict[str, Any]) -> Path:
@@ -110,11 +112,11 @@ def mxfp4_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["fp8", "mxfp4"])
 def source(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(f"{request.param}_dir")
-    return found
+    directory: Path = request.getfixturevalue(f"{request.param}_dir")
+    return directory
 
 
-def recipe(codec: Any, *projections: str) -> Recipe:
+def recipe(codec: Any, *projections: Projection) -> Recipe:
     rule = Rule(codec=codec, projections=projections or ("gate", "up", "down"))
     return Recipe(name="one", rules=(rule,))
 
@@ -132,8 +134,8 @@ def test_fp8_is_read_as_numbers(fp8_dir: Path) -> None:
             got = group.read(expert)
             assert torch.equal(got, wanted.float().bfloat16())
             assert torch.equal(group.read(expert, slice(7, 23)), got[7:23])
-    scales = {name for name in tensors if name.endswith("_scale_inv")}
-    assert scales <= {info.name for info in checkpoint.other_tensors()}
+    stored = {name for name in tensors if name.endswith("_scale_inv")}
+    assert stored <= {info.name for info in checkpoint.other_tensors()}
 
 
 def test_mxfp4_is_read_as_transformers_reads_it(mxfp4_dir: Path) -> None:
@@ -169,7 +171,7 @@ def test_keep_comes_back_byte_for_byte(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("projections", [("gate", "up", "down"), ("up",)])
 def test_codes_are_written_again_under_the_same_scales(
-    source: Path, tmp_path: Path, projections: tuple[str, ...]
+    source: Path, tmp_path: Path, projections: tuple[Projection, ...]
 ) -> None:
     """Same names, shapes and dtypes; what was encoded is the nearest code to what was synthesized,
     and a projection that shares a tensor with it comes back code for code."""
@@ -190,9 +192,9 @@ def test_codes_are_written_again_under_the_same_scales(
         if group.projection not in projections:
             assert torch.equal(got, group.read())
             continue
-        own = next(g for g in packed.manifest.groups if (g.layer, g.projection) == group.key)
+        stored = next(g for g in packed.manifest.groups if (g.layer, g.projection) == group.key)
         for expert in range(group.shape[0]):
-            wanted = packed.experts.weight(own, expert).float()
+            wanted = packed.experts.weight(stored, expert).float()
             # codes of 3 bits of precision: a sixteenth of the value, or half the smallest step
             apart = (got[expert].float() - wanted).abs()
             largest = float(group.read(expert).abs().max())
@@ -220,15 +222,15 @@ def test_numbers_that_were_not_changed_become_their_codes_again(
 def test_a_packed_one_is_read_as_the_codes_that_it_stands_for(source: Path, tmp_path: Path) -> None:
     compress(source, tmp_path / "p", recipe(Quantized(bits=4, group_size=16)))
     synthesize(tmp_path / "p", tmp_path / "s")
-    mine, wanted = open_checkpoint(tmp_path / "p"), open_checkpoint(tmp_path / "s")
-    assert mine.scheme == wanted.scheme
-    assert mine.config == wanted.config
-    for own, other in zip(mine.groups(), wanted.groups(), strict=True):
-        assert own.is_quantized
-        assert torch.equal(own.read(), other.read())
-        assert torch.equal(own.read(1, slice(5, 9)), other.read(1, slice(5, 9)))
+    packed, wanted = open_checkpoint(tmp_path / "p"), open_checkpoint(tmp_path / "s")
+    assert packed.scheme == wanted.scheme
+    assert packed.config == wanted.config
+    for group, expected in zip(packed.groups(), wanted.groups(), strict=True):
+        assert group.is_quantized
+        assert torch.equal(group.read(), expected.read())
+        assert torch.equal(group.read(1, slice(5, 9)), expected.read(1, slice(5, 9)))
     for name, codes in read(tmp_path / "s").items():
-        assert torch.equal(mine.read(name).view(torch.uint8), codes.view(torch.uint8))
+        assert torch.equal(packed.read(name).view(torch.uint8), codes.view(torch.uint8))
     again = recipe(Quantized(bits=2, group_size=16))
     compress(tmp_path / "p", tmp_path / "p2", again)
     compress(tmp_path / "s", tmp_path / "s2", again)
@@ -246,19 +248,19 @@ def test_transformers_loads_what_was_packed(source: Path, tmp_path: Path) -> Non
     compress(source, packed_dir, recipe(Keep(), "gate"))
     packed = PackedCheckpoint(packed_dir)
     parameters = packed.model_tensors()
-    for name, own in parameters.names().items():
-        plain[own] = parameters.read(name).contiguous()
+    for name, parameter in parameters.names().items():
+        plain[parameter] = parameters.read(name).contiguous()
     assert not [name for name in plain if "scale" in name or "blocks" in name]
-    own = tmp_path / "plain"
-    own.mkdir()
-    save_file(plain, own / "model.safetensors", {"format": "pt"})
+    plain_dir = tmp_path / "plain"
+    plain_dir.mkdir()
+    save_file(plain, plain_dir / "model.safetensors", {"format": "pt"})
     config = json.loads((source / "config.json").read_text())
     del config["quantization_config"]
-    (own / "config.json").write_text(json.dumps(config))
+    (plain_dir / "config.json").write_text(json.dumps(config))
     text = torch.arange(12)[None]
     with torch.inference_mode():
         got = load_model(packed_dir)(input_ids=text).logits
-        wanted = load_model(own)(input_ids=text).logits
+        wanted = load_model(plain_dir)(input_ids=text).logits
     assert torch.equal(got, wanted)
     assert float(got.float().std()) > 0
 
@@ -280,5 +282,5 @@ def test_missing_scales_are_named(fp8_dir: Path, tmp_path: Path) -> None:
     gone = next(name for name in tensors if name.endswith("experts.2.up_proj.weight_scale_inv"))
     del tensors[gone]
     place = rewritten(fp8_dir, tmp_path / "m", tensors, {"quant_method": "fp8"})
-    with pytest.raises(CheckpointError, match="scale"):
+    with raises_saying(CheckpointError, gone.removesuffix("_scale_inv"), "scale"):
         open_checkpoint(place)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.messages import raises_saying
 
 from ders_core.errors import Cancelled, CheckpointError, OutputError
 from ders_core.packed.open import open_checkpoint
@@ -47,21 +48,21 @@ def test_the_layout_is_the_originals(
     packed = snapshot(tmp_path / "packed")
     sums = synthesize(tmp_path / "packed", tmp_path / "back")
     assert snapshot(tmp_path / "packed") == packed
-    mine, theirs = open_checkpoint(tmp_path / "back"), open_checkpoint(source)
-    assert mine.store.files == theirs.store.files  # names, shards, and the order on disk
-    assert mine.store.metadata == theirs.store.metadata
-    assert {n: t.spec for n, t in mine.tensors.items()} == {
-        n: t.spec for n, t in theirs.tensors.items()
+    back, original = open_checkpoint(tmp_path / "back"), open_checkpoint(source)
+    assert back.store.files == original.store.files  # names, shards, and the order on disk
+    assert back.store.metadata == original.store.metadata
+    assert {n: t.spec for n, t in back.tensors.items()} == {
+        n: t.spec for n, t in original.tensors.items()
     }
-    assert sums.keys() == mine.tensors.keys()
+    assert sums.keys() == back.tensors.keys()
     config = (source / "config.json").read_text()
-    assert list(json.loads(config).items()) == list(mine.config.items())
-    for file in theirs.side_files():
+    assert list(json.loads(config).items()) == list(back.config.items())
+    for file in original.side_files():
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
     assert {f.name for f in (tmp_path / "back").iterdir()} == {f.name for f in source.iterdir()}
     before, after = all_tensors(source), all_tensors(tmp_path / "back")
-    replaced = {name for group in theirs.groups() for name in group.sources}
-    kept = {name for name in replaced if name in theirs.group(0, "down").sources}
+    replaced = {name for group in original.groups() for name in group.sources}
+    kept = {name for name in replaced if name in original.group(0, "down").sources}
     for name, tensor in before.items():
         same = torch.equal(tensor, after[name])
         assert same == (name not in replaced or name in kept), name
@@ -107,7 +108,7 @@ def test_what_is_written_is_what_is_read(
 
 def test_an_existing_output_is_refused(packed_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "back").mkdir()
-    with pytest.raises(OutputError, match="exists already"):
+    with raises_saying(OutputError, tmp_path / "back", "exists"):
         synthesize(packed_dir, tmp_path / "back")
     assert list((tmp_path / "back").iterdir()) == []
 
@@ -136,6 +137,6 @@ def test_progress_reaches_its_total(packed_dir: Path, tmp_path: Path) -> None:
 
 
 def test_an_original_is_not_packed(mixtral_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"ders_manifest\.json"):
+    with raises_saying(CheckpointError, mixtral_dir, "ders_manifest.json"):
         synthesize(mixtral_dir, tmp_path / "back")
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ders_core.checkpoint.layouts import Projection
 from ders_core.recipe import Recipe, Rule
 
 K, D, H = 5, 24, 40
@@ -30,14 +31,11 @@ def forms() -> dict[str, tuple[Tensors, dict[str, Any]]]:
     torch.manual_seed(0)
     w = weights()
     pair = torch.stack([w["gate"], w["up"]])  # [2, K, H, D]
-    gpt, llama, dbrx, phi = (
-        "model.layers.{}." + block for block in ("mlp", "feed_forward", "", "")
-    )
-    gpt, llama = gpt.format(1), llama.format(0)
+    gpt, llama = "model.layers.1.mlp", "model.layers.0.feed_forward"
     phi = "model.layers.2.mlp.deepspeed_moe.experts.deepspeed_experts"
     dbrx = "transformer.blocks.0.ffn"
     shared = weights()
-    found: dict[str, tuple[Tensors, dict[str, Any]]] = {
+    return {
         "gpt_oss": (
             {
                 f"{gpt}.experts.gate_up_proj": pair.permute(1, 3, 2, 0).reshape(K, D, 2 * H),
@@ -80,7 +78,6 @@ def forms() -> dict[str, tuple[Tensors, dict[str, Any]]]:
             {"model_type": "moe_llava_phi"},
         ),
     }
-    return found
 
 
 def write(directory: Path, tensors: Tensors, config: dict[str, Any]) -> Path:
@@ -117,12 +114,12 @@ def franken(directory: Path) -> Path:
     for projection, shape in (("gate", (H, D)), ("up", (H, D)), ("down", (D, H))):
         starts = torch.randn(2, *shape)
         for expert in range(K):
-            own = starts[expert % 2] + 0.05 * torch.randn(shape)
-            tensors[f"model.layers.0.mlp.experts.{expert}.{projection}_proj.weight"] = own
+            weight = starts[expert % 2] + 0.05 * torch.randn(shape)
+            tensors[f"model.layers.0.mlp.experts.{expert}.{projection}_proj.weight"] = weight
     return write(directory, tensors, {"model_type": "qwen3_moe", "num_experts": K})
 
 
-def only(codec: Any, *projections: str, **fields: Any) -> Recipe:
+def only(codec: Any, *projections: Projection, **fields: Any) -> Recipe:
     rule = Rule(codec=codec, projections=projections or ("gate", "up", "down"))
     return Recipe(name="only", rules=(rule,), **fields)
 

@@ -54,10 +54,10 @@ def all_tensors() -> Callable[[Path], dict[str, torch.Tensor]]:
     """Every tensor of a directory, as safetensors reads them."""
 
     def load(directory: Path) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for file in sorted(directory.glob("*.safetensors")):
-            found |= load_file(file)
-        return found
+            tensors |= load_file(file)
+        return tensors
 
     return load
 

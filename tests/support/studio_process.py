@@ -99,7 +99,8 @@ def end_processes(workspace: Path) -> None:
     Raises AssertionError if one survives that.
     """
     for end in (psutil.Process.terminate, psutil.Process.kill):
-        deadline, signalled = time.monotonic() + PATIENCE, set()
+        deadline = time.monotonic() + PATIENCE
+        signalled: set[psutil.Process] = set()
         while (left := processes_of(workspace)) and time.monotonic() < deadline:
             for process in set(left) - signalled:
                 with suppress(psutil.NoSuchProcess):

@@ -62,7 +62,6 @@ def blocks(model: Any) -> list[nn.Module]:
 
 def ffn_weights(ffn: Any) -> Weights:
     """A dense FFN's weights under the names of an expert, `[out, in]`."""
-    own = dict(ffn.named_parameters())
     names = {
         "fc1": "up_proj",
         "fc2": "down_proj",
@@ -71,23 +70,23 @@ def ffn_weights(ffn: Any) -> Weights:
         "dense_h_to_4h": "up_proj",
         "dense_4h_to_h": "down_proj",
     }
-    found: Weights = {}
-    for name, tensor in own.items():
+    weights: Weights = {}
+    for name, tensor in ffn.named_parameters():
         module, kind = name.split(".")
         if module == "gate_up_proj":
-            found["gate_proj.weight"], found["up_proj.weight"] = tensor.chunk(2)
+            weights["gate_proj.weight"], weights["up_proj.weight"] = tensor.chunk(2)
         else:
             turned = isinstance(ffn.get_submodule(module), transformers.pytorch_utils.Conv1D)
-            found[f"{names.get(module, module)}.{kind}"] = (
+            weights[f"{names.get(module, module)}.{kind}"] = (
                 tensor.T if turned and kind == "weight" else tensor
             )
-    return {name: tensor.detach().clone() for name, tensor in found.items()}
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
 
 
 def upcycled_model(family: str, layers: list[int], universal: bool = False) -> Any:
     """Random all over."""
     config = DENSE[family]()
-    own = UPCYCLED[config.model_type]
+    model_class = UPCYCLED[config.model_type]
     fields = config.to_dict() | {
         "model_type": f"{config.model_type}_upcycled",
         "moe_layers": layers,
@@ -96,7 +95,7 @@ def upcycled_model(family: str, layers: list[int], universal: bool = False) -> A
         "universal_expert": universal,
     }
     torch.manual_seed(2)
-    return own(own.config_class.from_dict(fields)).eval()
+    return model_class(model_class.config_class.from_dict(fields)).eval()
 
 
 def mixtures(model: Any) -> list[MoeFFN]:
@@ -119,4 +118,5 @@ def experts_apart(model: Any) -> Any:
 
 @torch.no_grad()
 def logits(model: Any, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
-    return model(input_ids=tokens, use_cache=False).logits
+    output: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return output

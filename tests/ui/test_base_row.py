@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 from streamlit.testing.v1 import AppTest
+from support.recipe_pages import recipe_of
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.decompose.averages import around_mean
@@ -16,7 +17,6 @@ from ders_core.decompose.base import BASES, Base, BaseContext
 from ders_core.decompose.bases.clusters import ClusteredBase
 from ders_core.decompose.bases.dense import DenseBase
 from ders_core.decompose.decomposition import Decomposition
-from ders_core.recipe import Recipe
 
 
 class NudgedBase(Base):
@@ -67,7 +67,7 @@ def write(page: AppTest, label: str, text: str) -> AppTest:
 
 
 def base_of(page: AppTest) -> Base:
-    return Recipe.from_yaml(page.text_area[0].value).base
+    return recipe_of(page).base
 
 
 def test_each_kind_is_offered_where_it_can_be_used(page: AppTest) -> None:
@@ -84,7 +84,9 @@ def test_a_dense_parent_needs_a_directory_that_is_one(
     label = "Dense model's directory"
     choose(page, "dense parent")
     assert base_of(page).name == "mean"  # nothing changes before the directory is known
-    assert "outside the folders" in write(page, label, "/proc").error[0].value
+    refusal = write(page, label, "/proc").error[0].value
+    assert "/proc" in refusal
+    assert "DERS_ROOTS" in refusal
     assert "gone" in write(page, label, str(dense_parent_dir.parent / "gone")).error[0].value
     write(page, label, str(dense_parent_dir))
     assert not page.error

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.messages import raises_saying
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.codecs import Chain, Codec, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
@@ -132,7 +133,7 @@ def test_edits_change_only_their_rows(mixtral_dir: Path) -> None:
     assert {key: codec for key, codec in codecs.items() if key[0]} == {
         entry.key: entry.codec for entry in plan.entries if entry.layer
     }
-    with pytest.raises(CodecError, match="quantized: 12 is not possible"):
+    with raises_saying(CodecError, "quantized", " 12 "):
         apply_edits(plan, {0: {"strength": 12}})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from support.messages import raises_saying
 from support.toy_form import RowShift
 from support.upcycle_pages import opened, page, words
 
@@ -60,12 +61,13 @@ training:
 
 def shown(app: AppTest) -> UpcycleConfig:
     """What the YAML tab says."""
-    area = next(each for each in app.text_area if each.label == "Configuration")
-    return UpcycleConfig.from_yaml(area.value)
+    text = next(area.value for area in app.text_area if area.label == "Configuration")
+    assert text is not None
+    return UpcycleConfig.from_yaml(text)
 
 
 def write_yaml(app: AppTest, text: str) -> None:
-    next(each for each in app.text_area if each.label == "Configuration").set_value(text)
+    next(area for area in app.text_area if area.label == "Configuration").set_value(text)
     app.button(key="up_yaml_apply").click().run()
     assert not app.exception
 
@@ -84,21 +86,20 @@ def test_choices_and_configuration_are_the_same_thing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "facts"),
     [
-        ({"top_k": 9}, "top_k is 9, but there are 4 experts"),
-        ({"layers": "list", "layers_list": "3-1"}, "layers: '3-1': the range"),
-        ({"layers": "list", "layers_list": ""}, "layers: '' must be 'all' or numbers"),
-        ({"rank": None}, "rank: input should be a valid integer"),
-        ({"experts": None}, "experts: input should be a valid integer"),
-        ({"learning_rate": 0.0}, "learning rate: input should be greater than 0"),
+        ({"top_k": 9}, ["top_k is 9", "4 experts"]),
+        ({"layers": "list", "layers_list": "3-1"}, ["layers: ", "'3-1'", "backwards"]),
+        ({"layers": "list", "layers_list": ""}, ["layers: ", "''", "'all'"]),
+        ({"rank": None}, ["rank: ", "integer"]),
+        ({"experts": None}, ["experts: ", "integer"]),
+        ({"learning_rate": 0.0}, ["learning rate: ", "greater than 0"]),
     ],
 )
-def test_what_cannot_be_chosen_is_a_sentence(changed: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_chosen_is_a_sentence(changed: dict[str, Any], facts: list[str]) -> None:
     start = upcycle_choices.start()
-    with pytest.raises(RecipeError) as error:
+    with raises_saying(RecipeError, *facts):
         upcycle_choices.config_of(upcycle_choices.values_of(start) | changed, start)
-    assert str(error.value).startswith(message)
 
 
 def test_a_projection_that_the_model_lacks_follows_up() -> None:
@@ -109,39 +110,46 @@ def test_a_projection_that_the_model_lacks_follows_up() -> None:
 
 
 def test_the_page_says_what_to_do_first(app: AppTest, workspace: Workspace) -> None:
-    assert "Which dense model should become" in words(page(app))
+    assert "Mixture-of-Experts?" in words(page(app))
     app.segmented_control(key="upcycle_view").set_value("runs").run()
-    assert "No upcycling yet" in words(app)
+    assert "No upcycling" in words(app)
     assert not list(workspace.path.glob("runs/*"))
 
 
-def test_a_dense_model_is_told_in_a_line(app: AppTest, dense_parent_dir: Path) -> None:
-    message = words(opened(app, dense_parent_dir))
+def test_a_dense_model_is_described_in_a_line(app: AppTest, dense_parent_dir: Path) -> None:
+    text = words(opened(app, dense_parent_dir))
     dense = DenseModel.open(dense_parent_dir)
-    assert "mistral · 2 layers · 64 × 112" in message
-    assert f"{dense.parameters / 1e3:.3g} k parameters" in message
-    assert "LM 4** adds" in message
+    assert "mistral · 2 layers · 64 × 112" in text
+    assert f"{dense.parameters / 1e3:.3g} k parameters" in text
+    assert "**LM 4** " in text
     again = AppTest.from_file(str(Path(__file__).parents[2] / "app.py"), default_timeout=60)
     assert "mistral · 2 layers" in words(page(again))  # it is open again in another session
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("path", "fact"),
     [
-        ("mixtral", "is a Mixture-of-Experts already"),
-        ("/etc", "lies outside the folders"),
+        ("mixtral", "Mixture-of-Experts already"),
+        ("/etc", "DERS_ROOTS"),
         ("gone", "does not exist"),
     ],
 )
 def test_what_cannot_be_upcycled_is_said(
-    app: AppTest, workspace: Workspace, mixtral_dir: Path, path: str, message: str
+    app: AppTest, workspace: Workspace, mixtral_dir: Path, path: str, fact: str
 ) -> None:
     place = mixtral_dir if path == "mixtral" else workspace.path / path
-    kept = {"checkpoint": None, "recipe": None, "recent": [], "dense": str(place), "upcycle": "?"}
-    (workspace.path / "studio.json").write_text(json.dumps(kept), encoding="utf-8")
+    state: dict[str, Any] = {
+        "checkpoint": None,
+        "recipe": None,
+        "recent": [],
+        "dense": str(place),
+        "upcycle": "?",
+    }
+    (workspace.path / "studio.json").write_text(json.dumps(state), encoding="utf-8")
     page(app)
-    assert message in app.error[0].value
-    assert "Which dense model should become" in words(app)
+    assert str(place) in app.error[0].value
+    assert fact in app.error[0].value
+    assert "Mixture-of-Experts?" in words(app)
 
 
 def test_the_table_is_what_is_predicted(app: AppTest, dense_parent_dir: Path) -> None:
@@ -170,8 +178,7 @@ def test_the_table_is_what_is_predicted(app: AppTest, dense_parent_dir: Path) ->
     assert len(app.dataframe[0].value) == 4
     assert "down: vanilla" in words(app)
     app.segmented_control(key="up_form").set_value("vanilla").run()
-    assert "**vanilla** adds" in words(app)
-    assert "of that." in words(app)
+    assert "**vanilla** " in words(app)
 
 
 def test_a_sentence_for_each_form(dense_parent_dir: Path) -> None:
@@ -181,7 +188,8 @@ def test_a_sentence_for_each_form(dense_parent_dir: Path) -> None:
     emptied = upcycle_choices.values_of(config) | {"rank": None}
     assert list(variants(config, emptied)) == ["vanilla", "SM 0.99", "LM 4"]
     share = 100 * low["added"] / vanilla["added"]
-    assert sentence(made, config).endswith(f"parameters, {share:.3g} % of what vanilla adds.")
+    assert f"{share:.3g} %" in sentence(made, config)
+    assert "vanilla" in sentence(made, config)
 
 
 def test_the_text_sets_the_choices_and_names_its_faults(
@@ -203,8 +211,9 @@ def test_the_text_sets_the_choices_and_names_its_faults(
     write_yaml(app, MIXED.replace("top_k: 1", "top_k: some"))
     assert "line 6" in app.error[0].value
     write_yaml(app, MIXED.replace("noise: 0.1", "nose: 0.1"))
-    assert "line 18: unknown key 'nose'" in app.error[0].value
-    assert "nose: 0.1" in app.text_area[-1].value  # what was written stays, to be mended
+    assert "line 18: " in app.error[0].value
+    assert "key 'nose'" in app.error[0].value
+    assert "nose: 0.1" in (app.text_area[-1].value or "")  # what was written stays, to be mended
     codes = [code.value for code in app.code]
     assert f"ders upcycle {dense_parent_dir} OUT --config upcycle.yaml" in codes
 
@@ -213,7 +222,8 @@ def test_a_choice_that_does_not_fit_the_model(app: AppTest, dense_parent_dir: Pa
     opened(app, dense_parent_dir)
     app.segmented_control(key="up_layers").set_value("list").run()
     app.text_input(key="up_layers_list").set_value("0,7").run()
-    assert "layer 7, but the model's layers are 0-1" in app.error[0].value
+    assert "layer 7" in app.error[0].value
+    assert "0-1" in app.error[0].value
     assert not app.exception
     app.text_input(key="up_layers_list").set_value("1").run()
     assert shown(app).layers == "1"
@@ -224,13 +234,14 @@ def test_start_files_the_job(
 ) -> None:
     opened(app, dense_parent_dir)
     app.button(key="up_start").click().run()
-    assert "name at least one text" in app.error[0].value
+    assert "one text" in app.error[0].value
     app.text_area(key="up_texts").set_value("/etc/hostname").run()
     app.button(key="up_start").click().run()
-    assert "lies outside the folders" in app.error[0].value
+    assert "/etc/hostname" in app.error[0].value
+    assert "DERS_ROOTS" in app.error[0].value
     app.text_area(key="up_texts").set_value(f"{text}\n{workspace.path / 'gone.txt'}").run()
     app.button(key="up_start").click().run()
-    assert "gone.txt is not a file" in app.error[0].value
+    assert "gone.txt" in app.error[0].value
     app.text_area(key="up_texts").set_value(str(text)).run()
     app.number_input(key="up_steps").set_value(3).run()
     app.selectbox(key="up_device").set_value("cpu").run()
@@ -259,6 +270,6 @@ def test_a_form_from_outside_is_offered_and_compared(app: AppTest, dense_parent_
         app.number_input(key="up_scale").set_value(0.5).run()
         assert not app.exception
         assert shown(app).label == "RS 0.5"
-        assert "RS 0.5** adds" in words(app)
+        assert "**RS 0.5** " in words(app)
     finally:
         FORMS.unregister(RowShift.name)

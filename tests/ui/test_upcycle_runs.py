@@ -30,7 +30,7 @@ def write_history(directory: Path, steps: int = 12) -> None:
     history = HistoryWriter(directory / "ders_upcycle.jsonl", 0)
     history.add_measurement(Measured(0, 40.0))
     for step in range(1, steps + 1):
-        loads = {0: (0.5, 0.2, 0.2, 0.1), 1: (0.25, 0.25, 0.25, 0.25)}
+        loads: dict[int, tuple[float, ...]] = {0: (0.5, 0.2, 0.2, 0.1), 1: (0.25, 0.25, 0.25, 0.25)}
         history.add_step(Moment(step, 4 - step / 10, 1.2, 1e-4, 0.5, 900.0, 3 * 10**9, loads))
     history.add_measurement(Measured(steps, 20.0))
 
@@ -79,8 +79,8 @@ def test_a_training_is_watched(app: AppTest, workspace: Workspace, dense_parent_
     app.run()
     assert not app.exception
     assert len(app.get("plotly_chart")) == 2 * 5  # the one before stays until the new is drawn
-    told = {metric.label: metric.value for metric in app.metric}
-    assert told == {
+    metrics = {metric.label: metric.value for metric in app.metric}
+    assert metrics == {
         "Step, of 200": "12",
         "Loss": f"{4 - 7.5 / 10:.3f}",
         "Perplexity": "20",
@@ -156,18 +156,18 @@ def test_a_finished_run_opens_as_a_checkpoint(
 
 def test_figures_of_a_training(tmp_path: Path) -> None:
     write_history(tmp_path / "packed")
-    told = read_history(tmp_path / "packed")
-    loss = figures.loss_curves({"a": told, "b": told})
+    history = read_history(tmp_path / "packed")
+    loss = figures.loss_curves({"a": history, "b": history})
     lines = [trace for trace in loss.data if trace.mode == "lines" and trace.name]
     assert [trace.name for trace in lines] == ["a", "b"]
     assert len({trace.line.color for trace in lines}) == 2
     dots = next(trace for trace in loss.data if trace.mode == "markers")
     assert list(dots.y) == pytest.approx([math.log(40), math.log(20)])
-    spread = figures.latest_loads(told.loads)
+    spread = figures.latest_loads(history.loads)
     assert spread["smallest"].tolist() == pytest.approx([0.1, 0.25])
     assert spread["largest"].tolist() == pytest.approx([0.5, 0.25])
     assert spread["even"].tolist() == [0.25, 0.25]
-    assert list(figures.memory_curve(told.steps).data[0].y) == [3.0] * 12
+    assert list(figures.memory_curve(history.steps).data[0].y) == [3.0] * 12
     nothing: Tables = read_history(tmp_path / "nowhere")
     for figure in (
         figures.loss_curves({"none": nothing}),

@@ -24,7 +24,7 @@ def gpt2_dir(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: Any, tokenizer: Any) -> Path:
+def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     directory = tmp_path_factory.mktemp("llama") / "dense"
     dense_model("llama").save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -32,7 +32,7 @@ def llama(tmp_path_factory: Any, tokenizer: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gpt2(tmp_path_factory: Any, tokenizer: Any) -> Path:
+def gpt2(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """With dropout, so that a resumed training needs the random state too."""
     directory = tmp_path_factory.mktemp("gpt2") / "dense"
     dense_model("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1).save_pretrained(directory)
@@ -41,7 +41,7 @@ def gpt2(tmp_path_factory: Any, tokenizer: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: Any, tiny_text: str) -> Path:
+def text(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> Path:
     file = tmp_path_factory.mktemp("texts") / "text.txt"
     file.write_text(tiny_text, encoding="utf-8")
     return file

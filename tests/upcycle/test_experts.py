@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -38,7 +40,7 @@ def values_and_positions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, torch.stack(positions).to(torch.int32)
 
 
-FORMS = {
+FORMS: dict[str, Callable[[], list[Delta]]] = {
     "vanilla": lambda: [],
     "lowrank": lambda: [lowrank(1)],
     "sparse": lambda: [sparse(2)],
@@ -69,6 +71,7 @@ def dense_delta(delta: Delta, expert: int) -> torch.Tensor:
     """[out, in] in float64, differentiable in every parameter."""
     if isinstance(delta, LowRankDelta):
         return delta.left[expert].double() @ delta.right[expert].double()
+    assert isinstance(delta, SparseDelta)
     zeros = torch.zeros(OUT * IN, dtype=torch.float64)
     positions, values = delta.positions[expert].long(), delta.values[expert].double()
     return zeros.index_put((positions,), values).view(OUT, IN)
@@ -78,12 +81,18 @@ def dense_weights(experts: ExpertLinear) -> torch.Tensor:
     """[N, out, in] in float64, differentiable in every parameter."""
     if isinstance(experts, SeparateLinear):
         return experts.whole.double()
+    base = base_of(experts).double()
     return torch.stack(
         [
-            sum((dense_delta(delta, expert) for delta in experts.sets()), experts.base.double())
+            sum((dense_delta(delta, expert) for delta in experts.sets()), base)
             for expert in range(EXPERTS)
         ]
     )
+
+
+def base_of(experts: ExpertLinear) -> torch.nn.Parameter:
+    assert experts.base is not None
+    return experts.base
 
 
 def by_hand(module: ExpertLinear, rows: torch.Tensor, way: Routes) -> torch.Tensor:
@@ -135,11 +144,13 @@ def _same_gradients(
 
 def test_a_frozen_base_gets_no_gradient_and_values_still_do() -> None:
     module, way = linear("sparse", bias=False), routes()
-    module.base.requires_grad_(False)
+    base_of(module).requires_grad_(False)
     tokens = torch.randn(TOKENS, IN)
     module.spread(tokens, way).square().sum().backward()
-    assert module.base.grad is None
+    assert base_of(module).grad is None
     (delta,) = module.sets()
+    assert isinstance(delta, SparseDelta)
+    assert delta.values.grad is not None
     assert delta.values.grad.abs().sum() > 0
     assert not delta.values.grad[2].any()  # nobody went there
 
@@ -149,7 +160,7 @@ def test_no_matrix_of_all_experts_is_ever_made(form: str) -> None:
     """Nothing as large as the experts' matrices together is saved for the backward pass."""
     out, width, experts = 64, 48, 16
     base = torch.randn(out, width)
-    deltas = []
+    deltas: list[Delta] = []
     if form != "sparse":
         deltas.append(LowRankDelta(torch.zeros(experts, out, 1), torch.randn(experts, 1, width)))
     if form != "lowrank":
@@ -195,7 +206,7 @@ def block(top_k: int, universal: bool) -> UpcycledFFN:
         activation=F.silu,
         dropout=0.0,
     )
-    if universal:
+    if made.universal is not None:
         torch.nn.init.normal_(made.universal, generator=random)
     return made
 
@@ -204,23 +215,25 @@ def block(top_k: int, universal: bool) -> UpcycledFFN:
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_a_block_is_the_formula(top_k: int, universal: bool) -> None:
     module = block(top_k, universal)
-    hidden = torch.randn(2, 3, IN)
+    projections, hidden = module.projections, torch.randn(2, 3, IN)
 
     def expert(number: int, token: torch.Tensor) -> torch.Tensor:
         def times(linear: ExpertLinear, value: torch.Tensor) -> torch.Tensor:
             (delta,) = linear.sets()
+            assert isinstance(delta, LowRankDelta)
+            assert linear.bias is not None
             product = delta.left[number].double() @ delta.right[number].double()
-            return (linear.base.double() + product) @ value + linear.bias[number].double()
+            return (base_of(linear).double() + product) @ value + linear.bias[number].double()
 
-        inner = F.silu(times(module.gate, token)) * times(module.up, token)
-        return times(module.down, inner)
+        inner = F.silu(times(projections["gate"], token)) * times(projections["up"], token)
+        return times(projections["down"], inner)
 
     wanted = []
     for token in hidden.reshape(-1, IN).double():
         chances = (module.router.double() @ token).softmax(0)
         top, chosen = chances.topk(top_k)
         out = sum(w * expert(int(e), token) for w, e in zip(top / top.sum(), chosen, strict=True))
-        if universal:
+        if module.universal is not None:
             out = out + (module.universal.double() @ token).sigmoid() * expert(EXPERTS, token)
         wanted.append(out)
     assert torch.allclose(module(hidden).double().view(-1, IN), torch.stack(wanted), atol=1e-4)
@@ -242,13 +255,14 @@ def test_the_balance_is_one_where_loads_are_even_and_grows_with_unevenness() -> 
 def test_with_top_1_the_router_still_learns() -> None:
     module = block(1, universal=False)
     module(torch.randn(1, 9, IN)).square().sum().backward()
+    assert module.router.grad is not None
     assert module.router.grad.abs().sum() > 0
 
 
 def test_positions_move_to_the_largest_gradients_and_keep_the_largest_values() -> None:
     way = routes()
     delta = LearnedDelta(*values_and_positions(2), (OUT, IN))
-    module = SharedLinear(linear("sparse", bias=False).base.detach(), None, [delta])
+    module = SharedLinear(base_of(linear("sparse", bias=False)).detach(), None, [delta])
     tokens, weight = torch.randn(TOKENS, IN), torch.randn(TOKENS * TOP_K, OUT)
     before, old = delta.values.detach().clone(), delta.positions.clone()
     moments = before.abs() * 10

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.messages import raises_saying
 from support.toy_form import RowShift
 from support.upcycle_support import VOCABULARY, config_of, tensors
 
@@ -56,7 +57,7 @@ def test_it_is_trained_packed_and_loaded(llama: Path, text: Path, tmp_path: Path
 def test_it_is_unknown_afterwards() -> None:
     FORMS.unregister(RowShift.name)
     try:
-        with pytest.raises(RecipeError, match="unknown form 'rowshift'; known are lowrank"):
+        with raises_saying(RecipeError, "form 'rowshift'", "lowrank, sparse, vanilla"):
             UpcycleConfig.from_yaml(f"name: x\nforms: {FORM}\ndata: {{texts: x}}\n")
     finally:
         FORMS.register(RowShift)

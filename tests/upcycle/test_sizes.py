@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.messages import raises_saying
 
 from ders_core.errors import RecipeError
 from ders_core.upcycle import (
@@ -51,23 +53,27 @@ def count(directory: Path) -> int:
     ],
     ids=lambda value: getattr(value, "label", ""),
 )
-def test_values_of_a_llama_like_model(dense_parent_dir: Path, form, of_one) -> None:  # type: ignore[no-untyped-def]
+def test_values_of_a_llama_like_model(
+    dense_parent_dir: Path,
+    form: Vanilla | SparseForm | LowRankForm,
+    of_one: Callable[[int, int], int],
+) -> None:
     """gate, up `[112, 64]` and down `[64, 112]` in 2 layers, no biases."""
     dense = DenseModel.open(dense_parent_dir)
-    found = predict(dense, config(form))
+    sizes = predict(dense, config(form))
     shapes = [(112, 64), (112, 64), (64, 112)]
     experts = 2 * EXPERTS * sum(of_one(*shape) for shape in shapes)
     base = 2 * sum(out * width for out, width in shapes)
     routers = 2 * EXPERTS * 64
     copies = isinstance(form, Vanilla)
-    assert found.dense == count(dense_parent_dir)
-    assert found.added == experts + routers - (base if copies else 0)
-    assert found.trained == experts + routers + (0 if copies else base)
-    assert found.parameters == found.dense + found.added
+    assert sizes.dense == count(dense_parent_dir)
+    assert sizes.added == experts + routers - (base if copies else 0)
+    assert sizes.trained == experts + routers + (0 if copies else base)
+    assert sizes.parameters == sizes.dense + sizes.added
     index = 4 * experts if isinstance(form, SparseForm) else 0
-    assert found.parameter_bytes == 4 * (found.parameters) + index
-    assert found.gradient_bytes == 4 * found.trained
-    assert found.optimizer_bytes == 8 * found.trained
+    assert sizes.parameter_bytes == 4 * sizes.parameters + index
+    assert sizes.gradient_bytes == 4 * sizes.trained
+    assert sizes.optimizer_bytes == 8 * sizes.trained
 
 
 def test_frozen_bases_are_not_trained_and_halve_in_bfloat16(dense_parent_dir: Path) -> None:
@@ -91,13 +97,13 @@ def test_values_of_a_model_with_biases_and_no_gate(
     dense = DenseModel.open(gpt2_dir)
     assert (dense.family, dense.hidden, dense.intermediate, dense.layers) == ("gpt2", 48, 80, 3)
     assert dense.parameters == count(gpt2_dir)
-    found = predict(dense, config(form, layers="every-other", universal=True))
-    own = {"vanilla": 80 * 48, "lowrank": 4 * (80 + 48), "sparse": round(80 * 48 * (1 - 0.9))}
+    sizes = predict(dense, config(form, layers="every-other", universal=True))
+    of_one = {"vanilla": 80 * 48, "lowrank": 4 * (80 + 48), "sparse": round(80 * 48 * (1 - 0.9))}
     members = EXPERTS + 1
-    values, biases, routers = 2 * members * own[form.name], members * (80 + 48), members * 48
+    values, biases, routers = 2 * members * of_one[form.name], members * (80 + 48), members * 48
     copies = 2 * 80 * 48 if isinstance(form, Vanilla) else 0
-    assert found.added == values + biases + routers - copies - (80 + 48)
-    assert found.trained == values + biases + routers + (2 * 80 * 48 - copies)
+    assert sizes.added == values + biases + routers - copies - (80 + 48)
+    assert sizes.trained == values + biases + routers + (2 * 80 * 48 - copies)
 
 
 def test_bytes_on_disk_are_those_of_the_parts(dense_parent_dir: Path) -> None:
@@ -117,7 +123,7 @@ def test_bytes_on_disk_are_those_of_the_parts(dense_parent_dir: Path) -> None:
 
 
 def test_a_layer_that_is_not_there(dense_parent_dir: Path) -> None:
-    with pytest.raises(RecipeError, match="layers names layer 5, but the model's layers are 0-1"):
+    with raises_saying(RecipeError, "layers", "layer 5", "0-1"):
         predict(DenseModel.open(dense_parent_dir), config(Vanilla(), layers="0,5"))
 
 
@@ -148,8 +154,8 @@ def test_what_is_trained_and_written_is_what_was_predicted(
     data = Data(texts=(tmp_path / "text.txt",), window=32)
     chosen = config(form, data=data, training=Training(steps=1, batch=1), **fields)
     place = gpt2_dir if parent == "gpt2" else dense_parent_dir
-    found = upcycle(place, tmp_path / "out", chosen, device="cpu")
+    result = upcycle(place, tmp_path / "out", chosen, device="cpu")
     predicted = predict(DenseModel.open(place), chosen)
-    assert found.trained == predicted.trained
-    assert found.packed_bytes <= 1.01 * predicted.packed_bytes + 30_000  # with the files' headers
-    assert found.packed_bytes >= 0.8 * predicted.packed_bytes
+    assert result.trained == predicted.trained
+    assert result.packed_bytes <= 1.01 * predicted.packed_bytes + 30_000  # with the files' headers
+    assert result.packed_bytes >= 0.8 * predicted.packed_bytes

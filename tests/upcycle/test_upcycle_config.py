@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.messages import raises_saying
 
 from ders_core.errors import RecipeError
 from ders_core.upcycle import (
@@ -33,7 +34,7 @@ forms = st.one_of(
     ),
 )
 projections = st.sets(st.sampled_from(["gate", "up", "down"]), min_size=1).map(
-    lambda own: tuple(sorted(own))
+    lambda names: tuple(sorted(names))
 )
 configs = st.builds(
     UpcycleConfig,
@@ -69,22 +70,22 @@ DATA = "data: {texts: a}"
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "facts"),
     [
-        ("- a", "empty or not a mapping"),
-        ("name: [", "line 1: the configuration is not valid YAML"),
-        ("name: x", "no 'data'"),
-        (f"name: x\n{DATA}\nexpert: 3", "line 3: unknown key 'expert'"),
-        (f"name: x\n{DATA}\ntraining: {{step: 3}}", "line 3: unknown key 'training.step'"),
-        (f"name: x\n{DATA}\nforms:\n- {{form: lowrank, rank: 0}}", "line 4: forms.0.*rank"),
-        (f"name: x\n{DATA}\nforms:\n- {{form: dense}}", "line 4: forms.0.* 'dense'"),
-        (f"name: x\n{DATA}\nforms:\n- {{projections: up, form: vanilla}}", "nothing of .* 'down'"),
-        (f"name: x\n{DATA}\ntop_k: 9", "top_k is 9, but there are 4 experts"),
-        (f"name: x\n{DATA}\nlayers: 3-1", "line 3: layers: .*runs backwards"),
+        ("- a", ["mapping"]),
+        ("name: [", ["line 1: ", "YAML"]),
+        ("name: x", ["'data'"]),
+        (f"name: x\n{DATA}\nexpert: 3", ["line 3: ", "key 'expert'"]),
+        (f"name: x\n{DATA}\ntraining: {{step: 3}}", ["line 3: ", "key 'training.step'"]),
+        (f"name: x\n{DATA}\nforms:\n- {{form: lowrank, rank: 0}}", ["line 4: forms.0", "rank"]),
+        (f"name: x\n{DATA}\nforms:\n- {{form: dense}}", ["line 4: forms.0", "'dense'"]),
+        (f"name: x\n{DATA}\nforms:\n- {{projections: up, form: vanilla}}", ["forms", "'down'"]),
+        (f"name: x\n{DATA}\ntop_k: 9", ["top_k is 9", "4 experts"]),
+        (f"name: x\n{DATA}\nlayers: 3-1", ["line 3: layers: ", "3-1", "backwards"]),
     ],
 )
-def test_a_fault_is_one_sentence_with_its_line(text: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+def test_a_fault_is_one_sentence_with_its_line(text: str, facts: list[str]) -> None:
+    with raises_saying(RecipeError, *facts):
         UpcycleConfig.from_yaml(text)
 
 
@@ -107,7 +108,7 @@ def test_layers() -> None:
     assert chosen("every-other") == [1, 3, 5]
     assert chosen("[0, 2]") == [0, 2]
     assert chosen("0-1,4") == [0, 1, 4]
-    with pytest.raises(RecipeError, match="layer 6, but the model's layers are 0-5"):
+    with raises_saying(RecipeError, "layer 6", "0-5"):
         chosen("6")
 
 

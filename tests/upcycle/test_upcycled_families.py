@@ -56,8 +56,10 @@ def test_the_families_are_those_that_have_classes() -> None:
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
-def dense(request: pytest.FixtureRequest, tmp_path_factory: Any, tokenizer: Any) -> Path:
-    directory = tmp_path_factory.mktemp("dense") / request.param
+def dense(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any
+) -> Path:
+    directory: Path = tmp_path_factory.mktemp("dense") / request.param
     dense_model(request.param).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -93,9 +95,9 @@ def test_every_form_starts_as_the_dense_model(
     for forms in FORMS:
         _, model = started(dense, config_of(text, place, forms, 0.0), tokenizer)
         with torch.no_grad():
-            found = model.network(input_ids=tokens).logits
+            upcycled = model.network(input_ids=tokens).logits
         close = 1e-4 * float(wanted.std())
-        assert torch.allclose(wanted, found, rtol=1e-4, atol=close), forms
+        assert torch.allclose(wanted, upcycled, rtol=1e-4, atol=close), forms
         assert model.difference < 1e-4, forms
 
 

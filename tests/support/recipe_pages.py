@@ -1,0 +1,13 @@
+"""The Recipe page in a test: the recipe in its text field."""
+
+from __future__ import annotations
+
+from streamlit.testing.v1 import AppTest
+
+from ders_core.recipe import Recipe
+
+
+def recipe_of(app: AppTest) -> Recipe:
+    text = app.text_area[0].value
+    assert text is not None
+    return Recipe.from_yaml(text)

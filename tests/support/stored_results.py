@@ -1,0 +1,113 @@
+"""Parameters and stored results of every kind of job: of today, and of earlier versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+QUALITY = {
+    "tokens": 511,
+    "perplexity": 12.5,
+    "reference_perplexity": 12.0,
+    "kl": 0.25,
+    "top1_agreement": 0.9,
+    "routing_agreement": 0.8,
+    "device": "CPU",
+    "seconds": 1.5,
+}
+VERIFICATION = {
+    "ok": True,
+    "problems": [],
+    "tensors": 9,
+    "groups": [{"layer": 0, "projection": "up", "rel_error_delta": 0.2, "rel_error_weight": 0.01}],
+}
+ENTRY = {
+    "layer": 0,
+    "projection": "up",
+    "codec": "4-bit",
+    "bytes_before": 1000,
+    "bytes_after": 300,
+    "rel_error_delta": 0.2,
+    "rel_error_weight": 0.01,
+    "seconds": 0.5,
+}
+REPORT = {
+    "entries": [ENTRY | {"base": "mean", "other_bases": {"median": 0.2}, "rel_error_output": None}],
+    "bytes_before": 1000,
+    "bytes_after": 300,
+    "device": "cpu",
+    "seconds": 1.0,
+    "ratio": 0.3,
+}
+RUN = {
+    "packed": "/w/runs/00001/packed",
+    "report": REPORT,
+    "verification": VERIFICATION,
+    "quality": QUALITY,
+    "bytes_before": 1000,
+    "bytes_after": 300,
+    "ratio": 0.3,
+    "device": "cpu",
+}
+FIGURES = {
+    "out": "/w/runs/00002/packed",
+    "label": "LM 4",
+    "steps": 12,
+    "parameters": 200_000,
+    "trained": 50_000,
+    "dense_bytes": 400_000,
+    "packed_bytes": 500_000,
+    "moe_bytes": 1_000_000,
+    "start_difference": 0.0,
+    "dense_perplexity": 40.0,
+    "perplexity": 30.0,
+    "peak_memory": 3 * 10**9,
+    "device": "CPU",
+    "seconds": 12.5,
+}
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "analyze": {"checkpoint": "/models/moe"},
+    "demo": {},
+    "evaluate": {"model": "/models/moe", "text": "/t.txt"},
+    "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
+    "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
+    "upcycle": {"dense": "/models/dense", "config": "name: x"},
+}
+RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "analyze": ({"identity": "abc", "directory": "/w/analysis/abc"},),
+    "demo": (
+        {
+            "moe": "/w/demo/moe",
+            "dense": "/w/demo/dense",
+            "calibration": "/w/demo/calibration.txt",
+            "heldout": "/w/demo/heldout.txt",
+            "perplexities": {"moe": 2.5},
+        },
+    ),
+    "evaluate": (QUALITY, {"tokens": 10, "perplexity": 2.0, "device": "CPU", "seconds": 1.0}),
+    "export": (
+        {
+            "out": "/w/exports/small",
+            "format": "packed",
+            "bytes": 300,
+            "checks": [{"name": "it opens", "ok": True, "detail": "9 tensors"}],
+        },
+    ),
+    "run": (
+        RUN,
+        RUN | {"quality": None},
+        RUN | {"report": REPORT | {"entries": [ENTRY]}},  # reports named no base once
+        RUN | {"verification": {"ok": True}},
+    ),
+    "upcycle": (
+        {
+            "packed": "/w/runs/00002/packed",
+            "upcycled": FIGURES,
+            "verification": VERIFICATION | {"groups": []},
+            "bytes_before": 1_000_000,
+            "bytes_after": 500_000,
+            "ratio": 0.5,
+            "device": "cpu",
+        },
+    ),
+}
