@@ -255,6 +255,9 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
+PART_OF_ANOTHER = "no auto class loads it; it is a part of another model"
+
+
 @cache
 def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
     """(families that can be built, model_type -> why another one cannot)."""
@@ -271,7 +274,7 @@ def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
             continue
         classes = list(_classes(config_class))
         if not classes:
-            without[model_type] = "no auto class loads it; it is a part of another model"
+            without[model_type] = PART_OF_ANOTHER
         for model_class in classes:
             try:
                 family = _family(model_type, model_class, default)
