@@ -334,7 +334,7 @@ def test_an_index_that_leads_elsewhere(mixtral_sharded_dir: Path, tmp_path: Path
         ("hf://owner/repo@v1.0", ["hf://owner/repo@v1.0", "cannot be reached"]),
         ("hf://owner", ["hf://owner", "cannot be read"]),
         ("s3://bucket/model", ["s3://", "not installed", "s3fs"]),
-        ("nothing://like/this", ["nothing://", "no protocol", "https://"]),
+        ("nothing://like/this", ["nothing://", "protocol", "https://"]),
         ("file:///etc", ["plain path"]),
         ("ZIP://a.zip", ["plain path"]),
         ("simplecache::https://host/x", ["chains", "::"]),
