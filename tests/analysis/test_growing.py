@@ -20,10 +20,10 @@ from ders_core.jobs import Engine
 from ders_core.packed.open import open_checkpoint
 
 
-def assert_same(found: Analysis, wanted: Analysis) -> None:
-    assert found.meta == wanted.meta
+def assert_same(tables: Analysis, wanted: Analysis) -> None:
+    assert tables.meta == wanted.meta
     for name in COLUMNS:
-        pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name))
+        pd.testing.assert_frame_equal(getattr(tables, name), getattr(wanted, name))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_each_finished_layer_can_be_looked_at(mixtral_dir: Path, whole: Analysis
     seen: list[Analysis] = []
     analyze(open_checkpoint(mixtral_dir), grown=seen.append)
     layers = open_checkpoint(mixtral_dir).moe_layers
-    assert [own.missing_layers for own in seen] == list(range(len(layers) - 1, 0, -1))
+    assert [partial.missing_layers for partial in seen] == list(range(len(layers) - 1, 0, -1))
     first = seen[0]
     assert first.meta == whole.meta
     wanted = whole.groups[whole.groups["layer"] == layers[0]]
@@ -48,8 +48,8 @@ def test_an_interrupted_analysis_goes_on(
 ) -> None:
     """From what was saved, without reading that again, to the same tables."""
 
-    def stop(found: Analysis) -> None:
-        found.save(tmp_path / "some")
+    def stop(partial: Analysis) -> None:
+        partial.save(tmp_path / "some")
         raise Cancelled("stopped")
 
     checkpoint = open_checkpoint(mixtral_dir)
@@ -57,10 +57,10 @@ def test_an_interrupted_analysis_goes_on(
         analyze(checkpoint, grown=stop)
     known = Analysis.load(tmp_path / "some")
     read: list[str] = []
-    found = analyze(checkpoint, known=known, progress=lambda *told: read.append(told[2]))
-    assert not [told for told in read if told.startswith(f"layer {checkpoint.moe_layers[0]},")]
-    assert_same(found, whole)
-    other = analyze(checkpoint, known=known, spectra="none", progress=lambda *told: read.append(""))
+    resumed = analyze(checkpoint, known=known, progress=lambda *step: read.append(step[2]))
+    assert not [step for step in read if step.startswith(f"layer {checkpoint.moe_layers[0]},")]
+    assert_same(resumed, whole)
+    other = analyze(checkpoint, known=known, spectra="none", progress=lambda *step: read.append(""))
     assert other.spectra.empty  # what is known is of another kind, so everything is read
     assert len(other.groups) == len(whole.groups)
 
@@ -108,14 +108,14 @@ def test_transposed_experts_are_read_as_they_lie(
     read = torch.cat([slab.clone() for _, slab in slabs(group.as_it_lies())], 1)
     assert torch.equal(read.mT, gates)
     assert all(torch.equal(weight, gates[expert]) for expert, weight in matrices(group))
-    found = analyze(checkpoint)
+    tables = analyze(checkpoint)
     deltas = (gates.double() - gates.float().mean(0).bfloat16().double()).square().sum(0)
     for axis, dim in (("row", 1), ("column", 0)):
-        own = found.energy_map[
-            (found.energy_map["projection"] == "gate") & (found.energy_map["axis"] == axis)
+        rows = tables.energy_map[
+            (tables.energy_map["projection"] == "gate") & (tables.energy_map["axis"] == axis)
         ]
         share = deltas.sum(dim) / deltas.sum()
-        np.testing.assert_allclose(own["energy"], share.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(rows["energy"], share.numpy(), rtol=1e-5)
 
 
 def test_a_slab_is_not_kept_waiting_for_one_that_nobody_wants(mixtral_dir: Path) -> None:
@@ -136,12 +136,12 @@ def test_the_gpu_reads_and_tells_the_same(
     """Many small slabs through the pinned buffers, or one."""
     monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", slab)
     group = open_checkpoint(mixtral_dir).groups()[0]
-    read = torch.cat([own.cpu() for _, own in slabs(group, "cuda")], 1)
+    read = torch.cat([piece.cpu() for _, piece in slabs(group, "cuda")], 1)
     assert torch.equal(read, group.read())
-    assert all(torch.equal(own.cpu(), group.read(k)) for k, own in matrices(group, "cuda"))
-    found = analyze(open_checkpoint(mixtral_dir), device="cuda")
+    assert all(torch.equal(piece.cpu(), group.read(k)) for k, piece in matrices(group, "cuda"))
+    tables = analyze(open_checkpoint(mixtral_dir), device="cuda")
     for name in ("groups", "similarity", "experts", "energy_map"):
         numbers = getattr(whole, name).select_dtypes("number")
         np.testing.assert_allclose(
-            getattr(found, name)[numbers.columns], numbers, rtol=1e-4, atol=1e-6
+            getattr(tables, name)[numbers.columns], numbers, rtol=1e-4, atol=1e-6
         )

@@ -89,12 +89,12 @@ def test_scales_of_other_dtypes_mean_what_they_say(dtype: torch.dtype) -> None:
 )
 def test_fp8_rounds_to_the_nearest_code(value: float, scale: float) -> None:
     code = fp8.quantize(torch.tensor([[value]]), torch.tensor([[scale]]), (1, 1))
-    found = FP8_MEANINGS[int(code.view(torch.uint8))]
+    meaning = FP8_MEANINGS[int(code.view(torch.uint8))]
     limited = max(-448.0, min(448.0, value / scale))
     best = FP8_MEANINGS[nearest(limited, FP8_MEANINGS)]
     # the quotient is rounded to float32 first: either side of a tie may win within that error
-    assert abs(found - limited) <= abs(best - limited) * (1 + 2**-20) + abs(limited) * 2**-22
-    assert math.copysign(1, found) == math.copysign(1, value)
+    assert abs(meaning - limited) <= abs(best - limited) * (1 + 2**-20) + abs(limited) * 2**-22
+    assert math.copysign(1, meaning) == math.copysign(1, value)
 
 
 def test_fp8_ties_go_to_the_even_code() -> None:
@@ -141,9 +141,9 @@ def test_fp8_agrees_with_transformers(block: tuple[int, int]) -> None:
     original = torch.randn(256, 384, generator=torch.Generator().manual_seed(0)) * 0.02
     stored = Fp8Quantize(Quantizer())._quantize_one("a.weight", original)
     codes, scales = stored["a.weight"], stored["a.weight_scale_inv"]
-    theirs = Fp8Dequantize(Quantizer())._dequantize_one(codes, scales)
+    reference = Fp8Dequantize(Quantizer())._dequantize_one(codes, scales)
     ours = fp8.dequantize(codes, scales, block)
-    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, reference)
     half = Fp8Dequantize(Quantizer())._dequantize_one(codes, scales, torch.bfloat16)
     assert torch.equal(ours.bfloat16(), half)
     assert same(fp8.quantize(half, scales, block), codes)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.messages import raises_saying
 from support.quantized_references import (
     EVERY_BYTE,
     FP4_MEANINGS,
@@ -50,11 +51,11 @@ def test_mxfp4_agrees_with_transformers() -> None:
     source = torch.Generator().manual_seed(3)
     blocks = torch.randint(256, (3, 10, 4, 16), dtype=torch.uint8, generator=source)
     scales = torch.randint(90, 140, (3, 10, 4), dtype=torch.uint8, generator=source)
-    theirs = convert_moe_packed_tensors(blocks, scales)  # [E, in, out]
+    reference = convert_moe_packed_tensors(blocks, scales)  # [E, in, out]
     ours = mxfp4.dequantize(blocks, scales)
     assert ours.shape == (3, 10, 128)
-    assert torch.equal(ours.bfloat16(), theirs.transpose(1, 2))
-    assert torch.equal(mxfp4.quantize(theirs.transpose(1, 2), scales), blocks)
+    assert torch.equal(ours.bfloat16(), reference.transpose(1, 2))
+    assert torch.equal(mxfp4.quantize(reference.transpose(1, 2), scales), blocks)
     assert torch.equal(mxfp4.dequantize(blocks[1, 2:5], scales[1, 2:5]), ours[1, 2:5])
 
 
@@ -72,9 +73,9 @@ def test_mxfp4_ties_go_to_the_even_code() -> None:
     ties[:14] = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]).repeat(2)
     ties[7:14].neg_()
     scale = torch.tensor([127], dtype=torch.uint8)
-    found = mxfp4.dequantize(mxfp4.quantize(ties, scale), scale)[:14]
+    numbers = mxfp4.dequantize(mxfp4.quantize(ties, scale), scale)[:14]
     even = [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
-    assert found.tolist() == even + [-number for number in even]
+    assert numbers.tolist() == even + [-number for number in even]
 
 
 def test_mxfp4_saturates_and_refuses_nan() -> None:
@@ -82,7 +83,7 @@ def test_mxfp4_saturates_and_refuses_nan() -> None:
     values = torch.tensor([100.0, -torch.inf]).repeat(16)
     assert mxfp4.quantize(values, scale).unique().tolist() == [0x7 | 0xF << 4]
     values[3] = torch.nan
-    with pytest.raises(CheckpointError, match="NaN"):
+    with raises_saying(CheckpointError, "NaN"):
         mxfp4.quantize(values, scale)
     assert mxfp4.dequantize(EVERY_BYTE[:1], torch.tensor([255], dtype=torch.uint8)).isnan().all()
 

@@ -214,9 +214,11 @@ BY_TENSORS = [(name, header) for name, (_, headers) in FORMATS.items() for heade
 def test_every_refused_format_is_tried() -> None:
     assert len(FORMATS) == len(REFUSED)
     for entry in REFUSED:
-        own = next(value for name, value in FORMATS.items() if entry.name.startswith(name))
-        assert bool(own[0]) == bool(entry.methods)
-        assert bool(own[1]) == bool(entry.signs)
+        methods, headers = next(
+            value for name, value in FORMATS.items() if entry.name.startswith(name)
+        )
+        assert bool(methods) == bool(entry.methods)
+        assert bool(headers) == bool(entry.signs)
 
 
 @pytest.mark.parametrize(("name", "method"), BY_METHOD)
@@ -280,7 +282,10 @@ def test_a_mixture_is_refused(headed: Any) -> None:
         "b_blocks": (U8, (2, 8, 1, 16)),
         "b_scales": (U8, (2, 8, 1)),
     }
-    assert "mixes fp8 and mxfp4" in refusal({}, headed(mixed))
+    message = refusal({}, headed(mixed))
+    assert "mixes" in message
+    assert "fp8" in message
+    assert "mxfp4" in message
 
 
 @pytest.mark.parametrize(

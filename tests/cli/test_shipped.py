@@ -37,6 +37,6 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
         cwd=tmp_path / "site",
         env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin"},
     )
-    where, found = done.stdout.splitlines()
+    where, facts = done.stdout.splitlines()
     assert where.startswith(str(tmp_path))
-    assert found == "True 7 True True"
+    assert facts == "True 7 True True"

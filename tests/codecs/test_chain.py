@@ -42,10 +42,10 @@ def test_it_is_the_sum_of_its_stages(stages: list[DeltaCodec], seed: int) -> Non
     parts, decoded = round_trip(chain, delta, context(torch.bfloat16, seed))
     rest, total = delta, torch.zeros(shape)
     for number, stage in enumerate(stages):
-        own = context(torch.bfloat16, (seed + number * 0x9E3779B97F4A7C15) % 2**62)
-        coded = stage.encode(rest, own)
+        stage_context = context(torch.bfloat16, (seed + number * 0x9E3779B97F4A7C15) % 2**62)
+        coded = stage.encode(rest, stage_context)
         assert all(torch.equal(parts[f"{number}.{name}"], part) for name, part in coded.items())
-        step = stage.decode(coded, shape, own)
+        step = stage.decode(coded, shape, stage_context)
         rest, total = rest - step, total + step
     assert torch.equal(decoded, total)
     assert make_codec(chain.dump()) == chain
@@ -72,14 +72,14 @@ def test_a_low_rank_part_with_outliers_wants_a_chain(order: tuple[int, ...]) -> 
         Sparse(drop_rate=0.99, method="magnitude"),
         Quantized(bits=1, group_size=0),
     )
-    how = context(torch.bfloat16)
+    bfloat16 = context(torch.bfloat16)
     chain = Chain(stages=tuple(stages[place] for place in order))
     alone = [LowRank(rank=16), Sparse(drop_rate=0.9, method="magnitude"), Quantized(bits=3)]
-    errors = [relative(codec, delta, how) for codec in alone]
+    errors = [relative(codec, delta, bfloat16) for codec in alone]
     if order == (1, 0, 2):  # outliers first: what is left has the low rank, and noise
-        assert relative(chain, delta, how) < 0.5 * min(errors)
+        assert relative(chain, delta, bfloat16) < 0.5 * min(errors)
     else:
-        assert relative(chain, delta, how) < max(errors)
+        assert relative(chain, delta, bfloat16) < max(errors)
 
 
 def test_a_rank_by_energy_is_that_of_the_residual() -> None:

@@ -10,9 +10,11 @@ from support.codec_support import (
     NAMED,
     STRENGTHS,
     context,
+    fitted,
     gauss,
     round_trip,
 )
+from support.messages import raises_saying
 
 from ders_core.codecs import (
     CODECS,
@@ -44,7 +46,7 @@ def test_constants_and_huge_values(
 ) -> None:
     """Nothing overflows on the way, and a constant delta stays near that constant."""
     delta = torch.full((12, 40), value)
-    codec = make_codec(fields).fit([delta])
+    codec = fitted(fields, delta)
     decoded = round_trip(codec, delta, context(dtype))[1]
     assert bool(torch.isfinite(decoded).all())
     if holds_a_constant(codec):
@@ -54,15 +56,15 @@ def test_constants_and_huge_values(
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "facts"),
     [
         (
             {"codec": "zip"},
-            ["unknown codec 'zip'", "chain, entropy, keep, lossless, lowrank, quantized, sparse"],
+            ["unknown codec 'zip'", ", ".join(sorted(CODECS))],
         ),
         ({}, ["unknown codec None"]),
         ({"codec": ["sparse"]}, ["unknown codec"]),
-        ({"codec": "sparse"}, ["'sparse'", "drop_rate or a pattern"]),
+        ({"codec": "sparse"}, ["'sparse'", "drop_rate", "or a pattern"]),
         ({"codec": "sparse", "drop_rate": 0.5, "pattern": "2:4"}, ["'sparse'", "not both"]),
         ({"codec": "sparse", "drop_rate": 1.0}, ["drop_rate", "less than 1", "1.0"]),
         ({"codec": "sparse", "drop_rate": -0.1}, ["drop_rate", "-0.1"]),
@@ -72,11 +74,11 @@ def test_constants_and_huge_values(
         ({"codec": "sparse", "pattern": "4:2"}, ["pattern", "'4:2'"]),
         ({"codec": "sparse", "pattern": "2:17"}, ["pattern", "at most 16"]),
         ({"codec": "sparse", "pattern": "two"}, ["pattern", "such as 2:4"]),
-        ({"codec": "sparse", "pattern": "2:4", "method": "della"}, ["its method is magnitude"]),
+        ({"codec": "sparse", "pattern": "2:4", "method": "della"}, ["pattern", "magnitude"]),
         ({"codec": "sparse", "drop_rate": 0.5, "budget": "row"}, ["budget row", "magnitude"]),
         (
             {"codec": "sparse", "drop_rate": 0.5, "method": "magnitude", "rescale": "unbiased"},
-            ["unbiased is for random draws"],
+            ["unbiased", "random"],
         ),
         ({"codec": "sparse", "drop_rate": 0.5, "value_bits": 3}, ["value_bits", "3"]),
         ({"codec": "quantized", "bits": 0}, ["bits", "0"]),
@@ -86,36 +88,32 @@ def test_constants_and_huge_values(
         ({"codec": "quantized", "bits": 2, "grid": "log"}, ["grid", "'log'"]),
         ({"codec": "quantized", "bits": 2, "group_size": -1}, ["group_size", "-1"]),
         ({"codec": "quantized", "bits": 2, "scale_bits": 4}, ["scale_bits", "4"]),
-        ({"codec": "lowrank"}, ["one of rank, energy and bits"]),
+        ({"codec": "lowrank"}, ["one of", "rank", "energy", "bits"]),
         ({"codec": "lowrank", "rank": 2, "energy": 0.5}, ["only one"]),
         ({"codec": "lowrank", "rank": 0}, ["rank", "0"]),
         ({"codec": "lowrank", "rank": 2, "leading": 1}, ["factor_bits"]),
         ({"codec": "lowrank", "energy": 1.5}, ["energy", "1.5"]),
-        ({"codec": "entropy"}, ["'entropy' needs the parameter 'bits'"]),
+        ({"codec": "entropy"}, ["'entropy'", "needs", "'bits'"]),
         ({"codec": "entropy", "bits": 9}, ["bits", "9"]),
-        ({"codec": "keep", "bits": 2}, ["'keep' has no parameter 'bits'", "none"]),
+        ({"codec": "keep", "bits": 2}, ["'keep'", "no parameter 'bits'", "none"]),
         ({"codec": "keep", 3: 2}, ["'keep'", "3"]),
-        ({"codec": "lossless", "level": 2}, ["'lossless' has no parameter 'level'"]),
-        ({"codec": "chain", "stages": 3}, ["'chain'", "stages is a list"]),
+        ({"codec": "lossless", "level": 2}, ["'lossless'", "no parameter 'level'"]),
+        ({"codec": "chain", "stages": 3}, ["'chain'", "stages", "list"]),
         ({"codec": "chain", "stages": [{"codec": "lowrank", "rank": 1}]}, ["stages", "2"]),
         (
             {"codec": "chain", "stages": [{"codec": "lowrank", "rank": 1}, {"codec": "keep"}]},
-            ["stage 2", "'keep' cannot be part of a chain"],
+            ["stage 2", "'keep'", "chain"],
         ),
         (
             {"codec": "chain", "stages": [{"codec": "quantized", "bits": 9}, {"codec": "zip"}]},
-            ["stage 1", "'quantized'", "less than or equal to 8"],
+            ["stage 1", "'quantized'", "bits", "equal to 8", "9"],
         ),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
-def test_wrong_parameters_are_one_sentence(fields: dict[Any, Any], words: list[str]) -> None:
-    with pytest.raises(CodecError) as caught:
+def test_wrong_parameters_are_one_sentence(fields: dict[Any, Any], facts: list[str]) -> None:
+    with raises_saying(CodecError, *facts):
         make_codec(fields)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def test_the_registry_holds_every_codec_of_the_package() -> None:
@@ -131,8 +129,8 @@ def test_the_registry_holds_every_codec_of_the_package() -> None:
 
 def test_dumps_tell_no_more_than_a_person_would_write() -> None:
     for fields in [{"codec": "keep"}, {"codec": "lossless"}, *STRENGTHS]:
-        told = make_codec(fields).dump()
-        assert fields.items() <= told.items()
+        dump = make_codec(fields).dump()
+        assert fields.items() <= dump.items()
     assert Quantized(bits=4).dump() == {"codec": "quantized", "bits": 4, "group_size": 128}
     assert LowRank(rank=4).dump() == {"codec": "lowrank", "rank": 4}
     drop = {"codec": "sparse", "drop_rate": 0.9, "method": "random"}
@@ -146,7 +144,7 @@ def test_cuda_decodes_the_same(fields: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     delta = gauss((200, 300))
-    codec = make_codec(fields).fit([delta])
+    codec = fitted(fields, delta)
     parts = codec.encode(delta, context(torch.bfloat16))
     here = codec.decode(parts, (200, 300), context(torch.bfloat16))
     there = codec.decode(

@@ -133,8 +133,8 @@ with one_thread():
     for fields in [*STRENGTHS, {"codec": "lossless"}]:
         codec = make_codec(fields).fit([delta])
         digest = hashlib.sha256()
-        for how in (context(torch.bfloat16), context(torch.bfloat16, 5, moments)):
-            parts = codec.pack(delta.bfloat16(), torch.zeros_like(delta).bfloat16(), how)
+        for model in (context(torch.bfloat16), context(torch.bfloat16, 5, moments)):
+            parts = codec.pack(delta.bfloat16(), torch.zeros_like(delta).bfloat16(), model)
             for name in sorted(parts):
                 digest.update(parts[name].flatten().view(torch.uint8).numpy().tobytes())
         print(codec.label, digest.hexdigest())

@@ -53,9 +53,9 @@ def test_errors_are_those_of_the_best_scalar_quantizer(bits: float) -> None:
 def test_it_is_closer_than_codes_of_as_many_bits(bits: int) -> None:
     """`quantized` pays 16 bits for each 128 entries besides."""
     delta = gauss((128, 512))
-    how = context(torch.bfloat16)
-    plain = relative(Quantized(bits=bits), delta, how)
-    assert relative(Entropy(bits=bits), delta, how) < (1.0 if bits == 1 else 0.9) * plain
+    bfloat16 = context(torch.bfloat16)
+    plain = relative(Quantized(bits=bits), delta, bfloat16)
+    assert relative(Entropy(bits=bits), delta, bfloat16) < (1.0 if bits == 1 else 0.9) * plain
 
 
 @settings(max_examples=80, deadline=None)
@@ -99,15 +99,15 @@ def test_what_is_decoded_are_centroids() -> None:
     delta = gauss((64, 256))
     decoded = double(round_trip(Entropy(bits=1.0), delta, context())[1])
     for level in np.unique(decoded):
-        own = double(delta)[decoded == level]
-        assert own.mean() == pytest.approx(level, rel=1e-5, abs=1e-9)
+        entries = double(delta)[decoded == level]
+        assert entries.mean() == pytest.approx(level, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_stream_does_not_depend_on_the_dtype_of_the_model(dtype: torch.dtype) -> None:
     delta = gauss((32, 64))
     one, two = (
-        round_trip(Entropy(bits=2), delta, context(own))[0] for own in (dtype, torch.float32)
+        round_trip(Entropy(bits=2), delta, context(kind))[0] for kind in (dtype, torch.float32)
     )
     assert torch.equal(one["stream"], two["stream"])
 

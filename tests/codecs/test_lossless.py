@@ -26,12 +26,12 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def packed(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """The stream; checks that it gives every bit back."""
-    codec, how = Lossless(), context(weight.dtype)
-    parts = codec.pack(weight, base, how)
+    codec, model_context = Lossless(), context(weight.dtype)
+    parts = codec.pack(weight, base, model_context)
     check_promise(codec, parts, (weight.shape[0], weight.shape[1]), weight.dtype)
-    found = codec.unpack(parts, base, how)
-    assert found.dtype is weight.dtype
-    assert torch.equal(bits_of(found), bits_of(weight))
+    decoded = codec.unpack(parts, base, model_context)
+    assert decoded.dtype is weight.dtype
+    assert torch.equal(bits_of(decoded), bits_of(weight))
     return parts["stream"]
 
 
@@ -90,8 +90,8 @@ def test_upcycled_bfloat16_is_near_its_conditional_entropy() -> None:
     steps = ordered(weight) - ordered(base)
     exponent = base.flatten().view(torch.int16).numpy().astype(np.int64) >> 7 & 255
     entropy = 0.0
-    for own in np.unique(exponent):
-        counts = np.unique(steps[exponent == own], return_counts=True)[1]
+    for binade in np.unique(exponent):
+        counts = np.unique(steps[exponent == binade], return_counts=True)[1]
         entropy += (counts * np.log2(counts.sum() / counts)).sum()
     assert got < 1.08 * entropy / len(steps)  # tables included
     assert got < 7
@@ -120,18 +120,18 @@ def test_it_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_damaged_streams_are_refused_or_read_as_others(place: int, flip: int, cut: bool) -> None:
     base = gauss((20, 30), 0, 0.02).bfloat16()
     weight = (base.float() + gauss((20, 30), 1, 0.0006)).bfloat16()
-    codec, how = Lossless(), context(torch.bfloat16)
-    stream = codec.pack(weight, base, how)["stream"].clone()
+    codec, model_context = Lossless(), context(torch.bfloat16)
+    stream = codec.pack(weight, base, model_context)["stream"].clone()
     at = place % len(stream)
     if cut:
         stream = stream[:at]
     else:
         stream[at] ^= flip
     try:
-        found = codec.unpack({"stream": stream}, base, how)
+        decoded = codec.unpack({"stream": stream}, base, model_context)
     except CodecError as error:
         refusal = str(error)
     else:
         refusal = "damaged"
-        assert found.shape == base.shape
+        assert decoded.shape == base.shape
     assert "damaged" in refusal

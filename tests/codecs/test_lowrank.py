@@ -100,8 +100,8 @@ def test_bits_give_the_largest_rank_that_fits(
     ranks = [
         LowRank(rank=rank, factor_bits=factor_bits).parts(shape, dtype) for rank in range(1, 49)
     ]
-    sizes = [sum(spec.nbytes for spec in own.values()) for own in ranks]
-    assert size == max((own for own in sizes if 8 * own <= bits * 48 * 80), default=0)
+    sizes = [sum(spec.nbytes for spec in parts.values()) for parts in ranks]
+    assert size == max((nbytes for nbytes in sizes if 8 * nbytes <= bits * 48 * 80), default=0)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 6, 8])
@@ -124,8 +124,8 @@ def test_leading_directions_in_more_bits_pay() -> None:
         for codec in (mixed, plain)
     ]
     assert sizes[0] <= sizes[1] * 1.02
-    how = context(torch.bfloat16)
-    assert relative(mixed, delta, how) < 0.85 * relative(plain, delta, how)
+    bfloat16 = context(torch.bfloat16)
+    assert relative(mixed, delta, bfloat16) < 0.85 * relative(plain, delta, bfloat16)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 12])
@@ -136,8 +136,8 @@ def test_with_a_calibration_the_error_of_outputs_is_the_least_possible(rank: int
     known = context(moments=second_moments(x))
     tail = np.linalg.svd(double(delta) @ double(x).T, compute_uv=False)
     least = math.sqrt((tail[rank:] ** 2).sum() / (tail**2).sum())
-    found = output_error(LowRank(rank=rank, svd=svd), delta, known, x)
-    assert found == pytest.approx(least, rel=0.01)
+    error = output_error(LowRank(rank=rank, svd=svd), delta, known, x)
+    assert error == pytest.approx(least, rel=0.01)
     assert output_error(LowRank(rank=rank), delta, context(), x) > 1.2 * least
 
 
@@ -159,5 +159,5 @@ def test_left_factors_are_fitted_again_to_outputs() -> None:
     right = np.linalg.svd(double(decoded))[2][:5]  # spans the rows that were stored
     best = np.linalg.lstsq(double(x) @ right.T, double(x) @ double(delta).T, rcond=None)[0].T
     least = np.linalg.norm(double(x) @ (best @ right - double(delta)).T)
-    found = np.linalg.norm(double(x) @ (double(decoded) - double(delta)).T)
-    assert found < 1.01 * least
+    error = np.linalg.norm(double(x) @ (double(decoded) - double(delta)).T)
+    assert error < 1.01 * least

@@ -58,9 +58,9 @@ def test_pack_does_not_depend_on_the_chunking(bits: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_unpack_into_any_integer(dtype: torch.dtype) -> None:
     values = torch.arange(100) % 8
-    found = unpack(pack(values, 3), 3, 100, dtype)
-    assert found.dtype is dtype
-    assert found.tolist() == values.tolist()
+    unpacked = unpack(pack(values, 3), 3, 100, dtype)
+    assert unpacked.dtype is dtype
+    assert unpacked.tolist() == values.tolist()
 
 
 @st.composite
@@ -68,28 +68,28 @@ def position_sets(draw: st.DrawFn) -> tuple[int, list[int]]:
     size = draw(st.integers(1, 3000))
     kind = draw(st.sampled_from(["few", "many", "run"]))
     if kind == "few":
-        found = draw(st.sets(st.integers(0, size - 1), max_size=40))
+        chosen = draw(st.sets(st.integers(0, size - 1), max_size=40))
     elif kind == "many":
-        found = set(range(size)) - draw(st.sets(st.integers(0, size - 1), max_size=40))
+        chosen = set(range(size)) - draw(st.sets(st.integers(0, size - 1), max_size=40))
     else:
         first = draw(st.integers(0, size - 1))
-        found = set(range(first, draw(st.integers(first, size))))
-    return size, sorted(found)
+        chosen = set(range(first, draw(st.integers(first, size))))
+    return size, sorted(chosen)
 
 
 @QUICK
 @given(case=position_sets())
 def test_positions_round_trip(case: tuple[int, list[int]]) -> None:
     size, positions = case
-    given = torch.tensor(positions, dtype=torch.int64)
-    fixed, shortest = encode_fixed(given, size), encode_shortest(given, size)
+    sorted_positions = torch.tensor(positions, dtype=torch.int64)
+    fixed, shortest = encode_fixed(sorted_positions, size), encode_shortest(sorted_positions, size)
     assert fixed.numel() == fixed_bytes(size, len(positions))
     assert shortest.numel() <= shortest_bytes(size, len(positions))
     for packed, decode in ((fixed, decode_fixed), (shortest, decode_shortest)):
         assert packed.dtype is torch.uint8
-        found = decode(packed, size, len(positions))
-        assert found.dtype is torch.int64
-        assert found.tolist() == positions
+        decoded = decode(packed, size, len(positions))
+        assert decoded.dtype is torch.int64
+        assert decoded.tolist() == positions
 
 
 @QUICK
@@ -148,9 +148,9 @@ def value_lists(draw: st.DrawFn) -> list[float]:
 def test_largest_is_what_sorting_finds(values: list[float], data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(values)))
     tensor = torch.tensor(values, dtype=torch.float32)
-    found = largest(tensor, count)
-    assert found.dtype is torch.int64
-    assert found.tolist() == brute_largest(tensor, count)
+    places = largest(tensor, count)
+    assert places.dtype is torch.int64
+    assert places.tolist() == brute_largest(tensor, count)
 
 
 @pytest.mark.parametrize("count", [0, 1, 100, 5000, 9999, 10_000])

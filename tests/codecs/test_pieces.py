@@ -34,9 +34,9 @@ def test_the_largest_of_pieces_are_those_of_the_whole(
             """Into one room, over what was read before."""
             return room[: piece.stop - piece.start].copy_(whole[piece])
 
-        found = largest_read(read, len(values), count, whole.device)
-        assert torch.equal(found, largest(whole, count))
-    assert found.tolist() == sorted(order[:count].tolist())
+        places = largest_read(read, len(values), count, whole.device)
+        assert torch.equal(places, largest(whole, count))
+    assert places.tolist() == sorted(order[:count].tolist())
     assert largest_magnitude(whole) == float(whole.abs().max())
 
 

@@ -38,21 +38,21 @@ def feistel(size: int, count: int, seed: int) -> list[int]:
     high = bits - low
 
     def permute(value: int) -> int:
-        left, right = divmod(value, 2**low)
+        left, right = divmod(value, (1 << low))
         for number, key in enumerate(keys):
             if number % 2:
-                right ^= mix(left ^ key) % 2**low
+                right ^= mix(left ^ key) % (1 << low)
             else:
-                left ^= mix(right ^ key) % 2**high
-        return left * 2**low + right
+                left ^= mix(right ^ key) % (1 << high)
+        return left * (1 << low) + right
 
-    found = []
+    numbers = []
     for counter in range(count):
         value = permute(counter)
         while value >= size:
             value = permute(value)
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers
 
 
 @settings(max_examples=150, deadline=None)

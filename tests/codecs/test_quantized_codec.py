@@ -162,21 +162,21 @@ def test_four_bits_of_a_gaussian_are_within_one_and_a_half_decibel_of_the_optimu
 @settings(max_examples=150, deadline=None)
 @given(values=st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=50), bits=st.integers(1, 8))
 def test_nearest_is_the_nearest_level(values: list[float], bits: int) -> None:
-    given = torch.tensor(values)
+    entries = torch.tensor(values)
     for levels in (normal(bits), uniform(2**bits), uniform(2**bits, centred=False), ternary()):
         table = double(levels.table)
-        codes = levels.nearest(given).long()
-        found = np.abs(table[codes.numpy()] - double(given))
-        best = np.abs(table - double(given)[:, None]).min(1)
-        np.testing.assert_allclose(found, best, atol=1e-6)
+        codes = levels.nearest(entries).long()
+        distances = np.abs(table[codes.numpy()] - double(entries))
+        best = np.abs(table - double(entries)[:, None]).min(1)
+        np.testing.assert_allclose(distances, best, atol=1e-6)
         np.testing.assert_array_equal(double(levels.at(codes)), table[codes.numpy()])
 
 
 def test_learnt_levels_find_few_values_exactly() -> None:
-    own = torch.tensor([-2.0, 0.25, 0.5, 3.0])
-    values = own[torch.randint(4, (3, 200), generator=torch.Generator().manual_seed(0))]
-    assert learnt(values, 2).tolist() == own.tolist()
-    assert set(learnt(values, 3).tolist()) == set(own.tolist())
+    levels = torch.tensor([-2.0, 0.25, 0.5, 3.0])
+    values = levels[torch.randint(4, (3, 200), generator=torch.Generator().manual_seed(0))]
+    assert learnt(values, 2).tolist() == levels.tolist()
+    assert set(learnt(values, 3).tolist()) == set(levels.tolist())
     assert learnt(torch.full((3, 4), 7.0), 1).tolist() == [7.0, 7.0]
     assert not learnt(torch.empty(0, 4), 2).any()
 
@@ -186,13 +186,13 @@ def test_learnt_levels_are_at_least_as_good_as_k_means_from_quantiles() -> None:
     values = gauss((40, 200), 1, 1.0) ** 3
     table = double(learnt(values, 3))
     flat = double(values).ravel()
-    own = np.quantile(flat, (np.arange(8) + 0.5) / 8)
+    means = np.quantile(flat, (np.arange(8) + 0.5) / 8)
     for _ in range(300):
-        nearest = np.abs(flat[:, None] - own).argmin(1)
-        own = np.array(
-            [flat[nearest == k].mean() if (nearest == k).any() else own[k] for k in range(8)]
+        nearest = np.abs(flat[:, None] - means).argmin(1)
+        means = np.array(
+            [flat[nearest == k].mean() if (nearest == k).any() else means[k] for k in range(8)]
         )
-    errors = [(np.abs(flat[:, None] - levels).min(1) ** 2).mean() for levels in (table, own)]
+    errors = [(np.abs(flat[:, None] - levels).min(1) ** 2).mean() for levels in (table, means)]
     assert errors[0] < 1.02 * errors[1]
 
 
@@ -200,7 +200,7 @@ def test_the_learned_grid_gains_on_a_shape_that_is_not_gaussian() -> None:
     delta = gauss((32, 512)).sign() * gauss((32, 512), 1).abs().add(3e-2)  # nothing near zero
     learned = relative(Quantized(bits=2, grid="learned"), delta, context(torch.bfloat16))
     for grid in ("uniform", "normal", "affine"):
-        other = Quantized(bits=2, grid=grid)  # type: ignore[arg-type]
+        other = Quantized(bits=2, grid=grid)
         assert learned < 0.8 * relative(other, delta, context(torch.bfloat16))
 
 
@@ -246,8 +246,8 @@ def test_scales_in_eight_bits_lose_little(grid: Any) -> None:
     short = Quantized(bits=3, group_size=32, grid=grid, scale_bits=8)
     before, after = (relative(codec, delta, context(torch.bfloat16)) for codec in (wide, short))
     assert after < 1.02 * before
-    told = [codec.parts((16, 512), torch.bfloat16)["scales"].nbytes for codec in (wide, short)]
-    assert told == [16 * 16 * 2, 16 * 16]
+    sizes = [codec.parts((16, 512), torch.bfloat16)["scales"].nbytes for codec in (wide, short)]
+    assert sizes == [16 * 16 * 2, 16 * 16]
 
 
 def gptq(delta: Any, moments: Any, nearest: Any) -> Any:
@@ -257,14 +257,14 @@ def gptq(delta: Any, moments: Any, nearest: Any) -> Any:
     rest = delta[:, order].copy()
     damped = moments[order][:, order] + 0.01 * np.diag(moments).mean() * np.eye(len(moments))
     inverse = np.linalg.inv(damped)
-    found = np.empty_like(rest)
+    decoded = np.empty_like(rest)
     for place, column in enumerate(order):
-        found[:, place] = nearest(rest[:, place], column)
-        error = (rest[:, place] - found[:, place]) / inverse[0, 0]
+        decoded[:, place] = nearest(rest[:, place], column)
+        error = (rest[:, place] - decoded[:, place]) / inverse[0, 0]
         rest[:, place + 1 :] -= np.outer(error, inverse[0, 1:])
         inverse = (inverse - np.outer(inverse[:, 0], inverse[0]) / inverse[0, 0])[1:, 1:]
-    back = np.empty_like(found)
-    back[:, order] = found
+    back = np.empty_like(decoded)
+    back[:, order] = decoded
     return back
 
 
@@ -280,8 +280,8 @@ def test_rounding_with_second_moments_is_gptq(width: int) -> None:
     scales = np.repeat(double(parts["scales"]), 16, axis=1)[:, :width]
 
     def nearest(values: Any, column: int) -> Any:
-        own = scales[:, column, None] * levels
-        return own[np.arange(6), np.abs(own - values[:, None]).argmin(1)]
+        scaled = scales[:, column, None] * levels
+        return scaled[np.arange(6), np.abs(scaled - values[:, None]).argmin(1)]
 
     expected = gptq(double(delta), double(moments), nearest)
     same = np.isclose(double(decoded), expected, atol=1e-5)

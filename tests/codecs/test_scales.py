@@ -67,5 +67,5 @@ def test_what_is_left_out_would_not_have_won(
     weights = torch.ones(1, size)
     if weighed:
         weights = torch.rand(1, size, generator=torch.Generator().manual_seed(seed)) + 1e-3
-    found = scales.best_scales(values, weights if weighed else None, levels)
-    assert torch.equal(found, plain(values, weights, levels))
+    best = scales.best_scales(values, weights if weighed else None, levels)
+    assert torch.equal(best, plain(values, weights, levels))

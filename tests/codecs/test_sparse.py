@@ -50,8 +50,8 @@ def test_random_drop_is_unbiased() -> None:
     codec = Sparse(drop_rate=0.75)
     total = np.zeros((20, 30))
     for seed in range(seeds):
-        how = context(seed=seed)
-        total += double(codec.decode(codec.encode(delta, how), (20, 30), how))
+        seeded = context(seed=seed)
+        total += double(codec.decode(codec.encode(delta, seeded), (20, 30), seeded))
     # Each entry's estimator has the variance Δ²·p/(1 − p) = 3Δ².
     deviation = (total / seeds - double(delta)) / (np.abs(double(delta)) * (3 / seeds) ** 0.5)
     assert np.abs(deviation).max() < 5
@@ -126,9 +126,9 @@ def test_patterns_keep_the_largest_of_each_block(
     expected = np.zeros((out, width))
     for row, values in enumerate(double(delta)):
         for begin in range(0, width, block):
-            own = values[begin : begin + block]
-            chosen = np.argsort(-np.abs(own), kind="stable")[:kept]
-            expected[row, begin + chosen] = own[chosen]
+            entries = values[begin : begin + block]
+            chosen = np.argsort(-np.abs(entries), kind="stable")[:kept]
+            expected[row, begin + chosen] = entries[chosen]
     np.testing.assert_array_equal(double(decoded), expected)
 
 
@@ -181,13 +181,13 @@ def test_least_squares_is_the_best_factor_of_each_row(method: Any, moments: str)
         x = torch.diag(torch.arange(1.0, 25.0))
     known = None if moments == "none" else second_moments(x)
     known = known.diagonal() if moments == "diagonal" and known is not None else known
-    how = context(moments=known)
+    calibrated = context(moments=known)
     plain = Sparse(drop_rate=0.6, method=method, rescale="none", value_bits=8)
     fitted = Sparse(drop_rate=0.6, method=method, rescale="least_squares", value_bits=8)
-    before, after = (double(round_trip(codec, delta, how)[1]) for codec in (plain, fitted))
-    for row, own, scaled in zip(double(delta), before, after, strict=True):
-        factor = np.linalg.lstsq((double(x) @ own)[:, None], double(x) @ row, rcond=None)[0][0]
-        np.testing.assert_allclose(scaled, own * factor, atol=0.02 * np.abs(before).max())
+    before, after = (double(round_trip(codec, delta, calibrated)[1]) for codec in (plain, fitted))
+    for row, kept, scaled in zip(double(delta), before, after, strict=True):
+        factor = np.linalg.lstsq((double(x) @ kept)[:, None], double(x) @ row, rcond=None)[0][0]
+        np.testing.assert_allclose(scaled, kept * factor, atol=0.02 * np.abs(before).max())
 
 
 def test_least_squares_never_hurts_and_needs_no_unbiasedness() -> None:
@@ -220,19 +220,21 @@ def test_values_in_few_bits_are_near_the_values(method: Any, bits: Any, most: fl
 def test_with_a_calibration_what_inputs_amplify_is_kept(pattern: str | None) -> None:
     """Wanda's score (arXiv 2306.11695): |Δ_ij|·√E[x_j²]; the error of outputs falls."""
     delta, x = gauss((30, 40)), inputs(40)
-    how = context(moments=second_moments(x).diagonal())
+    calibrated = context(moments=second_moments(x).diagonal())
     codec = (
         Sparse(pattern=pattern)
         if pattern
         else Sparse(drop_rate=0.75, method="magnitude", budget="row")
     )
-    kept = double(round_trip(codec, delta, how)[1]) != 0
+    kept = double(round_trip(codec, delta, calibrated)[1]) != 0
     score = np.abs(double(delta)) * np.sqrt((double(x) ** 2).mean(0))
     if pattern is None:
         least = np.where(kept, score, np.inf).min(1)
         most = np.where(kept, 0, score).max(1)
         assert (least >= most * (1 - 1e-6)).all()
-    assert output_error(codec, delta, how, x) < 0.9 * output_error(codec, delta, context(), x)
+    assert output_error(codec, delta, calibrated, x) < 0.9 * output_error(
+        codec, delta, context(), x
+    )
 
 
 DAMAGE = [

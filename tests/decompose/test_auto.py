@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from support.messages import raises_saying
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.decompose.averages import around_mean
@@ -22,7 +23,7 @@ class ThreefoldBase(Base):
 
     name: ClassVar[str] = "threefold"
     label: ClassVar[str] = "three at most"
-    summary: ClassVar[str] = "A stack of at most three."
+    summary: ClassVar[str] = "At most three."
     order: ClassVar[int] = 15
     tried_by_auto: ClassVar[bool] = True
 
@@ -63,5 +64,5 @@ def test_another_kind_is_tried_and_planned_for(tmp_path: Path) -> None:
     assert names(group, BaseContext()) == ["mean", "threefold", "median"]
     assert AutoBase().count(5) == BaseCount(3, exact=False)
     AutoBase().check(group)
-    with pytest.raises(RecipeError, match="three experts"):
+    with raises_saying(RecipeError, "threefold", "three"):
         AutoBase().check(plain(tmp_path / "two", group.read()[:2]))

@@ -46,8 +46,8 @@ def test_a_dense_parent_is_the_base(mixtral_dir: Path, dense_parent_dir: Path) -
     checkpoint, base = open_checkpoint(mixtral_dir), DenseBase(dense=dense_parent_dir)
     parent = load_file(dense_parent_dir / "model.safetensors")
     for group in checkpoint.groups():
-        [(told, split)] = base.decompositions(group, BaseContext())
-        assert told == "dense"
+        [(kind, split)] = base.decompositions(group, BaseContext())
+        assert kind == "dense"
         name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"
         assert torch.equal(split.base, parent[name])
         spread = [float(delta.norm() / split.base.float().norm()) for delta in split.deltas()]

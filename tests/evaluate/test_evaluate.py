@@ -73,6 +73,9 @@ def test_kl_and_agreements_are_those_of_float64(
             )
     loss = -second.gather(-1, rows[:, 1:, None]).mean()
     quality = measure(pair.packed, pair.original, text_file, dtype=torch.float32)
+    assert quality.kl is not None
+    assert quality.top1_agreement is not None
+    assert quality.routing_agreement is not None
     assert quality.kl == pytest.approx(float(kl), rel=1e-4)
     assert quality.kl > 1e-3
     assert quality.perplexity == pytest.approx(math.exp(float(loss)), rel=1e-5)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support.moe_families import EXPERTS, NO_MOE, Family, families, walk
+from support.moe_families import EXPERTS, NO_MOE, PART_OF_ANOTHER, Family, families, walk
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import ders_core.hf  # noqa: F401  teaches transformers the packed format
@@ -66,21 +66,22 @@ class Case:
     path: Path
 
     def load(self, path: Path) -> PreTrainedModel:
-        model, found = self.family.model_class.from_pretrained(
+        model, info = self.family.model_class.from_pretrained(
             path, dtype=self.family.dtype, output_loading_info=True
         )
-        untied = set(found["missing_keys"]) - set(model.all_tied_weights_keys)
+        untied = set(info["missing_keys"]) - set(model.all_tied_weights_keys)
         assert not untied
-        assert not found["unexpected_keys"]
-        assert not found["mismatched_keys"]
+        assert not info["unexpected_keys"]
+        assert not info["mismatched_keys"]
         return model
 
     def logits(self, path: Path) -> torch.Tensor:
         model = self.load(path)
         torch.manual_seed(0)  # a diffusion model draws what it starts from
         with torch.inference_mode():
-            said = model(**self.family.inputs())
-        return said.logits if hasattr(said, "logits") else said[0]
+            answer = model(**self.family.inputs())
+        logits: torch.Tensor = answer.logits if hasattr(answer, "logits") else answer[0]
+        return logits
 
 
 @pytest.fixture(
@@ -102,7 +103,7 @@ def case(
 
 
 @pytest.fixture(scope="module")
-def said(case: Case) -> torch.Tensor:
+def logits(case: Case) -> torch.Tensor:
     """What the original answers."""
     logits = case.logits(case.path)
     assert bool(torch.isfinite(logits).all())
@@ -115,11 +116,11 @@ def recipe(*rules: Rule) -> Recipe:
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    stored: dict[str, torch.Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return found
+            stored |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return stored
 
 
 def synthesized(group: ExpertGroup, codec: Codec) -> Iterator[torch.Tensor]:
@@ -142,8 +143,10 @@ def test_all_experts_are_found(case: Case) -> None:
         for name, tensor in tensors(case.path).items()
         if _is_experts(name, tensor, case.family.model_type)
     ]
-    found = checkpoint.groups()
-    assert sum(len(group.experts) * group.shape[1] * group.shape[2] for group in found) == sum(held)
+    groups = checkpoint.groups()
+    assert sum(len(group.experts) * group.shape[1] * group.shape[2] for group in groups) == sum(
+        held
+    )
 
 
 def _is_experts(name: str, tensor: torch.Tensor, model_type: str) -> bool:
@@ -159,13 +162,13 @@ def _is_experts(name: str, tensor: torch.Tensor, model_type: str) -> bool:
     return model_type != "longcat_flash" or int(number[1]) < EXPERTS  # the rest are zero experts
 
 
-def test_what_loses_nothing_is_bit_equal(case: Case, said: torch.Tensor, tmp_path: Path) -> None:
+def test_what_loses_nothing_is_bit_equal(case: Case, logits: torch.Tensor, tmp_path: Path) -> None:
     """The down projections are lossless, the others kept."""
     rules = (Rule(codec=Keep()), Rule(codec=Lossless(), projections=("down",)))
     compress(case.path, tmp_path / "packed", recipe(*rules))
     groups = PackedCheckpoint(tmp_path / "packed").manifest.groups
     assert any(group.group_codec().codec == Lossless() for group in groups)
-    assert torch.equal(case.logits(tmp_path / "packed"), said)
+    assert torch.equal(case.logits(tmp_path / "packed"), logits)
     synthesize(tmp_path / "packed", tmp_path / "back")
     before, after = tensors(case.path), tensors(tmp_path / "back")
     assert before.keys() == after.keys()
@@ -176,7 +179,7 @@ def test_what_loses_nothing_is_bit_equal(case: Case, said: torch.Tensor, tmp_pat
 
 @pytest.mark.parametrize("slot", range(SLOTS))
 def test_logits_are_those_of_the_synthesized_weights(
-    case: Case, said: torch.Tensor, slot: int, tmp_path: Path
+    case: Case, logits: torch.Tensor, slot: int, tmp_path: Path
 ) -> None:
     codec = CODECS[(SLOTS * case.number + slot) % len(CODECS)]
     compress(case.path, tmp_path / "packed", recipe(Rule(codec=codec)))
@@ -184,13 +187,13 @@ def test_logits_are_those_of_the_synthesized_weights(
     for group in checkpoint.groups():
         for matrix, weight in zip(group.experts, synthesized(group, codec), strict=True):
             matrix.slot.view(expected[matrix.info.name].flatten()).copy_(weight)
-    own = tmp_path / "expected"
-    own.mkdir()
-    save_file(expected, own / "model.safetensors", {"format": "pt"})
-    (own / "config.json").write_bytes((case.path / "config.json").read_bytes())
+    directory = tmp_path / "expected"
+    directory.mkdir()
+    save_file(expected, directory / "model.safetensors", {"format": "pt"})
+    (directory / "config.json").write_bytes((case.path / "config.json").read_bytes())
     got = case.logits(tmp_path / "packed")
-    assert torch.equal(got, case.logits(own))
-    assert not torch.equal(got, said)
+    assert torch.equal(got, case.logits(directory))
+    assert not torch.equal(got, logits)
 
 
 def test_no_family_is_forgotten() -> None:
@@ -205,5 +208,5 @@ def test_no_family_is_forgotten() -> None:
         assert model_type in known or "expert" not in str(default.to_dict())
     assert len(built) >= 80
     for model_type, reason in without.items():
-        parts = "it is a part of another model" in reason
-        assert parts or model_type in {"qwen3_omni_moe"}, f"{model_type}: {reason}"
+        is_part = reason == PART_OF_ANOTHER
+        assert is_part or model_type in {"qwen3_omni_moe"}, f"{model_type}: {reason}"

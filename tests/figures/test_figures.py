@@ -64,17 +64,17 @@ def test_lines_and_a_strip_part_the_clusters(
     checkpoint_of: Callable[..., Checkpoint], planted: Callable[..., torch.Tensor]
 ) -> None:
     which = [0, 1, 0, 2, 1, 0, 2, 1, 0, 0, 1, 2]
-    found = analyze(checkpoint_of(planted(which)), spectra="none")
+    tables = analyze(checkpoint_of(planted(which)), spectra="none")
     for kind in ("experts", "deltas"):
-        figure = figures.similarity_heatmap(found, 0, "gate", kind=kind)
-        own = [which[int(name.removeprefix("E"))] for name in figure.data[0].x]
+        figure = figures.similarity_heatmap(tables, 0, "gate", kind=kind)
+        shown = [which[int(name.removeprefix("E"))] for name in figure.data[0].x]
         lines = {shape.x0 for shape in figure.layout.shapes if shape.x0 == shape.x1}
-        edges = {place + 0.5 for place, (a, b) in enumerate(pairwise(own)) if a != b}
+        edges = {place + 0.5 for place, (a, b) in enumerate(pairwise(shown)) if a != b}
         assert lines == edges
         assert len(edges) == 2
         strip = [shape for shape in figure.layout.shapes if shape.type == "rect"]
         for shape in strip:
-            inside = own[int(shape.x0 + 0.5) : int(shape.x1 + 0.5)]
+            inside = shown[int(shape.x0 + 0.5) : int(shape.x1 + 0.5)]
             assert {expert_colour(number) for number in inside} == {shape.fillcolor}
         assert {note.text for note in figure.layout.annotations} == {"base 0", "base 1", "base 2"}
 
@@ -106,11 +106,18 @@ def test_an_expert_keeps_its_colour(analysis: Analysis) -> None:
 def test_noise_has_its_largest_singular_value_at_the_floor() -> None:
     random = np.random.default_rng(0)
     sigma = np.linalg.svd(random.normal(size=(300, 400)) * 0.1, compute_uv=False)
-    table = pd.DataFrame({"index": np.arange(1, 301), "singular_value": sigma})
-    where = {"layer": 0, "projection": "gate"}
-    groups = pd.DataFrame([where | {"out": 300, "in": 400}])
+    spectra = pd.DataFrame({"index": np.arange(1, 301), "singular_value": sigma})
+    groups = pd.DataFrame([{"layer": 0, "projection": "gate", "out": 300, "in": 400}])
     made = Analysis(
-        "", "", {}, groups, *[pd.DataFrame()] * 2, table.assign(**where), *[pd.DataFrame()] * 2
+        identity="",
+        family="",
+        meta={},
+        groups=groups,
+        similarity=pd.DataFrame(),
+        experts=pd.DataFrame(),
+        spectra=spectra.assign(layer=0, projection="gate"),
+        histograms=pd.DataFrame(),
+        energy_map=pd.DataFrame(),
     )
     assert noise_floor(made, 0, "gate") == pytest.approx(sigma[0], rel=0.05)
 
@@ -151,4 +158,6 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
     assert "Layer 1, down" in page
     assert 'src="http' not in page
     assert page.count("plotly.js v") == 1
-    assert page.count("One base serves all 4 experts.") == len(analysis.groups)
+    sentence = analysis.about_clusters(1, "down")
+    assert "4 experts" in sentence
+    assert page.count(sentence) == len(analysis.groups)

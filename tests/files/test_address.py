@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import as_local, as_path, is_remote, lies_below
@@ -26,11 +27,10 @@ def test_parts_of_an_address() -> None:
 
 
 def test_what_must_be_local_says_how() -> None:
-    with pytest.raises(
-        CheckpointError, match="hf download owner/repo --revision main --local-dir DIR"
-    ):
+    command = "hf download owner/repo --revision main --local-dir DIR"
+    with raises_saying(CheckpointError, "hf://owner/repo@main", command):
         as_local("hf://owner/repo@main")
-    with pytest.raises(CheckpointError, match=r"host/model .*local directory.*; download it first"):
+    with raises_saying(CheckpointError, "https://host/model", "local directory", "download"):
         as_local("https://host/model")
     assert as_local("model") == Path("model")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.messages import raises_saying
 
 from ders_core.errors import OutputError
 from ders_core.files.directory import new_directory, replaced_directory
@@ -22,8 +23,8 @@ def test_a_new_directory_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def test_an_existing_directory_is_no_new_one(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="exists already"), new_directory(tmp_path):
-        raise AssertionError("the block must not run")
+    with raises_saying(OutputError, tmp_path, "exists already"), new_directory(tmp_path):
+        pytest.fail("entered")
 
 
 def test_an_interrupted_new_directory_leaves_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.any_tensors import FILES, same_bits, tensor_sets
+from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError
 from ders_core.files.header import MAX_HEADER_BYTES, read_header
@@ -25,7 +26,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), begin: Any = 0, end: Any = 8) -
 
 
 def sentence(path: Path) -> str:
-    """The message with which `path` is refused; it must be one sentence that names the file."""
+    """The message with which `path` is refused; it must be one line that names the file."""
     with pytest.raises(CheckpointError) as caught:
         read_header(path)
     message = str(caught.value)
@@ -56,7 +57,9 @@ def test_empty_file(tmp_path: Path) -> None:
 
 
 def test_truncated_header(forge: Forge) -> None:
-    assert "truncated inside its header" in sentence(forge({"a": entry()}, length=5000))
+    message = sentence(forge({"a": entry()}, length=5000))
+    assert "truncated" in message
+    assert "header" in message
 
 
 def test_truncated_data(forge: Forge) -> None:
@@ -69,8 +72,8 @@ def test_truncated_data(forge: Forge) -> None:
 
 
 def test_huge_header_length_is_refused_before_it_is_read(forge: Forge) -> None:
-    assert "not a safetensors file" in sentence(forge({}, length=MAX_HEADER_BYTES + 1))
-    assert "not a safetensors file" in sentence(forge({}, length=2**64 - 1))
+    for length in (MAX_HEADER_BYTES + 1, 2**64 - 1):
+        assert f"{length} bytes" in sentence(forge({}, length=length))
 
 
 @pytest.mark.parametrize(
@@ -166,9 +169,9 @@ def test_a_file_that_shrinks_while_it_is_open(forge: Forge) -> None:
     path = forge({"a": entry()}, b"\0" * 8)
     info = read_header(path)[0]["a"]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="'a' cannot be read"):
+    with raises_saying(CheckpointError, path.name, "'a'", "changed while"):
         info.read()
-    with pytest.raises(CheckpointError, match="ends inside tensor 'a'"):
+    with raises_saying(CheckpointError, path.name, "inside", "'a'"):
         list(info.raw())
 
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.messages import raises_saying
 from support.range_server import Server, serving
 
 from ders_core.analysis.summary import summarize
@@ -81,7 +82,7 @@ def test_a_hub(mixtral_sharded_dir: Path, monkeypatch: pytest.MonkeyPatch) -> No
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         same(open_checkpoint("hf://owner/repo"), open_checkpoint(mixtral_sharded_dir))
-        assert "is private or gated" in refusal("hf://owner/other")
+        refused("hf://owner/other", "hf://owner/other", "gated", "`hf auth login`")
 
 
 def test_memory(qwen2_moe_sharded_dir: Path) -> None:
@@ -100,9 +101,9 @@ def test_transposed_fused_and_quantized(tmp_path: Path, family: str) -> None:
         tensors = {f"{block}.gate.weight": torch.randn(K, D)}
         for expert in range(K):
             for name, shape in (("gate", (H, D)), ("up", (H, D)), ("down", (D, H))):
-                own = f"{block}.experts.{expert}.{name}_proj.weight"
-                tensors[own] = torch.randn(*shape).to(torch.float8_e4m3fn)
-                tensors[f"{own}_scale_inv"] = torch.rand(1, 1) + 0.5
+                weight = f"{block}.experts.{expert}.{name}_proj.weight"
+                tensors[weight] = torch.randn(*shape).to(torch.float8_e4m3fn)
+                tensors[f"{weight}_scale_inv"] = torch.rand(1, 1) + 0.5
     else:
         tensors[f"{block}.experts.gate_up_proj"] = torch.randn(K, D, 2 * H).bfloat16()
         tensors[f"{block}.experts.down_proj"] = torch.randn(K, H, D).bfloat16()
@@ -138,12 +139,12 @@ def mixtral_8x7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hidden, inner, layers, experts = 4096, 14336, 32, 8
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (32000, hidden)}
     for layer in range(layers):
-        own = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         for name, out in (("q", hidden), ("k", 1024), ("v", 1024), ("o", hidden)):
-            shapes[f"{own}.self_attn.{name}_proj.weight"] = (out, hidden)
+            shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (out, hidden)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{own}.{name}.weight"] = (hidden,)
-        moe = f"{own}.block_sparse_moe"
+            shapes[f"{prefix}.{name}.weight"] = (hidden,)
+        moe = f"{prefix}.block_sparse_moe"
         shapes[f"{moe}.gate.weight"] = (experts, hidden)
         for expert in range(experts):
             shapes[f"{moe}.experts.{expert}.w1.weight"] = (inner, hidden)
@@ -188,9 +189,9 @@ def test_compressed_from_an_address_and_from_a_disk(
         assert one.read_bytes() == other.read_bytes()
         assert b"127.0.0.1" not in other.read_bytes()
     assert "Basic bWU6bXkgd29yZA==" in server.logins
-    found = verify(tmp_path / "far", address)
-    assert found.ok
-    assert len(found.groups) == 6
+    report = verify(tmp_path / "far", address)
+    assert report.ok
+    assert len(report.groups) == 6
 
 
 @pytest.fixture
@@ -215,8 +216,8 @@ def test_the_commands_take_addresses(
     tmp_path: Path,
 ) -> None:
     address, out = f"{server.url}/{mixtral_sharded_dir.name}", tmp_path / "packed"
-    _, told, _ = ders("info", address, "--json")
-    assert json.loads(told)["identity"] == open_checkpoint(mixtral_sharded_dir).identity
+    _, printed, _ = ders("info", address, "--json")
+    assert json.loads(printed)["identity"] == open_checkpoint(mixtral_sharded_dir).identity
     for words in (
         ("plan", address, "--recipe", "quantized-2bit"),
         ("compress", address, out, "--recipe", "quantized-2bit", "--workers", "1"),
@@ -239,26 +240,30 @@ def test_a_model_that_is_run_must_be_local(
     ):
         status, _, error = ders(*words)
         assert status == 1
-        assert error.startswith(f"ders: {address} is not on this machine")
-        assert error.endswith("download it first\n")
+        assert error.startswith("ders: ")
+        assert address in error
+        assert "download" in error
         assert error.count("\n") == 1
 
 
 # What goes wrong
 
 
-def refusal(address: str) -> str:
-    with pytest.raises(CheckpointError) as raised:
+def refused(address: str, *facts: str) -> None:
+    """An address is refused in one line that states the facts, and no password."""
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(address)
-    told = str(raised.value)
-    assert "\n" not in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "secret" not in message
+    for fact in facts:
+        assert fact in message
 
 
 def test_a_server_without_ranges_is_refused(mixtral_8x7b: Path) -> None:
     with serving(mixtral_8x7b, ranges=False) as server:
         source = open_checkpoint(server.url)  # what files begin with can be had
-        with pytest.raises(CheckpointError, match="ignores requests for ranges"):
+        with raises_saying(CheckpointError, server.url, "ranges", "download"):
             _ = source.identity
         assert server.sent < 200e6
 
@@ -270,29 +275,26 @@ def test_a_connection_that_breaks_is_tried_again(server: Server, mixtral_sharded
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "facts"),
     [
-        (401, "is refused (HTTP 401); give credentials"),
-        (403, "is refused (HTTP 403); give credentials"),
-        (404, "does not exist; check the address"),
-        (429, "wait a few minutes"),
-        (503, "answers with an error (HTTP 503); try again later"),
+        (401, ["HTTP 401", "credentials"]),
+        (403, ["HTTP 403", "credentials"]),
+        (404, ["does not exist", "check the address"]),
+        (429, ["HTTP 429", "minutes"]),
+        (503, ["HTTP 503", "try again later"]),
     ],
 )
-def test_answers_that_are_none(tmp_path: Path, status: int, told: str) -> None:
+def test_answers_that_are_none(tmp_path: Path, status: int, facts: list[str]) -> None:
     with serving(tmp_path, status=status) as server:
-        said = refusal(f"{server.url.replace('//', '//me:secret@')}/models/mine")
-    assert told in said
-    assert "/models/mine" in said
-    assert "secret" not in said
+        address = f"{server.url.replace('//', '//me:secret@')}/models/mine"
+        refused(address, "/models/mine", *facts)
 
 
 def test_nobody_answers() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
-        said = refusal(f"http://127.0.0.1:{taken.getsockname()[1]}/model")
-    assert "cannot be reached" in said
-    assert "check the address and the network" in said
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}/model"
+        refused(address, address, "cannot be reached", "network")
 
 
 def test_silence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,8 +302,8 @@ def test_silence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
-        said = refusal(f"http://127.0.0.1:{mute.getsockname()[1]}/model")
-    assert "does not answer in time" in said
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}/model"
+        refused(address, address, "in time", "network")
 
 
 def test_a_file_that_was_cut(mixtral_dir: Path, tmp_path: Path) -> None:
@@ -310,9 +312,9 @@ def test_a_file_that_was_cut(mixtral_dir: Path, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         source = open_checkpoint(server.url)
         os.truncate(tmp_path / "model.safetensors", 5000)
-        with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        with raises_saying(CheckpointError, "model.safetensors", "cannot be read"):
             source.groups()[-1].read()
-        assert "truncated" in refusal(server.url)
+        refused(server.url, "model.safetensors", "truncated")
 
 
 def test_an_index_that_leads_elsewhere(mixtral_sharded_dir: Path, tmp_path: Path) -> None:
@@ -322,30 +324,28 @@ def test_an_index_that_leads_elsewhere(mixtral_sharded_dir: Path, tmp_path: Path
     for name in ("..%2Fother.safetensors", "../other.safetensors", "x?y", "..", "//host/x"):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
         with serving(tmp_path) as server:
-            assert "lies outside the directory" in refusal(server.url)
+            refused(server.url, index.name, repr(name), "outside")
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "facts"),
     [
-        ("hf://owner/repo", "HF_HUB_OFFLINE is set"),
-        ("hf://owner/repo@v1.0", "hf://owner/repo@v1.0 cannot be reached"),
-        ("hf://owner", "hf://owner cannot be read"),
-        ("s3://bucket/model", "s3:// needs a package that is not installed: Install s3fs"),
-        ("nothing://like/this", "nothing:// is no protocol"),
-        ("file:///etc", "give its plain path"),
-        ("ZIP://a.zip", "give its plain path"),
-        ("simplecache::https://host/x", "chains protocols"),
-        ("zip://x::https://host/x.zip", "chains protocols"),
-        ("https://host/x?token=secret", "has a query"),
-        ("ftp://me:secret@host/x", "has credentials in it"),
-        ("memory://not/there", "does not exist"),
+        ("hf://owner/repo", ["hf://owner/repo", "HF_HUB_OFFLINE"]),
+        ("hf://owner/repo@v1.0", ["hf://owner/repo@v1.0", "cannot be reached"]),
+        ("hf://owner", ["hf://owner", "cannot be read"]),
+        ("s3://bucket/model", ["s3://", "not installed", "s3fs"]),
+        ("nothing://like/this", ["nothing://", "protocol", "https://"]),
+        ("file:///etc", ["plain path"]),
+        ("ZIP://a.zip", ["plain path"]),
+        ("simplecache::https://host/x", ["chains", "::"]),
+        ("zip://x::https://host/x.zip", ["chains", "::"]),
+        ("https://host/x?token=secret", ["a query"]),
+        ("ftp://me:secret@host/x", ["credentials", "ftp://"]),
+        ("memory://not/there", ["memory://not/there", "does not exist"]),
     ],
 )
-def test_addresses_that_are_refused(address: str, told: str) -> None:
-    said = refusal(address)
-    assert told in said
-    assert "secret" not in said
+def test_addresses_that_are_refused(address: str, facts: list[str]) -> None:
+    refused(address, *facts)
 
 
 def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,9 +356,9 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", nobody)
-        assert "hf://owner/repo cannot be reached" in refusal("hf://owner/repo")
+        refused("hf://owner/repo", "hf://owner/repo", "cannot be reached")
 
 
 def test_a_file_is_no_directory() -> None:
     fsspec.filesystem("memory").pipe_file("/lonely/model.safetensors", b"x")
-    assert "is a file" in refusal("memory://lonely/model.safetensors")
+    refused("memory://lonely/model.safetensors", "model.safetensors", "is a file")

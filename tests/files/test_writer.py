@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.any_tensors import FILES, same_bits, tensor_sets
+from support.messages import raises_saying
 
 from ders_core.files.header import read_header
 from ders_core.files.spec import DTYPES, TensorSpec
@@ -106,7 +107,7 @@ def test_shards_keep_every_tensor_and_the_limit(sizes: list[int], limit: int) ->
 
 def test_a_reader_that_yields_too_little_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    with pytest.raises(AssertionError, match="promised"):
+    with raises_saying(AssertionError, "promised"):
         write_file(path, {"a": TensorSpec(torch.uint8, (4,))}, lambda name: [b"abc"])
     assert not path.exists()
 
@@ -139,12 +140,15 @@ def test_text_is_written_as_it_is(tmp_path: Path, text: str) -> None:
 def test_synced_before_it_appears(
     tmp_path: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, synced = tmp_path / "a", []
-    real = os.fsync
-    monkeypatch.setattr(
-        "ders_core.files.aside.os.fsync",
-        lambda handle: (synced.append(path.exists()), real(handle)),
-    )
+    path = tmp_path / "a"
+    synced: list[bool] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        synced.append(path.exists())
+        fsync(handle)
+
+    monkeypatch.setattr("ders_core.files.aside.os.fsync", watched)
     specs = {"a": TensorSpec(torch.uint8, (3,))}
     write_file(path, specs, lambda name: [b"abc"], sync=sync)
     assert synced == ([False] if sync else [])

@@ -29,7 +29,7 @@ NAMES = st.text(
 @st.composite
 def tensor_sets(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     """Named tensors of mixed dtypes, odd and empty shapes, with arbitrary bits."""
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in draw(st.lists(NAMES, min_size=1, max_size=6, unique=True)):
         dtype = draw(st.sampled_from(SAMPLE_DTYPES))
         shape = draw(st.lists(st.integers(0, 5), max_size=3))
@@ -39,8 +39,8 @@ def tensor_sets(draw: st.DrawFn) -> dict[str, torch.Tensor]:
         bits = torch.randint(
             high, (count * dtype.itemsize,), dtype=torch.uint8, generator=generator
         )
-        found[name] = bits.view(dtype).reshape(shape)
-    return found
+        tensors[name] = bits.view(dtype).reshape(shape)
+    return tensors
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:

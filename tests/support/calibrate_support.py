@@ -240,12 +240,12 @@ def _layer(block: Any, x: torch.Tensor, checkpoint: Checkpoint, layer: int, tiny
     ins, mids, routed = [], [], []
     for expert in range(groups["down"].shape[0]):
         picked = (chosen == expert).any(-1)
-        own = x[picked]
+        inputs = x[picked]
         if tiny.scales_input:
-            own = own * scores[picked, expert, None].sigmoid()
-        up = _times(own, groups["up"], expert)
-        gate = _times(own, groups["gate"], expert) if "gate" in groups else up
-        ins.append(own)
+            inputs = inputs * scores[picked, expert, None].sigmoid()
+        up = _times(inputs, groups["up"], expert)
+        gate = _times(inputs, groups["gate"], expert) if "gate" in groups else up
+        ins.append(inputs)
         mids.append(tiny.activation(gate, up))
         routed.append(int(picked.sum()))
     return Expected(_mean(ins), _mean(mids), torch.tensor(routed))

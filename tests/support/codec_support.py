@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from ders_core.codecs import DeltaCodec, EncodeContext, Parts, make_codec
-from ders_core.codecs.testing import check_encoding
-from ders_core.codecs.testing import gaussian as gauss
+from ders_core.codecs.testing import check_encoding, gaussian
 from ders_core.errors import CodecError
+
+gauss = gaussian
+"""Deltas in float32, the same for the same seed."""
 
 STRENGTHS: list[dict[str, Any]] = [
     {"codec": "sparse", "drop_rate": 0.0},
@@ -75,6 +77,13 @@ def inputs(width: int, tokens: int = 400, seed: int = 3) -> torch.Tensor:
     return (gauss((tokens, width), seed, 1.0) + shared) * loud
 
 
+def fitted(fields: dict[str, Any], delta: torch.Tensor) -> DeltaCodec:
+    """A codec of deltas by its fields, with the choices made that depend on the delta."""
+    codec = make_codec(fields).fit([delta])
+    assert isinstance(codec, DeltaCodec)
+    return codec
+
+
 def second_moments(x: torch.Tensor) -> torch.Tensor:
     return x.T @ x / len(x)
 
@@ -84,15 +93,15 @@ def double(tensor: torch.Tensor) -> Any:
 
 
 def round_trip(
-    codec: DeltaCodec, delta: torch.Tensor, how: EncodeContext
+    codec: DeltaCodec, delta: torch.Tensor, model_context: EncodeContext
 ) -> tuple[Parts, torch.Tensor]:
     """The parts and the decoded delta; checks that the parts are what was promised."""
-    return check_encoding(codec, delta, how)
+    return check_encoding(codec, delta, model_context)
 
 
-def relative(codec: DeltaCodec, delta: torch.Tensor, how: EncodeContext) -> float:
+def relative(codec: DeltaCodec, delta: torch.Tensor, model_context: EncodeContext) -> float:
     """‖Δ̂ − Δ‖ / ‖Δ‖, in float64."""
-    decoded = round_trip(codec, delta, how)[1]
+    decoded = round_trip(codec, delta, model_context)[1]
     return float(np.linalg.norm(double(decoded) - double(delta)) / np.linalg.norm(double(delta)))
 
 
@@ -109,8 +118,10 @@ def read_or_refused(codec: Any, parts: Parts, shape: tuple[int, int]) -> None:
     assert "damaged" in refusal
 
 
-def output_error(codec: DeltaCodec, delta: torch.Tensor, how: EncodeContext, x: Any) -> float:
+def output_error(
+    codec: DeltaCodec, delta: torch.Tensor, model_context: EncodeContext, x: Any
+) -> float:
     """‖(Δ̂ − Δ)x‖ / ‖Δx‖ over inputs `[tokens, in]`, in float64."""
-    decoded = round_trip(codec, delta, how)[1]
+    decoded = round_trip(codec, delta, model_context)[1]
     lost = double(x) @ (double(decoded) - double(delta)).T
     return float(np.linalg.norm(lost) / np.linalg.norm(double(x) @ double(delta).T))

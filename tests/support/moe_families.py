@@ -188,12 +188,12 @@ class Family:
     def inputs(self) -> dict[str, Any]:
         """Text for one forward pass."""
         tokens = torch.arange(5, 5 + TOKENS)[None]
-        found: dict[str, Any] = {"input_ids": tokens}
+        arguments: dict[str, Any] = {"input_ids": tokens}
         if self.config.is_encoder_decoder:
-            found["decoder_input_ids"] = tokens
+            arguments["decoder_input_ids"] = tokens
         else:
-            found["use_cache"] = False
-        return found
+            arguments["use_cache"] = False
+        return arguments
 
 
 def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and name in UNSET:
             small[key] = UNSET[name]
         elif name == "per_layer_config" and isinstance(value, Mapping):
-            first = {layer: own for layer, own in value.items() if int(layer) < LAYERS}
-            small[key] = {layer: shrunk(own) for layer, own in first.items()}
+            first = {layer: fields for layer, fields in value.items() if int(layer) < LAYERS}
+            small[key] = {layer: shrunk(fields) for layer, fields in first.items()}
         elif isinstance(value, Mapping):
             small[key] = shrunk(value)
         elif value == 0 and number:
@@ -232,10 +232,10 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     return small
 
 
-def _merged(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields} | {
         key: _merged(fields[key], value) if isinstance(value, Mapping) else value
-        for key, value in own.items()
+        for key, value in changes.items()
     }
 
 
@@ -247,18 +247,21 @@ def _classes(config_class: type[PreTrainedConfig]) -> Iterator[type[PreTrainedMo
     for name in AUTO:
         mapping = getattr(modeling_auto, name)
         if config_class in mapping:
-            found = mapping[config_class]
-            yield found[0] if isinstance(found, tuple) else found
+            classes = mapping[config_class]
+            yield classes[0] if isinstance(classes, tuple) else classes
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
+PART_OF_ANOTHER = "no auto class loads it; it is a part of another model"
+
+
 @cache
 def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
     """(families that can be built, model_type -> why another one cannot)."""
-    found, without = [], {}
+    built, without = [], {}
     for model_type in CONFIG_MAPPING:
         config_class = CONFIG_MAPPING[model_type]
         try:
@@ -271,7 +274,7 @@ def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
             continue
         classes = list(_classes(config_class))
         if not classes:
-            without[model_type] = "no auto class loads it; it is a part of another model"
+            without[model_type] = PART_OF_ANOTHER
         for model_class in classes:
             try:
                 family = _family(model_type, model_class, default)
@@ -279,9 +282,9 @@ def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
                 without.setdefault(model_type, _reason(error))
             else:
                 without.pop(model_type, None)
-                found.append(family)
+                built.append(family)
                 break
-    return tuple(found), without
+    return tuple(built), without
 
 
 def _family(

@@ -36,8 +36,8 @@ def e2m1(code: int) -> float:
 def nearest(value: float, meanings: Mapping[int, float]) -> int:
     """The code of the nearest number; of two equally near, the one with an even code."""
     sign = math.copysign(1.0, value)
-    own = [code for code, meaning in meanings.items() if math.copysign(1.0, meaning) == sign]
-    return min(own, key=lambda code: (abs(meanings[code] - value), code & 1))
+    codes = [code for code, meaning in meanings.items() if math.copysign(1.0, meaning) == sign]
+    return min(codes, key=lambda code: (abs(meanings[code] - value), code & 1))
 
 
 FP8_MEANINGS = {code: e4m3(code) for code in range(256) if not math.isnan(e4m3(code))}
