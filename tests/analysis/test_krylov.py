@@ -166,5 +166,5 @@ def test_an_analysis_tells_which_kind_it_has(large: Checkpoint, tmp_path: Path) 
     for energy in (0.5, 0.9):
         wanted = rank_for_energy(whole, 0, "down", energy)
         assert rank_for_energy(curves, 0, "down", energy) == pytest.approx(wanted, rel=0.03)
-    with pytest.raises(ValueError, match="none of none, head, curve, exact"):
+    with pytest.raises(ValueError, match="not one of none, head, curve, exact"):
         analyze(large, spectra="all")  # type: ignore[arg-type]

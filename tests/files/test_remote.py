@@ -332,7 +332,7 @@ def test_an_index_that_leads_elsewhere(mixtral_sharded_dir: Path, tmp_path: Path
         ("hf://owner/repo@v1.0", "hf://owner/repo@v1.0 cannot be reached"),
         ("hf://owner", "hf://owner cannot be read"),
         ("s3://bucket/model", "s3:// needs a package that is not installed: Install s3fs"),
-        ("nothing://like/this", "nothing:// is no protocol"),
+        ("nothing://like/this", "nothing:// is not a protocol"),
         ("file:///etc", "give its plain path"),
         ("ZIP://a.zip", "give its plain path"),
         ("simplecache::https://host/x", "chains protocols"),
