@@ -104,17 +104,18 @@ class Fault:
 
 
 def gravest(error: ValidationError) -> Fault:
-    """The fault to report: an unknown key (often the misspelling of a missing one), then a missing
-    key, then any other."""
+    """The most serious fault: an unknown key (often the misspelling of a missing one), then a
+    missing key, then any other."""
     first = min(_details(error), key=lambda item: _RANKS.get(item["type"], len(_RANKS)))
     message = first["msg"].removeprefix("Value error, ")
     value = repr(first["input"])
-    is_named = first["type"] == "value_error" or len(value) > _SHOWN
+    is_named = first["type"] == "value_error" or "(given:" in message
+    is_named = is_named or (len(value) > 3 and value in message)
     return Fault(
         kind=_KINDS.get(first["type"], "wrong"),
         path=tuple(first["loc"]),
         message=message[:1].lower() + message[1:],
-        value="" if is_named else value,
+        value="" if is_named or len(value) > _SHOWN else value,
         inner=tuple(first.get("ctx", {}).get("loc", ())),
     )
 

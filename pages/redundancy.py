@@ -78,7 +78,7 @@ with right:
             figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
             "similarity",
             of_group(analysis.similarity, layer, projection),
-            alt="1 − cos of every pair of experts, in cluster order; lines part the groups "
+            alt="1 − cos of every pair of experts, in cluster order; lines part the sets "
             "of experts that share a base",
         )
     with deltas:

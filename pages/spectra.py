@@ -140,8 +140,8 @@ with st.container(border=True):
         "Predicted error",
         "unknown" if prediction is None else f"{prediction:.3g}",
         help="‖Ŵ−W‖/‖Δ‖, estimated from the spectrum or the histogram; a run measures it. "
-        "1 is as bad as dropping the delta; random drop is above 1 where more than half goes, "
-        "yet right on average.",
+        "1 is as bad as dropping the delta; random drop exceeds 1 when it drops more than "
+        "half, but is unbiased.",
     )
 
 left, right = st.columns(2, gap="large")

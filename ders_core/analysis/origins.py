@@ -72,7 +72,7 @@ def clusters_sentence(clusters: Sequence[int], gain: float) -> str:
         span = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
         named = f" of {span} each"
     return (
-        f"{count} groups of experts{named}; a base for each would leave {gain:.2g} × the delta "
+        f"{count} sets of experts{named}; a base for each would leave {gain:.2g} × the delta "
         "energy of one base: set base: {clusters: auto} in the recipe."
     )
 

@@ -91,4 +91,4 @@ def _shared(source: Checkpoint) -> str | None:
         return None
     alike = any(group.with_shared() is not group for group in source.groups())
     size = bytes_text(sum(info.nbytes for info in tensors.values()))
-    return size + (", of the experts' shape" if alike else ", of another shape than the experts")
+    return size + (", same shape as the experts" if alike else ", another shape than the experts")

@@ -38,8 +38,8 @@ class Verdict:
 
 
 def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
-    """`upcycled` from 0.5 on, `scratch` below 0.1, `partly` between (see FACTS of the method:
-    upcycled experts are above 0.95, experts trained from scratch below 0.1).
+    """`upcycled` from 0.5 on, `scratch` below 0.1, `partly` between. Upcycled experts are usually
+    above 0.95, experts trained from scratch below 0.1.
 
     starts: clear sets of experts, alike within and unlike between, are `partly` too, whatever the
     mean of all pairs is: low for many small sets, high for a large and a small one.
@@ -49,16 +49,16 @@ def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
         return Verdict(
             "partly",
             mean_cosine,
-            f"The experts come from {starts.count} starts: {starts.count} groups of experts share "
-            f"a start each (mean cosine {starts.within:.4f} within a group, {starts.between:.4f} "
-            f"between groups, {mean_cosine:.4f} over all); set base: {{clusters: auto}} in the "
-            "recipe, so that each group gets its own base.",
+            f"The experts come from {starts.count} starts: {starts.count} sets of experts share "
+            f"a start each (mean cosine {starts.within:.4f} within a set, {starts.between:.4f} "
+            f"between sets, {mean_cosine:.4f} over all); set base: {{clusters: auto}} in the "
+            "recipe, so that each set gets its own base.",
             starts,
         )
     if mean_cosine >= UPCYCLED:
         more = (
-            f" They fall into {starts.count} groups of still closer experts (mean cosine "
-            f"{starts.within:.4f} within a group, {starts.between:.4f} between groups); "
+            f" They fall into {starts.count} sets of still closer experts (mean cosine "
+            f"{starts.within:.4f} within a set, {starts.between:.4f} between sets); "
             "base: {clusters: auto} in the recipe gives each its own base."
             if starts is not None
             else ""

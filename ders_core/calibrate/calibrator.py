@@ -155,9 +155,9 @@ def _check_counts(checkpoint: Checkpoint, layer: int, sides: dict[str, Sums], to
         )
     if not torch.equal(routed, ended):
         raise EvaluationError(
-            f"layer {layer}: {int(routed.sum())} inputs went into experts, {int(ended.sum())} "
-            "came as far as down; the model does not multiply with its experts' weights as they "
-            "are, so it cannot be calibrated"
+            f"layer {layer}: {int(routed.sum())} inputs went into experts, only "
+            f"{int(ended.sum())} reached the down projection; the model does not multiply with its "
+            "experts' weights as they are, so it cannot be calibrated"
         )
     if int(routed.max()) > tokens:
         expert = int(routed.argmax())

@@ -51,9 +51,13 @@ def recognise(
         return _by_structure(config, specs)
     kind = next((kind for kind in kinds if known.stores(kind)), None)
     if kind is not None:
-        because = f"model_type {kind!r} is stored so, and the tensors' names and shapes agree"
+        because = f"this is the layout of model_type {kind!r}; the tensors' names and shapes agree"
         return Recognition(known, kind, 1.0, because)
-    news = f"model_type {kinds[0]!r} is new here" if kinds else "config.json names no model_type"
+    news = (
+        f"model_type {kinds[0]!r} is not a known one"
+        if kinds
+        else "config.json names no model_type"
+    )
     because = f"names and shapes are those of {known.family!r}; {news}"
     return Recognition(known, known.family, 0.9, because)
 

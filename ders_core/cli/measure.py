@@ -47,7 +47,7 @@ def calibrate(
     window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,
     as_json: JsonFlag = False,
 ) -> None:
-    """What experts are multiplied with, and how often each is chosen: for codecs to use."""
+    """Measure the experts' inputs and how often each expert is chosen; codecs use the result."""
     from ders_core.calibrate import calibrate as run_calibrate
 
     with progress_bar("calibrate", hidden=as_json) as progress:

@@ -50,7 +50,7 @@ class Quantized(DeltaCodec):
     """
 
     name: ClassVar[str] = "quantized"
-    summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per group."
+    summary: ClassVar[str] = "Rounds each delta's entries to a few bits, with a scale per block."
     source: ClassVar[str] = "DeRS (arXiv 2503.01359) eq. 5; BitDelta (arXiv 2402.10193); GPTQ"
     choices: ClassVar[tuple[Choice, ...]] = (
         Choice("quantized", strength=Strength("bits", "bits per entry", 4, 1, 8, 1, 1)),
@@ -85,7 +85,7 @@ class Quantized(DeltaCodec):
 
     @property
     def label(self) -> str:
-        group = f"groups of {self.group_size}" if self.group_size else "one scale a row"
+        group = f"blocks of {self.group_size}" if self.group_size else "one scale a row"
         strength = "ternary" if self.bits is None else f"{self.bits}-bit"
         grid = f" {self.grid}" if self.grid not in ("uniform", "ternary") else ""
         return f"{strength}{grid}, {group}" + (" in 8 bits" if self.scale_bits == 8 else "")

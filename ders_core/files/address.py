@@ -62,7 +62,7 @@ def as_path(place: str | Path) -> Path:
     protocol, rest = match["protocol"].lower(), match["rest"].rstrip("/")
     if protocol in LOCAL:
         raise CheckpointError(
-            f"{shown(place)} names something on this machine by a protocol; give its plain path"
+            f"{shown(place)} is something on this machine, written as a URL; give its plain path"
         )
     host, slash, below = rest.partition("/")
     user, at, host = host.rpartition("@")

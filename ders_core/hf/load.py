@@ -86,8 +86,8 @@ def _check_keys(path: Path, loading_info: dict[str, Any]) -> None:
         if names:
             more = f" and {len(names) - 1} more are" if names[1:] else " is"
             raise CheckpointError(
-                f"{path}: {names[0]!r}{more} {fault}; config.json and the weights are not of one "
-                "model, so copy the directory again"
+                f"{path}: {names[0]!r}{more} {fault}; config.json and the weights belong to "
+                "different models, so copy the directory again"
             )
 
 

@@ -174,8 +174,8 @@ class Manifest(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise CheckpointError(
-                f"{directory / MANIFEST}: the recipe is malformed ({problem}); copy the directory "
-                "again"
+                f"{directory / MANIFEST}: the recipe cannot be read ({problem}); install the "
+                "package that it names a base or a codec of, or copy the directory again"
             ) from error
         for group in manifest.groups:
             count = group.shape[0]

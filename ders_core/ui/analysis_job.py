@@ -63,7 +63,7 @@ def _growing(source: Checkpoint, shown: int) -> None:
         )
     if job is not None and job.state != "done":
         job_panel(job)
-    elif st.button("Go on", help="Reads the layers that are missing."):
+    elif st.button("Continue", help="Reads the layers that are missing."):
         analyse(source)
         st.rerun()
 

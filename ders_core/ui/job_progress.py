@@ -62,7 +62,7 @@ def job_panel(job: Job, stop: str = "Cancel") -> None:
 
 def resume_button(job: Job, key: str) -> None:
     """A button that queues a failed or cancelled job again."""
-    if st.button("Resume", key=key, help="Goes on from what was finished."):
+    if st.button("Resume", key=key, help="Continues from what is finished."):
         try:
             session.job_store().resume(job.id)
             ensure_worker(session.workspace())

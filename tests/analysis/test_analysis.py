@@ -98,9 +98,9 @@ def test_verdicts(mixtral_dir: Path, qwen2_moe_dir: Path, scratch_dir: Path) -> 
 @pytest.mark.parametrize(
     ("which", "mean", "fact"),
     [
-        ([0, 1, 0, 2, 1, 2, 0, 1, 2, 0, 1, 2], 0.27, "3 groups of experts"),
-        ([0, 1, 2, 3, 4, 5, 6, 7] * 2, 0.07, "8 groups of experts"),
-        ([0, 0, 0, 0, 0, 0, 1, 1], 0.57, "2 groups of experts"),
+        ([0, 1, 0, 2, 1, 2, 0, 1, 2, 0, 1, 2], 0.27, "3 sets of experts"),
+        ([0, 1, 2, 3, 4, 5, 6, 7] * 2, 0.07, "8 sets of experts"),
+        ([0, 0, 0, 0, 0, 0, 1, 1], 0.57, "2 sets of experts"),
         ([0, 0, 0, 0, 0, 0, 0, 0], 1.0, "one start"),
     ],
 )

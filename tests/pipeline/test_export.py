@@ -127,7 +127,7 @@ def test_the_card(
         assert rows[key] == pytest.approx(weight_bytes(directory), rel=0.006), key
     for figure in ("4096", "12.35", "11.99", "0.0123", "98.8 %", "87.7 %"):
         assert figure in body, figure
-    assert "3-bit, groups of 32" in body
+    assert "3-bit, blocks of 32" in body
     assert "2503.01359" in body
     assert ("from_pretrained" in body) == (format == "original")
     assert ("ders synthesize" in body) == (format == "packed")

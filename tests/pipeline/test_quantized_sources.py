@@ -185,7 +185,7 @@ def test_codes_are_written_again_under_the_same_scales(
     }
     packed, back = PackedCheckpoint(tmp_path / "p"), open_checkpoint(tmp_path / "s")
     assert {entry.codec for entry in report.entries if entry.projection == "up"} == {
-        "4-bit, groups of 16"
+        "4-bit, blocks of 16"
     }
     for group in open_checkpoint(source).groups():
         got = back.group(*group.key).read()

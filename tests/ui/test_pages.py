@@ -164,12 +164,12 @@ def test_redundancy_names_the_experts_that_share_a_base(
     config = {"model_type": "mixtral", "num_local_experts": 8, "num_hidden_layers": 2}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     opened(app, directory)
-    assert "2 groups of experts" in words(app)
+    assert "2 sets of experts" in words(app)
     on(app, "redundancy").button(key="analyse").click().run()
     work()
     on(app, "redundancy")
     text = words(app)
-    assert text.count("2 groups of experts") == 2  # the model's, and the layer's with their names
+    assert text.count("2 sets of experts") == 2  # the model's, and the layer's with their names
     assert "{0, 3, 4, 6}, {1, 2, 5, 7}" in text
     assert "base: {clusters: auto}" in text
     app.selectbox(key="red_layer").set_value(1).run()

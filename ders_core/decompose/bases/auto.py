@@ -16,7 +16,7 @@ class AutoBase(Base):
 
     name: ClassVar[str] = "auto"
     label: ClassVar[str] = "least error"
-    summary: ClassVar[str] = "`least error` tries several of them for each group."
+    summary: ClassVar[str] = "`least error` tries several bases for each group and keeps the best."
     order: ClassVar[int] = 40
 
     def count(self, experts: int) -> BaseCount:

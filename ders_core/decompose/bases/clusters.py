@@ -23,7 +23,7 @@ class ClusteredBase(Base):
     name: ClassVar[str] = "clusters"
     label: ClassVar[str] = "several means"
     summary: ClassVar[str] = (
-        "Where experts fall into sets (see Redundancy), each set gets its own mean, as many as pay."
+        "Where experts fall into sets (see Redundancy), each set gets its own mean, if that pays."
     )
     order: ClassVar[int] = 50
 

@@ -68,7 +68,7 @@ def _refusal(directory: Path, manifest: PatchManifest, base: TensorStore) -> Ref
             advice = f"give the base with the identity {manifest.base[:16]}{called}"
         else:
             advice = (
-                "it goes on a packed checkpoint with the same bases; for another base, export it "
+                "apply it to a packed checkpoint with the same bases; for another base, export it "
                 "with --base"
             )
         return CheckpointError(

@@ -1,4 +1,4 @@
-"""Roll back: bring the base back from a patched checkpoint alone. And keep what that needs."""
+"""Bring the base back from a patched checkpoint alone; and store what that needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet
 
     def refuse(name: str, tensor: PatchTensor | None) -> CheckpointError:
         return CheckpointError(
-            f"{store.path} cannot be rolled back: what {name!r} of the base is made of is missing "
+            f"{store.path} cannot be rolled back: the data for {name!r} of the base is missing "
             "or damaged; apply the patch to the base again, or copy the directory again"
         )
 
