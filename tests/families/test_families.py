@@ -20,7 +20,7 @@ from support.moe_families import EXPERTS, NO_MOE, PART_OF_ANOTHER, Family, famil
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import ders_core.hf  # noqa: F401  teaches transformers the packed format
-from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import PROJECTIONS, ExpertGroup
 from ders_core.codecs import (
     Chain,
     Codec,
@@ -53,8 +53,9 @@ CODECS: tuple[Codec, ...] = (
 )
 """What loses something."""
 
-SLOTS = 4
-"""Codecs that each family meets: the next ones in turn, so that each codec meets many families."""
+SLOTS = 2
+"""Recipes that each family meets. Each has another codec for every projection: the next ones in
+turn, so that a family meets six codecs, and a codec meets many families in every projection."""
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,17 @@ def test_what_loses_nothing_is_bit_equal(case: Case, logits: torch.Tensor, tmp_p
 def test_logits_are_those_of_the_synthesized_weights(
     case: Case, logits: torch.Tensor, slot: int, tmp_path: Path
 ) -> None:
-    codec = CODECS[(SLOTS * case.number + slot) % len(CODECS)]
-    compress(case.path, tmp_path / "packed", recipe(Rule(codec=codec)))
+    first = case.number + len(PROJECTIONS) * (SLOTS * case.number + slot)
+    codecs = {
+        projection: CODECS[(first + place) % len(CODECS)]
+        for place, projection in enumerate(PROJECTIONS)
+    }
+    rules = [Rule(codec=codec, projections=(name,)) for name, codec in codecs.items()]
+    compress(case.path, tmp_path / "packed", recipe(*rules))
     checkpoint, expected = open_checkpoint(case.path), tensors(case.path)
     for group in checkpoint.groups():
-        for matrix, weight in zip(group.experts, synthesized(group, codec), strict=True):
+        weights = synthesized(group, codecs[group.projection])
+        for matrix, weight in zip(group.experts, weights, strict=True):
             matrix.slot.view(expected[matrix.info.name].flatten()).copy_(weight)
     directory = tmp_path / "expected"
     directory.mkdir()
