@@ -179,7 +179,7 @@ class UpcycleConfig(_Section):
         named = {projection for rule in self.forms for projection in rule.projections}
         if named != set(PROJECTIONS):
             missing = min(set(PROJECTIONS) - named)
-            raise ValueError(f"no form covers the projection {missing!r}")
+            raise ValueError(f"forms: none covers the projection {missing!r}")
         return self
 
     def form(self, projection: str) -> Form:

@@ -141,7 +141,7 @@ def test_groups_of_experts_near_one_start_are_still_upcycled(
     assert verdict.starts is not None
     assert verdict.starts.count == 2
     assert "one start" in verdict.sentence
-    assert "2 groups" in verdict.sentence
+    assert "2 sets" in verdict.sentence
     assert "clusters: auto" in verdict.sentence
 
 
@@ -170,7 +170,7 @@ def test_clusters_are_in_the_tables(
     assert tables.clusters_of(1, "down") == [0] * 8
     sentence = tables.about_clusters(0, "up")
     for fact in (
-        "2 groups",
+        "2 sets",
         "{0, 3, 4, 6}, {1, 2, 5, 7}",
         f"{float(left):.2g} ×",
         "clusters: auto",
@@ -202,9 +202,9 @@ def test_tables_of_version_1_get_their_clusters(
     ("clusters", "facts"),
     [
         ([0], ["one expert"]),
-        ([0, 1, 2, 2, 2, 2, 0, 1], ["3 groups", "{0, 6}, {1, 7}, {2–5};", "0.012 ×"]),
-        (list(range(10)) * 3, ["10 groups", "3 each", "0.012 ×"]),
-        ([0, *range(12)], ["12 groups", "1 to 2 each", "0.012 ×"]),
+        ([0, 1, 2, 2, 2, 2, 0, 1], ["3 sets", "{0, 6}, {1, 7}, {2–5};", "0.012 ×"]),
+        (list(range(10)) * 3, ["10 sets", "3 each", "0.012 ×"]),
+        ([0, *range(12)], ["12 sets", "1 to 2 each", "0.012 ×"]),
     ],
 )
 def test_sentences_about_clusters(clusters: list[int], facts: list[str]) -> None:
