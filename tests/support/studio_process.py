@@ -98,16 +98,28 @@ def end_processes(workspace: Path) -> None:
 
     Raises AssertionError if one survives that.
     """
+    known: set[psutil.Process] = set()  # a process that is ending has no environment any more
     for end in (psutil.Process.terminate, psutil.Process.kill):
         deadline = time.monotonic() + PATIENCE
         signalled: set[psutil.Process] = set()
-        while (left := processes_of(workspace)) and time.monotonic() < deadline:
-            for process in set(left) - signalled:
+        while (left := _living({*known, *processes_of(workspace)})) and time.monotonic() < deadline:
+            for process in left - signalled:
                 with suppress(psutil.NoSuchProcess):
                     end(process)
-            signalled.update(left)
+            signalled |= left
+            known |= left
             time.sleep(0.1)
     assert not left, f"cannot be ended: {left}"
+
+
+def _living(processes: set[psutil.Process]) -> set[psutil.Process]:
+    """Those that run; a zombie does not."""
+    living = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                living.add(process)
+    return living
 
 
 @contextmanager
