@@ -1,4 +1,4 @@
-"""What `codecs.py` measures: deltas with their inputs, the baselines, and every form of ours."""
+"""The cases of `codec_errors.py`: deltas with their inputs, the baselines, all of our forms."""
 
 from __future__ import annotations
 
