@@ -20,6 +20,10 @@ from typing import Any
 import pytest
 import torch
 
+LONGEST_FIRST = ("browser/test_walk.py",)
+"""Files that would keep one process busy after the others have run out of tests."""
+
+TESTS = Path(__file__).parent
 VOCABULARY = 384
 TEXT = (
     "The river runs past the mill, and the mill turns its stones by day. "
@@ -27,6 +31,16 @@ TEXT = (
     "When rain comes the water is brown; when frost comes it is slow and clear. "
     "She wrote numbers in a book, 1024 of wheat and 768 of rye, and closed it at night. "
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are dealt to the processes in this order."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+
+    def order(item: pytest.Item) -> int:
+        return place.get(item.path.relative_to(TESTS).as_posix(), len(place))
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")

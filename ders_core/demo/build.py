@@ -32,7 +32,7 @@ class DemoScale:
     shape: Shape = field(default_factory=Shape)
     dense_steps: int = 260
     moe_steps: int = 130
-    batch: int = 12
+    batch: int = 6
     window: int = 256
     dense_rate: float = 3e-3
     expert_rate: float = 3e-3

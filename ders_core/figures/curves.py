@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import norm
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
 from ders_core.analysis.expected_error import pooled_energy
@@ -147,7 +146,7 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
     if spread > 0:
         figure.add_scatter(
             x=middle,
-            y=norm.pdf(middle, scale=spread) * width,
+            y=np.exp(-((middle / spread) ** 2) / 2) / (spread * math.sqrt(2 * math.pi)) * width,
             name="Gaussian",
             mode="lines",
             line={"color": ACCENT, "dash": "dot"},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -26,6 +27,8 @@ GPU = "GPU"
 """The resource that workers with a GPU offer: `dask worker --resources "GPU=1"`."""
 ONE_GPU = "ders_core.jobs.one_gpu"
 CONNECT_SECONDS = 20
+ALONE_SECONDS = 5.0
+"""About what starting a process and importing torch takes: shorter work is done without."""
 ALLOWED_DEATHS = 3
 CONFIG = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
@@ -54,9 +57,10 @@ def cores() -> int:
 class Engine:
     """Runs tasks; a context manager that stops the processes at its end.
 
-    workers: processes; by default one per core, on "cuda" one per GPU, and never more than there
-    are tasks. One worker without a scheduler is this process itself. scheduler: the address of a
-    running dask scheduler, for instance "tcp://10.0.0.5:8786".
+    workers: processes, never more than there are tasks; by default one per GPU on "cuda", else one
+    per core as soon as this process has worked for `ALONE_SECONDS` and something is left. One
+    worker without a scheduler is this process itself. scheduler: the address of a running dask
+    scheduler, for instance "tcp://10.0.0.5:8786".
     """
 
     def __init__(
@@ -92,7 +96,19 @@ class Engine:
         workers = min(workers, len(items))
         if not items or (workers == 1 and self._scheduler is None):
             return map(function, items)
-        return self._spread(function, items, workers)
+        if self._workers or self._scheduler or self._device == "cuda" or self._client:
+            return self._spread(function, items, workers)
+        return self._alone_at_first(function, items, workers)
+
+    def _alone_at_first(
+        self, function: Callable[[T], R], items: Sequence[T], workers: int
+    ) -> Iterator[R]:
+        started, done = time.monotonic(), 0
+        while done < len(items) and time.monotonic() - started < ALONE_SECONDS:
+            yield function(items[done])
+            done += 1
+        if done < len(items):
+            yield from self._spread(function, items[done:], min(workers, len(items) - done))
 
     def _spread(self, function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
         from distributed import as_completed

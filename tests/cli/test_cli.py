@@ -1,30 +1,17 @@
-"""The `ders` command as a user meets it: real processes, exit statuses, JSON, one line an error."""
+"""The `ders` command as a user meets it: exit statuses, JSON, one line an error."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.shell import ders
 
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.units import bytes_text
-
-
-def ders(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from ders_core.cli.main import main; main()", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
 
 
 def as_json(*words: str | Path) -> Any:
@@ -183,18 +170,3 @@ def test_wrong_usage_is_status_two(mixtral_dir: Path) -> None:
     assert ders("compress", mixtral_dir).returncode == 2
     assert ders("nonsense").returncode == 2
     assert ders("--version").stdout.startswith("ders-studio ")
-
-
-def test_importing_the_library_is_light() -> None:
-    code = (
-        "import sys, ders_core, ders_core.pipeline.compress, ders_core.analysis, ders_core.jobs; "
-        "print([m for m in ('streamlit', 'transformers', 'dask') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.stdout.strip() == "[]"

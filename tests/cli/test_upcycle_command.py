@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.shell import ders
 
 from ders_core.upcycle.upcycler import UpcycleResult, read_result
 
@@ -29,20 +28,16 @@ def test_the_command(dense_parent_dir: Path, tiny_text: str, tmp_path: Path) -> 
     file.write_text(first, encoding="utf-8")
     out, more = tmp_path / "out", tmp_path / "more"
 
-    def ders(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ders_core", "upcycle", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    done = ders(str(dense_parent_dir), str(out), "--config", str(file), "--json")
+    done = ders("upcycle", str(dense_parent_dir), str(out), "--config", str(file), "--json")
     assert done.returncode == 0, done.stderr
     assert UpcycleResult(**json.loads(done.stdout)) == read_result(out)
     second = CONFIG.format(name="second", more="", text=text)
     file.write_text(second, encoding="utf-8")
-    done = ders("--continue", str(out), str(more), "--config", str(file))
+    done = ders("upcycle", "--continue", str(out), str(more), "--config", str(file))
     assert done.returncode == 0, done.stderr
     assert "LM 1" in done.stdout
     file.write_text("name: x\ndata: {texts: a}\nexpert: 3\n", encoding="utf-8")
-    done = ders(str(dense_parent_dir), str(tmp_path / "no"), "--config", str(file))
+    done = ders("upcycle", str(dense_parent_dir), str(tmp_path / "no"), "--config", str(file))
     assert done.returncode == 1
     assert done.stderr.startswith("ders: ")
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The demo at a tiny scale: the real path, a few steps. test_full_demo.py builds the full one."""
+"""The demo at a tiny scale: the real path, a few steps. The browser's walk builds the full one."""
 
 from __future__ import annotations
 

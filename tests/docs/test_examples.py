@@ -1,7 +1,7 @@
 """Every example in the README and in docs/ does what the page says: Python, shell and YAML.
 
-The shell examples start from a demo (`ders demo demo`), which `tests/demo` builds for real; here a
-tiny model of the same layout stands in its place. `ders app` is started by the browser's tests.
+The shell examples start from a demo (`ders demo demo`), which `tests/browser` builds for real; here
+a tiny model of the same layout stands in its place. `ders app` is started by the browser's tests.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from support.shell import ders
 
 from ders_core.checkpoint.layouts import Layout
-from ders_core.cli.main import main
 from ders_core.codecs import CODECS
 from ders_core.codecs.testing import check_codec, examples_of
 from ders_core.decompose.base import BASES
@@ -74,54 +73,46 @@ def demo(
     return tmp_path
 
 
-def ders(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit status of one line of a shell."""
-    monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
-    try:
-        main()
-    except SystemExit as left:
-        return int(left.code or 0)
-    return 0
+def run_line(line: str) -> str:
+    """One line of a shell, which must succeed; what it prints."""
+    process = ders(*shlex.split(line, comments=True)[1:])
+    assert process.returncode == 0, f"{line}\n{process.stderr}"
+    return process.stdout
 
 
 @pytest.mark.parametrize("page", pages_with("sh"))
-def test_shell_examples_run(page: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_examples_run(page: Path, demo: Path) -> None:
     for block in blocks(page, "sh"):
         for line in block.splitlines():
             if line.startswith("ders ") and not line.startswith(ELSEWHERE):
-                assert ders(line, monkeypatch) == 0, line
+                run_line(line)
         for place in demo.iterdir():  # the next block starts anew
             if place.name != "demo":
                 shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 @pytest.mark.parametrize("page", pages_with("sh"))
-def test_every_command_of_a_shell_example_is_one(
-    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_of_a_shell_example_is_one(page: Path) -> None:
     for line in "\n".join(blocks(page, "sh")).splitlines():
         if line.startswith("ders "):
-            assert ders(" ".join(line.split()[:2]) + " --help", monkeypatch) == 0, line
-            assert "Usage" in capsys.readouterr().out
+            assert "Usage" in run_line(" ".join(line.split()[:2]) + " --help")
 
 
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if p.name in ("README.md", "format.md")], ids=str
 )
-def test_python_examples_run(page: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples_run(page: Path, demo: Path) -> None:
     if page.name != "README.md":  # the README packs by itself
-        assert ders("ders compress demo/moe packed --recipe quantized-2bit", monkeypatch) == 0
+        run_line("ders compress demo/moe packed --recipe quantized-2bit")
     run_python(page)
 
 
-def test_the_format_page_reads_what_the_package_reads(
-    demo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_format_page_reads_what_the_package_reads(demo: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    assert ders("ders compress demo/moe packed --recipe quantized-2bit", monkeypatch) == 0
-    assert ders("ders synthesize packed restored", monkeypatch) == 0
+    run_line("ders compress demo/moe packed --recipe quantized-2bit")
+    run_line("ders synthesize packed restored")
     synthesized = run_python(ROOT / "docs" / "format.md")["synthesized"]
     assert callable(synthesized)
     restored = load_file(Path("restored") / "model.safetensors")

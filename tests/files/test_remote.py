@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
@@ -16,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from support.messages import raises_saying
 from support.range_server import Server, serving
+from support.shell import ders
 
 from ders_core.analysis.summary import summarize
 from ders_core.checkpoint import Checkpoint
-from ders_core.cli.main import main
 from ders_core.errors import CheckpointError
 from ders_core.files import remote
 from ders_core.files.spec import TensorSpec
@@ -194,29 +193,13 @@ def test_compressed_from_an_address_and_from_a_disk(
     assert len(report.groups) == 6
 
 
-@pytest.fixture
-def ders(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """The command in this process: its status and what it prints."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ders", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
 def test_the_commands_take_addresses(
-    ders: Callable[..., tuple[int, str, str]],
     server: Server,
     mixtral_sharded_dir: Path,
     tmp_path: Path,
 ) -> None:
     address, out = f"{server.url}/{mixtral_sharded_dir.name}", tmp_path / "packed"
-    _, printed, _ = ders("info", address, "--json")
+    printed = ders("info", address, "--json").stdout
     assert json.loads(printed)["identity"] == open_checkpoint(mixtral_sharded_dir).identity
     for words in (
         ("plan", address, "--recipe", "quantized-2bit"),
@@ -224,13 +207,11 @@ def test_the_commands_take_addresses(
         ("verify", out, "--against", address),
         ("analyze", address, "--layers", "1"),
     ):
-        status, _, error = ders(*words)
-        assert status == 0, error
+        done = ders(*words)
+        assert done.returncode == 0, done.stderr
 
 
-def test_a_model_that_is_run_must_be_local(
-    ders: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_a_model_that_is_run_must_be_local(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("one two three")
     address = "https://host/model"
@@ -238,12 +219,12 @@ def test_a_model_that_is_run_must_be_local(
         ("eval", address, "--text", text),
         ("calibrate", address, "-o", tmp_path / "out.safetensors", "--text", text),
     ):
-        status, _, error = ders(*words)
-        assert status == 1
-        assert error.startswith("ders: ")
-        assert address in error
-        assert "download" in error
-        assert error.count("\n") == 1
+        done = ders(*words)
+        assert done.returncode == 1
+        assert done.stderr.startswith("ders: ")
+        assert address in done.stderr
+        assert "download" in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 # What goes wrong

@@ -61,6 +61,19 @@ def test_one_worker_is_this_process() -> None:
         assert list(idle.run(square, [3])) == [(9, os.getpid())]
 
 
+def test_processes_are_started_for_work_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ders_core.jobs.engine.cores", lambda: 2)
+    with Engine() as short:
+        assert {pid for _, pid in short.run(square, range(9))} == {os.getpid()}
+    monkeypatch.setattr("ders_core.jobs.engine.ALONE_SECONDS", 0.2)
+    with Engine() as long:
+        results = list(long.run(nap, range(9)))
+        assert [pid for _, pid in results[:2]] == [os.getpid()] * 2
+        assert os.getpid() not in {pid for _, pid in results[2:]}
+        assert sorted(number for number, _ in results) == list(range(9))
+        assert os.getpid() not in {pid for _, pid in long.run(square, range(3))}  # they are there
+
+
 def test_processes_share_the_work(engine: Engine) -> None:
     results = list(engine.run(nap, range(8)))
     assert sorted(number for number, _ in results) == list(range(8))

@@ -6,10 +6,7 @@ What it is compared with is the same checkpoint synthesized to disk.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import pytest
 import torch
 from support.disk_forms import FORMS, extended, franken, only, write
 from support.messages import raises_saying
+from support.shell import ders
 
 from ders_core.analysis import SPECTRA, Analysis, analyze
 from ders_core.checkpoint.streaming import matrices, slabs
@@ -268,16 +266,6 @@ def test_a_plan_is_kept(both: Pair, tmp_path: Path) -> None:
     report = compress(both[0], tmp_path / "again", SECOND)
     assert plan.bytes_after == report.bytes_after
     assert plan.bytes_before == open_checkpoint(both[0]).bytes_total
-
-
-def ders(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from ders_core.cli.main import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
 
 
 def test_from_the_shell(packed_dir: Path, tmp_path: Path) -> None:

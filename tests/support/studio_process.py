@@ -25,10 +25,6 @@ from ders_core.jobs.process import LOG
 from ders_core.jobs.workspace import WORKSPACE_VARIABLE, Workspace
 
 ROOT = Path(__file__).parents[2]
-DEMO_STEPS = 40
-"""The studio's demo is a short one, built as the full one is, in two minutes of one core. What the
-full demo is worth is tested in tests/demo."""
-
 PATIENCE = 15.0
 """Seconds that processes have to leave when they are asked to, and again when they are killed."""
 
@@ -66,9 +62,10 @@ def running_studio(place: Path) -> Iterator[Studio]:
     workspace, log, port = place / "workspace", place / "app.log", _free_port()
     command = [sys.executable, "-c", "from ders_core.cli.main import main; main()", "app"]
     command += ["--workspace", str(workspace), "--port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), DEMO_STEPS_VARIABLE: str(DEMO_STEPS)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment[WORKSPACE_VARIABLE] = str(workspace)  # marks the processes
     environment.pop("DISPLAY", None)  # no second browser
+    environment.pop(DEMO_STEPS_VARIABLE, None)  # the demo is the full one
     with (
         _sigterm_interrupts(),
         open(log, "wb") as output,
