@@ -10,6 +10,7 @@ import torch
 
 from ders_core.analysis.origins import Starts, common_starts, starts_of
 from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.compute.magnitude import unit_rows
 from ders_core.decompose.clusters import cluster
 
 UPCYCLED = 0.5
@@ -91,7 +92,7 @@ def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
 
 def mean_pair_cosine(weights: torch.Tensor) -> float:
     """Mean cosine over pairs of rows of `[K, n]`, in float64; 1 for a single expert."""
-    unit = torch.nn.functional.normalize(weights.double(), dim=1)
+    unit = unit_rows(weights)
     count = unit.shape[0]
     if count < 2:
         return 1.0
@@ -116,7 +117,7 @@ def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
     sample = weights[:, places].double()
     centred = sample - sample.mean(0)
     assignment = cluster((centred @ centred.T).numpy(), bits=bits).assignment
-    unit = torch.nn.functional.normalize(sample, dim=1)
+    unit = unit_rows(sample)
     return starts_of(1.0 - (unit @ unit.T).numpy(), assignment)
 
 

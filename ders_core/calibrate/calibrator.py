@@ -17,7 +17,7 @@ from ders_core.errors import DersError, EvaluationError
 from ders_core.evaluate.forward import loaded
 from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
 from ders_core.files.address import as_local
-from ders_core.files.output import new_file
+from ders_core.files.output import new_file, new_target
 from ders_core.hf import load_tokenizer
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
@@ -43,11 +43,12 @@ def calibrate(
     overlapping. batch: windows at once. dtype: of the computation, by default the checkpoint's. An
     encoder and a decoder both read the text. Besides the model, the device holds 4·in² bytes for
     each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
-    progress counts tokens.
+    progress counts tokens. The checkpoint is hashed at the end: it must not be written meanwhile.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
     short, values are not finite, or experts' inputs cannot be identified.
     """
-    where, target = resolve_device(device), Path(out).expanduser()
+    target = new_target(out)
+    where = resolve_device(device)
     check_sizes(window, max_tokens, batch)
     checkpoint = open_checkpoint(as_local(model))
     if checkpoint.packed_bytes is not None and checkpoint.scheme is not None:
@@ -65,7 +66,11 @@ def calibrate(
         with loaded(model, where.type, dtype, trust_remote_code) as network:
             sums = _measure(network, checkpoint, windows, batch, max_width, meter)
             tensors = _tensors(checkpoint, sums, meter.total)
-        write_calibration(aside, checkpoint.identity, meter.total, tensors)
+        store = checkpoint.store
+        meter.report("hashing the checkpoint, to know it again")
+        content = store.content(lambda nbytes, message: meter.report(message))
+        identity = checkpoint.identity
+        write_calibration(aside, identity, meter.total, tensors, content, store.version)
     return Calibration.open(target)
 
 

@@ -14,15 +14,16 @@ from ders_core.errors import CheckpointError
 from ders_core.files.address import (
     Listing,
     as_path,
-    file_size,
     is_remote,
     list_files,
     read_bytes,
     read_ranges,
 )
+from ders_core.files.content import content_hash
 from ders_core.files.header import read_header
 from ders_core.files.remote import concurrently, is_plain_name
 from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.stamp import Stamp, check_unchanged, stamp, version_of
 from ders_core.files.tensor import FileTensor, TensorReader
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ PATCH_FILE = "ders_patch.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx")
 SAMPLE_BYTES = 256
+DESCRIPTIONS = frozenset(("config.json", INDEX, "ders_manifest.json", "ders_layout.yaml"))
+"""Files that say how the weights are read."""
 
 
 class Store(Protocol):
@@ -65,8 +68,8 @@ class Store(Protocol):
         """Weight file -> the names of its tensors, in the order of their bytes."""
 
     @property
-    def metadata(self) -> Mapping[str, Mapping[str, str]]:
-        """Weight file -> the free-form metadata of its header."""
+    def metadata(self) -> Mapping[str, Mapping[str, str] | None]:
+        """Weight file -> the free-form metadata of its header (see `read_header`)."""
 
     @property
     def index_metadata(self) -> Mapping[str, Any]:
@@ -83,7 +86,21 @@ class Store(Protocol):
 
     @property
     def identity(self) -> str:
-        """A hex name of the content (see `content_identity`)."""
+        """A hex name of the content (see `content_identity`), by a sample of its bytes: for people,
+        and to find what may belong to it. `content` decides."""
+
+    @property
+    def version(self) -> str:
+        """A hex name of the files as they were when they were opened (see `version_of`)."""
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was written since the store was opened."""
+
+    def content(self, step: Callable[[int, str], None]) -> str:
+        """Hex SHA-256 of everything (see `content_hash`). Reads all, once for each version.
+
+        step: as of `check`. Raises CheckpointError.
+        """
 
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config and the like: neither weights nor config.json."""
@@ -104,10 +121,11 @@ class TensorStore:
     config: dict[str, Any]
     tensors: Mapping[str, FileTensor]
     files: Mapping[str, tuple[str, ...]]
-    metadata: Mapping[str, Mapping[str, str]]
+    metadata: Mapping[str, Mapping[str, str] | None]
     index_metadata: Mapping[str, Any]
     bytes_total: int
     place: str = field(repr=False)
+    stamps: Mapping[str, Stamp] = field(repr=False)
 
     @classmethod
     def open(cls, place: str | Path) -> TensorStore:
@@ -126,11 +144,16 @@ class TensorStore:
             index = read_json(directory / INDEX) if INDEX in listing.names else None
             weight_map = _weight_map(directory / INDEX, index) if index is not None else {}
             paths = [directory / name for name in _weight_files(directory, listing, weight_map)]
-            sizes = list(_each(directory, file_size, paths))
+            described = sorted(listing.names & DESCRIPTIONS)
+            stamped = [*paths, *(directory / name for name in described)]
+            stamps = dict(
+                zip([p.name for p in stamped], _each(directory, stamp, stamped), strict=True)
+            )
+            sizes = [stamps[path.name].size for path in paths]
             headers = _each(directory, read_header, paths, sizes)
             tensors: dict[str, FileTensor] = {}
             files: dict[str, tuple[str, ...]] = {}
-            metadata: dict[str, dict[str, str]] = {}
+            metadata: dict[str, dict[str, str] | None] = {}
             for file, (header, metadata[file.name]) in zip(paths, headers, strict=True):
                 twice = tensors.keys() & header.keys()
                 if twice:
@@ -154,6 +177,7 @@ class TensorStore:
             index_metadata if isinstance(index_metadata, dict) else {},
             sum(sizes),
             str(place),
+            stamps,
         )
 
     @property
@@ -172,6 +196,19 @@ class TensorStore:
     @cached_property
     def identity(self) -> str:
         return content_identity(self.config, self._samples())
+
+    @cached_property
+    def version(self) -> str:
+        return version_of(self.stamps)
+
+    def check_unchanged(self) -> None:
+        check_unchanged(self.path, self.stamps)
+
+    def content(self, step: Callable[[int, str], None] = lambda nbytes, message: None) -> str:
+        tensors = {
+            file: tuple(self.tensors[name] for name in names) for file, names in self.files.items()
+        }
+        return content_hash(self.path, self.config, tensors, self.stamps, step)
 
     def _samples(self) -> Iterator[tuple[str, TensorSpec, bytes]]:
         for file_name, names in self.files.items():

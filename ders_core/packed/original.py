@@ -48,7 +48,7 @@ class OriginalStore:
         return self.packed.manifest.source.files
 
     @property
-    def metadata(self) -> Mapping[str, Mapping[str, str]]:
+    def metadata(self) -> Mapping[str, Mapping[str, str] | None]:
         return self.packed.manifest.source.metadata
 
     @property
@@ -67,6 +67,17 @@ class OriginalStore:
     def identity(self) -> str:
         """The packed store's identity: synthesized experts are not quite those of the original."""
         return self.packed.store.identity
+
+    @property
+    def version(self) -> str:
+        return self.packed.store.version
+
+    def check_unchanged(self) -> None:
+        self.packed.store.check_unchanged()
+
+    def content(self, step: Callable[[int, str], None]) -> str:
+        """The packed store's content, as its identity."""
+        return self.packed.store.content(step)
 
     def side_files(self) -> list[Path]:
         return [file for file in self.packed.store.side_files() if file.name != MANIFEST]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +25,11 @@ from ders_core.files.writer import (
 from ders_core.packed.manifest import (
     FORMAT_VERSION,
     MANIFEST,
-    QUANT_METHOD,
+    Encoded,
     Manifest,
     PackedGroup,
     Source,
+    described,
     public_recipe,
 )
 from ders_core.packed.reader import PackedCheckpoint
@@ -67,6 +68,8 @@ class PackedContents:
     recipe: Recipe
     side_files: Sequence[Path]
     """Copied as they are: tokenizer, generation config and the like."""
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+    """Prefix of a group -> what it was encoded from; empty if the source is on no disk."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,15 @@ def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, An
         identity=UNKNOWN,
         bytes_total=sum(file_bytes(specs, METADATA) for specs in files.values()),
         files={name: tuple(specs) for name, specs in files.items()},
-        metadata=dict.fromkeys(files, METADATA),
+        metadata={file: dict(METADATA) for file in files},
         config=json_text(config),
     )
 
 
 def _write_config(directory: Path, contents: PackedContents) -> None:
     """config.json of the source, and how it was packed under `quantization_config`."""
-    quantization = {
-        "quant_method": QUANT_METHOD,
-        "format_version": FORMAT_VERSION,
-        **public_recipe(contents.recipe),
-    }
-    if contents.config.get("quantization_config"):
+    quantization = described(FORMAT_VERSION, public_recipe(contents.recipe))
+    if "quantization_config" in contents.config:  # null too, so that it comes back
         quantization["original"] = contents.config["quantization_config"]
     config = {**contents.config, "quantization_config": quantization}
     write_json(directory / "config.json", config)
@@ -149,6 +148,7 @@ def _write_manifest(
         recipe=public_recipe(contents.recipe),
         groups=tuple(contents.groups),
         checksums=dict(checksums),
+        encoded=dict(contents.encoded),
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     if contents.source.identity == UNKNOWN:

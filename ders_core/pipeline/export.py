@@ -9,17 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet, uncounted
 from ders_core.errors import OutputError
 from ders_core.files.checksum import checksum
-from ders_core.files.output import output_directory
+from ders_core.files.output import new_target, output_directory
 from ders_core.files.store import TensorStore
 from ders_core.packed.patch import make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import model_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
 from ders_core.pipeline.synthesize import synthesize
-from ders_core.pipeline.verify import verify
 from ders_core.units import bytes_text
 
 CARD = "README.md"
@@ -84,10 +83,11 @@ def export(
         raise OutputError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
     if base is not None and chosen != "patch":
         raise OutputError(f"a base belongs to the format patch, not to {chosen}; leave it out")
+    target = new_target(out)
     order = _Order(PackedCheckpoint(packed), base, quality, progress)
-    target = Path(out).expanduser()
     with output_directory(target) as partial:
         written = _WRITERS[chosen](order, partial)
+        order.source.store.check_unchanged()
         failed = next((check for check in written.checks if not check.ok), None)
         if failed is not None:
             raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")
@@ -107,7 +107,7 @@ def _write_packed(order: _Order, partial: Path) -> _Written:
     store = TensorStore.open(directory)
     _write_card(order, directory, "packed", store.bytes_total)
     read_back = _read_back(store, order.source.manifest.checksums, order.progress)
-    problems = verify(directory).problems
+    problems = PackedCheckpoint(directory).checksum_problems(uncounted)
     detail = problems[0] if problems else "it opens and fits its manifest"
     opens = Check("opens as a packed checkpoint", not problems, detail)
     _move_up(directory)

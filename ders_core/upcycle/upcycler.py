@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Progress, quiet
+from ders_core.errors import CheckpointError
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.windows import fitting_window, read_text, token_windows
-from ders_core.files.output import output_directory, partial_path
-from ders_core.files.store import read_json
+from ders_core.files.output import new_target, output_directory, partial_path
+from ders_core.files.store import TensorStore, read_json
 from ders_core.files.writer import write_json
 from ders_core.hf import load_tokenizer
 from ders_core.hf.silence import silent
@@ -111,15 +112,19 @@ def _run(
     config, place = start.config, Path(out).expanduser()
     where = resolve_device(device)
     processes = PartialState(cpu=where.type == "cpu")
+    if processes.is_main_process:
+        new_target(out, resume=resume)
     if where.type == "cuda":
         where = processes.device
-    work = {"from": start.store.identity, "config": config.model_dump(mode="json")}
     begun = time.monotonic()
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
         _train(start, partial_path(place), where, None)
         processes.wait_for_everyone()
         return read_result(place)
+    progress(0, config.training.steps, f"reading {start.store.path.name}")
+    content = start.store.content()
+    work = {"from": content, "config": config.model_dump(mode="json")}
     with output_directory(place, work=work, resume=resume) as partial:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
@@ -127,6 +132,7 @@ def _run(
         steps = config.training.steps
         progress(steps, steps, "writing the packed checkpoint")
         start.save(partial, model)
+        _check_content(start.store.path, content)
         record = {"config": public_config(config), "modules": model.modules, **start.record()}
         write_json(partial / RECORD, record)
         trained = sum(
@@ -156,6 +162,14 @@ def _run(
         shutil.rmtree(partial / CHECKPOINTS)
     processes.wait_for_everyone()
     return result
+
+
+def _check_content(path: Path, content: str) -> None:
+    """Raise CheckpointError if the model that came in was changed since the training began."""
+    if TensorStore.open(path).content() != content:
+        raise CheckpointError(
+            f"{path} was changed while it was trained on; bring it back as it was, then resume"
+        )
 
 
 def read_result(out: Path) -> UpcycleResult:

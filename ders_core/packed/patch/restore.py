@@ -10,7 +10,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files.checksum import file_checksum
 from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import write_file
+from ders_core.files.writer import NO_METADATA, write_file
 from ders_core.packed.patch.describe import copy_with_checksum, reader, travelling_tensors
 from ders_core.packed.patch.manifest import SIDE, PatchManifest, PatchTensor
 
@@ -41,7 +41,9 @@ def restore(
     for target, names in manifest.files.items():
         read = reader(sources, advance, f"writing {target}")
         specs = {name: manifest.pieces[name].spec for name in names}
-        checksums = write_file(out / target, specs, read, manifest.metadata.get(target))
+        checksums = write_file(
+            out / target, specs, read, manifest.metadata.get(target, NO_METADATA)
+        )
         for name, sha256 in checksums.items():
             if sha256 != manifest.pieces[name].sha256:
                 raise refuse(name, manifest.pieces[name])
