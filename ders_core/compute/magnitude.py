@@ -11,12 +11,17 @@ COMFORTABLE = 24
 """Values up to 2^±24 have fourth powers, and sums of many of these, within float32."""
 
 
+def is_comfortable(square: float) -> bool:
+    """Whether values with this largest square, or sum of squares, need no scale."""
+    return 2.0 ** (-2 * COMFORTABLE) <= square <= 2.0 ** (2 * COMFORTABLE)
+
+
 def scale_for(largest: float) -> float:
     """A power of two to divide values by, so that float32 holds their powers: 1 for what it holds
     as it is. largest: the largest absolute value; for 0 and what is not finite the result is 1."""
     if not largest or not math.isfinite(largest):
         return 1.0
-    exponent = math.frexp(largest)[1] - 1  # so that float32 holds the scale itself
+    exponent = max(math.frexp(largest)[1] - 1, -126)  # so that float32 holds the scale itself
     return 1.0 if abs(exponent) <= COMFORTABLE else math.ldexp(1.0, exponent)
 
 
