@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
+from support.changed_bytes import change_unseen
 from support.recipe_pages import recipe_of
 
 from ders_core.analysis import analyze
@@ -191,6 +193,21 @@ def test_redundancy_of_layers_that_lack_a_projection(
     assert not app.exception
     assert app.selectbox(key="red_projection").options == ["up", "down"]
     assert app.selectbox(key="red_projection").value == "up"
+
+
+def test_an_analysis_of_other_weights_is_not_shown(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    """A bit that the identity does not see was changed since: the page asks for a new analysis."""
+    copy = Path(shutil.copytree(mixtral_dir, workspace.path / "copy"))
+    source = open_checkpoint(copy)
+    analyze(source, spectra="none").save(workspace.analysis_dir(source.identity))
+    on(opened(app, copy), "redundancy")
+    assert [box.key for box in app.selectbox if box.key == "red_layer"]
+    change_unseen(copy, "model.layers.0.block_sparse_moe.experts.1.w1.weight")
+    on(app, "redundancy")
+    assert not app.exception
+    assert not [box.key for box in app.selectbox if box.key == "red_layer"]
 
 
 def test_recipe_presets_edits_undo_and_files(
