@@ -14,10 +14,12 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import DersError, EvaluationError
+from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import loaded
-from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
+from ders_core.evaluate.windows import check_sizes, fitting_window, token_windows
 from ders_core.files.address import as_local
 from ders_core.files.output import new_file
+from ders_core.files.texts import Texts
 from ders_core.hf import load_tokenizer
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
@@ -27,7 +29,7 @@ def calibrate(
     model: str | Path,
     out: str | Path,
     *,
-    text: str | Path,
+    text: Texts,
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
@@ -39,11 +41,12 @@ def calibrate(
 ) -> Calibration:
     """Run a checkpoint over a text and write its calibration to the new file `out`.
 
-    model: a directory, packed or not. text: path of a UTF-8 file. window: tokens of context, not
-    overlapping. batch: windows at once. dtype: of the computation, by default the checkpoint's. An
-    encoder and a decoder both read the text. Besides the model, the device holds 4·in² bytes for
-    each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
-    progress counts tokens.
+    model: a directory, packed or not. text: one or more files or directories of UTF-8 text or
+    `.jsonl` (see `ders_core.files.texts`). window: tokens of context, not overlapping. batch:
+    windows at once. dtype: of the computation, by default the checkpoint's. An encoder and a
+    decoder both read the text. Besides the model, the device holds 4·in² bytes for each of a
+    layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes. progress
+    counts tokens.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
     short, values are not finite, or experts' inputs cannot be identified.
     """
@@ -58,7 +61,7 @@ def calibrate(
         )
     window = fitting_window(window, [checkpoint.config])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    windows = token_windows(tokenizer, read_text(text), window, max_tokens)
+    windows = token_windows(tokenizer, read_text(text, tokenizer), window, max_tokens)
     meter = Meter(windows.numel(), progress)
     with new_file(target) as aside:
         meter.report("loading the model")

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from ders_core.cli.console import print_json, print_table, progress_bar
-from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag
+from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, TextOption
 from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import share_text
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
+    text: TextOption,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
     ] = None,
@@ -41,7 +41,7 @@ def calibrate(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT", help="a new .safetensors file")
     ],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read")],
+    text: TextOption,
     device: DeviceOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="stop after this many tokens")] = 8192,
     window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,

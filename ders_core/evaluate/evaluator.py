@@ -11,12 +11,14 @@ import torch
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
+from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import Answers, answers, loaded
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.reference import reference_store
-from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
+from ders_core.evaluate.windows import check_sizes, fitting_window, token_windows
 from ders_core.files.address import as_local
 from ders_core.files.store import TensorStore
+from ders_core.files.texts import Texts
 from ders_core.hf import load_tokenizer
 from ders_core.pipeline.quality import Quality
 
@@ -25,7 +27,7 @@ def evaluate(
     model: str | Path,
     reference: str | Path | None = None,
     *,
-    text: str | Path,
+    text: Texts,
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
@@ -34,10 +36,12 @@ def evaluate(
     trust_remote_code: bool = False,
     progress: Progress = quiet,
 ) -> Quality:
-    """Measure `model` on a text file, and compare it token by token with `reference`.
+    """Measure `model` on a text, and compare it token by token with `reference`.
 
-    Both are directories, packed or not. text: path of a UTF-8 file. window: tokens of context, not
-    overlapping, and no more than the models' context. batch: windows at once. dtype: of the
+    Both are directories, packed or not. text: one or more files or directories of UTF-8 text or
+    `.jsonl` (see `ders_core.files.texts`); chats are written by the reference's chat template.
+    window: tokens of context, not overlapping, and no more than the models' context. batch: windows
+    at once. dtype: of the
     computation, by default the checkpoints'. The reference runs first; its predictions are kept on
     disk in float32 (float16 beyond 4 GB) until the model has run. progress counts the predicted
     tokens of both passes.
@@ -50,7 +54,7 @@ def evaluate(
     paths = [model] if reference is None else [reference, model]
     configs = [TensorStore.open(as_local(path)).config for path in paths]
     window = fitting_window(window, configs)
-    windows = _windows(paths, read_text(text), window, max_tokens, trust_remote_code)
+    windows = _windows(paths, text, window, max_tokens, trust_remote_code)
     tokens = windows[:, 1:].numel()
     meter = Meter(len(paths) * tokens, progress)
 
@@ -92,14 +96,13 @@ def evaluate(
 
 
 def _windows(
-    paths: list[str | Path], text: str, window: int, max_tokens: int, trust_remote_code: bool
+    paths: list[str | Path], texts: Texts, window: int, max_tokens: int, trust_remote_code: bool
 ) -> torch.Tensor:
-    """The windows of the text. Raises EvaluationError if the models' tokenizers disagree."""
+    """The windows of the texts. Raises EvaluationError if the models' tokenizers disagree."""
+    tokenizers = [load_tokenizer(path, trust_remote_code=trust_remote_code) for path in paths]
+    text = read_text(texts, tokenizers[0])
     first, *others = (
-        token_windows(
-            load_tokenizer(path, trust_remote_code=trust_remote_code), text, window, max_tokens
-        )
-        for path in paths
+        token_windows(tokenizer, text, window, max_tokens) for tokenizer in tokenizers
     )
     if not all(torch.equal(first, other) for other in others):
         raise EvaluationError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -32,18 +31,6 @@ def fitting_window(window: int, configs: Iterable[Mapping[str, object]]) -> int:
         config.get(key) for config in configs for key in ("max_position_embeddings", "n_positions")
     ]
     return min([window, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
-
-
-def read_text(text: str | Path) -> str:
-    """The text of the UTF-8 file at a path. Raises EvaluationError."""
-    path = Path(text).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is not UTF-8 text; convert it first") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EvaluationError(f"{path} cannot be read: {reason}") from error
 
 
 def token_windows(

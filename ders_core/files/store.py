@@ -21,8 +21,10 @@ from ders_core.files.address import (
     read_ranges,
 )
 from ders_core.files.header import read_header
+from ders_core.files.other_kinds import refuse_other_kind
 from ders_core.files.remote import concurrently, is_plain_name
 from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.tensor import FileTensor, TensorReader
 
 T = TypeVar("T")
@@ -122,6 +124,7 @@ class TensorStore:
                 raise CheckpointError(
                     f"{directory} is a patch and no model; bring it to its base with `ders apply`"
                 )
+            refuse_other_kind(directory, listing)
             config = read_json(directory / "config.json")
             index = read_json(directory / INDEX) if INDEX in listing.names else None
             weight_map = _weight_map(directory / INDEX, index) if index is not None else {}
@@ -227,10 +230,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError if it is missing or anything else."""
     if not is_remote(path) and not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}; is it a model directory?")
+    content = read_bytes(path)
     try:
-        value = json.loads(read_bytes(path).decode("utf-8"))
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        known = stand_in(content[:START_BYTES]) if content[:1] not in (b"{", b"[") else None
+        raise CheckpointError(f"{path} {known or f'is not valid JSON: {error}'}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return value

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Progress, quiet
 from ders_core.evaluate import evaluate
+from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.windows import fitting_window, read_text, token_windows
+from ders_core.evaluate.windows import fitting_window, token_windows
 from ders_core.files.output import output_directory, partial_path
 from ders_core.files.store import read_json
 from ders_core.files.writer import write_json
@@ -115,15 +116,16 @@ def _run(
         where = processes.device
     work = {"from": start.store.identity, "config": config.model_dump(mode="json")}
     begun = time.monotonic()
+    texts = _Texts.of(start)  # before there is a directory: what is refused leaves none
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
-        _train(start, partial_path(place), where, None)
+        _train(start, texts, partial_path(place), where, None)
         processes.wait_for_everyone()
         return read_result(place)
     with output_directory(place, work=work, resume=resume) as partial:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
-        model = _train(start, partial, where, progress)
+        model = _train(start, texts, partial, where, progress)
         steps = config.training.steps
         progress(steps, steps, "writing the packed checkpoint")
         start.save(partial, model)
@@ -163,14 +165,35 @@ def read_result(out: Path) -> UpcycleResult:
     return UpcycleResult(out=str(out), **read_json(out / RECORD)["result"])
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """The texts as windows of tokens. heldout: `[n, window]` int64, None without one."""
+
+    training: Windows
+    heldout: torch.Tensor | None
+
+    @classmethod
+    def of(cls, start: TrainingInput) -> _Texts:
+        """Raises EvaluationError for a text that cannot be used."""
+        config = start.config
+        tokenizer = load_tokenizer(start.store.path)
+        window = fitting_window(config.data.window, [start.store.config])
+        heldout = None
+        if config.data.heldout is not None:
+            text, tokens = read_text(config.data.heldout, tokenizer), config.training.heldout_tokens
+            heldout = token_windows(tokenizer, text, window, tokens)
+        return cls(Windows(config.data.texts, tokenizer, window), heldout)
+
+
 def _train(
-    start: TrainingInput, partial: Path, where: torch.device, progress: Progress | None
+    start: TrainingInput,
+    texts: _Texts,
+    partial: Path,
+    where: torch.device,
+    progress: Progress | None,
 ) -> TrainableModel:
     """Make the MoE and train it. progress: None in processes that only compute along."""
-    config = start.config
-    tokenizer = load_tokenizer(start.store.path)
-    window = fitting_window(config.data.window, [start.store.config])
-    windows = Windows(config.data.texts, tokenizer, window)
+    config, windows = start.config, texts.training
     model = start.model(where, windows)
     with silent():
         trainer = UpcyclingTrainer(
@@ -182,7 +205,7 @@ def _train(
             config,
             partial / HISTORY if progress is not None else None,
             progress or quiet,
-            _measure(model.network, tokenizer, config, window),
+            _measure(model.network, texts.heldout, config.training.batch),
         )
     model.network.eval()
     return model
@@ -209,19 +232,15 @@ def _evaluate_written(
     )
 
 
-def _measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: UpcycleConfig, window: int
-) -> Measure | None:
+def _measure(model: PreTrainedModel, windows: torch.Tensor | None, batch: int) -> Measure | None:
     """A function that measures the perplexity on the held-out text; None if there is none."""
-    if config.data.heldout is None:
+    if windows is None:
         return None
-    text, tokens = read_text(config.data.heldout), config.training.heldout_tokens
-    windows = token_windows(tokenizer, text, window, tokens)
 
     def measure() -> float:
         totals = Totals()
-        for batch in answers(model, windows, config.training.batch):
-            totals.add(batch)
+        for window_answers in answers(model, windows, batch):
+            totals.add(window_answers)
         return totals.perplexity
 
     return measure

@@ -27,14 +27,14 @@ REPORT = "report.json"
 
 class RunSpec(Spec):
     """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
-    None for as many as there are cores."""
+    None for as many as there are cores. text: one path, or several."""
 
     checkpoint: str
     recipe: str
     name: str = ""
     device: Device = "auto"
     workers: int | None = Field(default=None, ge=1)
-    text: str | None = None
+    text: str | tuple[str, ...] | None = None
     max_tokens: int = Field(default=8192, ge=2)
 
 
@@ -72,7 +72,7 @@ class Run(Kind[RunSpec, RunResult]):
         recipe = Recipe.from_yaml(spec.recipe)
         for path in recipe.files:
             context.allowed(str(path))
-        text = context.allowed(spec.text) if spec.text is not None else None
+        text = context.allowed_texts(spec.text) if spec.text is not None else None
         directory = context.directory()
         (directory / RECIPE).write_text(spec.recipe, encoding="utf-8")
         packed, device = directory / PACKED, context.device(spec.device)
@@ -150,7 +150,12 @@ def _verify(context: TaskContext, packed: Path, checkpoint: Path) -> dict[str, A
 
 
 def _evaluate(
-    context: TaskContext, packed: Path, checkpoint: Path, text: Path, max_tokens: int, device: str
+    context: TaskContext,
+    packed: Path,
+    checkpoint: Path,
+    text: tuple[Path, ...],
+    max_tokens: int,
+    device: str,
 ) -> dict[str, Any]:
     from ders_core.evaluate import evaluate
 
