@@ -40,7 +40,7 @@ def read_header(
     if len(start) < 8:
         raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
     length = int.from_bytes(start[:8], "little")
-    if not 0 < length <= MAX_HEADER_BYTES:
+    if length > MAX_HEADER_BYTES or (not length and size > 8):
         known = stand_in(read_range(path, 0, min(size, START_BYTES)))
         raise CheckpointError(
             f"{path.name} {known}"

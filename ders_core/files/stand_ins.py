@@ -37,7 +37,7 @@ def stand_in(start: bytes) -> str | None:
     for magic, what in _FORMATS.items():
         if start.startswith(magic):
             return f"is {what}"
-    if len(start) >= 8 and not any(start):
+    if len(start) > 8 and not any(start):
         return f"begins with zeros: its download broke off; {_AGAIN}"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):

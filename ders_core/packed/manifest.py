@@ -157,6 +157,11 @@ class Manifest(BaseModel):
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Raises CheckpointError if it is missing, malformed or of an unknown version."""
+        if not (directory / MANIFEST).is_file() and (directory / "config.json").is_file():
+            raise CheckpointError(
+                f"{directory} is not packed: it has no {MANIFEST}; give what `ders compress` or "
+                "`ders upcycle` wrote"
+            )
         data = read_json(directory / MANIFEST)
         version = data.get("format_version")
         if version not in READABLE:

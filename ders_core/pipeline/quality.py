@@ -48,12 +48,13 @@ class Quality(BaseModel):
 
 
 def check_quality(measured: Mapping[str, Any], where: str) -> Quality:
-    """Measured figures from outside, such as `Quality.to_dict()` gives. where: names their source.
+    """Measured figures from outside, such as `Quality.to_dict()` gives; where and how long they
+    were measured may be left out. where: names their source.
 
     Raises EvaluationError if one is missing, of another type, or cannot be.
     """
     try:
-        quality = Quality.model_validate(dict(measured))
+        quality = Quality.model_validate({"device": "", "seconds": 0.0, **measured})
     except ValidationError as error:
         known = ", ".join(figure.key for figure in EVALUATED)
         raise EvaluationError(

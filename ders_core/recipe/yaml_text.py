@@ -77,7 +77,7 @@ def _text_of(path: Path) -> str:
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise RecipeError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise RecipeError(f"{path} cannot be read as text: {error}; save it as UTF-8") from error
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:

@@ -107,6 +107,28 @@ def test_evaluate_alone(
     result = result_of(do(workspace, "evaluate", spec))
     assert result["perplexity"] > 1
     assert result["kl"] is None
+    halves = tmp_path / "halves"
+    halves.mkdir()
+    middle = tiny_text.index("\n") + 1
+    (halves / "1.txt").write_text(tiny_text[:middle])
+    (tmp_path / "2.txt").write_text(tiny_text[middle:])
+    several = spec | {"text": [str(halves), f" '{tmp_path / '2.txt'}' "]}
+    again = result_of(do(workspace, "evaluate", several))
+    assert again["perplexity"] == result["perplexity"]
+
+
+@pytest.mark.parametrize("content", [b"", "text".encode("utf-16"), None])
+def test_a_run_refuses_its_text_before_it_compresses(
+    content: bytes | None, workspace: Workspace, mixtral_dir: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    spec = {"checkpoint": str(mixtral_dir), "recipe": FAST_RECIPE, "workers": 1, "device": "cpu"}
+    job = do(workspace, "run", spec | {"text": [str(text)]})
+    assert job.state == "failed"
+    assert str(text) in (job.error or "")
+    assert not (workspace.run_dir(job.id) / "packed").exists()
 
 
 @pytest.mark.parametrize("form", ["packed", "original", "dense"])
