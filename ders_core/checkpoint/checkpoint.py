@@ -23,6 +23,7 @@ from ders_core.checkpoint.recognition import (
     walk,
 )
 from ders_core.errors import CheckpointError
+from ders_core.files.side_files import Beside
 from ders_core.files.store import Store
 from ders_core.files.tensor import TensorReader
 
@@ -195,8 +196,9 @@ class Checkpoint:
             raise CheckpointError(f"{self.path.name} has no tensor {name!r}")
         return self.tensors[name].read(rows)
 
-    def side_files(self) -> list[Path]:
-        return self.store.side_files()
+    @property
+    def beside(self) -> Beside:
+        return self.store.beside
 
     def _check_config(self, declared: Mapping[int, str]) -> None:
         """The tensors are the truth; a config that contradicts them belongs to another model."""

@@ -43,7 +43,7 @@ def export(
 
     A model card is added, and everything is checked after writing.
     """
-    from ders_core.files.store import read_json
+    from ders_core.files.json_object import read_json
     from ders_core.pipeline.export import export as write_export
 
     measured = read_json(quality) if quality is not None else None

@@ -20,13 +20,17 @@ from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError, sentence_of
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.recipe import Recipe
 
 MANIFEST = "ders_manifest.json"
+ROLLBACK = "ders_rollback"
+"""The folder of a rollback in a patched checkpoint."""
 FORMAT_VERSION = 2
 READABLE = (1, 2)
 QUANT_METHOD = "ders"
+BASE_MODEL = "base_model"
+"""The entry of `quantization_config` that holds the original's name on the hub."""
 
 
 class PackedSource(BaseModel):

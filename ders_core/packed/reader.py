@@ -10,10 +10,12 @@ from typing import Any
 from ders_core.checkpoint.checkpoint import numbers_dtype
 from ders_core.files.address import as_local
 from ders_core.files.checksum import checksum
+from ders_core.files.model_files import IMPORT_FIRST, NAMED
+from ders_core.files.side_files import Beside
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import json_text
 from ders_core.packed.experts import PackedExperts
-from ders_core.packed.manifest import Manifest
+from ders_core.packed.manifest import BASE_MODEL, MANIFEST, ROLLBACK, Manifest
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.original_tensors import OriginalTensors
 
@@ -41,7 +43,12 @@ class PackedCheckpoint:
     def config(self) -> dict[str, Any]:
         """The original's config."""
         config = dict(self.store.config)
-        original = config.pop("quantization_config", {}).get("original")
+        quantization = config.pop("quantization_config", {})
+        if config.get(NAMED) == IMPORT_FIRST:
+            del config[NAMED]
+        if NAMED in quantization:
+            config[NAMED] = quantization[NAMED]
+        original = quantization.get("original")
         return config | {"quantization_config": original} if original else config
 
     @property
@@ -54,6 +61,20 @@ class PackedCheckpoint:
         except (ValueError, RecursionError):
             unchanged = False
         return text if unchanged and text is not None else json_text(self.config)
+
+    @property
+    def hub_name(self) -> str | None:
+        """`owner/repo` of the original, if it was read from the hub."""
+        name = self.store.config.get("quantization_config", {}).get(BASE_MODEL)
+        return name if isinstance(name, str) else None
+
+    @property
+    def beside(self) -> Beside:
+        """What lies beside the weights and is not of the packed form: as beside the original."""
+        found = self.store.beside
+        files = tuple(file for file in found.files if file.name != MANIFEST)
+        left = tuple(name for name in found.left_aside if name != f"{ROLLBACK}/")
+        return Beside(files, left)
 
     @property
     def bytes_total(self) -> int:

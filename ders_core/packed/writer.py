@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from ders_core.compute.progress import Advance, counted, uncounted
-from ders_core.files.output import copy_files
+from ders_core.files.model_files import IMPORT_FIRST, NAMED, index_name
+from ders_core.files.side_files import SideFile, copy_side_files
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import content_identity, middle
 from ders_core.files.writer import (
@@ -23,6 +24,7 @@ from ders_core.files.writer import (
     write_json,
 )
 from ders_core.packed.manifest import (
+    BASE_MODEL,
     FORMAT_VERSION,
     MANIFEST,
     QUANT_METHOD,
@@ -65,8 +67,10 @@ class PackedContents:
     config: Mapping[str, Any]
     """The source's config.json."""
     recipe: Recipe
-    side_files: Sequence[Path]
+    side_files: Sequence[SideFile]
     """Copied as they are: tokenizer, generation config and the like."""
+    hub_name: str | None = None
+    """`owner/repo` of the source on the hub, if it is from there."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,10 @@ def write_packed(
             if check is not None:
                 check(name, sha256)
         checksums |= written
-    write_index(directory, files)
-    copy_files(contents.side_files, directory)
+    index = index_name({}, files)
+    if index is not None:
+        write_index(directory / index, files)
+    copy_side_files(contents.side_files, directory)
     _write_config(directory, contents)
     _write_manifest(directory, contents, checksums)
     return Written(checksums, sum(file_bytes(specs, METADATA) for specs in files.values()))
@@ -127,7 +133,8 @@ def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, An
 
 
 def _write_config(directory: Path, contents: PackedContents) -> None:
-    """config.json of the source, and how it was packed under `quantization_config`."""
+    """config.json of the source, how it was packed under `quantization_config`, and a name that
+    keeps transformers from loading it without `ders_core.hf`."""
     quantization = {
         "quant_method": QUANT_METHOD,
         "format_version": FORMAT_VERSION,
@@ -135,7 +142,11 @@ def _write_config(directory: Path, contents: PackedContents) -> None:
     }
     if contents.config.get("quantization_config"):
         quantization["original"] = contents.config["quantization_config"]
-    config = {**contents.config, "quantization_config": quantization}
+    if contents.hub_name is not None:
+        quantization[BASE_MODEL] = contents.hub_name
+    if NAMED in contents.config:
+        quantization[NAMED] = contents.config[NAMED]
+    config = {**contents.config, "quantization_config": quantization, NAMED: IMPORT_FIRST}
     write_json(directory / "config.json", config)
 
 

@@ -16,6 +16,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
+from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
 from ders_core.files.output import output_directory
 from ders_core.files.spec import NAMES
@@ -84,7 +85,9 @@ def compress(
         staging.remove()
     entries = _report_entries(plan, groups)
     seconds = time.monotonic() - started
-    return Report(entries, plan.bytes_before, written.bytes_total, device, seconds)
+    return Report(
+        entries, plan.bytes_before, written.bytes_total, device, seconds, source.beside.left_aside
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -136,7 +139,8 @@ def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup])
         layout=source.family,
         config=source.config,
         recipe=plan.recipe,
-        side_files=source.side_files(),
+        side_files=source.beside.files,
+        hub_name=hub_name(source.place),
     )
 
 

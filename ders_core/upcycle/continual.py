@@ -19,7 +19,7 @@ from ders_core.codecs.codec import prefixed
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.errors import RecipeError
-from ders_core.packed.manifest import MANIFEST, PackedGroup
+from ders_core.packed.manifest import PackedGroup
 from ders_core.packed.patch import write_rollback
 from ders_core.recipe import Recipe
 from ders_core.recipe.summarise import rules_for
@@ -110,9 +110,7 @@ class FromPacked(TrainingInput):
         codecs = {(group.layer, group.projection): group.group_codec() for group in contents.groups}
         recipe = Recipe.model_validate(packed.manifest.recipe)
         recipe = recipe.model_copy(update={"name": self.config.name, "rules": rules_for(codecs)})
-        side_files = [
-            file for file in packed.store.side_files() if file.name not in (MANIFEST, *OWN_FILES)
-        ]
+        side_files = [file for file in packed.beside.files if file.name not in OWN_FILES]
         checksums = write_contents(
             partial, packed.config, packed.manifest.layout, recipe, contents, side_files
         )

@@ -19,8 +19,8 @@ from ders_core.evaluate import evaluate
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.windows import fitting_window, read_text, token_windows
+from ders_core.files.json_object import read_json
 from ders_core.files.output import output_directory, partial_path
-from ders_core.files.store import read_json
 from ders_core.files.writer import write_json
 from ders_core.hf import load_tokenizer
 from ders_core.hf.silence import silent

@@ -146,8 +146,8 @@ def test_its_facts_are_those_of_the_original(both: Pair) -> None:
     assert wanted.packed_bytes is None
     assert packed.identity == open_checkpoint(both[0]).identity
     assert packed.identity not in (wanted.identity, stored.identity)
-    names = [file.name for file in packed.side_files()]
-    assert names == [file.name for file in wanted.side_files()]
+    names = [file.name for file in packed.beside.files]
+    assert names == [file.name for file in wanted.beside.files]
 
 
 def test_a_copy_has_the_same_identity(packed_dir: Path, tmp_path: Path) -> None:
