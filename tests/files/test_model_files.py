@@ -210,6 +210,7 @@ def test_index_that_leaves_the_directory(
     mixtral_dir: Path, copy_of: Callable[[Path], Path], tmp_path: Path, name: str
 ) -> None:
     directory = copy_of(mixtral_dir)
+    (directory / "model.safetensors").unlink()
     shutil.copy(mixtral_dir / "model.safetensors", tmp_path / "outside.safetensors")
     (directory / "sub").mkdir()
     shutil.copy(mixtral_dir / "model.safetensors", directory / "sub" / "model.safetensors")
@@ -223,5 +224,6 @@ def test_index_without_a_weight_map(
     mixtral_dir: Path, copy_of: Callable[[Path], Path], index: Any
 ) -> None:
     directory = copy_of(mixtral_dir)
+    (directory / "model.safetensors").unlink()
     (directory / INDEX).write_text(json.dumps(index))
     refused(directory, INDEX, "weight_map")

@@ -71,9 +71,10 @@ def test_there_and_back(full: Path, tmp_path: Path) -> None:
     assert PackedCheckpoint(tmp_path / "packed").beside.left_aside == ()
     synthesize(tmp_path / "packed", tmp_path / "back")
     assert_travelled(tmp_path / "back")
-    for chosen in ("packed", "original"):
-        export(tmp_path / "packed", tmp_path / chosen, chosen)
-        assert_travelled(tmp_path / chosen)
+    export(tmp_path / "packed", tmp_path / "copy")
+    export(tmp_path / "packed", tmp_path / "original", "original")
+    assert_travelled(tmp_path / "copy")
+    assert_travelled(tmp_path / "original")
     (tmp_path / "patch").mkdir()
     make_patch(PackedCheckpoint(tmp_path / "packed"), tmp_path / "patch", full)
     apply_patch(full, tmp_path / "patch", tmp_path / "applied")

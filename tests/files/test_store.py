@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from support.damaged_copies import edit_config, edit_tensors
 from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError
+from ders_core.files.model_files import INDEX
 from ders_core.files.store import TensorStore
 
 
@@ -88,12 +90,19 @@ def test_any_directory_is_read_as_safetensors_reads_it(
     directory = tmp_path_factory.mktemp("store")
     chosen = random.Random(seed)
     names = [f"model-{number}.safetensors" for number in range(files)]
+    if files == 1:
+        names = ["model.safetensors"]  # a single file needs no index
     parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
     for name, tensor in tensors.items():
         parts[chosen.choice(names)][name] = tensor
-    for file, part in parts.items():
-        save_file(part, directory / file, {"of": file})
+    if files > 1:
+        names = [name for name in names if parts[name]] or ["model.safetensors"]
+    for file in names:
+        save_file(parts.get(file, {}), directory / file, {"of": file})
     (directory / "config.json").write_text('{"a": [1, {"b": null}]}')
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    if names != ["model.safetensors"]:
+        (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     store = TensorStore.open(directory)
     assert store.config == {"a": [1, {"b": None}]}
     assert store.specs == {name: read.spec for name, read in store.tensors.items()}

@@ -159,7 +159,10 @@ class Fp8(Scheme):
 
     @classmethod
     def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
-        return any(info.dtype == CODES or SURE_SCALE.search(info.name) for info in tensors.values())
+        return any(
+            (info.dtype == CODES and len(info.shape) > 1) or SURE_SCALE.search(info.name)
+            for info in tensors.values()
+        )
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any]) -> Fp8:
@@ -183,6 +186,8 @@ class Fp8(Scheme):
         for name, info in tensors.items():
             if info.dtype == CODES:
                 scales = next((other for other in _scale_names(name) if other in tensors), None)
+                if scales is None and len(info.shape) < 2:
+                    continue  # no weight: bytes that are carried over
                 if scales is None:
                     raise CheckpointError(
                         f"{info.file_name}: {name!r} is stored as F8_E4M3, but its scales "

@@ -127,7 +127,7 @@ def _is_spec(tensor: PatchTensor) -> bool:
 
 def _plain(name: str) -> bool:
     """Whether a file name stays within its directory."""
-    return Path(name).name == name and "\0" not in name and not name.startswith(".")
+    return Path(name).name == name != "" and "\0" not in name and not name.startswith(".")
 
 
 def _is_side_file(name: str) -> bool:
