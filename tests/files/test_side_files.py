@@ -10,9 +10,8 @@ from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError
 from ders_core.files.side_files import beside, is_weights
-from ders_core.files.store import TensorStore
+from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.packed.patch import apply_patch, make_patch
-from ders_core.packed.patch.manifest import PATCH_FILE
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
