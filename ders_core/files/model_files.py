@@ -34,7 +34,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 @dataclass(frozen=True)
 class ModelFiles:
     """names: of the weight files, sorted: where two hold the same tensor, the later one counts.
-    weight_map: of the index, tensor -> file; empty without an index. metadata: of the index."""
+    index: the file that names them, or that only repeats what a single file says; None without one.
+    weight_map: of the index, tensor -> file; empty if it was not followed. metadata: of the index.
+    """
 
     names: tuple[str, ...]
     index: str | None
@@ -69,7 +71,7 @@ def model_files(directory: Path, listing: Listing, config: Mapping[str, Any]) ->
         _check_name(directory, listing, named, "config.json")
         return _indexed(directory, listing, named) if named.endswith(".json") else _single(named)
     if SINGLE in listing.names:
-        return _single(SINGLE)
+        return _single(SINGLE, INDEX if _repeats(directory, listing) else None)
     if INDEX in listing.names:
         return _indexed(directory, listing, INDEX)
     raise CheckpointError(_absence(directory, listing))
@@ -83,8 +85,19 @@ def index_name(config: Mapping[str, Any], files: Collection[str]) -> str | None:
     return None if list(files) == [SINGLE] else INDEX
 
 
-def _single(name: str) -> ModelFiles:
-    return ModelFiles((name,), None, {}, {})
+def _single(name: str, index: str | None = None) -> ModelFiles:
+    return ModelFiles((name,), index, {}, {})
+
+
+def _repeats(directory: Path, listing: Listing) -> bool:
+    """Whether the index, if there is one, names the single file and no other."""
+    if INDEX not in listing.names:
+        return False
+    try:
+        weight_map = read_json(directory / INDEX).get("weight_map")
+    except CheckpointError:  # nobody reads it
+        return False
+    return isinstance(weight_map, dict) and set(map(str, weight_map.values())) == {SINGLE}
 
 
 def _indexed(directory: Path, listing: Listing, index: str) -> ModelFiles:

@@ -110,7 +110,7 @@ class TensorStore:
     bytes_total: int
     place: str = field(repr=False)
     index: str | None
-    """The file that names the weight files; None if there is one weight file."""
+    """The file that names the weight files; None if there is none."""
 
     @classmethod
     def open(cls, place: str | Path) -> TensorStore:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ders_core.compute.progress import Advance, counted, uncounted
-from ders_core.files.model_files import IMPORT_FIRST, NAMED, index_name
+from ders_core.files.model_files import IMPORT_FIRST, INDEX, NAMED, index_name
 from ders_core.files.side_files import SideFile, copy_side_files
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import content_identity, middle
@@ -107,9 +107,8 @@ def write_packed(
             if check is not None:
                 check(name, sha256)
         checksums |= written
-    index = index_name({}, files)
-    if index is not None:
-        write_index(directory / index, files)
+    if len(files) > 1 or index_name({}, contents.source.files) is not None:
+        write_index(directory / INDEX, files)  # where the source has one, tools look for one
     copy_side_files(contents.side_files, directory)
     _write_config(directory, contents)
     _write_manifest(directory, contents, checksums)
