@@ -184,6 +184,13 @@ class Fp8(Scheme):
             if info.dtype == CODES:
                 scales = next((other for other in _scale_names(name) if other in tensors), None)
                 if scales is None:
+                    if not _any_scales(tensors):
+                        raise CheckpointError(
+                            f"{info.file_name}: {name!r} is stored as F8_E4M3, and the checkpoint "
+                            "has no scales at all: its weights were cast to fp8 without scales, "
+                            "which is not read; give the bfloat16, float16 or float32 original, or "
+                            "cast the tensors back to bfloat16"
+                        )
                     raise CheckpointError(
                         f"{info.file_name}: {name!r} is stored as F8_E4M3, but its scales "
                         f"{name + '_scale_inv'!r} are missing; a shard may be missing"
@@ -264,6 +271,14 @@ def _scale_names(name: str) -> Iterator[str]:
         stem = name.removesuffix("weight")
         yield f"{stem}scale"  # DeepSeek-V4
         yield f"{stem}qscale_weight"  # Mistral
+
+
+def _any_scales(tensors: Mapping[str, TensorReader]) -> bool:
+    """Whether the checkpoint holds a tensor that is named like the scales of fp8 weights."""
+    codes = [name for name, info in tensors.items() if info.dtype == CODES]
+    if any(SURE_SCALE.search(name) for name in tensors):
+        return True
+    return any(other in tensors for name in codes for other in _scale_names(name))
 
 
 def _of_activations(name: str, weights: Mapping[str, str]) -> bool:
