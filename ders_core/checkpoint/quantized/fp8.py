@@ -184,16 +184,9 @@ class Fp8(Scheme):
             if info.dtype == CODES:
                 scales = next((other for other in _scale_names(name) if other in tensors), None)
                 if scales is None:
-                    if not _any_scales(tensors):
-                        raise CheckpointError(
-                            f"{info.file_name}: {name!r} is stored as F8_E4M3, and the checkpoint "
-                            "has no scales at all: its weights were cast to fp8 without scales, "
-                            "which is not read; give the bfloat16, float16 or float32 original, or "
-                            "cast the tensors back to bfloat16"
-                        )
                     raise CheckpointError(
                         f"{info.file_name}: {name!r} is stored as F8_E4M3, but its scales "
-                        f"{name + '_scale_inv'!r} are missing; a shard may be missing"
+                        f"{name + '_scale_inv'!r} are missing; {_why(tensors)}"
                     )
                 pairs[name] = scales
         used = set(pairs.values())
@@ -273,12 +266,16 @@ def _scale_names(name: str) -> Iterator[str]:
         yield f"{stem}qscale_weight"  # Mistral
 
 
-def _any_scales(tensors: Mapping[str, TensorReader]) -> bool:
-    """Whether the checkpoint holds a tensor that is named like the scales of fp8 weights."""
+def _why(tensors: Mapping[str, TensorReader]) -> str:
+    """Why scales are missing, and what to do: of a few weights, or of all."""
     codes = [name for name, info in tensors.items() if info.dtype == CODES]
-    if any(SURE_SCALE.search(name) for name in tensors):
-        return True
-    return any(other in tensors for name in codes for other in _scale_names(name))
+    found = any(SURE_SCALE.search(name) for name in tensors)
+    if found or any(scales in tensors for name in codes for scales in _scale_names(name)):
+        return "a shard may be missing"
+    return (
+        "no weight of the checkpoint has any, so they were cast to fp8 without scales, which is not "
+        "read: give the bfloat16, float16 or float32 original, or cast them back to bfloat16"
+    )
 
 
 def _of_activations(name: str, weights: Mapping[str, str]) -> bool:
