@@ -273,8 +273,8 @@ def _why(tensors: Mapping[str, TensorReader]) -> str:
     if found or any(scales in tensors for name in codes for scales in _scale_names(name)):
         return "a shard may be missing"
     return (
-        "no weight of the checkpoint has any, so they were cast to fp8 without scales, which is not "
-        "read: give the bfloat16, float16 or float32 original, or cast them back to bfloat16"
+        "no weight of the checkpoint has any, so they were cast to fp8 without scales, which is "
+        "not read: give the bfloat16, float16 or float32 original, or cast them back to bfloat16"
     )
 
 
