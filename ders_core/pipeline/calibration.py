@@ -36,12 +36,14 @@ class Calibration:
     """A calibration file, opened by its header; tensors are read and checked when they are used.
 
     checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
+    dtype: in which the model was computed; "" in files of earlier versions.
     """
 
     path: Path
     checkpoint: str
     tokens: int
     tensors: Mapping[str, FileTensor]
+    dtype: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
@@ -70,7 +72,7 @@ class Calibration:
             )
         for name, info in tensors.items():
             _check_form(file, name, info)
-        return cls(file, checkpoint, int(tokens), tensors)
+        return cls(file, checkpoint, int(tokens), tensors, metadata.get("dtype", ""))
 
     @property
     def layers(self) -> list[int]:
@@ -153,10 +155,14 @@ class Calibration:
 
 
 def write_calibration(
-    path: Path, checkpoint: str, tokens: int, tensors: Mapping[str, torch.Tensor]
+    path: Path,
+    checkpoint: str,
+    tokens: int,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: str = "",
 ) -> None:
-    """Write a calibration file. tensors: by their names in the file, on the CPU. Raises
-    OutputError."""
+    """Write a calibration file. tensors: by their names in the file, on the CPU. The others as in
+    `Calibration`. Raises OutputError."""
     specs = file_order(
         {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     )
@@ -165,7 +171,7 @@ def write_calibration(
         "version": VERSION,
         "checkpoint": checkpoint,
         "tokens": str(tokens),
-    }
+    } | ({"dtype": dtype} if dtype else {})
     with refused_writes(path):
         write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)
 

@@ -18,6 +18,7 @@ from ders_core.codecs.chain import stage_seed
 from ders_core.codecs.codec import prefixed
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
+from ders_core.compute.progress import Meter
 from ders_core.errors import RecipeError
 from ders_core.packed.manifest import PackedGroup
 from ders_core.packed.patch import write_rollback
@@ -67,9 +68,11 @@ class FromPacked(TrainingInput):
         inherited = {name: getattr(known, name) for name in INHERITED}
         return config.model_copy(update={**inherited, "base": "frozen"})
 
-    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
+    def model(self, where: torch.device, windows: Windows, meter: Meter) -> TrainableModel:
+        meter.report("loading the upcycled checkpoint")
         network, blocks = load_upcycled(self._source, dtype=self.precision)
         network.to(where)
+        meter.report("adding deltas and comparing their start with the checkpoint")
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
         with torch.no_grad():
             before = network(input_ids=first, use_cache=False).logits

@@ -14,15 +14,21 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, Tell, quiet
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.windows import fitting_window, read_text, token_windows
+from ders_core.evaluate.windows import (
+    check_vocabulary,
+    fitting_window,
+    read_text,
+    token_windows,
+)
 from ders_core.files.json_object import read_json
 from ders_core.files.output import output_directory, partial_path
 from ders_core.files.writer import write_json
-from ders_core.hf import load_tokenizer
+from ders_core.hf import describe, load_tokenizer
+from ders_core.hf.describe import ModelFacts
 from ders_core.hf.silence import silent
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
@@ -34,7 +40,7 @@ from ders_core.upcycle.history import HISTORY, read_history
 from ders_core.upcycle.saving import RECORD, public_config
 from ders_core.upcycle.sources import FromDense, TrainableModel, TrainingInput
 from ders_core.upcycle.trainer import UpcyclingTrainer
-from ders_core.upcycle.training import train
+from ders_core.upcycle.training import computable, last_step, train
 
 CHECKPOINTS = ".training"
 """The folder of training checkpoints in an unfinished output."""
@@ -48,7 +54,9 @@ class UpcycleResult:
     parameters: values that the packed checkpoint stores; trained: how many of them were trained.
     start_difference: the largest difference of a logit between the model that came in and the MoE
     before the first step. dense_bytes, packed_bytes: of the weight files. moe_bytes: of the MoE
-    that the packed checkpoint stands for. peak_memory: bytes, from the history.
+    that the packed checkpoint stands for. peak_memory: bytes, from the history. precision: the
+    dtype of computation, and why it is not the one that was asked for; "" in records of earlier
+    versions.
     """
 
     out: str
@@ -65,6 +73,7 @@ class UpcycleResult:
     peak_memory: int
     device: str
     seconds: float
+    precision: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,7 +92,8 @@ def upcycle(
     `out` as a packed checkpoint.
 
     resume: continue from the last training checkpoint of an interrupted run of the same model and
-    configuration. progress counts steps. Under `torchrun` or `accelerate launch` every process
+    configuration. With `bf16` on a device that has no instructions for it, float32 is computed, and
+    the result says so. progress counts steps. Under `torchrun` or `accelerate launch` every process
     calls this; the first one writes.
     Raises DersError and its children. Then there is no `out`, and `<out>.partial` keeps the
     training checkpoints.
@@ -114,6 +124,7 @@ def _run(
     if where.type == "cuda":
         where = processes.device
     work = {"from": start.store.identity, "config": config.model_dump(mode="json")}
+    start.config, precision = computable(config, where)
     begun = time.monotonic()
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
@@ -150,6 +161,7 @@ def _run(
             peak_memory=int(read_history(partial).steps["memory"].max()),
             device=device_label(where),
             seconds=time.monotonic() - begun,
+            precision=precision,
         )
         fields = {key: value for key, value in result.to_dict().items() if key != "out"}
         write_json(partial / RECORD, {"result": fields, **record})
@@ -168,10 +180,15 @@ def _train(
 ) -> TrainableModel:
     """Make the MoE and train it. progress: None in processes that only compute along."""
     config = start.config
-    tokenizer = load_tokenizer(start.store.path)
-    window = fitting_window(config.data.window, [start.store.config])
+    meter = Meter(config.training.steps, progress or quiet)
+    meter.at(last_step(partial / CHECKPOINTS), "reading the texts")
+    facts = describe(start.store.path)
+    tokenizer = load_tokenizer(facts.path)
+    window = fitting_window(config.data.window, [facts.positions])
     windows = Windows(config.data.texts, tokenizer, window)
-    model = start.model(where, windows)
+    check_vocabulary(windows.tokens, facts.vocabulary, tokenizer, facts.path)
+    measure = _measure(tokenizer, config, window, facts)
+    model = start.model(where, windows, meter)
     with silent():
         trainer = UpcyclingTrainer(
             model.network, model.blocks, config, windows, partial / CHECKPOINTS, where.type
@@ -181,8 +198,8 @@ def _train(
             trainer,
             config,
             partial / HISTORY if progress is not None else None,
-            progress or quiet,
-            _measure(model.network, tokenizer, config, window),
+            meter,
+            measure,
         )
     model.network.eval()
     return model
@@ -210,18 +227,20 @@ def _evaluate_written(
 
 
 def _measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: UpcycleConfig, window: int
+    tokenizer: PreTrainedTokenizerBase, config: UpcycleConfig, window: int, facts: ModelFacts
 ) -> Measure | None:
-    """A function that measures the perplexity on the held-out text; None if there is none."""
+    """A function that measures a model's perplexity on the held-out text; None if there is none."""
     if config.data.heldout is None:
         return None
     text, tokens = read_text(config.data.heldout), config.training.heldout_tokens
     windows = token_windows(tokenizer, text, window, tokens)
+    check_vocabulary(windows, facts.vocabulary, tokenizer, facts.path)
 
-    def measure() -> float:
+    def measure(model: PreTrainedModel, tell: Tell) -> float:
         totals = Totals()
-        for batch in answers(model, windows, config.training.batch):
-            totals.add(batch)
+        for number, window_answers in enumerate(answers(model, windows, config.training.batch), 1):
+            totals.add(window_answers)
+            tell(f"measuring the held-out text: window {number} of {len(windows)}")
         return totals.perplexity
 
     return measure
