@@ -17,7 +17,8 @@ from ders_core.checkpoint import recognise
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import as_local
-from ders_core.files.store import TensorStore, read_json
+from ders_core.files.json_object import read_json
+from ders_core.files.store import TensorStore
 from ders_core.hf.classes import named_class, refused, untrusted, words
 from ders_core.hf.silence import silent
 from ders_core.packed.open import is_packed, open_checkpoint
