@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
+from ders_core.files.missing import cleaned
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
 from ders_core.recipe import Recipe, presets
@@ -78,6 +79,9 @@ def totals(plan: Plan) -> None:
         help="A group is one projection of one layer with all its experts.",
         width="content",
     )
+
+    for remark in plan.remarks:
+        st.caption(remark)
 
 
 def set_many(plan: Plan) -> None:
@@ -210,7 +214,7 @@ def calibration_path(recipe: Recipe, round_: int) -> None:
     try:
         if path:
             Calibration.open(session.workspace().check_allowed(Path(path)))
-        changed = {**recipe.model_dump(), "calibration": path or None}
+        changed = {**recipe.model_dump(), "calibration": cleaned(path) or None}
         change(Recipe.model_validate(changed))
     except (DersError, ValueError) as error:
         st.session_state["recipe_error"] = f"calibration: {one_line(error)}"

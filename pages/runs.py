@@ -1,15 +1,15 @@
 """Runs: compress and evaluate in the worker, watch, compare."""
 
-from pathlib import Path
-
 import pandas as pd
 import streamlit as st
 
 from ders_core import figures
 from ders_core.compute.device import available_devices
 from ders_core.errors import DersError
+from ders_core.files.texts import text_files
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
+from ders_core.pipeline.plan import check_files
 from ders_core.pipeline.quality import COMPARED, DELTA_ERROR, KL, WEIGHT_ERROR
 from ders_core.ui import frame, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
@@ -31,8 +31,9 @@ def new_run() -> None:
         text = columns[1].text_input(
             "Text to evaluate on",
             str(held_out) if held_out else "",
-            placeholder="a text file; none: compress only",
-            help="Held-out text: perplexity of both models, KL and agreement per token.",
+            placeholder="a file or directory; none: compress only",
+            help="Held-out text (UTF-8, .jsonl, or a directory of such files): perplexity of both "
+            "models, KL and agreement per token.",
         )
         tokens = columns[2].number_input("Tokens", 256, 1_000_000, 8192, step=1024)
         device = columns[3].selectbox(
@@ -46,9 +47,10 @@ def new_run() -> None:
         return
     try:
         reads.plan(source, recipe)
-        checked = str(session.workspace().check_allowed(Path(text))) if text else None
-        if checked is not None and not Path(checked).is_file():
-            raise DersError(f"{checked} is not a file; give a UTF-8 text file")
+        check_files(recipe, source)
+        checked = str(session.workspace().check_allowed(text)) if text else None
+        if checked is not None:
+            text_files(checked)
         submit(
             "run",
             {

@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from ders_core import figures
-from ders_core.analysis import DOUBLE_BELOW, of_group, predicted_error, rank_for_energy
+from ders_core.analysis import EXACT_BELOW, of_group, predicted_error, rank_for_energy
 from ders_core.codecs import Keep, Strength
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
@@ -52,7 +52,7 @@ else:
         f"**The largest singular values alone do not reach {share_text(energy)} of this layer's "
         f"delta energy** ({rows})."
     )
-if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > DOUBLE_BELOW:
+if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > EXACT_BELOW:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(
             "Estimated: the largest singular values to about 1 %, the share of energy to 1 % of "

@@ -8,6 +8,7 @@ from streamlit.elements.lib.column_types import ColumnConfig
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import DersError
+from ders_core.files.texts import text_files
 from ders_core.ui import frame, reads, runs, session
 from ders_core.ui.job_progress import ACTIVE, submit
 from ders_core.ui.upcycle import choices as choosing
@@ -206,10 +207,7 @@ def checked(config: UpcycleConfig) -> None:
     if config.data.texts == (choosing.TEXT,):
         raise DersError("name at least one text to train on")
     files = [*config.data.texts, *([config.data.heldout] if config.data.heldout else [])]
-    for file in files:
-        allowed = session.workspace().check_allowed(file)
-        if not allowed.is_file():
-            raise DersError(f"{allowed} is not a file; give a UTF-8 text or a .jsonl file")
+    text_files([session.workspace().check_allowed(file) for file in files])
 
 
 def apply_text(key: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ders_core.analysis.dwarfs import corrected
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
 from ders_core.compute.pieces import chunk_values
@@ -69,7 +70,8 @@ class GroupStatistics:
 def group_statistics(
     group: ExpertGroup, device: torch.device | str = "cpu", base: torch.Tensor | None = None
 ) -> GroupStatistics:
-    """Read a group once, a few rows at a time.
+    """Read a group once, a few rows at a time, and once more where an expert is far smaller than
+    others (see `ders_core.analysis.dwarfs`).
 
     base: `[out, in]` in storage dtype on the CPU, to be filled with the base. Raises
     CheckpointError for non-finite weights.
@@ -92,7 +94,7 @@ def group_statistics(
                 totals.add(chunk, sums)
                 if base is not None:
                     base[chunk] = sums.base
-    return totals.finish()
+    return corrected(totals.finish(), group, where)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ class _Totals:
         longer = np.divide(squares, sums, out=np.zeros_like(squares), where=sums > 0)
         product = 2 * norm[:, None] * norm[None, :]
         angle = np.maximum(apart - longer**2, 0.0)
-        one_minus_cos = np.divide(angle, product, out=np.zeros_like(angle), where=product > 0)
+        # an expert of zeros has cosine 0 with every other one
+        one_minus_cos = np.divide(angle, product, out=np.ones_like(angle), where=product > 0)
         np.fill_diagonal(one_minus_cos, 0.0)
         norm_delta = np.sqrt(energy)
         lengths = norm_delta[:, None] * norm_delta[None, :]

@@ -28,13 +28,23 @@ SAMPLED_VALUES = 8192
 
 @dataclass(frozen=True)
 class Verdict:
-    """mean_cosine: over pairs of experts, then over groups. starts: the sets of experts that share
-    a start each, None where one base is best."""
+    """mean_cosine: over pairs of experts, then over groups; an expert of zeros has cosine 0 with
+    every other one. starts: the sets of experts that share a start each, None where one base is
+    best. `single`: no layer has two experts."""
 
-    verdict: Literal["upcycled", "partly", "scratch"]
+    verdict: Literal["upcycled", "partly", "scratch", "single"]
     mean_cosine: float
     sentence: str
     starts: Starts | None = None
+
+
+SINGLE = Verdict(
+    "single",
+    1.0,
+    "There is one expert in each layer, so there is nothing to compare, and no other expert to "
+    "share its weight with.",
+)
+"""Of a model without pairs of experts."""
 
 
 def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
@@ -90,17 +100,32 @@ def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
 
 
 def mean_pair_cosine(weights: torch.Tensor) -> float:
-    """Mean cosine over pairs of rows of `[K, n]`, in float64; 1 for a single expert."""
-    unit = torch.nn.functional.normalize(weights.double(), dim=1)
+    """Mean cosine over pairs of rows of `[K, n]`, in float64; 1 for a single expert.
+
+    A row of zeros has cosine 0 with the others, and with itself.
+    """
+    unit = unit_rows(weights)
     count = unit.shape[0]
     if count < 2:
         return 1.0
-    return float((unit.sum(0).square().sum() - count) / (count * (count - 1)))
+    with_themselves = unit.square().sum()
+    return float((unit.sum(0).square().sum() - with_themselves) / (count * (count - 1)))
+
+
+def unit_rows(weights: torch.Tensor) -> torch.Tensor:
+    """The rows of `[K, n]` with norm 1, in float64, however small they are; zeros stay zeros."""
+    rows = weights.double()
+    largest = rows.abs().amax(1, keepdim=True)
+    rows = rows / torch.where(largest > 0, largest, 1.0)  # so that no square under- or overflows
+    norms = rows.norm(dim=1, keepdim=True)
+    return rows / torch.where(norms > 0, norms, 1.0)
 
 
 def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
     """The verdict from a few rows of a few groups over the model's depth; a few MB are read."""
-    groups = checkpoint.groups()
+    groups = [group for group in checkpoint.groups() if group.shape[0] > 1]
+    if not groups:
+        return SINGLE
     chosen = np.unique(np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round().astype(int))
     samples = [_rows(groups[int(index)]) for index in chosen]
     cosines = [mean_pair_cosine(weights) for weights in samples]
@@ -116,7 +141,7 @@ def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
     sample = weights[:, places].double()
     centred = sample - sample.mean(0)
     assignment = cluster((centred @ centred.T).numpy(), bits=bits).assignment
-    unit = torch.nn.functional.normalize(sample, dim=1)
+    unit = unit_rows(sample)
     return starts_of(1.0 - (unit @ unit.T).numpy(), assignment)
 
 

@@ -14,16 +14,17 @@ from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.precision import dtype_label
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
+from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import loaded, run
 from ders_core.evaluate.windows import (
     check_sizes,
     check_vocabulary,
     fitting_window,
-    read_text,
     token_windows,
 )
 from ders_core.files.address import as_local
 from ders_core.files.output import new_file
+from ders_core.files.texts import Texts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
@@ -33,7 +34,7 @@ def calibrate(
     model: str | Path,
     out: str | Path,
     *,
-    text: str | Path,
+    text: Texts,
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
@@ -45,13 +46,13 @@ def calibrate(
 ) -> Calibration:
     """Run a checkpoint over a text and write its calibration to the new file `out`.
 
-    model: a directory, packed or not. text: path of a UTF-8 file. window: tokens of context, not
-    overlapping. batch: windows at once. dtype: of the computation; by default the checkpoint's, but
-    float32 where the device has no instructions for it (see `ders_core.compute.precision`).
-    trust_remote_code: run code that comes with the model. An encoder and a decoder both read the
-    text. Besides the model, the device holds 4·in² bytes for
-    each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
-    progress counts tokens.
+    model: a directory, packed or not. text: one or more files or directories of UTF-8 text or
+    `.jsonl` (see `ders_core.files.texts`). window: tokens of context, not overlapping. batch:
+    windows at once. dtype: of the computation; by default the checkpoint's, but float32 where the
+    device has no instructions for it (see `ders_core.compute.precision`). trust_remote_code: run
+    code that comes with the model. An encoder and a decoder both read the text. Besides the model,
+    the device holds 4·in² bytes for each of a layer's two inputs; one wider than `max_width` keeps
+    the diagonal alone, 4·in bytes. progress counts tokens.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
     short, the model does not run on text, values are not finite, or experts' inputs cannot be
     identified.
@@ -68,7 +69,7 @@ def calibrate(
     facts = describe(model, trust_remote_code=trust_remote_code)
     window = fitting_window(window, [facts.positions])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    windows = token_windows(tokenizer, read_text(text), window, max_tokens)
+    windows = token_windows(tokenizer, read_text(text, tokenizer), window, max_tokens)
     check_vocabulary(windows, facts.vocabulary, tokenizer, checkpoint.path)
     if dtype is None:
         dtype = shared_dtype([facts], where)

@@ -13,6 +13,7 @@ from ders_core.cli.options import (
     DeviceOption,
     DtypeOption,
     JsonFlag,
+    TextOption,
     TrustOption,
 )
 from ders_core.compute.precision import parse_dtype
@@ -22,7 +23,7 @@ from ders_core.units import share_text
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
+    text: TextOption,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
     ] = None,
@@ -59,7 +60,7 @@ def calibrate(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT", help="a new .safetensors file")
     ],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read")],
+    text: TextOption,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="stop after this many tokens")] = 8192,

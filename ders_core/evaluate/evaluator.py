@@ -12,6 +12,7 @@ from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.precision import dtype_label
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
+from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import Answers, answers, loaded
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.reference import reference_store
@@ -19,9 +20,9 @@ from ders_core.evaluate.windows import (
     check_sizes,
     check_vocabulary,
     fitting_window,
-    read_text,
     token_windows,
 )
+from ders_core.files.texts import Texts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.hf.describe import ModelFacts
 from ders_core.pipeline.quality import Quality
@@ -31,7 +32,7 @@ def evaluate(
     model: str | Path,
     reference: str | Path | None = None,
     *,
-    text: str | Path,
+    text: Texts,
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
@@ -40,15 +41,16 @@ def evaluate(
     trust_remote_code: bool = False,
     progress: Progress = quiet,
 ) -> Quality:
-    """Measure `model` on a text file, and compare it token by token with `reference`.
+    """Measure `model` on a text, and compare it token by token with `reference`.
 
-    Both are directories, packed or not. text: path of a UTF-8 file. window: tokens of context, not
-    overlapping, and no more than the models' context; an encoder reads as many before. batch:
-    windows at once. dtype: of the computation; by default the checkpoints', but float32 where the
-    device has no instructions for it (see `ders_core.compute.precision`). trust_remote_code: run
-    code that comes with a model. The reference runs first; its predictions are kept on disk in
-    float32 (float16 beyond 4 GB) until the model has run. progress counts the predicted tokens of
-    both passes.
+    Both are directories, packed or not. text: one or more files or directories of UTF-8 text or
+    `.jsonl` (see `ders_core.files.texts`); chats are written by the reference's chat template.
+    window: tokens of context, not overlapping, and no more than the models' context; an encoder
+    reads as many before. batch: windows at once. dtype: of the computation; by default the
+    checkpoints', but float32 where the device has no instructions for it (see
+    `ders_core.compute.precision`). trust_remote_code: run code that comes with a model. The
+    reference runs first; its predictions are kept on disk in float32 (float16 beyond 4 GB) until
+    the model has run. progress counts the predicted tokens of both passes.
     Raises EvaluationError if the text is too short, the two do not share a tokenizer and a
     vocabulary, a model does not run on text, or one computes values that are not finite.
     """
@@ -60,7 +62,7 @@ def evaluate(
     window = fitting_window(window, (each.positions for each in models))
     if dtype is None:
         dtype = shared_dtype(models, where)
-    windows = _windows(models, read_text(text), window, max_tokens, trust_remote_code)
+    windows = _windows(models, text, window, max_tokens, trust_remote_code)
     before = windows.shape[1] // 2 if models[0].encoder_decoder else 0
     tokens = windows[:, before + 1 :].numel()
     meter = Meter(len(paths) * tokens, progress)
@@ -107,9 +109,13 @@ def evaluate(
 
 
 def _windows(
-    models: Sequence[ModelFacts], text: str, window: int, max_tokens: int, trust_remote_code: bool
+    models: Sequence[ModelFacts],
+    texts: Texts,
+    window: int,
+    max_tokens: int,
+    trust_remote_code: bool,
 ) -> torch.Tensor:
-    """The windows of the text. Raises EvaluationError if the models' tokenizers disagree, or make
+    """The windows of the texts. Raises EvaluationError if the models' tokenizers disagree, or make
     tokens that a model does not know."""
     first, *others = models
     if any(other.encoder_decoder != first.encoder_decoder for other in others):
@@ -118,8 +124,9 @@ def _windows(
             "they cannot be compared"
         )
     rows: list[torch.Tensor] = []
-    for each in models:
-        tokenizer = load_tokenizer(each.path, trust_remote_code=trust_remote_code)
+    tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in models]
+    text = read_text(texts, tokenizers[0])
+    for each, tokenizer in zip(models, tokenizers, strict=True):
         windows = token_windows(tokenizer, text, window, max_tokens, before=each.encoder_decoder)
         check_vocabulary(windows, each.vocabulary, tokenizer, each.path)
         rows.append(windows)

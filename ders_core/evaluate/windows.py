@@ -31,18 +31,6 @@ def fitting_window(window: int, positions: Iterable[int | None]) -> int:
     return min([window, *(limit for limit in positions if limit is not None and limit > 1)])
 
 
-def read_text(text: str | Path) -> str:
-    """The text of the UTF-8 file at a path. Raises EvaluationError."""
-    path = Path(text).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is not UTF-8 text; convert it first") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EvaluationError(f"{path} cannot be read: {reason}") from error
-
-
 def token_windows(
     tokenizer: PreTrainedTokenizerBase,
     text: str,

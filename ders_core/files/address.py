@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from ders_core.errors import CheckpointError
 from ders_core.files import remote
+from ders_core.files.missing import advice, printable
 
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 HUB, WEB = "hf", ("http", "https")
@@ -49,11 +50,14 @@ def shown(address: str) -> str:
 def as_path(place: str | Path) -> Path:
     """A local path with ~ expanded, or for an address a path of universal_pathlib.
 
-    The text of the latter holds no credentials. Raises CheckpointError for an address that cannot
-    be understood, for one that names a local file by a protocol, and if its driver is missing.
+    The text of the latter holds no credentials. Raises CheckpointError for an empty text, for an
+    address that cannot be understood, for one that names a local file by a protocol, and if its
+    driver is missing.
     """
     if not isinstance(place, str):
         return place if is_remote(place) else place.expanduser()
+    if not place.strip():
+        raise CheckpointError("the path is empty; give the directory of a model, or an address")
     if not is_address(place):
         return Path(place).expanduser()
     match = ADDRESS.match(place)
@@ -115,7 +119,7 @@ def list_files(directory: Path) -> Listing:
     if is_remote(directory):
         return Listing(*remote.list_files(directory))
     if not directory.exists():
-        raise CheckpointError(f"{directory} does not exist; check the path")
+        raise CheckpointError(f"{printable(directory)} does not exist; {advice(directory)}")
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is a file; give the directory that holds it")
     with os.scandir(directory) as entries:

@@ -12,6 +12,7 @@ from typing import Any
 from ders_core.errors import CheckpointError
 from ders_core.files.address import file_size, is_remote, read_range
 from ders_core.files.spec import DTYPES, NARROW_BITS, TensorSpec
+from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.tensor import FileTensor
 
 MAX_HEADER_BYTES = 100_000_000
@@ -38,9 +39,12 @@ def read_header(
     if len(start) < 8:
         raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
     length = int.from_bytes(start[:8], "little")
-    if length > MAX_HEADER_BYTES:
+    if not 0 < length <= MAX_HEADER_BYTES:
+        known = stand_in(read_range(path, 0, min(size, START_BYTES)))
         raise CheckpointError(
-            f"{path.name} is not a safetensors file: its header would be {length} bytes long"
+            f"{path.name} {known}"
+            if known
+            else f"{path.name} is not a safetensors file: its header would be {length} bytes long"
         )
     end = min(8 + length, size)
     text = start[8:end] + (read_range(path, len(start), end) if end > len(start) else b"")

@@ -142,10 +142,4 @@ def _absence(directory: Path, listing: Listing) -> str:
             f"{directory} holds only pickle weights ({pickles[0]}), which can run code when they "
             "are opened; convert them with transformers' save_pretrained() to safetensors first"
         )
-    others = [name for name in names if name.endswith((".gguf", ".h5", ".msgpack", ".onnx"))]
-    if others:
-        return (
-            f"{directory} holds {others[0]} and no safetensors files; give the directory of the "
-            "model in transformers' format"
-        )
     return f"{directory} holds no safetensors files; give a model directory"

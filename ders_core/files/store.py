@@ -23,6 +23,7 @@ from ders_core.files.address import (
 from ders_core.files.header import read_header
 from ders_core.files.json_object import read_json
 from ders_core.files.model_files import model_files
+from ders_core.files.other_kinds import refuse_other_kind
 from ders_core.files.remote import concurrently
 from ders_core.files.side_files import Beside, beside
 from ders_core.files.spec import TensorSpec
@@ -125,6 +126,7 @@ class TensorStore:
                 raise CheckpointError(
                     f"{directory} is a patch and no model; bring it to its base with `ders apply`"
                 )
+            refuse_other_kind(directory, listing)
             config = read_json(directory / "config.json")
             model = model_files(directory, listing, config)
             paths = [directory / name for name in model.names]

@@ -18,10 +18,27 @@ from ders_core.compute.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import as_local
 from ders_core.files.json_object import read_json
+from ders_core.files.stand_ins import START_BYTES, is_pointer, stand_in
 from ders_core.files.store import TensorStore
 from ders_core.hf.classes import named_class, refused, untrusted, words
 from ders_core.hf.silence import silent
 from ders_core.packed.open import is_packed, open_checkpoint
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""What AutoTokenizer reads, or most of it."""
 
 
 def load_model(
@@ -84,6 +101,7 @@ def _check_keys(path: Path, loading_info: dict[str, Any]) -> None:
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises CheckpointError if there is none that can be read."""
     directory = as_local(path)
+    _refuse_pointers(directory)
     with silent():
         try:
             return AutoTokenizer.from_pretrained(
@@ -113,6 +131,20 @@ def _no_tokenizer(directory: Path, error: Exception) -> CheckpointError:
         f"{directory} has no tokenizer that transformers can read from {names}: {words(error)}; "
         f"{advice}"
     )
+
+
+def _refuse_pointers(directory: Path) -> None:
+    """Raise CheckpointError for a tokenizer's file that git left a pointer for: a template that is
+    one would be taken for a template."""
+    whole = directory / "tokenizer.json"
+    for name in TOKENIZER_FILES:
+        file = directory / name
+        needed = not name.endswith(".model") or not whole.is_file()
+        if needed and file.is_file():
+            with open(file, "rb") as opened:
+                start = opened.read(START_BYTES)
+            if is_pointer(start):
+                raise CheckpointError(f"{file} {stand_in(start)}")
 
 
 def _refused(store: TensorStore, error: Exception) -> CheckpointError:

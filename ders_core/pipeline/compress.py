@@ -30,9 +30,8 @@ from ders_core.packed.manifest import (
 )
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.writer import PackedContents, write_packed
-from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
-from ders_core.pipeline.plan import Plan, carried_specs, resolve
+from ders_core.pipeline.plan import Plan, carried_specs, check_files, resolve
 from ders_core.pipeline.report import Report, ReportEntry
 from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
 from ders_core.recipe import Recipe
@@ -60,8 +59,7 @@ def compress(
     started = time.monotonic()
     source = open_checkpoint(checkpoint)
     plan = resolve(recipe, source)
-    if recipe.calibration is not None:
-        Calibration.open(recipe.calibration).check(source)
+    check_files(recipe, source)
     work = {
         "format_version": FORMAT_VERSION,
         "checkpoint": source.identity,

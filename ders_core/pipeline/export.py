@@ -20,6 +20,7 @@ from ders_core.packed.patch import make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
+from ders_core.pipeline.quality import check_quality
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.units import bytes_text
@@ -79,14 +80,17 @@ def export(
 
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
     quality: `Quality.to_dict()` of an evaluation, for the model card. progress counts bytes,
-    written and then read back. Raises CheckpointError if `packed` is damaged, OutputError if the
-    format is unknown, `out` cannot be written, or a check fails; then there is no `out`.
+    written and then read back. Raises CheckpointError if `packed` is damaged, EvaluationError if
+    quality is something else, OutputError if the format is unknown, `out` cannot be written, or a
+    check fails; then there is no `out`.
     """
     chosen = canonical(format)
     if chosen not in FORMATS:
         raise OutputError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
     if base is not None and chosen != "patch":
         raise OutputError(f"a base belongs to the format patch, not to {chosen}; leave it out")
+    if quality is not None:
+        quality = check_quality(quality, "quality").to_dict()
     order = _Order(PackedCheckpoint(packed), base, quality, progress)
     target = Path(out).expanduser()
     with output_directory(target) as partial:

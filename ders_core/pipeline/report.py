@@ -13,7 +13,8 @@ class ReportEntry:
 
     base: the kind of base that the deltas are taken against. other_bases: kind of base -> ‖Ŵ−W‖/‖W‖
     with it, of the bases that were tried and not chosen. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²)
-    on the calibration's inputs, None without a calibration.
+    on the calibration's inputs, None without a calibration. remark: what the codec did otherwise
+    than it was asked; usually nothing.
     """
 
     layer: int
@@ -27,6 +28,7 @@ class ReportEntry:
     base: str = "mean"
     other_bases: Mapping[str, float] = field(default_factory=dict)
     rel_error_output: float | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Report:
     @property
     def ratio(self) -> float:
         return self.bytes_after / self.bytes_before
+
+    @property
+    def remarks(self) -> list[str]:
+        """Those of the groups, each once."""
+        return list(dict.fromkeys(entry.remark for entry in self.entries if entry.remark))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"ratio": self.ratio}

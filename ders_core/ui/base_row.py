@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ders_core.checkpoint import Checkpoint
 from ders_core.decompose.base import Base, kinds
 from ders_core.errors import DersError
+from ders_core.files.missing import cleaned
 from ders_core.recipe import Recipe
 from ders_core.ui import session
 
@@ -66,12 +67,13 @@ def _fields(recipe: Recipe, kind: type[Base], round_: int, change: Change) -> No
     texts: dict[str, str] = {}
     for name, field in kind.model_fields.items():
         if field.is_required():
-            texts[name] = st.text_input(
+            typed = st.text_input(
                 field.title or name,
                 str(known.get(name, "")),
                 placeholder=field.description,
                 key=f"base_{name}_{round_}",
             )
+            texts[name] = cleaned(typed or "")
     if not all(texts.values()) or all(texts[name] == str(known.get(name, "")) for name in texts):
         return
     try:

@@ -11,24 +11,23 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Meter, Progress, Tell, quiet
 from ders_core.evaluate import evaluate
+from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.windows import (
     check_vocabulary,
     fitting_window,
-    read_text,
     token_windows,
 )
 from ders_core.files.json_object import read_json
 from ders_core.files.output import output_directory, partial_path
 from ders_core.files.writer import write_json
 from ders_core.hf import describe, load_tokenizer
-from ders_core.hf.describe import ModelFacts
 from ders_core.hf.silence import silent
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
@@ -126,15 +125,17 @@ def _run(
     work = {"from": start.store.identity, "config": config.model_dump(mode="json")}
     start.config, precision = computable(config, where)
     begun = time.monotonic()
+    progress(0, config.training.steps, "reading the texts")
+    texts = _Texts.of(start)  # before there is a directory: what is refused leaves none
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
-        _train(start, partial_path(place), where, None)
+        _train(start, texts, partial_path(place), where, None)
         processes.wait_for_everyone()
         return read_result(place)
     with output_directory(place, work=work, resume=resume) as partial:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
-        model = _train(start, partial, where, progress)
+        model = _train(start, texts, partial, where, progress)
         steps = config.training.steps
         progress(steps, steps, "writing the packed checkpoint")
         start.save(partial, model)
@@ -175,19 +176,40 @@ def read_result(out: Path) -> UpcycleResult:
     return UpcycleResult(out=str(out), **read_json(out / RECORD)["result"])
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """The texts as windows of tokens. heldout: `[n, window]` int64, None without one."""
+
+    training: Windows
+    heldout: torch.Tensor | None
+
+    @classmethod
+    def of(cls, start: TrainingInput) -> _Texts:
+        """Raises EvaluationError for a text that cannot be used."""
+        config = start.config
+        facts = describe(start.store.path)
+        tokenizer = load_tokenizer(facts.path)
+        window = fitting_window(config.data.window, [facts.positions])
+        training, heldout = Windows(config.data.texts, tokenizer, window), None
+        check_vocabulary(training.tokens, facts.vocabulary, tokenizer, facts.path)
+        if config.data.heldout is not None:
+            text, tokens = read_text(config.data.heldout, tokenizer), config.training.heldout_tokens
+            heldout = token_windows(tokenizer, text, window, tokens)
+            check_vocabulary(heldout, facts.vocabulary, tokenizer, facts.path)
+        return cls(training, heldout)
+
+
 def _train(
-    start: TrainingInput, partial: Path, where: torch.device, progress: Progress | None
+    start: TrainingInput,
+    texts: _Texts,
+    partial: Path,
+    where: torch.device,
+    progress: Progress | None,
 ) -> TrainableModel:
     """Make the MoE and train it. progress: None in processes that only compute along."""
-    config = start.config
+    config, windows = start.config, texts.training
     meter = Meter(config.training.steps, progress or quiet)
-    meter.at(last_step(partial / CHECKPOINTS), "reading the texts")
-    facts = describe(start.store.path)
-    tokenizer = load_tokenizer(facts.path)
-    window = fitting_window(config.data.window, [facts.positions])
-    windows = Windows(config.data.texts, tokenizer, window)
-    check_vocabulary(windows.tokens, facts.vocabulary, tokenizer, facts.path)
-    measure = _measure(tokenizer, config, window, facts)
+    meter.at(last_step(partial / CHECKPOINTS), "making the experts")
     model = start.model(where, windows, meter)
     with silent():
         trainer = UpcyclingTrainer(
@@ -199,7 +221,7 @@ def _train(
             config,
             partial / HISTORY if progress is not None else None,
             meter,
-            measure,
+            _measure(texts.heldout, config.training.batch),
         )
     model.network.eval()
     return model
@@ -226,19 +248,14 @@ def _evaluate_written(
     )
 
 
-def _measure(
-    tokenizer: PreTrainedTokenizerBase, config: UpcycleConfig, window: int, facts: ModelFacts
-) -> Measure | None:
+def _measure(windows: torch.Tensor | None, batch: int) -> Measure | None:
     """A function that measures a model's perplexity on the held-out text; None if there is none."""
-    if config.data.heldout is None:
+    if windows is None:
         return None
-    text, tokens = read_text(config.data.heldout), config.training.heldout_tokens
-    windows = token_windows(tokenizer, text, window, tokens)
-    check_vocabulary(windows, facts.vocabulary, tokenizer, facts.path)
 
     def measure(model: PreTrainedModel, tell: Tell) -> float:
         totals = Totals()
-        for number, window_answers in enumerate(answers(model, windows, config.training.batch), 1):
+        for number, window_answers in enumerate(answers(model, windows, batch), 1):
             totals.add(window_answers)
             tell(f"measuring the held-out text: window {number} of {len(windows)}")
         return totals.perplexity

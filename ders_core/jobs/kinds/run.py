@@ -27,15 +27,15 @@ REPORT = "report.json"
 
 class RunSpec(Spec):
     """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
-    None for as many as there are cores; trust_remote_code: evaluate with code that comes with the
-    model, which runs with the worker's rights."""
+    None for as many as there are cores. text: one path, or several. trust_remote_code: evaluate
+    with code that comes with the model, which runs with the worker's rights."""
 
     checkpoint: str
     recipe: str
     name: str = ""
     device: Device = "auto"
     workers: int | None = Field(default=None, ge=1)
-    text: str | None = None
+    text: str | tuple[str, ...] | None = None
     max_tokens: int = Field(default=8192, ge=2)
     trust_remote_code: bool = False
 
@@ -74,7 +74,7 @@ class Run(Kind[RunSpec, RunResult]):
         recipe = Recipe.from_yaml(spec.recipe)
         for path in recipe.files:
             context.allowed(str(path))
-        text = context.allowed(spec.text) if spec.text is not None else None
+        text = context.allowed_texts(spec.text) if spec.text is not None else None
         directory = context.directory()
         (directory / RECIPE).write_text(spec.recipe, encoding="utf-8")
         packed, device = directory / PACKED, context.device(spec.device)
@@ -152,7 +152,12 @@ def _verify(context: TaskContext, packed: Path, checkpoint: Path) -> dict[str, A
 
 
 def _evaluate(
-    context: TaskContext, spec: RunSpec, packed: Path, checkpoint: Path, text: Path, device: str
+    context: TaskContext,
+    spec: RunSpec,
+    packed: Path,
+    checkpoint: Path,
+    text: tuple[Path, ...],
+    device: str,
 ) -> dict[str, Any]:
     from ders_core.evaluate import evaluate
 

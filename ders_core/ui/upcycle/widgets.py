@@ -165,9 +165,9 @@ def _text(ask: _Widgets) -> None:
         "text_area",
         "texts",
         "Texts to train on",
-        help="Local files, one a line: UTF-8 text, or .jsonl with `text` or chat `messages` in "
-        "each line.",
-        placeholder="one file a line",
+        help="Local files and directories, one a line: UTF-8 text, or .jsonl with `text` or chat "
+        "`messages` in each line.",
+        placeholder="one file or directory a line",
         height=68,
     )
     ask.field(
@@ -175,7 +175,8 @@ def _text(ask: _Widgets) -> None:
         "text_input",
         "heldout",
         "Held-out text",
-        help="A file that is not trained on: perplexity of the dense model and of the MoE.",
+        help="A file or directory that is not trained on: perplexity of the dense model and of "
+        "the MoE.",
         placeholder="none: quality is not measured",
     )
     ask.number(row[2], "window")
