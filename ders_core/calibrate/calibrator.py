@@ -23,7 +23,7 @@ from ders_core.evaluate.windows import (
     token_windows,
 )
 from ders_core.files.address import as_local
-from ders_core.files.output import new_file
+from ders_core.files.output import new_file, new_target
 from ders_core.files.texts import Texts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.packed.open import open_checkpoint
@@ -52,12 +52,14 @@ def calibrate(
     device has no instructions for it (see `ders_core.compute.precision`). trust_remote_code: run
     code that comes with the model. An encoder and a decoder both read the text. Besides the model,
     the device holds 4·in² bytes for each of a layer's two inputs; one wider than `max_width` keeps
-    the diagonal alone, 4·in bytes. progress counts tokens.
+    the diagonal alone, 4·in bytes. progress counts tokens. The checkpoint is hashed at the
+    end: it must not be written meanwhile.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
     short, the model does not run on text, values are not finite, or experts' inputs cannot be
     identified.
     """
-    where, target = resolve_device(device), Path(out).expanduser()
+    target = new_target(out)
+    where = resolve_device(device)
     check_sizes(window, max_tokens, batch)
     checkpoint = open_checkpoint(as_local(model))
     if checkpoint.packed_bytes is not None and checkpoint.scheme is not None:
@@ -80,7 +82,11 @@ def calibrate(
             sums = _measure(network, checkpoint, windows, batch, max_width, meter)
             tensors = _tensors(checkpoint, sums, meter.total)
             computed = dtype_label(network.dtype)
-        write_calibration(aside, checkpoint.identity, meter.total, tensors, computed)
+        store = checkpoint.store
+        meter.report("hashing the checkpoint, to know it again")
+        content = store.content(lambda nbytes, message: meter.report(message))
+        identity = checkpoint.identity
+        write_calibration(aside, identity, meter.total, tensors, content, store.version, computed)
     return Calibration.open(target)
 
 

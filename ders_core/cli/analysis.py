@@ -9,7 +9,6 @@ import typer
 
 from ders_core.cli.console import print_json, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
-from ders_core.errors import OutputError
 from ders_core.units import bytes_text, listed, share_text
 
 
@@ -75,14 +74,15 @@ def analyze(
     from ders_core.analysis import analyze as run_analysis
     from ders_core.compute.device import resolve_device
     from ders_core.figures.report import SUFFIXES, write_report
+    from ders_core.files.output import new_target
     from ders_core.jobs import Engine
     from ders_core.packed.open import open_checkpoint
     from ders_core.recipe.numbers import parse_numbers
 
     if output is not None and output.suffix not in SUFFIXES:
         raise typer.BadParameter(f"end the name in {', '.join(SUFFIXES)}", param_hint="-o")
-    if output is not None and output.exists():
-        raise OutputError(f"{output} exists already; choose another name or remove it")
+    if output is not None:
+        new_target(output)
     spectrum = next((name for name in SPECTRA if name == (kind or "curve") != "none"), None)
     if spectrum is None:
         raise typer.BadParameter(

@@ -90,6 +90,11 @@ def compress(
         )
     for remark in report.remarks:
         print(f"note: {remark}")
+    if report.renewed:
+        print(
+            f"{report.renewed} groups of the interrupted run were encoded again: their weights "
+            f"in {checkpoint} have changed since"
+        )
     print(
         f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
         f"({share_text(report.ratio)} of original) in {report.seconds:.1f} s on {report.device}"

@@ -27,8 +27,9 @@ GUESSED_BYTES = 32 << 10
 
 def read_header(
     path: Path, size: int | None = None
-) -> tuple[dict[str, FileTensor], dict[str, str]]:
-    """The tensors of one safetensors file, and its free-form metadata.
+) -> tuple[dict[str, FileTensor], dict[str, str] | None]:
+    """The tensors of one safetensors file, and its free-form metadata: empty if the header has
+    none, None if it says null.
 
     Reads the header only. size: of the file in bytes, if it is known. Raises CheckpointError if the
     file is truncated, is not a safetensors file, or its header contradicts itself or the file's
@@ -57,11 +58,13 @@ def read_header(
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path.name}: the header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
+    if metadata is not None and not isinstance(metadata, dict):
         raise CheckpointError(f"{path.name}: the header's __metadata__ is not an object")
     data_begin = 8 + length
     tensors = {name: _file_tensor(path, name, entry, data_begin) for name, entry in entries.items()}
     _check_cover(path, tensors, data_begin, size)
+    if metadata is None:
+        return tensors, None
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 

@@ -13,26 +13,29 @@ from typing import Any, Protocol, TypeVar
 from ders_core.errors import CheckpointError
 from ders_core.files.address import (
     as_path,
-    file_size,
     is_remote,
     list_files,
     list_tree,
     read_bytes,
     read_ranges,
 )
+from ders_core.files.content import content_hash
 from ders_core.files.header import read_header
 from ders_core.files.json_object import read_json
-from ders_core.files.model_files import model_files
+from ders_core.files.model_files import INDEX, model_files
 from ders_core.files.other_kinds import refuse_other_kind
 from ders_core.files.remote import concurrently
 from ders_core.files.side_files import Beside, beside
 from ders_core.files.spec import TensorSpec
+from ders_core.files.stamp import Stamp, check_unchanged, stamp, version_of
 from ders_core.files.tensor import FileTensor, TensorReader
 
 T = TypeVar("T")
 
 PATCH_FILE = "ders_patch.json"
 SAMPLE_BYTES = 256
+DESCRIPTIONS = frozenset(("config.json", INDEX, "ders_manifest.json", "ders_layout.yaml"))
+"""Files that say how the weights are read."""
 
 
 class Store(Protocol):
@@ -66,8 +69,8 @@ class Store(Protocol):
         """Weight file -> the names of its tensors, in the order of their bytes."""
 
     @property
-    def metadata(self) -> Mapping[str, Mapping[str, str]]:
-        """Weight file -> the free-form metadata of its header."""
+    def metadata(self) -> Mapping[str, Mapping[str, str] | None]:
+        """Weight file -> the free-form metadata of its header (see `read_header`)."""
 
     @property
     def index_metadata(self) -> Mapping[str, Any]:
@@ -84,7 +87,21 @@ class Store(Protocol):
 
     @property
     def identity(self) -> str:
-        """A hex name of the content (see `content_identity`)."""
+        """A hex name of the content (see `content_identity`), by a sample of its bytes: for people,
+        and to find what may belong to it. `content` decides."""
+
+    @property
+    def version(self) -> str:
+        """A hex name of the files as they were when they were opened (see `version_of`)."""
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was written since the store was opened."""
+
+    def content(self, step: Callable[[int, str], None]) -> str:
+        """Hex SHA-256 of everything (see `content_hash`). Reads all, once for each version.
+
+        step: as of `check`. Raises CheckpointError.
+        """
 
     @property
     def beside(self) -> Beside:
@@ -106,12 +123,13 @@ class TensorStore:
     config: dict[str, Any]
     tensors: Mapping[str, FileTensor]
     files: Mapping[str, tuple[str, ...]]
-    metadata: Mapping[str, Mapping[str, str]]
+    metadata: Mapping[str, Mapping[str, str] | None]
     index_metadata: Mapping[str, Any]
     bytes_total: int
     place: str = field(repr=False)
     index: str | None
     """The file that names the weight files; None if there is none."""
+    stamps: Mapping[str, Stamp] = field(repr=False)
 
     @classmethod
     def open(cls, place: str | Path) -> TensorStore:
@@ -130,7 +148,12 @@ class TensorStore:
             config = read_json(directory / "config.json")
             model = model_files(directory, listing, config)
             paths = [directory / name for name in model.names]
-            sizes = list(_each(directory, file_size, paths))
+            described = sorted(listing.names & {*DESCRIPTIONS, model.index})
+            stamped = [*paths, *(directory / name for name in described)]
+            stamps = dict(
+                zip([p.name for p in stamped], _each(directory, stamp, stamped), strict=True)
+            )
+            sizes = [stamps[path.name].size for path in paths]
             headers = list(_each(directory, read_header, paths, sizes))
         except OSError as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from error
@@ -147,6 +170,7 @@ class TensorStore:
             sum(sizes),
             str(place),
             model.index,
+            stamps,
         )
 
     @property
@@ -165,6 +189,19 @@ class TensorStore:
     @cached_property
     def identity(self) -> str:
         return content_identity(self.config, self._samples())
+
+    @cached_property
+    def version(self) -> str:
+        return version_of(self.stamps)
+
+    def check_unchanged(self) -> None:
+        check_unchanged(self.path, self.stamps)
+
+    def content(self, step: Callable[[int, str], None] = lambda nbytes, message: None) -> str:
+        tensors = {
+            file: tuple(self.tensors[name] for name in names) for file, names in self.files.items()
+        }
+        return content_hash(self.path, self.config, tensors, self.stamps, step)
 
     def _samples(self) -> Iterator[tuple[str, TensorSpec, bytes]]:
         for file_name, names in self.files.items():

@@ -19,15 +19,20 @@ MAX_SHARD_BYTES = 4_000_000_000
 METADATA = {"format": "pt"}
 """transformers expects it in the header of every safetensors file."""
 
+NO_METADATA: Mapping[str, str] = {}
+
 Specs = Mapping[str, TensorSpec]
 
 
-def encode_header(specs: Specs, metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_header(specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA) -> bytes:
     """Length prefix and header of a safetensors file that holds `specs` in this order, end to end.
 
-    If wide dtypes come first (see `file_order`), every tensor is aligned for memory mapping.
+    metadata: None is written as null, as some writers do. If wide dtypes come first (see
+    `file_order`), every tensor is aligned for memory mapping.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, Any] = {}
+    if metadata is None or metadata:
+        entries["__metadata__"] = None if metadata is None else dict(metadata)
     position = 0
     for name, spec in specs.items():
         end = position + spec.nbytes
@@ -44,7 +49,7 @@ def file_order(specs: Specs) -> dict[str, TensorSpec]:
     return dict(sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
-def file_bytes(specs: Specs, metadata: Mapping[str, str] | None = None) -> int:
+def file_bytes(specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA) -> int:
     """Exact size on disk of a safetensors file that will hold `specs`."""
     return len(encode_header(specs, metadata)) + sum(spec.nbytes for spec in specs.values())
 
@@ -82,14 +87,14 @@ def write_file(
     path: Path,
     specs: Specs,
     read: Callable[[str], Iterable[bytes | memoryview]],
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = NO_METADATA,
     *,
     sync: bool = True,
 ) -> dict[str, str]:
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
-    read: yields the bytes of the tensor of that name. sync: as in `written_aside`. Returns the hex
-    SHA-256 of each tensor's bytes. Raises OSError.
+    read: yields the bytes of the tensor of that name. metadata: as of `encode_header`. sync: as in
+    `written_aside`. Returns the hex SHA-256 of each tensor's bytes. Raises OSError.
     """
     checksums: dict[str, str] = {}
     with written_aside(path, sync=sync) as aside, open(aside, "wb") as file:

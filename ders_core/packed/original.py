@@ -48,7 +48,7 @@ class OriginalStore:
         return self.packed.manifest.source.files
 
     @property
-    def metadata(self) -> Mapping[str, Mapping[str, str]]:
+    def metadata(self) -> Mapping[str, Mapping[str, str] | None]:
         return self.packed.manifest.source.metadata
 
     @property
@@ -71,6 +71,17 @@ class OriginalStore:
     @property
     def beside(self) -> Beside:
         return self.packed.beside
+
+    @property
+    def version(self) -> str:
+        return self.packed.store.version
+
+    def check_unchanged(self) -> None:
+        self.packed.store.check_unchanged()
+
+    def content(self, step: Callable[[int, str], None]) -> str:
+        """The packed store's content, as its identity."""
+        return self.packed.store.content(step)
 
     def check(self, step: Callable[[int, str], None]) -> None:
         problems = self.packed.checksum_problems(step)

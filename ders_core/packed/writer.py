@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,10 +27,11 @@ from ders_core.packed.manifest import (
     BASE_MODEL,
     FORMAT_VERSION,
     MANIFEST,
-    QUANT_METHOD,
+    Encoded,
     Manifest,
     PackedGroup,
     Source,
+    described,
     public_recipe,
 )
 from ders_core.packed.reader import PackedCheckpoint
@@ -71,6 +72,8 @@ class PackedContents:
     """Copied as they are: tokenizer, generation config and the like."""
     hub_name: str | None = None
     """`owner/repo` of the source on the hub, if it is from there."""
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+    """Prefix of a group -> what it was encoded from; empty if the source is on no disk."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, An
         identity=UNKNOWN,
         bytes_total=sum(file_bytes(specs, METADATA) for specs in files.values()),
         files={name: tuple(specs) for name, specs in files.items()},
-        metadata=dict.fromkeys(files, METADATA),
+        metadata={file: dict(METADATA) for file in files},
         config=json_text(config),
     )
 
@@ -134,12 +137,8 @@ def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, An
 def _write_config(directory: Path, contents: PackedContents) -> None:
     """config.json of the source, how it was packed under `quantization_config`, and a name that
     keeps transformers from loading it without `ders_core.hf`."""
-    quantization = {
-        "quant_method": QUANT_METHOD,
-        "format_version": FORMAT_VERSION,
-        **public_recipe(contents.recipe),
-    }
-    if contents.config.get("quantization_config"):
+    quantization = described(FORMAT_VERSION, public_recipe(contents.recipe))
+    if "quantization_config" in contents.config:  # null too, so that it comes back
         quantization["original"] = contents.config["quantization_config"]
     if contents.hub_name is not None:
         quantization[BASE_MODEL] = contents.hub_name
@@ -159,6 +158,7 @@ def _write_manifest(
         recipe=public_recipe(contents.recipe),
         groups=tuple(contents.groups),
         checksums=dict(checksums),
+        encoded=dict(contents.encoded),
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     if contents.source.identity == UNKNOWN:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.progress import Meter, Progress, quiet, uncounted
 from ders_core.errors import OutputError
 from ders_core.files.checksum import checksum
-from ders_core.files.output import output_directory
+from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files
 from ders_core.files.store import TensorStore
 from ders_core.packed.manifest import MANIFEST
@@ -22,7 +22,6 @@ from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
 from ders_core.pipeline.quality import check_quality
 from ders_core.pipeline.synthesize import synthesize
-from ders_core.pipeline.verify import verify
 from ders_core.units import bytes_text
 
 OUR_CARD = "DERS.md"
@@ -91,10 +90,11 @@ def export(
         raise OutputError(f"a base belongs to the format patch, not to {chosen}; leave it out")
     if quality is not None:
         quality = check_quality(quality, "quality").to_dict()
+    target = new_target(out)
     order = _Order(PackedCheckpoint(packed), base, quality, progress)
-    target = Path(out).expanduser()
     with output_directory(target) as partial:
         written = _WRITERS[chosen](order, partial)
+        order.source.store.check_unchanged()
         failed = next((check for check in written.checks if not check.ok), None)
         if failed is not None:
             raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")
@@ -116,7 +116,7 @@ def _write_packed(order: _Order, partial: Path) -> _Written:
     store = TensorStore.open(directory)
     _write_card(order, directory, "packed", store.bytes_total)
     read_back = _read_back(store, order.source.manifest.checksums, order.progress)
-    problems = verify(directory).problems
+    problems = PackedCheckpoint(directory).checksum_problems(uncounted)
     detail = problems[0] if problems else "it opens and fits its manifest"
     opens = Check("opens as a packed checkpoint", not problems, detail)
     _move_up(directory)

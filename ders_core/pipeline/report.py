@@ -34,7 +34,9 @@ class ReportEntry:
 @dataclass(frozen=True)
 class Report:
     """bytes: of the weight files. seconds: of this run, without an interrupted one before.
-    left_aside: files beside the weights that are no part of the model, and were not copied."""
+    left_aside: files beside the weights that are no part of the model, and were not copied.
+    renewed: groups of an interrupted run that were encoded again, because their weights had
+    changed."""
 
     entries: tuple[ReportEntry, ...]
     bytes_before: int
@@ -42,6 +44,7 @@ class Report:
     device: str
     seconds: float
     left_aside: tuple[str, ...] = ()
+    renewed: int = 0
 
     @property
     def ratio(self) -> float:
@@ -65,4 +68,5 @@ class Report:
             data["device"],
             data["seconds"],
             tuple(data.get("left_aside", ())),
+            data.get("renewed", 0),
         )

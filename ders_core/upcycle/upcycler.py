@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback
 
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Meter, Progress, Tell, quiet
+from ders_core.errors import CheckpointError
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import answers
@@ -25,7 +26,8 @@ from ders_core.evaluate.windows import (
     token_windows,
 )
 from ders_core.files.json_object import read_json
-from ders_core.files.output import output_directory, partial_path
+from ders_core.files.output import new_target, output_directory, partial_path
+from ders_core.files.store import TensorStore
 from ders_core.files.writer import write_json
 from ders_core.hf import describe, load_tokenizer
 from ders_core.hf.silence import silent
@@ -120,9 +122,10 @@ def _run(
     config, place = start.config, Path(out).expanduser()
     where = resolve_device(device)
     processes = PartialState(cpu=where.type == "cpu")
+    if processes.is_main_process:
+        new_target(out, resume=resume)
     if where.type == "cuda":
         where = processes.device
-    work = {"from": start.store.identity, "config": config.model_dump(mode="json")}
     start.config, precision = computable(config, where)
     begun = time.monotonic()
     progress(0, config.training.steps, "reading the texts")
@@ -132,6 +135,9 @@ def _run(
         _train(start, texts, partial_path(place), where, None)
         processes.wait_for_everyone()
         return read_result(place)
+    progress(0, config.training.steps, f"reading {start.store.path.name}")
+    content = start.store.content()
+    work = {"from": content, "config": config.model_dump(mode="json")}
     with output_directory(place, work=work, resume=resume) as partial:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
@@ -139,6 +145,7 @@ def _run(
         steps = config.training.steps
         progress(steps, steps, "writing the packed checkpoint")
         start.save(partial, model)
+        _check_content(start.store.path, content)
         record = {"config": public_config(config), "modules": model.modules, **start.record()}
         write_json(partial / RECORD, record)
         trained = sum(
@@ -169,6 +176,14 @@ def _run(
         shutil.rmtree(partial / CHECKPOINTS)
     processes.wait_for_everyone()
     return result
+
+
+def _check_content(path: Path, content: str) -> None:
+    """Raise CheckpointError if the model that came in was changed since the training began."""
+    if TensorStore.open(path).content() != content:
+        raise CheckpointError(
+            f"{path} was changed while it was trained on; bring it back as it was, then resume"
+        )
 
 
 def read_result(out: Path) -> UpcycleResult:

@@ -138,6 +138,12 @@ def _compress(
             runner=engine.run,
             progress=context.progress,
         )
+    if report.renewed:
+        context.log(
+            f"{report.renewed} groups were encoded again, because their weights in the original "
+            "have changed since the earlier attempt",
+            "warning",
+        )
     return report.to_dict()
 
 

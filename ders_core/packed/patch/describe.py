@@ -61,7 +61,10 @@ def describe(
         base=base.identity if base else None,
         base_name=base.path.name if base else None,
         files=_tensors_by_file(store),
-        metadata={name: dict(values) for name, values in store.metadata.items()},
+        metadata={
+            name: None if values is None else dict(values)
+            for name, values in store.metadata.items()
+        },
         side=_copy_side_files(store, directory / SIDE),
         pieces={
             name: PatchTensor(

@@ -61,7 +61,7 @@ class PatchManifest(BaseModel):
     base_name: str | None
     files: dict[str, tuple[str, ...]]
     """File name -> tensor names in the order of their bytes."""
-    metadata: dict[str, dict[str, str]]
+    metadata: dict[str, dict[str, str] | None]
     side: dict[str, str]
     """File name -> SHA-256, of the files next to the weights: config, index, tokenizer."""
     pieces: dict[str, PatchTensor]

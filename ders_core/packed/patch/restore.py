@@ -11,7 +11,7 @@ from ders_core.files.checksum import file_checksum
 from ders_core.files.side_files import SideFile
 from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import write_file
+from ders_core.files.writer import NO_METADATA, write_file
 from ders_core.packed.patch.describe import copy_with_checksum, reader, travelling_tensors
 from ders_core.packed.patch.manifest import SIDE, PatchManifest, PatchTensor
 
@@ -42,7 +42,9 @@ def restore(
     for target, names in manifest.files.items():
         read = reader(sources, advance, f"writing {target}")
         specs = {name: manifest.pieces[name].spec for name in names}
-        checksums = write_file(out / target, specs, read, manifest.metadata.get(target))
+        checksums = write_file(
+            out / target, specs, read, manifest.metadata.get(target, NO_METADATA)
+        )
         for name, sha256 in checksums.items():
             if sha256 != manifest.pieces[name].sha256:
                 raise refuse(name, manifest.pieces[name])
