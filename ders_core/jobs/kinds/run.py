@@ -27,7 +27,8 @@ REPORT = "report.json"
 
 class RunSpec(Spec):
     """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
-    None for as many as there are cores."""
+    None for as many as there are cores; trust_remote_code: evaluation may run code that came with
+    the checkpoint."""
 
     checkpoint: str
     recipe: str
@@ -36,6 +37,7 @@ class RunSpec(Spec):
     workers: int | None = Field(default=None, ge=1)
     text: str | None = None
     max_tokens: int = Field(default=8192, ge=2)
+    trust_remote_code: bool = False
 
 
 class RunResult(PackedResult):
@@ -97,7 +99,7 @@ class Run(Kind[RunSpec, RunResult]):
         else:
             quality = context.step(
                 "evaluate",
-                lambda: _evaluate(context, packed, checkpoint, text, spec.max_tokens, device),
+                lambda: _evaluate(context, packed, checkpoint, text, spec, device),
                 directory / "quality.json",
             )
         return RunResult.model_validate(
@@ -150,7 +152,7 @@ def _verify(context: TaskContext, packed: Path, checkpoint: Path) -> dict[str, A
 
 
 def _evaluate(
-    context: TaskContext, packed: Path, checkpoint: Path, text: Path, max_tokens: int, device: str
+    context: TaskContext, packed: Path, checkpoint: Path, text: Path, spec: RunSpec, device: str
 ) -> dict[str, Any]:
     from ders_core.evaluate import evaluate
 
@@ -159,6 +161,7 @@ def _evaluate(
         checkpoint,
         text=text,
         device=device,
-        max_tokens=max_tokens,
+        max_tokens=spec.max_tokens,
+        trust_remote_code=spec.trust_remote_code,
         progress=context.progress,
     ).to_dict()
