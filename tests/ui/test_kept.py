@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 from support.page_inputs import change, inputs, states_with
+from support.stored_results import RUN
 
 from ders_core.analysis import analyze
 from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe import presets
 
@@ -33,11 +34,7 @@ def on(app: AppTest, page: str) -> AppTest:
 
 @pytest.fixture
 def furnished(
-    app: AppTest,
-    workspace: Workspace,
-    qwen2_moe_dir: Path,
-    dense_parent_dir: Path,
-    work: Callable[[], None],
+    app: AppTest, workspace: Workspace, qwen2_moe_dir: Path, dense_parent_dir: Path
 ) -> AppTest:
     """Every page has all that it can show: a checkpoint with a shared expert and its analysis, two
     runs, a saved recipe, a dense model."""
@@ -45,9 +42,10 @@ def furnished(
     analyze(checkpoint).save(workspace.analysis_dir(checkpoint.identity))
     recipe, store = presets()["quantized-1bit"].to_yaml(), JobStore(workspace.store_path)
     for name in ("one", "two"):
-        spec = {"checkpoint": str(qwen2_moe_dir), "recipe": recipe, "name": name, "workers": 1}
-        store.submit("run", spec)
-    work()
+        job = store.submit("run", {"checkpoint": str(qwen2_moe_dir), "recipe": recipe}, name)
+        claim = Claims(workspace.store_path, "somebody").claim()
+        assert claim is not None
+        claim.complete(RUN | {"packed": str(workspace.run_dir(job.id) / "packed")})
     workspace.recipes.mkdir()
     (workspace.recipes / "saved.yaml").write_text(recipe, encoding="utf-8")
     app.run()
@@ -135,7 +133,9 @@ def script() -> None:
     kept.field(st.text_input, "Suggested", key="suggested", start=place)
     kept.field(st.text_input, "Owned", key="owned", start="", of=place)
     kept.field(st.text_area, "Draft", key="draft", start=place, draft_of=place)
-    kept.field(st.selectbox, "One of", key="one_of", start="a", options=list(state.get("offered", "abc")))
+    kept.field(
+        st.selectbox, "One of", key="one_of", start="a", options=list(state.get("offered", "abc"))
+    )
     kept.field(
         st.slider, "Within", key="within", start=2, min_value=1, max_value=state.get("most", 9)
     )
