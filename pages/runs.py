@@ -23,15 +23,15 @@ def trust_switch(source: Checkpoint) -> bool:
     """Whether evaluation may run code that came with the checkpoint; asked anew in each session."""
     trusted = kept.field(
         st.toggle,
-        "Run the model's own code",
+        "Run the model's own code (trust_remote_code)",
         key="run_trust",
         start=False,
         of=source.path,
         lasting=False,
-        help="`trust_remote_code`: some models come with Python files of their own, named by "
-        "`auto_map` in config.json, and cannot be loaded without them. Evaluation then runs these "
-        "files with all your rights. Turn it on only for files that you have read or whose author "
-        "you trust. Other models need no such code.",
+        help="Some models come with Python files of their own, named by `auto_map` in config.json, "
+        "and cannot be evaluated without them. Turned on, evaluation runs these files with all "
+        "your rights: do so only if you have read them or trust their author. Other models need "
+        "no such code. It holds for this checkpoint until the browser's page is closed.",
     )
     if not trusted and "auto_map" in source.config:
         st.caption("This model comes with code of its own, which runs only if you allow it.")

@@ -95,7 +95,7 @@ class Listening:
 def base_path_of(text: str) -> str:
     """A base path without slashes around it. Raises DersError if it cannot be a path."""
     path = text.strip("/")
-    if path and not _PATH.fullmatch(path):
+    if path and (not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/"))):
         raise DersError(
             f"base path {text!r} is not a path; give letters, digits, '-', '_', '.' and '~', "
             "with '/' between, such as tools/ders"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def launch(
     server = subprocess.Popen(command, env=environment, cwd=entry.parent)
     try:
         if _wait_for(listening, server):
-            served, scheme = _served(entry.parent)
-            address = listening.url(served if path is None else path, scheme)
+            served = _setting("server.baseUrlPath", entry.parent) if path is None else path
+            scheme = "https" if _setting("server.sslCertFile", entry.parent) else "http"
+            address = listening.url(served, scheme)
             print(
                 f"DeRS Studio: {address}   (workspace {place.path}; stop with Ctrl-C)", flush=True
             )
@@ -90,13 +92,18 @@ def _wait_for(listening: Listening, server: subprocess.Popen[bytes], seconds: fl
     return False
 
 
-def _served(directory: Path) -> tuple[str, str]:
-    """Base path and scheme by Streamlit's settings, as a server reads them in a directory."""
+def _setting(name: str, directory: Path) -> str:
+    """A setting of Streamlit's, as a server that is started in a directory reads it; "" for none.
+
+    From the environment, as in STREAMLIT_SERVER_BASE_URL_PATH, or from its configuration files.
+    """
+    variable = re.sub("([A-Z])", r"_\1", f"streamlit.{name}").replace(".", "_").upper()
+    if variable in os.environ:
+        return os.environ[variable]
     with chdir(directory):
         from streamlit import config
 
-        certificate = config.get_option("server.sslCertFile")
-        return str(config.get_option("server.baseUrlPath")), "https" if certificate else "http"
+        return str(config.get_option(name) or "")
 
 
 def _open_browser(address: str) -> None:

@@ -57,6 +57,7 @@ class _Widgets:
             step=number.step,
             format=None if isinstance(number.step, int) else "%g",
             placeholder=number.empty,
+            value=None if number.empty else "min",  # None: it may be emptied again
         )
 
     def toggle(self, place: Any, name: str, label: str, help: str) -> None:
@@ -191,7 +192,7 @@ def _text(ask: _Widgets) -> None:
 
 
 def _router(ask: _Widgets) -> None:
-    row = _row([5, 4, 4, 4, 4])
+    row = _row([5, 4, 4, 4, 5])
     ask.one_of(
         row[0],
         "router_init",
