@@ -8,7 +8,7 @@ from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
 from ders_core.recipe import presets
-from ders_core.ui import frame, reads, session
+from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import job_panel
 from ders_core.units import bytes_text, listed, share_text
 
@@ -19,13 +19,15 @@ def open_row() -> None:
     recent = list(session.current().recent)
     known = [path for path in reads.model_directories(roots) if path not in recent]
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.selectbox(
+        chosen: str | None = kept.field(
+            st.selectbox,
             "Model directory",
-            [*recent, *known],
+            key="open_path",
+            start=None,
+            options=[*recent, *known],
             index=None,
             accept_new_options=True,
             placeholder="Type or choose a path, or hf://owner/repo",
-            key="open_path",
             help="A directory with config.json and safetensors files: a local path below "
             + ", ".join(roots)
             + "; or an address below "
