@@ -70,11 +70,11 @@ def analyze(
     these. spectra: `curve` estimates those of matrices whose shorter side is above 1536 to 1 % of
     cumulative energy, `exact` never estimates, `head` computes the 16 largest of these matrices,
     `none` skips spectra. runner: executes the tasks, one for each group. known: an unfinished
-    analysis of the same checkpoint; its groups are not read again. grown: called with the tables
-    so far whenever a layer is finished. progress counts bytes of experts.
+    analysis; if it is of the files as they are now, its groups are not read again. grown: called
+    with the tables so far whenever a layer is finished. progress counts bytes of experts.
 
-    Raises CheckpointError for a layer without experts and for non-finite weights, ValueError for
-    an unknown kind of spectra.
+    Raises CheckpointError for a layer without experts, for non-finite weights, and if a file is
+    written while it is read; ValueError for an unknown kind of spectra.
     """
     if spectra not in SPECTRA:
         raise ValueError(f"spectra {spectra!r} are not one of {', '.join(SPECTRA)}")
@@ -108,6 +108,7 @@ def analyze(
         is_last = meter.done == meter.total
         if grown is not None and growing.is_layer_finished(tables.layer) and not is_last:
             grown(growing.analysis())
+    checkpoint.store.check_unchanged()
     meter.finish("analysed")
     return growing.analysis()
 
@@ -151,8 +152,7 @@ class _GrowingTables:
             "base": "mean",
         }
         self.finished: dict[tuple[int, str], Rows] = {}
-        same = known is not None and known.identity == checkpoint.identity
-        if known is not None and same and known.meta == self._meta:
+        if known is not None and known.is_of(checkpoint.store) and known.meta == self._meta:
             for key in known.group_keys():
                 self.finished[key] = known.rows_of(*key)
 
@@ -172,7 +172,11 @@ class _GrowingTables:
             for name, columns in COLUMNS.items()
         }
         return Analysis(
-            self._checkpoint.identity, self._checkpoint.family, dict(self._meta), **tables
+            self._checkpoint.identity,
+            self._checkpoint.family,
+            dict(self._meta),
+            **tables,
+            version=self._checkpoint.store.version,
         )
 
 

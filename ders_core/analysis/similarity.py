@@ -2,7 +2,8 @@
 
 The weights are read once, in chunks of rows that stay in a core's cache. Everything is computed in
 float32 from vectors centred on the base, and summed in float64. 1 − cos is never computed as
-1 − G_ij/√(G_ii·G_jj): if a and b are nearly equal, that loses all digits. Where experts fall into
+1 − G_ij/√(G_ii·G_jj): if a and b are nearly equal, that loses all digits; as it is computed, it is
+off by at most about 1e-7 of ‖Δ‖²/‖W‖². Where experts fall into
 clusters, two of them can be nearly equal and both far from the base: then the Gram matrix of the
 deltas is multiplied in float64 too.
 """
@@ -19,6 +20,7 @@ import torch
 from ders_core.analysis.dwarfs import corrected
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
+from ders_core.compute.magnitude import is_comfortable, scale_of
 from ders_core.compute.pieces import chunk_values
 from ders_core.compute.threads import side_by_side
 from ders_core.decompose.clusters import check_finite
@@ -131,22 +133,32 @@ class _Workspace(threading.local):
         base = stored.float()
         torch.sub(values, base, out=deltas)
         torch.mul(deltas, deltas, out=squares)
-        powers = [deltas.sum(1).double(), (deltas @ base).double()]
-        for factor in (deltas, squares):
+        tops, base_energy = squares.amax(1), float(base.square().sum())
+        scale = base_scale = 1.0
+        if not is_comfortable(float(tops.max())):
+            scale = scale_of(deltas)
+            torch.mul(deltas.div_(scale), deltas, out=squares)
+            tops = squares.amax(1)
+        if not is_comfortable(base_energy):
+            base_scale = scale_of(base)
+            base = base / base_scale
+            base_energy = float(base.square().sum())
+        powers = [deltas.sum(1).double() * scale, (deltas @ base).double() * (scale * base_scale)]
+        for factor, power in ((deltas, 3), (squares, 4)):
             torch.mul(squares, factor, out=values)
-            powers.append(values.sum(1).double())
+            powers.append(values.sum(1).double() * scale**power)
         energy = squares.sum(0).view(rows, width)
         chosen = [row for row in range(rows) if (begin + row) % self._every == 0]
         sample = deltas.view(experts, rows, width)[:, chosen].flatten() if chosen else None
         return _Sums(
             stored.view(rows, width).cpu(),
-            _gram(deltas),
-            float(base.square().sum()),
+            _gram(deltas) * scale**2,
+            base_energy * base_scale**2,
             torch.stack(powers).cpu(),
-            squares.amax(1).double().sqrt().cpu(),
-            energy.sum(1, dtype=torch.float64).cpu(),
-            energy.sum(0, dtype=torch.float64).cpu(),
-            sample.cpu() if sample is not None else None,
+            tops.double().sqrt().cpu() * scale,
+            energy.sum(1, dtype=torch.float64).cpu() * scale**2,
+            energy.sum(0, dtype=torch.float64).cpu() * scale**2,
+            sample.cpu() * scale if sample is not None else None,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from ders_core.analysis.krylov import curve, head, product_dtype
 from ders_core.checkpoint import ExpertGroup
 from ders_core.compute.buffers import borrow
+from ders_core.compute.magnitude import scale_for
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.compute.threads import side_by_side
 
@@ -109,11 +110,17 @@ def group_spectra(
             if not norm and not exact:
                 return spectrum_of(np.zeros(min(base.shape)))
             delta = desk.delta(group, expert)
+            scale = scale_for(norm)
+            if scale != 1:
+                delta /= scale
+            share = norm / scale
             if exact:
-                return spectrum(delta)
-            if kind == "curve":
-                return spectrum_of(curve(delta, norm**2))
-            return _spectrum_of_head(head(delta), norm)
+                found = spectrum(delta)
+            elif kind == "curve":
+                found = spectrum_of(curve(delta, share**2))
+            else:
+                found = _spectrum_of_head(head(delta), share)
+            return replace(found, singular_value=found.singular_value * scale)
 
         return list(pool.map(find, range(group.shape[0])))
 

@@ -22,6 +22,7 @@ from ders_core.analysis.verdict import SINGLE, Verdict, judge
 from ders_core.errors import CheckpointError
 from ders_core.files.directory import replaced_directory
 from ders_core.files.spec import DTYPES
+from ders_core.files.store import Store
 
 VERSION = 2
 WITHOUT_CLUSTERS = 1
@@ -52,6 +53,9 @@ class Analysis:
     norm_ratio: mean ‖Δ_i‖ / ‖W_base‖. clusters: how many bases pay best; cluster_gain: the share of
     one base's ΣΔ² that these leave; cluster: that of an expert, from 0 on. energy in `spectra`:
     cumulative share of Σσ²; in `energy_map`: share of ΣΔ² in a bin of rows or columns.
+
+    identity: of the checkpoint, by a sample. version: of the files that were read, see
+    `Store.version`; "" in tables of before there was one. An analysis is of that version alone.
     """
 
     identity: str
@@ -63,6 +67,11 @@ class Analysis:
     spectra: pd.DataFrame
     histograms: pd.DataFrame
     energy_map: pd.DataFrame
+    version: str = ""
+
+    def is_of(self, store: Store) -> bool:
+        """Whether it was made of the files as they are in this store."""
+        return (self.identity, self.version) == (store.identity, store.version)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -142,7 +151,8 @@ class Analysis:
             raise CheckpointError(
                 f"{directory} holds no readable analysis ({error}); analyse again"
             ) from error
-        return cls(head["identity"], head["family"], head["meta"], **tables)
+        version = head.get("files", "")
+        return cls(head["identity"], head["family"], head["meta"], **tables, version=version)
 
     def to_json(self) -> str:
         """Everything as one JSON text: each table as a list of records."""
@@ -165,6 +175,7 @@ class Analysis:
         return {
             "version": VERSION,
             "identity": self.identity,
+            "files": self.version,
             "family": self.family,
             "meta": self.meta,
         }

@@ -10,6 +10,7 @@ import torch
 
 from ders_core.analysis.origins import Starts, common_starts, starts_of
 from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.compute.magnitude import unit_rows
 from ders_core.decompose.clusters import cluster
 
 UPCYCLED = 0.5
@@ -110,15 +111,6 @@ def mean_pair_cosine(weights: torch.Tensor) -> float:
         return 1.0
     with_themselves = unit.square().sum()
     return float((unit.sum(0).square().sum() - with_themselves) / (count * (count - 1)))
-
-
-def unit_rows(weights: torch.Tensor) -> torch.Tensor:
-    """The rows of `[K, n]` with norm 1, in float64, however small they are; zeros stay zeros."""
-    rows = weights.double()
-    largest = rows.abs().amax(1, keepdim=True)
-    rows = rows / torch.where(largest > 0, largest, 1.0)  # so that no square under- or overflows
-    norms = rows.norm(dim=1, keepdim=True)
-    return rows / torch.where(norms > 0, norms, 1.0)
 
 
 def sampled_verdict(checkpoint: Checkpoint) -> Verdict:

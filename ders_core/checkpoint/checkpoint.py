@@ -25,6 +25,7 @@ from ders_core.checkpoint.recognition import (
 )
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_file
+from ders_core.files.side_files import Beside
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import Store
 from ders_core.files.tensor import TensorReader
@@ -200,8 +201,9 @@ class Checkpoint:
             raise CheckpointError(f"{self.path.name} has no tensor {name!r}")
         return self.tensors[name].read(rows)
 
-    def side_files(self) -> list[Path]:
-        return self.store.side_files()
+    @property
+    def beside(self) -> Beside:
+        return self.store.beside
 
     def _other(self, specs: Mapping[str, TensorSpec]) -> str:
         """What a model without experts is, where that can be seen."""

@@ -51,13 +51,21 @@ def slabs(
 
 
 def matrices(
-    group: ExpertGroup, device: torch.device | str = "cpu"
+    group: ExpertGroup,
+    device: torch.device | str = "cpu",
+    seen: Callable[[torch.Tensor], None] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(expert, its weight `[out, in]` in storage dtype on `device`), in order; as `slabs`."""
+    """(expert, its weight `[out, in]` in storage dtype on `device`), in order; as `slabs`.
+
+    seen: called with each weight on the CPU as soon as it is read, in order, in the thread that
+    reads.
+    """
     _, out, width = group.shape
 
     def fill(memory: torch.Tensor, expert: int) -> torch.Tensor:
         group.experts[expert].read_into(memory, slice(0, out))
+        if seen is not None:
+            seen(memory)
         return memory
 
     everyone = range(group.shape[0])

@@ -9,8 +9,7 @@ import typer
 
 from ders_core.cli.console import print_json, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
-from ders_core.errors import OutputError
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, listed, share_text
 
 
 def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
@@ -41,6 +40,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
                 "experts take",
                 f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",
             ],
+            *([["left aside", listed(summary.left_aside)]] if summary.left_aside else []),
             ["identity", summary.identity[:16]],
             ["upcycled?", f"{verdict.verdict} (mean cosine of experts {verdict.mean_cosine:.4f})"],
         ],
@@ -74,14 +74,15 @@ def analyze(
     from ders_core.analysis import analyze as run_analysis
     from ders_core.compute.device import resolve_device
     from ders_core.figures.report import SUFFIXES, write_report
+    from ders_core.files.output import new_target
     from ders_core.jobs import Engine
     from ders_core.packed.open import open_checkpoint
     from ders_core.recipe.numbers import parse_numbers
 
     if output is not None and output.suffix not in SUFFIXES:
         raise typer.BadParameter(f"end the name in {', '.join(SUFFIXES)}", param_hint="-o")
-    if output is not None and output.exists():
-        raise OutputError(f"{output} exists already; choose another name or remove it")
+    if output is not None:
+        new_target(output)
     spectrum = next((name for name in SPECTRA if name == (kind or "curve") != "none"), None)
     if spectrum is None:
         raise typer.BadParameter(

@@ -18,7 +18,7 @@ from ders_core.cli.options import (
 )
 from ders_core.errors import CheckpointError
 from ders_core.pipeline.quality import DELTA_ERROR, WEIGHT_ERROR
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, listed, share_text
 
 
 def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
@@ -90,10 +90,17 @@ def compress(
         )
     for remark in report.remarks:
         print(f"note: {remark}")
+    if report.renewed:
+        print(
+            f"{report.renewed} groups of the interrupted run were encoded again: their weights "
+            f"in {checkpoint} have changed since"
+        )
     print(
         f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
         f"({share_text(report.ratio)} of original) in {report.seconds:.1f} s on {report.device}"
     )
+    if report.left_aside:
+        print(f"left aside, as no part of the model: {listed(report.left_aside)}")
 
 
 def verify(

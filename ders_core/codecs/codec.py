@@ -67,6 +67,8 @@ class Codec(BaseModel, ABC):
     """The paper or idea that it implements."""
     choices: ClassVar[tuple[Choice, ...]] = ()
     """Its entries in menus and tables; a codec without any is written in YAML only."""
+    lossless: ClassVar[bool] = False
+    """Whether Ŵ is W, bit for bit, whatever the weights and the parameters are."""
     menu_place: ClassVar[int] = 100
     """The place of its choices in a menu: the lowest come first, equals by name."""
     use_of_calibration: ClassVar[str] = ""

@@ -23,6 +23,7 @@ class Keep(Codec):
     summary: ClassVar[str] = "Leaves the experts as they are, bit for bit."
     source: ClassVar[str] = "the original checkpoint"
     choices: ClassVar[tuple[Choice, ...]] = (Choice("keep"),)
+    lossless: ClassVar[bool] = True
     menu_place: ClassVar[int] = 0
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 

@@ -73,6 +73,7 @@ class Lossless(Codec):
     summary: ClassVar[str] = "Keeps every bit, in fewer bytes where experts are close to the base."
     source: ClassVar[str] = "ANS (arXiv 1311.2540); prediction as in fpzip (Lindstrom 2006)"
     choices: ClassVar[tuple[Choice, ...]] = (Choice("lossless"),)
+    lossless: ClassVar[bool] = True
     menu_place: ClassVar[int] = 1
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 

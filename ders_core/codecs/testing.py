@@ -112,7 +112,8 @@ def check_packing(
     """Pack twice and unpack, without the moments: (parts, Ŵ).
 
     Inputs stay as they are, parts are as promised and the same each time, Ŵ has the dtype and shape
-    of the base and is finite; a codec of deltas gives W_base + F(W − W_base), rounded once.
+    of the base and is finite; a codec of deltas gives W_base + F(W − W_base), rounded once; a
+    lossless one gives W.
     """
     shape = (weight.shape[0], weight.shape[1])
     before = weight.clone(), base.clone()
@@ -128,6 +129,8 @@ def check_packing(
     assert restored.dtype is base.dtype
     assert restored.shape == base.shape
     assert bool(torch.isfinite(restored).all())
+    if codec.lossless:
+        assert same_bits(restored, weight), "a lossless codec lost bits"
     if isinstance(codec, DeltaCodec):
         delta = weight.float() - base.float()
         encoded, decoded = check_encoding(codec, delta, context)

@@ -6,7 +6,7 @@ rounding is part of the deltas and not an error of every expert. One expert is i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +30,12 @@ class Decomposition:
         """The expert's base `[out, in]`."""
         return self.base if self.bases is None else self.base[self.bases[expert]]
 
-    def weights(self) -> Iterator[tuple[int, torch.Tensor]]:
+    def weights(
+        self, seen: Callable[[torch.Tensor], None] | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """(i, W_i `[out, in]`) in storage dtype, on the base's device; one overwrites the other.
-        Raises CheckpointError for values that are not finite."""
-        for expert, weight in matrices(self.group, self.base.device):
+        seen: as of `matrices`. Raises CheckpointError for values that are not finite."""
+        for expert, weight in matrices(self.group, self.base.device, seen):
             yield expert, self._checked(expert, weight)
 
     def weight(self, expert: int) -> torch.Tensor:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, pieces
 
 
 @dataclass(frozen=True)
 class Squares:
-    """Σ(Ŵ−W)², Σ(W−base)² and ΣW² of one or more weights. Squares are float32 in pieces, their sums
-    float64."""
+    """Σ(Ŵ−W)², Σ(W−base)² and ΣW² of one or more weights, in float64: the squares of float32
+    weights below 1e-19 and above 1e19 lie outside of float32."""
 
     error: float = 0.0
     delta: float = 0.0
@@ -39,7 +40,7 @@ def compare(
     flat = [tensor.reshape(-1) for tensor in tensors]
     size = flat[0].numel()
     step = min(chunk_values(weight.device), max(size, 1))
-    desk = torch.empty(2, step, device=weight.device)
+    desk = torch.empty(2, step, dtype=torch.float64, device=weight.device)
     sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
     for part in pieces(size, step):
         count = part.stop - part.start
@@ -47,8 +48,8 @@ def compare(
         exact.copy_(flat[0][part])
         for number, other in enumerate(flat[1:]):
             torch.sub(exact, other[part], out=difference)
-            sums[number] += difference.square_().sum()
-        sums[2] += exact.square_().sum()
+            sums[number] += torch.dot(difference, difference)
+        sums[2] += torch.dot(exact, exact)
     error, delta, energy = sums.tolist()
     return Squares(error, delta, energy)
 
@@ -81,5 +82,7 @@ def output_squared(error: torch.Tensor, moments: torch.Tensor) -> float:
     """E‖E·x‖² for an error E `[out, in]`, of inputs x with the second moments `[in, in]` float32,
     or `[in]` their diagonal."""
     rows = error.float()
+    scale = scale_of(rows)
+    rows = rows / scale
     weighted = rows * moments if moments.dim() == 1 else rows @ moments
-    return max(float((weighted * rows).sum(dtype=torch.float64)), 0.0)
+    return max(float((weighted * rows).sum(dtype=torch.float64)), 0.0) * scale**2

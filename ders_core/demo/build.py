@@ -21,7 +21,7 @@ from ders_core.demo.measured import MODELS, measure
 from ders_core.demo.models import Shape, dense_model, upcycle
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.demo.train import train
-from ders_core.files.output import output_directory
+from ders_core.files.output import new_target, output_directory
 from ders_core.files.writer import write_json
 
 
@@ -30,8 +30,8 @@ class DemoScale:
     """How much is trained. Text sizes in characters, rates are AdamW's peaks."""
 
     shape: Shape = field(default_factory=Shape)
-    dense_steps: int = 260
-    moe_steps: int = 130
+    dense_steps: int = 160
+    moe_steps: int = 80
     batch: int = 6
     window: int = 256
     dense_rate: float = 3e-3
@@ -84,7 +84,7 @@ def build_demo(
     OutputError if `out` exists; when it is interrupted, nothing stays.
     """
     started = time.monotonic()
-    target = Path(out).expanduser()
+    target = new_target(out)
     total = scale.dense_steps + scale.moe_steps + 2 + len(MODELS)
     with output_directory(target) as partial, _quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -102,6 +102,18 @@ def as_local(place: str | Path) -> Path:
     return path
 
 
+def hub_name(place: str | Path) -> str | None:
+    """`owner/repo` of an hf:// address, or of a directory in the hub's cache; else None."""
+    address = re.match(rf"{HUB}://(?P<name>[^/@]+/[^/@]+)(?:$|[/@])", str(place))
+    if address:
+        return address["name"]
+    path = Path(place).absolute()
+    cached = re.fullmatch(r"models--(?P<owner>.+?)--(?P<repo>.+)", path.parent.parent.name)
+    if cached and path.parent.name == "snapshots":
+        return f"{cached['owner']}/{cached['repo']}"
+    return None
+
+
 def list_files(directory: Path) -> Listing:
     """Raises CheckpointError if there is no such directory."""
     if is_remote(directory):
@@ -112,6 +124,22 @@ def list_files(directory: Path) -> Listing:
         raise CheckpointError(f"{directory} is a file; give the directory that holds it")
     with os.scandir(directory) as entries:
         return Listing(frozenset(entry.name for entry in entries if entry.is_file()), True)
+
+
+def list_tree(directory: Path) -> list[str]:
+    """The files of a directory and of the folders in it, by relative name with slashes; links to
+    folders are not followed. Of a web server, those of the directory itself."""
+    if is_remote(directory):
+        return remote.list_tree(directory)
+    names = []
+    for folder, _, files in os.walk(directory):
+        place = Path(folder)
+        names += [
+            (place / name).relative_to(directory).as_posix()
+            for name in files
+            if (place / name).is_file()
+        ]
+    return names
 
 
 def is_file(path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ders_core.files.address import is_address
+from ders_core.files.stamp import directory_version
 
 T = TypeVar("T")
 
@@ -19,20 +20,13 @@ T = TypeVar("T")
 def opened(opener: Callable[[str], T], place: str, identity: str = "") -> T:
     """opener(place), kept until a file of that directory changes.
 
-    identity: of the content at an address, whose files have no stamps here.
+    identity: of the content at an address, whose files are not looked at again.
     """
-    result: T = _opened(opener, place, _stamp(place) or identity)
+    version = identity if is_address(place) else directory_version(Path(place).expanduser())
+    result: T = _opened(opener, place, version)
     return result
 
 
 @lru_cache(maxsize=2)
-def _opened(opener: Callable[[str], T], place: str, stamp: object) -> T:
+def _opened(opener: Callable[[str], T], place: str, version: str) -> T:
     return opener(place)
-
-
-def _stamp(place: str) -> tuple[tuple[str, int, int], ...]:
-    """Changes when any file does; empty for an address."""
-    if is_address(place):
-        return ()
-    stats = ((file.name, file.stat()) for file in sorted(Path(place).expanduser().iterdir()))
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

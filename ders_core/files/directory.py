@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ders_core.errors import OutputError
 from ders_core.files.aside import sync_directory
-from ders_core.files.output import refused_writes
+from ders_core.files.output import made_parents, new_target, refused_writes
 
 
 @contextmanager
@@ -22,11 +21,10 @@ def new_directory(path: Path) -> Iterator[Path]:
     The block may write more into the temporary directory. An interrupted block leaves nothing.
     Raises OutputError if `path` exists or cannot be written, if possible before the block.
     """
-    if path.exists() or path.is_symlink():
-        raise OutputError(f"{path} exists already; choose another name or remove it")
+    new_target(path)
     with ExitStack() as stack:
         with refused_writes(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(made_parents(path))
             room = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
             aside = Path(stack.enter_context(room)).resolve() / path.name
         yield aside

@@ -6,13 +6,12 @@ A header is untrusted: every error in it has a separate message.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import file_size, is_remote, read_range
-from ders_core.files.spec import DTYPES
+from ders_core.files.spec import DTYPES, NARROW_BITS, TensorSpec
 from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.tensor import FileTensor
 
@@ -28,8 +27,9 @@ GUESSED_BYTES = 32 << 10
 
 def read_header(
     path: Path, size: int | None = None
-) -> tuple[dict[str, FileTensor], dict[str, str]]:
-    """The tensors of one safetensors file, and its free-form metadata.
+) -> tuple[dict[str, FileTensor], dict[str, str] | None]:
+    """The tensors of one safetensors file, and its free-form metadata: empty if the header has
+    none, None if it says null.
 
     Reads the header only. size: of the file in bytes, if it is known. Raises CheckpointError if the
     file is truncated, is not a safetensors file, or its header contradicts itself or the file's
@@ -58,11 +58,13 @@ def read_header(
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path.name}: the header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
+    if metadata is not None and not isinstance(metadata, dict):
         raise CheckpointError(f"{path.name}: the header's __metadata__ is not an object")
     data_begin = 8 + length
     tensors = {name: _file_tensor(path, name, entry, data_begin) for name, entry in entries.items()}
     _check_cover(path, tensors, data_begin, size)
+    if metadata is None:
+        return tensors, None
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
@@ -76,18 +78,21 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTens
         valid = False
     if not valid:
         raise CheckpointError(f"{path.name}: the header's entry for {name!r} is malformed")
-    dtype = DTYPES.get(dtype_name)
-    if dtype is None:
+    try:
+        spec = TensorSpec.of(dtype_name, tuple(shape))
+    except KeyError as error:
         raise CheckpointError(
             f"{path.name}: tensor {name!r} has dtype {dtype_name!r}, which is not supported; "
-            f"supported are {', '.join(DTYPES)}"
-        )
-    if end - begin != math.prod(shape) * dtype.itemsize:
+            f"supported are {', '.join((*DTYPES, *NARROW_BITS))}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {name!r} is damaged: {error}") from error
+    if end - begin != spec.nbytes:
         raise CheckpointError(
             f"{path.name}: the header gives {name!r} {end - begin} bytes, but {dtype_name} "
-            f"{list(shape)} takes {math.prod(shape) * dtype.itemsize}; the file is damaged"
+            f"{list(shape)} takes {spec.nbytes}; the file is damaged"
         )
-    return FileTensor(name, dtype, tuple(shape), path, data_begin + begin, data_begin + end)
+    return FileTensor(name, spec, path, data_begin + begin, data_begin + end)
 
 
 def _check_cover(path: Path, tensors: dict[str, FileTensor], begin: int, size: int) -> None:

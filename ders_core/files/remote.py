@@ -10,7 +10,7 @@ import base64
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +56,13 @@ USUAL = (
     "LICENSE",
 )
 """The names that are tried if a server lists nothing."""
+
+
+VERSIONS = (
+    *("ETag", "etag", "blob_id", "Content-MD5", "md5Hash", "Digest"),
+    *("Last-Modified", "LastModified", "last_modified", "mtime"),
+)
+"""What fsspec's drivers call a file's version, the surest first."""
 
 
 class _NoRanges(Exception):
@@ -140,6 +147,18 @@ def list_files(directory: Path) -> tuple[frozenset[str], bool]:
     return frozenset(name for name, there in zip(USUAL, answers, strict=True) if there), False
 
 
+def list_tree(directory: Path) -> list[str]:
+    """The relative names of the files of a directory and, unless a web server has it, of the
+    folders in it."""
+    files, key = _place(directory)
+    if _is_web(files):
+        return sorted(list_files(directory)[0])
+    found = _ask(directory, lambda: files.find(key, withdirs=False))
+    root = f"{key.strip('/')}/"
+    names = [name.strip("/").removeprefix(root) for name in found]
+    return [name for name in names if all(map(is_plain_name, name.split("/")))]
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a name can only mean a file of its directory, also within a URL."""
     return bool(name) and name not in (".", "..") and not {"/", "\\", "?", "#", "%"} & set(name)
@@ -162,14 +181,31 @@ def exists(path: Path) -> bool:
 
 def size(path: Path) -> int:
     """Bytes. Raises CheckpointError if the file is missing or its size is not reported."""
-    count = _info(path).get("size")
+    return _size(path, _info(path))
+
+
+def _size(path: Path, info: Mapping[str, Any]) -> int:
+    count = info.get("size")
     if not isinstance(count, int):
         raise CheckpointError(f"the server does not report the size of {path}; download it first")
     return count
 
 
-def _info(path: Path) -> dict[str, Any]:
+def size_and_mark(path: Path, *, refresh: bool = False) -> tuple[int, str]:
+    """Bytes, and what the server tells of the file's version: its ETag, hash or date, else "".
+
+    refresh: ask again. Raises CheckpointError as `size` does.
+    """
+    info = _info(path, refresh=refresh)
+    known = ((key, info.get(key)) for key in VERSIONS)
+    mark = next((f"{key}={value}" for key, value in known if value), "")
+    return _size(path, info), mark
+
+
+def _info(path: Path, *, refresh: bool = False) -> dict[str, Any]:
     files, key = _place(path)
+    if refresh:
+        files.invalidate_cache(key)
     info: dict[str, Any] = _ask(path, lambda: files.info(key))
     return info
 

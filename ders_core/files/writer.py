@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ders_core.files.aside import written_aside
-from ders_core.files.spec import NAMES, TensorSpec
-from ders_core.files.store import INDEX
+from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import CHUNK_BYTES
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -20,23 +19,25 @@ MAX_SHARD_BYTES = 4_000_000_000
 METADATA = {"format": "pt"}
 """transformers expects it in the header of every safetensors file."""
 
+NO_METADATA: Mapping[str, str] = {}
+
 Specs = Mapping[str, TensorSpec]
 
 
-def encode_header(specs: Specs, metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_header(specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA) -> bytes:
     """Length prefix and header of a safetensors file that holds `specs` in this order, end to end.
 
-    If wide dtypes come first (see `file_order`), every tensor is aligned for memory mapping.
+    metadata: None is written as null, as some writers do. If wide dtypes come first (see
+    `file_order`), every tensor is aligned for memory mapping.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, Any] = {}
+    if metadata is None or metadata:
+        entries["__metadata__"] = None if metadata is None else dict(metadata)
     position = 0
     for name, spec in specs.items():
         end = position + spec.nbytes
-        entries[name] = {
-            "dtype": NAMES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [position, end],
-        }
+        dtype, shape = spec.stored
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -48,7 +49,7 @@ def file_order(specs: Specs) -> dict[str, TensorSpec]:
     return dict(sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
-def file_bytes(specs: Specs, metadata: Mapping[str, str] | None = None) -> int:
+def file_bytes(specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA) -> int:
     """Exact size on disk of a safetensors file that will hold `specs`."""
     return len(encode_header(specs, metadata)) + sum(spec.nbytes for spec in specs.values())
 
@@ -86,14 +87,14 @@ def write_file(
     path: Path,
     specs: Specs,
     read: Callable[[str], Iterable[bytes | memoryview]],
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = NO_METADATA,
     *,
     sync: bool = True,
 ) -> dict[str, str]:
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
-    read: yields the bytes of the tensor of that name. sync: as in `written_aside`. Returns the hex
-    SHA-256 of each tensor's bytes. Raises OSError.
+    read: yields the bytes of the tensor of that name. metadata: as of `encode_header`. sync: as in
+    `written_aside`. Returns the hex SHA-256 of each tensor's bytes. Raises OSError.
     """
     checksums: dict[str, str] = {}
     with written_aside(path, sync=sync) as aside, open(aside, "wb") as file:
@@ -134,18 +135,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_index(
-    directory: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
+    path: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the index that transformers expects for several shards; nothing for a single file.
+    """Write the index that transformers expects for several shards (see `index_name`).
 
     metadata: entries of the index besides the size.
     """
-    if list(files) == ["model.safetensors"]:
-        return
     total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
     weight_map = {name: file for file, specs in files.items() for name in specs}
     index = {
         "metadata": {**(metadata or {}), "total_size": total},
         "weight_map": dict(sorted(weight_map.items())),
     }
-    write_json(directory / INDEX, index)
+    write_json(path, index)

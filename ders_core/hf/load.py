@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,8 +17,10 @@ from ders_core.checkpoint import recognise
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import as_local
+from ders_core.files.json_object import read_json
 from ders_core.files.stand_ins import START_BYTES, is_pointer, stand_in
 from ders_core.files.store import TensorStore
+from ders_core.hf.classes import named_class, refused, untrusted, words
 from ders_core.hf.silence import silent
 from ders_core.packed.open import is_packed, open_checkpoint
 
@@ -58,7 +59,8 @@ def load_model(
     store = TensorStore.open(as_local(path))
     with silent():
         try:
-            model, loading_info = _model_class(store.config).from_pretrained(
+            model_class: Any = named_class(store.config) or AutoModelForCausalLM
+            model, loading_info = model_class.from_pretrained(
                 store.path,
                 dtype=dtype or "auto",
                 device_map={"": where},
@@ -75,21 +77,9 @@ def load_model(
                 f"{store.path} does not fit into the memory of {device_label(where)}; choose cpu"
             ) from error
         except Exception as error:  # transformers fails in many ways on a config or a tensor
-            raise CheckpointError(f"{store.path}: {_cause(store, error)}") from error
+            raise _refused(store, error) from error
     _check_keys(store.path, loading_info)
     return model.eval()
-
-
-def _model_class(config: dict[str, Any]) -> Any:
-    """transformers' class of the model if the config names one, else that of causal LMs."""
-    architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else ""
-    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
-        described = getattr(getattr(model_class, "config_class", None), "model_type", None)
-        if described == config.get("model_type") and not config.get("auto_map"):
-            return model_class
-    return AutoModelForCausalLM
 
 
 def _check_keys(path: Path, loading_info: dict[str, Any]) -> None:
@@ -118,10 +108,29 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
                 directory, trust_remote_code=trust_remote_code, local_files_only=True
             )
         except Exception as error:  # transformers fails in many ways on such files
-            raise CheckpointError(
-                f"{directory} has no tokenizer that transformers can read; copy the original's "
-                "tokenizer files next to the weights"
-            ) from error
+            raise _no_tokenizer(directory, error) from error
+
+
+def _no_tokenizer(directory: Path, error: Exception) -> CheckpointError:
+    """What to raise for a tokenizer that cannot be loaded: there is none, or why not."""
+    advice = "copy the original's tokenizer files next to the weights"
+    settings = directory / "tokenizer_config.json"
+    if "trust_remote_code" in str(error):
+        return untrusted(directory, read_json(settings) if settings.is_file() else {})
+    files = sorted(directory.glob("*token*")) + sorted(directory.glob("vocab*"))
+    if not files:
+        return CheckpointError(f"{directory} has no tokenizer that transformers can read; {advice}")
+    for file in files:
+        if file.suffix == ".json":
+            try:
+                read_json(file)
+            except CheckpointError as damaged:
+                return CheckpointError(f"{damaged}, so there is no tokenizer; {advice}")
+    names = ", ".join(file.name for file in files[:4])
+    return CheckpointError(
+        f"{directory} has no tokenizer that transformers can read from {names}: {words(error)}; "
+        f"{advice}"
+    )
 
 
 def _refuse_pointers(directory: Path) -> None:
@@ -138,12 +147,14 @@ def _refuse_pointers(directory: Path) -> None:
                 raise CheckpointError(f"{file} {stand_in(start)}")
 
 
-def _cause(store: TensorStore, error: Exception) -> str:
-    """Why loading failed: our sentence if the experts are incomplete, else the error's."""
-    if not is_packed(store.path) and recognise(store.path, store.config, store.specs) is not None:
+def _refused(store: TensorStore, error: Exception) -> CheckpointError:
+    """What to raise for a failed load: our sentence if experts are incomplete, else transformers'
+    own words."""
+    code_or_package = isinstance(error, ImportError) or "trust_remote_code" in str(error)
+    if not code_or_package and not is_packed(store.path):
         try:
-            open_checkpoint(store.path)
+            if recognise(store.path, store.config, store.specs) is not None:
+                open_checkpoint(store.path)
         except CheckpointError as incomplete:
-            return str(incomplete)
-    text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-    return f"transformers {transformers.__version__} cannot load this model: {text}"
+            return CheckpointError(f"{store.path}: {incomplete}")
+    return refused(store.path, store.config, error)

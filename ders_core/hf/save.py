@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import DersError
 from ders_core.files.directory import new_directory
-from ders_core.files.output import refused_writes
+from ders_core.files.output import new_target, refused_writes
 from ders_core.hf.silence import silent
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.report import Report
@@ -35,7 +35,7 @@ def save_packed(
     is not a checkpoint from which a run could be continued.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    target = Path(out).expanduser()
+    target = new_target(out)
     with new_directory(target) as packed, refused_writes(target):
         saved = packed.with_name(f".{packed.name}") / "model"
         with silent():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import Cancelled, CheckpointError
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.files.texts import check_texts
 from ders_core.files.writer import write_json
 from ders_core.jobs.claims import Claim

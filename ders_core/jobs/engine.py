@@ -186,11 +186,14 @@ class Engine:
         return client
 
     def _start_cluster(self, workers: int) -> Any:
+        import dask
         from distributed import LocalCluster
 
         scratch = self._resources.enter_context(
             tempfile.TemporaryDirectory(prefix="ders-", ignore_cleanup_errors=True)
         )
+        # the scheduler, too, makes a folder, and leaves it where it is
+        self._resources.enter_context(dask.config.set({"temporary-directory": scratch}))
         try:
             cluster = LocalCluster(
                 n_workers=workers,

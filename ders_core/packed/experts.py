@@ -71,6 +71,10 @@ class PackedExperts:
         number = slice(group.bases[expert], group.bases[expert] + 1) if group.bases else None
         return tensor.read(number).reshape(group.shape[1:])
 
+    def is_lossless(self, group: PackedGroup) -> bool:
+        """Whether every expert's codec keeps all bits."""
+        return all(codec.lossless for codec in self._codecs[group.prefix].codecs)
+
     def parts(self, group: PackedGroup) -> list[FileTensor]:
         """All tensors of a group on disk."""
         return self._parts[group.prefix]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError, sentence_of
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.recipe import Recipe
 
 MANIFEST = "ders_manifest.json"
-FORMAT_VERSION = 2
-READABLE = (1, 2)
+ROLLBACK = "ders_rollback"
+"""The folder of a rollback in a patched checkpoint."""
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)
 QUANT_METHOD = "ders"
+BASE_MODEL = "base_model"
+"""The entry of `quantization_config` that holds the original's name on the hub."""
 
 
 class PackedSource(BaseModel):
@@ -125,6 +130,28 @@ class PackedGroup(BaseModel):
         return GroupCodec.load(self.codec, self.uses, self.shape[0])
 
 
+class Encoded(BaseModel):
+    """The weights that a packed group was encoded from, and how far it is from them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    """Of the source's weights: see `ders_core.checkpoint.digest.WeightsDigest`."""
+    rel_error_delta: float
+    """‖Ŵ−W‖/‖Δ‖ over all experts, rounded to six digits."""
+    rel_error_weight: float
+    """‖Ŵ−W‖/‖W‖, rounded likewise."""
+
+    @classmethod
+    def of(cls, sha256: str, rel_error_delta: float, rel_error_weight: float) -> Encoded:
+        """Errors as they are measured: what is rounded does not depend on the machine's sums."""
+        return cls(
+            sha256=sha256,
+            rel_error_delta=float(f"{rel_error_delta:.6g}"),
+            rel_error_weight=float(f"{rel_error_weight:.6g}"),
+        )
+
+
 class Source(BaseModel):
     """The checkpoint that was packed."""
 
@@ -134,7 +161,8 @@ class Source(BaseModel):
     bytes_total: int
     files: dict[str, tuple[str, ...]]
     """File name -> tensor names in their order on disk."""
-    metadata: dict[str, dict[str, str]]
+    metadata: dict[str, dict[str, str] | None]
+    """File name -> the metadata of its header; None where the header says null."""
     index: dict[str, Any] = {}
     """The metadata of the index, where there were several shards."""
     config: str | None = None
@@ -153,6 +181,9 @@ class Manifest(BaseModel):
     groups: tuple[PackedGroup, ...]
     checksums: dict[str, str]
     """Tensor name -> hex SHA-256 of its bytes."""
+    encoded: dict[str, Encoded] = {}
+    """Prefix of a group -> what it was encoded from. Empty in versions 1 and 2, and for a source
+    that was on no disk."""
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -218,3 +249,9 @@ def _numbers_bases(bases: tuple[int, ...], experts: int) -> bool:
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it travels: other files by their names alone, not by paths of this machine."""
     return recipe.public().model_dump(mode="json")
+
+
+def described(format_version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says under `quantization_config` of how a checkpoint was packed, besides the
+    original's own. recipe: as it travels."""
+    return {"quant_method": QUANT_METHOD, "format_version": format_version, **recipe}

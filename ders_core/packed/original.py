@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import CheckpointError
+from ders_core.files.side_files import Beside
 from ders_core.files.tensor import TensorReader
-from ders_core.packed.manifest import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
 
 
@@ -48,7 +48,7 @@ class OriginalStore:
         return self.packed.manifest.source.files
 
     @property
-    def metadata(self) -> Mapping[str, Mapping[str, str]]:
+    def metadata(self) -> Mapping[str, Mapping[str, str] | None]:
         return self.packed.manifest.source.metadata
 
     @property
@@ -68,8 +68,20 @@ class OriginalStore:
         """The packed store's identity: synthesized experts are not quite those of the original."""
         return self.packed.store.identity
 
-    def side_files(self) -> list[Path]:
-        return [file for file in self.packed.store.side_files() if file.name != MANIFEST]
+    @property
+    def beside(self) -> Beside:
+        return self.packed.beside
+
+    @property
+    def version(self) -> str:
+        return self.packed.store.version
+
+    def check_unchanged(self) -> None:
+        self.packed.store.check_unchanged()
+
+    def content(self, step: Callable[[int, str], None]) -> str:
+        """The packed store's content, as its identity."""
+        return self.packed.store.content(step)
 
     def check(self, step: Callable[[int, str], None]) -> None:
         problems = self.packed.checksum_problems(step)

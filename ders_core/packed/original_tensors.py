@@ -57,6 +57,11 @@ class OriginalTensors:
     def names(self) -> list[str]:
         return list(self.readers)
 
+    def carried(self) -> dict[str, TensorReader]:
+        """The tensors that the packed files hold as they were, by name."""
+        assembled = self.assembler.tensors
+        return {name: reader for name, reader in self.readers.items() if name not in assembled}
+
     def spec(self, name: str) -> TensorSpec:
         """Dtype and shape. Raises CheckpointError if there is no such tensor."""
         return self._reader(name).spec

@@ -10,12 +10,17 @@ from typing import Any
 from ders_core.checkpoint.checkpoint import numbers_dtype
 from ders_core.files.address import as_local
 from ders_core.files.checksum import checksum
+from ders_core.files.model_files import IMPORT_FIRST, NAMED
+from ders_core.files.side_files import Beside
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import json_text
 from ders_core.packed.experts import PackedExperts
-from ders_core.packed.manifest import Manifest
+from ders_core.packed.manifest import BASE_MODEL, MANIFEST, ROLLBACK, Manifest, described
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.original_tensors import OriginalTensors
+
+ABSENT = object()
+"""In place of the value of a key that is not there."""
 
 
 class PackedCheckpoint:
@@ -41,8 +46,15 @@ class PackedCheckpoint:
     def config(self) -> dict[str, Any]:
         """The original's config."""
         config = dict(self.store.config)
-        original = config.pop("quantization_config", {}).get("original")
-        return config | {"quantization_config": original} if original else config
+        quantization = config.pop("quantization_config", None)
+        if config.get(NAMED) == IMPORT_FIRST:
+            del config[NAMED]
+        if isinstance(quantization, dict):
+            if NAMED in quantization:
+                config[NAMED] = quantization[NAMED]
+            if "original" in quantization:
+                config["quantization_config"] = quantization["original"]
+        return config
 
     @property
     def config_text(self) -> str:
@@ -54,6 +66,51 @@ class PackedCheckpoint:
         except (ValueError, RecursionError):
             unchanged = False
         return text if unchanged and text is not None else json_text(self.config)
+
+    def config_problems(self) -> list[str]:
+        """One sentence for each key of config.json that was edited after packing; none if the
+        manifest does not hold the original's text."""
+        try:
+            original = json.loads(self.manifest.source.config or "null")
+        except (ValueError, RecursionError):
+            original = None
+        if not isinstance(original, dict):
+            return []
+        method = dict(self.store.config.get("quantization_config") or {})
+        for key in ("original", BASE_MODEL, NAMED):
+            method.pop(key, None)
+        written = described(self.manifest.format_version, self.manifest.recipe)
+        pairs = [
+            *(
+                (key, original.get(key, ABSENT), self.config.get(key, ABSENT))
+                for key in original | self.config
+            ),
+            *(
+                (f"quantization_config.{key}", written.get(key, ABSENT), method.get(key, ABSENT))
+                for key in written | method
+            ),
+        ]
+        return [
+            f"{self.path / 'config.json'} was edited after packing: {key} is {_shown(now)} and was "
+            f"{_shown(before)}; set it back, or pack the edited original"
+            for key, before, now in pairs
+            if now != before
+        ]
+
+    @property
+    def hub_name(self) -> str | None:
+        """`owner/repo` of the original, if it was read from the hub."""
+        quantization = self.store.config.get("quantization_config")
+        name = quantization.get(BASE_MODEL) if isinstance(quantization, dict) else None
+        return name if isinstance(name, str) else None
+
+    @property
+    def beside(self) -> Beside:
+        """What lies beside the weights and is not of the packed form: as beside the original."""
+        found = self.store.beside
+        files = tuple(file for file in found.files if file.name != MANIFEST)
+        left = tuple(name for name in found.left_aside if name != f"{ROLLBACK}/")
+        return Beside(files, left)
 
     @property
     def bytes_total(self) -> int:
@@ -81,3 +138,11 @@ class PackedCheckpoint:
         for name in sorted(promised.keys() - self.store.tensors.keys()):
             problems.append(f"the manifest knows {name!r}, but no file holds it")
         return problems
+
+
+def _shown(value: object) -> str:
+    """A value of config.json in a sentence."""
+    if value is ABSENT:
+        return "missing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"

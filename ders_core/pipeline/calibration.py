@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from ders_core.checkpoint import PROJECTIONS, Checkpoint, ExpertGroup
+from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError
+from ders_core.files.address import is_remote
 from ders_core.files.header import read_header
 from ders_core.files.output import refused_writes
 from ders_core.files.spec import TensorSpec
@@ -36,12 +38,17 @@ class Calibration:
     """A calibration file, opened by its header; tensors are read and checked when they are used.
 
     checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
+    content, version: `Store.content` and `Store.version` of its files. dtype: in which the model
+    was computed. The three are "" in files of before there were these.
     """
 
     path: Path
     checkpoint: str
     tokens: int
     tensors: Mapping[str, FileTensor]
+    content: str = ""
+    version: str = ""
+    dtype: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
@@ -53,6 +60,7 @@ class Calibration:
             tensors, metadata = read_header(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+        metadata = metadata or {}
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{file} is not a calibration file; make one with ders calibrate")
         version = metadata.get("version", "")
@@ -70,7 +78,9 @@ class Calibration:
             )
         for name, info in tensors.items():
             _check_form(file, name, info)
-        return cls(file, checkpoint, int(tokens), tensors)
+        measured = {key: metadata.get(key, "") for key in ("content", "dtype")}
+        version = metadata.get("files", "")
+        return cls(file, checkpoint, int(tokens), tensors, version=version, **measured)
 
     @property
     def layers(self) -> list[int]:
@@ -132,12 +142,18 @@ class Calibration:
         routed = self.routed(layer).double()
         return routed / routed.sum()
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Raise CheckpointError unless this was measured on `checkpoint`, and its sizes fit."""
-        if checkpoint.identity != self.checkpoint:
+    def check(self, checkpoint: Checkpoint, step: Advance = uncounted) -> None:
+        """Raise CheckpointError unless this was measured on `checkpoint`, and its sizes fit.
+
+        If a file of the checkpoint was written, copied or moved since, all of them are read and
+        hashed, once for each version of a file. Of a checkpoint at an address, and with a
+        calibration of before there were hashes, the sample of `Checkpoint.identity` decides alone.
+        step: called with the bytes of each tensor read then.
+        """
+        if checkpoint.identity != self.checkpoint or not self._has_content_of(checkpoint, step):
             raise CheckpointError(
-                f"{self.path} was measured on another checkpoint than {checkpoint.path}; run "
-                "ders calibrate on this one"
+                f"{self.path} was measured on another checkpoint than {checkpoint.path}, or on "
+                "other weights of it; run ders calibrate on this one"
             )
         for group in checkpoint.groups():
             experts, _, width = group.shape
@@ -151,12 +167,25 @@ class Calibration:
                         f"layer needs {size}; the file is damaged, so run ders calibrate again"
                     )
 
+    def _has_content_of(self, checkpoint: Checkpoint, step: Advance) -> bool:
+        store = checkpoint.store
+        is_known = bool(self.content) and not is_remote(checkpoint.path)
+        if not is_known or store.version == self.version:
+            return True
+        return store.content(step) == self.content
+
 
 def write_calibration(
-    path: Path, checkpoint: str, tokens: int, tensors: Mapping[str, torch.Tensor]
+    path: Path,
+    checkpoint: str,
+    tokens: int,
+    tensors: Mapping[str, torch.Tensor],
+    content: str = "",
+    version: str = "",
+    dtype: str = "",
 ) -> None:
-    """Write a calibration file. tensors: by their names in the file, on the CPU. Raises
-    OutputError."""
+    """Write a calibration file. tensors: by their names in the file, on the CPU. The other
+    parameters are as of `Calibration`. Raises OutputError."""
     specs = file_order(
         {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     )
@@ -165,6 +194,8 @@ def write_calibration(
         "version": VERSION,
         "checkpoint": checkpoint,
         "tokens": str(tokens),
+        **({"content": content, "files": version} if content else {}),
+        **({"dtype": dtype} if dtype else {}),
     }
     with refused_writes(path):
         write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)

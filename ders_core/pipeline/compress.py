@@ -4,6 +4,9 @@ Each group is encoded by a separate task and staged as one file inside the unfin
 interrupted run continues from the staged groups. Then the shards are written from the staged files
 and from the source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device
 alone: a task computes on one thread, whatever executes it and however many run in parallel.
+
+The result never mixes two versions of the source: staged groups know the weights that they were
+encoded from, and the source's files are looked at again at the end.
 """
 
 from __future__ import annotations
@@ -16,12 +19,16 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
+from ders_core.errors import CheckpointError
+from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
-from ders_core.files.output import output_directory
+from ders_core.files.content import headers_hash
+from ders_core.files.output import new_target, output_directory
 from ders_core.files.spec import NAMES
 from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import (
     FORMAT_VERSION,
+    Encoded,
     PackedGroup,
     PackedSource,
     Source,
@@ -31,6 +38,7 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.packed.writer import PackedContents, write_packed
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
 from ders_core.pipeline.plan import Plan, carried_specs, check_files, resolve
+from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import Report, ReportEntry
 from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
 from ders_core.recipe import Recipe
@@ -50,43 +58,74 @@ def compress(
 
     A packed checkpoint is packed again from the original that it stands for; its checksums are
     checked first. device: where deltas are encoded, "cpu" or "cuda". resume: continue an
-    interrupted run of the same checkpoint and recipe. runner: executes the tasks, one for each
-    group. progress counts bytes checked, read for encoding, and written.
-    Raises DersError and its children. Then there is no `out`, and `<out>.partial` keeps the groups
-    that are finished.
+    interrupted run of the same checkpoint and recipe; groups whose weights have changed since are
+    encoded again. runner: executes the tasks, one for each group. progress counts bytes checked,
+    read for encoding, and written.
+    Raises DersError and its children, also if the checkpoint is written while it is read. Then
+    there is no `out`, and `<out>.partial` keeps the groups that are finished.
     """
     started = time.monotonic()
+    new_target(out, resume=resume)
     source = open_checkpoint(checkpoint)
     plan = resolve(recipe, source)
-    check_files(recipe, source)
+    checked = source.packed_bytes or 0
+    meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
+    check_files(recipe, source, lambda nbytes, message: meter.report(message))
+    specs = ((name, tensor.spec) for name, tensor in source.tensors.items())
     work = {
         "format_version": FORMAT_VERSION,
-        "checkpoint": source.identity,
+        "checkpoint": headers_hash(source.config, specs),  # staged groups know their content
         "dense": recipe.base.identity(),  # of what any base reads; the key is older than that
         "calibration": _sha256(recipe.calibration) if recipe.calibration else None,
         "recipe": public_recipe(recipe),
         "device": device,
     }
-    checked = source.packed_bytes or 0
-    meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
         staging = Staging(partial)
+        renewed = _discard_outdated(source, plan, staging, meter)
         _encode_groups(source, plan, staging, device, runner, meter)
         groups = staging.read(entry.key for entry in plan.entries if entry.packed)
+        if outdated(source, groups, recipe.extended, meter):  # some by a process that saw others
+            source.store.check_unchanged()
+            raise CheckpointError(
+                f"{source.path} was written while it was read; wait until nothing writes to it, "
+                "then resume"
+            )
         contents = _contents(source, plan, groups)
         check = check_against(groups.values())
         written = write_packed(partial, contents, advance=meter.advance, check=check)
+        source.store.check_unchanged()
         meter.finish("written")
         staging.remove()
     entries = _report_entries(plan, groups)
     seconds = time.monotonic() - started
-    return Report(entries, plan.bytes_before, written.bytes_total, device, seconds)
+    return Report(
+        entries,
+        plan.bytes_before,
+        written.bytes_total,
+        device,
+        seconds,
+        source.beside.left_aside,
+        renewed,
+    )
 
 
 def _sha256(path: Path) -> str:
     return file_checksum(path.expanduser())
+
+
+def _discard_outdated(source: Checkpoint, plan: Plan, staging: Staging, meter: Meter) -> int:
+    """Forget the staged groups whose weights have changed; returns how many there were."""
+    keys = [entry.key for entry in plan.entries if entry.packed and staging.holds(entry.key)]
+    staged = staging.read(keys)
+    changed = outdated(source, staged, plan.recipe.extended, meter)
+    for key in changed:
+        staged[key].discard()
+    if changed:
+        meter.report(f"{len(changed)} groups have other weights by now: to be encoded again")
+    return len(changed)
 
 
 def _encode_groups(
@@ -130,11 +169,18 @@ def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup])
             _packed_group(source.group(*key, plan.recipe.extended), group, source.scheme)
             for key, group in staged.items()
         ],
+        encoded={
+            source.group(*key).prefix: Encoded.of(
+                group.sha256, group.report.rel_error_delta, group.report.rel_error_weight
+            )
+            for key, group in staged.items()
+        },
         source=_source(source),
         layout=source.family,
         config=source.config,
         recipe=plan.recipe,
-        side_files=source.side_files(),
+        side_files=source.beside.files,
+        hub_name=hub_name(source.place),
     )
 
 
@@ -163,7 +209,10 @@ def _source(checkpoint: Checkpoint) -> Source:
         identity=store.identity,
         bytes_total=store.bytes_total,
         files=dict(store.files),
-        metadata={name: dict(values) for name, values in store.metadata.items()},
+        metadata={
+            name: None if values is None else dict(values)
+            for name, values in store.metadata.items()
+        },
         index=dict(store.index_metadata),
         config=store.config_text,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.codecs import EncodeContext, Parts
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
@@ -83,28 +84,36 @@ class _Encoded:
 
 def encode_group(task: EncodeTask) -> ReportEntry:
     """Decompose and encode one group. Stages its tensors, and next to them a note in JSON of what
-    the manifest and the report say about it. Raises CheckpointError, CodecError, OutputError."""
+    the manifest and the report say about it, and of the weights that were read. Raises
+    CheckpointError, also if a file was written meanwhile, CodecError, OutputError."""
     started = time.monotonic()
     keep_small_blocks()
     checkpoint = task.source.open()
+    digest = WeightsDigest()
     group = checkpoint.group(*task.key, task.recipe.extended)
     codec = task.recipe.group_codec(*task.key, group.shape[0])
     with one_thread(), torch.inference_mode():
         if codec.keeps:
-            best = _kept(group, codec)
+            best = _kept(group, codec, digest)
             others: dict[str, float] = {}
         else:
             ahead = checkpoint.group(*task.ahead) if task.ahead else None
-            best, others = _best(_tried(group, codec, task, ahead))
+            best, others = _best(_tried(group, codec, task, ahead, digest))
         parts = dict(best.tensors)
         if group.biases:
             parts["bias"] = Stacked.whole(group.read_biases())
-    return _stage(group, best, others, parts, Path(task.staged), started)
+        digest.add_biases(group)
+    checkpoint.store.check_unchanged()  # what was read in several passes is one content
+    read = {"sha256": digest.sha256, "version": checkpoint.store.version}
+    return _stage(group, best, others, parts, read, Path(task.staged), started)
 
 
-def _kept(group: ExpertGroup, codec: GroupCodec) -> _Encoded:
+def _kept(group: ExpertGroup, codec: GroupCodec, digest: WeightsDigest) -> _Encoded:
     """A group whose experts all stay as they are."""
-    weights = Stacked.over_experts([matrix.read() for matrix in group.experts])
+    matrices = [matrix.read() for matrix in group.experts]
+    for matrix in matrices:
+        digest.add(matrix)
+    weights = Stacked.over_experts(matrices)
     return _Encoded("none", None, codec, {"weight": weights}, {}, (0.0, 0.0), None)
 
 
@@ -121,19 +130,26 @@ def _best(tried: Iterator[_Encoded]) -> tuple[_Encoded, dict[str, float]]:
 
 
 def _tried(
-    group: ExpertGroup, codec: GroupCodec, task: EncodeTask, ahead: ExpertGroup | None
+    group: ExpertGroup,
+    codec: GroupCodec,
+    task: EncodeTask,
+    ahead: ExpertGroup | None,
+    digest: WeightsDigest,
 ) -> Iterator[_Encoded]:
-    """The group against each base that the recipe offers. ahead: read while it is encoded."""
+    """The group against each base that the recipe offers. ahead: read while it is encoded. digest:
+    gets the weights once."""
     recipe = task.recipe
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     moments = calibration.moments(*task.key) if calibration else None
     moments = None if moments is None else moments.to(task.device)
     context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
+    seen: Callable[[torch.Tensor], None] | None = digest.add
     for name, decomposition in recipe.base.decompositions(group, context):
         if ahead is not None:
             ahead.read_ahead()
             ahead = None
-        yield _encode(name, decomposition, codec, recipe.seed, moments)
+        yield _encode(name, decomposition, codec, recipe.seed, moments, seen)
+        seen = None
 
 
 def _encode(
@@ -142,16 +158,18 @@ def _encode(
     codec: GroupCodec,
     seed: int,
     moments: torch.Tensor | None,
+    seen: Callable[[torch.Tensor], None] | None,
 ) -> _Encoded:
     """The base and all parts over the experts, on the CPU; and the errors.
 
-    moments: of the group's inputs, on the device of the base; None without a calibration.
+    moments: of the group's inputs, on the device of the base; None without a calibration. seen: as
+    of `Decomposition.weights`.
     """
     group = decomposition.group
     fitted = codec.fit(decomposition.deltas)
     squares, output, energy = Squares(), 0.0, 0.0
     parts: list[Parts] = []
-    for expert, weight in decomposition.weights():
+    for expert, weight in decomposition.weights(seen):
         expert_base = decomposition.base_of(expert)
         context = EncodeContext(group.dtype, expert_seed(seed, *group.key, expert), moments)
         coder = fitted.expert(expert)
@@ -184,10 +202,12 @@ def _stage(
     encoded: _Encoded,
     others: Mapping[str, float],
     parts: Mapping[str, Stacked],
+    read: Mapping[str, str],
     path: Path,
     started: float,
 ) -> ReportEntry:
-    """Write the group's tensors to `path`, and the note next to them."""
+    """Write the group's tensors to `path`, and the note next to them. read: which weights were
+    encoded, see `StagedGroup`."""
     named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
     specs = {name: tensor.spec for name, tensor in named.items()}
     # not synced: checksums are compared when the tensors are used
@@ -212,6 +232,7 @@ def _stage(
         "lengths": encoded.lengths,
         "bases": encoded.bases,
         "checksums": checksums,
+        **read,
     }
     write_json(path.with_suffix(".json"), note)
     return entry

@@ -8,6 +8,7 @@ from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs.group import GroupCodec, packed_parts
+from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import RecipeError
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import METADATA, file_bytes, file_order, shards
@@ -101,12 +102,12 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     }
 
 
-def check_files(recipe: Recipe, checkpoint: Checkpoint) -> None:
+def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounted) -> None:
     """Raise CheckpointError unless a recipe's other files can be used for the checkpoint: what its
-    base reads, and its calibration. Reads headers only."""
+    base reads, and its calibration. Reads headers only, unless `Calibration.check` reads more."""
     recipe.base.check_files()
     if recipe.calibration is not None:
-        Calibration.open(recipe.calibration).check(checkpoint)
+        Calibration.open(recipe.calibration).check(checkpoint, step)
 
 
 def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:

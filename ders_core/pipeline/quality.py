@@ -20,8 +20,10 @@ class Quality(BaseModel):
 
     kl: mean KL(reference ‖ model) in nats a token. top1_agreement: share of tokens whose most
     likely prediction is the same. routing_agreement: mean over tokens and MoE layers of the share
-    of chosen experts that are the same. The four figures of the comparison are None without a
-    reference.
+    of experts given to a token that are the same, after everything that a model does to its
+    router's scores; also None if that cannot be seen in the model. The four figures of the
+    comparison are None without a reference. dtype: in which was computed; "" in results of earlier
+    versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -32,6 +34,7 @@ class Quality(BaseModel):
     kl: float | None = None
     top1_agreement: float | None = None
     routing_agreement: float | None = None
+    dtype: str = ""
     device: str
     seconds: float
 
@@ -173,7 +176,7 @@ WEIGHT_ERROR = Figure(
 )
 
 EVALUATED = (TOKENS, PERPLEXITY, REFERENCE_PERPLEXITY, KL, TOP1_AGREEMENT, ROUTING_AGREEMENT)
-"""The figures of `Quality`."""
+"""The numbers of `Quality`."""
 
 COMPARED = (
     PERPLEXITY,
@@ -188,9 +191,14 @@ COMPARED = (
 
 
 def evaluated_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, value) of each measured figure; measured: `Quality.to_dict()`."""
-    return [
+    """(label, value) of each measured figure, and of how it was computed; measured:
+    `Quality.to_dict()`."""
+    rows = [
         (figure.label, figure.text(measured[figure.key]))
         for figure in EVALUATED
         if measured.get(figure.key) is not None
     ]
+    if measured.get("dtype"):
+        device = measured.get("device")
+        rows.append(("computed in", measured["dtype"] + (f" on {device}" if device else "")))
+    return rows

@@ -33,13 +33,18 @@ class ReportEntry:
 
 @dataclass(frozen=True)
 class Report:
-    """bytes: of the weight files. seconds: of this run, without an interrupted one before."""
+    """bytes: of the weight files. seconds: of this run, without an interrupted one before.
+    left_aside: files beside the weights that are no part of the model, and were not copied.
+    renewed: groups of an interrupted run that were encoded again, because their weights had
+    changed."""
 
     entries: tuple[ReportEntry, ...]
     bytes_before: int
     bytes_after: int
     device: str
     seconds: float
+    left_aside: tuple[str, ...] = ()
+    renewed: int = 0
 
     @property
     def ratio(self) -> float:
@@ -57,5 +62,11 @@ class Report:
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
         entries = tuple(ReportEntry(**entry) for entry in data["entries"])
         return cls(
-            entries, data["bytes_before"], data["bytes_after"], data["device"], data["seconds"]
+            entries,
+            data["bytes_before"],
+            data["bytes_after"],
+            data["device"],
+            data["seconds"],
+            tuple(data.get("left_aside", ())),
+            data.get("renewed", 0),
         )

@@ -15,8 +15,9 @@ from typing import Any
 
 from ders_core.errors import OutputError
 from ders_core.files.header import read_header
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.files.tensor import TensorReader
+from ders_core.files.writer import write_json
 from ders_core.packed.writer import CheckWritten
 from ders_core.pipeline.report import ReportEntry
 
@@ -31,7 +32,8 @@ class StagedGroup:
     """One encoded group. codec, uses, lengths, bases: as in `PackedGroup`, plain values.
 
     tensors: full name -> where it is in the staged file. checksums: full name -> hex SHA-256 of
-    what was encoded.
+    what was encoded. sha256: of the weights that were encoded (`WeightsDigest`). version: of the
+    source's files when they were read (`Store.version`).
     """
 
     file: Path
@@ -42,6 +44,8 @@ class StagedGroup:
     bases: tuple[int, ...] | None
     tensors: Mapping[str, TensorReader]
     checksums: Mapping[str, str]
+    sha256: str
+    version: str
 
     @classmethod
     def read(cls, file: Path) -> StagedGroup:
@@ -56,7 +60,14 @@ class StagedGroup:
             bases=note["bases"],
             tensors=read_header(file)[0],
             checksums=note["checksums"],
+            sha256=note["sha256"],
+            version=note["version"],
         )
+
+    def confirm(self, version: str) -> None:
+        """Note that files of another version hold the same weights."""
+        note = _note(self.file)
+        write_json(note, read_json(note) | {"version": version})
 
     def discard(self) -> None:
         """Forget that the group is finished, so that it is encoded again."""

@@ -14,9 +14,17 @@ import torch
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import ahead
 from ders_core.errors import CheckpointError
-from ders_core.files.output import copy_files, output_directory
-from ders_core.files.writer import encode_header, tensor_bytes, write_file, write_index, write_text
-from ders_core.packed.manifest import MANIFEST
+from ders_core.files.model_files import index_name
+from ders_core.files.output import new_target, output_directory
+from ders_core.files.side_files import copy_side_files
+from ders_core.files.writer import (
+    NO_METADATA,
+    encode_header,
+    tensor_bytes,
+    write_file,
+    write_index,
+    write_text,
+)
 from ders_core.packed.reader import PackedCheckpoint
 
 
@@ -27,9 +35,10 @@ def synthesize(
 
     Checksums are checked first. One tensor is in memory at a time; of a tensor that holds many
     experts, one expert's share. progress counts bytes checked and written. Raises CheckpointError
-    if the packed checkpoint is damaged, OutputError if `out` cannot be written; then there is no
-    `out`.
+    if the packed checkpoint is damaged, or is written meanwhile, OutputError if `out` cannot be
+    written; then there is no `out`.
     """
+    new_target(out)
     source = PackedCheckpoint(packed)
     files = {
         file: {name: source.original.spec(name) for name in names}
@@ -57,12 +66,14 @@ def synthesize(
                 for piece in _next_pieces(name, flow):
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
 
-            metadata = source.manifest.source.metadata.get(file, {})
+            metadata = source.manifest.source.metadata.get(file, NO_METADATA)
             checksums |= write_file(partial / file, specs, read, metadata)
-        if list(files) != ["model.safetensors"]:
-            write_index(partial, files, source.manifest.source.index)
+        index = index_name(source.config, files)
+        if index is not None:
+            write_index(partial / index, files, source.manifest.source.index)
         write_text(partial / "config.json", source.config_text)
-        copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
+        copy_side_files(source.beside.files, partial)
+        source.store.check_unchanged()
         meter.finish("written")
     return checksums
 

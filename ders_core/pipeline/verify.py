@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
-from ders_core.files.spec import NAMES
+from ders_core.files.checksum import checksum
+from ders_core.files.spec import DTYPES, NAMES
+from ders_core.packed.manifest import Encoded, PackedGroup
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
+
+AGREEMENT = 0.01
+"""Two measurements of one error differ by no larger share."""
 
 
 @dataclass(frozen=True)
@@ -51,34 +58,117 @@ class Verification:
 def verify(
     packed: str | Path, against: str | Path | None = None, *, progress: Progress = quiet
 ) -> Verification:
-    """Check every tensor's checksum; with `against`, measure every group against the original.
+    """Check every tensor's checksum and the config; with `against`, compare every tensor with the
+    original's and measure the error of every group.
 
+    A problem is: what is damaged or was edited after packing; an original that holds other bytes
+    than were packed, anywhere; an error that is not the one that was measured when the group was
+    packed, and any error of a lossless group. Checkpoints of format versions 1 and 2 do not know
+    the weights that their groups were encoded from: of these weights the sample of
+    `Store.identity` decides.
     progress counts bytes. Raises CheckpointError if one of the two cannot be opened, or if they are
     different models.
     """
     checkpoint = PackedCheckpoint(packed)
     original = open_checkpoint(against) if against is not None else None
-    experts = original.bytes_experts if original else 0
-    meter = Meter(checkpoint.store.bytes_total + experts, progress)
-    problems = checkpoint.checksum_problems(meter.advance)
+    groups = original.groups(bool(checkpoint.manifest.recipe.get("extended"))) if original else []
+    carried = checkpoint.original.carried() if original else {}
+    meter = Meter(
+        checkpoint.store.bytes_total
+        + sum(group.nbytes for group in groups)
+        + sum(tensor.nbytes for tensor in carried.values()),
+        progress,
+    )
+    problems = checkpoint.checksum_problems(meter.advance) + checkpoint.config_problems()
+    count = len(checkpoint.store.tensors)
     if original is None:
-        return Verification(tuple(problems), (), len(checkpoint.store.tensors))
+        return Verification(tuple(problems), (), count)
     if original.identity != checkpoint.manifest.source.identity:
         problems.append(
             f"{checkpoint.path} was packed from another checkpoint than {original.path}"
         )
-    groups = []
-    for group in original.groups(bool(checkpoint.manifest.recipe.get("extended"))):
-        groups.append(_group_error(checkpoint, group))
+    problems += _carried_problems(checkpoint, original, meter)
+    errors = []
+    for group in groups:
+        error, others = _compared(checkpoint, original, group)
+        errors.append(error)
+        problems += others
         meter.advance(group.nbytes, f"compared layer {group.layer}, {group.projection}")
-    return Verification(tuple(problems), tuple(groups), len(checkpoint.store.tensors))
+    original.store.check_unchanged()
+    return Verification(tuple(problems), tuple(errors), count)
 
 
-def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
+def _carried_problems(
+    checkpoint: PackedCheckpoint, original: Checkpoint, meter: Meter
+) -> list[str]:
+    """One sentence for each tensor that is not the original's though it was to stay as it is."""
+    problems = []
+    for name, tensor in checkpoint.original.carried().items():
+        reader = original.tensors.get(name)
+        promised = checkpoint.manifest.checksums.get(name)
+        if reader is None:
+            problems.append(f"{original.path} has no tensor {name!r}, which was packed")
+        elif promised is not None and checksum(reader) != promised:
+            problems.append(f"{original.path} holds another {name!r} than was packed")
+        meter.advance(tensor.nbytes, f"compared {name}")
+    return problems
+
+
+def _compared(
+    checkpoint: PackedCheckpoint, original: Checkpoint, group: ExpertGroup
+) -> tuple[GroupError, list[str]]:
+    """The error of one group, and what is wrong with it."""
     groups = {(entry.layer, entry.projection): entry for entry in checkpoint.manifest.groups}
     packed = groups.get(group.key)
     if packed is None:
-        return _carried_error(checkpoint, group)
+        error = _carried_error(checkpoint, group)
+        return error, []  # its tensors were compared as such
+    digest = WeightsDigest()
+    error = _group_error(checkpoint, packed, group, digest)
+    encoded = checkpoint.manifest.encoded.get(packed.prefix)
+    where = f"layer {group.layer}, {group.projection}"
+    if encoded is not None and encoded.sha256 != digest.sha256:
+        return error, [f"{where}: {original.path} holds other weights than were packed"]
+    if checkpoint.experts.is_lossless(packed):
+        if error.rel_error_weight == 0:
+            return error, []
+        return error, [
+            f"{where}: its error is {error.rel_error_weight:.3g}, but it was packed without loss"
+        ]
+    if encoded is not None and not _agrees(error, encoded, DTYPES[packed.dtype]):
+        return error, [
+            f"{where}: its error ‖Ŵ−W‖/‖W‖ is {error.rel_error_weight:.6g}, but it was "
+            f"{encoded.rel_error_weight:.6g} when it was packed; copy {checkpoint.path} again"
+        ]
+    return error, []
+
+
+def _agrees(error: GroupError, encoded: Encoded, dtype: torch.dtype) -> bool:
+    """Whether an error is the one that was measured while encoding.
+
+    Another device or machine may round single values of the weights to the neighbour: that is
+    within `AGREEMENT`, and a small part of the dtype's own rounding.
+    """
+    rounding = torch.finfo(dtype).eps / 16
+    near = math.isclose(
+        error.rel_error_weight,
+        encoded.rel_error_weight,
+        rel_tol=AGREEMENT,
+        abs_tol=rounding,
+    )
+    share = error.rel_error_weight / error.rel_error_delta if error.rel_error_delta else 1.0
+    return near and math.isclose(
+        error.rel_error_delta,
+        encoded.rel_error_delta,
+        rel_tol=AGREEMENT,
+        abs_tol=rounding / share if share else 0.0,
+    )
+
+
+def _group_error(
+    checkpoint: PackedCheckpoint, packed: PackedGroup, group: ExpertGroup, digest: WeightsDigest
+) -> GroupError:
+    """The error of a packed group. digest: gets the original's weights."""
     if packed.shape != group.shape:
         raise CheckpointError(
             f"layer {group.layer}, {group.projection} has shape {list(group.shape)} in the "
@@ -87,11 +177,13 @@ def _group_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError
     squares = Squares()
     with torch.inference_mode():
         for expert in range(group.shape[0]):
-            base = checkpoint.experts.base(packed, expert)
-            squares += compare(checkpoint.experts.weight(packed, expert), group.read(expert), base)
+            base, weight = checkpoint.experts.base(packed, expert), group.read(expert)
+            digest.add(weight)
+            squares += compare(checkpoint.experts.weight(packed, expert), weight, base)
         if packed.biases:
             biases = compare(checkpoint.experts.biases(packed), group.read_biases())
             squares += Squares(error=biases.error)
+            digest.add_biases(group)
     return GroupError(*group.key, *squares.relative)
 
 

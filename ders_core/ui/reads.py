@@ -12,7 +12,8 @@ from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
+from ders_core.files.stamp import directory_version
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch.make import delta_tensors
 from ders_core.packed.reader import PackedCheckpoint
@@ -27,14 +28,14 @@ REMOTE_SECONDS = 3600
 """Seconds for which a remote checkpoint is not read again."""
 
 
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes when a file of a directory changes; for an address, every REMOTE_SECONDS."""
+def _stamp(path: Path) -> str:
+    """Changes when a file of a directory changes; for an address, every REMOTE_SECONDS. Empty if
+    there is none."""
     if is_remote(path):
-        return (("", 0, int(time.time() // REMOTE_SECONDS)),)
+        return str(time.time() // REMOTE_SECONDS)
     if not path.is_dir():
-        return ()
-    stats = ((file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file())
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        return ""
+    return directory_version(path)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -69,23 +70,23 @@ def auto_class(path: str) -> str:
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
-def _summary(identity: str, _source: Checkpoint) -> Summary:
+def _summary(version: str, _source: Checkpoint) -> Summary:
     return summarize(_source)
 
 
 def summary(source: Checkpoint) -> Summary:
     """The summary of a checkpoint; the verdict's sample reads a few rows of a few experts."""
-    return _summary(source.identity, source)
+    return _summary(source.store.version, source)
 
 
 @st.cache_data(show_spinner=False, max_entries=64)
-def _plan(identity: str, recipe_yaml: str, _source: Checkpoint) -> Plan:
+def _plan(version: str, recipe_yaml: str, _source: Checkpoint) -> Plan:
     return resolve(Recipe.from_yaml(recipe_yaml), _source)
 
 
 def plan(source: Checkpoint, recipe: Recipe) -> Plan:
     """Predicted bytes of a recipe. Raises RecipeError if it does not fit the checkpoint."""
-    return _plan(source.identity, recipe.to_yaml(), source)
+    return _plan(source.store.version, recipe.to_yaml(), source)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -94,22 +95,24 @@ def _analysis(directory: str, stamp: object) -> Analysis:
 
 
 def analysis(source: Checkpoint) -> Analysis | None:
-    """The finished analysis of a checkpoint, if there is one."""
+    """The finished analysis of a checkpoint as its files are now, if there is one."""
     directory = workspace().analysis_dir(source.identity)
     stamp = _stamp(directory)
     try:
-        return _analysis(str(directory), stamp) if stamp else None
+        saved = _analysis(str(directory), stamp) if stamp else None
     except DersError:  # damaged, or of another version: it is made again
         return None
+    return saved if saved is not None and saved.is_of(source.store) else None
 
 
 def growing_analysis(source: Checkpoint) -> Analysis | None:
     """The finished layers of a running analysis; None without any."""
     directory = workspace().growing_dir(source.identity)
     try:
-        return Analysis.load(directory) if directory.is_dir() else None
+        saved = Analysis.load(directory) if directory.is_dir() else None
     except DersError:  # it is just being replaced by a longer one
         return None
+    return saved if saved is not None and saved.is_of(source.store) else None
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.jobs_support import FAST_RECIPE
 from support.messages import raises_saying
+from support.odd_models import own_code_model
 
 import ders_core.analysis.analyzer
 import ders_core.demo
@@ -129,6 +130,30 @@ def test_a_run_refuses_its_text_before_it_compresses(
     assert job.state == "failed"
     assert str(text) in (job.error or "")
     assert not (workspace.run_dir(job.id) / "packed").exists()
+
+
+def test_a_models_own_code_is_run_only_if_a_job_says_so(
+    workspace: Workspace,
+    tokenizer: Any,
+    tiny_text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, text = own_code_model(tmp_path, tokenizer, monkeypatch), tmp_path / "text.txt"
+    text.write_text(tiny_text)
+    rest = {"text": str(text), "max_tokens": 100, "device": "cpu"}
+    recipe = {"recipe": FAST_RECIPE, "workers": 1}
+    for kind, spec in (
+        ("evaluate", {"model": str(model), **rest}),
+        ("run", {"checkpoint": str(model), **recipe, **rest}),
+    ):
+        refused = do(workspace, kind, spec)
+        assert refused.state == "failed"
+        assert "trust_remote_code" in (refused.error or "")
+        result = result_of(do(workspace, kind, spec | {"trust_remote_code": True}))
+        quality = result if kind == "evaluate" else result["quality"]
+        assert quality["perplexity"] > 1
+        assert quality["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("form", ["packed", "original", "dense"])

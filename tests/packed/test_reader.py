@@ -316,7 +316,7 @@ def recipe_without_name(manifest: dict[str, Any]) -> None:
 
 
 def format_version(manifest: dict[str, Any]) -> None:
-    manifest["format_version"] = 3
+    manifest["format_version"] = 4
 
 
 def no_format_version(manifest: dict[str, Any]) -> None:
@@ -346,7 +346,7 @@ def no_format_version(manifest: dict[str, Any]) -> None:
         (unknown_tensor, ["lacks", "'another.weight'"]),
         (seed_of_words, [MANIFEST, "recipe"]),
         (recipe_without_name, [MANIFEST, "recipe"]),
-        (format_version, ["version 3", "install"]),
+        (format_version, ["version 4", "install"]),
         (no_format_version, ["version"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

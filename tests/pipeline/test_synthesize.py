@@ -57,8 +57,8 @@ def test_the_layout_is_the_originals(
     assert sums.keys() == back.tensors.keys()
     config = (source / "config.json").read_text()
     assert list(json.loads(config).items()) == list(back.config.items())
-    for file in original.side_files():
-        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+    for file in original.beside.files:
+        assert (tmp_path / "back" / file.name).read_bytes() == file.path.read_bytes()
     assert {f.name for f in (tmp_path / "back").iterdir()} == {f.name for f in source.iterdir()}
     before, after = all_tensors(source), all_tensors(tmp_path / "back")
     replaced = {name for group in original.groups() for name in group.sources}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.upcycle_support import FAMILIES, VOCABULARY, dense_model
 
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.files.writer import write_json
 from ders_core.hf import load_model
 from ders_core.hf.upcycled import UPCYCLED

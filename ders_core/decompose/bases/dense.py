@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from ders_core.checkpoint import DenseFFN, ExpertGroup, dense_ffns
+from ders_core.compute.magnitude import unit_rows
 from ders_core.decompose.base import BASES, Base, BaseContext
 from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.errors import CheckpointError
@@ -42,7 +43,7 @@ class DenseBase(Base):
         DenseParent.open(self.dense)
 
     def identity(self) -> str:
-        return DenseParent.open(self.dense).store.identity
+        return DenseParent.open(self.dense).store.content()
 
     def decompositions(
         self, group: ExpertGroup, context: BaseContext
@@ -105,9 +106,9 @@ class DenseParent:
 
 def _mean_cosine(base: torch.Tensor, group: ExpertGroup) -> float:
     """The mean over experts of their cosine with the base, NaN if a value is not finite."""
-    flat = base.flatten().double()
+    flat = unit_rows(base.reshape(1, -1))[0]
     cosines = [
-        float(torch.nn.functional.cosine_similarity(flat, group.read(k).flatten().double(), dim=0))
-        for k in range(group.shape[0])
+        float(flat @ unit_rows(group.read(expert).reshape(1, -1))[0])
+        for expert in range(group.shape[0])
     ]
     return sum(cosines) / len(cosines)

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 class EvaluateSpec(Spec):
-    """Measure a model, against a reference if there is one. text: one path, or several."""
+    """Measure a model, against a reference if there is one. text: one path, or several.
+    trust_remote_code: run code that comes with them, with the worker's rights."""
 
     model: str
     reference: str | None = None
     text: str | tuple[str, ...]
     device: Device = "auto"
     max_tokens: int = Field(default=8192, ge=2)
+    trust_remote_code: bool = False
 
 
 class EvaluateResult(Result, Quality):
@@ -54,6 +56,7 @@ class Evaluate(Kind[EvaluateSpec, EvaluateResult]):
                 text=text,
                 device=device,
                 max_tokens=spec.max_tokens,
+                trust_remote_code=spec.trust_remote_code,
                 progress=context.progress,
             ).to_dict()
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
-from ders_core.errors import OutputError
 from ders_core.jobs.kind import KINDS, Kind, Result, Spec
 from ders_core.pipeline.formats import Format, canonical
 
@@ -56,11 +55,10 @@ class Export(Kind[ExportSpec, ExportResult]):
         return f"Export {Path(spec.out).name}"
 
     def run(self, context: TaskContext, spec: ExportSpec) -> ExportResult:
+        from ders_core.files.output import new_target
         from ders_core.pipeline.export import export
 
-        packed, out = context.allowed(spec.packed), context.allowed(spec.out)
-        if out.exists():
-            raise OutputError(f"{out} exists already; choose another name or remove it")
+        packed, out = context.allowed(spec.packed), new_target(context.allowed(spec.out))
 
         def write() -> dict[str, Any]:
             base = context.allowed(spec.base) if spec.base else None

@@ -27,7 +27,8 @@ REPORT = "report.json"
 
 class RunSpec(Spec):
     """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
-    None for as many as there are cores. text: one path, or several."""
+    None for as many as there are cores. text: one path, or several. trust_remote_code: evaluate
+    with code that comes with the model, which runs with the worker's rights."""
 
     checkpoint: str
     recipe: str
@@ -36,6 +37,7 @@ class RunSpec(Spec):
     workers: int | None = Field(default=None, ge=1)
     text: str | tuple[str, ...] | None = None
     max_tokens: int = Field(default=8192, ge=2)
+    trust_remote_code: bool = False
 
 
 class RunResult(PackedResult):
@@ -97,7 +99,7 @@ class Run(Kind[RunSpec, RunResult]):
         else:
             quality = context.step(
                 "evaluate",
-                lambda: _evaluate(context, packed, checkpoint, text, spec.max_tokens, device),
+                lambda: _evaluate(context, spec, packed, checkpoint, text, device),
                 directory / "quality.json",
             )
         return RunResult.model_validate(
@@ -136,6 +138,12 @@ def _compress(
             runner=engine.run,
             progress=context.progress,
         )
+    if report.renewed:
+        context.log(
+            f"{report.renewed} groups were encoded again, because their weights in the original "
+            "have changed since the earlier attempt",
+            "warning",
+        )
     return report.to_dict()
 
 
@@ -151,10 +159,10 @@ def _verify(context: TaskContext, packed: Path, checkpoint: Path) -> dict[str, A
 
 def _evaluate(
     context: TaskContext,
+    spec: RunSpec,
     packed: Path,
     checkpoint: Path,
     text: tuple[Path, ...],
-    max_tokens: int,
     device: str,
 ) -> dict[str, Any]:
     from ders_core.evaluate import evaluate
@@ -164,6 +172,7 @@ def _evaluate(
         checkpoint,
         text=text,
         device=device,
-        max_tokens=max_tokens,
+        max_tokens=spec.max_tokens,
+        trust_remote_code=spec.trust_remote_code,
         progress=context.progress,
     ).to_dict()

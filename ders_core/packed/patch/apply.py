@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
-from ders_core.files.output import output_directory
+from ders_core.files.output import new_target, output_directory
 from ders_core.files.store import TensorStore
 from ders_core.packed.patch.manifest import PatchManifest, PatchTensor
 from ders_core.packed.patch.restore import Refuse, restore
@@ -33,6 +33,7 @@ def apply_patch(
     itself may keep. progress counts bytes. Raises CheckpointError if `patch` is damaged or not a
     patch, or if `base` is not the base that it needs; then there is no `out`.
     """
+    new_target(out)
     directory = Path(patch).expanduser()
     manifest = PatchManifest.read(directory, "patch")
     store = TensorStore.open(base)
@@ -52,6 +53,7 @@ def apply_patch(
             known={tensor.name: tensor.sha256 for tensor in tensors if tensor.name is not None},
             advance=meter.advance,
         )
+        store.check_unchanged()
     return AppliedPatch(str(Path(out).expanduser()), manifest.nbytes, kept)
 
 

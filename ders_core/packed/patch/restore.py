@@ -8,9 +8,10 @@ from pathlib import Path
 from ders_core.compute.progress import Advance
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import file_checksum
+from ders_core.files.side_files import SideFile
 from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import write_file
+from ders_core.files.writer import NO_METADATA, write_file
 from ders_core.packed.patch.describe import copy_with_checksum, reader, travelling_tensors
 from ders_core.packed.patch.manifest import SIDE, PatchManifest, PatchTensor
 
@@ -34,14 +35,16 @@ def restore(
     or differs, and CheckpointError if the manifest contradicts itself.
     """
     for name, sha256 in manifest.side.items():
-        file = directory / SIDE / name
-        if not file.is_file() or copy_with_checksum(file, out) != sha256:
+        file = SideFile(name, directory / SIDE / name)
+        if not file.path.is_file() or copy_with_checksum(file, out) != sha256:
             raise refuse(name, None)
     sources = _sources(directory, manifest, elsewhere, refuse)
     for target, names in manifest.files.items():
         read = reader(sources, advance, f"writing {target}")
         specs = {name: manifest.pieces[name].spec for name in names}
-        checksums = write_file(out / target, specs, read, manifest.metadata.get(target))
+        checksums = write_file(
+            out / target, specs, read, manifest.metadata.get(target, NO_METADATA)
+        )
         for name, sha256 in checksums.items():
             if sha256 != manifest.pieces[name].sha256:
                 raise refuse(name, manifest.pieces[name])

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ders_core.compute.progress import Advance, Meter, Progress, quiet, uncounted
 from ders_core.errors import CheckpointError
-from ders_core.files.output import output_directory
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.output import new_target, output_directory
+from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
+from ders_core.packed.manifest import ROLLBACK
 from ders_core.packed.patch.describe import Content, describe, tensor_checksums
-from ders_core.packed.patch.manifest import ROLLBACK, PatchManifest, PatchTensor
+from ders_core.packed.patch.manifest import PatchManifest, PatchTensor
 from ders_core.packed.patch.restore import restore
 
 
@@ -22,6 +23,7 @@ def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet
     compared. progress counts bytes. Raises CheckpointError if `applied` was not patched or is
     damaged; then there is no `out`.
     """
+    new_target(out)
     store = TensorStore.open(applied)
     directory = store.path / ROLLBACK
     manifest = PatchManifest.read(directory, "rollback")
@@ -35,6 +37,7 @@ def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet
 
     with output_directory(out, needs=manifest.nbytes) as partial:
         restore(directory, manifest, store.tensors, partial, refuse, meter.advance)
+        store.check_unchanged()
     return manifest.nbytes
 
 
@@ -54,7 +57,7 @@ def write_rollback(
     """
     names: dict[Content, str] = {}
     for name, spec in specs.items():
-        names.setdefault((NAMES[spec.dtype], spec.shape, checksums[name]), name)
+        names.setdefault((*spec.stored, checksums[name]), name)
     base_checksums = tensor_checksums(base.tensors, known or {}, advance)
     directory = partial / ROLLBACK
     directory.mkdir()
