@@ -137,4 +137,5 @@ def _of_row(chosen: torch.Tensor | None, row: int, shape: torch.Size) -> torch.T
     """The experts `[layers, tokens, k]` of one window, where a token is predicted."""
     if chosen is None:
         return None
-    return chosen.unflatten(1, shape)[:, row, :-1].contiguous()
+    experts: torch.Tensor = chosen.unflatten(1, shape)[:, row, :-1]
+    return experts.contiguous()

@@ -45,9 +45,8 @@ def untrusted(path: Path, config: Mapping[str, Any]) -> CheckpointError:
     listed = f" ({', '.join(modules)})" if modules else ""
     return CheckpointError(
         f"{path} comes with code of its own{listed}, which runs on this machine with your rights "
-        "when the model is loaded; read it, and if you trust it allow it with "
-        "--trust-remote-code (in the app with the switch of that name, from Python with "
-        "trust_remote_code=True)"
+        "when the model is loaded; read it, and if you trust it allow it with --trust-remote-code "
+        "(in the app with 'Run the model's own code', from Python with trust_remote_code=True)"
     )
 
 

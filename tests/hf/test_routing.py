@@ -252,12 +252,13 @@ class Block(nn.Module):
 
 def test_experts_that_are_modules_of_their_own() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(Block(sparse=True), Block(sparse=True)), torch.randn(2, 9, 16)
+    one, other, x = Block(sparse=True), Block(sparse=True), torch.randn(2, 9, 16)
+    model = nn.Sequential(one, other)
     x[1, 3] = x[0, 5]  # two tokens alike
     with torch.no_grad(), recorded_choices(model) as choices:
-        first = model[0].gate(x).topk(TOP_K).indices.flatten(0, 1)
-        between = model[0](x)
-        second = model[1].gate(between).topk(TOP_K).indices.flatten(0, 1)
+        first = one.gate(x).topk(TOP_K).indices.flatten(0, 1)
+        between = one(x)
+        second = other.gate(between).topk(TOP_K).indices.flatten(0, 1)
         choices.take(18)
         model(x)
     chosen = choices.take(18)

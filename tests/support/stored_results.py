@@ -11,9 +11,11 @@ QUALITY = {
     "kl": 0.25,
     "top1_agreement": 0.9,
     "routing_agreement": 0.8,
+    "dtype": "float32",
     "device": "CPU",
     "seconds": 1.5,
 }
+WITHOUT_DTYPE = {key: value for key, value in QUALITY.items() if key != "dtype"}
 VERIFICATION = {
     "ok": True,
     "problems": [],
@@ -63,6 +65,7 @@ FIGURES = {
     "peak_memory": 3 * 10**9,
     "device": "CPU",
     "seconds": 12.5,
+    "precision": "bfloat16",
 }
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -96,6 +99,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
     "run": (
         RUN,
         RUN | {"quality": None},
+        RUN | {"quality": WITHOUT_DTYPE},
         RUN | {"report": REPORT | {"entries": [ENTRY]}},  # reports named no base once
         RUN | {"verification": {"ok": True}},
     ),
