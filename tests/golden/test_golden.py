@@ -56,7 +56,9 @@ def test_what_a_version_knows_of_the_original() -> None:
     """From version 3 on, the weights that every group was encoded from, and its error."""
     for name in HASHES:
         manifest = PackedCheckpoint(HERE / name).manifest
-        known = {group.prefix for group in manifest.groups} if manifest.format_version > 2 else set()
+        known = (
+            {group.prefix for group in manifest.groups} if manifest.format_version > 2 else set()
+        )
         assert manifest.encoded.keys() == known
 
 

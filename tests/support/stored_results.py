@@ -33,7 +33,10 @@ ENTRY = {
     "seconds": 0.5,
 }
 REPORT = {
-    "entries": [ENTRY | {"base": "mean", "other_bases": {"median": 0.2}, "rel_error_output": None, "remark": ""}],
+    "entries": [
+        ENTRY
+        | {"base": "mean", "other_bases": {"median": 0.2}, "rel_error_output": None, "remark": ""}
+    ],
     "bytes_before": 1000,
     "bytes_after": 300,
     "device": "cpu",
