@@ -24,7 +24,7 @@ class WeightsDigest:
     def add(self, weights: torch.Tensor) -> None:
         """The next values, on the CPU."""
         flat = weights.contiguous().reshape(-1).view(torch.uint8)
-        self._sha256.update(flat.numpy())
+        self._sha256.update(memoryview(flat.numpy()))  # type: ignore[arg-type]
 
     def add_biases(self, group: ExpertGroup) -> None:
         """The group's biases, after its weights. Raises CheckpointError."""
