@@ -154,8 +154,8 @@ def _compress(
         )
     if report.renewed:
         context.log(
-            f"{report.renewed} groups were encoded again, because their weights in the original "
-            "have changed since the earlier attempt",
+            "groups that were encoded again, because their weights in the original have changed "
+            f"since the earlier attempt: {report.renewed}",
             "warning",
         )
     return report.to_dict()
