@@ -38,6 +38,13 @@ class Verdict:
     sentence: str
     starts: Starts | None = None
 
+    @property
+    def short(self) -> str:
+        """The verdict and its figure, in a few words."""
+        if self.verdict == "single":
+            return "one expert in each layer, nothing to compare"
+        return f"{self.verdict} (mean cosine of experts {self.mean_cosine:.4f})"
+
 
 SINGLE = Verdict(
     "single",

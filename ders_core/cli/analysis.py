@@ -42,7 +42,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
             ],
             *([["left aside", listed(summary.left_aside)]] if summary.left_aside else []),
             ["identity", summary.identity[:16]],
-            ["upcycled?", f"{verdict.verdict} (mean cosine of experts {verdict.mean_cosine:.4f})"],
+            ["upcycled?", verdict.short],
         ],
     )
     print(verdict.sentence)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from support.shell import ders
 
 from ders_core.analysis import analyze, of_group, sampled_verdict
 from ders_core.analysis.tables import square
@@ -81,6 +82,11 @@ def test_one_expert_has_nothing_to_be_compared_with(checkpoint_of: MakeCheckpoin
         assert verdict.verdict == "single"
         assert "one expert" in verdict.sentence
         assert "%" not in verdict.sentence
+        assert "cosine" not in verdict.short
+    printed = ders("info", checkpoint.path)
+    assert printed.returncode == 0
+    assert "one expert in each layer" in printed.stdout
+    assert "differ by" not in printed.stdout
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])

@@ -137,6 +137,6 @@ def test_progress_reaches_its_total(packed_dir: Path, tmp_path: Path) -> None:
 
 
 def test_an_original_is_not_packed(mixtral_dir: Path, tmp_path: Path) -> None:
-    with raises_saying(CheckpointError, mixtral_dir, "ders_manifest.json"):
+    with raises_saying(CheckpointError, mixtral_dir, "not packed", "ders_manifest.json"):
         synthesize(mixtral_dir, tmp_path / "back")
     assert list(tmp_path.iterdir()) == []

@@ -32,15 +32,22 @@ ENTRY = {
     "rel_error_weight": 0.01,
     "seconds": 0.5,
 }
+LATER = {
+    "base": "mean",
+    "other_bases": {"median": 0.2},
+    "rel_error_output": None,
+    "remark": "",
+}
+"""What entries of earlier versions lack."""
+
 REPORT = {
-    "entries": [
-        ENTRY
-        | {"base": "mean", "other_bases": {"median": 0.2}, "rel_error_output": None, "remark": ""}
-    ],
+    "entries": [ENTRY | LATER],
     "bytes_before": 1000,
     "bytes_after": 300,
     "device": "cpu",
     "seconds": 1.0,
+    "left_aside": [],
+    "renewed": 0,
     "ratio": 0.3,
 }
 RUN = {
