@@ -8,6 +8,7 @@ import torch
 
 from ders_core.checkpoint.groups import ExpertGroup
 from ders_core.checkpoint.streaming import matrices
+from ders_core.files.writer import tensor_bytes
 
 
 class WeightsDigest:
@@ -23,8 +24,8 @@ class WeightsDigest:
 
     def add(self, weights: torch.Tensor) -> None:
         """The next values, on the CPU."""
-        flat = weights.contiguous().reshape(-1).view(torch.uint8)
-        self._sha256.update(flat.numpy())
+        for chunk in tensor_bytes(weights):
+            self._sha256.update(chunk)
 
     def add_biases(self, group: ExpertGroup) -> None:
         """The group's biases, after its weights. Raises CheckpointError."""

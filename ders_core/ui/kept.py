@@ -112,11 +112,7 @@ def put(values: Mapping[str, Any]) -> None:
 
 def _changed(key: str, name: str, mark: int | None, lasting: bool) -> None:
     """Keep what a person has just set; called before the page runs, even if it is another one."""
-    value = st.session_state[key]
-    if value == _drawn()[key].start:
-        _drop(name)
-    else:
-        _keep(name, Entry(value, mark), lasting)
+    _keep(name, Entry(st.session_state[key], mark), lasting)
 
 
 def _keep(name: str, entry: Entry, lasting: bool) -> None:

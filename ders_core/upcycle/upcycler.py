@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def upcycle(
     Raises DersError and its children. Then there is no `out`, and `<out>.partial` keeps the
     training checkpoints.
     """
-    return _run(FromDense(dense, config), out, device, resume, progress)
+    return _run(lambda: FromDense(dense, config), out, device, resume, progress)
 
 
 def upcycle_further(
@@ -113,17 +114,22 @@ def upcycle_further(
 ) -> UpcycleResult:
     """Train further deltas on the upcycled checkpoint at `packed`, whose base and deltas stay (see
     `ders_core.upcycle.continual`); otherwise as `upcycle`."""
-    return _run(FromPacked(packed, config), out, device, resume, progress)
+    return _run(lambda: FromPacked(packed, config), out, device, resume, progress)
 
 
 def _run(
-    start: TrainingInput, out: str | Path, device: str, resume: bool, progress: Progress
+    opened: Callable[[], TrainingInput],
+    out: str | Path,
+    device: str,
+    resume: bool,
+    progress: Progress,
 ) -> UpcycleResult:
-    config, place = start.config, Path(out).expanduser()
     where = resolve_device(device)
     processes = PartialState(cpu=where.type == "cpu")
     if processes.is_main_process:
         new_target(out, resume=resume)
+    start, place = opened(), Path(out).expanduser()
+    config = start.config
     if where.type == "cuda":
         where = processes.device
     start.config, precision = computable(config, where)

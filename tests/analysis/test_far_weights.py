@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.given_experts import MakeCheckpoint, checkpoint_of, group_of
 
 from ders_core.analysis import analyze
 from ders_core.analysis.spectra import group_spectra
 from ders_core.analysis.verdict import sampled_verdict
-from ders_core.codecs import Lossless, LowRank, Quantized
+from ders_core.codecs import Codec, Lossless, LowRank, Quantized
+from ders_core.errors import DersError
+from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule
@@ -94,37 +99,23 @@ def test_the_sampled_verdict_is_the_same(factor: float, checkpoint_of: MakeCheck
 @pytest.mark.parametrize("codec", [Lossless(), Quantized(bits=4, group_size=16), LowRank(rank=2)])
 @pytest.mark.parametrize("factor", [2.0**-84, 2.0**84])
 def test_reports_are_right_or_the_weights_are_refused(
-    factor: float, codec: object, checkpoint_of: MakeCheckpoint, tmp_path: object
+    factor: float, codec: Codec, checkpoint_of: MakeCheckpoint, tmp_path: Path
 ) -> None:
     """Errors relative to the deltas, against float64 from what was read back."""
-    from pathlib import Path
-
-    from safetensors.torch import load_file
-
-    from ders_core.errors import DersError
-    from ders_core.packed.reader import PackedCheckpoint
-
-    source = checkpoint_of(experts() * factor)
-    out = Path(str(tmp_path)) / "out"
-    recipe = Recipe(name="far", rules=(Rule(codec=codec),))  # type: ignore[arg-type]
+    source, out = checkpoint_of(experts() * factor), tmp_path / "out"
     try:
-        report = compress(source.path, out, recipe)
+        report = compress(source.path, out, Recipe(name="far", rules=(Rule(codec=codec),)))
     except DersError:  # scales in 16 bits do not hold such weights
         assert not isinstance(codec, Lossless)
         return
     packed = PackedCheckpoint(out)
-    stored, bases = (
-        load_file(source.path / "model.safetensors"),
-        load_file(out / "model.safetensors"),
-    )
+    stored, parts = (load_file(place / "model.safetensors") for place in (source.path, out))
     for entry, group in zip(report.entries, packed.manifest.groups, strict=True):
         names = [matrix.tensor for matrix in group.experts]
         exact = np.stack([stored[name].double().numpy() for name in names])
         got = np.stack([packed.original.read(name).double().numpy() for name in names])
-        base = bases[f"{group.prefix}.base"].double().numpy()
-        error = np.linalg.norm(got - exact)
+        base = parts[f"{group.prefix}.base"].double().numpy()
+        error, delta = np.linalg.norm(got - exact), np.linalg.norm(exact - base)
         assert entry.rel_error_weight == pytest.approx(error / np.linalg.norm(exact), rel=1e-5)
-        assert entry.rel_error_delta == pytest.approx(
-            error / np.linalg.norm(exact - base), rel=1e-5
-        )
+        assert entry.rel_error_delta == pytest.approx(error / delta, rel=1e-5)
     assert verify(out, source.path).ok

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.changed_bytes import change_unseen
+from support.messages import raises_saying
 
 from ders_core.analysis import Analysis, analyze
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
 from ders_core.checkpoint.streaming import matrices, slabs
-from ders_core.errors import Cancelled
+from ders_core.errors import Cancelled, CheckpointError
 from ders_core.files.writer import write_json
 from ders_core.jobs import Engine
 from ders_core.packed.open import open_checkpoint
@@ -63,6 +66,36 @@ def test_an_interrupted_analysis_goes_on(
     other = analyze(checkpoint, known=known, spectra="none", progress=lambda *step: read.append(""))
     assert other.spectra.empty  # what is known is of another kind, so everything is read
     assert len(other.groups) == len(whole.groups)
+
+
+def test_an_interrupted_analysis_of_other_weights_begins_anew(
+    mixtral_dir: Path, tmp_path: Path
+) -> None:
+    """A bit that the identity does not see: tables never mix two versions of the weights."""
+    source = Path(shutil.copytree(mixtral_dir, tmp_path / "source"))
+    seen: list[Analysis] = []
+    analyze(open_checkpoint(source), spectra="none", grown=seen.append)
+    change_unseen(source, "model.layers.0.block_sparse_moe.experts.1.w1.weight", bit=6, place=1)
+    wanted = analyze(open_checkpoint(source), spectra="none")
+    known = seen[0]
+    assert known.identity == open_checkpoint(source).identity
+    assert not known.is_of(open_checkpoint(source).store)
+    resumed = analyze(open_checkpoint(source), spectra="none", known=known)
+    assert_same(resumed, wanted)
+    first = wanted.groups["mean_norm_delta"][0]
+    assert first != known.groups["mean_norm_delta"][0]
+
+
+def test_a_checkpoint_that_is_written_meanwhile_is_refused(
+    mixtral_dir: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(mixtral_dir, tmp_path / "source"))
+
+    def interfere(unfinished: Analysis) -> None:
+        change_unseen(source, "lm_head.weight")
+
+    with raises_saying(CheckpointError, "model.safetensors", "written"):
+        analyze(open_checkpoint(source), spectra="none", grown=interfere)
 
 
 def test_several_processes_give_the_same_tables(mixtral_dir: Path, whole: Analysis) -> None:

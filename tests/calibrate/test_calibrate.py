@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support.calibrate_support import FAMILIES, SIZES, TOKENS, WINDOW, Tiny, expected
+from support.changed_bytes import change_unseen
 from support.messages import raises_saying
 from support.odd_models import own_code_model, with_added_token
 from typer.testing import CliRunner
@@ -25,7 +26,7 @@ from ders_core.cli.main import app
 from ders_core.compute import precision
 from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError
 from ders_core.packed.open import open_checkpoint
-from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.calibration import Calibration, write_calibration
 from ders_core.pipeline.synthesize import synthesize
 
 READ = WINDOW * (TOKENS // (WINDOW - 1))
@@ -344,7 +345,7 @@ def test_the_output_appears_whole_or_not_at_all(
     (tmp_path / "c").touch()
     with raises_saying(OutputError, tmp_path / "c", "exists already"):
         measure(saved("mixtral"), tmp_path / "c", text_file)
-    with raises_saying(OutputError, tmp_path / "c", "cannot be written", "File exists"):
+    with raises_saying(OutputError, tmp_path / "c", "cannot be written", "directory"):
         measure(saved("mixtral"), tmp_path / "c" / "d", text_file)
 
 
@@ -570,3 +571,49 @@ def test_the_command(saved: Callable[[str], Path], text_file: Path, tmp_path: Pa
     assert printed["tokens"] == READ
     assert printed["most_chosen"] == max(float(calibration.use(layer).max()) for layer in (0, 1))
     assert printed["least_chosen"] == min(float(calibration.use(layer).min()) for layer in (0, 1))
+
+
+@pytest.fixture
+def copied(saved: Callable[[str], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved("mixtral"), tmp_path / "copied"))
+
+
+def test_a_copy_of_the_measured_checkpoint_is_that_checkpoint(
+    calibration: Calibration, copied: Path
+) -> None:
+    assert open_checkpoint(copied).store.version != calibration.version
+    calibration.check(open_checkpoint(copied))
+
+
+def test_the_measured_files_are_not_read_again(
+    calibration: Calibration, saved: Callable[[str], Path], copied: Path
+) -> None:
+    read: list[str] = []
+
+    def step(count: int, message: str) -> None:
+        read.append(message)
+
+    calibration.check(open_checkpoint(saved("mixtral")), step)
+    assert not read
+    calibration.check(open_checkpoint(copied), step)
+    assert read
+
+
+def test_any_changed_tensor_makes_it_another_checkpoint(
+    calibration: Calibration, copied: Path
+) -> None:
+    """A bit that the identity does not see, of a tensor that holds no expert."""
+    change_unseen(copied, "lm_head.weight")
+    with raises_saying(CheckpointError, calibration.path, copied, "calibrate"):
+        calibration.check(open_checkpoint(copied))
+
+
+def test_a_calibration_of_before_there_were_hashes_is_still_read(
+    calibration: Calibration, copied: Path, tmp_path: Path
+) -> None:
+    """The identity alone decides."""
+    tensors = load_file(calibration.path)
+    old = tmp_path / "old.safetensors"
+    write_calibration(old, calibration.checkpoint, calibration.tokens, tensors)
+    assert Calibration.open(old).content == ""
+    Calibration.open(old).check(open_checkpoint(copied))

@@ -63,8 +63,7 @@ def test_rows_of_any_length_become_units(size: float) -> None:
     rows = noise(5, 30) * size
     rows[2] = 0
     unit = unit_rows(rows)
-    wanted = rows.double().numpy() / np.linalg.norm(
-        rows.double().numpy(), axis=1, keepdims=True
-    ).clip(1e-300)
-    np.testing.assert_allclose(unit.numpy(), wanted, rtol=1e-12)
+    exact = rows.double().numpy()
+    norms = np.linalg.norm(exact, axis=1, keepdims=True).clip(1e-300)
+    np.testing.assert_allclose(unit.numpy(), exact / norms, rtol=1e-12)
     assert not unit[2].any()

@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 from support.messages import raises_saying
 
-from ders_core.errors import OutputError
+from ders_core.errors import (
+    Cancelled,
+    CheckpointError,
+    CodecError,
+    DersError,
+    JobError,
+    OutputError,
+)
 from ders_core.files.output import (
     STATE,
     new_file,
+    new_target,
     output_directory,
     partial_path,
     refused_writes,
@@ -157,7 +165,112 @@ def test_too_little_room_is_seen_first(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("text", ["", " ", ".", "..", "/", "missing/..", "~no-such-user/out"])
+def test_what_names_nothing_new_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for refuse in (new_target, lambda out: output_directory(out).__enter__()):
+        with raises_saying(OutputError, text):
+            refuse(text)
+    assert names(tmp_path) == ["here"]
+    assert names(tmp_path / "here") == []
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with raises_saying(OutputError, "too long"):
+        new_target(tmp_path / ("x" * 250))
+    assert new_target(tmp_path / ("x" * 200)).name == "x" * 200
+
+
+def test_below_a_file_nothing_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with raises_saying(OutputError, tmp_path / "file" / "a" / "b", tmp_path / "file"):
+        new_target(tmp_path / "file" / "a" / "b")
+
+
+def test_to_look_at_a_target_makes_nothing(tmp_path: Path) -> None:
+    assert new_target(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [CheckpointError("bad"), OutputError("bad"), JobError("bad")])
+def test_refused_work_leaves_nothing(error: DersError, tmp_path: Path) -> None:
+    """Neither the unfinished output nor the folders above it: nothing of it was done."""
+
+    def begin() -> None:
+        with output_directory(tmp_path / "a" / "b" / "out", work=WORK) as partial:
+            (partial / "folder").mkdir()
+            (partial / "folder" / ".x.host-1.tmp").write_text("x")
+            raise error
+
+    with raises_saying(type(error), "bad"):
+        begin()
+    assert names(tmp_path) == []
+
+
+def stopped_by(error: BaseException, out: Path, work: dict[str, object]) -> None:
+    def begin() -> None:
+        with output_directory(out, work=work) as partial:
+            (partial / "a").write_text("half of it")
+            raise error
+
+    with pytest.raises(type(error)):
+        begin()
+    assert names(partial_path(out)) == [STATE, "a"]
+
+
+def test_corrected_work_takes_the_place_of_refused_work(tmp_path: Path) -> None:
+    """It could never have been finished as it was asked for, though a part of it was done."""
+    out = tmp_path / "out"
+    stopped_by(CodecError("no"), out, WORK)
+    assert "--resume" in refusal(out, work=WORK)  # the same again could go on
+    with output_directory(out, work={"recipe": "corrected"}) as partial:
+        assert names(partial) == [STATE]
+    assert names(out) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), Cancelled("stop"), OutputError("damaged"), JobError("lost"), "network"],
+)
+def test_interrupted_work_is_not_thrown_away_by_other_work(
+    error: BaseException | str, tmp_path: Path
+) -> None:
+    if isinstance(error, str):
+        error = CheckpointError("the server does not answer")
+        error.__cause__ = TimeoutError()
+    out = tmp_path / "out"
+    stopped_by(error, out, WORK)
+    assert "unfinished" in refusal(out, work={"recipe": "another"})
+    assert "a" in names(partial_path(out))
+
+
+def test_an_unfinished_run_is_seen_before_any_work(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(out, "a")
+    with raises_saying(OutputError, partial_path(out), "--resume"):
+        new_target(out)
+    assert new_target(out, resume=True) == out
+
+
+def test_too_little_room_leaves_no_unfinished_work(tmp_path: Path) -> None:
+    refusal(tmp_path / "below" / "out", work=WORK, needs=10**21)
+    assert names(tmp_path) == []
+
+
 # One new file
+
+
+def test_a_refused_new_file_leaves_no_folder(tmp_path: Path) -> None:
+    def begin() -> None:
+        with new_file(tmp_path / "below" / "a.txt"):
+            raise CheckpointError("bad")
+
+    with raises_saying(CheckpointError, "bad"):
+        begin()
+    assert names(tmp_path) == []
 
 
 def test_a_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:

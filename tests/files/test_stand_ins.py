@@ -15,8 +15,9 @@ from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError
 from ders_core.files.header import read_header
+from ders_core.files.model_files import INDEX
 from ders_core.files.stand_ins import stand_in
-from ders_core.files.store import INDEX, TensorStore
+from ders_core.files.store import TensorStore
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"

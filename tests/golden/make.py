@@ -48,6 +48,7 @@ CODECS: dict[str, Codec] = {
     "v2-normal": Quantized(bits=4, grid="normal", group_size=8, scale_bits=8),
     "v2-learned": Quantized(bits=2, grid="learned", group_size=8),
     "v2-lowrank-quantized": LowRank(rank=2, factor_bits=4, leading=1),
+    "v3-quantized": Quantized(bits=2, group_size=8),
     "v2-chain": Chain(
         stages=(
             LowRank(rank=1),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,3 +174,16 @@ def test_a_given_scheduler_is_used() -> None:
         results = list(engine.run(square, [2, 3]))
     assert sorted(value for value, _ in results) == [4, 9]
     assert os.getpid() not in {pid for _, pid in results}
+
+
+def test_no_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the place for temporary files nor in the current folder."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with Engine(workers=2) as engine:
+        assert sorted(engine.run(abs, [-1, 2, -3])) == [1, 2, 3]
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not list((tmp_path / "here").iterdir())

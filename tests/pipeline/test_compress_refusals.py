@@ -169,3 +169,15 @@ def test_too_little_room_is_seen_before_anything_is_written(
 def test_a_place_that_cannot_be_written(mixtral_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     refused(OutputError, mixtral_dir, tmp_path / "file" / "out", TWO_BITS, tmp_path / "file")
+
+
+def test_a_corrected_recipe_goes_into_the_same_output(mixtral_dir: Path, tmp_path: Path) -> None:
+    """The first recipe is refused when half of the groups are done; nobody calls that a run."""
+    source = Path(shutil.copytree(mixtral_dir, tmp_path / "source"))
+    tensors = load_file(source / "model.safetensors")
+    tensors[BAD][5, 7] = float("nan")
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    refused(CheckpointError, source, tmp_path / "out", TWO_BITS, BAD)
+    corrected = Recipe(name="two", rules=(*TWO_BITS.rules, Rule(layers="1", codec=Keep())))
+    compress(source, tmp_path / "out", corrected)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "source"]

@@ -52,8 +52,7 @@ def _set(state: WidgetState, widget: Any, text: str) -> None:
         case TextInput() | TextArea():
             state.string_value = text
         case NumberInput():
-            now = widget.value if widget.value is not None else widget.min
-            state.double_value = now + (widget.step if now + widget.step <= widget.max else -now)
+            state.double_value = _step(widget)
         case Toggle():
             state.bool_value = not widget.value
         case Selectbox():
@@ -67,7 +66,12 @@ def _set(state: WidgetState, widget: Any, text: str) -> None:
                 next(option for option in widget.options if option != chosen)
             ]
         case Slider():
-            step = widget.step if widget.value + widget.step <= widget.max else -widget.step
-            state.double_array_value.data[:] = [widget.value + step]
+            state.double_array_value.data[:] = [_step(widget)]
         case _:
             raise AssertionError(f"no test knows how to set a {widget.type}")
+
+
+def _step(widget: Any) -> float:
+    """One step up from the value, or down where that would be too much."""
+    now = widget.min if widget.value is None else widget.value
+    return float(now + widget.step if now + widget.step <= widget.max else now - widget.step)
