@@ -11,7 +11,7 @@ from yaml.composer import ComposerError
 class UniqueKeyLoader(yaml.SafeLoader):
     """Raises yaml's ComposerError, which has the line, for a key that a mapping has twice."""
 
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
         first: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
