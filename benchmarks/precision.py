@@ -80,7 +80,11 @@ def measure(model: Path, text: Path, place: Path, tokens: int, rounds: int) -> N
             model, model, text=text, max_tokens=tokens, dtype=dtype
         ),
         "calibrate": lambda dtype, number: calibrate(
-            model, place / f"{number}.safetensors", text=text, max_tokens=tokens, dtype=dtype
+            model,
+            place / f"{model.name}-{number}.safetensors",
+            text=text,
+            max_tokens=tokens,
+            dtype=dtype,
         ),
     }
     number = 0
@@ -101,7 +105,7 @@ def measure(model: Path, text: Path, place: Path, tokens: int, rounds: int) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     disable_progress_bar()

@@ -92,8 +92,8 @@ def compress(
         print(f"note: {remark}")
     if report.renewed:
         print(
-            f"{report.renewed} groups of the interrupted run were encoded again: their weights "
-            f"in {checkpoint} have changed since"
+            f"groups of the interrupted run that were encoded again, because their weights in "
+            f"{checkpoint} have changed since: {report.renewed}"
         )
     print(
         f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
@@ -106,11 +106,11 @@ def compress(
 def verify(
     packed: PackedArg,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="CKPT", help="measure the error against it")
+        str | None, typer.Option("--against", metavar="CKPT", help="its original: compare with it")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check every checksum; with --against, measure the error of every group."""
+    """Check every checksum and the config; with --against, compare every tensor and every error."""
     from ders_core.pipeline.verify import verify as run_verify
 
     with progress_bar("verify", hidden=as_json) as progress:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
 import torch
 
+from ders_core.compute.memory import free_memory
 from ders_core.errors import DersError
 
 DTYPES: Mapping[str, torch.dtype | None] = {
@@ -67,13 +67,6 @@ def auto_dtype(stored: torch.dtype, values: int, device: torch.device) -> torch.
         return stored
     needed = HEADROOM * torch.float32.itemsize * values
     return torch.float32 if needed <= free_memory(device) else stored
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes of the device's memory that are free, on a CPU without swapping."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _cpu_capabilities() -> Mapping[str, Any]:

@@ -6,10 +6,10 @@ The package can be called as its function: `from ders_core import evaluate`.
 import sys
 from types import ModuleType
 
-from ders_core.evaluate.evaluator import evaluate
+from ders_core.evaluate.evaluator import check_evaluation, evaluate
 from ders_core.pipeline.quality import Quality
 
-__all__ = ["Quality", "evaluate"]
+__all__ = ["Quality", "check_evaluation", "evaluate"]
 
 
 class _CallablePackage(ModuleType):

@@ -108,6 +108,21 @@ def evaluate(
     )
 
 
+def check_evaluation(
+    model: str | Path,
+    *,
+    text: Texts,
+    max_tokens: int = 8192,
+    window: int = 512,
+    trust_remote_code: bool = False,
+) -> None:
+    """Raise what `evaluate` would raise of a model's config, its tokenizer and a text, in seconds
+    and without its weights: so that other work is not done in vain."""
+    facts = describe(model, trust_remote_code=trust_remote_code)
+    fitting = fitting_window(window, [facts.positions])
+    _windows([facts], text, fitting, max_tokens, trust_remote_code)
+
+
 def _windows(
     models: Sequence[ModelFacts],
     texts: Texts,

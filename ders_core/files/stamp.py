@@ -74,11 +74,12 @@ def directory_version(directory: Path) -> str:
 
 def check_unchanged(directory: Path, stamps: Mapping[str, Stamp]) -> None:
     """Raise CheckpointError if the content of a file of a directory was written since it had its
-    stamp, or another file has taken its place."""
+    stamp, or another file has taken its place; also if a server does not answer. Raises OSError if
+    a local file cannot be looked at."""
     for name, before in stamps.items():
         try:
             now: Stamp | None = stamp(directory / name, refresh=True)
-        except (OSError, CheckpointError):
+        except FileNotFoundError:
             now = None
         if now is None or (now.size, now.mark) != (before.size, before.mark):
             what = "was removed" if now is None else "was written"

@@ -21,6 +21,7 @@ from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, compare, is_finite, output_squared
 from ders_core.errors import CheckpointError
+from ders_core.files.address import is_remote
 from ders_core.files.cache import opened
 from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
@@ -103,7 +104,8 @@ def encode_group(task: EncodeTask) -> ReportEntry:
         if group.biases:
             parts["bias"] = Stacked.whole(group.read_biases())
         digest.add_biases(group)
-    checkpoint.store.check_unchanged()  # what was read in several passes is one content
+    if not is_remote(checkpoint.path):  # a server is asked once, at the end of everything
+        checkpoint.store.check_unchanged()  # what was read in several passes is one content
     read = {"sha256": digest.sha256, "version": checkpoint.store.version}
     return _stage(group, best, others, parts, read, Path(task.staged), started)
 

@@ -141,7 +141,6 @@ def _run(
         _train(start, texts, partial_path(place), where, None)
         processes.wait_for_everyone()
         return read_result(place)
-    progress(0, config.training.steps, f"reading {start.store.path.name}")
     content = start.store.content()
     work = {"from": content, "config": config.model_dump(mode="json")}
     with output_directory(place, work=work, resume=resume) as partial:

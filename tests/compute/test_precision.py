@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.messages import raises_saying
 
+from ders_core.compute import memory
 from ders_core.compute.precision import (
     INSTRUCTIONS,
     auto_dtype,
@@ -82,6 +83,7 @@ def test_torch_knows_the_names_of_the_instructions() -> None:
 def test_what_does_not_fit_in_float32_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5000))
+    monkeypatch.setattr(memory, "CGROUPS", ())
     assert auto_dtype(torch.bfloat16, 1000, CPU) == torch.float32  # 4 bytes and a quarter more
     assert auto_dtype(torch.bfloat16, 1001, CPU) == torch.bfloat16
 

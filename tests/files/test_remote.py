@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.changed_bytes import change_unseen
 from support.messages import raises_saying
 from support.range_server import Server, serving
 from support.shell import ders
@@ -23,6 +27,7 @@ from ders_core.errors import CheckpointError
 from ders_core.files import remote
 from ders_core.files.model_files import INDEX
 from ders_core.files.spec import TensorSpec
+from ders_core.files.store import TensorStore
 from ders_core.files.writer import encode_header, shards, write_index
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
@@ -344,3 +349,40 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_is_no_directory() -> None:
     fsspec.filesystem("memory").pipe_file("/lonely/model.safetensors", b"x")
     refused("memory://lonely/model.safetensors", "model.safetensors", "is a file")
+
+
+def test_a_remote_file_that_is_written_is_noticed(
+    mixtral_sharded_dir: Path, tmp_path: Path
+) -> None:
+    """By the date that this server tells; nothing is read for it."""
+    source = Path(shutil.copytree(mixtral_sharded_dir, tmp_path / "files" / "source"))
+    for file in source.iterdir():
+        os.utime(file, (1_600_000_000, 1_600_000_000))
+    with serving(source.parent) as server:
+        store = TensorStore.open(f"{server.url}/source")
+        again = TensorStore.open(f"{server.url}/source")
+        assert store.version == again.version
+        sent = server.sent
+        store.check_unchanged()
+        assert server.sent - sent < 1000 * len(store.stamps)
+        change_unseen(source, "lm_head.weight")
+        with raises_saying(CheckpointError, server.url, "written"):
+            store.check_unchanged()
+        assert TensorStore.open(f"{server.url}/source").version != store.version
+
+
+def test_a_hub_file_is_known_by_its_hash(mixtral_sharded_dir: Path) -> None:
+    class Hub:
+        protocol = "hf"
+        blob = "one"
+
+        def invalidate_cache(self, key: str) -> None:
+            self.blob = "two"
+
+        def info(self, key: str) -> dict[str, Any]:
+            return {"size": 5, "type": "file", "blob_id": self.blob, "lfs": None}
+
+    path: Any = SimpleNamespace(fs=Hub(), path="owner/repo/a")
+    assert remote.size_and_mark(path) == (5, "blob_id=one")
+    assert remote.size_and_mark(path) == (5, "blob_id=one")
+    assert remote.size_and_mark(path, refresh=True) == (5, "blob_id=two")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,23 @@ def test_evaluate_alone(
     assert again["perplexity"] == result["perplexity"]
 
 
+def test_a_run_refuses_what_evaluation_would_refuse_before_it_compresses(
+    workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_path: Path
+) -> None:
+    strange, text, short = tmp_path / "strange", tmp_path / "text.txt", tmp_path / "short.txt"
+    text.write_text(tiny_text)
+    short.write_text("a")
+    shutil.copytree(mixtral_dir, strange)
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
+    for model, file, fact in ((mixtral_dir, short, "text"), (strange, text, "strange")):
+        spec = {"checkpoint": str(model), "recipe": FAST_RECIPE, "text": str(file), "workers": 1}
+        job = do(workspace, "run", spec)
+        assert (job.state, job.result) == ("failed", None)
+        assert fact in (job.error or "")
+        assert not (workspace.run_dir(job.id) / "packed").exists()
+
+
 @pytest.mark.parametrize("content", [b"", "text".encode("utf-16"), None])
 def test_a_run_refuses_its_text_before_it_compresses(
     content: bytes | None, workspace: Workspace, mixtral_dir: Path, tmp_path: Path
@@ -150,6 +168,7 @@ def test_a_models_own_code_is_run_only_if_a_job_says_so(
         refused = do(workspace, kind, spec)
         assert refused.state == "failed"
         assert "trust_remote_code" in (refused.error or "")
+        assert not (workspace.run_dir(refused.id) / "packed").exists()
         result = result_of(do(workspace, kind, spec | {"trust_remote_code": True}))
         quality = result if kind == "evaluate" else result["quality"]
         assert quality["perplexity"] > 1

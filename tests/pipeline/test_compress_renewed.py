@@ -80,7 +80,7 @@ def test_the_shell_says_that_a_group_was_encoded_again(source: Path, begun: Path
     words = ("compress", source, begun, "--recipe", recipe, "--workers", 1, "--device", "cpu")
     done = ders(*words, "--resume")
     assert done.returncode == 0, done.stderr
-    assert "1 groups" in done.stdout
+    assert "since: 1" in done.stdout
     assert "again" in done.stdout
     verified = ders("verify", begun, "--against", source)
     assert verified.returncode == 0, verified.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from support.changed_bytes import change_unseen
 from support.messages import raises_saying
 from support.upcycle_support import (
     LOW_RANK,
@@ -25,6 +26,7 @@ from support.upcycle_support import (
 )
 
 from ders_core.errors import Cancelled, DersError
+from ders_core.files.store import TensorStore
 from ders_core.upcycle import training
 from ders_core.upcycle.history import read_history
 from ders_core.upcycle.upcycler import read_result, upcycle
@@ -329,3 +331,39 @@ def test_a_gpu_trains_as_the_cpu_does(forms: str, llama: Path, text: Path, tmp_p
     upcycle(llama, tmp_path / "gpu", config, device="cuda")
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-2)
     assert read_history(tmp_path / "gpu").steps["memory"].min() > 0
+
+
+def largest(directory: Path) -> str:
+    """The name of the tensor with the most bytes."""
+    tensors = TensorStore.open(directory).tensors
+    return max(tensors, key=lambda name: (tensors[name].nbytes, name))
+
+
+def test_a_training_does_not_go_on_from_other_weights(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    """A bit that the identity does not see: the whole content is compared."""
+    dense = Path(shutil.copytree(llama, tmp_path / "dense"))
+    with pytest.raises(Cancelled):
+        upcycle(dense, tmp_path / "out", config_of(text), device="cpu", progress=StopAt(2))
+    change_unseen(dense, largest(dense))
+    with raises_saying(DersError, "out.partial", "another"):
+        upcycle(dense, tmp_path / "out", config_of(text), device="cpu", resume=True)
+
+
+def test_a_model_that_is_written_meanwhile_is_refused(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    dense = Path(shutil.copytree(llama, tmp_path / "dense"))
+    written: list[str] = []
+
+    def interfere(done: int, total: int, message: str) -> None:
+        if done == 1 and not written:
+            written.append(message)
+            change_unseen(dense, largest(dense))
+
+    config = config_of(text, training={"steps": 2})
+    with raises_saying(DersError, dense, "changed"):
+        upcycle(dense, tmp_path / "out", config, device="cpu", progress=interfere)
+    assert written
+    assert not (tmp_path / "out").exists()

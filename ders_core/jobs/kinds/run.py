@@ -78,6 +78,8 @@ class Run(Kind[RunSpec, RunResult]):
         directory = context.directory()
         (directory / RECIPE).write_text(spec.recipe, encoding="utf-8")
         packed, device = directory / PACKED, context.device(spec.device)
+        if text is not None and not is_remote(checkpoint) and not (directory / REPORT).exists():
+            _check_evaluation(spec, checkpoint, text)
 
         report = context.step(
             "compress",
@@ -116,6 +118,18 @@ class Run(Kind[RunSpec, RunResult]):
         )
 
 
+def _check_evaluation(spec: RunSpec, checkpoint: Path, text: tuple[Path, ...]) -> None:
+    """Refuse before hours of compression what the evaluation would refuse after them."""
+    from ders_core.evaluate import check_evaluation
+
+    check_evaluation(
+        checkpoint,
+        text=text,
+        max_tokens=spec.max_tokens,
+        trust_remote_code=spec.trust_remote_code,
+    )
+
+
 def _compress(
     context: TaskContext,
     checkpoint: Path,
@@ -140,8 +154,8 @@ def _compress(
         )
     if report.renewed:
         context.log(
-            f"{report.renewed} groups were encoded again, because their weights in the original "
-            "have changed since the earlier attempt",
+            "groups that were encoded again, because their weights in the original have changed "
+            f"since the earlier attempt: {report.renewed}",
             "warning",
         )
     return report.to_dict()
