@@ -12,7 +12,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """Raises yaml's ComposerError, which has the line, for a key that a mapping has twice."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
+        node = super().compose_mapping_node(anchor)
         first: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
