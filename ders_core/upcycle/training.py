@@ -35,7 +35,7 @@ def computable(config: UpcycleConfig, where: torch.device) -> tuple[UpcycleConfi
 
 def last_step(directory: Path) -> int:
     """The step of the last training checkpoint in a directory; 0 if there is none."""
-    last = get_last_checkpoint(str(directory))
+    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
     return int(last.rpartition("-")[2]) if last else 0
 
 

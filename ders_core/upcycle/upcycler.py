@@ -134,21 +134,23 @@ def _run(
         where = processes.device
     start.config, precision = computable(config, where)
     begun = time.monotonic()
-    progress(0, config.training.steps, "reading the texts")
+    meter = Meter(config.training.steps, progress if processes.is_main_process else quiet)
+    done = last_step(partial_path(place) / CHECKPOINTS) if resume else 0
+    meter.at(done, "reading the texts")
     texts = _Texts.of(start)  # before there is a directory: what is refused leaves none
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
-        _train(start, texts, partial_path(place), where, None)
+        _train(start, texts, partial_path(place), where, meter, None)
         processes.wait_for_everyone()
         return read_result(place)
-    content = start.store.content()
+    content = start.store.content(lambda _, message: meter.report(message))
     work = {"from": content, "config": config.model_dump(mode="json")}
     with output_directory(place, work=work, resume=resume) as partial:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
-        model = _train(start, texts, partial, where, progress)
+        model = _train(start, texts, partial, where, meter, partial / HISTORY)
         steps = config.training.steps
-        progress(steps, steps, "writing the packed checkpoint")
+        meter.finish("writing the packed checkpoint")
         start.save(partial, model)
         _check_content(start.store.path, content)
         record = {"config": public_config(config), "modules": model.modules, **start.record()}
@@ -157,7 +159,7 @@ def _run(
             parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad
         )
         model.network.to("meta")  # frees its memory for the measurement
-        quality = _evaluate_written(start, partial, where, progress)
+        quality = _evaluate_written(start, partial, where, meter)
         packed = PackedCheckpoint(partial)
         result = UpcycleResult(
             out=str(place),
@@ -224,12 +226,11 @@ def _train(
     texts: _Texts,
     partial: Path,
     where: torch.device,
-    progress: Progress | None,
+    meter: Meter,
+    history: Path | None,
 ) -> TrainableModel:
-    """Make the MoE and train it. progress: None in processes that only compute along."""
+    """Make the MoE and train it. history: None in processes that only compute along."""
     config, windows = start.config, texts.training
-    meter = Meter(config.training.steps, progress or quiet)
-    meter.at(last_step(partial / CHECKPOINTS), "making the experts")
     model = start.model(where, windows, meter)
     with silent():
         trainer = UpcyclingTrainer(
@@ -239,7 +240,7 @@ def _train(
         train(
             trainer,
             config,
-            partial / HISTORY if progress is not None else None,
+            history,
             meter,
             _measure(texts.heldout, config.training.batch),
         )
@@ -248,14 +249,13 @@ def _train(
 
 
 def _evaluate_written(
-    start: TrainingInput, partial: Path, where: torch.device, progress: Progress
+    start: TrainingInput, partial: Path, where: torch.device, meter: Meter
 ) -> Quality | None:
     """Compare the packed checkpoint with the model that came in, if there is a held-out text."""
     config = start.config
     if config.data.heldout is None:
         return None
-    steps = config.training.steps
-    progress(steps, steps, "measuring what was written")
+    meter.report("measuring what was written")
     return evaluate(
         partial,
         start.store.path,
