@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ders_core.files.model_files import INDEX
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import (
     encode_header,
@@ -73,7 +74,7 @@ def _describe(
         files[names[layer] if names else f"model-{layer + 1:05d}-of-{layers:05d}.safetensors"] = (
             specs
         )
-    write_index(directory, files)
+    write_index(directory / INDEX, files)
     config = {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",

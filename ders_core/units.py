@@ -1,6 +1,8 @@
-"""How numbers are written for people: powers of ten, three significant digits."""
+"""How numbers are written for people: powers of ten, three significant digits; and long lists."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def bytes_text(count: float) -> str:
@@ -34,3 +36,9 @@ def duration_text(seconds: float) -> str:
     if rounded < 3600:
         return f"{rounded // 60} min {rounded % 60:02d} s"
     return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """'a, b and 7 more'; control characters are escaped, since names may come from files."""
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

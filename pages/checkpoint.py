@@ -6,12 +6,11 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
-from ders_core.files.spec import NAMES
 from ders_core.files.tensor import TensorReader
 from ders_core.recipe import presets
-from ders_core.ui import frame, reads, session
+from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import job_panel
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, listed, share_text
 
 
 def open_row() -> None:
@@ -20,13 +19,15 @@ def open_row() -> None:
     recent = list(session.current().recent)
     known = [path for path in reads.model_directories(roots) if path not in recent]
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.selectbox(
+        chosen: str | None = kept.field(
+            st.selectbox,
             "Model directory",
-            [*recent, *known],
+            key="open_path",
+            start=None,
+            options=[*recent, *known],
             index=None,
             accept_new_options=True,
             placeholder="Type or choose a path, or hf://owner/repo",
-            key="open_path",
             help="A directory with config.json and safetensors files: a local path below "
             + ", ".join(roots)
             + "; or an address below "
@@ -112,6 +113,9 @@ def first_screen(source: Checkpoint) -> None:
     if summary.packed:
         st.markdown(f"Packed: {summary.packed}. The page shows the original that it stands for.")
     composition(source)
+    if summary.left_aside:
+        names = listed(summary.left_aside).replace("`", "'")
+        st.caption(f"No part of the model, and left aside: `{names}`")
     if summary.sure < 1:
         st.info(
             f"No entry names this model; its experts were recognised by the tensors, "
@@ -211,8 +215,8 @@ def tables(source: Checkpoint) -> None:
             pd.DataFrame(
                 {
                     "name": [info.name for info in others],
-                    "dtype": [NAMES[info.dtype] for info in others],
-                    "shape": [" × ".join(map(str, info.shape)) for info in others],
+                    "dtype": [info.spec.stored[0] for info in others],
+                    "shape": [" × ".join(map(str, info.spec.stored[1])) for info in others],
                     "size": [info.nbytes / 1e6 for info in others],
                 }
             ),

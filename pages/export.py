@@ -13,7 +13,7 @@ from ders_core.jobs import Job
 from ders_core.jobs.kinds.export import ExportResult
 from ders_core.jobs.results import PackedResult, packed_result
 from ders_core.pipeline.formats import Format
-from ders_core.ui import frame, reads, session
+from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import job_panel, submit
 from ders_core.units import bytes_text, share_text
 
@@ -54,10 +54,12 @@ def no_base(job: Job) -> str | None:
 
 
 def ask_base(job: Job) -> str | None:
-    return st.text_input(
+    return kept.field(
+        st.text_input,
         "Base",
-        placeholder="any packed checkpoint with the same bases",
         key=f"base_{job.id}",
+        start="",
+        placeholder="any packed checkpoint with the same bases",
         help="A directory that the patch will be applied to, for instance the dense parent: "
         "tensors that it holds byte for byte need not travel. Empty: the patch is for packed "
         "checkpoints that have the same bases.",
@@ -129,10 +131,11 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
     with st.container(border=True, height="stretch"):
         st.markdown(f"**{card.title}**")
         st.markdown(f"{card.size(result)}. {card.about}")
-        path = st.text_input(
+        path = kept.field(
+            st.text_input,
             "Directory to write",
-            str(free_path(f"{result_name(job)}-{card.suffix}")),
             key=f"out_{card.format}_{job.id}",
+            start=str(free_path(f"{result_name(job)}-{card.suffix}")),
             help="It must not exist yet, and be below: "
             + ", ".join(str(root) for root in session.workspace().roots),
         )
@@ -189,14 +192,16 @@ if not done:
         st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
 else:
     by_id = {job.id: (job, result) for job in done if (result := packed_result(job))}
-    chosen = st.selectbox(
+    chosen = kept.field(
+        st.selectbox,
         "Run",
-        list(by_id),
+        key="export_run",
+        start=next(iter(by_id)),
+        options=list(by_id),
         format_func=lambda job_id: (
             f"{result_name(by_id[job_id][0])} · {bytes_text(by_id[job_id][1].bytes_after)} · "
             f"{share_text(by_id[job_id][1].ratio)} of original"
         ),
-        key="export_run",
     )
     columns = st.columns(len(CARDS))
     for column, card in zip(columns, CARDS, strict=True):

@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
+from ders_core.files.missing import cleaned
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
 from ders_core.recipe import Recipe, presets
 from ders_core.recipe.summarise import with_codecs
-from ders_core.ui import frame, reads, session
+from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.base_row import base_row
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
@@ -33,12 +34,13 @@ EDITOR = "recipe_editor"
 
 
 def change(recipe: Recipe) -> None:
-    """Make it the current recipe, and reset the editor and the text."""
+    """Make it the current recipe, and reset the editor."""
     session.set_recipe(recipe)
     fresh()
 
 
 def fresh() -> None:
+    """Draw the table's editor and the menu of saved recipes anew, without what was done in them."""
     st.session_state["recipe_round"] = st.session_state.get("recipe_round", 0) + 1
 
 
@@ -79,39 +81,53 @@ def totals(plan: Plan) -> None:
         width="content",
     )
 
+    for remark in plan.remarks:
+        st.caption(remark)
 
-def set_many(plan: Plan) -> None:
+
+def set_many(plan: Plan, source: Checkpoint) -> None:
     """One codec for many groups at once."""
     with st.container(border=True), st.container(horizontal=True, vertical_alignment="bottom"):
-        layers = st.multiselect(
+        layers: list[int] = kept.field(
+            st.multiselect,
             "Layers",
-            sorted({entry.layer for entry in plan.entries}),
-            placeholder="all",
             key="set_layers",
-            width=160,
-        )
-        projections = st.multiselect(
-            "Projections",
-            list(dict.fromkeys(entry.projection for entry in plan.entries)),
+            start=[],
+            of=source.path,
+            options=sorted({entry.layer for entry in plan.entries}),
             placeholder="all",
-            key="set_projections",
             width=160,
         )
-        labels = list(menu())
-        label = st.selectbox(
-            "Codec", labels, index=labels.index(FIRST_CHOICE), key="set_codec", width=150
+        projections: list[str] = kept.field(
+            st.multiselect,
+            "Projections",
+            key="set_projections",
+            start=[],
+            of=source.path,
+            options=list(dict.fromkeys(entry.projection for entry in plan.entries)),
+            placeholder="all",
+            width=160,
+        )
+        label = kept.field(
+            st.selectbox,
+            "Codec",
+            key="set_codec",
+            start=FIRST_CHOICE,
+            options=list(menu()),
+            width=150,
         )
         strength = menu()[label].strength
         value: float | None = None
         if strength is not None:
             number = strength.number
-            value = st.number_input(
+            value = kept.field(
+                st.number_input,
                 strength.unit.capitalize(),
-                value=number(strength.start),
+                key=f"set_{label}",
+                start=number(strength.start),
                 min_value=number(strength.least),
                 max_value=number(strength.most),
                 step=number(strength.step),
-                key=f"set_{label}",
                 width=200,
             )
         if st.button("Apply", key="set_apply", type="primary"):
@@ -161,11 +177,17 @@ def group_table(plan: Plan) -> None:
 
 
 def yaml_tab(recipe: Recipe) -> None:
-    key = f"recipe_yaml_{st.session_state.get('recipe_round', 0)}"
-    text = st.text_area("YAML", recipe.to_yaml(), height=320, key=key)
+    text = kept.field(
+        st.text_area,
+        "YAML",
+        key="recipe_yaml",
+        start=recipe.to_yaml(),
+        draft_of=recipe.to_yaml(),
+        height=320,
+    )
     if st.button("Apply the text", key="yaml_apply"):
         try:
-            parsed = Recipe.from_yaml(text or "")
+            parsed = Recipe.from_yaml(text)
             reads.plan(frame.need_checkpoint(), parsed)
         except DersError as error:
             st.error(str(error))
@@ -188,33 +210,37 @@ def difference_tab(recipe: Recipe) -> None:
 
 def base_and_calibration(recipe: Recipe, source: Checkpoint) -> None:
     """What the deltas are taken against, and what is known of the experts' inputs."""
-    round_ = st.session_state.get("recipe_round", 0)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        base_row(recipe, source, round_, change)
-        calibration_path(recipe, round_)
+        base_row(recipe, source, change)
+        problem = calibration_path(recipe)
+    if problem:
+        st.error(problem)
 
 
-def calibration_path(recipe: Recipe, round_: int) -> None:
-    """The file with second moments, for codecs that use them."""
-    path = st.text_input(
+def calibration_path(recipe: Recipe) -> str | None:
+    """The file with second moments, for codecs that use them. Returns why what was typed cannot
+    be used."""
+    known = str(recipe.calibration or "")
+    path = kept.field(
+        st.text_input,
         "Calibration",
-        str(recipe.calibration or ""),
+        key="calibration",
+        start=known,
+        draft_of=known,
         placeholder="none: a file of `ders calibrate`",
-        key=f"calibration_{round_}",
         help="Second moments of the experts' inputs on a text of yours. With them, "
         f"{calibration_sentence()}.",
         width=300,
     )
-    if path == str(recipe.calibration or ""):
-        return
+    if path == known:
+        return None
     try:
         if path:
             Calibration.open(session.workspace().check_allowed(Path(path)))
-        changed = {**recipe.model_dump(), "calibration": path or None}
+        changed = {**recipe.model_dump(), "calibration": cleaned(path) or None}
         change(Recipe.model_validate(changed))
     except (DersError, ValueError) as error:
-        st.session_state["recipe_error"] = f"calibration: {one_line(error)}"
-        fresh()
+        return f"calibration: {one_line(error)}"
     st.rerun()
 
 
@@ -228,8 +254,14 @@ def one_line(error: Exception) -> str:
 def file_row(recipe: Recipe) -> None:
     """Name, save, load, download, undo."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        round_ = st.session_state.get("recipe_round", 0)
-        name = st.text_input("Name", recipe.name, key=f"recipe_name_{round_}", width=220)
+        name = kept.field(
+            st.text_input,
+            "Name",
+            key="recipe_name",
+            start=recipe.name,
+            draft_of=recipe.name,
+            width=220,
+        )
         if st.button("Save", key="recipe_save", icon=":material/save:"):
             try:
                 renamed = Recipe.model_validate({**recipe.model_dump(), "name": name})
@@ -246,7 +278,7 @@ def file_row(recipe: Recipe) -> None:
             list(stored),
             index=None,
             placeholder="none yet" if not stored else "load one",
-            key=f"recipe_load_{round_}",
+            key=f"recipe_load_{st.session_state.get('recipe_round', 0)}",
             width=180,
         )
         if chosen:
@@ -293,7 +325,7 @@ except DersError as error:
 totals(planned)
 as_table, as_yaml, changed = st.tabs(["Table", "YAML", "Difference to saved"])
 with as_table:
-    set_many(planned)
+    set_many(planned, source)
     group_table(planned)
 with as_yaml:
     yaml_tab(recipe)

@@ -4,7 +4,8 @@ import streamlit as st
 
 from ders_core import figures
 from ders_core.analysis import Analysis, of_group
-from ders_core.ui import frame
+from ders_core.checkpoint import Checkpoint
+from ders_core.ui import frame, kept
 from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.plots import plot
 
@@ -14,22 +15,23 @@ METRICS: dict[figures.Metric, str] = {
 }
 
 
-def pick(analysis: Analysis) -> tuple[int, str]:
+def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str]:
     """The chosen group: from a click on the map, or from the boxes."""
     layers = sorted(analysis.groups["layer"].unique().tolist())
     keys = analysis.group_keys()
-    metric = st.segmented_control(
+    metric = kept.field(
+        st.segmented_control,
         "Colour of the map",
-        list(METRICS),
-        format_func=METRICS.__getitem__,
-        default="one_minus_cos",
-        required=True,
         key="map_metric",
+        start=next(iter(METRICS)),
+        options=list(METRICS),
+        format_func=METRICS.__getitem__,
+        required=True,
         help="1 − cos is 0 for experts that point the same way; ‖Δ‖/‖W_base‖ is how far the "
         "experts are from their base, as a share of the base.",
     )
     event = plot(
-        figures.model_map(analysis, metric or "one_minus_cos"),
+        figures.model_map(analysis, metric),
         "model_map",
         analysis.groups,
         alt="Layers by projections; colour shows how much the experts differ",
@@ -46,12 +48,24 @@ def pick(analysis: Analysis) -> tuple[int, str]:
                 projection,
             )
     with st.container(horizontal=True):
-        chosen = st.selectbox("Layer", layers, key="red_layer")
+        chosen = kept.field(
+            st.selectbox,
+            "Layer",
+            key="red_layer",
+            start=layers[0],
+            of=source.path,
+            options=layers,
+        )
         projections = [projection for layer, projection in keys if layer == chosen]
-        if st.session_state.get("red_projection") not in projections:
-            st.session_state.pop("red_projection", None)  # the layer before had it, this one not
-        projection = st.selectbox("Projection", projections, key="red_projection")
-    return int(chosen), str(projection)
+        projection = kept.field(
+            st.selectbox,
+            "Projection",
+            key="red_projection",
+            start=projections[0],
+            of=source.path,
+            options=projections,
+        )
+    return chosen, projection
 
 
 frame.need_frame()
@@ -60,7 +74,7 @@ analysis = need_analysis(source)
 st.markdown(f"**{analysis.verdict.sentence}**")
 left, right = st.columns([2, 3], gap="large")
 with left:
-    layer, projection = pick(analysis)
+    layer, projection = pick(analysis, source)
     plot(
         figures.norm_ratio_over_depth(analysis),
         "norm_ratio",

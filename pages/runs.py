@@ -1,21 +1,41 @@
 """Runs: compress and evaluate in the worker, watch, compare."""
 
-from pathlib import Path
-
 import pandas as pd
 import streamlit as st
 
 from ders_core import figures
+from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import available_devices
 from ders_core.errors import DersError
+from ders_core.files.texts import text_files
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
+from ders_core.pipeline.plan import check_files
 from ders_core.pipeline.quality import COMPARED, DELTA_ERROR, KL, WEIGHT_ERROR
-from ders_core.ui import frame, reads, runs, session
+from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_progress import ACTIVE, STATES, job_panel, resume_button, submit
 from ders_core.ui.plots import figure_column, plot
 from ders_core.units import bytes_text, duration_text, share_text
+
+
+def trust_switch(source: Checkpoint) -> bool:
+    """Whether evaluation may run code that came with the checkpoint; asked anew in each session."""
+    trusted = kept.field(
+        st.toggle,
+        "Run the model's own code (trust_remote_code)",
+        key="run_trust",
+        start=False,
+        of=source.path,
+        lasting=False,
+        help="Some models come with Python files of their own, named by `auto_map` in config.json, "
+        "and cannot be evaluated without them. Turned on, evaluation runs these files with all "
+        "your rights: do so only if you have read them or trust their author. Other models need "
+        "no such code. It holds for this checkpoint until the browser's page is closed.",
+    )
+    if not trusted and "auto_map" in source.config:
+        st.caption("This model comes with code of its own, which runs only if you allow it.")
+    return trusted
 
 
 def new_run() -> None:
@@ -24,41 +44,76 @@ def new_run() -> None:
     recipe = session.recipe()
     held_out = frame.demo_text("heldout.txt", source.path)
     jobs = session.job_store().list(kind="run")
-    with st.form("new_run", border=True):
+    with st.container(border=True):
         st.markdown(f"**{recipe.name}** on **{frame.label(source)}**")
         columns = st.columns([3, 4, 2, 2, 2], vertical_alignment="bottom")
-        name = columns[0].text_input("Run's name", runs.free_name(recipe.name, jobs))
-        text = columns[1].text_input(
+        name = kept.field(
+            columns[0].text_input,
+            "Run's name",
+            key="run_name",
+            start="",
+            of=source.path,
+            placeholder=runs.free_name(recipe.name, jobs),
+        )
+        text = kept.field(
+            columns[1].text_input,
             "Text to evaluate on",
-            str(held_out) if held_out else "",
-            placeholder="a text file; none: compress only",
-            help="Held-out text: perplexity of both models, KL and agreement per token.",
+            key="run_text",
+            start=str(held_out) if held_out else "",
+            placeholder="a file or directory; none: compress only",
+            help="Held-out text (UTF-8, .jsonl, or a directory of such files): perplexity of both "
+            "models, KL and agreement per token.",
         )
-        tokens = columns[2].number_input("Tokens", 256, 1_000_000, 8192, step=1024)
-        device = columns[3].selectbox(
-            "Device", ["auto", *available_devices()], help="auto: the GPU where there is one."
+        tokens = kept.field(
+            columns[2].number_input,
+            "Tokens",
+            key="run_tokens",
+            start=8192,
+            min_value=256,
+            max_value=1_000_000,
+            step=1024,
         )
-        workers = columns[4].number_input(
-            "Workers", 0, 64, 0, help="Processes that encode; 0: one per core."
+        device = kept.field(
+            columns[3].selectbox,
+            "Device",
+            key="run_device",
+            start="auto",
+            options=["auto", *available_devices()],
+            help="auto: the GPU where there is one.",
         )
-        started = st.form_submit_button("Start", type="primary", icon=":material/play_arrow:")
+        workers = kept.field(
+            columns[4].number_input,
+            "Workers",
+            key="run_workers",
+            start=0,
+            min_value=0,
+            max_value=64,
+            help="Processes that encode; 0: one per core.",
+        )
+        with st.container(horizontal=True, vertical_alignment="center"):
+            started = st.button(
+                "Start", type="primary", icon=":material/play_arrow:", key="run_start"
+            )
+            trusted = trust_switch(source)
     if not started:
         return
     try:
         reads.plan(source, recipe)
-        checked = str(session.workspace().check_allowed(Path(text))) if text else None
-        if checked is not None and not Path(checked).is_file():
-            raise DersError(f"{checked} is not a file; give a UTF-8 text file")
+        check_files(recipe, source)
+        checked = str(session.workspace().check_allowed(text)) if text else None
+        if checked is not None:
+            text_files(checked)
         submit(
             "run",
             {
                 "checkpoint": str(source.path),
                 "recipe": recipe.to_yaml(),
-                "name": name or recipe.name,
+                "name": runs.free_name(name.strip() or recipe.name, jobs),
                 "device": device,
                 "workers": int(workers) or None,
                 "text": checked,
                 "max_tokens": int(tokens),
+                "trust_remote_code": trusted,
             },
         )
     except DersError as error:

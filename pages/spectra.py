@@ -4,12 +4,12 @@ import pandas as pd
 import streamlit as st
 
 from ders_core import figures
-from ders_core.analysis import DOUBLE_BELOW, of_group, predicted_error, rank_for_energy
+from ders_core.analysis import EXACT_BELOW, of_group, predicted_error, rank_for_energy
 from ders_core.codecs import Keep, Strength
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
 from ders_core.pipeline.plan import group_specs
-from ders_core.ui import frame
+from ders_core.ui import frame, kept
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.plots import plot
 from ders_core.ui.recipe_table import codec_from, menu
@@ -29,14 +29,29 @@ if analysis.spectra.empty:
 layers = sorted(analysis.groups["layer"].unique().tolist())
 projections = analysis.groups["projection"].drop_duplicates().tolist()
 controls = st.columns([1, 1, 2])
-layer = int(controls[0].selectbox("Layer", layers, key="spec_layer"))
-projection = str(controls[1].selectbox("Projection", projections, key="spec_projection"))
-energy = controls[2].select_slider(
+layer = kept.field(
+    controls[0].selectbox,
+    "Layer",
+    key="spec_layer",
+    start=layers[0],
+    of=source.path,
+    options=layers,
+)
+projection = kept.field(
+    controls[1].selectbox,
+    "Projection",
+    key="spec_projection",
+    start=projections[0],
+    of=source.path,
+    options=projections,
+)
+energy = kept.field(
+    controls[2].select_slider,
     "Energy to keep",
-    [0.5, 0.8, 0.9, 0.95, 0.99],
-    value=0.95,
-    format_func=share_text,
     key="spec_energy",
+    start=0.95,
+    options=[0.5, 0.8, 0.9, 0.95, 0.99],
+    format_func=share_text,
     help="Share of Σσ², the squared singular values of the deltas.",
 )
 rank = rank_for_energy(analysis, layer, projection, energy)
@@ -52,7 +67,7 @@ else:
         f"**The largest singular values alone do not reach {share_text(energy)} of this layer's "
         f"delta energy** ({rows})."
     )
-if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > DOUBLE_BELOW:
+if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > EXACT_BELOW:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(
             "Estimated: the largest singular values to about 1 %, the share of energy to 1 % of "
@@ -90,19 +105,21 @@ def slider(label: str, strength: Strength) -> float:
     number = type(strength.slider_step)
     start = min(strength.start, rank or strength.start) if strength.is_rank else strength.start
     least, most = strength.slider_range(group.shape[1:])
-    chosen = st.slider(
+    chosen = kept.field(
+        st.slider,
         strength.unit.capitalize(),
-        number(least),
-        number(most),
-        number(start),
-        step=strength.slider_step,
         key=f"spec_{label}",
+        start=number(start),
+        of=source.path,
+        min_value=number(least),
+        max_value=number(most),
+        step=strength.slider_step,
     )
     return float(chosen)
 
 
 st.markdown("##### What would be kept")
-kept = GroupCodec.same(Keep(), group.shape[0])
+unchanged = GroupCodec.same(Keep(), group.shape[0])
 predictable = [
     label
     for label, entry in menu().items()
@@ -111,17 +128,18 @@ predictable = [
     is not None
 ]
 with st.container(border=True):
-    label = st.segmented_control(
+    label = kept.field(
+        st.segmented_control,
         "Codec",
-        predictable,
-        default=FIRST if FIRST in predictable else predictable[0],
-        required=True,
         key="spec_codec",
+        start=FIRST if FIRST in predictable else predictable[0],
+        options=predictable,
+        required=True,
     )
-    strength = menu()[str(label)].strength
+    strength = menu()[label].strength
     assert strength is not None, "only codecs with a strength are offered"
     try:
-        codec = codec_from(str(label), slider(str(label), strength), kept)
+        codec = codec_from(label, slider(label, strength), unchanged)
     except DersError as error:
         st.error(str(error))
         st.stop()

@@ -1,14 +1,14 @@
 """Upcycle: a dense model becomes an MoE whose experts' deltas are light from the start."""
 
 import shlex
-from zlib import crc32
 
 import streamlit as st
 from streamlit.elements.lib.column_types import ColumnConfig
 
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import DersError
-from ders_core.ui import frame, reads, runs, session
+from ders_core.files.texts import text_files
+from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_progress import ACTIVE, submit
 from ders_core.ui.upcycle import choices as choosing
 from ders_core.ui.upcycle import comparison as upcycle_compare
@@ -20,23 +20,20 @@ from ders_core.units import bytes_text, count_text
 from ders_core.upcycle import DenseModel, UpcycleConfig
 from ders_core.upcycle.forms import FORMS
 
-VALUES = "upcycle_values"
 VIEW = "upcycle_view"
+YAML = "up_yaml"
 NEW, RUNS = "new", "runs"
 TO_RUNS = "upcycle_to_runs"
 PROBLEM = "upcycle_problem"
 
 
-def values() -> choosing.Values:
-    """The values of the widgets, kept over pages and sessions."""
-    if VALUES not in st.session_state:
-        kept = choosing.values_of(kept_config()) | {upcycle_form.DEVICE: "auto"}
-        st.session_state[VALUES] = kept
-    chosen: choosing.Values = st.session_state[VALUES]
-    return chosen
+def start() -> choosing.Values:
+    """What the widgets show until a person changes them."""
+    return choosing.values_of(last_config()) | {upcycle_form.DEVICE: "auto"}
 
 
-def kept_config() -> UpcycleConfig:
+def last_config() -> UpcycleConfig:
+    """What was possible last."""
     text = session.current().upcycle
     try:
         return UpcycleConfig.from_yaml(text) if text else choosing.start()
@@ -46,9 +43,7 @@ def kept_config() -> UpcycleConfig:
 
 def set_values(config: UpcycleConfig) -> None:
     """Show a configuration in the widgets; only in a callback."""
-    changed = choosing.values_of(config)
-    values().update(changed)
-    upcycle_form.show(changed)
+    upcycle_form.fill_in(choosing.values_of(config))
     session.set_upcycle(config.to_yaml())
 
 
@@ -61,14 +56,14 @@ def positions(dense: DenseModel) -> int:
 
 def offer(dense: DenseModel) -> None:
     """Fill in a window that fits the model, and the demo's texts if none were named."""
-    now = values()
-    filled: choosing.Values = {"window": min(now["window"], positions(dense))}
+    now = upcycle_form.chosen(start())
+    longest = positions(dense)
+    filled: choosing.Values = {"window": longest} if (now["window"] or 0) > longest else {}
     train = frame.demo_text("calibration.txt", dense.path)
     if train and not now["texts"]:
         heldout = frame.demo_text("heldout.txt", dense.path)
         filled |= {"texts": str(train), "heldout": now["heldout"] or str(heldout or "")}
-    now.update(filled)
-    upcycle_form.show(filled)
+    upcycle_form.fill_in(filled)
 
 
 def open_dense(place: str | None) -> None:
@@ -88,13 +83,15 @@ def dense_row() -> DenseModel | None:
     demo, now = session.workspace().demo / "dense", session.current().dense
     known = [now, *reads.dense_directories(roots)] if now else reads.dense_directories(roots)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.selectbox(
+        chosen: str | None = kept.field(
+            st.selectbox,
             "Dense model's directory",
-            list(dict.fromkeys(known)),
+            key="up_path",
+            start=None,
+            options=list(dict.fromkeys(known)),
             index=None,
             accept_new_options=True,
             placeholder="Type or choose a path",
-            key="up_path",
             help="A dense causal language model: config.json and safetensors files, below "
             + ", ".join(roots),
         )
@@ -206,26 +203,22 @@ def checked(config: UpcycleConfig) -> None:
     if config.data.texts == (choosing.TEXT,):
         raise DersError("name at least one text to train on")
     files = [*config.data.texts, *([config.data.heldout] if config.data.heldout else [])]
-    for file in files:
-        allowed = session.workspace().check_allowed(file)
-        if not allowed.is_file():
-            raise DersError(f"{allowed} is not a file; give a UTF-8 text or a .jsonl file")
+    text_files([session.workspace().check_allowed(file) for file in files])
 
 
-def apply_text(key: str) -> None:
+def apply_text() -> None:
     """Apply the YAML text to the widgets; a callback."""
     try:
-        set_values(UpcycleConfig.from_yaml(st.session_state[key]))
+        set_values(UpcycleConfig.from_yaml(st.session_state[YAML]))
     except DersError as error:
         st.session_state["upcycle_yaml_problem"] = str(error)
 
 
 def yaml_tab(dense: DenseModel, config: UpcycleConfig) -> None:
     text = config.to_yaml()
-    key = f"up_yaml_{crc32(text.encode())}"  # another configuration starts the text anew
-    st.text_area("Configuration", text, height=360, key=key)
+    kept.field(st.text_area, "Configuration", key=YAML, start=text, draft_of=text, height=360)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Apply the text", key="up_yaml_apply", on_click=apply_text, args=(key,))
+        st.button("Apply the text", key="up_yaml_apply", on_click=apply_text)
         st.download_button(
             "YAML",
             text,
@@ -243,12 +236,19 @@ def yaml_tab(dense: DenseModel, config: UpcycleConfig) -> None:
     st.code(command, language="bash", wrap_lines=True)
 
 
-def start_row(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) -> None:
+def start_row(
+    dense: DenseModel, config: UpcycleConfig, begin: choosing.Values, device: str
+) -> None:
+    """The run's name and the button. begin: what the widgets show until a person changes them."""
     jobs = session.job_store().list(kind="upcycle")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.session_state.setdefault("up_name", now["name"])
-        now["name"] = st.text_input(
-            "Name", key="up_name", placeholder=choosing.suggested_name(config), width=320
+        kept.field(
+            st.text_input,
+            "Name",
+            key=upcycle_form.key_of("name"),
+            start=begin["name"],
+            placeholder=choosing.suggested_name(config),
+            width=320,
         )
         started = st.button("Start", type="primary", icon=":material/play_arrow:", key="up_start")
     if not started:
@@ -260,7 +260,7 @@ def start_row(dense: DenseModel, config: UpcycleConfig, now: choosing.Values) ->
             "dense": str(dense.path),
             "config": config.model_copy(update={"name": name}).to_yaml(),
             "name": name,
-            "device": now[upcycle_form.DEVICE],
+            "device": device,
         }
         submit("upcycle", spec, name)
     except DersError as error:
@@ -276,13 +276,12 @@ def new() -> None:
     if dense is None:
         empty()
         return
-    now, before = values(), kept_config()
-    now["name"] = st.session_state.get(upcycle_form.key_of("name"), now["name"])
+    begin, before = start(), last_config()
     projections = [name for name in PROJECTIONS if name in dense.ffns[0].weights]
     compared = st.container()
     as_form, as_yaml = st.tabs(["Choices", "YAML"])
     with as_form:
-        upcycle_form.choices(now, projections)
+        now = upcycle_form.choices(begin, projections)
     try:
         config = choosing.config_of(now, before, projections)
         with compared:
@@ -293,18 +292,21 @@ def new() -> None:
     session.set_upcycle(config.to_yaml())
     with as_yaml:
         yaml_tab(dense, config)
-    start_row(dense, config, now)
+    start_row(dense, config, begin, now[upcycle_form.DEVICE])
 
 
 frame.need_frame()
 active = len(session.job_store().list(states=ACTIVE, kind="upcycle"))
-if st.session_state.pop(TO_RUNS, False) or VIEW not in st.session_state:
-    st.session_state[VIEW] = RUNS if active else NEW
-view = st.segmented_control(
+if st.session_state.pop(TO_RUNS, active > 0):  # at first, and after a start
+    kept.put({VIEW: RUNS})
+st.session_state[TO_RUNS] = False
+view = kept.field(
+    st.segmented_control,
     "View",
-    [NEW, RUNS],
-    format_func={NEW: "New", RUNS: f"Runs, {active} active" if active else "Runs"}.__getitem__,
     key=VIEW,
+    start=NEW,
+    options=[NEW, RUNS],
+    format_func={NEW: "New", RUNS: f"Runs, {active} active" if active else "Runs"}.__getitem__,
     required=True,
     label_visibility="collapsed",
 )

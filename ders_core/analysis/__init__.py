@@ -3,12 +3,12 @@
 from ders_core.analysis.analyzer import analyze
 from ders_core.analysis.expected_error import predicted_error, rank_for_energy
 from ders_core.analysis.origins import Starts
-from ders_core.analysis.spectra import DOUBLE_BELOW, SPECTRA, Spectra
+from ders_core.analysis.spectra import EXACT_BELOW, SPECTRA, Spectra
 from ders_core.analysis.tables import Analysis, of_group, square
 from ders_core.analysis.verdict import Verdict, judge, sampled_verdict
 
 __all__ = [
-    "DOUBLE_BELOW",
+    "EXACT_BELOW",
     "SPECTRA",
     "Analysis",
     "Spectra",

@@ -15,7 +15,12 @@ HEAD = 16
 """How many of the largest singular values `head` computes."""
 
 BLOCK, STEPS = 32, 8
-"""Of the whole curve: 256 products with Δ and Δᵀ each."""
+"""Of the whole curve, usually: 256 products with Δ and Δᵀ each."""
+
+MORE_STEPS, MOSTLY, NEARLY = 20, 0.3, 0.05
+"""The curve takes up to so many steps while the space does not hold all of delta and at least
+MOSTLY of the values seem to be nothing, below NEARLY of the last of the head: a delta of low rank,
+whose null space the first steps do not part from its smallest values."""
 
 HEAD_STEPS, SETTLED = 10, 0.005
 """The head is done when no value has grown by more than this share in a step, but after this many
@@ -61,26 +66,39 @@ def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
     7 % if that noise has only 1 % of the energy. Where the spectrum falls steeply, it is up to 12 %
     too high. Values that rounding delta and its products could have made are zero: about those
     below 1 % of √(Σσ² / min(m, n)) in bfloat16, 1e-5 of it in float32. So the effective rank is
-    within 1 % for a delta of exactly low rank, up to 4 · BLOCK; it is too low where much of the
-    spectrum is real and yet below that.
+    within 1 % for a delta of exactly low rank, up to 12 · BLOCK if at least MOSTLY of the values
+    are nothing; it is too low where much of the spectrum is real and yet below that.
     """
     space = _Krylov(delta)
-    for _ in range(STEPS):
-        space.grow()
-    sigma, weights = space.values()
     rounding = _Rounding(delta)
-    squares = np.where(sigma > rounding.floor(energy, sigma[0]), sigma**2, 0.0)
-    size, count = min(delta.shape), int(np.count_nonzero(squares))
-    rank = size * float(weights[:count].sum())
-    missing = energy - float(squares.sum())
-    counted = squares.size - count >= BLOCK and rank - count <= _sampling_error(count) * count
-    if counted and missing <= SETTLED * energy:  # the space holds all of delta
+    size = min(delta.shape)
+    for step in range(1, MORE_STEPS + 1):
+        space.grow()
+        if step < STEPS:
+            continue
+        sigma, weights = space.values()
+        squares = np.where(sigma > rounding.floor(energy, sigma[0]), sigma**2, 0.0)
+        whole = _is_whole(squares, weights, size, energy)
+        nothing = float(weights[sigma < NEARLY * sigma[HEAD]].sum())
+        if whole or nothing < MOSTLY or (step + 1) * BLOCK > size:
+            break
+    if whole:
         values = np.pad(squares, (0, size - squares.size))
     else:
         values = _density(squares, weights, size, energy, rounding.resolution)
     total = float(values.sum())
     estimate: np.ndarray = np.sqrt(values * (energy / total if total else 0.0))
     return estimate
+
+
+def _is_whole(squares: np.ndarray, weights: np.ndarray, size: int, energy: float) -> bool:
+    """Whether the Krylov space holds all of delta: no more values are to be expected, and no energy
+    is missing. Arguments as of `_density`."""
+    count = int(np.count_nonzero(squares))
+    rank = size * float(weights[:count].sum())
+    missing = energy - float(squares.sum())
+    counted = squares.size - count >= BLOCK and rank - count <= _sampling_error(count) * count
+    return counted and missing <= SETTLED * energy
 
 
 def _density(

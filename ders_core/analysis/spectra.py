@@ -22,9 +22,12 @@ Spectra = Literal["none", "head", "curve", "exact"]
 
 SPECTRA: tuple[Spectra, ...] = get_args(Spectra)
 
-DOUBLE_BELOW = 1536
-"""Matrices with a shorter side up to this get their Gram matrix in float64, and all their singular
-values for any request: it costs no more than an estimate."""
+EXACT_BELOW = 1536
+"""Matrices with a shorter side up to this get all their singular values for any request: it costs
+no more than an estimate."""
+
+GRAM_VALUES = 1 << 24
+"""Of a matrix that are in float64 at a time."""
 
 POINTS = 256
 """At most this many singular values are kept for drawing; sums are exact all the same."""
@@ -48,14 +51,18 @@ class Spectrum:
 def singular_values(delta: torch.Tensor) -> np.ndarray:
     """All singular values of a float32 matrix `[out, in]`, descending, float64 `[min(out, in)]`.
 
-    From the eigenvalues of the shorter side's Gram matrix: in float64 they are right to about 1e−8
-    of σ₁, in float32 (large matrices) to about 3e−4 of σ₁.
+    From the eigenvalues of the shorter side's Gram matrix, in float64: right to about 1e−8 of σ₁.
+    float32 would be right to 3e−4 of σ₁ only, and thousands of values of that size would lift the
+    effective rank of a delta of low rank to a multiple.
     """
     thin = delta if delta.shape[0] <= delta.shape[1] else delta.T
-    if thin.shape[0] <= DOUBLE_BELOW:
-        thin = thin.double()
-    squares = torch.linalg.eigvalsh(thin @ thin.T).flip(0).clamp_min(0)
-    values: np.ndarray = squares.double().sqrt().cpu().numpy()
+    short = thin.shape[0]
+    gram = torch.zeros(short, short, dtype=torch.float64, device=thin.device)
+    for part in thin.split(max(1, GRAM_VALUES // max(short, 1)), 1):
+        columns = part.double()
+        gram.addmm_(columns, columns.T)
+    squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+    values: np.ndarray = squares.sqrt().cpu().numpy()
     return values
 
 
@@ -93,7 +100,7 @@ def group_spectra(
     base: `[out, in]` in storage dtype on the CPU. norms: ‖Δ_i‖ `[K]`. kind: not "none".
     """
     where = torch.device(device)
-    exact = kind == "exact" or min(base.shape) <= DOUBLE_BELOW
+    exact = kind == "exact" or min(base.shape) <= EXACT_BELOW
     with ExitStack() as memory, side_by_side(where) as pool:
         dtype = torch.float32 if exact else product_dtype(where)
         desk = _Desk(base.to(where), dtype, memory)

@@ -20,7 +20,8 @@ class Summary:
     packed files on disk. bytes_experts: of the routed experts' tensors. sure: how certain the
     layout is, from 0 to 1; because: why, in words. stacks: path of each stack of layers -> its
     layers. shared: the experts besides the routed ones, in words. stored: the scheme of weights
-    that are quantized already."""
+    that are quantized already. left_aside: files beside the weights that are no part of the model
+    and do not travel with it."""
 
     identity: str
     family: str
@@ -39,6 +40,7 @@ class Summary:
     packed_bytes: int | None
     bytes_experts: int
     expert_share: float
+    left_aside: tuple[str, ...]
     upcycled: Verdict
 
     @property
@@ -78,6 +80,7 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         packed_bytes=source.packed_bytes,
         bytes_experts=source.bytes_experts,
         expert_share=source.expert_share,
+        left_aside=source.beside.left_aside,
         upcycled=sampled_verdict(source),
     )
 

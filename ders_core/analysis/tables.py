@@ -18,7 +18,7 @@ from ders_core.analysis.origins import (
     find_clusters,
     starts_of,
 )
-from ders_core.analysis.verdict import Verdict, judge
+from ders_core.analysis.verdict import SINGLE, Verdict, judge
 from ders_core.errors import CheckpointError
 from ders_core.files.directory import replaced_directory
 from ders_core.files.spec import DTYPES
@@ -76,7 +76,10 @@ class Analysis:
     @cached_property
     def verdict(self) -> Verdict:
         """From every pair of every group."""
-        mean = float(self.groups["mean_one_minus_cos"].mean())
+        compared = self.groups[self.groups["experts"] > 1]
+        if compared.empty:
+            return SINGLE
+        mean = float(compared["mean_one_minus_cos"].mean())
         return judge(1.0 - mean, self._starts())
 
     def _starts(self) -> Starts | None:
@@ -89,7 +92,8 @@ class Analysis:
             starts_of(square(pairs.get_group(key), "one_minus_cos"), self.clusters_of(*key))
             for key in zip(several["layer"], several["projection"], strict=True)
         ]
-        return common_starts([*of_groups, *[None] * (len(self.groups) - len(several))])
+        compared = int((self.groups["experts"] > 1).sum())
+        return common_starts([*of_groups, *[None] * (compared - len(several))])
 
     def clusters_of(self, layer: int, projection: str) -> list[int]:
         """The cluster of each expert of a group."""

@@ -29,13 +29,30 @@ SAMPLED_VALUES = 8192
 
 @dataclass(frozen=True)
 class Verdict:
-    """mean_cosine: over pairs of experts, then over groups. starts: the sets of experts that share
-    a start each, None where one base is best."""
+    """mean_cosine: over pairs of experts, then over groups; an expert of zeros has cosine 0 with
+    every other one. starts: the sets of experts that share a start each, None where one base is
+    best. `single`: no layer has two experts."""
 
-    verdict: Literal["upcycled", "partly", "scratch"]
+    verdict: Literal["upcycled", "partly", "scratch", "single"]
     mean_cosine: float
     sentence: str
     starts: Starts | None = None
+
+    @property
+    def short(self) -> str:
+        """The verdict and its figure, in a few words."""
+        if self.verdict == "single":
+            return "one expert in each layer, nothing to compare"
+        return f"{self.verdict} (mean cosine of experts {self.mean_cosine:.4f})"
+
+
+SINGLE = Verdict(
+    "single",
+    1.0,
+    "There is one expert in each layer, so there is nothing to compare, and no other expert to "
+    "share its weight with.",
+)
+"""Of a model without pairs of experts."""
 
 
 def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
@@ -91,17 +108,23 @@ def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
 
 
 def mean_pair_cosine(weights: torch.Tensor) -> float:
-    """Mean cosine over pairs of rows of `[K, n]`, in float64; 1 for a single expert."""
+    """Mean cosine over pairs of rows of `[K, n]`, in float64; 1 for a single expert.
+
+    A row of zeros has cosine 0 with the others, and with itself.
+    """
     unit = unit_rows(weights)
     count = unit.shape[0]
     if count < 2:
         return 1.0
-    return float((unit.sum(0).square().sum() - count) / (count * (count - 1)))
+    with_themselves = unit.square().sum()
+    return float((unit.sum(0).square().sum() - with_themselves) / (count * (count - 1)))
 
 
 def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
     """The verdict from a few rows of a few groups over the model's depth; a few MB are read."""
-    groups = checkpoint.groups()
+    groups = [group for group in checkpoint.groups() if group.shape[0] > 1]
+    if not groups:
+        return SINGLE
     chosen = np.unique(np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round().astype(int))
     samples = [_rows(groups[int(index)]) for index in chosen]
     cosines = [mean_pair_cosine(weights) for weights in samples]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -12,13 +11,21 @@ from ders_core.calibrate.locate import locate_weights
 from ders_core.calibrate.observer import InputObserver, Sums
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
+from ders_core.compute.precision import dtype_label
 from ders_core.compute.progress import Meter, Progress, quiet
-from ders_core.errors import DersError, EvaluationError
-from ders_core.evaluate.forward import loaded
-from ders_core.evaluate.windows import check_sizes, fitting_window, read_text, token_windows
+from ders_core.errors import EvaluationError
+from ders_core.evaluate.corpus import read_text
+from ders_core.evaluate.forward import loaded, run
+from ders_core.evaluate.windows import (
+    check_sizes,
+    check_vocabulary,
+    fitting_window,
+    token_windows,
+)
 from ders_core.files.address import as_local
 from ders_core.files.output import new_file, new_target
-from ders_core.hf import load_tokenizer
+from ders_core.files.texts import Texts
+from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
 
@@ -27,7 +34,7 @@ def calibrate(
     model: str | Path,
     out: str | Path,
     *,
-    text: str | Path,
+    text: Texts,
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
@@ -39,13 +46,17 @@ def calibrate(
 ) -> Calibration:
     """Run a checkpoint over a text and write its calibration to the new file `out`.
 
-    model: a directory, packed or not. text: path of a UTF-8 file. window: tokens of context, not
-    overlapping. batch: windows at once. dtype: of the computation, by default the checkpoint's. An
-    encoder and a decoder both read the text. Besides the model, the device holds 4·in² bytes for
-    each of a layer's two inputs; one wider than `max_width` keeps the diagonal alone, 4·in bytes.
-    progress counts tokens. The checkpoint is hashed at the end: it must not be written meanwhile.
+    model: a directory, packed or not. text: one or more files or directories of UTF-8 text or
+    `.jsonl` (see `ders_core.files.texts`). window: tokens of context, not overlapping. batch:
+    windows at once. dtype: of the computation; by default the checkpoint's, but float32 where the
+    device has no instructions for it (see `ders_core.compute.precision`). trust_remote_code: run
+    code that comes with the model. An encoder and a decoder both read the text. Besides the model,
+    the device holds 4·in² bytes for each of a layer's two inputs; one wider than `max_width` keeps
+    the diagonal alone, 4·in bytes. progress counts tokens. The checkpoint is hashed at the
+    end: it must not be written meanwhile.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
-    short, values are not finite, or experts' inputs cannot be identified.
+    short, the model does not run on text, values are not finite, or experts' inputs cannot be
+    identified.
     """
     target = new_target(out)
     where = resolve_device(device)
@@ -57,20 +68,25 @@ def calibrate(
             f"{checkpoint.path} is packed and stands for {checkpoint.scheme.name} codes, which "
             "transformers does not run; calibrate the output of `ders synthesize`"
         )
-    window = fitting_window(window, [checkpoint.config])
+    facts = describe(model, trust_remote_code=trust_remote_code)
+    window = fitting_window(window, [facts.positions])
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    windows = token_windows(tokenizer, read_text(text), window, max_tokens)
+    windows = token_windows(tokenizer, read_text(text, tokenizer), window, max_tokens)
+    check_vocabulary(windows, facts.vocabulary, tokenizer, checkpoint.path)
+    if dtype is None:
+        dtype = shared_dtype([facts], where)
     meter = Meter(windows.numel(), progress)
     with new_file(target) as aside:
         meter.report("loading the model")
         with loaded(model, where.type, dtype, trust_remote_code) as network:
             sums = _measure(network, checkpoint, windows, batch, max_width, meter)
             tensors = _tensors(checkpoint, sums, meter.total)
+            computed = dtype_label(network.dtype)
         store = checkpoint.store
         meter.report("hashing the checkpoint, to know it again")
         content = store.content(lambda nbytes, message: meter.report(message))
         identity = checkpoint.identity
-        write_calibration(aside, identity, meter.total, tensors, content, store.version)
+        write_calibration(aside, identity, meter.total, tensors, content, store.version, computed)
     return Calibration.open(target)
 
 
@@ -97,7 +113,7 @@ def _measure(
         }
         for rows in windows.split(batch):
             with InputObserver(locations, sums):
-                _run(model, rows.to(model.device))
+                run(model, rows.to(model.device))
             meter.advance(rows.numel(), "calibrating")
     except torch.OutOfMemoryError as error:
         raise EvaluationError(
@@ -106,23 +122,6 @@ def _measure(
             "window or max_width"
         ) from error
     return sums
-
-
-def _run(model: PreTrainedModel, tokens: torch.Tensor) -> None:
-    """One forward pass over `[batch, window]`."""
-    inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = tokens
-    try:
-        model(**inputs)
-    except (DersError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a model of any family may fail in any way on text alone
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise EvaluationError(
-            f"{model.config.name_or_path or 'the model'} cannot be run on text by transformers: "
-            f"{reason[:300]}"
-        ) from error
 
 
 def _tensors(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ders_core.checkpoint.dense import dense_ffns
 from ders_core.checkpoint.grouping import WEIGHT_DTYPES, CodedTensors, gather
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
@@ -23,6 +24,9 @@ from ders_core.checkpoint.recognition import (
     walk,
 )
 from ders_core.errors import CheckpointError
+from ders_core.files.address import is_file
+from ders_core.files.side_files import Beside
+from ders_core.files.spec import TensorSpec
 from ders_core.files.store import Store
 from ders_core.files.tensor import TensorReader
 
@@ -41,11 +45,13 @@ class Checkpoint:
         coded = CodedTensors(
             {weight.codes.name: weight for weight in weights.values()}, numbers_dtype(self.config)
         )
-        recognition = recognise(self.path, self.config, coded.specs(self.tensors))
+        specs = coded.specs(self.tensors)
+        recognition = recognise(self.path, self.config, specs)
         if recognition is None:
             raise CheckpointError(
                 f"{self.path} holds no experts that can be recognised "
-                f"(model_type {self.config.get('model_type', 'unknown')!r}); DeRS needs a "
+                f"(model_type {self.config.get('model_type', 'unknown')!r}{self._other(specs)}); "
+                "DeRS needs a "
                 f"Mixture-of-Experts checkpoint, or a {LAYOUT_FILE} next to its config.json that "
                 "says where the experts are"
             )
@@ -195,8 +201,17 @@ class Checkpoint:
             raise CheckpointError(f"{self.path.name} has no tensor {name!r}")
         return self.tensors[name].read(rows)
 
-    def side_files(self) -> list[Path]:
-        return self.store.side_files()
+    @property
+    def beside(self) -> Beside:
+        return self.store.beside
+
+    def _other(self, specs: Mapping[str, TensorSpec]) -> str:
+        """What a model without experts is, where that can be seen."""
+        if is_file(self.path / "modules.json"):
+            return ", a sentence-transformers model"
+        if dense_ffns(specs):
+            return ", a dense model: `ders upcycle` makes an MoE of one"
+        return ""
 
     def _check_config(self, declared: Mapping[int, str]) -> None:
         """The tensors are the truth; a config that contradicts them belongs to another model."""

@@ -257,6 +257,13 @@ def _runs(
             for name, column in columns
             if (column[odd].shape, column[odd].dtype) != (column[0].shape, column[0].dtype)
         )
+        if unlike.shape == first.shape:
+            raise CheckpointError(
+                f"layer {block.index}, {name}: expert {odd} is stored as {NAMES[unlike.dtype]}, "
+                f"expert 0 as {NAMES[first.dtype]}; experts that share a base need one dtype, so "
+                "convert the checkpoint to one, for instance by transformers' "
+                "from_pretrained(dtype=…) and save_pretrained()"
+            )
         raise CheckpointError(
             f"layer {block.index}, {name}: expert {odd} is {NAMES[unlike.dtype]} "
             f"{list(unlike.shape)}, expert 0 {NAMES[first.dtype]} {list(first.shape)}; the "

@@ -30,6 +30,7 @@ from pydantic import (
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
 from ders_core.errors import CheckpointError, gravest
 from ders_core.files.address import is_file, read_bytes
+from ders_core.files.unique_keys import UniqueKeyLoader
 
 Projection = Literal["gate", "up", "down"]
 PROJECTIONS = ("gate", "up", "down")
@@ -224,7 +225,7 @@ def user_layouts(checkpoint: Path) -> list[Layout]:
 def read_layouts(file: Path) -> list[Layout]:
     """One entry or a list of them. Raises CheckpointError."""
     try:
-        data = yaml.safe_load(read_bytes(file).decode("utf-8"))
+        data = yaml.load(read_bytes(file).decode("utf-8-sig"), Loader=UniqueKeyLoader)
         return _ENTRIES.validate_python(data if isinstance(data, list) else [data])
     except ValidationError as error:
         fault = gravest(error)  # its path begins with the number of the entry

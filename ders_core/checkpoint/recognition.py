@@ -15,9 +15,20 @@ from ders_core.files.spec import TensorSpec
 
 EXPERT_KEYS = re.compile(r"(num|n|moe_num)_((local|routed)_)?experts|num_moe_experts")
 TOP_K_KEYS = re.compile(
-    r"(num_experts_per_tok(en)?|num_experts_per_token|experts_per_token|num_selected_experts|"
-    r"(moe_|router_)?top_?k(_experts)?|moe_k|n_activated_experts|num_activated_experts)"
+    r"(num_experts_per_tok(en)?|experts_per_tok(en)?|num_selected_experts|moe_k|"
+    r"(moe_)?(router_)?top_?k_experts|(moe_router_|moe_|router_)top_?k|"
+    r"(n|num)_activated_experts)"
 )
+GENERATION_TOP_K = re.compile("top_?k")
+"""A router's too in a few configs, but in most of them how tokens are sampled."""
+
+GENERATION_KEYS = frozenset(
+    (
+        *("do_sample", "temperature", "top_p", "typical_p", "min_p", "num_beams", "penalty_alpha"),
+        *("repetition_penalty", "length_penalty", "max_length", "max_new_tokens"),
+    )
+)
+"""What stands beside a `top_k` that is a generation setting."""
 
 
 @dataclass(frozen=True)
@@ -82,28 +93,66 @@ def declared_experts(config: Mapping[str, Any]) -> dict[int, str]:
 
 
 def declared_top_k(config: Mapping[str, Any]) -> int | None:
-    """How many experts a token goes to, if the config names one number."""
-    numbers = _numbers(config, TOP_K_KEYS)
-    return min(numbers) if len(numbers) == 1 else None
+    """How many experts a token goes to, if the config names one number.
+
+    A plain `top_k` counts where no other key says it, and only if it is not one of generation's
+    settings: transformers keeps those in config.json too.
+    """
+    most = max(declared_experts(config), default=None)
+    for numbers in (_numbers(config, TOP_K_KEYS), _plain_top_k(config)):
+        possible = [number for number in numbers if most is None or number <= most]
+        if numbers:
+            return possible[0] if len(possible) == 1 else None
+    return None
+
+
+def _plain_top_k(config: Mapping[str, Any]) -> set[int]:
+    """The numbers under a `top_k` that can be a router's."""
+    numbers: set[int] = set()
+    for mapping in _mappings(config):
+        names_experts = any(EXPERT_KEYS.fullmatch(str(key)) for key in mapping)
+        of_a_model = mapping is config or "model_type" in mapping
+        if GENERATION_KEYS.isdisjoint(mapping) and (names_experts or not of_a_model):
+            numbers |= {
+                number
+                for key, value in mapping.items()
+                if GENERATION_TOP_K.fullmatch(str(key))
+                for number in _positive(value)
+            }
+    return numbers
 
 
 def _numbers(config: Mapping[str, Any], keys: re.Pattern[str]) -> dict[int, str]:
     numbers: dict[int, str] = {}
     for key, value in walk(config):
         if keys.fullmatch(key):
-            values = value if isinstance(value, list) else [value]
-            numbers |= {item: key for item in values if type(item) is int and item > 0}
+            numbers |= dict.fromkeys(_positive(value), key)
     return numbers
+
+
+def _positive(value: Any) -> list[int]:
+    """The positive integers of a value that is a number, or a list with one for each layer."""
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if type(item) is int and item > 0]
 
 
 def walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """All keys and values, the outer ones first; not those of `quantization_config`."""
-    queue: list[Mapping[str, Any]] = [config]
-    for mapping in queue:
+    for mapping in _mappings(config):
         for key, value in mapping.items():
             yield str(key), value
-            if isinstance(value, Mapping) and key != "quantization_config":
-                queue.append(value)
+
+
+def _mappings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The config and every mapping in it, the outer ones first; not `quantization_config`."""
+    queue: list[Mapping[str, Any]] = [config]
+    for mapping in queue:
+        yield mapping
+        queue += [
+            value
+            for key, value in mapping.items()
+            if isinstance(value, Mapping) and key != "quantization_config"
+        ]
 
 
 def _samples(names: Iterable[str]) -> dict[str, tuple[str, int]]:

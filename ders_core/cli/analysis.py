@@ -9,7 +9,7 @@ import typer
 
 from ders_core.cli.console import print_json, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, listed, share_text
 
 
 def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
@@ -40,8 +40,9 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
                 "experts take",
                 f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",
             ],
+            *([["left aside", listed(summary.left_aside)]] if summary.left_aside else []),
             ["identity", summary.identity[:16]],
-            ["upcycled?", f"{verdict.verdict} (mean cosine of experts {verdict.mean_cosine:.4f})"],
+            ["upcycled?", verdict.short],
         ],
     )
     print(verdict.sentence)

@@ -18,18 +18,19 @@ from ders_core.cli.options import (
 )
 from ders_core.errors import CheckpointError
 from ders_core.pipeline.quality import DELTA_ERROR, WEIGHT_ERROR
-from ders_core.units import bytes_text, share_text
+from ders_core.units import bytes_text, listed, share_text
 
 
 def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
     """Predicted bytes of a recipe, group by group; nothing is written."""
     from ders_core.packed.open import open_checkpoint
-    from ders_core.pipeline.plan import resolve
+    from ders_core.pipeline.plan import check_files, resolve
     from ders_core.recipe import load_recipe
 
     chosen = load_recipe(recipe)
-    chosen.base.check_files()  # refused here rather than when the run starts
-    planned = resolve(chosen, open_checkpoint(checkpoint))
+    source = open_checkpoint(checkpoint)
+    planned = resolve(chosen, source)
+    check_files(chosen, source)  # refused here rather than when the run starts
     if as_json:
         print_json(planned.to_dict())
         return
@@ -46,6 +47,8 @@ def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = Fa
             for entry in planned.entries
         ],
     )
+    for remark in planned.remarks:
+        print(f"note: {remark}")
     bound = "" if planned.exact else "at most "
     print(
         f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
@@ -85,6 +88,8 @@ def compress(
             runner=engine.run,
             progress=progress,
         )
+    for remark in report.remarks:
+        print(f"note: {remark}")
     if report.renewed:
         print(
             f"groups of the interrupted run that were encoded again, because their weights in "
@@ -94,6 +99,8 @@ def compress(
         f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
         f"({share_text(report.ratio)} of original) in {report.seconds:.1f} s on {report.device}"
     )
+    if report.left_aside:
+        print(f"left aside, as no part of the model: {listed(report.left_aside)}")
 
 
 def verify(

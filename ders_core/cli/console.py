@@ -19,10 +19,16 @@ from ders_core.compute.progress import quiet
 
 LINE_SECONDS = 2.0
 
+STARTING = "starting"
+"""What is shown while the libraries that do the work are imported, which takes seconds."""
+
 
 @contextmanager
 def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
-    """A progress callback that draws on stderr, so that stdout holds only results."""
+    """A progress callback that draws on stderr, so that stdout holds only results.
+
+    A total of 0 is work whose length is not known yet.
+    """
     if hidden:
         yield quiet
     elif sys.stderr.isatty():
@@ -37,7 +43,7 @@ def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
             task = bar.add_task(title, total=None, message="")
 
             def show(done: int, total: int, message: str) -> None:
-                bar.update(task, completed=done, total=total, message=message)
+                bar.update(task, completed=done, total=total or None, message=message)
 
             yield show
     else:
@@ -52,8 +58,8 @@ def _lines(title: str) -> Callback:
         now = time.monotonic()
         if now - last >= LINE_SECONDS or done == total:
             last = now
-            share = 100 * done / total if total else 100.0
-            print(f"{title}: {share:3.0f} % {message}", file=sys.stderr, flush=True)
+            share = f" {100 * done / total:3.0f} %" if total else ""
+            print(f"{title}:{share} {message}", file=sys.stderr, flush=True)
 
     return show
 

@@ -43,10 +43,10 @@ def export(
 
     A model card is added, and everything is checked after writing.
     """
-    from ders_core.files.store import read_json
     from ders_core.pipeline.export import export as write_export
+    from ders_core.pipeline.quality import read_quality
 
-    measured = read_json(quality) if quality is not None else None
+    measured = read_quality(quality).to_dict() if quality is not None else None
     with progress_bar("export") as progress:
         result = write_export(
             packed, out, canonical(format), base=base, quality=measured, progress=progress

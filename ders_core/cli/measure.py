@@ -7,28 +7,47 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import print_json, print_table, progress_bar
-from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag
+from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.options import (
+    CheckpointArg,
+    DeviceOption,
+    DtypeOption,
+    JsonFlag,
+    TextOption,
+    TrustOption,
+)
+from ders_core.compute.precision import parse_dtype
 from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import share_text
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="held-out UTF-8 text")],
+    text: TextOption,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
     ] = None,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=2, help="stop after this many tokens")] = 8192,
+    trust_remote_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Perplexity; with --reference also KL, top-1 agreement and routing agreement."""
-    from ders_core.evaluate import evaluate as run_evaluate
-
+    chosen = parse_dtype(dtype)
     with progress_bar("eval", hidden=as_json) as progress:
+        progress(0, 0, STARTING)
+        from ders_core.evaluate import evaluate as run_evaluate
+
         quality = run_evaluate(
-            model, reference, text=text, device=device, max_tokens=max_tokens, progress=progress
+            model,
+            reference,
+            text=text,
+            device=device,
+            max_tokens=max_tokens,
+            dtype=chosen,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
         )
     if as_json:
         print_json(quality.to_dict())
@@ -41,16 +60,20 @@ def calibrate(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT", help="a new .safetensors file")
     ],
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read")],
+    text: TextOption,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="stop after this many tokens")] = 8192,
     window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,
+    trust_remote_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure the experts' inputs and how often each expert is chosen; codecs use the result."""
-    from ders_core.calibrate import calibrate as run_calibrate
-
+    chosen = parse_dtype(dtype)
     with progress_bar("calibrate", hidden=as_json) as progress:
+        progress(0, 0, STARTING)
+        from ders_core.calibrate import calibrate as run_calibrate
+
         calibration = run_calibrate(
             checkpoint,
             output,
@@ -58,6 +81,8 @@ def calibrate(
             device=device,
             max_tokens=max_tokens,
             window=window,
+            dtype=chosen,
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
     shares = {layer: calibration.use(layer) for layer in calibration.layers}
@@ -65,7 +90,8 @@ def calibrate(
     least = min(float(share.min()) for share in shares.values())
     if as_json:
         counts = {"layers": calibration.layers, "tokens": calibration.tokens}
-        print_json(counts | {"most_chosen": most, "least_chosen": least})
+        shown = {"most_chosen": most, "least_chosen": least, "dtype": calibration.dtype}
+        print_json(counts | shown)
         return
     print_table(
         ["", ""],
@@ -74,6 +100,7 @@ def calibrate(
             ["tokens", str(calibration.tokens)],
             ["most chosen expert", f"{share_text(most)} of its layer's choices"],
             ["least chosen expert", f"{share_text(least)} of its layer's choices"],
+            ["computed in", calibration.dtype],
         ],
     )
     print(f"written: {output}")

@@ -15,9 +15,26 @@ CheckpointArg = Annotated[
 ]
 PackedArg = Annotated[Path, typer.Argument(metavar="PACKED", help="a packed DeRS directory")]
 OutArg = Annotated[Path, typer.Argument(metavar="OUT", help="a new directory to write")]
+TextOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--text",
+        metavar="PATH",
+        help="UTF-8 text, .jsonl of texts or chats, or a directory of them; may be repeated",
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON")]
 RecipeOption = Annotated[str, typer.Option("--recipe", metavar="R", help="a YAML file or a preset")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="of the computation: auto, float32, bfloat16 or float16")
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="run code that comes with the model, with your rights"
+    ),
+]
 WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", help="where jobs and runs are kept")
 ]

@@ -47,11 +47,33 @@ def run_app(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
     with_demo: Annotated[bool, typer.Option("--demo", help="build and open the demo")] = False,
     scheduler: SchedulerOption = None,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST",
+            help="what to listen on: an address of this machine; others than 127.0.0.1 and ::1 let "
+            "other machines in, without a password",
+        ),
+    ] = "127.0.0.1",
+    base_path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="serve below this path, for a proxy [env: STREAMLIT_SERVER_BASE_URL_PATH]",
+        ),
+    ] = None,
 ) -> None:
     """Start the studio: the app and a worker, on this machine only; opens the browser."""
     from ders_core.ui.launch import launch
 
-    launch(workspace, port=port, with_demo=with_demo, scheduler=scheduler)
+    launch(
+        workspace,
+        port=port,
+        with_demo=with_demo,
+        scheduler=scheduler,
+        host=address,
+        base_path=base_path,
+    )
 
 
 COMMANDS = {"demo": demo, "worker": worker, "app": run_app}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
 from ders_core.cli.options import DeviceOption, JsonFlag, OutArg
 from ders_core.units import bytes_text
 
@@ -35,11 +35,13 @@ def upcycle(
     On several GPUs: torchrun --nproc-per-node N -m ders_core upcycle ..., or accelerate launch.
     """
     from ders_core.upcycle import load_config
-    from ders_core.upcycle import upcycler as run
 
-    start = run.upcycle_further if further else run.upcycle
     chosen = load_config(config)
     with progress_bar("upcycle", hidden=as_json) as progress:
+        progress(0, 0, STARTING)
+        from ders_core.upcycle import upcycler as run
+
+        start = run.upcycle_further if further else run.upcycle
         result = start(dense, out, chosen, device=device, resume=resume, progress=progress)
     if as_json:
         print_json(result.to_dict())
@@ -54,6 +56,7 @@ def upcycle(
         ["trained", f"{result.trained:,} of {result.parameters:,} values"],
         ["largest difference of a logit at the start", f"{result.start_difference:.2g}"],
         ["peak memory", bytes_text(result.peak_memory)],
+        ["computed in", result.precision],
     ]
     if result.perplexity is not None:
         rows.insert(

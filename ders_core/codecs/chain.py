@@ -81,6 +81,10 @@ class Chain(DeltaCodec):
             parts |= prefixed(str(number), stage.parts(shape, dtype))
         return parts
 
+    def remark(self, shape: tuple[int, int]) -> str:
+        remarks = (stage.remark(shape) for stage in self.stages)
+        return "; ".join(dict.fromkeys(filter(None, remarks)))
+
     def fit(self, deltas: Iterable[torch.Tensor]) -> Codec:
         stages: list[DeltaCodec] = []
         for stage in self.stages:

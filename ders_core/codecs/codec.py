@@ -122,6 +122,10 @@ class Codec(BaseModel, ABC):
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         """The tensors that one expert's weight `[out, in]` will take."""
 
+    def remark(self, shape: tuple[int, int]) -> str:
+        """What it does otherwise than it was asked, for weights `[out, in]`; usually nothing."""
+        return ""
+
     def fit(self, deltas: Iterable[torch.Tensor]) -> Codec:
         """A codec with every choice made that depends on the group's deltas (`[out, in]` fp32).
 

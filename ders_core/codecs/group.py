@@ -114,6 +114,10 @@ class GroupCodec:
     def settled(self) -> bool:
         return all(codec.settled for codec in self.codecs)
 
+    def remark(self, shape: tuple[int, int]) -> str:
+        """What the codecs do otherwise than they were asked, for experts `[out, in]`."""
+        return "; ".join(dict.fromkeys(filter(None, (c.remark(shape) for c in self.codecs))))
+
     def expert(self, number: int) -> Codec:
         return self.codecs[self.uses[number]]
 

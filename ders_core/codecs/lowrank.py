@@ -34,9 +34,9 @@ FactorBits = Literal[2, 3, 4, 5, 6, 7, 8]
 class LowRank(DeltaCodec):
     """Δ ≈ L·R with L `[out, rank]`, R `[rank, in]`, the best in squared error (Eckart-Young 1936).
 
-    Give a `rank`; or the share `energy` of Σσ² that the group's experts must keep together (the
-    smallest such rank is then the same for all experts of the group); or `bits`, the most bits per
-    entry of Δ that the factors may take.
+    Give a `rank` (a smaller matrix keeps all its directions); or the share `energy`
+    of Σσ² that the group's experts must keep together (the smallest such rank is then the same for
+    all experts of the group); or `bits`, the most bits per entry of Δ that the factors may take.
 
     With a calibration the best is meant for outputs: E‖(Δ − LR)x‖² is least, by an SVD of Δ·H^½
     with H = E[x xᵀ] (as in D2-MoE, arXiv 2502.17298, and ASVD, arXiv 2312.05821).
@@ -139,6 +139,14 @@ class LowRank(DeltaCodec):
                 (rank, high) if 8 * size <= self.bits * math.prod(shape) else (low, rank - 1)
             )
         return low
+
+    def remark(self, shape: tuple[int, int]) -> str:
+        if self.rank is None or self.rank <= min(shape):
+            return ""
+        return (
+            f"rank {self.rank} is above that of a {shape[0]} × {shape[1]} matrix, so all its "
+            f"{min(shape)} directions are kept"
+        )
 
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         return self._parts(shape, dtype, self._rank(shape, dtype))

@@ -12,6 +12,9 @@ which ends the work."""
 Advance = Callable[[int, str], None]
 """`advance(count, message)`: `count` more units are done. `Meter.advance` is one."""
 
+Tell = Callable[[str], None]
+"""`tell(message)`: what is being done now. `Meter.report` is one."""
+
 Bytes = TypeVar("Bytes", bound="bytes | memoryview")
 
 
@@ -21,6 +24,10 @@ def quiet(done: int, total: int, message: str) -> None:
 
 def uncounted(count: int, message: str) -> None:
     """The counting callback of work whose progress nobody watches."""
+
+
+def untold(message: str) -> None:
+    """The message callback of work that nobody watches."""
 
 
 class Meter:

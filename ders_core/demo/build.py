@@ -30,8 +30,8 @@ class DemoScale:
     """How much is trained. Text sizes in characters, rates are AdamW's peaks."""
 
     shape: Shape = field(default_factory=Shape)
-    dense_steps: int = 260
-    moe_steps: int = 130
+    dense_steps: int = 160
+    moe_steps: int = 80
     batch: int = 6
     window: int = 256
     dense_rate: float = 3e-3

@@ -9,6 +9,7 @@ import torch
 
 from ders_core.evaluate.forward import Answers
 from ders_core.evaluate.reference import Kept
+from ders_core.hf.routing import NONE
 
 ROWS = 64
 """Tokens whose KL is computed at once: their float64 rows are what takes memory."""
@@ -24,6 +25,7 @@ class Totals:
     same_top: int = 0
     same_experts: float = 0.0
     routed: int = 0
+    unrouted: int = 0
 
     def add(self, answers: Answers) -> None:
         """Cross-entropy of one window."""
@@ -34,7 +36,7 @@ class Totals:
     def compare(self, answers: Answers, reference: Kept) -> None:
         """KL(reference ‖ model) and agreements with the reference's answers to the same window.
 
-        Routings are compared if both have as many MoE layers and choose as many experts.
+        Routings are compared if both were seen, with as many MoE layers and as many experts.
         """
         device = answers.log_probs.device
         self.kl += divergence(reference.log_probs.to(device), answers.log_probs)
@@ -44,10 +46,16 @@ class Totals:
             or answers.chosen is None
             or reference.chosen.shape != answers.chosen.shape
         ):
+            self.unrouted += 1
             return
         shares = overlap(reference.chosen.to(device), answers.chosen)
         self.same_experts += float(shares.double().sum())
         self.routed += shares.numel()
+
+    @property
+    def routing_agreement(self) -> float | None:
+        """None if any window's routings could not be compared."""
+        return self.same_experts / self.routed if self.routed and not self.unrouted else None
 
     @property
     def perplexity(self) -> float:
@@ -72,6 +80,8 @@ def divergence(reference: torch.Tensor, model: torch.Tensor) -> float:
 
 
 def overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """|a ∩ b| / k of two sets of experts `[layers, tokens, k]`. Returns `[layers, tokens]`."""
-    hits = (first[..., :, None] == second[..., None, :]).any(-1)
-    return hits.float().mean(-1)
+    """|a ∩ b| / max(|a|, |b|) of two sets of experts `[layers, tokens, k]`, where `NONE` is no
+    expert; 1 for two empty ones. Returns `[layers, tokens]`."""
+    hits = (first[..., :, None] == second[..., None, :]).any(-1) & (first != NONE)
+    most = torch.maximum((first != NONE).sum(-1), (second != NONE).sum(-1))
+    return torch.where(most > 0, hits.sum(-1) / most.clamp_min(1), 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -26,44 +26,54 @@ def check_sizes(window: int, max_tokens: int, batch: int) -> None:
             raise EvaluationError(f"{name} is {value}; give at least {least}")
 
 
-def fitting_window(window: int, configs: Iterable[Mapping[str, object]]) -> int:
-    """The window, or the shortest context length of these configs."""
-    limits = [  # the second is GPT-2's name for it
-        config.get(key) for config in configs for key in ("max_position_embeddings", "n_positions")
-    ]
-    return min([window, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
-
-
-def read_text(text: str | Path) -> str:
-    """The text of the UTF-8 file at a path. Raises EvaluationError."""
-    path = Path(text).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is not UTF-8 text; convert it first") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EvaluationError(f"{path} cannot be read: {reason}") from error
+def fitting_window(window: int, positions: Iterable[int | None]) -> int:
+    """The window, or the shortest context of models with these context lengths (None: unknown)."""
+    return min([window, *(limit for limit in positions if limit is not None and limit > 1)])
 
 
 def token_windows(
-    tokenizer: PreTrainedTokenizerBase, text: str, window: int, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    window: int,
+    max_tokens: int,
+    *,
+    before: bool = False,
 ) -> torch.Tensor:
     """int64 `[windows, window]`, not overlapping; each predicts its last window − 1 tokens.
 
     At most `max_tokens` are predicted; fewer than window − 1 make one short window. The rest of
-    the text is neither measured nor tokenized. Raises EvaluationError if the text is shorter
-    than a window.
+    the text is neither measured nor tokenized. before: each row starts with as many tokens more,
+    `[windows, 2 · window]`, which an encoder reads. Raises EvaluationError if the text is shorter
+    than a row.
     """
     window = min(window, max_tokens + 1)
     wanted = max_tokens // (window - 1)
-    tokens = _first_tokens(tokenizer, text, wanted * window)
-    count = min(len(tokens) // window, wanted)
+    width = 2 * window if before else window
+    tokens = _first_tokens(tokenizer, text, wanted * width)
+    count = min(len(tokens) // width, wanted)
     if not count:
         raise EvaluationError(
-            f"the text has {len(tokens)} tokens, too few to measure on; give at least {window}"
+            f"the text has {len(tokens)} tokens, too few to measure on; give at least {width}"
         )
-    return torch.tensor(tokens[: count * window], dtype=torch.int64).view(count, window)
+    return torch.tensor(tokens[: count * width], dtype=torch.int64).view(count, width)
+
+
+def check_vocabulary(
+    tokens: torch.Tensor,
+    vocabulary: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | Path,
+) -> None:
+    """Raise EvaluationError if the tokenizer of the model at `path` gives tokens that the model,
+    which knows `vocabulary` of them, does not have. None: unknown."""
+    largest = int(tokens.max())
+    if vocabulary is None or largest < vocabulary:
+        return
+    raise EvaluationError(
+        f"the tokenizer of {path} makes {tokenizer.convert_ids_to_tokens(largest)!r} token "
+        f"{largest}, but the model knows the tokens 0 to {vocabulary - 1}; tokens were added "
+        "without making the model's embedding larger, so use the tokenizer that it was trained with"
+    )
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[int]:

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from ders_core.errors import CheckpointError
 from ders_core.files import remote
+from ders_core.files.missing import advice, printable
 
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 HUB, WEB = "hf", ("http", "https")
@@ -49,11 +50,14 @@ def shown(address: str) -> str:
 def as_path(place: str | Path) -> Path:
     """A local path with ~ expanded, or for an address a path of universal_pathlib.
 
-    The text of the latter holds no credentials. Raises CheckpointError for an address that cannot
-    be understood, for one that names a local file by a protocol, and if its driver is missing.
+    The text of the latter holds no credentials. Raises CheckpointError for an empty text, for an
+    address that cannot be understood, for one that names a local file by a protocol, and if its
+    driver is missing.
     """
     if not isinstance(place, str):
         return place if is_remote(place) else place.expanduser()
+    if not place.strip():
+        raise CheckpointError("the path is empty; give the directory of a model, or an address")
     if not is_address(place):
         return Path(place).expanduser()
     match = ADDRESS.match(place)
@@ -98,16 +102,44 @@ def as_local(place: str | Path) -> Path:
     return path
 
 
+def hub_name(place: str | Path) -> str | None:
+    """`owner/repo` of an hf:// address, or of a directory in the hub's cache; else None."""
+    address = re.match(rf"{HUB}://(?P<name>[^/@]+/[^/@]+)(?:$|[/@])", str(place))
+    if address:
+        return address["name"]
+    path = Path(place).absolute()
+    cached = re.fullmatch(r"models--(?P<owner>.+?)--(?P<repo>.+)", path.parent.parent.name)
+    if cached and path.parent.name == "snapshots":
+        return f"{cached['owner']}/{cached['repo']}"
+    return None
+
+
 def list_files(directory: Path) -> Listing:
     """Raises CheckpointError if there is no such directory."""
     if is_remote(directory):
         return Listing(*remote.list_files(directory))
     if not directory.exists():
-        raise CheckpointError(f"{directory} does not exist; check the path")
+        raise CheckpointError(f"{printable(directory)} does not exist; {advice(directory)}")
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is a file; give the directory that holds it")
     with os.scandir(directory) as entries:
         return Listing(frozenset(entry.name for entry in entries if entry.is_file()), True)
+
+
+def list_tree(directory: Path) -> list[str]:
+    """The files of a directory and of the folders in it, by relative name with slashes; links to
+    folders are not followed. Of a web server, those of the directory itself."""
+    if is_remote(directory):
+        return remote.list_tree(directory)
+    names = []
+    for folder, _, files in os.walk(directory):
+        place = Path(folder)
+        names += [
+            (place / name).relative_to(directory).as_posix()
+            for name in files
+            if (place / name).is_file()
+        ]
+    return names
 
 
 def is_file(path: Path) -> bool:

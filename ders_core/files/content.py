@@ -16,7 +16,7 @@ from typing import Any
 
 from ders_core.files.address import is_remote
 from ders_core.files.checksum import checksum
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.spec import TensorSpec
 from ders_core.files.stamp import Stamp, check_unchanged
 from ders_core.files.tensor import TensorReader
 
@@ -43,7 +43,8 @@ def content_hash(
     for name, infos in tensors.items():
         sums = _checksums(directory / name, infos, stamps[name], step)
         for info in infos:
-            digest.update(f"{info.name}:{NAMES[info.dtype]}:{info.shape}:".encode())
+            dtype, shape = info.spec.stored
+            digest.update(f"{info.name}:{dtype}:{shape}:".encode())
             digest.update(bytes.fromhex(sums[info.name]))
     check_unchanged(directory, stamps)
     return digest.hexdigest()
@@ -53,7 +54,8 @@ def headers_hash(config: Mapping[str, Any], specs: Iterable[tuple[str, TensorSpe
     """Hex SHA-256 of a config and of the tensors' names, dtypes and shapes, whatever they hold."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, spec in specs:
-        digest.update(f"{name}:{NAMES[spec.dtype]}:{spec.shape}".encode())
+        dtype, shape = spec.stored
+        digest.update(f"{name}:{dtype}:{shape}".encode())
     return digest.hexdigest()
 
 

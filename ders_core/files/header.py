@@ -6,13 +6,13 @@ A header is untrusted: every error in it has a separate message.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import file_size, is_remote, read_range
-from ders_core.files.spec import DTYPES
+from ders_core.files.spec import DTYPES, NARROW_BITS, TensorSpec
+from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.tensor import FileTensor
 
 MAX_HEADER_BYTES = 100_000_000
@@ -40,9 +40,12 @@ def read_header(
     if len(start) < 8:
         raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
     length = int.from_bytes(start[:8], "little")
-    if length > MAX_HEADER_BYTES:
+    if length > MAX_HEADER_BYTES or (not length and size > 8):
+        known = stand_in(read_range(path, 0, min(size, START_BYTES)))
         raise CheckpointError(
-            f"{path.name} is not a safetensors file: its header would be {length} bytes long"
+            f"{path.name} {known}"
+            if known
+            else f"{path.name} is not a safetensors file: its header would be {length} bytes long"
         )
     end = min(8 + length, size)
     text = start[8:end] + (read_range(path, len(start), end) if end > len(start) else b"")
@@ -75,18 +78,21 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTens
         valid = False
     if not valid:
         raise CheckpointError(f"{path.name}: the header's entry for {name!r} is malformed")
-    dtype = DTYPES.get(dtype_name)
-    if dtype is None:
+    try:
+        spec = TensorSpec.of(dtype_name, tuple(shape))
+    except KeyError as error:
         raise CheckpointError(
             f"{path.name}: tensor {name!r} has dtype {dtype_name!r}, which is not supported; "
-            f"supported are {', '.join(DTYPES)}"
-        )
-    if end - begin != math.prod(shape) * dtype.itemsize:
+            f"supported are {', '.join((*DTYPES, *NARROW_BITS))}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {name!r} is damaged: {error}") from error
+    if end - begin != spec.nbytes:
         raise CheckpointError(
             f"{path.name}: the header gives {name!r} {end - begin} bytes, but {dtype_name} "
-            f"{list(shape)} takes {math.prod(shape) * dtype.itemsize}; the file is damaged"
+            f"{list(shape)} takes {spec.nbytes}; the file is damaged"
         )
-    return FileTensor(name, dtype, tuple(shape), path, data_begin + begin, data_begin + end)
+    return FileTensor(name, spec, path, data_begin + begin, data_begin + end)
 
 
 def _check_cover(path: Path, tensors: dict[str, FileTensor], begin: int, size: int) -> None:

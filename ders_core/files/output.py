@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from ders_core.errors import (
     OutputError,
     RecipeError,
 )
-from ders_core.files.address import copy_file
 from ders_core.files.aside import ASIDE, sync_directory, sync_tree, written_aside
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.files.writer import write_json
 
 STATE = ".ders-state.json"
@@ -272,9 +271,3 @@ def refused_writes(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def copy_files(files: Sequence[Path], directory: Path) -> None:
-    """Copy files into a directory, by content."""
-    for file in files:
-        copy_file(file, directory / file.name)

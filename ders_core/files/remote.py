@@ -147,6 +147,18 @@ def list_files(directory: Path) -> tuple[frozenset[str], bool]:
     return frozenset(name for name, there in zip(USUAL, answers, strict=True) if there), False
 
 
+def list_tree(directory: Path) -> list[str]:
+    """The relative names of the files of a directory and, unless a web server has it, of the
+    folders in it."""
+    files, key = _place(directory)
+    if _is_web(files):
+        return sorted(list_files(directory)[0])
+    found = _ask(directory, lambda: files.find(key, withdirs=False))
+    root = f"{key.strip('/')}/"
+    names = [name.strip("/").removeprefix(root) for name in found]
+    return [name for name in names if all(map(is_plain_name, name.split("/")))]
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a name can only mean a file of its directory, also within a URL."""
     return bool(name) and name not in (".", "..") and not {"/", "\\", "?", "#", "%"} & set(name)

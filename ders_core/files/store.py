@@ -12,26 +12,27 @@ from typing import Any, Protocol, TypeVar
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import (
-    Listing,
     as_path,
     is_remote,
     list_files,
+    list_tree,
     read_bytes,
     read_ranges,
 )
 from ders_core.files.content import content_hash
 from ders_core.files.header import read_header
-from ders_core.files.remote import concurrently, is_plain_name
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.json_object import read_json
+from ders_core.files.model_files import INDEX, model_files
+from ders_core.files.other_kinds import refuse_other_kind
+from ders_core.files.remote import concurrently
+from ders_core.files.side_files import Beside, beside
+from ders_core.files.spec import TensorSpec
 from ders_core.files.stamp import Stamp, check_unchanged, stamp, version_of
 from ders_core.files.tensor import FileTensor, TensorReader
 
 T = TypeVar("T")
 
-INDEX = "model.safetensors.index.json"
 PATCH_FILE = "ders_patch.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx")
 SAMPLE_BYTES = 256
 DESCRIPTIONS = frozenset(("config.json", INDEX, "ders_manifest.json", "ders_layout.yaml"))
 """Files that say how the weights are read."""
@@ -102,8 +103,9 @@ class Store(Protocol):
         step: as of `check`. Raises CheckpointError.
         """
 
-    def side_files(self) -> list[Path]:
-        """Tokenizer, generation config and the like: neither weights nor config.json."""
+    @property
+    def beside(self) -> Beside:
+        """Tokenizer, generation config and the like, and weights that are not the model's."""
 
     def check(self, step: Callable[[int, str], None]) -> None:
         """Compare every tensor with its checksum, where checksums are known.
@@ -125,6 +127,8 @@ class TensorStore:
     index_metadata: Mapping[str, Any]
     bytes_total: int
     place: str = field(repr=False)
+    index: str | None
+    """The file that names the weight files; None if there is none."""
     stamps: Mapping[str, Stamp] = field(repr=False)
 
     @classmethod
@@ -140,43 +144,32 @@ class TensorStore:
                 raise CheckpointError(
                     f"{directory} is a patch and no model; bring it to its base with `ders apply`"
                 )
+            refuse_other_kind(directory, listing)
             config = read_json(directory / "config.json")
-            index = read_json(directory / INDEX) if INDEX in listing.names else None
-            weight_map = _weight_map(directory / INDEX, index) if index is not None else {}
-            paths = [directory / name for name in _weight_files(directory, listing, weight_map)]
-            described = sorted(listing.names & DESCRIPTIONS)
+            model = model_files(directory, listing, config)
+            paths = [directory / name for name in model.names]
+            described = sorted(listing.names & {*DESCRIPTIONS, model.index})
             stamped = [*paths, *(directory / name for name in described)]
             stamps = dict(
                 zip([p.name for p in stamped], _each(directory, stamp, stamped), strict=True)
             )
             sizes = [stamps[path.name].size for path in paths]
-            headers = _each(directory, read_header, paths, sizes)
-            tensors: dict[str, FileTensor] = {}
-            files: dict[str, tuple[str, ...]] = {}
-            metadata: dict[str, dict[str, str] | None] = {}
-            for file, (header, metadata[file.name]) in zip(paths, headers, strict=True):
-                twice = tensors.keys() & header.keys()
-                if twice:
-                    raise CheckpointError(
-                        f"tensor {min(twice)!r} is in {file.name} and in another file too; "
-                        "remove the stale file or add an index"
-                    )
-                tensors.update(header)
-                order = sorted(header.values(), key=lambda info: (info.begin, info.end, info.name))
-                files[file.name] = tuple(info.name for info in order)
-            _check_index(weight_map, tensors)
+            headers = list(_each(directory, read_header, paths, sizes))
         except OSError as error:
             raise CheckpointError(f"{directory}: cannot be read: {error}") from error
-        index_metadata = (index or {}).get("metadata")
+        held = {name: header for name, (header, _) in zip(model.names, headers, strict=True)}
+        model.check(held)
+        tensors = {name: tensor for header in held.values() for name, tensor in header.items()}
         return cls(
             directory,
             config,
             tensors,
-            files,
-            metadata,
-            index_metadata if isinstance(index_metadata, dict) else {},
+            {file: _in_order(file, tensors.values()) for file in model.names},
+            {file: metadata for file, (_, metadata) in zip(model.names, headers, strict=True)},
+            model.metadata,
             sum(sizes),
             str(place),
+            model.index,
             stamps,
         )
 
@@ -221,15 +214,11 @@ class TensorStore:
     def check(self, step: Callable[[int, str], None]) -> None:
         """Checksums are known of packed checkpoints only."""
 
-    def side_files(self) -> list[Path]:
-        skip = ("config.json", INDEX)
-        return sorted(
-            self.path / name
-            for name in list_files(self.path).names
-            if not name.startswith(".")
-            and name not in skip
-            and not name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
-        )
+    @property
+    def beside(self) -> Beside:
+        """Listed at every call: files come and go."""
+        used = {"config.json", *self.files, *([self.index] if self.index else ())}
+        return beside(self.path, list_tree(self.path), used)
 
 
 def content_identity(
@@ -242,7 +231,8 @@ def content_identity(
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, spec, sample in samples:
-        digest.update(f"{name}:{NAMES[spec.dtype]}:{spec.shape}".encode())
+        dtype, shape = spec.stored
+        digest.update(f"{name}:{dtype}:{shape}".encode())
         digest.update(sample)
     return digest.hexdigest()
 
@@ -253,62 +243,16 @@ def middle(begin: int, end: int) -> tuple[int, int]:
     return first, first + min(SAMPLE_BYTES, end - begin)
 
 
+def _in_order(file: str, tensors: Iterable[FileTensor]) -> tuple[str, ...]:
+    """The names of the tensors that are read from a file, in the order of their bytes."""
+    there = [tensor for tensor in tensors if tensor.file.name == file]
+    return tuple(
+        tensor.name for tensor in sorted(there, key=lambda info: (info.begin, info.end, info.name))
+    )
+
+
 def _each(directory: Path, function: Callable[..., T], *columns: Sequence[Any]) -> Iterable[T]:
     """`function` of each row; several at once for a remote directory, where each waits."""
     if not is_remote(directory):
         return map(function, *columns)
     return concurrently(lambda row: function(*row), list(zip(*columns, strict=True)))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError if it is missing or anything else."""
-    if not is_remote(path) and not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}; is it a model directory?")
-    try:
-        value = json.loads(read_bytes(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
-
-
-def _weight_files(directory: Path, listing: Listing, weight_map: Mapping[str, Any]) -> list[str]:
-    if weight_map:
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            plain = not is_remote(directory) or is_plain_name(name)
-            if Path(name).name != name or not plain:
-                raise CheckpointError(f"{INDEX} names {name!r}, which lies outside the directory")
-            if listing.complete and name not in listing.names:
-                raise CheckpointError(
-                    f"{INDEX} names {name!r}, which is missing; copy or download the file again"
-                )
-        return names
-    shards = sorted(name for name in listing.names if name.endswith(".safetensors"))
-    if shards:
-        return shards
-    pickles = sorted(name for name in listing.names if name.endswith(PICKLE_SUFFIXES))
-    if pickles:
-        raise CheckpointError(
-            f"{directory} holds only pickle weights ({pickles[0]}), which can run code when they "
-            "are opened; convert them with transformers' save_pretrained() to safetensors first"
-        )
-    raise CheckpointError(f"{directory} holds no safetensors files; give a model directory")
-
-
-def _weight_map(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path} has no weight_map; download it again")
-    return weight_map
-
-
-def _check_index(weight_map: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> None:
-    for name, file in weight_map.items():
-        info = tensors.get(name)
-        if info is None or info.file.name != file:
-            raise CheckpointError(
-                f"{INDEX} says that {name!r} is in {file}, but it is not; the index and the "
-                "shards are from different checkpoints"
-            )

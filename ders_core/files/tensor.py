@@ -86,19 +86,22 @@ class FileTensor:
     """A tensor in a file, as a header describes it. begin, end: byte positions in `file`."""
 
     name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+    spec: TensorSpec
     file: Path
     begin: int
     end: int
 
     @property
-    def nbytes(self) -> int:
-        return self.end - self.begin
+    def dtype(self) -> torch.dtype:
+        return self.spec.dtype
 
     @property
-    def spec(self) -> TensorSpec:
-        return TensorSpec(self.dtype, self.shape)
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
 
     @property
     def file_name(self) -> str:

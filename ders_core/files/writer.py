@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ders_core.files.aside import written_aside
-from ders_core.files.spec import NAMES, TensorSpec
-from ders_core.files.store import INDEX
+from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import CHUNK_BYTES
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -37,11 +36,8 @@ def encode_header(specs: Specs, metadata: Mapping[str, str] | None = NO_METADATA
     position = 0
     for name, spec in specs.items():
         end = position + spec.nbytes
-        entries[name] = {
-            "dtype": NAMES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [position, end],
-        }
+        dtype, shape = spec.stored
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -139,18 +135,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_index(
-    directory: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
+    path: Path, files: Mapping[str, Specs], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the index that transformers expects for several shards; nothing for a single file.
+    """Write the index that transformers expects for several shards (see `index_name`).
 
     metadata: entries of the index besides the size.
     """
-    if list(files) == ["model.safetensors"]:
-        return
     total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
     weight_map = {name: file for file, specs in files.items() for name in specs}
     index = {
         "metadata": {**(metadata or {}), "total_size": total},
         "weight_map": dict(sorted(weight_map.items())),
     }
-    write_json(directory / INDEX, index)
+    write_json(path, index)

@@ -4,6 +4,7 @@ Importing this package teaches `from_pretrained` of every class to read packed c
 auto classes the upcycled models that transformers has no class for.
 """
 
+from ders_core.hf.describe import describe, shared_dtype
 from ders_core.hf.load import load_model, load_tokenizer
 from ders_core.hf.plugin import install
 from ders_core.hf.save import save_packed
@@ -12,4 +13,4 @@ from ders_core.hf.upcycled import register
 install()
 register()
 
-__all__ = ["load_model", "load_tokenizer", "save_packed"]
+__all__ = ["describe", "load_model", "load_tokenizer", "save_packed", "shared_dtype"]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,9 +17,28 @@ from ders_core.checkpoint import recognise
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import as_local
+from ders_core.files.json_object import read_json
+from ders_core.files.stand_ins import START_BYTES, is_pointer, stand_in
 from ders_core.files.store import TensorStore
+from ders_core.hf.classes import named_class, refused, untrusted, words
 from ders_core.hf.silence import silent
 from ders_core.packed.open import is_packed, open_checkpoint
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""What AutoTokenizer reads, or most of it."""
 
 
 def load_model(
@@ -41,7 +59,8 @@ def load_model(
     store = TensorStore.open(as_local(path))
     with silent():
         try:
-            model, loading_info = _model_class(store.config).from_pretrained(
+            model_class: Any = named_class(store.config) or AutoModelForCausalLM
+            model, loading_info = model_class.from_pretrained(
                 store.path,
                 dtype=dtype or "auto",
                 device_map={"": where},
@@ -58,21 +77,9 @@ def load_model(
                 f"{store.path} does not fit into the memory of {device_label(where)}; choose cpu"
             ) from error
         except Exception as error:  # transformers fails in many ways on a config or a tensor
-            raise CheckpointError(f"{store.path}: {_cause(store, error)}") from error
+            raise _refused(store, error) from error
     _check_keys(store.path, loading_info)
     return model.eval()
-
-
-def _model_class(config: dict[str, Any]) -> Any:
-    """transformers' class of the model if the config names one, else that of causal LMs."""
-    architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else ""
-    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
-        described = getattr(getattr(model_class, "config_class", None), "model_type", None)
-        if described == config.get("model_type") and not config.get("auto_map"):
-            return model_class
-    return AutoModelForCausalLM
 
 
 def _check_keys(path: Path, loading_info: dict[str, Any]) -> None:
@@ -94,24 +101,60 @@ def _check_keys(path: Path, loading_info: dict[str, Any]) -> None:
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises CheckpointError if there is none that can be read."""
     directory = as_local(path)
+    _refuse_pointers(directory)
     with silent():
         try:
             return AutoTokenizer.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, local_files_only=True
             )
         except Exception as error:  # transformers fails in many ways on such files
-            raise CheckpointError(
-                f"{directory} has no tokenizer that transformers can read; copy the original's "
-                "tokenizer files next to the weights"
-            ) from error
+            raise _no_tokenizer(directory, error) from error
 
 
-def _cause(store: TensorStore, error: Exception) -> str:
-    """Why loading failed: our sentence if the experts are incomplete, else the error's."""
-    if not is_packed(store.path) and recognise(store.path, store.config, store.specs) is not None:
+def _no_tokenizer(directory: Path, error: Exception) -> CheckpointError:
+    """What to raise for a tokenizer that cannot be loaded: there is none, or why not."""
+    advice = "copy the original's tokenizer files next to the weights"
+    settings = directory / "tokenizer_config.json"
+    if "trust_remote_code" in str(error):
+        return untrusted(directory, read_json(settings) if settings.is_file() else {})
+    files = sorted(directory.glob("*token*")) + sorted(directory.glob("vocab*"))
+    if not files:
+        return CheckpointError(f"{directory} has no tokenizer that transformers can read; {advice}")
+    for file in files:
+        if file.suffix == ".json":
+            try:
+                read_json(file)
+            except CheckpointError as damaged:
+                return CheckpointError(f"{damaged}, so there is no tokenizer; {advice}")
+    names = ", ".join(file.name for file in files[:4])
+    return CheckpointError(
+        f"{directory} has no tokenizer that transformers can read from {names}: {words(error)}; "
+        f"{advice}"
+    )
+
+
+def _refuse_pointers(directory: Path) -> None:
+    """Raise CheckpointError for a tokenizer's file that git left a pointer for: a template that is
+    one would be taken for a template."""
+    whole = directory / "tokenizer.json"
+    for name in TOKENIZER_FILES:
+        file = directory / name
+        needed = not name.endswith(".model") or not whole.is_file()
+        if needed and file.is_file():
+            with open(file, "rb") as opened:
+                start = opened.read(START_BYTES)
+            if is_pointer(start):
+                raise CheckpointError(f"{file} {stand_in(start)}")
+
+
+def _refused(store: TensorStore, error: Exception) -> CheckpointError:
+    """What to raise for a failed load: our sentence if experts are incomplete, else transformers'
+    own words."""
+    code_or_package = isinstance(error, ImportError) or "trust_remote_code" in str(error)
+    if not code_or_package and not is_packed(store.path):
         try:
-            open_checkpoint(store.path)
+            if recognise(store.path, store.config, store.specs) is not None:
+                open_checkpoint(store.path)
         except CheckpointError as incomplete:
-            return str(incomplete)
-    text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-    return f"transformers {transformers.__version__} cannot load this model: {text}"
+            return CheckpointError(f"{store.path}: {incomplete}")
+    return refused(store.path, store.config, error)

@@ -89,6 +89,25 @@ class Expert(nn.Module):
         return outer
 
 
+class Experts(nn.ModuleList):
+    """The experts of a layer; each computes only the tokens that chose it."""
+
+    def __init__(self, form: FFNShape, experts: int) -> None:
+        super().__init__(Expert(form) for _ in range(experts))
+
+    def forward(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Σ_k w_k E_k(x). x: `[tokens, d]`; chosen: int64 `[tokens, k]`; weights: of the same."""
+        order = chosen.flatten().argsort(stable=True)  # [tokens · k], expert after expert
+        counts = chosen.flatten().bincount(minlength=len(self)).tolist()
+        parts = x[order // chosen.shape[1]].split(counts)
+        outputs = torch.cat(
+            [expert(part) for expert, part in zip(self, parts, strict=True) if len(part)]
+        )
+        outputs = outputs[order.argsort()].unflatten(0, chosen.shape)  # [tokens, k, d]
+        mixed: torch.Tensor = (weights.to(outputs.dtype)[..., None] * outputs).sum(1)
+        return mixed
+
+
 class MoeFFN(nn.Module):
     """y = Σ_k w_k E_k(x) over the top-k of p = softmax(gate x), with w = p / Σ p over these; with a
     universal expert U, + sigmoid(shared_expert_gate x) · U(x)."""
@@ -97,7 +116,7 @@ class MoeFFN(nn.Module):
         super().__init__()
         self.top_k = top_k
         self.gate = nn.Linear(form.hidden, experts, bias=False)
-        self.experts = nn.ModuleList(Expert(form) for _ in range(experts))
+        self.experts = Experts(form, experts)
         self.shared_expert = Expert(form) if universal else None
         self.shared_expert_gate = nn.Linear(form.hidden, 1, bias=False) if universal else None
         self.dropout = nn.Dropout(form.dropout)
@@ -111,14 +130,7 @@ class MoeFFN(nn.Module):
             record.append(logits)
         weights, chosen = logits.softmax(-1, dtype=torch.float32).topk(self.top_k)  # [tokens, k]
         weights = weights / weights.sum(-1, keepdim=True)
-        order = chosen.flatten().argsort(stable=True)  # [tokens · k], expert after expert
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
-        parts = x[order // self.top_k].split(counts)
-        outputs = torch.cat(
-            [expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)]
-        )
-        outputs = outputs[order.argsort()].unflatten(0, chosen.shape)  # [tokens, k, d]
-        y = (weights.to(outputs.dtype)[..., None] * outputs).sum(1)
+        y = self.experts(x, chosen, weights)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             y = y + self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
         dropped: torch.Tensor = self.dropout(y)

@@ -28,6 +28,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.reader import PackedCheckpoint
@@ -81,6 +82,14 @@ class DersConfig(QuantizationConfigMixin):
 
 class DersQuantizer(HfQuantizer):
     """Changes no module: the weights arrive synthesized (see `install`)."""
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """transformers calls this with the config before it looks for the weight files: they are
+        to be found in their usual places, and not under the name that is there for programs
+        without this package."""
+        if getattr(config, NAMED, None) == IMPORT_FIRST:
+            delattr(config, NAMED)
+        return config
 
     def is_serializable(self) -> bool:
         return True

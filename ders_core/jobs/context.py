@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ders_core.errors import Cancelled, CheckpointError
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
+from ders_core.files.texts import check_texts
 from ders_core.files.writer import write_json
 from ders_core.jobs.claims import Claim
 from ders_core.jobs.engine import Engine
@@ -49,6 +50,16 @@ class TaskContext:
     def allowed(self, path: str) -> Path:
         """A path of the spec. Raises JobError if it is outside the workspace's roots."""
         return self.workspace.check_allowed(path)
+
+    def allowed_texts(self, texts: str | Sequence[str]) -> tuple[Path, ...]:
+        """Paths of the spec's texts, which are read once: what cannot be used later is refused now.
+
+        Raises JobError if one is outside the roots, EvaluationError if it is no text.
+        """
+        names = [texts] if isinstance(texts, str) else texts
+        paths = tuple(self.allowed(name) for name in names)
+        check_texts(paths)
+        return paths
 
     def checkpoint(self, place: str) -> Path:
         """A checkpoint of the spec, a path or an address.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ders_core.errors import JobError
 from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
+from ders_core.files.missing import cleaned
 
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"
@@ -85,6 +86,7 @@ class Workspace:
 
         Raises JobError if it is outside, and CheckpointError if it cannot be understood.
         """
+        place = cleaned(place) if isinstance(place, str) else place
         if not isinstance(place, str) or not is_address(place):
             return self.check_allowed(place)
         if any(lies_below(place, root) for root in self.addresses):
@@ -96,14 +98,16 @@ class Workspace:
         )
 
     def check_allowed(self, path: str | Path) -> Path:
-        """The absolute path with links resolved; it need not exist.
+        """The absolute path with links resolved; it need not exist. Blanks and quotes around it,
+        as a paste brings them along, are taken away unless something has such a name.
 
         Raises JobError if it is outside the roots, or an address.
         """
-        if is_address(path):
-            raise JobError(f"{shown(str(path))} lies elsewhere; give a local path")
+        clean = cleaned(str(path))
+        if is_address(clean):
+            raise JobError(f"{shown(clean)} lies elsewhere; give a local path")
         try:
-            resolved = Path(path).expanduser().resolve()
+            resolved = Path(clean).expanduser().resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise JobError(f"{str(path)!r} is not a usable path: {error}") from error
         if any(resolved.is_relative_to(root) for root in self.roots):

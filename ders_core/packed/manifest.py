@@ -21,13 +21,17 @@ from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError, sentence_of
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.recipe import Recipe
 
 MANIFEST = "ders_manifest.json"
+ROLLBACK = "ders_rollback"
+"""The folder of a rollback in a patched checkpoint."""
 FORMAT_VERSION = 3
 READABLE = (1, 2, 3)
 QUANT_METHOD = "ders"
+BASE_MODEL = "base_model"
+"""The entry of `quantization_config` that holds the original's name on the hub."""
 
 
 class PackedSource(BaseModel):
@@ -184,6 +188,11 @@ class Manifest(BaseModel):
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Raises CheckpointError if it is missing, malformed or of an unknown version."""
+        if not (directory / MANIFEST).is_file() and (directory / "config.json").is_file():
+            raise CheckpointError(
+                f"{directory} is not packed: it has no {MANIFEST}; give what `ders compress` or "
+                "`ders upcycle` wrote"
+            )
         data = read_json(directory / MANIFEST)
         version = data.get("format_version")
         if version not in READABLE:

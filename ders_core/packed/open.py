@@ -8,7 +8,8 @@ from typing import Any
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.files.address import as_local
-from ders_core.files.store import Store, TensorStore, read_json
+from ders_core.files.json_object import read_json
+from ders_core.files.store import Store, TensorStore
 from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
 from ders_core.packed.original import OriginalStore
 from ders_core.packed.reader import PackedCheckpoint

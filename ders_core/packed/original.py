@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import CheckpointError
+from ders_core.files.side_files import Beside
 from ders_core.files.tensor import TensorReader
-from ders_core.packed.manifest import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
 
 
@@ -69,6 +69,10 @@ class OriginalStore:
         return self.packed.store.identity
 
     @property
+    def beside(self) -> Beside:
+        return self.packed.beside
+
+    @property
     def version(self) -> str:
         return self.packed.store.version
 
@@ -78,9 +82,6 @@ class OriginalStore:
     def content(self, step: Callable[[int, str], None]) -> str:
         """The packed store's content, as its identity."""
         return self.packed.store.content(step)
-
-    def side_files(self) -> list[Path]:
-        return [file for file in self.packed.store.side_files() if file.name != MANIFEST]
 
     def check(self, step: Callable[[int, str], None]) -> None:
         problems = self.packed.checksum_problems(step)

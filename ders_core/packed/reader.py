@@ -10,10 +10,12 @@ from typing import Any
 from ders_core.checkpoint.checkpoint import numbers_dtype
 from ders_core.files.address import as_local
 from ders_core.files.checksum import checksum
+from ders_core.files.model_files import IMPORT_FIRST, NAMED
+from ders_core.files.side_files import Beside
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import json_text
 from ders_core.packed.experts import PackedExperts
-from ders_core.packed.manifest import Manifest, described
+from ders_core.packed.manifest import BASE_MODEL, MANIFEST, ROLLBACK, Manifest, described
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.original_tensors import OriginalTensors
 
@@ -45,8 +47,13 @@ class PackedCheckpoint:
         """The original's config."""
         config = dict(self.store.config)
         quantization = config.pop("quantization_config", None)
-        if isinstance(quantization, dict) and "original" in quantization:
-            config["quantization_config"] = quantization["original"]
+        if config.get(NAMED) == IMPORT_FIRST:
+            del config[NAMED]
+        if isinstance(quantization, dict):
+            if NAMED in quantization:
+                config[NAMED] = quantization[NAMED]
+            if "original" in quantization:
+                config["quantization_config"] = quantization["original"]
         return config
 
     @property
@@ -70,7 +77,8 @@ class PackedCheckpoint:
         if not isinstance(original, dict):
             return []
         method = dict(self.store.config.get("quantization_config") or {})
-        method.pop("original", None)
+        for key in ("original", BASE_MODEL, NAMED):
+            method.pop(key, None)
         written = described(self.manifest.format_version, self.manifest.recipe)
         pairs = [
             *(
@@ -88,6 +96,21 @@ class PackedCheckpoint:
             for key, before, now in pairs
             if now != before
         ]
+
+    @property
+    def hub_name(self) -> str | None:
+        """`owner/repo` of the original, if it was read from the hub."""
+        quantization = self.store.config.get("quantization_config")
+        name = quantization.get(BASE_MODEL) if isinstance(quantization, dict) else None
+        return name if isinstance(name, str) else None
+
+    @property
+    def beside(self) -> Beside:
+        """What lies beside the weights and is not of the packed form: as beside the original."""
+        found = self.store.beside
+        files = tuple(file for file in found.files if file.name != MANIFEST)
+        left = tuple(name for name in found.left_aside if name != f"{ROLLBACK}/")
+        return Beside(files, left)
 
     @property
     def bytes_total(self) -> int:

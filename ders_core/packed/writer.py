@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from ders_core.compute.progress import Advance, counted, uncounted
-from ders_core.files.output import copy_files
+from ders_core.files.model_files import IMPORT_FIRST, INDEX, NAMED, index_name
+from ders_core.files.side_files import SideFile, copy_side_files
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import content_identity, middle
 from ders_core.files.writer import (
@@ -23,6 +24,7 @@ from ders_core.files.writer import (
     write_json,
 )
 from ders_core.packed.manifest import (
+    BASE_MODEL,
     FORMAT_VERSION,
     MANIFEST,
     Encoded,
@@ -66,8 +68,10 @@ class PackedContents:
     config: Mapping[str, Any]
     """The source's config.json."""
     recipe: Recipe
-    side_files: Sequence[Path]
+    side_files: Sequence[SideFile]
     """Copied as they are: tokenizer, generation config and the like."""
+    hub_name: str | None = None
+    """`owner/repo` of the source on the hub, if it is from there."""
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
     """Prefix of a group -> what it was encoded from; empty if the source is on no disk."""
 
@@ -106,8 +110,9 @@ def write_packed(
             if check is not None:
                 check(name, sha256)
         checksums |= written
-    write_index(directory, files)
-    copy_files(contents.side_files, directory)
+    if len(files) > 1 or index_name({}, contents.source.files) is not None:
+        write_index(directory / INDEX, files)  # where the source has one, tools look for one
+    copy_side_files(contents.side_files, directory)
     _write_config(directory, contents)
     _write_manifest(directory, contents, checksums)
     return Written(checksums, sum(file_bytes(specs, METADATA) for specs in files.values()))
@@ -130,11 +135,16 @@ def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, An
 
 
 def _write_config(directory: Path, contents: PackedContents) -> None:
-    """config.json of the source, and how it was packed under `quantization_config`."""
+    """config.json of the source, how it was packed under `quantization_config`, and a name that
+    keeps transformers from loading it without `ders_core.hf`."""
     quantization = described(FORMAT_VERSION, public_recipe(contents.recipe))
     if "quantization_config" in contents.config:  # null too, so that it comes back
         quantization["original"] = contents.config["quantization_config"]
-    config = {**contents.config, "quantization_config": quantization}
+    if contents.hub_name is not None:
+        quantization[BASE_MODEL] = contents.hub_name
+    if NAMED in contents.config:
+        quantization[NAMED] = contents.config[NAMED]
+    config = {**contents.config, "quantization_config": quantization, NAMED: IMPORT_FIRST}
     write_json(directory / "config.json", config)
 
 

@@ -38,8 +38,8 @@ class Calibration:
     """A calibration file, opened by its header; tensors are read and checked when they are used.
 
     checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
-    content, version: `Store.content` and `Store.version` of its files; "" in files of before there
-    were these.
+    content, version: `Store.content` and `Store.version` of its files. dtype: in which the model
+    was computed. The three are "" in files of before there were these.
     """
 
     path: Path
@@ -48,6 +48,7 @@ class Calibration:
     tensors: Mapping[str, FileTensor]
     content: str = ""
     version: str = ""
+    dtype: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
@@ -77,8 +78,9 @@ class Calibration:
             )
         for name, info in tensors.items():
             _check_form(file, name, info)
-        measured = (metadata.get(key, "") for key in ("content", "files"))
-        return cls(file, checkpoint, int(tokens), tensors, *measured)
+        measured = {key: metadata.get(key, "") for key in ("content", "dtype")}
+        version = metadata.get("files", "")
+        return cls(file, checkpoint, int(tokens), tensors, version=version, **measured)
 
     @property
     def layers(self) -> list[int]:
@@ -180,6 +182,7 @@ def write_calibration(
     tensors: Mapping[str, torch.Tensor],
     content: str = "",
     version: str = "",
+    dtype: str = "",
 ) -> None:
     """Write a calibration file. tensors: by their names in the file, on the CPU. The other
     parameters are as of `Calibration`. Raises OutputError."""
@@ -192,6 +195,7 @@ def write_calibration(
         "checkpoint": checkpoint,
         "tokens": str(tokens),
         **({"content": content, "files": version} if content else {}),
+        **({"dtype": dtype} if dtype else {}),
     }
     with refused_writes(path):
         write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +13,9 @@ from ders_core.pipeline.formats import Format
 from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import bytes_text, share_text
 
+CARD = "README.md"
+TAG, FIELD = "ders", "mixture-of-experts"
+
 
 def model_card(
     packed: PackedCheckpoint,
@@ -20,7 +24,7 @@ def model_card(
     quality: Mapping[str, Any] | None,
     base: tuple[str, str] | None = None,
 ) -> str:
-    """Markdown with a YAML head.
+    """Markdown with a YAML head: the metadata of the original's card, and ours.
 
     bytes_written: of the weight files; of a patch, of its tensors. quality: `Quality.to_dict()` of
     an evaluation, None if there was none. base: name and identity of the checkpoint that a patch
@@ -29,10 +33,7 @@ def model_card(
     recipe = dict(packed.manifest.recipe)
     source = packed.manifest.source
     name = str(recipe["name"])
-    head = yaml.safe_dump(
-        {"library_name": "transformers", "tags": ["ders", "mixture-of-experts", format]},
-        sort_keys=False,
-    )
+    head = yaml.safe_dump(_metadata(packed, format), sort_keys=False, allow_unicode=True)
     codecs = sorted({group.group_codec().label for group in packed.manifest.groups})
     rows = [
         ("Original weight files", bytes_text(source.bytes_total)),
@@ -66,6 +67,46 @@ def model_card(
             f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```\n",
         ]
     )
+
+
+def is_ours(card: str) -> bool:
+    """Whether a model card was written by `model_card`."""
+    return TAG in _tags(front_matter(card))
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """The metadata at the head of a model card; empty if there is none that can be read."""
+    lines = card.lstrip("\ufeff").splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return {}
+    end = next((n for n, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
+    try:
+        metadata = yaml.safe_load("\n".join(lines[1:end]))
+    except (yaml.YAMLError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _metadata(packed: PackedCheckpoint, format: Format) -> dict[str, Any]:
+    """The original's licence, languages and the rest, and what is true of the compressed one."""
+    card = read_card(packed.path)
+    original = {} if is_ours(card) else front_matter(card)
+    tags = [tag for tag in _tags(original) if tag not in (TAG, FIELD, format)]
+    base = {"base_model": packed.hub_name} if packed.hub_name else {}
+    relation = {"base_model_relation": "quantized"} if base or "base_model" in original else {}
+    library = {"library_name": original.get("library_name", "transformers")}
+    return {**original, **base, **relation, **library, "tags": [*tags, TAG, FIELD, format]}
+
+
+def _tags(metadata: Mapping[str, Any]) -> list[Any]:
+    tags = metadata.get("tags")
+    return tags if isinstance(tags, list) else []
+
+
+def read_card(directory: Path) -> str:
+    """The text of a directory's model card; empty if there is none."""
+    file = directory / CARD
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def auto_class(config: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.errors import CheckpointError
+from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
 from ders_core.files.content import headers_hash
 from ders_core.files.output import new_target, output_directory
@@ -35,9 +36,8 @@ from ders_core.packed.manifest import (
 )
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.writer import PackedContents, write_packed
-from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
-from ders_core.pipeline.plan import Plan, carried_specs, resolve
+from ders_core.pipeline.plan import Plan, carried_specs, check_files, resolve
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import Report, ReportEntry
 from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
@@ -70,9 +70,7 @@ def compress(
     plan = resolve(recipe, source)
     checked = source.packed_bytes or 0
     meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
-    if recipe.calibration is not None:
-        calibration = Calibration.open(recipe.calibration)
-        calibration.check(source, lambda nbytes, message: meter.report(message))
+    check_files(recipe, source, lambda nbytes, message: meter.report(message))
     specs = ((name, tensor.spec) for name, tensor in source.tensors.items())
     work = {
         "format_version": FORMAT_VERSION,
@@ -103,7 +101,15 @@ def compress(
         staging.remove()
     entries = _report_entries(plan, groups)
     seconds = time.monotonic() - started
-    return Report(entries, plan.bytes_before, written.bytes_total, device, seconds, renewed)
+    return Report(
+        entries,
+        plan.bytes_before,
+        written.bytes_total,
+        device,
+        seconds,
+        source.beside.left_aside,
+        renewed,
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -173,7 +179,8 @@ def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup])
         layout=source.family,
         config=source.config,
         recipe=plan.recipe,
-        side_files=source.side_files(),
+        side_files=source.beside.files,
+        hub_name=hub_name(source.place),
     )
 
 

@@ -224,6 +224,7 @@ def _stage(
         encoded.base,
         others,
         encoded.output,
+        encoded.codec.remark((group.shape[1], group.shape[2])),
     )
     codecs, uses = encoded.codec.dump()
     note: dict[str, Any] = {

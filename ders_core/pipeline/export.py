@@ -13,15 +13,19 @@ from ders_core.compute.progress import Meter, Progress, quiet, uncounted
 from ders_core.errors import OutputError
 from ders_core.files.checksum import checksum
 from ders_core.files.output import new_target, output_directory
+from ders_core.files.side_files import copy_side_files
 from ders_core.files.store import TensorStore
+from ders_core.packed.manifest import MANIFEST
 from ders_core.packed.patch import make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.pipeline.card import model_card
+from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
+from ders_core.pipeline.quality import check_quality
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.units import bytes_text
 
-CARD = "README.md"
+OUR_CARD = "DERS.md"
+"""Our model card, where the original has one of its own: that one stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,17 @@ def export(
 
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
     quality: `Quality.to_dict()` of an evaluation, for the model card. progress counts bytes,
-    written and then read back. Raises CheckpointError if `packed` is damaged, OutputError if the
-    format is unknown, `out` cannot be written, or a check fails; then there is no `out`.
+    written and then read back. Raises CheckpointError if `packed` is damaged, EvaluationError if
+    quality is something else, OutputError if the format is unknown, `out` cannot be written, or a
+    check fails; then there is no `out`.
     """
     chosen = canonical(format)
     if chosen not in FORMATS:
         raise OutputError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
     if base is not None and chosen != "patch":
         raise OutputError(f"a base belongs to the format patch, not to {chosen}; leave it out")
+    if quality is not None:
+        quality = check_quality(quality, "quality").to_dict()
     target = new_target(out)
     order = _Order(PackedCheckpoint(packed), base, quality, progress)
     with output_directory(target) as partial:
@@ -95,15 +102,17 @@ def export(
 
 
 def _write_packed(order: _Order, partial: Path) -> _Written:
-    """A copy of the packed checkpoint, with the model card instead of the original's."""
+    """A copy of the packed checkpoint, with a model card."""
     directory = partial / "checkpoint"
     directory.mkdir()
-    meter = Meter(order.source.bytes_total, order.progress)
-    for file in sorted(order.source.path.iterdir()):
-        if file.is_file() and file.name != CARD:
-            shutil.copyfile(file, directory / file.name)
-            weights = file.stat().st_size if file.suffix == ".safetensors" else 0
-            meter.advance(weights, f"copied {file.name}")
+    packed = order.source
+    meter = Meter(packed.bytes_total, order.progress)
+    for file in sorted(packed.store.files):
+        shutil.copyfile(packed.path / file, directory / file)
+        meter.advance((directory / file).stat().st_size, f"copied {file}")
+    for file in ("config.json", MANIFEST, *([packed.store.index] if packed.store.index else [])):
+        shutil.copyfile(packed.path / file, directory / file)
+    copy_side_files(packed.beside.files, directory)
     store = TensorStore.open(directory)
     _write_card(order, directory, "packed", store.bytes_total)
     read_back = _read_back(store, order.source.manifest.checksums, order.progress)
@@ -158,7 +167,9 @@ def _write_card(
     base: tuple[str, str] | None = None,
 ) -> None:
     text = model_card(order.source, format, bytes_written, order.quality, base)
-    (directory / CARD).write_text(text, encoding="utf-8")
+    theirs = read_card(directory)
+    name = OUR_CARD if theirs and not is_ours(theirs) else CARD
+    (directory / name).write_text(text, encoding="utf-8")
 
 
 def _read_back(store: TensorStore, checksums: Mapping[str, str], progress: Progress) -> Check:

@@ -8,9 +8,11 @@ from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs.group import GroupCodec, packed_parts
+from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import RecipeError
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import METADATA, file_bytes, file_order, shards
+from ders_core.pipeline.calibration import Calibration
 from ders_core.recipe import Recipe
 from ders_core.recipe.numbers import parse_numbers, spell_numbers
 
@@ -55,6 +57,12 @@ class Plan:
         """Whether bytes_after is exact, and no upper bound."""
         return all(entry.exact for entry in self.entries)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What codecs will do otherwise than they were asked, each once."""
+        remarks = (entry.codec.remark((entry.shape[1], entry.shape[2])) for entry in self.entries)
+        return list(dict.fromkeys(filter(None, remarks)))
+
     def to_dict(self) -> dict[str, Any]:
         """As `ders plan --json` prints it."""
         groups = [
@@ -67,6 +75,7 @@ class Plan:
             "bytes_after": self.bytes_after,
             "ratio": self.ratio,
             "exact": self.exact,
+            "remarks": self.remarks,
             "groups": groups,
         }
 
@@ -91,6 +100,14 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
         for name in names
         if name not in packed
     }
+
+
+def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounted) -> None:
+    """Raise CheckpointError unless a recipe's other files can be used for the checkpoint: what its
+    base reads, and its calibration. Reads headers only, unless `Calibration.check` reads more."""
+    recipe.base.check_files()
+    if recipe.calibration is not None:
+        Calibration.open(recipe.calibration).check(checkpoint, step)
 
 
 def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ders_core.errors import EvaluationError, sentence_of
+from ders_core.files.missing import advice
 
 
 class Quality(BaseModel):
@@ -14,8 +20,10 @@ class Quality(BaseModel):
 
     kl: mean KL(reference ‖ model) in nats a token. top1_agreement: share of tokens whose most
     likely prediction is the same. routing_agreement: mean over tokens and MoE layers of the share
-    of chosen experts that are the same. The four figures of the comparison are None without a
-    reference.
+    of experts given to a token that are the same, after everything that a model does to its
+    router's scores; also None if that cannot be seen in the model. The four figures of the
+    comparison are None without a reference. dtype: in which was computed; "" in results of earlier
+    versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -26,6 +34,7 @@ class Quality(BaseModel):
     kl: float | None = None
     top1_agreement: float | None = None
     routing_agreement: float | None = None
+    dtype: str = ""
     device: str
     seconds: float
 
@@ -39,6 +48,54 @@ class Quality(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `ders eval --json` prints them."""
         return self.model_dump()
+
+
+def check_quality(measured: Mapping[str, Any], where: str) -> Quality:
+    """Measured figures from outside, such as `Quality.to_dict()` gives; where and how long they
+    were measured may be left out. where: names their source.
+
+    Raises EvaluationError if one is missing, of another type, or cannot be.
+    """
+    try:
+        quality = Quality.model_validate({"device": "", "seconds": 0.0, **measured})
+    except ValidationError as error:
+        known = ", ".join(figure.key for figure in EVALUATED)
+        raise EvaluationError(
+            f"{sentence_of(error, where)}; give the output of `ders eval --json`, which has {known}"
+        ) from error
+    shares = {"top1_agreement", "routing_agreement"}
+    for figure in EVALUATED:
+        value = getattr(quality, figure.key)
+        if value is None:
+            continue
+        least, most = figure is TOKENS, 1.0 if figure.key in shares else math.inf
+        if not least <= value <= most:  # nor is NaN
+            raise EvaluationError(
+                f"{where}: {figure.key} is {value}, which no measurement gives; give the output of "
+                "`ders eval --json`"
+            )
+    return quality
+
+
+def read_quality(file: str | Path) -> Quality:
+    """The figures in a JSON file of `ders eval --json`, in any of JSON's encodings.
+
+    Raises EvaluationError if it cannot be read or holds something else.
+    """
+    path = Path(file).expanduser()
+    try:
+        measured = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{path} does not exist; {advice(path)}") from error
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(
+            f"{path} is not JSON: {error}; give the output of `ders eval --json`"
+        ) from error
+    if not isinstance(measured, dict):
+        raise EvaluationError(f"{path} holds no figures; give the output of `ders eval --json`")
+    return check_quality(measured, str(path))
 
 
 @dataclass(frozen=True)
@@ -119,7 +176,7 @@ WEIGHT_ERROR = Figure(
 )
 
 EVALUATED = (TOKENS, PERPLEXITY, REFERENCE_PERPLEXITY, KL, TOP1_AGREEMENT, ROUTING_AGREEMENT)
-"""The figures of `Quality`."""
+"""The numbers of `Quality`."""
 
 COMPARED = (
     PERPLEXITY,
@@ -134,9 +191,14 @@ COMPARED = (
 
 
 def evaluated_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, value) of each measured figure; measured: `Quality.to_dict()`."""
-    return [
+    """(label, value) of each measured figure, and of how it was computed; measured:
+    `Quality.to_dict()`."""
+    rows = [
         (figure.label, figure.text(measured[figure.key]))
         for figure in EVALUATED
         if measured.get(figure.key) is not None
     ]
+    if measured.get("dtype"):
+        device = measured.get("device")
+        rows.append(("computed in", measured["dtype"] + (f" on {device}" if device else "")))
+    return rows

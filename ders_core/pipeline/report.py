@@ -13,7 +13,8 @@ class ReportEntry:
 
     base: the kind of base that the deltas are taken against. other_bases: kind of base -> ‖Ŵ−W‖/‖W‖
     with it, of the bases that were tried and not chosen. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²)
-    on the calibration's inputs, None without a calibration.
+    on the calibration's inputs, None without a calibration. remark: what the codec did otherwise
+    than it was asked; usually nothing.
     """
 
     layer: int
@@ -27,23 +28,32 @@ class ReportEntry:
     base: str = "mean"
     other_bases: Mapping[str, float] = field(default_factory=dict)
     rel_error_output: float | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """bytes: of the weight files. seconds: of this run, without an interrupted one before. renewed:
-    groups of an interrupted run that were encoded again, because their weights had changed."""
+    """bytes: of the weight files. seconds: of this run, without an interrupted one before.
+    left_aside: files beside the weights that are no part of the model, and were not copied.
+    renewed: groups of an interrupted run that were encoded again, because their weights had
+    changed."""
 
     entries: tuple[ReportEntry, ...]
     bytes_before: int
     bytes_after: int
     device: str
     seconds: float
+    left_aside: tuple[str, ...] = ()
     renewed: int = 0
 
     @property
     def ratio(self) -> float:
         return self.bytes_after / self.bytes_before
+
+    @property
+    def remarks(self) -> list[str]:
+        """Those of the groups, each once."""
+        return list(dict.fromkeys(entry.remark for entry in self.entries if entry.remark))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"ratio": self.ratio}
@@ -57,5 +67,6 @@ class Report:
             data["bytes_after"],
             data["device"],
             data["seconds"],
+            tuple(data.get("left_aside", ())),
             data.get("renewed", 0),
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 from ders_core.errors import OutputError
 from ders_core.files.header import read_header
-from ders_core.files.store import read_json
+from ders_core.files.json_object import read_json
 from ders_core.files.tensor import TensorReader
 from ders_core.files.writer import write_json
 from ders_core.packed.writer import CheckWritten

@@ -14,7 +14,9 @@ import torch
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import ahead
 from ders_core.errors import CheckpointError
-from ders_core.files.output import copy_files, new_target, output_directory
+from ders_core.files.model_files import index_name
+from ders_core.files.output import new_target, output_directory
+from ders_core.files.side_files import copy_side_files
 from ders_core.files.writer import (
     NO_METADATA,
     encode_header,
@@ -23,7 +25,6 @@ from ders_core.files.writer import (
     write_index,
     write_text,
 )
-from ders_core.packed.manifest import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
 
 
@@ -67,10 +68,11 @@ def synthesize(
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
             checksums |= write_file(partial / file, specs, read, metadata)
-        if list(files) != ["model.safetensors"]:
-            write_index(partial, files, source.manifest.source.index)
+        index = index_name(source.config, files)
+        if index is not None:
+            write_index(partial / index, files, source.manifest.source.index)
         write_text(partial / "config.json", source.config_text)
-        copy_files([file for file in source.store.side_files() if file.name != MANIFEST], partial)
+        copy_side_files(source.beside.files, partial)
         source.store.check_unchanged()
         meter.finish("written")
     return checksums

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from ders_core.errors import RecipeError
+from ders_core.files.missing import cleaned, exists, printable
 from ders_core.files.package_data import shipped
 from ders_core.recipe.recipe import Recipe
 from ders_core.recipe.yaml_text import read_file
@@ -25,6 +26,11 @@ def load_recipe(source: str | Path) -> Recipe:
         preset = presets().get(str(source))
         if preset is not None:
             return preset
+        clean = cleaned(str(source))
+        if clean != str(source) and (exists(clean) or clean in presets()):
+            raise RecipeError(
+                f"{printable(path)} is no file; give {clean} without the quotes or blanks"
+            )
         raise RecipeError(
             f"{source} is neither a file nor a preset; presets are {', '.join(presets())}"
         )

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import yaml
 
 from ders_core.errors import RecipeError
+from ders_core.files.missing import advice
+from ders_core.files.unique_keys import UniqueKeyLoader
 
 T = TypeVar("T")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(UniqueKeyLoader):
     """Without YAML 1.1's numbers of base 60: a pattern 2:4 is a word, and not 124."""
 
 
@@ -58,14 +60,24 @@ def load_mapping(text: str, what: str, needs: str) -> dict[str, Any]:
 
 def read_file(path: Path, parse: Callable[[str], T]) -> T:
     """What `parse` makes of a file's text. Raises RecipeError that names the file."""
+    text = _text_of(path)
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(text)
     except RecipeError as error:
         named = RecipeError(f"{path.name}: {error}")
         named.line = error.line
         raise named from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as text: {error}") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path} does not exist; {advice(path)}") from error
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RecipeError(f"{path} cannot be read as text: {error}; save it as UTF-8") from error
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:

@@ -11,47 +11,49 @@ from pydantic import ValidationError
 from ders_core.checkpoint import Checkpoint
 from ders_core.decompose.base import Base, kinds
 from ders_core.errors import DersError
+from ders_core.files.missing import cleaned
 from ders_core.recipe import Recipe
-from ders_core.ui import session
+from ders_core.ui import kept, session
 
 Change = Callable[[Recipe], None]
 """What makes a recipe the current one."""
 
 
-def base_row(recipe: Recipe, source: Checkpoint, round_: int, change: Change) -> None:
-    """Controls for the kind of base, its fields, and the shared expert; to be drawn in a row.
-
-    round_: makes the widgets' keys new when the recipe was changed elsewhere.
-    """
+def base_row(recipe: Recipe, source: Checkpoint, change: Change) -> None:
+    """Controls for the kind of base, its fields, and the shared expert; to be drawn in a row."""
     offered = {
         kind.label: kind
         for kind in kinds()
         if recipe.calibration is not None or not kind.needs_calibration
     }
-    label = st.segmented_control(
+    label = kept.field(
+        st.segmented_control,
         "Base",
-        list(offered),
-        default=recipe.base.label,
+        key="base_kind",
+        start=recipe.base.label,
+        draft_of=recipe.base.label,
+        options=list(offered),
         required=True,
-        key=f"base_kind_{round_}",
         help=f"W_i = W_base + Δ_i. {' '.join(kind.summary for kind in kinds())}",
     )
-    _shared_expert(recipe, source, round_, change)
+    _shared_expert(recipe, source, change)
     kind = offered[label]
     start = kind.start()
     if start is None:
-        _fields(recipe, kind, round_, change)
+        _fields(recipe, kind, change)
     elif label != recipe.base.label:
         change(recipe.model_copy(update={"base": start}))
         st.rerun()
 
 
-def _shared_expert(recipe: Recipe, source: Checkpoint, round_: int, change: Change) -> None:
+def _shared_expert(recipe: Recipe, source: Checkpoint, change: Change) -> None:
     if recipe.extended or any(group.with_shared() is not group for group in source.groups()):
-        extended = st.toggle(
+        extended = kept.field(
+            st.toggle,
             "Shared expert too",
-            recipe.extended,
-            key=f"extended_{round_}",
+            key="extended",
+            start=recipe.extended,
+            draft_of=str(recipe.extended),
             help="Extended DeRS: the always-on expert is one more expert of the same base.",
         )
         if extended != recipe.extended:
@@ -59,19 +61,23 @@ def _shared_expert(recipe: Recipe, source: Checkpoint, round_: int, change: Chan
             st.rerun()
 
 
-def _fields(recipe: Recipe, kind: type[Base], round_: int, change: Change) -> None:
+def _fields(recipe: Recipe, kind: type[Base], change: Change) -> None:
     """A text field for each field that a base of this kind requires."""
     chosen = recipe.base.name == kind.name
     known: dict[str, Any] = recipe.base.model_dump(mode="json") if chosen else {}
     texts: dict[str, str] = {}
     for name, field in kind.model_fields.items():
         if field.is_required():
-            texts[name] = st.text_input(
+            start = str(known.get(name, ""))
+            typed = kept.field(
+                st.text_input,
                 field.title or name,
-                str(known.get(name, "")),
+                key=f"base_{name}",
+                start=start,
+                draft_of=start,
                 placeholder=field.description,
-                key=f"base_{name}_{round_}",
             )
+            texts[name] = cleaned(typed or "")
     if not all(texts.values()) or all(texts[name] == str(known.get(name, "")) for name in texts):
         return
     try:

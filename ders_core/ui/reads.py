@@ -12,8 +12,8 @@ from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
+from ders_core.files.json_object import read_json
 from ders_core.files.stamp import directory_version
-from ders_core.files.store import read_json
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch.make import delta_tensors
 from ders_core.packed.reader import PackedCheckpoint

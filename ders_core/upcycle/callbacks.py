@@ -10,9 +10,15 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from ders_core.compute.progress import Progress
+from ders_core.compute.progress import Meter, Tell, untold
 from ders_core.errors import Cancelled
 from ders_core.upcycle.data import Windows
 from ders_core.upcycle.delta import Delta
@@ -20,22 +26,23 @@ from ders_core.upcycle.history import HistoryWriter, Measured, Moment
 from ders_core.upcycle.moe_block import UpcycledFFN, expert_linears
 from ders_core.upcycle.trainer import UpcyclingTrainer
 
-Measure = Callable[[], float]
-"""Measures the perplexity of the model, as it is now, on the held-out text."""
+Measure = Callable[[PreTrainedModel, Tell], float]
+"""`measure(model, tell)` is the model's perplexity on the held-out text; `tell` is called with a
+message after each window."""
 
 
 class RunCallback(TrainerCallback):
-    """Writes the history, reports progress, and stops the training when `progress` raises."""
+    """Writes the history, reports progress, and stops the training when the meter raises."""
 
     def __init__(
         self,
         trainer: UpcyclingTrainer,
         history: HistoryWriter,
-        progress: Progress,
+        meter: Meter,
         measure: Measure | None,
         every: int,
     ) -> None:
-        self._trainer, self._history, self._progress = trainer, history, progress
+        self._trainer, self._history, self._meter = trainer, history, meter
         self._measure, self._every = measure, every
         self._time = time.monotonic()
         self._tokens = 0
@@ -47,13 +54,14 @@ class RunCallback(TrainerCallback):
         if self._measure and self._every and state.global_step % self._every == 0:
             self.measure(state.global_step)
 
-    def measure(self, step: int) -> None:
+    def measure(self, step: int, tell: Tell = untold) -> None:
+        """Measure the model as it is now, unless that was done before this step."""
         if self._measure is None or self._history.has_measured(step):
             return
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         before = model.training
         model.eval()
-        self._history.add_measurement(Measured(step, self._measure()))
+        self._history.add_measurement(Measured(step, self._measure(model, tell)))
         model.train(before)
 
     def on_log(
@@ -87,7 +95,7 @@ class RunCallback(TrainerCallback):
         self._history.add_step(moment)
         try:
             message = f"step {moment.step} of {args.max_steps}, loss {moment.loss:.3f}"
-            self._progress(moment.step, args.max_steps, message)
+            self._meter.at(moment.step, message)
         except Cancelled as cancelled:
             self.stopped = cancelled
             control.should_save = control.should_training_stop = True

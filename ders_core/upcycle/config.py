@@ -81,8 +81,8 @@ class Router(_Section):
 
 
 class Data(_Section):
-    """Texts to train on and to measure with. A `.jsonl` file has a `text` or chat `messages` in
-    each line; any other file is UTF-8 text."""
+    """Texts to train on and to measure with: files and directories of UTF-8 text or `.jsonl` with a
+    `text` or a chat in each line (see `ders_core.files.texts`)."""
 
     texts: tuple[Path, ...] = Field(min_length=1)
     heldout: Path | None = None

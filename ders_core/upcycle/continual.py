@@ -18,8 +18,9 @@ from ders_core.codecs.chain import stage_seed
 from ders_core.codecs.codec import prefixed
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
+from ders_core.compute.progress import Meter
 from ders_core.errors import RecipeError
-from ders_core.packed.manifest import MANIFEST, PackedGroup
+from ders_core.packed.manifest import PackedGroup
 from ders_core.packed.patch import write_rollback
 from ders_core.recipe import Recipe
 from ders_core.recipe.summarise import rules_for
@@ -67,9 +68,11 @@ class FromPacked(TrainingInput):
         inherited = {name: getattr(known, name) for name in INHERITED}
         return config.model_copy(update={**inherited, "base": "frozen"})
 
-    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
+    def model(self, where: torch.device, windows: Windows, meter: Meter) -> TrainableModel:
+        meter.report("loading the upcycled checkpoint")
         network, blocks = load_upcycled(self._source, dtype=self.precision)
         network.to(where)
+        meter.report("adding deltas and comparing their start with the checkpoint")
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
         with torch.no_grad():
             before = network(input_ids=first, use_cache=False).logits
@@ -110,9 +113,7 @@ class FromPacked(TrainingInput):
         codecs = {(group.layer, group.projection): group.group_codec() for group in contents.groups}
         recipe = Recipe.model_validate(packed.manifest.recipe)
         recipe = recipe.model_copy(update={"name": self.config.name, "rules": rules_for(codecs)})
-        side_files = [
-            file for file in packed.store.side_files() if file.name not in (MANIFEST, *OWN_FILES)
-        ]
+        side_files = [file for file in packed.beside.files if file.name not in OWN_FILES]
         checksums = write_contents(
             partial, packed.config, packed.manifest.layout, recipe, contents, side_files
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ders_core.errors import EvaluationError
-from ders_core.evaluate.windows import read_text
+from ders_core.evaluate.corpus import plain_chat, templated
+from ders_core.files.texts import Document, Texts, read_documents
 
 IGNORED = -100
 """The label that transformers' loss ignores."""
@@ -25,21 +24,23 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
     """Windows of `window` tokens, cut end to end out of all documents.
 
     Every token of a text is a label. Of a chat, the assistant's tokens are labels if the
-    tokenizer's chat template marks them (`{% generation %}`); otherwise every token is.
+    tokenizer's chat template marks them (`{% generation %}`); otherwise every token is. Without a
+    template a chat is learned as a text (see `ders_core.evaluate.corpus.plain_chat`).
     """
 
     def __init__(
         self, files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, window: int
     ) -> None:
-        """Raises EvaluationError for a file that cannot be read, or too little text."""
+        """Raises EvaluationError for a text that cannot be read, or too little text.
+
+        files: files and directories (see `ders_core.files.texts`)."""
         tokens: list[torch.Tensor] = []
         labels: list[torch.Tensor] = []
-        for file in files:
-            for ids, learned in _documents(file, tokenizer):
-                document = torch.tensor(ids, dtype=torch.int32)
-                tokens.append(document)
-                mask = torch.tensor(learned) if learned is not None else None
-                labels.append(document if mask is None else torch.where(mask, document, IGNORED))
+        for ids, learned in _documents(files, tokenizer):
+            document = torch.tensor(ids, dtype=torch.int32)
+            tokens.append(document)
+            mask = torch.tensor(learned) if learned is not None else None
+            labels.append(document if mask is None else torch.where(mask, document, IGNORED))
         length = sum(map(len, tokens))
         if length < window:
             names = ", ".join(str(file) for file in files)
@@ -59,51 +60,33 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
 
 
 def _documents(
-    file: Path, tokenizer: PreTrainedTokenizerBase
+    files: Texts, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[int], list[bool] | None]]:
-    """(tokens, which of them are labels or None for all) of each document."""
-    path = file.expanduser()
-    text = read_text(path)
+    """(tokens, which of them are labels or None for all) of each document.
+
+    A document in a line of a file ends with the tokenizer's end of a text; a whole file does not.
+    """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    if path.suffix != ".jsonl":
+    for document in read_documents(files):
+        if document.text is None and tokenizer.chat_template:
+            yield _chat(document, tokenizer)
+            continue
+        text = plain_chat(document) if document.text is None else document.text
+        if document.line is not None:
+            yield tokenizer(text, verbose=False)["input_ids"] + end, None
+            continue
         for begin in range(0, len(text), PIECE):
             yield tokenizer(text[begin : begin + PIECE], verbose=False)["input_ids"], None
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{path}, line {number} is not JSON: {error}") from error
-        if isinstance(document, dict) and isinstance(document.get("text"), str):
-            yield tokenizer(document["text"], verbose=False)["input_ids"] + end, None
-        elif isinstance(document, dict) and isinstance(document.get("messages"), list):
-            yield _chat(document["messages"], tokenizer, f"{path}, line {number}")
-        else:
-            raise EvaluationError(
-                f"{path}, line {number} has neither a text nor messages; each line is such as "
-                '{"text": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}'
-            )
 
 
 def _chat(
-    messages: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+    document: Document, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[bool] | None]:
-    template = tokenizer.chat_template
-    if not template:
-        raise EvaluationError(
-            f"{where} is a chat, but the model's tokenizer has no chat template; give texts, or a "
-            "tokenizer with one"
-        )
-    marked = "{% generation" in str(template) or "{%- generation" in str(template)
-    try:
-        chat = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=marked
-        )
-    except Exception as error:  # a template can raise anything
-        reason = " ".join(str(error).split())
-        raise EvaluationError(f"{where}: the chat template refuses it: {reason}") from error
+    template = str(tokenizer.chat_template)
+    marked = "{% generation" in template or "{%- generation" in template
+    chat = templated(
+        document, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=marked
+    )
     if not marked:
         return chat["input_ids"], None
     return chat["input_ids"], [bool(marked) for marked in chat["assistant_masks"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from scipy.cluster.vq import kmeans2
 from torch import nn
 
 from ders_core.codecs.coding.prng import expert_seed
+from ders_core.compute.progress import Tell, untold
 
 SHARPNESS = 8.0
 """The logit of a token of average norm in the direction of a centre: the scale of the centres."""
@@ -34,14 +35,16 @@ def random_routers(
 def clustered_routers(
     model: nn.Module,
     ffns: Mapping[int, nn.Module],
-    batches: Iterable[torch.Tensor],
+    batches: Sequence[torch.Tensor],
     experts: int,
     seed: int,
+    tell: Tell = untold,
 ) -> dict[int, torch.Tensor]:
     """Layer -> `[experts, hidden]`: centres of the normalised inputs of its FFN (spherical
     k-means), so that experts get different tokens from the first step.
 
-    ffns: layer -> its dense FFN in the model. batches: int64 `[batch, window]`.
+    ffns: layer -> its dense FFN in the model. batches: int64 `[batch, window]`. tell: called with a
+    message before each batch and each layer.
     """
     seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in ffns}
     hooks = [
@@ -51,12 +54,17 @@ def clustered_routers(
         for layer, ffn in ffns.items()
     ]
     try:
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            tell(f"routers: running the text, batch {number} of {len(batches)}")
             model(input_ids=batch, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return {layer: _directions(torch.cat(seen.pop(layer)), experts, seed) for layer in ffns}
+    routers: dict[int, torch.Tensor] = {}
+    for layer in ffns:
+        tell(f"routers: clusters of layer {layer}")
+        routers[layer] = _directions(torch.cat(seen.pop(layer)), experts, seed)
+    return routers
 
 
 def _directions(points: torch.Tensor, experts: int, seed: int) -> torch.Tensor:

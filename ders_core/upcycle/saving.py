@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ders_core.codecs.group import GroupCodec, Stacked
+from ders_core.files.side_files import SideFile
 from ders_core.files.spec import NAMES, TensorSpec
 from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import PackedGroup, PackedSource
@@ -65,7 +66,7 @@ def save(
         extended=config.universal,
         rules=rules_for(codecs),
     )
-    side_files = dense.store.side_files()
+    side_files = dense.store.beside.files
     write_contents(directory, target.config, target.layout.family, recipe, contents, side_files)
 
 
@@ -75,7 +76,7 @@ def write_contents(
     layout: str,
     recipe: Recipe,
     contents: Contents,
-    side_files: Sequence[Path],
+    side_files: Sequence[SideFile],
 ) -> Mapping[str, str]:
     """Write a packed checkpoint into `directory`, which exists; return the hex SHA-256 of each
     tensor.

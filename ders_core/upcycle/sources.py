@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ders_core.compute.progress import Meter
 from ders_core.files.store import TensorStore
 from ders_core.hf import load_model, load_tokenizer
 from ders_core.upcycle.architecture import choose_target
@@ -50,8 +51,9 @@ class TrainingInput(ABC):
     config: UpcycleConfig
 
     @abstractmethod
-    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
-        """The MoE to train, on the device `where`. windows: of the training text."""
+    def model(self, where: torch.device, windows: Windows, meter: Meter) -> TrainableModel:
+        """The MoE to train, on the device `where`. windows: of the training text. meter: told what
+        is going on; it counts steps of the training, so nothing here advances it."""
 
     @abstractmethod
     def save(self, partial: Path, model: TrainableModel) -> None:
@@ -76,10 +78,12 @@ class FromDense(TrainingInput):
         self._target = choose_target(self._dense, config)
         self.store = self._dense.store
 
-    def model(self, where: torch.device, windows: Windows) -> TrainableModel:
+    def model(self, where: torch.device, windows: Windows, meter: Meter) -> TrainableModel:
+        meter.report("loading the dense model")
         network = load_model(self.store.path, dtype=self.precision).to(where)
         first = windows[0]["input_ids"].unsqueeze(0).to(where)
-        routers = self._routers(network, windows)
+        routers = self._routers(network, windows, meter)
+        meter.report("making the experts and comparing their start with the dense model")
         with torch.no_grad():
             before = network(input_ids=first, use_cache=False).logits
             blocks = upcycle_model(network, self.config, routers)
@@ -94,7 +98,9 @@ class FromDense(TrainingInput):
     def record(self) -> dict[str, Any]:
         return {"sets": [self.config.name], "dense_config": self._dense.config}
 
-    def _routers(self, network: PreTrainedModel, windows: Windows) -> dict[int, torch.Tensor]:
+    def _routers(
+        self, network: PreTrainedModel, windows: Windows, meter: Meter
+    ) -> dict[int, torch.Tensor]:
         config, router = self.config, self.config.router
         chosen = config.chosen_layers(self._dense.layers)
         if router.init == "random":
@@ -108,4 +114,5 @@ class FromDense(TrainingInput):
             rows.split(config.training.batch),
             config.experts,
             config.seed,
+            meter.report,
         )

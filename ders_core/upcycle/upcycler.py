@@ -12,19 +12,25 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.progress import Progress, quiet
+from ders_core.compute.progress import Meter, Progress, Tell, quiet
 from ders_core.errors import CheckpointError
 from ders_core.evaluate import evaluate
+from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import answers
 from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.windows import fitting_window, read_text, token_windows
+from ders_core.evaluate.windows import (
+    check_vocabulary,
+    fitting_window,
+    token_windows,
+)
+from ders_core.files.json_object import read_json
 from ders_core.files.output import new_target, output_directory, partial_path
-from ders_core.files.store import TensorStore, read_json
+from ders_core.files.store import TensorStore
 from ders_core.files.writer import write_json
-from ders_core.hf import load_tokenizer
+from ders_core.hf import describe, load_tokenizer
 from ders_core.hf.silence import silent
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
@@ -36,7 +42,7 @@ from ders_core.upcycle.history import HISTORY, read_history
 from ders_core.upcycle.saving import RECORD, public_config
 from ders_core.upcycle.sources import FromDense, TrainableModel, TrainingInput
 from ders_core.upcycle.trainer import UpcyclingTrainer
-from ders_core.upcycle.training import train
+from ders_core.upcycle.training import computable, last_step, train
 
 CHECKPOINTS = ".training"
 """The folder of training checkpoints in an unfinished output."""
@@ -50,7 +56,9 @@ class UpcycleResult:
     parameters: values that the packed checkpoint stores; trained: how many of them were trained.
     start_difference: the largest difference of a logit between the model that came in and the MoE
     before the first step. dense_bytes, packed_bytes: of the weight files. moe_bytes: of the MoE
-    that the packed checkpoint stands for. peak_memory: bytes, from the history.
+    that the packed checkpoint stands for. peak_memory: bytes, from the history. precision: the
+    dtype of computation, and why it is not the one that was asked for; "" in records of earlier
+    versions.
     """
 
     out: str
@@ -67,6 +75,7 @@ class UpcycleResult:
     peak_memory: int
     device: str
     seconds: float
+    precision: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,7 +94,8 @@ def upcycle(
     `out` as a packed checkpoint.
 
     resume: continue from the last training checkpoint of an interrupted run of the same model and
-    configuration. progress counts steps. Under `torchrun` or `accelerate launch` every process
+    configuration. With `bf16` on a device that has no instructions for it, float32 is computed, and
+    the result says so. progress counts steps. Under `torchrun` or `accelerate launch` every process
     calls this; the first one writes.
     Raises DersError and its children. Then there is no `out`, and `<out>.partial` keeps the
     training checkpoints.
@@ -122,20 +132,25 @@ def _run(
     config = start.config
     if where.type == "cuda":
         where = processes.device
+    start.config, precision = computable(config, where)
     begun = time.monotonic()
+    meter = Meter(config.training.steps, progress if processes.is_main_process else quiet)
+    done = last_step(partial_path(place) / CHECKPOINTS) if resume else 0
+    meter.at(done, "reading the texts")
+    texts = _Texts.of(start)  # before there is a directory: what is refused leaves none
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
-        _train(start, partial_path(place), where, None)
+        _train(start, texts, partial_path(place), where, meter, None)
         processes.wait_for_everyone()
         return read_result(place)
-    content = start.store.content()
+    content = start.store.content(lambda _, message: meter.report(message))
     work = {"from": content, "config": config.model_dump(mode="json")}
     with output_directory(place, work=work, resume=resume) as partial:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
         processes.wait_for_everyone()
-        model = _train(start, partial, where, progress)
+        model = _train(start, texts, partial, where, meter, partial / HISTORY)
         steps = config.training.steps
-        progress(steps, steps, "writing the packed checkpoint")
+        meter.finish("writing the packed checkpoint")
         start.save(partial, model)
         _check_content(start.store.path, content)
         record = {"config": public_config(config), "modules": model.modules, **start.record()}
@@ -144,7 +159,7 @@ def _run(
             parameter.numel() for parameter in model.network.parameters() if parameter.requires_grad
         )
         model.network.to("meta")  # frees its memory for the measurement
-        quality = _evaluate_written(start, partial, where, progress)
+        quality = _evaluate_written(start, partial, where, meter)
         packed = PackedCheckpoint(partial)
         result = UpcycleResult(
             out=str(place),
@@ -161,6 +176,7 @@ def _run(
             peak_memory=int(read_history(partial).steps["memory"].max()),
             device=device_label(where),
             seconds=time.monotonic() - begun,
+            precision=precision,
         )
         fields = {key: value for key, value in result.to_dict().items() if key != "out"}
         write_json(partial / RECORD, {"result": fields, **record})
@@ -182,15 +198,40 @@ def read_result(out: Path) -> UpcycleResult:
     return UpcycleResult(out=str(out), **read_json(out / RECORD)["result"])
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """The texts as windows of tokens. heldout: `[n, window]` int64, None without one."""
+
+    training: Windows
+    heldout: torch.Tensor | None
+
+    @classmethod
+    def of(cls, start: TrainingInput) -> _Texts:
+        """Raises EvaluationError for a text that cannot be used."""
+        config = start.config
+        facts = describe(start.store.path)
+        tokenizer = load_tokenizer(facts.path)
+        window = fitting_window(config.data.window, [facts.positions])
+        training, heldout = Windows(config.data.texts, tokenizer, window), None
+        check_vocabulary(training.tokens, facts.vocabulary, tokenizer, facts.path)
+        if config.data.heldout is not None:
+            text, tokens = read_text(config.data.heldout, tokenizer), config.training.heldout_tokens
+            heldout = token_windows(tokenizer, text, window, tokens)
+            check_vocabulary(heldout, facts.vocabulary, tokenizer, facts.path)
+        return cls(training, heldout)
+
+
 def _train(
-    start: TrainingInput, partial: Path, where: torch.device, progress: Progress | None
+    start: TrainingInput,
+    texts: _Texts,
+    partial: Path,
+    where: torch.device,
+    meter: Meter,
+    history: Path | None,
 ) -> TrainableModel:
-    """Make the MoE and train it. progress: None in processes that only compute along."""
-    config = start.config
-    tokenizer = load_tokenizer(start.store.path)
-    window = fitting_window(config.data.window, [start.store.config])
-    windows = Windows(config.data.texts, tokenizer, window)
-    model = start.model(where, windows)
+    """Make the MoE and train it. history: None in processes that only compute along."""
+    config, windows = start.config, texts.training
+    model = start.model(where, windows, meter)
     with silent():
         trainer = UpcyclingTrainer(
             model.network, model.blocks, config, windows, partial / CHECKPOINTS, where.type
@@ -199,23 +240,22 @@ def _train(
         train(
             trainer,
             config,
-            partial / HISTORY if progress is not None else None,
-            progress or quiet,
-            _measure(model.network, tokenizer, config, window),
+            history,
+            meter,
+            _measure(texts.heldout, config.training.batch),
         )
     model.network.eval()
     return model
 
 
 def _evaluate_written(
-    start: TrainingInput, partial: Path, where: torch.device, progress: Progress
+    start: TrainingInput, partial: Path, where: torch.device, meter: Meter
 ) -> Quality | None:
     """Compare the packed checkpoint with the model that came in, if there is a held-out text."""
     config = start.config
     if config.data.heldout is None:
         return None
-    steps = config.training.steps
-    progress(steps, steps, "measuring what was written")
+    meter.report("measuring what was written")
     return evaluate(
         partial,
         start.store.path,
@@ -228,19 +268,16 @@ def _evaluate_written(
     )
 
 
-def _measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: UpcycleConfig, window: int
-) -> Measure | None:
-    """A function that measures the perplexity on the held-out text; None if there is none."""
-    if config.data.heldout is None:
+def _measure(windows: torch.Tensor | None, batch: int) -> Measure | None:
+    """A function that measures a model's perplexity on the held-out text; None if there is none."""
+    if windows is None:
         return None
-    text, tokens = read_text(config.data.heldout), config.training.heldout_tokens
-    windows = token_windows(tokenizer, text, window, tokens)
 
-    def measure() -> float:
+    def measure(model: PreTrainedModel, tell: Tell) -> float:
         totals = Totals()
-        for batch in answers(model, windows, config.training.batch):
-            totals.add(batch)
+        for number, window_answers in enumerate(answers(model, windows, batch), 1):
+            totals.add(window_answers)
+            tell(f"measuring the held-out text: window {number} of {len(windows)}")
         return totals.perplexity
 
     return measure

@@ -76,7 +76,7 @@ def test_estimated_spectra_scale(
     factor: float, kind: str, checkpoint_of: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of matrices that are too large for exact ones."""
-    monkeypatch.setattr("ders_core.analysis.spectra.DOUBLE_BELOW", 8)
+    monkeypatch.setattr("ders_core.analysis.spectra.EXACT_BELOW", 8)
     random = torch.Generator().manual_seed(4)
     weights = torch.randn(2, 300, 280, generator=random)
     found = []

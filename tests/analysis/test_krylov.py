@@ -91,7 +91,10 @@ def test_the_curve_is_within_what_it_promises(delta: torch.Tensor, dtype: torch.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("rank", "noise"),
-    [(1, 0), (5, 0), (5, 1e-6), (HEAD, 0), (HEAD + 1, 0), (40, 0), (40, 1e-6), (128, 0)],
+    [
+        *[(1, 0), (5, 0), (5, 1e-6), (HEAD, 0), (HEAD + 1, 0), (40, 0), (40, 1e-6), (128, 0)],
+        *[(256, 0), (400, 0)],
+    ],
 )
 def test_an_exactly_low_rank_is_not_lifted_by_rounding(
     rank: int, noise: float, dtype: torch.dtype
@@ -169,3 +172,33 @@ def test_an_analysis_tells_which_kind_it_has(large: Checkpoint, tmp_path: Path) 
         assert rank_for_energy(curves, 0, "down", energy) == pytest.approx(wanted, rel=0.03)
     with raises_saying(ValueError, "all", "none, head, curve, exact"):
         analyze(large, spectra="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("exact", torch.float32), *(("curve", dtype) for dtype in DTYPES)]
+)
+def test_experts_made_by_adapters_have_the_rank_of_their_adapters(
+    kind: str,
+    dtype: torch.dtype,
+    checkpoint_of: Callable[..., Checkpoint],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """W + B_i A_i in float32, against the singular values of the small factors in float64."""
+    monkeypatch.setattr("ders_core.analysis.spectra.product_dtype", lambda device: dtype)
+    experts, rank, shape = 3, 4, (1700, 1600)
+    random = torch.Generator().manual_seed(2)
+    left = torch.randn(experts, shape[0], rank, generator=random, dtype=torch.float64)
+    right = torch.randn(experts, rank, shape[1], generator=random, dtype=torch.float64) * 1e-3
+    base = torch.randn(shape, generator=random) * 0.02
+    checkpoint = checkpoint_of((base + left @ right).float())
+    monkeypatch.setattr(checkpoint, "groups", lambda: [checkpoint.group(0, "gate")])
+    table = analyze(checkpoint, spectra=kind).experts.set_index("expert")  # type: ignore[arg-type]
+    for expert in range(experts):
+        shares = torch.full((experts, 1, 1), -1 / experts, dtype=torch.float64)
+        shares[expert] += 1
+        factors = torch.cat(list(left * shares), 1), torch.cat(list(right), 0)
+        first, second = torch.linalg.qr(factors[0])[1], torch.linalg.qr(factors[1].T)[1]
+        wanted = spectrum_of(np.linalg.svd((first @ second.T).numpy(), compute_uv=False))
+        row = table.loc[expert]
+        assert row["effective_rank"] == pytest.approx(wanted.effective_rank, rel=0.01)
+        assert row["stable_rank"] == pytest.approx(wanted.stable_rank, rel=0.01)

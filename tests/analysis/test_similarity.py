@@ -49,7 +49,10 @@ def test_one_minus_cos_keeps_its_digits(
     weights = weights.to(dtype)
     statistics = group_statistics(group_of(weights))
     wanted = exact_one_minus_cos(weights)
-    np.testing.assert_allclose(statistics.one_minus_cos, wanted, rtol=2e-3, atol=1e-13)
+    # products of deltas and the base are float32: a part of the deltas' own share is rounding
+    share = (statistics.norm_delta.max() / statistics.norm.min()) ** 2
+    rounding = share * torch.finfo(torch.float32).eps
+    np.testing.assert_allclose(statistics.one_minus_cos, wanted, rtol=2e-3, atol=rounding)
 
 
 @settings(max_examples=15, deadline=None)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from support.calibrate_support import FAMILIES, SIZES, TOKENS, WINDOW, Tiny, expected
 from support.changed_bytes import change_unseen
 from support.messages import raises_saying
+from support.odd_models import own_code_model, with_added_token
 from typer.testing import CliRunner
 
 from ders_core.calibrate import calibrate
@@ -22,6 +23,7 @@ from ders_core.calibrate.locate import WeightLocation
 from ders_core.calibrate.observer import InputObserver, Sums
 from ders_core.checkpoint.quantized import fp8
 from ders_core.cli.main import app
+from ders_core.compute import precision
 from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration, write_calibration
@@ -132,14 +134,28 @@ def test_the_checkpoints_own_dtype(
     calibration: Calibration, saved: Callable[[str], Path], text_file: Path, tmp_path: Path
 ) -> None:
     """bfloat16 computes nearly the same, and twice the same bytes."""
-    first = measure(saved("mixtral"), tmp_path / "first", text_file, dtype=None)
-    second = measure(saved("mixtral"), tmp_path / "second", text_file, dtype=None)
+    dtype = torch.bfloat16
+    first = measure(saved("mixtral"), tmp_path / "first", text_file, dtype=dtype)
+    second = measure(saved("mixtral"), tmp_path / "second", text_file, dtype=dtype)
+    assert first.dtype == "bfloat16"
     assert first.path.read_bytes() == second.path.read_bytes()
     for layer in first.layers:
         one, other = first.moments(layer, "up"), calibration.moments(layer, "up")
         assert one is not None
         assert other is not None
         assert float((one - other).norm() / other.norm()) < 0.02
+
+
+def test_auto_computes_in_what_the_cpu_multiplies(
+    saved: Callable[[str], Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has, dtype in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(precision, "multiplies", lambda dtype, device, has=has: has)
+        measured = measure(saved("mixtral"), tmp_path / dtype, text_file, dtype=None)
+        assert measured.dtype == Calibration.open(tmp_path / dtype).dtype == dtype
 
 
 def test_weights_that_are_copied_into_another_dtype_are_followed(
@@ -149,7 +165,7 @@ def test_weights_that_are_copied_into_another_dtype_are_followed(
     config = transformers.OpenAIPrivacyFilterConfig(num_local_experts=4, head_dim=8, **SIZES)
     build = lambda: transformers.OpenAIPrivacyFilterForTokenClassification(config)  # noqa: E731
     directory = Tiny(build, [], "").save(tmp_path / "model", tokenizer)
-    copied = measure(directory, tmp_path / "copied", text_file, dtype=None)
+    copied = measure(directory, tmp_path / "copied", text_file, dtype=torch.bfloat16)
     plain = measure(directory, tmp_path / "plain", text_file)
     for layer in plain.layers:
         assert int(copied.routed(layer).sum()) == 2 * READ
@@ -286,6 +302,24 @@ def test_a_packed_checkpoint_is_measured_as_what_it_stands_for(
     calibration.check(open_checkpoint(pair.packed))
     with pytest.raises(CheckpointError):
         calibration.check(open_checkpoint(pair.original))
+
+
+def test_a_token_that_the_model_does_not_know_is_named(
+    saved: Callable[[str], Path], text_file: Path, tmp_path: Path
+) -> None:
+    added = with_added_token(saved("mixtral"), tmp_path / "added")
+    with raises_saying(EvaluationError, added, "'miller'", "token 384", "0 to 383"):
+        measure(added, tmp_path / "c", text_file)
+
+
+def test_code_of_the_models_own_is_run_if_it_is_trusted(
+    tokenizer: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = own_code_model(tmp_path, tokenizer, monkeypatch)
+    with raises_saying(CheckpointError, directory, "modeling_toy.py", "--trust-remote-code"):
+        measure(directory, tmp_path / "c", text_file)
+    with raises_saying(EvaluationError, "every expert received every token"):
+        measure(directory, tmp_path / "c", text_file, trust_remote_code=True)
 
 
 def test_codes_are_not_measured_out_of_a_packed_checkpoint(text_file: Path, tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def test_experts_of_unequal_shapes(mixtral_dir: Path, copy_of: Callable[[Path], 
 def test_experts_of_unequal_dtypes(mixtral_dir: Path, copy_of: Callable[[Path], Path]) -> None:
     directory = copy_of(mixtral_dir)
     edit_tensors(directory, lambda t: t | {GATE.format(2): t[GATE.format(2)].half()})
-    refused(directory, "layer 1, gate", "expert 2", "F16", "BF16")
+    refused(directory, "layer 1, gate", "expert 2", "F16", "BF16", "one dtype", "convert")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(directory)
+    assert "damaged" not in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(64,), (1, 112, 64), (0, 64)])

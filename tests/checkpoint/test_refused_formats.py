@@ -310,6 +310,19 @@ def test_scales_that_do_not_fit(header: Header, blamed: str | None, why: str, he
     assert "forged.safetensors" in message
 
 
+def test_a_cast_to_fp8_is_told_from_a_missing_shard(headed: Any) -> None:
+    cast = {"a.weight": (E4M3, (8, 8)), "b.weight": (E4M3, (8, 8)), "c.weight": (BF16, (8, 8))}
+    for config in ({}, fp8_config()):
+        message = refusal(config, headed({**ROUTER, **cast}))
+        for fact in ("'a.weight'", "F8_E4M3", "cast to fp8 without scales", "bfloat16"):
+            assert fact in message
+        assert "shard" not in message
+    for scales in ("b.weight_scale_inv", "b.scale", "c.weight_scale_inv"):
+        message = refusal({}, headed({**ROUTER, **cast, scales: (F32, (1, 1))}))
+        assert "shard may be missing" in message
+        assert "cast" not in message
+
+
 @pytest.mark.parametrize("block", [[128], [0, 128], "128", [1.5, 2], [True, 128]])
 def test_a_block_that_makes_no_sense(block: Any, headed: Any) -> None:
     tensors = headed({"a.weight": (E4M3, (8, 8)), "a.weight_scale_inv": (F32, (1, 1))})

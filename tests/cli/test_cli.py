@@ -103,6 +103,12 @@ def test_eval(mixtral_dir: Path, packed: Path, tmp_path: Path, tiny_text: str) -
     )
     assert quality["tokens"] == 511
     assert quality["kl"] > 0
+    begin, rest = tmp_path / "begin.jsonl", tmp_path / "rest.txt"
+    line, _, later = tiny_text.partition("\n")
+    begin.write_text(json.dumps({"text": line}) + "\n", encoding="utf-8")
+    rest.write_text(later, encoding="utf-8")
+    again = as_json("eval", packed, "--text", begin, "--text", rest, "--max-tokens", "600")
+    assert again["perplexity"] == quality["perplexity"]
     for key in ("perplexity", "reference_perplexity", "top1_agreement", "routing_agreement"):
         assert quality[key] > 0
 

@@ -43,3 +43,42 @@ def test_the_command(dense_parent_dir: Path, tiny_text: str, tmp_path: Path) -> 
     assert done.stderr.count("\n") == 1
     for fact in ("u.yaml", "line 3", "'expert'"):
         assert fact in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "fact"),
+    [
+        ("texts", b"{broken\n", "line 1"),
+        ("heldout", b'{"prompt": "a"}\n', "line 1"),
+        ("heldout", b'{"text": "a few"}\n', "too few"),
+        ("texts", None, "No such file"),
+    ],
+)
+def test_a_text_that_is_refused_leaves_nothing_behind(
+    field: str,
+    content: bytes | None,
+    fact: str,
+    dense_parent_dir: Path,
+    tiny_text: str,
+    tmp_path: Path,
+) -> None:
+    """So that the corrected try is not taken for an unfinished run."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("texts", "heldout")}
+    for file in files.values():
+        file.write_text(json.dumps({"text": tiny_text}) + "\n", encoding="utf-8")
+    files[field].unlink()
+    if content is not None:
+        files[field].write_bytes(content)
+    config = tmp_path / "u.yaml"
+    config.write_text(
+        "name: x\nexperts: 2\nforms: [{form: lowrank, rank: 1}]\n"
+        f"data: {{texts: {files['texts']}, heldout: {files['heldout']}, window: 32}}\n"
+        "training: {steps: 1, batch: 2, warmup: 0}\n",
+        encoding="utf-8",
+    )
+    before = sorted(tmp_path.iterdir())
+    done = ders("upcycle", dense_parent_dir, tmp_path / "out", "--config", config)
+    assert done.returncode == 1
+    assert "ders: " in done.stderr.splitlines()[-1]
+    assert fact in done.stderr.splitlines()[-1]
+    assert sorted(tmp_path.iterdir()) == before

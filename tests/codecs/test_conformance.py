@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.codec_support import STRENGTHS, gauss, inputs
-from support.codec_support import second_moments as moments_of
+from support.codec_support import STRENGTHS, context, gauss, inputs, second_moments
 
 from ders_core.codecs import CODECS, Codec, EncodeContext, Keep, Parts, make_codec
 from ders_core.codecs.testing import (
@@ -24,6 +21,7 @@ from ders_core.codecs.testing import (
     check_packing,
     examples_of,
 )
+from ders_core.compute.threads import one_thread
 from ders_core.files.spec import TensorSpec
 
 EXAMPLES = list(
@@ -68,7 +66,9 @@ def test_any_weight_is_packed_as_promised(
     weight = (base.float() + gauss((out, width), seed % 1000)).to(dtype)
     moments = None
     if calibration != "none":
-        moments = moments_of(inputs(width, tokens=1 + seed % 60))  # often of less than full rank
+        moments = second_moments(
+            inputs(width, tokens=1 + seed % 60)
+        )  # often of less than full rank
         moments = moments.diagonal() if calibration == "diagonal" else moments
     delta = weight.float() - base.float()
     check_packing(
@@ -120,39 +120,29 @@ def test_the_checks_see_faults(fault: str) -> None:
         CODECS.unregister("faulty")
 
 
-THREADS = """
-import hashlib, sys, torch
-sys.path.insert(0, sys.argv[2])
-from support.codec_support import STRENGTHS, context, gauss, inputs, second_moments
-from ders_core.codecs import make_codec
-from ders_core.compute.threads import one_thread
-
-torch.set_num_threads(int(sys.argv[1]))
-with one_thread():
-    delta, moments = gauss((150, 300)), second_moments(inputs(300))
-    for fields in [*STRENGTHS, {"codec": "lossless"}]:
-        codec = make_codec(fields).fit([delta])
-        digest = hashlib.sha256()
-        for model in (context(torch.bfloat16), context(torch.bfloat16, 5, moments)):
-            parts = codec.pack(delta.bfloat16(), torch.zeros_like(delta).bfloat16(), model)
-            for name in sorted(parts):
-                digest.update(parts[name].flatten().view(torch.uint8).numpy().tobytes())
-        print(codec.label, digest.hexdigest())
-"""
+def digests(threads: int) -> list[tuple[str, str]]:
+    """What each codec packs, where torch may use so many threads."""
+    before, packed = torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    try:
+        with one_thread():
+            delta, moments = gauss((150, 300)), second_moments(inputs(300))
+            for fields in [*STRENGTHS, {"codec": "lossless"}]:
+                codec = make_codec(fields).fit([delta])
+                digest = hashlib.sha256()
+                for model in (context(torch.bfloat16), context(torch.bfloat16, 5, moments)):
+                    parts = codec.pack(delta.bfloat16(), torch.zeros_like(delta).bfloat16(), model)
+                    for name in sorted(parts):
+                        digest.update(parts[name].flatten().view(torch.uint8).numpy().tobytes())
+                packed.append((codec.label, digest.hexdigest()))
+    finally:
+        torch.set_num_threads(before)
+    return packed
 
 
 @pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
-    """As groups are encoded: in processes that were given 1 and 2 threads."""
-    here = str(Path(__file__).parents[1])
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", THREADS, threads, here],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        for threads in ("1", "2")
-    ]
-    assert len(outputs[0]) == len(STRENGTHS) + 1
-    assert outputs[0] == outputs[1]
+    """As groups are encoded."""
+    packed = digests(1)
+    assert len(packed) == len(STRENGTHS) + 1
+    assert packed == digests(2)

@@ -14,6 +14,7 @@ from support.evaluate_support import TOKENS, WINDOW, measure
 
 from ders_core.evaluate.metrics import divergence, overlap
 from ders_core.hf import load_model, load_tokenizer
+from ders_core.hf.routing import NONE
 
 
 def windows_of(directory: Path, text: Path) -> torch.Tensor:
@@ -85,6 +86,14 @@ def test_kl_and_agreements_are_those_of_float64(
     assert quality.routing_agreement < 1
 
 
+def test_the_package_is_called_as_its_function(mixtral_dir: Path, text_file: Path) -> None:
+    from ders_core import evaluate
+
+    quality = evaluate(mixtral_dir, text=text_file, max_tokens=62)  # type: ignore[operator]
+    same = evaluate.evaluate(mixtral_dir, text=text_file, max_tokens=62)
+    assert quality.perplexity == same.perplexity
+
+
 def test_divergence_and_overlap_by_hand() -> None:
     first = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
     second = torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
@@ -94,6 +103,9 @@ def test_divergence_and_overlap_by_hand() -> None:
     chosen = torch.tensor([[[0, 1], [2, 3]]])
     other = torch.tensor([[[1, 0], [3, 4]]])
     assert overlap(chosen, other).tolist() == [[1.0, 0.5]]
+    some, none = torch.tensor([[[2, NONE], [NONE, NONE]]]), torch.full((1, 2, 2), NONE)
+    assert overlap(some, torch.tensor([[[2, 5], [NONE, 3]]])).tolist() == [[0.5, 0.0]]
+    assert overlap(some, none).tolist() == [[0.0, 1.0]]
 
 
 def test_a_dense_parent_is_compared_without_routing(

@@ -16,10 +16,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support.moe_families import EXPERTS, NO_MOE, PART_OF_ANOTHER, Family, families, walk
+from support.moe_families import (
+    EXPERTS,
+    NO_MOE,
+    PART_OF_ANOTHER,
+    TOKENS,
+    Family,
+    families,
+    walk,
+)
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import ders_core.hf  # noqa: F401  teaches transformers the packed format
+from ders_core.calibrate.locate import locate_weights
+from ders_core.calibrate.observer import InputObserver, Sums
 from ders_core.checkpoint import PROJECTIONS, ExpertGroup
 from ders_core.codecs import (
     Chain,
@@ -33,8 +43,10 @@ from ders_core.codecs import (
     Sparse,
 )
 from ders_core.codecs.coding.prng import expert_seed
+from ders_core.hf.routing import recorded_choices
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.calibration import IN, SIDES
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe, Rule
@@ -52,10 +64,6 @@ CODECS: tuple[Codec, ...] = (
     Chain(stages=(LowRank(rank=1), Quantized(bits=2, group_size=8))),
 )
 """What loses something."""
-
-SLOTS = 2
-"""Recipes that each family meets. Each has another codec for every projection: the next ones in
-turn, so that a family meets six codecs, and a codec meets many families in every projection."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,9 @@ class Case:
         return model
 
     def logits(self, path: Path) -> torch.Tensor:
-        model = self.load(path)
+        return self.answer(self.load(path))
+
+    def answer(self, model: PreTrainedModel) -> torch.Tensor:
         torch.manual_seed(0)  # a diffusion model draws what it starts from
         with torch.inference_mode():
             answer = model(**self.family.inputs())
@@ -104,9 +114,14 @@ def case(
 
 
 @pytest.fixture(scope="module")
-def logits(case: Case) -> torch.Tensor:
+def original(case: Case) -> PreTrainedModel:
+    return case.load(case.path)
+
+
+@pytest.fixture(scope="module")
+def logits(case: Case, original: PreTrainedModel) -> torch.Tensor:
     """What the original answers."""
-    logits = case.logits(case.path)
+    logits = case.answer(original)
     assert bool(torch.isfinite(logits).all())
     assert logits.float().std() > 0
     return logits
@@ -178,11 +193,55 @@ def test_what_loses_nothing_is_bit_equal(case: Case, logits: torch.Tensor, tmp_p
         assert tensor.dtype == after[name].dtype
 
 
-@pytest.mark.parametrize("slot", range(SLOTS))
-def test_logits_are_those_of_the_synthesized_weights(
-    case: Case, logits: torch.Tensor, slot: int, tmp_path: Path
+UNSEEN = {
+    "diffusion_gemma": "it runs the text several times in one forward pass",
+    "nllb-moe": "transformers 5.23 takes its mask of chosen experts for their numbers",
+}
+"""Families whose choice of experts is not told, and why."""
+
+
+def test_the_choice_of_experts_is_what_they_multiplied(
+    case: Case, logits: torch.Tensor, original: PreTrainedModel
 ) -> None:
-    first = case.number + len(PROJECTIONS) * (SLOTS * case.number + slot)
+    """Counted at the matrix products, which know the experts by the addresses of their weights."""
+    torch.manual_seed(0)
+    for name, table in original.named_buffers():
+        if name.endswith("tid2eid"):  # DeepSeek-V4's, of the experts of each token: here all zeros
+            table.copy_(torch.stack([torch.randperm(EXPERTS)[: table.shape[1]] for _ in table]))
+    checkpoint = open_checkpoint(case.path)
+    original.set_experts_implementation("eager")  # products of one expert after another
+    locations = locate_weights(original, checkpoint)
+    held = {location.layer for location in locations.values()}
+    sums = {
+        (group.layer, SIDES[group.projection]): Sums.empty(
+            group.shape[0], group.shape[2], 64, original.device
+        )
+        for group in checkpoint.groups()
+        if group.layer in held
+    }
+    torch.manual_seed(0)
+    observer = InputObserver(locations, sums)
+    with torch.no_grad(), recorded_choices(original) as choices, observer:
+        original(**case.family.inputs())
+    chosen = choices.take(TOKENS)
+    if case.family.model_type in UNSEEN:
+        assert chosen is None
+        return
+    assert chosen is not None
+    counts = [sums[layer, IN].counts for layer in sorted(held)]
+    reached = [count for count in counts if bool(count.any())]
+    assert len(chosen) == len(reached)
+    for layer, count in zip(chosen, reached, strict=True):
+        recorded = layer[layer >= 0].bincount(minlength=len(count))[: len(count)]
+        assert torch.equal(recorded, count)
+
+
+def test_logits_are_those_of_the_synthesized_weights(
+    case: Case, logits: torch.Tensor, tmp_path: Path
+) -> None:
+    """Every projection has another codec: the next ones in turn, so that each codec meets many
+    families in each projection."""
+    first = (1 + len(PROJECTIONS)) * case.number
     codecs = {
         projection: CODECS[(first + place) % len(CODECS)]
         for place, projection in enumerate(PROJECTIONS)

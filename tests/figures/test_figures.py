@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -156,6 +157,8 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
     page = figures.report_html(analysis)
     assert analysis.verdict.sentence in page.replace("&#x27;", "'")
     assert "Layer 1, down" in page
+    tags = re.sub(r"(<script[^>]*>).*?(</script>)", r"\1\2", page, flags=re.DOTALL)
+    assert not re.search(r"<[^>]+\b(src|href)=", tags)
     assert 'src="http' not in page
     assert page.count("plotly.js v") == 1
     sentence = analysis.about_clusters(1, "down")

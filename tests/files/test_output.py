@@ -20,13 +20,13 @@ from ders_core.errors import (
 )
 from ders_core.files.output import (
     STATE,
-    copy_files,
     new_file,
     new_target,
     output_directory,
     partial_path,
     refused_writes,
 )
+from ders_core.files.side_files import SideFile, copy_side_files
 
 WORK = {"recipe": "two", "seed": 3}
 
@@ -316,6 +316,6 @@ def test_files_are_copied_by_content(tmp_path: Path) -> None:
     (tmp_path / "blob").write_text("x")
     (tmp_path / "a.json").symlink_to(tmp_path / "blob")  # as a hub cache keeps files
     (tmp_path / "out").mkdir()
-    copy_files([tmp_path / "a.json"], tmp_path / "out")
+    copy_side_files([SideFile("a.json", tmp_path / "a.json")], tmp_path / "out")
     assert not (tmp_path / "out" / "a.json").is_symlink()
     assert (tmp_path / "out" / "a.json").read_text() == "x"

@@ -25,6 +25,7 @@ from ders_core.analysis.summary import summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import CheckpointError
 from ders_core.files import remote
+from ders_core.files.model_files import INDEX
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import encode_header, shards, write_index
@@ -62,7 +63,7 @@ def same(far: Checkpoint, near: Checkpoint) -> None:
         assert torch.equal(other.read(), group.read())
         assert torch.equal(other.read(1, slice(2, 5)), group.read(1, slice(2, 5)))
         assert torch.equal(other.middle(3, 100), group.middle(3, 100))
-    assert [file.name for file in far.side_files()] == [file.name for file in near.side_files()]
+    assert [file.name for file in far.beside.files] == [file.name for file in near.beside.files]
     assert summarize(far) == summarize(near)
 
 
@@ -160,7 +161,7 @@ def mixtral_8x7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
         header = encode_header(specs)
         (directory / name).write_bytes(header)
         os.truncate(directory / name, len(header) + sum(spec.nbytes for spec in specs.values()))
-    write_index(directory, files)
+    write_index(directory / INDEX, files)
     config = {"model_type": "mixtral", "num_hidden_layers": layers, "num_local_experts": experts}
     (directory / "config.json").write_text(json.dumps(config))
     return directory

@@ -19,8 +19,9 @@ from support.any_tensors import FILES, same_bits, tensor_sets
 from support.messages import raises_saying
 
 from ders_core.files.header import read_header
+from ders_core.files.model_files import INDEX, index_name
 from ders_core.files.spec import DTYPES, TensorSpec
-from ders_core.files.store import INDEX, TensorStore
+from ders_core.files.store import TensorStore
 from ders_core.files.writer import (
     encode_header,
     file_bytes,
@@ -167,10 +168,13 @@ def test_the_index_is_what_transformers_writes(tmp_path: Path, models: dict[str,
     assert len(files) > 2
     (tmp_path / "ours").mkdir()
     parameters = {key: wanted["metadata"][key] for key in wanted["metadata"] if key != "total_size"}
-    write_index(tmp_path / "ours", files, parameters)
+    write_index(tmp_path / "ours" / INDEX, files, parameters)
     assert json.loads((tmp_path / "ours" / INDEX).read_text()) == wanted
 
 
-def test_one_file_has_no_index(tmp_path: Path) -> None:
-    write_index(tmp_path, {"model.safetensors": {"a": TensorSpec(torch.uint8, (3,))}})
-    assert list(tmp_path.iterdir()) == []
+def test_one_file_has_no_index() -> None:
+    assert index_name({}, ["model.safetensors"]) is None
+    assert index_name({}, ["model-00001-of-00001.safetensors"]) == INDEX
+    assert index_name({"transformers_weights": "a.safetensors"}, ["a.safetensors"]) is None
+    named = "a.safetensors.index.json"
+    assert index_name({"transformers_weights": named}, ["b.safetensors"]) == named

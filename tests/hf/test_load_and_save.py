@@ -261,6 +261,21 @@ def test_code_in_a_checkpoint_is_not_run(mixtral_dir: Path, tmp_path: Path) -> N
     assert not ran.exists()
 
 
+def test_a_missing_package_is_named_and_not_the_experts(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts are missing too, but that is not why the model did not load."""
+    directory = copied(mixtral_dir, tmp_path / "copy")
+    _change(lambda tensors: tensors.pop(EXPERT))(directory)
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise ImportError("this needs the package gptqmodel; run `pip install gptqmodel`")
+
+    monkeypatch.setattr(transformers.MixtralForCausalLM, "from_pretrained", fail)
+    with raises_saying(CheckpointError, directory, "transformers", "pip install gptqmodel"):
+        load_model(directory)
+
+
 def test_a_tokenizer_or_a_clear_refusal(mixtral_dir: Path, tmp_path: Path, tiny_text: str) -> None:
     tokenizer = load_tokenizer(mixtral_dir)
     reference = transformers.AutoTokenizer.from_pretrained(mixtral_dir)

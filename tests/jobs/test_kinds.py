@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from support.jobs_support import FAST_RECIPE
 from support.messages import raises_saying
+from support.odd_models import own_code_model
 
 import ders_core.analysis.analyzer
 import ders_core.demo
@@ -107,6 +109,70 @@ def test_evaluate_alone(
     result = result_of(do(workspace, "evaluate", spec))
     assert result["perplexity"] > 1
     assert result["kl"] is None
+    halves = tmp_path / "halves"
+    halves.mkdir()
+    middle = tiny_text.index("\n") + 1
+    (halves / "1.txt").write_text(tiny_text[:middle])
+    (tmp_path / "2.txt").write_text(tiny_text[middle:])
+    several = spec | {"text": [str(halves), f" '{tmp_path / '2.txt'}' "]}
+    again = result_of(do(workspace, "evaluate", several))
+    assert again["perplexity"] == result["perplexity"]
+
+
+def test_a_run_refuses_what_evaluation_would_refuse_before_it_compresses(
+    workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_path: Path
+) -> None:
+    strange, text, short = tmp_path / "strange", tmp_path / "text.txt", tmp_path / "short.txt"
+    text.write_text(tiny_text)
+    short.write_text("a")
+    shutil.copytree(mixtral_dir, strange)
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
+    for model, file, fact in ((mixtral_dir, short, "text"), (strange, text, "strange")):
+        spec = {"checkpoint": str(model), "recipe": FAST_RECIPE, "text": str(file), "workers": 1}
+        job = do(workspace, "run", spec)
+        assert (job.state, job.result) == ("failed", None)
+        assert fact in (job.error or "")
+        assert not (workspace.run_dir(job.id) / "packed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", "text".encode("utf-16"), None])
+def test_a_run_refuses_its_text_before_it_compresses(
+    content: bytes | None, workspace: Workspace, mixtral_dir: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    spec = {"checkpoint": str(mixtral_dir), "recipe": FAST_RECIPE, "workers": 1, "device": "cpu"}
+    job = do(workspace, "run", spec | {"text": [str(text)]})
+    assert job.state == "failed"
+    assert str(text) in (job.error or "")
+    assert not (workspace.run_dir(job.id) / "packed").exists()
+
+
+def test_a_models_own_code_is_run_only_if_a_job_says_so(
+    workspace: Workspace,
+    tokenizer: Any,
+    tiny_text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, text = own_code_model(tmp_path, tokenizer, monkeypatch), tmp_path / "text.txt"
+    text.write_text(tiny_text)
+    rest = {"text": str(text), "max_tokens": 100, "device": "cpu"}
+    recipe = {"recipe": FAST_RECIPE, "workers": 1}
+    for kind, spec in (
+        ("evaluate", {"model": str(model), **rest}),
+        ("run", {"checkpoint": str(model), **recipe, **rest}),
+    ):
+        refused = do(workspace, kind, spec)
+        assert refused.state == "failed"
+        assert "trust_remote_code" in (refused.error or "")
+        assert not (workspace.run_dir(refused.id) / "packed").exists()
+        result = result_of(do(workspace, kind, spec | {"trust_remote_code": True}))
+        quality = result if kind == "evaluate" else result["quality"]
+        assert quality["perplexity"] > 1
+        assert quality["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("form", ["packed", "original", "dense"])

@@ -146,8 +146,8 @@ def test_its_facts_are_those_of_the_original(both: Pair) -> None:
     assert wanted.packed_bytes is None
     assert packed.identity == open_checkpoint(both[0]).identity
     assert packed.identity not in (wanted.identity, stored.identity)
-    names = [file.name for file in packed.side_files()]
-    assert names == [file.name for file in wanted.side_files()]
+    names = [file.name for file in packed.beside.files]
+    assert names == [file.name for file in wanted.beside.files]
 
 
 def test_a_copy_has_the_same_identity(packed_dir: Path, tmp_path: Path) -> None:
@@ -155,13 +155,13 @@ def test_a_copy_has_the_same_identity(packed_dir: Path, tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "copy").identity == open_checkpoint(packed_dir).identity
 
 
-@pytest.mark.parametrize("kept", [0, 100, 2000, 1 << 14])
+@pytest.mark.parametrize("kept", [0, 2000, 1 << 14])
 def test_little_memory_reads_the_same(
     both: Pair, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slabs of a few rows, while nothing, a part or all of a group is kept."""
     monkeypatch.setattr(synthesized, "KEPT_BYTES", kept)
-    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 1500)
+    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 3000)
     packed, wanted = map(open_checkpoint, both)
     for group, other in zip(packed.groups(), wanted.groups(), strict=True):
         for lying, expected in ((group, other), (group.as_it_lies(), other.as_it_lies())):

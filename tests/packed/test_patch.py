@@ -23,6 +23,7 @@ from support.patched_checkpoints import MIXED, files
 
 from ders_core.codecs import Keep, Quantized
 from ders_core.errors import Cancelled
+from ders_core.files.model_files import INDEX
 from ders_core.files.store import TensorStore
 from ders_core.packed.patch import apply_patch, rollback
 from ders_core.packed.patch.describe import describe, tensor_checksums
@@ -129,7 +130,9 @@ CONTENTS = st.tuples(
 
 
 DIRECTORIES = st.lists(  # of files, each of tensors by name
-    st.dictionaries(st.sampled_from("abcdefgh"), CONTENTS, max_size=4), min_size=1, max_size=3
+    st.dictionaries(st.sampled_from("abcdefgh"), CONTENTS, min_size=1, max_size=4),
+    min_size=1,
+    max_size=3,
 )
 
 
@@ -138,12 +141,15 @@ def directory_of(place: Path, parts: list[Any], word: str) -> Path:
     place.mkdir()
     (place / "config.json").write_text(json.dumps({"word": word}))
     (place / "notes.txt").write_text(word)
+    held: dict[str, str] = {}
     for number, part in enumerate(parts):
         tensors = {
             f"{number}.{name}": torch.full(shape, value).to(dtype)
             for name, (dtype, shape, value) in part.items()
         }
         save_file(tensors, place / f"part{number}.safetensors", {"format": word})
+        held |= dict.fromkeys(tensors, f"part{number}.safetensors")
+    (place / INDEX).write_text(json.dumps({"weight_map": held}))
     return place
 
 

@@ -160,7 +160,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         replaced_by_directory("files/config.json"),
         "'config.json'",
     ),
-    "side file elsewhere": (planted("sub/x"), "ders_patch.json contradicts"),
+    "side file elsewhere": (planted("../x"), "ders_patch.json contradicts"),
     "side file that is a pickle": (planted("pytorch_model.bin"), "ders_patch.json contradicts"),
     "side file that is a patch": (planted("ders_patch.json"), "ders_patch.json contradicts"),
     "side file in the way": (planted("ders_rollback"), "ders_patch.json contradicts"),

@@ -13,6 +13,7 @@ from support.messages import raises_saying
 
 from ders_core.codecs.group import Stacked
 from ders_core.errors import OutputError
+from ders_core.files.side_files import SideFile
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import file_order
@@ -28,7 +29,7 @@ TENSORS = {
 }
 
 
-def contents(side_files: list[Path], **changes: Any) -> PackedContents:
+def contents(side_files: list[SideFile], **changes: Any) -> PackedContents:
     specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in TENSORS.items()}
     fields: dict[str, Any] = {
         "tensors": {name: Stacked.whole(tensor) for name, tensor in TENSORS.items()},
@@ -56,7 +57,7 @@ def test_everything_is_there(out: Path, tmp_path: Path) -> None:
     counts: list[int] = []
     written = write_packed(
         out,
-        contents([side]),
+        contents([SideFile(side.name, side)]),
         advance=lambda count, message: counts.append(count),
         check=seen.__setitem__,
     )

@@ -18,7 +18,7 @@ MEASURED = Quality(
 
 def test_every_figure_of_an_evaluation_has_words() -> None:
     described = {figure.key for figure in EVALUATED}
-    assert described == Quality.model_fields.keys() - {"device", "seconds"}
+    assert described == Quality.model_fields.keys() - {"device", "dtype", "seconds"}
     for figure in {*EVALUATED, *COMPARED}:
         assert figure.label
         assert figure.short
@@ -28,6 +28,13 @@ def test_every_figure_of_an_evaluation_has_words() -> None:
 def test_values_as_people_read_them() -> None:
     texts = [text for _, text in evaluated_rows(MEASURED.to_dict())]
     assert texts == ["4096", "12.35", "11.99", "0.0123", "98.8 %", "87.7 %"]
+
+
+def test_how_it_was_computed_is_told() -> None:
+    told = MEASURED.model_copy(update={"dtype": "float32", "device": "CPU (x86_64, 2 threads)"})
+    label, text = evaluated_rows(told.to_dict())[-1]
+    assert label == "computed in"
+    assert text == "float32 on CPU (x86_64, 2 threads)"
 
 
 def test_what_was_not_measured_is_left_out() -> None:

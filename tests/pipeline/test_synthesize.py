@@ -57,8 +57,8 @@ def test_the_layout_is_the_originals(
     assert sums.keys() == back.tensors.keys()
     config = (source / "config.json").read_text()
     assert list(json.loads(config).items()) == list(back.config.items())
-    for file in original.side_files():
-        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+    for file in original.beside.files:
+        assert (tmp_path / "back" / file.name).read_bytes() == file.path.read_bytes()
     assert {f.name for f in (tmp_path / "back").iterdir()} == {f.name for f in source.iterdir()}
     before, after = all_tensors(source), all_tensors(tmp_path / "back")
     replaced = {name for group in original.groups() for name in group.sources}
@@ -137,6 +137,6 @@ def test_progress_reaches_its_total(packed_dir: Path, tmp_path: Path) -> None:
 
 
 def test_an_original_is_not_packed(mixtral_dir: Path, tmp_path: Path) -> None:
-    with raises_saying(CheckpointError, mixtral_dir, "ders_manifest.json"):
+    with raises_saying(CheckpointError, mixtral_dir, "not packed", "ders_manifest.json"):
         synthesize(mixtral_dir, tmp_path / "back")
     assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,11 @@ QUALITY = {
     "kl": 0.25,
     "top1_agreement": 0.9,
     "routing_agreement": 0.8,
+    "dtype": "float32",
     "device": "CPU",
     "seconds": 1.5,
 }
+WITHOUT_DTYPE = {key: value for key, value in QUALITY.items() if key != "dtype"}
 VERIFICATION = {
     "ok": True,
     "problems": [],
@@ -30,12 +32,22 @@ ENTRY = {
     "rel_error_weight": 0.01,
     "seconds": 0.5,
 }
+LATER = {
+    "base": "mean",
+    "other_bases": {"median": 0.2},
+    "rel_error_output": None,
+    "remark": "",
+}
+"""What entries of earlier versions lack."""
+
 REPORT = {
-    "entries": [ENTRY | {"base": "mean", "other_bases": {"median": 0.2}, "rel_error_output": None}],
+    "entries": [ENTRY | LATER],
     "bytes_before": 1000,
     "bytes_after": 300,
     "device": "cpu",
     "seconds": 1.0,
+    "left_aside": [],
+    "renewed": 0,
     "ratio": 0.3,
 }
 RUN = {
@@ -63,6 +75,7 @@ FIGURES = {
     "peak_memory": 3 * 10**9,
     "device": "CPU",
     "seconds": 12.5,
+    "precision": "bfloat16",
 }
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -96,6 +109,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
     "run": (
         RUN,
         RUN | {"quality": None},
+        RUN | {"quality": WITHOUT_DTYPE},
         RUN | {"report": REPORT | {"entries": [ENTRY]}},  # reports named no base once
         RUN | {"verification": {"ok": True}},
     ),

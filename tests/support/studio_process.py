@@ -7,12 +7,13 @@ studio have in common is their environment: it names the workspace.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,29 +54,34 @@ class Studio:
 
 
 @contextmanager
-def running_studio(place: Path) -> Iterator[Studio]:
+def running_studio(
+    place: Path, *options: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Studio]:
     """Start `ders app` in the workspace `place`/workspace; at the end, however it comes, end the
     app, the server, the worker and the worker's processes, and wait until they are gone.
 
-    Call it in the main thread; meanwhile SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+    options: further words of the command; variables: of its environment. The studio's address is
+    the one that the command prints. Call it in the main thread; meanwhile SIGTERM raises
+    KeyboardInterrupt, as Ctrl-C does.
     """
     workspace, log, port = place / "workspace", place / "app.log", _free_port()
     command = [sys.executable, "-c", "from ders_core.cli.main import main; main()", "app"]
-    command += ["--workspace", str(workspace), "--port", str(port)]
+    command += ["--workspace", str(workspace), "--port", str(port), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment[WORKSPACE_VARIABLE] = str(workspace)  # marks the processes
     environment.pop("DISPLAY", None)  # no second browser
     environment.pop(DEMO_STEPS_VARIABLE, None)  # the demo is the full one
+    environment |= variables or {}
     with (
         _sigterm_interrupts(),
         open(log, "wb") as output,
         subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output) as app,
     ):
         try:
-            while not _listens(port):
+            while (address := _printed_address(log)) is None:
                 assert app.poll() is None, f"the app has ended:\n{_tail(log)}"
                 time.sleep(0.2)
-            yield Studio(f"http://127.0.0.1:{port}", workspace, app, log)
+            yield Studio(address, workspace, app, log)
         finally:
             end_processes(workspace)
 
@@ -135,10 +141,10 @@ def _free_port() -> int:
         return port
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _printed_address(log: Path) -> str | None:
+    """What the app says where it is; None before it does."""
+    said = re.search(r"^DeRS Studio: (\S+) .*\n", log.read_text(errors="replace"), re.MULTILINE)
+    return said[1] if said else None
 
 
 def _tail(log: Path, lines: int = 30) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 from support.changed_bytes import change_unseen
 from support.recipe_pages import recipe_of
+from support.stored_results import QUALITY
 
 from ders_core.analysis import analyze
 from ders_core.jobs import JobStore, Workspace
@@ -24,6 +25,7 @@ from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import write_calibration
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.quality import Quality
 from ders_core.recipe import Recipe, presets
 from ders_core.ui.recipe_table import choice_of, codecs_of, menu
 
@@ -367,6 +369,43 @@ def test_a_run_that_fails_says_why_and_can_be_resumed(
     assert store.list()[0].state == "done"
     on(app, "runs")
     assert app.dataframe[0].value["kl"].tolist() == [0.0]
+
+
+def test_code_of_a_model_runs_only_where_it_is_allowed(
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    text: Path,
+    work: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allowed: list[bool] = []
+
+    def evaluate(*paths: Path, trust_remote_code: bool, **options: object) -> Quality:
+        allowed.append(trust_remote_code)
+        return Quality(**QUALITY)
+
+    monkeypatch.setattr("ders_core.evaluate.evaluate", evaluate)
+    with_code = workspace.path / "with-code"
+    shutil.copytree(mixtral_dir, with_code)
+    config = json.loads((with_code / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
+    (with_code / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    on(opened(app, with_code), "runs")
+    assert "code of its own" in words(app)
+    app.text_input(key="run_text").set_value(str(text)).run()
+    app.number_input(key="run_workers").set_value(1).run()
+    app.button(key="run_start").click().run()
+    assert app.toggle(key="run_trust").value is False
+    app.toggle(key="run_trust").set_value(True).run()
+    assert "code of its own" not in words(app)
+    app.button(key="run_start").click().run()
+    work()
+    assert allowed == [False, True]
+    on(app, "checkpoint")
+    on(opened(app, mixtral_dir), "runs")
+    assert app.toggle(key="run_trust").value is False
+    assert "code of its own" not in words(app)
 
 
 def test_a_run_outside_the_roots_is_refused(app: AppTest, mixtral_dir: Path) -> None:

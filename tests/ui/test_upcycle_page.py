@@ -261,6 +261,18 @@ def test_start_files_the_job(
     assert JobStore(workspace.store_path).list(kind="upcycle")[0].title == "LM 4 (2)"
 
 
+def test_what_may_be_empty_can_be_emptied_again(app: AppTest, dense_parent_dir: Path) -> None:
+    """The browser replaces an emptied number by the field's default, if it has one."""
+    opened(app, dense_parent_dir)
+    for name in ("base_rate", "router_rate"):
+        field = app.number_input(key=f"up_{name}")
+        assert not field.proto.HasField("default")
+        field.set_value(0.25).run()
+        assert getattr(shown(app).training, name) == 0.25
+        app.number_input(key=f"up_{name}").set_value(None).run()
+        assert getattr(shown(app).training, name) is None
+
+
 def test_a_form_from_outside_is_offered_and_compared(app: AppTest, dense_parent_dir: Path) -> None:
     FORMS.register(RowShift)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support.changed_bytes import change_unseen
 from support.messages import raises_saying
 from support.upcycle_support import (
@@ -26,6 +27,7 @@ from support.upcycle_support import (
 
 from ders_core.errors import Cancelled, DersError
 from ders_core.files.store import TensorStore
+from ders_core.upcycle import training
 from ders_core.upcycle.history import read_history
 from ders_core.upcycle.upcycler import read_result, upcycle
 
@@ -68,7 +70,9 @@ def test_a_stopped_training_goes_on_exactly(
         resume=True,
         progress=lambda done, total, message: went_on.append(done),
     )
-    assert went_on[0] == 4
+    assert went_on[0] == 3  # the preparation, before a step
+    assert min(step for step in went_on if step > 3) == 4
+    assert went_on == sorted(went_on)
     assert_same(tmp_path / "straight", tmp_path / "stopped")
     one, other = read_history(tmp_path / "straight"), read_history(tmp_path / "stopped")
     assert list(other.steps["step"]) == list(range(1, STEPS + 1))
@@ -177,13 +181,93 @@ def test_accumulation_and_checkpointing_change_nothing(
 @pytest.mark.parametrize(
     "forms", ["[{form: lowrank, rank: 2}]", "[{form: sparse, drop_rate: 0.8}]"]
 )
-def test_bfloat16(forms: str, llama: Path, text: Path, tmp_path: Path) -> None:
+def test_bfloat16(
+    forms: str, llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "multiplies", lambda dtype, device: True)
     upcycle(llama, tmp_path / "exact", config_of(text, forms), device="cpu")
     config = config_of(text, forms, training={"bf16": True})
-    upcycle(llama, tmp_path / "bf16", config, device="cpu")
+    result = upcycle(llama, tmp_path / "bf16", config, device="cpu")
+    assert result.precision == "bfloat16"
     exact, rounded = losses(tmp_path / "exact"), losses(tmp_path / "bf16")
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
+
+
+def test_bfloat16_without_instructions_is_float32_and_told(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "multiplies", lambda dtype, device: False)
+    exact = upcycle(llama, tmp_path / "exact", config_of(text), device="cpu")
+    config = config_of(text, training={"bf16": True})
+    result = upcycle(llama, tmp_path / "bf16", config, device="cpu")
+    assert losses(tmp_path / "bf16") == losses(tmp_path / "exact")
+    assert_same(tmp_path / "exact", tmp_path / "bf16")
+    assert exact.precision == "float32"
+    for fact in ("float32", "bfloat16", "CPU", "instructions"):
+        assert fact in result.precision
+    assert read_result(tmp_path / "bf16") == result
+
+
+def test_the_preparation_is_told_before_the_first_step(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    """Reading texts, clusters and the first measurement take minutes on a large model."""
+    told: list[tuple[int, int, str]] = []
+    config = config_of(text, data={"heldout": str(text)}, router={"init": "clusters"})
+    upcycle(
+        llama,
+        tmp_path / "out",
+        config,
+        device="cpu",
+        progress=lambda *step: told.append(step),
+    )
+    before = [message for done, _, message in told[: [d for d, _, _ in told].index(1)]]
+    assert {total for _, total, _ in told} == {STEPS}
+    place = 0
+    for facts in (
+        ["text"],
+        ["load", "dense"],
+        ["routers", "batch 1"],
+        ["routers", "layer 0"],
+        ["routers", "layer 2"],
+        ["start"],
+        ["held-out", "window 1 "],
+        ["first step"],
+    ):
+        place += next(
+            number
+            for number, message in enumerate(before[place:])
+            if all(fact in message for fact in facts)
+        )
+
+
+def test_stopped_before_the_first_step_it_starts_again(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    config = config_of(text, router={"init": "clusters"})
+
+    def stop(done: int, total: int, message: str) -> None:
+        if "layer 1" in message:
+            raise Cancelled("asked to stop")
+
+    with pytest.raises(Cancelled):
+        upcycle(llama, tmp_path / "out", config, device="cpu", progress=stop)
+    assert not (tmp_path / "out").exists()
+    upcycle(llama, tmp_path / "out", config, device="cpu", resume=True)
+    upcycle(llama, tmp_path / "straight", config, device="cpu")
+    assert_same(tmp_path / "straight", tmp_path / "out")
+
+
+def test_tokens_that_the_model_does_not_know_are_refused_first(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    larger = shutil.copytree(llama, tmp_path / "larger")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(larger)
+    tokenizer.add_tokens(["miller"])
+    tokenizer.save_pretrained(larger)
+    with raises_saying(DersError, larger, "'miller'", "384", "383"):
+        upcycle(larger, tmp_path / "out", config_of(text), device="cpu")
 
 
 @pytest.mark.slow

@@ -42,8 +42,11 @@ def test_of_a_chat_what_the_assistant_says_is_learned(
     assert (labels[:asked] == IGNORED).all()
     assert torch.equal(labels[asked:], tokens[asked:])
     assert chatty.decode(labels[asked : asked + learned].tolist()).strip() == answer.strip()
-    with raises_saying(EvaluationError, file, "chat template"):
-        Windows([file], tokenizer, 16)
+    plain = Windows([file], tokenizer, 16)
+    assert torch.equal(plain.tokens, plain.labels)
+    assert tokenizer.decode(plain.tokens.flatten().tolist()).startswith(
+        f"user: {question}\n\nassistant: {answer}</s>"
+    )
     file.write_text('{"sentence": "x"}\n', encoding="utf-8")
     with raises_saying(EvaluationError, file, "line 1", '"text"', '"messages"'):
         Windows([file], chatty, 16)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from support.upcycle_support import FAMILIES, VOCABULARY, dense_model
 
-from ders_core.files.store import read_json
+from ders_core.compute.progress import Meter, quiet
+from ders_core.files.json_object import read_json
 from ders_core.files.writer import write_json
 from ders_core.hf import load_model
 from ders_core.hf.upcycled import UPCYCLED
@@ -81,7 +82,8 @@ def config_of(text: Path, place: str, forms: str, noise: float) -> UpcycleConfig
 
 def started(dense: Path, config: UpcycleConfig, tokenizer: Any) -> tuple[FromDense, TrainableModel]:
     start = FromDense(dense, config)
-    return start, start.model(torch.device("cpu"), Windows(config.data.texts, tokenizer, 16))
+    windows = Windows(config.data.texts, tokenizer, 16)
+    return start, start.model(torch.device("cpu"), windows, Meter(1, quiet))
 
 
 @pytest.mark.parametrize("place", ["everywhere", "every other, universal, top-1"])

@@ -159,7 +159,10 @@ class Fp8(Scheme):
 
     @classmethod
     def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
-        return any(info.dtype == CODES or SURE_SCALE.search(info.name) for info in tensors.values())
+        return any(
+            (info.dtype == CODES and len(info.shape) > 1) or SURE_SCALE.search(info.name)
+            for info in tensors.values()
+        )
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any]) -> Fp8:
@@ -183,10 +186,12 @@ class Fp8(Scheme):
         for name, info in tensors.items():
             if info.dtype == CODES:
                 scales = next((other for other in _scale_names(name) if other in tensors), None)
+                if scales is None and len(info.shape) < 2:
+                    continue  # no weight: bytes that are carried over
                 if scales is None:
                     raise CheckpointError(
                         f"{info.file_name}: {name!r} is stored as F8_E4M3, but its scales "
-                        f"{name + '_scale_inv'!r} are missing; a shard may be missing"
+                        f"{name + '_scale_inv'!r} are missing; {_why(tensors)}"
                     )
                 pairs[name] = scales
         used = set(pairs.values())
@@ -264,6 +269,18 @@ def _scale_names(name: str) -> Iterator[str]:
         stem = name.removesuffix("weight")
         yield f"{stem}scale"  # DeepSeek-V4
         yield f"{stem}qscale_weight"  # Mistral
+
+
+def _why(tensors: Mapping[str, TensorReader]) -> str:
+    """Why scales are missing, and what to do: of a few weights, or of all."""
+    codes = [name for name, info in tensors.items() if info.dtype == CODES]
+    found = any(SURE_SCALE.search(name) for name in tensors)
+    if found or any(scales in tensors for name in codes for scales in _scale_names(name)):
+        return "a shard may be missing"
+    return (
+        "no weight of the checkpoint has any, so they were cast to fp8 without scales, which is "
+        "not read: give the bfloat16, float16 or float32 original, or cast them back to bfloat16"
+    )
 
 
 def _of_activations(name: str, weights: Mapping[str, str]) -> bool:

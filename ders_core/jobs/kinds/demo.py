@@ -53,7 +53,7 @@ class Demo(Kind[DemoSpec, DemoResult]):
 
     def run(self, context: TaskContext, spec: DemoSpec) -> DemoResult:
         from ders_core.demo import DemoScale, build_demo
-        from ders_core.files.store import read_json
+        from ders_core.files.json_object import read_json
 
         out = context.workspace.demo
 

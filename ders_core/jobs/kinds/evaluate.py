@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 class EvaluateSpec(Spec):
-    """Measure a model, against a reference if there is one."""
+    """Measure a model, against a reference if there is one. text: one path, or several.
+    trust_remote_code: run code that comes with them, with the worker's rights."""
 
     model: str
     reference: str | None = None
-    text: str
+    text: str | tuple[str, ...]
     device: Device = "auto"
     max_tokens: int = Field(default=8192, ge=2)
+    trust_remote_code: bool = False
 
 
 class EvaluateResult(Result, Quality):
@@ -43,7 +45,7 @@ class Evaluate(Kind[EvaluateSpec, EvaluateResult]):
     def run(self, context: TaskContext, spec: EvaluateSpec) -> EvaluateResult:
         from ders_core.evaluate import evaluate
 
-        model, text = context.allowed(spec.model), context.allowed(spec.text)
+        model, text = context.allowed(spec.model), context.allowed_texts(spec.text)
         reference = context.allowed(spec.reference) if spec.reference is not None else None
         device = context.device(spec.device)
 
@@ -54,6 +56,7 @@ class Evaluate(Kind[EvaluateSpec, EvaluateResult]):
                 text=text,
                 device=device,
                 max_tokens=spec.max_tokens,
+                trust_remote_code=spec.trust_remote_code,
                 progress=context.progress,
             ).to_dict()
 

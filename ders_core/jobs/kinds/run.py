@@ -27,15 +27,17 @@ REPORT = "report.json"
 
 class RunSpec(Spec):
     """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
-    None for as many as there are cores."""
+    None for as many as there are cores. text: one path, or several. trust_remote_code: evaluate
+    with code that comes with the model, which runs with the worker's rights."""
 
     checkpoint: str
     recipe: str
     name: str = ""
     device: Device = "auto"
     workers: int | None = Field(default=None, ge=1)
-    text: str | None = None
+    text: str | tuple[str, ...] | None = None
     max_tokens: int = Field(default=8192, ge=2)
+    trust_remote_code: bool = False
 
 
 class RunResult(PackedResult):
@@ -72,10 +74,12 @@ class Run(Kind[RunSpec, RunResult]):
         recipe = Recipe.from_yaml(spec.recipe)
         for path in recipe.files:
             context.allowed(str(path))
-        text = context.allowed(spec.text) if spec.text is not None else None
+        text = context.allowed_texts(spec.text) if spec.text is not None else None
         directory = context.directory()
         (directory / RECIPE).write_text(spec.recipe, encoding="utf-8")
         packed, device = directory / PACKED, context.device(spec.device)
+        if text is not None and not is_remote(checkpoint) and not (directory / REPORT).exists():
+            _check_evaluation(spec, checkpoint, text)
 
         report = context.step(
             "compress",
@@ -97,7 +101,7 @@ class Run(Kind[RunSpec, RunResult]):
         else:
             quality = context.step(
                 "evaluate",
-                lambda: _evaluate(context, packed, checkpoint, text, spec.max_tokens, device),
+                lambda: _evaluate(context, spec, packed, checkpoint, text, device),
                 directory / "quality.json",
             )
         return RunResult.model_validate(
@@ -112,6 +116,18 @@ class Run(Kind[RunSpec, RunResult]):
                 "device": device,
             }
         )
+
+
+def _check_evaluation(spec: RunSpec, checkpoint: Path, text: tuple[Path, ...]) -> None:
+    """Refuse before hours of compression what the evaluation would refuse after them."""
+    from ders_core.evaluate import check_evaluation
+
+    check_evaluation(
+        checkpoint,
+        text=text,
+        max_tokens=spec.max_tokens,
+        trust_remote_code=spec.trust_remote_code,
+    )
 
 
 def _compress(
@@ -156,7 +172,12 @@ def _verify(context: TaskContext, packed: Path, checkpoint: Path) -> dict[str, A
 
 
 def _evaluate(
-    context: TaskContext, packed: Path, checkpoint: Path, text: Path, max_tokens: int, device: str
+    context: TaskContext,
+    spec: RunSpec,
+    packed: Path,
+    checkpoint: Path,
+    text: tuple[Path, ...],
+    device: str,
 ) -> dict[str, Any]:
     from ders_core.evaluate import evaluate
 
@@ -165,6 +186,7 @@ def _evaluate(
         checkpoint,
         text=text,
         device=device,
-        max_tokens=max_tokens,
+        max_tokens=spec.max_tokens,
+        trust_remote_code=spec.trust_remote_code,
         progress=context.progress,
     ).to_dict()

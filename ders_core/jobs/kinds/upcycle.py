@@ -33,7 +33,7 @@ class UpcycleFigures(Result):
     """The result of the training, see `ders_core.upcycle.upcycler.UpcycleResult`.
 
     Perplexities are on the held-out text, None without one. parameters, trained: counts of values;
-    *_bytes: of the weight files; peak_memory: bytes.
+    *_bytes: of the weight files; peak_memory: bytes; precision: the dtype of computation.
     """
 
     out: str
@@ -50,6 +50,7 @@ class UpcycleFigures(Result):
     peak_memory: int
     device: str
     seconds: float
+    precision: str = ""
 
 
 class UpcycleResult(PackedResult):

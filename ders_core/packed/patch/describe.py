@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from ders_core.compute.progress import Advance, counted
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum, file_checksum
 from ders_core.files.header import read_header
-from ders_core.files.spec import NAMES
-from ders_core.files.store import INDEX, PATCH_FILE, TensorStore
+from ders_core.files.side_files import SideFile, copy_side_files
+from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, file_order, shards, write_file, write_json
 from ders_core.packed.patch.manifest import FORMAT_VERSION, SIDE, Kind, PatchManifest, PatchTensor
@@ -24,7 +23,7 @@ Content = tuple[str, tuple[int, ...], str]
 
 
 def content(info: FileTensor, sha256: str) -> Content:
-    return NAMES[info.dtype], info.shape, sha256
+    return *info.spec.stored, sha256
 
 
 def tensor_checksums(
@@ -69,8 +68,8 @@ def describe(
         side=_copy_side_files(store, directory / SIDE),
         pieces={
             name: PatchTensor(
-                dtype=NAMES[info.dtype],
-                shape=info.shape,
+                dtype=info.spec.stored[0],
+                shape=info.spec.stored[1],
                 sha256=checksums[name],
                 name=elsewhere(name, content(info, checksums[name])),
             )
@@ -96,9 +95,10 @@ def travelling_tensors(directory: Path, manifest: PatchManifest) -> dict[str, Fi
     return tensors
 
 
-def copy_with_checksum(file: Path, directory: Path) -> str:
-    """Copy a file by content; returns the hex SHA-256 of the copy."""
-    return file_checksum(Path(shutil.copyfile(file, directory / file.name)))
+def copy_with_checksum(file: SideFile, directory: Path) -> str:
+    """Copy a file by content, into the same folder; returns the hex SHA-256 of the copy."""
+    copy_side_files([file], directory)
+    return file_checksum(directory / file.name)
 
 
 def reader(
@@ -111,10 +111,10 @@ def reader(
 def _copy_side_files(store: TensorStore, directory: Path) -> dict[str, str]:
     """Copy all files but weights into a new directory; returns their checksums by name."""
     directory.mkdir()
-    index = store.path / INDEX
-    files = [store.path / "config.json", *([index] if index.is_file() else [])]
+    names = ["config.json", *([store.index] if store.index else [])]
+    described = [SideFile(name, store.path / name) for name in names]
     return {
-        file.name: copy_with_checksum(file, directory) for file in [*files, *store.side_files()]
+        file.name: copy_with_checksum(file, directory) for file in (*described, *store.beside.files)
     }
 
 

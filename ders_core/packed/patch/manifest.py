@@ -15,14 +15,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.errors import CheckpointError, sentence_of
-from ders_core.files.spec import DTYPES, TensorSpec
-from ders_core.files.store import PATCH_FILE, WEIGHT_SUFFIXES, read_json
+from ders_core.files.json_object import read_json
+from ders_core.files.model_files import SUFFIX
+from ders_core.files.side_files import is_weights
+from ders_core.files.spec import TensorSpec
+from ders_core.files.store import PATCH_FILE
+from ders_core.packed.manifest import ROLLBACK
 
 FORMAT_VERSION = 1
 SIDE = "files"
 """The folder of the described directory's other files: config, index, tokenizer and the like."""
-ROLLBACK = "ders_rollback"
-"""The folder of a rollback in a patched checkpoint."""
 
 Kind = Literal["patch", "rollback"]
 
@@ -39,7 +41,9 @@ class PatchTensor(BaseModel):
 
     @property
     def spec(self) -> TensorSpec:
-        return TensorSpec(DTYPES[self.dtype], self.shape)
+        """Raises KeyError or ValueError if the dtype and the shape are none (see
+        `PatchManifest.consistent`)."""
+        return TensorSpec.of(self.dtype, self.shape)
 
 
 class PatchManifest(BaseModel):
@@ -96,9 +100,9 @@ class PatchManifest(BaseModel):
             _is_text(self.model_dump())  # the mode "json" would replace what is not text
             and sorted(names) == sorted(self.pieces)
             and "__metadata__" not in self.pieces  # a reserved word of headers
-            and all(tensor.dtype in DTYPES for tensor in self.pieces.values())
-            and all(_plain(name) and name.endswith(".safetensors") for name in self.files)
-            and all(_plain(name) and _is_side_file(name) for name in self.side)
+            and all(_is_spec(tensor) for tensor in self.pieces.values())
+            and all(_plain(name) and name.endswith(SUFFIX) for name in self.files)
+            and all(_is_side_file(name) and name not in self.files for name in self.side)
             and "config.json" in self.side
         )
 
@@ -113,14 +117,29 @@ class PatchManifest(BaseModel):
         return sum(tensor.spec.nbytes for tensor in self.pieces.values())
 
 
+def _is_spec(tensor: PatchTensor) -> bool:
+    """Whether the dtype is known, and the shape one that it can have."""
+    try:
+        return tensor.spec.nbytes >= 0
+    except (KeyError, ValueError):
+        return False
+
+
 def _plain(name: str) -> bool:
     """Whether a file name stays within its directory."""
-    return Path(name).name == name and "\0" not in name and not name.startswith(".")
+    return Path(name).name == name != "" and "\0" not in name and not name.startswith(".")
 
 
 def _is_side_file(name: str) -> bool:
-    """Whether a file is a side file: weights, patches and rollbacks are checked separately."""
-    return not name.endswith(WEIGHT_SUFFIXES) and name not in (PATCH_FILE, ROLLBACK)
+    """Whether a file, in a folder or not, is a side file: weights, patches and rollbacks are
+    checked separately."""
+    folder, *_ = parts = name.split("/")
+    return (
+        all(map(_plain, parts))
+        and not is_weights(name)
+        and name != PATCH_FILE
+        and folder != ROLLBACK
+    )
 
 
 def _is_text(value: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ders_core.compute.progress import Advance
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import file_checksum
+from ders_core.files.side_files import SideFile
 from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import NO_METADATA, write_file
@@ -34,8 +35,8 @@ def restore(
     or differs, and CheckpointError if the manifest contradicts itself.
     """
     for name, sha256 in manifest.side.items():
-        file = directory / SIDE / name
-        if not file.is_file() or copy_with_checksum(file, out) != sha256:
+        file = SideFile(name, directory / SIDE / name)
+        if not file.path.is_file() or copy_with_checksum(file, out) != sha256:
             raise refuse(name, None)
     sources = _sources(directory, manifest, elsewhere, refuse)
     for target, names in manifest.files.items():

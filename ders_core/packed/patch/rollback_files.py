@@ -8,10 +8,11 @@ from pathlib import Path
 from ders_core.compute.progress import Advance, Meter, Progress, quiet, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.output import new_target, output_directory
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
+from ders_core.packed.manifest import ROLLBACK
 from ders_core.packed.patch.describe import Content, describe, tensor_checksums
-from ders_core.packed.patch.manifest import ROLLBACK, PatchManifest, PatchTensor
+from ders_core.packed.patch.manifest import PatchManifest, PatchTensor
 from ders_core.packed.patch.restore import restore
 
 
@@ -56,7 +57,7 @@ def write_rollback(
     """
     names: dict[Content, str] = {}
     for name, spec in specs.items():
-        names.setdefault((NAMES[spec.dtype], spec.shape, checksums[name]), name)
+        names.setdefault((*spec.stored, checksums[name]), name)
     base_checksums = tensor_checksums(base.tensors, known or {}, advance)
     directory = partial / ROLLBACK
     directory.mkdir()

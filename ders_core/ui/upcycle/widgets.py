@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from ders_core.compute.device import available_devices
+from ders_core.ui import kept
 from ders_core.ui.upcycle.choices import LAYERS, MIXED, Values, form_titles
 from ders_core.ui.upcycle.fields import NUMBERS
 from ders_core.upcycle.fields import Number
@@ -21,21 +22,27 @@ def key_of(name: str) -> str:
     return f"up_{name}"
 
 
-def show(values: Mapping[str, Any]) -> None:
-    """Set the values of widgets; only before the page draws them, as in a callback."""
-    for name, value in values.items():
-        st.session_state[key_of(name)] = value
+def chosen(start: Values) -> Values:
+    """What the widgets show. start: what they show until a person changes them."""
+    return {name: kept.value(key_of(name), value) for name, value in start.items()}
+
+
+def fill_in(values: Values) -> None:
+    """Set widgets as a person would; only before the page draws them, as in a callback."""
+    kept.put({key_of(name): value for name, value in values.items()})
 
 
 class _Widgets:
-    """Draws widgets and keeps their values, which Streamlit forgets while they are not drawn."""
+    """Draws widgets. start: what they show until a person changes them; values: what they show."""
 
-    def __init__(self, values: Values) -> None:
-        self.values = values
+    def __init__(self, start: Values) -> None:
+        self.start = start
+        self.values = chosen(start)
 
     def field(self, place: Any, widget: str, name: str, label: str, **options: Any) -> None:
-        st.session_state.setdefault(key_of(name), self.values[name])
-        self.values[name] = getattr(place, widget)(label, key=key_of(name), **options)
+        self.values[name] = kept.field(
+            getattr(place, widget), label, key=key_of(name), start=self.start[name], **options
+        )
 
     def number(self, place: Any, name: str, number: Number | None = None) -> None:
         number = number or NUMBERS[name]
@@ -50,6 +57,7 @@ class _Widgets:
             step=number.step,
             format=None if isinstance(number.step, int) else "%g",
             placeholder=number.empty,
+            value=None if number.empty else "min",  # None: it may be emptied again
         )
 
     def toggle(self, place: Any, name: str, label: str, help: str) -> None:
@@ -73,9 +81,10 @@ class _Widgets:
         self.field(place, "selectbox", name, label, help=help, options=list(options))
 
 
-def choices(values: Values, projections: Sequence[str]) -> None:
-    """Draw all widgets; `values` is changed in place. projections: those of the model."""
-    ask = _Widgets(values)
+def choices(start: Values, projections: Sequence[str]) -> Values:
+    """Draw all widgets and return their values. start: what they show until a person changes them.
+    projections: those of the model."""
+    ask = _Widgets(start)
     _experts(ask)
     _forms(ask, projections)
     _text(ask)
@@ -88,6 +97,7 @@ def choices(values: Values, projections: Sequence[str]) -> None:
         _router(ask)
         _optimizer(ask)
         _keeping(ask)
+    return ask.values
 
 
 def _row(widths: Sequence[int]) -> list[Any]:
@@ -165,9 +175,9 @@ def _text(ask: _Widgets) -> None:
         "text_area",
         "texts",
         "Texts to train on",
-        help="Local files, one a line: UTF-8 text, or .jsonl with `text` or chat `messages` in "
-        "each line.",
-        placeholder="one file a line",
+        help="Local files and directories, one a line: UTF-8 text, or .jsonl with `text` or chat "
+        "`messages` in each line.",
+        placeholder="one file or directory a line",
         height=68,
     )
     ask.field(
@@ -175,14 +185,15 @@ def _text(ask: _Widgets) -> None:
         "text_input",
         "heldout",
         "Held-out text",
-        help="A file that is not trained on: perplexity of the dense model and of the MoE.",
+        help="A file or directory that is not trained on: perplexity of the dense model and of "
+        "the MoE.",
         placeholder="none: quality is not measured",
     )
     ask.number(row[2], "window")
 
 
 def _router(ask: _Widgets) -> None:
-    row = _row([5, 4, 4, 4, 4])
+    row = _row([5, 4, 4, 4, 5])
     ask.one_of(
         row[0],
         "router_init",

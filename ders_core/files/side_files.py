@@ -1,0 +1,109 @@
+"""The files beside a model's weights: which travel with it, and which are left aside.
+
+What is not weights travels, in folders too: tokenizer, templates, code, licence. So does an
+adapter, which transformers applies to whatever model it lies beside. Other weights do not: shards
+of an older save, another format's copy, an EMA, the state of a training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ders_core.files.address import copy_file
+from ders_core.files.model_files import PICKLES, SUFFIX
+
+WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".distcp")
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+PICKLED_WEIGHTS = re.compile(
+    r"(pytorch_model|diffusion_pytorch_model|consolidated|optimizer|scheduler|scaler|rng_state"
+    r"|training_args|global_step|zero_pp_rank|mp_rank|bf16_zero).*|(model|ema)[.-].*|.*-of-\d+.*",
+    re.IGNORECASE,
+)
+"""Pickles of weights and of the state of a training. Another one, such as the voices of a speaking
+model, is a part of the model that transformers reads beside its weights."""
+
+UNFINISHED = ".partial/"
+"""In the name of a file that an output, begun within the model's directory, holds so far."""
+
+OTHER_MODELS = ("ders_patch.json", "ders_manifest.json")
+
+
+@dataclass(frozen=True)
+class SideFile:
+    """name: relative to the model's directory, with slashes. path: where it is read."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What lies beside the weights, by name. left_aside: weights that are not the model's, and
+    folders (with a slash at their end) that hold another model."""
+
+    files: tuple[SideFile, ...]
+    left_aside: tuple[str, ...]
+
+
+def beside(directory: Path, names: Iterable[str], used: Collection[str]) -> Beside:
+    """Sort the files of a directory.
+
+    names: of all files, relative, with slashes. used: those that the model's store reads itself.
+    Hidden files and folders are neither carried nor told of.
+    """
+    visible = sorted(name for name in names if not _is_hidden(name) and name not in used)
+    others = tuple(f"{folder}/" for folder in sorted(_other_models(visible)))
+    files, left = [], [*others]
+    for name in visible:
+        if name.startswith(others) or UNFINISHED in name:
+            continue
+        if is_weights(name.removesuffix(".index.json")):
+            left.append(name)
+        else:
+            files.append(SideFile(name, directory / name))
+    return Beside(tuple(files), tuple(sorted(left)))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights or the state of a training, and no adapter."""
+    last = PurePosixPath(name).name
+    if last in ADAPTERS:
+        return False
+    if last.endswith(PICKLES):
+        return bool(PICKLED_WEIGHTS.fullmatch(last)) or last.endswith(".ckpt")
+    return last.endswith((SUFFIX, *WEIGHTS))
+
+
+def copy_side_files(files: Sequence[SideFile], directory: Path) -> None:
+    """Copy files into a directory by content, into the same folders."""
+    for file in files:
+        target = directory / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(file.path, target)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/")) or "__pycache__" in name.split("/")
+
+
+def _other_models(names: Sequence[str]) -> set[str]:
+    """The outermost folders that hold a model, packed or not, or a patch."""
+    by_folder: dict[str, set[str]] = {}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        if folder:
+            by_folder.setdefault(folder, set()).add(last)
+    models = {
+        folder
+        for folder, files in by_folder.items()
+        if files.intersection(OTHER_MODELS)
+        or ("config.json" in files and any(is_weights(file) for file in files))
+    }
+    return {
+        folder
+        for folder in models
+        if not any(folder.startswith(f"{other}/") for other in models if other != folder)
+    }

@@ -1,0 +1,145 @@
+"""Where `ders app` listens: what it prints opens the studio; what it cannot do is a sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from support.messages import raises_saying
+from support.shell import ders
+from support.studio_process import running_studio
+
+from ders_core.errors import DersError
+from ders_core.ui.address import Listening, base_path_of
+
+HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
+
+
+def get(address: str) -> str:
+    with urlopen(address, timeout=30) as answer:
+        assert answer.status == 200
+        text: str = answer.read().decode()
+        return text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "variables", "printed"),
+    [
+        (
+            [],
+            {"STREAMLIT_SERVER_BASE_URL_PATH": "/tools/ders/"},
+            "http://127.0.0.1:PORT/tools/ders",
+        ),
+        pytest.param(
+            ["--address", "::1", "--base-path", "lab"],
+            {"STREAMLIT_SERVER_BASE_URL_PATH": "elsewhere"},
+            "http://[::1]:PORT/lab",
+            marks=pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6"),
+        ),
+    ],
+)
+def test_what_is_printed_opens_the_studio(
+    tmp_path: Path, options: list[str], variables: dict[str, str], printed: str
+) -> None:
+    """The browser gets the same address, and no other is printed."""
+    opened, browser = tmp_path / "opened.txt", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> "{opened}"\n')
+    browser.chmod(0o755)
+    variables = variables | {"BROWSER": str(browser), "DISPLAY": ":0"}
+    with running_studio(tmp_path, *options, variables=variables) as studio:
+        assert re.sub(r":\d+(?=/|$)", ":PORT", studio.address) == printed
+        assert "streamlit" in get(studio.address).lower()
+        assert get(f"{studio.address}/_stcore/health") == "ok"
+        assert studio.app.poll() is None
+        while not opened.exists() or not opened.read_text().endswith("\n"):
+            assert studio.app.poll() is None
+        assert opened.read_text().split() == [studio.address]
+        said = studio.log.read_text()
+        assert set(re.findall(r"https?://\S+", said)) == {studio.address}
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "base_path", "address"),
+    [
+        ("127.0.0.1", 8501, "", "http://127.0.0.1:8501"),
+        ("127.0.0.1", 8501, "/", "http://127.0.0.1:8501"),
+        ("::1", 80, "/a/b/", "http://[::1]:80/a/b"),
+        ("0.0.0.0", 9, "a", "http://127.0.0.1:9/a"),
+        ("::", 9, "", "http://[::1]:9"),
+        ("localhost", 9, "a b", "http://localhost:9/a%20b"),
+    ],
+)
+def test_addresses(host: str, port: int, base_path: str, address: str) -> None:
+    assert Listening(host, port).url(base_path) == address
+
+
+def test_who_reaches_it() -> None:
+    assert Listening("127.0.0.1", 1).is_private
+    assert Listening("::1", 1).is_private
+    assert Listening("localhost", 1).is_private
+    assert not Listening("0.0.0.0", 1).is_private
+    assert not Listening("::", 1).is_private
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"] if HAS_IPV6 else ["127.0.0.1"])
+def taken(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """An address on which somebody listens already."""
+    host: str = request.param
+    with socket.create_server((host, 0), family=_family(host)) as server:
+        yield host, server.getsockname()[1]
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def test_a_taken_port_is_refused_before_any_work(taken: tuple[str, int], tmp_path: Path) -> None:
+    host, port = taken
+    done = ders("app", "--workspace", tmp_path / "w", "--address", host, "--port", port)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"port {port} is taken" in done.stderr
+    suggested = int(re.findall(r"\d+", done.stderr)[-1])
+    assert suggested != port
+    Listening(host, suggested).check()
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_last_port_has_another_suggestion() -> None:
+    with socket.socket() as server:
+        try:
+            server.bind(("127.0.0.1", 65535))
+        except OSError:
+            pass  # somebody else listens there
+        else:
+            server.listen()
+        with pytest.raises(DersError, match="port 65535 is taken") as refused:
+            Listening("127.0.0.1", 65535).check()
+    assert int(re.findall(r"\d+", str(refused.value))[-1]) < 65535
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "not a host", "2001:db8::1"])
+def test_an_address_of_another_machine_is_refused(host: str, tmp_path: Path) -> None:
+    done = ders("app", "--workspace", tmp_path / "w", "--address", host, "--port", 8599)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert repr(host) in done.stderr
+    assert "127.0.0.1" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("text", ["a b", "../up", "a//b", "a?b", "http://host/a", "ü"])
+def test_what_is_no_base_path_is_refused(text: str) -> None:
+    with raises_saying(DersError, repr(text), "path"):
+        base_path_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("/a/b/", "a/b"), ("/", ""), ("", ""), ("x.y~z-_1", "x.y~z-_1")]
+)
+def test_base_paths(text: str, path: str) -> None:
+    assert base_path_of(text) == path
