@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import TimeoutError as PageTimeout
 from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio
 
@@ -25,12 +27,12 @@ from ders_core.units import bytes_text
 BACKSTOP = 3600
 """Seconds. Nothing should come near it: each wait ends by itself when nothing moves."""
 
-WIDER = """async () => {
-    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
-    const main = document.querySelector('[data-testid="stMain"]');
-    return main.scrollWidth - main.clientWidth;
-}"""
-"""By how much a page is wider than its window, in px, once it is drawn anew."""
+MAIN = "document.querySelector('[data-testid=stMain]')"
+WIDER = f"{MAIN}.scrollWidth - {MAIN}.clientWidth"
+"""By how much a page is wider than its window, in px."""
+
+LAYOUT = 30
+"""Seconds in which a page must fit a window of another size."""
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(BACKSTOP)]
 
@@ -156,6 +158,8 @@ def test_pages_fit_their_window(
         expect(page.get_by_test_id("stSidebar").get_by_text("DeRS Studio")).to_be_visible()
         for width in (1920, 1280):
             page.set_viewport_size({"width": width, "height": 900})
+            with suppress(PageTimeout):  # tables and figures follow the window a moment later
+                page.wait_for_function(f"{WIDER} <= 0", timeout=1000 * LAYOUT)
             wider = page.evaluate(WIDER)
             assert wider <= 0, f"{name} is {wider} px wider than its window of {width} px"
         calm(page)

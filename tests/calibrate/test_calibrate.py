@@ -542,7 +542,7 @@ def test_files_that_are_none(calibration: Calibration, tmp_path: Path, mixtral_d
         (tmp_path / "absent", "ders calibrate"),
         (tmp_path, "ders calibrate"),
         (cut, "truncated"),
-        (pickled, "safetensors file"),
+        (pickled, "zip archive"),
         (mixtral_dir / "model.safetensors", "calibration file"),
     ):
         with raises_saying(CheckpointError, path.name, fact):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.shell import ders
+from support.shell import ders, error_of
 
 CONFIG = "version: 1\nname: x\nexperts: 2\ntop_k: 1\nforms: [{form: vanilla}]\ndata: {texts: [t]}\n"
 
@@ -39,7 +39,7 @@ def test_outputs_are_refused_before_any_work(verb: str, place: str, tmp_path: Pa
     before = sorted(tmp_path.rglob("*"))
     done = ders(*(out if word == "OUT" else word for word in VERBS[verb]), cwd=work)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith(f"ders: {out}")
+    assert error_of(done).startswith(f"ders: {out}")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -35,3 +35,11 @@ def ders(*words: object, cwd: Path | None = None) -> CompletedProcess[str]:
             main()
     status = int(left.value.code or 0)
     return CompletedProcess(arguments, status, printed.getvalue(), errors.getvalue())
+
+
+def error_of(done: CompletedProcess[str]) -> str:
+    """The one line of a command's error, which is the last of what it tells."""
+    *before, line = done.stderr.splitlines()
+    assert line.startswith("ders: ")
+    assert not any(earlier.startswith("ders: ") for earlier in before)
+    return line
