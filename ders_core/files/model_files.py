@@ -125,11 +125,6 @@ def _check_name(directory: Path, listing: Listing, name: str, named_by: str) -> 
 def _absence(directory: Path, listing: Listing) -> str:
     """Why there is no model, by what there is instead."""
     names = sorted(listing.names)
-    if "adapter_config.json" in names:
-        return (
-            f"{directory} holds an adapter and no model; merge it into its base model (PEFT's "
-            "merge_and_unload) and save that"
-        )
     shards = [name for name in names if name.endswith(SUFFIX)]
     if shards:
         return (

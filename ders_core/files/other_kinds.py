@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import Listing, is_remote
+from ders_core.files.model_files import PICKLES
+from ders_core.files.side_files import ADAPTERS
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -29,12 +31,14 @@ _OTHER_WEIGHTS = {
 def refuse_other_kind(directory: Path, listing: Listing) -> None:
     """Raise CheckpointError if a directory is recognisably no transformers model."""
     names = listing.names
-    weights = any(name.endswith(".safetensors") for name in names)
+    weights = any(name.endswith(".safetensors") and name not in ADAPTERS for name in names)
     if CONFIG in names and weights:
         return
     what = _without_weights(names) if not weights else None
     if CONFIG not in names:
         what = _without_config(directory, names) or what or _folders(directory)
+    elif what is None and ADAPTER in names and not _has_pickles(names):
+        what = _adapter(directory)
     if what is not None:
         raise CheckpointError(f"{directory} {what}")
 
@@ -46,11 +50,7 @@ def _without_config(directory: Path, names: frozenset[str]) -> str | None:
             "remove it"
         )
     if ADAPTER in names:
-        base = _base_of_adapter(directory)
-        return (
-            f"is a LoRA adapter{base} and no model; merge it into its base (peft's "
-            "merge_and_unload(), then save_pretrained()) and give the merged directory"
-        )
+        return _adapter(directory)
     if "model_index.json" in names:
         return "is a diffusers pipeline, which has no experts; give a language model's directory"
     if names & {"modules.json", "config_sentence_transformers.json"}:
@@ -69,7 +69,7 @@ def _without_config(directory: Path, names: frozenset[str]) -> str | None:
 def _without_weights(names: frozenset[str]) -> str | None:
     for suffix, what in _OTHER_WEIGHTS.items():
         first = min((name for name in names if name.endswith(suffix)), default=None)
-        if first is not None and not any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        if first is not None and not _has_pickles(names):
             return (
                 f"holds {what} ({first}), which are not read here; give the model as safetensors "
                 "files with a config.json"
@@ -102,6 +102,18 @@ def _folders(directory: Path) -> str | None:
         noun = "the directory below is a model" if len(models) == 1 else "those below are models"
         return f"{within}, but {noun}: {shown}{more}; give one of them"
     return f"is empty; give the directory of a model, with {CONFIG}" if not listed else None
+
+
+def _has_pickles(names: frozenset[str]) -> bool:
+    """Whether there are weights that can be converted."""
+    return any(name.endswith(PICKLES) and name not in ADAPTERS for name in names)
+
+
+def _adapter(directory: Path) -> str:
+    return (
+        f"is a LoRA adapter{_base_of_adapter(directory)} and no model; merge it into its base "
+        "(peft's merge_and_unload(), then save_pretrained()) and give the merged directory"
+    )
 
 
 def _base_of_adapter(directory: Path) -> str:

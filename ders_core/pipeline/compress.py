@@ -12,7 +12,7 @@ encoded from, and the source's files are looked at again at the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
@@ -24,6 +24,7 @@ from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
 from ders_core.files.content import headers_hash
 from ders_core.files.output import new_target, output_directory
+from ders_core.files.side_files import SideFile
 from ders_core.files.spec import NAMES
 from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import (
@@ -80,6 +81,7 @@ def compress(
         "recipe": public_recipe(recipe),
         "device": device,
     }
+    beside = source.beside  # before there is an output, which may lie beside the model too
     with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
@@ -93,7 +95,7 @@ def compress(
                 f"{source.path} was written while it was read; wait until nothing writes to it, "
                 "then resume"
             )
-        contents = _contents(source, plan, groups)
+        contents = _contents(source, plan, groups, beside.files)
         check = check_against(groups.values())
         written = write_packed(partial, contents, advance=meter.advance, check=check)
         source.store.check_unchanged()
@@ -107,7 +109,7 @@ def compress(
         written.bytes_total,
         device,
         seconds,
-        source.beside.left_aside,
+        beside.left_aside,
         renewed,
     )
 
@@ -156,7 +158,12 @@ def _encode_groups(
         meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
 
 
-def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup]) -> PackedContents:
+def _contents(
+    source: Checkpoint,
+    plan: Plan,
+    staged: Mapping[Key, StagedGroup],
+    side_files: Sequence[SideFile],
+) -> PackedContents:
     """The tensors that stay as they are, then each staged group's."""
     tensors: dict[str, TensorReader] = {
         name: source.tensors[name] for name in carried_specs(source, plan)
@@ -179,7 +186,7 @@ def _contents(source: Checkpoint, plan: Plan, staged: Mapping[Key, StagedGroup])
         layout=source.family,
         config=source.config,
         recipe=plan.recipe,
-        side_files=source.beside.files,
+        side_files=side_files,
         hub_name=hub_name(source.place),
     )
 

@@ -88,7 +88,8 @@ def test_an_output_in_the_models_own_folder(full: Path, tmp_path: Path) -> None:
     unfinished.parent.mkdir()
     unfinished.write_text("")
     recipe = presets()["quantized-2bit"]
-    compress(source, source / "packed", recipe)
+    report = compress(source, source / "packed", recipe)
+    assert report.left_aside == tuple(sorted(LEFT))
     assert_travelled(source / "packed")
     assert not (source / "packed" / "packed.partial").exists()
     assert not (source / "packed" / "other.partial").exists()

@@ -21,8 +21,3 @@ def opened(app: AppTest, dense: Path) -> AppTest:
     app.button(key="up_open").click().run()
     assert not app.exception
     return app
-
-
-def words(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.info, app.error)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)

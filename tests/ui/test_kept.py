@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from support.page_inputs import change, inputs, states_with
 from support.stored_results import RUN
+from support.studio_pages import on
 
 from ders_core.analysis import analyze
 from ders_core.jobs import JobStore, Workspace
@@ -24,12 +25,6 @@ ONE_SESSION = {"run_trust"}
 """Keys of what a person allows for one session only."""
 TYPED = {"up_layers_list": "1", "up_train": "*.norm.*"}
 """What is typed where "typed" would make the page refuse the rest of what it shows."""
-
-
-def on(app: AppTest, page: str) -> AppTest:
-    app.switch_page(f"pages/{page}.py").run()
-    assert not app.exception
-    return app
 
 
 @pytest.fixture

@@ -15,42 +15,19 @@ from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 from support.changed_bytes import change_unseen
 from support.recipe_pages import recipe_of
-from support.stored_results import QUALITY
+from support.studio_pages import on, opened, words
 
 from ders_core.analysis import analyze
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
-from ders_core.packed.patch import apply_patch
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import write_calibration
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
-from ders_core.pipeline.quality import Quality
 from ders_core.recipe import Recipe, presets
 from ders_core.ui.recipe_table import choice_of, codecs_of, menu
 
 PAGES = ("redundancy", "spectra", "recipe", "runs", "export")
-
-
-def on(app: AppTest, page: str) -> AppTest:
-    app.switch_page(f"pages/{page}.py").run()
-    assert not app.exception
-    return app
-
-
-def words(app: AppTest) -> str:
-    """All text of the page."""
-    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.subheader)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
-
-
-def opened(app: AppTest, path: Path) -> AppTest:
-    app.run()
-    app.session_state["open_path"] = str(path)  # typed, whether or not it is in the list
-    app.run()
-    app.button(key="open").click().run()
-    assert not app.exception
-    return app
 
 
 def test_every_page_says_what_to_do_first(app: AppTest) -> None:
@@ -290,128 +267,3 @@ def test_yaml_errors_name_their_line(app: AppTest, mixtral_dir: Path) -> None:
     app.button(key="yaml_apply").click().run()
     assert "line 4" in app.error[0].value
     assert "codec 'quantised'" in app.error[0].value
-
-
-def test_run_then_export(
-    app: AppTest,
-    mixtral_dir: Path,
-    workspace: Workspace,
-    work: Callable[[], None],
-    tiny_text: str,
-) -> None:
-    text = workspace.path / "text.txt"
-    text.write_text(tiny_text, encoding="utf-8")
-    opened(app, mixtral_dir)
-    on(app, "runs")
-    assert "No runs" in words(app)
-    app.text_input[1].set_value(str(text))
-    app.number_input[0].set_value(512)
-    app.number_input[1].set_value(1)
-    app.button[0].click().run()
-    assert not app.error
-    work()
-    on(app, "runs")
-    store = JobStore(workspace.store_path)
-    job = store.list(kind="run")[0]
-    assert job.state == "done", job.error
-    table = app.dataframe[0].value
-    assert table["name"].tolist() == ["quantized-4bit"]
-    assert job.result is not None
-    assert table["ratio"].iloc[0] == pytest.approx(100 * job.result["ratio"])
-    assert table["kl"].iloc[0] == job.result["quality"]["kl"]
-    on(app, "export")
-    app.button(key="export_packed").click().run()
-    assert not app.error
-    work()
-    on(app, "export")
-    out = workspace.exports / "quantized-4bit-ders"
-    assert f"{len(PackedCheckpoint(out).store.tensors)} checksums" in words(app)
-    assert PackedCheckpoint(out).manifest.recipe["name"] == "quantized-4bit"
-    assert f"{job.result['quality']['perplexity']:.4g}" in (out / "README.md").read_text("utf-8")
-    base = app.text_input(key=f"base_{job.id}")
-    base.set_value("/proc").run()
-    app.button(key="export_patch").click().run()
-    assert "/proc" in app.error[0].value
-    base = app.text_input(key=f"base_{job.id}")
-    base.set_value(str(mixtral_dir)).run()
-    assert any(code.value.startswith(f"ders apply {mixtral_dir} ") for code in app.code)
-    app.button(key="export_patch").click().run()
-    assert not app.error
-    work()
-    on(app, "export")
-    assert "travel" in words(app)
-    apply_patch(mixtral_dir, workspace.exports / "quantized-4bit-patch", workspace.path / "applied")
-    assert PackedCheckpoint(workspace.path / "applied").manifest.recipe["name"] == "quantized-4bit"
-
-
-def test_a_run_that_fails_says_why_and_can_be_resumed(
-    app: AppTest, mixtral_dir: Path, workspace: Workspace, work: Callable[[], None]
-) -> None:
-    opened(app, mixtral_dir)
-    store = JobStore(workspace.store_path)
-    text = workspace.path / "late.txt"
-    spec = {
-        "checkpoint": str(mixtral_dir),
-        "recipe": presets()["keep"].to_yaml(),
-        "name": "late",
-        "device": "cpu",
-        "workers": 1,
-        "text": str(text),
-        "max_tokens": 512,
-    }
-    store.submit("run", spec, "late")
-    work()
-    on(app, "runs")
-    assert "late.txt" in app.error[0].value
-    text.write_text("one two three " * 400, encoding="utf-8")
-    app.button(key=f"again_{store.list()[0].id}").click().run()
-    work()
-    assert store.list()[0].state == "done"
-    on(app, "runs")
-    assert app.dataframe[0].value["kl"].tolist() == [0.0]
-
-
-def test_code_of_a_model_runs_only_where_it_is_allowed(
-    app: AppTest,
-    mixtral_dir: Path,
-    workspace: Workspace,
-    text: Path,
-    work: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    allowed: list[bool] = []
-
-    def evaluate(*paths: Path, trust_remote_code: bool, **options: object) -> Quality:
-        allowed.append(trust_remote_code)
-        return Quality(**QUALITY)
-
-    monkeypatch.setattr("ders_core.evaluate.evaluate", evaluate)
-    with_code = workspace.path / "with-code"
-    shutil.copytree(mixtral_dir, with_code)
-    config = json.loads((with_code / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
-    (with_code / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    on(opened(app, with_code), "runs")
-    assert "code of its own" in words(app)
-    app.text_input(key="run_text").set_value(str(text)).run()
-    app.number_input(key="run_workers").set_value(1).run()
-    app.button(key="run_start").click().run()
-    assert app.toggle(key="run_trust").value is False
-    app.toggle(key="run_trust").set_value(True).run()
-    assert "code of its own" not in words(app)
-    app.button(key="run_start").click().run()
-    work()
-    assert allowed == [False, True]
-    on(app, "checkpoint")
-    on(opened(app, mixtral_dir), "runs")
-    assert app.toggle(key="run_trust").value is False
-    assert "code of its own" not in words(app)
-
-
-def test_a_run_outside_the_roots_is_refused(app: AppTest, mixtral_dir: Path) -> None:
-    opened(app, mixtral_dir)
-    on(app, "runs")
-    app.text_input[1].set_value("/etc/hostname")
-    app.button[0].click().run()
-    assert "/etc/hostname" in app.error[0].value
-    assert "DERS_ROOTS" in app.error[0].value

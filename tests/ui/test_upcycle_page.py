@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 from support.messages import raises_saying
+from support.studio_pages import words
 from support.toy_form import RowShift
-from support.upcycle_pages import opened, page, words
+from support.upcycle_pages import opened, page
 
 from ders_core.errors import RecipeError
 from ders_core.jobs import JobStore, Workspace

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
-from support.upcycle_pages import opened, page, words
+from support.studio_pages import words
+from support.upcycle_pages import opened, page
 
 from ders_core import figures
 from ders_core.jobs import Job, JobStore, Workspace
