@@ -59,7 +59,10 @@ class EncodeContext:
 
     @property
     def importance(self) -> torch.Tensor | None:
-        """E[x_j²] `[in]`, what an error in column j weighs; None without a calibration."""
+        """What an error in column j weighs, `[in]`: its curvature, or E[x_j²]; None without a
+        calibration."""
+        if self.curvature is not None and self.curvature.total > 0:
+            return self.curvature.columns
         if self.moments is None or self.moments.dim() == 1:
             return self.moments
         return self.moments.diagonal()

@@ -14,7 +14,7 @@ from ders_core.codecs.codec import DeltaCodec, EncodeContext, Need, Parts, regis
 from ders_core.codecs.coding import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting import gaussian_error
-from ders_core.codecs.fitting.rounding import FARTHEST, Nearest, Rounding, Unbiased
+from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
 from ders_core.codecs.fitting.step_search import Coded, Entries, coded_with, within
 from ders_core.codecs.gain import Gain, gain_factor, label_of
@@ -165,9 +165,7 @@ class Entropy(DeltaCodec):
             return (Unbiased(context.seed),)
         return [Nearest(threshold) for threshold in THRESHOLDS]
 
-    def _steps(
-        self, shape: tuple[int, int], context: EncodeContext, limit: int
-    ) -> Steps | None:
+    def _steps(self, shape: tuple[int, int], context: EncodeContext, limit: int) -> Steps | None:
         """Factors that leave most of the bytes for the codes: of columns alone or none, if those
         of rows would take too many."""
         if self.steps == "even":

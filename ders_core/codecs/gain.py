@@ -34,6 +34,13 @@ def label_of(gain: Gain | None) -> str:
     return f"gain {gain:g}" if isinstance(gain, float) else f"{gain.replace('_', ' ')} gain"
 
 
+def target_of(gain: Gain | None) -> float | None:
+    """The gain of a code before the best one is sought; None where it is that of least squares."""
+    if gain is None or gain == "least_squares":
+        return None
+    return gain if isinstance(gain, float) else 1.0
+
+
 def gain_factor(
     gain: Gain, delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext
 ) -> float:
@@ -91,8 +98,11 @@ class Metric:
         total = 0.0
         for rows in row_pieces(left.shape, chunk_values(left.device)):
             product = (left[rows].double() / scale) * (right[rows].double() / scale)
-            summed = product.sum(1) if self.columns is None else product @ _on(self.columns, product)
-            total += float(summed.sum() if self.rows is None else summed @ _on(self.rows, summed)[rows])
+            if self.columns is not None:
+                product = product * _on(self.columns, product)
+            if self.rows is not None:
+                product = product * _on(self.rows[rows], product).unsqueeze(1)
+            total += float(product.sum())
         return total
 
 

@@ -21,19 +21,22 @@ LEAST_BYTES = 40
 
 def factor_bytes(steps: Steps) -> float:
     """Bytes of the factors of rows and columns, with their tables."""
-    return sum(_table_bytes(v) + code_bytes(_counted(v)[1]) for v in (steps.rows, steps.columns))
+    vectors = (steps.rows, steps.columns)
+    return sum(_table_bytes(each) + code_bytes(_counted(each)[1]) for each in vectors)
 
 
 def stream_bytes(steps: Steps, counts: np.ndarray, slack: float = 1.0) -> float:
     """Bytes of a stream with these counts `[classes, codes]`. slack: what the coder takes for each
     bit of entropy."""
     occurring = counts[:, counts.sum(0) > 0]
-    of_counts = np.ceil(np.log2(occurring + 1) / 7).clip(1).sum()
+    of_counts = float(np.ceil(np.log2(occurring + 1) / 7).clip(1).sum())
     coded = slack * (factor_bytes(steps) + sum(code_bytes(row) for row in counts))
-    return 3 + 4 * occurring.shape[1] + float(of_counts) + coded + 8
+    return float(3 + 4 * occurring.shape[1] + of_counts + coded + 8)
 
 
-def write(steps: Steps, levels: np.ndarray, numbers: np.ndarray, counts: np.ndarray) -> torch.Tensor:
+def write(
+    steps: Steps, levels: np.ndarray, numbers: np.ndarray, counts: np.ndarray
+) -> torch.Tensor:
     """uint8 `[n]`. levels: float32, of the codes that occur. counts: how often each does in each
     class, `[classes, levels]`. numbers: which of the levels each entry has, int32 `[out · in]`."""
     writer, stack = Writer(), Stack()

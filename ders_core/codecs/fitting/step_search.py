@@ -36,7 +36,8 @@ MOST_ATTEMPTS = 1 << 12
 
 @dataclass(frozen=True)
 class Entries:
-    """values: float32 `[n]` on the CPU, in units of their steps. steps: None where all are alike."""
+    """values: float32 `[n]` on the CPU, in units of their steps. steps: None where all are
+    alike."""
 
     values: torch.Tensor
     steps: Steps | None = None
@@ -55,7 +56,9 @@ class Entries:
             return even_stream.stream_bytes(counts[0], slack)
         return classed_stream.stream_bytes(self.steps, counts, slack)
 
-    def write(self, levels: torch.Tensor, numbers: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
+    def write(
+        self, levels: torch.Tensor, numbers: torch.Tensor, counts: np.ndarray
+    ) -> torch.Tensor:
         """The stream. levels, counts: of the codes that occur alone. numbers: int32 `[n]`."""
         if self.steps is None:
             return even_stream.write(levels.numpy(), numbers.numpy(), counts[0])
