@@ -74,10 +74,9 @@ def test_reports_say_gain_noise_and_what_noise_costs(
     total = sum((1 - gains[key]) * each.sum(1) for key, each in shrinkages(measured).items())
     wanted = costs + (total**2).sum() / TOKENS / 2
     assert report.predicted_kl == pytest.approx(wanted, rel=1e-3)
-    for group, entry in zip(
-        verify(tmp_path / "out", mixtral_dir).groups, report.entries, strict=True
-    ):
-        assert (group.gain, group.noise) == pytest.approx((entry.gain, entry.noise), rel=1e-4)
+    verified = verify(tmp_path / "out", mixtral_dir).groups
+    for seen, entry in zip(verified, report.entries, strict=True):
+        assert (seen.gain, seen.noise) == pytest.approx((entry.gain, entry.noise), rel=1e-4)
 
 
 def test_a_code_without_loss_costs_nothing(
