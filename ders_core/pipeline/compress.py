@@ -245,7 +245,15 @@ def _report_entries(plan: Plan, staged: Mapping[Key, StagedGroup]) -> tuple[Repo
         staged[entry.key].report
         if entry.packed
         else ReportEntry(
-            *entry.key, entry.codec.label, entry.bytes_before, entry.bytes_before, 0.0, 0.0, 0.0
+            *entry.key,
+            entry.codec.label,
+            entry.bytes_before,
+            entry.bytes_before,
+            0.0,
+            0.0,
+            0.0,
+            gain=1.0,
+            noise=0.0,
         )
         for entry in plan.entries
     )

@@ -42,11 +42,12 @@ def predicted_kl(calibration: Calibration, entries: Sequence[ReportEntry]) -> fl
     costs = [entry.noise_cost for entry in encoded]
     if not calibration.has_gradients or None in costs:
         return None
-    if any(entry.base != "mean" and abs(1 - entry.gain) > EXACT for entry in encoded):
-        return None
-    gains = {
-        (entry.layer, entry.projection): entry.gain for entry in encoded if entry.base == "mean"
-    }
+    gains = {}
+    for entry in encoded:
+        if entry.base == "mean" and entry.gain is not None:
+            gains[entry.layer, entry.projection] = entry.gain
+        elif entry.gain is None or abs(1 - entry.gain) > EXACT:
+            return None
     shrinking = shrinkage_cost(calibration, gains)
     return None if shrinking is None else sum(filter(None, costs)) + shrinking
 
