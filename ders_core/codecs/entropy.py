@@ -166,16 +166,14 @@ def _first_guess(flat: torch.Tensor, largest: float, limit: int) -> tuple[float,
     """(step, rounding) with the least squared error on a sample, within `limit` bytes in all."""
     if not largest:
         return 1.0, ROUNDINGS[0]
-    stride = -(-flat.numel() // SAMPLE)
-    sample = flat[::stride] / largest
-    typical = float(sample[sample != 0].abs().median()) if bool(sample.any()) else 1.0
-    finest = math.log2(typical / FINEST)
+    sample = _Sample(flat[:: -(-flat.numel() // SAMPLE)] / largest, flat.numel())
+    finest = math.log2(sample.typical / FINEST)
     best = (math.inf, 1.0, ROUNDINGS[0])
     for rounding in ROUNDINGS:
         low, high = finest, 2.0  # log2 of the step; more bytes than allowed, and fewer
         for _ in range(SEARCHES):
             middle = (low + high) / 2
-            size, error = _sampled(sample, 2.0**middle, rounding, flat.numel())
+            size, error = sample.coded(2.0**middle, rounding)
             if size > limit:
                 low = middle
             else:
@@ -184,11 +182,36 @@ def _first_guess(flat: torch.Tensor, largest: float, limit: int) -> tuple[float,
     return best[1] * largest, best[2]
 
 
-def _sampled(sample: torch.Tensor, step: float, rounding: float, count: int) -> tuple[float, float]:
-    """(bytes for `count` values, squared error of the sample)."""
-    codes = _codes(sample, step, rounding)
-    codes -= int(codes.min())
-    counts = torch.bincount(codes)
-    grown = counts.double() * (count / sample.numel())
-    level = torch.bincount(codes, sample.double()) / counts.clamp_min(1)
-    return _size(grown.numpy()), float((sample - level[codes]).square().sum())
+class _Sample:
+    """Values in ascending order with their running sums: what shares a code is a stretch of them.
+
+    values: `[n]` with a largest magnitude of 1, of a matrix of `count` values.
+    """
+
+    def __init__(self, values: torch.Tensor, count: int) -> None:
+        self._sorted = np.sort(values.numpy()).astype(np.float64)
+        self._sums = np.concatenate([[0.0], self._sorted.cumsum()])
+        self._energy = float(np.square(self._sorted).sum())
+        self._grown = count / len(self._sorted)
+        magnitudes = np.abs(self._sorted[self._sorted != 0])
+        self.typical = float(np.median(magnitudes)) if len(magnitudes) else 1.0
+
+    def coded(self, step: float, rounding: float) -> tuple[float, float]:
+        """(bytes for the whole matrix, squared error of the sample), as `_codes` codes it."""
+        ends = (_ends(1 / step + rounding) - rounding) * step
+        below = np.searchsorted(self._sorted, -ends[::-1], "right")
+        above = np.searchsorted(self._sorted, ends, "left")
+        edges = np.concatenate([[0], below, above, [len(self._sorted)]])
+        counts = np.diff(edges)
+        filled = counts > 0
+        counts, totals = counts[filled], np.diff(self._sums[edges])[filled]
+        error = self._energy - float((totals * totals / counts).sum())
+        return _size(counts * self._grown), error
+
+
+def _ends(largest: float) -> np.ndarray:
+    """The ratios up to `largest` at which `_codes` goes over to the next code, float64."""
+    near = np.arange(1.0, min(largest, EXACT_CODES) + 1)
+    octaves = np.arange(1, FARTHEST - EXACT_CODES + 1) / PER_OCTAVE
+    far = EXACT_CODES * 2.0**octaves if largest > EXACT_CODES else octaves[:0]
+    return np.concatenate([near, far])
