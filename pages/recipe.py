@@ -1,6 +1,7 @@
 """Recipe: which codec, how strong, for which experts; predicted bytes at once."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import streamlit as st
 from pydantic import ValidationError
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.codecs.gain import Gain
 from ders_core.errors import DersError
 from ders_core.files.missing import cleaned
 from ders_core.pipeline.calibration import Calibration
@@ -32,6 +34,12 @@ from ders_core.ui.recipe_table import (
 from ders_core.units import bytes_text, share_text
 
 EDITOR = "recipe_editor"
+USUAL = "usual"
+GAINS: Mapping[str, Gain] = {
+    "auto": "auto",
+    "unbiased": "unbiased",
+    "least squares": "least_squares",
+}
 ESTIMATED = "Estimated from the analysis; empty without one. A run measures it."
 
 
@@ -116,7 +124,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
             key="set_codec",
             start=FIRST_CHOICE,
             options=list(menu()),
-            width=150,
+            width=210,
         )
         strength = menu()[label].strength
         value: float | None = None
@@ -132,13 +140,35 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
                 step=number(strength.step),
                 width=200,
             )
+        gain = gain_choice() if menu()[label].has_gain else None
         if st.button("Apply", key="set_apply", type="primary"):
             codecs = codecs_of(plan)
-            for key, before in codecs.items():
-                if (not layers or key[0] in layers) and (not projections or key[1] in projections):
-                    codecs[key] = codec_from(label, value, before)
-            change(with_codecs(session.recipe(), codecs))
+            try:
+                for key, before in codecs.items():
+                    if (not layers or key[0] in layers) and (
+                        not projections or key[1] in projections
+                    ):
+                        codecs[key] = codec_from(label, value, before, gain)
+                change(with_codecs(session.recipe(), codecs))
+            except DersError as error:
+                st.session_state["recipe_error"] = str(error)
             st.rerun()
+
+
+def gain_choice() -> Gain | None:
+    """None where the codec's own is to stay."""
+    chosen = kept.field(
+        st.selectbox,
+        "Gain",
+        key="set_gain",
+        start=USUAL,
+        options=[USUAL, *GAINS],
+        help=f"{GAIN.help} *{USUAL}*: as the codec has it. *unbiased*: 1. *auto*: the best one, "
+        "from what shrunken deltas and noise cost. *least squares*: the least error of weights. "
+        "A number is written in YAML, for instance `gain: 0.9`.",
+        width=130,
+    )
+    return GAINS.get(chosen)
 
 
 def group_table(plan: Plan) -> None:

@@ -44,8 +44,10 @@ class Choice:
 
     label: the word in the menu, unique among all codecs. fields: the codec's parameters that make
     it this choice rather than another one of the same codec. strength: None where there is none.
+    begin: further parameters of a codec that is chosen anew; they may have other values later.
     """
 
     label: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     strength: Strength | None = None
+    begin: Mapping[str, Any] = field(default_factory=dict)

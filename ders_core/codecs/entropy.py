@@ -32,6 +32,9 @@ MOST_FOR_FACTORS = 0.25
 MOST_BYTES = 2
 """Of an entry, where a knob decides."""
 
+BITS = Strength("bits", "most bits per entry", 1, 0.02, 8, 0.05, 0.1)
+UNBIASED: Mapping[str, Any] = {"knob": None, "rounding": "unbiased"}
+
 
 @register
 class Entropy(DeltaCodec):
@@ -57,13 +60,13 @@ class Entropy(DeltaCodec):
     summary: ClassVar[str] = "Rounds entries to multiples of a step and entropy-codes them."
     source: ClassVar[str] = "Gish and Pierce 1968; QSGD (arXiv 1610.02132); ANS (arXiv 1311.2540)"
     choices: ClassVar[tuple[Choice, ...]] = (
+        Choice("unbiased rounding", {**UNBIASED, "steps": "even"}, BITS, {"gain": "auto"}),
         Choice(
-            "entropy",
-            {"knob": None},
-            strength=Strength("bits", "most bits per entry", 1, 0.02, 8, 0.05, 0.1),
+            "unbiased by sensitivity", {**UNBIASED, "steps": "sensitive"}, BITS, {"gain": "auto"}
         ),
+        Choice("entropy", {"knob": None, "rounding": "nearest"}, BITS),
     )
-    menu_place: ClassVar[int] = 4
+    menu_place: ClassVar[int] = 2
     use_of_calibration: ClassVar[str] = "takes smaller steps where errors cost more"
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"bits": 0.3},

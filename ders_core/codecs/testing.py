@@ -81,18 +81,21 @@ def check_class(codec_class: type[Codec]) -> None:
     assert codec_class.examples, "a codec has examples"
     others = [choice for codec in CODECS.values() for choice in codec.choices]
     for choice in codec_class.choices:
+        assert not choice.begin.keys() & choice.fields.keys()
         labels = [other.label for other in others]
         assert labels.count(choice.label) == 1, f"another codec is called {choice.label!r}"
         fields = {"codec": codec_class.name, **choice.fields}
         strength = choice.strength
         if strength is None:
             assert make_codec(fields).choice == choice
+            assert make_codec({**choice.begin, **fields}).choice == choice
             continue
         assert strength.least <= strength.start <= strength.most
         for value in (strength.least, strength.start, strength.most):
-            codec = make_codec({**fields, strength.field: strength.number(value)})
-            assert codec.choice == choice
-            assert strength.field in codec.fields_beside_strength()
+            for begin in ({}, choice.begin):
+                codec = make_codec({**begin, **fields, strength.field: strength.number(value)})
+                assert codec.choice == choice
+                assert strength.field in codec.fields_beside_strength()
 
 
 def check_parameters(codec: Codec) -> None:

@@ -2,8 +2,16 @@
 
 from ders_core.decompose.bases.clusters import ClusteredBase
 from ders_core.decompose.bases.dense import DenseBase
-from ders_core.recipe.loading import load_recipe, presets
+from ders_core.recipe.loading import FIRST_PRESET, load_recipe, presets
 from ders_core.recipe.recipe import Recipe
 from ders_core.recipe.rule import Rule
 
-__all__ = ["ClusteredBase", "DenseBase", "Recipe", "Rule", "load_recipe", "presets"]
+__all__ = [
+    "FIRST_PRESET",
+    "ClusteredBase",
+    "DenseBase",
+    "Recipe",
+    "Rule",
+    "load_recipe",
+    "presets",
+]

@@ -11,12 +11,21 @@ from ders_core.files.package_data import shipped
 from ders_core.recipe.recipe import Recipe
 from ders_core.recipe.yaml_text import read_file
 
+FIRST_PRESET = "unbiased-1.3bit"
+"""What a new recipe starts from."""
+
+LEADING = (FIRST_PRESET, "unbiased-0.6bit", "unbiased-0.2bit")
+"""Presets that lose least at their sizes: they come first."""
+
 
 @cache
 def presets() -> dict[str, Recipe]:
     """The recipes that ship with the package, by file name without its ending."""
-    files = sorted(shipped("sample_configs").glob("*.yaml"))
-    return {file.stem: Recipe.from_yaml(file.read_text(encoding="utf-8")) for file in files}
+    files = {file.stem: file for file in sorted(shipped("sample_configs").glob("*.yaml"))}
+    return {
+        name: Recipe.from_yaml(files[name].read_text(encoding="utf-8"))
+        for name in dict.fromkeys((*LEADING, *files))
+    }
 
 
 def load_recipe(source: str | Path) -> Recipe:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ders_core.analysis import Analysis, expected
 from ders_core.codecs import CODECS, Choice, Codec, Strength, make_codec
+from ders_core.codecs.gain import Gain
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
 from ders_core.pipeline.plan import Plan
@@ -19,7 +20,7 @@ OTHER = "other (YAML)"
 """What the table shows for a codec without a menu entry, and for groups of several codecs. These
 are written in YAML; the table leaves them as they are."""
 
-FIRST_CHOICE = "magnitude"
+FIRST_CHOICE = "unbiased rounding"
 """What the menu for many groups shows first."""
 
 
@@ -34,6 +35,11 @@ class MenuEntry:
     def strength(self) -> Strength | None:
         return self.choice.strength
 
+    @property
+    def has_gain(self) -> bool:
+        """Whether a person may say how much of a delta is given back."""
+        return "gain" in self.codec.model_fields
+
     def make(self, value: float | None, fields: Mapping[str, Any]) -> Codec:
         """The codec with these parameters; those of the choice and its strength take their place.
 
@@ -46,7 +52,8 @@ class MenuEntry:
         try:
             return make_codec(parameters)
         except CodecError as error:
-            raise CodecError(f"{self.choice.label}: {value:g} is not possible ({error})") from error
+            strength = "" if value is None else f"{value:g} "
+            raise CodecError(f"{self.choice.label}: {strength}is not possible ({error})") from error
 
 
 def menu() -> dict[str, MenuEntry]:
@@ -71,15 +78,18 @@ def strength_of(codec: GroupCodec) -> float | None:
     return None if value is None else float(value)
 
 
-def codec_from(label: str, strength: float | None, before: GroupCodec) -> GroupCodec:
-    """The codec of a row. What the table does not show (block size, grid) stays as it was.
+def codec_from(
+    label: str, strength: float | None, before: GroupCodec, gain: Gain | None = None
+) -> GroupCodec:
+    """The codec of a row. What the table does not show (block size, grid) stays as it was; so does
+    the gain, unless another one is given.
 
-    Raises CodecError if the strength is not possible.
+    Raises CodecError if the strength or the gain is not possible.
     """
     entry, is_same = menu().get(label), choice_of(before) == label
     if entry is None:
         return before
-    fields: dict[str, Any] = {}
+    fields = dict(entry.choice.begin)
     if entry.strength is not None:
         if strength is None or pd.isna(strength):
             if is_same:
@@ -87,6 +97,8 @@ def codec_from(label: str, strength: float | None, before: GroupCodec) -> GroupC
             strength = entry.strength.start
         if is_same and before.codec is not None:
             fields = before.codec.fields_beside_strength()
+    if gain is not None:
+        fields["gain"] = gain
     return GroupCodec.same(entry.make(strength, fields), len(before.uses))
 
 

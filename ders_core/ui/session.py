@@ -11,7 +11,7 @@ import streamlit as st
 from ders_core.errors import DersError
 from ders_core.files.writer import write_json
 from ders_core.jobs import JobStore, Workspace, default_workspace
-from ders_core.recipe import Recipe, presets
+from ders_core.recipe import FIRST_PRESET, Recipe, presets
 
 RECENT = 8
 UNDO = 50
@@ -98,7 +98,7 @@ def recipe() -> Recipe:
             return Recipe.from_yaml(text)
         except DersError:  # written by another version
             pass
-    return presets()["quantized-4bit"]
+    return presets()[FIRST_PRESET]
 
 
 def set_recipe(new: Recipe) -> None:

@@ -334,7 +334,7 @@ def test_predictions_come_near_what_encoding_measures(
             for bits in (0.2, 0.6, 1.3, 2.5, 5)
         ),
         {"codec": "entropy", "bits": 0.5, "gain": "unbiased"},
-        {"codec": "entropy", "bits": 0.2, "rounding": "unbiased", "gain": "least_squares"},
+        {"codec": "entropy", "bits": 1, "rounding": "unbiased", "gain": "least_squares"},
         {"codec": "quantized", "bits": 1, "gain": 0.9},
         {"codec": "sparse", "drop_rate": 0.8, "gain": 0.9},
     ],

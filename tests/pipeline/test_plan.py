@@ -17,8 +17,9 @@ from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, Rule, presets
 
 PRESETS = sorted(presets())
-DATA_DECIDE = {"mixed", "sparse-magnitude0.9", "entropy-1bit", "entropy-2bit", "chain-1bit"} | {
-    "lossless"
+DATA_DECIDE = {
+    *("mixed", "sparse-magnitude0.9", "entropy-1bit", "entropy-2bit", "chain-1bit", "lossless"),
+    *("unbiased-1.3bit", "unbiased-0.6bit", "unbiased-0.2bit", "chain-lowrank-unbiased"),
 }
 
 

@@ -19,7 +19,15 @@ from ders_core.decompose.bases.routed import RoutedBase
 from ders_core.errors import RecipeError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.plan import resolve
-from ders_core.recipe import ClusteredBase, DenseBase, Recipe, Rule, load_recipe, presets
+from ders_core.recipe import (
+    FIRST_PRESET,
+    ClusteredBase,
+    DenseBase,
+    Recipe,
+    Rule,
+    load_recipe,
+    presets,
+)
 from ders_core.recipe.numbers import parse_numbers
 
 SHARES = st.floats(0, 1, exclude_min=True, exclude_max=True, allow_nan=False)
@@ -287,6 +295,32 @@ def test_load_recipe(tmp_path: Path) -> None:
 
 
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
+
+
+OLD_PRESETS = {
+    "quantized-1bit": {"codec": "quantized", "bits": 1, "group_size": 128},
+    "quantized-4bit": {"codec": "quantized", "bits": 4, "group_size": 128},
+    "entropy-1bit": {"codec": "entropy", "bits": 1.0},
+    "sparse-drop0.9": {"codec": "sparse", "drop_rate": 0.9, "method": "random"},
+    "sparse-magnitude0.9": {"codec": "sparse", "drop_rate": 0.9, "method": "magnitude"},
+    "lowrank-r16": {"codec": "lowrank", "rank": 16},
+}
+
+
+@pytest.mark.parametrize("name", OLD_PRESETS)
+def test_presets_keep_their_meaning(name: str) -> None:
+    assert presets()[name].codec(0, "up").dump() == OLD_PRESETS[name]
+
+
+def test_new_recipes_start_from_unbiased_rounding() -> None:
+    assert next(iter(presets())) == FIRST_PRESET
+    codec = presets()[FIRST_PRESET].codec(0, "up")
+    assert codec.dump() == {
+        "codec": "entropy",
+        "bits": 1.3,
+        "rounding": "unbiased",
+        "gain": "auto",
+    }
 
 
 def test_the_presets_are_the_sample_files() -> None:

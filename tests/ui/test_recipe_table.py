@@ -43,6 +43,9 @@ IN_MENU = [
     LowRank(rank=7, factor_bits=4, leading=2),
     Entropy(bits=2),
     Entropy(bits=0.75),
+    Entropy(bits=1, rounding="unbiased"),
+    Entropy(bits=0.6, rounding="unbiased", gain=0.9),
+    Entropy(bits=1, rounding="unbiased", steps="sensitive"),
 ]
 CHAIN = Chain(stages=(LowRank(rank=2), Entropy(bits=1)))
 YAML_ONLY = [CHAIN, Sparse(pattern="2:4")]
@@ -70,7 +73,7 @@ def test_rules_resolve_to_the_codecs_they_were_made_from(
         for layer, row in chosen.items()
         for projection, codec in zip(PROJECTIONS, row, strict=True)
     }
-    recipe = Recipe(name="x", rules=rules_for(codecs))
+    recipe = Recipe(name="x", calibration=Path("measured"), rules=rules_for(codecs))
     again = Recipe.from_yaml(recipe.to_yaml())
     assert {key: again.group_codec(*key, 2) for key in codecs} == codecs
 
@@ -114,6 +117,8 @@ def test_a_changed_strength_leaves_the_rest() -> None:
     row = Sparse(drop_rate=0.5, method="magnitude", budget="row", value_bits=4)
     assert changed(row, "magnitude", 0.7) == row.model_copy(update={"drop_rate": 0.7})
     assert changed(Entropy(bits=2), "entropy", 0.3) == Entropy(bits=0.3)
+    unbiased = Entropy(bits=2, rounding="unbiased", gain=0.9)
+    assert changed(unbiased, "unbiased rounding", 0.3) == unbiased.model_copy(update={"bits": 0.3})
     normal = Quantized(bits=4, group_size=32, grid="normal", scale_bits=8)
     assert changed(normal, "quantized", 2) == normal.model_copy(update={"bits": 2})
     factors = LowRank(rank=7, factor_bits=4, leading=2)
@@ -121,6 +126,24 @@ def test_a_changed_strength_leaves_the_rest() -> None:
     assert changed(LowRank(bits=0.5), "low rank", 9) == LowRank(rank=9)
     assert changed(LowRank(energy=0.5), "low rank", 9) == LowRank(rank=9)
     assert changed(Quantized(grid="ternary"), "quantized", 2) == Quantized(bits=2)
+
+
+def test_a_gain_is_chosen_beside_the_strength() -> None:
+    begun = codec_from("unbiased rounding", 0.5, GroupCodec.same(Quantized(bits=2), 2))
+    assert begun.codec == Entropy(bits=0.5, rounding="unbiased", gain="auto")
+    least = codec_from("unbiased rounding", 0.5, begun, "least_squares")
+    assert least.codec == Entropy(bits=0.5, rounding="unbiased", gain="least_squares")
+    row = Sparse(drop_rate=0.5, method="magnitude", budget="row")
+    unbiased = codec_from("magnitude", 0.9, GroupCodec.same(row, 2), "unbiased")
+    assert unbiased.codec == row.model_copy(update={"drop_rate": 0.9, "gain": "unbiased"})
+    rescaled = GroupCodec.same(Sparse(drop_rate=0.5, rescale="none"), 2)
+    with raises_saying(CodecError, "random drop", "rescale"):
+        codec_from("random drop", 0.9, rescaled, "unbiased")
+    assert {label for label, entry in menu().items() if not entry.has_gain} == {
+        "keep",
+        "lossless",
+        "low rank",
+    }
 
 
 def test_edits_change_only_their_rows(mixtral_dir: Path) -> None:

@@ -16,7 +16,7 @@ from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.patch import apply_patch
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
-from ders_core.recipe import presets
+from ders_core.recipe import FIRST_PRESET, presets
 
 
 def test_run_then_export(
@@ -42,7 +42,7 @@ def test_run_then_export(
     job = store.list(kind="run")[0]
     assert job.state == "done", job.error
     table = app.dataframe[0].value
-    assert table["name"].tolist() == ["quantized-4bit"]
+    assert table["name"].tolist() == [FIRST_PRESET]
     assert job.result is not None
     assert table["ratio"].iloc[0] == pytest.approx(100 * job.result["ratio"])
     assert table["kl"].iloc[0] == job.result["quality"]["kl"]
@@ -51,9 +51,9 @@ def test_run_then_export(
     assert not app.error
     work()
     on(app, "export")
-    out = workspace.exports / "quantized-4bit-ders"
+    out = workspace.exports / f"{FIRST_PRESET}-ders"
     assert f"{len(PackedCheckpoint(out).store.tensors)} checksums" in words(app)
-    assert PackedCheckpoint(out).manifest.recipe["name"] == "quantized-4bit"
+    assert PackedCheckpoint(out).manifest.recipe["name"] == FIRST_PRESET
     assert f"{job.result['quality']['perplexity']:.4g}" in (out / "README.md").read_text("utf-8")
     base = app.text_input(key=f"base_{job.id}")
     base.set_value("/proc").run()
@@ -67,8 +67,10 @@ def test_run_then_export(
     work()
     on(app, "export")
     assert "travel" in words(app)
-    apply_patch(mixtral_dir, workspace.exports / "quantized-4bit-patch", workspace.path / "applied")
-    assert PackedCheckpoint(workspace.path / "applied").manifest.recipe["name"] == "quantized-4bit"
+    apply_patch(
+        mixtral_dir, workspace.exports / f"{FIRST_PRESET}-patch", workspace.path / "applied"
+    )
+    assert PackedCheckpoint(workspace.path / "applied").manifest.recipe["name"] == FIRST_PRESET
 
 
 def test_a_run_that_fails_says_why_and_can_be_resumed(
