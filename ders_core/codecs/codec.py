@@ -14,12 +14,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.codecs.choice import Choice
+from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.errors import CodecError, sentence_of
@@ -28,6 +29,9 @@ from ders_core.registry import Registry
 
 Parts = dict[str, torch.Tensor]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
+
+Need = Literal["nothing", "inputs", "gradients"]
+"""What a calibration must hold for a codec; the second implies the first."""
 
 V = TypeVar("V")
 
@@ -40,15 +44,25 @@ class EncodeContext:
     seed: of this expert's weight; the same at decoding.
     moments: E[x xᵀ] `[in, in]` of what the weight is multiplied with, or its diagonal `[in]`,
         float32; None without a calibration, and at decoding.
+    curvature: what errors of this weight cost; None without a calibration that has gradients.
+    removal: what removing the deltas of the whole model costs, in nats per token, as far as it is
+        this weight's; None without gradients.
+    groups: how many groups of the model are encoded, whose deltas shrink together.
     """
 
     dtype: torch.dtype
     seed: int
     moments: torch.Tensor | None = None
+    curvature: Curvature | None = None
+    removal: float | None = None
+    groups: int = 1
 
     @property
     def importance(self) -> torch.Tensor | None:
-        """E[x_j²] `[in]`, what an error in column j weighs; None without a calibration."""
+        """What an error in column j weighs, `[in]`: its curvature, or E[x_j²]; None without a
+        calibration."""
+        if self.curvature is not None and self.curvature.total > 0:
+            return self.curvature.columns
         if self.moments is None or self.moments.dim() == 1:
             return self.moments
         return self.moments.diagonal()
@@ -86,6 +100,11 @@ class Codec(BaseModel, ABC):
     def settled(self) -> bool:
         """Whether no parameter is left for `fit` to determine."""
         return True
+
+    @property
+    def needs_of_calibration(self) -> Need:
+        """What it cannot do without; what it merely makes use of, `use_of_calibration` says."""
+        return "nothing"
 
     @property
     def ragged(self) -> frozenset[str]:

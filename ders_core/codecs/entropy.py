@@ -3,75 +3,126 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
-from ders_core.codecs.coding.ans import Model, Stack, code_bytes
-from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Need, Parts, register
+from ders_core.codecs.coding import classed_stream, even_stream
+from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting import gaussian_error
+from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
+from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
+from ders_core.codecs.fitting.step_search import Coded, Entries, coded_with, within
+from ders_core.codecs.gain import Gain, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics
-from ders_core.compute.pieces import chunk_values, largest_magnitude, pieces
+from ders_core.errors import CodecError
 from ders_core.files.spec import TensorSpec
 
-CHUNK = 1 << 19
-"""Values at a time."""
+THRESHOLDS = (0.5, 0.44, 0.38, 0.32)
+"""Of `Nearest`: the one with the least error is taken."""
 
-SAMPLE = 1 << 17
-ROUNDINGS = (0.5, 0.44, 0.38, 0.32)
-"""Added before the fraction is cut: the smaller, the wider the interval that becomes zero."""
+MOST_FOR_FACTORS = 0.25
+"""Share of the bytes that factors of rows and columns may take."""
 
-EXACT_CODES = 4096
-PER_OCTAVE = 16
-"""Multiples beyond EXACT_CODES share codes, this many to a doubling, so that outliers do not fill
-the table."""
-
-FINEST = 512
-"""The finest step is the median magnitude over this: over 10 bits, more than a recipe may ask."""
-
-FARTHEST = EXACT_CODES + 64 * PER_OCTAVE
-
-SEARCHES = 16
-"""Halvings of the range that contains the step."""
-
-SLACK = 1.0002
-"""What the coder may take above the entropy."""
-
-COUNTED = 4 + 4
-"""Bytes of the table for each code: its level in float32, and how often it occurs."""
+MOST_BYTES = 2
+"""Of an entry, where a knob decides."""
 
 
 @register
 class Entropy(DeltaCodec):
-    """Δ ≈ the centroid of all entries that round to the same multiple of a step; the multiples are
-    entropy-coded with an adaptive zero (entropy-coded scalar quantization).
+    """Δ ≈ a level for each multiple k of a step; the multiples are entropy-coded.
 
-    The step is the smallest with which an expert takes at most `bits` per entry, tables included.
-    The whole matrix has one step, as rate-distortion theory asks for (all errors alike; Cover and
-    Thomas, ch. 10). For a Gaussian its squared error is 0.2 dB above the
-    Shannon bound at 0.1 bit, 1.4 dB at 1 bit and 1.53 dB (¼ bit) at many (Gish and Pierce 1968).
-    Slower to decode than `quantized`, and on the CPU.
+    rounding `nearest`: the level is the centroid of all entries that round to k, with an adaptive
+    zero: the least squared error (entropy-coded scalar quantization). For a Gaussian it is 0.2 dB
+    above the Shannon bound at 0.1 bit, 1.4 dB at 1 bit and 1.53 dB (¼ bit) at many (Gish and Pierce
+    1968). `unbiased`: an entry is rounded upwards with the probability of its remainder, by chance
+    drawn from the seed, and the level is k·s: a larger error of weights and, because errors of
+    many weights cancel, a far smaller one of the model (QSGD, arXiv 1610.02132).
+
+    steps `even`: a matrix has one step. `sensitive`: with a calibration that has gradients steps
+    are smaller for rows and columns where errors cost more, s_ij ∝ C_ij^(−½) (reverse
+    water-filling); with inputs alone, for columns.
+
+    Either `bits`: the step is about the smallest with which an expert takes at most as many per
+    entry, tables included. Or `knob`: s_ij = knob · C_ij^(−½), so that what is sensitive gets more
+    bits in the whole model. Slower to decode than `quantized`, and on the CPU.
     """
 
     name: ClassVar[str] = "entropy"
     summary: ClassVar[str] = "Rounds entries to multiples of a step and entropy-codes them."
-    source: ClassVar[str] = "Gish and Pierce 1968; ANS (arXiv 1311.2540)"
+    source: ClassVar[str] = "Gish and Pierce 1968; QSGD (arXiv 1610.02132); ANS (arXiv 1311.2540)"
     choices: ClassVar[tuple[Choice, ...]] = (
-        Choice("entropy", strength=Strength("bits", "most bits per entry", 1, 0.05, 8, 0.05, 0.1)),
+        Choice(
+            "entropy",
+            {"knob": None},
+            strength=Strength("bits", "most bits per entry", 1, 0.02, 8, 0.05, 0.1),
+        ),
     )
     menu_place: ClassVar[int] = 4
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({"bits": 0.3}, {"bits": 1.5}, {"bits": 8})
+    use_of_calibration: ClassVar[str] = "takes smaller steps where errors cost more"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"bits": 0.3},
+        {"bits": 1.5},
+        {"bits": 8},
+        {"bits": 1, "gain": "unbiased"},
+        {"bits": 0.3, "rounding": "unbiased", "gain": "auto"},
+        {"bits": 2, "rounding": "unbiased", "steps": "sensitive"},
+        {"bits": 1, "steps": "sensitive", "gain": 0.9},
+    )
 
-    bits: float = Field(gt=0, le=8, description="the most bits per entry, tables included")
+    bits: float | None = Field(
+        default=None, gt=0, le=8, description="the most bits per entry, tables included"
+    )
+    knob: float | None = Field(
+        default=None, gt=0, description="instead of bits: one for the whole model"
+    )
+    rounding: Literal["nearest", "unbiased"] = Field(
+        default="nearest", description="to the nearest multiple, or up or down by chance"
+    )
+    steps: Literal["even", "sensitive"] = Field(
+        default="even", description="one step for a matrix, or smaller where errors cost more"
+    )
+    gain: Gain | None = Field(default=None, description="how much of a delta is given back")
+
+    @model_validator(mode="after")
+    def _bits_or_knob(self) -> Entropy:
+        if (self.bits is None) == (self.knob is None):
+            raise ValueError("give either bits or a knob, and not both")
+        if self.knob is not None and self.steps != "sensitive":
+            raise ValueError("a knob multiplies sensitive steps: give `steps: sensitive` with it")
+        return self
 
     @property
     def label(self) -> str:
-        return f"entropy-coded, {self.bits:g} bits"
+        strength = f"{self.bits:g} bits" if self.bits is not None else f"knob {self.knob:g}"
+        extras = [
+            "unbiased" if self.rounding == "unbiased" else "",
+            "sensitive steps" if self.steps == "sensitive" else "",
+            label_of(self.gain),
+        ]
+        return ", ".join(["entropy-coded", strength, *filter(None, extras)])
+
+    def dump(self) -> dict[str, Any]:
+        """Omit rounding and steps that have their default."""
+        return {
+            key: value
+            for key, value in super().dump().items()
+            if key not in ("rounding", "steps") or value != type(self).model_fields[key].default
+        }
+
+    def fields_beside_strength(self) -> dict[str, Any]:
+        """Bits take the place of a knob."""
+        return {k: v for k, v in super().fields_beside_strength().items() if k != "knob"}
+
+    @property
+    def needs_of_calibration(self) -> Need:
+        if self.knob is not None:
+            return "gradients"
+        return "inputs" if self.steps == "sensitive" else "nothing"
 
     @property
     def ragged(self) -> frozenset[str]:
@@ -79,116 +130,93 @@ class Entropy(DeltaCodec):
 
     def _limit(self, shape: tuple[int, int]) -> int:
         """The most bytes of a stream: the budget, or what zeros alone take."""
-        return max(math.floor(self.bits * math.prod(shape) / 8), 4 + COUNTED)
+        count = math.prod(shape)
+        least = even_stream.LEAST_BYTES if self.steps == "even" else classed_stream.LEAST_BYTES
+        if self.bits is None:
+            return MOST_BYTES * (count + sum(shape)) + 16 * least
+        return max(math.floor(self.bits * count / 8), least)
 
     def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
         return {"stream": TensorSpec(torch.uint8, (self._limit(shape),))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        limit = self._limit((delta.shape[0], delta.shape[1]))
-        flat = delta.reshape(-1).cpu()
-        largest = largest_magnitude(flat)
-        step, rounding = _first_guess(flat, largest, limit)
-        codes = torch.empty(flat.numel(), dtype=torch.int32)
-        while True:
-            counts = torch.zeros(2 * FARTHEST + 1, dtype=torch.int64)
-            for piece in pieces(flat.numel(), chunk_values(flat.device, CHUNK)):
-                codes[piece] = _codes(flat[piece], step, rounding).add_(FARTHEST)
-                counts += torch.bincount(codes[piece], minlength=counts.numel())
-            size = _size(counts.numpy(), SLACK)
-            if size <= limit:
-                stream = _written(flat, codes, counts)
-                if stream.numel() <= limit:
-                    return {"stream": stream.to(delta.device)}
-            if step > 4 * largest:
-                raise AssertionError("zeros alone are within every limit")
-            excess = 8 * (size - limit) / max(flat.numel(), 1)
-            step *= 2 ** min(max(excess, 0.001), 1.0)
+        shape = (delta.shape[0], delta.shape[1])
+        limit, matrix = self._limit(shape), delta.cpu()
+        steps = self._steps(shape, context, limit)
+        scaled = matrix if steps is None else steps.divided(matrix)
+        entries = Entries(scaled.reshape(-1), steps)
+
+        def write(coded: Coded) -> torch.Tensor:
+            return self._written(entries, coded, matrix, context)
+
+        if self.knob is None:
+            stream = within(entries, self._roundings(context), limit, write)
+        else:
+            stream = write(coded_with(entries, self.knob, self._roundings(context)[0]))
+            if stream.numel() > limit:
+                raise CodecError(
+                    f"a knob of {self.knob:g} takes more than {8 * MOST_BYTES} bits an entry here; "
+                    "give a larger one"
+                )
+        return {"stream": stream.to(delta.device)}
+
+    def _roundings(self, context: EncodeContext) -> Sequence[Rounding]:
+        if self.rounding == "unbiased":
+            return (Unbiased(context.seed),)
+        return [Nearest(threshold) for threshold in THRESHOLDS]
+
+    def _steps(self, shape: tuple[int, int], context: EncodeContext, limit: int) -> Steps | None:
+        """Factors that leave most of the bytes for the codes: of columns alone or none, if those
+        of rows would take too many."""
+        if self.steps == "even":
+            return None
+        if context.curvature is None and self.knob is not None:
+            raise CodecError(
+                "a knob needs a calibration with gradients: run ders calibrate --gradients and "
+                "name its file in the recipe"
+            )
+        even = Steps.even(shape)
+        if context.curvature is not None:
+            best = steps_by_curvature(context.curvature)
+        elif context.importance is not None:
+            best = steps_by_inputs(context.importance, shape[0])
+        else:
+            return even
+        tried = [best] if self.knob is not None else [best, Steps(even.rows, best.columns), even]
+        most = MOST_FOR_FACTORS * limit
+        return next((steps for steps in tried if classed_stream.factor_bytes(steps) <= most), even)
+
+    def _written(
+        self, entries: Entries, coded: Coded, matrix: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        """The stream of codes, with levels of the gain that was asked for."""
+        together = coded.counts.sum(0)
+        occurring = together.nonzero().flatten()
+        levels = coded.rounding.levels(entries.values, coded.codes, together, coded.step)
+        number = torch.zeros_like(together, dtype=torch.int32)
+        number[occurring] = torch.arange(occurring.numel(), dtype=torch.int32)
+        numbers = number.index_select(0, coded.codes)
+        if self.gain is not None and not (self.rounding == self.gain == "unbiased"):
+            decoded = levels.index_select(0, numbers).view(matrix.shape)
+            if entries.steps is not None:
+                entries.steps.multiply_(decoded)
+            levels = levels * gain_factor(self.gain, matrix, decoded, context)
+        return entries.write(levels, numbers, coded.counts[:, occurring].numpy())
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        stream, size = Reader(parts["stream"]), math.prod(shape)
-        count = stream.number()
-        levels = torch.from_numpy(stream.take(count, "<f4").copy())
-        counts = stream.take(count, "<u4").astype(np.int64)
-        if counts.sum() != size or not bool(torch.isfinite(levels).all()):
-            raise damaged()
-        if not size:
-            return torch.zeros(shape, device=parts["stream"].device)
-        index = Stack(stream.rest("<u4")).pop(size, Model(counts))
-        delta = levels.index_select(0, torch.from_numpy(index))
-        return delta.view(shape).to(parts["stream"].device)
+        stream = parts["stream"]
+        if self.steps == "even":
+            delta = even_stream.read(stream, math.prod(shape)).view(shape)
+        else:
+            delta = classed_stream.read(stream, shape)
+        return delta.to(stream.device)
 
-    def expected_error(self, statistics: DeltaStatistics) -> float:
-        """As for Gaussian values of one variance."""
+    def expected_error(self, statistics: DeltaStatistics) -> float | None:
+        """As for Gaussian values of one variance. Unknown where steps differ."""
+        if self.bits is None or self.steps == "sensitive":
+            return None
+        if self.rounding == "unbiased":
+            return gaussian_error.of_unbiased_rounding(self.bits)
         return gaussian_error.of_entropy_coding(self.bits)
-
-
-def _codes(values: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
-    """int32 codes of values, from −FARTHEST to FARTHEST, ascending with them; 0 is zero's."""
-    ratio = (values.abs() / step).add_(rounding)
-    codes = ratio.clamp_max(EXACT_CODES).to(torch.int32)
-    far = (ratio > EXACT_CODES).nonzero().flatten()
-    if far.numel():
-        octaves = torch.log2(ratio[far].double() / EXACT_CODES) * PER_OCTAVE
-        codes[far] = EXACT_CODES + octaves.clamp(0, FARTHEST - EXACT_CODES).to(torch.int32)
-    return torch.where(values < 0, -codes, codes)
-
-
-def _size(counts: np.ndarray, slack: float = 1.0) -> float:
-    """Bytes of a stream with these counts, including the last words of the coder."""
-    codes = int((counts > 0).sum())
-    return 4 + codes * COUNTED + slack * code_bytes(counts) + 8 * (codes > 1)
-
-
-def _written(values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """The stream: table and codes. codes: non-negative; `counts` says how often each occurs."""
-    occurring = counts.nonzero().flatten()
-    number = torch.zeros_like(counts, dtype=torch.int32)
-    number[occurring] = torch.arange(occurring.numel(), dtype=torch.int32)
-    largest = largest_magnitude(values)
-    shares = values.double().div_(largest or 1.0)
-    total = torch.bincount(codes, shares, minlength=counts.numel())
-    del shares
-    writer = Writer()
-    writer.put([occurring.numel()], "<u4")
-    writer.put((total[occurring] / counts[occurring] * largest).numpy(), "<f4")
-    writer.put(counts[occurring].numpy(), "<u4")
-    if occurring.numel():
-        stack = Stack()
-        stack.push(number.index_select(0, codes).numpy(), Model(counts[occurring].numpy()))
-        writer.put(stack.words(), "<u4")
-    return writer.tensor()
-
-
-def _first_guess(flat: torch.Tensor, largest: float, limit: int) -> tuple[float, float]:
-    """(step, rounding) with the least squared error on a sample, within `limit` bytes in all."""
-    if not largest:
-        return 1.0, ROUNDINGS[0]
-    stride = -(-flat.numel() // SAMPLE)
-    sample = flat[::stride] / largest
-    typical = float(sample[sample != 0].abs().median()) if bool(sample.any()) else 1.0
-    finest = math.log2(typical / FINEST)
-    best = (math.inf, 1.0, ROUNDINGS[0])
-    for rounding in ROUNDINGS:
-        low, high = finest, 2.0  # log2 of the step; more bytes than allowed, and fewer
-        for _ in range(SEARCHES):
-            middle = (low + high) / 2
-            size, error = _sampled(sample, 2.0**middle, rounding, flat.numel())
-            if size > limit:
-                low = middle
-            else:
-                high = middle
-                best = min(best, (error, 2.0**high, rounding))
-    return best[1] * largest, best[2]
-
-
-def _sampled(sample: torch.Tensor, step: float, rounding: float, count: int) -> tuple[float, float]:
-    """(bytes for `count` values, squared error of the sample)."""
-    codes = _codes(sample, step, rounding)
-    codes -= int(codes.min())
-    counts = torch.bincount(codes)
-    grown = counts.double() * (count / sample.numel())
-    level = torch.bincount(codes, sample.double()) / counts.clamp_min(1)
-    return _size(grown.numpy()), float((sample - level[codes]).square().sum())

@@ -22,7 +22,9 @@ from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
+from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
+from ders_core.codecs.gain import Gain, best_gain, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.spec import TensorSpec
@@ -47,6 +49,9 @@ class Quantized(DeltaCodec):
     are chosen against it as stored: in the model's dtype, or (`scale_bits: 8`) as a share of the
     row's largest. With a calibration, columns weigh as their inputs do, and rounding makes up for
     its errors (GPTQ, arXiv 2210.17323).
+
+    gain: what scales are then multiplied by, in each block (with GPTQ in each row), so that deltas
+    do not shrink: see `codecs.gain`. It takes no bytes.
     """
 
     name: ClassVar[str] = "quantized"
@@ -66,6 +71,9 @@ class Quantized(DeltaCodec):
         {"bits": 1, "grid": "affine", "group_size": 8, "scale_bits": 8},
         {"bits": 3, "grid": "normal", "scale_bits": 8},
         {"bits": 3, "grid": "learned", "group_size": 0},
+        {"bits": 1, "gain": "unbiased"},
+        {"bits": 2, "grid": "affine", "gain": 0.9, "scale_bits": 8},
+        {"grid": "ternary", "gain": "auto", "group_size": 16},
     )
 
     bits: int | None = Field(default=None, ge=1, le=8, description="bits per entry")
@@ -76,6 +84,7 @@ class Quantized(DeltaCodec):
     scale_bits: Literal[8, 16] = Field(
         default=16, description="16: scales in the model's dtype; 8: as shares of the row's largest"
     )
+    gain: Gain | None = Field(default=None, description="how much of a delta is given back")
 
     @model_validator(mode="after")
     def _bits_or_trits(self) -> Quantized:
@@ -88,7 +97,8 @@ class Quantized(DeltaCodec):
         group = f"blocks of {self.group_size}" if self.group_size else "one scale a row"
         strength = "ternary" if self.bits is None else f"{self.bits}-bit"
         grid = f" {self.grid}" if self.grid not in ("uniform", "ternary") else ""
-        return f"{strength}{grid}, {group}" + (" in 8 bits" if self.scale_bits == 8 else "")
+        scales = " in 8 bits" if self.scale_bits == 8 else ""
+        return ", ".join(filter(None, (f"{strength}{grid}", group + scales, label_of(self.gain))))
 
     def dump(self) -> dict[str, Any]:
         """Omit grid and scale_bits that have their default."""
@@ -134,7 +144,7 @@ class Quantized(DeltaCodec):
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         levels = self._fixed_levels()
-        if levels is None or _compensates(context):
+        if levels is None or _compensates(context) or self.gain == "auto":
             return super().pack(weight, base, context)
         shape, device = (weight.shape[0], weight.shape[1]), weight.device
         weights = _weights(context.importance, device)
@@ -153,6 +163,22 @@ class Quantized(DeltaCodec):
         return weight
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
+        parts = self._encoded(delta, context)
+        if self.gain != "auto":
+            return parts
+        decoded = self.decode(parts, (delta.shape[0], delta.shape[1]), context)
+        return self.scaled(parts, best_gain(delta, decoded, context))
+
+    def scaled(self, parts: Parts, factor: float) -> Parts:
+        """The parts of the same delta times a factor above 0."""
+        names = ("tops" if self.scale_bits == 8 else "scales", "offsets")
+        return {
+            name: (part.float() * factor).to(part.dtype) if name in names else part
+            for name, part in parts.items()
+        }
+
+    def _encoded(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
+        """With a gain of 1 where the best one is sought."""
         shape = (delta.shape[0], delta.shape[1])
         weights = _weights(context.importance, delta.device)
         parts: Parts = {}
@@ -175,8 +201,15 @@ class Quantized(DeltaCodec):
             codes[:, column] = code
             return levels.at(code) * step + shift
 
-        compensated(delta, context.moments.to(delta.device), round_column)
-        return parts | {"codes": self._packed(codes)}
+        moments = context.moments.to(delta.device)
+        compensated(delta, moments, round_column)
+        parts["codes"] = self._packed(codes)
+        target = target_of(self.gain)
+        if target is None:
+            return parts
+        decoded = self.decode(parts, shape, context)
+        factors = target * gain_of_rows(delta, decoded, moments).unsqueeze(1)
+        return parts | self._stored(scale * factors, offset * factors, context.dtype)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -197,7 +230,8 @@ class Quantized(DeltaCodec):
     ) -> Parts:
         """Scales and codes of a delta whose rows are read a piece at a time, `[rows, in]`."""
         codes = torch.empty(shape, dtype=torch.uint8, device=device)
-        blocks, stored = self._blocks(shape[1]), []
+        blocks, stored, target = self._blocks(shape[1]), [], target_of(self.gain)
+        block_weights = blocks.split_weights(weights, device)
         for rows in self._row_chunks(shape, device):
             delta = read(rows)
             lines = self._stored_scales(delta, weights, levels, dtype)
@@ -207,6 +241,10 @@ class Quantized(DeltaCodec):
             shifted = split - offset if self.grid == "affine" else split
             code = levels.nearest(shifted / torch.where(scale > 0, scale, 1.0)).to(torch.int32)
             codes[rows] = blocks.join(code)
+            if target is not None:
+                decoded = levels.at(code).mul_(scale).add_(offset)
+                factor = target * _block_factors(split, decoded, block_weights)
+                stored[-1] = self._stored(scale[..., 0] * factor, offset[..., 0] * factor, dtype)
         joined = {name: torch.cat([lines[name] for lines in stored]) for name in stored[0]}
         return joined | {"codes": self._packed(codes)}
 
@@ -282,10 +320,14 @@ class Quantized(DeltaCodec):
                 )
             else:
                 scales[rows] = best_scales(split, block_weights, levels)
+        return self._stored(scales, offsets, dtype)
+
+    def _stored(self, scales: torch.Tensor, offsets: torch.Tensor, dtype: torch.dtype) -> Parts:
+        """The parts that hold these scales and offsets, `[out, blocks]` float32."""
         parts: Parts = {"offsets": offsets.to(dtype)} if self.grid == "affine" else {}
         if self.scale_bits == 16:
             return {"scales": scales.to(dtype), **parts}
-        tops = scales.amax(1) if blocks.count else scales.new_zeros(out)
+        tops = scales.amax(1) if scales.shape[1] else scales.new_zeros(len(scales))
         stored = tops.to(dtype)
         top = torch.where(stored > 0, stored.float(), 1.0).unsqueeze(1)
         shares = (scales / top * FULL_SCALE).round_().clamp_(0, FULL_SCALE)
@@ -299,6 +341,19 @@ class Quantized(DeltaCodec):
             scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(1)
         offsets = parts["offsets"].float() if self.grid == "affine" else torch.zeros_like(scales)
         return scales, offsets
+
+
+def _block_factors(
+    values: torch.Tensor, decoded: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """What each block is to be multiplied by, for a gain of 1: `[rows, blocks]` float32; 1 for
+    blocks of zeros."""
+    largest = values.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    unit = values / largest
+    weighed = unit if weights is None else unit * weights
+    energy, shared = (unit * weighed).sum(-1), (decoded / largest * weighed).sum(-1)
+    usual = (shared > 0) & (energy > 0)
+    return torch.where(usual, energy / torch.where(usual, shared, 1.0), 1.0)
 
 
 def _compensates(context: EncodeContext) -> bool:

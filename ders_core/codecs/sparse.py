@@ -13,7 +13,8 @@ from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
-from ders_core.codecs.fitting.row_factors import row_factors
+from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
+from ders_core.codecs.gain import Gain, best_gain, gain_factor, label_of, target_of
 from ders_core.codecs.selection.drawn import RandomSelection
 from ders_core.codecs.selection.entries import DifferenceEntries, Entries, MatrixEntries
 from ders_core.codecs.selection.pattern import PatternSelection
@@ -42,6 +43,8 @@ class Sparse(DeltaCodec):
     rescale `unbiased` divides by the chance to be kept; `least_squares` multiplies each row by
     ⟨Δ, Δ̂⟩/⟨Δ̂, Δ̂⟩, in the metric of the second moments where there is a calibration; without one
     it changes nothing unless values are quantized. Default: unbiased for what is drawn at random.
+    gain: instead, values are multiplied so that deltas do not shrink, each row's where rows keep
+    their shares, else the matrix's: see `codecs.gain`. For magnitude, rescale `unbiased` is that.
     value_bits: values in the model's dtype, or with 8 bits, or 4 with 16 learnt levels.
     """
 
@@ -68,6 +71,9 @@ class Sparse(DeltaCodec):
         {"drop_rate": 0.6, "method": "della", "budget": "row", "spread": 0.5},
         {"pattern": "2:4"},
         {"pattern": "1:16", "value_bits": 8, "rescale": "least_squares"},
+        {"drop_rate": 0.9, "method": "magnitude", "gain": "unbiased"},
+        {"pattern": "2:8", "value_bits": 4, "gain": 0.9},
+        {"drop_rate": 0.9, "gain": "auto"},
     )
 
     drop_rate: float | None = Field(
@@ -81,6 +87,9 @@ class Sparse(DeltaCodec):
         default="matrix", description="what keeps its share: the matrix, or each row"
     )
     rescale: Rescale | None = Field(default=None, description="what is done to the kept values")
+    gain: Gain | None = Field(
+        default=None, description="instead of rescale: how much of a delta is given back"
+    )
     spread: float = Field(
         default=1.0, ge=0, le=1, description="della: how far chances differ, of what is possible"
     )
@@ -114,8 +123,8 @@ class Sparse(DeltaCodec):
             raise ValueError("a pattern keeps the largest of each block: its method is magnitude")
         if self.method == "random" and self.budget == "row":
             raise ValueError("the budget row is for magnitude and della; random draws are even")
-        if self.method == "magnitude" and self.rescale == "unbiased":
-            raise ValueError("unbiased is for random draws; magnitude has none or least_squares")
+        if self.gain is not None and self.rescale is not None:
+            raise ValueError("give either rescale or gain, and not both")
         return self
 
     @property
@@ -128,6 +137,7 @@ class Sparse(DeltaCodec):
             "by row" if self.budget == "row" else "",
             f"{self.value_bits}-bit values" if self.value_bits else "",
             (self.rescale or "").replace("_", " "),
+            label_of(self.gain),
         ]
         return ", ".join([name, *filter(None, extras)])
 
@@ -148,8 +158,10 @@ class Sparse(DeltaCodec):
         if rate is None or self.method == "della":
             return None
         if self.method == "magnitude":
-            return math.sqrt(statistics.energy_of_smallest(rate))
-        return math.sqrt(rate / (1 - rate) if self._scaling == "unbiased" else rate)
+            lost = statistics.energy_of_smallest(rate)
+            return math.sqrt(lost / (1 - lost) if self._target == 1 and lost < 1 else lost)
+        is_unbiased = self._scaling == "unbiased" or self._target == 1
+        return math.sqrt(rate / (1 - rate) if is_unbiased else rate)
 
     @property
     def ragged(self) -> frozenset[str]:
@@ -173,7 +185,22 @@ class Sparse(DeltaCodec):
 
     @property
     def _scaling(self) -> Rescale:
-        return self.rescale or ("none" if self.method == "magnitude" else "unbiased")
+        """What makes values unbiased by the chance to be kept, or what fits them; a gain is brought
+        to values as they are."""
+        if self.gain is not None or self.method == "magnitude":
+            return "least_squares" if "least_squares" in (self.gain, self.rescale) else "none"
+        return self.rescale or "unbiased"
+
+    @property
+    def _target(self) -> float | None:
+        """The gain that values are multiplied for, before the best one is sought."""
+        if self.method == "magnitude" and self.rescale == "unbiased":
+            return 1.0
+        return target_of(self.gain)
+
+    @property
+    def _rows_have_gains(self) -> bool:
+        return self.pattern is not None or self.budget == "row"
 
     def kept(self, shape: tuple[int, int]) -> int:
         """How many entries of one expert stay; with a pattern, how many values are stored."""
@@ -190,7 +217,7 @@ class Sparse(DeltaCodec):
 
     def _encoded(self, entries: Entries, context: EncodeContext) -> Parts:
         chosen = self._selection.select(entries, context)
-        is_fitted = self._scaling == "least_squares"
+        is_fitted = self._scaling == "least_squares" or self._target is not None
         pieces = list(chosen.places) if is_fitted else chosen.places
         values = torch.empty(self.kept(entries.shape), dtype=torch.float32, device=entries.device)
         begin = 0
@@ -203,9 +230,22 @@ class Sparse(DeltaCodec):
         parts = self._coder.encode(values, context)
         if is_fitted:
             decoded = _scattered(self._coder.decode(parts), pieces, entries.shape)
-            factors = row_factors(entries.matrix, decoded, context.moments)
+            factors = self._factors(entries.matrix, decoded, context)
             parts = self._coder.encode(_by_row(values, pieces, factors, entries.shape), context)
+        if self.gain == "auto":
+            decoded = _scattered(self._coder.decode(parts), pieces, entries.shape)
+            parts = self._coder.scaled(parts, best_gain(entries.matrix, decoded, context))
         return parts | chosen.parts
+
+    def _factors(
+        self, delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        """What the values of each row are multiplied by, `[out]` float32."""
+        if self._target is None:
+            return row_factors(delta, decoded, context.moments)
+        if self._rows_have_gains:
+            return self._target * gain_of_rows(delta, decoded, context.moments)
+        return delta.new_full((len(delta),), gain_factor(self._target, delta, decoded, context))
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext

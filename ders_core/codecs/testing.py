@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from ders_core.codecs.codec import CODECS, Codec, DeltaCodec, EncodeContext, Parts, make_codec
+from ders_core.codecs.curvature import Curvature
 from ders_core.compute import pieces
 from ders_core.errors import CodecError
 
@@ -52,6 +53,16 @@ def second_moments(width: int, tokens: int = 50) -> torch.Tensor:
     loudness = torch.exp(gaussian((width,), 1, 1.2))
     inputs = gaussian((tokens, width), 2, 1.0) * loudness
     return inputs.T @ inputs / tokens
+
+
+def curvature(shape: tuple[int, int], size: float = 1e-2) -> Curvature:
+    """Of loud and quiet rows and columns; one of each costs nothing. size: Σ C."""
+    rows, columns = (torch.exp(gaussian((length,), 3, 1.5)) for length in shape)
+    rows[:1] = columns[:1] = 0
+    total = rows.sum() * columns.sum()
+    if not total > 0:
+        return Curvature(0 * columns, 0 * rows)
+    return Curvature(size * columns / columns.sum(), size * rows / rows.sum())
 
 
 # what a class says of itself
@@ -173,12 +184,18 @@ def check_shapes(codec: Codec) -> None:
 
 
 def check_calibration(codec: Codec, shape: tuple[int, int]) -> None:
-    """Parts keep their sizes with second moments, full, diagonal or zero, and decode without."""
+    """Parts keep their sizes with second moments, full, diagonal or zero, and with curvature, also
+    of zero, and decode without."""
     base = gaussian(shape, 1, 1.0)
     weight = base + gaussian(shape, 2)
     settled, moments = codec.fit([weight - base]), second_moments(shape[1])
     for known in (moments, moments.diagonal(), torch.zeros_like(moments)):
         check_packing(settled, weight, base, EncodeContext(torch.float32, 5, known))
+    for size in (1e-2, 0.0):
+        known_costs = curvature(shape, size)
+        removal = known_costs.cost(weight - base)
+        context = EncodeContext(torch.float32, 5, None, known_costs, removal)
+        check_packing(settled, weight, base, context)
 
 
 def check_pieces(codec: Codec) -> None:

@@ -1,20 +1,23 @@
-"""The calibration file: second moments of the experts' inputs, and how often each is chosen.
+"""The calibration file: second moments of the experts' inputs, how often each is chosen, and if
+gradients were measured, how much an error in each weight costs.
 
 One safetensors file. Its metadata names the checkpoint that was measured. For each MoE layer it
 holds `<layer>.in.moments` (of the block's input, which gate and up share), `<layer>.mid.moments`
-(of the activation, which down takes), both float32, and `<layer>.routed` int64.
+(of the activation, which down takes), both float32, and `<layer>.routed` int64. With
+gradients it holds the tensors of `ders_core.pipeline.sensitivity`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ders_core.checkpoint import PROJECTIONS, Checkpoint, ExpertGroup
+from ders_core.codecs.curvature import Curvature
 from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote
@@ -23,6 +26,8 @@ from ders_core.files.output import refused_writes
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
+from ders_core.pipeline import sensitivity
+from ders_core.pipeline.text_names import parse_text_names, text_names_field
 
 FORMAT = "ders-calibration"
 VERSION = "1"
@@ -30,7 +35,7 @@ IN, MID = "in", "mid"
 SIDES = {projection: MID if projection == "down" else IN for projection in PROJECTIONS}
 """On which side of the activation a projection's input is."""
 
-_NAME = re.compile(r"(0|[1-9]\d{0,8})\.(in\.moments|mid\.moments|routed)")
+_NAME = re.compile(rf"(0|[1-9]\d{{0,8}})\.(in\.moments|mid\.moments|routed|{sensitivity.NAMES})")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Calibration:
 
     checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
     content, version: `Store.content` and `Store.version` of its files. dtype: in which the model
-    was computed. The three are "" in files of before there were these.
+    was computed. The three are "" in files of before there were these. texts: the names of the
+    texts that it read, without their directories, which may be cut and may not be all.
     """
 
     path: Path
@@ -49,6 +55,7 @@ class Calibration:
     content: str = ""
     version: str = ""
     dtype: str = ""
+    texts: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
@@ -78,9 +85,17 @@ class Calibration:
             )
         for name, info in tensors.items():
             _check_form(file, name, info)
-        measured = {key: metadata.get(key, "") for key in ("content", "dtype")}
-        version = metadata.get("files", "")
-        return cls(file, checkpoint, int(tokens), tensors, version=version, **measured)
+        sensitivity.check_together(file, tensors)
+        return cls(
+            file,
+            checkpoint,
+            int(tokens),
+            tensors,
+            content=metadata.get("content", ""),
+            version=metadata.get("files", ""),
+            dtype=metadata.get("dtype", ""),
+            texts=parse_text_names(metadata.get("texts")),
+        )
 
     @property
     def layers(self) -> list[int]:
@@ -110,6 +125,35 @@ class Calibration:
                 "and not negative); the file is damaged, so run ders calibrate again"
             )
         return moments
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether it knows how much errors of weights cost."""
+        return any(sensitivity.is_sensitivity(name) for name in self.tensors)
+
+    def curvatures(self, group: ExpertGroup) -> tuple[Curvature, ...] | None:
+        """How much an error in each weight costs: one for each expert of the group; None if
+        gradients were not measured, or not the always-on expert's although it is in the group.
+
+        Each routed expert's marginals are blended with the group's, as if it had seen
+        `sensitivity.BORROWED` more tokens of the group's average. Raises CheckpointError if the
+        values cannot be marginals.
+        """
+        if f"{group.layer}.routed" not in self.tensors:
+            return None
+        routed = self.routed(group.layer)
+        return sensitivity.read_curvatures(self.path, self.tensors, group, routed)
+
+    def shrinkage(self, layer: int, projection: str) -> torch.Tensor | None:
+        """∂ log p / ∂a of each window, for each routed expert's delta from the mean multiplied by
+        a: `[windows, experts]` float32; None if gradients were not measured.
+
+        For J with one column for each thing that is shrunken by (1 − a), summed over the experts
+        that it shrinks: ½ (1−a)ᵀ JᵀJ (1−a) / `tokens` nats a token. Raises CheckpointError if
+        values are not finite.
+        """
+        info = self.tensors.get(f"{layer}.{projection}.{sensitivity.SHRINKAGE}")
+        return None if info is None else sensitivity.read_shrinkage(info, self.path)
 
     def routed(self, layer: int) -> torch.Tensor:
         """int64 `[experts]`: how many tokens chose each expert.
@@ -166,6 +210,7 @@ class Calibration:
                         f"{self.path}: {name!r} is of size {info.shape[0]}, the checkpoint's "
                         f"layer needs {size}; the file is damaged, so run ders calibrate again"
                     )
+            sensitivity.check_shapes(self.path, self.tensors, group)
 
     def _has_content_of(self, checkpoint: Checkpoint, step: Advance) -> bool:
         store = checkpoint.store
@@ -183,6 +228,7 @@ def write_calibration(
     content: str = "",
     version: str = "",
     dtype: str = "",
+    texts: Sequence[str] = (),
 ) -> None:
     """Write a calibration file. tensors: by their names in the file, on the CPU. The other
     parameters are as of `Calibration`. Raises OutputError."""
@@ -196,6 +242,7 @@ def write_calibration(
         "tokens": str(tokens),
         **({"content": content, "files": version} if content else {}),
         **({"dtype": dtype} if dtype else {}),
+        **({"texts": text_names_field(texts)} if texts else {}),
     }
     with refused_writes(path):
         write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)
@@ -203,10 +250,14 @@ def write_calibration(
 
 def _check_form(file: Path, name: str, info: FileTensor) -> None:
     """Raise CheckpointError unless a calibration file may hold such a tensor."""
-    counts = name.endswith(".routed")
-    dtype, dims = (torch.int64, (1,)) if counts else (torch.float32, (1, 2))
-    fits = info.dtype == dtype and len(info.shape) in dims and len(set(info.shape)) == 1
-    if not _NAME.fullmatch(name) or not fits or not info.shape[0]:
+    if sensitivity.is_sensitivity(name):
+        fits = sensitivity.fits(info)
+    else:
+        counts = name.endswith(".routed")
+        dtype, dims = (torch.int64, (1,)) if counts else (torch.float32, (1, 2))
+        square = len(set(info.shape)) == 1 and info.shape[0] > 0
+        fits = info.dtype == dtype and len(info.shape) in dims and square
+    if not _NAME.fullmatch(name) or not fits:
         raise CheckpointError(
             f"{file}: tensor {name[:80]!r} does not belong in a calibration; the file is damaged, "
             "so run ders calibrate again"

@@ -38,15 +38,21 @@ def _round_keys(seed: int) -> list[int]:
     return [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(ROUNDS)]
 
 
-def random_uniform(count: int, seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """`count` numbers in (0, 1), odd multiples of 2⁻²⁴; float32 `[count]`."""
+def random_uniform(
+    count: int, seed: int, device: torch.device | str = "cpu", *, begin: int = 0
+) -> torch.Tensor:
+    """`count` numbers in (0, 1), odd multiples of 2⁻²⁴; float32 `[count]`.
+
+    begin: how many of the seed's numbers to leave out first.
+    """
     first, second, *_ = _round_keys(seed)
     numbers = torch.empty(count, dtype=torch.float32, device=device)
-    for begin in range(0, count, CHUNK):
-        end = min(begin + CHUNK, count)
-        counter = torch.arange(begin, end, dtype=torch.int64, device=device)
+    for piece in pieces(count, CHUNK):
+        counter = torch.arange(
+            begin + piece.start, begin + piece.stop, dtype=torch.int64, device=device
+        )
         mixed = _mix32(_mix32((counter & _MASK32) ^ first) ^ second ^ (counter >> 32))
-        numbers[begin:end] = ((mixed >> 9).float() + 0.5) / (1 << 23)
+        numbers[piece] = ((mixed >> 9).float() + 0.5) / (1 << 23)
     return numbers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,9 +16,20 @@ class Writer:
     def __init__(self) -> None:
         self._pieces: list[np.ndarray] = []
 
-    def put(self, values: np.ndarray | Iterable[int], dtype: str) -> None:
+    def put(self, values: np.ndarray | Sequence[int], dtype: str) -> None:
         """dtype: numpy's name for little-endian numbers, such as `<u4`."""
         self._pieces.append(np.ascontiguousarray(np.asarray(values, dtype=dtype)).view(np.uint8))
+
+    def put_small(self, numbers: Iterable[int]) -> None:
+        """Non-negative numbers that are mostly small: 7 bits a byte, the lowest first, with the
+        high bit where more follow (LEB128)."""
+        coded = bytearray()
+        for number in numbers:
+            while number > 127:
+                coded.append(number & 127 | 128)
+                number >>= 7
+            coded.append(number)
+        self.put(list(coded), "u1")
 
     def tensor(self) -> torch.Tensor:
         """All of it: uint8 `[n]`."""
@@ -43,6 +54,22 @@ class Reader:
 
     def number(self, dtype: str = "<u4") -> int:
         return int(self.take(1, dtype)[0])
+
+    def small(self, count: int) -> list[int]:
+        """What `put_small` put; below 2³²."""
+        numbers = []
+        for _ in range(count):
+            number, shift = 0, 0
+            while True:
+                byte = self.number("u1")
+                number |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    break
+                if shift > 28:
+                    raise damaged()
+            numbers.append(number)
+        return numbers
 
     def rest(self, dtype: str) -> np.ndarray:
         """All that is left."""

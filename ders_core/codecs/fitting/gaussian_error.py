@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -40,6 +41,21 @@ ENTROPY_CODED = {
 """Squared error of multiples of a step that are entropy-coded in each number of bits per entry,
 with centroids and the best adaptive zero."""
 
+UNBIASED = {
+    0.02: 369.0,
+    0.05: 127.6,
+    0.1: 55.74,
+    0.25: 17.54,
+    0.5: 6.581,
+    1.0: 1.806,
+    1.5: 0.5510,
+    2.0: 0.2164,
+    3.0: 0.04655,
+    4.0: 0.01124,
+}
+"""Squared error of unbiased rounding to multiples of a step, entropy-coded in each number of bits
+per entry; from 4 bits on twice that of `GISH_PIERCE`."""
+
 GISH_PIERCE = math.pi * math.e / 6
 """Times 4^−bits, the same where bits are many (Gish and Pierce 1968)."""
 
@@ -53,5 +69,16 @@ def of_entropy_coding(bits: float) -> float:
     """Between the points of the table the logarithm is interpolated."""
     if bits > max(ENTROPY_CODED):
         return math.sqrt(GISH_PIERCE * 4.0**-bits)
-    logs = [math.log(error) for error in ENTROPY_CODED.values()]
-    return math.sqrt(math.exp(float(np.interp(bits, list(ENTROPY_CODED), logs))))
+    return math.sqrt(_interpolated(ENTROPY_CODED, bits))
+
+
+def of_unbiased_rounding(bits: float) -> float:
+    """Between the points of the table the logarithm is interpolated."""
+    if bits > max(UNBIASED):
+        return math.sqrt(2 * GISH_PIERCE * 4.0**-bits)
+    return math.sqrt(_interpolated(UNBIASED, bits))
+
+
+def _interpolated(points: Mapping[float, float], bits: float) -> float:
+    logs = [math.log(error) for error in points.values()]
+    return math.exp(float(np.interp(bits, list(points), logs)))

@@ -39,7 +39,7 @@ class PatternSelection(Selection):
         return {"positions": TensorSpec(torch.uint8, (length,))}
 
     def select(self, entries: Entries, context: EncodeContext) -> Chosen:
-        scores = weighed_magnitudes(entries.matrix, context.importance)
+        scores = weighed_magnitudes(entries.matrix, context)
         beyond = -entries.shape[1] % self.neighbours
         padded = torch.nn.functional.pad(scores, (0, beyond), value=-1.0)
         chosen = choose_pattern(padded.view(-1, self.neighbours), self.kept)

@@ -76,7 +76,7 @@ class MagnitudeSelection(RankedSelection):
 
     def select(self, entries: Entries, context: EncodeContext) -> Chosen:
         if self.by_row or context.importance is not None:
-            places = self._best(weighed_magnitudes(entries.matrix, context.importance))
+            places = self._best(weighed_magnitudes(entries.matrix, context))
         else:  # the entries are the scores: no matrix is needed
             count = self.count(entries.shape)
             places = largest_read(entries.read, entries.size, count, entries.device)

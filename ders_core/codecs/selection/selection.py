@@ -67,9 +67,16 @@ def kept_of_all(drop_rate: float, shape: tuple[int, int]) -> int:
     return size - round(drop_rate * size)
 
 
-def weighed_magnitudes(delta: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
-    """|Δ_ij|, with a calibration |Δ_ij|·√E[x_j²] (Wanda, arXiv 2306.11695): float32 `[out, in]`."""
-    scores = delta.abs()
+def weighed_magnitudes(delta: torch.Tensor, context: EncodeContext) -> torch.Tensor:
+    """|Δ_ij|, with a calibration |Δ_ij|·√E[x_j²] (Wanda, arXiv 2306.11695), with its gradients
+    |Δ_ij|·√C_ij: float32 `[out, in]`."""
+    scores, importance = delta.abs(), context.importance
     if importance is not None:
-        scores *= importance.to(delta.device).clamp_min(0).sqrt()
+        scores *= _roots(importance, delta.device)
+    if context.curvature is not None and context.curvature.total > 0:
+        scores *= _roots(context.curvature.rows, delta.device).unsqueeze(1)
     return scores
+
+
+def _roots(weights: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return weights.to(device).clamp_min(0).sqrt()

@@ -26,6 +26,10 @@ class ValueCoder(ABC):
         """values: float32 `[count]`."""
 
     @abstractmethod
+    def scaled(self, parts: Parts, factor: float) -> Parts:
+        """The parts of the same values times a factor above 0."""
+
+    @abstractmethod
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The values, float32 `[n]`; beyond the first `count` there may be padding."""
 
@@ -38,6 +42,9 @@ class PlainValues(ValueCoder):
 
     def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
         return {"values": values.to(context.dtype)}
+
+    def scaled(self, parts: Parts, factor: float) -> Parts:
+        return {"values": (parts["values"].float() * factor).to(parts["values"].dtype)}
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return parts["values"].float()
@@ -64,6 +71,9 @@ class QuantizedValues(ValueCoder):
         rows = torch.nn.functional.pad(values, (0, padding)).view(-1, VALUES_PER_SCALE)
         plain = EncodeContext(context.dtype, context.seed)  # moments are of columns, not of these
         return prefixed("values", self.codec.encode(rows, plain))
+
+    def scaled(self, parts: Parts, factor: float) -> Parts:
+        return prefixed("values", self.codec.scaled(within("values", parts), factor))
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         coded = within("values", parts)

@@ -1,0 +1,79 @@
+"""Steps of one factor a row and one a column, and the classes of entries whose steps are alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+PER_OCTAVE = 4
+"""Values of a factor to a doubling: finer ones would cost more bytes than they save."""
+
+ROOTS = torch.tensor([2.0 ** (part / PER_OCTAVE) for part in range(PER_OCTAVE)])
+
+SMALLEST, LARGEST = -200, 200
+"""Exponents of a factor: from 2⁻⁵⁰ to 2⁵⁰."""
+
+MOST_CLASSES = 16
+OUTSIDE = 0.01
+"""Share of entries at either end of the steps that join the next class."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The step of entry (i, j) is 2^((rows_i + columns_j) / PER_OCTAVE) times one of the matrix.
+
+    rows: int64 `[out]`. columns: int64 `[in]`. Both from SMALLEST to LARGEST.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    @classmethod
+    def even(cls, shape: tuple[int, int]) -> Steps:
+        out, width = shape
+        return cls(torch.zeros(out, dtype=torch.int64), torch.zeros(width, dtype=torch.int64))
+
+    def divided(self, delta: torch.Tensor) -> torch.Tensor:
+        """Δ in units of its steps, `[out, in]` float32."""
+        scaled = delta * _powers(-self.rows).unsqueeze(1)
+        return scaled.mul_(_powers(-self.columns))
+
+    def multiply_(self, values: torch.Tensor) -> torch.Tensor:
+        """The inverse of `divided`, in place."""
+        return values.mul_(_powers(self.rows).unsqueeze(1)).mul_(_powers(self.columns))
+
+    @cached_property
+    def classes(self) -> torch.Tensor:
+        """Entries whose steps are alike to an octave (to more, where there are many octaves) have
+        statistics of their own: uint8 `[out · in]`, from 0 up with the step."""
+        low, high = self._range()
+        octaves = -(-(high - low + 1) // (PER_OCTAVE * MOST_CLASSES))
+        sums = (self.rows - low).to(torch.int16).unsqueeze(1) + self.columns.to(torch.int16)
+        classes = sums.clamp_(0, high - low).floor_divide_(PER_OCTAVE * octaves)
+        return classes.to(torch.uint8).view(-1)
+
+    @property
+    def class_count(self) -> int:
+        return int(self.classes.max()) + 1 if self.classes.numel() else 1
+
+    def _range(self) -> tuple[int, int]:
+        """Exponents of steps that all but OUTSIDE of the entries reach, and that all but as many do
+        not exceed."""
+        if not (self.rows.numel() and self.columns.numel()):
+            return 0, 0
+        first = int(self.rows.min()) + int(self.columns.min())
+        of_rows = np.bincount((self.rows - self.rows.min()).numpy())
+        of_columns = np.bincount((self.columns - self.columns.min()).numpy())
+        below = np.cumsum(np.convolve(of_rows, of_columns))
+        low = int(np.searchsorted(below, OUTSIDE * below[-1], side="right"))
+        high = int(np.searchsorted(below, (1 - OUTSIDE) * below[-1]))
+        return first + low, first + max(low, high)
+
+
+def _powers(exponents: torch.Tensor) -> torch.Tensor:
+    """2^(exponents / PER_OCTAVE) float32, the same on every machine."""
+    whole = exponents.div(PER_OCTAVE, rounding_mode="floor")
+    return torch.ldexp(ROOTS[exponents - whole * PER_OCTAVE], whole)

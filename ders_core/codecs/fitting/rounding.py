@@ -1,0 +1,126 @@
+"""How values become multiples of a step: integer codes, and the multiples that they stand for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ders_core.codecs.coding.prng import random_uniform
+from ders_core.compute.pieces import largest_magnitude
+
+EXACT_CODES = 4096
+PER_OCTAVE = 16
+"""Multiples beyond EXACT_CODES share codes, this many to a doubling, so that outliers do not fill
+the table."""
+
+FARTHEST = EXACT_CODES + 64 * PER_OCTAVE
+"""The largest code; the smallest is −FARTHEST."""
+
+
+class Rounding(ABC):
+    """Pure: the same values, step and places give the same codes.
+
+    aim, enough: shares of the bytes allowed that a step is corrected to, and from which on it is
+    not. sample: how many values tell the step to begin with. coarsest: log2 of the largest step, in
+    largest values.
+    """
+
+    aim: ClassVar[float]
+    enough: ClassVar[float]
+    sample: ClassVar[int]
+    coarsest: ClassVar[float]
+
+    @abstractmethod
+    def codes(self, values: torch.Tensor, step: float, begin: int) -> torch.Tensor:
+        """int32 codes of float32 values `[n]`, on the CPU; 0 is zero's. begin: the place of the
+        first value in the whole matrix."""
+
+    @abstractmethod
+    def levels(
+        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+    ) -> torch.Tensor:
+        """What the codes that occur are decoded as, float32, in ascending order of codes.
+
+        codes: int64 or int32 `[n]`, increased by FARTHEST. counts: how often each occurs,
+        `[2·FARTHEST + 1]`.
+        """
+
+
+@dataclass(frozen=True)
+class Nearest(Rounding):
+    """To the nearest multiple; a level is the mean of the values that became it (Lloyd 1957).
+
+    threshold: added before the fraction is cut: the smaller, the wider the interval that becomes
+    zero."""
+
+    aim: ClassVar[float] = 1.0
+    enough: ClassVar[float] = 0.0
+    sample: ClassVar[int] = 1 << 17
+    coarsest: ClassVar[float] = 2.0
+
+    threshold: float
+
+    def codes(self, values: torch.Tensor, step: float, begin: int) -> torch.Tensor:
+        ratio = (values.abs() / step).add_(self.threshold)
+        codes = ratio.clamp_max(EXACT_CODES).to(torch.int32)
+        far = (ratio > EXACT_CODES).nonzero().flatten()
+        if far.numel():
+            octaves = torch.log2(ratio[far].double() / EXACT_CODES) * PER_OCTAVE
+            codes[far] = EXACT_CODES + octaves.clamp(0, FARTHEST - EXACT_CODES).to(torch.int32)
+        return torch.where(values < 0, -codes, codes)
+
+    def levels(
+        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+    ) -> torch.Tensor:
+        largest = largest_magnitude(values)
+        shares = values.double().div_(largest or 1.0)
+        total = torch.bincount(codes, shares, minlength=counts.numel())
+        occurring = counts.nonzero().flatten()
+        return (total[occurring] / counts[occurring] * largest).float()
+
+
+@dataclass(frozen=True)
+class Unbiased(Rounding):
+    """Upwards with the probability of the remainder, so that the mean of what a value becomes is
+    the value (QSGD, arXiv 1610.02132). Chance is drawn from the seed and a value's place."""
+
+    aim: ClassVar[float] = 0.997
+    enough: ClassVar[float] = 0.99
+    sample: ClassVar[int] = 1 << 19
+    coarsest: ClassVar[float] = 40.0
+
+    seed: int
+
+    def codes(self, values: torch.Tensor, step: float, begin: int) -> torch.Tensor:
+        luck = random_uniform(values.numel(), self.seed, begin=begin)
+        ratio = values / step
+        far = (ratio.abs() > EXACT_CODES).nonzero().flatten()
+        codes = (ratio + luck).floor_().clamp_(-EXACT_CODES, EXACT_CODES).to(torch.int32)
+        if far.numel():
+            codes[far] = _far_codes(ratio[far].double(), luck[far].double())
+        return codes
+
+    def levels(
+        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+    ) -> torch.Tensor:
+        return (multiples(counts.nonzero().flatten() - FARTHEST) * step).float()
+
+
+def multiples(codes: torch.Tensor) -> torch.Tensor:
+    """The multiples of the step that integer codes stand for, float64."""
+    beyond = (codes.abs() - EXACT_CODES).clamp_min(0)
+    near = codes.abs().clamp_max(EXACT_CODES).double()
+    return near * torch.exp2(beyond.double() / PER_OCTAVE) * codes.sign()
+
+
+def _far_codes(ratio: torch.Tensor, luck: torch.Tensor) -> torch.Tensor:
+    """int32 codes beyond EXACT_CODES, up or down so that their mean is the ratio, float64."""
+    size = ratio.abs()
+    below = (torch.log2(size / EXACT_CODES) * PER_OCTAVE).floor_()
+    below = EXACT_CODES + below.clamp_(0, FARTHEST - EXACT_CODES - 1).long()
+    low, high = multiples(below), multiples(below + 1)
+    above = luck < (size - low) / (high - low)
+    return ((below + above) * ratio.sign().long()).to(torch.int32)

@@ -1,0 +1,43 @@
+"""Steps that follow sensitivity: small where an error costs much.
+
+Unbiased rounding costs ½ C s²/6 an entry where steps are fine, and log2(1/s) bits, so all bytes
+cost least with s ∝ C^(−½) (reverse water-filling; Cover and Thomas, ch. 10). C is the product of a
+row's and a column's number, and so is the step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ders_core.codecs.coding.steps import LARGEST, PER_OCTAVE, SMALLEST, Steps
+from ders_core.codecs.curvature import Curvature
+
+LEAST_SHARE = 1e-4
+"""Of the mean curvature of all rows (columns): no row (column) is taken to be less sensitive."""
+
+LEAST = 2.0**-90
+
+
+def steps_by_curvature(curvature: Curvature) -> Steps:
+    """In the units of C^(−½), which one knob for the whole model multiplies."""
+    total = curvature.total
+    if not total > LEAST:
+        return Steps.even((curvature.rows.numel(), curvature.columns.numel()))
+    return Steps(_exponents(curvature.rows), _exponents(curvature.columns.double() / total))
+
+
+def steps_by_inputs(importance: torch.Tensor, out: int) -> Steps:
+    """Where only E[x_j²] `[in]` is known: rows are alike, and columns 1 on average."""
+    power = importance.double().cpu().clamp_min(0)
+    mean = float(power.mean()) if power.numel() else 0.0
+    if not mean > 0:
+        return Steps.even((out, power.numel()))
+    return Steps(torch.zeros(out, dtype=torch.int64), _exponents(power / mean))
+
+
+def _exponents(sensitivity: torch.Tensor) -> torch.Tensor:
+    """PER_OCTAVE · log2 of sensitivity^(−½), rounded: int64 `[n]`."""
+    numbers = sensitivity.double().cpu()
+    least = max(LEAST_SHARE * float(numbers.mean()), LEAST)
+    exponents = torch.log2(numbers.clamp_min(least)) * (-PER_OCTAVE / 2)
+    return exponents.round_().long().clamp_(SMALLEST, LARGEST)

@@ -1,0 +1,110 @@
+"""The gain of a code: how much of a delta it gives back, and the best amount of it.
+
+A code is Δ̂ = aΔ + E with E ⟂ Δ, so a = ⟨Δ̂, Δ⟩ / ‖Δ‖². What is missing, (1 − a)Δ, points the same
+way in every layer: the model moves back towards its base, and KL grows with the square of the sum.
+Errors E are independent, and only add up. With B the KL without any deltas and V that of the errors
+at gain 1, KL(a) = (1 − a)² B + a² V, which is least at a = B / (B + V).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from ders_core.codecs.codec import EncodeContext
+from ders_core.compute.magnitude import scale_of
+from ders_core.compute.pieces import chunk_values, row_pieces
+
+Gain = Literal["unbiased", "least_squares", "auto"] | Annotated[float, Field(gt=0, le=1)]
+"""`unbiased`: ⟨Δ̂, Δ⟩ = ‖Δ‖². `least_squares`: the least ‖Δ̂ − Δ‖. `auto`: the best one, see
+`best_gain`. A number: ⟨Δ̂, Δ⟩ = a‖Δ‖²."""
+
+GROUPS_COHERENCE = 4.0
+"""B / V for a group of the model where errors are as large as deltas, without gradients: measured
+by benchmarks/unbiased.py."""
+
+
+def label_of(gain: Gain | None) -> str:
+    """In a few words; empty where none is asked for."""
+    if gain is None:
+        return ""
+    return f"gain {gain:g}" if isinstance(gain, float) else f"{gain.replace('_', ' ')} gain"
+
+
+def target_of(gain: Gain | None) -> float | None:
+    """The gain of a code before the best one is sought; None where it is that of least squares."""
+    if gain is None or gain == "least_squares":
+        return None
+    return gain if isinstance(gain, float) else 1.0
+
+
+def gain_factor(
+    gain: Gain, delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext
+) -> float:
+    """What to multiply a decoded delta by, so that it has this gain; 1 for a delta or a code of
+    zeros alone. With second moments, ⟨Δ̂x, Δx⟩ counts, of inputs without correlation.
+
+    delta, decoded: `[out, in]` float32.
+    """
+    metric, scale = Metric.of(context), scale_of(delta)
+    shared = metric.inner(decoded, delta, scale)
+    if not shared > 0:
+        return 1.0
+    if gain == "least_squares":
+        return shared / metric.inner(decoded, decoded, scale)
+    unbiased = metric.inner(delta, delta, scale) / shared
+    if gain == "auto":
+        return unbiased * best_gain(delta, decoded * unbiased, context)
+    return unbiased * (gain if isinstance(gain, float) else 1.0)
+
+
+def best_gain(delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext) -> float:
+    """B / (B + V) for a code of gain 1.
+
+    delta, decoded: `[out, in]` float32. With gradients both are what this weight's errors and its
+    deltas cost; without, V / B is ‖E‖² / ‖Δ‖² over a multiple of the number of groups: the more
+    groups there are, the more a shrinkage of all adds up.
+    """
+    error = decoded - delta
+    if context.curvature is not None and context.removal is not None:
+        noise, removal = context.curvature.cost(error), context.removal
+    else:
+        scale = scale_of(delta)
+        noise = Metric().inner(error, error, scale)
+        removal = Metric().inner(delta, delta, scale) * GROUPS_COHERENCE * context.groups
+    return removal / (removal + noise) if removal > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What an entry weighs: its row's number times its column's. rows: `[out]`. columns: `[in]`;
+    None where all are alike."""
+
+    rows: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, context: EncodeContext) -> Metric:
+        """By curvature if it is known, else by the inputs' second moments."""
+        if context.curvature is not None and context.curvature.total > 0:
+            return cls(context.curvature.rows, context.curvature.columns)
+        return cls(None, context.importance)
+
+    def inner(self, left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> float:
+        """Σ weight · left · right / scale² in float64, a piece at a time."""
+        total = 0.0
+        for rows in row_pieces(left.shape, chunk_values(left.device)):
+            product = (left[rows].double() / scale) * (right[rows].double() / scale)
+            if self.columns is not None:
+                product = product * _on(self.columns, product)
+            if self.rows is not None:
+                product = product * _on(self.rows[rows], product).unsqueeze(1)
+            total += float(product.sum())
+        return total
+
+
+def _on(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return weights.to(values.device, torch.float64)
