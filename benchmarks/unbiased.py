@@ -109,7 +109,7 @@ def trials(options: argparse.Namespace) -> Iterator[Trial]:
     """Those that were asked for, as far as this version can run them."""
     for form in chosen(options.forms):
         for trial in form.trials(tuple(options.bits), tuple(options.knobs)):
-            if trial.is_known and (gradients_are_known() or not trial.calibrated):
+            if trial.is_known and (gradients_are_known() or trial.needs != "gradients"):
                 yield trial
 
 
@@ -123,10 +123,7 @@ def table(name: str, work: Path, options: argparse.Namespace) -> None:
     identity = open_checkpoint(model.moe).identity
     predictions = work / "predictions" / f"{name}-{options.tokens}-{identity[:12]}"
     reference = Reference.of(model.moe, model.heldout_text, options.tokens, predictions)
-    known = None
-    asked = list(trials(options))
-    if any(trial.calibrated for trial in asked):
-        known = calibration(model, work / "calibrations" / f"{name}-{identity[:12]}")
+    calibrations = work / "calibrations" / f"{name}-{identity[:12]}"
     windows = reference.windows
     doc = MODELS[name].__doc__ or ""
     print(f"\n## {name}: {doc.splitlines()[0]}")
@@ -136,11 +133,12 @@ def table(name: str, work: Path, options: argparse.Namespace) -> None:
     )
     print(HEADER)
     finished = Finished(work / "trials.jsonl")
-    for trial in asked:
+    for trial in trials(options):
         key = {"checkpoint": identity, "tokens": options.tokens, **asdict(trial)}
         measurement = finished.find(key)
         if measurement is None:
             print(f"{name}: {trial.form}, {size(trial)}", file=sys.stderr, flush=True)
+            known = calibration(model, trial.needs, calibrations)
             measurement = measure(trial, model, known, reference)
             finished.add(key, measurement)
         print(line(trial, measurement), flush=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core import CodecError, Recipe, Rule, make_codec
+from ders_core.codecs.codec import Need
 
 BITS = (2.0, 1.3, 1.0, 0.6, 0.5, 0.2, 0.1, 0.06)
 KNOBS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -21,17 +22,17 @@ Fields = Mapping[str, Any]
 @dataclass(frozen=True)
 class Form:
     """name: as the table has it. fields: the codec at so many bits an entry, None if it has no
-    such size. calibrated: whether it reads a calibration with gradients."""
+    such size. needs: what a calibration for it must hold."""
 
     name: str
     fields: Callable[[float], Fields | None]
-    calibrated: bool = False
+    needs: Need = "nothing"
 
     def trials(self, bits: tuple[float, ...], knobs: tuple[float, ...]) -> Iterator[Trial]:
         for asked in bits:
             fields = self.fields(asked)
             if fields is not None:
-                yield Trial(self.name, asked, None, fields, self.calibrated)
+                yield Trial(self.name, asked, None, fields, self.needs)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class KnobForm(Form):
 
     def trials(self, bits: tuple[float, ...], knobs: tuple[float, ...]) -> Iterator[Trial]:
         for knob in knobs:
-            yield Trial(self.name, None, knob, self.fields(knob) or {}, self.calibrated)
+            yield Trial(self.name, None, knob, self.fields(knob) or {}, self.needs)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Trial:
     bits: float | None
     knob: float | None
     fields: Fields
-    calibrated: bool
+    needs: Need
 
     @property
     def is_known(self) -> bool:
@@ -65,7 +66,7 @@ class Trial:
     def recipe(self, calibration: Path | None) -> Recipe:
         return Recipe(
             name="unbiased",
-            calibration=calibration if self.calibrated else None,
+            calibration=calibration,
             rules=(Rule(codec=make_codec(dict(self.fields))),),
         )
 
@@ -118,8 +119,9 @@ FORMS = (
     Form("magnitude", _magnitude({})),
     Form("magnitude, gain 1", _magnitude({"gain": "unbiased"})),
     Form("unbiased", _entropy({"rounding": "unbiased"})),
-    Form("unbiased, sensitive", _entropy(SENSITIVE), calibrated=True),
+    Form("unbiased, by inputs", _entropy(SENSITIVE), needs="inputs"),
+    Form("unbiased, sensitive", _entropy(SENSITIVE), needs="gradients"),
     KnobForm(
-        "one knob", lambda knob: {"codec": "entropy", "knob": knob, **SENSITIVE}, calibrated=True
+        "one knob", lambda knob: {"codec": "entropy", "knob": knob, **SENSITIVE}, needs="gradients"
     ),
 )

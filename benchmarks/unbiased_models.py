@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from real_lm import make_real_lm
 
 from ders_core import synthesize
 from ders_core.calibrate import calibrate
+from ders_core.codecs.codec import Need
 from ders_core.demo import build_demo
 from ders_core.demo.corpus import joined, read_corpus
 from ders_core.upcycle import UpcycleConfig
@@ -91,19 +94,23 @@ def gradients_are_known() -> bool:
     return "gradients" in inspect.signature(calibrate).parameters
 
 
-def calibration(model: Model, place: Path) -> Path:
-    """A calibration with gradients, made unless it is there."""
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with_gradients = {"gradients": True}
+def calibration(model: Model, needs: Need, place: Path) -> Path | None:
+    """A calibration that holds what a form needs, made unless it is there."""
+    if needs == "nothing":
+        return None
+    file = place / f"{needs}.safetensors"
+    if not file.exists():
+        print(f"calibrating for {needs}", file=sys.stderr, flush=True)
+        place.mkdir(parents=True, exist_ok=True)
+        more: dict[str, Any] = {"gradients": True} if needs == "gradients" else {}
         calibrate(
             model.moe,
-            place,
+            file,
             text=model.calibration_text,
             max_tokens=CALIBRATION_TOKENS,
             window=256,
             batch=4,
             dtype=torch.float32,
-            **with_gradients,  # type: ignore[arg-type]
+            **more,
         )
-    return place
+    return file
