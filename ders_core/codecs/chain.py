@@ -10,9 +10,11 @@ import torch
 from pydantic import Field, field_validator
 
 from ders_core.codecs.codec import (
+    NEEDS,
     Codec,
     DeltaCodec,
     EncodeContext,
+    Need,
     Parts,
     make_codec,
     prefixed,
@@ -62,6 +64,10 @@ class Chain(DeltaCodec):
     @property
     def label(self) -> str:
         return " + ".join(stage.label for stage in self.stages)
+
+    @property
+    def needs_of_calibration(self) -> Need:
+        return max((stage.needs_of_calibration for stage in self.stages), key=NEEDS.index)
 
     @property
     def settled(self) -> bool:

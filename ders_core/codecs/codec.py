@@ -31,7 +31,10 @@ Parts = dict[str, torch.Tensor]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
 
 Need = Literal["nothing", "inputs", "gradients"]
-"""What a calibration must hold for a codec; the second implies the first."""
+"""What a calibration must hold for a codec."""
+
+NEEDS: tuple[Need, ...] = ("nothing", "inputs", "gradients")
+"""From the least to the most."""
 
 V = TypeVar("V")
 

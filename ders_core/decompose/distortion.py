@@ -13,17 +13,33 @@ from ders_core.compute.pieces import chunk_values, pieces
 
 @dataclass(frozen=True)
 class Squares:
-    """Σ(Ŵ−W)², Σ(W−base)² and ΣW² of one or more weights, in float64: the squares of float32
-    weights below 1e-19 and above 1e19 lie outside of float32."""
+    """Σ(Ŵ−W)², Σ(W−base)², ΣW² and Σ(Ŵ−W)(W−base) of one or more weights, in float64: the squares
+    of float32 weights below 1e-19 and above 1e19 lie outside of float32."""
 
     error: float = 0.0
     delta: float = 0.0
     weight: float = 0.0
+    shared: float = 0.0
 
     def __add__(self, other: Squares) -> Squares:
         return Squares(
-            self.error + other.error, self.delta + other.delta, self.weight + other.weight
+            self.error + other.error,
+            self.delta + other.delta,
+            self.weight + other.weight,
+            self.shared + other.shared,
         )
+
+    @property
+    def gain(self) -> float:
+        """a = ⟨Δ̂, Δ⟩/‖Δ‖², how much of the deltas is given back; 1 where there are none."""
+        return 1 + self.shared / self.delta if self.delta else 1.0
+
+    @property
+    def noise(self) -> float:
+        """‖E‖/‖Δ‖ of what is no multiple of Δ: Δ̂ = aΔ + E with E ⟂ Δ; 0 where Δ is zero."""
+        if not self.delta:
+            return 0.0
+        return math.sqrt(max(self.error / self.delta - (1 - self.gain) ** 2, 0.0))
 
     @property
     def relative(self) -> tuple[float, float]:
@@ -35,23 +51,23 @@ def compare(
     synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor | None = None
 ) -> Squares:
     """The sums for one expert's weight; tensors of any dtypes and one shape. Without a base, the
-    sum of the delta is 0."""
+    sums with the delta are 0."""
     tensors = [weight, synthesized] if base is None else [weight, synthesized, base]
     flat = [tensor.reshape(-1) for tensor in tensors]
     size = flat[0].numel()
     step = min(chunk_values(weight.device), max(size, 1))
-    desk = torch.empty(2, step, dtype=torch.float64, device=weight.device)
-    sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
+    desk = torch.empty(3, step, dtype=torch.float64, device=weight.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
     for part in pieces(size, step):
-        count = part.stop - part.start
-        exact, difference = desk[0, :count], desk[1, :count]
+        exact, *differences = desk[:, : part.stop - part.start]
         exact.copy_(flat[0][part])
         for number, other in enumerate(flat[1:]):
-            torch.sub(exact, other[part], out=difference)
-            sums[number] += torch.dot(difference, difference)
+            torch.sub(exact, other[part], out=differences[number])
+            sums[number] += torch.dot(differences[number], differences[number])
         sums[2] += torch.dot(exact, exact)
-    error, delta, energy = sums.tolist()
-    return Squares(error, delta, energy)
+        if base is not None:
+            sums[3] -= torch.dot(*differences)
+    return Squares(*sums.tolist())
 
 
 def is_finite(weight: torch.Tensor) -> bool:

@@ -37,8 +37,10 @@ from ders_core.packed.manifest import (
 )
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.writer import PackedContents, write_packed
+from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
 from ders_core.pipeline.plan import Plan, carried_specs, check_files, resolve
+from ders_core.pipeline.predicted import predicted_kl, removal_costs
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import Report, ReportEntry
 from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
@@ -111,7 +113,14 @@ def compress(
         seconds,
         beside.left_aside,
         renewed,
+        _predicted(recipe, entries),
     )
+
+
+def _predicted(recipe: Recipe, entries: Sequence[ReportEntry]) -> float | None:
+    if recipe.calibration is None:
+        return None
+    return predicted_kl(Calibration.open(recipe.calibration), entries)
 
 
 def _sha256(path: Path) -> str:
@@ -140,6 +149,9 @@ def _encode_groups(
 ) -> None:
     """Stage every group that is to be packed and is not staged yet."""
     missing = [entry for entry in plan.entries if entry.packed and not staging.holds(entry.key)]
+    calibration = plan.recipe.calibration and Calibration.open(plan.recipe.calibration)
+    encoded = [entry.key for entry in plan.entries if not entry.codec.keeps]
+    removal = removal_costs(calibration, encoded) if calibration else {}
     tasks = [
         EncodeTask(
             source=CheckpointRef(source.place, source.identity),
@@ -148,6 +160,8 @@ def _encode_groups(
             device=device,
             staged=str(staging.file(entry.key)),
             ahead=following.key if following else None,
+            groups=len(encoded),
+            removal=removal.get(entry.key, ()),
         )
         for entry, following in with_next(missing)
     ]

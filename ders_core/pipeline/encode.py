@@ -13,7 +13,9 @@ import torch
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.codecs import EncodeContext, Parts
+from ders_core.codecs.codec import difference
 from ders_core.codecs.coding.prng import expert_seed
+from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread
@@ -53,7 +55,9 @@ class EncodeTask:
     files.
 
     key: layer and projection of the group. device: where to encode. staged: the file to write.
-    ahead: the key of the group that is encoded soon after; its bytes are read beforehand.
+    ahead: the key of the group that is encoded soon after; its bytes are read beforehand. groups:
+    how many are encoded in all. removal: as of `EncodeContext`, of each expert; fewer where it is
+    not known of the last.
     """
 
     source: CheckpointRef
@@ -62,20 +66,48 @@ class EncodeTask:
     device: str
     staged: str
     ahead: tuple[int, str] | None = None
+    groups: int = 1
+    removal: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Knowledge:
+    """What is known of a group's inputs and errors. moments: on the device that encodes."""
+
+    moments: torch.Tensor | None
+    curvatures: tuple[Curvature, ...] | None
+    removal: tuple[float, ...]
+    groups: int
+
+    def context(self, group: ExpertGroup, expert: int, seed: int) -> EncodeContext:
+        return EncodeContext(
+            group.dtype,
+            expert_seed(seed, *group.key, expert),
+            self.moments,
+            self.curvatures[expert] if self.curvatures else None,
+            self.removal[expert] if expert < len(self.removal) else None,
+            self.groups,
+        )
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A group against one base. error: Σ‖Ŵ−W‖²; errors: relative to Σ‖Δ‖² and Σ‖W‖²; output: √ of
-    E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments."""
+    """A group against one base. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments.
+    noise_cost: as of `ReportEntry`."""
 
     base: str
     bases: tuple[int, ...] | None
     codec: GroupCodec
     tensors: Mapping[str, Stacked]
     lengths: Mapping[str, tuple[int, ...]]
-    errors: tuple[float, float]
+    squares: Squares
     output: float | None
+    noise_cost: float | None
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖."""
+        return self.squares.relative
 
     @property
     def loss(self) -> float:
@@ -116,7 +148,7 @@ def _kept(group: ExpertGroup, codec: GroupCodec, digest: WeightsDigest) -> _Enco
     for matrix in matrices:
         digest.add(matrix)
     weights = Stacked.over_experts(matrices)
-    return _Encoded("none", None, codec, {"weight": weights}, {}, (0.0, 0.0), None)
+    return _Encoded("none", None, codec, {"weight": weights}, {}, Squares(), None, None)
 
 
 def _best(tried: Iterator[_Encoded]) -> tuple[_Encoded, dict[str, float]]:
@@ -143,14 +175,19 @@ def _tried(
     recipe = task.recipe
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     moments = calibration.moments(*task.key) if calibration else None
-    moments = None if moments is None else moments.to(task.device)
+    known = _Knowledge(
+        None if moments is None else moments.to(task.device),
+        calibration.curvatures(group) if calibration else None,
+        task.removal,
+        task.groups,
+    )
     context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
     seen: Callable[[torch.Tensor], None] | None = digest.add
     for name, decomposition in recipe.base.decompositions(group, context):
         if ahead is not None:
             ahead.read_ahead()
             ahead = None
-        yield _encode(name, decomposition, codec, recipe.seed, moments, seen)
+        yield _encode(name, decomposition, codec, recipe.seed, known, seen)
         seen = None
 
 
@@ -159,21 +196,18 @@ def _encode(
     decomposition: Decomposition,
     codec: GroupCodec,
     seed: int,
-    moments: torch.Tensor | None,
+    known: _Knowledge,
     seen: Callable[[torch.Tensor], None] | None,
 ) -> _Encoded:
-    """The base and all parts over the experts, on the CPU; and the errors.
-
-    moments: of the group's inputs, on the device of the base; None without a calibration. seen: as
-    of `Decomposition.weights`.
-    """
+    """The base and all parts over the experts, on the CPU; and the errors. seen: as of
+    `Decomposition.weights`."""
     group = decomposition.group
     fitted = codec.fit(decomposition.deltas)
-    squares, output, energy = Squares(), 0.0, 0.0
+    squares, output, energy, noise_cost = Squares(), 0.0, 0.0, 0.0
     parts: list[Parts] = []
     for expert, weight in decomposition.weights(seen):
         expert_base = decomposition.base_of(expert)
-        context = EncodeContext(group.dtype, expert_seed(seed, *group.key, expert), moments)
+        context = known.context(group, expert, seed)
         coder = fitted.expert(expert)
         encoded = coder.pack(weight, expert_base, context)
         synthesized = coder.unpack(encoded, expert_base, context)
@@ -183,10 +217,14 @@ def _encode(
                 f"{group.expert_name(expert)}: its values are too large for codec "
                 f"{coder.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
             )
-        squares += compare(synthesized, weight, expert_base)
-        if moments is not None:
-            output += output_squared(synthesized.float() - weight.float(), moments)
-            energy += output_squared(weight, moments)
+        lost = compare(synthesized, weight, expert_base)
+        squares += lost
+        if context.moments is not None:
+            output += output_squared(synthesized.float() - weight.float(), context.moments)
+            energy += output_squared(weight, context.moments)
+        if context.curvature is not None:
+            noise = _noise(synthesized, weight, expert_base, lost.gain)
+            noise_cost += context.curvature.cost(noise)
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
         base,
@@ -194,9 +232,18 @@ def _encode(
         fitted,
         {"base": Stacked.whole(decomposition.base.cpu()), **stacked},
         lengths,
-        squares.relative,
+        squares,
         (output / energy) ** 0.5 if energy else None,
+        noise_cost if known.curvatures else None,
     )
+
+
+def _noise(
+    synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor, gain: float
+) -> torch.Tensor:
+    """E = Δ̂ − aΔ, `[out, in]` float32."""
+    delta = difference(weight, base)
+    return difference(synthesized, base).sub_(delta, alpha=gain)
 
 
 def _stage(
@@ -225,6 +272,9 @@ def _stage(
         others,
         encoded.output,
         encoded.codec.remark((group.shape[1], group.shape[2])),
+        encoded.squares.gain,
+        encoded.squares.noise,
+        encoded.noise_cost,
     )
     codecs, uses = encoded.codec.dump()
     note: dict[str, Any] = {

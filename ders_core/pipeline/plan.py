@@ -9,7 +9,7 @@ from typing import Any
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs.group import GroupCodec, packed_parts
 from ders_core.compute.progress import Advance, uncounted
-from ders_core.errors import RecipeError
+from ders_core.errors import CheckpointError, RecipeError
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import METADATA, file_bytes, file_order, shards
 from ders_core.pipeline.calibration import Calibration
@@ -106,8 +106,15 @@ def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounte
     """Raise CheckpointError unless a recipe's other files can be used for the checkpoint: what its
     base reads, and its calibration. Reads headers only, unless `Calibration.check` reads more."""
     recipe.base.check_files()
-    if recipe.calibration is not None:
-        Calibration.open(recipe.calibration).check(checkpoint, step)
+    if recipe.calibration is None:
+        return
+    calibration = Calibration.open(recipe.calibration)
+    calibration.check(checkpoint, step)
+    if recipe.needs_of_calibration == "gradients" and not calibration.has_gradients:
+        raise CheckpointError(
+            f"{calibration.path} has no gradients, which a knob needs; run ders calibrate "
+            "--gradients"
+        )
 
 
 def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:

@@ -14,7 +14,9 @@ class ReportEntry:
     base: the kind of base that the deltas are taken against. other_bases: kind of base -> ‖Ŵ−W‖/‖W‖
     with it, of the bases that were tried and not chosen. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²)
     on the calibration's inputs, None without a calibration. remark: what the codec did otherwise
-    than it was asked; usually nothing.
+    than it was asked; usually nothing. gain, noise: a and ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ.
+    noise_cost: ½ Σ C E², the KL in nats a token that E is predicted to cost; None without
+    gradients.
     """
 
     layer: int
@@ -29,6 +31,9 @@ class ReportEntry:
     other_bases: Mapping[str, float] = field(default_factory=dict)
     rel_error_output: float | None = None
     remark: str = ""
+    gain: float = 1.0
+    noise: float = 0.0
+    noise_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Report:
     """bytes: of the weight files. seconds: of this run, without an interrupted one before.
     left_aside: files beside the weights that are no part of the model, and were not copied.
     renewed: groups of an interrupted run that were encoded again, because their weights had
-    changed."""
+    changed. predicted_kl: nats a token on text like the calibration's; None without gradients, and
+    where what shrunken deltas cost is not known."""
 
     entries: tuple[ReportEntry, ...]
     bytes_before: int
@@ -45,6 +51,7 @@ class Report:
     seconds: float
     left_aside: tuple[str, ...] = ()
     renewed: int = 0
+    predicted_kl: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -69,4 +76,5 @@ class Report:
             data["seconds"],
             tuple(data.get("left_aside", ())),
             data.get("renewed", 0),
+            data.get("predicted_kl"),
         )

@@ -26,12 +26,15 @@ AGREEMENT = 0.01
 
 @dataclass(frozen=True)
 class GroupError:
-    """The error of one group: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ over its experts."""
+    """The error of one group: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ over its experts. gain, noise: a and
+    ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ."""
 
     layer: int
     projection: str
     rel_error_delta: float
     rel_error_weight: float
+    gain: float = 1.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _group_error(
             biases = compare(checkpoint.experts.biases(packed), group.read_biases())
             squares += Squares(error=biases.error)
             digest.add_biases(group)
-    return GroupError(*group.key, *squares.relative)
+    return GroupError(*group.key, *squares.relative, squares.gain, squares.noise)
 
 
 def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ders_core.codecs import Codec, Keep
+from ders_core.codecs.codec import NEEDS, Need
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.base import Base, make_base
 from ders_core.decompose.bases.mean import MeanBase
@@ -79,7 +80,26 @@ class Recipe(BaseModel):
                 f"base: {self.base.name} needs a calibration, which counts the choices of experts"
             )
             raise PydanticCustomError("base", "{problem}", {"problem": problem, "loc": ("base",)})
+        if self.needs_of_calibration != "nothing" and self.calibration is None:
+            number = next(
+                number
+                for number, rule in enumerate(self.rules)
+                if rule.codec.needs_of_calibration == self.needs_of_calibration
+            )
+            how = " --gradients" if self.needs_of_calibration == "gradients" else ""
+            problem = (
+                f"rule {number + 1}: {self.rules[number].codec.label!r} needs a calibration; run "
+                f"ders calibrate{how} and give its file as `calibration`"
+            )
+            loc = ("rules", number)
+            raise PydanticCustomError("rules", "{problem}", {"problem": problem, "loc": loc})
         return self
+
+    @property
+    def needs_of_calibration(self) -> Need:
+        """The most that a codec of its rules needs."""
+        needs = {rule.codec.needs_of_calibration for rule in self.rules}
+        return max(needs, key=NEEDS.index, default="nothing")
 
     @property
     def files(self) -> tuple[Path, ...]:
