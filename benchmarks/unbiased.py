@@ -29,14 +29,13 @@ from typing import Any
 import torch
 import transformers
 from gains import measure_deltas
-from unbiased_forms import BITS, FORMS, KNOBS, Form, Trial
+from unbiased_forms import BITS, FORMS, KNOBS, Trial
 from unbiased_models import MODELS, Model, calibration, gradients_are_known
 from window_kl import WINDOW, Reference
 
 import ders_core
 from ders_core import compress, open_checkpoint
 from ders_core.compute.device import device_label
-from ders_core.pipeline.report import Report
 
 
 @dataclass(frozen=True)
@@ -93,28 +92,21 @@ def measure(trial: Trial, model: Model, known: Path | None, reference: Reference
         kl=compared.mean,
         low=low,
         high=high,
-        predicted=predicted_kl(report),
+        predicted=report.predicted_kl,
         top1_agreement=compared.top1_agreement,
         seconds=seconds,
     )
 
 
-def predicted_kl(report: Report) -> float | None:
-    """The sum over groups, None unless the report predicts every one."""
-    parts = [getattr(entry, "predicted_kl", None) for entry in report.entries]
-    return None if None in parts else float(sum(part for part in parts if part is not None))
-
-
 def trials(options: argparse.Namespace) -> Iterator[Trial]:
     """Those that were asked for, as far as this version can run them."""
-    for form in chosen(options.forms):
+    gradients = gradients_are_known()
+    for form in FORMS:
+        if options.forms is not None and form.name not in options.forms:
+            continue
         for trial in form.trials(tuple(options.bits), tuple(options.knobs)):
-            if trial.is_known and (gradients_are_known() or trial.needs != "gradients"):
-                yield trial
-
-
-def chosen(names: list[str] | None) -> list[Form]:
-    return [form for form in FORMS if names is None or form.name in names]
+            if trial.is_known and (gradients or trial.needs != "gradients"):
+                yield trial.predicted() if gradients else trial
 
 
 def table(name: str, work: Path, options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,19 @@ Fields = Mapping[str, Any]
 @dataclass(frozen=True)
 class Form:
     """name: as the table has it. fields: the codec at so many bits an entry, None if it has no
-    such size. needs: what a calibration for it must hold."""
+    such size. needs: what a calibration for it must hold. ignores: whether it codes alike without
+    a calibration."""
 
     name: str
     fields: Callable[[float], Fields | None]
     needs: Need = "nothing"
+    ignores: bool = False
 
     def trials(self, bits: tuple[float, ...], knobs: tuple[float, ...]) -> Iterator[Trial]:
         for asked in bits:
             fields = self.fields(asked)
             if fields is not None:
-                yield Trial(self.name, asked, None, fields, self.needs)
+                yield Trial(self.name, asked, None, fields, self.needs, self.ignores)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class KnobForm(Form):
 
     def trials(self, bits: tuple[float, ...], knobs: tuple[float, ...]) -> Iterator[Trial]:
         for knob in knobs:
-            yield Trial(self.name, None, knob, self.fields(knob) or {}, self.needs)
+            yield Trial(self.name, None, knob, self.fields(knob) or {}, self.needs, self.ignores)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Trial:
     knob: float | None
     fields: Fields
     needs: Need
+    ignores: bool
 
     @property
     def is_known(self) -> bool:
@@ -62,6 +65,10 @@ class Trial:
         except CodecError:
             return False
         return True
+
+    def predicted(self) -> Trial:
+        """With a calibration for the prediction alone, if that changes nothing else."""
+        return replace(self, needs="gradients") if self.ignores else self
 
     def recipe(self, calibration: Path | None) -> Recipe:
         return Recipe(
@@ -112,13 +119,13 @@ FORMS = (
     Form("quantized", _quantized({})),
     Form("quantized, gain 1", _quantized({"gain": "unbiased"})),
     Form("quantized, gain auto", _quantized({"gain": "auto"})),
-    Form("nearest", _entropy({})),
+    Form("nearest", _entropy({}), ignores=True),
     Form("nearest, gain 1", _entropy({"gain": "unbiased"})),
     Form("nearest, gain auto", _entropy({"gain": "auto"})),
-    Form("random drop", _random_drop),
+    Form("random drop", _random_drop, ignores=True),
     Form("magnitude", _magnitude({})),
     Form("magnitude, gain 1", _magnitude({"gain": "unbiased"})),
-    Form("unbiased", _entropy({"rounding": "unbiased"})),
+    Form("unbiased", _entropy({"rounding": "unbiased"}), ignores=True),
     Form("unbiased, by inputs", _entropy(SENSITIVE), needs="inputs"),
     Form("unbiased, sensitive", _entropy(SENSITIVE), needs="gradients"),
     KnobForm(
