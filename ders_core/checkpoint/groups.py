@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
-from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix
+from ders_core.checkpoint.matrix import Matrix, MatrixRows, QuantizedMatrix
 from ders_core.files.remote import concurrently
 from ders_core.files.tensor import FileTensor
 
@@ -141,6 +141,14 @@ class ExpertGroup:
             return self
         turned = tuple(matrix.turned() for matrix in self.experts)
         return replace(self, experts=turned, biases=(), shared=None, shared_bias=None)
+
+    def of_rows(self, pieces: Sequence[slice]) -> ExpertGroup:
+        """The same rows of every expert as a group; without biases and the always-on expert.
+        pieces: with a start and an end, one after another."""
+        chosen = tuple(
+            MatrixRows(matrix.info, matrix.slot, matrix, tuple(pieces)) for matrix in self.experts
+        )
+        return replace(self, experts=chosen, biases=(), shared=None, shared_bias=None)
 
     def with_shared(self) -> ExpertGroup:
         """The group with the always-on expert as its last one (extended DeRS), if it has the shape,

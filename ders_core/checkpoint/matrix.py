@@ -165,3 +165,53 @@ class QuantizedMatrix(Matrix):
         codes, scales = tensors[self.weight.codes.name], tensors[self.weight.scales.name]
         weight = replace(self.weight, codes=codes, scales=scales)
         return replace(self, info=codes, weight=weight)
+
+
+@dataclass(frozen=True)
+class MatrixRows(Matrix):
+    """Some rows of a matrix, as a matrix. pieces: which rows of `whole`, in order."""
+
+    whole: Matrix
+    pieces: tuple[slice, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(piece.stop - piece.start for piece in self.pieces), self.whole.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.whole.nbytes * self.shape[0] // max(self.whole.shape[0], 1)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        first, last, _ = (rows or slice(None)).indices(self.shape[0])
+        parts, begin = [torch.empty(0, self.shape[1], dtype=self.dtype)], 0
+        for piece in self.pieces:
+            count = piece.stop - piece.start
+            low, high = max(first - begin, 0), min(last - begin, count)
+            if low < high:
+                parts.append(self.whole.read(slice(piece.start + low, piece.start + high)))
+            begin += count
+        return torch.cat(parts)
+
+    def read_into(self, out: torch.Tensor, rows: slice) -> None:
+        out.copy_(self.read(rows))
+
+    def turned(self) -> Matrix:
+        raise NotImplementedError("a choice of rows is read by rows")
+
+    @property
+    def lies_across(self) -> bool:
+        return False
+
+    def middle(self, lines: int, values: int) -> torch.Tensor:
+        out, width = self.shape
+        count = min(max(values // max(width, 1), 1), lines, out)
+        begin = (out - count) // 2
+        return self.read(slice(begin, begin + count)).flatten()
+
+    def within(self, tensors: Mapping[str, TensorReader]) -> Matrix:
+        return replace(self, whole=self.whole.within(tensors))

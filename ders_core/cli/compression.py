@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,10 +20,23 @@ from ders_core.errors import CheckpointError
 from ders_core.pipeline.quality import DELTA_ERROR, WEIGHT_ERROR
 from ders_core.units import bytes_text, listed, share_text
 
+if TYPE_CHECKING:
+    from ders_core.pipeline.forecast import Forecast
+    from ders_core.pipeline.plan import Plan
 
-def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = False) -> None:
+
+def plan(
+    checkpoint: CheckpointArg,
+    recipe: RecipeOption,
+    predict: Annotated[
+        bool,
+        typer.Option("--predict", help="encode a sample, and tell bytes, gain, noise and KL"),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Predicted bytes of a recipe, group by group; nothing is written."""
     from ders_core.packed.open import open_checkpoint
+    from ders_core.pipeline.forecast import forecast
     from ders_core.pipeline.plan import check_files, resolve
     from ders_core.recipe import load_recipe
 
@@ -31,6 +44,10 @@ def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = Fa
     source = open_checkpoint(checkpoint)
     planned = resolve(chosen, source)
     check_files(chosen, source)  # refused here rather than when the run starts
+    if predict:
+        with progress_bar("predict") as progress:
+            _print_forecast(planned, forecast(planned, source, progress=progress), as_json)
+        return
     if as_json:
         print_json(planned.to_dict())
         return
@@ -54,6 +71,37 @@ def plan(checkpoint: CheckpointArg, recipe: RecipeOption, as_json: JsonFlag = Fa
         f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
         f"{bytes_text(planned.bytes_after)} ({share_text(planned.ratio)} of original)"
     )
+
+
+def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
+    if as_json:
+        print_json(foretold.to_dict())
+        return
+    print_table(
+        ["layer", "projection", "codec", "before", "after", "gain", "noise"],
+        [
+            [
+                str(entry.layer),
+                entry.projection,
+                entry.codec.label,
+                bytes_text(entry.bytes_before),
+                bytes_text(told.bytes_after),
+                "unknown" if told.gain is None else f"{told.gain:.3f}",
+                "unknown" if told.noise is None else f"{told.noise:.3f}",
+            ]
+            for entry, told in zip(planned.entries, foretold.entries, strict=True)
+        ],
+    )
+    print(
+        f"weight files: {bytes_text(planned.bytes_before)} → about "
+        f"{bytes_text(foretold.bytes_after)} "
+        f"({share_text(foretold.bytes_after / planned.bytes_before)} of original)"
+    )
+    if foretold.predicted_kl is not None:
+        print(
+            f"predicted KL: {foretold.predicted_kl:.3g} nats a token, on text like the "
+            "calibration's"
+        )
 
 
 def compress(

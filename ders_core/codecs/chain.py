@@ -70,6 +70,10 @@ class Chain(DeltaCodec):
         return max((stage.needs_of_calibration for stage in self.stages), key=NEEDS.index)
 
     @property
+    def acts_by_rows(self) -> bool:
+        return all(stage.acts_by_rows for stage in self.stages)
+
+    @property
     def settled(self) -> bool:
         return all(stage.settled for stage in self.stages)
 

@@ -110,6 +110,12 @@ class Codec(BaseModel, ABC):
         return "nothing"
 
     @property
+    def acts_by_rows(self) -> bool:
+        """Whether a part of the rows is encoded as it would be among all of them, so that a sample
+        of them foretells the whole."""
+        return True
+
+    @property
     def ragged(self) -> frozenset[str]:
         """Parts whose first dimension depends on the data: `parts` gives the most it can be."""
         return frozenset()

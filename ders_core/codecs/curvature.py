@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,12 @@ class Curvature:
     def total(self) -> float:
         """Σ_ij C_ij."""
         return float(self.rows.double().sum())
+
+    def of_rows(self, pieces: Sequence[slice]) -> Curvature:
+        """The curvature of some rows alone: their C_ij stay."""
+        chosen, total = torch.cat([self.rows[piece] for piece in pieces]), self.total
+        share = float(chosen.double().sum()) / total if total else 0.0
+        return Curvature(self.columns * share, chosen)
 
     def cost(self, error: torch.Tensor) -> float:
         """½ Σ C_ij E_ij² of an error `[out, in]` on any device, in float64."""

@@ -196,11 +196,12 @@ class Entropy(DeltaCodec):
         number = torch.zeros_like(together, dtype=torch.int32)
         number[occurring] = torch.arange(occurring.numel(), dtype=torch.int32)
         numbers = number.index_select(0, coded.codes)
-        if self.gain is not None and not (self.rounding == self.gain == "unbiased"):
+        if self.gain is not None:
             decoded = levels.index_select(0, numbers).view(matrix.shape)
             if entries.steps is not None:
                 entries.steps.multiply_(decoded)
-            levels = levels * gain_factor(self.gain, matrix, decoded, context)
+            is_unbiased = self.rounding == "unbiased"
+            levels *= gain_factor(self.gain, matrix, decoded, context, is_unbiased=is_unbiased)
         return entries.write(levels, numbers, coded.counts[:, occurring].numpy())
 
     def decode(

@@ -42,12 +42,18 @@ def target_of(gain: Gain | None) -> float | None:
 
 
 def gain_factor(
-    gain: Gain, delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext
+    gain: Gain,
+    delta: torch.Tensor,
+    decoded: torch.Tensor,
+    context: EncodeContext,
+    *,
+    is_unbiased: bool = False,
 ) -> float:
     """What to multiply a decoded delta by, so that it has this gain; 1 for a delta or a code of
     zeros alone. With second moments, ⟨Δ̂x, Δx⟩ counts, of inputs without correlation.
 
-    delta, decoded: `[out, in]` float32.
+    delta, decoded: `[out, in]` float32. is_unbiased: the code has a gain of 1 on average over its
+    chances, which is better known than what one draw of them gives.
     """
     metric, scale = Metric.of(context), scale_of(delta)
     shared = metric.inner(decoded, delta, scale)
@@ -55,7 +61,7 @@ def gain_factor(
         return 1.0
     if gain == "least_squares":
         return shared / metric.inner(decoded, decoded, scale)
-    unbiased = metric.inner(delta, delta, scale) / shared
+    unbiased = 1.0 if is_unbiased else metric.inner(delta, delta, scale) / shared
     if gain == "auto":
         return unbiased * best_gain(delta, decoded * unbiased, context)
     return unbiased * (gain if isinstance(gain, float) else 1.0)

@@ -151,6 +151,14 @@ class GroupCodec:
                 specs[name] = TensorSpec(spec.dtype, stacked)
         return specs
 
+    def ragged_bytes(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        """The most bytes of the parts whose length depends on the data."""
+        return sum(
+            self.uses.count(number) * codec.parts(shape, dtype)[part].nbytes
+            for number, codec in enumerate(self.codecs)
+            for part in codec.ragged
+        )
+
     def fits(self, lengths: Lengths, shape: tuple[int, int], dtype: torch.dtype) -> bool:
         """Whether lengths from a file belong to this group's parts, and none is too long."""
         wanted = {}

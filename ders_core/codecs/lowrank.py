@@ -125,6 +125,10 @@ class LowRank(DeltaCodec):
         return f"{label}, {lead}factors at {self.factor_bits} bits"
 
     @property
+    def acts_by_rows(self) -> bool:
+        return False
+
+    @property
     def settled(self) -> bool:
         return self.energy is None
 

@@ -40,7 +40,7 @@ from ders_core.packed.writer import PackedContents, write_packed
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
 from ders_core.pipeline.plan import Plan, carried_specs, check_files, resolve
-from ders_core.pipeline.predicted import predicted_kl, removal_costs
+from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import Report, ReportEntry
 from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
@@ -120,7 +120,12 @@ def compress(
 def _predicted(recipe: Recipe, entries: Sequence[ReportEntry]) -> float | None:
     if recipe.calibration is None:
         return None
-    return predicted_kl(Calibration.open(recipe.calibration), entries)
+    encoded = [
+        GroupCost((entry.layer, entry.projection), entry.base, entry.gain, entry.noise_cost)
+        for entry in entries
+        if entry.rel_error_weight
+    ]
+    return predicted_kl(Calibration.open(recipe.calibration), encoded)
 
 
 def _sha256(path: Path) -> str:

@@ -12,10 +12,7 @@ import torch
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
-from ders_core.codecs import EncodeContext, Parts
-from ders_core.codecs.codec import difference
-from ders_core.codecs.coding.prng import expert_seed
-from ders_core.codecs.curvature import Curvature
+from ders_core.codecs import Parts
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread
@@ -29,6 +26,7 @@ from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.knowledge import Knowledge, noise_of
 from ders_core.pipeline.report import ReportEntry
 from ders_core.recipe import Recipe
 
@@ -68,26 +66,6 @@ class EncodeTask:
     ahead: tuple[int, str] | None = None
     groups: int = 1
     removal: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Knowledge:
-    """What is known of a group's inputs and errors. moments: on the device that encodes."""
-
-    moments: torch.Tensor | None
-    curvatures: tuple[Curvature, ...] | None
-    removal: tuple[float, ...]
-    groups: int
-
-    def context(self, group: ExpertGroup, expert: int, seed: int) -> EncodeContext:
-        return EncodeContext(
-            group.dtype,
-            expert_seed(seed, *group.key, expert),
-            self.moments,
-            self.curvatures[expert] if self.curvatures else None,
-            self.removal[expert] if expert < len(self.removal) else None,
-            self.groups,
-        )
 
 
 @dataclass(frozen=True)
@@ -175,7 +153,7 @@ def _tried(
     recipe = task.recipe
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     moments = calibration.moments(*task.key) if calibration else None
-    known = _Knowledge(
+    known = Knowledge(
         None if moments is None else moments.to(task.device),
         calibration.curvatures(group) if calibration else None,
         task.removal,
@@ -196,7 +174,7 @@ def _encode(
     decomposition: Decomposition,
     codec: GroupCodec,
     seed: int,
-    known: _Knowledge,
+    known: Knowledge,
     seen: Callable[[torch.Tensor], None] | None,
 ) -> _Encoded:
     """The base and all parts over the experts, on the CPU; and the errors. seen: as of
@@ -223,7 +201,7 @@ def _encode(
             output += output_squared(synthesized.float() - weight.float(), context.moments)
             energy += output_squared(weight, context.moments)
         if context.curvature is not None:
-            noise = _noise(synthesized, weight, expert_base, lost.gain)
+            noise = noise_of(synthesized, weight, expert_base, lost.gain)
             noise_cost += context.curvature.cost(noise)
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
@@ -236,14 +214,6 @@ def _encode(
         (output / energy) ** 0.5 if energy else None,
         noise_cost if known.curvatures else None,
     )
-
-
-def _noise(
-    synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor, gain: float
-) -> torch.Tensor:
-    """E = Δ̂ − aΔ, `[out, in]` float32."""
-    delta = difference(weight, base)
-    return difference(synthesized, base).sub_(delta, alpha=gain)
 
 
 def _stage(

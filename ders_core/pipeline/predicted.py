@@ -8,15 +8,25 @@ up over the model: with J the derivatives of log p by each group's factor, one r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.report import ReportEntry
 
 Key = tuple[int, str]
 EXACT = 0.01
 """Gains this near to 1 cost nothing to speak of, whatever the base is."""
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """A group as it was encoded: base, gain and noise_cost as of `ReportEntry`."""
+
+    key: Key
+    base: str
+    gain: float
+    noise_cost: float | None
 
 
 def shrinkage_cost(calibration: Calibration, gains: Mapping[Key, float]) -> float | None:
@@ -35,18 +45,15 @@ def shrinkage_cost(calibration: Calibration, gains: Mapping[Key, float]) -> floa
     return float(total.square().sum()) / calibration.tokens / 2
 
 
-def predicted_kl(calibration: Calibration, entries: Sequence[ReportEntry]) -> float | None:
+def predicted_kl(calibration: Calibration, groups: Sequence[GroupCost]) -> float | None:
     """Of a model whose groups were encoded so; None without gradients, and where deltas from
-    another base than the mean shrink."""
-    encoded = [entry for entry in entries if entry.rel_error_weight]
-    costs = [entry.noise_cost for entry in encoded]
+    another base than the mean shrink. groups: those in which anything is lost."""
+    costs = [group.noise_cost for group in groups]
     if not calibration.has_gradients or None in costs:
         return None
-    if any(entry.base != "mean" and abs(1 - entry.gain) > EXACT for entry in encoded):
+    if any(group.base != "mean" and abs(1 - group.gain) > EXACT for group in groups):
         return None
-    gains = {
-        (entry.layer, entry.projection): entry.gain for entry in encoded if entry.base == "mean"
-    }
+    gains = {group.key: group.gain for group in groups if group.base == "mean"}
     shrinking = shrinkage_cost(calibration, gains)
     return None if shrinking is None else sum(filter(None, costs)) + shrinking
 

@@ -161,6 +161,8 @@ def test_verification_as_json(packed_dir: Path, mixtral_dir: Path) -> None:
         "projection",
         "rel_error_delta",
         "rel_error_weight",
+        "gain",
+        "noise",
     }
 
 
