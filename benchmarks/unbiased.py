@@ -174,7 +174,7 @@ def main() -> None:
     print(
         f"ders-studio {ders_core.__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, Python {platform.python_version()}, "
-        f"{device_label('cpu')}, {torch.get_num_threads()} threads"
+        f"{device_label('cpu')}, {torch.backends.cpu.get_cpu_capability()}"
     )
     print(
         "asked: bits an entry, or the knob k. bits: of deltas as stored, with tables, an entry. "

@@ -12,7 +12,7 @@ from ders_core import CodecError, Recipe, Rule, make_codec
 from ders_core.codecs.codec import Need
 
 BITS = (2.0, 1.3, 1.0, 0.6, 0.5, 0.2, 0.1, 0.06)
-KNOBS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+KNOBS = (8e-6, 1.6e-5, 3e-5, 6e-5, 1.2e-4)
 VALUE_BITS = 16
 """Of a kept value in bfloat16."""
 
