@@ -47,6 +47,15 @@ class KnobForm(Form):
 
 
 @dataclass(frozen=True)
+class NoDeltas(Form):
+    """Every expert is the base: the fewest bits are zeros alone."""
+
+    def trials(self, bits: tuple[float, ...], knobs: tuple[float, ...]) -> Iterator[Trial]:
+        fields = {"codec": "entropy", "bits": 1e-6}
+        yield Trial(self.name, 0.0, None, fields, self.needs, self.ignores)
+
+
+@dataclass(frozen=True)
 class Trial:
     """One form at one size. bits: asked for, or else knob."""
 
@@ -116,6 +125,7 @@ def _kept_share(bits: float) -> float:
 SENSITIVE = {"rounding": "unbiased", "steps": "sensitive"}
 
 FORMS = (
+    NoDeltas("no deltas", _entropy({}), ignores=True),
     Form("quantized", _quantized({})),
     Form("quantized, gain 1", _quantized({"gain": "unbiased"})),
     Form("quantized, gain auto", _quantized({"gain": "auto"})),
