@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import streamlit as st
@@ -160,6 +160,7 @@ def submit_export(result: PackedResult, format: Format, path: str, base: str | N
         "format": format,
         "base": str(workspace.check_allowed(Path(base))) if base else None,
         "quality": result.measured.to_dict() if result.measured else None,
+        "outlook": asdict(result.outlook),
     }
     submit("export", spec, f"Export {target.name}")
 

@@ -12,6 +12,7 @@ from ders_core.errors import DersError
 from ders_core.files.missing import cleaned
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
+from ders_core.pipeline.quality import GAIN, NOISE
 from ders_core.recipe import Recipe, presets
 from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, kept, reads, session
@@ -31,6 +32,7 @@ from ders_core.ui.recipe_table import (
 from ders_core.units import bytes_text, share_text
 
 EDITOR = "recipe_editor"
+ESTIMATED = "Estimated from the analysis; empty without one. A run measures it."
 
 
 def change(recipe: Recipe) -> None:
@@ -147,7 +149,7 @@ def group_table(plan: Plan) -> None:
         rows,
         key=key,
         hide_index=True,
-        disabled=["layer", "projection", "before", "after", "share", "error"],
+        disabled=["layer", "projection", "before", "after", "share", GAIN.key, NOISE.key],
         on_change=take_edits,
         args=(plan, key),
         column_config={
@@ -162,12 +164,15 @@ def group_table(plan: Plan) -> None:
             "share": st.column_config.ProgressColumn(
                 "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
-            "error": st.column_config.ProgressColumn(
-                "predicted ‖Ŵ−W‖/‖Δ‖",
-                help="Estimated from the analysis; empty without one. A run measures it.",
+            GAIN.key: st.column_config.ProgressColumn(
+                "expected gain",
+                help=f"{GAIN.help} {ESTIMATED}",
                 format="%.3g",
                 min_value=0.0,
                 max_value=1.0,
+            ),
+            NOISE.key: st.column_config.NumberColumn(
+                "expected noise", help=f"{NOISE.help} {ESTIMATED}", format="%.3g"
             ),
         },
     )

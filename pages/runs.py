@@ -1,6 +1,5 @@
 """Runs: compress and evaluate in the worker, watch, compare."""
 
-import pandas as pd
 import streamlit as st
 
 from ders_core import figures
@@ -11,7 +10,16 @@ from ders_core.files.texts import text_files
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
 from ders_core.pipeline.plan import check_files
-from ders_core.pipeline.quality import COMPARED, DELTA_ERROR, KL, WEIGHT_ERROR
+from ders_core.pipeline.quality import (
+    COMPARED,
+    DELTA_ERROR,
+    GAIN,
+    KL,
+    NOISE,
+    NOISE_COST,
+    OUTPUT_ERROR,
+    WEIGHT_ERROR,
+)
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_progress import ACTIVE, STATES, job_panel, resume_button, submit
@@ -182,6 +190,42 @@ def problem(job: Job) -> str:
     return job.error or ""
 
 
+def result_line(result: RunResult) -> str:
+    """What a run costs, measured or else predicted; then what it saves."""
+    kl = result.quality.kl if result.quality else None
+    words = [
+        f"KL {KL.text(kl)} nats a token" if kl is not None else "",
+        result.outlook.text,
+        f"{bytes_text(result.bytes_before)} → {bytes_text(result.bytes_after)} "
+        f"({share_text(result.ratio)} of original) on {result.device}",
+    ]
+    return " · ".join(filter(None, words))
+
+
+def groups_table(result: RunResult) -> None:
+    """Each group with its gain and noise; reports of earlier versions have one error instead."""
+    table = runs.groups(result)
+    if table.empty:
+        return
+    known = [name for name in runs.GROUP_COLUMNS if table[name].notna().any()]
+    if GAIN.key in known:
+        known.remove(DELTA_ERROR.key)
+    shown = (GAIN, NOISE, NOISE_COST, DELTA_ERROR, WEIGHT_ERROR, OUTPUT_ERROR)
+    st.dataframe(
+        table.assign(
+            bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
+        ),
+        hide_index=True,
+        column_order=known,
+        column_config={
+            "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
+            "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
+            **{figure.key: figure_column(figure) for figure in shown},
+            "seconds": st.column_config.NumberColumn("seconds", format="%.2f"),
+        },
+    )
+
+
 def details(job: Job) -> None:
     """One run: size, steps, groups, log, recipe, and its buttons."""
     word, colour = STATES[job.state]
@@ -191,10 +235,7 @@ def details(job: Job) -> None:
             st.badge(word, color=colour)  # type: ignore[arg-type]
             result = runs.readable(job)
             if result is not None:
-                st.caption(
-                    f"{bytes_text(result.bytes_before)} → {bytes_text(result.bytes_after)} "
-                    f"({share_text(result.ratio)} of original) on {result.device}"
-                )
+                st.caption(result_line(result))
         reason = problem(job)
         if reason:
             st.error(reason)
@@ -203,20 +244,8 @@ def details(job: Job) -> None:
             st.caption(
                 f"took {duration_text(job.seconds)}, peak memory {bytes_text(job.peak_memory)}"
             )
-        table = runs.groups(result) if result is not None else pd.DataFrame()
-        if not table.empty:
-            st.dataframe(
-                table.assign(
-                    bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
-                ),
-                hide_index=True,
-                column_config={
-                    "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
-                    "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
-                    **{figure.key: figure_column(figure) for figure in (DELTA_ERROR, WEIGHT_ERROR)},
-                    "seconds": st.column_config.NumberColumn("seconds", format="%.2f"),
-                },
-            )
+        if result is not None:
+            groups_table(result)
         log_tail(job, 40)
         with st.expander("Recipe", key=f"recipe_{job.id}"):
             st.code(str(job.spec.get("recipe", "")), language="yaml")

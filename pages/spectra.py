@@ -4,11 +4,12 @@ import pandas as pd
 import streamlit as st
 
 from ders_core import figures
-from ders_core.analysis import EXACT_BELOW, of_group, predicted_error, rank_for_energy
+from ders_core.analysis import EXACT_BELOW, expected, of_group, rank_for_energy
 from ders_core.codecs import Keep, Strength
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
 from ders_core.pipeline.plan import group_specs
+from ders_core.pipeline.quality import GAIN, NOISE
 from ders_core.ui import frame, kept
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.plots import plot
@@ -124,8 +125,7 @@ predictable = [
     label
     for label, entry in menu().items()
     if entry.strength is not None
-    and predicted_error(analysis, layer, projection, entry.make(entry.strength.least, {}))
-    is not None
+    and expected(analysis, layer, projection, entry.make(entry.strength.least, {})) is not None
 ]
 with st.container(border=True):
     label = kept.field(
@@ -144,8 +144,8 @@ with st.container(border=True):
         st.error(str(error))
         st.stop()
     after = sum(spec.nbytes for spec in group_specs(group, codec, None).values())
-    prediction = predicted_error(analysis, layer, projection, codec.expert(0))
-    cells = st.columns(4)
+    loss = expected(analysis, layer, projection, codec.expert(0))
+    cells = st.columns(5)
     cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")
     bound = "" if codec.exact else ", at most"
     cells[1].metric(
@@ -154,12 +154,15 @@ with st.container(border=True):
         help="Bytes of base and packed deltas; an upper bound where the data decide.",
     )
     cells[2].metric("Of original", share_text(after / group.nbytes))
-    cells[3].metric(
-        "Predicted error",
-        "unknown" if prediction is None else f"{prediction:.3g}",
-        help="‖Ŵ−W‖/‖Δ‖, estimated from the spectrum or the histogram; a run measures it. "
-        "1 is as bad as dropping the delta; random drop exceeds 1 when it drops more than "
-        "half, but is unbiased.",
+    for cell, figure in zip(cells[3:], (GAIN, NOISE), strict=True):
+        cell.metric(
+            f"Expected {figure.label}",
+            "unknown" if loss is None else figure.text(getattr(loss, figure.key)),
+            help=f"{figure.help} Estimated from the spectrum or the histogram; a run measures it.",
+        )
+    st.caption(
+        "What is missing of the deltas (a gain below 1) points the same way in every layer and "
+        "adds up; noise is independent and mostly cancels. At the same bytes, prefer a gain near 1."
     )
 
 left, right = st.columns(2, gap="large")

@@ -1,7 +1,7 @@
 """How redundant the experts are: plain tables, a verdict, and what codecs would cost."""
 
 from ders_core.analysis.analyzer import analyze
-from ders_core.analysis.expected_error import predicted_error, rank_for_energy
+from ders_core.analysis.expected import expected, rank_for_energy
 from ders_core.analysis.origins import Starts
 from ders_core.analysis.spectra import EXACT_BELOW, SPECTRA, Spectra
 from ders_core.analysis.tables import Analysis, of_group, square
@@ -15,9 +15,9 @@ __all__ = [
     "Starts",
     "Verdict",
     "analyze",
+    "expected",
     "judge",
     "of_group",
-    "predicted_error",
     "rank_for_energy",
     "sampled_verdict",
     "square",

@@ -1,14 +1,18 @@
-"""Run a model over a text with transformers, observe its experts' inputs, write their moments."""
+"""Run a model over a text with transformers, observe its experts' inputs, write their moments; and
+if it is asked for, what errors in their weights cost."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from ders_core.calibrate.locate import locate_weights
+from ders_core.calibrate.gradients import measure_gradients
+from ders_core.calibrate.locate import WeightLocation, locate_weights
 from ders_core.calibrate.observer import InputObserver, Sums
+from ders_core.calibrate.projections import locate_projections
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.precision import dtype_label
@@ -24,10 +28,11 @@ from ders_core.evaluate.windows import (
 )
 from ders_core.files.address import as_local
 from ders_core.files.output import new_file, new_target
-from ders_core.files.texts import Texts
+from ders_core.files.texts import Texts, as_paths
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
+from ders_core.pipeline.sensitivity import ROWS
 
 
 def calibrate(
@@ -41,6 +46,7 @@ def calibrate(
     batch: int = 8,
     dtype: torch.dtype | None = None,
     max_width: int = 8192,
+    gradients: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = quiet,
 ) -> Calibration:
@@ -52,11 +58,13 @@ def calibrate(
     device has no instructions for it (see `ders_core.compute.precision`). trust_remote_code: run
     code that comes with the model. An encoder and a decoder both read the text. Besides the model,
     the device holds 4·in² bytes for each of a layer's two inputs; one wider than `max_width` keeps
-    the diagonal alone, 4·in bytes. progress counts tokens. The checkpoint is hashed at the
-    end: it must not be written meanwhile.
+    the diagonal alone, 4·in bytes. gradients: measure also how much an error in each weight costs
+    (`Calibration.curvatures` and `shrinkage`), by a backward pass of every window alone; the device
+    holds a window's activations and, in float32, the mean of each group. progress counts tokens,
+    twice with gradients. The checkpoint is hashed at the end: it must not be written meanwhile.
     Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
     short, the model does not run on text, values are not finite, or experts' inputs cannot be
-    identified.
+    identified; with gradients, if it cannot be differentiated.
     """
     target = new_target(out)
     where = resolve_device(device)
@@ -75,18 +83,35 @@ def calibrate(
     check_vocabulary(windows, facts.vocabulary, tokenizer, checkpoint.path)
     if dtype is None:
         dtype = shared_dtype([facts], where)
-    meter = Meter(windows.numel(), progress)
+    tokens = windows.numel()
+    meter = Meter(2 * tokens if gradients else tokens, progress)
     with new_file(target) as aside:
         meter.report("loading the model")
         with loaded(model, where.type, dtype, trust_remote_code) as network:
-            sums = _measure(network, checkpoint, windows, batch, max_width, meter)
-            tensors = _tensors(checkpoint, sums, meter.total)
+            network.set_experts_implementation("eager")  # expert after expert, by plain products
+            locations = locate_weights(network, checkpoint)
+            costs: Mapping[str, torch.Tensor] = {}
+            if gradients:  # first, because it is what a model may not be able to do
+                held = {location.layer for location in locations.values()}
+                located = locate_projections(network, checkpoint, held)
+                costs = measure_gradients(network, located, windows, meter)
+            sums = _measure(network, checkpoint, locations, windows, batch, max_width, meter)
+            tensors = _tensors(checkpoint, sums, tokens)
+            tensors |= _of_layers(tensors, costs)
             computed = dtype_label(network.dtype)
         store = checkpoint.store
         meter.report("hashing the checkpoint, to know it again")
         content = store.content(lambda nbytes, message: meter.report(message))
-        identity = checkpoint.identity
-        write_calibration(aside, identity, meter.total, tensors, content, store.version, computed)
+        write_calibration(
+            aside,
+            checkpoint.identity,
+            tokens,
+            tensors,
+            content,
+            store.version,
+            computed,
+            [path.resolve().name for path in as_paths(text)],
+        )
     return Calibration.open(target)
 
 
@@ -94,14 +119,13 @@ def calibrate(
 def _measure(
     model: PreTrainedModel,
     checkpoint: Checkpoint,
+    locations: dict[int, WeightLocation],
     windows: torch.Tensor,
     batch: int,
     max_width: int,
     meter: Meter,
 ) -> dict[tuple[int, str], Sums]:
     """(layer, side) -> sums over `windows` `[n, window]`."""
-    model.set_experts_implementation("eager")  # expert after expert, by plain products
-    locations = locate_weights(model, checkpoint)
     held = {location.layer for location in locations.values()}
     try:
         sums = {
@@ -146,6 +170,30 @@ def _tensors(
                     "weights are damaged or too large for their dtype"
                 )
     return tensors
+
+
+def _of_layers(
+    measured: Mapping[str, torch.Tensor], costs: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of gradients of the layers whose moments are `measured`."""
+    kept = {
+        name: tensor
+        for name, tensor in costs.items()
+        if f"{name.partition('.')[0]}.routed" in measured
+    }
+    for name, tensor in kept.items():
+        layer, projection, kind = name.split(".")
+        if not bool(torch.isfinite(tensor).all()):
+            raise EvaluationError(
+                f"layer {layer}, {projection}: gradients are not finite; compute in float32, or "
+                "calibrate without gradients"
+            )
+        if kind == ROWS and not bool(tensor.any()):
+            raise EvaluationError(
+                f"layer {layer}, {projection}: tokens went into its experts, and no gradient came "
+                "back but zero; compute in float32, or calibrate without gradients"
+            )
+    return kept
 
 
 def _check_counts(checkpoint: Checkpoint, layer: int, sides: dict[str, Sums], tokens: int) -> None:

@@ -17,7 +17,7 @@ from ders_core.cli.options import (
     SchedulerOption,
 )
 from ders_core.errors import CheckpointError
-from ders_core.pipeline.quality import DELTA_ERROR, WEIGHT_ERROR
+from ders_core.pipeline.quality import GAIN, NOISE, WEIGHT_ERROR
 from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ def compress(
         f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
         f"({share_text(report.ratio)} of original) in {report.seconds:.1f} s on {report.device}"
     )
+    if report.outlook.text:
+        print(report.outlook.text)
     if report.left_aside:
         print(f"left aside, as no part of the model: {listed(report.left_aside)}")
 
@@ -168,13 +170,14 @@ def verify(
     else:
         if verification.groups:
             print_table(
-                ["layer", "projection", "", DELTA_ERROR.short, WEIGHT_ERROR.short],
+                ["layer", "projection", "", GAIN.short, NOISE.short, WEIGHT_ERROR.short],
                 [
                     [
                         str(group.layer),
                         group.projection,
                         "",
-                        DELTA_ERROR.text(group.rel_error_delta),
+                        GAIN.text(group.gain),
+                        NOISE.text(group.noise),
                         WEIGHT_ERROR.text(group.rel_error_weight),
                     ]
                     for group in verification.groups

@@ -65,6 +65,13 @@ def calibrate(
     dtype: DtypeOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="stop after this many tokens")] = 8192,
     window: Annotated[int, typer.Option(min=2, help="tokens of context")] = 512,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="measure also how much an error in each weight costs; takes about 4 times as long",
+        ),
+    ] = False,
     trust_remote_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -82,6 +89,7 @@ def calibrate(
             max_tokens=max_tokens,
             window=window,
             dtype=chosen,
+            gradients=gradients,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
@@ -90,7 +98,12 @@ def calibrate(
     least = min(float(share.min()) for share in shares.values())
     if as_json:
         counts = {"layers": calibration.layers, "tokens": calibration.tokens}
-        shown = {"most_chosen": most, "least_chosen": least, "dtype": calibration.dtype}
+        shown = {
+            "most_chosen": most,
+            "least_chosen": least,
+            "dtype": calibration.dtype,
+            "gradients": calibration.has_gradients,
+        }
         print_json(counts | shown)
         return
     print_table(
@@ -101,6 +114,7 @@ def calibrate(
             ["most chosen expert", f"{share_text(most)} of its layer's choices"],
             ["least chosen expert", f"{share_text(least)} of its layer's choices"],
             ["computed in", calibration.dtype],
+            ["gradients", "measured" if calibration.has_gradients else "not measured"],
         ],
     )
     print(f"written: {output}")

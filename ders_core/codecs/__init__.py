@@ -18,7 +18,7 @@ from ders_core.codecs.lossless import Lossless
 from ders_core.codecs.lowrank import LowRank
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.sparse import Sparse
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 
 __all__ = [
     "CODECS",
@@ -29,6 +29,7 @@ __all__ = [
     "DeltaStatistics",
     "EncodeContext",
     "Entropy",
+    "Expected",
     "Keep",
     "Lossless",
     "LowRank",

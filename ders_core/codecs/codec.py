@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.curvature import Curvature
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.errors import CodecError, sentence_of
 from ders_core.files.spec import TensorSpec
@@ -136,8 +136,8 @@ class Codec(BaseModel, ABC):
         """The parameters that stay when the strength of its choice is set to another value."""
         return self.model_dump(exclude_none=True)
 
-    def expected_error(self, statistics: DeltaStatistics) -> float | None:
-        """An estimate of ‖Δ̂ − Δ‖/‖Δ‖ over a group's deltas, without a calibration; None where
+    def expected(self, statistics: DeltaStatistics) -> Expected | None:
+        """An estimate of gain and noise over a group's deltas, without a calibration; None where
         these statistics are not enough."""
         return None
 

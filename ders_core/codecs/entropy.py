@@ -17,8 +17,8 @@ from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
 from ders_core.codecs.fitting.step_search import Coded, Entries, coded_with, within
-from ders_core.codecs.gain import Gain, gain_factor, label_of
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.gain import Gain, expected_with, gain_factor, label_of
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.errors import CodecError
 from ders_core.files.spec import TensorSpec
 
@@ -214,10 +214,12 @@ class Entropy(DeltaCodec):
             delta = classed_stream.read(stream, shape)
         return delta.to(stream.device)
 
-    def expected_error(self, statistics: DeltaStatistics) -> float | None:
+    def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """As for Gaussian values of one variance. Unknown where steps differ."""
         if self.bits is None or self.steps == "sensitive":
             return None
         if self.rounding == "unbiased":
-            return gaussian_error.of_unbiased_rounding(self.bits)
-        return gaussian_error.of_entropy_coding(self.bits)
+            code = Expected(1.0, gaussian_error.of_unbiased_rounding(self.bits))
+        else:
+            code = Expected.of_least_squares(gaussian_error.of_entropy_coding(self.bits))
+        return expected_with(self.gain, code, statistics.groups)

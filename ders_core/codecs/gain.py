@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from ders_core.codecs.codec import EncodeContext
+from ders_core.codecs.statistics import Expected
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
 
@@ -65,6 +66,20 @@ def gain_factor(
     if gain == "auto":
         return unbiased * best_gain(delta, decoded * unbiased, context)
     return unbiased * (gain if isinstance(gain, float) else 1.0)
+
+
+def expected_with(gain: Gain | None, code: Expected, groups: int) -> Expected:
+    """What is expected of a code once it has this gain, without a calibration; `best_gain` says
+    what `auto` is. groups: of the model."""
+    if gain is None or not code.gain > 0:
+        return code
+    if gain == "least_squares":
+        return code.scaled(code.gain / (code.gain**2 + code.noise**2))
+    unbiased = code.scaled(1 / code.gain)
+    if gain == "auto":
+        removal = GROUPS_COHERENCE * groups
+        return unbiased.scaled(removal / (removal + unbiased.noise**2))
+    return unbiased.scaled(gain if isinstance(gain, float) else 1.0)
 
 
 def best_gain(delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext) -> float:

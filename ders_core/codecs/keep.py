@@ -9,7 +9,7 @@ import torch
 
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.files.spec import TensorSpec
 
 
@@ -42,5 +42,5 @@ class Keep(Codec):
     ) -> torch.Tensor:
         return parts["weight"]
 
-    def expected_error(self, statistics: DeltaStatistics) -> float:
-        return 0.0
+    def expected(self, statistics: DeltaStatistics) -> Expected:
+        return Expected(gain=1.0, noise=0.0)

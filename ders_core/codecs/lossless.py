@@ -15,7 +15,7 @@ from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
 from ders_core.codecs.coding.ans import Model, Stack
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.files.spec import TensorSpec
 
 CHUNK = 1 << 20
@@ -143,8 +143,8 @@ class Lossless(Codec):
             raise damaged()
         return expert.view(base.shape).to(base.device)
 
-    def expected_error(self, statistics: DeltaStatistics) -> float:
-        return 0.0
+    def expected(self, statistics: DeltaStatistics) -> Expected:
+        return Expected(gain=1.0, noise=0.0)
 
 
 def _read(reader: Reader, start: torch.Tensor, expert: torch.Tensor) -> None:

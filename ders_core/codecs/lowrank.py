@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, register, within
 from ders_core.codecs.quantized import Quantized
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import largest_magnitude
 from ders_core.files.spec import TensorSpec
 
@@ -104,12 +104,12 @@ class LowRank(DeltaCodec):
         fields = super().fields_beside_strength()
         return {key: value for key, value in fields.items() if key not in ("energy", "bits")}
 
-    def expected_error(self, statistics: DeltaStatistics) -> float | None:
+    def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """From the spectrum, with factors as they are; unknown where bits decide the rank."""
-        if self.energy is not None:
-            return math.sqrt(max(1 - self.energy, 0.0))
-        kept = statistics.energy_of_rank(self.rank) if self.rank is not None else None
-        return None if kept is None else math.sqrt(max(1 - kept, 0.0))
+        kept = self.energy
+        if kept is None and self.rank is not None:
+            kept = statistics.energy_of_rank(self.rank)
+        return None if kept is None else Expected.of_least_squares(math.sqrt(max(1 - kept, 0.0)))
 
     @property
     def label(self) -> str:

@@ -24,8 +24,8 @@ from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
-from ders_core.codecs.gain import Gain, best_gain, label_of, target_of
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.gain import Gain, best_gain, expected_with, label_of, target_of
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.spec import TensorSpec
 
@@ -115,13 +115,15 @@ class Quantized(DeltaCodec):
             del fields["grid"]
         return fields
 
-    def expected_error(self, statistics: DeltaStatistics) -> float:
+    def expected(self, statistics: DeltaStatistics) -> Expected:
         """As for Gaussian values of one variance; scales of small blocks do better."""
         if self.bits is None:
-            return gaussian_error.TERNARY
-        if self.grid in ("normal", "learned"):
-            return gaussian_error.of_best_levels(self.bits)
-        return gaussian_error.UNIFORM[self.bits]
+            error = gaussian_error.TERNARY
+        elif self.grid in ("normal", "learned"):
+            error = gaussian_error.of_best_levels(self.bits)
+        else:
+            error = gaussian_error.UNIFORM[self.bits]
+        return expected_with(self.gain, Expected.of_least_squares(error), statistics.groups)
 
     def _blocks(self, width: int) -> Blocks:
         return Blocks.of(width, self.group_size)

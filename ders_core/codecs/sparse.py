@@ -14,14 +14,21 @@ from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
 from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
-from ders_core.codecs.gain import Gain, best_gain, gain_factor, label_of, target_of
+from ders_core.codecs.gain import (
+    Gain,
+    best_gain,
+    expected_with,
+    gain_factor,
+    label_of,
+    target_of,
+)
 from ders_core.codecs.selection.drawn import RandomSelection
 from ders_core.codecs.selection.entries import DifferenceEntries, Entries, MatrixEntries
 from ders_core.codecs.selection.pattern import PatternSelection
 from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
-from ders_core.codecs.statistics import DeltaStatistics
+from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import at_least
 from ders_core.files.spec import TensorSpec
 
@@ -150,18 +157,19 @@ class Sparse(DeltaCodec):
             if key not in optional or value != type(self).model_fields[key].default
         }
 
-    def expected_error(self, statistics: DeltaStatistics) -> float | None:
-        """Random: the expectation √(p/(1−p)), or √p where values are not rescaled to be unbiased.
-        Magnitude: √ of the energy in the smallest entries, as if the matrix had one budget. Bits of
-        stored values are taken to be enough. Unknown for patterns and della."""
+    def expected(self, statistics: DeltaStatistics) -> Expected | None:
+        """Random: of the share 1 − p that is kept, a = 1 − p. Magnitude: the energy in the largest
+        entries, as if the matrix had one budget. Bits of stored values are taken to be enough.
+        Unknown for patterns and della."""
         rate = self.drop_rate
         if rate is None or self.method == "della":
             return None
-        if self.method == "magnitude":
-            lost = statistics.energy_of_smallest(rate)
-            return math.sqrt(lost / (1 - lost) if self._target == 1 and lost < 1 else lost)
-        is_unbiased = self._scaling == "unbiased" or self._target == 1
-        return math.sqrt(rate / (1 - rate) if is_unbiased else rate)
+        lost = rate if self.method == "random" else statistics.energy_of_smallest(rate)
+        kept = Expected.of_least_squares(math.sqrt(lost))
+        if self.gain is None:
+            is_unbiased = self._scaling == "unbiased" or self._target == 1
+            return expected_with("unbiased" if is_unbiased else None, kept, statistics.groups)
+        return expected_with(self.gain, kept, statistics.groups)
 
     @property
     def ragged(self) -> frozenset[str]:

@@ -31,7 +31,12 @@ SHAPES = (
 GAUSSIAN_SHAPE = (96, 1024)
 LEAST_OF_EXPECTED, MOST_OF_EXPECTED = 0.2, 1.5
 """The error on Gaussian deltas as a multiple of the expected one. Small blocks may do far better
-than expected; no codec does much worse."""
+than expected; no codec does much worse. What a code of least squares lacks, 1 − a, is the error's
+square."""
+
+GAIN_TOLERANCE, CHANCE = 0.01, 5
+"""By how much a gain may differ from the expected one: this, and so many standard deviations of
+what is drawn by chance."""
 
 DAMAGES = 24
 """Bytes of each coded part that are changed, one at a time."""
@@ -265,6 +270,7 @@ class MeasuredStatistics:
     """`DeltaStatistics` of deltas that are at hand, `[out, in]` each, in float64."""
 
     deltas: Sequence[torch.Tensor]
+    groups: int = 1
 
     def energy_of_rank(self, rank: int) -> float:
         squares = [torch.linalg.svdvals(delta.double()).square() for delta in self.deltas]
@@ -277,22 +283,33 @@ class MeasuredStatistics:
         return float(ordered[: round(share * len(ordered))].sum() / ordered.sum())
 
 
-def check_expected_error(codec: Codec) -> None:
-    """On Gaussian deltas the error is near the expected one, where there is one."""
+def check_expected(codec: Codec) -> None:
+    """On Gaussian deltas gain and noise are near the expected ones, where there are any."""
     deltas = [gaussian(GAUSSIAN_SHAPE, seed) for seed in (1, 2)]
-    expected = codec.expected_error(MeasuredStatistics(deltas))
+    expected = codec.expected(MeasuredStatistics(deltas))
     if expected is None:
         return
     settled, base = codec.fit(deltas), torch.zeros(GAUSSIAN_SHAPE)
-    lost = energy = 0.0
+    lost = shared = energy = 0.0
     for seed, delta in enumerate(deltas):
         context = EncodeContext(torch.float32, seed)
         restored = settled.unpack(settled.pack(delta, base, context), base, context)
-        lost += float((restored - delta).double().square().sum())
-        energy += float(delta.double().square().sum())
-    measured = math.sqrt(lost / energy)
-    assert measured >= LEAST_OF_EXPECTED * expected - 1e-5, (expected, measured)
-    assert measured <= MOST_OF_EXPECTED * expected + 1e-5, (expected, measured)
+        exact = delta.double()
+        rest = restored.double() - exact
+        lost += float(rest.square().sum())
+        shared += float((rest * exact).sum())
+        energy += float(exact.square().sum())
+    missing, error = -shared / energy, math.sqrt(lost / energy)
+    noise = math.sqrt(max(lost / energy - missing**2, 0.0))
+    for measured, wanted in ((error, expected.error), (noise, expected.noise)):
+        assert measured >= LEAST_OF_EXPECTED * wanted - 1e-5, (expected, measured)
+        assert measured <= MOST_OF_EXPECTED * wanted + 1e-5, (expected, measured)
+    chance = CHANCE * expected.noise / math.sqrt(2 * math.prod(GAUSSIAN_SHAPE))
+    least, most = (
+        bound**2 * (1 - expected.gain) for bound in (LEAST_OF_EXPECTED, MOST_OF_EXPECTED)
+    )
+    assert missing >= least - GAIN_TOLERANCE - chance, (expected, missing)
+    assert missing <= most + GAIN_TOLERANCE + chance, (expected, missing)
 
 
 CHECKS: tuple[Callable[[Codec], None], ...] = (
@@ -300,7 +317,7 @@ CHECKS: tuple[Callable[[Codec], None], ...] = (
     check_shapes,
     check_pieces,
     check_damage,
-    check_expected_error,
+    check_expected,
 )
 
 

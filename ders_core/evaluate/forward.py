@@ -68,7 +68,7 @@ def answers(model: PreTrainedModel, windows: torch.Tensor, batch: int) -> Iterat
                 encoded = None
                 if model.config.is_encoder_decoder:
                     encoded, tokens = tokens.chunk(2, dim=1)
-                logits = _logits(model, tokens, encoded)
+                logits = next_token_logits(model, tokens, encoded)
                 chosen = choices.take(tokens.numel())
                 for row, targets in enumerate(tokens[:, 1:]):
                     log_probs = logits[row, :-1].float().log_softmax(-1)
@@ -112,10 +112,11 @@ def run(model: PreTrainedModel, tokens: torch.Tensor, encoded: torch.Tensor | No
         ) from error
 
 
-def _logits(
-    model: PreTrainedModel, tokens: torch.Tensor, encoded: torch.Tensor | None
+def next_token_logits(
+    model: PreTrainedModel, tokens: torch.Tensor, encoded: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`[batch, window, vocabulary]`"""
+    """`[batch, window, vocabulary]`. Raises as `run` does, and EvaluationError if the model does
+    not predict the next token."""
     logits = getattr(run(model, tokens, encoded), "logits", None)
     if (
         not isinstance(logits, torch.Tensor)

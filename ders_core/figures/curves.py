@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
-from ders_core.analysis.expected_error import pooled_energy
+from ders_core.analysis.expected import pooled_energy
 from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish
 from ders_core.pipeline.quality import KL
 

@@ -6,15 +6,19 @@ from ders_core.errors import JobError
 from ders_core.jobs.job import Job
 from ders_core.jobs.kind import KINDS, Result
 from ders_core.pipeline.quality import Quality
+from ders_core.pipeline.report import Outlook
 
 
 class VerifiedGroup(Result):
-    """The error of one group: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ over its experts."""
+    """The error of one group: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ over its experts. gain, noise: a and
+    ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ; None in results of earlier versions."""
 
     layer: int
     projection: str
     rel_error_delta: float
     rel_error_weight: float
+    gain: float | None = None
+    noise: float | None = None
 
 
 class Verified(Result):
@@ -44,6 +48,11 @@ class PackedResult(Result):
     def measured(self) -> Quality | None:
         """The quality of the packed checkpoint, if the job measured it."""
         return None
+
+    @property
+    def outlook(self) -> Outlook:
+        """Predicted KL, gain and noise, as far as the job knows them."""
+        return Outlook()
 
 
 def packed_result(job: Job) -> PackedResult | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.formats import Format
-from ders_core.pipeline.quality import evaluated_rows
+from ders_core.pipeline.quality import GAIN, KL, NOISE, PREDICTED_KL, evaluated_rows, figure_rows
 from ders_core.units import bytes_text, share_text
 
 CARD = "README.md"
@@ -23,12 +23,14 @@ def model_card(
     bytes_written: int,
     quality: Mapping[str, Any] | None,
     base: tuple[str, str] | None = None,
+    outlook: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown with a YAML head: the metadata of the original's card, and ours.
 
     bytes_written: of the weight files; of a patch, of its tensors. quality: `Quality.to_dict()` of
     an evaluation, None if there was none. base: name and identity of the checkpoint that a patch
-    was made against; None if any checkpoint with the same bases will do.
+    was made against; None if any checkpoint with the same bases will do. outlook: `Outlook` of the
+    report as plain values, None if it is not known.
     """
     recipe = dict(packed.manifest.recipe)
     source = packed.manifest.source
@@ -55,12 +57,11 @@ def model_card(
             f"# {packed.path.name if name == '' else name}: DeRS-compressed Mixture-of-Experts\n",
             "Each expert is `W_base + F(Δ)`; the deltas were replaced by the recipe below "
             "(DeRS, arXiv 2503.01359).\n",
-            "## Sizes\n",
-            "| | |\n|---|---|",
-            *(f"| {key} | {value} |" for key, value in rows),
-            "\nMB and GB are powers of ten.\n",
             "## Quality\n",
-            _quality_text(quality),
+            _quality_text(quality or {}, outlook or {}),
+            "## Sizes\n",
+            _table(rows),
+            "MB and GB are powers of ten.\n",
             "## Load\n",
             _LOAD[format].replace("AUTO", auto_class(packed.config)),
             "## Recipe\n",
@@ -144,8 +145,21 @@ The deltas alone; checksums identify the base that they need, and any other is r
 }
 
 
-def _quality_text(quality: Mapping[str, Any] | None) -> str:
+def _quality_text(quality: Mapping[str, Any], outlook: Mapping[str, Any]) -> str:
+    """Measured figures and predicted KL, KL first; then gain and noise, with what they mean."""
+    measured = evaluated_rows(quality)
+    leading = [row for row in measured if row[0] == KL.label]
+    others = [row for row in measured if row[0] != KL.label]
+    rows = [*leading, *figure_rows([PREDICTED_KL], outlook), *others]
+    rows += [
+        (f"{label}, mean over the replaced groups", text)
+        for label, text in figure_rows([GAIN, NOISE], outlook)
+    ]
+    text = _table([(label[0].upper() + label[1:], value) for label, value in rows]) if rows else ""
     if not quality:
-        return "Not measured.\n"
-    rows = [(label[0].upper() + label[1:], text) for label, text in evaluated_rows(quality)]
-    return "\n".join(["| | |\n|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""])
+        text = f"Not measured.\n\n{text}" if rows else "Not measured.\n"
+    return text + (f"{GAIN.help} {NOISE.help}\n" if outlook.get(GAIN.key) is not None else "")
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(["| | |\n|---|---|", *(f"| {key} | {value} |" for key, value in rows), "\n"])

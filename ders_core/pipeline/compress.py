@@ -120,12 +120,15 @@ def compress(
 def _predicted(recipe: Recipe, entries: Sequence[ReportEntry]) -> float | None:
     if recipe.calibration is None:
         return None
-    encoded = [
+    encoded = [entry for entry in entries if entry.rel_error_weight]
+    costs = [
         GroupCost((entry.layer, entry.projection), entry.base, entry.gain, entry.noise_cost)
-        for entry in entries
-        if entry.rel_error_weight
+        for entry in encoded
+        if entry.gain is not None
     ]
-    return predicted_kl(Calibration.open(recipe.calibration), encoded)
+    if len(costs) < len(encoded):  # resumed: an earlier version encoded some of them
+        return None
+    return predicted_kl(Calibration.open(recipe.calibration), costs)
 
 
 def _sha256(path: Path) -> str:
@@ -250,7 +253,15 @@ def _report_entries(plan: Plan, staged: Mapping[Key, StagedGroup]) -> tuple[Repo
         staged[entry.key].report
         if entry.packed
         else ReportEntry(
-            *entry.key, entry.codec.label, entry.bytes_before, entry.bytes_before, 0.0, 0.0, 0.0
+            *entry.key,
+            entry.codec.label,
+            entry.bytes_before,
+            entry.bytes_before,
+            0.0,
+            0.0,
+            0.0,
+            gain=1.0,
+            noise=0.0,
         )
         for entry in plan.entries
     )

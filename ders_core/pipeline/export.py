@@ -52,11 +52,12 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Order:
-    """What `export` was asked to write. quality, base: for the model card and for a patch."""
+    """What `export` was asked to write. base: for a patch. quality, outlook: for the model card."""
 
     source: PackedCheckpoint
     base: str | Path | None
     quality: Mapping[str, Any] | None
+    outlook: Mapping[str, Any] | None
     progress: Progress
 
 
@@ -73,15 +74,17 @@ def export(
     *,
     base: str | Path | None = None,
     quality: Mapping[str, Any] | None = None,
+    outlook: Mapping[str, Any] | None = None,
     progress: Progress = quiet,
 ) -> ExportResult:
     """Write `out` in one of the `FORMATS`, read it back, and report the checks.
 
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
-    quality: `Quality.to_dict()` of an evaluation, for the model card. progress counts bytes,
-    written and then read back. Raises CheckpointError if `packed` is damaged, EvaluationError if
-    quality is something else, OutputError if the format is unknown, `out` cannot be written, or a
-    check fails; then there is no `out`.
+    quality: `Quality.to_dict()` of an evaluation, outlook: `asdict(report.outlook)` of the
+    compression, for the model card. progress counts bytes, written and then read back. Raises
+    CheckpointError if `packed` is damaged, EvaluationError if quality is something else,
+    OutputError if the format is unknown, `out` cannot be written, or a check fails; then there is
+    no `out`.
     """
     chosen = canonical(format)
     if chosen not in FORMATS:
@@ -91,7 +94,7 @@ def export(
     if quality is not None:
         quality = check_quality(quality, "quality").to_dict()
     target = new_target(out)
-    order = _Order(PackedCheckpoint(packed), base, quality, progress)
+    order = _Order(PackedCheckpoint(packed), base, quality, outlook, progress)
     with output_directory(target) as partial:
         written = _WRITERS[chosen](order, partial)
         order.source.store.check_unchanged()
@@ -166,7 +169,7 @@ def _write_card(
     bytes_written: int,
     base: tuple[str, str] | None = None,
 ) -> None:
-    text = model_card(order.source, format, bytes_written, order.quality, base)
+    text = model_card(order.source, format, bytes_written, order.quality, base, order.outlook)
     theirs = read_card(directory)
     name = OUR_CARD if theirs and not is_ours(theirs) else CARD
     (directory / name).write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,32 @@ DELTA_ERROR = Figure(
     "%.3g",
     "Error of the weights relative to the deltas; measured.",
 )
+PREDICTED_KL = Figure(
+    "predicted_kl",
+    "predicted KL, nats a token",
+    "predicted KL",
+    "%.3g",
+    "KL(original ‖ compressed) as the calibration's gradients predict it, nats a token, on text "
+    "like the calibration's; on other text it may be twice as much.",
+)
+GAIN = Figure(
+    "gain",
+    "gain",
+    "gain",
+    "%.3g",
+    "How much of the deltas is given back: a in Δ̂ = aΔ + E, where E is no part of Δ. What is "
+    "missing, (1−a)Δ, points the same way in every layer, so it adds up over the model and KL "
+    "grows with the square of the sum: a gain near 1 matters more than a small error.",
+)
+NOISE = Figure(
+    "noise",
+    "noise",
+    "noise",
+    "%.3g",
+    "‖E‖/‖Δ‖ in Δ̂ = aΔ + E: what is no part of the deltas. Errors of different weights are "
+    "independent and mostly cancel, so noise above 1 at gain 1 may cost less than a small error "
+    "with a low gain.",
+)
 WEIGHT_ERROR = Figure(
     "rel_error_weight",
     "‖Ŵ−W‖/‖W‖",
@@ -175,29 +201,55 @@ WEIGHT_ERROR = Figure(
     "Error relative to the weights: it compares runs with different bases.",
 )
 
-EVALUATED = (TOKENS, PERPLEXITY, REFERENCE_PERPLEXITY, KL, TOP1_AGREEMENT, ROUTING_AGREEMENT)
-"""The numbers of `Quality`."""
+NOISE_COST = Figure(
+    "noise_cost",
+    "KL that the noise is predicted to cost, nats a token",
+    "noise costs, KL",
+    "%.2g",
+    "½ Σ C E² with the calibration's curvature C: the group's part of the predicted KL, nats a "
+    "token, without what is missing of the deltas.",
+)
+OUTPUT_ERROR = Figure(
+    "rel_error_output",
+    "error of outputs",
+    "error of outputs",
+    "%.3g",
+    "√(E‖(Ŵ−W)x‖² / E‖Wx‖²) on the calibration's inputs.",
+)
+
+EVALUATED = (KL, PERPLEXITY, REFERENCE_PERPLEXITY, TOP1_AGREEMENT, ROUTING_AGREEMENT, TOKENS)
+"""The numbers of `Quality`; what the compression costs comes first."""
+
+OUTLOOK = (PREDICTED_KL, GAIN, NOISE)
+"""What a report says of the whole model."""
 
 COMPARED = (
+    KL,
+    PREDICTED_KL,
     PERPLEXITY,
     PERPLEXITY_CHANGE,
-    KL,
     TOP1_AGREEMENT,
     ROUTING_AGREEMENT,
-    DELTA_ERROR,
+    GAIN,
+    NOISE,
     WEIGHT_ERROR,
 )
 """The figures by which runs are compared, in the order of a table's columns."""
 
 
+def figure_rows(figures: Sequence[Figure], values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(label, value as text) of each figure that is known."""
+    return [
+        (figure.label, figure.text(values[figure.key]))
+        for figure in figures
+        if values.get(figure.key) is not None
+    ]
+
+
 def evaluated_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(label, value) of each measured figure, and of how it was computed; measured:
     `Quality.to_dict()`."""
-    rows = [
-        (figure.label, figure.text(measured[figure.key]))
-        for figure in EVALUATED
-        if measured.get(figure.key) is not None
-    ]
+    rows = figure_rows(EVALUATED, measured)
     if measured.get("dtype"):
         device = measured.get("device")
         rows.append(("computed in", measured["dtype"] + (f" on {device}" if device else "")))

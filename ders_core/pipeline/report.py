@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
+
+from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL
+
+KEPT = "keep"
+"""The label of a group that stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -14,9 +20,9 @@ class ReportEntry:
     base: the kind of base that the deltas are taken against. other_bases: kind of base -> ‖Ŵ−W‖/‖W‖
     with it, of the bases that were tried and not chosen. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²)
     on the calibration's inputs, None without a calibration. remark: what the codec did otherwise
-    than it was asked; usually nothing. gain, noise: a and ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ.
-    noise_cost: ½ Σ C E², the KL in nats a token that E is predicted to cost; None without
-    gradients.
+    than it was asked; usually nothing. gain, noise: a and ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ; None
+    in reports of earlier versions. noise_cost: ½ Σ C E², the KL in nats a token that E is predicted
+    to cost; None without gradients.
     """
 
     layer: int
@@ -31,9 +37,40 @@ class ReportEntry:
     other_bases: Mapping[str, float] = field(default_factory=dict)
     rel_error_output: float | None = None
     remark: str = ""
-    gain: float = 1.0
-    noise: float = 0.0
+    gain: float | None = None
+    noise: float | None = None
     noise_cost: float | None = None
+
+    @property
+    def is_replaced(self) -> bool:
+        return self.codec != KEPT
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a compression does to the model, as far as it is known without measuring it on a text.
+
+    predicted_kl: as in `Report`. gain, noise: means over the groups that are replaced, each group
+    counted once; None where there are none, and in reports of earlier versions.
+    """
+
+    predicted_kl: float | None = None
+    gain: float | None = None
+    noise: float | None = None
+
+    @property
+    def text(self) -> str:
+        """In one line; empty if nothing is known."""
+        parts = []
+        if self.predicted_kl is not None:
+            predicted = PREDICTED_KL.text(self.predicted_kl)
+            parts.append(f"predicted KL {predicted} nats a token, on text like the calibration's")
+        if self.gain is not None and self.noise is not None:
+            parts.append(
+                f"gain {GAIN.text(self.gain)}, noise {NOISE.text(self.noise)} "
+                "(means over the replaced groups)"
+            )
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -56,6 +93,15 @@ class Report:
     @property
     def ratio(self) -> float:
         return self.bytes_after / self.bytes_before
+
+    @property
+    def outlook(self) -> Outlook:
+        replaced = [entry for entry in self.entries if entry.is_replaced]
+        gains = [entry.gain for entry in replaced if entry.gain is not None]
+        noises = [entry.noise for entry in replaced if entry.noise is not None]
+        if not replaced or len(gains) < len(replaced) or len(noises) < len(replaced):
+            return Outlook(self.predicted_kl)
+        return Outlook(self.predicted_kl, fmean(gains), fmean(noises))
 
     @property
     def remarks(self) -> list[str]:

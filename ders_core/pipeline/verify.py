@@ -33,8 +33,8 @@ class GroupError:
     projection: str
     rel_error_delta: float
     rel_error_weight: float
-    gain: float = 1.0
-    noise: float = 0.0
+    gain: float
+    noise: float
 
 
 @dataclass(frozen=True)
@@ -204,4 +204,4 @@ def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupErr
                 f"the original and not in {checkpoint.path}; they are different models"
             )
         squares += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())
-    return GroupError(*group.key, *squares.relative)
+    return GroupError(*group.key, *squares.relative, squares.gain, squares.noise)

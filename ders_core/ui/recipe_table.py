@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from ders_core.analysis import Analysis, predicted_error
+from ders_core.analysis import Analysis, expected
 from ders_core.codecs import CODECS, Choice, Codec, Strength, make_codec
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
 from ders_core.pipeline.plan import Plan
+from ders_core.pipeline.quality import GAIN, NOISE
 
 OTHER = "other (YAML)"
 """What the table shows for a codec without a menu entry, and for groups of several codecs. These
@@ -110,12 +111,13 @@ def calibration_sentence() -> str:
 
 
 def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
-    """layer, projection, codec, strength, before and after in MB, share of original in %, error."""
+    """layer, projection, codec, strength, before and after in MB, share of original in %, expected
+    gain and noise."""
     rows = []
     for entry in plan.entries:
-        error = None
+        loss = None
         if analysis is not None and entry.codec.codec is not None:
-            error = predicted_error(analysis, entry.layer, entry.projection, entry.codec.codec)
+            loss = expected(analysis, entry.layer, entry.projection, entry.codec.codec)
         rows.append(
             {
                 "layer": entry.layer,
@@ -125,7 +127,8 @@ def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
                 "before": entry.bytes_before / 1e6,
                 "after": entry.bytes_after / 1e6,
                 "share": 100 * entry.bytes_after / entry.bytes_before,
-                "error": error,
+                GAIN.key: None if loss is None else loss.gain,
+                NOISE.key: None if loss is None else loss.noise,
             }
         )
     return pd.DataFrame(rows)

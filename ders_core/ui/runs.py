@@ -14,23 +14,37 @@ from ders_core.jobs.kinds.run import RunResult
 from ders_core.pipeline.quality import (
     COMPARED,
     DELTA_ERROR,
+    GAIN,
     KL,
+    NOISE,
+    NOISE_COST,
+    OUTPUT_ERROR,
     PERPLEXITY,
     PERPLEXITY_CHANGE,
+    PREDICTED_KL,
     REFERENCE_PERPLEXITY,
     ROUTING_AGREEMENT,
     TOP1_AGREEMENT,
     WEIGHT_ERROR,
 )
 
-COLUMNS = ("ratio", "bytes_after", *(figure.key for figure in COMPARED))
+LEADING = (KL.key, PREDICTED_KL.key, "ratio", "bytes_after")
+COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LEADING))
+"""What a run costs, then what it saves, then the rest."""
+
+GROUP_COLUMNS = (
+    *("layer", "projection", "codec", "base", "bytes_before", "bytes_after"),
+    *(GAIN.key, NOISE.key, NOISE_COST.key, DELTA_ERROR.key, WEIGHT_ERROR.key, OUTPUT_ERROR.key),
+    *("seconds", "remark"),
+)
+"""Of the groups of one run."""
 
 
 def row(job: Job, result: RunResult) -> dict[str, Any]:
     """The figures of a finished run; None for what was not measured."""
-    quality = result.quality
+    quality, outlook = result.quality, result.outlook
     entries = result.report.entries if result.report else ()
-    replaced = [entry for entry in entries if entry.codec != "keep"]
+    replaced = [entry for entry in entries if entry.is_replaced]
     count = len(replaced) or 1
     return {
         "id": job.id,
@@ -44,7 +58,9 @@ def row(job: Job, result: RunResult) -> dict[str, Any]:
         KL.key: quality.kl if quality else None,
         TOP1_AGREEMENT.key: quality.top1_agreement if quality else None,
         ROUTING_AGREEMENT.key: quality.routing_agreement if quality else None,
-        DELTA_ERROR.key: sum(entry.rel_error_delta for entry in replaced) / count,
+        PREDICTED_KL.key: outlook.predicted_kl,
+        GAIN.key: outlook.gain,
+        NOISE.key: outlook.noise,
         WEIGHT_ERROR.key: sum(entry.rel_error_weight for entry in replaced) / count,
     }
 

@@ -18,9 +18,9 @@ from support.messages import raises_saying
 from ders_core.analysis import (
     Analysis,
     analyze,
+    expected,
     judge,
     of_group,
-    predicted_error,
     rank_for_energy,
     sampled_verdict,
 )
@@ -33,6 +33,7 @@ from ders_core.codecs import (
     DeltaCodec,
     EncodeContext,
     Entropy,
+    Expected,
     Keep,
     Lossless,
     LowRank,
@@ -310,8 +311,9 @@ def test_predictions_come_near_what_encoding_measures(
         decoded = coder.decode(coder.encode(delta, context), shape, context)
         error += float((decoded - delta).double().square().sum())
         energy += float(delta.double().square().sum())
-    predicted = predicted_error(analysis, 0, "up", coder)
-    assert predicted == pytest.approx(math.sqrt(error / energy), rel=tolerance)
+    loss = expected(analysis, 0, "up", coder)
+    assert loss is not None
+    assert loss.error == pytest.approx(math.sqrt(error / energy), rel=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +329,14 @@ def test_predictions_come_near_what_encoding_measures(
         {"codec": "sparse", "drop_rate": 0.8, "rescale": "none"},
         {"codec": "sparse", "drop_rate": 0.8, "rescale": "least_squares"},
         {"codec": "sparse", "drop_rate": 0.8, "rescale": "unbiased", "value_bits": 8},
+        *(
+            {"codec": "entropy", "bits": bits, "rounding": "unbiased"}
+            for bits in (0.2, 0.6, 1.3, 2.5, 5)
+        ),
+        {"codec": "entropy", "bits": 0.5, "gain": "unbiased"},
+        {"codec": "entropy", "bits": 0.2, "rounding": "unbiased", "gain": "least_squares"},
+        {"codec": "quantized", "bits": 1, "gain": 0.9},
+        {"codec": "sparse", "drop_rate": 0.8, "gain": 0.9},
     ],
     ids=lambda codec: " ".join(str(value) for value in codec.values()),
 )
@@ -336,14 +346,19 @@ def test_predictions_for_gaussian_deltas(analysis: Analysis, codec: dict[str, An
     whole_rows = {"group_size": 0} if codec["codec"] == "quantized" else {}
     coder, context = delta_codec(codec | whole_rows), EncodeContext(torch.bfloat16, 5)
     decoded = coder.decode(coder.encode(delta, context), shape, context)
-    measured = float((decoded - delta).double().norm() / delta.double().norm())
-    assert predicted_error(analysis, 0, "up", coder) == pytest.approx(measured, rel=0.05)
+    energy = float(delta.double().square().sum())
+    gain = float((decoded.double() * delta.double()).sum()) / energy
+    noise = float((decoded - gain * delta).double().norm()) / math.sqrt(energy)
+    loss = expected(analysis, 0, "up", coder)
+    assert loss is not None
+    assert loss.gain == pytest.approx(gain, rel=0.03)
+    assert loss.noise == pytest.approx(noise, rel=0.05)
 
 
 def test_prediction_of_entropy_coding_has_no_jumps(analysis: Analysis) -> None:
     bits = np.linspace(0.01, 8, 1000)
-    predictions = [predicted_error(analysis, 0, "up", Entropy(bits=b)) for b in bits]
-    errors = np.array(predictions, dtype=float)
+    predictions = [expected(analysis, 0, "up", Entropy(bits=b)) for b in bits]
+    errors = np.array([loss.error for loss in predictions if loss is not None])
     assert (np.diff(errors) < 0).all()
     assert (np.abs(np.diff(np.log2(errors)) / np.diff(bits)) < 1.1).all()
     assert (errors > 2.0**-bits).all()  # Shannon's bound
@@ -367,25 +382,29 @@ def test_magnitude_prediction_counts_what_lies_beyond_the_histogram(
     wanted = math.sqrt(ordered[: round(drop_rate * deltas.size)].sum() / ordered.sum())
     codec = Sparse(method="magnitude", drop_rate=drop_rate)
     half_bin = REACH / BINS  # in standard deviations; the histogram sees no finer
-    assert predicted_error(made, 0, "gate", codec) == pytest.approx(wanted, abs=half_bin)
+    loss = expected(made, 0, "gate", codec)
+    assert loss is not None
+    assert loss.error == pytest.approx(wanted, abs=half_bin)
 
 
 def test_predictions_that_cannot_be_made(mixtral_dir: Path, analysis: Analysis) -> None:
     bare = analyze(open_checkpoint(mixtral_dir), spectra="none")
-    assert predicted_error(bare, 0, "gate", LowRank(rank=4)) is None
+    assert expected(bare, 0, "gate", LowRank(rank=4)) is None
     assert rank_for_energy(bare, 0, "gate", 0.9) == 0
     for codec in (
         {"codec": "sparse", "pattern": "2:4"},
         {"codec": "sparse", "method": "della", "drop_rate": 0.8},
         {"codec": "lowrank", "bits": 0.5},
+        {"codec": "entropy", "bits": 1, "steps": "sensitive"},
+        {"codec": "entropy", "knob": 1, "steps": "sensitive"},
         {
             "codec": "chain",
             "stages": [{"codec": "lowrank", "rank": 2}, {"codec": "entropy", "bits": 1}],
         },
     ):
-        assert predicted_error(analysis, 0, "gate", make_codec(codec)) is None
-    assert predicted_error(analysis, 0, "gate", Keep()) == 0
-    assert predicted_error(analysis, 0, "gate", Lossless()) == 0
+        assert expected(analysis, 0, "gate", make_codec(codec)) is None
+    assert expected(analysis, 0, "gate", Keep()) == Expected(gain=1, noise=0)
+    assert expected(analysis, 0, "gate", Lossless()) == Expected(gain=1, noise=0)
     assert list(UNIFORM.values()) == sorted(UNIFORM.values(), reverse=True)
     assert 0.93 < LLOYD_MAX[5] / (PANTER_DITE * 4**-5) < 1
     assert ENTROPY_CODED[3] == pytest.approx(GISH_PIERCE * 4**-3, rel=1e-3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.messages import raises_saying
 
-from ders_core.analysis import Analysis, analyze, of_group, predicted_error, rank_for_energy
+from ders_core.analysis import Analysis, analyze, expected, of_group, rank_for_energy
 from ders_core.analysis.krylov import HEAD, STEPS, _Krylov, curve, head
 from ders_core.analysis.spectra import spectrum_of
 from ders_core.checkpoint import Checkpoint
@@ -160,8 +160,8 @@ def test_an_analysis_tells_which_kind_it_has(large: Checkpoint, tmp_path: Path) 
     assert spectra["index"].max() == HEAD
     assert heads.experts["effective_rank"].isna().all()
     assert rank_for_energy(heads, 0, "gate", 0.99) == 0  # not known, rather than wrong
-    assert predicted_error(heads, 0, "gate", LowRank(rank=64)) is None
-    assert predicted_error(heads, 0, "gate", LowRank(rank=8)) is not None
+    assert expected(heads, 0, "gate", LowRank(rank=64)) is None
+    assert expected(heads, 0, "gate", LowRank(rank=8)) is not None
     assert "<html" in report_html(heads)
     heads.save(tmp_path / "heads")
     assert Analysis.load(tmp_path / "heads").meta["spectra"] == "head"

@@ -86,7 +86,12 @@ def test_verify_and_synthesize(mixtral_dir: Path, packed: Path, tmp_path: Path) 
     report = as_json("verify", packed, "--against", mixtral_dir)
     assert report["ok"] is True
     group = report["groups"][0]
-    assert {"layer", "projection", "rel_error_delta", "rel_error_weight"} == group.keys()
+    errors = {"rel_error_delta", "rel_error_weight", "gain", "noise"}
+    assert {"layer", "projection", *errors} == group.keys()
+    shown = ders("verify", packed, "--against", mixtral_dir)
+    assert shown.returncode == 0, shown.stderr
+    for known in (f"{group['gain']:.3g}", f"{group['noise']:.3g}", "gain", "noise"):
+        assert known in shown.stdout
     checked = ders("verify", packed)
     assert checked.returncode == 0, checked.stderr
     assert f"all {len(PackedCheckpoint(packed).store.tensors)} tensors" in checked.stdout

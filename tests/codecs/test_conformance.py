@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.codec_support import STRENGTHS, context, gauss, inputs, second_moments
 
-from ders_core.codecs import CODECS, Codec, EncodeContext, Keep, Parts, make_codec
+from ders_core.codecs import CODECS, Codec, EncodeContext, Expected, Keep, Parts, make_codec
 from ders_core.codecs.testing import (
     CHECKS,
     DTYPES,
@@ -101,12 +101,12 @@ class Faulty(Keep):
             return weight.double()
         return weight * torch.nan if self.fault == "finite" else weight.clone()
 
-    def expected_error(self, statistics: Any) -> float:
-        return 1.0 if self.fault == "error" else 0.0
+    def expected(self, statistics: Any) -> Expected:
+        return Expected(0.5 if self.fault == "gain" else 1.0, float(self.fault == "noise"))
 
 
 @pytest.mark.parametrize(
-    "fault", ["promise", "purity", "determinism", "dtype", "finite", "error", ""]
+    "fault", ["promise", "purity", "determinism", "dtype", "finite", "gain", "noise", ""]
 )
 def test_the_checks_see_faults(fault: str) -> None:
     CODECS.register(Faulty)

@@ -97,6 +97,16 @@ def test_bytes_are_what_was_allowed_and_deltas_do_not_shrink(bits: float) -> Non
     assert abs((double(restored) * exact).sum() / energy - 1) < 6 * chance
 
 
+def test_a_few_values_that_may_take_few_bytes_are_not_all_zeros() -> None:
+    """Zeros alone have less error than unbiased codes of few bits, and are not what was asked."""
+    for seed in range(40):
+        delta = gauss((40, 256), seed)
+        codec = Entropy(bits=0.4, rounding="unbiased")
+        restored, nbytes = decoded(codec, delta, context(seed=seed))
+        assert nbytes >= 0.9 * 0.4 * delta.numel() / 8
+        assert 1 < float((restored - delta).norm() / delta.norm()) < 5
+
+
 # steps
 
 

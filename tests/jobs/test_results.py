@@ -10,6 +10,7 @@ from support.stored_results import RESULTS
 from ders_core.jobs import Job, JobStore
 from ders_core.jobs.claims import Claims
 from ders_core.jobs.results import packed_result
+from ders_core.pipeline.report import Outlook
 from ders_core.ui import runs
 
 
@@ -57,10 +58,21 @@ def test_the_table_of_finished_runs(store: JobStore) -> None:
     measured, unmeasured = table.iloc[0], table.iloc[1]
     assert measured["perplexity_change"] == pytest.approx(12.5 / 12 - 1)
     assert (measured["kl"], measured["top1_agreement"]) == (0.25, 0.9)
-    assert measured["rel_error_delta"] == 0.2
+    assert (measured["gain"], measured["noise"]) == (0.9, 0.17)
+    assert measured["predicted_kl"] == 0.2
     assert table["kl"].isna().tolist() == [False, True]
     assert unmeasured["ratio"] == 0.3
     result = runs.readable(jobs[0])
     assert result is not None
     groups = runs.groups(result)
     assert groups[["layer", "projection", "codec"]].to_numpy().tolist() == [[0, "up", "4-bit"]]
+    assert set(runs.GROUP_COLUMNS) <= set(groups.columns)
+
+
+def test_reports_of_earlier_versions_know_no_gain(store: JobStore) -> None:
+    old = done(store, "run", RUN, RESULTS["run"][3])
+    result = runs.readable(old)
+    assert result is not None
+    assert result.outlook == Outlook(predicted_kl=0.2)  # as if it had been predicted
+    assert runs.finished([old])[["gain", "noise"]].isna().all(axis=None)
+    assert runs.groups(result)["rel_error_delta"].tolist() == [0.2]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import pytest
@@ -19,7 +21,7 @@ from ders_core.codecs import Quantized
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import encode as encode_module
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.report import Report
+from ders_core.pipeline.report import Outlook, Report
 from ders_core.recipe import DenseBase, Recipe, Rule, presets
 
 T = TypeVar("T")
@@ -58,6 +60,30 @@ def test_report_round_trip(mixtral_dir: Path, tmp_path: Path) -> None:
     assert all(0.3 < entry.rel_error_delta < 0.4 for entry in report.entries)
     assert all(0.01 < entry.rel_error_weight < 0.1 for entry in report.entries)
     assert report.device == "cpu"
+    parts = [(entry.gain, entry.noise, entry.rel_error_delta) for entry in report.entries]
+    for gain, noise, error in parts:
+        assert gain is not None
+        assert noise is not None
+        assert error == pytest.approx(math.hypot(1 - gain, noise))
+        assert 0.8 < gain < 0.95
+    outlook = report.outlook
+    assert outlook.gain == pytest.approx(fmean(gain for gain, _, _ in parts if gain))
+    assert outlook.noise == pytest.approx(fmean(noise for _, noise, _ in parts if noise))
+    assert f"gain {outlook.gain:.3g}, noise {outlook.noise:.3g}" in outlook.text
+    assert outlook.predicted_kl is None  # without a calibration
+
+
+def test_groups_that_are_kept_do_not_count_for_the_outlook(
+    mixtral_dir: Path, tmp_path: Path
+) -> None:
+    rules = (Rule(codec=Quantized(bits=1), projections=("down",)),)
+    report = compress(mixtral_dir, tmp_path / "some", Recipe(name="some", rules=rules))
+    assert {entry.gain for entry in report.entries if not entry.is_replaced} == {1.0}
+    assert report.outlook.gain is not None
+    assert report.outlook.gain < 0.8
+    kept = compress(mixtral_dir, tmp_path / "kept", presets()["keep"])
+    assert kept.outlook == Outlook()
+    assert kept.outlook.text == ""
 
 
 def shuffled(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:

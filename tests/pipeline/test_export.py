@@ -145,6 +145,27 @@ def test_the_card_without_measurements(packed_dir: Path, tmp_path: Path) -> None
     assert "Not measured" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_card_leads_with_kl(packed_dir: Path, tmp_path: Path) -> None:
+    """Measured, then predicted, before gain, noise and bytes; what is unknown is left out."""
+    outlook = {"predicted_kl": 0.0234, "gain": 0.987, "noise": 0.654}
+    export(packed_dir, tmp_path / "both", quality=QUALITY, outlook=outlook)
+    card = (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
+    places = [
+        card.index(f"| {value} |") for value in ("0.0123", "0.0234", "12.35", "0.987", "0.654")
+    ]
+    assert [*places, card.index("Original weight files")] == sorted(
+        [*places, card.index("Original weight files")]
+    )
+    assert "same way in every layer" in card
+    export(packed_dir, tmp_path / "predicted", outlook=outlook)
+    card = (tmp_path / "predicted" / "README.md").read_text(encoding="utf-8")
+    assert "Not measured" in card
+    assert "0.0234" in card
+    unknown = dict.fromkeys(outlook)
+    export(packed_dir, tmp_path / "old", outlook=unknown)
+    assert "gain" not in (tmp_path / "old" / "README.md").read_text(encoding="utf-8").lower()
+
+
 def test_the_card_without_a_reference(packed_dir: Path, tmp_path: Path) -> None:
     alone = QUALITY | dict.fromkeys(
         ("reference_perplexity", "kl", "top1_agreement", "routing_agreement")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ders_core.pipeline.quality import COMPARED, EVALUATED, Quality, evaluated_rows
+from ders_core.pipeline.quality import (
+    COMPARED,
+    EVALUATED,
+    NOISE_COST,
+    OUTPUT_ERROR,
+    Quality,
+    evaluated_rows,
+)
 
 MEASURED = Quality(
     tokens=4096,
@@ -19,7 +26,7 @@ MEASURED = Quality(
 def test_every_figure_of_an_evaluation_has_words() -> None:
     described = {figure.key for figure in EVALUATED}
     assert described == Quality.model_fields.keys() - {"device", "dtype", "seconds"}
-    for figure in {*EVALUATED, *COMPARED}:
+    for figure in {*EVALUATED, *COMPARED, NOISE_COST, OUTPUT_ERROR}:
         assert figure.label
         assert figure.short
         assert figure.help.endswith(".")
@@ -27,7 +34,7 @@ def test_every_figure_of_an_evaluation_has_words() -> None:
 
 def test_values_as_people_read_them() -> None:
     texts = [text for _, text in evaluated_rows(MEASURED.to_dict())]
-    assert texts == ["4096", "12.35", "11.99", "0.0123", "98.8 %", "87.7 %"]
+    assert texts == ["0.0123", "12.35", "11.99", "98.8 %", "87.7 %", "4096"]
 
 
 def test_how_it_was_computed_is_told() -> None:
@@ -40,8 +47,8 @@ def test_how_it_was_computed_is_told() -> None:
 def test_what_was_not_measured_is_left_out() -> None:
     alone = Quality(tokens=10, perplexity=2.0, device="cpu", seconds=1.0)
     assert [label for label, _ in evaluated_rows(alone.to_dict())] == [
-        "tokens evaluated",
         "perplexity",
+        "tokens evaluated",
     ]
     assert alone.perplexity_change is None
 

@@ -16,11 +16,12 @@ QUALITY = {
     "seconds": 1.5,
 }
 WITHOUT_DTYPE = {key: value for key, value in QUALITY.items() if key != "dtype"}
+VERIFIED = {"layer": 0, "projection": "up", "rel_error_delta": 0.2, "rel_error_weight": 0.01}
 VERIFICATION = {
     "ok": True,
     "problems": [],
     "tensors": 9,
-    "groups": [{"layer": 0, "projection": "up", "rel_error_delta": 0.2, "rel_error_weight": 0.01}],
+    "groups": [VERIFIED | {"gain": 0.9, "noise": 0.17}],
 }
 ENTRY = {
     "layer": 0,
@@ -37,6 +38,9 @@ LATER = {
     "other_bases": {"median": 0.2},
     "rel_error_output": None,
     "remark": "",
+    "gain": 0.9,
+    "noise": 0.17,
+    "noise_cost": 0.1,
 }
 """What entries of earlier versions lack."""
 
@@ -49,6 +53,7 @@ REPORT = {
     "left_aside": [],
     "renewed": 0,
     "ratio": 0.3,
+    "predicted_kl": 0.2,
 }
 RUN = {
     "packed": "/w/runs/00001/packed",
@@ -111,6 +116,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         RUN | {"quality": None},
         RUN | {"quality": WITHOUT_DTYPE},
         RUN | {"report": REPORT | {"entries": [ENTRY]}},  # reports named no base once
+        RUN | {"verification": VERIFICATION | {"groups": [VERIFIED]}},  # nor a gain
         RUN | {"verification": {"ok": True}},
     ),
     "upcycle": (

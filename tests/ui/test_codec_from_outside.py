@@ -15,13 +15,14 @@ from streamlit.testing.v1 import AppTest
 from support.messages import raises_saying
 from support.recipe_pages import recipe_of
 
-from ders_core.analysis import analyze, predicted_error
+from ders_core.analysis import analyze, expected
 from ders_core.codecs import (
     CODECS,
     Choice,
     DeltaCodec,
     DeltaStatistics,
     EncodeContext,
+    Expected,
     Parts,
     Strength,
     codec_class,
@@ -72,8 +73,8 @@ class Columns(DeltaCodec):
         delta[:, : self.columns(shape[1])] = parts["columns"].float()
         return delta
 
-    def expected_error(self, statistics: DeltaStatistics) -> float:
-        return math.sqrt(1 - self.share)
+    def expected(self, statistics: DeltaStatistics) -> Expected:
+        return Expected.of_least_squares(math.sqrt(1 - self.share))
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_it_is_compressed_verified_and_synthesized(
         np.testing.assert_allclose(restored.numpy(), expected.numpy(), rtol=2**-6, atol=1e-4)
 
 
-def test_it_is_in_the_recipe_table_with_its_predicted_error(
+def test_it_is_in_the_recipe_table_with_its_gain_and_noise(
     columns: None, mixtral_dir: Path
 ) -> None:
     source = open_checkpoint(mixtral_dir)
@@ -130,8 +131,10 @@ def test_it_is_in_the_recipe_table_with_its_predicted_error(
     rows = table(plan, analysis)
     assert set(rows["codec"]) == {"columns"}
     assert set(rows["strength"]) == {0.5}
-    assert rows["error"].tolist() == pytest.approx([math.sqrt(0.5)] * len(rows))
-    assert predicted_error(analysis, 0, "up", Columns(share=0.19)) == pytest.approx(0.9)
+    assert rows[["gain", "noise"]].to_numpy() == pytest.approx(0.5)
+    loss = expected(analysis, 0, "up", Columns(share=0.2))
+    assert loss is not None
+    assert (loss.gain, loss.noise) == pytest.approx((0.2, 0.4))
     edited = apply_edits(plan, {0: {"strength": 0.75}, 1: {"codec": "keep"}})
     first, second, *_ = edited.values()
     assert (choice_of(first), strength_of(first)) == ("columns", 0.75)

@@ -121,7 +121,7 @@ def test_analysis_is_a_job_and_then_the_pages_show_it(
     app.segmented_control(key="spec_codec").set_value("quantized").run()
     assert not app.exception
     after = {metric.label: metric.value for metric in app.metric}
-    assert after["Predicted error"] == "0.107"
+    assert (after["Expected gain"], after["Expected noise"]) == ("0.988", "0.107")
 
 
 def test_redundancy_names_the_experts_that_share_a_base(

@@ -137,7 +137,7 @@ def _first_guess(
     values = sample.values
     typical = float(values[values != 0].abs().median()) if bool(values.any()) else 1.0
     finest = math.log2(typical / FINEST)
-    best = (math.inf, 1.0, 0)
+    fitting = [(math.inf, 1.0, 0)]
     for number, rounding in enumerate(roundings):
         low, high = finest, rounding.coarsest  # log2 of the step; too many bytes, and fewer
         for _ in range(SEARCHES):
@@ -147,8 +147,10 @@ def _first_guess(
                 low = middle
             else:
                 high = middle
-                best = min(best, (error, 2.0**high, number))
-    return best[1] * largest, roundings[best[2]]
+                fitting.append((error, 2.0**high, number))
+    # of one rounding the smallest step: where chance decides, zeros alone may have the least error
+    _, step, number = min(fitting) if len(roundings) > 1 else fitting[-1]
+    return step * largest, roundings[number]
 
 
 class _Sample:

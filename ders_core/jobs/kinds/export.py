@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 class ExportSpec(Spec):
     """Write a packed checkpoint to a new directory. base: the checkpoint that a patch will be
-    applied to. quality: measured figures for the model card."""
+    applied to. quality, outlook: measured and predicted figures for the model card."""
 
     packed: str
     out: str
     format: Annotated[Format, BeforeValidator(canonical)] = "packed"
     base: str | None = None
     quality: dict[str, Any] | None = None
+    outlook: dict[str, float | None] | None = None
 
 
 class ExportCheck(Result):
@@ -68,6 +69,7 @@ class Export(Kind[ExportSpec, ExportResult]):
                 spec.format,
                 base=base,
                 quality=spec.quality,
+                outlook=spec.outlook,
                 progress=context.progress,
             ).to_dict()
 

@@ -14,7 +14,7 @@ from ders_core.jobs.kind import KINDS, Device, Kind, Spec
 from ders_core.jobs.results import PackedResult
 from ders_core.jobs.workspace import place_label
 from ders_core.pipeline.quality import Quality
-from ders_core.pipeline.report import Report
+from ders_core.pipeline.report import Outlook, Report
 
 if TYPE_CHECKING:
     from ders_core.jobs.context import TaskContext
@@ -53,6 +53,10 @@ class RunResult(PackedResult):
     @property
     def measured(self) -> Quality | None:
         return self.quality
+
+    @property
+    def outlook(self) -> Outlook:
+        return Outlook() if self.report is None else self.report.outlook
 
 
 @KINDS.register

@@ -1,4 +1,4 @@
-"""What a codec will cost in error, estimated from the tables before anything is encoded."""
+"""What a codec will leave of deltas, estimated from the tables before anything is encoded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from ders_core.analysis.tables import Analysis, of_group
-from ders_core.codecs import Codec
+from ders_core.codecs import Codec, Expected
 
 
 def pooled_energy(analysis: Analysis, layer: int, projection: str) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +56,10 @@ class GroupEnergies:
     layer: int
     projection: str
 
+    @property
+    def groups(self) -> int:
+        return len(self.analysis.groups)
+
     def energy_of_rank(self, rank: int) -> float | None:
         """From the spectra. None without them, and beyond the largest singular values where only
         these are known."""
@@ -89,7 +93,7 @@ class GroupEnergies:
         return entries, np.array([0.0, *np.minimum(inside, total), total])
 
 
-def predicted_error(analysis: Analysis, layer: int, projection: str, codec: Codec) -> float | None:
-    """An estimate of ‖Ŵ−W‖/‖Δ‖ for a group under a codec, without a calibration. None where the
-    tables are not enough; see `expected_error` of the codec."""
-    return codec.expected_error(GroupEnergies(analysis, layer, projection))
+def expected(analysis: Analysis, layer: int, projection: str, codec: Codec) -> Expected | None:
+    """An estimate of a group's gain and noise under a codec, without a calibration. None where the
+    tables are not enough; see `Codec.expected`."""
+    return codec.expected(GroupEnergies(analysis, layer, projection))

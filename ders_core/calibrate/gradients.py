@@ -1,0 +1,146 @@
+"""One backward pass for each window: what errors in experts' weights cost.
+
+The gradients are of log p of labels that are drawn from the model itself. Those of the text's own
+next tokens would give another matrix than the curvature of KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from ders_core.calibrate.costs import Costs
+from ders_core.calibrate.gradient_observer import GradientObserver
+from ders_core.calibrate.projections import LocatedGroup, regions_of
+from ders_core.compute.device import device_label
+from ders_core.compute.progress import Meter
+from ders_core.errors import DersError, EvaluationError
+from ders_core.evaluate.forward import next_token_logits
+from ders_core.hf.classes import words
+
+SEED = 0
+"""Of the labels that are drawn."""
+
+
+def measure_gradients(
+    model: PreTrainedModel, located: list[LocatedGroup], windows: torch.Tensor, meter: Meter
+) -> dict[str, torch.Tensor]:
+    """The calibration file's tensors of gradients. Every token of `windows` `[n, window]` predicts
+    one label.
+
+    Raises EvaluationError if the model cannot be differentiated, does not predict tokens, or
+    computes values that are not finite, and if the device's memory is too small.
+    """
+    regions = regions_of(located)
+    draws = torch.Generator(model.device).manual_seed(SEED)
+    try:
+        costs = {
+            each.group.key: Costs.empty(each.weights, each.routed, len(windows)) for each in located
+        }
+        with torch.enable_grad(), _differentiable(model):
+            for number, rows in enumerate(windows.split(1)):
+                observer = GradientObserver(regions, costs, number)
+                _one_pass(model, rows.to(model.device), observer, draws)
+                regions.forget_copies()
+                _check_reached(observer, costs)
+                meter.advance(rows.numel(), "measuring gradients")
+    except torch.OutOfMemoryError as error:
+        raise EvaluationError(
+            f"a window of {windows.shape[1]} tokens with its gradients does not fit into the "
+            f"memory of {device_label(model.device)} besides the model; give a smaller window, or "
+            "calibrate without gradients"
+        ) from error
+    return {
+        f"{layer}.{projection}.{kind}": tensor
+        for (layer, projection), sums in costs.items()
+        for kind, tensor in sums.tensors(windows.numel()).items()
+    }
+
+
+def _one_pass(
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
+    observer: GradientObserver,
+    draws: torch.Generator,
+) -> None:
+    """Forward and backward of one window `[1, window]`."""
+    with observer:
+        logits = next_token_logits(model, tokens)
+        if not logits.requires_grad:
+            raise EvaluationError(
+                f"{type(model).__name__} computes its answers without gradients; calibrate "
+                "without gradients"
+            )
+        gradient = _sampled_gradient(model, logits.detach(), draws)
+        observer.is_backward = True
+        try:
+            logits.backward(gradient)
+        except (DersError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model of any family may do what has no gradient
+            raise EvaluationError(
+                f"{type(model).__name__} of transformers {transformers.__version__} cannot be "
+                f"differentiated: {words(error)}; calibrate without gradients"
+            ) from error
+
+
+def _sampled_gradient(
+    model: PreTrainedModel, logits: torch.Tensor, draws: torch.Generator
+) -> torch.Tensor:
+    """∂ Σ log p(label) / ∂ logits `[1, tokens, vocabulary]`, each label drawn from its p."""
+    probabilities = logits[0].float().softmax(-1)
+    if not bool(torch.isfinite(probabilities).all()):
+        raise EvaluationError(
+            f"{type(model).__name__} computes values that are not finite; its weights are damaged "
+            "or too large for their dtype"
+        )
+    labels = torch.multinomial(probabilities, 1, generator=draws)
+    gradient = probabilities.neg_()
+    gradient.scatter_add_(1, labels, torch.ones_like(labels, dtype=gradient.dtype))
+    return gradient[None].to(logits.dtype)
+
+
+@contextmanager
+def _differentiable(model: PreTrainedModel) -> Iterator[None]:
+    """Let gradients run through all layers, from the embeddings on, and into no weight."""
+    model.requires_grad_(False)
+    try:
+        first = model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise EvaluationError(
+            f"{type(model).__name__} has no input embeddings where gradients could end; calibrate "
+            "without gradients"
+        ) from error
+
+    def begin(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.detach().requires_grad_().clone()  # a leaf may not be written to, a copy may
+
+    alike = {module for module in model.modules() if _has_weight_of(module, first)}
+    hooks = [module.register_forward_hook(begin) for module in {first, *alike}]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _has_weight_of(module: torch.nn.Module, first: torch.nn.Module) -> bool:
+    """Whether it looks up the same embeddings, as an encoder and a decoder may do."""
+    return isinstance(module, torch.nn.Embedding) and module.weight is getattr(
+        first, "weight", None
+    )
+
+
+def _check_reached(observer: GradientObserver, costs: dict[tuple[int, str], Costs]) -> None:
+    """Raise EvaluationError if no gradient comes back to experts that have had inputs."""
+    for layer, projection in sorted(observer.multiplied):
+        if not costs[layer, projection].calls:
+            raise EvaluationError(
+                f"layer {layer}, {projection}: no gradient comes back to its experts, because the "
+                "model computes them without gradients; calibrate without gradients"
+            )

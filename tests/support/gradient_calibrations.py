@@ -1,0 +1,31 @@
+"""Calibrations with gradients whose numbers are chosen, for checkpoints of the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.pipeline.calibration import SIDES, Calibration, write_calibration
+
+WINDOWS, TOKENS = 6, 300
+
+
+def with_gradients(checkpoint: Checkpoint, path: Path, cost: float = 1e-2) -> Calibration:
+    """Loud and quiet inputs and rows, each group's numbers others. cost: Σ C of an expert."""
+    random = torch.Generator().manual_seed(3)
+    tensors: dict[str, torch.Tensor] = {}
+    for group in checkpoint.groups():
+        experts, out, width = group.shape
+        name, side = f"{group.layer}.{group.projection}", SIDES[group.projection]
+        tensors[f"{group.layer}.routed"] = torch.full((experts,), TOKENS // 2)
+        power = torch.rand(width, generator=random).square() + 1e-3
+        tensors[f"{group.layer}.{side}.moments"] = torch.diag(power)
+        for kind, length in (("columns", width), ("rows", out)):
+            marginals = torch.rand(experts, length, generator=random).square() + 1e-3
+            marginals *= cost / marginals.sum(1, keepdim=True)
+            tensors[f"{name}.{kind}"] = marginals
+        tensors[f"{name}.shrinkage"] = torch.randn(WINDOWS, experts, generator=random) + 1
+    write_calibration(path, checkpoint.identity, TOKENS, tensors)
+    return Calibration.open(path)
