@@ -9,8 +9,9 @@ interval of 95 % over windows and, where the report predicts it, the prediction.
         [--bits 2 1 0.5] [--knobs 1e-3] [--tokens 4096] > FILE
 
 WORK keeps the models, the predictions of the unpacked ones, and every finished trial
-(`trials.jsonl`), so that a run that was cut short goes on; remove that file when codecs have changed.
-Forms that this version of DeRS does not know are left out. The real model needs `pip install -e '.[benchmark]'`.
+(`trials.jsonl`), so that a run that was cut short goes on; remove that file after codecs have
+changed. Forms that this version of DeRS does not know are left out. The real model needs
+`pip install -e '.[benchmark]'`.
 """
 
 from __future__ import annotations
