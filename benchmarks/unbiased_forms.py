@@ -48,10 +48,10 @@ class KnobForm(Form):
 
 @dataclass(frozen=True)
 class NoDeltas(Form):
-    """Every expert is the base: the fewest bits are zeros alone."""
+    """Every expert is the base."""
 
     def trials(self, bits: tuple[float, ...], knobs: tuple[float, ...]) -> Iterator[Trial]:
-        fields = {"codec": "entropy", "bits": 1e-6}
+        fields = self.fields(0.0) or {}
         yield Trial(self.name, 0.0, None, fields, self.needs, self.ignores)
 
 
@@ -104,6 +104,10 @@ def _random_drop(bits: float) -> Fields:
     return {"codec": "sparse", "drop_rate": round(1 - bits / VALUE_BITS, 5)}
 
 
+def _none_kept(bits: float) -> Fields:
+    return {"codec": "sparse", "method": "magnitude", "drop_rate": 1 - 1e-12}
+
+
 def _magnitude(more: Fields) -> Callable[[float], Fields | None]:
     def fields(bits: float) -> Fields | None:
         rate = round(1 - _kept_share(bits), 5)
@@ -125,7 +129,7 @@ def _kept_share(bits: float) -> float:
 SENSITIVE = {"rounding": "unbiased", "steps": "sensitive"}
 
 FORMS = (
-    NoDeltas("no deltas", _entropy({}), ignores=True),
+    NoDeltas("no deltas", _none_kept, ignores=True),
     Form("quantized", _quantized({})),
     Form("quantized, gain 1", _quantized({"gain": "unbiased"})),
     Form("quantized, gain auto", _quantized({"gain": "auto"})),
