@@ -14,9 +14,10 @@ from ders_core.codecs.codec import DeltaCodec, EncodeContext, Need, Parts, regis
 from ders_core.codecs.coding import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting import gaussian_error
+from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
-from ders_core.codecs.fitting.step_search import Coded, Entries, coded_with, within
+from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import Gain, expected_with, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.errors import CodecError
@@ -155,7 +156,7 @@ class Entropy(DeltaCodec):
         if self.knob is None:
             stream = within(entries, self._roundings(context), limit, write)
         else:
-            stream = write(coded_with(entries, self.knob, self._roundings(context)[0]))
+            stream = write(entries.coded_with(self.knob, self._roundings(context)[0]))
             if stream.numel() > limit:
                 raise CodecError(
                     f"a knob of {self.knob:g} takes more than {8 * MOST_BYTES} bits an entry here; "

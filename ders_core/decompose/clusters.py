@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.spatial.distance import squareform
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
@@ -119,6 +117,8 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
 
     Raises RecipeError for a count that is not between 1 and K−1 (1 for a single expert).
     """
+    from scipy.cluster.hierarchy import cut_tree  # here: every command would wait for it
+
     experts = len(gram)
     most = max(experts - 1, 1)
     if count is not None and not 1 <= count <= most:
@@ -148,6 +148,9 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
 
 def _ward(gram: np.ndarray) -> np.ndarray:
     """scipy's linkage `[K−1, 4]` over ‖W_i − W_j‖; column 2 is √(2 × what a join adds to ΣΔ²)."""
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
     if len(gram) < 2:
         return np.empty((0, 4))
     norms = np.diag(gram)  # ‖W_k‖²

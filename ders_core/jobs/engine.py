@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ ALLOWED_DEATHS = 3
 CONFIG = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
     "distributed.nanny.pre-spawn-environ": {},  # its default would change this process, too
+    "distributed.nanny.environ": {"OMP_NUM_THREADS": "1"},  # for torch, if a task imports it
     "distributed.worker.use-file-locking": False,
     "distributed.scheduler.http.routes": [],  # no pages for other machines
     "distributed.worker.http.routes": [],
@@ -217,10 +219,11 @@ class Engine:
 
 
 def _on_one_thread(function: Callable[[T], R], item: T) -> R:
-    """Compute on one thread, because the processes share the cores."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Compute on one thread, because the processes share the cores. Takes no time to import torch
+    if the function does not use it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
     return function(item)
 
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.messages import raises_saying
@@ -62,6 +63,22 @@ def test_one_worker_is_this_process() -> None:
         assert list(idle.run(square, [3])) == [(9, os.getpid())]
 
 
+@pytest.fixture
+def empty_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing may be left behind, neither in the place for temporary files nor in the current
+    folder."""
+    here, temporary = tmp_path / "here", tmp_path / "tmp"
+    here.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    assert not list(temporary.iterdir())
+    assert not list(here.iterdir())
+
+
+@pytest.mark.usefixtures("empty_folders")
 def test_processes_are_started_for_work_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ders_core.jobs.engine.cores", lambda: 2)
     with Engine() as short:
@@ -125,21 +142,39 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         assert {seen for seen, _ in engine.run(sees, range(6))} == {"3", "GPU-5a"}
 
 
-def test_work_for_gpus_goes_to_workers_that_have_one() -> None:
+PLACE: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "dashboard_address": "127.0.0.1:0",
+    "threads_per_worker": 1,
+}
+
+
+def test_work_for_gpus_is_refused_where_no_worker_has_one() -> None:
     from distributed import LocalCluster
 
-    place = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "threads_per_worker": 1}
     with (
-        LocalCluster(n_workers=1, **place) as cluster,
+        LocalCluster(n_workers=1, processes=False, protocol="tcp", **PLACE) as cluster,
         Engine(scheduler=cluster.scheduler_address, device="cuda") as engine,
         raises_saying(JobError, cluster.scheduler_address, "GPU", "dask worker", "cpu"),
     ):
         list(engine.run(square, [1, 2]))
-    with (
-        LocalCluster(n_workers=1, resources={"GPU": 1}, **place) as cluster,
-        Engine(scheduler=cluster.scheduler_address, device="cuda") as engine,
-    ):
-        assert {square for square, _ in engine.run(square, range(4))} == {0, 1, 4, 9}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_given_scheduler_is_used(device: str, given_scheduler: str) -> None:
+    with Engine(scheduler=given_scheduler, device=device) as engine:
+        results = list(engine.run(square, [2, 3]))
+    assert sorted(value for value, _ in results) == [4, 9]
+    assert os.getpid() not in {pid for _, pid in results}
+
+
+@pytest.fixture(scope="module")
+def given_scheduler() -> Iterator[str]:
+    """The address of a cluster of one process that offers a GPU."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, resources={"GPU": 1}, **PLACE) as cluster:
+        yield cluster.scheduler_address
 
 
 @pytest.mark.slow
@@ -157,33 +192,3 @@ def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
         list(engine.run(square, [1]))
     with raises_saying(JobError, "0 workers", "at least 1"):
         Engine(workers=0)
-
-
-def test_a_given_scheduler_is_used() -> None:
-    from distributed import LocalCluster
-
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        ) as cluster,
-        Engine(scheduler=cluster.scheduler_address) as engine,
-    ):
-        results = list(engine.run(square, [2, 3]))
-    assert sorted(value for value, _ in results) == [4, 9]
-    assert os.getpid() not in {pid for _, pid in results}
-
-
-def test_no_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in the place for temporary files nor in the current folder."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    with Engine(workers=2) as engine:
-        assert sorted(engine.run(abs, [-1, 2, -3])) == [1, 2, 3]
-    assert not list((tmp_path / "tmp").iterdir())
-    assert not list((tmp_path / "here").iterdir())

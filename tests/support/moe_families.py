@@ -1,5 +1,5 @@
 """Every MoE family that the installed transformers knows, ours among them, found by walking its
-configurations.
+configurations; `support.family_names` lists what is found.
 
 Each is built tiny and random, from its own default configuration with its sizes shrunk by the names
 of the fields. What holds experts and cannot be built is named, with the reason.
@@ -259,8 +259,8 @@ PART_OF_ANOTHER = "no auto class loads it; it is a part of another model"
 
 
 @cache
-def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
-    """(families that can be built, model_type -> why another one cannot)."""
+def walk() -> tuple[tuple[str, ...], dict[str, str]]:
+    """(model_types of all families that can be built, model_type -> why another one cannot)."""
     built, without = [], {}
     for model_type in CONFIG_MAPPING:
         config_class = CONFIG_MAPPING[model_type]
@@ -272,19 +272,26 @@ def walk() -> tuple[tuple[Family, ...], dict[str, str]]:
             continue
         if not _speaks_of_experts(default) or model_type in NO_MOE:
             continue
-        classes = list(_classes(config_class))
-        if not classes:
-            without[model_type] = PART_OF_ANOTHER
-        for model_class in classes:
-            try:
-                family = _family(model_type, model_class, default)
-            except Exception as error:  # whatever a model makes of a shrunk configuration
-                without.setdefault(model_type, _reason(error))
-            else:
-                without.pop(model_type, None)
-                built.append(family)
-                break
+        family = family_of(model_type)
+        if isinstance(family, Family):
+            built.append(model_type)
+        else:
+            without[model_type] = family
     return tuple(built), without
+
+
+@cache
+def family_of(model_type: str) -> Family | str:
+    """The family of a configuration that has defaults, or why it cannot be built."""
+    config_class = CONFIG_MAPPING[model_type]
+    default = config_class()
+    why = PART_OF_ANOTHER
+    for number, model_class in enumerate(_classes(config_class)):
+        try:
+            return _family(model_type, model_class, default)
+        except Exception as error:  # whatever a model makes of a shrunk configuration
+            why = why if number else _reason(error)
+    return why
 
 
 def _family(
@@ -295,7 +302,3 @@ def _family(
     with torch.device("meta"):
         model_class(config)
     return Family(model_type, model_class, config)
-
-
-def families() -> tuple[Family, ...]:
-    return walk()[0]

@@ -11,7 +11,6 @@ from functools import cache, cached_property
 
 import numpy as np
 import torch
-from scipy.special import ndtr, ndtri
 
 FINENESS = 1024
 """Levels that are computed are rounded to multiples of 1 / FINENESS, so that the last digits of a
@@ -108,6 +107,8 @@ def ternary() -> Levels:
 def normal(bits: int) -> Levels:
     """The levels with the least squared error for a Gaussian of variance 1 (Lloyd 1957, Max
     1960)."""
+    from scipy.special import ndtr, ndtri  # here: every command would wait for it
+
     count = 2**bits
     table = ndtri((np.arange(count) + 0.5) / count)
     for _ in range(4000):

@@ -89,7 +89,7 @@ class Unbiased(Rounding):
 
     aim: ClassVar[float] = 0.997
     enough: ClassVar[float] = 0.99
-    sample: ClassVar[int] = 1 << 19
+    sample: ClassVar[int] = 1 << 17
     coarsest: ClassVar[float] = 40.0
 
     seed: int

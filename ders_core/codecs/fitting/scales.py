@@ -9,7 +9,6 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 
 from ders_core.codecs.fitting.levels import Levels
 
@@ -163,6 +162,8 @@ def _gaussian_scale(levels: Levels) -> float:
 def _gaussian_step(count: int) -> float:
     """The step with the least squared error for `count` uniform levels and a Gaussian of variance 1
     (Max 1960, table II), to 1 / 64."""
+    from scipy.special import ndtri
+
     at = ndtri((np.arange(4096) + 0.5) / 4096)
     half = (count - 1) / 2
     steps = np.arange(1, 256) / 64

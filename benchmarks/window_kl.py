@@ -1,0 +1,93 @@
+"""KL of many models to one reference, window by window; the reference runs once and is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ders_core.evaluate.corpus import read_text
+from ders_core.evaluate.forward import answers, loaded
+from ders_core.evaluate.metrics import Totals
+from ders_core.evaluate.reference import ReferenceStore
+from ders_core.evaluate.windows import token_windows
+from ders_core.files.output import output_directory
+from ders_core.hf import load_tokenizer
+
+WINDOW = 256
+BATCH = 4
+RESAMPLES = 10_000
+INTERVAL = 0.95
+
+
+@dataclass(frozen=True)
+class WindowKL:
+    """kl: nats a token, of each window. top1_agreement: share of all tokens."""
+
+    kl: list[float]
+    top1_agreement: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.kl) / len(self.kl)
+
+    def interval(self) -> tuple[float, float]:
+        """Of the mean, from windows drawn again with replacement."""
+        values = np.asarray(self.kl)
+        drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+        low, high = np.quantile(values[drawn].mean(1), [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The predictions of one model on the first tokens of a text, in float32.
+
+    directory: holds them. windows: `[n, WINDOW]`, its tokens. perplexity: of the reference.
+    """
+
+    directory: Path
+    windows: torch.Tensor
+    perplexity: float
+
+    @classmethod
+    def of(cls, model: Path, text: Path, tokens: int, directory: Path) -> Reference:
+        """Run the model, unless `directory` holds its predictions."""
+        tokenizer = load_tokenizer(model)
+        windows = token_windows(tokenizer, read_text(text, tokenizer), WINDOW, tokens)
+        facts = directory / "perplexity.json"
+        if not directory.exists():
+            totals = Totals()
+            with (
+                output_directory(directory) as partial,
+                loaded(model, "cpu", torch.float32, False) as network,
+            ):
+                store = ReferenceStore(partial, half=False)
+                for number, window_answers in enumerate(answers(network, windows, BATCH)):
+                    store.write(number, window_answers)
+                    totals.add(window_answers)
+                (partial / facts.name).write_text(json.dumps(totals.perplexity))
+        return cls(directory, windows, float(json.loads(facts.read_text())))
+
+    def compare(self, model: Path) -> WindowKL:
+        """Run another model on the same windows, in float32."""
+        totals = list(self._compared(model))
+        return WindowKL(
+            kl=[window.kl / window.tokens for window in totals],
+            top1_agreement=sum(window.same_top for window in totals)
+            / sum(window.tokens for window in totals),
+        )
+
+    def _compared(self, model: Path) -> Iterator[Totals]:
+        """The sums of each window."""
+        store = ReferenceStore(self.directory, half=False)
+        with loaded(model, "cpu", torch.float32, False) as network:
+            for number, window_answers in enumerate(answers(network, self.windows, BATCH)):
+                totals = Totals()
+                totals.add(window_answers)
+                totals.compare(window_answers, store.read(number))
+                yield totals

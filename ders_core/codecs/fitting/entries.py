@@ -1,0 +1,70 @@
+"""All entries of a matrix, and the stream that their codes become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ders_core.codecs.coding import classed_stream, even_stream
+from ders_core.codecs.coding.steps import Steps
+from ders_core.codecs.fitting.rounding import FARTHEST, Rounding
+from ders_core.compute.pieces import chunk_values, pieces
+
+CHUNK = 1 << 19
+"""Values at a time."""
+
+CODES = 2 * FARTHEST + 1
+
+
+@dataclass(frozen=True)
+class Entries:
+    """values: float32 `[n]` on the CPU, in units of their steps. steps: None where all are
+    alike."""
+
+    values: torch.Tensor
+    steps: Steps | None = None
+
+    def counts(self, codes: torch.Tensor, piece: slice) -> torch.Tensor:
+        """How often each code occurs in each class of steps, int64 `[classes, CODES]`. codes: of
+        the entries in `piece`, increased by FARTHEST."""
+        if self.steps is None:
+            return torch.bincount(codes, minlength=CODES).unsqueeze(0)
+        places = self.steps.classes[piece].long() * CODES + codes
+        return torch.bincount(places, minlength=self.steps.class_count * CODES).view(-1, CODES)
+
+    def coded_with(self, step: float, rounding: Rounding) -> Coded:
+        """All entries with this step."""
+        values = self.values
+        codes = torch.empty(values.numel(), dtype=torch.int32)
+        classes = 1 if self.steps is None else self.steps.class_count
+        counts = torch.zeros(classes, CODES, dtype=torch.int64)
+        for piece in pieces(values.numel(), chunk_values(values.device, CHUNK)):
+            codes[piece] = rounding.codes(values[piece], step, piece.start).add_(FARTHEST)
+            counts += self.counts(codes[piece], piece)
+        return Coded(codes, counts, step, rounding)
+
+    def stream_bytes(self, counts: np.ndarray, slack: float = 1.0) -> float:
+        """counts: `[classes, CODES]`."""
+        if self.steps is None:
+            return even_stream.stream_bytes(counts[0], slack)
+        return classed_stream.stream_bytes(self.steps, counts, slack)
+
+    def write(
+        self, levels: torch.Tensor, numbers: torch.Tensor, counts: np.ndarray
+    ) -> torch.Tensor:
+        """The stream. levels, counts: of the codes that occur alone. numbers: int32 `[n]`."""
+        if self.steps is None:
+            return even_stream.write(levels.numpy(), numbers.numpy(), counts[0])
+        return classed_stream.write(self.steps, levels.numpy(), numbers.numpy(), counts)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """codes: int32 `[n]`, increased by FARTHEST. counts: int64 `[classes, CODES]`."""
+
+    codes: torch.Tensor
+    counts: torch.Tensor
+    step: float
+    rounding: Rounding

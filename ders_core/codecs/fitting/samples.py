@@ -1,0 +1,91 @@
+"""Values that tell what a step would cost, before all entries are coded with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+
+from ders_core.codecs.coding import even_stream
+from ders_core.codecs.fitting.entries import CODES, Entries
+from ders_core.codecs.fitting.rounding import (
+    EXACT_CODES,
+    FARTHEST,
+    PER_OCTAVE,
+    Nearest,
+    Rounding,
+)
+from ders_core.compute.pieces import largest_magnitude
+
+
+class Sample(ABC):
+    """typical: the median magnitude of what is not zero, as a share of the largest one."""
+
+    typical: float
+
+    @abstractmethod
+    def try_out(self, step: float, rounding: Rounding) -> tuple[float, float]:
+        """(bytes of all entries, squared error of the sample). step: in largest values."""
+
+
+def sample_of(entries: Entries, rounding: Rounding) -> Sample:
+    """Each n-th entry, as many as this kind of rounding wants."""
+    stride = -(-entries.values.numel() // rounding.sample)
+    if entries.steps is None and isinstance(rounding, Nearest):
+        return _Sorted(entries, stride)
+    return _Spread(entries, stride)
+
+
+class _Spread(Sample):
+    """Values in their places, coded as all entries will be."""
+
+    def __init__(self, entries: Entries, stride: int) -> None:
+        self._entries, self._every = entries, slice(None, None, stride)
+        self._values = entries.values[self._every] / largest_magnitude(entries.values)
+        self._grown = entries.values.numel() / self._values.numel()
+        usual = self._values[self._values != 0].abs()
+        self.typical = float(usual.median()) if usual.numel() else 1.0
+
+    def try_out(self, step: float, rounding: Rounding) -> tuple[float, float]:
+        codes = rounding.codes(self._values, step, 0).add_(FARTHEST)
+        counts = self._entries.counts(codes, self._every)
+        together = counts.sum(0)
+        levels = torch.zeros(CODES)
+        levels[together > 0] = rounding.levels(self._values, codes, together, step)
+        error = float((self._values - levels.index_select(0, codes)).square().sum())
+        return self._entries.stream_bytes(counts.double().numpy() * self._grown), error
+
+
+class _Sorted(Sample):
+    """Values in ascending order with their running sums: what `Nearest` gives one code is a stretch
+    of them, so a trial looks up where codes begin."""
+
+    def __init__(self, entries: Entries, stride: int) -> None:
+        values = entries.values[::stride] / largest_magnitude(entries.values)
+        self._sorted = np.sort(values.numpy()).astype(np.float64)
+        self._sums = np.concatenate([[0.0], self._sorted.cumsum()])
+        self._energy = float(np.square(self._sorted).sum())
+        self._grown = entries.values.numel() / len(self._sorted)
+        magnitudes = np.abs(self._sorted[self._sorted != 0])
+        self.typical = float(np.median(magnitudes)) if len(magnitudes) else 1.0
+
+    def try_out(self, step: float, rounding: Rounding) -> tuple[float, float]:
+        assert isinstance(rounding, Nearest)
+        ends = (_ends(1 / step + rounding.threshold) - rounding.threshold) * step
+        below = np.searchsorted(self._sorted, -ends[::-1], "right")
+        above = np.searchsorted(self._sorted, ends, "left")
+        edges = np.concatenate([[0], below, above, [len(self._sorted)]])
+        counts = np.diff(edges)
+        filled = counts > 0
+        counts, totals = counts[filled], np.diff(self._sums[edges])[filled]
+        error = self._energy - float((totals * totals / counts).sum())
+        return even_stream.stream_bytes(counts * self._grown), error
+
+
+def _ends(largest: float) -> np.ndarray:
+    """The ratios up to `largest` at which `Nearest` goes over to the next code, float64."""
+    near = np.arange(1.0, min(largest, EXACT_CODES) + 1)
+    octaves = np.arange(1, FARTHEST - EXACT_CODES + 1) / PER_OCTAVE
+    far = EXACT_CODES * 2.0**octaves if largest > EXACT_CODES else octaves[:0]
+    return np.concatenate([near, far])
