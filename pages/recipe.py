@@ -19,6 +19,7 @@ from ders_core.recipe import Recipe, presets
 from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.base_row import base_row
+from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
     FIRST_CHOICE,
@@ -40,7 +41,7 @@ GAINS: Mapping[str, Gain] = {
     "unbiased": "unbiased",
     "least squares": "least_squares",
 }
-ESTIMATED = "Estimated from the analysis; empty without one. A run measures it."
+ESTIMATED = "From the sample of *Predict*, else expected from the analysis. A run measures it."
 
 
 def change(recipe: Recipe) -> None:
@@ -71,26 +72,32 @@ def take_edits(plan: Plan, key: str) -> None:
         fresh()
 
 
-def totals(plan: Plan) -> None:
-    bound = "" if plan.exact else ", at most"
+def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
+    told = foretold(source, recipe)
+    after = plan.bytes_after if told is None else told.bytes_after
+    bound = "" if plan.exact else ", at most" if told is None else ", about"
     cells = st.container(horizontal=True, gap="large")  # no value is clipped, however long
     cells.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
     cells.metric(
         f"After{bound}",
-        bytes_text(plan.bytes_after),
+        bytes_text(after),
         help="Bytes of the packed safetensors files, headers included. An upper bound where the "
         "data decide: coded positions, entropy-coded and lossless streams, ranks by energy, "
         "several means.",
         width="content",
     )
-    cells.metric(f"Of original{bound}", share_text(plan.ratio), width="content")
+    cells.metric(f"Of original{bound}", share_text(after / plan.bytes_before), width="content")
     cells.metric(
         "Groups replaced",
         f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
         help="A group is one projection of one layer with all its experts.",
         width="content",
     )
-
+    if told is not None:
+        with cells:
+            forecast_cells(told)
+    else:
+        forecast_button(source, recipe, plan)
     for remark in plan.remarks:
         st.caption(remark)
 
@@ -171,9 +178,8 @@ def gain_choice() -> Gain | None:
     return GAINS.get(chosen)
 
 
-def group_table(plan: Plan) -> None:
-    source = frame.need_checkpoint()
-    rows = table(plan, reads.analysis(source))
+def group_table(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
+    rows = table(plan, reads.analysis(source), foretold(source, recipe))
     key = f"{EDITOR}_{st.session_state.get('recipe_round', 0)}"
     st.data_editor(
         rows,
@@ -195,14 +201,15 @@ def group_table(plan: Plan) -> None:
                 "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
             GAIN.key: st.column_config.ProgressColumn(
-                "expected gain",
-                help=f"{GAIN.help} {ESTIMATED}",
+                GAIN.short,
+                width="small",
+                help=f"{ESTIMATED} {GAIN.help}",
                 format="%.3g",
                 min_value=0.0,
                 max_value=1.0,
             ),
             NOISE.key: st.column_config.NumberColumn(
-                "expected noise", help=f"{NOISE.help} {ESTIMATED}", format="%.3g"
+                NOISE.short, width="small", help=f"{ESTIMATED} {NOISE.help}", format="%.3g"
             ),
         },
     )
@@ -357,11 +364,11 @@ except DersError as error:
     st.error(f"This recipe does not fit the open checkpoint: {error}")
     yaml_tab(recipe)
     st.stop()
-totals(planned)
+totals(planned, recipe, source)
 as_table, as_yaml, changed = st.tabs(["Table", "YAML", "Difference to saved"])
 with as_table:
     set_many(planned, source)
-    group_table(planned)
+    group_table(planned, recipe, source)
 with as_yaml:
     yaml_tab(recipe)
 with changed:

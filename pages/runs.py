@@ -168,6 +168,7 @@ def comparison(jobs: list[Job]) -> list[int]:
                 "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
             **{figure.key: figure_column(figure) for figure in COMPARED},
+            **{figure.key: figure_column(figure, runs.MEAN) for figure in runs.MEANS},
         },
     )
     measured = done.dropna(subset=[KL.key])
@@ -207,7 +208,9 @@ def groups_table(result: RunResult) -> None:
     table = runs.groups(result)
     if table.empty:
         return
-    known = [name for name in runs.GROUP_COLUMNS if table[name].notna().any()]
+    known = [
+        name for name in runs.GROUP_COLUMNS if (table[name].notna() & (table[name] != "")).any()
+    ]
     if GAIN.key in known:
         known.remove(DELTA_ERROR.key)
     shown = (GAIN, NOISE, NOISE_COST, DELTA_ERROR, WEIGHT_ERROR, OUTPUT_ERROR)

@@ -5,13 +5,15 @@ import streamlit as st
 
 from ders_core import figures
 from ders_core.analysis import EXACT_BELOW, expected, of_group, rank_for_energy
-from ders_core.codecs import Keep, Strength
+from ders_core.codecs import Codec, Keep, Strength
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
 from ders_core.pipeline.plan import group_specs
 from ders_core.pipeline.quality import GAIN, NOISE
-from ders_core.ui import frame, kept
+from ders_core.recipe import Recipe, Rule
+from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
+from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.plots import plot
 from ders_core.ui.recipe_table import codec_from, menu
 from ders_core.units import bytes_text, share_text
@@ -119,6 +121,23 @@ def slider(label: str, strength: Strength) -> float:
     return float(chosen)
 
 
+def foretell(codec: Codec) -> None:
+    """What a sample of this group tells, under the current recipe's base and calibration; the
+    other groups stay as they are."""
+    rule = Rule(layers=str(layer), projections=(projection,), codec=codec)
+    alone = Recipe.model_validate({**dict(session.recipe()), "rules": [rule]})
+    try:
+        plan = reads.plan(source, alone)
+    except DersError:  # the current recipe was made for another checkpoint
+        return
+    told = foretold(source, alone)
+    with st.container(horizontal=True, gap="large"):
+        if told is None:
+            forecast_button(source, alone, plan)
+        else:
+            forecast_cells(told)
+
+
 st.markdown("##### What would be kept")
 unchanged = GroupCodec.same(Keep(), group.shape[0])
 predictable = [
@@ -160,6 +179,8 @@ with st.container(border=True):
             "unknown" if loss is None else figure.text(getattr(loss, figure.key)),
             help=f"{figure.help} Estimated from the spectrum or the histogram; a run measures it.",
         )
+    if codec.expert(0).acts_by_rows:
+        foretell(codec.expert(0))
     st.caption(
         "What is missing of the deltas (a gain below 1) points the same way in every layer and "
         "adds up; noise is independent and mostly cancels. At the same bytes, prefer a gain near 1."

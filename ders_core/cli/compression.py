@@ -97,11 +97,8 @@ def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
         f"{bytes_text(foretold.bytes_after)} "
         f"({share_text(foretold.bytes_after / planned.bytes_before)} of original)"
     )
-    if foretold.predicted_kl is not None:
-        print(
-            f"predicted KL: {foretold.predicted_kl:.3g} nats a token, on text like the "
-            "calibration's"
-        )
+    if foretold.outlook.text:
+        print(foretold.outlook.text)
 
 
 def compress(

@@ -18,6 +18,7 @@ from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import Knowledge, noise_of
 from ders_core.pipeline.plan import Plan, PlanEntry
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
+from ders_core.pipeline.report import Outlook
 from ders_core.recipe import Recipe
 
 SAMPLE = 1 << 18
@@ -25,6 +26,9 @@ SAMPLE = 1 << 18
 
 BLOCK = 16
 """Rows that are read at once."""
+
+KEPT = "none"
+"""The base of a group that stays as it is."""
 
 EXPERTS = 4
 """Experts of a group that are encoded, at most."""
@@ -59,6 +63,11 @@ class Forecast:
     entries: tuple[ForecastEntry, ...]
     bytes_after: int
     predicted_kl: float | None
+
+    @property
+    def outlook(self) -> Outlook:
+        replaced = [entry for entry in self.entries if entry.base != KEPT]
+        return Outlook.of(self.predicted_kl, [(entry.gain, entry.noise) for entry in replaced])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,7 +109,7 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
 
 
 def _kept(entry: PlanEntry) -> ForecastEntry:
-    return ForecastEntry(*entry.key, "none", entry.bytes_after, 1.0, 0.0, 0.0)
+    return ForecastEntry(*entry.key, KEPT, entry.bytes_after, 1.0, 0.0, 0.0)
 
 
 def _can_be_sampled(codec: GroupCodec) -> bool:

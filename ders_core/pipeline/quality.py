@@ -226,12 +226,12 @@ OUTLOOK = (PREDICTED_KL, GAIN, NOISE)
 COMPARED = (
     KL,
     PREDICTED_KL,
+    GAIN,
+    NOISE,
     PERPLEXITY,
     PERPLEXITY_CHANGE,
     TOP1_AGREEMENT,
     ROUTING_AGREEMENT,
-    GAIN,
-    NOISE,
     WEIGHT_ERROR,
 )
 """The figures by which runs are compared, in the order of a table's columns."""

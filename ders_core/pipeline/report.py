@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -51,12 +51,24 @@ class Outlook:
     """What a compression does to the model, as far as it is known without measuring it on a text.
 
     predicted_kl: as in `Report`. gain, noise: means over the groups that are replaced, each group
-    counted once; None where there are none, and in reports of earlier versions.
+    counted once; None where there are none, where one is not known, and in reports of earlier
+    versions.
     """
 
     predicted_kl: float | None = None
     gain: float | None = None
     noise: float | None = None
+
+    @classmethod
+    def of(
+        cls, predicted_kl: float | None, groups: Sequence[tuple[float | None, float | None]]
+    ) -> Outlook:
+        """groups: gain and noise of each group that is replaced, None where they are not known."""
+        gains = [gain for gain, _ in groups if gain is not None]
+        noises = [noise for _, noise in groups if noise is not None]
+        if not groups or not len(gains) == len(noises) == len(groups):
+            return cls(predicted_kl)
+        return cls(predicted_kl, fmean(gains), fmean(noises))
 
     @property
     def text(self) -> str:
@@ -97,11 +109,7 @@ class Report:
     @property
     def outlook(self) -> Outlook:
         replaced = [entry for entry in self.entries if entry.is_replaced]
-        gains = [entry.gain for entry in replaced if entry.gain is not None]
-        noises = [entry.noise for entry in replaced if entry.noise is not None]
-        if not replaced or len(gains) < len(replaced) or len(noises) < len(replaced):
-            return Outlook(self.predicted_kl)
-        return Outlook(self.predicted_kl, fmean(gains), fmean(noises))
+        return Outlook.of(self.predicted_kl, [(entry.gain, entry.noise) for entry in replaced])
 
     @property
     def remarks(self) -> list[str]:

@@ -28,9 +28,11 @@ def plot(
     return event
 
 
-def figure_column(figure: Figure) -> Any:
-    """A column of a figure whose values are multiplied by its scale already."""
-    return st.column_config.NumberColumn(figure.short, format=figure.format, help=figure.help)
+def figure_column(figure: Figure, note: str = "") -> Any:
+    """A column of a figure whose values are multiplied by its scale already. note: a sentence that
+    its help ends with."""
+    words = f"{figure.help} {note}".rstrip()
+    return st.column_config.NumberColumn(figure.short, format=figure.format, help=words)
 
 
 def live_plot(figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from ders_core.analysis import Analysis, expected
-from ders_core.codecs import CODECS, Choice, Codec, Strength, make_codec
+from ders_core.codecs import CODECS, Choice, Codec, Expected, Strength, make_codec
 from ders_core.codecs.gain import Gain
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
-from ders_core.pipeline.plan import Plan
+from ders_core.pipeline.forecast import Forecast, ForecastEntry
+from ders_core.pipeline.plan import Plan, PlanEntry
 from ders_core.pipeline.quality import GAIN, NOISE
 
 OTHER = "other (YAML)"
@@ -122,14 +123,16 @@ def calibration_sentence() -> str:
     )
 
 
-def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
-    """layer, projection, codec, strength, before and after in MB, share of original in %, expected
-    gain and noise."""
+def table(plan: Plan, analysis: Analysis | None, told: Forecast | None = None) -> pd.DataFrame:
+    """layer, projection, codec, strength, before and after in MB, share of original in %, gain and
+    noise: foretold from a sample, else expected from the analysis."""
     rows = []
-    for entry in plan.entries:
-        loss = None
-        if analysis is not None and entry.codec.codec is not None:
-            loss = expected(analysis, entry.layer, entry.projection, entry.codec.codec)
+    for number, entry in enumerate(plan.entries):
+        sampled = None if told is None else told.entries[number]
+        after = entry.bytes_after if sampled is None else sampled.bytes_after
+        loss: Expected | ForecastEntry | None = sampled
+        if sampled is None or sampled.gain is None:
+            loss = _expected(entry, analysis)
         rows.append(
             {
                 "layer": entry.layer,
@@ -137,13 +140,19 @@ def table(plan: Plan, analysis: Analysis | None) -> pd.DataFrame:
                 "codec": choice_of(entry.codec),
                 "strength": strength_of(entry.codec),
                 "before": entry.bytes_before / 1e6,
-                "after": entry.bytes_after / 1e6,
-                "share": 100 * entry.bytes_after / entry.bytes_before,
+                "after": after / 1e6,
+                "share": 100 * after / entry.bytes_before,
                 GAIN.key: None if loss is None else loss.gain,
                 NOISE.key: None if loss is None else loss.noise,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _expected(entry: PlanEntry, analysis: Analysis | None) -> Expected | None:
+    if analysis is None or entry.codec.codec is None:
+        return None
+    return expected(analysis, entry.layer, entry.projection, entry.codec.codec)
 
 
 def codecs_of(plan: Plan) -> dict[tuple[int, str], GroupCodec]:

@@ -32,6 +32,9 @@ LEADING = (KL.key, PREDICTED_KL.key, "ratio", "bytes_after")
 COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LEADING))
 """What a run costs, then what it saves, then the rest."""
 
+MEANS, MEAN = (GAIN, NOISE, WEIGHT_ERROR), "The mean over the groups that are replaced."
+"""Figures of groups; what a row of a run shows of them."""
+
 GROUP_COLUMNS = (
     *("layer", "projection", "codec", "base", "bytes_before", "bytes_after"),
     *(GAIN.key, NOISE.key, NOISE_COST.key, DELTA_ERROR.key, WEIGHT_ERROR.key, OUTPUT_ERROR.key),

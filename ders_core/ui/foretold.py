@@ -1,0 +1,73 @@
+"""Forecasts on pages: what a sample of rows tells of a recipe before a run."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
+from ders_core.pipeline.forecast import Forecast, forecast
+from ders_core.pipeline.plan import Plan, check_files
+from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL, Figure
+from ders_core.recipe import Recipe
+
+_KEY = "studio_forecasts"
+_KEPT = 16
+
+
+def foretold(source: Checkpoint, recipe: Recipe) -> Forecast | None:
+    """The forecast of this recipe, if it was made in this session."""
+    told: dict[tuple[str, str], Forecast] = st.session_state.get(_KEY, {})
+    return told.get(_version(source, recipe))
+
+
+def _version(source: Checkpoint, recipe: Recipe) -> tuple[str, str]:
+    return source.store.version, recipe.to_yaml()
+
+
+def forecast_cells(told: Forecast) -> None:
+    """Predicted KL; where the calibration has no gradients, or there is none, gain and noise."""
+    outlook = told.outlook
+    if outlook.predicted_kl is not None:
+        _cell(PREDICTED_KL, outlook.predicted_kl, "From a sample of rows and experts.")
+        return
+    how = "From a sample of rows and experts, the mean over the replaced groups."
+    _cell(GAIN, outlook.gain, how)
+    _cell(NOISE, outlook.noise, how)
+
+
+def _cell(figure: Figure, value: float | None, how: str) -> None:
+    st.metric(
+        figure.short[0].upper() + figure.short[1:],
+        "unknown" if value is None else figure.text(value),
+        help=f"{figure.help} {how}",
+        width="content",
+    )
+
+
+def forecast_button(source: Checkpoint, recipe: Recipe, plan: Plan) -> None:
+    """Encodes a sample, with a bar meanwhile, and draws the page anew."""
+    if not st.button(
+        "Predict",
+        key="predict",
+        icon=":material/query_stats:",
+        help="Encodes a sample of every group as the recipe says: bytes, gain and noise, and with "
+        "a calibration that has gradients the KL. Nothing is written.",
+    ):
+        return
+    bar = st.progress(0.0, "encoding a sample")
+
+    def show(done: int, total: int, words: str) -> None:
+        bar.progress(done / total if total else 0.0, words)
+
+    try:
+        check_files(recipe, source)
+        told = forecast(plan, source, progress=show)
+    except DersError as error:
+        bar.empty()
+        st.error(str(error))
+        return
+    earlier = st.session_state.get(_KEY, {})
+    latest = list(earlier.items())[1 - _KEPT :]
+    st.session_state[_KEY] = dict(latest) | {_version(source, recipe): told}
+    st.rerun()

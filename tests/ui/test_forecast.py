@@ -1,0 +1,96 @@
+"""Pages foretell a recipe from a sample: KL with gradients, else gain and noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from support.gradient_calibrations import with_gradients
+from support.recipe_pages import recipe_of
+from support.studio_pages import on, opened
+
+from ders_core.analysis import analyze
+from ders_core.jobs import Workspace
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.forecast import forecast
+from ders_core.pipeline.plan import resolve
+from ders_core.recipe import FIRST_PRESET, Recipe, presets
+from ders_core.ui.recipe_table import table
+
+
+def shown(app: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in app.metric}
+
+
+def test_gain_and_noise_without_a_calibration(app: AppTest, mixtral_dir: Path) -> None:
+    source = open_checkpoint(mixtral_dir)
+    on(opened(app, mixtral_dir), "recipe")
+    assert recipe_of(app) == presets()[FIRST_PRESET]
+    assert not {"Gain", "Noise", "Predicted KL"} & shown(app).keys()
+    app.button(key="predict").click().run()
+    assert not app.exception
+    outlook = forecast(resolve(presets()[FIRST_PRESET], source), source).outlook
+    assert outlook.gain is not None
+    assert outlook.noise is not None
+    cells = shown(app)
+    assert (cells["Gain"], cells["Noise"]) == (f"{outlook.gain:.3g}", f"{outlook.noise:.3g}")
+    assert "After, about" in cells
+    app.pills(key="preset").set_value("quantized-2bit").run()
+    assert not {"Gain", "Noise"} & shown(app).keys()  # of another recipe
+
+
+def test_kl_with_gradients(app: AppTest, mixtral_dir: Path, workspace: Workspace) -> None:
+    source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
+    with_gradients(source, path)
+    on(opened(app, mixtral_dir), "recipe")
+    field = next(item for item in app.text_input if item.label == "Calibration")
+    field.set_value(str(path)).run()
+    app.selectbox(key="set_codec").set_value("unbiased by sensitivity").run()
+    app.button(key="set_apply").click().run()
+    assert not app.error
+    app.button(key="predict").click().run()
+    assert not app.exception
+    recipe = recipe_of(app)
+    assert recipe.codec(0, "up").needs_of_calibration == "inputs"
+    kl = forecast(resolve(recipe, source), source).predicted_kl
+    assert shown(app)["Predicted KL"] == f"{kl:.3g}"
+    assert "Gain" not in shown(app)
+
+
+def test_one_group_on_the_spectra_page(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
+    analyze(source).save(workspace.analysis_dir(source.identity))
+    with_gradients(source, path)
+    on(opened(app, mixtral_dir), "recipe")
+    field = next(item for item in app.text_input if item.label == "Calibration")
+    field.set_value(str(path)).run()
+    on(app, "spectra")
+    app.segmented_control(key="spec_codec").set_value("unbiased rounding").run()
+    app.button(key="predict").click().run()
+    assert not app.exception
+    rule = {"layers": "0", "projections": ["gate"], "codec": "entropy", "bits": 1}
+    rule |= {"rounding": "unbiased", "gain": "auto"}
+    recipe = Recipe.model_validate({"name": "x", "calibration": path, "rules": [rule]})
+    kl = forecast(resolve(recipe, source), source).predicted_kl
+    assert shown(app)["Predicted KL"] == f"{kl:.3g}"
+
+
+def test_the_table_takes_what_was_foretold(mixtral_dir: Path) -> None:
+    """Where a sample does not tell, it keeps what the plan and the analysis say."""
+    source = open_checkpoint(mixtral_dir)
+    rules = [{"codec": "lowrank", "rank": 3}, {"layers": "0", "codec": "quantized", "bits": 2}]
+    plan = resolve(Recipe.model_validate({"name": "x", "rules": rules}), source)
+    told = forecast(plan, source)
+    rows = table(plan, None, told)
+    first = rows["layer"] == 0
+    assert rows.loc[first, "gain"].tolist() == [
+        entry.gain for entry in told.entries if entry.layer == 0
+    ]
+    assert rows.loc[~first, ["gain", "noise"]].isna().all(axis=None)
+    assert told.outlook.gain is None
+    assert rows["after"].sum() * 1e6 == pytest.approx(
+        sum(entry.bytes_after for entry in told.entries)
+    )
