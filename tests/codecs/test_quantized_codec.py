@@ -171,7 +171,7 @@ def test_nearest_is_the_nearest_level(values: list[float], bits: int) -> None:
         codes = levels.nearest(entries).long()
         distances = np.abs(table[codes.numpy()] - double(entries))
         best = np.abs(table - double(entries)[:, None]).min(1)
-        rounding = 2 * (levels.reach + 6.5) * np.finfo(np.float32).eps
+        rounding = 2 * (levels.reach + 6.5) * float(np.finfo(np.float32).eps)
         np.testing.assert_allclose(distances, best, rtol=0, atol=rounding)
         np.testing.assert_array_equal(double(levels.at(codes)), table[codes.numpy()])
 
