@@ -19,6 +19,7 @@ from ders_core.recipe import Recipe, presets
 from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.base_row import base_row
+from ders_core.ui.calibration_job import calibration_job, calibration_texts
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
@@ -255,8 +256,11 @@ def base_and_calibration(recipe: Recipe, source: Checkpoint) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         base_row(recipe, source, change)
         problem = calibration_path(recipe)
+        calibration_job(source, lambda path: change(with_calibration(recipe, path)))
     if problem:
         st.error(problem)
+    if recipe.calibration is not None:
+        calibration_texts(recipe.calibration)
 
 
 def calibration_path(recipe: Recipe) -> str | None:
@@ -279,11 +283,15 @@ def calibration_path(recipe: Recipe) -> str | None:
     try:
         if path:
             Calibration.open(session.workspace().check_allowed(Path(path)))
-        changed = {**recipe.model_dump(), "calibration": cleaned(path) or None}
-        change(Recipe.model_validate(changed))
+        change(with_calibration(recipe, path))
     except (DersError, ValueError) as error:
         return f"calibration: {one_line(error)}"
     st.rerun()
+
+
+def with_calibration(recipe: Recipe, path: str) -> Recipe:
+    """Raises ValidationError if a codec needs one and there is none."""
+    return Recipe.model_validate({**recipe.model_dump(), "calibration": cleaned(path) or None})
 
 
 def one_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import streamlit as st
 
 from ders_core import figures
-from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import available_devices
 from ders_core.errors import DersError
 from ders_core.files.texts import text_files
@@ -24,26 +23,8 @@ from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_progress import ACTIVE, STATES, job_panel, resume_button, submit
 from ders_core.ui.plots import figure_column, plot
+from ders_core.ui.trust import trust_switch
 from ders_core.units import bytes_text, duration_text, share_text
-
-
-def trust_switch(source: Checkpoint) -> bool:
-    """Whether evaluation may run code that came with the checkpoint; asked anew in each session."""
-    trusted = kept.field(
-        st.toggle,
-        "Run the model's own code (trust_remote_code)",
-        key="run_trust",
-        start=False,
-        of=source.path,
-        lasting=False,
-        help="Some models come with Python files of their own, named by `auto_map` in config.json, "
-        "and cannot be evaluated without them. Turned on, evaluation runs these files with all "
-        "your rights: do so only if you have read them or trust their author. Other models need "
-        "no such code. It holds for this checkpoint until the browser's page is closed.",
-    )
-    if not trusted and "auto_map" in source.config:
-        st.caption("This model comes with code of its own, which runs only if you allow it.")
-    return trusted
 
 
 def new_run() -> None:
@@ -102,7 +83,7 @@ def new_run() -> None:
             started = st.button(
                 "Start", type="primary", icon=":material/play_arrow:", key="run_start"
             )
-            trusted = trust_switch(source)
+            trusted = trust_switch(source, "run_trust")
     if not started:
         return
     try:

@@ -24,7 +24,7 @@ SLACK = 1.0002
 REFINEMENTS = 5
 """How often a step is corrected that takes less than `Rounding.enough` of the bytes."""
 
-MOST_ATTEMPTS = 1 << 12
+MOST_ATTEMPTS = 1 << 10
 
 
 def within(
@@ -54,7 +54,8 @@ def within(
             step *= 2.0 ** min(max(octaves, -1.0), -0.001)
         else:
             too_small = step
-            step *= 2.0 ** min(max(octaves, 0.001), 1.0)
+            least = 0.001 * 2.0 ** (attempt // 16)  # where bytes are even over a range of steps
+            step *= 2.0 ** min(max(octaves, least), 1.0)
         if best is not None:
             if attempt >= REFINEMENTS:
                 break

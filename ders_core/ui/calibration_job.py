@@ -1,0 +1,121 @@
+"""A calibration of the open checkpoint, measured in the background, and what is known of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
+from ders_core.files.texts import text_files
+from ders_core.jobs import Job
+from ders_core.jobs.kinds.calibrate import CalibrateResult
+from ders_core.pipeline.calibration import Calibration
+from ders_core.ui import kept, session
+from ders_core.ui.job_progress import ACTIVE, job_panel, submit
+from ders_core.ui.trust import trust_switch
+from ders_core.units import listed
+
+GRADIENTS = (
+    "Measures also how much an error in each weight costs: one backward pass of every window, "
+    "about four times as long. Then steps can be smaller where errors cost more, the best gain is "
+    "known, and KL is predicted before a run."
+)
+DOMAIN = (
+    "Predictions speak of text like that: of another language or domain KL can be twice as high. "
+    "Give several texts, a mixture of what the model is for."
+)
+
+
+def calibration_job(source: Checkpoint, use: Callable[[str], None]) -> None:
+    """A form that files the job; then its panel, and a button that takes the file. use: called with
+    the finished file's path."""
+    with st.popover("Measure one", icon=":material/ssid_chart:"):
+        _form(source)
+    _progress(source, use)
+
+
+def calibration_texts(path: Path) -> None:
+    """What a calibration was measured on, in one line; nothing if it cannot be opened."""
+    try:
+        calibration = Calibration.open(path)
+    except DersError:
+        return
+    read = f"Calibrated on {calibration.tokens} tokens"
+    if calibration.texts:
+        read += f" of {listed(calibration.texts)}"
+    gradients = "with" if calibration.has_gradients else "without"
+    st.caption(f"{read}, {gradients} gradients.", help=DOMAIN)
+
+
+def _form(source: Checkpoint) -> None:
+    texts = kept.field(
+        st.text_area,
+        "Texts",
+        key="calibration_texts",
+        start="",
+        of=source.path,
+        placeholder="files or directories, one a line",
+        help="UTF-8 text, .jsonl, or directories of such files, not those that quality is "
+        f"measured on. {DOMAIN}",
+        height=90,
+    )
+    tokens = kept.field(
+        st.number_input,
+        "Tokens",
+        key="calibration_tokens",
+        start=8192,
+        min_value=256,
+        max_value=1_000_000,
+        step=1024,
+    )
+    gradients = kept.field(
+        st.toggle, "Gradients", key="calibration_gradients", start=False, help=GRADIENTS
+    )
+    trusted = trust_switch(source, "calibration_trust")
+    if not st.button("Measure", key="calibration_start", type="primary"):
+        return
+    try:
+        allowed = [session.workspace().check_allowed(each) for each in texts.split("\n") if each]
+        for path in allowed:
+            text_files(path)
+        spec = {
+            "checkpoint": str(source.path),
+            "text": [str(path) for path in allowed],
+            "max_tokens": int(tokens),
+            "gradients": gradients,
+            "trust_remote_code": trusted,
+        }
+        if not allowed:
+            st.error("Name a text to calibrate on: a file or a directory.")
+            return
+        submit("calibrate", spec)
+    except DersError as error:
+        st.error(str(error))
+    else:
+        st.rerun()
+
+
+def _latest(source: Checkpoint) -> Job | None:
+    jobs = session.job_store().list(kind="calibrate")
+    return next((job for job in jobs if job.spec.get("checkpoint") == str(source.path)), None)
+
+
+@st.fragment(run_every=1.5)
+def _progress(source: Checkpoint, use: Callable[[str], None]) -> None:
+    """The newest job of this checkpoint, until its file is used or another one is chosen."""
+    job = _latest(source)
+    if job is None or st.session_state.get("calibration_used") == job.id:
+        return
+    if job.state in (*ACTIVE, "failed"):
+        job_panel(job)
+        return
+    result = CalibrateResult.of(job)
+    if result is not None:
+        label = f"Use the calibration of {result.tokens} tokens"
+        if st.button(label, key="calibration_use", icon=":material/check:"):
+            st.session_state["calibration_used"] = job.id
+            use(result.path)
+            st.rerun()

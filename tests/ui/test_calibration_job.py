@@ -1,0 +1,59 @@
+"""The Recipe page measures a calibration in the background, and says what one was measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+from support.gradient_calibrations import with_gradients
+from support.recipe_pages import recipe_of
+from support.studio_pages import on, opened
+
+from ders_core.jobs import JobStore, Workspace
+from ders_core.packed.open import open_checkpoint
+
+
+def test_a_job_is_filed_with_texts_and_gradients(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    texts = [workspace.path / name for name in ("one.txt", "two.txt")]
+    for text in texts:
+        text.write_text("Some words to read.\n", encoding="utf-8")
+    on(opened(app, mixtral_dir), "recipe")
+    app.button(key="calibration_start").click().run()
+    assert "text" in app.error[0].value
+    app.text_area(key="calibration_texts").set_value("\n".join(map(str, texts))).run()
+    app.toggle(key="calibration_gradients").set_value(True).run()
+    app.button(key="calibration_start").click().run()
+    assert not app.exception
+    (job,) = JobStore(workspace).list(kind="calibrate")
+    assert job.spec["text"] == [str(text) for text in texts]
+    assert job.spec["gradients"] is True
+    assert job.spec["checkpoint"] == str(mixtral_dir)
+
+
+def test_a_text_outside_the_allowed_roots_is_refused(app: AppTest, mixtral_dir: Path) -> None:
+    on(opened(app, mixtral_dir), "recipe")
+    app.text_area(key="calibration_texts").set_value("/etc/passwd").run()
+    app.button(key="calibration_start").click().run()
+    assert app.error
+    assert not app.exception
+
+
+def test_a_finished_calibration_can_be_used(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    path = workspace.path / "c.safetensors"
+    calibration = with_gradients(open_checkpoint(mixtral_dir), path)
+    store = JobStore(workspace)
+    spec = {"checkpoint": str(mixtral_dir), "text": "t.txt", "gradients": True}
+    job = store.submit("calibrate", spec)
+    taken = store.claim("test")
+    assert taken is not None
+    result = {"path": str(path), "tokens": calibration.tokens, "dtype": "", "gradients": True}
+    store.finish(job.id, result)
+    on(opened(app, mixtral_dir), "recipe")
+    app.button(key="calibration_use").click().run()
+    assert not app.exception
+    assert recipe_of(app).calibration == path
+    assert any("with gradients" in caption.value for caption in app.caption)
