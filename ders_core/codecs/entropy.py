@@ -204,8 +204,8 @@ class Entropy(DeltaCodec):
             decoded = levels.index_select(0, numbers).view(matrix.shape)
             if entries.steps is not None:
                 entries.steps.multiply_(decoded)
-            is_unbiased = self.rounding == "unbiased"
-            levels *= gain_factor(self.gain, matrix, decoded, context, is_unbiased=is_unbiased)
+            by_chance = self.rounding == "unbiased"
+            levels *= gain_factor(self.gain, matrix, decoded, context, by_chance=by_chance)
         return entries.write(levels, numbers, coded.counts[:, occurring].numpy())
 
     def decode(
@@ -222,8 +222,9 @@ class Entropy(DeltaCodec):
         """As for Gaussian values of one variance. Unknown where steps differ."""
         if self.bits is None or self.steps == "sensitive":
             return None
-        if self.rounding == "unbiased":
+        by_chance = self.rounding == "unbiased"
+        if by_chance:
             code = Expected(1.0, gaussian_error.of_unbiased_rounding(self.bits))
         else:
             code = Expected.of_least_squares(gaussian_error.of_entropy_coding(self.bits))
-        return expected_with(self.gain, code, statistics.groups)
+        return expected_with(self.gain, code, statistics.groups, by_chance=by_chance)

@@ -27,6 +27,11 @@ GROUPS_COHERENCE = 4.0
 """B / V for a group of the model where errors are as large as deltas, without gradients: measured
 by benchmarks/unbiased.py."""
 
+DECIDED = 0.75
+"""How far from least squares to a gain of 1 it is best to go, without gradients, with a code whose
+errors are no matter of chance: they hang together with the delta, and make up for a part of what is
+missing of it. Measured by benchmarks/unbiased.py."""
+
 
 def label_of(gain: Gain | None) -> str:
     """In a few words; empty where none is asked for."""
@@ -48,12 +53,12 @@ def gain_factor(
     decoded: torch.Tensor,
     context: EncodeContext,
     *,
-    is_unbiased: bool = False,
+    by_chance: bool = False,
 ) -> float:
     """What to multiply a decoded delta by, so that it has this gain; 1 for a delta or a code of
     zeros alone. With second moments, ⟨Δ̂x, Δx⟩ counts, of inputs without correlation.
 
-    delta, decoded: `[out, in]` float32. is_unbiased: the code has a gain of 1 on average over its
+    delta, decoded: `[out, in]` float32. by_chance: the code has a gain of 1 on average over its
     chances, which is better known than what one draw of them gives.
     """
     metric, scale = Metric.of(context), scale_of(delta)
@@ -62,13 +67,15 @@ def gain_factor(
         return 1.0
     if gain == "least_squares":
         return shared / metric.inner(decoded, decoded, scale)
-    unbiased = 1.0 if is_unbiased else metric.inner(delta, delta, scale) / shared
+    unbiased = 1.0 if by_chance else metric.inner(delta, delta, scale) / shared
     if gain == "auto":
-        return unbiased * best_gain(delta, decoded * unbiased, context)
+        return unbiased * best_gain(delta, decoded * unbiased, context, by_chance=by_chance)
     return unbiased * (gain if isinstance(gain, float) else 1.0)
 
 
-def expected_with(gain: Gain | None, code: Expected, groups: int) -> Expected:
+def expected_with(
+    gain: Gain | None, code: Expected, groups: int, *, by_chance: bool = False
+) -> Expected:
     """What is expected of a code once it has this gain, without a calibration; `best_gain` says
     what `auto` is. groups: of the model."""
     if gain is None or not code.gain > 0:
@@ -77,26 +84,35 @@ def expected_with(gain: Gain | None, code: Expected, groups: int) -> Expected:
         return code.scaled(code.gain / (code.gain**2 + code.noise**2))
     unbiased = code.scaled(1 / code.gain)
     if gain == "auto":
-        removal = GROUPS_COHERENCE * groups
-        return unbiased.scaled(removal / (removal + unbiased.noise**2))
+        return unbiased.scaled(_best_without_gradients(unbiased.noise**2, groups, by_chance))
     return unbiased.scaled(gain if isinstance(gain, float) else 1.0)
 
 
-def best_gain(delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext) -> float:
+def best_gain(
+    delta: torch.Tensor, decoded: torch.Tensor, context: EncodeContext, *, by_chance: bool
+) -> float:
     """B / (B + V) for a code of gain 1.
 
-    delta, decoded: `[out, in]` float32. With gradients both are what this weight's errors and its
-    deltas cost; without, V / B is ‖E‖² / ‖Δ‖² over a multiple of the number of groups: the more
-    groups there are, the more a shrinkage of all adds up.
+    delta, decoded: `[out, in]` float32. by_chance: as of `gain_factor`. With gradients B and V are
+    what this weight's deltas and its errors cost. Without, V / B is taken to be ‖E‖² / ‖Δ‖² over a
+    multiple of the number of groups: the more groups there are, the more a shrinkage of all adds
+    up.
     """
     error = decoded - delta
     if context.curvature is not None and context.removal is not None:
         noise, removal = context.curvature.cost(error), context.removal
-    else:
-        scale = scale_of(delta)
-        noise = Metric().inner(error, error, scale)
-        removal = Metric().inner(delta, delta, scale) * GROUPS_COHERENCE * context.groups
-    return removal / (removal + noise) if removal > 0 else 1.0
+        return removal / (removal + noise) if removal > 0 else 1.0
+    scale = scale_of(delta)
+    energy = Metric().inner(delta, delta, scale)
+    noise = Metric().inner(error, error, scale) / energy if energy else 0.0
+    return _best_without_gradients(noise, context.groups, by_chance)
+
+
+def _best_without_gradients(noise: float, groups: int, by_chance: bool) -> float:
+    """noise: ‖E‖² / ‖Δ‖² at a gain of 1; that of least squares is 1 / (1 + noise)."""
+    removal = GROUPS_COHERENCE * groups
+    best = removal / (removal + noise)
+    return best if by_chance else min(best, 1 - (1 - DECIDED) * noise / (1 + noise))
 
 
 @dataclass(frozen=True)

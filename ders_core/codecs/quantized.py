@@ -169,7 +169,7 @@ class Quantized(DeltaCodec):
         if self.gain != "auto":
             return parts
         decoded = self.decode(parts, (delta.shape[0], delta.shape[1]), context)
-        return self.scaled(parts, best_gain(delta, decoded, context))
+        return self.scaled(parts, best_gain(delta, decoded, context, by_chance=False))
 
     def scaled(self, parts: Parts, factor: float) -> Parts:
         """The parts of the same delta times a factor above 0."""

@@ -169,7 +169,11 @@ class Sparse(DeltaCodec):
         if self.gain is None:
             is_unbiased = self._scaling == "unbiased" or self._target == 1
             return expected_with("unbiased" if is_unbiased else None, kept, statistics.groups)
-        return expected_with(self.gain, kept, statistics.groups)
+        return expected_with(self.gain, kept, statistics.groups, by_chance=self._by_chance)
+
+    @property
+    def _by_chance(self) -> bool:
+        return self.method != "magnitude"
 
     @property
     def ragged(self) -> frozenset[str]:
@@ -242,7 +246,8 @@ class Sparse(DeltaCodec):
             parts = self._coder.encode(_by_row(values, pieces, factors, entries.shape), context)
         if self.gain == "auto":
             decoded = _scattered(self._coder.decode(parts), pieces, entries.shape)
-            parts = self._coder.scaled(parts, best_gain(entries.matrix, decoded, context))
+            factor = best_gain(entries.matrix, decoded, context, by_chance=self._by_chance)
+            parts = self._coder.scaled(parts, factor)
         return parts | chosen.parts
 
     def _factors(

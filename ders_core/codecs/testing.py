@@ -28,6 +28,8 @@ SHAPES = (
 )
 """Empty, thin, even and odd ones."""
 
+SHAPES_IN_EVERY_DTYPE = ((0, 5), (13, 29), (16, 128))
+
 GAUSSIAN_SHAPE = (96, 1024)
 LEAST_OF_EXPECTED, MOST_OF_EXPECTED = 0.2, 1.5
 """The error on Gaussian deltas as a multiple of the expected one. Small blocks may do far better
@@ -174,9 +176,10 @@ def check_encoding(
 
 
 def check_shapes(codec: Codec) -> None:
-    """Any shape and dtype, with and without a calibration; experts at their base stay there."""
+    """Any shape, some of them in any dtype, with and without a calibration; experts at their base
+    stay there."""
     for shape in SHAPES:
-        for dtype in DTYPES:
+        for dtype in DTYPES if shape in SHAPES_IN_EVERY_DTYPE else DTYPES[:1]:
             base = gaussian(shape, 1, 1.0).to(dtype)
             weight = (base.float() + gaussian(shape, 2)).to(dtype)
             delta = weight.float() - base.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,9 @@ def delta_of(kind: str) -> torch.Tensor:
             return torch.matmul(left * (rank <= 5), right)
 
 
+@cache
 def low_rank(count: int, noise: float = 0.0) -> torch.Tensor:
-    """noise: its norm, as a share of the norm of the rest."""
+    """noise: its norm, as a share of the norm of the rest. Not to be written to."""
     random = torch.Generator().manual_seed(3)
     out, width = SHAPE
     left = torch.randn(out, count, generator=random, dtype=torch.float64)
@@ -56,7 +58,9 @@ def delta(request: pytest.FixtureRequest) -> torch.Tensor:
     return delta_of(request.param)
 
 
+@cache
 def exact(delta: torch.Tensor) -> np.ndarray:
+    """Not to be written to."""
     return np.linalg.svd(delta.double().numpy(), compute_uv=False)
 
 

@@ -130,6 +130,17 @@ def test_without_gradients_more_groups_shrink_less() -> None:
     assert 0 < gains[0] < gains[1] < gains[2] < 1.05
 
 
+def test_without_gradients_what_is_no_chance_goes_three_quarters_of_the_way() -> None:
+    """From the gain of least squares to 1, however many groups there are."""
+    delta, known = gauss(SHAPE), EncodeContext(torch.float32, 5, groups=10_000)
+    codec = {"codec": "entropy", "bits": 0.6}
+    least, best = (
+        gain_of(coded(made(codec, gain=gain), delta, known), delta)
+        for gain in ("least_squares", "auto")
+    )
+    assert best == pytest.approx(least + 0.75 * (1 - least), abs=2e-3)
+
+
 def test_what_has_no_gain_is_written_as_before() -> None:
     for fields in CODES:
         assert "gain" not in made(fields).dump()

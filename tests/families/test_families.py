@@ -66,6 +66,9 @@ CODECS: tuple[Codec, ...] = (
 )
 """What loses something."""
 
+TEXT_MODELS = {f"{name}_text" for name in FAMILIES} & {*FAMILIES}
+"""Families that are the text model of another one: the same modules under other names."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -182,8 +185,8 @@ def _is_experts(name: str, tensor: torch.Tensor, model_type: str) -> bool:
 
 
 def test_what_loses_nothing_is_bit_equal(case: Case, logits: torch.Tensor, tmp_path: Path) -> None:
-    """The down projections are lossless, the others kept."""
-    rules = (Rule(codec=Keep()), Rule(codec=Lossless(), projections=("down",)))
+    """The up projections are kept, the others are lossless: differences to a base."""
+    rules = (Rule(codec=Lossless()), Rule(codec=Keep(), projections=("up",)))
     compress(case.path, tmp_path / "packed", recipe(*rules))
     groups = PackedCheckpoint(tmp_path / "packed").manifest.groups
     assert any(group.group_codec().codec == Lossless() for group in groups)
@@ -244,6 +247,8 @@ def test_logits_are_those_of_the_synthesized_weights(
 ) -> None:
     """Every projection has another codec: the next ones in turn, so that each codec meets many
     families in each projection."""
+    if case.family.model_type in TEXT_MODELS:
+        pytest.skip("its names are tested by what loses nothing, all else in the whole model")
     first = (1 + len(PROJECTIONS)) * case.number
     codecs = {
         projection: CODECS[(first + place) % len(CODECS)]

@@ -27,8 +27,8 @@ def store(workspace: Workspace) -> JobStore:
 
 @pytest.fixture(scope="session")
 def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 groups, each of which `SLOW_RECIPE` keeps a core busy with for a good part of a second."""
-    return make_checkpoint(tmp_path_factory.mktemp("slow") / "moe", 6, 384, 512, 3)
+    """12 groups, each of which `SLOW_RECIPE` keeps a core busy with for a good part of a second."""
+    return make_checkpoint(tmp_path_factory.mktemp("slow") / "moe", 4, 384, 512, 3)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def test_submit_get_list(store: JobStore) -> None:
 @pytest.mark.parametrize(
     ("kind", "spec", "facts"),
     [
-        ("dance", {}, ["'dance'", "analyze, demo, evaluate, export, run, upcycle"]),
+        ("dance", {}, ["'dance'", "analyze, calibrate, demo, evaluate, export, run, upcycle"]),
         ("run", {"checkpoint": "/m"}, ["'run' needs", "'recipe'"]),
         ("run", {"checkpoint": "/m", "recipe": "", "workers": 0}, ["'run', workers: "]),
         ("demo", {"size": 3}, ["'demo'", "no parameter 'size'", " seed"]),

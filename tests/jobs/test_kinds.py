@@ -20,6 +20,7 @@ from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace
 from ders_core.jobs.worker import run_worker
 from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
 
@@ -117,6 +118,20 @@ def test_evaluate_alone(
     several = spec | {"text": [str(halves), f" '{tmp_path / '2.txt'}' "]}
     again = result_of(do(workspace, "evaluate", several))
     assert again["perplexity"] == result["perplexity"]
+
+
+def test_calibrate(workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(tiny_text)
+    spec = {"checkpoint": str(mixtral_dir), "text": str(text), "max_tokens": 62, "window": 32}
+    for gradients in (False, True):
+        job = do(workspace, "calibrate", spec | {"gradients": gradients, "device": "cpu"})
+        result = result_of(job)
+        calibration = Calibration.open(result["path"])
+        assert calibration.path.parent == workspace.run_dir(job.id)
+        assert result["tokens"] == calibration.tokens == 64
+        assert result["gradients"] == calibration.has_gradients == gradients
+        calibration.check(open_checkpoint(mixtral_dir))
 
 
 def test_a_run_refuses_what_evaluation_would_refuse_before_it_compresses(

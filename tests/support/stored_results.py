@@ -85,6 +85,7 @@ FIGURES = {
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
+    "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
     "demo": {},
     "evaluate": {"model": "/models/moe", "text": "/t.txt"},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
@@ -93,6 +94,14 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
     "analyze": ({"identity": "abc", "directory": "/w/analysis/abc"},),
+    "calibrate": (
+        {
+            "path": "/w/runs/00001/calibration.safetensors",
+            "tokens": 8192,
+            "dtype": "float32",
+            "gradients": True,
+        },
+    ),
     "demo": (
         {
             "moe": "/w/demo/moe",

@@ -5,6 +5,7 @@ Blocks are first brought to a largest magnitude of 1, so that no square over- or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -19,6 +20,9 @@ SPREADS = (0.7, 1.0, 1.3)
 """Multiples of what is best for a Gaussian of the group's variance that are tried."""
 
 REFINEMENTS = 2
+FEW = 1 << 13
+"""Values for which all candidates are tried at once."""
+
 TINY = 1e-30
 CAUTION = 1e-3
 """Share by which a bound is loosened, far above what sums in float32 are off by."""
@@ -43,15 +47,41 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
     spread = (_summed(unit.square(), heavy) / total).sqrt() * _gaussian_scale(levels)
     candidates = [torch.full_like(largest, share / levels.reach) for share in SHRINKS]
     candidates += [spread * share for share in SPREADS]
-    best, least = candidates[-2], torch.full_like(largest, torch.inf)
-    first = torch.full_like(largest, len(candidates))
-    for number in (*range(len(SHRINKS), len(candidates)), *range(len(SHRINKS))):
+    choose = _best_at_once if unit.numel() <= FEW else _best_in_turn
+    best, least = choose(unit, heavy, levels, candidates)
+    return (_refined(unit, heavy, levels, best, least) * largest).view(values.shape[:-1])
+
+
+def _best_at_once(
+    unit: torch.Tensor,
+    weights: torch.Tensor | None,
+    levels: Levels,
+    candidates: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_best_in_turn`, in one pass: a call of torch costs more than few values do."""
+    scales = torch.stack(list(candidates))  # [n, blocks]
+    errors = _squares(unit.expand(len(scales), *unit.shape), weights, levels, scales)
+    least, first = errors.min(0)
+    return scales.gather(0, first.unsqueeze(0)).squeeze(0), least
+
+
+def _best_in_turn(
+    unit: torch.Tensor,
+    weights: torch.Tensor | None,
+    levels: Levels,
+    candidates: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first candidate with the least error, and that error, of each block `[blocks]`."""
+    spreads = len(candidates) - len(SPREADS)
+    best, least = candidates[-2], torch.full_like(candidates[0], torch.inf)
+    first = torch.full_like(least, len(candidates))
+    for number in (*range(spreads, len(candidates)), *range(spreads)):
         scale = candidates[number]
-        error = _error(unit, heavy, levels, scale, least)
+        error = _error(unit, weights, levels, scale, least)
         better = (error < least) | ((error == least) & (number < first))
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
         first = torch.where(better, float(number), first)
-    return (_refined(unit, heavy, levels, best, least) * largest).view(values.shape[:-1])
+    return best, least
 
 
 def _summed(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
