@@ -77,7 +77,7 @@ def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
     told = foretold(source, recipe)
     after = plan.bytes_after if told is None else told.bytes_after
     bound = "" if plan.exact else ", at most" if told is None else ", about"
-    cells = st.container(horizontal=True, gap="large")  # no value is clipped, however long
+    cells = st.container(horizontal=True, gap="medium")  # no value is clipped, however long
     cells.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
     cells.metric(
         f"After{bound}",
