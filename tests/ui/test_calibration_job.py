@@ -10,6 +10,7 @@ from support.recipe_pages import recipe_of
 from support.studio_pages import on, opened
 
 from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
 
 
@@ -26,7 +27,7 @@ def test_a_job_is_filed_with_texts_and_gradients(
     app.toggle(key="calibration_gradients").set_value(True).run()
     app.button(key="calibration_start").click().run()
     assert not app.exception
-    (job,) = JobStore(workspace).list(kind="calibrate")
+    (job,) = JobStore(workspace.store_path).list(kind="calibrate")
     assert job.spec["text"] == [str(text) for text in texts]
     assert job.spec["gradients"] is True
     assert job.spec["checkpoint"] == str(mixtral_dir)
@@ -45,13 +46,13 @@ def test_a_finished_calibration_can_be_used(
 ) -> None:
     path = workspace.path / "c.safetensors"
     calibration = with_gradients(open_checkpoint(mixtral_dir), path)
-    store = JobStore(workspace)
+    store, claims = JobStore(workspace.store_path), Claims(workspace.store_path, "somebody")
     spec = {"checkpoint": str(mixtral_dir), "text": "t.txt", "gradients": True}
-    job = store.submit("calibrate", spec)
-    taken = store.claim("test")
-    assert taken is not None
+    store.submit("calibrate", spec)
+    claim = claims.claim()
+    assert claim is not None
     result = {"path": str(path), "tokens": calibration.tokens, "dtype": "", "gradients": True}
-    store.finish(job.id, result)
+    claim.complete(result)
     on(opened(app, mixtral_dir), "recipe")
     app.button(key="calibration_use").click().run()
     assert not app.exception
