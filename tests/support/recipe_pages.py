@@ -8,6 +8,6 @@ from ders_core.recipe import Recipe
 
 
 def recipe_of(app: AppTest) -> Recipe:
-    text = app.text_area[0].value
+    text = next(area for area in app.text_area if area.label == "YAML").value
     assert text is not None
     return Recipe.from_yaml(text)
