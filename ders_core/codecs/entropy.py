@@ -18,7 +18,7 @@ from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
 from ders_core.codecs.fitting.step_search import within
-from ders_core.codecs.gain import Gain, expected_with, gain_factor, label_of
+from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.errors import CodecError
 from ders_core.files.spec import TensorSpec
@@ -90,7 +90,7 @@ class Entropy(DeltaCodec):
     steps: Literal["even", "sensitive"] = Field(
         default="even", description="one step for a matrix, or smaller where errors cost more"
     )
-    gain: Gain | None = Field(default=None, description="how much of a delta is given back")
+    gain: GainField = Field(default=None, description="how much of a delta is given back")
 
     @model_validator(mode="after")
     def _bits_or_knob(self) -> Entropy:

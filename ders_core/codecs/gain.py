@@ -9,19 +9,32 @@ at gain 1, KL(a) = (1 − a)² B + a² V, which is least at a = B / (B + V).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.statistics import Expected
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
 
-Gain = Literal["unbiased", "least_squares", "auto"] | Annotated[float, Field(gt=0, le=1)]
+Gain = Literal["unbiased", "least_squares", "auto"] | float
 """`unbiased`: ⟨Δ̂, Δ⟩ = ‖Δ‖². `least_squares`: the least ‖Δ̂ − Δ‖. `auto`: the best one, see
-`best_gain`. A number: ⟨Δ̂, Δ⟩ = a‖Δ‖²."""
+`best_gain`. A number above 0 and at most 1: ⟨Δ̂, Δ⟩ = a‖Δ‖²."""
+
+WORDS = ("unbiased", "least_squares", "auto")
+
+
+def _checked(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (value is None or value in WORDS or (is_number and 0 < value <= 1)):
+        raise ValueError(f"give {', '.join(WORDS)}, or a number above 0 and at most 1")
+    return float(value) if is_number else value
+
+
+GainField = Annotated[Gain | None, BeforeValidator(_checked)]
+"""A codec's gain as a field; None for what the codec does without one."""
 
 GROUPS_COHERENCE = 4.0
 """B / V for a group of the model where errors are as large as deltas, without gradients: measured

@@ -24,7 +24,7 @@ from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
-from ders_core.codecs.gain import Gain, best_gain, expected_with, label_of, target_of
+from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.spec import TensorSpec
@@ -84,7 +84,7 @@ class Quantized(DeltaCodec):
     scale_bits: Literal[8, 16] = Field(
         default=16, description="16: scales in the model's dtype; 8: as shares of the row's largest"
     )
-    gain: Gain | None = Field(default=None, description="how much of a delta is given back")
+    gain: GainField = Field(default=None, description="how much of a delta is given back")
 
     @model_validator(mode="after")
     def _bits_or_trits(self) -> Quantized:

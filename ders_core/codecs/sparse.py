@@ -15,7 +15,7 @@ from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
 from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
 from ders_core.codecs.gain import (
-    Gain,
+    GainField,
     best_gain,
     expected_with,
     gain_factor,
@@ -94,7 +94,7 @@ class Sparse(DeltaCodec):
         default="matrix", description="what keeps its share: the matrix, or each row"
     )
     rescale: Rescale | None = Field(default=None, description="what is done to the kept values")
-    gain: Gain | None = Field(
+    gain: GainField = Field(
         default=None, description="instead of rescale: how much of a delta is given back"
     )
     spread: float = Field(

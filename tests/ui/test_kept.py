@@ -21,7 +21,7 @@ APP = Path(__file__).parents[2] / "app.py"
 PAGES = sorted(page.stem for page in (APP.parent / "pages").glob("*.py"))
 MENUS = ("preset", "recipe_load_")
 """How keys of menus begin, which act when something is chosen, and are empty again."""
-ONE_SESSION = {"run_trust"}
+ONE_SESSION = {"run_trust", "calibration_trust"}
 """Keys of what a person allows for one session only."""
 TYPED = {"up_layers_list": "1", "up_train": "*.norm.*"}
 """What is typed where "typed" would make the page refuse the rest of what it shows."""
@@ -93,7 +93,7 @@ def test_every_page_remembers_all_that_was_set(furnished: AppTest) -> None:
         changed[page] = fill(furnished, page)
         filled[page] = values(furnished)
     assert all(changed.values())
-    assert changed["runs"] > {"run_text", "run_device", "run_workers", *ONE_SESSION}
+    assert changed["runs"] > {"run_text", "run_device", "run_workers", "run_trust"}
     for page in PAGES:
         assert values(on(furnished, page)) == filled[page], page
     anew = AppTest.from_file(str(APP), default_timeout=60).run()

@@ -267,7 +267,8 @@ def test_the_base_and_the_calibration_are_chosen(
 def test_yaml_errors_name_their_line(app: AppTest, mixtral_dir: Path) -> None:
     opened(app, mixtral_dir)
     on(app, "recipe")
-    app.text_area[0].set_value("version: 1\nname: x\nrules:\n  - codec: quantised\n").run()
+    text = next(area for area in app.text_area if area.label == "YAML")
+    text.set_value("version: 1\nname: x\nrules:\n  - codec: quantised\n").run()
     app.button(key="yaml_apply").click().run()
     assert "line 4" in app.error[0].value
     assert "codec 'quantised'" in app.error[0].value
