@@ -29,7 +29,8 @@ WORDS = ("unbiased", "least_squares", "auto")
 def _checked(value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (value is None or value in WORDS or (is_number and 0 < value <= 1)):
-        raise ValueError(f"give {', '.join(WORDS)}, or a number above 0 and at most 1")
+        known = f"{', '.join(WORDS)}, or a number above 0 and at most 1"
+        raise ValueError(f"give {known}, not {str(value)[:40]!r}")
     return float(value) if is_number else value
 
 

@@ -96,7 +96,7 @@ def test_constants_and_huge_values(
         ({"codec": "entropy"}, ["'entropy'", "bits", "knob"]),
         ({"codec": "entropy", "knob": 1e-3}, ["knob", "steps: sensitive"]),
         ({"codec": "quantized", "bits": 1, "gain": 1.5}, ["gain", "1.5"]),
-        ({"codec": "quantized", "bits": 1, "gain": "best"}, ["gain", "'best'"]),
+        ({"codec": "quantized", "bits": 1, "gain": "best"}, ["gain", "auto", "'best'"]),
         ({"codec": "entropy", "bits": 9}, ["bits", "9"]),
         ({"codec": "keep", "bits": 2}, ["'keep'", "no parameter 'bits'", "none"]),
         ({"codec": "keep", 3: 2}, ["'keep'", "3"]),
