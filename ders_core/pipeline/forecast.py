@@ -21,7 +21,7 @@ from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.report import Outlook
 from ders_core.recipe import Recipe
 
-SAMPLE = 1 << 18
+SAMPLE = 1 << 17
 """Values of an expert that are encoded, about."""
 
 BLOCK = 16
