@@ -140,8 +140,10 @@ FORMS = (
     Form("magnitude", _magnitude({})),
     Form("magnitude, gain 1", _magnitude({"gain": "unbiased"})),
     Form("unbiased", _entropy({"rounding": "unbiased"}), ignores=True),
+    Form("unbiased, gain auto", _entropy({"rounding": "unbiased", "gain": "auto"})),
     Form("unbiased, by inputs", _entropy(SENSITIVE), needs="inputs"),
     Form("unbiased, sensitive", _entropy(SENSITIVE), needs="gradients"),
+    Form("sensitive, gain auto", _entropy({**SENSITIVE, "gain": "auto"}), needs="gradients"),
     KnobForm(
         "one knob", lambda knob: {"codec": "entropy", "knob": knob, **SENSITIVE}, needs="gradients"
     ),
