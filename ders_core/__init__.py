@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ders_core.packed.patch import apply_patch, rollback
     from ders_core.pipeline.compress import compress
     from ders_core.pipeline.export import export
+    from ders_core.pipeline.forecast import Forecast, forecast
     from ders_core.pipeline.plan import Plan, resolve
     from ders_core.pipeline.report import Report
     from ders_core.pipeline.synthesize import synthesize
@@ -47,6 +48,7 @@ __all__ = [
     "DersError",
     "EvaluationError",
     "ExpertGroup",
+    "Forecast",
     "JobError",
     "OutputError",
     "Plan",
@@ -60,6 +62,7 @@ __all__ = [
     "apply_patch",
     "compress",
     "export",
+    "forecast",
     "load_recipe",
     "make_codec",
     "open_checkpoint",
@@ -90,6 +93,7 @@ _MODULES = {
     "packed.patch": ("apply_patch", "rollback"),
     "pipeline.compress": ("compress",),
     "pipeline.export": ("export",),
+    "pipeline.forecast": ("Forecast", "forecast"),
     "pipeline.plan": ("Plan", "resolve"),
     "pipeline.report": ("Report",),
     "pipeline.synthesize": ("synthesize",),
