@@ -129,6 +129,8 @@ def table(name: str, work: Path, options: argparse.Namespace) -> None:
     for trial in trials(options):
         key = {"checkpoint": identity, "tokens": options.tokens, **asdict(trial)}
         measurement = finished.find(key)
+        if measurement is None and options.finished:
+            continue
         if measurement is None:
             print(f"{name}: {trial.form}, {size(trial)}", file=sys.stderr, flush=True)
             known = calibration(model, trial.needs, calibrations)
@@ -170,6 +172,9 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=float, default=BITS)
     parser.add_argument("--knobs", nargs="+", type=float, default=KNOBS)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument(
+        "--finished", action="store_true", help="print what was measured before, nothing else"
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(
