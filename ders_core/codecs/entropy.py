@@ -29,6 +29,10 @@ THRESHOLDS = (0.5, 0.44, 0.38, 0.32)
 MOST_FOR_FACTORS = 0.25
 """Share of the bytes that factors of rows and columns may take."""
 
+MOST_FAR = 1e-3
+"""Share of entries so many steps from zero that several multiples share a code, where a knob
+decides."""
+
 MOST_BYTES = 2
 """Of an entry, where a knob decides."""
 
@@ -156,11 +160,13 @@ class Entropy(DeltaCodec):
         if self.knob is None:
             stream = within(entries, self._roundings(context), limit, write)
         else:
-            stream = write(entries.coded_with(self.knob, self._roundings(context)[0]))
-            if stream.numel() > limit:
+            coded = entries.coded_with(self.knob, self._roundings(context)[0])
+            stream = write(coded)
+            if coded.far_share > MOST_FAR or stream.numel() > limit:
                 raise CodecError(
-                    f"a knob of {self.knob:g} takes more than {8 * MOST_BYTES} bits an entry here; "
-                    "give a larger one"
+                    f"a knob of {self.knob:g} is too small for these deltas: they take more than "
+                    f"{8 * MOST_BYTES} bits an entry, or steps finer than can be told; give a "
+                    "larger one"
                 )
         return {"stream": stream.to(delta.device)}
 

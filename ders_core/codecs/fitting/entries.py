@@ -9,7 +9,7 @@ import torch
 
 from ders_core.codecs.coding import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
-from ders_core.codecs.fitting.rounding import FARTHEST, Rounding
+from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Rounding
 from ders_core.compute.pieces import chunk_values, pieces
 
 CHUNK = 1 << 19
@@ -68,3 +68,10 @@ class Coded:
     counts: torch.Tensor
     step: float
     rounding: Rounding
+
+    @property
+    def far_share(self) -> float:
+        """Of entries whose code stands for several multiples."""
+        near = self.counts[:, FARTHEST - EXACT_CODES : FARTHEST + EXACT_CODES + 1].sum()
+        total = self.counts.sum()
+        return 1 - float(near / total) if total else 0.0
