@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ GPU = "GPU"
 """The resource that workers with a GPU offer: `dask worker --resources "GPU=1"`."""
 ONE_GPU = "ders_core.jobs.one_gpu"
 CONNECT_SECONDS = 20
+CLOSE_SECONDS = 30
 ALONE_SECONDS = 5.0
 """About what starting a process and importing torch takes: shorter work is done without."""
 ALLOWED_DEATHS = 3
@@ -214,8 +215,15 @@ class Engine:
             raise JobError(
                 f"{workers} worker processes could not be started ({error}); try one worker"
             ) from error
-        self._resources.callback(cluster.close, timeout=10)
+        self._resources.callback(_close, cluster)
         return cluster
+
+
+def _close(cluster: Any) -> None:
+    """Ends its processes. One that is about to start again may end later, in the background: that
+    must not hide why the work ended."""
+    with suppress(TimeoutError):
+        cluster.close(timeout=CLOSE_SECONDS)
 
 
 def _on_one_thread(function: Callable[[T], R], item: T) -> R:

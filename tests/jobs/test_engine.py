@@ -185,6 +185,14 @@ def test_a_task_that_kills_its_process_is_given_up(monkeypatch: pytest.MonkeyPat
         list(engine.run(die, range(2)))
 
 
+@pytest.mark.slow
+def test_processes_that_end_late_do_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONFIG, "distributed.scheduler.allowed-failures", 0)
+    monkeypatch.setattr("ders_core.jobs.engine.CLOSE_SECONDS", 0.001)
+    with Engine(workers=2) as engine, raises_saying(JobError, "process", "memory"):
+        list(engine.run(die, range(2)))
+
+
 def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ders_core.jobs.engine.CONNECT_SECONDS", 1)
     address = "tcp://127.0.0.1:9"
