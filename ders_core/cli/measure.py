@@ -69,7 +69,7 @@ def calibrate(
         bool,
         typer.Option(
             "--gradients",
-            help="measure also how much an error in each weight costs; takes about 4 times as long",
+            help="measure also how much an error in each weight costs; takes several times as long",
         ),
     ] = False,
     trust_remote_code: TrustOption = False,

@@ -18,7 +18,7 @@ from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
-from ders_core.decompose.distortion import Squares, compare, is_finite, output_squared
+from ders_core.decompose.distortion import Squares, is_finite, output_squared
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote
 from ders_core.files.cache import opened
@@ -26,7 +26,7 @@ from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.knowledge import Knowledge, noise_of
+from ders_core.pipeline.knowledge import Knowledge, encode_expert
 from ders_core.pipeline.report import ReportEntry
 from ders_core.recipe import Recipe
 
@@ -187,22 +187,18 @@ def _encode(
         expert_base = decomposition.base_of(expert)
         context = known.context(group, expert, seed)
         coder = fitted.expert(expert)
-        encoded = coder.pack(weight, expert_base, context)
-        synthesized = coder.unpack(encoded, expert_base, context)
-        parts.append({name: tensor.cpu() for name, tensor in encoded.items()})
-        if not is_finite(synthesized):
+        encoded = encode_expert(coder, weight, expert_base, context)
+        parts.append({name: tensor.cpu() for name, tensor in encoded.parts.items()})
+        if not is_finite(encoded.synthesized):
             raise CheckpointError(
                 f"{group.expert_name(expert)}: its values are too large for codec "
                 f"{coder.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
             )
-        lost = compare(synthesized, weight, expert_base)
-        squares += lost
+        squares += encoded.squares
+        output += encoded.output
+        noise_cost += encoded.noise_cost
         if context.moments is not None:
-            output += output_squared(synthesized.float() - weight.float(), context.moments)
             energy += output_squared(weight, context.moments)
-        if context.curvature is not None:
-            noise = noise_of(synthesized, weight, expert_base, lost.gain)
-            noise_cost += context.curvature.cost(noise)
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
         base,

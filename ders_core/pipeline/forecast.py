@@ -13,9 +13,9 @@ from ders_core.codecs.group import GroupCodec
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
-from ders_core.decompose.distortion import Squares, compare
+from ders_core.decompose.distortion import Squares
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.knowledge import Knowledge, noise_of
+from ders_core.pipeline.knowledge import Knowledge, encode_expert
 from ders_core.pipeline.plan import Plan, PlanEntry
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.report import Outlook
@@ -84,6 +84,7 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     encoded = [entry.key for entry in plan.entries if not entry.codec.keeps]
     removal = removal_costs(calibration, encoded) if calibration else {}
+    context = BaseContext("cpu", calibration.tokens_per_expert if calibration else None)
     meter = Meter(len(plan.entries), progress)
     entries = []
     for entry in plan.entries:
@@ -99,7 +100,7 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
                 removal.get(entry.key, ()),
                 len(encoded),
             )
-            entries.append(_sampled(entry, group, recipe, known))
+            entries.append(_sampled(entry, group, recipe, known, context))
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
     saved = sum(e.bytes_after - f.bytes_after for e, f in zip(plan.entries, entries, strict=True))
     costs = [entry.costs for entry in entries if entry.noise or entry.gain != 1]
@@ -118,30 +119,32 @@ def _can_be_sampled(codec: GroupCodec) -> bool:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample of a group against one base. cost: as `ReportEntry.noise_cost`, of the sample.
-    ragged: bytes of parts whose length depends on the data."""
+    """A sample of a group against one base. loss: what a choice of bases makes small. cost: as
+    `ReportEntry.noise_cost`, of the sample. ragged: bytes of parts whose length depends on the
+    data."""
 
     base: str
     squares: Squares
+    loss: float
     cost: float
     ragged: int
 
 
 @torch.inference_mode()
 def _sampled(
-    entry: PlanEntry, group: ExpertGroup, recipe: Recipe, known: Knowledge
+    entry: PlanEntry, group: ExpertGroup, recipe: Recipe, known: Knowledge, context: BaseContext
 ) -> ForecastEntry:
     experts, out, width = group.shape
     pieces = _spread(out, max(SAMPLE // width, 1))
     share = sum(piece.stop - piece.start for piece in pieces) / out
     chosen = _chosen(experts)
     of_rows = known.of_rows(pieces, share)
-    decompositions = recipe.base.decompositions(group.of_rows(pieces), BaseContext())
+    decompositions = recipe.base.decompositions(group.of_rows(pieces), context)
     samples = (
         _encoded(name, decomposition, entry.codec, recipe.seed, of_rows, chosen)
         for name, decomposition in decompositions
     )
-    best = min(samples, key=lambda sample: sample.squares.error)
+    best = min(samples, key=lambda sample: sample.loss)
     whole = experts / len(chosen) / share
     most = entry.codec.ragged_bytes((out, width), group.dtype)
     return ForecastEntry(
@@ -163,19 +166,19 @@ def _encoded(
     experts: Sequence[int],
 ) -> _Sample:
     fitted = group_codec.fit(decomposition.deltas)
-    squares, cost, ragged = Squares(), 0.0, 0
+    squares, output, cost, ragged = Squares(), 0.0, 0.0, 0
     for expert in experts:
         codec, base = fitted.expert(expert), decomposition.base_of(expert)
         weight = decomposition.weight(expert)
         context = known.context(decomposition.group, expert, seed)
-        parts = codec.pack(weight, base, context)
-        synthesized = codec.unpack(parts, base, context)
-        lost = compare(synthesized, weight, base)
-        squares += lost
-        ragged += sum(parts[name].nbytes for name in codec.ragged)
-        if context.curvature is not None:
-            cost += context.curvature.cost(noise_of(synthesized, weight, base, lost.gain))
-    return _Sample(base_name, squares, cost, ragged)
+        encoded = encode_expert(codec, weight, base, context)
+        squares += encoded.squares
+        output += encoded.output
+        cost += encoded.noise_cost
+        ragged += sum(encoded.parts[name].nbytes for name in codec.ragged)
+    return _Sample(
+        base_name, squares, squares.error if known.moments is None else output, cost, ragged
+    )
 
 
 def _spread(out: int, count: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""What is known of a group's inputs and errors while its experts are encoded."""
+"""One expert encoded, with what is known of its group's inputs and of what errors cost."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from ders_core.checkpoint import ExpertGroup
-from ders_core.codecs import EncodeContext
+from ders_core.codecs import Codec, EncodeContext, Parts
 from ders_core.codecs.codec import difference
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.curvature import Curvature
+from ders_core.decompose.distortion import Squares, compare, output_squared
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,29 @@ class Knowledge:
         return replace(self, curvatures=curvatures, removal=removal)
 
 
-def noise_of(
-    synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor, gain: float
-) -> torch.Tensor:
-    """E = Δ̂ − aΔ, `[out, in]` float32."""
-    delta = difference(weight, base)
-    return difference(synthesized, base).sub_(delta, alpha=gain)
+@dataclass(frozen=True)
+class EncodedExpert:
+    """parts: on the device of the weight. synthesized: Ŵ `[out, in]`. output: E‖(Ŵ−W)x‖², 0 without
+    second moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0 without gradients."""
+
+    parts: Parts
+    synthesized: torch.Tensor
+    squares: Squares
+    output: float
+    noise_cost: float
+
+
+def encode_expert(
+    codec: Codec, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
+) -> EncodedExpert:
+    """Pack one expert's weight `[out, in]`, unpack it again, and compare. Raises CodecError."""
+    parts = codec.pack(weight, base, context)
+    synthesized = codec.unpack(parts, base, context)
+    squares = compare(synthesized, weight, base)
+    output = noise_cost = 0.0
+    if context.moments is not None:
+        output = output_squared(synthesized.float() - weight.float(), context.moments)
+    if context.curvature is not None:
+        noise = difference(synthesized, base).sub_(difference(weight, base), alpha=squares.gain)
+        noise_cost = context.curvature.cost(noise)
+    return EncodedExpert(parts, synthesized, squares, output, noise_cost)

@@ -19,12 +19,12 @@ from ders_core.ui.trust import trust_switch
 from ders_core.units import listed
 
 GRADIENTS = (
-    "Measures also how much an error in each weight costs: one backward pass of every window, "
-    "about four times as long. Then steps can be smaller where errors cost more, the best gain is "
-    "known, and KL is predicted before a run."
+    "Measures also how much an error in each weight costs, by one backward pass of every window, "
+    "which takes several times as long. Then steps can be smaller where errors cost more, the best "
+    "gain is known, and KL is predicted before a run."
 )
 DOMAIN = (
-    "Predictions speak of text like that: of another language or domain KL can be twice as high. "
+    "Predictions speak of text like that: of another language or domain KL may be much higher. "
     "Give several texts, a mixture of what the model is for."
 )
 

@@ -191,6 +191,20 @@ def test_a_forecast_from_few_rows_is_near(
         assert entry.noise_cost == pytest.approx(other.noise_cost, rel=0.5)
 
 
+@pytest.mark.parametrize("base", ["routed", "auto", "median"])
+def test_a_forecast_takes_the_base_that_the_run_takes(
+    base: str, mixtral_dir: Path, measured: Calibration, tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate({**recipe_of(measured, ONE_BIT).model_dump(), "base": base})
+    source = open_checkpoint(mixtral_dir)
+    told = forecast(resolve(recipe, source), source)
+    report = compress(mixtral_dir, tmp_path / "out", recipe)
+    assert [entry.base for entry in told.entries] == [entry.base for entry in report.entries]
+    assert [entry.gain for entry in told.entries] == pytest.approx(
+        [entry.gain for entry in report.entries]
+    )
+
+
 def test_a_low_rank_is_not_told_by_a_sample(mixtral_dir: Path, measured: Calibration) -> None:
     recipe = recipe_of(measured, {"codec": "lowrank", "rank": 2, "layers": "0"})
     source = open_checkpoint(mixtral_dir)
