@@ -5,6 +5,7 @@ All are session-scoped and must not be written to: a test that damages one copie
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return place.get(item.path.relative_to(TESTS).as_posix(), len(place))
 
     items.sort(key=order)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that no full collection of garbage looks at it again: each would
+    take half a second, and what a test trains, shows or evaluates asks for several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
