@@ -21,6 +21,7 @@ from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError, sentence_of
+from ders_core.files.address import is_file
 from ders_core.files.json_object import read_json
 from ders_core.recipe import Recipe
 
@@ -188,12 +189,12 @@ class Manifest(BaseModel):
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Raises CheckpointError if it is missing, malformed or of an unknown version."""
-        if not (directory / MANIFEST).is_file() and (directory / "config.json").is_file():
+        if not is_file(directory / MANIFEST) and is_file(directory / "config.json"):
             raise CheckpointError(
                 f"{directory} is not packed: it has no {MANIFEST}; give what `ders compress` or "
                 "`ders upcycle` wrote"
             )
-        data = read_json(directory / MANIFEST)
+        data = read_json(directory / MANIFEST, unique=True)
         version = data.get("format_version")
         if version not in READABLE:
             raise CheckpointError(
