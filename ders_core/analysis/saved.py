@@ -18,6 +18,7 @@ from ders_core.checkpoint import PROJECTIONS
 from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.json_object import read_json
 from ders_core.files.spec import DTYPES
+from ders_core.files.untrusted_json import EVERY_KEY
 
 WORDS = frozenset(("projection", "axis"))
 COUNTS = frozenset(
@@ -67,7 +68,7 @@ class Head(BaseModel):
 
 def read_head(file: Path, versions: Collection[int]) -> Head:
     """Raises CheckpointError if the file is missing, of another version, or says too little."""
-    fields = read_json(file, unique=True)
+    fields = read_json(file, once=EVERY_KEY)
     if fields.get("version") not in versions:
         raise CheckpointError(
             f"{file.parent} was written in version {str(fields.get('version'))[:20]}; {ADVICE}"

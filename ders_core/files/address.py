@@ -123,7 +123,7 @@ def list_files(directory: Path) -> Listing:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is a file; give the directory that holds it")
     with os.scandir(directory) as entries:
-        return Listing(frozenset(entry.name for entry in entries if entry.is_file()), True)
+        return Listing(frozenset(each.name for each in entries if os.path.isfile(each)), True)
 
 
 def list_tree(directory: Path) -> list[str]:
@@ -137,7 +137,7 @@ def list_tree(directory: Path) -> list[str]:
         names += [
             (place / name).relative_to(directory).as_posix()
             for name in files
-            if (place / name).is_file()
+            if is_file(place / name)
         ]
     return names
 

@@ -24,6 +24,9 @@ LARGEST_NUMBER = 1 << 63
 MOST_DIGITS = 4300
 """Of a number, as Python reads at most; one that is too large for its place is told by its name."""
 
+ONCE = ("__metadata__", "dtype", "shape", "data_offsets")
+"""What the safetensors library refuses where it is there twice."""
+
 GUESSED_BYTES = 32 << 10
 """Read from a remote file before its header's length is known: one round trip for most files."""
 
@@ -55,7 +58,7 @@ def read_header(
     if len(text) < length:
         raise CheckpointError(f"{path.name} is truncated inside its header; copy the file again")
     try:
-        entries = parse_json(text, finite=True, most_digits=MOST_DIGITS)
+        entries = parse_json(text, once=ONCE, finite=True, most_digits=MOST_DIGITS)
     except JsonFault as error:
         raise CheckpointError(f"{path.name}: the header is not JSON ({error})") from error
     if not isinstance(entries, dict):
@@ -63,12 +66,14 @@ def read_header(
     metadata = entries.pop("__metadata__", {})
     if metadata is not None and not isinstance(metadata, dict):
         raise CheckpointError(f"{path.name}: the header's __metadata__ is not an object")
+    if metadata and not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path.name}: the header's __metadata__ holds what is no text")
     data_begin = 8 + length
     tensors = {name: _file_tensor(path, name, entry, data_begin) for name, entry in entries.items()}
     _check_cover(path, tensors, data_begin, size)
     if metadata is None:
         return tensors, None
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+    return tensors, metadata
 
 
 def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTensor:

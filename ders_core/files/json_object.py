@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.untrusted_json import MOST_BYTES, JsonFault, parse_json
 
 
-def read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
+def read_json(path: Path, *, once: Container[str] = ()) -> dict[str, Any]:
     """The JSON object in a file.
 
-    unique: as of `parse_json`; for files that only this program writes. Raises CheckpointError if
-    the file is missing, cannot be read, or holds anything else or more than is read.
+    once: as of `parse_json`; every key, in files that only this program writes. Raises
+    CheckpointError if the file is missing, cannot be read, or holds anything else or more than is
+    read.
     """
     try:
         if not is_remote(path) and not path.is_file():
@@ -28,7 +30,7 @@ def read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        value = parse_json(content, unique=unique)
+        value = parse_json(content, once=once)
     except JsonFault as error:
         if leads_out(path, path.parent):
             raise refusal(path) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Container, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,14 @@ MOST_DEPTH = 64
 MOST_DIGITS = 40
 """Of an integer; tokenizers write 10³⁰ for "no limit"."""
 
+
+class _Everything:
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+EVERY_KEY: Container[str] = _Everything()
+
 _LONG_NUMBER = re.compile(rf"[0-9]{{{MOST_DIGITS + 1}}}")
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -33,14 +42,14 @@ class JsonFault(ValueError):
 def parse_json(
     content: bytes | str,
     *,
-    unique: bool = False,
+    once: Container[str] = (),
     finite: bool = False,
     most_digits: int = MOST_DIGITS,
 ) -> Any:
     """The value of a JSON text, of bytes in UTF-8.
 
-    unique: refuse a key that an object has twice, where otherwise the last one counts, as for
-    transformers. finite: refuse NaN and Infinity, which transformers writes into configs.
+    once: keys that are refused where an object has one twice; of others the last one counts, as
+    for transformers. finite: refuse NaN and Infinity, which transformers writes into configs.
     most_digits: of an integer; at most 4300, as Python reads. Raises JsonFault, also for a text
     with half of a character in it, and for one that is too large or too deep.
     """
@@ -54,7 +63,7 @@ def parse_json(
             text,
             parse_int=partial(_integer, most_digits) if _LONG_NUMBER.search(text) else None,
             parse_constant=_refused if finite else None,
-            object_pairs_hook=_object if unique else None,
+            object_pairs_hook=partial(_object, once) if once else None,
         )
     except JsonFault:
         raise
@@ -87,12 +96,13 @@ def _refused(constant: str) -> Any:
     raise JsonFault(f"{constant} is no number of JSON")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(once: Container[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        twice = max(counts, key=counts.__getitem__)
-        raise JsonFault(f"an object has the key {twice[:60]!a} twice")
+        twice = next((name for name in fields if counts[name] > 1 and name in once), None)
+        if twice is not None:
+            raise JsonFault(f"an object has the key {twice[:60]!a} twice")
     return fields
 
 
@@ -101,22 +111,27 @@ def _check(value: Any, texts: bool) -> None:
     level = [value]
     for _ in range(MOST_DEPTH + 1):
         if texts:
-            for item in level:
-                _check_texts(item)
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
+            for text in _texts(level):
+                _check_text(text)
+        level = [item for item in level if isinstance(item, dict | list)]
         if not level:
             return
+        level = [
+            child for item in level for child in (item.values() if isinstance(item, dict) else item)
+        ]
     raise JsonFault(f"it is nested too deeply: more than {MOST_DEPTH} levels")
 
 
-def _check_texts(value: Any) -> None:
-    """Raise JsonFault if a text, or a key of an object, has half of a character in it."""
-    for text in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
-        half = half_character(text)
-        if half is not None:
-            raise JsonFault(f"{text[:60]!a} holds half of a character ({half}), which is no text")
+def _texts(values: list[Any]) -> Iterator[str]:
+    """The texts among values, and the keys of those that are objects."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from value
+
+
+def _check_text(text: str) -> None:
+    half = half_character(text)
+    if half is not None:
+        raise JsonFault(f"{text[:60]!a} holds half of a character ({half}), which is no text")

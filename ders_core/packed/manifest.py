@@ -23,6 +23,8 @@ from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.address import is_file
 from ders_core.files.json_object import read_json
+from ders_core.files.links import check_within
+from ders_core.files.untrusted_json import EVERY_KEY
 from ders_core.recipe import Recipe
 
 MANIFEST = "ders_manifest.json"
@@ -194,9 +196,10 @@ class Manifest(BaseModel):
                 f"{directory} is not packed: it has no {MANIFEST}; give what `ders compress` or "
                 "`ders upcycle` wrote"
             )
-        data = read_json(directory / MANIFEST, unique=True)
+        data = read_json(directory / MANIFEST, once=EVERY_KEY)
         version = data.get("format_version")
         if version not in READABLE:
+            check_within(directory / MANIFEST, directory)
             raise CheckpointError(
                 f"{directory} was packed in format version {version}; this program reads versions "
                 f"{READABLE[0]} to {READABLE[-1]}, so install the version of ders-studio that "

@@ -205,12 +205,12 @@ class UpcycleConfig(_Section):
         ranges = parse_numbers(self.layers)
         if ranges is None:
             return list(range(layers))
-        chosen = sorted({layer for numbers in ranges for layer in numbers})
-        if chosen[-1] >= layers:
+        deepest = max(numbers[-1] for numbers in ranges)
+        if deepest >= layers:
             raise RecipeError(
-                f"layers names layer {chosen[-1]}, but the model's layers are 0-{layers - 1}"
+                f"layers names layer {deepest}, but the model's layers are 0-{layers - 1}"
             )
-        return chosen
+        return sorted({layer for numbers in ranges for layer in numbers})
 
     @classmethod
     def from_yaml(cls, text: str) -> UpcycleConfig:

@@ -21,6 +21,7 @@ from ders_core.files.model_files import SUFFIX
 from ders_core.files.side_files import is_weights
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import PATCH_FILE
+from ders_core.files.untrusted_json import EVERY_KEY
 from ders_core.packed.manifest import ROLLBACK
 
 FORMAT_VERSION = 1
@@ -77,7 +78,7 @@ class PatchManifest(BaseModel):
             raise CheckpointError(
                 f"{directory.parent} was not patched, so there is nothing to roll back"
             )
-        data = read_json(file, unique=True)
+        data = read_json(file, once=EVERY_KEY)
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
