@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ders_core.files.address import copy_file
+from ders_core.files.links import leads_out
 from ders_core.files.model_files import PICKLES, SUFFIX
 
 WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".distcp")
@@ -42,10 +43,12 @@ class SideFile:
 @dataclass(frozen=True)
 class Beside:
     """What lies beside the weights, by name. left_aside: weights that are not the model's, and
-    folders (with a slash at their end) that hold another model."""
+    folders (with a slash at their end) that hold another model. linked_out: links to files
+    elsewhere, which do not travel either (see `ders_core.files.links`)."""
 
     files: tuple[SideFile, ...]
     left_aside: tuple[str, ...]
+    linked_out: tuple[str, ...] = ()
 
 
 def beside(directory: Path, names: Iterable[str], used: Collection[str]) -> Beside:
@@ -56,15 +59,17 @@ def beside(directory: Path, names: Iterable[str], used: Collection[str]) -> Besi
     """
     visible = sorted(name for name in names if not _is_hidden(name) and name not in used)
     others = tuple(f"{folder}/" for folder in sorted(_other_models(visible)))
-    files, left = [], [*others]
+    files, left, linked = [], [*others], []
     for name in visible:
         if name.startswith(others) or UNFINISHED in name:
             continue
         if is_weights(name.removesuffix(".index.json")):
             left.append(name)
+        elif leads_out(directory / name, directory):
+            linked.append(name)
         else:
             files.append(SideFile(name, directory / name))
-    return Beside(tuple(files), tuple(sorted(left)))
+    return Beside(tuple(files), tuple(sorted(left)), tuple(linked))
 
 
 def is_weights(name: str) -> bool:

@@ -22,6 +22,7 @@ from ders_core.files.address import (
 from ders_core.files.content import content_hash
 from ders_core.files.header import read_header
 from ders_core.files.json_object import read_json
+from ders_core.files.links import check_config
 from ders_core.files.model_files import INDEX, model_files
 from ders_core.files.other_kinds import refuse_other_kind
 from ders_core.files.remote import concurrently
@@ -146,6 +147,7 @@ class TensorStore:
                 )
             refuse_other_kind(directory, listing)
             config = read_json(directory / "config.json")
+            check_config(directory / "config.json", config)
             model = model_files(directory, listing, config)
             paths = [directory / name for name in model.names]
             described = sorted(listing.names & {*DESCRIPTIONS, model.index})

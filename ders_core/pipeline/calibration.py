@@ -22,6 +22,7 @@ from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote
 from ders_core.files.header import read_header
+from ders_core.files.missing import local_path
 from ders_core.files.output import refused_writes
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
@@ -60,7 +61,7 @@ class Calibration:
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
         """Raises CheckpointError if it is missing, or is not a calibration of this version."""
-        file = Path(path).expanduser()
+        file = local_path(path)
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file; make one with ders calibrate")
         try:

@@ -114,6 +114,7 @@ def compress(
         beside.left_aside,
         renewed,
         _predicted(recipe, entries),
+        beside.linked_out,
     )
 
 

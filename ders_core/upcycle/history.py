@@ -15,7 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from ders_core.errors import CheckpointError
 from ders_core.files.output import partial_path
+from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import write_text
 
 HISTORY = "ders_upcycle.jsonl"
@@ -120,7 +122,7 @@ class HistoryReader:
                 self._forget()
                 return self._tables
             if lines:
-                self._add([json.loads(line) for line in lines])
+                self._add([_line(line, self._out) for line in lines])
                 self._read += sum(map(len, lines))
                 self._end = lines[-1]
             return self._tables
@@ -162,4 +164,21 @@ def _longer(table: pd.DataFrame, rows: Sequence[Any]) -> pd.DataFrame:
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The complete lines of a file."""
     text = file.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [_line(line, file) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _line(text: str | bytes, where: Path) -> dict[str, Any]:
+    """A line's fields. Raises CheckpointError if they are not those of a step."""
+    try:
+        fields = parse_json(text)
+    except JsonFault:
+        fields = None
+    loads = fields.get("loads", {}) if isinstance(fields, dict) else None
+    if (
+        not isinstance(fields, dict)
+        or not isinstance(fields.get("step"), int)
+        or not isinstance(loads, dict)
+        or not all(layer.isdecimal() and isinstance(loads[layer], list) for layer in loads)
+    ):
+        raise CheckpointError(f"{where}: a line of {HISTORY} is damaged; remove the file")
+    return fields
