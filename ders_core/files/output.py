@@ -21,6 +21,7 @@ from ders_core.errors import (
     RecipeError,
 )
 from ders_core.files.aside import ASIDE, sync_directory, sync_tree, written_aside
+from ders_core.files.inputs import check_inputs, leave_out
 from ders_core.files.json_object import read_json
 from ders_core.files.writer import write_json
 
@@ -113,8 +114,10 @@ def output_directory(
             raise OutputError(f"{target} exists already; choose another name or remove it")
         _check_room(target.parent, needs)
         _prepare(partial, work, resume)
+        leave_out(partial)
         try:
             yield partial
+            check_inputs()
         except BaseException as error:
             stopped = not isinstance(error, DersError) or isinstance(error, Cancelled)
             if work is None or not (stopped or _holds_work(partial)):
@@ -259,6 +262,7 @@ def new_file(path: Path) -> Iterator[Path]:
             aside = stack.enter_context(written_aside(path))
             aside.touch()
         yield aside
+        check_inputs()
         with refused_writes(path):
             stack.close()
             sync_directory(path.parent)

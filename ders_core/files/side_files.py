@@ -29,6 +29,33 @@ model, is a part of the model that transformers reads beside its weights."""
 UNFINISHED = ".partial/"
 """In the name of a file that an output, begun within the model's directory, holds so far."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""What AutoTokenizer reads, or most of it."""
+
+READ_WITH_WEIGHTS = frozenset(
+    (
+        *TOKENIZER_FILES,
+        *ADAPTERS,
+        "adapter_config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+    )
+)
+
 OTHER_MODELS = ("ders_patch.json", "ders_manifest.json")
 
 
@@ -80,6 +107,12 @@ def is_weights(name: str) -> bool:
     if last.endswith(PICKLES):
         return bool(PICKLED_WEIGHTS.fullmatch(last)) or last.endswith(".ckpt")
     return last.endswith((SUFFIX, *WEIGHTS))
+
+
+def is_read_with_weights(name: str) -> bool:
+    """Whether a file changes what the model does, such as a tokenizer or code; a log does not."""
+    last = PurePosixPath(name).name
+    return last in READ_WITH_WEIGHTS or last.endswith(".py")
 
 
 def copy_side_files(files: Sequence[SideFile], directory: Path) -> None:

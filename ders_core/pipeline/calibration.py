@@ -22,6 +22,7 @@ from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote
 from ders_core.files.header import read_header
+from ders_core.files.inputs import hold_files
 from ders_core.files.missing import local_path
 from ders_core.files.output import refused_writes
 from ders_core.files.spec import TensorSpec
@@ -65,6 +66,7 @@ class Calibration:
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file; make one with ders calibrate")
         try:
+            hold_files([file])
             tensors, metadata = read_header(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.address import is_file
+from ders_core.files.inputs import hold_files
 from ders_core.files.json_object import read_json
 from ders_core.files.model_files import SUFFIX
 from ders_core.files.side_files import is_weights
@@ -78,6 +79,7 @@ class PatchManifest(BaseModel):
             raise CheckpointError(
                 f"{directory.parent} was not patched, so there is nothing to roll back"
             )
+        hold_files([file])
         data = read_json(file, once=EVERY_KEY)
         version = data.get("format_version")
         if version != FORMAT_VERSION:
