@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ders_core.files.address import copy_file
+from ders_core.files.address import copy_file, is_remote
 from ders_core.files.links import leads_out
 from ders_core.files.model_files import PICKLES, SUFFIX
 
@@ -116,11 +117,26 @@ def is_read_with_weights(name: str) -> bool:
 
 
 def copy_side_files(files: Sequence[SideFile], directory: Path) -> None:
-    """Copy files into a directory by content, into the same folders."""
+    """Copy files into a directory by content, into the same folders.
+
+    Raises CheckpointError for a file that cannot be read, OSError for one that cannot be written;
+    the directory is not made again if it is gone.
+    """
     for file in files:
         target = directory / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(PurePosixPath(file.name).parents[:-1]):
+            (directory / folder).mkdir(exist_ok=True)
         copy_file(file.path, target)
+
+
+def local_bytes(files: Iterable[SideFile]) -> int:
+    """Bytes of the files that are on this machine."""
+    sizes = 0
+    for file in files:
+        if not is_remote(file.path):
+            with suppress(OSError):  # told when it is read
+                sizes += file.path.stat().st_size
+    return sizes
 
 
 def _is_hidden(name: str) -> bool:

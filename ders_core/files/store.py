@@ -24,6 +24,7 @@ from ders_core.files.header import read_header
 from ders_core.files.inputs import hold, hold_files
 from ders_core.files.json_object import read_json
 from ders_core.files.links import check_config
+from ders_core.files.missing import printable
 from ders_core.files.model_files import INDEX, model_files
 from ders_core.files.other_kinds import refuse_other_kind
 from ders_core.files.remote import concurrently
@@ -163,7 +164,8 @@ class TensorStore:
             sizes = [stamps[path.name].size for path in paths]
             headers = list(_each(directory, read_header, paths, sizes))
         except OSError as error:
-            raise CheckpointError(f"{directory}: cannot be read: {error}") from error
+            where = printable(error.filename or directory)
+            raise CheckpointError(f"{where}: cannot be read: {error.strerror or error}") from error
         held = {name: header for name, (header, _) in zip(model.names, headers, strict=True)}
         model.check(held)
         tensors = {name: tensor for header in held.values() for name, tensor in header.items()}

@@ -16,7 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from ders_core.files.output import partial_path, refused_writes
+from ders_core.files.output import partial_path
+from ders_core.files.place_errors import writing
 from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import write_text
 
@@ -58,7 +59,7 @@ class HistoryWriter:
     def __init__(self, file: Path, done: int) -> None:
         """done: number of the last step that stays."""
         kept = [line for line in _lines(file) if line["step"] <= done] if file.exists() else []
-        with refused_writes(file):
+        with writing(file):
             write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = file
         self._measured = {line["step"] for line in kept if "heldout_perplexity" in line}
@@ -74,7 +75,7 @@ class HistoryWriter:
         return step in self._measured
 
     def _append(self, line: dict[str, Any]) -> None:
-        with refused_writes(self._file), open(self._file, "a", encoding="utf-8") as file:
+        with writing(self._file), open(self._file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
