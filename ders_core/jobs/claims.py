@@ -221,8 +221,9 @@ class Claims:
             rows = db.execute(
                 "UPDATE jobs SET losses = losses + (state = 'running'), state = 'running',"
                 " worker = :me, attempt = attempt + 1, started = :now, finished = NULL,"
-                " error = NULL, samples = '[]' WHERE id = (SELECT id FROM jobs WHERE"
-                f" state = 'queued' OR ({ORPHANED}) ORDER BY state = 'queued', id LIMIT 1)"
+                " error = NULL, samples = '[]' WHERE id = coalesce("
+                f"(SELECT id FROM jobs WHERE {ORPHANED} ORDER BY id LIMIT 1),"
+                " (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1))"
                 " RETURNING *",
                 {"me": self.worker_id, "now": now, "limit": limit, "dead": json.dumps(dead)},
             ).fetchall()
