@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -43,10 +42,10 @@ def advice(path: Path) -> str:
     return "check the path"
 
 
-def printable(path: str | os.PathLike[str]) -> str:
+def printable(path: str | Path) -> str:
     """The path in one line: as it is, with escapes for what cannot be printed, and without the
     middle of one that is longer than a screen."""
-    text = os.fspath(path)
+    text = str(path)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
     return text if text.isprintable() else ascii(text)
