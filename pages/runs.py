@@ -22,6 +22,7 @@ from ders_core.pipeline.quality import (
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_progress import ACTIVE, STATES, job_panel, resume_button, submit
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import figure_column, plot
 from ders_core.ui.trust import trust_switch
 from ders_core.units import bytes_text, duration_text, share_text
@@ -34,7 +35,7 @@ def new_run() -> None:
     held_out = frame.demo_text("heldout.txt", source.path)
     jobs = session.job_store().list(kind="run")
     with st.container(border=True):
-        st.markdown(f"**{recipe.name}** on **{frame.label(source)}**")
+        st.markdown(f"{strong(recipe.name)} on {strong(frame.label(source))}")
         columns = st.columns([3, 4, 2, 2, 2], vertical_alignment="bottom")
         name = kept.field(
             columns[0].text_input,
@@ -106,7 +107,7 @@ def new_run() -> None:
             },
         )
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
     else:
         st.rerun()
 
@@ -215,14 +216,14 @@ def details(job: Job) -> None:
     word, colour = STATES[job.state]
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{job.title}**")
+            st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
             result = runs.readable(job)
             if result is not None:
-                st.caption(result_line(result))
+                st.caption(plain(result_line(result)))
         reason = problem(job)
         if reason:
-            st.error(reason)
+            show_error(reason)
         steps_line(job)
         if job.seconds is not None and job.peak_memory:
             st.caption(

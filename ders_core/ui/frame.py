@@ -14,6 +14,7 @@ from ders_core.jobs import Job
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
 from ders_core.ui.job_progress import submit, time_left
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2
@@ -45,6 +46,23 @@ def need_frame() -> None:
         st.rerun()
 
 
+def show(page: Any) -> None:
+    """Run a page. What a person can mend is one sentence on it; the rest of the studio goes on."""
+    try:
+        page.run()
+    except DersError as error:
+        show_error(error)
+
+
+def show_fault(error: Exception) -> bool:
+    """Show an error that nobody expected as one sentence; its details are in the app's output.
+
+    Returns True, for `st.App`: nothing more is shown.
+    """
+    show_error(f"unexpected: {type(error).__name__}: {error}; details in the output of `ders app`")
+    return True
+
+
 def sidebar() -> None:
     """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
@@ -54,18 +72,15 @@ def sidebar() -> None:
         if source is None:
             _entry("Checkpoint", "none open")
         else:
-            _entry(
-                "Checkpoint",
-                f"**{label(source)}**",
-                f"{source.family} · {bytes_text(source.bytes_total)}",
-            )
+            detail = f"{plain(source.family, 80)} · {bytes_text(source.bytes_total)}"
+            _entry("Checkpoint", strong(label(source)), detail)
         recipe = session.recipe()
-        _entry("Recipe", f"**{recipe.name}**", _predicted(source))
+        _entry("Recipe", strong(recipe.name), _predicted(source))
         _worker()
 
 
 def _entry(title: str, value: str, detail: str = "") -> None:
-    """A small title, a value and a small detail, without space between them."""
+    """A small title, a value and a small detail, without space between them; all Markdown."""
     lines = [f":gray[:small[{title}]]", value, f":gray[:small[{detail}]]" if detail else ""]
     st.markdown("  \n".join(line for line in lines if line))
 
@@ -91,9 +106,10 @@ def _worker() -> None:
     if state is None or not state.alive:
         _entry("Worker", ":orange[not running]", more or "it starts with the first job")
     elif busy:
-        _entry("Worker", busy[0].title, busy[0].step)
+        _entry("Worker", plain(busy[0].title), plain(busy[0].step))
         st.progress(busy[0].fraction)
-        st.caption(" · ".join(filter(None, (time_left(busy[0]) or busy[0].message, more))))
+        words = (time_left(busy[0]) or busy[0].message, more)
+        st.caption(plain(" · ".join(filter(None, words))))
     else:
         _entry("Worker", "idle", more)
 
@@ -121,7 +137,7 @@ def need_checkpoint() -> Checkpoint:
         try:
             return reads.checkpoint(path)
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
     with st.container(border=True):
         st.markdown("**No checkpoint is open.** Open one, or let the studio build its demo.")
         with st.container(horizontal=True):
