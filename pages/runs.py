@@ -30,7 +30,9 @@ from ders_core.units import bytes_text, duration_text, share_text
 
 def new_run() -> None:
     """The form that files a run of the current recipe on the open checkpoint."""
-    source = frame.need_checkpoint()
+    source = frame.checkpoint_or_box()
+    if source is None:
+        return
     recipe = session.recipe()
     held_out = frame.demo_text("heldout.txt", source.path)
     jobs = session.job_store().list(kind="run")
@@ -250,7 +252,7 @@ chosen: list[int] = []
 done = [job for job in every if runs.readable(job)]
 if done:
     chosen = comparison(every)
-elif not every:
+elif not every and session.current().checkpoint:
     st.info("No runs yet. *Start* compresses with the current recipe and measures what it costs.")
 for job in every:
     if job.id in chosen or job.state in ("failed", "cancelled") or problem(job):

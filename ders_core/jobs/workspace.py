@@ -122,8 +122,8 @@ class Workspace:
             return resolved
         allowed = ", ".join(map(str, self.roots))
         raise JobError(
-            f"{_shortened(path)} lies outside the folders that may be used here ({allowed}); move it "
-            f"there, or name its folder in {ROOTS_VARIABLE} and start again"
+            f"{_shortened(path)} lies outside the folders that may be used here ({allowed}); move "
+            f"it there, or name its folder in {ROOTS_VARIABLE} and start again"
         )
 
 

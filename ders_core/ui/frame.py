@@ -132,6 +132,15 @@ def opened_or_none() -> Checkpoint | None:
 
 def need_checkpoint() -> Checkpoint:
     """The open checkpoint; without one, show how to open one, and stop the page."""
+    source = checkpoint_or_box()
+    if source is None:
+        st.stop()
+    return source
+
+
+def checkpoint_or_box() -> Checkpoint | None:
+    """The open checkpoint; without one, show how to open one. If it can no longer be opened, say
+    why."""
     path = session.current().checkpoint
     if path is not None:
         try:
@@ -145,7 +154,7 @@ def need_checkpoint() -> Checkpoint:
             if st.button("Try the demo", key="need_demo"):
                 try_demo()
                 st.switch_page("pages/checkpoint.py")
-    st.stop()
+    return None
 
 
 def try_demo() -> Job | None:

@@ -183,16 +183,13 @@ def model_directories(roots: tuple[str, ...], depth: int = 3, most: int = 200) -
         for directory in level:
             try:
                 entries = [entry for entry in directory.iterdir() if _is_offered(entry.name)]
-                if (directory / "config.json").is_file() and any(
-                    entry.suffix == ".safetensors" for entry in entries
-                ):
-                    models.append(str(directory))
-                elif len(entries) < 500:
-                    below += [
-                        entry for entry in entries if entry.is_dir() and not entry.is_symlink()
-                    ]
+                is_model = (directory / "config.json").is_file()
             except OSError:
                 continue
+            if is_model and any(entry.suffix == ".safetensors" for entry in entries):
+                models.append(str(directory))
+            elif len(entries) < 500:
+                below += [entry for entry in entries if _is_directory(entry)]
         level = below
         if len(models) >= most:
             break
@@ -201,3 +198,11 @@ def model_directories(roots: tuple[str, ...], depth: int = 3, most: int = 200) -
 
 def _is_offered(name: str) -> bool:
     return not name.startswith(".") and name.isprintable()
+
+
+def _is_directory(entry: Path) -> bool:
+    """Whether it is one, and no link to one; False for what cannot be looked at."""
+    try:
+        return entry.is_dir() and not entry.is_symlink()
+    except OSError:
+        return False
