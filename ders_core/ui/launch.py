@@ -55,6 +55,7 @@ def launch(
     secret = take_secret()
     listening.check()
     allow_current_root()
+    (place.path / OPENER).unlink(missing_ok=True)
     ensure_worker(place, scheduler=scheduler)
     if with_demo and not place.demo.exists():
         store = JobStore(place.store_path)

@@ -237,13 +237,14 @@ def visit(browser: Browser, studio: Studio) -> Iterator[Callable[..., BrowserCon
 
 
 def settled(page: Page, name: str) -> str:
-    """The text of a page, once it is drawn."""
+    """The text of a page and of its fields, once it is drawn."""
     link = page.get_by_test_id("stTopNavLink").get_by_text(name, exact=True)
     link.click(delay=100)
     expect(page).to_have_url(re.compile(f"/{name.lower() if name != 'Checkpoint' else ''}$"))
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     expect(page.locator("[data-stale=true]")).to_have_count(0)
-    return " ".join(page.locator("body").inner_text().split())
+    fields: list[str] = page.locator("input").evaluate_all("all => all.map(one => one.value)")
+    return " ".join([page.locator("body").inner_text(), *fields]).replace("\n", " ")
 
 
 SIDEBAR = (f"{NAME} / moe", RECIPE)

@@ -53,6 +53,12 @@ def hostile_workspace(path: Path, moe: Path, dense: Path) -> None:
         assert claim is not None
         result = RUN | {"packed": str(path / NAME / "gone"), "quality": QUALITY}
         claim.complete(result | {"bytes_after": 300 + number, "device": LONG_NAME})
+    export = {"packed": str(path / NAME / "gone"), "out": str(path / NAME / "out")}
+    store.submit("export", export, LONG_NAME)
+    claim = claims.claim()
+    assert claim is not None
+    check = {"name": LONG_NAME, "ok": True, "detail": LONG_NAME}
+    claim.complete({"out": export["out"], "format": "packed", "bytes": 300, "checks": [check]})
     analysis = {"checkpoint": str(checkpoint)}
     upcycle = {"dense": str(parent), "config": "name: x", "name": LONG_NAME}
     for kind, spec in (("run", run), ("analyze", analysis), ("upcycle", upcycle)):

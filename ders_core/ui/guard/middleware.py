@@ -82,7 +82,10 @@ class Guard:
             await _answer(send, 403, HEADERS, token_page(WRONG))
             return
         words = [f"{request.cookie_name}={self._secret.cookie}", "Path=/", "HttpOnly"]
-        words += ["SameSite=Strict", *(["Secure"] if host.scheme == "https" else [])]
+        words += [
+            "SameSite=Strict",
+            *(["Secure"] if "https" in (host.scheme, request.scheme) else []),
+        ]
         cookie = (b"set-cookie", "; ".join(words).encode())
         target = request.without_token
         if request.site in FOREIGN:
@@ -110,6 +113,7 @@ class _Request:
         self._scope = scope
         server = scope.get("server") or ("", 0)
         self.here: tuple[str, int] = (str(server[0]), int(server[1] or 0))
+        self.scheme: str = scope.get("scheme", "")  # of a proxy on this machine, if it tells
         self.is_websocket: bool = scope["type"] == "websocket"
         self.site = next(iter(self.values(b"sec-fetch-site")), "none")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import streamlit
 from starlette.middleware import Middleware
 from streamlit import config
 
+from ders_core.errors import DersError
 from ders_core.ui.address import ANY, Listening
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE, hold_on
 from ders_core.ui.guard.middleware import Guard
@@ -21,9 +23,16 @@ def protection() -> list[Middleware]:
     """The middleware of the studio's server; for `st.App`.
 
     `ders app` gives a token and a lifeline in the environment. Without it, as under
-    `streamlit run app.py`, the token is made here and the address printed.
-    Raises DersError for a token or a host that cannot be used.
+    `streamlit run app.py`, the token is made here and the address printed. Ends the process with
+    one sentence for a token or a host that cannot be used.
     """
+    try:
+        return [_guard()]
+    except DersError as error:
+        sys.exit(f"ders: {error}")
+
+
+def _guard() -> Middleware:
     launched = LIFELINE_VARIABLE in os.environ
     hold_on()
     secret = take_secret()
@@ -34,11 +43,9 @@ def protection() -> list[Middleware]:
         listening = Listening(ANY.get(host, host), int(config.get_option("server.port")))
         address = listening.url(str(config.get_option("server.baseUrlPath") or ""), scheme)
         print(f"DeRS Studio: {secret.in_address(address)}", flush=True)
-    return [
-        Middleware(
-            Guard,
-            origins=Origins.of(host, scheme, further),
-            secret=secret,
-            headers=studio_headers(Path(streamlit.__file__).parent / "static" / "index.html"),
-        )
-    ]
+    return Middleware(
+        Guard,
+        origins=Origins.of(host, scheme, further),
+        secret=secret,
+        headers=studio_headers(Path(streamlit.__file__).parent / "static" / "index.html"),
+    )
