@@ -116,6 +116,9 @@ def first_screen(source: Checkpoint) -> None:
     if summary.left_aside:
         names = listed(summary.left_aside).replace("`", "'")
         st.caption(f"No part of the model, and left aside: `{names}`")
+    if summary.linked_out:
+        names = listed(summary.linked_out).replace("`", "'")
+        st.caption(f"Links to files outside of the checkpoint, and left out: `{names}`")
     if summary.sure < 1:
         st.info(
             f"No entry names this model; its experts were recognised by the tensors, "

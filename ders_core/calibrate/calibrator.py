@@ -27,6 +27,7 @@ from ders_core.evaluate.windows import (
     token_windows,
 )
 from ders_core.files.address import as_local
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_file, new_target
 from ders_core.files.texts import Texts, as_paths
 from ders_core.hf import describe, load_tokenizer, shared_dtype
@@ -35,6 +36,7 @@ from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_ca
 from ders_core.pipeline.sensitivity import ROWS
 
 
+@unchanged_inputs()
 def calibrate(
     model: str | Path,
     out: str | Path,
@@ -61,10 +63,11 @@ def calibrate(
     the diagonal alone, 4·in bytes. gradients: measure also how much an error in each weight costs
     (`Calibration.curvatures` and `shrinkage`), by a backward pass of every window alone; the device
     holds a window's activations and, in float32, the mean of each group. progress counts tokens,
-    twice with gradients. The checkpoint is hashed at the end: it must not be written meanwhile.
-    Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
-    short, the model does not run on text, values are not finite, or experts' inputs cannot be
-    identified; with gradients, if it cannot be differentiated.
+    twice with gradients. The checkpoint is hashed at the end.
+    Raises CheckpointError if it, or a text, is written meanwhile; OutputError if `out` exists or
+    cannot be written; EvaluationError if the text is too short, the model does not run on text,
+    values are not finite, or experts' inputs cannot be identified; with gradients, if it cannot be
+    differentiated.
     """
     target = new_target(out)
     where = resolve_device(device)

@@ -45,6 +45,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
                 f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",
             ],
             *([["left aside", listed(summary.left_aside)]] if summary.left_aside else []),
+            *([["links left out", listed(summary.linked_out)]] if summary.linked_out else []),
             ["identity", summary.identity[:16]],
             ["upcycled?", verdict.short],
         ],

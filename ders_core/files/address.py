@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from ders_core.errors import CheckpointError
 from ders_core.files import remote
-from ders_core.files.missing import advice, printable
+from ders_core.files.missing import advice, local_path, printable
 from ders_core.files.place_errors import reading
 
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
@@ -53,15 +53,15 @@ def as_path(place: str | Path) -> Path:
     """A local path with ~ expanded, or for an address a path of universal_pathlib.
 
     The text of the latter holds no credentials. Raises CheckpointError for an empty text, for an
-    address that cannot be understood, for one that names a local file by a protocol, and if its
-    driver is missing.
+    address that cannot be understood, for one that names a local file by a protocol, if its driver
+    is missing, and as `local_path` does.
     """
     if not isinstance(place, str):
-        return place if is_remote(place) else place.expanduser()
+        return place if is_remote(place) else local_path(place)
     if not place.strip():
         raise CheckpointError("the path is empty; give the directory of a model, or an address")
     if not is_address(place):
-        return Path(place).expanduser()
+        return local_path(place)
     match = ADDRESS.match(place)
     if match is None or "::" in place:
         raise CheckpointError(f"{shown(place)} chains protocols (::), which is not read here")
@@ -125,7 +125,7 @@ def list_files(directory: Path) -> Listing:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is a file; give the directory that holds it")
     with os.scandir(directory) as entries:
-        return Listing(frozenset(entry.name for entry in entries if entry.is_file()), True)
+        return Listing(frozenset(each.name for each in entries if os.path.isfile(each)), True)
 
 
 def list_tree(directory: Path) -> list[str]:
@@ -139,13 +139,14 @@ def list_tree(directory: Path) -> list[str]:
         names += [
             (place / name).relative_to(directory).as_posix()
             for name in files
-            if (place / name).is_file()
+            if is_file(place / name)
         ]
     return names
 
 
 def is_file(path: Path) -> bool:
-    return remote.exists(path) if is_remote(path) else path.is_file()
+    """Whether there is a file; False for what cannot be looked at."""
+    return remote.exists(path) if is_remote(path) else os.path.isfile(path)
 
 
 def file_size(path: Path) -> int:

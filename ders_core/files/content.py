@@ -20,6 +20,7 @@ from ders_core.files.checksum import checksum
 from ders_core.files.spec import TensorSpec
 from ders_core.files.stamp import Stamp, check_unchanged
 from ders_core.files.tensor import TensorReader
+from ders_core.files.untrusted_json import parse_json
 
 CACHE_VARIABLE = "DERS_CACHE"
 
@@ -97,7 +98,7 @@ def _known(place: Path | None, before: Stamp) -> Mapping[str, str] | None:
     if place is None:
         return None
     try:
-        entry = json.loads(place.read_text(encoding="utf-8"))
+        entry = parse_json(place.read_bytes())
         same = entry["stamp"] == [before.size, before.mark, before.entry_ns]
         sums = entry["tensors"]
         valid = isinstance(sums, dict) and all(

@@ -19,9 +19,11 @@ from ders_core.errors import (
 )
 from ders_core.files.aside import ASIDE, locked_aside, sync_directory, sync_tree
 from ders_core.files.flock import is_at
+from ders_core.files.inputs import check_inputs, leave_out
 from ders_core.files.json_object import read_json
+from ders_core.files.missing import printable
 from ders_core.files.output_lock import MARK, busy, is_written, output_lock, sweep_outputs
-from ders_core.files.place_errors import shown_path, system_error, write_error, writing
+from ders_core.files.place_errors import system_error, write_error, writing
 from ders_core.files.writer import write_json
 from ders_core.units import bytes_text
 
@@ -119,8 +121,10 @@ def output_directory(
             stack.callback(os.close, begun := os.open(partial, os.O_RDONLY | os.O_DIRECTORY))
             if work is None:
                 lock.mark(partial)
+            leave_out(partial)
             try:
                 yield partial
+                check_inputs()
             except BaseException as error:
                 kept = _leave(partial, work, error)
                 cause = None if isinstance(error, DersError) else system_error(error)
@@ -261,9 +265,10 @@ def new_file(path: Path, *, needs: int = 1) -> Iterator[Path]:
             aside = stack.enter_context(locked_aside(path))
         with writing(path):
             yield aside
+            check_inputs()
             if os.path.lexists(path):
                 raise OutputError(
-                    f"{shown_path(path)} appeared while it was being written; choose another name"
+                    f"{printable(path)} appeared while it was being written; choose another name"
                 )
             stack.close()
             sync_directory(path.parent)

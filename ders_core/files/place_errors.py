@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ders_core.errors import CheckpointError, DersError, OutputError
+from ders_core.files.missing import printable
 
 FULL = {
     errno.ENOSPC: "the disk of {} is full",
@@ -23,17 +24,6 @@ ELSEWHERE = (ConnectionError, TimeoutError, InterruptedError, ChildProcessError,
 
 _FOREIGN = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust (safetensors, tokenizers) tell the system's number in their own errors."""
-
-LONGEST = 400
-"""Characters of a path that a sentence shows; of a longer one the beginning and the end."""
-
-
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """The path for a sentence, however long it is."""
-    text = os.fspath(path)
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -53,19 +43,19 @@ def write_error(error: OSError, place: Path, then: str = "then run again") -> De
     then: what to do after the cause is mended.
     """
     culprit = _culprit(error, place)
-    where = shown_path(culprit or place)
+    where = printable(Path(culprit or place))
     number, reason = error.errno, error.strerror or str(error)
     if number in FULL:
         return OutputError(f"{FULL[number].format(where)}; free space, {then}")
     if number in TOO_MANY:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return OutputError(
-            f"{shown_path(place)} cannot be written: too many files are open (the limit is "
+            f"{printable(place)} cannot be written: too many files are open (the limit is "
             f"{limit}); raise it with `ulimit -n`, {then}"
         )
     if number == errno.ENOMEM:
         return OutputError(
-            f"{shown_path(place)} cannot be written: there is not enough memory; use fewer "
+            f"{printable(place)} cannot be written: there is not enough memory; use fewer "
             f"workers, {then}"
         )
     if culprit is not None:
@@ -104,7 +94,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{shown_path(path)} cannot be read: {error.strerror or error}"
+            f"{printable(path)} cannot be read: {error.strerror or error}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ders_core.errors import OutputError
 from ders_core.files.flock import is_at, try_lock
-from ders_core.files.place_errors import shown_path
+from ders_core.files.missing import printable
 
 PREFIX = "ders-"
 OWNER = ".ders-owner"
@@ -47,7 +47,7 @@ def scratch_directory(purpose: str) -> Iterator[Path]:
             directory = stack.enter_context(scratch_in(place, f"{PREFIX}{purpose}-"))
         except OSError as error:
             raise OutputError(
-                f"{shown_path(place)} holds temporary files and cannot be written "
+                f"{printable(place)} holds temporary files and cannot be written "
                 f"({error.strerror}); mend that, or set TMPDIR to another directory"
             ) from error
         yield directory

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ders_core.files.address import copy_file, is_remote
+from ders_core.files.links import leads_out
 from ders_core.files.model_files import PICKLES, SUFFIX
 
 WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".distcp")
@@ -29,6 +30,33 @@ model, is a part of the model that transformers reads beside its weights."""
 UNFINISHED = ".partial/"
 """In the name of a file that an output, begun within the model's directory, holds so far."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""What AutoTokenizer reads, or most of it."""
+
+READ_WITH_WEIGHTS = frozenset(
+    (
+        *TOKENIZER_FILES,
+        *ADAPTERS,
+        "adapter_config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+    )
+)
+
 OTHER_MODELS = ("ders_patch.json", "ders_manifest.json")
 
 
@@ -43,10 +71,12 @@ class SideFile:
 @dataclass(frozen=True)
 class Beside:
     """What lies beside the weights, by name. left_aside: weights that are not the model's, and
-    folders (with a slash at their end) that hold another model."""
+    folders (with a slash at their end) that hold another model. linked_out: links to files
+    elsewhere, which do not travel either (see `ders_core.files.links`)."""
 
     files: tuple[SideFile, ...]
     left_aside: tuple[str, ...]
+    linked_out: tuple[str, ...] = ()
 
 
 def beside(directory: Path, names: Iterable[str], used: Collection[str]) -> Beside:
@@ -57,15 +87,17 @@ def beside(directory: Path, names: Iterable[str], used: Collection[str]) -> Besi
     """
     visible = sorted(name for name in names if not _is_hidden(name) and name not in used)
     others = tuple(f"{folder}/" for folder in sorted(_other_models(visible)))
-    files, left = [], [*others]
+    files, left, linked = [], [*others], []
     for name in visible:
         if name.startswith(others) or UNFINISHED in name:
             continue
         if is_weights(name.removesuffix(".index.json")):
             left.append(name)
+        elif leads_out(directory / name, directory):
+            linked.append(name)
         else:
             files.append(SideFile(name, directory / name))
-    return Beside(tuple(files), tuple(sorted(left)))
+    return Beside(tuple(files), tuple(sorted(left)), tuple(linked))
 
 
 def is_weights(name: str) -> bool:
@@ -76,6 +108,12 @@ def is_weights(name: str) -> bool:
     if last.endswith(PICKLES):
         return bool(PICKLED_WEIGHTS.fullmatch(last)) or last.endswith(".ckpt")
     return last.endswith((SUFFIX, *WEIGHTS))
+
+
+def is_read_with_weights(name: str) -> bool:
+    """Whether a file changes what the model does, such as a tokenizer or code; a log does not."""
+    last = PurePosixPath(name).name
+    return last in READ_WITH_WEIGHTS or last.endswith(".py")
 
 
 def copy_side_files(files: Sequence[SideFile], directory: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from ders_core.errors import JobError, StoreUnavailable
-from ders_core.files.place_errors import shown_path
+from ders_core.files.missing import printable
 from ders_core.jobs.stop import Stop
 from ders_core.jobs.workspace import Workspace
 
@@ -59,7 +59,7 @@ class Patience:
             if self._stop.asked:
                 raise Leaving
             if not self._workspace.path.is_dir():
-                place = shown_path(self._workspace.path)
+                place = printable(self._workspace.path)
                 raise JobError(f"the workspace {place} was removed; nothing is left to work on")
             if time.monotonic() >= end:
                 return

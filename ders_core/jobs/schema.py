@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ders_core.errors import JobError, StoreUnavailable
-from ders_core.files.place_errors import shown_path
+from ders_core.files.missing import printable
 
 BUSY_SECONDS = 20.0
 
@@ -111,7 +111,7 @@ def prepare(path: Path) -> None:
                 db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
     except OSError as error:
         raise JobError(
-            f"the workspace {shown_path(path.parent)} cannot be used: {error.strerror}; choose "
+            f"the workspace {printable(path.parent)} cannot be used: {error.strerror}; choose "
             "another one"
         ) from error
 

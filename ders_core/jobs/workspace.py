@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ders_core.errors import JobError
 from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
-from ders_core.files.missing import cleaned
+from ders_core.files.missing import cleaned, local_path
 
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"
@@ -111,7 +111,7 @@ class Workspace:
         if is_address(clean):
             raise JobError(f"{shown(clean)} lies elsewhere; give a local path")
         try:
-            resolved = Path(clean).expanduser().resolve()
+            resolved = local_path(clean, JobError).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise JobError(f"{str(path)!r} is not a usable path: {error}") from error
         if any(resolved.is_relative_to(root) for root in self.roots):

@@ -22,6 +22,8 @@ from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote
 from ders_core.files.header import read_header
+from ders_core.files.inputs import hold_files
+from ders_core.files.missing import local_path
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
@@ -59,10 +61,11 @@ class Calibration:
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
         """Raises CheckpointError if it is missing, or is not a calibration of this version."""
-        file = Path(path).expanduser()
+        file = local_path(path)
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file; make one with ders calibrate")
         try:
+            hold_files([file])
             tensors, metadata = read_header(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error

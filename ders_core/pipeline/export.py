@@ -12,6 +12,7 @@ from ders_core.compute.progress import Meter, Progress, quiet, uncounted
 from ders_core.errors import OutputError
 from ders_core.files.address import copy_file
 from ders_core.files.checksum import checksum
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files, local_bytes
 from ders_core.files.store import TensorStore
@@ -67,6 +68,7 @@ class _Written:
     checks: tuple[Check, ...]
 
 
+@unchanged_inputs()
 def export(
     packed: str | Path,
     out: str | Path,
@@ -82,7 +84,8 @@ def export(
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
     quality: `Quality.to_dict()` of an evaluation, outlook: `asdict(report.outlook)` of the
     compression, for the model card. progress counts bytes, written and then read back. Raises
-    CheckpointError if `packed` is damaged, EvaluationError if quality is something else,
+    CheckpointError if `packed` is damaged or a file that is read is written meanwhile,
+    EvaluationError if quality is something else,
     OutputError if the format is unknown, `out` cannot be written, or a check fails; then there is
     no `out`.
     """
@@ -97,7 +100,6 @@ def export(
     order = _Order(PackedCheckpoint(packed), base, quality, outlook, progress)
     with output_directory(target, needs=_needs(order, chosen)) as partial:
         written = _WRITERS[chosen](order, partial)
-        order.source.store.check_unchanged()
         failed = next((check for check in written.checks if not check.ok), None)
         if failed is not None:
             raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")

@@ -14,6 +14,7 @@ import torch
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import ahead
 from ders_core.errors import CheckpointError
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files, local_bytes
@@ -29,6 +30,7 @@ from ders_core.files.writer import (
 from ders_core.packed.reader import PackedCheckpoint
 
 
+@unchanged_inputs()
 def synthesize(
     packed: str | Path, out: str | Path, *, device: str = "cpu", progress: Progress = quiet
 ) -> dict[str, str]:
@@ -49,6 +51,7 @@ def synthesize(
     problems = source.checksum_problems(meter.advance)
     if problems:
         raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
+    side_files = source.beside.files
     checksums: dict[str, str] = {}
     names = [name for specs in files.values() for name in specs]
     with (
@@ -67,8 +70,7 @@ def synthesize(
         if index is not None:
             write_index(partial / index, files, source.manifest.source.index)
         write_text(partial / "config.json", source.config_text)
-        copy_side_files(source.beside.files, partial)
-        source.store.check_unchanged()
+        copy_side_files(side_files, partial)
         meter.finish("written")
     return checksums
 
