@@ -7,6 +7,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
+from ders_core.jobs import Which
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import job_panel
@@ -50,11 +51,9 @@ def open_row() -> None:
 @st.fragment(run_every=2)
 def demo_progress() -> None:
     """The demo's job while it runs; opens the demo when it is done."""
-    store = session.job_store()
-    jobs = store.list(kind="demo")
-    if not jobs:
+    job = session.job_store().newest(Which(("demo",)))
+    if job is None:
         return
-    job = jobs[0]
     if job.state in ("queued", "running"):
         st.session_state["demo_watched"] = job.id
         job_panel(job)

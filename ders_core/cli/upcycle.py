@@ -47,6 +47,8 @@ def upcycle(
     if as_json:
         print_json(result.to_dict())
         return
+    if result.resumed:
+        print(f"note: {result.resumed}")
     rows = [
         ["forms", result.label],
         [

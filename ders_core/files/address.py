@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from ders_core.errors import CheckpointError
 from ders_core.files import remote
 from ders_core.files.missing import advice, local_path, printable
+from ders_core.files.place_errors import reading
 
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 HUB, WEB = "hf", ("http", "https")
@@ -21,6 +21,8 @@ LOCAL = frozenset(("file", "local", "dir", "data", "zip", "tar", "libarchive", "
 """Protocols of files on this machine, or inside another file."""
 
 COPY_BYTES = 64 << 20
+LOCAL_COPY_BYTES = 8 << 20
+"""Of one read of a file that is copied from an address, and from a disk."""
 
 
 @dataclass(frozen=True)
@@ -175,14 +177,23 @@ def read_range(path: Path, begin: int, end: int) -> bytes:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """Copy by content (a hub cache holds links)."""
-    if not is_remote(path):
-        shutil.copyfile(path, target)
-        return
-    size = remote.size(path)
+    """Copy by content (a hub cache holds links). Raises CheckpointError if `path` cannot be read,
+    OSError if `target` cannot be written."""
     with open(target, "wb") as file:
+        for chunk in _chunks(path):
+            file.write(chunk)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, one piece after another."""
+    if is_remote(path):
+        size = remote.size(path)
         for begin in range(0, size, COPY_BYTES):
-            file.write(remote.read_range(path, begin, min(begin + COPY_BYTES, size)))
+            yield remote.read_range(path, begin, min(begin + COPY_BYTES, size))
+        return
+    with reading(path), open(path, "rb", buffering=0) as file:
+        while chunk := file.read(LOCAL_COPY_BYTES):
+            yield chunk
 
 
 def lies_below(address: str, root: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import EvaluationError
+from ders_core.files.inputs import hold_files
 from ders_core.files.missing import advice, local_path, printable
 from ders_core.files.untrusted_json import JsonFault, parse_json
 
@@ -132,6 +133,7 @@ def _documents(file: Path) -> Iterator[Document]:
 def _decoded(file: Path) -> str:
     """The text of a file, with `\\n` at the ends of lines."""
     try:
+        hold_files([file])
         content = file.read_bytes()
     except (OSError, ValueError) as error:
         raise _unreadable(file, error) from error

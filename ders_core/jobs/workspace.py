@@ -53,11 +53,15 @@ class Workspace:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def analyses(self) -> Path:
+        return self.path / "analysis"
+
     def analysis_dir(self, identity: str) -> Path:
         """Directory of a checkpoint's analysis. Raises JobError if `identity` is not one."""
         if not identity.isalnum():
             raise JobError(f"{identity!r} is not the identity of a checkpoint")
-        return self.path / "analysis" / identity
+        return self.analyses / identity
 
     def growing_dir(self, identity: str) -> Path:
         """Directory of an analysis until its last layer is finished. Raises JobError likewise."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.missing import local_path
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.store import TensorStore
@@ -24,6 +25,7 @@ class AppliedPatch:
     kept: int
 
 
+@unchanged_inputs()
 def apply_patch(
     base: str | Path, patch: str | Path, out: str | Path, *, progress: Progress = quiet
 ) -> AppliedPatch:
@@ -32,7 +34,8 @@ def apply_patch(
     The checksum of every tensor and file is compared. `out` also keeps what a rollback needs: the
     tensors and side files that `base` holds and `out` does not, without a rollback that `base`
     itself may keep. progress counts bytes. Raises CheckpointError if `patch` is damaged or not a
-    patch, or if `base` is not the base that it needs; then there is no `out`.
+    patch, if `base` is not the base that it needs, or if one of them is written meanwhile; then
+    there is no `out`.
     """
     new_target(out)
     directory = local_path(patch)
@@ -54,7 +57,6 @@ def apply_patch(
             known={tensor.name: tensor.sha256 for tensor in tensors if tensor.name is not None},
             advance=meter.advance,
         )
-        store.check_unchanged()
     return AppliedPatch(str(Path(out).expanduser()), manifest.nbytes, kept)
 
 
