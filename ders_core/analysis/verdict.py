@@ -11,8 +11,7 @@ import torch
 from ders_core.analysis.origins import Starts, common_starts, starts_of
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.compute.magnitude import unit_rows
-from ders_core.decompose.clusters import cluster
-from ders_core.errors import CheckpointError
+from ders_core.decompose.clusters import check_finite, cluster
 
 UPCYCLED = 0.5
 ALIKE = 0.95
@@ -152,10 +151,5 @@ def _rows(group: ExpertGroup) -> torch.Tensor:
     """Rows from the middle of each expert (columns where stored transposed), `[K, n]` float32."""
     values = min(SAMPLED_EXPERT, max(SAMPLED_VALUES, SAMPLED_GROUP // group.shape[0]))
     rows = group.middle(SAMPLED_ROWS, values).float()
-    bad = torch.nonzero(~torch.isfinite(rows).all(1))
-    if len(bad):
-        raise CheckpointError(
-            f"{group.expert_name(int(bad[0]))} holds values that are not finite (NaN or infinity); "
-            "the file is damaged, so copy or download it again"
-        )
+    check_finite(group, rows)
     return rows
