@@ -201,8 +201,8 @@ class Manifest(BaseModel):
         if version not in READABLE:
             check_within(directory / MANIFEST, directory)
             raise CheckpointError(
-                f"{directory} was packed in format version {version}; this program reads versions "
-                f"{READABLE[0]} to {READABLE[-1]}, so install the version of ders-studio that "
+                f"{directory} was packed in format version {repr(version)[:20]}; this program reads "
+                f"versions {READABLE[0]} to {READABLE[-1]}, so install the version of ders-studio that "
                 "wrote it"
             )
         try:

@@ -85,7 +85,7 @@ class PatchManifest(BaseModel):
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{file} is of format version {version}; this program reads version "
+                f"{file} is of format version {repr(version)[:20]}; this program reads version "
                 f"{FORMAT_VERSION}, so install the version of ders-studio that wrote it"
             )
         try:
