@@ -18,6 +18,7 @@ from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.inputs import hold_files
 from ders_core.files.json_object import read_json
 from ders_core.files.model_files import SUFFIX
+from ders_core.files.place_errors import reading
 from ders_core.files.side_files import is_weights
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import PATCH_FILE
