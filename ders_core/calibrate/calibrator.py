@@ -88,7 +88,7 @@ def calibrate(
         dtype = shared_dtype([facts], where)
     tokens = windows.numel()
     meter = Meter(2 * tokens if gradients else tokens, progress)
-    with new_file(target) as aside:
+    with new_file(target, needs=_moment_bytes(checkpoint, max_width)) as aside:
         meter.report("loading the model")
         with loaded(model, where.type, dtype, trust_remote_code) as network:
             network.set_experts_implementation("eager")  # expert after expert, by plain products
@@ -116,6 +116,14 @@ def calibrate(
             [path.resolve().name for path in as_paths(text)],
         )
     return Calibration.open(target)
+
+
+def _moment_bytes(checkpoint: Checkpoint, max_width: int) -> int:
+    """Bytes of the second moments of all layers in the file."""
+    widths = {
+        (group.layer, SIDES[group.projection]): group.shape[2] for group in checkpoint.groups()
+    }
+    return sum(4 * width * (width if width <= max_width else 1) for width in widths.values())
 
 
 @torch.no_grad()  # and not inference_mode, in which linear layers do not come down to products

@@ -26,7 +26,7 @@ from ders_core.files.checksum import file_checksum
 from ders_core.files.content import headers_hash
 from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
 from ders_core.files.output import new_target, output_directory
-from ders_core.files.side_files import SideFile
+from ders_core.files.side_files import SideFile, local_bytes
 from ders_core.files.spec import NAMES
 from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import (
@@ -87,7 +87,8 @@ def compress(
         "device": device,
     }
     beside = source.beside  # before there is an output, which may lie beside the model too
-    with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
+    needs = 2 * plan.bytes_after + local_bytes(beside.files)
+    with output_directory(out, work=work, resume=resume, needs=needs) as partial:
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
         staging = Staging(partial)
@@ -116,6 +117,7 @@ def compress(
         beside.left_aside,
         renewed,
         _predicted(recipe, entries),
+        beside.linked_out,
     )
 
 

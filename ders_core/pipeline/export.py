@@ -3,7 +3,6 @@ what was written."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import Any
 
 from ders_core.compute.progress import Meter, Progress, quiet, uncounted
 from ders_core.errors import OutputError
+from ders_core.files.address import copy_file
 from ders_core.files.checksum import checksum
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_target, output_directory
-from ders_core.files.side_files import copy_side_files
+from ders_core.files.side_files import copy_side_files, local_bytes
 from ders_core.files.store import TensorStore
 from ders_core.packed.manifest import MANIFEST
-from ders_core.packed.patch import make_patch, patch_problems
+from ders_core.packed.patch import delta_tensors, make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
 from ders_core.pipeline.quality import check_quality
-from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.synthesize import original_bytes, synthesize
 from ders_core.units import bytes_text
 
 OUR_CARD = "DERS.md"
@@ -98,12 +98,26 @@ def export(
         quality = check_quality(quality, "quality").to_dict()
     target = new_target(out)
     order = _Order(PackedCheckpoint(packed), base, quality, outlook, progress)
-    with output_directory(target) as partial:
+    with output_directory(target, needs=_needs(order, chosen)) as partial:
         written = _WRITERS[chosen](order, partial)
         failed = next((check for check in written.checks if not check.ok), None)
         if failed is not None:
             raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")
     return ExportResult(str(target), chosen, written.bytes, written.checks)
+
+
+def _needs(order: _Order, format: Format) -> int:
+    """Bytes that will be written at least; of a patch against a base only its side files are known
+    before the base is read."""
+    source = order.source
+    if format == "original":
+        return original_bytes(source)
+    beside = local_bytes(source.beside.files)
+    if format == "packed":
+        return source.bytes_total + beside
+    if order.base is not None:
+        return beside
+    return beside + sum(source.store.tensors[name].nbytes for name in delta_tensors(source))
 
 
 def _write_packed(order: _Order, partial: Path) -> _Written:
@@ -113,10 +127,10 @@ def _write_packed(order: _Order, partial: Path) -> _Written:
     packed = order.source
     meter = Meter(packed.bytes_total, order.progress)
     for file in sorted(packed.store.files):
-        shutil.copyfile(packed.path / file, directory / file)
+        copy_file(packed.path / file, directory / file)
         meter.advance((directory / file).stat().st_size, f"copied {file}")
     for file in ("config.json", MANIFEST, *([packed.store.index] if packed.store.index else [])):
-        shutil.copyfile(packed.path / file, directory / file)
+        copy_file(packed.path / file, directory / file)
     copy_side_files(packed.beside.files, directory)
     store = TensorStore.open(directory)
     _write_card(order, directory, "packed", store.bytes_total)

@@ -17,10 +17,11 @@ from ders_core.errors import CheckpointError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
 from ders_core.files.output import new_target, output_directory
-from ders_core.files.side_files import copy_side_files
+from ders_core.files.side_files import copy_side_files, local_bytes
+from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import (
     NO_METADATA,
-    encode_header,
+    file_bytes,
     tensor_bytes,
     write_file,
     write_index,
@@ -42,14 +43,8 @@ def synthesize(
     """
     new_target(out)
     source = PackedCheckpoint(packed)
-    files = {
-        file: {name: source.original.spec(name) for name in names}
-        for file, names in source.manifest.source.files.items()
-    }
-    total = sum(
-        len(encode_header(specs)) + sum(spec.nbytes for spec in specs.values())
-        for specs in files.values()
-    )
+    files = _files(source)
+    total = sum(map(file_bytes, files.values()))
     if not source.original.names():
         raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
     meter = Meter(source.store.bytes_total + total, progress)
@@ -60,7 +55,7 @@ def synthesize(
     checksums: dict[str, str] = {}
     names = [name for specs in files.values() for name in specs]
     with (
-        output_directory(out, needs=total) as partial,
+        output_directory(out, needs=original_bytes(source)) as partial,
         closing(_pieces(source, names, device)) as flow,
     ):
         for file, specs in files.items():
@@ -78,6 +73,19 @@ def synthesize(
         copy_side_files(side_files, partial)
         meter.finish("written")
     return checksums
+
+
+def original_bytes(source: PackedCheckpoint) -> int:
+    """Bytes of the files that `synthesize` writes: exact for weights, side files included."""
+    return sum(map(file_bytes, _files(source).values())) + local_bytes(source.beside.files)
+
+
+def _files(source: PackedCheckpoint) -> dict[str, dict[str, TensorSpec]]:
+    """The original's weight files, and the tensors in each."""
+    return {
+        file: {name: source.original.spec(name) for name in names}
+        for file, names in source.manifest.source.files.items()
+    }
 
 
 def _pieces(

@@ -16,7 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from ders_core.files.output import partial_path, refused_writes
+from ders_core.files.output import partial_path
+from ders_core.files.place_errors import writing
+from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import write_text
 
 HISTORY = "ders_upcycle.jsonl"
@@ -57,7 +59,7 @@ class HistoryWriter:
     def __init__(self, file: Path, done: int) -> None:
         """done: number of the last step that stays."""
         kept = [line for line in _lines(file) if line["step"] <= done] if file.exists() else []
-        with refused_writes(file):
+        with writing(file):
             write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = file
         self._measured = {line["step"] for line in kept if "heldout_perplexity" in line}
@@ -73,7 +75,7 @@ class HistoryWriter:
         return step in self._measured
 
     def _append(self, line: dict[str, Any]) -> None:
-        with refused_writes(self._file), open(self._file, "a", encoding="utf-8") as file:
+        with writing(self._file), open(self._file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -169,11 +171,21 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _entries(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """What the lines say; those that a disk damaged are left out."""
+    """What the lines say; those that a disk damaged, or that are of something else, are left
+    out."""
     entries = []
     for line in lines:
-        with suppress(ValueError, RecursionError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+        with suppress(JsonFault):
+            entry = parse_json(line)
+            if _is_of_a_step(entry):
                 entries.append(entry)
     return entries
+
+
+def _is_of_a_step(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return False
+    loads = entry.get("loads", {})
+    return isinstance(loads, dict) and all(
+        layer.isdecimal() and isinstance(shares, list) for layer, shares in loads.items()
+    )

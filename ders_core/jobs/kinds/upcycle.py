@@ -74,12 +74,13 @@ class Upcycle(Kind[UpcycleSpec, UpcycleResult]):
         return spec.name or f"Upcycle {place_label(spec.dense)}"
 
     def run(self, context: TaskContext, spec: UpcycleSpec) -> UpcycleResult:
+        from ders_core.files.writer import write_text
         from ders_core.upcycle import UpcycleConfig
 
         dense = context.allowed(spec.dense)
         config = _allowed_files(context, UpcycleConfig.from_yaml(spec.config))
         directory = context.directory()
-        (directory / CONFIG).write_text(spec.config, encoding="utf-8")
+        write_text(directory / CONFIG, spec.config)
         packed, device = directory / PACKED, context.device(spec.device)
 
         trained = context.step(

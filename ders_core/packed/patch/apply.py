@@ -8,6 +8,7 @@ from pathlib import Path
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
 from ders_core.files.inputs import unchanged_inputs
+from ders_core.files.missing import local_path
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.store import TensorStore
 from ders_core.packed.patch.manifest import PatchManifest, PatchTensor
@@ -37,7 +38,7 @@ def apply_patch(
     there is no `out`.
     """
     new_target(out)
-    directory = Path(patch).expanduser()
+    directory = local_path(patch)
     manifest = PatchManifest.read(directory, "patch")
     store = TensorStore.open(base)
     base_bytes = sum(info.nbytes for info in store.tensors.values())
