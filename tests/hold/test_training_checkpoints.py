@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from support.messages import raises_saying
 from support.shell import ders
+from support.small_disks import small_disk
 from support.upcycle_support import RENEWED, assert_same, config_of, dense_model
 
 from ders_core.errors import Cancelled, OutputError
@@ -303,25 +304,34 @@ def test_a_full_disk_is_one_sentence(
 
 
 def test_a_disk_that_fills_while_it_trains(
-    dense: Path, config: UpcycleConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dense: Path,
+    config: UpcycleConfig,
+    stopped: Path,
+    tmp_path: Path,
+    rounds: Callable[[int, int], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The checkpoint before is there to go on from; there is no output and nothing half written."""
-    saved, save = [], torch.save
-
-    def filling(value: Any, file: str, *rest: Any, **more: Any) -> None:
-        saved.append(file)
-        if len(saved) > 4:
-            Path(file).write_bytes(b"PK")
-            monkeypatch.setattr(os, "fsync", full)
-            raise FAILURES["torch"]
-        save(value, file, *rest, **more)
-
-    monkeypatch.setattr(torch, "save", filling)
-    with raises_saying(OutputError, "out.partial", os.strerror(errno.ENOSPC), "--resume"):
-        upcycle(dense, tmp_path / "out", config, device="cpu")
-    left = sorted(path.name for path in (tmp_path / "out.partial" / CHECKPOINTS).iterdir())
-    assert left == ["checkpoint-2"]
-    assert not (tmp_path / "out").exists()
+    """A real disk that was large enough when the work began: one sentence; whole checkpoints are
+    there to go on from, nothing half written."""
+    monkeypatch.setattr("ders_core.upcycle.upcycler.check_room", lambda directory, needs: None)
+    monkeypatch.setattr("ders_core.files.output.check_room", lambda directory, needs: None)
+    checkpoint = stopped / CHECKPOINTS / "checkpoint-3"
+    size = sum(file.stat().st_size for file in checkpoint.iterdir())
+    with small_disk(tmp_path / "disk") as disk:
+        if not disk.mounted:
+            pytest.skip("no disk of its own can be mounted here")
+        for number in range(1, 1 + rounds(1, 40)):
+            out = disk.place / f"out{number}"
+            share = 1.5 if number == 1 else number / 20  # of two checkpoints, the first fits
+            with disk.room(int(size * share)), raises_saying(OutputError, out):
+                upcycle(dense, out, config, device="cpu")
+            partial = out.with_name(f"{out.name}.partial")
+            found = find_checkpoints(partial / CHECKPOINTS)
+            assert not out.exists()
+            assert not found.damaged
+            if number == 1:
+                assert [path.name for path in (partial / CHECKPOINTS).iterdir()] == ["checkpoint-2"]
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @pytest.mark.parametrize("gone", ["out.partial", "."])
