@@ -3,19 +3,22 @@
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import streamlit as st
 
 from ders_core.errors import DersError
-from ders_core.jobs import Job
+from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
-from ders_core.jobs.results import PackedResult, packed_result
+from ders_core.jobs.results import PackedResult, packed_kinds, packed_result
 from ders_core.pipeline.formats import Format
 from ders_core.ui import frame, kept, reads, session
-from ders_core.ui.job_progress import job_panel, submit
-from ders_core.units import bytes_text, share_text
+from ders_core.ui.job_pages import JobPage, job_page
+from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
+from ders_core.ui.plain import plain, show_error
+from ders_core.units import bytes_text, share_text, visible
 
 
 def packed_size(result: PackedResult) -> str:
@@ -30,7 +33,7 @@ def patch_size(result: PackedResult) -> str:
     try:
         return f"{bytes_text(reads.delta_bytes(result.packed))} of deltas"
     except DersError as error:  # the run's directory was removed or damaged since
-        return str(error)
+        return plain(error)
 
 
 def packed_code(result: PackedResult, path: str, base: str | None) -> str:
@@ -112,9 +115,18 @@ CARDS = (
 )
 
 
-def finished_runs() -> list[Job]:
-    """The finished jobs that wrote a packed checkpoint, the newest first."""
-    return [job for job in session.job_store().list(states=["done"]) if packed_result(job)]
+EXPORTS = 5
+"""Exports that are shown of those that have ended."""
+
+
+def finished_runs(page: JobPage) -> dict[int, tuple[Job, PackedResult]]:
+    """Of a page, and of the job that is chosen already: id -> the finished jobs that wrote a packed
+    checkpoint."""
+    jobs, chosen = list(page.jobs), kept.value("export_run", 0)
+    if chosen not in {job.id for job in jobs}:
+        with suppress(DersError):  # it was deleted
+            jobs.append(session.job_store().get(chosen))
+    return {job.id: (job, result) for job in jobs if (result := packed_result(job))}
 
 
 def free_path(name: str) -> Path:
@@ -137,14 +149,14 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             key=f"out_{card.format}_{job.id}",
             start=str(free_path(f"{result_name(job)}-{card.suffix}")),
             help="It must not exist yet, and be below: "
-            + ", ".join(str(root) for root in session.workspace().roots),
+            + plain(", ".join(str(root) for root in session.workspace().roots)),
         )
         base = card.base(job)
         if st.button("Export", key=f"export_{card.format}", type="primary"):
             try:
                 submit_export(result, card.format, path, base)
             except DersError as error:
-                st.error(str(error))
+                show_error(error)
         st.code(card.code(result, path, base), language=card.language, wrap_lines=True)
 
 
@@ -171,28 +183,32 @@ def result_name(job: Job) -> str:
 
 @st.fragment(run_every=1.5)
 def exports() -> None:
-    """Running and finished exports, with their checks."""
-    jobs = session.job_store().list(kind="export")
-    if jobs:
+    """Running exports, and the newest that have ended, with their checks."""
+    store, counts = session.job_store(), session.job_store().counts("export")
+    if counts:
         st.markdown("##### Exports")
-    for job in jobs:
+    past = store.page(Which(("export",), ENDED), most=EXPORTS)
+    for job in [*active_jobs("export"), *past]:
         job_panel(job)
         result = ExportResult.of(job)
         if result is not None:
             st.code(result.out, language=None)
             for check in result.checks:
                 mark = ":green[✓]" if check.ok else ":red[✗]"
-                st.caption(f"{mark} {check.name}: {check.detail}")
+                st.caption(f"{mark} {plain(check.name)}: {plain(check.detail)}")
+    more = ended_count(counts) - len(past)
+    if more > 0:
+        st.caption(f"And {more} before them.")
 
 
 frame.need_frame()
-done = finished_runs()
-if not done:
+page = job_page("exported", packed_kinds(), ["done"], ("newest", "oldest", "name", "size"))
+by_id = finished_runs(page)
+if page.is_all and not by_id:
     with st.container(border=True):
         st.markdown("**Nothing to export yet.** A finished run can be exported here.")
         st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
-else:
-    by_id = {job.id: (job, result) for job in done if (result := packed_result(job))}
+elif by_id:
     chosen = kept.field(
         st.selectbox,
         "Run",
@@ -200,7 +216,8 @@ else:
         start=next(iter(by_id)),
         options=list(by_id),
         format_func=lambda job_id: (
-            f"{result_name(by_id[job_id][0])} · {bytes_text(by_id[job_id][1].bytes_after)} · "
+            f"{visible(result_name(by_id[job_id][0]))} · "
+            f"{bytes_text(by_id[job_id][1].bytes_after)} · "
             f"{share_text(by_id[job_id][1].ratio)} of original"
         ),
     )
@@ -212,4 +229,6 @@ else:
         "A model card is added: it says the recipe, sizes, measured quality and how to load the "
         "model. Every tensor is read back and checked."
     )
+elif page.jobs:
+    st.info("No run of this page can be exported: other versions wrote them. Turn the page.")
 exports()

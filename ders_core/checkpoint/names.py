@@ -21,8 +21,8 @@ SINGLE = ("stack", "layer", "expert")
 MOST_PLACEHOLDERS = 16
 """In one name, its block included."""
 
-MOST_DIGITS = 9
-"""Of the number of a layer or an expert: a longer one numbers nothing."""
+MOST_DIGITS = 18
+"""Of the number of a layer or an expert: a longer one, above every int64, numbers nothing."""
 
 _MARKS = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 

@@ -47,10 +47,10 @@ def read_header(
         raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
     length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES or (not length and size > 8):
-        known = stand_in(read_range(path, 0, min(size, START_BYTES)))
+        instead = stand_in(read_range(path, 0, min(size, START_BYTES)))
         raise CheckpointError(
-            f"{path.name} {known}"
-            if known
+            f"{path.name} {instead}"
+            if instead
             else f"{path.name} is not a safetensors file: its header would be {length} bytes long"
         )
     end = min(8 + length, size)
@@ -69,14 +69,21 @@ def read_header(
     if metadata and not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path.name}: the header's __metadata__ holds what is no text")
     data_begin = 8 + length
-    tensors = {name: _file_tensor(path, name, entry, data_begin) for name, entry in entries.items()}
+    known: _Known = {}
+    tensors = {
+        name: _file_tensor(path, name, entry, data_begin, known) for name, entry in entries.items()
+    }
     _check_cover(path, tensors, data_begin, size)
     if metadata is None:
         return tensors, None
     return tensors, metadata
 
 
-def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTensor:
+_Known = dict[tuple[str, tuple[int, ...]], tuple[TensorSpec, int]]
+"""Dtype and shape of a header -> their spec and its bytes: tensors that are alike share one."""
+
+
+def _file_tensor(path: Path, name: str, entry: Any, data_begin: int, known: _Known) -> FileTensor:
     try:
         dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
@@ -87,7 +94,11 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTens
     if not valid:
         raise CheckpointError(f"{path.name}: the header's entry for {name!r} is malformed")
     try:
-        spec = TensorSpec.of(dtype_name, tuple(shape))
+        form = dtype_name, tuple(shape)
+        if form not in known:
+            spec = TensorSpec.of(*form)
+            known[form] = spec, spec.nbytes
+        spec, nbytes = known[form]
     except KeyError as error:
         raise CheckpointError(
             f"{path.name}: tensor {name!r} has dtype {dtype_name!r}, which is not supported; "
@@ -95,10 +106,10 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTens
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path.name}: {name!r} is damaged: {error}") from error
-    if end - begin != spec.nbytes:
+    if end - begin != nbytes:
         raise CheckpointError(
             f"{path.name}: the header gives {name!r} {end - begin} bytes, but {dtype_name} "
-            f"{list(shape)} takes {spec.nbytes}; the file is damaged"
+            f"{list(shape)} takes {nbytes}; the file is damaged"
         )
     return FileTensor(name, spec, path, data_begin + begin, data_begin + end)
 

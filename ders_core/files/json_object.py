@@ -9,7 +9,7 @@ from typing import Any
 from ders_core.errors import CheckpointError
 from ders_core.files.address import file_size, is_remote, read_bytes
 from ders_core.files.links import leads_out, refusal
-from ders_core.files.missing import printable
+from ders_core.files.place_errors import reading
 from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.untrusted_json import MOST_BYTES, JsonFault, parse_json
 
@@ -21,17 +21,13 @@ def read_json(path: Path, *, once: Container[str] = ()) -> dict[str, Any]:
     CheckpointError if the file is missing, cannot be read, or holds anything else or more than is
     read.
     """
-    try:
+    with reading(path):
         if not is_remote(path) and not path.is_file():
             raise CheckpointError(f"{path.parent} has no {path.name}; is it a model directory?")
         size = file_size(path)
         if size > MOST_BYTES:
             raise CheckpointError(f"{path} has {size} bytes, and at most {MOST_BYTES} are read")
         content = read_bytes(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{printable(path)} cannot be read: {error.strerror or error}"
-        ) from error
     try:
         value = parse_json(content, once=once)
     except JsonFault as error:

@@ -42,7 +42,7 @@ def advice(path: Path) -> str:
     return "check the path"
 
 
-def printable(path: Path) -> str:
+def printable(path: str | Path) -> str:
     """The path in one line: as it is, with escapes for what cannot be printed, and without the
     middle of one that is longer than a screen."""
     text = str(path)

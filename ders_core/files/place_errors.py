@@ -43,7 +43,7 @@ def write_error(error: OSError, place: Path, then: str = "then run again") -> De
     then: what to do after the cause is mended.
     """
     culprit = _culprit(error, place)
-    where = printable(Path(culprit or place))
+    where = printable(culprit or place)
     number, reason = error.errno, error.strerror or str(error)
     if number in FULL:
         return OutputError(f"{FULL[number].format(where)}; free space, {then}")

@@ -164,7 +164,7 @@ class TensorStore:
             sizes = [stamps[path.name].size for path in paths]
             headers = list(_each(directory, read_header, paths, sizes))
         except OSError as error:
-            where = printable(Path(error.filename or directory))
+            where = printable(error.filename or directory)
             raise CheckpointError(f"{where}: cannot be read: {error.strerror or error}") from error
         held = {name: header for name, (header, _) in zip(model.names, headers, strict=True)}
         model.check(held)
@@ -173,7 +173,7 @@ class TensorStore:
             directory,
             config,
             tensors,
-            {file: _in_order(file, tensors.values()) for file in model.names},
+            {file: _in_order(header, tensors) for file, header in held.items()},
             {file: metadata for file, (_, metadata) in zip(model.names, headers, strict=True)},
             model.metadata,
             sum(sizes),
@@ -260,9 +260,11 @@ def middle(begin: int, end: int) -> tuple[int, int]:
     return first, first + min(SAMPLE_BYTES, end - begin)
 
 
-def _in_order(file: str, tensors: Iterable[FileTensor]) -> tuple[str, ...]:
-    """The names of the tensors that are read from a file, in the order of their bytes."""
-    there = [tensor for tensor in tensors if tensor.file.name == file]
+def _in_order(
+    header: Mapping[str, FileTensor], tensors: Mapping[str, FileTensor]
+) -> tuple[str, ...]:
+    """The names of those of a file's tensors that are read from it, in the order of their bytes."""
+    there = [tensor for name, tensor in header.items() if tensors[name] is tensor]
     return tuple(
         tensor.name for tensor in sorted(there, key=lambda info: (info.begin, info.end, info.name))
     )

@@ -82,7 +82,7 @@ class TensorReader(Protocol):
         """The tensors in files from which it is read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileTensor:
     """A tensor in a file, as a header describes it. begin, end: byte positions in `file`."""
 

@@ -18,8 +18,8 @@ from yaml.reader import ReaderError
 
 from ders_core.files.untrusted_json import half_character
 
-MOST_CHARACTERS = 1 << 20
-"""Of a text; PyYAML reads a tenth of this in a second."""
+MOST_CHARACTERS = 1 << 18
+"""Of a text; PyYAML reads half of this in a second. A rule takes 70."""
 
 MOST_VALUES = 100_000
 """Keys, values and items, those of an alias counted each time."""
@@ -46,6 +46,7 @@ class _BoundedLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._above = 0
+        self._composed = 0
         self._extents: dict[int, tuple[int, int]] = {}
         """id of a finished node -> (values that it stands for, levels within it)"""
 
@@ -54,6 +55,9 @@ class _BoundedLoader(yaml.SafeLoader):
         is_alias = self.check_event(yaml.AliasEvent)
         if self._above == MOST_DEPTH:
             raise _fault(f"more than {MOST_DEPTH} levels are within each other", mark)
+        self._composed += 1
+        if self._composed > MOST_VALUES:
+            raise _fault(f"the text holds more than {MOST_VALUES} values", mark)
         self._above += 1
         node = super().compose_node(parent, index)
         self._above -= 1

@@ -234,8 +234,9 @@ class Claims:
             else:
                 dead, limit = [], 0.0
             free: sqlite3.Row | None = db.execute(
-                f"SELECT * FROM jobs WHERE state = 'queued' OR ({ORPHANED})"
-                " ORDER BY state = 'queued', id LIMIT 1",
+                "SELECT * FROM jobs WHERE id = coalesce("
+                f"(SELECT id FROM jobs WHERE {ORPHANED} ORDER BY id LIMIT 1),"
+                " (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1))",
                 {"limit": limit, "dead": json.dumps(dead)},
             ).fetchone()
             if free is None:

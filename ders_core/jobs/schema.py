@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ders_core.errors import JobError, StoreUnavailable
 from ders_core.files.missing import printable
+from ders_core.files.private import close_file, private_directory, private_file
 
 BUSY_SECONDS = 20.0
 
@@ -68,8 +69,34 @@ MIGRATIONS = (
     ALTER TABLE workers ADD COLUMN ended INTEGER;
     ALTER TABLE workers ADD COLUMN oom_kills INTEGER;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN kl REAL;
+    ALTER TABLE jobs ADD COLUMN size INTEGER;
+    CREATE TRIGGER jobs_filed AFTER INSERT ON jobs WHEN new.result IS NOT NULL BEGIN
+        UPDATE jobs SET result = new.result WHERE id = new.id;
+    END;
+    CREATE TRIGGER jobs_figures AFTER UPDATE OF result ON jobs BEGIN
+        UPDATE jobs SET
+            kl = CASE WHEN json_valid(result) THEN json_extract(result, '$.quality.kl') END,
+            size = CASE WHEN json_valid(result) THEN json_extract(result, '$.bytes_after') END
+        WHERE id = new.id;
+    END;
+    UPDATE jobs SET result = result WHERE result IS NOT NULL;
+    CREATE INDEX jobs_of_kind ON jobs (kind, id, state, title);
+    CREATE INDEX jobs_by_title ON jobs (kind, title COLLATE NOCASE, state);
+    CREATE INDEX jobs_by_kl ON jobs (kind, kl, state, title);
+    CREATE INDEX jobs_by_size ON jobs (kind, size, state, title);
+    CREATE INDEX jobs_by_checkpoint ON jobs (
+        kind, CASE WHEN json_valid(spec) THEN json_extract(spec, '$.checkpoint') END
+    );
+    CREATE INDEX jobs_by_name ON jobs (
+        kind, CASE WHEN json_valid(spec) THEN json_extract(spec, '$.name') END
+    );
+    """,
 )
-"""Migration n brings a file of `user_version` n to n + 1."""
+"""Migration n brings a file of `user_version` n to n + 1. `ders_core.jobs.which` repeats what its
+indexes hold, word for word, so that they are used. kl and size: of the result, for sorting; NULL
+where it has none, or is no JSON (Python writes NaN into it)."""
 
 
 PASSING = {
@@ -86,18 +113,22 @@ PASSING = {
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the system releases it if the process dies."""
+    private_file(path)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def prepare(path: Path) -> None:
-    """Create the file, or migrate an older one.
+    """Create the file, or migrate an older one; its directory and it are closed to other users.
 
     Raises JobError if it cannot be created, is not a job store, or was written by a newer version.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
+        private_file(path)
+        for companion in ("-wal", "-shm"):  # SQLite gives new ones the mode of the file
+            close_file(path.with_name(path.name + companion))
         with file_lock(path.with_name(f".{path.name}.lock")), connection(path) as db:
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version > len(MIGRATIONS):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.compute.collector import paused_collector
 from ders_core.files.address import as_local, is_file
 from ders_core.files.json_object import read_json
 from ders_core.files.store import Store, TensorStore
@@ -22,10 +23,11 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
     must be local. Raises CheckpointError if the directory is not a checkpoint, is damaged, or holds
     nothing that looks like experts.
     """
-    store: Store = TensorStore.open(place)
-    if _names_our_method(store.config):
-        store = OriginalStore(PackedCheckpoint(place))
-    return Checkpoint(store)
+    with paused_collector():
+        store: Store = TensorStore.open(place)
+        if _names_our_method(store.config):
+            store = OriginalStore(PackedCheckpoint(place))
+        return Checkpoint(store)
 
 
 def is_packed(path: str | Path) -> bool:

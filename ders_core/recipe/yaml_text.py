@@ -10,16 +10,12 @@ import yaml
 
 from ders_core.errors import RecipeError
 from ders_core.files.missing import advice
-from ders_core.files.untrusted_yaml import (
-    YamlFault,
-    compose_yaml,
-    parse_yaml,
-)
+from ders_core.files.untrusted_yaml import MOST_CHARACTERS, YamlFault, compose_yaml, parse_yaml
 
 T = TypeVar("T")
 
-MOST_BYTES = 1 << 22
-"""Of a file: what may be YAML has a quarter of it as characters, whatever they are."""
+MOST_BYTES = 4 * MOST_CHARACTERS
+"""Of a file."""
 
 
 def load_mapping(text: str, what: str, needs: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.texts import text_files
-from ders_core.jobs import Job
+from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.calibrate import CalibrateResult
 from ders_core.pipeline.calibration import Calibration
 from ders_core.ui import kept, session
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
+from ders_core.ui.plain import plain, show_error
 from ders_core.ui.trust import trust_switch
 from ders_core.units import listed
 
@@ -45,7 +46,7 @@ def calibration_texts(path: Path) -> None:
         return
     read = f"Calibrated on {calibration.tokens} tokens"
     if calibration.texts:
-        read += f" of {listed(calibration.texts)}"
+        read += f" of {plain(listed(calibration.texts))}"
     gradients = "with" if calibration.has_gradients else "without"
     st.caption(f"{read}, {gradients} gradients.", help=DOMAIN)
 
@@ -93,14 +94,14 @@ def _form(source: Checkpoint) -> None:
             return
         submit("calibrate", spec)
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
     else:
         st.rerun()
 
 
 def _latest(source: Checkpoint) -> Job | None:
-    jobs = session.job_store().list(kind="calibrate")
-    return next((job for job in jobs if job.spec.get("checkpoint") == str(source.path)), None)
+    which = Which(("calibrate",), checkpoint=str(source.path))
+    return session.job_store().newest(which)
 
 
 @st.fragment(run_every=1.5)

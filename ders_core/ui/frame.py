@@ -10,10 +10,12 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
-from ders_core.jobs import Job
+from ders_core.jobs import Job, Which
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
-from ders_core.ui.job_progress import submit, time_left
+from ders_core.ui.job_progress import ACTIVE, submit, time_left
+from ders_core.ui.left_sessions import shut_down_left
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2
@@ -45,27 +47,42 @@ def need_frame() -> None:
         st.rerun()
 
 
+def show(page: Any) -> None:
+    """Run a page. What a person can mend is one sentence on it; the rest of the studio goes on."""
+    try:
+        page.run()
+    except DersError as error:
+        show_error(error)
+
+
+def show_fault(error: Exception) -> bool:
+    """Show an error that nobody expected as one sentence; its details are in the app's output.
+
+    Returns True, for `st.App`: nothing more is shown.
+    """
+    show_error(f"unexpected: {type(error).__name__}: {error}; details in the output of `ders app`")
+    return True
+
+
 def sidebar() -> None:
     """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
+    shut_down_left()
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()
         if source is None:
             _entry("Checkpoint", "none open")
         else:
-            _entry(
-                "Checkpoint",
-                f"**{label(source)}**",
-                f"{source.family} · {bytes_text(source.bytes_total)}",
-            )
+            detail = f"{plain(source.family, 80)} · {bytes_text(source.bytes_total)}"
+            _entry("Checkpoint", strong(label(source)), detail)
         recipe = session.recipe()
-        _entry("Recipe", f"**{recipe.name}**", _predicted(source))
+        _entry("Recipe", strong(recipe.name), _predicted(source))
         _worker()
 
 
 def _entry(title: str, value: str, detail: str = "") -> None:
-    """A small title, a value and a small detail, without space between them."""
+    """A small title, a value and a small detail, without space between them; all Markdown."""
     lines = [f":gray[:small[{title}]]", value, f":gray[:small[{detail}]]" if detail else ""]
     st.markdown("  \n".join(line for line in lines if line))
 
@@ -84,16 +101,18 @@ def _predicted(source: Checkpoint | None) -> str:
 
 @st.fragment(run_every=REFRESH_SECONDS)
 def _worker() -> None:
-    state = session.job_store().worker()
-    busy = session.job_store().list(states=["running"])
-    waiting = len(session.job_store().list(states=["queued"]))
+    store = session.job_store()
+    state = store.worker()
+    busy = store.newest(Which(states=("running",)))
+    waiting = store.count(Which(states=("queued",)))
     more = f"{waiting} waiting" if waiting else ""
     if state is None or not state.alive:
         _entry("Worker", ":orange[not running]", more or "it starts with the first job")
-    elif busy:
-        _entry("Worker", busy[0].title, busy[0].step)
-        st.progress(busy[0].fraction)
-        st.caption(" · ".join(filter(None, (time_left(busy[0]) or busy[0].message, more))))
+    elif busy is not None:
+        _entry("Worker", plain(busy.title), plain(busy.step))
+        st.progress(busy.fraction)
+        words = (time_left(busy) or busy.message, more)
+        st.caption(plain(" · ".join(filter(None, words))))
     else:
         _entry("Worker", "idle", more)
 
@@ -116,12 +135,21 @@ def opened_or_none() -> Checkpoint | None:
 
 def need_checkpoint() -> Checkpoint:
     """The open checkpoint; without one, show how to open one, and stop the page."""
+    source = checkpoint_or_box()
+    if source is None:
+        st.stop()
+    return source
+
+
+def checkpoint_or_box() -> Checkpoint | None:
+    """The open checkpoint; without one, show how to open one. If it can no longer be opened, say
+    why."""
     path = session.current().checkpoint
     if path is not None:
         try:
             return reads.checkpoint(path)
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
     with st.container(border=True):
         st.markdown("**No checkpoint is open.** Open one, or let the studio build its demo.")
         with st.container(horizontal=True):
@@ -129,7 +157,7 @@ def need_checkpoint() -> Checkpoint:
             if st.button("Try the demo", key="need_demo"):
                 try_demo()
                 st.switch_page("pages/checkpoint.py")
-    st.stop()
+    return None
 
 
 def try_demo() -> Job | None:
@@ -138,9 +166,8 @@ def try_demo() -> Job | None:
     if built.exists():
         session.open_path(built)
         return None
-    store = session.job_store()
-    pending = store.list(states=["queued", "running"], kind="demo")
-    return pending[0] if pending else submit("demo", {})
+    pending = session.job_store().newest(Which(("demo",), ACTIVE))
+    return pending or submit("demo", {})
 
 
 def demo_text(name: str, model: Path) -> Path | None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
 from ders_core.errors import DersError
-from ders_core.jobs import Job, ensure_worker
+from ders_core.jobs import Job, Which, ensure_worker
+from ders_core.jobs.job import JobState
 from ders_core.ui import session
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
 
 ACTIVE = ("queued", "running")
+ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
+WAITING_SHOWN = 5
+"""Waiting jobs of a kind that a page shows besides the running ones."""
 STATES = {
     "queued": ("waiting", "gray"),
     "running": ("running", "blue"),
@@ -34,29 +40,47 @@ def time_left(job: Job) -> str:
     return f"about {duration_text(seconds)} left" if seconds is not None else ""
 
 
+def ended_count(counts: Mapping[JobState, int]) -> int:
+    """Of jobs by state, how many have ended."""
+    return sum(counts.get(state, 0) for state in ENDED)
+
+
+def active_jobs(kind: str, ended: int | None = None) -> list[Job]:
+    """The running jobs of a kind and the next that wait, to be shown by a fragment; in words, how
+    many more wait. ended: how many had ended when the page was drawn; if it is given, the page is
+    drawn again once that changes."""
+    store = session.job_store()
+    counts = store.counts(kind)
+    if ended not in (None, ended_count(counts)):
+        st.rerun()
+    running = store.page(Which((kind,), ("running",)), "oldest")
+    waiting = store.page(Which((kind,), ("queued",)), "oldest", most=WAITING_SHOWN)
+    more = counts.get("queued", 0) - len(waiting)
+    if more > 0:
+        st.caption(f"{more} more wait behind those that are shown.")
+    return [*running, *waiting]
+
+
 def job_panel(job: Job, stop: str = "Cancel") -> None:
     """A bordered panel: title, state, bar, message, time left. stop: label of the cancel button."""
     with st.container(border=True):
         word, colour = STATES[job.state]
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{job.title}**")
+            st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
             if job.step and len(job.steps) > 1 and job.state == "running":
-                st.caption(job.step)
+                st.caption(plain(job.step))
         if job.state in ACTIVE:
             st.progress(job.fraction)
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.caption(
-                    " · ".join(
-                        filter(None, (job.message or "waiting for the worker", time_left(job)))
-                    )
-                )
+                words = (job.message or "waiting for the worker", time_left(job))
+                st.caption(plain(" · ".join(filter(None, words))))
                 if st.button(stop, key=f"cancel_{job.id}", type="tertiary"):
                     session.job_store().cancel(job.id)
                     st.rerun()
         elif job.state in ("failed", "cancelled"):
             if job.error:
-                st.error(job.error)
+                show_error(job.error)
             resume_button(job, f"resume_{job.id}")
 
 
@@ -67,6 +91,6 @@ def resume_button(job: Job, key: str) -> None:
             session.job_store().resume(job.id)
             ensure_worker(session.workspace())
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
         else:
             st.rerun()

@@ -98,7 +98,7 @@ def test_no_name_takes_long(block: str, rest: str, letter: str) -> None:
     """Thousands of years with the reference."""
     template = NameTemplate(block, rest)
     with at_most(10):
-        assert template.fill("m.0." + letter * 100_000) is None
+        assert template.fill("m.0." + letter * 20_000) is None
 
 
 def entry(block: str, *names: str, router: str = "r") -> Layout:
@@ -126,6 +126,6 @@ def test_a_placeholder_too_often_is_refused(block: str, name: str, fact: str) ->
 
 def test_a_number_of_too_many_digits_names_no_layer() -> None:
     layout = entry("{stack}.{layer}", "{expert}.w")
-    assert layout.match("m.123456789.0.w") is not None
-    assert layout.match("m.1234567890.0.w") is None
+    assert layout.match(f"m.{'9' * 18}.0.w") is not None
+    assert layout.match(f"m.{'9' * 19}.0.w") is None
     assert layout.match(f"m.0.{'9' * 5000}.w") is None

@@ -128,6 +128,7 @@ def laughs(levels: int, width: int = 9) -> str:
     [
         (laughs(10), None, ["100000"]),
         (laughs(30, 2), None, ["100000"]),
+        ("[" + "0," * 100_000 + "]", 1, ["100000"]),
         ("a: &a [1, *a]", 1, ["part of"]),
         ("x: 1\nstages: &s {codec: chain, stages: [*s]}", 2, ["part of"]),
         ("? &k {a: *k}\n: 1", 1, ["part of"]),

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.errors import CheckpointError, sentence_of
-from ders_core.files.address import is_file
 from ders_core.files.inputs import hold_files
 from ders_core.files.json_object import read_json
 from ders_core.files.model_files import SUFFIX
+from ders_core.files.place_errors import reading
 from ders_core.files.side_files import is_weights
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import PATCH_FILE
@@ -73,7 +73,9 @@ class PatchManifest(BaseModel):
     def read(cls, directory: Path, kind: Kind) -> PatchManifest:
         """Raises CheckpointError if it is missing, malformed, or of an unknown version."""
         file = directory / PATCH_FILE
-        if not is_file(file):
+        with reading(file):
+            there = file.is_file()
+        if not there:
             if kind == "patch":
                 raise CheckpointError(f"{directory} is not a patch: it has no {PATCH_FILE}")
             raise CheckpointError(
@@ -84,7 +86,7 @@ class PatchManifest(BaseModel):
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{file} is of format version {version}; this program reads version "
+                f"{file} is of format version {repr(version)[:20]}; this program reads version "
                 f"{FORMAT_VERSION}, so install the version of ders-studio that wrote it"
             )
         try:
