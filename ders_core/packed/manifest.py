@@ -201,9 +201,9 @@ class Manifest(BaseModel):
         if version not in READABLE:
             check_within(directory / MANIFEST, directory)
             raise CheckpointError(
-                f"{directory} was packed in format version {repr(version)[:20]}; this program reads "
-                f"versions {READABLE[0]} to {READABLE[-1]}, so install the version of ders-studio that "
-                "wrote it"
+                f"{directory} was packed in format version {repr(version)[:20]}; this program "
+                f"reads versions {READABLE[0]} to {READABLE[-1]}, so install the version of "
+                "ders-studio that wrote it"
             )
         try:
             manifest = cls.model_validate(_upgraded(data) if version == 1 else data)
