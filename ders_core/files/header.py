@@ -47,10 +47,10 @@ def read_header(
         raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
     length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES or (not length and size > 8):
-        known = stand_in(read_range(path, 0, min(size, START_BYTES)))
+        instead = stand_in(read_range(path, 0, min(size, START_BYTES)))
         raise CheckpointError(
-            f"{path.name} {known}"
-            if known
+            f"{path.name} {instead}"
+            if instead
             else f"{path.name} is not a safetensors file: its header would be {length} bytes long"
         )
     end = min(8 + length, size)

@@ -19,8 +19,8 @@ FULL = {
 }
 TOO_MANY = (errno.EMFILE, errno.ENFILE)
 GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
-NO_PLACES = (errno.EPIPE, errno.EINTR, errno.ECHILD)
-"""Of errors that are about no file: a reader of the output that has left, for instance."""
+ELSEWHERE = (ConnectionError, TimeoutError, InterruptedError, ChildProcessError, BlockingIOError)
+"""Errors that are about no file: of a network, or of a reader of the output that has left."""
 
 _FOREIGN = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust (safetensors, tokenizers) tell the system's number in their own errors."""
@@ -29,7 +29,7 @@ _FOREIGN = re.compile(r"\(os error (\d+)\)")
 def system_error(error: BaseException) -> OSError | None:
     """The system's error that an exception is or tells of; None if it is about no file."""
     if isinstance(error, OSError) and error.errno is not None:
-        return None if error.errno in NO_PLACES else error
+        return None if isinstance(error, ELSEWHERE) else error
     number = _FOREIGN.search(str(error))
     if number is None:
         return None
@@ -52,6 +52,11 @@ def write_error(error: OSError, place: Path, then: str = "then run again") -> De
         return OutputError(
             f"{printable(place)} cannot be written: too many files are open (the limit is "
             f"{limit}); raise it with `ulimit -n`, {then}"
+        )
+    if number == errno.ENOMEM:
+        return OutputError(
+            f"{printable(place)} cannot be written: there is not enough memory; use fewer "
+            f"workers, {then}"
         )
     if culprit is not None:
         return CheckpointError(f"{where} cannot be read: {reason}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ders_core
 from ders_core.errors import JobError
+from ders_core.files.private import private_directory, private_file
 from ders_core.jobs.claims import Claims
 from ders_core.jobs.job import WorkerState, process_lives
 from ders_core.jobs.schema import file_lock
@@ -41,7 +42,8 @@ def start_worker_process(
     command += ["--id", worker_id]
     command += ["--scheduler", scheduler] if scheduler else []
     try:
-        workspace.logs.mkdir(parents=True, exist_ok=True)
+        private_directory(workspace.logs)
+        private_file(workspace.logs / LOG)
         with open(workspace.logs / LOG, "ab") as log:
             process = subprocess.Popen(
                 command,

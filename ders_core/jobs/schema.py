@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ders_core.errors import JobError, StoreUnavailable
 from ders_core.files.missing import printable
+from ders_core.files.private import close_file, private_directory, private_file
 
 BUSY_SECONDS = 20.0
 
@@ -112,18 +113,22 @@ PASSING = {
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the system releases it if the process dies."""
+    private_file(path)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def prepare(path: Path) -> None:
-    """Create the file, or migrate an older one.
+    """Create the file, or migrate an older one; its directory and it are closed to other users.
 
     Raises JobError if it cannot be created, is not a job store, or was written by a newer version.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
+        private_file(path)
+        for companion in ("-wal", "-shm"):  # SQLite gives new ones the mode of the file
+            close_file(path.with_name(path.name + companion))
         with file_lock(path.with_name(f".{path.name}.lock")), connection(path) as db:
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version > len(MIGRATIONS):

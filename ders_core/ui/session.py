@@ -49,14 +49,18 @@ def _load() -> Open:
     try:
         data = parse_json(_file().read_bytes())
         return Open(
-            data["checkpoint"],
-            data["recipe"],
-            tuple(data["recent"]),
-            data.get("dense"),  # missing in files of earlier versions
-            data.get("upcycle"),
+            _text(data["checkpoint"]),
+            _text(data["recipe"]),
+            tuple(path for path in map(_text, data["recent"]) if path is not None),
+            _text(data.get("dense")),  # missing in files of earlier versions
+            _text(data.get("upcycle")),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Open()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def current() -> Open:

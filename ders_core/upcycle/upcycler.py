@@ -150,8 +150,7 @@ def _run(
         return read_result(place)
     content = start.store.content(lambda _, message: meter.report(message))
     work = {"from": content, "config": config.model_dump(mode="json")}
-    needs = max(0, start.room() - _size(folder))
-    with output_directory(place, work=work, resume=resume, needs=needs) as partial:
+    with output_directory(place, work=work, resume=resume, needs=start.room()) as partial:
         folder.mkdir(exist_ok=True)
         clear(folder, found)
         processes.wait_for_everyone()
@@ -193,11 +192,6 @@ def _run(
         shutil.rmtree(folder)
     processes.wait_for_everyone()
     return result
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, if it is there."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def read_result(out: Path) -> UpcycleResult:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from support.jobs_support import FAST_RECIPE, make_checkpoint, wait_for
 from support.messages import raises_saying
+from support.naps import nap
 from support.small_disks import SmallDisk, small_disk
 
 from ders_core.compute import oom
@@ -34,11 +35,6 @@ from ders_core.jobs.stop import Stop
 from ders_core.jobs.worker import run_worker
 
 Rounds = Callable[[int, int], int]
-
-
-def nap(number: int) -> int:
-    time.sleep(0.1)
-    return number
 
 
 # Child processes

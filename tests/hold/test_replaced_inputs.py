@@ -73,7 +73,6 @@ def room(
     run(room, "compress moe packed --recipe recipe.yaml --workers 1")
     run(room, "export packed patch --format patch --base dense")
     run(room, "apply dense patch applied")
-    run(room, "upcycle dense upcycled --config first.yaml")
     return room
 
 
@@ -122,7 +121,6 @@ COMMANDS = {
 }
 
 ATTACKS = [
-    ("compress", "moe/model.safetensors", ""),
     ("compress", "moe/model.safetensors", "writing"),
     ("compress", "moe/tokenizer.json", "encoded"),
     ("compress", "calibration.safetensors", "encoded"),
@@ -131,29 +129,36 @@ ATTACKS = [
     ("analyze", "moe/model.safetensors", "layer 1, down"),
     ("verify", "packed/model.safetensors", "compared"),
     ("verify", "moe/model.safetensors", "compared"),
-    ("synthesize", "packed/model.safetensors", "writing"),
     ("synthesize", "packed/ders_manifest.json", "writing"),
-    ("packed", "packed/model.safetensors", "reading back"),
-    ("original", "packed/model.safetensors", "reading back"),
     ("packed", "packed/tokenizer_config.json", "reading back"),
-    ("patch", "packed/model.safetensors", "writing"),
+    ("original", "packed/model.safetensors", "reading back"),
     ("patch", "dense/model.safetensors", "writing"),
     ("apply", "dense/model.safetensors", "writing"),
     ("apply", "patch/patch.safetensors", "writing"),
     ("rollback", "applied/model.safetensors", "writing"),
-    ("eval", "moe/tokenizer.json", "the original"),
     ("eval", "packed/model.safetensors", "measuring the compressed"),
-    ("eval", "text.txt", "the original"),
+    ("eval", "text.txt", "loading the original"),
     ("calibrate", "moe/model.safetensors", "calibrating"),
+    ("upcycle", "heldout.txt", "step 1"),
+    ("upcycle", "dense/model.safetensors", "measuring what"),
+]
+LONG_ATTACKS = [
+    ("compress", "moe/model.safetensors", ""),
+    ("compress", "moe/config.json", "encoded"),
+    ("plan", "calibration.safetensors", ""),
+    ("synthesize", "packed/model.safetensors", "writing"),
+    ("packed", "packed/model.safetensors", "reading back"),
+    ("patch", "packed/model.safetensors", "writing"),
+    ("eval", "moe/model.safetensors", "the original"),
+    ("eval", "moe/tokenizer.json", "the original"),
+    ("eval", "packed/tokenizer.json", "measuring the compressed"),
     ("calibrate", "text.txt", "calibrating"),
     ("upcycle", "dense/model.safetensors", "texts"),
-    ("upcycle", "dense/model.safetensors", "measuring what"),
-    ("upcycle", "heldout.txt", "step 1"),
     ("continue", "upcycled/model.safetensors", "step 1"),
 ]
 
 
-@pytest.mark.parametrize(("command", "name", "message"), ATTACKS)
+@pytest.mark.parametrize(("command", "name", "message"), [*ATTACKS, *LONG_ATTACKS])
 def test_a_replaced_input_is_refused(
     command: str,
     name: str,
@@ -161,7 +166,12 @@ def test_a_replaced_input_is_refused(
     room: Path,
     tmp_path: Path,
     replace_at: Callable[[Path, str], list[str]],
+    rounds: Callable[[int, int], int],
 ) -> None:
+    if (command, name, message) in LONG_ATTACKS and not rounds(0, 1):
+        pytest.skip("in the long form")
+    if command == "continue":
+        run(room, "upcycle dense upcycled --config first.yaml")
     file, out = room / name, tmp_path / "out"
     replaced = replace_at(file, message)
     words = COMMANDS[command].replace("OUT", str(out)).split()
@@ -191,7 +201,7 @@ def test_no_instant_gives_a_mixture(two: Path, rounds: Callable[[int, int], int]
         two / "now", two / "all", LOSSLESS, progress=lambda done, total, text: told.append(text)
     )
     chances = random.Random(19)
-    for number in range(rounds(2, 100)):
+    for number in range(rounds(1, 100)):
         instant = chances.randrange(len(told))
         left = [instant]
 
