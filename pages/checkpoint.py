@@ -7,6 +7,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
+from ders_core.jobs import Which
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import job_panel
@@ -51,11 +52,9 @@ def open_row() -> None:
 @st.fragment(run_every=2)
 def demo_progress() -> None:
     """The demo's job while it runs; opens the demo when it is done."""
-    store = session.job_store()
-    jobs = store.list(kind="demo")
-    if not jobs:
+    job = session.job_store().newest(Which(("demo",)))
+    if job is None:
         return
-    job = jobs[0]
     if job.state in ("queued", "running"):
         st.session_state["demo_watched"] = job.id
         job_panel(job)
@@ -116,6 +115,9 @@ def first_screen(source: Checkpoint) -> None:
     composition(source)
     if summary.left_aside:
         st.caption(f"No part of the model, and left aside: {plain(listed(summary.left_aside))}")
+    if summary.linked_out:
+        names = plain(listed(summary.linked_out))
+        st.caption(f"Links to files outside of the checkpoint, and left out: {names}")
     if summary.sure < 1:
         st.info(
             f"No entry names this model; its experts were recognised by the tensors, "

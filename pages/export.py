@@ -3,18 +3,20 @@
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import streamlit as st
 
 from ders_core.errors import DersError
-from ders_core.jobs import Job
+from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
-from ders_core.jobs.results import PackedResult, packed_result
+from ders_core.jobs.results import PackedResult, packed_kinds, packed_result
 from ders_core.pipeline.formats import Format
 from ders_core.ui import frame, kept, reads, session
-from ders_core.ui.job_progress import job_panel, submit
+from ders_core.ui.job_pages import JobPage, job_page
+from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, share_text, visible
 
@@ -113,9 +115,18 @@ CARDS = (
 )
 
 
-def finished_runs() -> list[Job]:
-    """The finished jobs that wrote a packed checkpoint, the newest first."""
-    return [job for job in session.job_store().list(states=["done"]) if packed_result(job)]
+EXPORTS = 5
+"""Exports that are shown of those that have ended."""
+
+
+def finished_runs(page: JobPage) -> dict[int, tuple[Job, PackedResult]]:
+    """Of a page, and of the job that is chosen already: id -> the finished jobs that wrote a packed
+    checkpoint."""
+    jobs, chosen = list(page.jobs), kept.value("export_run", 0)
+    if chosen not in {job.id for job in jobs}:
+        with suppress(DersError):  # it was deleted
+            jobs.append(session.job_store().get(chosen))
+    return {job.id: (job, result) for job in jobs if (result := packed_result(job))}
 
 
 def free_path(name: str) -> Path:
@@ -172,11 +183,12 @@ def result_name(job: Job) -> str:
 
 @st.fragment(run_every=1.5)
 def exports() -> None:
-    """Running and finished exports, with their checks."""
-    jobs = session.job_store().list(kind="export")
-    if jobs:
+    """Running exports, and the newest that have ended, with their checks."""
+    store, counts = session.job_store(), session.job_store().counts("export")
+    if counts:
         st.markdown("##### Exports")
-    for job in jobs:
+    past = store.page(Which(("export",), ENDED), most=EXPORTS)
+    for job in [*active_jobs("export"), *past]:
         job_panel(job)
         result = ExportResult.of(job)
         if result is not None:
@@ -184,16 +196,19 @@ def exports() -> None:
             for check in result.checks:
                 mark = ":green[✓]" if check.ok else ":red[✗]"
                 st.caption(f"{mark} {plain(check.name)}: {plain(check.detail)}")
+    more = ended_count(counts) - len(past)
+    if more > 0:
+        st.caption(f"And {more} before them.")
 
 
 frame.need_frame()
-done = finished_runs()
-if not done:
+page = job_page("exported", packed_kinds(), ["done"], ("newest", "oldest", "name", "size"))
+by_id = finished_runs(page)
+if page.is_all and not by_id:
     with st.container(border=True):
         st.markdown("**Nothing to export yet.** A finished run can be exported here.")
         st.page_link("pages/runs.py", label="Start a run", icon=":material/play_arrow:")
-else:
-    by_id = {job.id: (job, result) for job in done if (result := packed_result(job))}
+elif by_id:
     chosen = kept.field(
         st.selectbox,
         "Run",
@@ -214,4 +229,6 @@ else:
         "A model card is added: it says the recipe, sizes, measured quality and how to load the "
         "model. Every tensor is read back and checked."
     )
+elif page.jobs:
+    st.info("No run of this page can be exported: other versions wrote them. Turn the page.")
 exports()

@@ -1,5 +1,6 @@
 """Runs: compress and evaluate in the worker, watch, compare."""
 
+import pandas as pd
 import streamlit as st
 
 from ders_core import figures
@@ -21,11 +22,26 @@ from ders_core.pipeline.quality import (
 )
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
-from ders_core.ui.job_progress import ACTIVE, STATES, job_panel, resume_button, submit
+from ders_core.ui.job_pages import JobPage, follow, job_page
+from ders_core.ui.job_progress import (
+    ENDED,
+    STATES,
+    active_jobs,
+    ended_count,
+    job_panel,
+    resume_button,
+    submit,
+)
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import figure_column, plot
 from ders_core.ui.trust import trust_switch
 from ders_core.units import bytes_text, duration_text, share_text
+
+KIND = "run"
+TABLE = "runs_table"
+UNASKED, ASKED = 3, 10
+"""Runs whose details are open: those without a result, of which nobody selected one; selected ones.
+"""
 
 
 def new_run() -> None:
@@ -35,7 +51,7 @@ def new_run() -> None:
         return
     recipe = session.recipe()
     held_out = frame.demo_text("heldout.txt", source.path)
-    jobs = session.job_store().list(kind="run")
+    store = session.job_store()
     with st.container(border=True):
         st.markdown(f"{strong(recipe.name)} on {strong(frame.label(source))}")
         columns = st.columns([3, 4, 2, 2, 2], vertical_alignment="bottom")
@@ -45,7 +61,7 @@ def new_run() -> None:
             key="run_name",
             start="",
             of=source.path,
-            placeholder=runs.free_name(recipe.name, jobs),
+            placeholder=store.free_name(KIND, recipe.name),
         )
         text = kept.field(
             columns[1].text_input,
@@ -96,11 +112,11 @@ def new_run() -> None:
         if checked is not None:
             text_files(checked)
         submit(
-            "run",
+            KIND,
             {
                 "checkpoint": str(source.path),
                 "recipe": recipe.to_yaml(),
-                "name": runs.free_name(name.strip() or recipe.name, jobs),
+                "name": store.free_name(KIND, name.strip() or recipe.name),
                 "device": device,
                 "workers": int(workers) or None,
                 "text": checked,
@@ -115,34 +131,28 @@ def new_run() -> None:
 
 
 @st.fragment(run_every=1.5)
-def active() -> None:
-    """Running jobs; redraws the page when one ends."""
-    jobs = session.job_store().list(states=ACTIVE, kind="run")
-    seen = set(st.session_state.get("runs_active", []))
-    now = {job.id for job in jobs}
-    st.session_state["runs_active"] = sorted(now)
-    if seen - now:
-        st.rerun()
-    for job in reversed(jobs):
+def active(ended: int) -> None:
+    """Running jobs; redraws the page when one ends, so that `ended` is no longer true."""
+    for job in active_jobs(KIND, ended):
         job_panel(job)
         steps_line(job)
         log_tail(job)
 
 
-def comparison(jobs: list[Job]) -> list[int]:
-    """Table and plot of finished runs. Returns the ids of the selected ones."""
-    done = runs.finished(jobs)
-    st.markdown("##### Finished runs")
-    shown = ["name", *runs.COLUMNS, "device"]
+def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
+    """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
+    follow(TABLE, rows["id"].tolist())
+    shown = ["name", "state", *runs.COLUMNS, "device", "remark"]
     percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
     event = st.dataframe(
-        done[["id", *shown]].assign(
-            bytes_after=done["bytes_after"] / 1e6,
-            **{key: scale * done[key].astype(float) for key, scale in percent.items()},
+        rows[["id", *shown]].assign(
+            state=rows["state"].map(lambda state: STATES[state][0]),
+            bytes_after=rows["bytes_after"].astype(float) / 1e6,
+            **{key: scale * rows[key].astype(float) for key, scale in percent.items()},
         ),
         hide_index=True,
-        column_order=[name for name in shown if done[name].notna().any()],  # what was measured
-        key="runs_table",
+        column_order=[name for name in shown if rows[name].notna().any()],  # what was measured
+        key=TABLE,
         on_select="rerun",
         selection_mode="multi-row",
         column_config={
@@ -155,7 +165,9 @@ def comparison(jobs: list[Job]) -> list[int]:
             **{figure.key: figure_column(figure, runs.MEAN) for figure in runs.MEANS},
         },
     )
-    measured = done.dropna(subset=[KL.key])
+    chosen = list(event.selection.rows)
+    compared = rows.iloc[chosen] if chosen else rows
+    measured = compared.dropna(subset=[KL.key])
     if not measured.empty:
         plot(
             figures.size_quality(measured),
@@ -163,7 +175,11 @@ def comparison(jobs: list[Job]) -> list[int]:
             measured,
             alt="Size of each run against its KL",
         )
-    return [int(done.iloc[row]["id"]) for row in event.selection.rows]
+        if chosen:
+            st.caption(f"Of {page.total} runs, the plot shows the selected ones.")
+        elif not page.is_all:
+            st.caption(f"Of {page.total} runs, the plot shows those in the table.")
+    return [page.jobs[row] for row in chosen]
 
 
 def problem(job: Job) -> str:
@@ -244,18 +260,36 @@ def details(job: Job) -> None:
             delete_button(job)
 
 
-frame.need_frame()
-new_run()
-active()
-every = session.job_store().list(kind="run")
-chosen: list[int] = []
-done = [job for job in every if runs.readable(job)]
-if done:
-    chosen = comparison(every)
-elif not every and session.current().checkpoint:
-    st.info("No runs yet. *Start* compresses with the current recipe and measures what it costs.")
-for job in every:
-    if job.id in chosen or job.state in ("failed", "cancelled") or problem(job):
+def opened(jobs: list[Job], most: int) -> None:
+    """Details of the first few of several runs, so that the page stays short."""
+    for job in jobs[:most]:
         details(job)
-if done and not chosen:
-    st.caption("Select runs in the table to see their layers, log and recipe.")
+    more = len(jobs) - most
+    if more > 0:
+        st.caption(f"And {more} more of this page; select them in the table to see them.")
+
+
+def past() -> None:
+    """The runs that have ended, a page of them at a time."""
+    st.markdown("##### Finished runs")
+    page = job_page("runs", [KIND], ENDED)
+    if not page.jobs:
+        return
+    rows = runs.ended(page.jobs)
+    chosen = comparison(page, rows)
+    without_result = rows["remark"].notna() | (rows["state"] != "done")
+    if chosen:
+        opened(chosen, ASKED)
+    else:
+        opened([page.jobs[row] for row in without_result.to_numpy().nonzero()[0]], UNASKED)
+        st.caption("Select runs in the table to see their layers, log and recipe.")
+
+
+frame.need_frame()
+counts = session.job_store().counts(KIND)
+new_run()
+active(ended_count(counts))
+if ended_count(counts):
+    past()
+elif not counts and session.current().checkpoint:
+    st.info("No runs yet. *Start* compresses with the current recipe and measures what it costs.")

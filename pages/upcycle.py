@@ -9,8 +9,8 @@ from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import DersError
 from ders_core.files.texts import text_files
 from ders_core.jobs.workspace import place_label
-from ders_core.ui import frame, kept, reads, runs, session
-from ders_core.ui.job_progress import ACTIVE, submit
+from ders_core.ui import frame, kept, reads, session
+from ders_core.ui.job_progress import ACTIVE, ended_count, submit
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.upcycle import choices as choosing
 from ders_core.ui.upcycle import comparison as upcycle_compare
@@ -242,7 +242,6 @@ def start_row(
     dense: DenseModel, config: UpcycleConfig, begin: choosing.Values, device: str
 ) -> None:
     """The run's name and the button. begin: what the widgets show until a person changes them."""
-    jobs = session.job_store().list(kind="upcycle")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kept.field(
             st.text_input,
@@ -257,7 +256,7 @@ def start_row(
         return
     try:
         checked(config)
-        name = runs.free_name(config.name, jobs)
+        name = session.job_store().free_name("upcycle", config.name)
         spec = {
             "dense": str(dense.path),
             "config": config.model_copy(update={"name": name}).to_yaml(),
@@ -299,7 +298,8 @@ def new() -> None:
 
 
 frame.need_frame()
-active = len(session.job_store().list(states=ACTIVE, kind="upcycle"))
+counts = session.job_store().counts("upcycle")
+active = sum(counts.get(state, 0) for state in ACTIVE)
 if st.session_state.pop(TO_RUNS, active > 0):  # at first, and after a start
     kept.put({VIEW: RUNS})
 st.session_state[TO_RUNS] = False
@@ -316,5 +316,5 @@ view = kept.field(
 if view == NEW:
     new()
 else:
-    under_way()
-    results()
+    under_way(ended_count(counts))
+    results(counts)

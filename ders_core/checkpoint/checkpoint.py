@@ -122,7 +122,7 @@ class Checkpoint:
                 layers.append(block.index)
         return stacks
 
-    @property
+    @cached_property
     def num_experts(self) -> int:
         """Experts per MoE layer (the most, where layers differ)."""
         return max(group.shape[0] for group in self.groups())
@@ -147,7 +147,7 @@ class Checkpoint:
         """Bytes of the packed weight files, if the checkpoint is packed."""
         return self.store.packed_bytes
 
-    @property
+    @cached_property
     def bytes_experts(self) -> int:
         return sum(group.nbytes for group in self.groups())
 

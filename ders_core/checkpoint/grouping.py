@@ -11,8 +11,9 @@ import torch
 
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.groups import Block, ExpertGroup
-from ders_core.checkpoint.layouts import PROJECTIONS, Layout, Match
+from ders_core.checkpoint.layouts import PROJECTIONS, Layout, Match, Weights
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix, Slot
+from ders_core.checkpoint.names import number_of
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.errors import CheckpointError
 from ders_core.files.spec import NAMES, TensorSpec
@@ -55,7 +56,10 @@ class CodedTensors:
     def specs(self, tensors: Mapping[str, TensorReader]) -> dict[str, TensorSpec]:
         """Storage dtype and shape of the numbers of every tensor, by name."""
         return {
-            name: TensorSpec(tensor.dtype, self.shape(tensor)) for name, tensor in tensors.items()
+            name: TensorSpec(tensor.dtype, self.shape(tensor))
+            if name in self.weights
+            else tensor.spec
+            for name, tensor in tensors.items()
         }
 
 
@@ -68,13 +72,16 @@ def gather(
     CheckpointError if experts are missing, unlike, or not stored as the layout says.
     """
     blocks: dict[tuple[str, int], _BlockTensors] = {}
+    others: dict[str, TensorReader] = {}
     for name, tensor in tensors.items():
         match = layout.match(name)
-        if match is not None:
+        if match is None:
+            others[name] = tensor
+        else:
             members = blocks.setdefault((match.stack, match.layer), _BlockTensors(match))
             members.weights.append((match, tensor))
     by_layer = {(members.match.scope, members.match.layer): members for members in blocks.values()}
-    for name, tensor in tensors.items() if layout.shared else ():
+    for name, tensor in others.items() if layout.shared else ():
         match = layout.match_shared(name)
         if match is not None and (match.scope, match.layer) in by_layer:
             by_layer[match.scope, match.layer].shared.append((match, tensor))
@@ -115,7 +122,8 @@ def _numbered(
         for prefix in lengths:
             if name.startswith(prefix):
                 digits = re.match(r"\d+(?=\.)", name[len(prefix) :])
-                lengths[prefix] = max(lengths[prefix], int(digits[0]) + 1 if digits else 0)
+                number = number_of(digits[0]) if digits else None
+                lengths[prefix] = max(lengths[prefix], 0 if number is None else number + 1)
     first = 0
     for number, stack in enumerate(order):
         for layer in sorted(layer for other, layer in blocks if other == stack):
@@ -153,30 +161,51 @@ def _matrices(
 ) -> _Matrices:
     """Cut tensors into experts' matrices."""
     matrices: _Matrices = {}
+    cuts: dict[tuple[int, tuple[int, ...]], list[list[Slot]]] = {}  # one for tensors that are alike
     for match, tensor in members:
-        axes, shape = match.weights.parsed, coded.shape(tensor)
-        known = {PART: len(match.weights.holds)}
-        if axes.needs_experts:
-            if experts is None:
-                raise CheckpointError(
-                    f"{where}: {tensor.name!r} stacks its experts along one dimension, and neither "
-                    "a router nor config.json says how many they are; the checkpoint is incomplete"
-                )
-            known[EXPERT] = experts
-        try:
-            sizes = axes.sizes(shape, known)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{where}, {' and '.join(match.weights.holds)}: {tensor.name!r} has shape "
-                f"{list(shape)}, not a matrix for each expert: {error}; "
-                f"the layout is not {layout.family!r}"
-            ) from error
-        for part, projection in enumerate(match.weights.holds):
-            by_expert = matrices.setdefault((projection, axes.is_bias), {})
-            for number in range(sizes.get(EXPERT, 1)):
+        shape = coded.shape(tensor)
+        form = id(match.weights), shape
+        if form not in cuts:
+            cuts[form] = _slots(layout, match.weights, tensor.name, shape, experts, where)
+        for projection, slots in zip(match.weights.holds, cuts[form], strict=True):
+            is_bias = match.weights.parsed.is_bias
+            by_expert = matrices.setdefault((projection, is_bias), {})
+            for number, slot in enumerate(slots):
                 expert = match.expert if match.expert is not None else number
-                by_expert[expert] = coded.matrix(tensor, Slot(axes, sizes, number, part))
+                by_expert[expert] = coded.matrix(tensor, slot)
     return matrices
+
+
+def _slots(
+    layout: Layout,
+    weights: Weights,
+    name: str,
+    shape: tuple[int, ...],
+    experts: int | None,
+    where: str,
+) -> list[list[Slot]]:
+    """For each projection that a tensor of that name and shape holds, the slots of its experts."""
+    axes = weights.parsed
+    known = {PART: len(weights.holds)}
+    if axes.needs_experts:
+        if experts is None:
+            raise CheckpointError(
+                f"{where}: {name!r} stacks its experts along one dimension, and neither "
+                "a router nor config.json says how many they are; the checkpoint is incomplete"
+            )
+        known[EXPERT] = experts
+    try:
+        sizes = axes.sizes(shape, known)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}, {' and '.join(weights.holds)}: {name!r} has shape "
+            f"{list(shape)}, not a matrix for each expert: {error}; "
+            f"the layout is not {layout.family!r}"
+        ) from error
+    return [
+        [Slot(axes, sizes, number, part) for number in range(sizes.get(EXPERT, 1))]
+        for part in range(len(weights.holds))
+    ]
 
 
 def _leave_surplus(matrices: _Matrices, experts: int | None) -> None:

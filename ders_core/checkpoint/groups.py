@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -84,12 +85,12 @@ class ExpertGroup:
         """Whether the weights are stored as codes and scales."""
         return isinstance(self.experts[0], QuantizedMatrix)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes on disk, biases included."""
         return sum(matrix.nbytes for matrix in (*self.experts, *self.biases))
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """The names of the tensors that hold the group, or a part of it."""
         return tuple(dict.fromkeys(matrix.info.name for matrix in (*self.experts, *self.biases)))

@@ -49,8 +49,11 @@ class ModelFiles:
         held: file -> its tensors. A single entry that no file holds is left over from a save (a
         tied lm_head, an old buffer): transformers does not look at it either.
         """
+        listed_in: dict[str, list[str]] = {file: [] for file in held}
+        for name, file in self.weight_map.items():
+            listed_in[file].append(name)
         for file, tensors in held.items():
-            listed = [name for name, place in self.weight_map.items() if place == file]
+            listed = listed_in[file]
             if listed and not any(name in tensors for name in listed):
                 raise CheckpointError(
                     f"{self.index} says that {listed[0]!r} is in {file}, but it holds nothing of "

@@ -35,7 +35,7 @@ NARROW_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 their bytes are read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Dtype and shape of a tensor, and so its bytes.
 

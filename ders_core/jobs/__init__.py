@@ -8,6 +8,7 @@ from ders_core.jobs.engine import Engine
 from ders_core.jobs.job import Event, Job, Step, WorkerState
 from ders_core.jobs.process import ensure_worker, start_worker_process
 from ders_core.jobs.store import JobStore
+from ders_core.jobs.which import Which
 from ders_core.jobs.workspace import Workspace, default_workspace
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Job",
     "JobStore",
     "Step",
+    "Which",
     "WorkerState",
     "Workspace",
     "default_workspace",

@@ -55,6 +55,11 @@ class PackedResult(Result):
         return Outlook()
 
 
+def packed_kinds() -> tuple[str, ...]:
+    """The kinds of job that leave a packed checkpoint."""
+    return tuple(name for name, kind in KINDS.items() if issubclass(kind.result, PackedResult))
+
+
 def packed_result(job: Job) -> PackedResult | None:
     """The packed checkpoint of a finished job.
 

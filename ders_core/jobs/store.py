@@ -14,6 +14,7 @@ from ders_core.errors import JobError
 from ders_core.jobs.job import (
     Event,
     Job,
+    JobState,
     Step,
     WorkerState,
     job_of,
@@ -25,6 +26,7 @@ from ders_core.jobs.job import (
 )
 from ders_core.jobs.kind import KINDS
 from ders_core.jobs.schema import connection, log_event, prepare, transaction
+from ders_core.jobs.which import NAME, PAGE, SORTED, Order, Which
 from ders_core.jobs.workspace import Workspace
 
 Jobs = list[Job]  # JobStore.list hides the builtin within the class
@@ -68,16 +70,67 @@ class JobStore:
             return job_of(_row(db, job_id))
 
     def list(self, states: Iterable[str] | None = None, kind: str | None = None) -> Jobs:
-        """Jobs, the newest first. states, kind: only these; None for all."""
-        wanted = None if states is None else json.dumps(list(states))
+        """Jobs, the newest first, however many: a page takes `page`. states, kind: None for all."""
+        kinds = None if kind is None else (kind,)
+        return self.page(Which(kinds, None if states is None else tuple(states)), most=-1)
+
+    def page(
+        self, which: Which, order: Order = "newest", *, first: int = 0, most: int = PAGE
+    ) -> Jobs:
+        """At most `most` jobs, after the `first` ones in that order; no other is read."""
+        condition, values = which.condition()
+        with connection(self.path) as db:
+            found = db.execute(
+                f"SELECT id FROM jobs WHERE {condition} ORDER BY {SORTED[order]}"
+                " LIMIT :most OFFSET :first",
+                {**values, "most": most, "first": first},
+            ).fetchall()
+            ids = [row["id"] for row in found]
+            rows = db.execute(
+                "SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?))",
+                (json.dumps(ids),),
+            ).fetchall()
+        jobs = {row["id"]: job_of(row) for row in rows}
+        return [jobs[job_id] for job_id in ids if job_id in jobs]  # one may just be deleted
+
+    def newest(self, which: Which) -> Job | None:
+        """The newest of the jobs; None if there is none."""
+        return next(iter(self.page(which, most=1)), None)
+
+    def count(self, which: Which) -> int:
+        """How many jobs there are."""
+        condition, values = which.condition()
+        with connection(self.path) as db:
+            row = db.execute(f"SELECT count(*) FROM jobs WHERE {condition}", values).fetchone()
+        return int(row[0])
+
+    def counts(self, kind: str) -> dict[JobState, int]:
+        """How many jobs of a kind are in each state; states without any are left out."""
         with connection(self.path) as db:
             rows = db.execute(
-                "SELECT * FROM jobs WHERE (:kind IS NULL OR kind = :kind) AND"
-                " (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))"
-                " ORDER BY id DESC",
-                {"kind": kind, "states": wanted},
+                "SELECT state, count(*) FROM jobs WHERE kind = ? GROUP BY state", (kind,)
             ).fetchall()
-        return [job_of(row) for row in rows]
+        return {row[0]: row[1] for row in rows}
+
+    def free_name(self, kind: str, name: str) -> str:
+        """A name that no job of a kind has as its parameter `name`; a number is added if one has
+        it."""
+        with connection(self.path) as db:
+
+            def is_taken(number: int) -> bool:
+                row = db.execute(
+                    f"SELECT EXISTS (SELECT 1 FROM jobs WHERE kind = ? AND {NAME} = ?)",
+                    (kind, _numbered(name, number)),
+                ).fetchone()
+                return bool(row[0])
+
+            taken, free = 0, 1  # few looks, however many have the name
+            while is_taken(free):
+                taken, free = free, 2 * free
+            while free - taken > 1:
+                middle = (taken + free) // 2
+                taken, free = (middle, free) if is_taken(middle) else (taken, middle)
+        return _numbered(name, free)
 
     def events(self, job_id: int, after: int = 0, *, debug: bool = False) -> Events:
         """The job's log after line `after`, oldest first. debug: also lines for developers."""
@@ -133,7 +186,7 @@ class JobStore:
             db.execute(
                 "UPDATE jobs SET state = 'queued', error = NULL, finished = NULL, started = NULL,"
                 " done = 0, total = 0, message = '', step = '', samples = '[]', worker = NULL,"
-                " cancel_requested = 0, losses = 0, steps = ? WHERE id = ?",
+                " cancel_requested = 0, losses = 0, deaths = '[]', steps = ? WHERE id = ?",
                 (steps_text(rewound(steps_of(row["steps"]))), job_id),
             )
             log_event(db, job_id, "info", "queued again")
@@ -167,6 +220,10 @@ class JobStore:
         living = [worker for worker in workers if worker.alive]
         busy = [worker for worker in living if worker.job_id is not None]
         return next(iter([*busy, *living, *workers]), None)
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name} ({number})"
 
 
 def _row(db: sqlite3.Connection, job_id: int) -> sqlite3.Row:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ders_core.errors import JobError
 from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
-from ders_core.files.missing import cleaned
+from ders_core.files.missing import cleaned, local_path
 from ders_core.files.package_data import PACKAGE, shipped
 
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
@@ -58,11 +58,15 @@ class Workspace:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def analyses(self) -> Path:
+        return self.path / "analysis"
+
     def analysis_dir(self, identity: str) -> Path:
         """Directory of a checkpoint's analysis. Raises JobError if `identity` is not one."""
         if not identity.isalnum():
             raise JobError(f"{identity!r} is not the identity of a checkpoint")
-        return self.path / "analysis" / identity
+        return self.analyses / identity
 
     def growing_dir(self, identity: str) -> Path:
         """Directory of an analysis until its last layer is finished. Raises JobError likewise."""
@@ -113,8 +117,7 @@ class Workspace:
         if is_address(clean):
             raise JobError(f"{shown(clean)} lies elsewhere; give a local path")
         try:
-            resolved = Path(clean).expanduser().resolve()
-            _check_length(resolved)
+            resolved = local_path(clean, JobError).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise JobError(f"{_shortened(path)!r} is not a usable path: {reason}") from error

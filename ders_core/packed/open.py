@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.files.address import as_local
+from ders_core.compute.collector import paused_collector
+from ders_core.files.address import as_local, is_file
 from ders_core.files.json_object import read_json
 from ders_core.files.store import Store, TensorStore
 from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
@@ -22,19 +23,20 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
     must be local. Raises CheckpointError if the directory is not a checkpoint, is damaged, or holds
     nothing that looks like experts.
     """
-    store: Store = TensorStore.open(place)
-    if _names_our_method(store.config):
-        store = OriginalStore(PackedCheckpoint(place))
-    return Checkpoint(store)
+    with paused_collector():
+        store: Store = TensorStore.open(place)
+        if _names_our_method(store.config):
+            store = OriginalStore(PackedCheckpoint(place))
+        return Checkpoint(store)
 
 
 def is_packed(path: str | Path) -> bool:
     """Whether a local directory is a packed checkpoint, complete or not."""
     directory = as_local(path)
-    if (directory / MANIFEST).is_file():
+    if is_file(directory / MANIFEST):
         return True
     config = directory / "config.json"
-    return config.is_file() and _names_our_method(read_json(config))
+    return is_file(config) and _names_our_method(read_json(config))
 
 
 def _names_our_method(config: Mapping[str, Any]) -> bool:

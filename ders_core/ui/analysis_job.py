@@ -7,16 +7,15 @@ import streamlit as st
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
-from ders_core.jobs import Job
+from ders_core.jobs import Job, Which
 from ders_core.ui import reads, session
 from ders_core.ui.job_progress import job_panel, submit
 from ders_core.ui.plain import show_error
 
 
 def _latest(source: Checkpoint) -> Job | None:
-    path = str(source.path)
-    jobs = session.job_store().list(kind="analyze")
-    return next((job for job in jobs if job.spec.get("checkpoint") == path), None)
+    which = Which(("analyze",), checkpoint=str(source.path))
+    return session.job_store().newest(which)
 
 
 def need_analysis(source: Checkpoint) -> Analysis:

@@ -10,7 +10,7 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.texts import text_files
-from ders_core.jobs import Job
+from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.calibrate import CalibrateResult
 from ders_core.pipeline.calibration import Calibration
 from ders_core.ui import kept, session
@@ -100,8 +100,8 @@ def _form(source: Checkpoint) -> None:
 
 
 def _latest(source: Checkpoint) -> Job | None:
-    jobs = session.job_store().list(kind="calibrate")
-    return next((job for job in jobs if job.spec.get("checkpoint") == str(source.path)), None)
+    which = Which(("calibrate",), checkpoint=str(source.path))
+    return session.job_store().newest(which)
 
 
 @st.fragment(run_every=1.5)

@@ -10,10 +10,11 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
-from ders_core.jobs import Job
+from ders_core.jobs import Job, Which
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
-from ders_core.ui.job_progress import submit, time_left
+from ders_core.ui.job_progress import ACTIVE, submit, time_left
+from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
 
@@ -66,6 +67,7 @@ def show_fault(error: Exception) -> bool:
 def sidebar() -> None:
     """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
+    shut_down_left()
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()
@@ -99,16 +101,17 @@ def _predicted(source: Checkpoint | None) -> str:
 
 @st.fragment(run_every=REFRESH_SECONDS)
 def _worker() -> None:
-    state = session.job_store().worker()
-    busy = session.job_store().list(states=["running"])
-    waiting = len(session.job_store().list(states=["queued"]))
+    store = session.job_store()
+    state = store.worker()
+    busy = store.newest(Which(states=("running",)))
+    waiting = store.count(Which(states=("queued",)))
     more = f"{waiting} waiting" if waiting else ""
     if state is None or not state.alive:
         _entry("Worker", ":orange[not running]", more or "it starts with the first job")
-    elif busy:
-        _entry("Worker", plain(busy[0].title), plain(busy[0].step))
-        st.progress(busy[0].fraction)
-        words = (time_left(busy[0]) or busy[0].message, more)
+    elif busy is not None:
+        _entry("Worker", plain(busy.title), plain(busy.step))
+        st.progress(busy.fraction)
+        words = (time_left(busy) or busy.message, more)
         st.caption(plain(" · ".join(filter(None, words))))
     else:
         _entry("Worker", "idle", more)
@@ -163,9 +166,8 @@ def try_demo() -> Job | None:
     if built.exists():
         session.open_path(built)
         return None
-    store = session.job_store()
-    pending = store.list(states=["queued", "running"], kind="demo")
-    return pending[0] if pending else submit("demo", {})
+    pending = session.job_store().newest(Which(("demo",), ACTIVE))
+    return pending or submit("demo", {})
 
 
 def demo_text(name: str, model: Path) -> Path | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
 from ders_core.errors import DersError
-from ders_core.jobs import Job, ensure_worker
+from ders_core.jobs import Job, Which, ensure_worker
+from ders_core.jobs.job import JobState
 from ders_core.ui import session
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
 
 ACTIVE = ("queued", "running")
+ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
+WAITING_SHOWN = 5
+"""Waiting jobs of a kind that a page shows besides the running ones."""
 STATES = {
     "queued": ("waiting", "gray"),
     "running": ("running", "blue"),
@@ -33,6 +38,27 @@ def time_left(job: Job) -> str:
     """The time left in the current step, as text; "" if it is not known."""
     seconds = job.seconds_left if job.state == "running" else None
     return f"about {duration_text(seconds)} left" if seconds is not None else ""
+
+
+def ended_count(counts: Mapping[JobState, int]) -> int:
+    """Of jobs by state, how many have ended."""
+    return sum(counts.get(state, 0) for state in ENDED)
+
+
+def active_jobs(kind: str, ended: int | None = None) -> list[Job]:
+    """The running jobs of a kind and the next that wait, to be shown by a fragment; in words, how
+    many more wait. ended: how many had ended when the page was drawn; if it is given, the page is
+    drawn again once that changes."""
+    store = session.job_store()
+    counts = store.counts(kind)
+    if ended not in (None, ended_count(counts)):
+        st.rerun()
+    running = store.page(Which((kind,), ("running",)), "oldest")
+    waiting = store.page(Which((kind,), ("queued",)), "oldest", most=WAITING_SHOWN)
+    more = counts.get("queued", 0) - len(waiting)
+    if more > 0:
+        st.caption(f"{more} more wait behind those that are shown.")
+    return [*running, *waiting]
 
 
 def job_panel(job: Job, stop: str = "Cancel") -> None:

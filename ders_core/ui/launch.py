@@ -17,7 +17,7 @@ from pathlib import Path
 from ders_core.errors import DersError
 from ders_core.files.package_data import shipped
 from ders_core.files.private import private_file
-from ders_core.jobs import JobStore, Workspace, default_workspace, ensure_worker
+from ders_core.jobs import JobStore, Which, Workspace, default_workspace, ensure_worker
 from ders_core.jobs.workspace import WORKSPACE_VARIABLE, allow_current_root
 from ders_core.ui.address import HOST, Listening, base_path_of
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE
@@ -59,7 +59,7 @@ def launch(
     ensure_worker(place, scheduler=scheduler)
     if with_demo and not place.demo.exists():
         store = JobStore(place.store_path)
-        if not store.list(states=["queued", "running"], kind="demo"):
+        if not store.count(Which(("demo",), ("queued", "running"))):
             store.submit("demo", {})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for service managers
     entry = shipped("app.py")

@@ -32,6 +32,9 @@ LEADING = (KL.key, PREDICTED_KL.key, "ratio", "bytes_after")
 COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LEADING))
 """What a run costs, then what it saves, then the rest."""
 
+ROW = ["id", "name", "state", *COLUMNS, "device", "remark"]
+"""Of a run that has ended."""
+
 MEANS, MEAN = (GAIN, NOISE, WEIGHT_ERROR), "The mean over the groups that are replaced."
 """Figures of groups; what a row of a run shows of them."""
 
@@ -74,6 +77,21 @@ def finished(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame([row(job, result) for job, result in results if result is not None])
 
 
+def ended(jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row for each run, in their order: figures of those that have some, and why others have
+    none."""
+    rows = []
+    for job in jobs:
+        result, remark = None, job.error
+        try:
+            result = RunResult.of(job)
+        except JobError as error:
+            remark = str(error)
+        figures = row(job, result) if result is not None else {"id": job.id, "name": job.title}
+        rows.append(dict.fromkeys(ROW) | figures | {"state": job.state, "remark": remark})
+    return pd.DataFrame(rows, columns=ROW)
+
+
 def readable(job: Job) -> RunResult | None:
     """The result; None before the run is done, and for one that another version wrote."""
     try:
@@ -86,12 +104,3 @@ def groups(result: RunResult) -> pd.DataFrame:
     """The report of a run, one row for each group."""
     entries = result.report.entries if result.report else ()
     return pd.DataFrame([asdict(entry) for entry in entries])
-
-
-def free_name(name: str, jobs: Sequence[Job]) -> str:
-    """A name that no run has; a number is added if one has it."""
-    taken = {str(job.spec.get("name")) for job in jobs}
-    free, number = name, 2
-    while free in taken:
-        free, number = f"{name} ({number})", number + 1
-    return free

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import streamlit as st
 
 from ders_core.errors import DersError
+from ders_core.files.untrusted_json import parse_json
 from ders_core.files.writer import write_json
 from ders_core.jobs import JobStore, Workspace, default_workspace
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
@@ -47,7 +47,7 @@ def _file() -> Path:
 
 def _load() -> Open:
     try:
-        data = json.loads(_file().read_text(encoding="utf-8"))
+        data = parse_json(_file().read_bytes())
         return Open(
             _text(data["checkpoint"]),
             _text(data["recipe"]),

@@ -8,28 +8,20 @@ import streamlit as st
 
 from ders_core import figures
 from ders_core.jobs import Job
-from ders_core.ui import session
 from ders_core.ui.job_details import log_tail, steps_line
-from ders_core.ui.job_progress import ACTIVE, job_panel
+from ders_core.ui.job_progress import active_jobs, job_panel
 from ders_core.ui.plots import live_plot
 from ders_core.ui.upcycle import runs as upcycle_runs
 from ders_core.units import bytes_text, count_text
 from ders_core.upcycle.history import Tables
 
 REFRESH_SECONDS = 2
-_WATCHED = "upcycles_active"
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
-def under_way() -> None:
-    """Active jobs; the page is drawn again when one of them ends."""
-    jobs = session.job_store().list(states=ACTIVE, kind="upcycle")
-    now = {job.id for job in jobs}
-    seen = set(st.session_state.get(_WATCHED, []))
-    st.session_state[_WATCHED] = sorted(now)
-    if seen - now:
-        st.rerun()
-    for job in reversed(jobs):
+def under_way(ended: int) -> None:
+    """Active jobs; the page is drawn again when one ends, so that `ended` is no longer true."""
+    for job in active_jobs("upcycle", ended):
         job_panel(job, "Stop")
         if job.state != "running":
             continue

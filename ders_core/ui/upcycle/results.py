@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 import streamlit as st
 
 from ders_core import figures
 from ders_core.errors import DersError
 from ders_core.jobs import Job
+from ders_core.jobs.job import JobState
 from ders_core.jobs.results import PackedResult, packed_result
 from ders_core.ui import session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
-from ders_core.ui.job_progress import ACTIVE, STATES, resume_button
+from ders_core.ui.job_pages import follow, job_page
+from ders_core.ui.job_progress import ENDED, STATES, ended_count, resume_button
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import plot
 from ders_core.ui.upcycle import runs as upcycle_runs
 from ders_core.ui.upcycle.live import curves
 from ders_core.units import bytes_text, share_text
 
+TABLE = "upcycle_table"
 COLUMNS = (
     "name",
     "state",
@@ -35,14 +40,20 @@ COLUMNS = (
 )
 
 
-def results() -> None:
-    """The table of ended runs, their losses in one plot, and the selected runs."""
-    jobs = session.job_store().list(kind="upcycle")
-    done = [job for job in jobs if job.state in upcycle_runs.ENDED]
-    if not done:
-        if not any(job.state in ACTIVE for job in jobs):
+def results(counts: Mapping[JobState, int]) -> None:
+    """A page of ended runs in a table, their losses in one plot, and the selected runs.
+
+    counts: of upcyclings, by state.
+    """
+    if not ended_count(counts):
+        if not counts:
             st.info("No upcycling yet. Choose a dense model and its experts under *New*, *Start*.")
         return
+    st.markdown("##### Runs that have ended")
+    page = job_page("upcycles", ["upcycle"], ENDED, ("newest", "oldest", "name", "size"))
+    if not page.jobs:
+        return
+    done = page.jobs
     chosen = [done[number] for number in _table(upcycle_runs.ended(done))]
     if len(chosen) != 1:  # a single run shows its curve below
         _overlay(chosen or done[: len(figures.EXPERT_COLOURS)])
@@ -54,7 +65,7 @@ def results() -> None:
 
 def _table(rows: pd.DataFrame) -> list[int]:
     """Returns the numbers of the selected rows."""
-    st.markdown("##### Runs that have ended")
+    follow(TABLE, rows["id"].tolist())
     number = st.column_config.NumberColumn
     event = st.dataframe(
         rows.assign(
@@ -65,7 +76,7 @@ def _table(rows: pd.DataFrame) -> list[int]:
             peak_memory=rows["peak_memory"].astype(float) / 1e9,
         ),
         hide_index=True,
-        key="upcycle_table",
+        key=TABLE,
         on_select="rerun",
         selection_mode="multi-row",
         column_order=[name for name in COLUMNS if rows[name].notna().any()],

@@ -16,7 +16,6 @@ from ders_core.ui import session
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.history import HistoryReader, Tables
 
-ENDED = ("done", "failed", "cancelled")
 COLUMNS = (
     "id",
     "name",
@@ -95,5 +94,5 @@ def _known(job: Job, config: UpcycleConfig | None) -> dict[str, Any]:
 
 
 def ended(jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row for each that has ended, newest first."""
-    return pd.DataFrame([row(job) for job in jobs if job.state in ENDED])
+    """One row for each, in their order."""
+    return pd.DataFrame([row(job) for job in jobs])
