@@ -22,6 +22,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+test: export PYTHONDONTWRITEBYTECODE =  # what was compiled once serves every process
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,4 +1,7 @@
-"""DeRS Studio: the frame of every page."""
+"""DeRS Studio: the frame of every page; and the server of these pages, with its guard.
+
+`streamlit run` imports this file to find `app`, and runs it again for each visitor.
+"""
 
 import streamlit as st
 
@@ -9,11 +12,27 @@ ICON = (  # a drawing of our own: Streamlit lets browsers fetch `:material/...:`
     '<path d="M4 15.8 12 20.6 20 15.8 22 17 12 23 2 17z" opacity=".5"/></svg>'
 )
 
-st.set_page_config(page_title="DeRS Studio", page_icon=ICON, layout="wide")
 
-with st.skeleton(height=360):  # the first visitor waits for torch to be imported
+def draw() -> None:
+    """What a visitor sees."""
+    st.set_page_config(page_title="DeRS Studio", page_icon=ICON, layout="wide")
+    with st.skeleton(height=360):  # the first visitor waits for torch to be imported
+        from ders_core.ui import frame
+    page = frame.navigation()
+    frame.sidebar()
+    frame.show(page)
+
+
+def fault(error: Exception) -> bool:
+    """How an error that nobody expected is shown."""
     from ders_core.ui import frame
 
-page = frame.navigation()
-frame.sidebar()
-page.run()
+    return frame.show_fault(error)
+
+
+if __name__ == "__main__":
+    draw()
+else:
+    from ders_core.ui.guard.start import protection
+
+    app = st.App(__file__, middleware=protection(), on_script_error=fault)

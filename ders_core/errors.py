@@ -50,6 +50,10 @@ class JobError(DersError):
     """A job that does not exist, or whose state does not allow the request."""
 
 
+class StoreUnavailable(JobError):
+    """The job store cannot be used now, and may be later: a full disk, a lock that is held."""
+
+
 class Cancelled(DersError):
     """Raised from a progress callback to stop long work at a safe place."""
 

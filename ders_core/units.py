@@ -1,7 +1,9 @@
-"""How numbers are written for people: powers of ten, three significant digits; and long lists."""
+"""How numbers are written for people: powers of ten, three significant digits; long lists; and
+names that come from files."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -42,3 +44,19 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     """'a, b and 7 more'; control characters are escaped, since names may come from files."""
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def visible(text: str) -> str:
+    """The text in one line, with escapes for what cannot be printed or turns text around: controls,
+    line ends, marks of direction, lone surrogates. Blanks of any width become plain ones."""
+    if text.isprintable():
+        return text
+    return "".join(map(_visible, text))
+
+
+def _visible(char: str) -> str:
+    if char.isprintable():
+        return char
+    if unicodedata.category(char) == "Zs":
+        return " "
+    return char.encode("unicode_escape").decode()

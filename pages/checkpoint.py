@@ -11,13 +11,14 @@ from ders_core.jobs import Which
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import job_panel
-from ders_core.units import bytes_text, listed, share_text
+from ders_core.ui.plain import plain, show_error
+from ders_core.units import bytes_text, listed, share_text, visible
 
 
 def open_row() -> None:
     """A box for a path, with recent ones first, and a button for the demo."""
     roots = tuple(str(root) for root in session.workspace().roots)
-    recent = list(session.current().recent)
+    recent = [path for path in session.current().recent if path.isprintable()]
     known = [path for path in reads.model_directories(roots) if path not in recent]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen: str | None = kept.field(
@@ -30,9 +31,9 @@ def open_row() -> None:
             accept_new_options=True,
             placeholder="Type or choose a path, or hf://owner/repo",
             help="A directory with config.json and safetensors files: a local path below "
-            + ", ".join(roots)
+            + plain(", ".join(roots))
             + "; or an address below "
-            + ", ".join(session.workspace().addresses),
+            + plain(", ".join(session.workspace().addresses)),
         )
         opened = st.button("Open", type="primary", disabled=not chosen, key="open")
         demo = st.button("Try the demo", key="demo", icon=":material/science:")
@@ -41,7 +42,7 @@ def open_row() -> None:
             reads.checkpoint(chosen)
             session.open_path(chosen)
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
         else:
             st.rerun()
     if demo and frame.try_demo() is None:
@@ -104,7 +105,7 @@ def first_screen(source: Checkpoint) -> None:
     """The answer: how alike the experts are, and how many bytes can go."""
     summary = reads.summary(source)
     verdict = summary.upcycled
-    st.subheader(frame.label(source), anchor=False)
+    st.subheader(plain(frame.label(source)), anchor=False)
     st.markdown(
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
         f"{verdict.sentence}"
@@ -113,19 +114,21 @@ def first_screen(source: Checkpoint) -> None:
         st.markdown(f"Packed: {summary.packed}. The page shows the original that it stands for.")
     composition(source)
     if summary.left_aside:
-        names = listed(summary.left_aside).replace("`", "'")
-        st.caption(f"No part of the model, and left aside: `{names}`")
+        st.caption(f"No part of the model, and left aside: {plain(listed(summary.left_aside))}")
+    if summary.linked_out:
+        names = plain(listed(summary.linked_out))
+        st.caption(f"Links to files outside of the checkpoint, and left out: {names}")
     if summary.sure < 1:
         st.info(
             f"No entry names this model; its experts were recognised by the tensors, "
-            f"{100 * summary.sure:.0f} % sure: {summary.because}. If that is wrong, put a "
+            f"{100 * summary.sure:.0f} % sure: {plain(summary.because)}. If that is wrong, put a "
             f"`{LAYOUT_FILE}` next to its config.json (see the README's Layouts)."
         )
     cells = st.container(horizontal=True, gap="large")  # long values are not clipped
     cells.metric(
         "Family",
-        summary.family,
-        help=f"{100 * summary.sure:.0f} % sure: {summary.because}.",
+        plain(summary.family, 80),
+        help=f"{100 * summary.sure:.0f} % sure: {plain(summary.because)}.",
         width="content",
     )
     cells.metric(
@@ -134,7 +137,9 @@ def first_screen(source: Checkpoint) -> None:
         help="Layers with experts, of all layers.",
         width="content",
     )
-    stored = f" On disk they are {summary.stored} codes and scales." if summary.stored else ""
+    stored = (
+        f" On disk they are {plain(summary.stored)} codes and scales." if summary.stored else ""
+    )
     cells.metric(
         "Dtype", summary.dtype, help=f"How most experts' weights are read.{stored}", width="content"
     )
@@ -195,8 +200,8 @@ def tables(source: Checkpoint) -> None:
                 ),
                 "size": sum(group.nbytes for group in groups) / 1e6,
                 "shared expert": shared_text(groups, shared),
-                "block": groups[0].block.name,
-                "router": groups[0].router or "not found",
+                "block": visible(groups[0].block.name),
+                "router": visible(groups[0].router or "not found"),
             }
         )
     st.markdown("##### Layers with experts")
@@ -213,7 +218,7 @@ def tables(source: Checkpoint) -> None:
         st.dataframe(
             pd.DataFrame(
                 {
-                    "name": [info.name for info in others],
+                    "name": [visible(info.name) for info in others],
                     "dtype": [info.spec.stored[0] for info in others],
                     "shape": [" × ".join(map(str, info.spec.stored[1])) for info in others],
                     "size": [info.nbytes / 1e6 for info in others],
@@ -239,8 +244,7 @@ if path is None:
 else:
     try:
         opened = reads.checkpoint(path)
-    except DersError as error:
-        st.error(str(error))
-    else:
         first_screen(opened)
         tables(opened)
+    except DersError as error:
+        show_error(error)

@@ -17,7 +17,8 @@ from ders_core.pipeline.formats import Format
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_pages import JobPage, job_page
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
-from ders_core.units import bytes_text, share_text
+from ders_core.ui.plain import plain, show_error
+from ders_core.units import bytes_text, share_text, visible
 
 
 def packed_size(result: PackedResult) -> str:
@@ -32,7 +33,7 @@ def patch_size(result: PackedResult) -> str:
     try:
         return f"{bytes_text(reads.delta_bytes(result.packed))} of deltas"
     except DersError as error:  # the run's directory was removed or damaged since
-        return str(error)
+        return plain(error)
 
 
 def packed_code(result: PackedResult, path: str, base: str | None) -> str:
@@ -148,14 +149,14 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             key=f"out_{card.format}_{job.id}",
             start=str(free_path(f"{result_name(job)}-{card.suffix}")),
             help="It must not exist yet, and be below: "
-            + ", ".join(str(root) for root in session.workspace().roots),
+            + plain(", ".join(str(root) for root in session.workspace().roots)),
         )
         base = card.base(job)
         if st.button("Export", key=f"export_{card.format}", type="primary"):
             try:
                 submit_export(result, card.format, path, base)
             except DersError as error:
-                st.error(str(error))
+                show_error(error)
         st.code(card.code(result, path, base), language=card.language, wrap_lines=True)
 
 
@@ -194,7 +195,7 @@ def exports() -> None:
             st.code(result.out, language=None)
             for check in result.checks:
                 mark = ":green[✓]" if check.ok else ":red[✗]"
-                st.caption(f"{mark} {check.name}: {check.detail}")
+                st.caption(f"{mark} {plain(check.name)}: {plain(check.detail)}")
     more = ended_count(counts) - len(past)
     if more > 0:
         st.caption(f"And {more} before them.")
@@ -215,7 +216,8 @@ elif by_id:
         start=next(iter(by_id)),
         options=list(by_id),
         format_func=lambda job_id: (
-            f"{result_name(by_id[job_id][0])} · {bytes_text(by_id[job_id][1].bytes_after)} · "
+            f"{visible(result_name(by_id[job_id][0]))} · "
+            f"{bytes_text(by_id[job_id][1].bytes_after)} · "
             f"{share_text(by_id[job_id][1].ratio)} of original"
         ),
     )

@@ -21,6 +21,7 @@ from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.base_row import base_row
 from ders_core.ui.calibration_job import calibration_job, calibration_texts
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
+from ders_core.ui.plain import plain, show_error
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
     FIRST_CHOICE,
@@ -100,7 +101,7 @@ def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
     else:
         forecast_button(source, recipe, plan)
     for remark in plan.remarks:
-        st.caption(remark)
+        st.caption(plain(remark))
 
 
 def set_many(plan: Plan, source: Checkpoint) -> None:
@@ -233,7 +234,7 @@ def yaml_tab(recipe: Recipe) -> None:
             parsed = Recipe.from_yaml(text)
             reads.plan(frame.need_checkpoint(), parsed)
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
         else:
             change(parsed)
             st.rerun()
@@ -258,7 +259,7 @@ def base_and_calibration(recipe: Recipe, source: Checkpoint) -> None:
         problem = calibration_path(recipe)
         calibration_job(source, lambda path: change(with_calibration(recipe, path)))
     if problem:
-        st.error(problem)
+        show_error(problem)
     if recipe.calibration is not None:
         calibration_texts(recipe.calibration)
 
@@ -320,7 +321,7 @@ def file_row(recipe: Recipe) -> None:
                 st.session_state["recipe_error"] = f"not saved: {error}"
             else:
                 change(renamed)
-                st.toast(f"Saved as {name}")
+                st.toast(f"Saved as {plain(name)}")
             st.rerun()
         stored = saved_recipes()
         chosen = st.selectbox(
@@ -365,11 +366,11 @@ file_row(recipe)
 base_and_calibration(recipe, source)
 problem = st.session_state.pop("recipe_error", None)
 if problem:
-    st.error(problem)
+    show_error(problem)
 try:
     planned = reads.plan(source, recipe)
 except DersError as error:
-    st.error(f"This recipe does not fit the open checkpoint: {error}")
+    show_error(f"This recipe does not fit the open checkpoint: {error}")
     yaml_tab(recipe)
     st.stop()
 totals(planned, recipe, source)

@@ -32,6 +32,7 @@ from ders_core.ui.job_progress import (
     resume_button,
     submit,
 )
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import figure_column, plot
 from ders_core.ui.trust import trust_switch
 from ders_core.units import bytes_text, duration_text, share_text
@@ -45,12 +46,14 @@ UNASKED, ASKED = 3, 10
 
 def new_run() -> None:
     """The form that files a run of the current recipe on the open checkpoint."""
-    source = frame.need_checkpoint()
+    source = frame.checkpoint_or_box()
+    if source is None:
+        return
     recipe = session.recipe()
     held_out = frame.demo_text("heldout.txt", source.path)
     store = session.job_store()
     with st.container(border=True):
-        st.markdown(f"**{recipe.name}** on **{frame.label(source)}**")
+        st.markdown(f"{strong(recipe.name)} on {strong(frame.label(source))}")
         columns = st.columns([3, 4, 2, 2, 2], vertical_alignment="bottom")
         name = kept.field(
             columns[0].text_input,
@@ -122,7 +125,7 @@ def new_run() -> None:
             },
         )
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
     else:
         st.rerun()
 
@@ -231,14 +234,14 @@ def details(job: Job) -> None:
     word, colour = STATES[job.state]
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{job.title}**")
+            st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
             result = runs.readable(job)
             if result is not None:
-                st.caption(result_line(result))
+                st.caption(plain(result_line(result)))
         reason = problem(job)
         if reason:
-            st.error(reason)
+            show_error(reason)
         steps_line(job)
         if job.seconds is not None and job.peak_memory:
             st.caption(
@@ -288,5 +291,5 @@ new_run()
 active(ended_count(counts))
 if ended_count(counts):
     past()
-elif not counts:
+elif not counts and session.current().checkpoint:
     st.info("No runs yet. *Start* compresses with the current recipe and measures what it costs.")

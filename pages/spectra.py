@@ -14,6 +14,7 @@ from ders_core.recipe import Recipe, Rule
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
+from ders_core.ui.plain import show_error
 from ders_core.ui.plots import plot
 from ders_core.ui.recipe_table import codec_from, menu
 from ders_core.units import bytes_text, share_text
@@ -160,7 +161,7 @@ with st.container(border=True):
     try:
         codec = codec_from(label, slider(label, strength), unchanged)
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
         st.stop()
     after = sum(spec.nbytes for spec in group_specs(group, codec, None).values())
     loss = expected(analysis, layer, projection, codec.expert(0))

@@ -8,8 +8,10 @@ from streamlit.elements.lib.column_types import ColumnConfig
 from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.errors import DersError
 from ders_core.files.texts import text_files
+from ders_core.jobs.workspace import place_label
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_progress import ACTIVE, ended_count, submit
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.upcycle import choices as choosing
 from ders_core.ui.upcycle import comparison as upcycle_compare
 from ders_core.ui.upcycle import widgets as upcycle_form
@@ -93,7 +95,7 @@ def dense_row() -> DenseModel | None:
             accept_new_options=True,
             placeholder="Type or choose a path",
             help="A dense causal language model: config.json and safetensors files, below "
-            + ", ".join(roots),
+            + plain(", ".join(roots)),
         )
         st.button(
             "Open",
@@ -113,16 +115,16 @@ def dense_row() -> DenseModel | None:
             )
     problem = st.session_state.pop(PROBLEM, None)
     if problem:
-        st.error(problem)
+        show_error(problem)
     if now is None:
         return None
     try:
         dense = reads.dense(now)
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
         return None
     st.markdown(
-        f"**{dense.path.parent.name} / {dense.path.name}** · {dense.family} · {dense.layers} "
+        f"{strong(place_label(dense.path))} · {plain(dense.family)} · {dense.layers} "
         f"layers · {dense.hidden} × {dense.intermediate} · {count_text(dense.parameters)} "
         f"parameters · {bytes_text(dense.store.bytes_total)}",
         help="Family, layers, hidden width × the FFN's width, values of all tensors, size of the "
@@ -230,7 +232,7 @@ def yaml_tab(dense: DenseModel, config: UpcycleConfig) -> None:
         )
     problem = st.session_state.pop("upcycle_yaml_problem", None)
     if problem:
-        st.error(problem)
+        show_error(problem)
     st.caption("The same from a shell:")
     command = f"ders upcycle {shlex.quote(str(dense.path))} OUT --config upcycle.yaml"
     st.code(command, language="bash", wrap_lines=True)
@@ -263,7 +265,7 @@ def start_row(
         }
         submit("upcycle", spec, name)
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
     else:
         st.session_state[TO_RUNS] = True
         st.rerun()
@@ -286,7 +288,8 @@ def new() -> None:
         with compared:
             side_by_side(dense, config, now)
     except DersError as error:
-        compared.error(str(error))
+        with compared:
+            show_error(error)
         return
     session.set_upcycle(config.to_yaml())
     with as_yaml:

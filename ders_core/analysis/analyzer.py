@@ -20,6 +20,7 @@ from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.decompose.clusters import Clusters
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
+from ders_core.files.inputs import Held, held_files, same_inputs, unchanged_inputs
 from ders_core.files.spec import NAMES
 from ders_core.packed.open import open_checkpoint
 
@@ -31,7 +32,8 @@ class AnalyzeTask:
     """What a process needs to analyse one group: plain values, so that it can be sent to one.
 
     checkpoint: a path or an address, which may hold credentials. identity: of the checkpoint.
-    ahead: the group that is analysed next, by any process; its bytes are read beforehand.
+    ahead: the group that is analysed next, by any process; its bytes are read beforehand. held: the
+    files that the analysis has opened, which the task must read.
     """
 
     checkpoint: str = field(repr=False)
@@ -41,6 +43,7 @@ class AnalyzeTask:
     spectra: Spectra
     device: str
     ahead: tuple[int, str] | None
+    held: Held = field(default=Held(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class GroupTables:
     rows: Rows
 
 
+@unchanged_inputs()
 def analyze(
     checkpoint: Checkpoint,
     *,
@@ -78,6 +82,7 @@ def analyze(
     """
     if spectra not in SPECTRA:
         raise ValueError(f"spectra {spectra!r} are not one of {', '.join(SPECTRA)}")
+    checkpoint.store.hold()
     wanted = checkpoint.moe_layers if layers is None else sorted(set(layers))
     unknown = sorted(set(wanted) - set(checkpoint.moe_layers))
     if unknown:
@@ -91,6 +96,7 @@ def analyze(
     meter = Meter(sum(group.nbytes for group in groups), progress)
     left = sum(group.nbytes for group in missing)
     meter.at(meter.total - left, f"{len(missing)} groups to read")
+    held = held_files()
     tasks = [
         AnalyzeTask(
             checkpoint.place,
@@ -99,6 +105,7 @@ def analyze(
             spectra,
             device,
             following.key if following else None,
+            held,
         )
         for group, following in with_next(missing)
     ]
@@ -108,25 +115,27 @@ def analyze(
         is_last = meter.done == meter.total
         if grown is not None and growing.is_layer_finished(tables.layer) and not is_last:
             grown(growing.analysis())
-    checkpoint.store.check_unchanged()
     meter.finish("analysed")
     return growing.analysis()
 
 
 def analyze_group(task: AnalyzeTask) -> GroupTables:
-    """Read one group and compute its rows of every table. Raises CheckpointError."""
-    checkpoint: Checkpoint = opened(open_checkpoint, task.checkpoint, task.identity)
-    group = checkpoint.group(task.layer, task.projection)
-    stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
-    base = torch.empty(stored.shape[1:], dtype=group.dtype)
-    statistics = group_statistics(stored, task.device, base)
-    if stored is not group:
-        statistics = statistics.transposed()
-    if task.ahead:
-        checkpoint.group(*task.ahead).read_ahead()
-    spectra = None
-    if task.spectra != "none":
-        spectra = group_spectra(stored, base, statistics.norm_delta, task.spectra, task.device)
+    """Read one group and compute its rows of every table. Raises CheckpointError, also if a file
+    was written meanwhile."""
+    with same_inputs(task.held):  # what was read in several passes is one content
+        checkpoint: Checkpoint = opened(open_checkpoint, task.checkpoint, task.identity)
+        checkpoint.store.hold()
+        group = checkpoint.group(task.layer, task.projection)
+        stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
+        base = torch.empty(stored.shape[1:], dtype=group.dtype)
+        statistics = group_statistics(stored, task.device, base)
+        if stored is not group:
+            statistics = statistics.transposed()
+        if task.ahead:
+            checkpoint.group(*task.ahead).read_ahead()
+        spectra = None
+        if task.spectra != "none":
+            spectra = group_spectra(stored, base, statistics.norm_delta, task.spectra, task.device)
     return GroupTables(*group.key, group.nbytes, _rows(group, statistics, spectra))
 
 

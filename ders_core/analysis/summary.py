@@ -21,7 +21,7 @@ class Summary:
     layout is, from 0 to 1; because: why, in words. stacks: path of each stack of layers -> its
     layers. shared: the experts besides the routed ones, in words. stored: the scheme of weights
     that are quantized already. left_aside: files beside the weights that are no part of the model
-    and do not travel with it."""
+    and do not travel with it; linked_out: links to files elsewhere, which do not either."""
 
     identity: str
     family: str
@@ -41,6 +41,7 @@ class Summary:
     bytes_experts: int
     expert_share: float
     left_aside: tuple[str, ...]
+    linked_out: tuple[str, ...]
     upcycled: Verdict
 
     @property
@@ -62,6 +63,7 @@ class Summary:
 def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
     """Headers, and a few rows of a few experts for the verdict."""
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    beside = source.beside
     return Summary(
         identity=source.identity,
         family=source.family,
@@ -80,7 +82,8 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         packed_bytes=source.packed_bytes,
         bytes_experts=source.bytes_experts,
         expert_share=source.expert_share,
-        left_aside=source.beside.left_aside,
+        left_aside=beside.left_aside,
+        linked_out=beside.linked_out,
         upcycled=sampled_verdict(source),
     )
 

@@ -18,8 +18,8 @@ from ders_core.analysis.origins import (
     find_clusters,
     starts_of,
 )
+from ders_core.analysis.saved import check_clusters, check_together, read_head, read_table
 from ders_core.analysis.verdict import SINGLE, Verdict, judge
-from ders_core.errors import CheckpointError
 from ders_core.files.directory import replaced_directory
 from ders_core.files.spec import DTYPES
 from ders_core.files.store import Store
@@ -27,6 +27,8 @@ from ders_core.files.store import Store
 VERSION = 2
 WITHOUT_CLUSTERS = 1
 """Tables of this version lack the clusters, which follow from the other columns."""
+OF_CLUSTERS = ("clusters", "cluster_gain", "cluster")
+"""The columns that they lack."""
 META = "meta.json"
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -136,23 +138,23 @@ class Analysis:
     def load(cls, directory: Path) -> Analysis:
         """Tables of version 1 get their clusters.
 
-        Raises CheckpointError if the tables are not there or were written by another version.
+        Raises CheckpointError if the tables are not there, are damaged, or were written by another
+        version.
         """
-        try:
-            head = json.loads((directory / META).read_text(encoding="utf-8"))
-            if head["version"] not in (VERSION, WITHOUT_CLUSTERS):
-                raise CheckpointError(
-                    f"{directory} was written in version {head['version']}; analyse again"
-                )
-            tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in COLUMNS}
-            if head["version"] == WITHOUT_CLUSTERS:
-                _add_clusters(tables, head["meta"]["dtype"])
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{directory} holds no readable analysis ({error}); analyse again"
-            ) from error
-        version = head.get("files", "")
-        return cls(head["identity"], head["family"], head["meta"], **tables, version=version)
+        head = read_head(directory / META, (VERSION, WITHOUT_CLUSTERS))
+        is_old = head.version == WITHOUT_CLUSTERS
+        tables = {
+            name: read_table(
+                directory / f"{name}.parquet",
+                [column for column in columns if not (is_old and column in OF_CLUSTERS)],
+            )
+            for name, columns in COLUMNS.items()
+        }
+        check_together(directory, tables)
+        if is_old:
+            _add_clusters(tables, head.meta["dtype"])
+        check_clusters(directory, tables)
+        return cls(head.identity, head.family, head.meta, **tables, version=head.files)
 
     def to_json(self) -> str:
         """Everything as one JSON text: each table as a list of records."""

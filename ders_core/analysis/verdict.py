@@ -11,7 +11,7 @@ import torch
 from ders_core.analysis.origins import Starts, common_starts, starts_of
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.compute.magnitude import unit_rows
-from ders_core.decompose.clusters import cluster
+from ders_core.decompose.clusters import check_finite, cluster
 
 UPCYCLED = 0.5
 ALIKE = 0.95
@@ -121,7 +121,10 @@ def mean_pair_cosine(weights: torch.Tensor) -> float:
 
 
 def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
-    """The verdict from a few rows of a few groups over the model's depth; a few MB are read."""
+    """The verdict from a few rows of a few groups over the model's depth; a few MB are read.
+
+    Raises CheckpointError if one of them holds values that are not finite.
+    """
     groups = [group for group in checkpoint.groups() if group.shape[0] > 1]
     if not groups:
         return SINGLE
@@ -147,4 +150,6 @@ def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
 def _rows(group: ExpertGroup) -> torch.Tensor:
     """Rows from the middle of each expert (columns where stored transposed), `[K, n]` float32."""
     values = min(SAMPLED_EXPERT, max(SAMPLED_VALUES, SAMPLED_GROUP // group.shape[0]))
-    return group.middle(SAMPLED_ROWS, values).float()
+    rows = group.middle(SAMPLED_ROWS, values).float()
+    check_finite(group, rows)
+    return rows

@@ -27,6 +27,7 @@ from ders_core.evaluate.windows import (
     token_windows,
 )
 from ders_core.files.address import as_local
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_file, new_target
 from ders_core.files.texts import Texts, as_paths
 from ders_core.hf import describe, load_tokenizer, shared_dtype
@@ -35,6 +36,7 @@ from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_ca
 from ders_core.pipeline.sensitivity import ROWS
 
 
+@unchanged_inputs()
 def calibrate(
     model: str | Path,
     out: str | Path,
@@ -61,10 +63,11 @@ def calibrate(
     the diagonal alone, 4·in bytes. gradients: measure also how much an error in each weight costs
     (`Calibration.curvatures` and `shrinkage`), by a backward pass of every window alone; the device
     holds a window's activations and, in float32, the mean of each group. progress counts tokens,
-    twice with gradients. The checkpoint is hashed at the end: it must not be written meanwhile.
-    Raises OutputError if `out` exists or cannot be written; EvaluationError if the text is too
-    short, the model does not run on text, values are not finite, or experts' inputs cannot be
-    identified; with gradients, if it cannot be differentiated.
+    twice with gradients. The checkpoint is hashed at the end.
+    Raises CheckpointError if it, or a text, is written meanwhile; OutputError if `out` exists or
+    cannot be written; EvaluationError if the text is too short, the model does not run on text,
+    values are not finite, or experts' inputs cannot be identified; with gradients, if it cannot be
+    differentiated.
     """
     target = new_target(out)
     where = resolve_device(device)
@@ -85,7 +88,7 @@ def calibrate(
         dtype = shared_dtype([facts], where)
     tokens = windows.numel()
     meter = Meter(2 * tokens if gradients else tokens, progress)
-    with new_file(target) as aside:
+    with new_file(target, needs=_moment_bytes(checkpoint, max_width)) as aside:
         meter.report("loading the model")
         with loaded(model, where.type, dtype, trust_remote_code) as network:
             network.set_experts_implementation("eager")  # expert after expert, by plain products
@@ -113,6 +116,14 @@ def calibrate(
             [path.resolve().name for path in as_paths(text)],
         )
     return Calibration.open(target)
+
+
+def _moment_bytes(checkpoint: Checkpoint, max_width: int) -> int:
+    """Bytes of the second moments of all layers in the file."""
+    widths = {
+        (group.layer, SIDES[group.projection]): group.shape[2] for group in checkpoint.groups()
+    }
+    return sum(4 * width * (width if width <= max_width else 1) for width in widths.values())
 
 
 @torch.no_grad()  # and not inference_mode, in which linear layers do not come down to products

@@ -13,6 +13,7 @@ from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import PROJECTIONS, Layout, Match, Weights
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix, Slot
+from ders_core.checkpoint.names import number_of
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.errors import CheckpointError
 from ders_core.files.spec import NAMES, TensorSpec
@@ -126,7 +127,8 @@ def _numbered(
         for prefix in lengths:
             if name.startswith(prefix):
                 digits = re.match(r"\d+(?=\.)", name[len(prefix) :])
-                lengths[prefix] = max(lengths[prefix], int(digits[0]) + 1 if digits else 0)
+                number = number_of(digits[0]) if digits else None
+                lengths[prefix] = max(lengths[prefix], 0 if number is None else number + 1)
     first = 0
     for number, stack in enumerate(order):
         for layer in sorted(layer for other, layer in blocks if other == stack):

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,9 +27,11 @@ from pydantic import (
 )
 
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
+from ders_core.checkpoint.names import PLACEHOLDERS, NameTemplate, number_of
 from ders_core.errors import CheckpointError, gravest
-from ders_core.files.address import is_file, read_bytes
-from ders_core.files.unique_keys import UniqueKeyLoader
+from ders_core.files.address import file_size, is_file, read_bytes
+from ders_core.files.links import check_within
+from ders_core.files.untrusted_yaml import YamlFault, parse_yaml
 
 Projection = Literal["gate", "up", "down"]
 PROJECTIONS = ("gate", "up", "down")
@@ -38,13 +39,11 @@ PROJECTIONS = ("gate", "up", "down")
 
 LAYOUT_FILE = "ders_layout.yaml"
 USER_LAYOUTS = "DERS_LAYOUTS"
-_PLACEHOLDERS = {
-    "stack": r"(?P<stack>.+?)",
-    "layer": r"(?P<layer>\d+)",
-    "expert": r"(?P<expert>\d+)",
-    "n": r"\d+",
-    "any": r"\w+",
-}
+MOST_NAMES, MOST_ENTRIES = 64, 16
+"""Of the weights of an entry and of its routers; of the entries in a file."""
+
+MOST_BYTES = 1 << 18
+"""Of a user's file."""
 
 
 class Weights(BaseModel):
@@ -104,11 +103,11 @@ class Layout(BaseModel):
     also covers the text part of a model, `<model_type>_text`."""
     block: str
     """The MoE block, or the FFN of a dense model."""
-    experts: Mapping[str, Weights]
+    experts: Mapping[str, Weights] = Field(max_length=MOST_NAMES)
     """Weights and biases by name; a name without `{expert}` holds all experts, or the dense FFN."""
-    router: tuple[str, ...] = ()
+    router: tuple[str, ...] = Field(default=(), max_length=MOST_NAMES)
     """Possible names of the router's weight `[experts, hidden]`."""
-    shared: Mapping[str, Weights] = {}
+    shared: Mapping[str, Weights] = Field(default={}, max_length=MOST_NAMES)
     """The always-on expert's tensors, if there is one; a name with `{layer}` is complete and does
     not follow the block's."""
 
@@ -125,9 +124,11 @@ class Layout(BaseModel):
             if "{expert}" in name and EXPERT in weights.parsed.order:
                 raise ValueError(f"{name!r}: the expert is in the name and in the axes too")
         for name in (self.block, *self.experts, *self.shared, *self.router):
-            unknown = set(re.findall(r"\{(.*?)\}", name)) - set(_PLACEHOLDERS)
+            unknown = set(re.findall(r"\{(.*?)\}", name)) - set(PLACEHOLDERS)
             if unknown:
                 raise ValueError(f"{name!r}: unknown placeholder {{{min(unknown)}}}")
+        for name in (*self.experts, *self.shared):
+            self._template(name)
         if not any("down" in weights.holds for weights in self.experts.values()):
             raise ValueError("no tensor holds the projection 'down'")
         return self
@@ -137,49 +138,46 @@ class Layout(BaseModel):
         return model_type.removesuffix("_text") in (self.models or (self.family,))
 
     @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], Weights]]:
-        return [(self._pattern(name), weights) for name, weights in self.experts.items()]
+    def _templates(self) -> list[tuple[NameTemplate, Weights]]:
+        return [(self._template(name), weights) for name, weights in self.experts.items()]
 
     @cached_property
-    def _shared_patterns(self) -> list[tuple[re.Pattern[str], Weights]]:
-        return [(self._pattern(name), weights) for name, weights in self.shared.items()]
+    def _shared_templates(self) -> list[tuple[NameTemplate, Weights]]:
+        return [(self._template(name), weights) for name, weights in self.shared.items()]
 
-    def _pattern(self, name: str) -> re.Pattern[str]:
+    def _template(self, name: str) -> NameTemplate:
+        """Raises ValueError if a placeholder is there too often."""
         if "{layer}" in name:
-            return re.compile(f"(?P<block>{_regex(name)})")
-        return re.compile(f"(?P<block>{_regex(self.block)})\\.{_regex(name)}")
+            return NameTemplate(name)
+        return NameTemplate(self.block, f".{name}")
 
     def match(self, tensor: str) -> Match | None:
         """The match of a routed expert's tensor, or None for any other name."""
-        return _match(tensor, self._patterns)
+        return _match(tensor, self._templates)
 
     def match_shared(self, tensor: str) -> Match | None:
         """The match of an always-on expert's tensor, or None for any other name."""
-        return _match(tensor, self._shared_patterns)
+        return _match(tensor, self._shared_templates)
 
 
-def _regex(template: str) -> str:
-    text = re.escape(template)
-    for name, pattern in _PLACEHOLDERS.items():
-        text = text.replace(re.escape(f"{{{name}}}"), pattern)
-    return text
-
-
-def _match(tensor: str, patterns: list[tuple[re.Pattern[str], Weights]]) -> Match | None:
-    for pattern, weights in patterns:
-        fields = pattern.fullmatch(tensor)
-        if fields is not None:
-            groups = fields.groupdict()
-            begin, end = fields.span("layer")
-            expert = groups.get("expert")
-            return Match(
-                block=groups["block"],
-                stack=f"{tensor[:begin]}*{groups['block'][end:]}",
-                scope=tensor[:begin],
-                layer=int(groups["layer"]),
-                expert=None if expert is None else int(expert),
-                weights=weights,
-            )
+def _match(tensor: str, templates: list[tuple[NameTemplate, Weights]]) -> Match | None:
+    for template, weights in templates:
+        filled = template.fill(tensor)
+        if filled is None:
+            continue
+        begin, end = filled.layer
+        layer = number_of(tensor[begin:end])
+        expert = None if filled.expert is None else number_of(tensor[slice(*filled.expert)])
+        if layer is None or (expert is None and filled.expert is not None):
+            continue
+        return Match(
+            block=tensor[: filled.block],
+            stack=f"{tensor[:begin]}*{tensor[end : filled.block]}",
+            scope=tensor[:begin],
+            layer=layer,
+            expert=expert,
+            weights=weights,
+        )
     return None
 
 
@@ -195,7 +193,7 @@ class _Registry(BaseModel):
 @cache
 def _registry() -> _Registry:
     text = Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8")
-    return _Registry.model_validate(yaml.safe_load(text))
+    return _Registry.model_validate(parse_yaml(text))
 
 
 def known_layouts() -> tuple[Layout, ...]:
@@ -208,7 +206,9 @@ def dense_layouts() -> tuple[Layout, ...]:
     return _registry().dense
 
 
-_ENTRIES: TypeAdapter[list[Layout]] = TypeAdapter(list[Layout])
+_ENTRIES: TypeAdapter[list[Layout]] = TypeAdapter(
+    Annotated[list[Layout], Field(max_length=MOST_ENTRIES)]
+)
 
 
 def user_layouts(checkpoint: Path) -> list[Layout]:
@@ -219,18 +219,24 @@ def user_layouts(checkpoint: Path) -> list[Layout]:
     """
     folder = Path(os.environ.get(USER_LAYOUTS) or "~/.config/ders/layouts").expanduser()
     files = [checkpoint / LAYOUT_FILE, *sorted(folder.glob("*.yaml"))]
+    check_within(files[0], checkpoint)
     return [layout for file in files if is_file(file) for layout in read_layouts(file)]
 
 
 def read_layouts(file: Path) -> list[Layout]:
     """One entry or a list of them. Raises CheckpointError."""
     try:
-        data = yaml.load(read_bytes(file).decode("utf-8-sig"), Loader=UniqueKeyLoader)
+        size = file_size(file)
+        if size > MOST_BYTES:
+            raise CheckpointError(f"{file} has {size} bytes, and at most {MOST_BYTES} are read")
+        data = parse_yaml(read_bytes(file).decode("utf-8-sig"))
         return _ENTRIES.validate_python(data if isinstance(data, list) else [data])
     except ValidationError as error:
         fault = gravest(error)  # its path begins with the number of the entry
         sentence = fault.at(*(fault.path[1:] or ("the entry",))).sentence()
         raise CheckpointError(f"{file}: {sentence}; see the README's Layouts") from error
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        cause = " ".join(str(error).split())
-        raise CheckpointError(f"{file} is not a YAML layout: {cause}") from error
+    except YamlFault as error:
+        where = f"{file}, line {error.line}" if error.line else str(file)
+        raise CheckpointError(f"{where} is not a YAML layout: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}; save it as UTF-8") from error

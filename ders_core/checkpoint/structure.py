@@ -11,13 +11,18 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Literal
 
 from ders_core.checkpoint.layouts import Layout, Weights
+from ders_core.checkpoint.names import number_of
 from ders_core.files.spec import TensorSpec
 
 LEAST_SURE = 0.6
 """Below it, siblings of one shape may be anything: heads, codebooks, quantizers."""
+
+MOST_TRIED = 64
+"""Candidates, by their bytes: the real experts are among the first."""
 
 NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 DOWN = re.compile(r"down|w2|wo\b|fc2|output|out_proj|c_proj|4h_to_h|w_out")
@@ -49,10 +54,12 @@ class _Candidate:
 def by_structure(specs: Mapping[str, TensorSpec], declared: Collection[int]) -> Guess | None:
     """The experts that take the most bytes, if it is sure enough that they are experts.
 
-    specs: of each tensor. declared: numbers of experts that the config names.
+    specs: of each tensor; names with braces would be placeholders, and are left out. declared:
+    numbers of experts that the config names.
     """
+    specs = {name: spec for name, spec in specs.items() if not {"{", "}"} & set(name)}
     candidates = [*_siblings(specs), *_stacked(specs)]
-    for candidate in sorted(candidates, key=lambda candidate: -candidate.nbytes):
+    for candidate in nlargest(MOST_TRIED, candidates, key=lambda candidate: candidate.nbytes):
         guess = _judge(candidate, specs, declared)
         if guess is not None:
             return guess
@@ -69,7 +76,9 @@ def _siblings(specs: Mapping[str, TensorSpec]) -> Iterator[_Candidate]:
         layer, expert = numbers[0], numbers[-1]
         stem = f"{name[: layer.start()]}{{layer}}{name[layer.end() : expert.start()]}"
         key = f"{stem}{{expert}}{name[expert.end() :]}"
-        sets[key, layer[0]][int(expert[0])] = spec
+        number = number_of(expert[0])
+        if number is not None:
+            sets[key, layer[0]][number] = spec
     forms: dict[str, dict[str, tuple[int, Matrix, int]]] = defaultdict(dict)
     for (key, _), members in sets.items():
         shapes = {spec.shape for spec in members.values()}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ders_core.cli.console import print_json, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
 from ders_core.units import bytes_text, listed, share_text
+
+if TYPE_CHECKING:
+    from ders_core.analysis import Analysis
 
 
 def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
@@ -41,6 +45,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
                 f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",
             ],
             *([["left aside", listed(summary.left_aside)]] if summary.left_aside else []),
+            *([["links left out", listed(summary.linked_out)]] if summary.linked_out else []),
             ["identity", summary.identity[:16]],
             ["upcycled?", verdict.short],
         ],
@@ -73,7 +78,7 @@ def analyze(
     from ders_core.analysis import SPECTRA
     from ders_core.analysis import analyze as run_analysis
     from ders_core.compute.device import resolve_device
-    from ders_core.figures.report import SUFFIXES, write_report
+    from ders_core.figures.report import SUFFIXES, new_report
     from ders_core.files.output import new_target
     from ders_core.jobs import Engine
     from ders_core.packed.open import open_checkpoint
@@ -95,18 +100,28 @@ def analyze(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--layers") from error
     chosen = None if ranges is None else [n for numbers in ranges for n in numbers]
-    with (
-        progress_bar("analyze") as progress,
-        Engine(workers=workers, scheduler=scheduler, device=where) as engine,
-    ):
-        analysis = run_analysis(
-            source,
-            layers=chosen,
-            spectra=spectrum if spectra or kind else "none",
-            device=where,
-            runner=engine.run,
-            progress=progress,
-        )
+    with ExitStack() as stack:
+        write = stack.enter_context(new_report(output)) if output is not None else None
+        with (
+            progress_bar("analyze") as progress,
+            Engine(workers=workers, scheduler=scheduler, device=where) as engine,
+        ):
+            analysis = run_analysis(
+                source,
+                layers=chosen,
+                spectra=spectrum if spectra or kind else "none",
+                device=where,
+                runner=engine.run,
+                progress=progress,
+            )
+        _print_analysis(analysis)
+        if write is not None:
+            write(analysis)
+    if output is not None:
+        print(f"written: {output}")
+
+
+def _print_analysis(analysis: Analysis) -> None:
     groups = analysis.groups
     print_table(
         ["layer", "projection", "experts", "bases", "‖Δ‖/‖W‖", "mean 1−cos", "max 1−cos"],
@@ -124,9 +139,6 @@ def analyze(
         ],
     )
     print(analysis.verdict.sentence)
-    if output is not None:
-        write_report(analysis, output)
-        print(f"written: {output}")
 
 
 COMMANDS = {"info": info, "analyze": analyze}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ders_core.cli.console import print_json, print_table, progress_bar
+from ders_core.cli.console import print_json, print_links, print_table, progress_bar
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -148,6 +148,7 @@ def compress(
         print(report.outlook.text)
     if report.left_aside:
         print(f"left aside, as no part of the model: {listed(report.left_aside)}")
+    print_links(report.linked_out)
 
 
 def verify(
@@ -189,11 +190,13 @@ def verify(
 
 def synthesize(packed: PackedArg, out: OutArg) -> None:
     """Bring a packed checkpoint back to its original layout."""
+    from ders_core.files.store import TensorStore
     from ders_core.pipeline.synthesize import synthesize as run_synthesize
 
     with progress_bar("synthesize") as progress:
         sums = run_synthesize(packed, out, progress=progress)
     print(f"{out}: {len(sums)} tensors written")
+    print_links(TensorStore.open(packed).beside.linked_out)
 
 
 COMMANDS = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ders_core.compute.progress import Progress as Callback
 from ders_core.compute.progress import quiet
+from ders_core.units import listed
 
 LINE_SECONDS = 2.0
 
@@ -67,6 +68,12 @@ def _lines(title: str) -> Callback:
 def print_json(value: Any) -> None:
     """The output of `--json`."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_links(names: Sequence[str]) -> None:
+    """Say which links of a checkpoint were not followed, if there are any."""
+    if names:
+        print(f"left out, as links to files outside of the checkpoint: {listed(names)}")
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:

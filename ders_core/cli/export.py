@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import progress_bar
+from ders_core.cli.console import print_links, progress_bar
 from ders_core.pipeline.formats import FORMATS, Format, canonical
 from ders_core.units import bytes_text
 
@@ -43,6 +43,7 @@ def export(
 
     A model card is added, and everything is checked after writing.
     """
+    from ders_core.files.store import TensorStore
     from ders_core.pipeline.export import export as write_export
     from ders_core.pipeline.quality import read_quality
 
@@ -54,6 +55,7 @@ def export(
     for check in result.checks:
         print(f"ok: {check.name} ({check.detail})")
     print(f"{out}: {bytes_text(result.bytes)}")
+    print_links(TensorStore.open(packed).beside.linked_out)
 
 
 def apply(
@@ -66,6 +68,7 @@ def apply(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a directory that does not exist yet")],
 ) -> None:
     """Apply a patch to its base: OUT is the packed checkpoint that the patch was made from."""
+    from ders_core.files.store import TensorStore
     from ders_core.packed.patch import apply_patch
 
     with progress_bar("apply") as progress:
@@ -73,6 +76,7 @@ def apply(
     print(
         f"{out}: {bytes_text(applied.bytes)}, and {bytes_text(applied.kept)} kept for the way back"
     )
+    print_links(TensorStore.open(base).beside.linked_out)
 
 
 def rollback(

@@ -14,6 +14,7 @@ import typer
 import ders_core
 from ders_core.cli import analysis, compression, export, measure, studio, upcycle
 from ders_core.errors import DersError
+from ders_core.files.scratch import sweep_scratch
 
 FAMILIES = (analysis, compression, studio, measure, export, upcycle)
 """Each has COMMANDS, from a command's word to its function, in the order of `ders --help`."""
@@ -41,6 +42,7 @@ def root(
 
 def main() -> None:
     """Entry point: errors become one line on stderr."""
+    sweep_scratch()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors
     try:
         status = app(standalone_mode=False)

@@ -52,7 +52,7 @@ def run_app(
         typer.Option(
             metavar="HOST",
             help="what to listen on: an address of this machine; others than 127.0.0.1 and ::1 let "
-            "other machines in, without a password",
+            "other machines in, with the token that is printed",
         ),
     ] = "127.0.0.1",
     base_path: Annotated[
@@ -62,8 +62,21 @@ def run_app(
             help="serve below this path, for a proxy [env: STREAMLIT_SERVER_BASE_URL_PATH]",
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="a further name under which browsers reach the app, as a proxy's: "
+            "studio.example.org, or http://localhost:9000; can be repeated "
+            "[env: DERS_ALLOW_HOSTS]",
+        ),
+    ] = None,
 ) -> None:
-    """Start the studio: the app and a worker, on this machine only; opens the browser."""
+    """Start the studio: the app and a worker, on this machine only; opens the browser.
+
+    The printed address holds a token, without which nothing is shown. Set DERS_TOKEN, or
+    DERS_TOKEN_FILE to a file that only you can read, for one of your own.
+    """
     from ders_core.ui.launch import launch
 
     launch(
@@ -73,6 +86,7 @@ def run_app(
         scheduler=scheduler,
         host=address,
         base_path=base_path,
+        allowed_hosts=allow_host or (),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_links, print_table, progress_bar
 from ders_core.cli.options import DeviceOption, JsonFlag, OutArg
 from ders_core.units import bytes_text
 
@@ -34,6 +34,7 @@ def upcycle(
 
     On several GPUs: torchrun --nproc-per-node N -m ders_core upcycle ..., or accelerate launch.
     """
+    from ders_core.files.store import TensorStore
     from ders_core.upcycle import load_config
 
     chosen = load_config(config)
@@ -46,6 +47,8 @@ def upcycle(
     if as_json:
         print_json(result.to_dict())
         return
+    if result.resumed:
+        print(f"note: {result.resumed}")
     rows = [
         ["forms", result.label],
         [
@@ -68,6 +71,7 @@ def upcycle(
         )
     print_table(["", ""], rows)
     print(f"{out}: {result.steps} steps in {result.seconds:.1f} s on {result.device}")
+    print_links(TensorStore.open(dense).beside.linked_out)
 
 
 COMMANDS = {"upcycle": upcycle}

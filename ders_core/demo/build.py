@@ -86,7 +86,12 @@ def build_demo(
     started = time.monotonic()
     target = new_target(out)
     total = scale.dense_steps + scale.moe_steps + 2 + len(MODELS)
-    with output_directory(target) as partial, _quiet_transformers(), torch.random.fork_rng():
+    needs = scale.shape.nbytes + 2 * scale.text  # of characters, each of one byte at least
+    with (
+        output_directory(target, needs=needs) as partial,
+        _quiet_transformers(),
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(seed)
         progress(0, total, "reading the standard library")
         corpus = read_corpus()

@@ -24,6 +24,13 @@ class Shape:
     experts: int = 8
     top_k: int = 2
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both models on disk at least: embeddings, heads and FFNs in bfloat16."""
+        embeddings = 2 * self.vocabulary * self.hidden
+        ffns = self.layers * 3 * self.hidden * self.intermediate
+        return 2 * (2 * embeddings + ffns * (1 + self.experts))
+
 
 def dense_model(shape: Shape, window: int) -> MistralForCausalLM:
     """A fresh Mistral-like model."""

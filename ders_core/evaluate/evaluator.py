@@ -22,12 +22,14 @@ from ders_core.evaluate.windows import (
     fitting_window,
     token_windows,
 )
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.texts import Texts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.hf.describe import ModelFacts
 from ders_core.pipeline.quality import Quality
 
 
+@unchanged_inputs()
 def evaluate(
     model: str | Path,
     reference: str | Path | None = None,
@@ -51,7 +53,8 @@ def evaluate(
     `ders_core.compute.precision`). trust_remote_code: run code that comes with a model. The
     reference runs first; its predictions are kept on disk in float32 (float16 beyond 4 GB) until
     the model has run. progress counts the predicted tokens of both passes.
-    Raises EvaluationError if the text is too short, the two do not share a tokenizer and a
+    Raises CheckpointError if one of the two cannot be loaded, or a file that was read is written
+    meanwhile; EvaluationError if the text is too short, the two do not share a tokenizer and a
     vocabulary, a model does not run on text, or one computes values that are not finite.
     """
     started = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.forward import Answers
+from ders_core.files.place_errors import system_error
+from ders_core.files.scratch import scratch_directory
 from ders_core.units import bytes_text
 
 FLOAT32_BYTES = 4_000_000_000
@@ -55,14 +56,23 @@ class ReferenceStore:
         try:
             save_file(tensors, self._file(number))
         except (OSError, SafetensorError) as error:
+            reason = getattr(system_error(error), "strerror", error)
             raise EvaluationError(
-                f"{self.directory} cannot be written ({error}); free space there, or set "
+                f"{self.directory} cannot be written ({reason}); free space there, or set "
                 "TMPDIR to a larger disk"
             ) from error
 
     def read(self, number: int) -> Kept:
-        """The stored answers to window `number`."""
-        tensors = load_file(self._file(number))
+        """The stored answers to window `number`. Raises EvaluationError if something removed or
+        changed them."""
+        try:
+            tensors = load_file(self._file(number))
+        except (OSError, SafetensorError) as error:
+            reason = getattr(system_error(error), "strerror", error)
+            raise EvaluationError(
+                f"{self._file(number)} cannot be read ({reason}), though it was written before; "
+                "let nothing clear TMPDIR, then measure again"
+            ) from error
         return Kept(tensors["log_probs"].float(), tensors["top"], tensors.get("chosen"))
 
     def _file(self, number: int) -> Path:
@@ -78,12 +88,12 @@ def reference_store(tokens: int, vocabulary: int) -> Iterator[ReferenceStore]:
     values = tokens * vocabulary
     half = 4 * values > FLOAT32_BYTES
     needed = (2 if half else 4) * values
-    with tempfile.TemporaryDirectory(prefix="ders-eval-") as directory:
+    with scratch_directory("eval") as directory:
         free = shutil.disk_usage(directory).free
         if needed > free:
             raise EvaluationError(
                 f"the original's predictions for {tokens} tokens take {bytes_text(needed)}, and "
-                f"{tempfile.gettempdir()} has {bytes_text(free)} left; measure on fewer tokens, or "
+                f"{directory.parent} has {bytes_text(free)} left; measure on fewer tokens, or "
                 "set TMPDIR to a larger disk"
             )
-        yield ReferenceStore(Path(directory), half)
+        yield ReferenceStore(directory, half)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
 from ders_core.analysis.expected import pooled_energy
-from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish
+from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish, label_of
 from ders_core.pipeline.quality import KL
 
 MARKS = (0.9, 0.95, 0.99)
@@ -187,7 +187,7 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         x=ordered["ratio"],
         y=ordered["kl"],
         mode="markers+text",
-        text=ordered["name"],
+        text=ordered["name"].map(label_of),
         textposition="top center",
         name="runs",
         marker={"size": 11, "color": "#0072b2"},

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import html
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
 from ders_core.analysis import Analysis
 from ders_core.errors import OutputError
@@ -72,13 +76,32 @@ def _table(analysis: Analysis) -> str:
     return text
 
 
-def write_report(analysis: Analysis, path: Path) -> None:
-    """Write by the file's ending. Raises OutputError if it exists or the ending is unknown."""
+@contextmanager
+def new_report(path: Path) -> Iterator[Callable[[Analysis], None]]:
+    """Yield a function that writes an analysis to the new file `path`, by its ending; for a block
+    that makes the analysis first.
+
+    A block that ends with an error leaves nothing. Raises OutputError, before the block where that
+    can be, if the file exists or cannot be written, or the ending is unknown.
+    """
     if path.suffix not in SUFFIXES:
         raise OutputError(f"{path.name}: end the file's name in {', '.join(SUFFIXES)}")
-    with new_file(path) as aside:
-        if path.suffix == ".parquet":
-            analysis.groups.to_parquet(aside)
-        else:
-            text = report_html(analysis) if path.suffix == ".html" else analysis.to_json()
-            aside.write_text(text, encoding="utf-8")
+    script = len(get_plotlyjs().encode()) if path.suffix == ".html" else 1
+    with new_file(path, needs=script) as aside:
+
+        def write(analysis: Analysis) -> None:
+            if path.suffix == ".parquet":
+                content = io.BytesIO()  # pyarrow removes a file that it cannot write
+                analysis.groups.to_parquet(content)
+                aside.write_bytes(content.getvalue())
+            else:
+                text = report_html(analysis) if path.suffix == ".html" else analysis.to_json()
+                aside.write_text(text, encoding="utf-8")
+
+        yield write
+
+
+def write_report(analysis: Analysis, path: Path) -> None:
+    """Write an analysis as `new_report` does."""
+    with new_report(path) as write:
+        write(analysis)

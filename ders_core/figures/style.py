@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from html import escape
 
 import plotly.graph_objects as go
+
+from ders_core.units import visible
 
 SEQUENTIAL = "Cividis"
 DIVERGING = "RdBu"
@@ -23,6 +26,11 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 ACCENT = "#d55e00"
 QUIET = "#8a949e"
 PROJECTION_COLOURS = {"gate": "#0072b2", "up": "#e69f00", "down": "#009e73"}
+
+
+def label_of(name: str) -> str:
+    """A foreign name for a label, a legend or a hover text: plotly reads HTML in them."""
+    return escape(visible(name), quote=False)
 
 
 def expert_colour(expert: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from ders_core.figures.style import ACCENT, EXPERT_COLOURS, QUIET, finish
+from ders_core.figures.style import ACCENT, EXPERT_COLOURS, QUIET, finish, label_of
 from ders_core.upcycle.history import Tables
 
 LATEST = 10
@@ -22,7 +22,8 @@ def loss_curves(runs: Mapping[str, Tables], *, height: int = 380) -> go.Figure:
     """Loss over the steps, one colour a run; the held-out text as dots in the same unit,
     ln(perplexity), with the perplexity on hover."""
     figure = go.Figure()
-    for number, (name, tables) in enumerate(runs.items()):
+    for number, (run, tables) in enumerate(runs.items()):
+        name = label_of(run)
         colour = EXPERT_COLOURS[number % len(EXPERT_COLOURS)]
         steps, heldout = tables.steps, tables.heldout
         figure.add_scatter(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 from ders_core.errors import CheckpointError
 from ders_core.files import remote
-from ders_core.files.missing import advice, printable
+from ders_core.files.missing import advice, local_path, printable
+from ders_core.files.place_errors import reading
 
 ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 HUB, WEB = "hf", ("http", "https")
@@ -21,6 +21,8 @@ LOCAL = frozenset(("file", "local", "dir", "data", "zip", "tar", "libarchive", "
 """Protocols of files on this machine, or inside another file."""
 
 COPY_BYTES = 64 << 20
+LOCAL_COPY_BYTES = 8 << 20
+"""Of one read of a file that is copied from an address, and from a disk."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,15 @@ def as_path(place: str | Path) -> Path:
     """A local path with ~ expanded, or for an address a path of universal_pathlib.
 
     The text of the latter holds no credentials. Raises CheckpointError for an empty text, for an
-    address that cannot be understood, for one that names a local file by a protocol, and if its
-    driver is missing.
+    address that cannot be understood, for one that names a local file by a protocol, if its driver
+    is missing, and as `local_path` does.
     """
     if not isinstance(place, str):
-        return place if is_remote(place) else place.expanduser()
+        return place if is_remote(place) else local_path(place)
     if not place.strip():
         raise CheckpointError("the path is empty; give the directory of a model, or an address")
     if not is_address(place):
-        return Path(place).expanduser()
+        return local_path(place)
     match = ADDRESS.match(place)
     if match is None or "::" in place:
         raise CheckpointError(f"{shown(place)} chains protocols (::), which is not read here")
@@ -123,7 +125,7 @@ def list_files(directory: Path) -> Listing:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is a file; give the directory that holds it")
     with os.scandir(directory) as entries:
-        return Listing(frozenset(entry.name for entry in entries if entry.is_file()), True)
+        return Listing(frozenset(each.name for each in entries if os.path.isfile(each)), True)
 
 
 def list_tree(directory: Path) -> list[str]:
@@ -137,13 +139,14 @@ def list_tree(directory: Path) -> list[str]:
         names += [
             (place / name).relative_to(directory).as_posix()
             for name in files
-            if (place / name).is_file()
+            if is_file(place / name)
         ]
     return names
 
 
 def is_file(path: Path) -> bool:
-    return remote.exists(path) if is_remote(path) else path.is_file()
+    """Whether there is a file; False for what cannot be looked at."""
+    return remote.exists(path) if is_remote(path) else os.path.isfile(path)
 
 
 def file_size(path: Path) -> int:
@@ -174,14 +177,23 @@ def read_range(path: Path, begin: int, end: int) -> bytes:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """Copy by content (a hub cache holds links)."""
-    if not is_remote(path):
-        shutil.copyfile(path, target)
-        return
-    size = remote.size(path)
+    """Copy by content (a hub cache holds links). Raises CheckpointError if `path` cannot be read,
+    OSError if `target` cannot be written."""
     with open(target, "wb") as file:
+        for chunk in _chunks(path):
+            file.write(chunk)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, one piece after another."""
+    if is_remote(path):
+        size = remote.size(path)
         for begin in range(0, size, COPY_BYTES):
-            file.write(remote.read_range(path, begin, min(begin + COPY_BYTES, size)))
+            yield remote.read_range(path, begin, min(begin + COPY_BYTES, size))
+        return
+    with reading(path), open(path, "rb", buffering=0) as file:
+        while chunk := file.read(LOCAL_COPY_BYTES):
+            yield chunk
 
 
 def lies_below(address: str, root: str) -> bool:

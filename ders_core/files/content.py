@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.files.address import is_remote
+from ders_core.files.aside import locked_aside
 from ders_core.files.checksum import checksum
 from ders_core.files.spec import TensorSpec
 from ders_core.files.stamp import Stamp, check_unchanged
 from ders_core.files.tensor import TensorReader
+from ders_core.files.untrusted_json import parse_json
 
 CACHE_VARIABLE = "DERS_CACHE"
 
@@ -96,7 +98,7 @@ def _known(place: Path | None, before: Stamp) -> Mapping[str, str] | None:
     if place is None:
         return None
     try:
-        entry = json.loads(place.read_text(encoding="utf-8"))
+        entry = parse_json(place.read_bytes())
         same = entry["stamp"] == [before.size, before.mark, before.entry_ns]
         sums = entry["tensors"]
         valid = isinstance(sums, dict) and all(
@@ -109,13 +111,9 @@ def _known(place: Path | None, before: Stamp) -> Mapping[str, str] | None:
 
 def _keep(place: Path, before: Stamp, sums: Mapping[str, str]) -> None:
     """Keep checksums; a cache that cannot be written costs time only."""
-    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
+    stamped = [before.size, before.mark, before.entry_ns]
+    entry = {"stamp": stamped, "tensors": dict(sums)}
+    with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        stamped = [before.size, before.mark, before.entry_ns]
-        entry = {"stamp": stamped, "tensors": dict(sums)}
-        aside.write_text(json.dumps(entry), encoding="utf-8")
-        os.replace(aside, place)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+        with locked_aside(place) as aside:
+            aside.write_text(json.dumps(entry), encoding="utf-8")

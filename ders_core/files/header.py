@@ -5,7 +5,6 @@ A header is untrusted: every error in it has a separate message.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,19 @@ from ders_core.files.address import file_size, is_remote, read_range
 from ders_core.files.spec import DTYPES, NARROW_BITS, TensorSpec
 from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.tensor import FileTensor
+from ders_core.files.untrusted_json import JsonFault, parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
 
 LARGEST_NUMBER = 1 << 63
 """Above every dimension and file position."""
+
+MOST_DIGITS = 4300
+"""Of a number, as Python reads at most; one that is too large for its place is told by its name."""
+
+ONCE = ("__metadata__", "dtype", "shape", "data_offsets")
+"""What the safetensors library refuses where it is there twice."""
 
 GUESSED_BYTES = 32 << 10
 """Read from a remote file before its header's length is known: one round trip for most files."""
@@ -41,10 +47,10 @@ def read_header(
         raise CheckpointError(f"{path.name} is {size} bytes long, too short for safetensors")
     length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES or (not length and size > 8):
-        known = stand_in(read_range(path, 0, min(size, START_BYTES)))
+        instead = stand_in(read_range(path, 0, min(size, START_BYTES)))
         raise CheckpointError(
-            f"{path.name} {known}"
-            if known
+            f"{path.name} {instead}"
+            if instead
             else f"{path.name} is not a safetensors file: its header would be {length} bytes long"
         )
     end = min(8 + length, size)
@@ -52,14 +58,16 @@ def read_header(
     if len(text) < length:
         raise CheckpointError(f"{path.name} is truncated inside its header; copy the file again")
     try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(text, once=ONCE, finite=True, most_digits=MOST_DIGITS)
+    except JsonFault as error:
         raise CheckpointError(f"{path.name}: the header is not JSON ({error})") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path.name}: the header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
     if metadata is not None and not isinstance(metadata, dict):
         raise CheckpointError(f"{path.name}: the header's __metadata__ is not an object")
+    if metadata and not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path.name}: the header's __metadata__ holds what is no text")
     data_begin = 8 + length
     known: _Known = {}
     tensors = {
@@ -68,7 +76,7 @@ def read_header(
     _check_cover(path, tensors, data_begin, size)
     if metadata is None:
         return tensors, None
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+    return tensors, metadata
 
 
 _Known = dict[tuple[str, tuple[int, ...]], tuple[TensorSpec, int]]

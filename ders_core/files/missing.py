@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ders_core.errors import CheckpointError, DersError
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name, as the hub writes it."""
+
+LONGEST = 300
+"""Characters of a path that messages show."""
 
 QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "<": ">"}
 
@@ -37,10 +42,31 @@ def advice(path: Path) -> str:
     return "check the path"
 
 
-def printable(path: Path) -> str:
-    """The path in one line: as it is, or with escapes for what cannot be printed."""
+def printable(path: str | Path) -> str:
+    """The path in one line: as it is, with escapes for what cannot be printed, and without the
+    middle of one that is longer than a screen."""
     text = str(path)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
     return text if text.isprintable() else ascii(text)
+
+
+def local_path(place: str | Path, kind: type[DersError] = CheckpointError) -> Path:
+    """The path with ~ expanded, where something is or could be.
+
+    Raises `kind` for what cannot be one, or cannot be looked at: a name that is too long, a loop of
+    links, a folder that may not be entered, the home of nobody.
+    """
+    path = Path(place)
+    try:
+        path = path.expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"{printable(path)} cannot be read: {reason}; check the path") from error
+    return path
 
 
 def exists(place: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import Listing, is_remote
+from ders_core.files.json_object import read_json
 from ders_core.files.model_files import PICKLES
 from ders_core.files.side_files import ADAPTERS
 
@@ -121,7 +121,7 @@ def _base_of_adapter(directory: Path) -> str:
     if is_remote(directory):
         return ""
     try:
-        name = json.loads((directory / ADAPTER).read_text("utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
+        name = read_json(directory / ADAPTER).get("base_model_name_or_path")
+    except CheckpointError:
         return ""
     return f" of {name}" if isinstance(name, str) and name and name.isprintable() else ""

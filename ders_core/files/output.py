@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import (
-    Cancelled,
     CheckpointError,
     CodecError,
     DersError,
@@ -20,9 +17,15 @@ from ders_core.errors import (
     OutputError,
     RecipeError,
 )
-from ders_core.files.aside import ASIDE, sync_directory, sync_tree, written_aside
+from ders_core.files.aside import ASIDE, locked_aside, sync_directory, sync_tree
+from ders_core.files.flock import is_at
+from ders_core.files.inputs import check_inputs, leave_out
 from ders_core.files.json_object import read_json
+from ders_core.files.missing import printable
+from ders_core.files.output_lock import MARK, busy, is_written, output_lock, sweep_outputs
+from ders_core.files.place_errors import system_error, write_error, writing
 from ders_core.files.writer import write_json
+from ders_core.units import bytes_text
 
 STATE = ".ders-state.json"
 """Hidden, as no side file of a checkpoint is: so it cannot clash with one."""
@@ -33,20 +36,13 @@ INPUT_ERRORS = (CheckpointError, CodecError, RecipeError, EvaluationError)
 WORK, REFUSED = "work", "refused"
 """Keys of the state: the description of the work, and whether it ended with an error."""
 
-REFUSALS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-)
-"""Errors of a place that cannot be written, however much space is free."""
+PARTIAL = ".partial"
+"""Ends the name of an unfinished output."""
 
 
 def partial_path(out: Path) -> Path:
     """The directory of an unfinished output: a sibling, so on the same disk."""
-    return out.with_name(out.name + ".partial")
+    return out.with_name(out.name + PARTIAL)
 
 
 def new_target(out: str | Path, *, resume: bool = False) -> Path:
@@ -60,9 +56,13 @@ def new_target(out: str | Path, *, resume: bool = False) -> Path:
         raise OutputError("the output has no name; give the path of something new")
     try:
         target = Path(out).expanduser()
-    except RuntimeError as error:
-        raise OutputError(f"{out} cannot be written: {error}; give a full path") from error
-    with _explained(target):
+        name = os.fsencode(partial_path(target).name) if target.name else b""
+        os.fsencode(target)
+    except (RuntimeError, ValueError) as error:
+        raise OutputError(f"{out!r} cannot be written: {error}; give a full path") from error
+    if "\0" in str(target):
+        raise OutputError(f"{str(out)!r} cannot be written: no name holds a zero byte")
+    with writing(target):
         if target.exists() or target.is_symlink():
             raise OutputError(f"{target} exists already; choose another name or remove it")
         if target.name in ("", ".."):
@@ -71,21 +71,25 @@ def new_target(out: str | Path, *, resume: bool = False) -> Path:
         if not above.is_dir():
             raise OutputError(f"{target} cannot be written: {above} is no directory")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise OutputError(f"{target} cannot be written: {above} may not be written to")
-        if len(os.fsencode(partial_path(target).name)) > os.pathconf(above, "PC_NAME_MAX"):
+            raise OutputError(f"{target} cannot be written: {_why_not(above)}")
+        if len(name) > os.pathconf(above, "PC_NAME_MAX"):
             raise OutputError(f"{target} cannot be written: its name is too long")
         if not resume:
             _check_begun(target)
     return target
 
 
+def _why_not(folder: Path) -> str:
+    """Why nothing can be written into a folder."""
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return f"the disk of {folder} is read-only"
+    return f"{folder} may not be written to"
+
+
 def _check_begun(target: Path) -> None:
     """Raise OutputError if the output is being written, or was begun and could be continued."""
-    with suppress(FileNotFoundError), open(_lock_of(target)) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(target) from None
+    if is_written(target):
+        raise busy(target)
     partial = partial_path(target)
     state = _state(partial)
     if state and not state.get(REFUSED) and _holds_work(partial):
@@ -94,40 +98,74 @@ def _check_begun(target: Path) -> None:
 
 @contextmanager
 def output_directory(
-    out: str | Path, *, work: dict[str, Any] | None = None, resume: bool = False, needs: int = 0
+    out: str | Path, *, work: dict[str, Any] | None = None, resume: bool = False, needs: int = 1
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `out` when the block ends without an error.
 
-    work: a description of the work as JSON. With it, an interrupted block leaves its directory
-    behind, and `resume` continues it if the description is the same. Without it, an interrupted
-    block leaves nothing, and so does any block that refuses its work before it has finished a part
-    of it. needs: bytes that will be written, compared with the free space first. Raises OutputError
-    if `out` exists, is being written by another process, belongs to other work, or the disk is
-    full.
+    work: a description of the work as JSON. With it, a block that ends with an error leaves its
+    directory behind if a part of the work is finished, and `resume` continues it if the description
+    is the same. Otherwise such a block leaves nothing. needs: bytes that will be written, compared
+    with the free space first. Raises OutputError if `out` exists, is being written by another
+    process, belongs to other work, the disk is full, or the system refuses a write; CheckpointError
+    if it refuses the block to read another file.
     """
-    new_target(out, resume=True)
-    target = Path(out).expanduser()
+    target = new_target(out, resume=True)
     partial = partial_path(target)
-    with _explained(target), made_parents(target), _lock(target):
-        if target.exists() or target.is_symlink():
-            raise OutputError(f"{target} exists already; choose another name or remove it")
-        _check_room(target.parent, needs)
-        _prepare(partial, work, resume)
-        try:
-            yield partial
-        except BaseException as error:
-            stopped = not isinstance(error, DersError) or isinstance(error, Cancelled)
-            if work is None or not (stopped or _holds_work(partial)):
-                shutil.rmtree(partial, ignore_errors=True)
-            elif isinstance(error, INPUT_ERRORS) and error.__cause__ is None:
+    with writing(target):
+        sweep_outputs(target.parent, PARTIAL)
+        check_room(target.parent, needs - (_bytes_below(partial) if resume else 0))
+        with made_parents(target), output_lock(target) as lock, ExitStack() as stack:
+            if target.exists() or target.is_symlink():
+                raise OutputError(f"{target} exists already; choose another name or remove it")
+            _prepare(partial, work, resume)
+            stack.callback(os.close, begun := os.open(partial, os.O_RDONLY | os.O_DIRECTORY))
+            if work is None:
+                lock.mark(partial)
+            leave_out(partial)
+            try:
+                yield partial
+                check_inputs()
+            except BaseException as error:
+                kept = _leave(partial, work, error)
+                cause = None if isinstance(error, DersError) else system_error(error)
+                if cause is None:
+                    raise
+                then = "then continue it with --resume" if kept else "then run again"
+                raise write_error(cause, target, then) from error
+            _check_still_there(partial, begun, target)
+            sync_tree(partial)
+            if target.exists():
+                raise OutputError(
+                    f"{target} appeared while it was being written; choose another name"
+                )
+            for note in (STATE, MARK):
+                (partial / note).unlink(missing_ok=True)
+            os.rename(partial, target)
+            sync_directory(target.parent)
+
+
+def _leave(partial: Path, work: dict[str, Any] | None, error: BaseException) -> bool:
+    """Leave an unfinished output after an error; returns whether it is kept, to be continued."""
+    with suppress(OSError):  # the error is what is told
+        if work is None or not _holds_work(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            if isinstance(error, INPUT_ERRORS) and error.__cause__ is None:
                 _note_refusal(partial, work)
-            raise
-        sync_tree(partial)
-        if target.exists():
-            raise OutputError(f"{target} appeared while it was being written; choose another name")
-        (partial / STATE).unlink(missing_ok=True)
-        os.rename(partial, target)
-        sync_directory(target.parent)
+            return True
+    return False
+
+
+def _check_still_there(partial: Path, begun: int, target: Path) -> None:
+    """Raise OutputError if the directory was removed meanwhile, though a part of the work may have
+    made it again: what was written before is missing. begun: the directory, open since then."""
+    if is_at(begun, partial):
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    raise OutputError(
+        f"{target} cannot be written: something removed {partial.name} in the meantime; choose a "
+        "place that stays, then run again"
+    )
 
 
 def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
@@ -165,7 +203,7 @@ def _state(partial: Path) -> dict[str, Any]:
 def _holds_work(partial: Path) -> bool:
     """Whether anything was finished in an unfinished output, or somebody else's files are there."""
     return any(
-        path.name != STATE and not path.match(ASIDE)
+        path.name not in (STATE, MARK) and not path.match(ASIDE)
         for path in partial.rglob("*")
         if path.is_file()
     )
@@ -181,17 +219,20 @@ def _unfinished(partial: Path) -> OutputError:
     return OutputError(f"{partial} holds an unfinished run; continue it with --resume or remove it")
 
 
-def _busy(target: Path) -> OutputError:
-    return OutputError(f"{target} is being written by another process; wait for it or cancel it")
-
-
-def _check_room(directory: Path, needs: int) -> None:
-    free = shutil.disk_usage(directory).free
+def check_room(directory: Path, needs: int) -> None:
+    """Raise OutputError if the disk of a directory, which need not exist, has fewer free bytes."""
+    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     if needs > free:
         raise OutputError(
-            f"{directory}: the output needs {needs / 1e9:.3g} GB, but only {free / 1e9:.3g} "
-            "GB are free on that disk; free space or choose another place"
+            f"{directory}: the output needs {bytes_text(needs)}, but only {bytes_text(free)} are "
+            "free on that disk; free space or choose another place"
         )
+
+
+def _bytes_below(directory: Path) -> int:
+    """Bytes of the files of an unfinished output."""
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -209,65 +250,25 @@ def made_parents(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Turn errors of a full disk and of a forbidden place into an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(
-                f"the disk of {target} is full; free space, then run again"
-            ) from error
-        if error.errno in REFUSALS:
-            raise OutputError(f"{target} cannot be written: {error.strerror}") from error
-        raise
-
-
-@contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Hold an exclusive lock next to the output; the system drops it if the process dies."""
-    path = _lock_of(target)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = os.fstat(file.fileno()).st_nlink == 0  # its holder has just finished
-        except BlockingIOError:
-            taken = True
-        if taken:
-            raise _busy(target)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _lock_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lock")
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, *, needs: int = 1) -> Iterator[Path]:
     """Yield a place next to `path` to write to; when the block ends, it becomes `path`.
 
-    An interrupted block leaves nothing. Raises OutputError, before the block where that can be, if
-    `path` exists or cannot be written.
+    A block that ends with an error leaves nothing. needs: bytes that will be written at least.
+    Raises OutputError, before the block where that can be, if `path` exists or cannot be written;
+    CheckpointError if the system refuses the block to read another file.
     """
     new_target(path)
     with ExitStack() as stack:
-        with refused_writes(path):
+        with writing(path):
+            check_room(path.parent, needs)
             stack.enter_context(made_parents(path))
-            aside = stack.enter_context(written_aside(path))
-            aside.touch()
-        yield aside
-        with refused_writes(path):
+            aside = stack.enter_context(locked_aside(path))
+        with writing(path):
+            yield aside
+            check_inputs()
+            if os.path.lexists(path):
+                raise OutputError(
+                    f"{printable(path)} appeared while it was being written; choose another name"
+                )
             stack.close()
             sync_directory(path.parent)
-
-
-@contextmanager
-def refused_writes(path: Path) -> Iterator[None]:
-    """Turn an OSError about a file that cannot be written into an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -37,6 +37,10 @@ class Stamp:
     mark: str
     entry_ns: int | None = None
 
+    def is_same_content(self, other: Stamp) -> bool:
+        """Whether nothing was written between the two; a new mode or a hard link is no change."""
+        return (self.size, self.mark) == (other.size, other.mark)
+
     @property
     def is_settled(self) -> bool:
         """Whether a later change is sure to give another stamp."""
@@ -73,17 +77,26 @@ def directory_version(directory: Path) -> str:
 
 
 def check_unchanged(directory: Path, stamps: Mapping[str, Stamp]) -> None:
-    """Raise CheckpointError if the content of a file of a directory was written since it had its
-    stamp, or another file has taken its place; also if a server does not answer. Raises OSError if
-    a local file cannot be looked at."""
+    """`check_same` for files of a directory, by their names."""
     for name, before in stamps.items():
-        try:
-            now: Stamp | None = stamp(directory / name, refresh=True)
-        except FileNotFoundError:
-            now = None
-        if now is None or (now.size, now.mark) != (before.size, before.mark):
-            what = "was removed" if now is None else "was written"
-            raise CheckpointError(
-                f"{directory / name} {what} while it was read; wait until nothing writes to it, "
-                "then run again"
-            )
+        check_same(directory / name, before)
+
+
+def check_same(path: Path, before: Stamp) -> None:
+    """Raise CheckpointError if the content of a file was written since it had its stamp, or if
+    another file has taken its place or none is there; also if a server does not answer."""
+    try:
+        now = stamp(path, refresh=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise meanwhile(path, "removed") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read any more: {error.strerror}") from error
+    if not now.is_same_content(before):
+        raise meanwhile(path, "written")
+
+
+def meanwhile(path: Path, what: str) -> CheckpointError:
+    """The error for a file that is not the one that was opened. what: was done to it."""
+    return CheckpointError(
+        f"{path} was {what} while it was read; wait until nothing writes to it, then run again"
+    )

@@ -21,11 +21,14 @@ from ders_core.files.address import (
 )
 from ders_core.files.content import content_hash
 from ders_core.files.header import read_header
+from ders_core.files.inputs import hold, hold_files
 from ders_core.files.json_object import read_json
+from ders_core.files.links import check_config
+from ders_core.files.missing import printable
 from ders_core.files.model_files import INDEX, model_files
 from ders_core.files.other_kinds import refuse_other_kind
 from ders_core.files.remote import concurrently
-from ders_core.files.side_files import Beside, beside
+from ders_core.files.side_files import Beside, beside, is_read_with_weights
 from ders_core.files.spec import TensorSpec
 from ders_core.files.stamp import Stamp, check_unchanged, stamp, version_of
 from ders_core.files.tensor import FileTensor, TensorReader
@@ -97,6 +100,10 @@ class Store(Protocol):
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file was written since the store was opened."""
 
+    def hold(self) -> None:
+        """Hold the files for the work that goes on (`ders_core.files.inputs`), as they were when
+        the store was opened; opening it during the work does that too. Raises CheckpointError."""
+
     def content(self, step: Callable[[int, str], None]) -> str:
         """Hex SHA-256 of everything (see `content_hash`). Reads all, once for each version.
 
@@ -146,6 +153,7 @@ class TensorStore:
                 )
             refuse_other_kind(directory, listing)
             config = read_json(directory / "config.json")
+            check_config(directory / "config.json", config)
             model = model_files(directory, listing, config)
             paths = [directory / name for name in model.names]
             described = sorted(listing.names & {*DESCRIPTIONS, model.index})
@@ -156,11 +164,12 @@ class TensorStore:
             sizes = [stamps[path.name].size for path in paths]
             headers = list(_each(directory, read_header, paths, sizes))
         except OSError as error:
-            raise CheckpointError(f"{directory}: cannot be read: {error}") from error
+            where = printable(error.filename or directory)
+            raise CheckpointError(f"{where}: cannot be read: {error.strerror or error}") from error
         held = {name: header for name, (header, _) in zip(model.names, headers, strict=True)}
         model.check(held)
         tensors = {name: tensor for header in held.values() for name, tensor in header.items()}
-        return cls(
+        store = cls(
             directory,
             config,
             tensors,
@@ -172,6 +181,8 @@ class TensorStore:
             model.index,
             stamps,
         )
+        store.hold()
+        return store
 
     @property
     def config_text(self) -> str:
@@ -197,6 +208,9 @@ class TensorStore:
     def check_unchanged(self) -> None:
         check_unchanged(self.path, self.stamps)
 
+    def hold(self) -> None:
+        hold(self.path, self.stamps)
+
     def content(self, step: Callable[[int, str], None] = lambda nbytes, message: None) -> str:
         tensors = {
             file: tuple(self.tensors[name] for name in names) for file, names in self.files.items()
@@ -216,9 +230,12 @@ class TensorStore:
 
     @property
     def beside(self) -> Beside:
-        """Listed at every call: files come and go."""
+        """Listed at every call: files come and go. Those that change what the model does are held
+        (`ders_core.files.inputs`)."""
         used = {"config.json", *self.files, *([self.index] if self.index else ())}
-        return beside(self.path, list_tree(self.path), used)
+        found = beside(self.path, list_tree(self.path), used)
+        hold_files(file.path for file in found.files if is_read_with_weights(file.name))
+        return found
 
 
 def content_identity(

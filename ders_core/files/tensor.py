@@ -13,6 +13,7 @@ import torch
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote, read_range
+from ders_core.files.place_errors import reading
 from ders_core.files.spec import TensorSpec
 
 CHUNK_BYTES = 8 << 20
@@ -148,23 +149,24 @@ class FileTensor:
         if self.is_remote:
             return read_span(self, offset, shape, strides)
         size = self.dtype.itemsize
-        if self.file.stat().st_size < self.end:
-            raise CheckpointError(
-                f"{self.file.name} ends inside tensor {self.name!r}; it was changed while it was "
-                "open, so copy it again"
-            )
-        mapped = np.memmap(self.file, WORDS[size], "r", self.begin, (self.nbytes // size,))
+        with reading(self.file):
+            if self.file.stat().st_size < self.end:
+                raise CheckpointError(
+                    f"{self.file.name} ends inside tensor {self.name!r}; it was changed while it "
+                    "was open, so copy it again"
+                )
+            mapped = np.memmap(self.file, WORDS[size], "r", self.begin, (self.nbytes // size,))
         steps = tuple(step * size for step in strides)
         view = np.lib.stride_tricks.as_strided(mapped[offset:], shape, steps)
         return torch.from_numpy(np.array(view, order="C")).view(self.dtype)
 
     def raw(self) -> Iterator[bytes]:
-        """Raises CheckpointError if the file ends inside the tensor."""
+        """Raises CheckpointError if the file cannot be read to the tensor's end."""
         if self.is_remote:
             for begin in range(self.begin, self.end, REMOTE_CHUNK_BYTES):
                 yield read_range(self.file, begin, min(begin + REMOTE_CHUNK_BYTES, self.end))
             return
-        with open(self.file, "rb", buffering=0) as file:
+        with reading(self.file), open(self.file, "rb", buffering=0) as file:
             file.seek(self.begin)
             left = self.nbytes
             while left:

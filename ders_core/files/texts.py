@@ -8,7 +8,6 @@ directories below, in the order of their names; hidden names and links to direct
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import EvaluationError
-from ders_core.files.missing import advice, printable
+from ders_core.files.inputs import hold_files
+from ders_core.files.missing import advice, local_path, printable
+from ders_core.files.untrusted_json import JsonFault, parse_json
 
 Texts = str | Path | Sequence[str | Path]
 """A path, or several: files and directories."""
@@ -61,7 +62,7 @@ def as_paths(texts: Texts) -> tuple[Path, ...]:
     places = [texts] if isinstance(texts, str | Path) else list(texts)
     if not places:
         raise EvaluationError("no text is named; give a file or a directory")
-    return tuple(Path(place).expanduser() for place in places)
+    return tuple(local_path(place, EvaluationError) for place in places)
 
 
 def read_documents(texts: Texts) -> Iterator[Document]:
@@ -132,6 +133,7 @@ def _documents(file: Path) -> Iterator[Document]:
 def _decoded(file: Path) -> str:
     """The text of a file, with `\\n` at the ends of lines."""
     try:
+        hold_files([file])
         content = file.read_bytes()
     except (OSError, ValueError) as error:
         raise _unreadable(file, error) from error
@@ -161,12 +163,12 @@ def _lines(text: str) -> str:
 def _document(written: str, file: Path, line: int) -> Document:
     where = _place(file, line)
     try:
-        entry = json.loads(written)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(written)
+    except JsonFault as error:
         raise EvaluationError(f"{where} is not JSON: {error}") from error
     if isinstance(entry, dict):
         if isinstance(entry.get("text"), str):
-            return Document(file, line, _whole(entry["text"], where))
+            return Document(file, line, _lines(entry["text"]))
         for key in CHAT_KEYS:
             if isinstance(entry.get(key), list):
                 return Document(file, line, None, _messages(entry[key], f"{where}, {key}"))
@@ -200,31 +202,19 @@ def _message(entry: Any, where: str, number: int) -> Mapping[str, Any]:
             f"{where}: message {number} has no role and content; each is such as "
             '{"role": "user", "content": "..."}'
         )
-    whole: dict[str, Any] = _each_text(entry, where)
+    whole: dict[str, Any] = _each_text(entry)
     return whole
 
 
-def _each_text(value: Any, where: str) -> Any:
-    """A JSON value with every text in it checked, and with `\\n` at the ends of lines."""
+def _each_text(value: Any) -> Any:
+    """A JSON value with `\\n` at the ends of lines in every text in it."""
     if isinstance(value, str):
-        return _whole(value, where)
+        return _lines(value)
     if isinstance(value, list):
-        return [_each_text(item, where) for item in value]
+        return [_each_text(item) for item in value]
     if isinstance(value, dict):
-        return {key: _each_text(item, where) for key, item in value.items()}
+        return {key: _each_text(item) for key, item in value.items()}
     return value
-
-
-def _whole(text: str, where: str) -> str:
-    """A text out of JSON, whose escapes may spell what is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise EvaluationError(
-            f"{where} holds half of a character (\\u{ord(text[error.start]):04x}); write it again "
-            "from the original text"
-        ) from error
-    return _lines(text)
 
 
 def _place(file: Path, line: int | None) -> str:

@@ -17,30 +17,17 @@ from ders_core.checkpoint import recognise
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import as_local
+from ders_core.files.inputs import hold_files, unchanged_inputs
 from ders_core.files.json_object import read_json
+from ders_core.files.side_files import TOKENIZER_FILES
 from ders_core.files.stand_ins import START_BYTES, is_pointer, stand_in
 from ders_core.files.store import TensorStore
 from ders_core.hf.classes import named_class, refused, untrusted, words
 from ders_core.hf.silence import silent
 from ders_core.packed.open import is_packed, open_checkpoint
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-"""What AutoTokenizer reads, or most of it."""
 
-
+@unchanged_inputs()
 def load_model(
     path: str | Path,
     *,
@@ -52,8 +39,8 @@ def load_model(
 
     Packed experts are synthesized while they load (see `ders_core.hf.plugin`). dtype: by default
     the checkpoint's. Threads load one after another.
-    Raises CheckpointError if the directory is damaged, or its tensors are not those of the model
-    that its config describes; DersError if the device is absent or too small.
+    Raises CheckpointError if the directory is damaged or written meanwhile, or its tensors are not
+    those of the model that its config describes; DersError if the device is absent or too small.
     """
     where = resolve_device(device)
     store = TensorStore.open(as_local(path))
@@ -102,6 +89,8 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     """The tokenizer of a model. Raises CheckpointError if there is none that can be read."""
     directory = as_local(path)
     _refuse_pointers(directory)
+    files = (directory / name for name in TOKENIZER_FILES)
+    hold_files(file for file in files if file.is_file())
     with silent():
         try:
             return AutoTokenizer.from_pretrained(

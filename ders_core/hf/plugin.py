@@ -28,6 +28,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
 from ders_core.packed.model_tensors import ModelTensors
@@ -137,7 +138,8 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
             hf_quantizer=load_config.hf_quantizer if is_deepspeed_zero3_enabled() else None,
             sharded_metadata={"weight_map": _offloadable(packed)},
         )
-        with _without_threads():
+        with _without_threads(), unchanged_inputs():
+            packed.store.hold()
             return load(model, lazy, checkpoint_files, plain, *args, **kwargs)
 
     return wrapped

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import DersError
 from ders_core.files.directory import new_directory
-from ders_core.files.output import new_target, refused_writes
+from ders_core.files.output import new_target
 from ders_core.hf.silence import silent
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.report import Report
@@ -36,7 +36,7 @@ def save_packed(
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     target = new_target(out)
-    with new_directory(target) as packed, refused_writes(target):
+    with new_directory(target, needs=_saved_bytes(model)) as packed:
         saved = packed.with_name(f".{packed.name}") / "model"
         with silent():
             model.save_pretrained(saved)
@@ -47,3 +47,8 @@ def save_packed(
         except DersError as error:  # it names temporary paths
             message = str(error).replace(str(packed), str(target)).replace(str(saved), "the model")
             raise type(error)(message) from error
+
+
+def _saved_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the weights that are saved, each shared one once."""
+    return sum(weight.nbytes for weight in model.parameters())

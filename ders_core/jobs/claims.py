@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ders_core.compute.oom import oom_kills
 from ders_core.errors import Cancelled
+from ders_core.jobs.deaths import Death, deaths_json, deaths_of, deaths_text
 from ders_core.jobs.job import (
     STALE_AFTER,
     Job,
@@ -160,9 +162,17 @@ class Claims:
         self.announce(os.getpid())
         with transaction(self.path) as db:
             db.execute(
-                "UPDATE workers SET heartbeat = ?, job_id = ?, devices = ?, memory = ?, cpu = ?"
-                " WHERE id = ?",
-                (time.time(), job_id, json.dumps(list(devices)), memory, cpu, self.worker_id),
+                "UPDATE workers SET heartbeat = ?, job_id = ?, devices = ?, memory = ?, cpu = ?,"
+                " oom_kills = ? WHERE id = ?",
+                (
+                    time.time(),
+                    job_id,
+                    json.dumps(list(devices)),
+                    memory,
+                    cpu,
+                    oom_kills(),
+                    self.worker_id,
+                ),
             )
             db.execute(
                 "UPDATE jobs SET peak_memory = max(peak_memory, ?) WHERE id = ? AND worker = ?",
@@ -178,6 +188,11 @@ class Claims:
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
                 (self.worker_id, pid, platform.node(), now, now, companion),
             )
+
+    def note_end(self, status: int) -> None:
+        """Note how the worker's process ended (`Death.status`)."""
+        with connection(self.path) as db:
+            db.execute("UPDATE workers SET ended = ? WHERE id = ?", (status, self.worker_id))
 
     def adopt(self, companion: int) -> bool:
         """Give the worker another companion. Returns False if the worker has left."""
@@ -218,20 +233,33 @@ class Claims:
                 _give_up(db, dead, limit, now)
             else:
                 dead, limit = [], 0.0
-            rows = db.execute(
-                "UPDATE jobs SET losses = losses + (state = 'running'), state = 'running',"
-                " worker = :me, attempt = attempt + 1, started = :now, finished = NULL,"
-                " error = NULL, samples = '[]' WHERE id = coalesce("
+            free: sqlite3.Row | None = db.execute(
+                "SELECT * FROM jobs WHERE id = coalesce("
                 f"(SELECT id FROM jobs WHERE {ORPHANED} ORDER BY id LIMIT 1),"
-                " (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1))"
-                " RETURNING *",
-                {"me": self.worker_id, "now": now, "limit": limit, "dead": json.dumps(dead)},
-            ).fetchall()
-            if not rows:
+                " (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1))",
+                {"limit": limit, "dead": json.dumps(dead)},
+            ).fetchone()
+            if free is None:
                 return None
+            lost = free["state"] == "running"
+            deaths = _deaths(db, free) if lost else deaths_of(free["deaths"])
+            rows = db.execute(
+                "UPDATE jobs SET losses = losses + :lost, state = 'running', worker = :me,"
+                " attempt = attempt + 1, started = :now, finished = NULL, error = NULL,"
+                " samples = '[]', deaths = :deaths WHERE id = :id RETURNING *",
+                {
+                    "lost": lost,
+                    "me": self.worker_id,
+                    "now": now,
+                    "deaths": deaths_json(deaths),
+                    "id": free["id"],
+                },
+            ).fetchall()
             job = job_of(rows[0])
             steps = rewound(job.steps)
             db.execute("UPDATE jobs SET steps = ? WHERE id = ?", (steps_text(steps), job.id))
+            if lost:
+                log_event(db, job.id, "warning", f"its worker died: {deaths_text(deaths[-1:])}")
             if job.attempt > 1:
                 log_event(db, job.id, "info", f"taken up again, attempt {job.attempt}")
             else:
@@ -255,17 +283,27 @@ def _bury(db: sqlite3.Connection, now: float) -> list[str]:
     return [worker.id for worker in workers if worker.gone]
 
 
+def _deaths(db: sqlite3.Connection, job: sqlite3.Row) -> list[Death]:
+    """The deaths of all workers that a job lost, of one that is lost by now too."""
+    row = db.execute("SELECT * FROM workers WHERE id = ?", (job["worker"],)).fetchone()
+    death = Death()
+    if row is not None:
+        worker = worker_of(row)
+        now = oom_kills() if worker.host == platform.node() else None
+        told = None if now is None or worker.oom_kills is None else now > worker.oom_kills
+        death = Death(worker.ended, told)
+    return [*deaths_of(job["deaths"]), death]
+
+
 def _give_up(db: sqlite3.Connection, dead: list[str], limit: float, now: float) -> None:
     """Fail the jobs that lost more than MAX_LOSSES workers."""
-    error = (
-        f"its worker died {MAX_LOSSES + 1} times while it ran, most likely for lack of memory; "
-        "resume it with fewer workers at the same time or on a larger machine"
-    )
     rows = db.execute(
-        f"SELECT id, steps FROM jobs WHERE losses >= :most AND {ORPHANED}",
+        f"SELECT * FROM jobs WHERE losses >= :most AND {ORPHANED}",
         {"most": MAX_LOSSES, "limit": limit, "dead": json.dumps(dead)},
     ).fetchall()
     for row in rows:
+        how = deaths_text(_deaths(db, row))
+        error = f"its worker died {MAX_LOSSES + 1} times while it ran: {how}"
         steps = steps_text(stopped(steps_of(row["steps"]), "failed"))
         db.execute(
             "UPDATE jobs SET state = 'failed', finished = ?, error = ?, message = 'failed',"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ders_core.errors import Cancelled, CheckpointError
+from ders_core.errors import Cancelled, CheckpointError, StoreUnavailable
+from ders_core.files.aside import sweep_asides
 from ders_core.files.json_object import read_json
+from ders_core.files.place_errors import writing
 from ders_core.files.texts import check_texts
 from ders_core.files.writer import write_json
 from ders_core.jobs.claims import Claim
@@ -21,6 +24,9 @@ from ders_core.jobs.workspace import Workspace
 
 WRITE_EVERY = 0.25
 """Seconds between two accesses to the store; a stop request waits at most so long."""
+
+AGAIN = "then resume this run"
+"""What to do about a job's files that could not be written, after the cause is mended."""
 
 LOG_EVERY = 1.0
 """Seconds between two progress messages in the job's log."""
@@ -69,9 +75,11 @@ class TaskContext:
         return self.workspace.check_checkpoint(place)
 
     def directory(self) -> Path:
-        """The job's directory, which is created if it is missing."""
+        """The job's directory, which is created if it is missing. Raises OutputError."""
         directory = self.workspace.run_dir(self.job.id)
-        directory.mkdir(parents=True, exist_ok=True)
+        with writing(directory, AGAIN):
+            directory.mkdir(parents=True, exist_ok=True)
+        sweep_asides(directory)
         return directory
 
     def device(self, choice: str) -> str:
@@ -98,15 +106,18 @@ class TaskContext:
             return
         self._written = now
         self._samples = add_sample(self._samples, time.time(), done)
-        if self._claim.advance(self._step, done, total, message, self._samples):
-            raise Cancelled(f"job {self.job.id} was cancelled")
-        if message != self._message and now - self._logged >= LOG_EVERY:
-            self._message, self._logged = message, now
-            self._claim.log(message)
+        with suppress(StoreUnavailable):  # the work goes on; its end is what must be written
+            if self._claim.advance(self._step, done, total, message, self._samples):
+                raise Cancelled(f"job {self.job.id} was cancelled")
+            if message != self._message and now - self._logged >= LOG_EVERY:
+                self._message, self._logged = message, now
+                self._claim.log(message)
 
     def log(self, message: str, level: str = "info") -> None:
-        """Add a line to the job's log; level "info", "warning" or "debug"."""
-        self._claim.log(message, level)
+        """Add a line to the job's log, if the store can be written; level "info", "warning" or
+        "debug"."""
+        with suppress(StoreUnavailable):
+            self._claim.log(message, level)
 
     def step(
         self, name: str, work: Callable[[], dict[str, Any]], saved: Path | None = None
@@ -125,15 +136,16 @@ class TaskContext:
         started = time.monotonic()
         result = work()
         if saved is not None:
-            write_json(saved, result)
+            with writing(saved, AGAIN):
+                write_json(saved, result)
         self._mark(name, "done", seconds=time.monotonic() - started)
-        self._claim.log(f"{name}: done")
+        self.log(f"{name}: done")
         return result
 
     def skip(self, name: str, note: str) -> None:
         """Skip a step. note: the reason, for the page and the log."""
         self._mark(name, "skipped", note=note)
-        self._claim.log(f"{name}: skipped; {note}")
+        self.log(f"{name}: skipped; {note}")
 
     def _enter(self, name: str) -> None:
         self._mark(name, "running")

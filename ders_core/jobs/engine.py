@@ -10,25 +10,29 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ders_core.errors import JobError
+from ders_core.files.scratch import scratch_directory
+from ders_core.jobs.deaths import deaths_text
+
+if TYPE_CHECKING:
+    from ders_core.jobs.local_cluster import Deaths
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-HOST = "127.0.0.1"
 GPU = "GPU"
 """The resource that workers with a GPU offer: `dask worker --resources "GPU=1"`."""
 ONE_GPU = "ders_core.jobs.one_gpu"
 CONNECT_SECONDS = 20
-CLOSE_SECONDS = 30
+START_SECONDS = 300
+"""For the processes of this machine: one that died at its start is started again."""
 ALONE_SECONDS = 5.0
 """About what starting a process and importing torch takes: shorter work is done without."""
 ALLOWED_DEATHS = 3
@@ -36,6 +40,7 @@ CONFIG = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
     "distributed.nanny.pre-spawn-environ": {},  # its default would change this process, too
     "distributed.nanny.environ": {"OMP_NUM_THREADS": "1"},  # for torch, if a task imports it
+    "distributed.deploy.lost-worker-timeout": "1 day",  # its nanny starts another one
     "distributed.worker.use-file-locking": False,
     "distributed.scheduler.http.routes": [],  # no pages for other machines
     "distributed.worker.http.routes": [],
@@ -76,6 +81,7 @@ class Engine:
         self._device = device
         self._resources = ExitStack()
         self._client: Any = None
+        self._deaths: Deaths | None = None
 
     def __enter__(self) -> Engine:
         return self
@@ -142,10 +148,11 @@ class Engine:
         try:
             return future.result()
         except KilledWorker as error:
-            raise JobError(
-                f"a task lost its process {ALLOWED_DEATHS + 1} times, most likely for lack of "
-                "memory; use fewer workers"
-            ) from error
+            if self._deaths is None:
+                how = f"the logs of the workers at {self._scheduler} tell more"
+            else:
+                how = deaths_text(self._deaths.seen)
+            raise JobError(f"a task lost its process {ALLOWED_DEATHS + 1} times: {how}") from error
         except BaseException as error:
             if future.status in ("cancelled", "lost"):
                 where = self._scheduler or "the processes of this machine"
@@ -179,7 +186,8 @@ class Engine:
         try:
             client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
             self._resources.callback(client.close)
-            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            seconds = CONNECT_SECONDS if self._scheduler else START_SECONDS
+            client.wait_for_workers(1, timeout=seconds)
         except (OSError, TimeoutError, ValueError) as error:
             raise JobError(
                 f"no dask scheduler with workers answers at {address}; start `dask scheduler` and "
@@ -189,41 +197,12 @@ class Engine:
         return client
 
     def _start_cluster(self, workers: int) -> Any:
-        import dask
-        from distributed import LocalCluster
+        from ders_core.jobs.local_cluster import Deaths, local_cluster
 
-        scratch = self._resources.enter_context(
-            tempfile.TemporaryDirectory(prefix="ders-", ignore_cleanup_errors=True)
-        )
-        # the scheduler, too, makes a folder, and leaves it where it is
-        self._resources.enter_context(dask.config.set({"temporary-directory": scratch}))
-        try:
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host=HOST,
-                dashboard_address=f"{HOST}:0",  # without an address dask takes port 8787
-                worker_dashboard_address=None,
-                scheduler_kwargs={"dashboard": False},
-                memory_limit=0,
-                local_directory=scratch,
-                silence_logs=logging.CRITICAL,
-                **({"resources": {GPU: 1}, "preload": [ONE_GPU]} if self._device == "cuda" else {}),
-            )
-        except (OSError, RuntimeError) as error:
-            raise JobError(
-                f"{workers} worker processes could not be started ({error}); try one worker"
-            ) from error
-        self._resources.callback(_close, cluster)
-        return cluster
-
-
-def _close(cluster: Any) -> None:
-    """Ends its processes. One that is about to start again may end later, in the background: that
-    must not hide why the work ended."""
-    with suppress(TimeoutError):
-        cluster.close(timeout=CLOSE_SECONDS)
+        scratch = self._resources.enter_context(scratch_directory("work"))
+        self._deaths = Deaths()
+        options = {"resources": {GPU: 1}, "preload": [ONE_GPU]} if self._device == "cuda" else {}
+        return self._resources.enter_context(local_cluster(workers, scratch, self._deaths, options))
 
 
 def _on_one_thread(function: Callable[[T], R], item: T) -> R:

@@ -33,7 +33,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self.beat()
+        _unless_refused(self.beat)
         self._thread.start()
         return self
 
@@ -52,6 +52,11 @@ class Heartbeat:
         with self._beating:
             memory, cpu = self._usage.measure()
             self._claims.beat(self.job_id, self.devices, memory, cpu)
+
+    def work_on(self, job_id: int | None) -> None:
+        """Report at once, if the store can be written, which job is worked on."""
+        self.job_id = job_id
+        _unless_refused(self.beat)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

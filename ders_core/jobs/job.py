@@ -101,7 +101,9 @@ class Event:
 @dataclass(frozen=True)
 class WorkerState:
     """One worker at its last report. memory: resident bytes, cpu: percent of one core, both with
-    children. companion: pid of the process that it serves; after its end an idle worker leaves."""
+    children. companion: pid of the process that it serves; after its end an idle worker leaves.
+    ended: the exit status of its process, if the one that started it saw that (as of `Death`).
+    oom_kills: of `ders_core.compute.oom` at its last report."""
 
     id: str
     pid: int
@@ -113,6 +115,8 @@ class WorkerState:
     memory: int
     cpu: float
     companion: int | None
+    ended: int | None = None
+    oom_kills: int | None = None
 
     @property
     def gone(self) -> bool:

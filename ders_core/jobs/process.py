@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import ders_core
 from ders_core.errors import JobError
+from ders_core.files.private import private_directory, private_file
 from ders_core.jobs.claims import Claims
 from ders_core.jobs.job import WorkerState, process_lives
 from ders_core.jobs.schema import file_lock
@@ -20,6 +23,9 @@ LOG = "worker.log"
 
 _started: list[subprocess.Popen[bytes]] = []
 """Processes to poll, so that a worker that ended leaves no zombie."""
+
+_ids: dict[int, str] = {}
+"""The ids of the workers that this process started, by pid."""
 
 
 def start_worker_process(
@@ -36,7 +42,8 @@ def start_worker_process(
     command += ["--id", worker_id]
     command += ["--scheduler", scheduler] if scheduler else []
     try:
-        workspace.logs.mkdir(parents=True, exist_ok=True)
+        private_directory(workspace.logs)
+        private_file(workspace.logs / LOG)
         with open(workspace.logs / LOG, "ab") as log:
             process = subprocess.Popen(
                 command,
@@ -48,7 +55,13 @@ def start_worker_process(
             )
     except OSError as error:
         raise JobError(f"no worker can be started: {error}") from error
-    Claims(store.path, worker_id).announce(process.pid, companion)
+    try:
+        Claims(store.path, worker_id).announce(process.pid, companion)
+    except JobError:
+        process.kill()  # nobody could find it, and each try would start another one
+        process.wait()
+        raise
+    _ids[process.pid] = worker_id
     return process
 
 
@@ -58,9 +71,9 @@ def ensure_worker(workspace: Workspace, scheduler: str | None = None) -> WorkerS
     The worker that it starts, or whose companion has ended, gets this process as companion.
     Raises JobError if no worker can be started.
     """
-    _started[:] = [process for process in _started if process.poll() is None]
     store = JobStore(workspace.store_path)
-    with file_lock(workspace.path / ".worker.lock"):
+    _note_ends(store)
+    with _started_by_one(workspace):
         worker = store.worker()
         alive = worker is not None and worker.alive
         companion = worker.companion if worker is not None else None
@@ -72,6 +85,28 @@ def ensure_worker(workspace: Workspace, scheduler: str | None = None) -> WorkerS
     if worker is None:
         raise JobError("the worker ended right after its start; see worker.log in the workspace")
     return worker
+
+
+def _note_ends(store: JobStore) -> None:
+    """Tell the store how workers that this process started have ended: only their parent sees."""
+    for process in list(_started):
+        status = process.poll()
+        if status is not None:
+            with suppress(JobError):  # then nobody knows
+                Claims(store.path, _ids.pop(process.pid, "")).note_end(status)
+            _started.remove(process)
+
+
+@contextmanager
+def _started_by_one(workspace: Workspace) -> Iterator[None]:
+    """Let one process at a time start a worker."""
+    path = workspace.path / ".worker.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(path))
+        except OSError as error:
+            raise JobError(f"no worker can be started: {path}: {error.strerror}") from error
+        yield
 
 
 def _environment() -> dict[str, str]:

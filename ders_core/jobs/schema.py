@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ders_core.errors import JobError
+from ders_core.errors import JobError, StoreUnavailable
+from ders_core.files.missing import printable
+from ders_core.files.private import close_file, private_directory, private_file
 
 BUSY_SECONDS = 20.0
 
@@ -63,6 +65,11 @@ MIGRATIONS = (
     );
     """,
     """
+    ALTER TABLE jobs ADD COLUMN deaths TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE workers ADD COLUMN ended INTEGER;
+    ALTER TABLE workers ADD COLUMN oom_kills INTEGER;
+    """,
+    """
     ALTER TABLE jobs ADD COLUMN kl REAL;
     ALTER TABLE jobs ADD COLUMN size INTEGER;
     CREATE TRIGGER jobs_filed AFTER INSERT ON jobs WHEN new.result IS NOT NULL BEGIN
@@ -92,21 +99,36 @@ indexes hold, word for word, so that they are used. kl and size: of the result, 
 where it has none, or is no JSON (Python writes NaN into it)."""
 
 
+PASSING = {
+    sqlite3.SQLITE_FULL: "free space on its disk",
+    sqlite3.SQLITE_IOERR: "its disk is full or fails",
+    sqlite3.SQLITE_READONLY: "make its disk writable",
+    sqlite3.SQLITE_CANTOPEN: "its disk is full, or the workspace was removed",
+    sqlite3.SQLITE_BUSY: "another process holds it for long",
+    sqlite3.SQLITE_LOCKED: "another process holds it for long",
+}
+"""Errors of SQLite after which the store may be used again, and what to do about each."""
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the system releases it if the process dies."""
+    private_file(path)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def prepare(path: Path) -> None:
-    """Create the file, or migrate an older one.
+    """Create the file, or migrate an older one; its directory and it are closed to other users.
 
     Raises JobError if it cannot be created, is not a job store, or was written by a newer version.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
+        private_file(path)
+        for companion in ("-wal", "-shm"):  # SQLite gives new ones the mode of the file
+            close_file(path.with_name(path.name + companion))
         with file_lock(path.with_name(f".{path.name}.lock")), connection(path) as db:
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version > len(MIGRATIONS):
@@ -120,7 +142,8 @@ def prepare(path: Path) -> None:
                 db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
     except OSError as error:
         raise JobError(
-            f"the workspace {path.parent} cannot be used: {error.strerror}; choose another one"
+            f"the workspace {printable(path.parent)} cannot be used: {error.strerror}; choose "
+            "another one"
         ) from error
 
 
@@ -128,7 +151,8 @@ def prepare(path: Path) -> None:
 def connection(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that is closed at the end; each statement commits by itself.
 
-    Raises JobError for any SQLite error: the file is missing, damaged, or locked for too long.
+    Raises StoreUnavailable for an SQLite error that may pass (a full or failing disk, a lock held
+    for too long), JobError for any other: the file is no job store, or damaged.
     """
     try:
         with closing(
@@ -140,7 +164,11 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
             db.execute("PRAGMA synchronous = NORMAL")
             yield db
     except sqlite3.Error as error:
-        raise JobError(f"the job store {path} cannot be used: {error}") from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its details
+        reason = PASSING.get(code)
+        if reason is None:
+            raise JobError(f"the job store {path} cannot be used: {error}") from error
+        raise StoreUnavailable(f"the job store {path} cannot be used: {error}; {reason}") from error
 
 
 @contextmanager
@@ -151,7 +179,8 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
         try:
             yield db
         except BaseException:
-            db.execute("ROLLBACK")
+            if db.in_transaction:  # a full disk ends it by itself
+                db.execute("ROLLBACK")
             raise
         db.execute("COMMIT")
 

@@ -186,7 +186,7 @@ class JobStore:
             db.execute(
                 "UPDATE jobs SET state = 'queued', error = NULL, finished = NULL, started = NULL,"
                 " done = 0, total = 0, message = '', step = '', samples = '[]', worker = NULL,"
-                " cancel_requested = 0, losses = 0, steps = ? WHERE id = ?",
+                " cancel_requested = 0, losses = 0, deaths = '[]', steps = ? WHERE id = ?",
                 (steps_text(rewound(steps_of(row["steps"]))), job_id),
             )
             log_event(db, job_id, "info", "queued again")

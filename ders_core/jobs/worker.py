@@ -6,20 +6,28 @@ python -m ders_core.jobs.worker --workspace DIR [--scheduler ADDR]
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import sys
 import time
 import traceback
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ders_core.errors import Cancelled, DersError, JobError
+from ders_core.files.aside import sweep_asides
+from ders_core.files.place_errors import system_error, write_error
+from ders_core.files.scratch import sweep_scratch
 from ders_core.jobs.claims import Claim, Claims, TakenOver
 from ders_core.jobs.context import Released, TaskContext
 from ders_core.jobs.heartbeat import Heartbeat
 from ders_core.jobs.job import STALE_AFTER
 from ders_core.jobs.kind import KINDS, Kind
+from ders_core.jobs.patience import Leaving, Patience, tell
 from ders_core.jobs.stop import stop_signals
 from ders_core.jobs.workspace import Workspace
 
@@ -45,65 +53,85 @@ def run_worker(
 
     scheduler: address of a dask scheduler for the per-group work. stop_when_idle: return when no
     job waits or runs. worker_id: the id under which the store announced this worker already; if it
-    has a companion, return when that process has ended and no work is left.
-    Raises JobError if the job store cannot be used.
+    has a companion, return when that process has ended and no work is left. While the job store
+    cannot be used, for a full disk or a lock that is held, the worker waits.
+    Raises JobError if the store is damaged, of another version, or removed.
     """
-    claims = Claims(workspace.store_path, worker_id or uuid.uuid4().hex)
-    with stop_signals() as stop, Heartbeat(claims) as heart:
-        heart.devices = _devices()
-        heart.beat()
-        looked, useful = time.time(), time.monotonic()
-        trusted = 0.0  # before this time, a missing heartbeat does not count
-        while not stop.asked:
-            now = time.time()
-            if not -SLEPT < now - looked < SLEPT:
-                trusted = now + STALE_AFTER
-            claim = claims.claim(orphans=now >= trusted)
-            if claim is not None:
-                heart.job_id = claim.job.id
-                heart.beat()
-                _work(claim, TaskContext(claim, workspace, scheduler, stop))
-                heart.job_id = None
-                heart.beat()
-                _free_memory()
-                useful = time.monotonic()
-            elif _may_leave(claims, stop_when_idle, time.monotonic() - useful):
-                break
-            else:
-                time.sleep(POLL)
-            looked = time.time()
+    _sweep(workspace)
+    with stop_signals() as stop, suppress(Leaving):
+        patience = Patience(workspace, stop)
+        claims = patience(lambda: Claims(workspace.store_path, worker_id or uuid.uuid4().hex))
+        with Heartbeat(claims) as heart:
+            heart.devices = _devices()
+            patience(heart.beat)
+            looked, useful = time.time(), time.monotonic()
+            trusted = 0.0  # before this time, a missing heartbeat does not count
+
+            def claim_next() -> Claim | None:
+                nonlocal trusted
+                now = time.time()
+                if patience.waiting or not -SLEPT < now - looked < SLEPT:
+                    trusted = now + STALE_AFTER
+                return claims.claim(orphans=now >= trusted)
+
+            while not stop.asked:
+                claim = patience(claim_next)
+                if claim is not None:
+                    heart.work_on(claim.job.id)
+                    _work(claim, TaskContext(claim, workspace, scheduler, stop), patience)
+                    heart.work_on(None)
+                    _free_memory()
+                    useful = time.monotonic()
+                elif patience(partial(_may_leave, claims, stop_when_idle, useful)):
+                    break
+                else:
+                    time.sleep(POLL)
+                looked = time.time()
 
 
-def _may_leave(claims: Claims, stop_when_idle: bool, idle: float) -> bool:
+def _sweep(workspace: Workspace) -> None:
+    """Remove what dead processes left in TMPDIR and in the workspace."""
+    sweep_scratch()
+    sweep_scratch(workspace.analyses, ".")
+    for folder in (workspace.path, workspace.recipes):
+        sweep_asides(folder)
+
+
+def _may_leave(claims: Claims, stop_when_idle: bool, idle_since: float) -> bool:
     """Whether an idle worker stops: it was started for the present jobs, or its companion ended."""
     if stop_when_idle and not claims.pending():
         return True
-    return idle > LINGER and claims.leave_without_companion()
+    return time.monotonic() - idle_since > LINGER and claims.leave_without_companion()
 
 
-def _work(claim: Claim, context: TaskContext) -> None:
-    """Do one job and write its end to the store."""
+def _work(claim: Claim, context: TaskContext, patience: Patience) -> None:
+    """Do one job and write its end to the store, as soon as the store can be used."""
     try:
-        try:
-            kind = _kind(claim.job.kind)
-            result = kind.run(context, kind.parse(claim.job.spec)).to_json()
-        except TakenOver:
-            raise
-        except Released:
-            claim.release()
-        except Cancelled:
-            claim.cancel()
-        except DersError as error:
-            claim.fail(str(error), traceback.format_exc())
-        except Exception as error:
-            claim.fail(_sentence(error), traceback.format_exc())
-        except BaseException:
-            claim.release()
-            raise
-        else:
-            claim.complete(result)
+        end = _outcome(claim, context)
+        patience(end)
     except TakenOver as error:
-        print(error, file=sys.stderr, flush=True)
+        tell(error)
+
+
+def _outcome(claim: Claim, context: TaskContext) -> Callable[[], None]:
+    """Do one job; returns what writes its end to the store. Raises TakenOver."""
+    try:
+        kind = _kind(claim.job.kind)
+        result = kind.run(context, kind.parse(claim.job.spec)).to_json()
+    except TakenOver:
+        raise
+    except Released:
+        return claim.release
+    except Cancelled:
+        return claim.cancel
+    except DersError as error:
+        return partial(claim.fail, str(error), traceback.format_exc())
+    except Exception as error:
+        return partial(claim.fail, _sentence(error, context), traceback.format_exc())
+    except BaseException:
+        claim.release()
+        raise
+    return partial(claim.complete, result)
 
 
 def _kind(name: str) -> Kind[Any, Any]:
@@ -116,8 +144,12 @@ def _kind(name: str) -> Kind[Any, Any]:
     return KINDS[name]()
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, context: TaskContext) -> str:
     """The message for an unexpected error."""
+    cause = system_error(error)
+    if cause is not None:
+        directory = context.workspace.run_dir(context.job.id)
+        return str(write_error(cause, directory, "then resume this run"))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "there is not enough memory for this; use fewer workers or the CPU, then resume"
     words = str(error).strip().split("\n", 1)[0]
@@ -150,6 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scheduler", metavar="ADDR")
     parser.add_argument("--id", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    with suppress(OSError, ValueError, RuntimeError):  # without a stderr of its own
+        faulthandler.enable()  # a library that crashes leaves its place in the log
     try:
         run_worker(
             Workspace(options.workspace),
@@ -157,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
             worker_id=options.id,
         )
     except DersError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -9,10 +10,14 @@ from pathlib import Path
 
 from ders_core.errors import JobError
 from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
-from ders_core.files.missing import cleaned
+from ders_core.files.missing import cleaned, local_path
+from ders_core.files.package_data import PACKAGE, shipped
 
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"
+LONGEST = 400
+"""Characters of a path that a message shows."""
+
 ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^:/]*(?::\d+)?(?:/[^:]*)?|[^:]+")
 """One of several roots that are separated by colons; an address may contain colons."""
 
@@ -53,11 +58,15 @@ class Workspace:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def analyses(self) -> Path:
+        return self.path / "analysis"
+
     def analysis_dir(self, identity: str) -> Path:
         """Directory of a checkpoint's analysis. Raises JobError if `identity` is not one."""
         if not identity.isalnum():
             raise JobError(f"{identity!r} is not the identity of a checkpoint")
-        return self.path / "analysis" / identity
+        return self.analyses / identity
 
     def growing_dir(self, identity: str) -> Path:
         """Directory of an analysis until its last layer is finished. Raises JobError likewise."""
@@ -71,9 +80,10 @@ class Workspace:
     @property
     def roots(self) -> tuple[Path, ...]:
         """The folders that pages and jobs may read and write: the workspace, the user's home, the
-        current directory, and those in $DERS_ROOTS; links resolved."""
+        current directory unless it is that of the studio's own code, and those in $DERS_ROOTS;
+        links resolved."""
         named = (Path(root) for root in _named_roots() if not is_address(root))
-        folders = [self.path, Path.home(), Path.cwd(), *named]
+        folders = [self.path, Path.home(), *current_root(), *named]
         return tuple(dict.fromkeys(folder.expanduser().resolve() for folder in folders))
 
     @property
@@ -107,16 +117,44 @@ class Workspace:
         if is_address(clean):
             raise JobError(f"{shown(clean)} lies elsewhere; give a local path")
         try:
-            resolved = Path(clean).expanduser().resolve()
+            resolved = local_path(clean, JobError).resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise JobError(f"{str(path)!r} is not a usable path: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise JobError(f"{_shortened(path)!r} is not a usable path: {reason}") from error
         if any(resolved.is_relative_to(root) for root in self.roots):
             return resolved
         allowed = ", ".join(map(str, self.roots))
         raise JobError(
-            f"{path} lies outside the folders that may be used here ({allowed}); move it there, "
-            f"or name its folder in {ROOTS_VARIABLE} and start again"
+            f"{_shortened(path)} lies outside the folders that may be used here ({allowed}); move "
+            f"it there, or name its folder in {ROOTS_VARIABLE} and start again"
         )
+
+
+def current_root() -> list[Path]:
+    """The current directory; none if it is that of the studio's own code, where the app runs."""
+    here, code = Path.cwd().resolve(), shipped("app.py").resolve().parent
+    return [] if here == code or here.is_relative_to(PACKAGE) else [here]
+
+
+def allow_current_root() -> None:
+    """Let the processes that this one starts, in whatever directory, use this one's, too."""
+    roots = [os.environ.get(ROOTS_VARIABLE, ""), *map(str, current_root())]
+    os.environ[ROOTS_VARIABLE] = os.pathsep.join(filter(None, roots))
+
+
+def _check_length(path: Path) -> None:
+    """Raises OSError if the system takes no path or name of this length."""
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
+
+
+def _shortened(path: str | Path) -> str:
+    """The path, or the ends of one that would fill a page."""
+    text = str(path)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
 
 
 def _named_roots() -> list[str]:

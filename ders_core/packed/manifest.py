@@ -21,7 +21,10 @@ from ders_core.checkpoint.layouts import PROJECTIONS
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError, sentence_of
+from ders_core.files.address import is_file
 from ders_core.files.json_object import read_json
+from ders_core.files.links import check_within
+from ders_core.files.untrusted_json import EVERY_KEY
 from ders_core.recipe import Recipe
 
 MANIFEST = "ders_manifest.json"
@@ -188,18 +191,19 @@ class Manifest(BaseModel):
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Raises CheckpointError if it is missing, malformed or of an unknown version."""
-        if not (directory / MANIFEST).is_file() and (directory / "config.json").is_file():
+        if not is_file(directory / MANIFEST) and is_file(directory / "config.json"):
             raise CheckpointError(
                 f"{directory} is not packed: it has no {MANIFEST}; give what `ders compress` or "
                 "`ders upcycle` wrote"
             )
-        data = read_json(directory / MANIFEST)
+        data = read_json(directory / MANIFEST, once=EVERY_KEY)
         version = data.get("format_version")
         if version not in READABLE:
+            check_within(directory / MANIFEST, directory)
             raise CheckpointError(
-                f"{directory} was packed in format version {version}; this program reads versions "
-                f"{READABLE[0]} to {READABLE[-1]}, so install the version of ders-studio that "
-                "wrote it"
+                f"{directory} was packed in format version {repr(version)[:20]}; this program "
+                f"reads versions {READABLE[0]} to {READABLE[-1]}, so install the version of "
+                "ders-studio that wrote it"
             )
         try:
             manifest = cls.model_validate(_upgraded(data) if version == 1 else data)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.collector import paused_collector
-from ders_core.files.address import as_local
+from ders_core.files.address import as_local, is_file
 from ders_core.files.json_object import read_json
 from ders_core.files.store import Store, TensorStore
 from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
@@ -33,10 +33,10 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
 def is_packed(path: str | Path) -> bool:
     """Whether a local directory is a packed checkpoint, complete or not."""
     directory = as_local(path)
-    if (directory / MANIFEST).is_file():
+    if is_file(directory / MANIFEST):
         return True
     config = directory / "config.json"
-    return config.is_file() and _names_our_method(read_json(config))
+    return is_file(config) and _names_our_method(read_json(config))
 
 
 def _names_our_method(config: Mapping[str, Any]) -> bool:

@@ -79,6 +79,9 @@ class OriginalStore:
     def check_unchanged(self) -> None:
         self.packed.store.check_unchanged()
 
+    def hold(self) -> None:
+        self.packed.store.hold()
+
     def content(self, step: Callable[[int, str], None]) -> str:
         """The packed store's content, as its identity."""
         return self.packed.store.content(step)

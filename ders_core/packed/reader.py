@@ -13,6 +13,7 @@ from ders_core.files.checksum import checksum
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.files.side_files import Beside
 from ders_core.files.store import TensorStore
+from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import json_text
 from ders_core.packed.experts import PackedExperts
 from ders_core.packed.manifest import BASE_MODEL, MANIFEST, ROLLBACK, Manifest, described
@@ -62,8 +63,8 @@ class PackedCheckpoint:
         if the manifest holds no text."""
         text = self.manifest.source.config
         try:
-            unchanged = text is not None and json.loads(text) == self.config
-        except (ValueError, RecursionError):
+            unchanged = text is not None and parse_json(text) == self.config
+        except JsonFault:
             unchanged = False
         return text if unchanged and text is not None else json_text(self.config)
 
@@ -71,12 +72,19 @@ class PackedCheckpoint:
         """One sentence for each key of config.json that was edited after packing; none if the
         manifest does not hold the original's text."""
         try:
-            original = json.loads(self.manifest.source.config or "null")
-        except (ValueError, RecursionError):
+            original = parse_json(self.manifest.source.config or "null")
+        except JsonFault:
             original = None
         if not isinstance(original, dict):
             return []
-        method = dict(self.store.config.get("quantization_config") or {})
+        quantization = self.store.config.get("quantization_config")
+        if not isinstance(quantization, dict):
+            return [
+                f"{self.path / 'config.json'} was edited after packing: quantization_config is "
+                f"{_shown(quantization)} and must say how the checkpoint was packed; set it back, "
+                "or pack the original again"
+            ]
+        method = dict(quantization)
         for key in ("original", BASE_MODEL, NAMED):
             method.pop(key, None)
         written = described(self.manifest.format_version, self.manifest.recipe)
@@ -110,7 +118,7 @@ class PackedCheckpoint:
         found = self.store.beside
         files = tuple(file for file in found.files if file.name != MANIFEST)
         left = tuple(name for name in found.left_aside if name != f"{ROLLBACK}/")
-        return Beside(files, left)
+        return Beside(files, left, found.linked_out)
 
     @property
     def bytes_total(self) -> int:

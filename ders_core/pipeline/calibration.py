@@ -22,7 +22,8 @@ from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote
 from ders_core.files.header import read_header
-from ders_core.files.output import refused_writes
+from ders_core.files.inputs import hold_files
+from ders_core.files.missing import local_path
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
@@ -60,10 +61,11 @@ class Calibration:
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
         """Raises CheckpointError if it is missing, or is not a calibration of this version."""
-        file = Path(path).expanduser()
+        file = local_path(path)
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file; make one with ders calibrate")
         try:
+            hold_files([file])
             tensors, metadata = read_header(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -231,7 +233,7 @@ def write_calibration(
     texts: Sequence[str] = (),
 ) -> None:
     """Write a calibration file. tensors: by their names in the file, on the CPU. The other
-    parameters are as of `Calibration`. Raises OutputError."""
+    parameters are as of `Calibration`. Raises OSError."""
     specs = file_order(
         {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     )
@@ -244,8 +246,7 @@ def write_calibration(
         **({"dtype": dtype} if dtype else {}),
         **({"texts": text_names_field(texts)} if texts else {}),
     }
-    with refused_writes(path):
-        write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)
+    write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)
 
 
 def _check_form(file: Path, name: str, info: FileTensor) -> None:

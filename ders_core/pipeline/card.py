@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from ders_core.files.links import leads_out
+from ders_core.files.untrusted_yaml import YamlFault, parse_foreign_yaml
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.formats import Format
 from ders_core.pipeline.quality import GAIN, KL, NOISE, PREDICTED_KL, evaluated_rows, figure_rows
@@ -82,8 +84,8 @@ def front_matter(card: str) -> dict[str, Any]:
         return {}
     end = next((n for n, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     try:
-        metadata = yaml.safe_load("\n".join(lines[1:end]))
-    except (yaml.YAMLError, RecursionError):
+        metadata = parse_foreign_yaml("\n".join(lines[1:end]))
+    except YamlFault:
         return {}
     return metadata if isinstance(metadata, dict) else {}
 
@@ -105,9 +107,11 @@ def _tags(metadata: Mapping[str, Any]) -> list[Any]:
 
 
 def read_card(directory: Path) -> str:
-    """The text of a directory's model card; empty if there is none."""
+    """The text of a directory's model card; empty if there is none, or a link to one elsewhere."""
     file = directory / CARD
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if not file.is_file() or leads_out(file, directory):
+        return ""
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def auto_class(config: Mapping[str, Any]) -> str:

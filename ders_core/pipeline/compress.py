@@ -6,7 +6,8 @@ and from the source, tensor by tensor. The bytes depend on the checkpoint, the r
 alone: a task computes on one thread, whatever executes it and however many run in parallel.
 
 The result never mixes two versions of the source: staged groups know the weights that they were
-encoded from, and the source's files are looked at again at the end.
+encoded from, every task reads the files that this process opened, and all files that were read are
+looked at again at the end.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from ders_core.errors import CheckpointError
 from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
 from ders_core.files.content import headers_hash
+from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
 from ders_core.files.output import new_target, output_directory
-from ders_core.files.side_files import SideFile
+from ders_core.files.side_files import SideFile, local_bytes
 from ders_core.files.spec import NAMES
 from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import (
@@ -47,6 +49,7 @@ from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
 from ders_core.recipe import Recipe
 
 
+@unchanged_inputs()
 def compress(
     checkpoint: str | Path,
     out: str | Path,
@@ -64,7 +67,7 @@ def compress(
     interrupted run of the same checkpoint and recipe; groups whose weights have changed since are
     encoded again. runner: executes the tasks, one for each group. progress counts bytes checked,
     read for encoding, and written.
-    Raises DersError and its children, also if the checkpoint is written while it is read. Then
+    Raises DersError and its children, also if a file is written while it is read. Then
     there is no `out`, and `<out>.partial` keeps the groups that are finished.
     """
     started = time.monotonic()
@@ -84,7 +87,8 @@ def compress(
         "device": device,
     }
     beside = source.beside  # before there is an output, which may lie beside the model too
-    with output_directory(out, work=work, resume=resume, needs=2 * plan.bytes_after) as partial:
+    needs = 2 * plan.bytes_after + local_bytes(beside.files)
+    with output_directory(out, work=work, resume=resume, needs=needs) as partial:
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
         staging = Staging(partial)
@@ -92,7 +96,7 @@ def compress(
         _encode_groups(source, plan, staging, device, runner, meter)
         groups = staging.read(entry.key for entry in plan.entries if entry.packed)
         if outdated(source, groups, recipe.extended, meter):  # some by a process that saw others
-            source.store.check_unchanged()
+            check_inputs()
             raise CheckpointError(
                 f"{source.path} was written while it was read; wait until nothing writes to it, "
                 "then resume"
@@ -100,7 +104,6 @@ def compress(
         contents = _contents(source, plan, groups, beside.files)
         check = check_against(groups.values())
         written = write_packed(partial, contents, advance=meter.advance, check=check)
-        source.store.check_unchanged()
         meter.finish("written")
         staging.remove()
     entries = _report_entries(plan, groups)
@@ -114,6 +117,7 @@ def compress(
         beside.left_aside,
         renewed,
         _predicted(recipe, entries),
+        beside.linked_out,
     )
 
 
@@ -160,6 +164,7 @@ def _encode_groups(
     calibration = plan.recipe.calibration and Calibration.open(plan.recipe.calibration)
     encoded = [entry.key for entry in plan.entries if not entry.codec.keeps]
     removal = removal_costs(calibration, encoded) if calibration else {}
+    held = held_files()
     tasks = [
         EncodeTask(
             source=CheckpointRef(source.place, source.identity),
@@ -170,6 +175,7 @@ def _encode_groups(
             ahead=following.key if following else None,
             groups=len(encoded),
             removal=removal.get(entry.key, ()),
+            held=held,
         )
         for entry, following in with_next(missing)
     ]

@@ -20,8 +20,8 @@ from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite, output_squared
 from ders_core.errors import CheckpointError
-from ders_core.files.address import is_remote
 from ders_core.files.cache import opened
+from ders_core.files.inputs import Held, same_inputs
 from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
 from ders_core.packed.open import open_checkpoint
@@ -55,7 +55,7 @@ class EncodeTask:
     key: layer and projection of the group. device: where to encode. staged: the file to write.
     ahead: the key of the group that is encoded soon after; its bytes are read beforehand. groups:
     how many are encoded in all. removal: as of `EncodeContext`, of each expert; fewer where it is
-    not known of the last.
+    not known of the last. held: the files that the run has opened, which the task must read.
     """
 
     source: CheckpointRef
@@ -66,6 +66,7 @@ class EncodeTask:
     ahead: tuple[int, str] | None = None
     groups: int = 1
     removal: tuple[float, ...] = ()
+    held: Held = field(default=Held(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,12 @@ def encode_group(task: EncodeTask) -> ReportEntry:
     CheckpointError, also if a file was written meanwhile, CodecError, OutputError."""
     started = time.monotonic()
     keep_small_blocks()
-    checkpoint = task.source.open()
     digest = WeightsDigest()
-    group = checkpoint.group(*task.key, task.recipe.extended)
-    codec = task.recipe.group_codec(*task.key, group.shape[0])
-    with one_thread(), torch.inference_mode():
+    with same_inputs(task.held), one_thread(), torch.inference_mode():
+        checkpoint = task.source.open()
+        checkpoint.store.hold()
+        group = checkpoint.group(*task.key, task.recipe.extended)
+        codec = task.recipe.group_codec(*task.key, group.shape[0])
         if codec.keeps:
             best = _kept(group, codec, digest)
             others: dict[str, float] = {}
@@ -114,8 +116,6 @@ def encode_group(task: EncodeTask) -> ReportEntry:
         if group.biases:
             parts["bias"] = Stacked.whole(group.read_biases())
         digest.add_biases(group)
-    if not is_remote(checkpoint.path):  # a server is asked once, at the end of everything
-        checkpoint.store.check_unchanged()  # what was read in several passes is one content
     read = {"sha256": digest.sha256, "version": checkpoint.store.version}
     return _stage(group, best, others, parts, read, Path(task.staged), started)
 

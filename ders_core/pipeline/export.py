@@ -3,7 +3,6 @@ what was written."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,17 +10,19 @@ from typing import Any
 
 from ders_core.compute.progress import Meter, Progress, quiet, uncounted
 from ders_core.errors import OutputError
+from ders_core.files.address import copy_file
 from ders_core.files.checksum import checksum
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_target, output_directory
-from ders_core.files.side_files import copy_side_files
+from ders_core.files.side_files import copy_side_files, local_bytes
 from ders_core.files.store import TensorStore
 from ders_core.packed.manifest import MANIFEST
-from ders_core.packed.patch import make_patch, patch_problems
+from ders_core.packed.patch import delta_tensors, make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
 from ders_core.pipeline.quality import check_quality
-from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.synthesize import original_bytes, synthesize
 from ders_core.units import bytes_text
 
 OUR_CARD = "DERS.md"
@@ -67,6 +68,7 @@ class _Written:
     checks: tuple[Check, ...]
 
 
+@unchanged_inputs()
 def export(
     packed: str | Path,
     out: str | Path,
@@ -82,7 +84,8 @@ def export(
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
     quality: `Quality.to_dict()` of an evaluation, outlook: `asdict(report.outlook)` of the
     compression, for the model card. progress counts bytes, written and then read back. Raises
-    CheckpointError if `packed` is damaged, EvaluationError if quality is something else,
+    CheckpointError if `packed` is damaged or a file that is read is written meanwhile,
+    EvaluationError if quality is something else,
     OutputError if the format is unknown, `out` cannot be written, or a check fails; then there is
     no `out`.
     """
@@ -95,13 +98,26 @@ def export(
         quality = check_quality(quality, "quality").to_dict()
     target = new_target(out)
     order = _Order(PackedCheckpoint(packed), base, quality, outlook, progress)
-    with output_directory(target) as partial:
+    with output_directory(target, needs=_needs(order, chosen)) as partial:
         written = _WRITERS[chosen](order, partial)
-        order.source.store.check_unchanged()
         failed = next((check for check in written.checks if not check.ok), None)
         if failed is not None:
             raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")
     return ExportResult(str(target), chosen, written.bytes, written.checks)
+
+
+def _needs(order: _Order, format: Format) -> int:
+    """Bytes that will be written at least; of a patch against a base only its side files are known
+    before the base is read."""
+    source = order.source
+    if format == "original":
+        return original_bytes(source)
+    beside = local_bytes(source.beside.files)
+    if format == "packed":
+        return source.bytes_total + beside
+    if order.base is not None:
+        return beside
+    return beside + sum(source.store.tensors[name].nbytes for name in delta_tensors(source))
 
 
 def _write_packed(order: _Order, partial: Path) -> _Written:
@@ -111,10 +127,10 @@ def _write_packed(order: _Order, partial: Path) -> _Written:
     packed = order.source
     meter = Meter(packed.bytes_total, order.progress)
     for file in sorted(packed.store.files):
-        shutil.copyfile(packed.path / file, directory / file)
+        copy_file(packed.path / file, directory / file)
         meter.advance((directory / file).stat().st_size, f"copied {file}")
     for file in ("config.json", MANIFEST, *([packed.store.index] if packed.store.index else [])):
-        shutil.copyfile(packed.path / file, directory / file)
+        copy_file(packed.path / file, directory / file)
     copy_side_files(packed.beside.files, directory)
     store = TensorStore.open(directory)
     _write_card(order, directory, "packed", store.bytes_total)

@@ -14,6 +14,7 @@ from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import Knowledge, encode_expert
 from ders_core.pipeline.plan import Plan, PlanEntry
@@ -73,13 +74,15 @@ class Forecast:
         return asdict(self)
 
 
+@unchanged_inputs()
 def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) -> Forecast:
     """Encode a sample of each group's rows and experts as the recipe says, on the CPU.
 
     plan: of this checkpoint; its files were checked (`check_files`). A low rank is no matter of
     rows, and a base that is read from a file is not sampled: there gain and noise are None. Raises
-    CheckpointError, CodecError.
+    CheckpointError, also if a file is written meanwhile, and CodecError.
     """
+    checkpoint.store.hold()
     recipe = plan.recipe
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     encoded = [entry.key for entry in plan.entries if not entry.codec.keeps]

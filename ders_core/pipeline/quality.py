@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.errors import EvaluationError, sentence_of
-from ders_core.files.missing import advice
+from ders_core.files.missing import advice, local_path
+from ders_core.files.untrusted_json import parse_json
 
 
 class Quality(BaseModel):
@@ -82,14 +83,15 @@ def read_quality(file: str | Path) -> Quality:
 
     Raises EvaluationError if it cannot be read or holds something else.
     """
-    path = Path(file).expanduser()
+    path = local_path(file, EvaluationError)
     try:
-        measured = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        measured = parse_json(content.decode(json.detect_encoding(content)))
     except FileNotFoundError as error:
         raise EvaluationError(f"{path} does not exist; {advice(path)}") from error
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EvaluationError(
             f"{path} is not JSON: {error}; give the output of `ders eval --json`"
         ) from error

@@ -89,6 +89,7 @@ class Outlook:
 class Report:
     """bytes: of the weight files. seconds: of this run, without an interrupted one before.
     left_aside: files beside the weights that are no part of the model, and were not copied.
+    linked_out: links to files outside of the checkpoint, which were not copied either.
     renewed: groups of an interrupted run that were encoded again, because their weights had
     changed. predicted_kl: nats a token on text like the calibration's; None without gradients, and
     where what shrunken deltas cost is not known."""
@@ -101,6 +102,7 @@ class Report:
     left_aside: tuple[str, ...] = ()
     renewed: int = 0
     predicted_kl: float | None = None
+    linked_out: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -131,4 +133,5 @@ class Report:
             tuple(data.get("left_aside", ())),
             data.get("renewed", 0),
             data.get("predicted_kl"),
+            tuple(data.get("linked_out", ())),
         )

@@ -14,12 +14,14 @@ import torch
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import ahead
 from ders_core.errors import CheckpointError
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
 from ders_core.files.output import new_target, output_directory
-from ders_core.files.side_files import copy_side_files
+from ders_core.files.side_files import copy_side_files, local_bytes
+from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import (
     NO_METADATA,
-    encode_header,
+    file_bytes,
     tensor_bytes,
     write_file,
     write_index,
@@ -28,6 +30,7 @@ from ders_core.files.writer import (
 from ders_core.packed.reader import PackedCheckpoint
 
 
+@unchanged_inputs()
 def synthesize(
     packed: str | Path, out: str | Path, *, device: str = "cpu", progress: Progress = quiet
 ) -> dict[str, str]:
@@ -40,24 +43,19 @@ def synthesize(
     """
     new_target(out)
     source = PackedCheckpoint(packed)
-    files = {
-        file: {name: source.original.spec(name) for name in names}
-        for file, names in source.manifest.source.files.items()
-    }
-    total = sum(
-        len(encode_header(specs)) + sum(spec.nbytes for spec in specs.values())
-        for specs in files.values()
-    )
+    files = _files(source)
+    total = sum(map(file_bytes, files.values()))
     if not source.original.names():
         raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
     meter = Meter(source.store.bytes_total + total, progress)
     problems = source.checksum_problems(meter.advance)
     if problems:
         raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
+    side_files = source.beside.files
     checksums: dict[str, str] = {}
     names = [name for specs in files.values() for name in specs]
     with (
-        output_directory(out, needs=total) as partial,
+        output_directory(out, needs=original_bytes(source)) as partial,
         closing(_pieces(source, names, device)) as flow,
     ):
         for file, specs in files.items():
@@ -72,10 +70,22 @@ def synthesize(
         if index is not None:
             write_index(partial / index, files, source.manifest.source.index)
         write_text(partial / "config.json", source.config_text)
-        copy_side_files(source.beside.files, partial)
-        source.store.check_unchanged()
+        copy_side_files(side_files, partial)
         meter.finish("written")
     return checksums
+
+
+def original_bytes(source: PackedCheckpoint) -> int:
+    """Bytes of the files that `synthesize` writes: exact for weights, side files included."""
+    return sum(map(file_bytes, _files(source).values())) + local_bytes(source.beside.files)
+
+
+def _files(source: PackedCheckpoint) -> dict[str, dict[str, TensorSpec]]:
+    """The original's weight files, and the tensors in each."""
+    return {
+        file: {name: source.original.spec(name) for name in names}
+        for file, names in source.manifest.source.files.items()
+    }
 
 
 def _pieces(

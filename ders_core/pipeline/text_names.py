@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from ders_core.files.untrusted_json import JsonFault, parse_json
+
 MOST = 8
 """Names that are kept."""
 
@@ -23,8 +25,8 @@ def parse_text_names(field: str | None) -> tuple[str, ...]:
     They are to be shown, nothing more: so what is wrong with them is no reason to refuse the file.
     """
     try:
-        names = json.loads(field or "[]")
-    except (ValueError, RecursionError):
+        names = parse_json(field or "[]")
+    except JsonFault:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ()

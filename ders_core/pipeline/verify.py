@@ -15,6 +15,7 @@ from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.spec import DTYPES, NAMES
 from ders_core.packed.manifest import Encoded, PackedGroup
 from ders_core.packed.open import open_checkpoint
@@ -58,6 +59,7 @@ class Verification:
         }
 
 
+@unchanged_inputs()
 def verify(
     packed: str | Path, against: str | Path | None = None, *, progress: Progress = quiet
 ) -> Verification:
@@ -69,8 +71,8 @@ def verify(
     packed, and any error of a lossless group. Checkpoints of format versions 1 and 2 do not know
     the weights that their groups were encoded from: of these weights the sample of
     `Store.identity` decides.
-    progress counts bytes. Raises CheckpointError if one of the two cannot be opened, or if they are
-    different models.
+    progress counts bytes. Raises CheckpointError if one of the two cannot be opened or is written
+    meanwhile, or if they are different models.
     """
     checkpoint = PackedCheckpoint(packed)
     original = open_checkpoint(against) if against is not None else None
@@ -97,7 +99,6 @@ def verify(
         errors.append(error)
         problems += others
         meter.advance(group.nbytes, f"compared layer {group.layer}, {group.projection}")
-    original.store.check_unchanged()
     return Verification(tuple(problems), tuple(errors), count)
 
 

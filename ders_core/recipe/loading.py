@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from ders_core.errors import RecipeError
-from ders_core.files.missing import cleaned, exists, printable
+from ders_core.files.missing import cleaned, exists, local_path, printable
 from ders_core.files.package_data import shipped
 from ders_core.recipe.recipe import Recipe
 from ders_core.recipe.yaml_text import read_file
@@ -30,7 +30,7 @@ def presets() -> dict[str, Recipe]:
 
 def load_recipe(source: str | Path) -> Recipe:
     """A recipe from a YAML file, or a preset by its name. Raises RecipeError."""
-    path = Path(source).expanduser()
+    path = local_path(source, RecipeError)
     if not path.is_file():
         preset = presets().get(str(source))
         if preset is not None:
@@ -41,6 +41,6 @@ def load_recipe(source: str | Path) -> Recipe:
                 f"{printable(path)} is no file; give {clean} without the quotes or blanks"
             )
         raise RecipeError(
-            f"{source} is neither a file nor a preset; presets are {', '.join(presets())}"
+            f"{printable(path)} is neither a file nor a preset; presets are {', '.join(presets())}"
         )
     return read_file(path, Recipe.from_yaml)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MOST_DIGITS = 6
+"""No model has as many layers or experts."""
+
+LONGEST = 80
+"""Characters of a wrong text that messages show."""
+
 
 def parse_numbers(text: str) -> list[range] | None:
-    """'0-3,7' as ranges; None for 'all'. Raises ValueError for anything else."""
+    """'0-3,7' as ranges; None for 'all'. Raises ValueError for anything else, and for numbers of
+    more than MOST_DIGITS digits."""
     if text.strip() == "all":
         return None
+    shown = repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
     ranges = []
     for item in text.split(","):
         first, dash, last = item.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"{text!r} must be 'all' or numbers and ranges such as '0-3,7'")
+            raise ValueError(f"{shown} must be 'all' or numbers and ranges such as '0-3,7'")
+        if max(len(first), len(last)) > MOST_DIGITS:
+            raise ValueError(f"{shown} has a number of more than {MOST_DIGITS} digits")
         ranges.append(range(int(first), int(last or first) + 1))
         if not ranges[-1]:
-            raise ValueError(f"{text!r}: the range {item.strip()!r} runs backwards")
+            raise ValueError(f"{shown}: the range {item.strip()!r} runs backwards")
     return ranges
 
 

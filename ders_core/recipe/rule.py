@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from pydantic import (
@@ -98,6 +99,13 @@ class Rule(BaseModel):
         return parse_numbers(self.experts) is None
 
 
-def _contains(numbers: str, number: int) -> bool:
+@lru_cache(maxsize=4096)
+def _ranges(numbers: str) -> tuple[range, ...] | None:
+    """As `parse_numbers`: every rule is asked about every expert of a model."""
     ranges = parse_numbers(numbers)
+    return None if ranges is None else tuple(ranges)
+
+
+def _contains(numbers: str, number: int) -> bool:
+    ranges = _ranges(numbers)
     return ranges is None or any(number in span for span in ranges)

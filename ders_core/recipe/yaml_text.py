@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,30 +10,12 @@ import yaml
 
 from ders_core.errors import RecipeError
 from ders_core.files.missing import advice
-from ders_core.files.unique_keys import UniqueKeyLoader
+from ders_core.files.untrusted_yaml import MOST_CHARACTERS, YamlFault, compose_yaml, parse_yaml
 
 T = TypeVar("T")
 
-
-class _Loader(UniqueKeyLoader):
-    """Without YAML 1.1's numbers of base 60: a pattern 2:4 is a word, and not 124."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [resolver for resolver in resolvers if resolver[0] != "tag:yaml.org,2002:int"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"[-+]?(?:0b_*[01][01_]*|0x_*[0-9a-fA-F][0-9a-fA-F_]*|0[0-7_]*|[1-9][0-9_]*)$"),
-    list("-+0123456789"),
-)
-
-
-def load(text: str) -> Any:
-    """The text's plain values. Raises yaml.YAMLError, or ValueError for an impossible date."""
-    return yaml.load(text, Loader=_Loader)
+MOST_BYTES = 4 * MOST_CHARACTERS
+"""Of a file."""
 
 
 def load_mapping(text: str, what: str, needs: str) -> dict[str, Any]:
@@ -44,15 +25,9 @@ def load_mapping(text: str, what: str, needs: str) -> dict[str, Any]:
     RecipeError if it holds no mapping, with the line where it is known.
     """
     try:
-        data = load(text)
-    except RecursionError as error:
-        raise RecipeError(f"the {what} is nested too deeply to be one") from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "it cannot be read"
-        raise RecipeError(
-            f"the {what} is not valid YAML: {problem}", mark.line + 1 if mark else None
-        ) from error
+        data = parse_yaml(text)
+    except YamlFault as error:
+        raise RecipeError(f"the {what} is not valid YAML: {error}", error.line) from error
     if not isinstance(data, dict):
         raise RecipeError(f"the {what} is empty or not a mapping; give {needs}", 1)
     return data
@@ -71,7 +46,11 @@ def read_file(path: Path, parse: Callable[[str], T]) -> T:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise RecipeError(f"{path} is longer than {MOST_BYTES} bytes, which are read at most")
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise RecipeError(f"{path} does not exist; {advice(path)}") from error
     except OSError as error:
@@ -82,7 +61,7 @@ def _text_of(path: Path) -> str:
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
     """The 1-based line of the deepest node on `path` (keys and indices) that the text has."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = compose_yaml(text)
     if node is None:
         return None
     line = node.start_mark.line + 1

@@ -6,10 +6,10 @@ import errno
 import re
 import socket
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import quote
 
 from ders_core.errors import DersError
+from ders_core.ui.guard.origins import is_loopback
 
 HOST = "127.0.0.1"
 """Where the studio listens if nobody says otherwise: it is reached from this machine only."""
@@ -86,10 +86,7 @@ class Listening:
     @property
     def is_private(self) -> bool:
         """Whether only this machine reaches it."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return ip_address(socket.gethostbyname(self.host)).is_loopback
+        return is_loopback(self.host)
 
 
 def base_path_of(text: str) -> str:

@@ -6,9 +6,11 @@ import streamlit as st
 
 from ders_core.analysis import Analysis
 from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
 from ders_core.jobs import Job, Which
 from ders_core.ui import reads, session
 from ders_core.ui.job_progress import job_panel, submit
+from ders_core.ui.plain import show_error
 
 
 def _latest(source: Checkpoint) -> Job | None:
@@ -18,11 +20,15 @@ def _latest(source: Checkpoint) -> Job | None:
 
 def need_analysis(source: Checkpoint) -> Analysis:
     """The tables, of all layers or of those that are finished so far. Without any, show a button or
-    the progress of the job, and stop the page."""
-    finished = reads.analysis(source)
-    if finished is not None:
-        return finished
-    growing = reads.growing_analysis(source)
+    the progress of the job, and stop the page; also if the checkpoint cannot be read."""
+    try:
+        finished = reads.analysis(source)
+        if finished is not None:
+            return finished
+        growing = reads.growing_analysis(source)
+    except DersError as error:
+        show_error(error)
+        st.stop()
     if growing is None:
         _waiting(source)
         st.stop()

@@ -14,6 +14,7 @@ from ders_core.errors import DersError
 from ders_core.files.missing import cleaned
 from ders_core.recipe import Recipe
 from ders_core.ui import kept, session
+from ders_core.ui.plain import show_error
 
 Change = Callable[[Recipe], None]
 """What makes a recipe the current one."""
@@ -86,9 +87,9 @@ def _fields(recipe: Recipe, kind: type[Base], change: Change) -> None:
             session.workspace().check_allowed(path)
         base.check_files()
     except ValidationError as error:
-        st.error(str(error.errors()[0]["msg"]))
+        show_error(error.errors()[0]["msg"])
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
     else:
         change(recipe.model_copy(update={"base": base}))
         st.rerun()

@@ -15,6 +15,7 @@ from ders_core.jobs.kinds.calibrate import CalibrateResult
 from ders_core.pipeline.calibration import Calibration
 from ders_core.ui import kept, session
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
+from ders_core.ui.plain import plain, show_error
 from ders_core.ui.trust import trust_switch
 from ders_core.units import listed
 
@@ -45,7 +46,7 @@ def calibration_texts(path: Path) -> None:
         return
     read = f"Calibrated on {calibration.tokens} tokens"
     if calibration.texts:
-        read += f" of {listed(calibration.texts)}"
+        read += f" of {plain(listed(calibration.texts))}"
     gradients = "with" if calibration.has_gradients else "without"
     st.caption(f"{read}, {gradients} gradients.", help=DOMAIN)
 
@@ -93,7 +94,7 @@ def _form(source: Checkpoint) -> None:
             return
         submit("calibrate", spec)
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
     else:
         st.rerun()
 

@@ -10,6 +10,7 @@ from ders_core.pipeline.forecast import Forecast, forecast
 from ders_core.pipeline.plan import Plan, check_files
 from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL, Figure
 from ders_core.recipe import Recipe
+from ders_core.ui.plain import plain, show_error
 
 _KEY = "studio_forecasts"
 _KEPT = 16
@@ -58,14 +59,14 @@ def forecast_button(source: Checkpoint, recipe: Recipe, plan: Plan) -> None:
     bar = st.progress(0.0, "encoding a sample")
 
     def show(done: int, total: int, words: str) -> None:
-        bar.progress(done / total if total else 0.0, words)
+        bar.progress(done / total if total else 0.0, plain(words))
 
     try:
         check_files(recipe, source)
         told = forecast(plan, source, progress=show)
     except DersError as error:
         bar.empty()
-        st.error(str(error))
+        show_error(error)
         return
     earlier = st.session_state.get(_KEY, {})
     latest = list(earlier.items())[1 - _KEPT :]

@@ -15,6 +15,7 @@ from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
 from ders_core.ui.job_progress import ACTIVE, submit, time_left
 from ders_core.ui.left_sessions import shut_down_left
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2
@@ -46,6 +47,23 @@ def need_frame() -> None:
         st.rerun()
 
 
+def show(page: Any) -> None:
+    """Run a page. What a person can mend is one sentence on it; the rest of the studio goes on."""
+    try:
+        page.run()
+    except DersError as error:
+        show_error(error)
+
+
+def show_fault(error: Exception) -> bool:
+    """Show an error that nobody expected as one sentence; its details are in the app's output.
+
+    Returns True, for `st.App`: nothing more is shown.
+    """
+    show_error(f"unexpected: {type(error).__name__}: {error}; details in the output of `ders app`")
+    return True
+
+
 def sidebar() -> None:
     """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
@@ -56,18 +74,15 @@ def sidebar() -> None:
         if source is None:
             _entry("Checkpoint", "none open")
         else:
-            _entry(
-                "Checkpoint",
-                f"**{label(source)}**",
-                f"{source.family} · {bytes_text(source.bytes_total)}",
-            )
+            detail = f"{plain(source.family, 80)} · {bytes_text(source.bytes_total)}"
+            _entry("Checkpoint", strong(label(source)), detail)
         recipe = session.recipe()
-        _entry("Recipe", f"**{recipe.name}**", _predicted(source))
+        _entry("Recipe", strong(recipe.name), _predicted(source))
         _worker()
 
 
 def _entry(title: str, value: str, detail: str = "") -> None:
-    """A small title, a value and a small detail, without space between them."""
+    """A small title, a value and a small detail, without space between them; all Markdown."""
     lines = [f":gray[:small[{title}]]", value, f":gray[:small[{detail}]]" if detail else ""]
     st.markdown("  \n".join(line for line in lines if line))
 
@@ -94,9 +109,10 @@ def _worker() -> None:
     if state is None or not state.alive:
         _entry("Worker", ":orange[not running]", more or "it starts with the first job")
     elif busy is not None:
-        _entry("Worker", busy.title, busy.step)
+        _entry("Worker", plain(busy.title), plain(busy.step))
         st.progress(busy.fraction)
-        st.caption(" · ".join(filter(None, (time_left(busy) or busy.message, more))))
+        words = (time_left(busy) or busy.message, more)
+        st.caption(plain(" · ".join(filter(None, words))))
     else:
         _entry("Worker", "idle", more)
 
@@ -119,12 +135,21 @@ def opened_or_none() -> Checkpoint | None:
 
 def need_checkpoint() -> Checkpoint:
     """The open checkpoint; without one, show how to open one, and stop the page."""
+    source = checkpoint_or_box()
+    if source is None:
+        st.stop()
+    return source
+
+
+def checkpoint_or_box() -> Checkpoint | None:
+    """The open checkpoint; without one, show how to open one. If it can no longer be opened, say
+    why."""
     path = session.current().checkpoint
     if path is not None:
         try:
             return reads.checkpoint(path)
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
     with st.container(border=True):
         st.markdown("**No checkpoint is open.** Open one, or let the studio build its demo.")
         with st.container(horizontal=True):
@@ -132,7 +157,7 @@ def need_checkpoint() -> Checkpoint:
             if st.button("Try the demo", key="need_demo"):
                 try_demo()
                 st.switch_page("pages/checkpoint.py")
-    st.stop()
+    return None
 
 
 def try_demo() -> Job | None:

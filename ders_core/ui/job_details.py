@@ -9,6 +9,7 @@ import streamlit as st
 from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.ui import session
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
 
 MARKS = {"done": ":green[✓]", "running": ":blue[●]", "failed": ":red[✗]"}
@@ -17,9 +18,9 @@ MARKS = {"done": ":green[✓]", "running": ":blue[●]", "failed": ":red[✗]"}
 def steps_line(job: Job) -> None:
     """The steps in a row, with their durations."""
     words = [
-        f"{MARKS.get(step.state, ':gray[○]')} {step.name}"
+        f"{MARKS.get(step.state, ':gray[○]')} {plain(step.name)}"
         + (f" {duration_text(step.seconds)}" if step.seconds is not None else "")
-        + (f" ({step.note})" if step.note else "")
+        + (f" ({plain(step.note)})" if step.note else "")
         for step in job.steps
     ]
     if words:
@@ -44,11 +45,11 @@ def delete_button(job: Job) -> None:
 
 @st.dialog("Delete this run?")
 def _confirm_delete(job_id: int, title: str) -> None:
-    st.markdown(f"**{title}**: its packed checkpoint and its log are removed. Exports stay.")
+    st.markdown(f"{strong(title)}: its packed checkpoint and its log are removed. Exports stay.")
     if st.button("Delete", type="primary", key="really_delete"):
         try:
             session.job_store().delete(job_id)
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
         else:
             st.rerun()

@@ -11,6 +11,7 @@ from ders_core.errors import DersError
 from ders_core.jobs import Job, Which, ensure_worker
 from ders_core.jobs.job import JobState
 from ders_core.ui import session
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
 
 ACTIVE = ("queued", "running")
@@ -65,24 +66,21 @@ def job_panel(job: Job, stop: str = "Cancel") -> None:
     with st.container(border=True):
         word, colour = STATES[job.state]
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{job.title}**")
+            st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
             if job.step and len(job.steps) > 1 and job.state == "running":
-                st.caption(job.step)
+                st.caption(plain(job.step))
         if job.state in ACTIVE:
             st.progress(job.fraction)
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.caption(
-                    " · ".join(
-                        filter(None, (job.message or "waiting for the worker", time_left(job)))
-                    )
-                )
+                words = (job.message or "waiting for the worker", time_left(job))
+                st.caption(plain(" · ".join(filter(None, words))))
                 if st.button(stop, key=f"cancel_{job.id}", type="tertiary"):
                     session.job_store().cancel(job.id)
                     st.rerun()
         elif job.state in ("failed", "cancelled"):
             if job.error:
-                st.error(job.error)
+                show_error(job.error)
             resume_button(job, f"resume_{job.id}")
 
 
@@ -93,6 +91,6 @@ def resume_button(job: Job, key: str) -> None:
             session.job_store().resume(job.id)
             ensure_worker(session.workspace())
         except DersError as error:
-            st.error(str(error))
+            show_error(error)
         else:
             st.rerun()

@@ -6,7 +6,6 @@ a value is drawn by `field`, which keeps that value outside of the widget.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from zlib import crc32
 import streamlit as st
 
 from ders_core.errors import DersError
+from ders_core.files.untrusted_json import parse_json
 from ders_core.files.writer import write_json
 from ders_core.ui.session import workspace
 
@@ -165,7 +165,7 @@ def _file() -> Path:
 
 def _load() -> dict[str, Entry]:
     try:
-        rows = json.loads(_file().read_text(encoding="utf-8"))
+        rows = parse_json(_file().read_bytes())
         return {name: Entry(value, mark) for name, value, mark in rows}
     except (OSError, ValueError, TypeError):
         return {}

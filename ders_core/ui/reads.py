@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import streamlit as st
@@ -10,7 +13,7 @@ import streamlit as st
 from ders_core.analysis import Analysis
 from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
-from ders_core.errors import DersError
+from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import is_remote
 from ders_core.files.json_object import read_json
 from ders_core.files.stamp import directory_version
@@ -26,6 +29,25 @@ from ders_core.upcycle.dense_model import FAMILIES
 
 REMOTE_SECONDS = 3600
 """Seconds for which a remote checkpoint is not read again."""
+
+
+@contextmanager
+def _one_sentence(place: str | Path) -> Iterator[None]:
+    """Reading a place fails with a DersError, whatever is wrong with it: a page shows the sentence
+    and goes on."""
+    try:
+        yield
+    except DersError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{place} cannot be read: {error.strerror or error}; check its rights, or open another"
+        ) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise CheckpointError(
+            f"{place} cannot be opened: unexpected {type(error).__name__}: {error}; open another"
+        ) from error
 
 
 def _stamp(path: Path) -> str:
@@ -45,8 +67,9 @@ def _checkpoint(path: str, stamp: object) -> Checkpoint:
 
 def checkpoint(path: str) -> Checkpoint:
     """The checkpoint at an allowed path or address. Raises DersError."""
-    allowed = workspace().check_checkpoint(path)
-    return _checkpoint(str(allowed), _stamp(allowed))
+    with _one_sentence(path):
+        allowed = workspace().check_checkpoint(path)
+        return _checkpoint(str(allowed), _stamp(allowed))
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -57,8 +80,9 @@ def _delta_bytes(path: str, stamp: object) -> int:
 
 def delta_bytes(path: str) -> int:
     """Bytes of a packed checkpoint's deltas. Raises DersError."""
-    allowed = workspace().check_allowed(Path(path))
-    return _delta_bytes(str(allowed), _stamp(allowed))
+    with _one_sentence(path):
+        allowed = workspace().check_allowed(Path(path))
+        return _delta_bytes(str(allowed), _stamp(allowed))
 
 
 def auto_class(path: str) -> str:
@@ -76,7 +100,8 @@ def _summary(version: str, _source: Checkpoint) -> Summary:
 
 def summary(source: Checkpoint) -> Summary:
     """The summary of a checkpoint; the verdict's sample reads a few rows of a few experts."""
-    return _summary(source.store.version, source)
+    with _one_sentence(source.path):
+        return _summary(source.store.version, source)
 
 
 @st.cache_data(show_spinner=False, max_entries=64)
@@ -86,7 +111,8 @@ def _plan(version: str, recipe_yaml: str, _source: Checkpoint) -> Plan:
 
 def plan(source: Checkpoint, recipe: Recipe) -> Plan:
     """Predicted bytes of a recipe. Raises RecipeError if it does not fit the checkpoint."""
-    return _plan(source.store.version, recipe.to_yaml(), source)
+    with _one_sentence(source.path):
+        return _plan(source.store.version, recipe.to_yaml(), source)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -96,8 +122,9 @@ def _analysis(directory: str, stamp: object) -> Analysis:
 
 def analysis(source: Checkpoint) -> Analysis | None:
     """The finished analysis of a checkpoint as its files are now, if there is one."""
-    directory = workspace().analysis_dir(source.identity)
-    stamp = _stamp(directory)
+    with _one_sentence(source.path):
+        directory = workspace().analysis_dir(source.identity)
+        stamp = _stamp(directory)
     try:
         saved = _analysis(str(directory), stamp) if stamp else None
     except DersError:  # damaged, or of another version: it is made again
@@ -107,7 +134,8 @@ def analysis(source: Checkpoint) -> Analysis | None:
 
 def growing_analysis(source: Checkpoint) -> Analysis | None:
     """The finished layers of a running analysis; None without any."""
-    directory = workspace().growing_dir(source.identity)
+    with _one_sentence(source.path):
+        directory = workspace().growing_dir(source.identity)
     try:
         saved = Analysis.load(directory) if directory.is_dir() else None
     except DersError:  # it is just being replaced by a longer one
@@ -122,8 +150,9 @@ def _dense(path: str, stamp: object) -> DenseModel:
 
 def dense(path: str) -> DenseModel:
     """The dense model at an allowed path. Raises DersError."""
-    allowed = workspace().check_allowed(path)
-    return _dense(str(allowed), _stamp(allowed))
+    with _one_sentence(path):
+        allowed = workspace().check_allowed(path)
+        return _dense(str(allowed), _stamp(allowed))
 
 
 @st.cache_data(show_spinner=False, ttl=30)
@@ -142,23 +171,38 @@ def dense_directories(roots: tuple[str, ...]) -> list[str]:
 
 @st.cache_data(show_spinner=False, ttl=30)
 def model_directories(roots: tuple[str, ...], depth: int = 3, most: int = 200) -> list[str]:
-    """Directories with a config.json and safetensors under the roots, a few levels down."""
+    """Directories with a config.json and safetensors under the roots, a few levels down.
+
+    Without those whose paths cannot be printed: a browser cannot be told some of them, and others
+    look like what they are not. They can be typed.
+    """
     models: list[str] = []
     level = [Path(root) for root in roots]
     for _ in range(depth + 1):
         below: list[Path] = []
         for directory in level:
             try:
-                entries = [entry for entry in directory.iterdir() if not entry.name.startswith(".")]
+                entries = [entry for entry in directory.iterdir() if _is_offered(entry.name)]
+                is_model = (directory / "config.json").is_file()
             except OSError:
                 continue
-            if (directory / "config.json").is_file() and any(
-                entry.suffix == ".safetensors" for entry in entries
-            ):
+            if is_model and any(entry.suffix == ".safetensors" for entry in entries):
                 models.append(str(directory))
             elif len(entries) < 500:
-                below += [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+                below += [entry for entry in entries if _is_directory(entry)]
         level = below
         if len(models) >= most:
             break
     return sorted(set(models))[:most]
+
+
+def _is_offered(name: str) -> bool:
+    return not name.startswith(".") and name.isprintable()
+
+
+def _is_directory(entry: Path) -> bool:
+    """Whether it is one, and no link to one; False for what cannot be looked at."""
+    try:
+        return entry.is_dir() and not entry.is_symlink()
+    except OSError:
+        return False

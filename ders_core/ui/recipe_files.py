@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ders_core.errors import DersError, RecipeError
+from ders_core.files.place_errors import writing
 from ders_core.files.writer import write_text
 from ders_core.recipe import Recipe
 from ders_core.ui.session import workspace
@@ -23,11 +24,14 @@ def saved_recipes() -> dict[str, Recipe]:
 
 
 def save_recipe(recipe: Recipe) -> None:
-    """Write or replace. Raises RecipeError if the name cannot be a file's."""
+    """Write or replace. Raises RecipeError if the name cannot be a file's, OutputError if the file
+    cannot be written."""
     if not re.fullmatch(r"[\w][\w .+-]*", recipe.name):
         raise RecipeError(
             f"{recipe.name!r} cannot be a file's name; use letters, digits, spaces, '.', '-', '+'"
         )
     directory = workspace().recipes
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / f"{recipe.name}.yaml", recipe.to_yaml())
+    file = directory / f"{recipe.name}.yaml"
+    with writing(file):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(file, recipe.to_yaml())

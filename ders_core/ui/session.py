@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import streamlit as st
 
 from ders_core.errors import DersError
+from ders_core.files.untrusted_json import parse_json
 from ders_core.files.writer import write_json
 from ders_core.jobs import JobStore, Workspace, default_workspace
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
@@ -47,16 +47,20 @@ def _file() -> Path:
 
 def _load() -> Open:
     try:
-        data = json.loads(_file().read_text(encoding="utf-8"))
+        data = parse_json(_file().read_bytes())
         return Open(
-            data["checkpoint"],
-            data["recipe"],
-            tuple(data["recent"]),
-            data.get("dense"),  # missing in files of earlier versions
-            data.get("upcycle"),
+            _text(data["checkpoint"]),
+            _text(data["recipe"]),
+            tuple(path for path in map(_text, data["recent"]) if path is not None),
+            _text(data.get("dense")),  # missing in files of earlier versions
+            _text(data.get("upcycle")),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Open()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def current() -> Open:

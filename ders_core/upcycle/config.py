@@ -19,8 +19,10 @@ from pydantic_core import PydanticCustomError
 
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.errors import RecipeError, gravest
+from ders_core.files.missing import local_path
+from ders_core.files.untrusted_yaml import parse_yaml
 from ders_core.recipe.numbers import parse_numbers
-from ders_core.recipe.yaml_text import line_of, load, load_mapping, read_file
+from ders_core.recipe.yaml_text import line_of, load_mapping, read_file
 from ders_core.upcycle.forms import Form, make_form
 from ders_core.upcycle.forms.lowrank import LowRankForm
 
@@ -203,12 +205,12 @@ class UpcycleConfig(_Section):
         ranges = parse_numbers(self.layers)
         if ranges is None:
             return list(range(layers))
-        chosen = sorted({layer for numbers in ranges for layer in numbers})
-        if chosen[-1] >= layers:
+        deepest = max(numbers[-1] for numbers in ranges)
+        if deepest >= layers:
             raise RecipeError(
-                f"layers names layer {chosen[-1]}, but the model's layers are 0-{layers - 1}"
+                f"layers names layer {deepest}, but the model's layers are 0-{layers - 1}"
             )
-        return chosen
+        return sorted({layer for numbers in ranges for layer in numbers})
 
     @classmethod
     def from_yaml(cls, text: str) -> UpcycleConfig:
@@ -242,7 +244,7 @@ def _config_error(error: ValidationError, text: str) -> RecipeError:
 def _keys(text: str) -> set[str]:
     """Every key of a YAML text: pydantic's paths hold other names too."""
     keys: set[str] = set()
-    waiting: list[Any] = [load(text)]
+    waiting: list[Any] = [parse_yaml(text)]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
@@ -255,4 +257,4 @@ def _keys(text: str) -> set[str]:
 
 def load_config(file: str | Path) -> UpcycleConfig:
     """From a YAML file. Raises RecipeError."""
-    return read_file(Path(file).expanduser(), UpcycleConfig.from_yaml)
+    return read_file(local_path(file, RecipeError), UpcycleConfig.from_yaml)

@@ -30,6 +30,7 @@ from ders_core.upcycle.delta import stored
 from ders_core.upcycle.experts import ExpertLinear
 from ders_core.upcycle.loading import UpcycledCheckpoint, load_upcycled, stages
 from ders_core.upcycle.saving import OWN_FILES, Contents, write_contents
+from ders_core.upcycle.sizes import training_room
 from ders_core.upcycle.sources import TrainableModel, TrainingInput
 from ders_core.upcycle.surgery import named_parameters
 
@@ -106,6 +107,13 @@ class FromPacked(TrainingInput):
     def _seed(self) -> int:
         """The packed checkpoint's seed, from which the positions of every set are drawn."""
         return int(self._source.packed.manifest.recipe.get("seed", 0))
+
+    def room(self) -> int:
+        trained = 0
+        for group in self._source.packed.manifest.groups:
+            experts, *shape = group.shape
+            trained += experts * self.config.form(group.projection).values((shape[0], shape[1]))
+        return self.store.bytes_total + training_room(self.config, trained)
 
     def save(self, partial: Path, model: TrainableModel) -> None:
         packed = self._source.packed

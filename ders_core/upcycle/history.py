@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import pandas as pd
 
 from ders_core.files.output import partial_path
+from ders_core.files.place_errors import writing
+from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import write_text
 
 HISTORY = "ders_upcycle.jsonl"
@@ -50,12 +53,14 @@ class Measured:
 
 
 class HistoryWriter:
-    """Writes a history; first cuts off the steps that a resumed training will repeat."""
+    """Writes a history; first cuts off the steps that a resumed training will repeat, and lines
+    that a disk damaged. Raises OutputError if it cannot be written."""
 
     def __init__(self, file: Path, done: int) -> None:
         """done: number of the last step that stays."""
         kept = [line for line in _lines(file) if line["step"] <= done] if file.exists() else []
-        write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+        with writing(file):
+            write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = file
         self._measured = {line["step"] for line in kept if "heldout_perplexity" in line}
 
@@ -70,7 +75,7 @@ class HistoryWriter:
         return step in self._measured
 
     def _append(self, line: dict[str, Any]) -> None:
-        with open(self._file, "a", encoding="utf-8") as file:
+        with writing(self._file), open(self._file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -120,7 +125,7 @@ class HistoryReader:
                 self._forget()
                 return self._tables
             if lines:
-                self._add([json.loads(line) for line in lines])
+                self._add(_entries(lines))
                 self._read += sum(map(len, lines))
                 self._end = lines[-1]
             return self._tables
@@ -161,5 +166,26 @@ def _longer(table: pd.DataFrame, rows: Sequence[Any]) -> pd.DataFrame:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The complete lines of a file."""
-    text = file.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    content = file.read_bytes()
+    return _entries(content[: content.rfind(b"\n") + 1].split(b"\n"))
+
+
+def _entries(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """What the lines say; those that a disk damaged, or that are of something else, are left
+    out."""
+    entries = []
+    for line in lines:
+        with suppress(JsonFault):
+            entry = parse_json(line)
+            if _is_of_a_step(entry):
+                entries.append(entry)
+    return entries
+
+
+def _is_of_a_step(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return False
+    loads = entry.get("loads", {})
+    return isinstance(loads, dict) and all(
+        layer.isdecimal() and isinstance(shares, list) for layer, shares in loads.items()
+    )

@@ -71,7 +71,13 @@ class UpcycledCheckpoint:
     def layout(self) -> Layout:
         """How the experts are named on disk."""
         family = self.packed.manifest.layout
-        return next(layout for layout in known_layouts() if layout.family == family)
+        for layout in known_layouts():
+            if layout.family == family:
+                return layout
+        raise CheckpointError(
+            f"{self.packed.path} names the layout {family[:40]!r}, which is not known here; "
+            "install the version of ders-studio that wrote it"
+        )
 
     def groups(self, layer: int) -> dict[str, PackedGroup]:
         """By projection."""

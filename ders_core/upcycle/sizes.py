@@ -43,6 +43,13 @@ class Prediction:
         return asdict(self) | {"parameters": self.parameters}
 
 
+def training_room(config: UpcycleConfig, trained: int) -> int:
+    """Bytes of the training checkpoints that are on the disk at once. trained: values."""
+    training = config.training
+    written = math.ceil(training.steps / training.save_every)
+    return min(training.keep + 1, written) * trained * (4 + ADAM_BYTES)
+
+
 def predict(dense: DenseModel, config: UpcycleConfig) -> Prediction:
     """Reads nothing. Raises RecipeError if the configuration does not fit the model."""
     experts = config.experts + config.universal

@@ -23,6 +23,7 @@ from ders_core.upcycle.dense_model import DenseModel
 from ders_core.upcycle.moe_block import UpcycledFFN
 from ders_core.upcycle.routers import clustered_routers, random_routers
 from ders_core.upcycle.saving import save
+from ders_core.upcycle.sizes import predict, training_room
 from ders_core.upcycle.surgery import find_sites, module_paths, upcycle_model
 
 CLUSTER_WINDOWS = 16
@@ -54,6 +55,10 @@ class TrainingInput(ABC):
     def model(self, where: torch.device, windows: Windows, meter: Meter) -> TrainableModel:
         """The MoE to train, on the device `where`. windows: of the training text. meter: told what
         is going on; it counts steps of the training, so nothing here advances it."""
+
+    @abstractmethod
+    def room(self) -> int:
+        """Bytes that the training and its result take on the disk, about: at most a little less."""
 
     @abstractmethod
     def save(self, partial: Path, model: TrainableModel) -> None:
@@ -89,6 +94,10 @@ class FromDense(TrainingInput):
             blocks = upcycle_model(network, self.config, routers)
             after = network(input_ids=first, use_cache=False).logits
         return TrainableModel(network, blocks, float((before - after).abs().max()))
+
+    def room(self) -> int:
+        predicted = predict(self._dense, self.config)
+        return predicted.packed_bytes + training_room(self.config, predicted.trained)
 
     def save(self, partial: Path, model: TrainableModel) -> None:
         save(partial, self._dense, model.network, model.blocks, self.config, self._target)

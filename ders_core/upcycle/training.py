@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
 from ders_core.compute.device import device_label
 from ders_core.compute.precision import multiplies
 from ders_core.compute.progress import Meter
 from ders_core.upcycle.callbacks import DeltaSteps, Measure, RunCallback
+from ders_core.upcycle.checkpoints import Checkpoints
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.history import HistoryWriter
 from ders_core.upcycle.trainer import UpcyclingTrainer
@@ -33,27 +33,22 @@ def computable(config: UpcycleConfig, where: torch.device) -> tuple[UpcycleConfi
     )
 
 
-def last_step(directory: Path) -> int:
-    """The step of the last training checkpoint in a directory; 0 if there is none."""
-    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
-    return int(last.rpartition("-")[2]) if last else 0
-
-
 def train(
     trainer: UpcyclingTrainer,
     config: UpcycleConfig,
+    found: Checkpoints,
     history_file: Path | None,
     meter: Meter,
     measure: Measure | None,
 ) -> None:
-    """Train, from the last checkpoint in the trainer's directory if there is one.
+    """Train, from a whole training checkpoint or from the first step.
 
-    history_file: None in the other processes of a distributed training; they measure nothing.
-    meter: counts steps. Raises Cancelled, with a checkpoint written once there was a step, if it
-    does.
+    found: the training checkpoints. history_file: None in the other processes of a distributed
+    training; they measure nothing. meter: counts steps. Raises Cancelled, with a checkpoint written
+    once there was a step, if it does; OutputError if a checkpoint or the history cannot be written.
     """
-    last = get_last_checkpoint(trainer.args.output_dir)
-    done = last_step(Path(trainer.args.output_dir))
+    last = None if found.newest is None else str(found.newest)
+    done = found.step
     if last and done >= config.training.steps:  # only the writing was interrupted
         trainer._load_from_checkpoint(last)
         return

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PrinterCallback
 
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Meter, Progress, Tell, quiet
-from ders_core.errors import CheckpointError
 from ders_core.evaluate import evaluate
 from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import answers
@@ -26,15 +25,16 @@ from ders_core.evaluate.windows import (
     fitting_window,
     token_windows,
 )
+from ders_core.files.inputs import check_inputs, unchanged_inputs
 from ders_core.files.json_object import read_json
 from ders_core.files.output import new_target, output_directory, partial_path
-from ders_core.files.store import TensorStore
 from ders_core.files.writer import write_json
 from ders_core.hf import describe, load_tokenizer
 from ders_core.hf.silence import silent
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
-from ders_core.upcycle.callbacks import Measure
+from ders_core.upcycle.callbacks import Measure, memory
+from ders_core.upcycle.checkpoints import Checkpoints, clear, find_checkpoints
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.continual import FromPacked
 from ders_core.upcycle.data import Windows
@@ -42,7 +42,7 @@ from ders_core.upcycle.history import HISTORY, read_history
 from ders_core.upcycle.saving import RECORD, public_config
 from ders_core.upcycle.sources import FromDense, TrainableModel, TrainingInput
 from ders_core.upcycle.trainer import UpcyclingTrainer
-from ders_core.upcycle.training import computable, last_step, train
+from ders_core.upcycle.training import computable, train
 
 CHECKPOINTS = ".training"
 """The folder of training checkpoints in an unfinished output."""
@@ -58,7 +58,7 @@ class UpcycleResult:
     before the first step. dense_bytes, packed_bytes: of the weight files. moe_bytes: of the MoE
     that the packed checkpoint stands for. peak_memory: bytes, from the history. precision: the
     dtype of computation, and why it is not the one that was asked for; "" in records of earlier
-    versions.
+    versions. resumed: where an interrupted training went on, and why not later; "" if none was.
     """
 
     out: str
@@ -76,6 +76,7 @@ class UpcycleResult:
     device: str
     seconds: float
     precision: str = ""
+    resumed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,12 +94,13 @@ def upcycle(
     """Turn the dense model at `dense` into an MoE, train it, and write it to the new directory
     `out` as a packed checkpoint.
 
-    resume: continue from the last training checkpoint of an interrupted run of the same model and
-    configuration. With `bf16` on a device that has no instructions for it, float32 is computed, and
-    the result says so. progress counts steps. Under `torchrun` or `accelerate launch` every process
-    calls this; the first one writes.
-    Raises DersError and its children. Then there is no `out`, and `<out>.partial` keeps the
-    training checkpoints.
+    resume: continue from the newest whole training checkpoint of an interrupted run of the same
+    model and configuration; damaged ones are removed, and the result says so. With `bf16` on a
+    device that has no instructions for it, float32 is computed, and the result says so. progress
+    counts steps. Under `torchrun` or `accelerate launch` every process calls this; the first one
+    writes.
+    Raises DersError and its children, also if the model or a text is written meanwhile. Then there
+    is no `out`, and `<out>.partial` keeps the training checkpoints.
     """
     return _run(lambda: FromDense(dense, config), out, device, resume, progress)
 
@@ -117,6 +119,7 @@ def upcycle_further(
     return _run(lambda: FromPacked(packed, config), out, device, resume, progress)
 
 
+@unchanged_inputs()
 def _run(
     opened: Callable[[], TrainingInput],
     out: str | Path,
@@ -135,24 +138,29 @@ def _run(
     start.config, precision = computable(config, where)
     begun = time.monotonic()
     meter = Meter(config.training.steps, progress if processes.is_main_process else quiet)
-    done = last_step(partial_path(place) / CHECKPOINTS) if resume else 0
-    meter.at(done, "reading the texts")
+    folder = partial_path(place) / CHECKPOINTS
+    found = find_checkpoints(folder) if resume else Checkpoints()
+    resumed = found.sentence if resume and folder.is_dir() else ""
+    meter.at(found.step, "reading the texts")
     texts = _Texts.of(start)  # before there is a directory: what is refused leaves none
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until the first one has its directory
-        _train(start, texts, partial_path(place), where, meter, None)
+        _train(start, texts, folder, find_checkpoints(folder), where, meter, None)
         processes.wait_for_everyone()
         return read_result(place)
     content = start.store.content(lambda _, message: meter.report(message))
     work = {"from": content, "config": config.model_dump(mode="json")}
-    with output_directory(place, work=work, resume=resume) as partial:
-        (partial / CHECKPOINTS).mkdir(exist_ok=True)
+    with output_directory(place, work=work, resume=resume, needs=start.room()) as partial:
+        folder.mkdir(exist_ok=True)
+        clear(folder, found)
         processes.wait_for_everyone()
-        model = _train(start, texts, partial, where, meter, partial / HISTORY)
+        if resumed:
+            meter.report(resumed)
+        model = _train(start, texts, folder, found, where, meter, partial / HISTORY)
         steps = config.training.steps
         meter.finish("writing the packed checkpoint")
         start.save(partial, model)
-        _check_content(start.store.path, content)
+        check_inputs()
         record = {"config": public_config(config), "modules": model.modules, **start.record()}
         write_json(partial / RECORD, record)
         trained = sum(
@@ -173,24 +181,17 @@ def _run(
             start_difference=model.difference,
             dense_perplexity=quality.reference_perplexity if quality else None,
             perplexity=quality.perplexity if quality else None,
-            peak_memory=int(read_history(partial).steps["memory"].max()),
+            peak_memory=int(max(read_history(partial).steps["memory"], default=memory(where))),
             device=device_label(where),
             seconds=time.monotonic() - begun,
             precision=precision,
+            resumed=resumed,
         )
         fields = {key: value for key, value in result.to_dict().items() if key != "out"}
         write_json(partial / RECORD, {"result": fields, **record})
-        shutil.rmtree(partial / CHECKPOINTS)
+        shutil.rmtree(folder)
     processes.wait_for_everyone()
     return result
-
-
-def _check_content(path: Path, content: str) -> None:
-    """Raise CheckpointError if the model that came in was changed since the training began."""
-    if TensorStore.open(path).content() != content:
-        raise CheckpointError(
-            f"{path} was changed while it was trained on; bring it back as it was, then resume"
-        )
 
 
 def read_result(out: Path) -> UpcycleResult:
@@ -224,22 +225,23 @@ class _Texts:
 def _train(
     start: TrainingInput,
     texts: _Texts,
-    partial: Path,
+    folder: Path,
+    found: Checkpoints,
     where: torch.device,
     meter: Meter,
     history: Path | None,
 ) -> TrainableModel:
-    """Make the MoE and train it. history: None in processes that only compute along."""
+    """Make the MoE and train it. folder: of the training checkpoints; found: those in it. history:
+    None in processes that only compute along."""
     config, windows = start.config, texts.training
     model = start.model(where, windows, meter)
     with silent():
-        trainer = UpcyclingTrainer(
-            model.network, model.blocks, config, windows, partial / CHECKPOINTS, where.type
-        )
+        trainer = UpcyclingTrainer(model.network, model.blocks, config, windows, folder, where.type)
         trainer.remove_callback(PrinterCallback)
         train(
             trainer,
             config,
+            found,
             history,
             meter,
             _measure(texts.heldout, config.training.batch),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 from support.messages import raises_saying
@@ -20,48 +24,70 @@ from ders_core.ui.address import Listening, base_path_of
 HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
 
 
-def get(address: str) -> str:
-    with urlopen(address, timeout=30) as answer:
-        assert answer.status == 200
-        text: str = answer.read().decode()
-        return text
+def pages(*addresses: str) -> list[str]:
+    """What a browser that keeps cookies is shown at one address after the other."""
+    browser, texts = build_opener(HTTPCookieProcessor()), []
+    for address in addresses:
+        with browser.open(address, timeout=30) as answer:
+            assert answer.status == 200
+            texts.append(answer.read().decode())
+    return texts
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "variables", "printed"),
+    ("options", "variables", "printed", "end"),
     [
         (
             [],
             {"STREAMLIT_SERVER_BASE_URL_PATH": "/tools/ders/"},
             "http://127.0.0.1:PORT/tools/ders",
+            signal.SIGKILL,
         ),
         pytest.param(
             ["--address", "::1", "--base-path", "lab"],
             {"STREAMLIT_SERVER_BASE_URL_PATH": "elsewhere"},
             "http://[::1]:PORT/lab",
+            signal.SIGHUP,
             marks=pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6"),
         ),
     ],
 )
 def test_what_is_printed_opens_the_studio(
-    tmp_path: Path, options: list[str], variables: dict[str, str], printed: str
+    tmp_path: Path,
+    options: list[str],
+    variables: dict[str, str],
+    printed: str,
+    end: signal.Signals,
 ) -> None:
-    """The browser gets the same address, and no other is printed."""
+    """No other address is printed. The browser gets it in a file that only its user can read: other
+    users see the words of a command. A command that is killed frees its port."""
     opened, browser = tmp_path / "opened.txt", tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" >> "{opened}"\n')
     browser.chmod(0o755)
     variables = variables | {"BROWSER": str(browser), "DISPLAY": ":0"}
     with running_studio(tmp_path, *options, variables=variables) as studio:
         assert re.sub(r":\d+(?=/|$)", ":PORT", studio.address) == printed
-        assert "streamlit" in get(studio.address).lower()
-        assert get(f"{studio.address}/_stcore/health") == "ok"
+        page, health = pages(studio.door, f"{studio.address}/_stcore/health")
+        assert "streamlit" in page.lower()
+        assert health == "ok"
         assert studio.app.poll() is None
         while not opened.exists() or not opened.read_text().endswith("\n"):
             assert studio.app.poll() is None
-        assert opened.read_text().split() == [studio.address]
+        (file,) = opened.read_text().split()
+        opener = Path(file.removeprefix("file://"))
+        assert f'url={studio.door}"' in opener.read_text()
+        assert stat.S_IMODE(opener.stat().st_mode) == 0o600
         said = studio.log.read_text()
-        assert set(re.findall(r"https?://\S+", said)) == {studio.address}
+        assert set(re.findall(r"https?://\S+", said)) == {studio.door}
+        studio.app.send_signal(end)
+        studio.app.wait()
+        host, port = urlsplit(studio.address).hostname, urlsplit(studio.address).port
+        assert host is not None
+        assert port is not None
+        while Listening(host, port).answers():
+            time.sleep(0.1)
+        Listening(host, port).check()
 
 
 @pytest.mark.parametrize(

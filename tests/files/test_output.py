@@ -24,9 +24,10 @@ from ders_core.files.output import (
     new_target,
     output_directory,
     partial_path,
-    refused_writes,
 )
+from ders_core.files.place_errors import writing
 from ders_core.files.side_files import SideFile, copy_side_files
+from ders_core.units import bytes_text
 
 WORK = {"recipe": "two", "seed": 3}
 
@@ -161,7 +162,7 @@ def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> 
 
 def test_too_little_room_is_seen_first(tmp_path: Path) -> None:
     message = refusal(tmp_path / "out", needs=10**21)
-    assert "1e+12 GB" in message
+    assert bytes_text(10**21) in message
     assert names(tmp_path) == []
 
 
@@ -302,13 +303,17 @@ def test_a_new_file_is_refused_before_the_block(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file", "link"]
 
 
-def test_errors_of_the_block_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), new_file(tmp_path / "a.txt"):
-        (tmp_path / "nowhere").read_text()
+def test_an_error_of_the_block_names_the_file_at_fault(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    with raises_saying(CheckpointError, nowhere, "cannot be read"), new_file(tmp_path / "a.txt"):
+        nowhere.read_text()
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "a.txt"):
+        _ = 1 / 0
+    assert names(tmp_path) == []
 
 
 def test_a_refused_write_names_the_file(tmp_path: Path) -> None:
-    with raises_saying(OutputError, tmp_path / "a"), refused_writes(tmp_path / "a"):
+    with raises_saying(OutputError, tmp_path / "a"), writing(tmp_path / "a"):
         tmp_path.write_text("x")
 
 

@@ -181,14 +181,17 @@ def given_scheduler() -> Iterator[str]:
 def test_a_task_that_kills_its_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONFIG, "distributed.scheduler.allowed-failures", 0)
     times = f" {ALLOWED_DEATHS + 1} times"
-    with Engine(workers=2) as engine, raises_saying(JobError, "process", times, "memory"):
+    with (
+        Engine(workers=2) as engine,
+        raises_saying(JobError, "process", times, "SIGKILL", "memory"),
+    ):
         list(engine.run(die, range(2)))
 
 
 @pytest.mark.slow
 def test_processes_that_end_late_do_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONFIG, "distributed.scheduler.allowed-failures", 0)
-    monkeypatch.setattr("ders_core.jobs.engine.CLOSE_SECONDS", 0.001)
+    monkeypatch.setattr("ders_core.jobs.local_cluster.CLOSE_SECONDS", 0.001)
     with Engine(workers=2) as engine, raises_saying(JobError, "process", "memory"):
         list(engine.run(die, range(2)))
 

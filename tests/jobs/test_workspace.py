@@ -7,7 +7,10 @@ import pytest
 from support.messages import raises_saying
 
 from ders_core.errors import JobError
+from ders_core.files.package_data import PACKAGE, shipped
 from ders_core.jobs import Workspace, default_workspace
+from ders_core.jobs.workspace import allow_current_root
+from ders_core.recipe import presets
 
 
 @pytest.fixture
@@ -101,3 +104,38 @@ def test_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_workspace().path == Path.home().resolve() / ".ders-studio"
     monkeypatch.setenv("DERS_WORKSPACE", str(tmp_path))
     assert default_workspace().path == tmp_path.resolve()
+
+
+def test_the_folder_of_the_code_is_no_root(
+    alone: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app runs there. What it ships is read all the same."""
+    code = shipped("app.py").parent
+    for here in (code, PACKAGE, PACKAGE / "ui"):
+        monkeypatch.chdir(here)
+        assert not [root for root in alone.roots if here.is_relative_to(root)]
+        with raises_saying(JobError, "outside", "DERS_ROOTS"):
+            alone.check_allowed("app.py")
+        allow_current_root()
+        assert str(code) not in os.environ["DERS_ROOTS"]
+    assert presets()
+    monkeypatch.setenv("HOME", str(code.parent))
+    assert alone.check_allowed(code / "app.py") == code / "app.py"
+
+
+def test_the_current_folder_is_handed_on(alone: Workspace, tmp_path: Path) -> None:
+    allow_current_root()
+    assert os.environ["DERS_ROOTS"] == os.pathsep.join(
+        [str(tmp_path / "extra"), "", str(tmp_path / "here")]
+    )
+    os.chdir(tmp_path / "outside")
+    assert tmp_path / "here" in alone.roots
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_path_that_no_system_takes_is_refused(alone: Workspace, length: int) -> None:
+    for place in ("~", "/elsewhere"):
+        with pytest.raises(JobError) as caught:
+            alone.check_allowed(f"{place}/{'x' * length}")
+        assert "path" in str(caught.value) or "outside" in str(caught.value)
+        assert len(str(caught.value)) < 1500

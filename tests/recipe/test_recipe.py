@@ -265,7 +265,18 @@ def test_errors_point_at_their_line(old: str, new: str, line: int, words: list[s
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- a", "just words", "3", "null", "[" * 3000, "\0", "\ud800", "name: 2001-99-99"]
+    "text",
+    [
+        "",
+        "- a",
+        "just words",
+        "3",
+        "null",
+        "[" * 3000,
+        "\0",
+        "\ud800",
+        "name: !!timestamp 2001-99-99",
+    ],
 )
 def test_what_is_no_recipe_at_all(text: str) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -32,12 +32,19 @@ PATIENCE = 15.0
 
 @dataclass(frozen=True)
 class Studio:
-    """A running studio. app: the process of `ders app`; log: what it prints."""
+    """A running studio. app: the process of `ders app`; log: what it prints; token: what opens
+    it."""
 
     address: str
     workspace: Path
     app: subprocess.Popen[bytes]
     log: Path
+    token: str = ""
+
+    @property
+    def door(self) -> str:
+        """The address that the app prints: it lets a browser in."""
+        return f"{self.address}/?token={self.token}"
 
     @property
     def store(self) -> JobStore:
@@ -60,8 +67,8 @@ def running_studio(
     """Start `ders app` in the workspace `place`/workspace; at the end, however it comes, end the
     app, the server, the worker and the worker's processes, and wait until they are gone.
 
-    options: further words of the command; variables: of its environment. The studio's address is
-    the one that the command prints. Call it in the main thread; meanwhile SIGTERM raises
+    options: further words of the command; variables: of its environment. The studio's address and
+    token are those that the command prints. Call it in the main thread; meanwhile SIGTERM raises
     KeyboardInterrupt, as Ctrl-C does.
     """
     workspace, log, port = place / "workspace", place / "app.log", free_port()
@@ -78,10 +85,11 @@ def running_studio(
         subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output) as app,
     ):
         try:
-            while (address := _printed_address(log)) is None:
+            while (printed := _printed_address(log)) is None:
                 assert app.poll() is None, f"the app has ended:\n{_tail(log)}"
                 time.sleep(0.2)
-            yield Studio(address, workspace, app, log)
+            address, _, token = printed.partition("/?token=")
+            yield Studio(address.rstrip("/"), workspace, app, log, token)
         finally:
             end_processes(workspace)
 

@@ -60,3 +60,18 @@ def test_what_a_resumed_training_cuts_off_is_gone(tmp_path: Path) -> None:
     alike(reader, tmp_path / "packed")
     partial.rename(tmp_path / "packed")
     alike(reader, tmp_path / "packed")
+
+
+def test_lines_that_a_disk_damaged_are_left_out(tmp_path: Path) -> None:
+    partial = tmp_path / "packed.partial"
+    partial.mkdir()
+    HistoryWriter(partial / HISTORY, 0).add_step(moment(1))
+    reader = HistoryReader(tmp_path / "packed")
+    assert len(reader.tables().steps) == 1
+    with open(partial / HISTORY, "ab") as file:
+        file.write(bytes(40) + b'\n\xff{\n[2]\n{"step": "3"}\n')
+    assert len(reader.tables().steps) == 1
+    again = HistoryWriter(partial / HISTORY, 1)
+    again.add_step(moment(2))
+    assert read_history(tmp_path / "packed").steps["step"].tolist() == [1, 2]
+    alike(reader, tmp_path / "packed")

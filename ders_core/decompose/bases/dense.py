@@ -49,6 +49,7 @@ class DenseBase(Base):
         self, group: ExpertGroup, context: BaseContext
     ) -> Iterator[tuple[str, Decomposition]]:
         parent: DenseParent = opened(DenseParent.open, str(self.dense))
+        parent.store.hold()
         yield self.name, decompose(group, parent.base(group).to(context.device))
 
 

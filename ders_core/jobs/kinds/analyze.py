@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, OutputError
 from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
 from ders_core.jobs.workspace import place_label
 
@@ -64,7 +65,8 @@ class Analyze(Kind[AnalyzeSpec, AnalyzeResult]):
         def save(unfinished: Analysis) -> None:
             nonlocal saved
             if time.monotonic() - saved >= SAVE_EVERY:
-                unfinished.save(growing)
+                with suppress(OutputError):  # what is saved at the end decides
+                    unfinished.save(growing)
                 saved = time.monotonic()
 
         def read() -> dict[str, Any]:

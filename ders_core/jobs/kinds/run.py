@@ -72,6 +72,7 @@ class Run(Kind[RunSpec, RunResult]):
         return spec.name or f"Compress {place_label(spec.checkpoint)}"
 
     def run(self, context: TaskContext, spec: RunSpec) -> RunResult:
+        from ders_core.files.writer import write_text
         from ders_core.recipe import Recipe
 
         checkpoint = context.checkpoint(spec.checkpoint)
@@ -80,7 +81,7 @@ class Run(Kind[RunSpec, RunResult]):
             context.allowed(str(path))
         text = context.allowed_texts(spec.text) if spec.text is not None else None
         directory = context.directory()
-        (directory / RECIPE).write_text(spec.recipe, encoding="utf-8")
+        write_text(directory / RECIPE, spec.recipe)
         packed, device = directory / PACKED, context.device(spec.device)
         if text is not None and not is_remote(checkpoint) and not (directory / REPORT).exists():
             _check_evaluation(spec, checkpoint, text)

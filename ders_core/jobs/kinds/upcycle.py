@@ -33,7 +33,8 @@ class UpcycleFigures(Result):
     """The result of the training, see `ders_core.upcycle.upcycler.UpcycleResult`.
 
     Perplexities are on the held-out text, None without one. parameters, trained: counts of values;
-    *_bytes: of the weight files; peak_memory: bytes; precision: the dtype of computation.
+    *_bytes: of the weight files; peak_memory: bytes; precision: the dtype of computation;
+    resumed: where an interrupted training went on.
     """
 
     out: str
@@ -51,6 +52,7 @@ class UpcycleFigures(Result):
     device: str
     seconds: float
     precision: str = ""
+    resumed: str = ""
 
 
 class UpcycleResult(PackedResult):
@@ -72,12 +74,13 @@ class Upcycle(Kind[UpcycleSpec, UpcycleResult]):
         return spec.name or f"Upcycle {place_label(spec.dense)}"
 
     def run(self, context: TaskContext, spec: UpcycleSpec) -> UpcycleResult:
+        from ders_core.files.writer import write_text
         from ders_core.upcycle import UpcycleConfig
 
         dense = context.allowed(spec.dense)
         config = _allowed_files(context, UpcycleConfig.from_yaml(spec.config))
         directory = context.directory()
-        (directory / CONFIG).write_text(spec.config, encoding="utf-8")
+        write_text(directory / CONFIG, spec.config)
         packed, device = directory / PACKED, context.device(spec.device)
 
         trained = context.step(
@@ -117,6 +120,8 @@ def _train(
     if packed.exists():  # an earlier attempt finished it and died before it wrote the result
         return read_result(packed).to_dict()
     result = upcycle(dense, packed, config, device=device, resume=True, progress=context.progress)
+    if result.resumed:
+        context.log(result.resumed)
     return result.to_dict()
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
+from ders_core.files.inputs import unchanged_inputs
+from ders_core.files.missing import local_path
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.store import TensorStore
 from ders_core.packed.patch.manifest import PatchManifest, PatchTensor
@@ -23,6 +25,7 @@ class AppliedPatch:
     kept: int
 
 
+@unchanged_inputs()
 def apply_patch(
     base: str | Path, patch: str | Path, out: str | Path, *, progress: Progress = quiet
 ) -> AppliedPatch:
@@ -31,10 +34,11 @@ def apply_patch(
     The checksum of every tensor and file is compared. `out` also keeps what a rollback needs: the
     tensors and side files that `base` holds and `out` does not, without a rollback that `base`
     itself may keep. progress counts bytes. Raises CheckpointError if `patch` is damaged or not a
-    patch, or if `base` is not the base that it needs; then there is no `out`.
+    patch, if `base` is not the base that it needs, or if one of them is written meanwhile; then
+    there is no `out`.
     """
     new_target(out)
-    directory = Path(patch).expanduser()
+    directory = local_path(patch)
     manifest = PatchManifest.read(directory, "patch")
     store = TensorStore.open(base)
     base_bytes = sum(info.nbytes for info in store.tensors.values())
@@ -53,7 +57,6 @@ def apply_patch(
             known={tensor.name: tensor.sha256 for tensor in tensors if tensor.name is not None},
             advance=meter.advance,
         )
-        store.check_unchanged()
     return AppliedPatch(str(Path(out).expanduser()), manifest.nbytes, kept)
 
 

@@ -9,6 +9,7 @@ from ders_core.compute.progress import Advance, counted
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum, file_checksum
 from ders_core.files.header import read_header
+from ders_core.files.inputs import hold_files
 from ders_core.files.side_files import SideFile, copy_side_files
 from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.files.tensor import FileTensor
@@ -91,6 +92,7 @@ def travelling_tensors(directory: Path, manifest: PatchManifest) -> dict[str, Fi
     if manifest.travelling:
         for file in sorted(directory.glob(f"{STEM}*.safetensors")):
             if file.is_file():
+                hold_files([file])
                 tensors |= read_header(file)[0]
     return tensors
 

@@ -15,11 +15,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.errors import CheckpointError, sentence_of
+from ders_core.files.inputs import hold_files
 from ders_core.files.json_object import read_json
 from ders_core.files.model_files import SUFFIX
+from ders_core.files.place_errors import reading
 from ders_core.files.side_files import is_weights
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import PATCH_FILE
+from ders_core.files.untrusted_json import EVERY_KEY
 from ders_core.packed.manifest import ROLLBACK
 
 FORMAT_VERSION = 1
@@ -70,17 +73,20 @@ class PatchManifest(BaseModel):
     def read(cls, directory: Path, kind: Kind) -> PatchManifest:
         """Raises CheckpointError if it is missing, malformed, or of an unknown version."""
         file = directory / PATCH_FILE
-        if not file.is_file():
+        with reading(file):
+            there = file.is_file()
+        if not there:
             if kind == "patch":
                 raise CheckpointError(f"{directory} is not a patch: it has no {PATCH_FILE}")
             raise CheckpointError(
                 f"{directory.parent} was not patched, so there is nothing to roll back"
             )
-        data = read_json(file)
+        hold_files([file])
+        data = read_json(file, once=EVERY_KEY)
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{file} is of format version {version}; this program reads version "
+                f"{file} is of format version {repr(version)[:20]}; this program reads version "
                 f"{FORMAT_VERSION}, so install the version of ders-studio that wrote it"
             )
         try:

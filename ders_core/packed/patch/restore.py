@@ -8,6 +8,7 @@ from pathlib import Path
 from ders_core.compute.progress import Advance
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import file_checksum
+from ders_core.files.links import check_within
 from ders_core.files.side_files import SideFile
 from ders_core.files.store import PATCH_FILE, TensorStore
 from ders_core.files.tensor import FileTensor
@@ -36,6 +37,7 @@ def restore(
     """
     for name, sha256 in manifest.side.items():
         file = SideFile(name, directory / SIDE / name)
+        check_within(file.path, directory)
         if not file.path.is_file() or copy_with_checksum(file, out) != sha256:
             raise refuse(name, None)
     sources = _sources(directory, manifest, elsewhere, refuse)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ders_core.compute.progress import Advance, Meter, Progress, quiet, uncounted
 from ders_core.errors import CheckpointError
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
@@ -16,12 +17,13 @@ from ders_core.packed.patch.manifest import PatchManifest, PatchTensor
 from ders_core.packed.patch.restore import restore
 
 
+@unchanged_inputs()
 def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet) -> int:
     """Write the base of `applied` to the new directory `out`; returns the bytes of its tensors.
 
     It has the same files, tensors, order, config and side files as the base had; every checksum is
-    compared. progress counts bytes. Raises CheckpointError if `applied` was not patched or is
-    damaged; then there is no `out`.
+    compared. progress counts bytes. Raises CheckpointError if `applied` was not patched, is
+    damaged, or is written meanwhile; then there is no `out`.
     """
     new_target(out)
     store = TensorStore.open(applied)
@@ -37,7 +39,6 @@ def rollback(applied: str | Path, out: str | Path, *, progress: Progress = quiet
 
     with output_directory(out, needs=manifest.nbytes) as partial:
         restore(directory, manifest, store.tensors, partial, refuse, meter.advance)
-        store.check_unchanged()
     return manifest.nbytes
 
 

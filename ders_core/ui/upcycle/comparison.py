@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ders_core.ui.plain import strong
 from ders_core.ui.upcycle.choices import MIXED, form_of, usual_strengths
 from ders_core.units import count_text, share_text
 from ders_core.upcycle import DenseModel, FormRule, UpcycleConfig, Vanilla, predict
@@ -58,7 +59,7 @@ def sentence(table: pd.DataFrame, config: UpcycleConfig) -> str:
     chosen = table[table["form"] == config.label].iloc[0]
     if config.label != VANILLA:
         return (
-            f"**{config.label}** adds {count_text(chosen['added'])} parameters, "
+            f"{strong(config.label)} adds {count_text(chosen['added'])} parameters, "
             f"{share_text(chosen['added_share'])} of what vanilla adds."
         )
     lightest = table.sort_values("added").iloc[0]

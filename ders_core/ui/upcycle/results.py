@@ -16,6 +16,7 @@ from ders_core.ui import session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_pages import follow, job_page
 from ders_core.ui.job_progress import ENDED, STATES, ended_count, resume_button
+from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import plot
 from ders_core.ui.upcycle import runs as upcycle_runs
 from ders_core.ui.upcycle.live import curves
@@ -119,12 +120,12 @@ def _details(job: Job, *, with_curves: bool) -> None:
     result = packed_result(job)
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{job.title}**")
+            st.markdown(strong(job.title))
             st.badge(word, color=colour)  # type: ignore[arg-type]
             if result:
-                st.caption(_outcome(result))
+                st.caption(plain(_outcome(result)))
         if job.error:
-            st.error(job.error)
+            show_error(job.error)
         steps_line(job)
         with st.container(horizontal=True, vertical_alignment="center"):
             if result is not None:
@@ -140,7 +141,7 @@ def _details(job: Job, *, with_curves: bool) -> None:
         if with_curves and len(history.steps):
             curves(history, job.id, plot)
         with st.expander("Configuration", key=f"config_{job.id}"):
-            st.caption(f"Dense model: {job.spec['dense']}")
+            st.caption(f"Dense model: {plain(job.spec['dense'])}")
             st.code(str(job.spec["config"]), language="yaml")
         log_tail(job, 40)
 
@@ -156,6 +157,6 @@ def _open(packed: str) -> None:
     try:
         session.open_path(packed)
     except DersError as error:
-        st.error(str(error))
+        show_error(error)
     else:
         st.switch_page("pages/checkpoint.py")

@@ -1,0 +1,129 @@
+"""Temporary directories: all of them are made here, and those of dead processes are removed.
+
+In each lies a file that says whose it is, locked as long as its process lives.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from ders_core.errors import OutputError
+from ders_core.files.flock import is_at, try_lock
+from ders_core.files.missing import printable
+
+PREFIX = "ders-"
+OWNER = ".ders-owner"
+MAKER = b"ders-studio\n"
+"""Stands in the file OWNER, so that nobody else's directory is ever removed."""
+
+_RANDOM = re.compile(r"[a-z0-9_]{8}")
+"""What tempfile puts at the end of a name."""
+
+EMPTY_SECONDS = 3600.0
+"""After so long an empty directory has no process any more that is about to put its OWNER there."""
+
+
+@contextmanager
+def scratch_directory(purpose: str) -> Iterator[Path]:
+    """Yield an empty directory in the place for temporary files (TMPDIR) that is removed when the
+    block ends. purpose: a word for its name.
+
+    Raises OutputError, which names TMPDIR, if it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            place = Path(tempfile.gettempdir())
+        except OSError as error:  # no place of several can be written
+            raise OutputError(f"no temporary file can be written: {error.strerror}") from error
+        try:
+            directory = stack.enter_context(scratch_in(place, f"{PREFIX}{purpose}-"))
+        except OSError as error:
+            raise OutputError(
+                f"{printable(place)} holds temporary files and cannot be written "
+                f"({error.strerror}); mend that, or set TMPDIR to another directory"
+            ) from error
+        yield directory
+
+
+@contextmanager
+def scratch_in(place: Path, prefix: str) -> Iterator[Path]:
+    """As `scratch_directory`, but in the directory `place`, under a name that begins with `prefix`.
+
+    What dead processes left there under the same prefix is removed first. Raises OSError.
+    """
+    sweep_scratch(place, prefix)
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=place)).resolve()
+    try:
+        handle = _owned(directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    try:
+        yield directory
+    finally:
+        _remove(directory)
+        os.close(handle)
+
+
+def sweep_scratch(place: Path | None = None, prefix: str = PREFIX) -> None:
+    """Remove the directories of dead processes under a prefix; by default all in TMPDIR.
+
+    Only those of this user, in which a file says that they are ours, and that no process holds.
+    """
+    with suppress(OSError), os.scandir(place or tempfile.gettempdir()) as entries:
+        for entry in list(entries):
+            if entry.name.startswith(prefix) and _RANDOM.fullmatch(entry.name[-8:]):
+                with suppress(OSError):
+                    _sweep(Path(entry.path))
+
+
+def _owned(directory: Path) -> int:
+    """Put the file OWNER into a directory, locked; returns it, open."""
+    handle = os.open(directory / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with suppress(OSError):  # a disk without locks: then nobody sweeps there
+            try_lock(handle)
+        os.write(handle, MAKER)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _sweep(directory: Path) -> None:
+    facts = os.lstat(directory)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        return
+    try:
+        handle = os.open(directory / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if time.time() - facts.st_mtime > EMPTY_SECONDS:
+            os.rmdir(directory)  # refused unless it is empty
+        return
+    try:
+        ours = os.fstat(handle).st_uid == os.getuid() and os.pread(handle, 64, 0) == MAKER
+        if ours and try_lock(handle) and is_at(handle, directory / OWNER):
+            _remove(directory)
+    finally:
+        os.close(handle)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory, its file OWNER last: a process that is killed meanwhile leaves what can
+    still be swept."""
+    with suppress(OSError):
+        for path in list(directory.iterdir()):
+            if path.name != OWNER:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""JSON that anybody may have written: every JSON text from outside is read here, with limits.
+
+A text is refused before or right after it is parsed, so that nothing later meets a name that
+cannot be written, a number that cannot be counted, or a value that cannot be walked through.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Container, Iterator
+from functools import partial
+from typing import Any
+
+MOST_BYTES = 256 << 20
+"""Of a text. The index of a million tensors takes 100 MB."""
+
+MOST_VALUES = 10_000_000
+MOST_DEPTH = 64
+"""Lists and objects within each other; a config has five at most, a manifest eight."""
+
+MOST_DIGITS = 40
+"""Of an integer; tokenizers write 10³⁰ for "no limit"."""
+
+
+class _Everything:
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+EVERY_KEY: Container[str] = _Everything()
+
+_LONG_NUMBER = re.compile(rf"[0-9]{{{MOST_DIGITS + 1}}}")
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class JsonFault(ValueError):
+    """A text that is no JSON, or more than is read; its message is one line."""
+
+
+def parse_json(
+    content: bytes | str,
+    *,
+    once: Container[str] = (),
+    finite: bool = False,
+    most_digits: int = MOST_DIGITS,
+) -> Any:
+    """The value of a JSON text, of bytes in UTF-8.
+
+    once: keys that are refused where an object has one twice; of others the last one counts, as
+    for transformers. finite: refuse NaN and Infinity, which transformers writes into configs.
+    most_digits: of an integer; at most 4300, as Python reads. Raises JsonFault, also for a text
+    with half of a character in it, and for one that is too large or too deep.
+    """
+    if len(content) > MOST_BYTES:
+        raise JsonFault(f"it has {len(content)} bytes, and at most {MOST_BYTES} are read")
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        if sum(map(text.count, ",[{")) > MOST_VALUES:
+            raise JsonFault(f"it holds more than {MOST_VALUES} values")
+        value = json.loads(
+            text,
+            parse_int=partial(_integer, most_digits) if _LONG_NUMBER.search(text) else None,
+            parse_constant=_refused if finite else None,
+            object_pairs_hook=partial(_object, once) if once else None,
+        )
+    except JsonFault:
+        raise
+    except RecursionError as error:
+        raise JsonFault("it is nested too deeply") from error
+    except ValueError as error:
+        raise JsonFault(str(error)) from error
+    halves = _HALF_CHARACTER.search(text) is not None
+    _check(value, texts=halves or (text is content and half_character(text) is not None))
+    return value
+
+
+def half_character(text: str) -> str | None:
+    """The escape of the first half of a character in a text, which then cannot be written in
+    UTF-8; None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x}"
+    return None
+
+
+def _integer(most: int, digits: str) -> int:
+    if len(digits) > most:
+        raise JsonFault(f"it has a number of {len(digits)} digits, and at most {most} are read")
+    return int(digits)
+
+
+def _refused(constant: str) -> Any:
+    raise JsonFault(f"{constant} is no number of JSON")
+
+
+def _object(once: Container[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next((name for name in fields if counts[name] > 1 and name in once), None)
+        if twice is not None:
+            raise JsonFault(f"an object has the key {twice[:60]!a} twice")
+    return fields
+
+
+def _check(value: Any, texts: bool) -> None:
+    """Raise JsonFault for a value that is too deep; texts: or has half of a character in it."""
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        if texts:
+            for text in _texts(level):
+                _check_text(text)
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return
+        level = [
+            child for item in level for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    raise JsonFault(f"it is nested too deeply: more than {MOST_DEPTH} levels")
+
+
+def _texts(values: list[Any]) -> Iterator[str]:
+    """The texts among values, and the keys of those that are objects."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from value
+
+
+def _check_text(text: str) -> None:
+    half = half_character(text)
+    if half is not None:
+        raise JsonFault(f"{text[:60]!a} holds half of a character ({half}), which is no text")

@@ -1,0 +1,1 @@
+"""What stands before the studio's pages: hosts, origins, the token, headers."""

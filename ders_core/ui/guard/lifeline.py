@@ -1,0 +1,44 @@
+"""A child process that ends with its parent, however the parent ends.
+
+The parent keeps one end of a pipe and the child reads at the other: the system closes the parent's
+end when it dies, by SIGKILL too, and the child's read returns.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+LIFELINE_VARIABLE = "DERS_LIFELINE"
+"""Environment variable of the child: the number of the file that it reads."""
+
+GRACE = 10.0
+"""Seconds from the signal to the end of a child that does not end by itself."""
+
+
+def hold_on() -> None:
+    """If the parent gave a lifeline, end this process when the parent is gone."""
+    number = os.environ.pop(LIFELINE_VARIABLE, "")
+    if number.isdecimal():
+        watch(int(number), _end)
+
+
+def watch(descriptor: int, end: Callable[[], None]) -> threading.Thread:
+    """Call `end` in a thread of its own when the other end of a pipe is closed."""
+
+    def wait() -> None:
+        while os.read(descriptor, 1):
+            pass
+        end()
+
+    thread = threading.Thread(target=wait, name="lifeline", daemon=True)
+    thread.start()
+    return thread
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(GRACE)
+    os._exit(1)

@@ -1,0 +1,74 @@
+"""A launcher that is killed takes its server along: no process stays, no port stays taken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ders_core.jobs.job import process_lives
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+
+SERVER = """
+import threading
+from ders_core.ui.guard.lifeline import hold_on
+hold_on()
+print("ready", flush=True)
+threading.Event().wait()
+"""
+LAUNCHER = """
+import os, sys, time
+from pathlib import Path
+from ders_core.ui.launch import _server
+with _server([sys.executable, "-c", sys.argv[1]], dict(os.environ), Path.cwd()) as server:
+    print(server.pid, flush=True)
+    server.wait()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGHUP])
+def test_the_server_ends_with_its_launcher(end: signal.Signals) -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, SERVER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert launcher.stdout is not None
+    lines = {launcher.stdout.readline().strip(), launcher.stdout.readline().strip()}
+    server = int(next(line for line in lines if line.isdigit()))
+    try:
+        assert "ready" in lines
+        assert process_lives(server)
+        launcher.send_signal(end)
+        launcher.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while process_lives(server) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not process_lives(server)
+    finally:
+        launcher.stdout.close()
+        if psutil.pid_exists(server):
+            os.kill(server, signal.SIGKILL)
+
+
+def test_a_server_whose_launcher_died_before_ends_at_once() -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DERS_LIFELINE": str(reading)},
+        pass_fds=[reading],
+        timeout=PATIENCE,
+        capture_output=True,
+    )
+    os.close(reading)
+    assert done.returncode == -signal.SIGTERM

@@ -1,0 +1,283 @@
+"""SIGKILL at any instant: inputs keep their bytes, an output is whole or absent, and the same work,
+asked for again, makes the bytes that undisturbed work makes and leaves nothing else.
+
+The short form kills each command and job before a few of its changes to the disk, drawn with a
+seed; the long form before each one, and at random times besides.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.fatal_changes import Ended, run
+
+from ders_core.cli.main import main
+from ders_core.codecs import LowRank, Quantized
+from ders_core.jobs.store import JobStore
+from ders_core.jobs.worker import run_worker
+from ders_core.jobs.workspace import Workspace
+from ders_core.packed.patch import apply_patch
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.export import export
+from ders_core.recipe import Recipe, Rule
+
+Rounds = Callable[[int, int], int]
+Contents = dict[str, bytes]
+
+SEED = 11
+EVERY = 10_000
+"""More kills than any command has changes."""
+
+RECIPE = Recipe(
+    name="two",
+    rules=(Rule(codec=Quantized(bits=2)), Rule(codec=LowRank(rank=2), projections=("up",))),
+)
+OTHER = Recipe(name="other", rules=(Rule(codec=Quantized(bits=4)),))
+
+UPCYCLE = """
+name: tiny
+experts: 2
+data: {{texts: [{text}], window: 16}}
+training: {{steps: 3, batch: 1, save_every: 1, warmup: 1}}
+"""
+
+COMMANDS = {
+    "compress": "compress MODEL OUT --recipe RECIPE --workers 1 --device cpu",
+    "synthesize": "synthesize PACKED OUT",
+    "export": "export PACKED OUT",
+    "export-original": "export PACKED OUT --format original",
+    "export-patch": "export PACKED OUT --format patch --base OTHER",
+    "apply": "apply OTHER PATCH OUT",
+    "rollback": "rollback APPLIED OUT",
+    "analyze-json": "analyze MODEL -o OUT.json --device cpu",
+    "analyze-html": "analyze MODEL -o OUT.html --device cpu",
+    "analyze-parquet": "analyze MODEL -o OUT.parquet --device cpu",
+    "calibrate": "calibrate MODEL -o OUT.safetensors --text TEXT --max-tokens 64 --window 16",
+    "upcycle": "upcycle DENSE OUT --config CONFIG --device cpu",
+}
+
+JOBS: dict[str, dict[str, Any]] = {
+    "run": {"checkpoint": "MODEL", "recipe": RECIPE.to_yaml(), "workers": 1, "device": "cpu"},
+    "analyze": {"checkpoint": "MODEL", "device": "cpu"},
+    "export": {"packed": "PACKED", "out": "OUT"},
+    "calibrate": {"checkpoint": "MODEL", "text": "TEXT", "max_tokens": 64, "window": 16},
+    "upcycle": {"dense": "DENSE", "config": "UPCYCLE", "device": "cpu"},
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What commands read, by the words that stand for it. Nothing may change there."""
+
+    places: dict[str, Path]
+    before: Contents
+
+    def words(self, command: str, out: Path) -> list[str]:
+        named = {word: str(path) for word, path in self.places.items()}
+        words = []
+        for word in command.split():
+            stem, dot, suffix = word.partition(".")
+            words.append(f"{out}{dot}{suffix}" if stem == "OUT" else named.get(word, word))
+        return words
+
+    def spec(self, kind: str, out: Path) -> dict[str, Any]:
+        named = {word: str(path) for word, path in self.places.items()} | {"OUT": str(out)}
+        named["UPCYCLE"] = UPCYCLE.format(text=self.places["TEXT"])
+        return {key: named.get(value, value) for key, value in JOBS[kind].items()}
+
+    def check(self) -> None:
+        assert contents(*self.places.values()) == self.before
+
+
+def contents(*places: Path) -> Contents:
+    """The bytes of every file at or below places."""
+    found = {}
+    for place in places:
+        for file in [place, *sorted(place.rglob("*"))]:
+            if file.is_file():
+                found[f"{place.name}/{file.relative_to(place)}"] = file.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    tmp_path_factory: pytest.TempPathFactory,
+    mixtral_dir: Path,
+    dense_parent_dir: Path,
+    tiny_text: str,
+) -> Inputs:
+    place = tmp_path_factory.mktemp("inputs")
+    places = {
+        "MODEL": mixtral_dir,
+        "DENSE": dense_parent_dir,
+        "PACKED": place / "packed",
+        "OTHER": place / "other",
+        "PATCH": place / "patch",
+        "APPLIED": place / "applied",
+        "TEXT": place / "text.txt",
+        "RECIPE": place / "recipe.yaml",
+        "CONFIG": place / "upcycle.yaml",
+    }
+    places["TEXT"].write_text(tiny_text)
+    places["RECIPE"].write_text(RECIPE.to_yaml())
+    places["CONFIG"].write_text(UPCYCLE.format(text=places["TEXT"]))
+    compress(mixtral_dir, places["PACKED"], RECIPE)
+    compress(mixtral_dir, places["OTHER"], OTHER)
+    export(places["PACKED"], places["PATCH"], "patch", base=places["OTHER"])
+    apply_patch(places["OTHER"], places["PATCH"], places["APPLIED"])
+    return Inputs(places, contents(*places.values()))
+
+
+def command(words: Sequence[str]) -> None:
+    sys.argv = ["ders", *words]
+    main()
+
+
+def instants(changes: int, tries: int, name: str) -> list[int]:
+    """The changes before which work is killed: the last, which completes it, and others."""
+    drawn = random.Random(f"{SEED} {name}")
+    others = drawn.sample(range(1, changes), min(tries - 1, changes - 1))
+    return sorted([*others, changes])
+
+
+def undisturbed(ended: Ended, place: Path) -> Contents:
+    """What work leaves below its place: all of it, hidden files too, but no temporary one."""
+    assert ended.status == 0, ended.printed
+    assert not any((place / "tmp").iterdir())
+    return contents(place)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_command(name: str, inputs: Inputs, tmp_path: Path, rounds: Rounds) -> None:
+    place = tmp_path / "undisturbed"
+    place.mkdir()
+    out = place / "out"
+    first = run(command, inputs.words(COMMANDS[name], out), place=place)
+    whole = undisturbed(first, place)
+    assert first.changes
+    for fatal in instants(first.changes, rounds(2, EVERY), name):
+        shutil.rmtree(place)
+        place.mkdir()
+        words = inputs.words(COMMANDS[name], out)
+        killed = run(command, words, place=place, fatal=fatal)
+        assert killed.killed, killed.printed
+        left = {key: value for key, value in contents(place).items() if key in whole}
+        assert left in ({}, whole), f"killed before change {fatal}, the output is not whole"
+        inputs.check()
+        if not left:
+            again = run(command, words, place=place)
+            if "--resume" in again.printed:
+                assert again.status != 0
+                again = run(command, [*words, "--resume"], place=place)
+            assert undisturbed(again, place) == whole, f"killed before change {fatal}"
+        inputs.check()
+
+
+def work(workspace: Path) -> None:
+    run_worker(Workspace(workspace), stop_when_idle=True)
+
+
+def results(workspace: Path) -> Contents:
+    """What jobs leave to be used: weights, tables, manifests; no log, and no times."""
+    return {
+        name: value
+        for name, value in contents(workspace).items()
+        if name.endswith((".safetensors", ".parquet", ".npz", "config.json", "manifest.json"))
+    }
+
+
+@pytest.mark.parametrize("kind", JOBS)
+def test_a_killed_workers_job(kind: str, inputs: Inputs, tmp_path: Path, rounds: Rounds) -> None:
+    """The next worker takes the job up by itself, and finishes it."""
+    place = tmp_path / "studio"
+
+    def filed() -> JobStore:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        store = JobStore(Workspace(place).store_path)
+        store.submit(kind, inputs.spec(kind, place / "exports" / "out"))
+        return store
+
+    def finished(store: JobStore, ended: Ended) -> Contents:
+        assert ended.status == 0, ended.printed
+        (job,) = store.list()
+        assert (job.state, job.error) == ("done", None)
+        assert not any((place / "tmp").iterdir())
+        return results(place)
+
+    store = filed()
+    began = time.monotonic()
+    first = run(work, place, place=place)
+    seconds = time.monotonic() - began
+    whole = finished(store, first)
+    assert whole
+    assert first.changes
+    drawn = random.Random(f"{SEED} {kind}")
+    deaths: list[dict[str, Any]] = [
+        {"fatal": change} for change in instants(first.changes, rounds(1, EVERY), kind)
+    ]
+    deaths += [{"seconds": drawn.uniform(0, seconds)} for _ in range(rounds(1, 20))]
+    for death in deaths:
+        store = filed()
+        killed = run(work, place, place=place, **death)
+        assert killed.killed or "seconds" in death, killed.printed
+        inputs.check()
+        assert finished(store, run(work, place, place=place)) == whole, death
+        inputs.check()
+
+
+def test_a_killed_process_of_several(inputs: Inputs, tmp_path: Path, rounds: Rounds) -> None:
+    """Two processes encode, a third writes; any of them may die at any time. Only the death of the
+    first process ends the command."""
+    place = tmp_path / "several"
+    words = COMMANDS["compress"].replace("--workers 1", "--workers 2")
+    whole: Contents | None = None
+    drawn = random.Random(SEED)
+    length = 12.0  # seconds; replaced by what an undisturbed command takes
+    for number in range(1 + rounds(1, 60)):
+        shutil.rmtree(place, ignore_errors=True)
+        (place / "tmp").mkdir(parents=True)
+        out = place / "out"
+        began = time.monotonic()
+        with subprocess.Popen(
+            [sys.executable, "-m", "ders_core", *inputs.words(words, out)],
+            env=os.environ | {"TMPDIR": str(place / "tmp")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            if number:
+                time.sleep(drawn.uniform(0, length))
+                victim = _one_of(process, drawn)
+                with suppress(psutil.NoSuchProcess):
+                    victim.kill()
+            printed = process.communicate()[0]
+        if whole is None:
+            assert process.returncode == 0, printed
+            whole, length = contents(place), time.monotonic() - began
+        elif process.returncode == -signal.SIGKILL:
+            again = run(command, inputs.words(words + " --resume", out), place=place)
+            assert undisturbed(again, place) == whole
+        else:
+            assert process.returncode == 0, printed
+            assert contents(place) == whole
+        inputs.check()
+
+
+def _one_of(process: subprocess.Popen[str], drawn: random.Random) -> psutil.Process:
+    first = psutil.Process(process.pid)
+    return drawn.choice([first, *first.children(recursive=True)])

@@ -1,0 +1,84 @@
+"""A real browser before a studio. It may ask nobody but the studio, for anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from support.job_waits import STILLNESS
+from support.studio_process import Studio
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+REFERENCES = "[...document.querySelectorAll('[src], link[href]')].map(e => e.src || e.href)"
+"""What a document loads, its icon too, which a browser without a window does not fetch."""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Chromium. Its absence fails in CI and skips, loudly, elsewhere."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next((path for name in names if (path := shutil.which(name))), None)
+    if executable is None:
+        words = "no Chromium on this machine: the pages were NOT tested in a real browser"
+        if os.environ.get("CI"):
+            pytest.fail(words)
+        pytest.skip(words)
+    expect.set_options(timeout=1000 * STILLNESS)  # milliseconds; the machine may be busy
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visits(browser: Browser, studio: Studio) -> Iterator[Callable[..., BrowserContext]]:
+    """Makes browser contexts with the given options, which the studio lets in, and closes them at
+    the end. Nothing in them may ask another host than the studio's: it must be whole without
+    internet. Nor may a page do what the studio's Content-Security-Policy forbids."""
+    contexts: list[BrowserContext] = []
+    asked: list[str] = []
+    forbidden: list[str] = []
+
+    def watch(page: Page) -> None:
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("websocket", lambda socket: asked.append(socket.url))
+        page.on("console", lambda message: complain(message.text))
+
+    def complain(text: str) -> None:
+        if "Content Security Policy" in text or "Content-Security-Policy" in text:
+            forbidden.append(text)
+
+    def new_context(**options: Any) -> BrowserContext:
+        contexts.append(browser.new_context(**options))
+        contexts[-1].on("page", watch)
+        assert contexts[-1].request.get(studio.door).ok  # the context has the cookie now
+        return contexts[-1]
+
+    yield new_context
+    for context in contexts:
+        for page in context.pages:
+            asked += page.evaluate(REFERENCES)
+        context.close()
+    at_home = (
+        f"{studio.address}/",
+        f"{studio.address.replace('http', 'ws', 1)}/",
+        "data:",
+        "blob:",
+    )
+    assert asked
+    assert {address for address in asked if not address.startswith(at_home)} == set()
+    assert forbidden == []

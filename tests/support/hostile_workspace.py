@@ -1,0 +1,69 @@
+"""A workspace in which everything has a name that wants to be more than a name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from support.stored_results import QUALITY, RUN
+
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
+from ders_core.recipe import presets
+
+NAME = (
+    "![x](pixel.png) :red[FAKED] :smile: :streamlit: **b** `c` $x^2$ www.evil.test a -> b "
+    "<img src=pixel.png> [l](pixel) a@evil.test &lt; -- z <b>y<b> ~~s~~ _u_"
+)
+"""What each kind of markup would make of it: a picture, colour, an emoji, bold type, code, math,
+links, an arrow, an entity. Without a slash, so that a directory can have it."""
+
+LONG_NAME = f"{NAME} :material/home: ![y](http://evil.test/pixel.png) http://evil.test/pixel"
+
+RECIPE = "![x](pixel.png) :red[FAKED] :smile: **b** `c` $x^2$ www.evil.test -> [l](pixel)"
+"""The same in the 80 characters that a recipe's name may have."""
+
+
+def hostile_workspace(path: Path, moe: Path, dense: Path) -> None:
+    """Make it: an open checkpoint, a dense model, recipes, and jobs that have ended.
+
+    moe, dense: checkpoints to copy.
+    """
+    workspace = Workspace(path)
+    store = JobStore(workspace.store_path)
+    checkpoint, parent = path / NAME / "moe", path / NAME / f"dense {NAME}"
+    for source, target in ((moe, checkpoint), (dense, parent)):
+        shutil.copytree(source, target)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["model_type"] = LONG_NAME
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    recipe = presets()["quantized-2bit"].model_copy(update={"name": RECIPE}).to_yaml()
+    workspace.recipes.mkdir()
+    (workspace.recipes / "hostile.yaml").write_text(recipe)
+    opened = {"checkpoint": str(checkpoint), "recipe": recipe, "recent": [str(checkpoint)]}
+    (path / "studio.json").write_text(json.dumps(opened | {"dense": str(parent)}))
+    claims = Claims(store.path, "ended")
+    claims.announce(os.getpid())
+    run = {"checkpoint": str(checkpoint), "recipe": recipe, "name": LONG_NAME}
+    for number in range(2):
+        store.submit("run", run, f"{number} {LONG_NAME}")
+        claim = claims.claim()
+        assert claim is not None
+        result = RUN | {"packed": str(path / NAME / "gone"), "quality": QUALITY}
+        claim.complete(result | {"bytes_after": 300 + number, "device": LONG_NAME})
+    export = {"packed": str(path / NAME / "gone"), "out": str(path / NAME / "out")}
+    store.submit("export", export, LONG_NAME)
+    claim = claims.claim()
+    assert claim is not None
+    check = {"name": LONG_NAME, "ok": True, "detail": LONG_NAME}
+    claim.complete({"out": export["out"], "format": "packed", "bytes": 300, "checks": [check]})
+    analysis = {"checkpoint": str(checkpoint)}
+    upcycle = {"dense": str(parent), "config": "name: x", "name": LONG_NAME}
+    for kind, spec in (("run", run), ("analyze", analysis), ("upcycle", upcycle)):
+        store.submit(kind, spec, LONG_NAME)
+        claim = claims.claim()
+        assert claim is not None
+        claim.fail(f"it does not work: {LONG_NAME}")
+    claims.leave()
