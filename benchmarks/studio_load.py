@@ -81,16 +81,15 @@ def studio(place: Path, checkpoint: Path | None) -> Iterator[tuple[Studio, psuti
         yield started, server
 
 
-def draw(browser: Browser, address: str, server: psutil.Process, page: str) -> Draw:
+def draw(browser: Browser, studio: Studio, server: psutil.Process, page: str) -> Draw:
     """Open a page in a tab of its own."""
     name = "" if page == "Checkpoint" else page.lower()
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.request.get(studio.door)  # the context has the cookie now
     tab = context.new_page()
     tab.set_default_timeout(PATIENCE)
-    tab.goto(address)  # where a token is in the address, it is kept in a cookie now
-    ready(tab)
     before, begun = cpu_of(server), time.perf_counter()
-    tab.goto(f"{tab.evaluate('location.origin')}/{name}")
+    tab.goto(f"{studio.address}/{name}")
     ready(tab)
     seconds = time.perf_counter() - begun
     cpu = cpu_of(server) - before
@@ -117,25 +116,12 @@ def draws(
     """The first page of a server, which imports everything and opens the checkpoint; then of each
     page the quickest draw of several."""
     with studio(place, checkpoint) as (started, server):
-        first = first_draw(browser, started, server)
+        first = draw(browser, started, server, PAGES[0])
         pages = {}
         for page in PAGES:
-            all_draws = [draw(browser, started.address, server, page) for _ in range(repeats)]
+            all_draws = [draw(browser, started, server, page) for _ in range(repeats)]
             pages[page] = min(all_draws, key=lambda each: each.seconds)
         return first, pages
-
-
-def first_draw(browser: Browser, started: Studio, server: psutil.Process) -> Draw:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    tab = context.new_page()
-    tab.set_default_timeout(PATIENCE)
-    before, begun = cpu_of(server), time.perf_counter()
-    tab.goto(started.address)
-    ready(tab)
-    seconds, cpu = time.perf_counter() - begun, cpu_of(server) - before
-    nodes = tab.evaluate("document.querySelectorAll('*').length")
-    context.close()
-    return Draw(seconds, cpu, nodes, server.memory_info().rss / 1e6)
 
 
 def table(empty: dict[str, Draw], full: dict[str, Draw]) -> Iterator[str]:
@@ -155,7 +141,7 @@ def table(empty: dict[str, Draw], full: dict[str, Draw]) -> Iterator[str]:
 def descriptors(place: Path, checkpoint: Path, visits: int, forgotten: float) -> Iterator[str]:
     """What the server holds open while visitors come and go, and after the last one."""
     with studio(place, checkpoint) as (started, server):
-        visitor = Visitor(started.address)
+        visitor = Visitor(started.door)
         visitor.look("runs")
         time.sleep(forgotten)
         counts = {0: server.num_fds()}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -112,7 +111,7 @@ def gather(
 
 
 def _numbered(
-    blocks: Mapping[tuple[str, int], _BlockTensors], names: Iterable[str]
+    blocks: Mapping[tuple[str, int], _BlockTensors], names: Collection[str]
 ) -> Iterator[tuple[int, int, _BlockTensors]]:
     """(layer's index, stack's number, block): the stack with the most bytes first."""
     stacks: dict[str, int] = {}
@@ -123,12 +122,12 @@ def _numbered(
     order = sorted(sorted(stacks, reverse=True), key=lambda stack: -stacks[stack])
     prefixes = {stack: stack.partition("*")[0] for stack in order}
     lengths = dict.fromkeys(prefixes.values(), 0)
-    for name in names:
-        for prefix in lengths:
-            if name.startswith(prefix):
-                digits = re.match(r"\d+(?=\.)", name[len(prefix) :])
-                number = number_of(digits[0]) if digits else None
-                lengths[prefix] = max(lengths[prefix], 0 if number is None else number + 1)
+    for prefix in lengths:
+        behind = (name[len(prefix) :] for name in names if name.startswith(prefix))
+        for digits in {text.partition(".")[0] for text in behind if "." in text}:
+            number = number_of(digits) if digits.isdecimal() else None
+            if number is not None:
+                lengths[prefix] = max(lengths[prefix], number + 1)
     first = 0
     for number, stack in enumerate(order):
         for layer in sorted(layer for other, layer in blocks if other == stack):

@@ -413,7 +413,7 @@ def test_visitors_leave_nothing_open_in_the_studio(
             for process in processes_of(studio.workspace)
             if {"streamlit", "run"} <= set(process.cmdline())
         )
-        visitor = Visitor(studio.address)
+        visitor = Visitor(studio.door)
         for page in PAGES:
             visitor.look(page)
         before = open_in(server)
