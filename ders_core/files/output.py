@@ -106,9 +106,9 @@ def output_directory(
     work: a description of the work as JSON. With it, an interrupted block leaves its directory
     behind, as does one that ends with an error after a part of the work is finished, and `resume`
     continues it if the description is the same. Any other such block leaves nothing. needs: bytes
-    that will be written, compared with the free space first. Raises OutputError if `out` exists, is being written by another
-    process, belongs to other work, the disk is full, or the system refuses a write; CheckpointError
-    if it refuses the block to read another file.
+    that will be written, compared with the free space first. Raises OutputError if `out` exists, is
+    being written by another process, belongs to other work, the disk is full, or the system refuses
+    a write; CheckpointError if it refuses the block to read another file.
     """
     target = new_target(out, resume=True)
     partial = partial_path(target)

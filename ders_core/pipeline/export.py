@@ -78,14 +78,14 @@ def export(
     quality: Mapping[str, Any] | None = None,
     outlook: Mapping[str, Any] | None = None,
     progress: Progress = quiet,
-    checked: Callable[[ExportResult], None] = lambda result: None,
+    ready: Callable[[ExportResult, Path], None] | None = None,
 ) -> ExportResult:
     """Write `out` in one of the `FORMATS`, read it back, and report the checks.
 
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
     quality: `Quality.to_dict()` of an evaluation, outlook: `asdict(report.outlook)` of the
-    compression, for the model card. checked: called with the result right before `out` gets its
-    name. progress counts bytes, written and then read back. Raises
+    compression, for the model card. progress counts bytes, written and then read back. ready: gets
+    the result and the finished directory right before that is renamed to `out`. Raises
     CheckpointError if `packed` is damaged or a file that is read is written meanwhile,
     EvaluationError if quality is something else,
     OutputError if the format is unknown, `out` cannot be written, or a check fails; then there is
@@ -106,7 +106,8 @@ def export(
         if failed is not None:
             raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")
         result = ExportResult(str(target), chosen, written.bytes, written.checks)
-        checked(result)
+        if ready is not None:
+            ready(result, partial)
     return result
 
 
