@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import (
+    Cancelled,
     CheckpointError,
     CodecError,
     DersError,
@@ -102,12 +103,12 @@ def output_directory(
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `out` when the block ends without an error.
 
-    work: a description of the work as JSON. With it, a block that ends with an error leaves its
-    directory behind if a part of the work is finished, and `resume` continues it if the description
-    is the same. Otherwise such a block leaves nothing. needs: bytes that will be written, compared
-    with the free space first. Raises OutputError if `out` exists, is being written by another
-    process, belongs to other work, the disk is full, or the system refuses a write; CheckpointError
-    if it refuses the block to read another file.
+    work: a description of the work as JSON. With it, an interrupted block leaves its directory
+    behind, as does one that ends with an error after a part of the work is finished, and `resume`
+    continues it if the description is the same. Any other such block leaves nothing. needs: bytes
+    that will be written, compared with the free space first. Raises OutputError if `out` exists, is
+    being written by another process, belongs to other work, the disk is full, or the system refuses
+    a write; CheckpointError if it refuses the block to read another file.
     """
     target = new_target(out, resume=True)
     partial = partial_path(target)
@@ -146,8 +147,10 @@ def output_directory(
 
 def _leave(partial: Path, work: dict[str, Any] | None, error: BaseException) -> bool:
     """Leave an unfinished output after an error; returns whether it is kept, to be continued."""
+    told = isinstance(error, DersError) or system_error(error) is not None
+    stopped = isinstance(error, Cancelled) or not told
     with suppress(OSError):  # the error is what is told
-        if work is None or not _holds_work(partial):
+        if work is None or not (stopped or _holds_work(partial)):
             shutil.rmtree(partial, ignore_errors=True)
         else:
             if isinstance(error, INPUT_ERRORS) and error.__cause__ is None:

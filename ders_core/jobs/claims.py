@@ -19,11 +19,13 @@ from typing import Any
 
 from ders_core.compute.oom import oom_kills
 from ders_core.errors import Cancelled
-from ders_core.jobs.deaths import Death, deaths_json, deaths_of, deaths_text
+from ders_core.jobs.deaths import Death, deaths_text
 from ders_core.jobs.job import (
     STALE_AFTER,
     Job,
     Step,
+    deaths_json,
+    deaths_of,
     job_of,
     process_lives,
     rewound,

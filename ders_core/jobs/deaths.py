@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections import Counter
 from collections.abc import Sequence
@@ -79,13 +78,3 @@ def _reason(deaths: Sequence[Death]) -> str:
         f"that is probably lack of memory{counted}, or somebody killed them: if it happens "
         f"again, {MEMORY}"
     )
-
-
-def deaths_of(text: str) -> list[Death]:
-    """Deaths from JSON."""
-    return [Death(status, starved) for status, starved in json.loads(text)]
-
-
-def deaths_json(deaths: Sequence[Death]) -> str:
-    """Deaths as JSON."""
-    return json.dumps([(death.status, death.starved) for death in deaths])

@@ -7,11 +7,13 @@ import os
 import platform
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import psutil
 
+from ders_core.jobs.deaths import Death
 from ders_core.jobs.pace import Sample, rate, seconds_left
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -191,3 +193,13 @@ def stopped(steps: tuple[Step, ...], state: StepState) -> tuple[Step, ...]:
 def rewound(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """Steps at the start of a new attempt: finished ones stay done, the others wait."""
     return tuple(step if step.state == "done" else Step(step.name) for step in steps)
+
+
+def deaths_of(text: str) -> list[Death]:
+    """Deaths from JSON."""
+    return [Death(status, starved) for status, starved in json.loads(text)]
+
+
+def deaths_json(deaths: Sequence[Death]) -> str:
+    """Deaths as JSON."""
+    return json.dumps([(death.status, death.starved) for death in deaths])

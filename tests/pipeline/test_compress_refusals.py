@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ders_core.codecs import Keep, Quantized, Sparse
 from ders_core.errors import CheckpointError, OutputError, RecipeError
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import DenseBase, Recipe, Rule
+from ders_core.units import bytes_text
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])
@@ -145,14 +145,14 @@ def test_a_full_disk_is_one_sentence_and_no_output(
         full = Path(path).name.removeprefix(".").startswith(where)  # written aside
         return open("/dev/full" if full else path, mode, **options)
 
-    def copy_full(source: Path, target: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def copy_full(path: Path, mode: str, **options: Any) -> Any:
+        return open("/dev/full" if "w" in mode else path, mode, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr("ders_core.files.writer.open", open_full, raising=False)
         patch.setattr("ders_core.files.aside.os.fsync", lambda handle: None)
         if where == "side files":
-            patch.setattr("ders_core.files.output.shutil.copyfile", copy_full)
+            patch.setattr("ders_core.files.address.open", copy_full, raising=False)
         refused(OutputError, mixtral_dir, out, mix, out, "full")
     compress(mixtral_dir, out, mix, resume=True)  # after space was made
     assert snapshot(out) == snapshot(packed_dir)
@@ -163,7 +163,7 @@ def test_too_little_room_is_seen_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr("ders_core.files.output.shutil.disk_usage", lambda path: usage)
-    refused(OutputError, mixtral_dir, tmp_path / "out", TWO_BITS, tmp_path, "0.0001 GB")
+    refused(OutputError, mixtral_dir, tmp_path / "out", TWO_BITS, tmp_path, bytes_text(100_000))
 
 
 def test_a_place_that_cannot_be_written(mixtral_dir: Path, tmp_path: Path) -> None:
