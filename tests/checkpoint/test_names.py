@@ -74,11 +74,15 @@ def shipped_names() -> list[tuple[str, str]]:
 
 
 def test_every_shipped_layout_is_matched_as_by_expressions() -> None:
-    fillings = ({}, {"stack": "a.3.b", "layer": "12"}, {"expert": "0x", "any": "b.c"})
+    fillings: tuple[dict[str, str], ...] = (
+        {},
+        {"stack": "a.3.b", "layer": "12"},
+        {"expert": "0x", "any": "b.c"},
+    )
     for block, rest in shipped_names():
         for filling in fillings:
             fields = {"stack": "model.layers", "layer": "7", "expert": "31", "n": "1", "any": "ff"}
-            name = re.sub(r"\{(\w+)\}", lambda mark, f=fields | filling: f[mark[1]], block + rest)
+            name = (block + rest).format(**fields | filling)
             for tried in (name, f"x.{name}", f"{name}s", name[:-1], name.replace(".", "_")):
                 assert NameTemplate(block, rest).fill(tried) == reference(block, rest, tried)
 
