@@ -213,18 +213,12 @@ def tables(source: Checkpoint) -> None:
             "shapes": st.column_config.TextColumn("shapes (out × in)"),
         },
     )
-    others = source.other_tensors()
+    others = reads.other_tensors(source)
     with st.expander(f"Other tensors ({len(others)}), carried over as they are"):
         st.dataframe(
-            pd.DataFrame(
-                {
-                    "name": [visible(info.name) for info in others],
-                    "dtype": [info.spec.stored[0] for info in others],
-                    "shape": [" × ".join(map(str, info.spec.stored[1])) for info in others],
-                    "size": [info.nbytes / 1e6 for info in others],
-                }
-            ),
+            others,
             hide_index=True,
+            lazy=True,  # of many, a browser gets the rows that it shows
             column_config={"size": st.column_config.NumberColumn("size, MB", format="%.3g")},
         )
 

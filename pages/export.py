@@ -115,8 +115,7 @@ CARDS = (
 )
 
 
-EXPORTS = 5
-"""Exports that are shown of those that have ended."""
+EXPORTS = 5  # that are shown of those that have ended
 
 
 def finished_runs(page: JobPage) -> dict[int, tuple[Job, PackedResult]]:

@@ -39,9 +39,7 @@ from ders_core.units import bytes_text, duration_text, share_text
 
 KIND = "run"
 TABLE = "runs_table"
-UNASKED, ASKED = 3, 10
-"""Runs whose details are open: those without a result, of which nobody selected one; selected ones.
-"""
+UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 
 
 def new_run() -> None:
@@ -153,6 +151,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
         hide_index=True,
         column_order=[name for name in shown if rows[name].notna().any()],  # what was measured
         key=TABLE,
+        placeholder="",
         on_select="rerun",
         selection_mode="multi-row",
         column_config={

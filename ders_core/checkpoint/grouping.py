@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -22,13 +21,17 @@ from ders_core.files.tensor import TensorReader
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+_Member = tuple[Weights, int | None, TensorReader]
+"""A tensor with what its name says: what it holds, and of which expert; None if of all."""
+
+
 @dataclass
 class _BlockTensors:
-    """The tensors of one MoE block, each with what its name says. match: of the first of them."""
+    """The tensors of one MoE block. match: of the first of them."""
 
     match: Match
-    weights: list[tuple[Match, TensorReader]] = field(default_factory=list)
-    shared: list[tuple[Match, TensorReader]] = field(default_factory=list)
+    weights: list[_Member] = field(default_factory=list)
+    shared: list[_Member] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,18 @@ def gather(
             others[name] = tensor
         else:
             members = blocks.setdefault((match.stack, match.layer), _BlockTensors(match))
-            members.weights.append((match, tensor))
+            members.weights.append((match.weights, match.expert, tensor))
     by_layer = {(members.match.scope, members.match.layer): members for members in blocks.values()}
     for name, tensor in others.items() if layout.shared else ():
         match = layout.match_shared(name)
         if match is not None and (match.scope, match.layer) in by_layer:
-            by_layer[match.scope, match.layer].shared.append((match, tensor))
+            shared = by_layer[match.scope, match.layer].shared
+            shared.append((match.weights, match.expert, tensor))
     held = {
         projection
         for members in blocks.values()
-        for match, _ in members.weights
-        for projection in match.weights.holds
+        for weights, _, _ in members.weights
+        for projection in weights.holds
     }
     projections = [projection for projection in PROJECTIONS if projection in held]
     groups: list[ExpertGroup] = []
@@ -107,23 +111,23 @@ def gather(
 
 
 def _numbered(
-    blocks: Mapping[tuple[str, int], _BlockTensors], names: Iterable[str]
+    blocks: Mapping[tuple[str, int], _BlockTensors], names: Collection[str]
 ) -> Iterator[tuple[int, int, _BlockTensors]]:
     """(layer's index, stack's number, block): the stack with the most bytes first."""
     stacks: dict[str, int] = {}
     for (stack, _), members in blocks.items():
-        size = sum(tensor.nbytes for _, tensor in members.weights)
+        size = sum(tensor.nbytes for *_, tensor in members.weights)
         stacks[stack] = stacks.get(stack, 0) + size
     # equal stacks in reversed order of names: encoder before decoder, thinker before talker
     order = sorted(sorted(stacks, reverse=True), key=lambda stack: -stacks[stack])
     prefixes = {stack: stack.partition("*")[0] for stack in order}
     lengths = dict.fromkeys(prefixes.values(), 0)
-    for name in names:
-        for prefix in lengths:
-            if name.startswith(prefix):
-                digits = re.match(r"\d+(?=\.)", name[len(prefix) :])
-                number = number_of(digits[0]) if digits else None
-                lengths[prefix] = max(lengths[prefix], 0 if number is None else number + 1)
+    for prefix in lengths:
+        behind = (name[len(prefix) :] for name in names if name.startswith(prefix))
+        for digits in {text.partition(".")[0] for text in behind if "." in text}:
+            number = number_of(digits) if digits.isdecimal() else None
+            if number is not None:
+                lengths[prefix] = max(lengths[prefix], number + 1)
     first = 0
     for number, stack in enumerate(order):
         for layer in sorted(layer for other, layer in blocks if other == stack):
@@ -154,7 +158,7 @@ _Matrices = dict[tuple[str, bool], dict[int, Matrix]]
 
 def _matrices(
     layout: Layout,
-    members: list[tuple[Match, TensorReader]],
+    members: list[_Member],
     experts: int | None,
     where: str,
     coded: CodedTensors,
@@ -162,17 +166,15 @@ def _matrices(
     """Cut tensors into experts' matrices."""
     matrices: _Matrices = {}
     cuts: dict[tuple[int, tuple[int, ...]], list[list[Slot]]] = {}  # one for tensors that are alike
-    for match, tensor in members:
+    for weights, named, tensor in members:
         shape = coded.shape(tensor)
-        form = id(match.weights), shape
+        form = id(weights), shape
         if form not in cuts:
-            cuts[form] = _slots(layout, match.weights, tensor.name, shape, experts, where)
-        for projection, slots in zip(match.weights.holds, cuts[form], strict=True):
-            is_bias = match.weights.parsed.is_bias
-            by_expert = matrices.setdefault((projection, is_bias), {})
+            cuts[form] = _slots(layout, weights, tensor.name, shape, experts, where)
+        for projection, slots in zip(weights.holds, cuts[form], strict=True):
+            by_expert = matrices.setdefault((projection, weights.parsed.is_bias), {})
             for number, slot in enumerate(slots):
-                expert = match.expert if match.expert is not None else number
-                by_expert[expert] = coded.matrix(tensor, slot)
+                by_expert[number if named is None else named] = coded.matrix(tensor, slot)
     return matrices
 
 

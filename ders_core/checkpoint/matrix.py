@@ -58,7 +58,7 @@ class Slot:
         return flat.as_strided(self.shape, self.strides, flat.storage_offset() + self.offset)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Matrix:
     """A matrix `[out, in]` at a slot of a tensor, or a bias as `[out, 1]`."""
 
@@ -125,7 +125,7 @@ class Matrix:
         return replace(self, info=tensors[self.info.name])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class QuantizedMatrix(Matrix):
     """A matrix that is stored as codes and scales, and read as numbers.
 
@@ -167,7 +167,7 @@ class QuantizedMatrix(Matrix):
         return replace(self, info=codes, weight=weight)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MatrixRows(Matrix):
     """Some rows of a matrix, as a matrix. pieces: which rows of `whole`, in order."""
 

@@ -123,6 +123,10 @@ class Recipe(BaseModel):
 
     def group_codec(self, layer: int, projection: str, experts: int) -> GroupCodec:
         """The codecs of a group of that many experts; a shared one counts as the last."""
+        of_group = (rule for rule in reversed(self.rules) if rule.is_of(layer, projection))
+        last = next(of_group, None)
+        if last is None or last.is_of_all_experts:
+            return GroupCodec.same(Keep() if last is None else last.codec, experts)
         return GroupCodec.of([self.codec(layer, projection, expert) for expert in range(experts)])
 
     @classmethod

@@ -87,11 +87,16 @@ class Rule(BaseModel):
 
     def selects(self, layer: int, projection: str, expert: int) -> bool:
         """Whether the rule gives its codec to this expert's weight."""
-        return (
-            projection in self.projections
-            and _contains(self.layers, layer)
-            and _contains(self.experts, expert)
-        )
+        return self.is_of(layer, projection) and _contains(self.experts, expert)
+
+    def is_of(self, layer: int, projection: str) -> bool:
+        """Whether the rule is about experts of this group."""
+        return projection in self.projections and _contains(self.layers, layer)
+
+    @property
+    def is_of_all_experts(self) -> bool:
+        """Whether it is about all experts of its groups."""
+        return parse_numbers(self.experts) is None
 
 
 @lru_cache(maxsize=4096)

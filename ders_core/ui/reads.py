@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
 from ders_core.analysis import Analysis
@@ -24,6 +25,7 @@ from ders_core.pipeline import card
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import Recipe
 from ders_core.ui.session import workspace
+from ders_core.units import visible
 from ders_core.upcycle import DenseModel
 from ders_core.upcycle.dense_model import FAMILIES
 
@@ -102,6 +104,25 @@ def summary(source: Checkpoint) -> Summary:
     """The summary of a checkpoint; the verdict's sample reads a few rows of a few experts."""
     with _one_sentence(source.path):
         return _summary(source.store.version, source)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _other_tensors(version: str, _source: Checkpoint) -> pd.DataFrame:
+    others = _source.other_tensors()
+    return pd.DataFrame(
+        {
+            "name": [visible(info.name) for info in others],
+            "dtype": [info.spec.stored[0] for info in others],
+            "shape": [" × ".join(map(str, info.spec.stored[1])) for info in others],
+            "size": [info.nbytes / 1e6 for info in others],
+        }
+    )
+
+
+def other_tensors(source: Checkpoint) -> pd.DataFrame:
+    """A row for each tensor that holds no routed expert: name, dtype, shape, size in MB. Callers do
+    not change it."""
+    return _other_tensors(source.store.version, source)
 
 
 @st.cache_data(show_spinner=False, max_entries=64)

@@ -16,6 +16,9 @@ from ders_core.jobs.job import Step, steps_text
 from ders_core.jobs.schema import transaction
 
 HIDDEN, FFN = 8, 4
+BEFORE = 60_000
+"""Bytes of the checkpoint that the runs compress."""
+
 PARTS = {"w1": (FFN, HIDDEN), "w3": (FFN, HIDDEN), "w2": (HIDDEN, FFN)}
 STEPS = tuple(Step(name, "done", 1.0) for name in ("compress", "verify", "evaluate"))
 ERROR = "the checkpoint /models/moe does not exist; choose another one"
@@ -77,10 +80,15 @@ def _result(number: int) -> dict[str, Any]:
         for layer in range(4)
         for projection in ("gate", "up", "down")
     ]
-    return RUN | {
-        "packed": f"/w/runs/{number:05d}/packed",
-        "report": REPORT | {"entries": entries, "bytes_after": size_of(number)},
+    sizes = {
+        "bytes_before": BEFORE,
         "bytes_after": size_of(number),
+        "ratio": size_of(number) / BEFORE,
+    }
+    return RUN | {
+        **sizes,
+        "packed": f"/w/runs/{number:05d}/packed",
+        "report": REPORT | sizes | {"entries": entries},
         "quality": None if kl is None else QUALITY | {"kl": kl},
     }
 

@@ -71,7 +71,7 @@ def running_studio(
     token are those that the command prints. Call it in the main thread; meanwhile SIGTERM raises
     KeyboardInterrupt, as Ctrl-C does.
     """
-    workspace, log, port = place / "workspace", place / "app.log", _free_port()
+    workspace, log, port = place / "workspace", place / "app.log", free_port()
     command = [sys.executable, "-c", "from ders_core.cli.main import main; main()", "app"]
     command += ["--workspace", str(workspace), "--port", str(port), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -142,7 +142,8 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

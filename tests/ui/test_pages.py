@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -27,7 +28,19 @@ from ders_core.pipeline.plan import resolve
 from ders_core.recipe import Recipe, presets
 from ders_core.ui.recipe_table import choice_of, codecs_of, menu
 
+ROOT = Path(__file__).parents[2]
 PAGES = ("redundancy", "spectra", "recipe", "runs", "export")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "pages").glob("*.py")), ids=lambda page: page.stem)
+def test_no_text_of_a_page_is_shown_by_accident(page: Path) -> None:
+    """Streamlit shows a text that stands alone, except the first one of a file."""
+    alone = [
+        statement.lineno
+        for statement in ast.parse(page.read_text(encoding="utf-8")).body[1:]
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    ]
+    assert alone == []
 
 
 def test_every_page_says_what_to_do_first(app: AppTest) -> None:
