@@ -286,8 +286,9 @@ WITH_LAYOUT = ("layout",)
 """Targets for which a layout lies beside the original; for others it would hide the families."""
 
 KEPT: Mapping[str, tuple[int, ...]] = {
-    "packed config": (1420,),
-    "patch": (1080, 1519),
+    "meta": (1797,),
+    "packed config": (1420, 1770),
+    "patch": (1080, 1519, 1661, 1687, 2023),
     "weights": (1248,),
 }
 """Seeds that once did harm, by target: they are always tried."""
