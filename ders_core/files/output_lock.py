@@ -19,6 +19,7 @@ from typing import Any
 
 from ders_core.errors import OutputError
 from ders_core.files.flock import is_at, try_lock
+from ders_core.files.untrusted_json import JsonFault, parse_json
 
 MARK = ".ders-mark"
 """The file in an unfinished output by which the lock knows it again."""
@@ -138,8 +139,8 @@ def _sweep(path: Path, unfinished: str) -> None:
 def _entry(content: bytes) -> dict[str, Any] | None:
     """What a lock of ours says; None if it is not ours."""
     try:
-        entry = json.loads(content)
-    except ValueError:
+        entry = parse_json(content)
+    except JsonFault:
         return None
     return entry if isinstance(entry, dict) and entry.get("maker") == MAKER else None
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.bounded_time import at_most
 from support.messages import raises_saying
@@ -53,6 +53,7 @@ def templates(draw: st.DrawFn) -> tuple[str, str]:
     return "".join(pieces[:cut]), "".join(pieces[cut:])
 
 
+@settings(deadline=None)
 @given(templates(), st.lists(st.text(CHARACTERS, max_size=12), min_size=10, max_size=10))
 @example(("{stack}.{layer}.{any}_w", "{n}"), ["m.1.a_w_w2", "m.1.2.a_w3", "m.1._w1"])
 @example(("{any}{any}{layer}", "{n}{expert}"), ["aa1111", "111111", "a_1٣22", "a1"])
