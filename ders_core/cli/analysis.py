@@ -82,7 +82,7 @@ def analyze(
     from ders_core.files.output import new_target
     from ders_core.jobs import Engine
     from ders_core.packed.open import open_checkpoint
-    from ders_core.recipe.numbers import parse_numbers
+    from ders_core.recipe.numbers import numbers_up_to, parse_numbers
 
     if output is not None and output.suffix not in SUFFIXES:
         raise typer.BadParameter(f"end the name in {', '.join(SUFFIXES)}", param_hint="-o")
@@ -99,7 +99,8 @@ def analyze(
         ranges = parse_numbers(layers)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--layers") from error
-    chosen = None if ranges is None else [n for numbers in ranges for n in numbers]
+    last = source.moe_layers[-1]
+    chosen = None if ranges is None else sorted({*numbers_up_to(ranges, last)})
     with ExitStack() as stack:
         write = stack.enter_context(new_report(output)) if output is not None else None
         with (

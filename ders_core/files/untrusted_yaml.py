@@ -59,7 +59,7 @@ class _BoundedLoader(yaml.SafeLoader):
         if self._composed > MOST_VALUES:
             raise _fault(f"the text holds more than {MOST_VALUES} values", mark)
         self._above += 1
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._above -= 1
         if not is_alias:
             self._extents[id(node)] = self._extent(node)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-MOST_DIGITS = 6
-"""No model has as many layers or experts."""
+MOST_DIGITS = 18
+"""Of a number, which then is one of 64 bits."""
 
 LONGEST = 80
 """Characters of a wrong text that messages show."""
@@ -28,6 +28,15 @@ def parse_numbers(text: str) -> list[range] | None:
         if not ranges[-1]:
             raise ValueError(f"{shown}: the range {item.strip()!r} runs backwards")
     return ranges
+
+
+def numbers_up_to(ranges: Iterable[range], last: int) -> Iterator[int]:
+    """The numbers of ranges; of those above `last`, the first of each range alone: that is enough
+    to refuse it, and a range may have more numbers than there is memory."""
+    for numbers in ranges:
+        yield from range(numbers.start, min(numbers.stop, last + 1))
+        if numbers.stop > last + 1:
+            yield max(numbers.start, last + 1)
 
 
 def spell_numbers(numbers: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -44,6 +44,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES, st.booleans())
 def test_what_is_written_is_read(value: Any, ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)
@@ -61,6 +62,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(PLAIN)
 def test_yaml_that_is_written_is_read(value: Any) -> None:
     text = yaml.safe_dump(value, allow_unicode=True)
@@ -128,7 +130,6 @@ def laughs(levels: int, width: int = 9) -> str:
     [
         (laughs(10), None, ["100000"]),
         (laughs(30, 2), None, ["100000"]),
-        ("[" + "0," * 100_000 + "]", 1, ["100000"]),
         ("a: &a [1, *a]", 1, ["part of"]),
         ("x: 1\nstages: &s {codec: chain, stages: [*s]}", 2, ["part of"]),
         ("? &k {a: *k}\n: 1", 1, ["part of"]),
@@ -185,6 +186,10 @@ def test_words_that_others_take_for_something_else() -> None:
 
 
 def test_a_yaml_text_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted_yaml, "MOST_VALUES", 5)
+    assert parse_yaml("[0, 1, 2, 3]") == [0, 1, 2, 3]
+    with raises_saying(YamlFault, "5 values"):
+        parse_yaml("[0, 1, 2, 3, 4, 5]")
     monkeypatch.setattr(untrusted_yaml, "MOST_CHARACTERS", 10)
     assert parse_yaml("a: 1") == {"a": 1}
     with raises_saying(YamlFault, "10", "12"):
@@ -231,6 +236,7 @@ def test_headers_that_safetensors_own_library_refuses_are_refused(
 
 TRUSTED = {
     "jobs/job.py": "the workspace's own database",
+    "jobs/deaths.py": "the workspace's own database",
     "jobs/testing.py": "what it has just written",
     "decompose/testing.py": "what it has just written",
     "analysis/tables.py": "what pandas has just written",

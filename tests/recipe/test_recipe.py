@@ -9,7 +9,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.bounded_time import at_most
 from support.messages import raises_saying
+from support.shell import ders
 
 from ders_core.checkpoint import PROJECTIONS
 from ders_core.codecs import Chain, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
@@ -28,7 +30,8 @@ from ders_core.recipe import (
     load_recipe,
     presets,
 )
-from ders_core.recipe.numbers import parse_numbers
+from ders_core.recipe.numbers import numbers_up_to, parse_numbers
+from ders_core.upcycle import UpcycleConfig
 
 SHARES = st.floats(0, 1, exclude_min=True, exclude_max=True, allow_nan=False)
 CODECS = st.one_of(
@@ -375,3 +378,22 @@ def test_experts_that_the_checkpoint_has_not(qwen2_moe_dir: Path, experts: str, 
     recipe = Recipe(name="x", rules=(Rule(experts=experts, codec=Quantized(bits=2)),))
     with raises_saying(RecipeError, "rule 1 ", f"expert {named},"):
         resolve(recipe, open_checkpoint(qwen2_moe_dir))
+
+
+def test_ranges_larger_than_any_memory() -> None:
+    ranges = parse_numbers("1-3,0-999999999999999999,7,9-99999999999")
+    assert ranges is not None
+    assert list(numbers_up_to(ranges, 4)) == [1, 2, 3, 0, 1, 2, 3, 4, 5, 7, 9]
+    for text in ("9" * 19, f"0-{'9' * 5000}"):
+        with raises_saying(ValueError, "18 digits"):
+            parse_numbers(text)
+
+
+def test_layers_that_no_memory_holds_are_refused(mixtral_dir: Path) -> None:
+    with at_most(20):
+        done = ders("analyze", mixtral_dir, "--layers", "0-99999999999")
+    assert done.returncode == 1
+    assert "no experts at layer 2" in done.stderr
+    config = UpcycleConfig.from_yaml("name: a\ndata: {texts: a}\nlayers: 0-99999999999")
+    with at_most(20), raises_saying(RecipeError, "99999999999", "0-1"):
+        config.chosen_layers(2)

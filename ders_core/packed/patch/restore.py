@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ders_core.compute.progress import Advance
 from ders_core.errors import CheckpointError
+from ders_core.files.address import is_file
 from ders_core.files.checksum import file_checksum
 from ders_core.files.links import check_within
 from ders_core.files.side_files import SideFile
@@ -38,7 +39,7 @@ def restore(
     for name, sha256 in manifest.side.items():
         file = SideFile(name, directory / SIDE / name)
         check_within(file.path, directory)
-        if not file.path.is_file() or copy_with_checksum(file, out) != sha256:
+        if not is_file(file.path) or copy_with_checksum(file, out) != sha256:
             raise refuse(name, None)
     sources = _sources(directory, manifest, elsewhere, refuse)
     for target, names in manifest.files.items():
@@ -62,7 +63,7 @@ def damaged_side_files(directory: Path, manifest: PatchManifest) -> list[str]:
     return [
         name
         for name, file in files.items()
-        if not file.is_file() or file_checksum(file) != manifest.side[name]
+        if not is_file(file) or file_checksum(file) != manifest.side[name]
     ]
 
 
