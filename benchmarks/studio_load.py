@@ -102,7 +102,7 @@ def ready(tab: Page) -> None:
     """Wait until the script has run and what it shows is there."""
     tab.wait_for_selector(f"{DRAWN} [data-testid=stSidebar] :text('Worker')")
     tab.wait_for_selector(f"{DRAWN} [data-testid=stMain] :is(p, h3, h5)")
-    tab.wait_for_function("!document.querySelector('[data-testid=stMain] [data-stale=true]')")
+    tab.wait_for_selector("[data-testid=stMain] [data-stale=true]", state="detached")
 
 
 def cpu_of(process: psutil.Process) -> float:
