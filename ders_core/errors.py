@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 class DersError(Exception):
-    """Any fault that a user can understand and mend."""
+    """Any fault that a user can understand and mend.
+
+    Messages quote names and texts from files that may be anyone's: what cannot be printed in one
+    line is written as escapes.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class CheckpointError(DersError):
@@ -92,7 +99,7 @@ class Fault:
         subject: whose values were checked, such as "codec 'sparse'". noun: what it calls them.
         known: their names, for a message about an unknown one.
         """
-        where = ".".join(_printable(part) for part in self.path)
+        where = ".".join(one_line(str(part)) for part in self.path)
         names = ", ".join(known)
         if self.kind == "unknown":
             if subject:
@@ -142,7 +149,11 @@ def sentence_of(
     return gravest(error).sentence(subject, noun, known)
 
 
-def _printable(part: str | int) -> str:
-    """A part of a path that any terminal can print."""
-    text = str(part)
-    return text if text.isprintable() else ascii(text).strip("'")
+def one_line(text: str) -> str:
+    """The text with escapes in place of what cannot be printed: line ends, controls, halves of
+    characters."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )

@@ -52,15 +52,16 @@ def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
 
 
 def _lines(title: str) -> Callback:
-    last = -LINE_SECONDS
+    last, printed = -LINE_SECONDS, ""
 
     def show(done: int, total: int, message: str) -> None:
-        nonlocal last
+        nonlocal last, printed
         now = time.monotonic()
-        if now - last >= LINE_SECONDS or done == total:
-            last = now
-            share = f" {100 * done / total:3.0f} %" if total else ""
-            print(f"{title}:{share} {message}", file=sys.stderr, flush=True)
+        share = f" {100 * done / total:3.0f} %" if total else ""
+        line = f"{title}:{share} {message}"
+        if line != printed and (now - last >= LINE_SECONDS or done == total):
+            last, printed = now, line
+            print(line, file=sys.stderr, flush=True)
 
     return show
 

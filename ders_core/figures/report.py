@@ -6,6 +6,7 @@ import html
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -49,14 +50,18 @@ def report_html(analysis: Analysis) -> str:
         f"<p class='lead'>{html.escape(analysis.verdict.sentence)}</p>",
         _table(analysis),
     ]
-    script: bool | str = True
+    numbers = count(1)  # as names; plotly would draw them, and no two reports would be alike
     for title, about, drawn in figures:
         parts.append(f"<h2>{html.escape(title)}</h2>")
         if about:
             parts.append(f"<p>{html.escape(about)}</p>")
         for figure in drawn:
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=script))
-            script = False
+            number = next(numbers)
+            parts.append(
+                figure.to_html(
+                    full_html=False, include_plotlyjs=number == 1, div_id=f"figure-{number}"
+                )
+            )
     return "\n".join([*parts, "</body></html>"])
 
 

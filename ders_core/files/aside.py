@@ -37,14 +37,14 @@ def written_aside(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def locked_aside(path: Path) -> Iterator[Path]:
+def locked_aside(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """As `written_aside`, for a block that lasts: the hidden file exists from the start and is
     locked, and what dead processes left of the same file is removed first.
 
     The block may write into the file, and not put another one in its place.
     """
     sweep_asides(path.parent, path.name)
-    with written_aside(path) as aside, open(aside, "wb") as file:
+    with written_aside(path, sync=sync) as aside, open(aside, "wb") as file:
         with suppress(OSError):  # a disk without locks: then nobody sweeps there
             try_lock(file.fileno())
         yield aside

@@ -115,5 +115,5 @@ def _keep(place: Path, before: Stamp, sums: Mapping[str, str]) -> None:
     entry = {"stamp": stamped, "tensors": dict(sums)}
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with locked_aside(place) as aside:
+        with locked_aside(place, sync=False) as aside:
             aside.write_text(json.dumps(entry), encoding="utf-8")

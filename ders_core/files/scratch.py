@@ -40,7 +40,7 @@ def scratch_directory(purpose: str) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         try:
-            place = Path(tempfile.gettempdir())
+            place = _place() or Path(tempfile.gettempdir())
         except OSError as error:  # no place of several can be written
             raise OutputError(f"no temporary file can be written: {error.strerror}") from error
         try:
@@ -78,11 +78,26 @@ def sweep_scratch(place: Path | None = None, prefix: str = PREFIX) -> None:
 
     Only those of this user, in which a file says that they are ours, and that no process holds.
     """
-    with suppress(OSError), os.scandir(place or tempfile.gettempdir()) as entries:
+    place = place or _place()
+    if place is None:
+        return
+    with suppress(OSError), os.scandir(place) as entries:
         for entry in list(entries):
             if entry.name.startswith(prefix) and _RANDOM.fullmatch(entry.name[-8:]):
                 with suppress(OSError):
                     _sweep(Path(entry.path))
+
+
+def _place() -> Path | None:
+    """Where tempfile puts its files, without the file that it writes to find that out; None if only
+    that can tell."""
+    named = [tempfile.tempdir, *map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), "/tmp"]
+    for name in named:
+        if isinstance(name, str) and name:
+            place = Path(name).absolute()
+            if name == tempfile.tempdir or os.access(place, os.R_OK | os.W_OK | os.X_OK):
+                return place
+    return None
 
 
 def _owned(directory: Path) -> int:

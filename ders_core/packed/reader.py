@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint.checkpoint import numbers_dtype
+from ders_core.errors import one_line
 from ders_core.files.address import as_local
 from ders_core.files.checksum import checksum
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
@@ -99,8 +100,8 @@ class PackedCheckpoint:
             ),
         ]
         return [
-            f"{self.path / 'config.json'} was edited after packing: {key} is {_shown(now)} and was "
-            f"{_shown(before)}; set it back, or pack the edited original"
+            f"{self.path / 'config.json'} was edited after packing: {one_line(key)[:80]} is "
+            f"{_shown(now)} and was {_shown(before)}; set it back, or pack the edited original"
             for key, before, now in pairs
             if now != before
         ]

@@ -78,12 +78,14 @@ def export(
     quality: Mapping[str, Any] | None = None,
     outlook: Mapping[str, Any] | None = None,
     progress: Progress = quiet,
+    ready: Callable[[ExportResult, Path], None] | None = None,
 ) -> ExportResult:
     """Write `out` in one of the `FORMATS`, read it back, and report the checks.
 
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
     quality: `Quality.to_dict()` of an evaluation, outlook: `asdict(report.outlook)` of the
-    compression, for the model card. progress counts bytes, written and then read back. Raises
+    compression, for the model card. progress counts bytes, written and then read back. ready: gets
+    the result and the finished directory right before that is renamed to `out`. Raises
     CheckpointError if `packed` is damaged or a file that is read is written meanwhile,
     EvaluationError if quality is something else,
     OutputError if the format is unknown, `out` cannot be written, or a check fails; then there is
@@ -103,7 +105,10 @@ def export(
         failed = next((check for check in written.checks if not check.ok), None)
         if failed is not None:
             raise OutputError(f"{target} was written wrongly and removed: {failed.detail}")
-    return ExportResult(str(target), chosen, written.bytes, written.checks)
+        result = ExportResult(str(target), chosen, written.bytes, written.checks)
+        if ready is not None:
+            ready(result, partial)
+    return result
 
 
 def _needs(order: _Order, format: Format) -> int:

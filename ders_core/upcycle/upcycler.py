@@ -27,7 +27,7 @@ from ders_core.evaluate.windows import (
 )
 from ders_core.files.inputs import check_inputs, unchanged_inputs
 from ders_core.files.json_object import read_json
-from ders_core.files.output import new_target, output_directory, partial_path
+from ders_core.files.output import check_room, new_target, output_directory, partial_path
 from ders_core.files.writer import write_json
 from ders_core.hf import describe, load_tokenizer
 from ders_core.hf.silence import silent
@@ -136,6 +136,8 @@ def _run(
     if where.type == "cuda":
         where = processes.device
     start.config, precision = computable(config, where)
+    if processes.is_main_process and not resume:  # else a part of it is there already
+        check_room(place.parent, start.room())
     begun = time.monotonic()
     meter = Meter(config.training.steps, progress if processes.is_main_process else quiet)
     folder = partial_path(place) / CHECKPOINTS

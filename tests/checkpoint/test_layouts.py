@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from support.bounded_time import at_most
 from support.messages import raises_saying
 from support.written_experts import D, H, K, Tensors, experts, same, write
 
@@ -190,6 +192,15 @@ def test_a_users_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: s
         (("w{expert}b", "w{whom}b"), "whom"),
         (("holds: up, axes: in out", "holds: [up, gate], axes: in out"), "part"),
         (("holds: up, axes: in out", "holds: up, axes: expert in out"), "expert"),
+        (("{stack}.{layer}", "{stack}.{layer}.{layer}"), "{layer}"),
+        (("w{expert}b", "w{expert}{expert}b"), "{expert}"),
+        (("w{expert}b", "{stack}w{expert}b"), "{stack}"),
+        (("w{expert}b", "{any}" * 17), "at most 16"),
+        (("family: mine", "family: &a [*a]"), "alias"),
+        (("family: mine", "family: !!timestamp 2024-13-45"), "timestamp"),
+        (("family: mine", "family: !!timestamp 2024-01-01"), "family"),
+        (("family: mine", "family: 3"), "family"),
+        (("router:", "2024-01-01:"), "2024-01-01"),
     ],
 )
 def test_a_malformed_entry_is_one_sentence(
@@ -200,3 +211,51 @@ def test_a_malformed_entry_is_one_sentence(
     for attempt in (open_checkpoint, lambda path: read_layouts(path / LAYOUT_FILE)):
         with raises_saying(CheckpointError, LAYOUT_FILE, fact):
             attempt(path)
+
+
+def test_a_date_is_a_word(tmp_path: Path) -> None:
+    path, weights = odd_model(tmp_path / "m")
+    (path / LAYOUT_FILE).write_text(ENTRY.replace("family: mine", "family: 2024-01-01"))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.family == "2024-01-01"
+    same(checkpoint, 0, weights)
+
+
+@pytest.mark.parametrize("letters", ["a", "a.", "1"])
+def test_a_layout_that_would_be_tried_for_ever(tmp_path: Path, letters: str) -> None:
+    """Eight words and one long name: 20 kB, and more than the age of the world."""
+    path, _ = odd_model(tmp_path / "m")
+    long = {f"net.0.odd.{letters * (20_000 // len(letters))}": torch.zeros(2, 2)}
+    save_file(load_file(path / "model.safetensors") | long, path / "model.safetensors")
+    names = "".join(f'  "{"{any}" * count}!": up\n' for count in range(1, 9))
+    dots = "".join(f'  "{"{any}." * count}!": up\n' for count in range(2, 9))
+    entry = ENTRY.replace("experts:\n", f"experts:\n{names}{dots}")
+    (path / LAYOUT_FILE).write_text(entry)
+    with at_most(20):
+        assert open_checkpoint(path).family == "mine"
+
+
+def test_too_much_of_a_layout_is_refused(tmp_path: Path) -> None:
+    path, _ = odd_model(tmp_path / "m")
+    file = path / LAYOUT_FILE
+    for text, fact in (
+        (ENTRY + "#" * (1 << 18), "bytes"),
+        ("- " + ENTRY.replace("\n", "\n  ") + "\n" + "\n".join(["- {}"] * 17), "16"),
+        (ENTRY + "shared: {" + ", ".join(f"w{n}: gate" for n in range(65)) + "}", "64"),
+    ):
+        file.write_text(text)
+        with raises_saying(CheckpointError, LAYOUT_FILE, fact):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("brace", ["{expert}", "{x}", "{", "}", "{layer}"])
+def test_braces_in_names_are_no_placeholders(tmp_path: Path, brace: str) -> None:
+    weights = experts(5, gate=False)
+    names = {"up": "w1", "down": "w2"}
+    tensors = {
+        f"net.0.mo{brace}e.experts.{expert}.{names[p]}.weight": weights[p][expert]
+        for p in weights
+        for expert in range(K)
+    }
+    with raises_saying(CheckpointError, "no experts"):
+        open_checkpoint(write(tmp_path / "m", tensors, model_type="odd", num_experts=K))

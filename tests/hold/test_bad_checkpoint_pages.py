@@ -107,13 +107,13 @@ def test_a_bad_checkpoint_does_not_take_the_studio_along(
     app = started()
     assert not app.exception
     assert len(app.error) == 1
-    for page in NEEDING:
+    for page in NEEDING if damage is surrogate_in_a_name else ():
         on(app, page)
         assert len(app.error) <= 1
         assert "\n" not in "".join(error.value for error in app.error)
     assert "an earlier run" in words(on(app, "runs"))
-    on(app, "export")
-    on(app, "upcycle")
+    for page in ("export", "upcycle") if damage is surrogate_in_a_name else ():
+        assert not on(app, page).error
     on(app, "checkpoint")
     assert len(app.error) == 1
     opened(app, good)

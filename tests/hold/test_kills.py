@@ -28,7 +28,7 @@ from ders_core.cli.main import main
 from ders_core.codecs import LowRank, Quantized
 from ders_core.jobs.store import JobStore
 from ders_core.jobs.worker import run_worker
-from ders_core.jobs.workspace import Workspace
+from ders_core.jobs.workspace import ROOTS_VARIABLE, Workspace
 from ders_core.packed.patch import apply_patch
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
@@ -40,6 +40,9 @@ Contents = dict[str, bytes]
 SEED = 11
 EVERY = 10_000
 """More kills than any command has changes."""
+
+MEASURED = ("ders_upcycle.jsonl", "ders_upcycle.json")
+"""Files that tell of the seconds and the memory that a training took."""
 
 RECIPE = Recipe(
     name="two",
@@ -107,7 +110,7 @@ def contents(*places: Path) -> Contents:
     found = {}
     for place in places:
         for file in [place, *sorted(place.rglob("*"))]:
-            if file.is_file():
+            if file.is_file() and file.name not in MEASURED:
                 found[f"{place.name}/{file.relative_to(place)}"] = file.read_bytes()
     return found
 
@@ -156,8 +159,13 @@ def instants(changes: int, tries: int, name: str) -> list[int]:
 def undisturbed(ended: Ended, place: Path) -> Contents:
     """What work leaves below its place: all of it, hidden files too, but no temporary one."""
     assert ended.status == 0, ended.printed
-    assert not any((place / "tmp").iterdir())
+    assert temporary(place) == []
     return contents(place)
+
+
+def temporary(place: Path) -> list[str]:
+    """Temporary files that stayed. torch makes an empty folder when its compiler is imported."""
+    return [path.name for path in (place / "tmp").iterdir() if not path.match("torchinductor_*")]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -173,7 +181,9 @@ def test_a_killed_command(name: str, inputs: Inputs, tmp_path: Path, rounds: Rou
         place.mkdir()
         words = inputs.words(COMMANDS[name], out)
         killed = run(command, words, place=place, fatal=fatal)
-        assert killed.killed, killed.printed
+        if not killed.killed:  # a training makes a few changes more or fewer
+            assert undisturbed(killed, place) == whole
+            continue
         left = {key: value for key, value in contents(place).items() if key in whole}
         assert left in ({}, whole), f"killed before change {fatal}, the output is not whole"
         inputs.check()
@@ -186,7 +196,8 @@ def test_a_killed_command(name: str, inputs: Inputs, tmp_path: Path, rounds: Rou
         inputs.check()
 
 
-def work(workspace: Path) -> None:
+def work(workspace: Path, root: Path) -> None:
+    os.environ[ROOTS_VARIABLE] = str(root)
     run_worker(Workspace(workspace), stop_when_idle=True)
 
 
@@ -202,7 +213,7 @@ def results(workspace: Path) -> Contents:
 @pytest.mark.parametrize("kind", JOBS)
 def test_a_killed_workers_job(kind: str, inputs: Inputs, tmp_path: Path, rounds: Rounds) -> None:
     """The next worker takes the job up by itself, and finishes it."""
-    place = tmp_path / "studio"
+    place, root = tmp_path / "studio", tmp_path.parent
 
     def filed() -> JobStore:
         shutil.rmtree(place, ignore_errors=True)
@@ -215,12 +226,12 @@ def test_a_killed_workers_job(kind: str, inputs: Inputs, tmp_path: Path, rounds:
         assert ended.status == 0, ended.printed
         (job,) = store.list()
         assert (job.state, job.error) == ("done", None)
-        assert not any((place / "tmp").iterdir())
+        assert temporary(place) == []
         return results(place)
 
     store = filed()
     began = time.monotonic()
-    first = run(work, place, place=place)
+    first = run(work, place, root, place=place)
     seconds = time.monotonic() - began
     whole = finished(store, first)
     assert whole
@@ -232,10 +243,10 @@ def test_a_killed_workers_job(kind: str, inputs: Inputs, tmp_path: Path, rounds:
     deaths += [{"seconds": drawn.uniform(0, seconds)} for _ in range(rounds(1, 20))]
     for death in deaths:
         store = filed()
-        killed = run(work, place, place=place, **death)
+        killed = run(work, place, root, place=place, **death)
         assert killed.killed or "seconds" in death, killed.printed
         inputs.check()
-        assert finished(store, run(work, place, place=place)) == whole, death
+        assert finished(store, run(work, place, root, place=place)) == whole, death
         inputs.check()
 
 

@@ -284,7 +284,11 @@ TARGETS: Mapping[str, Target] = {
 WITH_LAYOUT = ("layout",)
 """Targets for which a layout lies beside the original; for others it would hide the families."""
 
-KEPT: Mapping[str, tuple[int, ...]] = {}
+KEPT: Mapping[str, tuple[int, ...]] = {
+    "packed config": (1420,),
+    "patch": (1080, 1519),
+    "weights": (1248,),
+}
 """Seeds that once did harm, by target: they are always tried."""
 
 

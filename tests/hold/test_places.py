@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import pkgutil
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,6 +222,37 @@ def test_a_place_that_vanishes(
         assert "\n" not in str(refusal)
         assert str(out) in str(refusal)
         assert not parent.exists() or list(parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "within"),
+    [
+        ("json", "ders_core.analysis.analyze"),
+        ("parquet", "ders_core.analysis.analyze"),
+        ("calibrate", "ders_core.calibrate.calibrator._measure"),
+        ("demo", "ders_core.demo.build.joined"),
+    ],
+)
+def test_a_folder_that_vanishes_during_other_work(
+    verb: str,
+    within: str,
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    work = pkgutil.resolve_name(within)
+
+    def vanish(*given: Any, **options: Any) -> Any:
+        shutil.rmtree(parent)
+        return work(*given, **options)
+
+    monkeypatch.setattr(within, vanish)
+    line = error_of(ders(*words(verb, inputs, parent / "out")))
+    assert str(parent / "out") in line
+    assert "removed" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_is_made_again_is_not_taken_for_whole(tmp_path: Path) -> None:

@@ -155,3 +155,13 @@ def test_an_edited_recipe_in_the_config_is_told(packed: Path) -> None:
     edit_config(packed, quantization_config=quantization | {"seed": 12})
     (problem,) = verify(packed).problems
     assert "quantization_config.seed is 12 and was 11" in problem
+
+
+@pytest.mark.parametrize("value", [None, [], ["a"], [["a", 1]], "ders", "", 3, 0, True, 0.5])
+def test_a_quantization_config_that_is_no_object_is_told(packed: Path, value: Any) -> None:
+    edit_config(packed, quantization_config=value)
+    found = verify(packed)
+    assert not found.ok
+    (problem,) = found.problems
+    assert "quantization_config" in problem
+    assert "\n" not in problem

@@ -97,6 +97,7 @@ def _work(
     os.environ["TMPDIR"] = str(Path(place) / "tmp")
     os.environ["OMP_NUM_THREADS"] = "1"
     tempfile.tempdir = None
+    tempfile.gettempdir()  # tries the folder out with a file, which nobody would sweep
     seen = _counted(place, fatal)
     status = 0
     with open(printed, "w") as file, redirect_stdout(file), redirect_stderr(file):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from streamlit.testing.v1 import AppTest
 
 from ders_core.ui.plain import PART, plain, strong
 from ders_core.units import visible
@@ -125,6 +126,20 @@ def test_long_texts_are_cut() -> None:
 def test_what_cannot_be_printed_is_written_out() -> None:
     assert visible("a\nb\u202ec\ud800\x1b[0m") == r"a\nb\u202ec\ud800\x1b[0m"
     assert visible("a\xa0b\u3000c") == "a b c"
+
+
+def test_an_error_that_nobody_expected_is_one_sentence() -> None:
+    def page() -> None:
+        from ders_core.ui import frame
+
+        assert frame.show_fault(ValueError("a\n![x](y)"))
+
+    app = AppTest.from_function(page, default_timeout=60).run()
+    assert not app.exception
+    assert len(app.error) == 1
+    assert texts(app.error[0].value) == [
+        r"unexpected: ValueError: a\n![x](y); details in the output of `ders app`"
+    ]
 
 
 def test_bold_text_is_never_a_rule() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
+from ders_core.errors import CheckpointError
+from ders_core.files.place_errors import writing
 from ders_core.jobs.kind import KINDS, Kind, Result, Spec
 from ders_core.pipeline.formats import Format, canonical
 
@@ -43,6 +46,10 @@ class ExportResult(Result):
     checks: tuple[ExportCheck, ...] = ()
 
 
+NOTE = "export.json"
+"""In the job's directory: the result, and which directory it was before it was renamed."""
+
+
 @KINDS.register
 class Export(Kind[ExportSpec, ExportResult]):
     """Write a packed checkpoint packed, in its original layout, or as a patch."""
@@ -57,20 +64,49 @@ class Export(Kind[ExportSpec, ExportResult]):
 
     def run(self, context: TaskContext, spec: ExportSpec) -> ExportResult:
         from ders_core.files.output import new_target
+        from ders_core.files.writer import write_json
+        from ders_core.pipeline.export import ExportResult as Exported
         from ders_core.pipeline.export import export
 
-        packed, out = context.allowed(spec.packed), new_target(context.allowed(spec.out))
+        packed, out = context.allowed(spec.packed), context.allowed(spec.out)
+        note = context.directory() / NOTE
+
+        def ready(result: Exported, directory: Path) -> None:
+            with writing(note):
+                write_json(note, {"result": result.to_dict(), "place": _place(directory)})
 
         def write() -> dict[str, Any]:
+            earlier = _finished(note, out)
+            if earlier is not None:
+                return earlier
             base = context.allowed(spec.base) if spec.base else None
             return export(
                 packed,
-                out,
+                new_target(out),
                 spec.format,
                 base=base,
                 quality=spec.quality,
                 outlook=spec.outlook,
                 progress=context.progress,
+                ready=ready,
             ).to_dict()
 
         return ExportResult.model_validate(context.step("export", write))
+
+
+def _place(directory: Path) -> list[int]:
+    """What a directory keeps when it is renamed."""
+    status = os.stat(directory)
+    return [status.st_dev, status.st_ino]
+
+
+def _finished(note: Path, out: Path) -> dict[str, Any] | None:
+    """The result of an attempt that died right after it gave its output the name; else None."""
+    from ders_core.files.json_object import read_json
+
+    try:
+        entry = read_json(note)
+        result = entry["result"] if entry["place"] == _place(out) else None
+    except (CheckpointError, OSError, KeyError):
+        return None
+    return result if isinstance(result, dict) else None

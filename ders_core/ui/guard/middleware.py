@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from ders_core.ui.guard.origins import Origin, Origins
-from ders_core.ui.guard.policy import COMMON, Headers, as_headers
+from ders_core.ui.guard.policy import COMMON, Headers, as_headers, for_host
 from ders_core.ui.guard.secret import Secret
 from ders_core.ui.guard.token_page import ASK, EXPIRED, HEADERS, WRONG, onward_page, token_page
 
@@ -50,7 +50,7 @@ class Guard:
         elif request.is_visit and request.token is not None:
             await self._admit(request, host, send)
         elif self._secret.is_cookie(request.cookie):
-            await self._app(scope, receive, self._with_headers(send))
+            await self._app(scope, receive, self._with_headers(request, host, send))
         elif request.is_visit:
             sentence = EXPIRED if request.cookie else ASK
             await _answer(send, 403, HEADERS, token_page(sentence))
@@ -84,7 +84,7 @@ class Guard:
         words = [f"{request.cookie_name}={self._secret.cookie}", "Path=/", "HttpOnly"]
         words += [
             "SameSite=Strict",
-            *(["Secure"] if "https" in (host.scheme, request.scheme) else []),
+            *(["Secure"] if request.is_secure(host) else []),
         ]
         cookie = (b"set-cookie", "; ".join(words).encode())
         target = request.without_token
@@ -94,13 +94,14 @@ class Guard:
             place = (b"location", target.encode())
             await _answer(send, 303, (*HEADERS, cookie, place), b"")
 
-    def _with_headers(self, send: Send) -> Send:
-        names = {name for name, _ in self._headers}
+    def _with_headers(self, request: _Request, host: Origin, send: Send) -> Send:
+        headers = for_host(self._headers, host.netloc, secure=request.is_secure(host))
+        names = {name for name, _ in headers}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = [pair for pair in message.get("headers", ()) if pair[0].lower() not in names]
-                message["headers"] = [*own, *self._headers]
+                message["headers"] = [*own, *headers]
             await send(message)
 
         return send_with_headers
@@ -113,7 +114,6 @@ class _Request:
         self._scope = scope
         server = scope.get("server") or ("", 0)
         self.here: tuple[str, int] = (str(server[0]), int(server[1] or 0))
-        self.scheme: str = scope.get("scheme", "")  # of a proxy on this machine, if it tells
         self.is_websocket: bool = scope["type"] == "websocket"
         self.site = next(iter(self.values(b"sec-fetch-site")), "none")
 
@@ -123,6 +123,11 @@ class _Request:
     def set_host(self, host: str) -> None:
         others = [pair for pair in self._scope["headers"] if pair[0] != b"host"]
         self._scope["headers"] = [*others, (b"host", host.encode())]
+
+    def is_secure(self, host: Origin) -> bool:
+        """Whether the browser came by https: under a host's address, or as a proxy on this machine
+        tells (X-Forwarded-Proto)."""
+        return host.scheme == "https" or self._scope.get("scheme") in ("https", "wss")
 
     @property
     def is_visit(self) -> bool:

@@ -12,6 +12,10 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
+SOCKETS = "ws://studio.invalid"
+"""In the policy, stands for our own WebSockets: not every browser counts them to 'self'. The name
+is reserved and leads nowhere."""
+
 COMMON = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -55,7 +59,7 @@ def studio_policy(scripts: Iterable[str]) -> str:
         img_src="'self' data: blob:",
         font_src="'self' data:",
         media_src="'self' data: blob:",
-        connect_src="'self'",
+        connect_src=f"'self' {SOCKETS}",
         worker_src="'self' blob:",
         frame_src="'none'",
         object_src="'none'",
@@ -67,6 +71,12 @@ def studio_headers(index: Path) -> Headers:
     """The headers of the studio's answers. index: the page of the installed Streamlit."""
     scripts = inline_scripts(index.read_text(encoding="utf-8"))
     return as_headers({**COMMON, "Content-Security-Policy": studio_policy(scripts)})
+
+
+def for_host(headers: Headers, netloc: str, *, secure: bool) -> Headers:
+    """The headers of an answer under one of our own names."""
+    own = f"{'wss' if secure else 'ws'}://{netloc}".encode()
+    return tuple((name, value.replace(SOCKETS.encode(), own)) for name, value in headers)
 
 
 def as_headers(fields: dict[str, str]) -> Headers:
