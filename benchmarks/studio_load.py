@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import streamlit
@@ -70,7 +71,8 @@ def studio(place: Path, checkpoint: Path | None) -> Iterator[tuple[Studio, psuti
     """The app and its server's process, with a checkpoint that is open already."""
     workspace = place / "workspace"
     workspace.mkdir(parents=True, exist_ok=True)
-    opened = {"checkpoint": checkpoint and str(checkpoint), "recipe": None, "recent": []}
+    place_opened = None if checkpoint is None else str(checkpoint)
+    opened: dict[str, Any] = {"checkpoint": place_opened, "recipe": None, "recent": []}
     (workspace / "studio.json").write_text(json.dumps(opened), encoding="utf-8")
     with running_studio(place, variables={"DERS_ROOTS": str(place.parent)}) as started:
         server = next(
@@ -102,7 +104,7 @@ def ready(tab: Page) -> None:
     """Wait until the script has run and what it shows is there."""
     tab.wait_for_selector(f"{DRAWN} [data-testid=stSidebar] :text('Worker')")
     tab.wait_for_selector(f"{DRAWN} [data-testid=stMain] :is(p, h3, h5)")
-    tab.wait_for_function("!document.querySelector('[data-testid=stMain] [data-stale=true]')")
+    tab.wait_for_selector("[data-testid=stMain] [data-stale=true]", state="detached")
 
 
 def cpu_of(process: psutil.Process) -> float:

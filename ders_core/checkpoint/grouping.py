@@ -87,8 +87,8 @@ def gather(
     for name, tensor in others.items() if layout.shared else ():
         match = layout.match_shared(name)
         if match is not None and (match.scope, match.layer) in by_layer:
-            always_on = by_layer[match.scope, match.layer].shared
-            always_on.append((match.weights, match.expert, tensor))
+            members = by_layer[match.scope, match.layer]
+            members.shared.append((match.weights, match.expert, tensor))
     held = {
         projection
         for members in blocks.values()

@@ -5,13 +5,14 @@ The store finds, counts and sorts them; only those of the page are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
 from ders_core.jobs import Job, Which
+from ders_core.jobs.job import JobState
 from ders_core.jobs.which import ORDERS, PAGE, Order
 from ders_core.ui import kept, session
 from ders_core.ui.job_progress import STATES
@@ -42,19 +43,19 @@ class JobPage:
 def job_page(
     key: str,
     kinds: Sequence[str],
-    states: Sequence[str],
+    states: Sequence[JobState],
     orders: Sequence[Order] = ORDERS,
 ) -> JobPage:
     """The jobs to show. Where a page cannot hold all, first the widgets that choose them.
 
     key: what the widgets' keys begin with. kinds, states: of the jobs that are shown at all.
     """
-    counts: dict[str, int] = dict.fromkeys(states, 0)
+    counts: dict[JobState, int] = dict.fromkeys(states, 0)
     store = session.job_store()
     for kind in kinds:
-        for state, number in store.counts(kind).items():
-            if state in counts:
-                counts[state] += number
+        of_kind = store.counts(kind)
+        for each in states:
+            counts[each] += of_kind.get(each, 0)
     total = sum(counts.values())
     everything = Which(tuple(kinds), tuple(states))
     if total <= PAGE:
@@ -104,9 +105,9 @@ def job_page(
     return JobPage(jobs, found, total)
 
 
-def _state(key: str, counts: dict[str, int]) -> str:
+def _state(key: str, counts: Mapping[JobState, int]) -> str:
     """The state to which the jobs are limited; `ANY` for none."""
-    labels = {ANY: f"All {sum(counts.values())}"}
+    labels: dict[str, str] = {ANY: f"All {sum(counts.values())}"}
     labels |= {state: f"{STATES[state][0]} {number}" for state, number in counts.items()}
     return kept.field(
         st.segmented_control,
