@@ -87,8 +87,9 @@ class Staging:
         return self._directory / f"{layer:05d}-{projection}.safetensors"
 
     def holds(self, key: Key) -> bool:
-        """Whether the group is encoded."""
-        return _note(self.file(key)).is_file()
+        """Whether the group is encoded: both files are there. `remove` may have been interrupted."""
+        file = self.file(key)
+        return _note(file).is_file() and file.is_file()
 
     def read(self, keys: Iterable[Key]) -> dict[Key, StagedGroup]:
         """The staged groups with these keys. Raises CheckpointError if one is damaged."""
