@@ -109,5 +109,6 @@ def _culprit(error: OSError, place: Path) -> str | None:
     folder, last = os.path.split(target)
     above = f"{target}{os.sep}".startswith(file if file.endswith(os.sep) else f"{file}{os.sep}")
     first = os.path.relpath(file, folder).split(os.sep)[0]
-    ours = first == last or first.startswith((f"{last}.", f".{last}."))
+    beside, own = first.lstrip("."), last.lstrip(".")  # hidden, and what is hidden of that
+    ours = first == last or beside.startswith(f"{own}.")
     return None if above or ours else os.fsdecode(name)
