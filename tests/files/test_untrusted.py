@@ -236,7 +236,6 @@ def test_headers_that_safetensors_own_library_refuses_are_refused(
 
 TRUSTED = {
     "jobs/job.py": "the workspace's own database",
-    "jobs/deaths.py": "the workspace's own database",
     "jobs/testing.py": "what it has just written",
     "decompose/testing.py": "what it has just written",
     "analysis/tables.py": "what pandas has just written",
