@@ -102,8 +102,8 @@ def draw(browser: Browser, studio: Studio, server: psutil.Process, page: str) ->
 
 def ready(tab: Page) -> None:
     """Wait until the script has run and its sidebar and its page are there."""
-    tab.wait_for_selector(f"{DRAWN} [data-testid=stSidebar] :text('Worker')")
-    tab.wait_for_selector(f"{DRAWN} [data-testid=stMain] :is(p, h3, h5)")
+    for part in ("[data-testid=stSidebar] :text('Worker')", "[data-testid=stMain] :is(p, h3, h5)"):
+        tab.wait_for_selector(f"{DRAWN} {part}", state="attached")  # the first may be hidden
 
 
 def cpu_of(process: psutil.Process) -> float:
