@@ -39,7 +39,7 @@ import ders_core
 PAGES = ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export", "Upcycle")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DRAWN = "[data-testid=stApp][data-test-script-state=notRunning]"
-PATIENCE = 600_000
+PATIENCE = 120_000
 """Milliseconds."""
 
 
@@ -101,10 +101,9 @@ def draw(browser: Browser, studio: Studio, server: psutil.Process, page: str) ->
 
 
 def ready(tab: Page) -> None:
-    """Wait until the script has run and what it shows is there."""
-    tab.wait_for_selector(f"{DRAWN} [data-testid=stSidebar] :text('Worker')")
-    tab.wait_for_selector(f"{DRAWN} [data-testid=stMain] :is(p, h3, h5)")
-    tab.wait_for_selector("[data-testid=stMain] [data-stale=true]", state="detached")
+    """Wait until the script has run and its sidebar and its page are there."""
+    for part in ("[data-testid=stSidebar] :text('Worker')", "[data-testid=stMain] :is(p, h3, h5)"):
+        tab.wait_for_selector(f"{DRAWN} {part}", state="attached")  # the first may be hidden
 
 
 def cpu_of(process: psutil.Process) -> float:
