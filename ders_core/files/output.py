@@ -139,9 +139,9 @@ def output_directory(
                 raise OutputError(
                     f"{target} appeared while it was being written; choose another name"
                 )
-            for note in (STATE, MARK):
-                (partial / note).unlink(missing_ok=True)
+            (partial / MARK).unlink(missing_ok=True)
             os.rename(partial, target)
+            (target / STATE).unlink(missing_ok=True)  # until here it tells how to continue
             sync_directory(target.parent)
 
 

@@ -87,7 +87,7 @@ class Staging:
         return self._directory / f"{layer:05d}-{projection}.safetensors"
 
     def holds(self, key: Key) -> bool:
-        """Whether the group is encoded: both files are there. `remove` may have been interrupted."""
+        """Whether the group is encoded: both files are there, for `remove` may be interrupted."""
         file = self.file(key)
         return _note(file).is_file() and file.is_file()
 

@@ -14,7 +14,7 @@ from ders_core.ui import session
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
 
-ACTIVE = ("queued", "running")
+ACTIVE: tuple[JobState, ...] = ("queued", "running")
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 WAITING_SHOWN = 5
 """Waiting jobs of a kind that a page shows besides the running ones."""
