@@ -16,7 +16,7 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from support.messages import raises_saying
 from support.shell import ders
-from support.studio_process import running_studio
+from support.studio_process import HANG_UP, running_studio
 
 from ders_core.errors import DersError
 from ders_core.ui.address import Listening, base_path_of
@@ -48,7 +48,7 @@ def pages(*addresses: str) -> list[str]:
             ["--address", "::1", "--base-path", "lab"],
             {"STREAMLIT_SERVER_BASE_URL_PATH": "elsewhere"},
             "http://[::1]:PORT/lab",
-            signal.SIGHUP,
+            HANG_UP,
             marks=pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6"),
         ),
     ],

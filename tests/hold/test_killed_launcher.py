@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.studio_process import HANG_UP
 
 from ders_core.jobs.job import process_lives
 
@@ -34,7 +35,7 @@ with _server([sys.executable, "-c", sys.argv[1]], dict(os.environ), Path.cwd()) 
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("end", [signal.SIGKILL, HANG_UP])
 def test_the_server_ends_with_its_launcher(end: signal.Signals) -> None:
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, SERVER],

@@ -29,6 +29,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 15.0
 """Seconds that processes have to leave when they are asked to, and again when they are killed."""
 
+HANG_UP = signal.SIGKILL if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else signal.SIGHUP
+"""Under `nohup` no child hears of a terminal that is closed."""
+
 
 @dataclass(frozen=True)
 class Studio:
