@@ -22,6 +22,7 @@ from support.patched_checkpoints import other, packed  # noqa: F401 (fixtures)
 from support.shell import ders, error_of
 from support.small_disks import SmallDisk, small_disk
 
+from ders_core.demo.corpus import DOMAINS, Corpus
 from ders_core.errors import CheckpointError, DersError, OutputError
 from ders_core.files import address, output
 from ders_core.files.output import new_file, output_directory, partial_path
@@ -248,6 +249,8 @@ def test_a_folder_that_vanishes_during_other_work(
         shutil.rmtree(parent)
         return work(*given, **options)
 
+    few = {domain: ["a few words"] for domain in DOMAINS}
+    monkeypatch.setattr("ders_core.demo.build.read_corpus", lambda: Corpus(few, few, few))
     monkeypatch.setattr(within, vanish)
     line = error_of(ders(*words(verb, inputs, parent / "out")))
     assert str(parent / "out") in line

@@ -51,6 +51,7 @@ REPORT = {
     "device": "cpu",
     "seconds": 1.0,
     "left_aside": [],
+    "linked_out": [],
     "renewed": 0,
     "ratio": 0.3,
     "predicted_kl": 0.2,
@@ -81,6 +82,7 @@ FIGURES = {
     "device": "CPU",
     "seconds": 12.5,
     "precision": "bfloat16",
+    "resumed": "",
 }
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -127,6 +129,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         RUN | {"report": REPORT | {"entries": [ENTRY]}},  # reports named no base once
         RUN | {"verification": VERIFICATION | {"groups": [VERIFIED]}},  # nor a gain
         RUN | {"verification": {"ok": True}},
+        RUN | {"report": {key: REPORT[key] for key in REPORT if key != "linked_out"}},
     ),
     "upcycle": (
         {
