@@ -53,10 +53,11 @@ def locked_aside(path: Path, *, sync: bool = True) -> Iterator[Path]:
 def sweep_asides(folder: Path, name: str | None = None) -> None:
     """Remove hidden files in a folder that processes of this host left that are dead by now.
 
-    name: only those of the file of this name.
+    name: only those of the file of this name, and hidden files of its hidden file.
     """
     of_file = ".+" if name is None else re.escape(name)
-    hidden = re.compile(rf"\.{of_file}\.{re.escape(platform.node())}-(\d+)\.tmp", re.DOTALL)
+    ending = rf"(?:\.{re.escape(platform.node())}-(\d+)\.tmp)+"
+    hidden = re.compile(rf"\.+{of_file}{ending}", re.DOTALL)
     with suppress(OSError):
         for aside in list(folder.iterdir()):
             match = hidden.fullmatch(aside.name)
