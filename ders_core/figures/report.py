@@ -104,9 +104,3 @@ def new_report(path: Path) -> Iterator[Callable[[Analysis], None]]:
                 aside.write_text(text, encoding="utf-8")
 
         yield write
-
-
-def write_report(analysis: Analysis, path: Path) -> None:
-    """Write an analysis as `new_report` does."""
-    with new_report(path) as write:
-        write(analysis)

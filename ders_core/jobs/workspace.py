@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from dataclasses import dataclass
@@ -10,13 +9,11 @@ from pathlib import Path
 
 from ders_core.errors import JobError
 from ders_core.files.address import HUB, as_path, is_address, lies_below, shown
-from ders_core.files.missing import cleaned, local_path
+from ders_core.files.missing import cleaned, local_path, printable
 from ders_core.files.package_data import PACKAGE, shipped
 
 WORKSPACE_VARIABLE = "DERS_WORKSPACE"
 ROOTS_VARIABLE = "DERS_ROOTS"
-LONGEST = 400
-"""Characters of a path that a message shows."""
 
 ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^:/]*(?::\d+)?(?:/[^:]*)?|[^:]+")
 """One of several roots that are separated by colons; an address may contain colons."""
@@ -120,12 +117,12 @@ class Workspace:
             resolved = local_path(clean, JobError).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise JobError(f"{_shortened(path)!r} is not a usable path: {reason}") from error
+            raise JobError(f"{printable(path)} is not a usable path: {reason}") from error
         if any(resolved.is_relative_to(root) for root in self.roots):
             return resolved
         allowed = ", ".join(map(str, self.roots))
         raise JobError(
-            f"{_shortened(path)} lies outside the folders that may be used here ({allowed}); move "
+            f"{printable(path)} lies outside the folders that may be used here ({allowed}); move "
             f"it there, or name its folder in {ROOTS_VARIABLE} and start again"
         )
 
@@ -140,21 +137,6 @@ def allow_current_root() -> None:
     """Let the processes that this one starts, in whatever directory, use this one's, too."""
     roots = [os.environ.get(ROOTS_VARIABLE, ""), *map(str, current_root())]
     os.environ[ROOTS_VARIABLE] = os.pathsep.join(filter(None, roots))
-
-
-def _check_length(path: Path) -> None:
-    """Raises OSError if the system takes no path or name of this length."""
-    try:
-        path.lstat()
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise
-
-
-def _shortened(path: str | Path) -> str:
-    """The path, or the ends of one that would fill a page."""
-    text = str(path)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
 
 
 def _named_roots() -> list[str]:

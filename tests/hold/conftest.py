@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+from support.large_workspaces import make_many_tensors
+
+from ders_core.jobs.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
 
 LONG = "DERS_HOLD_LONG"
 """The environment variable that asks for the long forms: hours, not seconds."""
@@ -15,3 +23,30 @@ LONG = "DERS_HOLD_LONG"
 def rounds() -> Callable[[int, int], int]:
     """rounds(short, long): how many times an attack is tried."""
     return lambda short, long: long if os.environ.get(LONG) else short
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The app's workspace; no worker is started."""
+    monkeypatch.setenv("DERS_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("DERS_ROOTS", str(tmp_path))
+    monkeypatch.setattr("ders_core.ui.job_progress.ensure_worker", lambda workspace: None)
+    place = Workspace(tmp_path / "workspace")
+    place.path.mkdir()
+    return place
+
+
+@pytest.fixture
+def app(workspace: Workspace) -> Iterator[AppTest]:
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    yield AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    st.cache_resource.clear()
+    st.cache_data.clear()
+
+
+@pytest.fixture
+def moe(tmp_path: Path) -> Path:
+    """A small checkpoint."""
+    make_many_tensors(tmp_path / "moe", 2, 4)
+    return tmp_path / "moe"

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from support.messages import raises_saying
 from support.shell import ders
 from support.small_disks import small_disk
-from support.upcycle_support import RENEWED, assert_same, config_of, dense_model
+from support.upcycle_support import RENEWED, assert_same, config_of, save_gpt2_with_dropout
 
 from ders_core.errors import Cancelled, OutputError
 from ders_core.upcycle import UpcycleConfig, checkpoints
@@ -36,11 +36,7 @@ FILES = (TRAINED, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_stat
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """With dropout, so that a resumed training needs the random state too."""
-    directory = tmp_path_factory.mktemp("gpt2") / "dense"
-    dense_model("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_gpt2_with_dropout(tmp_path_factory.mktemp("gpt2") / "dense", tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,13 @@ def dense_model(family: str, **more: Any) -> PreTrainedModel:
     return model
 
 
+def save_gpt2_with_dropout(directory: Path, tokenizer: Any) -> Path:
+    """A resumed training of it needs the random state too."""
+    dense_model("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 STEPS = 6
 LOW_RANK = "[{form: lowrank, rank: 2}]"
 SPARSE = "[{form: sparse, drop_rate: 0.8}]"

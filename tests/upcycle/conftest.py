@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.upcycle_support import dense_model
+from support.upcycle_support import dense_model, save_gpt2_with_dropout
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +33,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """With dropout, so that a resumed training needs the random state too."""
-    directory = tmp_path_factory.mktemp("gpt2") / "dense"
-    dense_model("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_gpt2_with_dropout(tmp_path_factory.mktemp("gpt2") / "dense", tokenizer)
 
 
 @pytest.fixture(scope="session")
