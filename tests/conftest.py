@@ -20,13 +20,16 @@ from typing import Any
 
 import pytest
 import torch
+from support import forks
 
 from ders_core.files.content import CACHE_VARIABLE
+from ders_core.jobs.engine import CONFIG
 
 LONGEST_FIRST = ("browser/test_walk.py",)
 """Files that would keep one process busy after the others have run out of tests."""
 
 TESTS = Path(__file__).parent
+START_METHOD = "distributed.worker.multiprocessing-method"
 VOCABULARY = 384
 TEXT = (
     "The river runs past the mill, and the mill turns its stones by day. "
@@ -66,6 +69,24 @@ def _unsynced() -> Iterator[None]:
     """No test takes the machine's power away, so none waits for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_workers() -> Iterator[None]:
+    """Worker processes are there at once; those of `spawned` start as a user's do."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        forks.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CONFIG, START_METHOD, "forkserver")
+        yield
+
+
+@pytest.fixture
+def spawned() -> Iterator[None]:
+    """Worker processes are new ones, which import everything themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CONFIG, START_METHOD, "spawn")
         yield
 
 

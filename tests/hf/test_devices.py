@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.forks import ranks
 from transformers import (
     AutoModelForCausalLM,
     GraniteMoeConfig,
@@ -86,27 +84,22 @@ def test_offloaded(
     assert torch.equal(logits(model), logits(expected))
 
 
-RANK = """
-import sys, torch
-import torch.distributed as dist
-from transformers import AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
-import ders_core.hf
+def compare_shares(packed_dir: Path, dense_dir: Path, intermediate: int) -> None:
+    """On one of two ranks."""
+    from transformers.distributed import DistributedConfig
 
-def run(path):
-    model = AutoModelForCausalLM.from_pretrained(
-        path, distributed_config=DistributedConfig(tp_plan="auto", tp_size=2)
-    )
-    experts = model.model.layers[0].mlp.experts.down_proj
-    local = experts.to_local() if hasattr(experts, "to_local") else experts
-    with torch.no_grad():
-        return model(input_ids=torch.arange(5, 25)[None]).logits, tuple(local.shape)
+    def run(path: Path) -> tuple[torch.Tensor, tuple[int, ...]]:
+        shares = DistributedConfig(tp_plan="auto", tp_size=2)
+        model = AutoModelForCausalLM.from_pretrained(path, distributed_config=shares)
+        experts = model.model.layers[0].mlp.experts.down_proj
+        local = experts.to_local() if hasattr(experts, "to_local") else experts
+        return logits(model), tuple(local.shape)
 
-(packed, shape), (dense, expected) = run(sys.argv[1]), run(sys.argv[2])
-dist.destroy_process_group()
-assert shape == expected and shape[-1] * 2 == int(sys.argv[3]), (shape, expected)
-assert torch.equal(packed, dense)
-"""
+    (packed, shape), (dense, expected) = run(packed_dir), run(dense_dir)
+    torch.distributed.destroy_process_group()
+    assert shape == expected
+    assert shape[-1] * 2 == intermediate
+    assert torch.equal(packed, dense)
 
 
 @pytest.mark.slow
@@ -117,17 +110,8 @@ def test_each_rank_takes_its_share(tmp_path: Path) -> None:
     FAMILIES["mixtral"]().to(torch.bfloat16).save_pretrained(tmp_path / "original")
     compress(tmp_path / "original", tmp_path / "packed", THREE_BITS)
     synthesize(tmp_path / "packed", tmp_path / "dense")
-    (tmp_path / "rank.py").write_text(RANK)
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + [str(tmp_path / name) for name in ("rank.py", "packed", "dense")]
-        + [str(SIZES["intermediate_size"])],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    places = (tmp_path / "packed", tmp_path / "dense")
+    ranks(2, compare_shares, *places, SIZES["intermediate_size"], place=tmp_path)
 
 
 @pytest.fixture(scope="module")

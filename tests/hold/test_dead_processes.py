@@ -74,6 +74,7 @@ class Killer(threading.Thread):
             return False
 
 
+@pytest.mark.usefixtures("spawned")
 def test_a_process_that_is_killed_while_it_starts_costs_nothing(
     rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

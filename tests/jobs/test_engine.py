@@ -15,6 +15,8 @@ from ders_core.errors import JobError, RecipeError
 from ders_core.jobs import Engine
 from ders_core.jobs.engine import ALLOWED_DEATHS, CONFIG
 
+START_METHOD = "distributed.worker.multiprocessing-method"
+
 
 def square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
@@ -49,7 +51,11 @@ def die(_: int) -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
+    """Of two processes that start as a user's do."""
     with Engine(workers=2) as shared:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delitem(CONFIG, START_METHOD)
+            assert len(set(shared.run(threads, range(2)))) == 1
         yield shared
 
 
@@ -78,7 +84,7 @@ def empty_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     assert not list(here.iterdir())
 
 
-@pytest.mark.usefixtures("empty_folders")
+@pytest.mark.usefixtures("spawned", "empty_folders")
 def test_processes_are_started_for_work_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ders_core.jobs.engine.cores", lambda: 2)
     with Engine() as short:
@@ -129,6 +135,7 @@ def sees(_: int) -> tuple[str | None, int]:
     return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
 
 
+@pytest.mark.usefixtures("spawned")  # with the variables that are set here
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether there are GPUs or not, that is what each process is told."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

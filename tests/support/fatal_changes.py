@@ -1,12 +1,11 @@
 """Work in a process of its own that is killed right before one of its changes to a disk.
 
-The processes are forked from one that has imported everything, so a death costs no import. SIGKILL
-leaves them no time: nothing is flushed, no block is left, no hidden file removed.
+The processes are forked (`forks.py`), so a death costs no import. SIGKILL leaves them no time:
+nothing is flushed, no block is left, no hidden file removed.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,20 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "torch",
-        "transformers",
-        "ders_core.cli.main",
-        "ders_core.analysis",
-        "ders_core.evaluate",
-        "ders_core.calibrate",
-        "ders_core.hf",
-        "ders_core.jobs.worker",
-        "ders_core.pipeline.compress",
-    ]
-)
+from support.forks import FORKS, start
 
 CHANGES = frozenset(("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"))
 """Python's audit events of names that appear, move or vanish; replacing is renaming."""
@@ -69,6 +55,7 @@ def run(
     temporary = place / "tmp"
     temporary.mkdir(exist_ok=True)
     printed = place.with_name(f"{place.name}.printed")
+    start()
     told, tells = FORKS.Pipe(duplex=False)
     process = FORKS.Process(
         target=_work, args=(work, given, str(place.resolve()), fatal, str(printed), tells)

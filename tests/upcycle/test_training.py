@@ -3,9 +3,7 @@ processes."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import torch
 import transformers
 from support.changed_bytes import change_unseen
+from support.forks import ranks
 from support.messages import raises_saying
 from support.upcycle_support import (
     LOW_RANK,
@@ -25,6 +24,7 @@ from support.upcycle_support import (
     tensors,
 )
 
+from ders_core.cli.main import main
 from ders_core.errors import Cancelled, DersError
 from ders_core.files.store import TensorStore
 from ders_core.upcycle import training
@@ -270,19 +270,20 @@ def test_tokens_that_the_model_does_not_know_are_refused_first(
         upcycle(larger, tmp_path / "out", config_of(text), device="cpu")
 
 
+def command(words: list[str]) -> None:
+    sys.argv = ["ders", *words]
+    main()
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_with_accumulation(llama: Path, text: Path, tmp_path: Path) -> None:
-    """torchrun, with no code of ours: two processes against one that takes two batches."""
+    """As torchrun starts them: two processes against one that takes two batches."""
     more = {"learning_rate": 1e-3}
     config = config_of(text, RENEWED, training=more, router={"balance": 0.0})
     file = tmp_path / "u.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["-m", "ders_core", "upcycle", str(llama), str(tmp_path / "two")]
-    command += ["--config", str(file), "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    words = ["upcycle", llama, tmp_path / "two", "--config", file, "--device", "cpu"]
+    ranks(2, command, [str(word) for word in words], place=tmp_path)
     single = config_of(text, RENEWED, training=more | {"accumulation": 2}, router={"balance": 0.0})
     upcycle(llama, tmp_path / "one", single, device="cpu")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=0.05)
