@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from support import forks
+from support.forks import FORKS
 from support.messages import raises_saying
 
 from ders_core.errors import (
@@ -122,28 +123,23 @@ def test_what_exists_is_not_overwritten(tmp_path: Path, kind: str) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def _write(out: Path) -> str:
+    try:
+        with output_directory(out):
+            return "written"
+    except OutputError as error:
+        return str(error)
+
+
 def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    script = (
-        "import sys\n"
-        "from ders_core.errors import OutputError\n"
-        "from ders_core.files.output import output_directory\n"
-        "try:\n"
-        "    with output_directory(sys.argv[1]):\n"
-        "        print('written')\n"
-        "except OutputError as error:\n"
-        "    print(error)\n"
-    )
-
-    def other() -> str:
-        command = [sys.executable, "-c", script, str(out)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    with output_directory(out):
-        assert "another process" in other()
-    assert names(tmp_path) == ["out"]
-    out.rmdir()
-    assert other() == "written\n"
+    forks.start()
+    with ProcessPoolExecutor(1, mp_context=FORKS) as other:
+        with output_directory(out):
+            assert "another process" in other.submit(_write, out).result()
+        assert names(tmp_path) == ["out"]
+        out.rmdir()
+        assert other.submit(_write, out).result() == "written"
 
 
 def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:

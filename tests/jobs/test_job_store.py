@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import forks
+from support.forks import FORKS
 from support.messages import raises_saying
 
 from ders_core.errors import JobError
@@ -253,11 +255,10 @@ def _claim_all(path: Path, name: str, claimed: multiprocessing.Queue[tuple[str, 
 
 def test_processes_never_claim_the_same_job(store: JobStore) -> None:
     numbers = [submit(store) for _ in range(120)]
-    context = multiprocessing.get_context("spawn")
-    claimed = context.Queue()
+    forks.start()
+    claimed = FORKS.Queue()
     rivals = [
-        context.Process(target=_claim_all, args=(store.path, f"rival{n}", claimed))
-        for n in range(3)
+        FORKS.Process(target=_claim_all, args=(store.path, f"rival{n}", claimed)) for n in range(3)
     ]
     for rival in rivals:
         rival.start()
@@ -276,9 +277,9 @@ def _open(path: Path) -> None:
 
 
 def test_many_may_open_a_new_store_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    forks.start()
     path = tmp_path / "new" / "ders.sqlite"
-    openers = [context.Process(target=_open, args=(path,)) for _ in range(3)]
+    openers = [FORKS.Process(target=_open, args=(path,)) for _ in range(3)]
     for opener in openers:
         opener.start()
     for opener in openers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,9 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import forks
 from support.compress_support import TWO_BITS, Snapshot
+from support.forks import FORKS
 
 from ders_core.codecs import Quantized
 from ders_core.packed.reader import PackedCheckpoint
@@ -93,8 +94,8 @@ def shuffled(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
 
 
 def pooled(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=spawn) as pool:
+    forks.start()
+    with ProcessPoolExecutor(2, mp_context=FORKS) as pool:
         for future in as_completed([pool.submit(function, item) for item in items]):
             yield future.result()
 
