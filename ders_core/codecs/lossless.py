@@ -203,9 +203,14 @@ def _top_exponent(values: torch.Tensor) -> int:
     return max((int(_exponents(part).max()) for part in chunks), default=0)
 
 
+def _contexts(base: torch.Tensor, top: int) -> torch.Tensor:
+    """Which statistics the expert has where the base is this: int64, 0 at the largest exponent."""
+    return (top - _exponents(base)).clamp_max_(CONTEXTS - 1)
+
+
 def _places(base: torch.Tensor, top: int) -> Iterator[torch.Tensor]:
     """Where the base has each exponent, from the largest one down; the last ones together."""
-    context = (top - _exponents(base)).clamp_max_(CONTEXTS - 1)
+    context = _contexts(base, top)
     small = context.to(torch.uint8).numpy()  # numpy sorts bytes by counting them
     order = torch.from_numpy(small.argsort(kind="stable"))
     yield from order.split(torch.bincount(context, minlength=CONTEXTS).tolist())
@@ -213,8 +218,6 @@ def _places(base: torch.Tensor, top: int) -> Iterator[torch.Tensor]:
 
 def _counted(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes that occur, int64 ascending, and how often each does."""
-    if not codes.numel():
-        return codes, codes
     first = int(codes.min())
     if int(codes.max()) - first >= WIDEST:
         occurring, counts = codes.unique(return_counts=True)
@@ -226,17 +229,17 @@ def _counted(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _tables(expert: torch.Tensor, start: torch.Tensor, top: int) -> list[_Table]:
     """The statistics of the differences in each context."""
-    distance = [0.0] * CONTEXTS
-    count = [0] * CONTEXTS
+    distance = torch.zeros(CONTEXTS, dtype=torch.float64)
+    count = torch.zeros(CONTEXTS, dtype=torch.int64)
     for begin in range(0, expert.numel(), CHUNK):
         base = start[begin : begin + CHUNK]
-        steps = (_ordered(expert[begin : begin + CHUNK]) - _ordered(base)).double()
-        for number, place in enumerate(_places(base, top)):
-            distance[number] += float(steps[place].abs().sum())
-            count[number] += place.numel()
+        steps = (_ordered(expert[begin : begin + CHUNK]) - _ordered(base)).abs_().double()
+        context = _contexts(base, top)
+        distance += torch.bincount(context, steps, minlength=CONTEXTS)
+        count += torch.bincount(context, minlength=CONTEXTS)
     lows = [
         max(int(math.log2(total / many / FINE)), 0) if many and total / many > FINE else 0
-        for total, many in zip(distance, count, strict=True)
+        for total, many in zip(distance.tolist(), count.tolist(), strict=True)
     ]
     while True:
         tallies: list[dict[int, int]] = [{} for _ in range(CONTEXTS)]
@@ -244,6 +247,8 @@ def _tables(expert: torch.Tensor, start: torch.Tensor, top: int) -> list[_Table]
             base = start[begin : begin + CHUNK]
             steps = _ordered(expert[begin : begin + CHUNK]) - _ordered(base)
             for number, place in enumerate(_places(base, top)):
+                if not place.numel():
+                    continue
                 codes, many = _counted(steps[place] >> lows[number])
                 tally = tallies[number]
                 for code, times in zip(codes.tolist(), many.tolist(), strict=True):

@@ -45,15 +45,18 @@ def test_random_drop_is_equation_4(drop: float, shape: tuple[int, int], dtype: t
 
 
 def test_random_drop_is_unbiased() -> None:
+    """Over many seeds; each draws for the same rows five times."""
     delta = gauss((20, 30), scale=1.0)
-    seeds = 1200
+    seeds, times = 240, 5
+    rows, draws = delta.repeat(times, 1), seeds * times
     codec = Sparse(drop_rate=0.75)
     total = np.zeros((20, 30))
     for seed in range(seeds):
         seeded = context(seed=seed)
-        total += double(codec.decode(codec.encode(delta, seeded), (20, 30), seeded))
+        decoded = codec.decode(codec.encode(rows, seeded), (times * 20, 30), seeded)
+        total += double(decoded).reshape(times, 20, 30).sum(0)
     # Each entry's estimator has the variance Δ²·p/(1 − p) = 3Δ².
-    deviation = (total / seeds - double(delta)) / (np.abs(double(delta)) * (3 / seeds) ** 0.5)
+    deviation = (total / draws - double(delta)) / (np.abs(double(delta)) * (3 / draws) ** 0.5)
     assert np.abs(deviation).max() < 5
     assert 0.9 < deviation.std() < 1.1
 
@@ -141,22 +144,25 @@ def test_two_of_four_takes_three_bits_a_block() -> None:
 
 def test_della_draws_the_larger_ones_more_often() -> None:
     """Over many seeds each entry is kept as often as eq. 2 of DELLA says (arXiv 2406.11617): the
-    chance falls linearly with the rank in the row, from p + ε/2 to p − ε/2."""
-    delta, seeds, rate, spread = gauss((4, 30), scale=1.0), 4000, 0.6, 0.5
+    chance falls linearly with the rank in the row, from p + ε/2 to p − ε/2. Each seed draws for the
+    same rows ten times."""
+    delta, rate, spread = gauss((4, 30), scale=1.0), 0.6, 0.5
+    seeds, times = 400, 10
+    rows, draws = delta.repeat(times, 1), seeds * times
     codec = Sparse(drop_rate=rate, method="della", spread=spread)
     seen = np.zeros((4, 30))
     total = np.zeros((4, 30))
     for seed in range(seeds):
-        decoded = double(round_trip(codec, delta, context(seed=seed))[1])
-        seen += decoded != 0
-        total += decoded
-    assert seen.sum() == seeds * (120 - round(rate * 120))  # an exact number
+        decoded = double(round_trip(codec, rows, context(seed=seed))[1]).reshape(times, 4, 30)
+        seen += (decoded != 0).sum(0)
+        total += decoded.sum(0)
+    assert seen.sum() == draws * (120 - round(rate * 120))  # an exact number
     half = spread * min(rate, 1 - rate)
     rank = np.argsort(np.argsort(-np.abs(double(delta)), axis=1), axis=1)
     chance = 1 - rate + half - 2 * half * rank / 29
     # Pareto sampling meets its chances nearly; the draws' own deviation is below 0.008.
-    assert np.abs(seen / seeds - chance).max() < 0.035
-    bias = np.abs(total / seeds - double(delta)) / np.abs(double(delta))
+    assert np.abs(seen / draws - chance).max() < 0.035
+    bias = np.abs(total / draws - double(delta)) / np.abs(double(delta))
     assert np.median(bias) < 0.03
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.encoded_once import EncodedOnce
 
 from ders_core.codecs import LowRank
 from ders_core.files.store import TensorStore
@@ -50,18 +51,25 @@ def shard_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return limit
 
 
+@pytest.fixture(scope="module")
+def encoded_once(tmp_path_factory: pytest.TempPathFactory) -> EncodedOnce:
+    """Shards are made of the same groups, whatever their limit."""
+    return EncodedOnce(tmp_path_factory.mktemp("encoded"))
+
+
 @pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_sharded_dir"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_predicted_bytes_are_written(
     preset: str,
     directory: str,
     shard_limit: int | None,
+    encoded_once: EncodedOnce,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     source: Path = request.getfixturevalue(directory)
     plan = resolve(presets()[preset], open_checkpoint(source))
-    report = compress(source, tmp_path / "out", presets()[preset])
+    report = compress(source, tmp_path / "out", presets()[preset], runner=encoded_once)
     assert plan.exact == (preset not in DATA_DECIDE)
     assert plan.bytes_before == report.bytes_before == weight_bytes(source)
     assert report.bytes_after == weight_bytes(tmp_path / "out")

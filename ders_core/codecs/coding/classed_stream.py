@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ders_core.codecs.coding.ans import Model, Stack, code_bytes
-from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
+from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Counted, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 
 MOST_LEVELS = 1 << 14
@@ -21,8 +21,7 @@ LEAST_BYTES = 40
 
 def factor_bytes(steps: Steps) -> float:
     """Bytes of the factors of rows and columns, with their tables."""
-    vectors = (steps.rows, steps.columns)
-    return sum(_table_bytes(each) + code_bytes(_counted(each)[1]) for each in vectors)
+    return sum(_table_bytes(counts) + code_bytes(counts) for _, counts in steps.counted)
 
 
 def stream_bytes(steps: Steps, counts: np.ndarray, slack: float = 1.0) -> float:
@@ -30,7 +29,7 @@ def stream_bytes(steps: Steps, counts: np.ndarray, slack: float = 1.0) -> float:
     bit of entropy."""
     occurring = counts[:, counts.sum(0) > 0]
     of_counts = float(np.ceil(np.log2(occurring + 1) / 7).clip(1).sum())
-    coded = slack * (factor_bytes(steps) + sum(code_bytes(row) for row in counts))
+    coded = slack * (factor_bytes(steps) + sum(code_bytes(row) for row in occurring))
     return float(3 + 4 * occurring.shape[1] + of_counts + coded + 8)
 
 
@@ -40,8 +39,8 @@ def write(
     """uint8 `[n]`. levels: float32, of the codes that occur. counts: how often each does in each
     class, `[classes, levels]`. numbers: which of the levels each entry has, int32 `[out · in]`."""
     writer, stack = Writer(), Stack()
-    for vector in (steps.rows, steps.columns):
-        _put_table(vector, writer)
+    for counted in steps.counted:
+        _put_table(counted, writer)
     writer.put_small([len(levels), len(counts)])
     writer.put(levels, "<f4")
     writer.put_small(counts.flatten().tolist())
@@ -52,8 +51,9 @@ def write(
             index = np.zeros(len(row), dtype=np.int32)
             index[used] = np.arange(len(used), dtype=np.int32)
             stack.push(index[numbers[places]], Model(row[used]))
-    for vector in (steps.columns, steps.rows):
-        _push(vector, stack)
+    of_rows, of_columns = steps.counted
+    _push(steps.columns, of_columns, stack)
+    _push(steps.rows, of_rows, stack)
     writer.put(stack.words(), "<u4")
     return writer.tensor()
 
@@ -97,19 +97,12 @@ def _members(steps: Steps) -> Iterator[np.ndarray]:
 # the factors of rows or columns: their exponents
 
 
-def _counted(vector: torch.Tensor) -> tuple[int, np.ndarray]:
-    """(the lowest, how often each from there on occurs)."""
-    lowest = int(vector.min()) if vector.numel() else 0
-    return lowest, np.bincount((vector - lowest).numpy())
-
-
-def _table_bytes(vector: torch.Tensor) -> float:
-    counts = _counted(vector)[1]
+def _table_bytes(counts: np.ndarray) -> float:
     return 4 + float(np.ceil(np.log2(counts + 1) / 7).clip(1).sum())
 
 
-def _put_table(vector: torch.Tensor, writer: Writer) -> None:
-    lowest, counts = _counted(vector)
+def _put_table(counted: Counted, writer: Writer) -> None:
+    lowest, counts = counted
     writer.put_small([lowest - SMALLEST, len(counts), *counts.tolist()])
 
 
@@ -123,8 +116,8 @@ def _take_table(length: int, reader: Reader) -> tuple[int, np.ndarray]:
     return start + SMALLEST, counts
 
 
-def _push(vector: torch.Tensor, stack: Stack) -> None:
-    lowest, counts = _counted(vector)
+def _push(vector: torch.Tensor, counted: Counted, stack: Stack) -> None:
+    lowest, counts = counted
     used = np.flatnonzero(counts)
     if len(used) > 1:
         symbols = np.searchsorted(used, (vector - lowest).numpy()).astype(np.int32)

@@ -62,11 +62,14 @@ def _round_tables(bits: int, seed: int, device: torch.device) -> list[torch.Tens
     low = bits // 2
     masks = (1 << low) - 1, (1 << (bits - low)) - 1
     dtype = torch.int32 if bits < 32 else torch.int64
-    tables = []
-    for number, key in enumerate(_round_keys(seed)):
-        half = torch.arange(masks[number % 2] + 1, dtype=torch.int64, device=device)
-        tables.append((_mix32(half ^ key) & masks[1 - number % 2]).to(dtype))
-    return tables
+    keys = torch.tensor(_round_keys(seed), dtype=torch.int64, device=device).view(-1, 2, 1)
+    even, odd = (  # the rounds that change one half, together
+        _mix32(torch.arange(masks[side] + 1, dtype=torch.int64, device=device) ^ keys[:, side])
+        .bitwise_and_(masks[1 - side])
+        .to(dtype)
+        for side in (0, 1)
+    )
+    return [table for pair in zip(even, odd, strict=True) for table in pair]
 
 
 def _permute(value: torch.Tensor, bits: int, tables: list[torch.Tensor]) -> torch.Tensor:

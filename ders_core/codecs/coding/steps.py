@@ -20,6 +20,9 @@ MOST_CLASSES = 16
 OUTSIDE = 0.01
 """Share of entries at either end of the steps that join the next class."""
 
+Counted = tuple[int, np.ndarray]
+"""The lowest exponent, and how often each from there on occurs."""
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -55,22 +58,31 @@ class Steps:
         classes = sums.clamp_(0, high - low).floor_divide_(PER_OCTAVE * octaves)
         return classes.to(torch.uint8).view(-1)
 
-    @property
+    @cached_property
     def class_count(self) -> int:
         return int(self.classes.max()) + 1 if self.classes.numel() else 1
+
+    @cached_property
+    def counted(self) -> tuple[Counted, Counted]:
+        """Of the rows and of the columns."""
+        return _counted(self.rows), _counted(self.columns)
 
     def _range(self) -> tuple[int, int]:
         """Exponents of steps that all but OUTSIDE of the entries reach, and that all but as many do
         not exceed."""
         if not (self.rows.numel() and self.columns.numel()):
             return 0, 0
-        first = int(self.rows.min()) + int(self.columns.min())
-        of_rows = np.bincount((self.rows - self.rows.min()).numpy())
-        of_columns = np.bincount((self.columns - self.columns.min()).numpy())
+        (first_row, of_rows), (first_column, of_columns) = self.counted
+        first = first_row + first_column
         below = np.cumsum(np.convolve(of_rows, of_columns))
         low = int(np.searchsorted(below, OUTSIDE * below[-1], side="right"))
         high = int(np.searchsorted(below, (1 - OUTSIDE) * below[-1]))
         return first + low, first + max(low, high)
+
+
+def _counted(exponents: torch.Tensor) -> Counted:
+    lowest = int(exponents.min()) if exponents.numel() else 0
+    return lowest, np.bincount((exponents - lowest).numpy())
 
 
 def _powers(exponents: torch.Tensor) -> torch.Tensor:

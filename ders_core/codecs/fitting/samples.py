@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,14 +21,23 @@ from ders_core.codecs.fitting.rounding import (
 from ders_core.compute.pieces import largest_magnitude
 
 
+@dataclass(frozen=True)
+class Trial:
+    """size: bytes of all entries. error: computes the squared error of the sample, which costs as
+    much again and is seldom asked for."""
+
+    size: float
+    error: Callable[[], float]
+
+
 class Sample(ABC):
     """typical: the median magnitude of what is not zero, as a share of the largest one."""
 
     typical: float
 
     @abstractmethod
-    def try_out(self, step: float, rounding: Rounding) -> tuple[float, float]:
-        """(bytes of all entries, squared error of the sample). step: in largest values."""
+    def try_out(self, step: float, rounding: Rounding) -> Trial:
+        """step: in largest values."""
 
 
 def sample_of(entries: Entries, rounding: Rounding) -> Sample:
@@ -47,14 +58,19 @@ class _Spread(Sample):
         usual = self._values[self._values != 0].abs()
         self.typical = float(usual.median()) if usual.numel() else 1.0
 
-    def try_out(self, step: float, rounding: Rounding) -> tuple[float, float]:
+    def try_out(self, step: float, rounding: Rounding) -> Trial:
         codes = rounding.codes(self._values, step, 0).add_(FARTHEST)
         counts = self._entries.counts(codes, self._every)
         together = counts.sum(0)
-        levels = torch.zeros(CODES)
-        levels[together > 0] = rounding.levels(self._values, codes, together, step)
-        error = float((self._values - levels.index_select(0, codes)).square().sum())
-        return self._entries.stream_bytes(counts.double().numpy() * self._grown), error
+        occurring = together.nonzero().flatten()
+
+        def error() -> float:
+            levels = torch.zeros(CODES)
+            levels[occurring] = rounding.levels(self._values, codes, together, step)
+            return float((self._values - levels.index_select(0, codes)).square().sum())
+
+        grown = counts[:, occurring].double().numpy() * self._grown
+        return Trial(self._entries.stream_bytes(grown), error)
 
 
 class _Sorted(Sample):
@@ -70,7 +86,7 @@ class _Sorted(Sample):
         magnitudes = np.abs(self._sorted[self._sorted != 0])
         self.typical = float(np.median(magnitudes)) if len(magnitudes) else 1.0
 
-    def try_out(self, step: float, rounding: Rounding) -> tuple[float, float]:
+    def try_out(self, step: float, rounding: Rounding) -> Trial:
         assert isinstance(rounding, Nearest)
         ends = (_ends(1 / step + rounding.threshold) - rounding.threshold) * step
         below = np.searchsorted(self._sorted, -ends[::-1], "right")
@@ -78,9 +94,13 @@ class _Sorted(Sample):
         edges = np.concatenate([[0], below, above, [len(self._sorted)]])
         counts = np.diff(edges)
         filled = counts > 0
-        counts, totals = counts[filled], np.diff(self._sums[edges])[filled]
-        error = self._energy - float((totals * totals / counts).sum())
-        return even_stream.stream_bytes(counts * self._grown), error
+        counts = counts[filled]
+
+        def error() -> float:
+            totals = np.diff(self._sums[edges])[filled]
+            return self._energy - float((totals * totals / counts).sum())
+
+        return Trial(even_stream.stream_bytes(counts * self._grown), error)
 
 
 def _ends(largest: float) -> np.ndarray:

@@ -75,17 +75,18 @@ def _first_guess(
         return 1.0, roundings[0]
     sample = sample_of(entries, roundings[0])
     finest = math.log2(sample.typical / FINEST)
+    several = len(roundings) > 1
     fitting = [(math.inf, 1.0, 0)]
     for number, rounding in enumerate(roundings):
         low, high = finest, rounding.coarsest  # log2 of the step; too many bytes, and fewer
         for _ in range(SEARCHES):
             middle = (low + high) / 2
-            size, error = sample.try_out(2.0**middle, rounding)
-            if size > limit:
+            trial = sample.try_out(2.0**middle, rounding)
+            if trial.size > limit:
                 low = middle
             else:
                 high = middle
-                fitting.append((error, 2.0**high, number))
+                fitting.append((trial.error() if several else 0.0, 2.0**high, number))
     # of one rounding the smallest step: where chance decides, zeros alone may have the least error
-    _, step, number = min(fitting) if len(roundings) > 1 else fitting[-1]
+    _, step, number = min(fitting) if several else fitting[-1]
     return step * largest, roundings[number]
