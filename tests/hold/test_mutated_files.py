@@ -8,6 +8,7 @@ ones that were written never pass `verify`.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def attack(tree: Path, target: Target, seed: int) -> bool:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_refused_in_one_sentence(
-    working: Path, name: str, rounds: Callable[[int, int], int]
+    working: Path, name: str, rounds: Callable[[int, int], int], tally: Counter[str]
 ) -> None:
     shutil.copy(working / "packed" / SINGLE, working / "packed.whole")
     if name in WITH_LAYOUT:
@@ -151,6 +152,7 @@ def test_damaged_files_are_refused_in_one_sentence(
     failures: dict[int, BaseException] = {}
     refused = 0
     for seed in tried:
+        tally["damaged files"] += 1
         try:
             refused += attack(working, target, seed)
         except BaseException as error:
