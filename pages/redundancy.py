@@ -91,7 +91,7 @@ with right:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
             "similarity",
-            of_group(analysis.similarity, layer, projection),
+            analysis.pairs.of_group(layer, projection),
             alt="1 − cos of every pair of experts, in cluster order; lines part the sets "
             "of experts that share a base",
         )
@@ -99,7 +99,7 @@ with right:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),
             "similarity_deltas",
-            of_group(analysis.similarity, layer, projection),
+            analysis.pairs.of_group(layer, projection),
             alt="Cosine of every pair of deltas",
         )
         st.caption(

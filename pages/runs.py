@@ -1,6 +1,7 @@
 """Runs: compress and evaluate in the worker, watch, compare."""
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from ders_core import figures
@@ -18,6 +19,7 @@ from ders_core.pipeline.quality import (
     NOISE,
     NOISE_COST,
     OUTPUT_ERROR,
+    PERPLEXITY,
     WEIGHT_ERROR,
 )
 from ders_core.ui import frame, kept, reads, runs, session
@@ -39,6 +41,9 @@ from ders_core.units import bytes_text, duration_text, share_text
 
 KIND = "run"
 TABLE = "runs_table"
+SIZE_QUALITY = ["name", "ratio", KL.key, "bytes_after", PERPLEXITY.key]
+"""What the plot shows of a run."""
+
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 
 
@@ -137,6 +142,12 @@ def active(ended: int) -> None:
         log_tail(job)
 
 
+@st.cache_resource(show_spinner=False, max_entries=32)
+def size_quality(points: tuple[object, ...], _measured: pd.DataFrame) -> go.Figure:
+    """The figure of these rows, by what it shows of them."""
+    return figures.size_quality(_measured)
+
+
 def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
     follow(TABLE, rows["id"].tolist())
@@ -169,7 +180,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     measured = compared.dropna(subset=[KL.key])
     if not measured.empty:
         plot(
-            figures.size_quality(measured),
+            size_quality(tuple(measured[SIZE_QUALITY].itertuples(index=False)), measured),
             "size_quality",
             measured,
             alt="Size of each run against its KL",

@@ -24,7 +24,7 @@ FIRST = "low rank"  # the codec that the page shows first: spectra are about ran
 frame.need_frame()
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
-if analysis.spectra.empty:
+if analysis.curves.empty:
     st.info(
         "This analysis was made without spectra. Run `ders analyze --spectra`, or analyse again."
     )
@@ -92,14 +92,14 @@ with left:
     plot(
         figures.spectrum(analysis, layer, projection),
         "spectrum",
-        of_group(analysis.spectra, layer, projection),
+        analysis.curves.of_group(layer, projection),
         alt="Singular values of each expert's delta, log-log, with their mean",
     )
 with right:
     plot(
         figures.energy_curve(analysis, layer, projection),
         "energy_curve",
-        of_group(analysis.spectra, layer, projection),
+        analysis.curves.of_group(layer, projection),
         alt="Energy kept against rank",
     )
 

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ders_core.analysis.group_table import TableInMemory, whole
 from ders_core.analysis.origins import find_clusters
 from ders_core.analysis.similarity import GroupStatistics, group_statistics
 from ders_core.analysis.spectra import SPECTRA, Spectra, Spectrum, group_spectra
-from ders_core.analysis.tables import COLUMNS, Analysis
+from ders_core.analysis.tables import COLUMNS, SMALL, Analysis
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
@@ -24,7 +25,8 @@ from ders_core.files.inputs import Held, held_files, same_inputs, unchanged_inpu
 from ders_core.files.spec import NAMES
 from ders_core.packed.open import open_checkpoint
 
-Rows = dict[str, list[dict[str, Any]]]
+Rows = dict[str, pd.DataFrame]
+"""The rows of one group, by the name of the table."""
 
 
 @dataclass(frozen=True)
@@ -173,38 +175,44 @@ class _GrowingTables:
         return all(key in self.finished for key in self._order if key[0] == layer)
 
     def analysis(self) -> Analysis:
-        groups = [self.finished[key] for key in self._order if key in self.finished]
+        finished = [key for key in self._order if key in self.finished]
         tables = {
-            name: pd.DataFrame(
-                [row for rows in groups for row in rows[name]], columns=list(columns)
-            )
+            name: TableInMemory(columns, {key: self.finished[key][name] for key in finished})
             for name, columns in COLUMNS.items()
         }
         return Analysis(
             self._checkpoint.identity,
             self._checkpoint.family,
             dict(self._meta),
-            **tables,
+            pairs=tables["similarity"],
+            curves=tables["spectra"],
+            **{name: whole(tables[name]) for name in SMALL},
             version=self._checkpoint.store.version,
         )
 
 
 def _rows(group: ExpertGroup, statistics: GroupStatistics, spectra: list[Spectrum] | None) -> Rows:
     """The group's rows of every table."""
-    key = {"layer": group.layer, "projection": group.projection}
     clusters = find_clusters(statistics.cos_delta, statistics.norm_delta, 8 * group.dtype.itemsize)
-    rows = {
-        "groups": [_group_row(group, statistics, clusters)],
-        "similarity": _similarity_rows(statistics),
-        "experts": [
-            _expert_row(statistics, expert, clusters.assignment[expert], spectra)
-            for expert in range(group.shape[0])
-        ],
-        "spectra": _spectrum_rows(spectra or []),
-        "histograms": _histogram_rows(statistics),
-        "energy_map": _energy_rows(statistics),
+    columns = {
+        "groups": _group_row(group, statistics, clusters),
+        "similarity": _similarity_columns(statistics),
+        "experts": _expert_columns(statistics, clusters, spectra),
+        "spectra": _spectrum_columns(spectra or []),
+        "histograms": {
+            "left": statistics.edges[:-1],
+            "right": statistics.edges[1:],
+            "count": statistics.counts,
+        },
+        "energy_map": _energy_columns(statistics),
     }
-    return {name: [key | row for row in rows[name]] for name in COLUMNS}
+    tables = {}
+    for name, values in columns.items():
+        table = pd.DataFrame(values)
+        table.insert(0, "layer", group.layer)
+        table.insert(1, "projection", group.projection)
+        tables[name] = table[list(COLUMNS[name])]
+    return tables
 
 
 def _group_row(
@@ -215,7 +223,7 @@ def _group_row(
     apart = statistics.one_minus_cos[pairs] if experts > 1 else np.zeros(1)
     together = statistics.cos_delta[pairs] if experts > 1 else np.zeros(1)
     norm_base, norm_delta = statistics.norm_base, float(statistics.norm_delta.mean())
-    return {
+    row = {
         "experts": experts,
         "out": out,
         "in": width,
@@ -228,60 +236,56 @@ def _group_row(
         "clusters": clusters.count,
         "cluster_gain": clusters.gain,
     }
+    return {name: [value] for name, value in row.items()}
 
 
-def _similarity_rows(statistics: GroupStatistics) -> list[dict[str, Any]]:
-    return [
-        {
-            "expert_i": i,
-            "expert_j": j,
-            "one_minus_cos": float(one_minus_cos),
-            "cos_delta": float(statistics.cos_delta[i, j]),
-        }
-        for (i, j), one_minus_cos in np.ndenumerate(statistics.one_minus_cos)
-    ]
-
-
-def _expert_row(
-    statistics: GroupStatistics, expert: int, cluster: int, spectra: list[Spectrum] | None
-) -> dict[str, Any]:
-    names = ("norm", "norm_delta", "mean", "std", "kurtosis", "max_abs")
+def _similarity_columns(statistics: GroupStatistics) -> dict[str, np.ndarray]:
+    experts = np.arange(len(statistics.one_minus_cos))
     return {
-        "expert": expert,
-        **{name: float(getattr(statistics, name)[expert]) for name in names},
-        "effective_rank": spectra[expert].effective_rank if spectra else np.nan,
-        "stable_rank": spectra[expert].stable_rank if spectra else np.nan,
-        "cluster": cluster,
+        "expert_i": np.repeat(experts, len(experts)),
+        "expert_j": np.tile(experts, len(experts)),
+        "one_minus_cos": statistics.one_minus_cos.reshape(-1),
+        "cos_delta": statistics.cos_delta.reshape(-1),
     }
 
 
-def _spectrum_rows(spectra: list[Spectrum]) -> list[dict[str, Any]]:
-    return [
-        {
-            "expert": expert,
-            "index": int(index),
-            "singular_value": float(value),
-            "energy": float(energy),
-        }
-        for expert, spectrum in enumerate(spectra)
-        for index, value, energy in zip(
-            spectrum.index, spectrum.singular_value, spectrum.energy, strict=True
-        )
-    ]
+def _expert_columns(
+    statistics: GroupStatistics, clusters: Clusters, spectra: list[Spectrum] | None
+) -> dict[str, Any]:
+    experts = len(statistics.norm)
+    names = ("norm", "norm_delta", "mean", "std", "kurtosis", "max_abs")
+    ranks = {
+        name: [getattr(each, name) for each in spectra] if spectra else np.full(experts, np.nan)
+        for name in ("effective_rank", "stable_rank")
+    }
+    return {
+        "expert": np.arange(experts),
+        **{name: getattr(statistics, name) for name in names},
+        **ranks,
+        "cluster": np.asarray(clusters.assignment, dtype=np.int64),
+    }
 
 
-def _histogram_rows(statistics: GroupStatistics) -> list[dict[str, Any]]:
-    lefts, rights = statistics.edges[:-1], statistics.edges[1:]
-    return [
-        {"left": float(left), "right": float(right), "count": int(count)}
-        for left, right, count in zip(lefts, rights, statistics.counts, strict=True)
-    ]
+def _spectrum_columns(spectra: list[Spectrum]) -> dict[str, np.ndarray]:
+    lengths = [len(each.index) for each in spectra]
+    columns = {
+        "expert": (np.repeat(np.arange(len(spectra)), lengths), np.int64),
+        "index": (_joined([each.index for each in spectra]), np.int64),
+        "singular_value": (_joined([each.singular_value for each in spectra]), np.float64),
+        "energy": (_joined([each.energy for each in spectra]), np.float64),
+    }
+    return {name: values.astype(dtype) for name, (values, dtype) in columns.items()}
 
 
-def _energy_rows(statistics: GroupStatistics) -> list[dict[str, Any]]:
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0)
+
+
+def _energy_columns(statistics: GroupStatistics) -> dict[str, np.ndarray]:
     axes = {"row": statistics.row_energy, "column": statistics.column_energy}
-    return [
-        {"axis": axis, "bin": number, "energy": float(energy)}
-        for axis, energies in axes.items()
-        for number, energy in enumerate(energies)
-    ]
+    lengths = [len(energies) for energies in axes.values()]
+    return {
+        "axis": np.repeat(list(axes), lengths),
+        "bin": np.concatenate([np.arange(length) for length in lengths]),
+        "energy": np.concatenate(list(axes.values())),
+    }

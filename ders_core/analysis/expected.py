@@ -11,27 +11,13 @@ from ders_core.analysis.tables import Analysis, of_group
 from ders_core.codecs import Codec, Expected
 
 
-def pooled_energy(analysis: Analysis, layer: int, projection: str) -> tuple[np.ndarray, np.ndarray]:
-    """(index, cumulative share of Σσ² over all experts of the group); empty without spectra."""
-    rows = of_group(analysis.spectra, layer, projection)
-    if rows.empty:
-        return np.empty(0), np.empty(0)
-    experts = of_group(analysis.experts, layer, projection).set_index("expert")
-    weight = experts["norm_delta"] ** 2
-    table = rows.pivot(index="index", columns="expert", values="energy")
-    total = float(weight.sum())
-    shares = weight / total if total else weight * 0 + 1 / len(weight)
-    pooled = table.mul(shares[table.columns], axis=1).sum(axis=1)
-    return table.index.to_numpy(), pooled.to_numpy()
-
-
 def rank_for_energy(analysis: Analysis, layer: int, projection: str, energy: float) -> int:
     """The smallest rank with which the group's experts together keep `energy` of Σσ².
 
     Between the stored points of a long spectrum the energy is interpolated. 0 without spectra, and
     where only the largest singular values are known and do not reach that energy.
     """
-    index, pooled = pooled_energy(analysis, layer, projection)
+    index, pooled = analysis.pooled_energy(layer, projection)
     if not index.size:
         return 0
     ranks = np.arange(1, int(index[-1]) + 1)
@@ -63,7 +49,7 @@ class GroupEnergies:
     def energy_of_rank(self, rank: int) -> float | None:
         """From the spectra. None without them, and beyond the largest singular values where only
         these are known."""
-        index, pooled = pooled_energy(self.analysis, self.layer, self.projection)
+        index, pooled = self.analysis.pooled_energy(self.layer, self.projection)
         if not index.size:
             return None
         is_beyond = rank > index[-1]

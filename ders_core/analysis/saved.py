@@ -6,30 +6,25 @@ way must be noticed here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ders_core.analysis.group_table import Key, TableInFile
+from ders_core.analysis.parquet_rows import ADVICE, ParquetRows
 from ders_core.checkpoint import PROJECTIONS
 from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.json_object import read_json
 from ders_core.files.spec import DTYPES
 from ders_core.files.untrusted_json import EVERY_KEY
-
-WORDS = frozenset(("projection", "axis"))
-COUNTS = frozenset(
-    (
-        *("layer", "experts", "out", "in", "clusters", "expert", "expert_i", "expert_j"),
-        *("cluster", "index", "count", "bin"),
-    )
-)
-"""Columns of words, and of whole numbers; the others hold any numbers."""
-
-ADVICE = "analyse again"
 
 
 class _Meta(BaseModel):
@@ -84,75 +79,124 @@ def read_table(file: Path, columns: Collection[str]) -> pd.DataFrame:
 
     Raises CheckpointError if it cannot be read or lacks one.
     """
-    try:
-        table = pd.read_parquet(file)
-    except Exception as error:  # pyarrow fails in many ways on a damaged file
-        words = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{file} cannot be read: {words}; {ADVICE}") from error
-    for column in columns:
-        if column not in table.columns or not _is_of_kind(table[column], column):
-            raise CheckpointError(f"{file} has no such column {column!r} as it needs; {ADVICE}")
-    return table[list(columns)]
+    rows = ParquetRows(file, columns)
+    return rows.rows(0, rows.count)
 
 
-def check_together(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Raise CheckpointError unless the tables speak of the same groups, and of every expert and
-    pair of experts in each, in the order in which an analysis writes them."""
-    if not _agree(tables):
-        raise CheckpointError(f"{directory}: the tables contradict each other; {ADVICE}")
+def read_pairs(file: Path, columns: Collection[str], groups: pd.DataFrame) -> TableInFile:
+    """The pairs of experts of every group, in the order in which an analysis writes them.
+
+    groups: as of `check_groups`. Raises CheckpointError if the file lacks a pair or holds another.
+    """
+    rows = ParquetRows(file, columns)
+    experts = _experts(groups)
+    counts = {key: count**2 for key, count in experts.items()}
+    if rows.count != sum(counts.values()):
+        raise _contradiction(file.parent)
+    keys, begins = list(counts), [*accumulate(counts.values(), initial=0)]
+    for first, piece in rows.pieces(("layer", "projection", "expert_i", "expert_j")):
+        place = first
+        while place < first + len(piece):
+            number = bisect_right(begins, place) - 1
+            end = min(first + len(piece), begins[number + 1])
+            part = piece.slice(place - first, end - place)
+            inside = np.arange(place, end) - begins[number]
+            among = experts[keys[number]]
+            if not (
+                _is_all_of(part, keys[number])
+                and np.array_equal(part["expert_i"].to_numpy(), inside // among)
+                and np.array_equal(part["expert_j"].to_numpy(), inside % among)
+            ):
+                raise _contradiction(file.parent)
+            place = end
+    return TableInFile(rows, counts)
 
 
-def _agree(tables: Mapping[str, pd.DataFrame]) -> bool:
-    groups = tables["groups"]
-    names, layers = groups["projection"].to_numpy(), groups["layer"].to_numpy()
-    experts = groups["experts"].to_numpy()
-    sizes = groups[["experts", "out", "in"]].to_numpy()
-    if groups.empty or groups.duplicated(["layer", "projection"]).any():
-        return False
-    if not set(names) <= set(PROJECTIONS) or (layers < 0).any() or (sizes < 1).any():
-        return False
-    rows, pairs = sum(experts.tolist()), sum(count**2 for count in experts.tolist())
-    if (rows, pairs) != (len(tables["experts"]), len(tables["similarity"])):
-        return False
-    numbers = [np.arange(count) for count in experts]
+def _is_all_of(part: pa.Table, key: Key) -> bool:
+    layers: np.ndarray = part["layer"].to_numpy()
+    return bool((layers == key[0]).all() and pc.all(pc.equal(part["projection"], key[1])).as_py())
+
+
+def read_spectra(file: Path, columns: Collection[str], groups: pd.DataFrame) -> TableInFile:
+    """Any number of rows for each group, those of a group together.
+
+    groups: as of `check_groups`. Raises CheckpointError if there are rows of another one.
+    """
+    rows = ParquetRows(file, columns)
+    counts: dict[Key, int] = {}
+    before: Key | None = None
+    for key, count in _runs(rows) if rows.count else ():
+        if key != before and key in counts:
+            raise _contradiction(file.parent)
+        counts[key] = counts.get(key, 0) + count
+        before = key
+    if not counts.keys() <= _experts(groups).keys():
+        raise _contradiction(file.parent)
+    return TableInFile(rows, counts)
+
+
+def _runs(rows: ParquetRows) -> Iterator[tuple[Key, int]]:
+    """The groups of rows that follow one another, and how many do."""
+    for _, piece in rows.pieces(("layer", "projection")):
+        layers: np.ndarray = piece["layer"].to_numpy()
+        words = piece["projection"].dictionary_encode().combine_chunks()
+        names, codes = words.dictionary.to_pylist(), words.indices.to_numpy()
+        changes = np.flatnonzero((np.diff(layers) != 0) | (np.diff(codes) != 0)) + 1
+        for begin, end in pairwise([0, *changes.tolist(), len(layers)]):
+            if end > begin:
+                yield (int(layers[begin]), names[codes[begin]]), end - begin
+
+
+def check_groups(directory: Path, groups: pd.DataFrame) -> None:
+    """Raise CheckpointError unless there is a group, each once, with names and sizes of groups."""
+    layers, sizes = groups["layer"].to_numpy(), groups[["experts", "out", "in"]].to_numpy()
+    if (
+        groups.empty
+        or groups.duplicated(["layer", "projection"]).any()
+        or not set(groups["projection"]) <= set(PROJECTIONS)
+        or (layers < 0).any()
+        or (sizes < 1).any()
+    ):
+        raise _contradiction(directory)
+
+
+def check_experts(directory: Path, groups: pd.DataFrame, experts: pd.DataFrame) -> None:
+    """Raise CheckpointError unless there is a row for every expert of every group, in the order in
+    which an analysis writes them. groups: as of `check_groups`."""
+    counts = groups["experts"].to_numpy()
+    if sum(counts.tolist()) != len(experts):
+        raise _contradiction(directory)
     expected = {
-        "experts": (experts, {"expert": np.concatenate(numbers)}),
-        "similarity": (
-            experts**2,
-            {
-                "expert_i": np.concatenate([np.repeat(each, len(each)) for each in numbers]),
-                "expert_j": np.concatenate([np.tile(each, len(each)) for each in numbers]),
-            },
-        ),
+        "layer": np.repeat(groups["layer"].to_numpy(), counts),
+        "projection": np.repeat(groups["projection"].to_numpy(), counts),
+        "expert": np.concatenate([np.arange(count) for count in counts]),
     }
-    for name, (counts, columns) in expected.items():
-        columns["layer"], columns["projection"] = (
-            np.repeat(layers, counts),
-            np.repeat(names, counts),
-        )
-        for column, values in columns.items():
-            if not np.array_equal(tables[name][column].to_numpy(), values):
-                return False
-    keys = set(zip(layers.tolist(), names.tolist(), strict=True))
-    seen = [
-        tables[name][["layer", "projection"]].drop_duplicates()
-        for name in ("spectra", "histograms", "energy_map")
-    ]
-    return all(set(each.itertuples(index=False, name=None)) <= keys for each in seen)
+    for column, values in expected.items():
+        if not np.array_equal(experts[column].to_numpy(), values):
+            raise _contradiction(directory)
 
 
-def check_clusters(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Raise CheckpointError unless every expert is in one of its group's clusters. tables: as of
-    `check_together`."""
-    groups, clusters = tables["groups"], tables["experts"]["cluster"].to_numpy()
+def check_keys(directory: Path, groups: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Raise CheckpointError if a table has rows of a group that is none of the groups."""
+    keys = table[["layer", "projection"]].drop_duplicates().itertuples(index=False, name=None)
+    if not set(keys) <= _experts(groups).keys():
+        raise _contradiction(directory)
+
+
+def check_clusters(directory: Path, groups: pd.DataFrame, experts: pd.DataFrame) -> None:
+    """Raise CheckpointError unless every expert is in one of its group's clusters. groups, experts:
+    as of `check_experts`."""
+    clusters = experts["cluster"].to_numpy()
     most = np.repeat(groups["clusters"].to_numpy(), groups["experts"].to_numpy())
     if (clusters < 0).any() or (clusters >= most).any():
-        raise CheckpointError(f"{directory}: the tables contradict each other; {ADVICE}")
+        raise _contradiction(directory)
 
 
-def _is_of_kind(values: pd.Series, column: str) -> bool:
-    if values.empty:  # of no kind; an analysis without spectra has such a table
-        return True
-    if column in WORDS:
-        return all(isinstance(value, str) for value in values.unique())
-    return values.dtype.kind in ("iu" if column in COUNTS else "iuf")
+def _experts(groups: pd.DataFrame) -> dict[Key, int]:
+    """How many experts each group has."""
+    keys = zip(groups["layer"].tolist(), groups["projection"].tolist(), strict=True)
+    return dict(zip(keys, groups["experts"].tolist(), strict=True))
+
+
+def _contradiction(directory: Path) -> CheckpointError:
+    return CheckpointError(f"{directory}: the tables contradict each other; {ADVICE}")

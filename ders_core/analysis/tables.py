@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ders_core.analysis.group_table import (
+    GroupTable,
+    Key,
+    whole,
+    write_groups,
+)
 from ders_core.analysis.origins import (
     Starts,
     clusters_sentence,
@@ -18,7 +26,16 @@ from ders_core.analysis.origins import (
     find_clusters,
     starts_of,
 )
-from ders_core.analysis.saved import check_clusters, check_together, read_head, read_table
+from ders_core.analysis.saved import (
+    check_clusters,
+    check_experts,
+    check_groups,
+    check_keys,
+    read_head,
+    read_pairs,
+    read_spectra,
+    read_table,
+)
 from ders_core.analysis.verdict import SINGLE, Verdict, judge
 from ders_core.files.directory import replaced_directory
 from ders_core.files.spec import DTYPES
@@ -46,6 +63,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "histograms": ("layer", "projection", "left", "right", "count"),
     "energy_map": ("layer", "projection", "axis", "bin", "energy"),
 }
+SMALL = ("groups", "experts", "histograms", "energy_map")
+"""Tables that are in memory as a whole: their rows do not grow with the pairs of experts."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,9 @@ class Analysis:
     one base's ΣΔ² that these leave; cluster: that of an expert, from 0 on. energy in `spectra`:
     cumulative share of Σσ²; in `energy_map`: share of ΣΔ² in a bin of rows or columns.
 
+    pairs, curves: the tables `similarity` and `spectra`, group by group; of a saved analysis they
+    are read when they are asked for.
+
     identity: of the checkpoint, by a sample. version: of the files that were read, see
     `Store.version`; "" in tables of before there was one. An analysis is of that version alone.
     """
@@ -64,9 +86,9 @@ class Analysis:
     family: str
     meta: dict[str, Any]
     groups: pd.DataFrame
-    similarity: pd.DataFrame
+    pairs: GroupTable
     experts: pd.DataFrame
-    spectra: pd.DataFrame
+    curves: GroupTable
     histograms: pd.DataFrame
     energy_map: pd.DataFrame
     version: str = ""
@@ -74,6 +96,29 @@ class Analysis:
     def is_of(self, store: Store) -> bool:
         """Whether it was made of the files as they are in this store."""
         return (self.identity, self.version) == (store.identity, store.version)
+
+    @property
+    def similarity(self) -> pd.DataFrame:
+        """The whole table, which can be larger than memory: pages take `pairs`."""
+        return whole(self.pairs)
+
+    @property
+    def spectra(self) -> pd.DataFrame:
+        """The whole table, which can be larger than memory: pages take `curves`."""
+        return whole(self.curves)
+
+    @cached_property
+    def apart(self) -> tuple[float, float] | None:
+        """The least and the largest 1 − cos of two experts of a group; None without any."""
+        extremes = []
+        for key in self.pairs.keys:
+            values = self.apart_in(*key)
+            others = values[~np.eye(len(values), dtype=bool)]
+            if others.size:
+                extremes.append((float(others.min()), float(others.max())))
+        if not extremes:
+            return None
+        return min(low for low, _ in extremes), max(high for _, high in extremes)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -89,13 +134,30 @@ class Analysis:
         several = self.groups[self.groups["clusters"] > 1]
         if several.empty:
             return None
-        pairs = self.similarity.groupby(["layer", "projection"])
         of_groups = [
-            starts_of(square(pairs.get_group(key), "one_minus_cos"), self.clusters_of(*key))
+            starts_of(self.apart_in(*key), self.clusters_of(*key))
             for key in zip(several["layer"], several["projection"], strict=True)
         ]
         compared = int((self.groups["experts"] > 1).sum())
         return common_starts([*of_groups, *[None] * (compared - len(several))])
+
+    def apart_in(self, layer: int, projection: str) -> np.ndarray:
+        """1 − cos of the experts of a group, `[K, K]`."""
+        rows = self.pairs.of_group(layer, projection, columns=("one_minus_cos",))
+        return square(rows, "one_minus_cos")
+
+    def pooled_energy(self, layer: int, projection: str) -> tuple[np.ndarray, np.ndarray]:
+        """(index, cumulative share of Σσ² over all experts of the group); empty without spectra."""
+        key = layer, projection
+        if key not in self._pooled:
+            rows = self.curves.of_group(*key, columns=("expert", "index", "energy"))
+            norms = of_group(self.experts, *key)["norm_delta"].to_numpy()
+            self._pooled[key] = _pooled(rows, norms)
+        return self._pooled[key]
+
+    @cached_property
+    def _pooled(self) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
+        return {}
 
     def clusters_of(self, layer: int, projection: str) -> list[int]:
         """The cluster of each expert of a group."""
@@ -112,14 +174,14 @@ class Analysis:
         layers, projections = self.groups["layer"].tolist(), self.groups["projection"].tolist()
         return list(zip(layers, projections, strict=True))
 
-    def rows_of(self, layer: int, projection: str) -> dict[str, list[dict[str, Any]]]:
-        """The rows of one group in each table."""
-        tables = {name: of_group(getattr(self, name), layer, projection) for name in COLUMNS}
+    def rows_of(self, layer: int, projection: str) -> dict[str, pd.DataFrame]:
+        """The rows of one group in each table, numbered from 0 on."""
+        large = {"similarity": self.pairs, "spectra": self.curves}
         return {
-            name: [
-                {str(key): value for key, value in row.items()} for row in table.to_dict("records")
-            ]
-            for name, table in tables.items()
+            name: large[name].of_group(layer, projection)
+            if name in large
+            else of_group(getattr(self, name), layer, projection).reset_index(drop=True)
+            for name in COLUMNS
         }
 
     @property
@@ -130,8 +192,10 @@ class Analysis:
     def save(self, directory: Path) -> None:
         """Write the tables as Parquet next to meta.json; the directory appears when complete."""
         with replaced_directory(directory) as aside:
-            for name in COLUMNS:
+            for name in SMALL:
                 getattr(self, name).to_parquet(aside / f"{name}.parquet", index=False)
+            write_groups(self.pairs, aside / "similarity.parquet")
+            write_groups(self.curves, aside / "spectra.parquet")
             (aside / META).write_text(json.dumps(self._head(), indent=2), encoding="utf-8")
 
     @classmethod
@@ -143,35 +207,62 @@ class Analysis:
         """
         head = read_head(directory / META, (VERSION, WITHOUT_CLUSTERS))
         is_old = head.version == WITHOUT_CLUSTERS
-        tables = {
+        small = {
             name: read_table(
                 directory / f"{name}.parquet",
-                [column for column in columns if not (is_old and column in OF_CLUSTERS)],
+                [column for column in COLUMNS[name] if not (is_old and column in OF_CLUSTERS)],
             )
-            for name, columns in COLUMNS.items()
+            for name in SMALL
         }
-        check_together(directory, tables)
+        groups, experts = small["groups"], small["experts"]
+        check_groups(directory, groups)
+        check_experts(directory, groups, experts)
+        for name in ("histograms", "energy_map"):
+            check_keys(directory, groups, small[name])
+        pairs = read_pairs(directory / "similarity.parquet", COLUMNS["similarity"], groups)
+        curves = read_spectra(directory / "spectra.parquet", COLUMNS["spectra"], groups)
         if is_old:
-            _add_clusters(tables, head.meta["dtype"])
-        check_clusters(directory, tables)
-        return cls(head.identity, head.family, head.meta, **tables, version=head.files)
+            small["groups"], small["experts"] = _with_clusters(
+                groups, experts, pairs, head.meta["dtype"]
+            )
+        check_clusters(directory, small["groups"], small["experts"])
+        return cls(
+            head.identity,
+            head.family,
+            head.meta,
+            pairs=pairs,
+            curves=curves,
+            **small,
+            version=head.files,
+        )
+
+    def json_pieces(self) -> Iterator[str]:
+        """`to_json` in pieces: of the large tables, the rows of one group are in memory."""
+        verdict = self.verdict
+        head = {
+            **self._head(),
+            "verdict": verdict.verdict,
+            "mean_cosine": verdict.mean_cosine,
+            "starts": asdict(verdict.starts) if verdict.starts else None,
+        }
+        yield json.dumps(head, ensure_ascii=False)[:-1]
+        large = {"similarity": self.pairs, "spectra": self.curves}
+        for name in COLUMNS:
+            yield f', "{name}": ['
+            tables = (
+                (large[name].of_group(*key) for key in large[name].keys)
+                if name in large
+                else (table for table in (getattr(self, name),) if len(table))
+            )
+            for number, table in enumerate(tables):
+                records = json.loads(table.to_json(orient="records"))
+                yield (", " if number else "") + json.dumps(records, ensure_ascii=False)[1:-1]
+            yield "]"
+        yield "}"
 
     def to_json(self) -> str:
         """Everything as one JSON text: each table as a list of records."""
-        tables = {
-            name: json.loads(getattr(self, name).to_json(orient="records")) for name in COLUMNS
-        }
-        verdict = self.verdict
-        return json.dumps(
-            {
-                **self._head(),
-                "verdict": verdict.verdict,
-                "mean_cosine": verdict.mean_cosine,
-                "starts": asdict(verdict.starts) if verdict.starts else None,
-                **tables,
-            },
-            ensure_ascii=False,
-        )
+        return "".join(self.json_pieces())
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -190,23 +281,38 @@ def of_group(table: pd.DataFrame, layer: int, projection: str) -> pd.DataFrame:
 
 
 def square(pairs: pd.DataFrame, column: str) -> np.ndarray:
-    """A column of the similarities of one group as `[K, K]`."""
-    table: np.ndarray = pairs.pivot(index="expert_i", columns="expert_j", values=column).to_numpy()
-    return table
+    """A column of the similarities of one group, as they are in a table, as `[K, K]`."""
+    values: np.ndarray = pairs[column].to_numpy()
+    return values.reshape(math.isqrt(len(values)), -1)
 
 
-def _add_clusters(tables: dict[str, pd.DataFrame], dtype: str) -> None:
-    """Give tables of version 1 the columns of clusters, in place. dtype: the weights', by name."""
-    groups, experts = tables["groups"], tables["experts"]
+def _pooled(spectra: pd.DataFrame, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `Analysis.pooled_energy`. spectra: rows of a group; norms: ‖Δ_i‖ `[K]`."""
+    if spectra.empty:
+        return np.empty(0), np.empty(0)
+    weights = norms**2
+    total = float(weights.sum())
+    shares = weights / total if total else np.full(len(weights), 1 / len(weights))
+    experts, index = spectra["expert"].to_numpy(), spectra["index"].to_numpy()
+    points, places = np.unique(index, return_inverse=True)
+    energies = shares[experts] * spectra["energy"].to_numpy()
+    return points, np.bincount(places, weights=energies, minlength=len(points))
+
+
+def _with_clusters(
+    groups: pd.DataFrame, experts: pd.DataFrame, pairs: GroupTable, dtype: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables of version 1 with the columns of clusters. dtype: the weights', by name."""
     bits = 8 * DTYPES[dtype].itemsize
-    experts["cluster"] = 0
-    counts, gains = [], []
-    pairs = tables["similarity"].groupby(["layer", "projection"])
-    for key in zip(groups["layer"], groups["projection"], strict=True):
-        rows = of_group(experts, *key)
-        cosines = square(pairs.get_group(key), "cos_delta")
-        clusters = find_clusters(cosines, rows["norm_delta"].to_numpy(), bits)
-        experts.loc[rows.index, "cluster"] = clusters.assignment
+    assignments, counts, gains = [], [], []
+    for key in zip(groups["layer"].tolist(), groups["projection"].tolist(), strict=True):
+        norms = of_group(experts, *key)["norm_delta"].to_numpy()
+        cosines = square(pairs.of_group(*key, columns=("cos_delta",)), "cos_delta")
+        clusters = find_clusters(cosines, norms, bits)
+        assignments.append(np.asarray(clusters.assignment))
         counts.append(clusters.count)
         gains.append(clusters.gain)
-    tables["groups"] = groups.assign(clusters=counts, cluster_gain=gains)
+    return (
+        groups.assign(clusters=counts, cluster_gain=gains),
+        experts.assign(cluster=np.concatenate(assignments)),
+    )

@@ -25,6 +25,7 @@ from ders_core.checkpoint.recognition import (
 )
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_file
+from ders_core.files.few_collections import few_collections
 from ders_core.files.side_files import Beside
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import Store
@@ -58,7 +59,8 @@ class Checkpoint:
         self.recognition: Recognition = recognition
         declared = declared_experts(self.config)
         known = min(declared) if len(declared) == 1 else None
-        groups = gather(self.layout, self.tensors, known, coded)
+        with few_collections():
+            groups = gather(self.layout, self.tensors, known, coded)
         self._groups = {group.key: group for group in groups}
         self._check_config(declared)
 

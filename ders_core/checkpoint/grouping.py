@@ -81,7 +81,8 @@ def gather(
         if match is None:
             others[name] = tensor
         else:
-            members = blocks.setdefault((match.stack, match.layer), _BlockTensors(match))
+            place = match.stack, match.layer
+            members = blocks.get(place) or blocks.setdefault(place, _BlockTensors(match))
             members.weights.append((match.weights, match.expert, tensor))
     by_layer = {(members.match.scope, members.match.layer): members for members in blocks.values()}
     for name, tensor in others.items() if layout.shared else ():
@@ -155,6 +156,9 @@ def _separate_runs(groups: list[ExpertGroup]) -> list[ExpertGroup]:
 _Matrices = dict[tuple[str, bool], dict[int, Matrix]]
 """(projection, whether biases) -> expert's number -> matrix"""
 
+_Cut = tuple[dict[int, Matrix], list[Slot]]
+"""Of one projection that a tensor holds: where its matrices go, and their places in the tensor."""
+
 
 def _matrices(
     layout: Layout,
@@ -165,16 +169,19 @@ def _matrices(
 ) -> _Matrices:
     """Cut tensors into experts' matrices."""
     matrices: _Matrices = {}
-    cuts: dict[tuple[int, tuple[int, ...]], list[list[Slot]]] = {}  # one for tensors that are alike
+    cuts: dict[tuple[int, tuple[int, ...]], list[_Cut]] = {}  # one for tensors that are alike
     for weights, named, tensor in members:
         shape = coded.shape(tensor)
         form = id(weights), shape
-        if form not in cuts:
-            cuts[form] = _slots(layout, weights, tensor.name, shape, experts, where)
-        for projection, slots in zip(weights.holds, cuts[form], strict=True):
-            by_expert = matrices.setdefault((projection, weights.parsed.is_bias), {})
-            for number, slot in enumerate(slots):
-                by_expert[number if named is None else named] = coded.matrix(tensor, slot)
+        cut = cuts.get(form)
+        if cut is None:
+            slots = _slots(layout, weights, tensor.name, shape, experts, where)
+            kinds = [(projection, weights.parsed.is_bias) for projection in weights.holds]
+            by_expert = [matrices.setdefault(kind, {}) for kind in kinds]
+            cut = cuts[form] = list(zip(by_expert, slots, strict=True))
+        for of_projection, slots_of_projection in cut:
+            for number, slot in enumerate(slots_of_projection):
+                of_projection[number if named is None else named] = coded.matrix(tensor, slot)
     return matrices
 
 
@@ -272,10 +279,12 @@ def _runs(
     """Slices of consecutive experts of one shape and dtype; a run of one among others is damage."""
     columns = [*weights.items(), *((f"{name} bias", column) for name, column in biases.items())]
     count = len(columns[0][1])
-    forms = [
-        tuple((column[expert].shape, column[expert].dtype) for _, column in columns)
-        for expert in range(count)
-    ]
+    forms = list(
+        zip(
+            *([(matrix.shape, matrix.dtype) for matrix in column] for _, column in columns),
+            strict=True,
+        )
+    )
     runs: list[slice] = []
     for _, members in groupby(range(count), key=lambda expert: forms[expert]):
         numbers = list(members)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
-from ders_core.checkpoint.names import PLACEHOLDERS, NameTemplate, number_of
+from ders_core.checkpoint.names import PLACEHOLDERS, FirstOf, NameTemplate, number_of
 from ders_core.errors import CheckpointError, gravest
 from ders_core.files.address import file_size, is_file, read_bytes
 from ders_core.files.links import check_within
@@ -138,12 +138,20 @@ class Layout(BaseModel):
         return model_type.removesuffix("_text") in (self.models or (self.family,))
 
     @cached_property
-    def _templates(self) -> list[tuple[NameTemplate, Weights]]:
-        return [(self._template(name), weights) for name, weights in self.experts.items()]
+    def _names(self) -> FirstOf:
+        return FirstOf([self._template(name) for name in self.experts])
 
     @cached_property
-    def _shared_templates(self) -> list[tuple[NameTemplate, Weights]]:
-        return [(self._template(name), weights) for name, weights in self.shared.items()]
+    def _shared_names(self) -> FirstOf:
+        return FirstOf([self._template(name) for name in self.shared])
+
+    @cached_property
+    def _weights(self) -> tuple[Weights, ...]:
+        return tuple(self.experts.values())
+
+    @cached_property
+    def _shared_weights(self) -> tuple[Weights, ...]:
+        return tuple(self.shared.values())
 
     def _template(self, name: str) -> NameTemplate:
         """Raises ValueError if a placeholder is there too often."""
@@ -153,31 +161,30 @@ class Layout(BaseModel):
 
     def match(self, tensor: str) -> Match | None:
         """The match of a routed expert's tensor, or None for any other name."""
-        return _match(tensor, self._templates)
+        return _match(tensor, self._names, self._weights)
 
     def match_shared(self, tensor: str) -> Match | None:
         """The match of an always-on expert's tensor, or None for any other name."""
-        return _match(tensor, self._shared_templates)
+        return _match(tensor, self._shared_names, self._shared_weights)
 
 
-def _match(tensor: str, templates: list[tuple[NameTemplate, Weights]]) -> Match | None:
-    for template, weights in templates:
-        filled = template.fill(tensor)
-        if filled is None:
-            continue
+def _match(tensor: str, names: FirstOf, weights: Sequence[Weights]) -> Match | None:
+    found = names.fill(tensor)
+    while found is not None:
+        number, filled = found
         begin, end = filled.layer
         layer = number_of(tensor[begin:end])
         expert = None if filled.expert is None else number_of(tensor[slice(*filled.expert)])
-        if layer is None or (expert is None and filled.expert is not None):
-            continue
-        return Match(
-            block=tensor[: filled.block],
-            stack=f"{tensor[:begin]}*{tensor[end : filled.block]}",
-            scope=tensor[:begin],
-            layer=layer,
-            expert=expert,
-            weights=weights,
-        )
+        if layer is not None and (expert is not None or filled.expert is None):
+            return Match(
+                block=tensor[: filled.block],
+                stack=f"{tensor[:begin]}*{tensor[end : filled.block]}",
+                scope=tensor[:begin],
+                layer=layer,
+                expert=expert,
+                weights=weights[number],
+            )
+        found = names.fill_after(tensor, number + 1)
     return None
 
 

@@ -28,7 +28,7 @@ class Slot:
     part: int = 0
     turned: bool = False
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """(out, in); a bias is `[out, 1]`."""
         out, width = self.sizes[OUT], self.sizes.get(IN, 1)

@@ -80,12 +80,14 @@ class NameTemplate:
             )
         places = {each.placeholder: number for number, each in enumerate(self._elements)}
         self._layer, self._expert = places["layer"], places.get("expert")
-        self._expression = self._compiled() if _is_plain(self._elements) else None
+        self.expression = self._plain() if _is_plain(self._elements) else None
+        """A regular expression that finds what `fill` finds; None where none does so quickly."""
+        self._compiled = None if self.expression is None else re.compile(self.expression)
 
     def fill(self, name: str) -> Filled | None:
         """How the whole name fills the template; None if it does not."""
-        if self._expression is not None:
-            found = self._expression.fullmatch(name)
+        if self._compiled is not None:
+            found = self._compiled.fullmatch(name)
             if found is None:
                 return None
             expert = None if self._expert is None else found.span("expert")
@@ -101,10 +103,57 @@ class NameTemplate:
             None if expert_at is None else (begins[expert_at], ends[expert_at]),
         )
 
-    def _compiled(self) -> re.Pattern[str]:
+    def _plain(self) -> str:
         pieces = [each.expression for each in self._elements]
         block, rest = pieces[: self._of_block], pieces[self._of_block :]
-        return re.compile(f"(?P<block>{''.join(block)}){''.join(rest)}")
+        return f"(?P<block>{''.join(block)}){''.join(rest)}"
+
+
+class FirstOf:
+    """Several templates, of which the first that a name fills counts."""
+
+    def __init__(self, templates: Sequence[NameTemplate]) -> None:
+        self._templates = tuple(templates)
+        expressions = [template.expression for template in templates]
+        plain = [each for each in expressions if each is not None]
+        self._together: re.Pattern[str] | None = None
+        if plain and len(plain) == len(expressions):  # one search instead of one for each
+            self._together = re.compile(
+                "|".join(
+                    f"(?P<of{number}>{each.replace('(?P<', f'(?P<of{number}_')})"
+                    for number, each in enumerate(plain)
+                )
+            )
+            groups = self._together.groupindex
+            self._of_group = {
+                groups[f"of{number}"]: (
+                    number,
+                    groups[f"of{number}_block"],
+                    groups[f"of{number}_layer"],
+                    groups.get(f"of{number}_expert"),
+                )
+                for number in range(len(plain))
+            }
+
+    def fill(self, name: str) -> tuple[int, Filled] | None:
+        """The number of the first template that the whole name fills, and how it does; None if it
+        fills none."""
+        if self._together is None:
+            return self.fill_after(name, 0)
+        found = self._together.fullmatch(name)
+        if found is None:
+            return None
+        number, block, layer, expert = self._of_group[found.lastindex or 0]
+        of_expert = None if expert is None else found.span(expert)
+        return number, Filled(found.end(block), found.span(layer), of_expert)
+
+    def fill_after(self, name: str, first: int) -> tuple[int, Filled] | None:
+        """As `fill`, of the templates from the number `first` on."""
+        for number, template in enumerate(self._templates[first:], start=first):
+            filled = template.fill(name)
+            if filled is not None:
+                return number, filled
+        return None
 
 
 def number_of(digits: str) -> int | None:

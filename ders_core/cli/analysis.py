@@ -13,7 +13,7 @@ from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, Schedul
 from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
-    from ders_core.analysis import Analysis
+    from ders_core.analysis import Analysis, Spectra
 
 
 def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
@@ -101,8 +101,12 @@ def analyze(
         raise typer.BadParameter(str(error), param_hint="--layers") from error
     last = source.moe_layers[-1]
     chosen = None if ranges is None else sorted({*numbers_up_to(ranges, last)})
+    wanted = source.moe_layers if chosen is None else chosen
+    groups = [group for group in source.groups() if group.layer in wanted]
+    measured: Spectra = spectrum if spectra or kind else "none"
     with ExitStack() as stack:
-        write = stack.enter_context(new_report(output)) if output is not None else None
+        report = new_report(output, groups, measured) if output is not None else None
+        write = stack.enter_context(report) if report is not None else None
         with (
             progress_bar("analyze") as progress,
             Engine(workers=workers, scheduler=scheduler, device=where) as engine,
@@ -110,7 +114,7 @@ def analyze(
             analysis = run_analysis(
                 source,
                 layers=chosen,
-                spectra=spectrum if spectra or kind else "none",
+                spectra=measured,
                 device=where,
                 runner=engine.run,
                 progress=progress,

@@ -9,18 +9,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
-from ders_core.analysis.expected import pooled_energy
 from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish, label_of
 from ders_core.pipeline.quality import KL
 
 MARKS = (0.9, 0.95, 0.99)
+MOST_LINES = 64
+"""Experts that have a line of their own; more can neither be told apart nor drawn quickly."""
 
 
 def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     """σ of each expert's delta against its rank, log-log, with their mean and the noise floor."""
-    rows = of_group(analysis.spectra, layer, projection)
+    rows = analysis.curves.of_group(layer, projection)
     figure = go.Figure()
-    _expert_lines(figure, rows, "singular_value", "σ = %{y:.3g}")
+    of_all = _expert_lines(figure, rows, "singular_value", "σ = %{y:.3g}")
     mean = rows.groupby("index")["singular_value"].mean()
     figure.add_scatter(
         x=mean.index,
@@ -64,12 +65,17 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     figure.update_yaxes(
         type="log", title_text="singular value σ", exponentformat="power", dtick="D2"
     )
-    return finish(figure, f"Singular values of the deltas, layer {layer}, {projection}", height=420)
+    title = f"Singular values of the deltas, layer {layer}, {projection}{of_all}"
+    return finish(figure, title, height=420)
 
 
-def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str) -> None:
-    """A thin line for each expert over the rank."""
-    for expert, points in rows.groupby("expert"):
+def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str) -> str:
+    """A thin line for each expert over the rank; of many, for evenly chosen ones. Returns what a
+    title says of that; "" if all are there."""
+    experts = rows["expert"].unique()
+    chosen = np.unique(np.linspace(0, len(experts) - 1, min(MOST_LINES, len(experts))).round())
+    drawn = experts[chosen.astype(int)]
+    for expert, points in rows[rows["expert"].isin(drawn)].groupby("expert"):
         number = int(str(expert))
         figure.add_scatter(
             x=points["index"],
@@ -79,6 +85,7 @@ def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str
             line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
             hovertemplate=f"rank %{{x}}<br>{words}<extra>%{{fullData.name}}</extra>",
         )
+    return f", {len(drawn)} of {len(experts)} experts" if len(drawn) < len(experts) else ""
 
 
 def noise_floor(analysis: Analysis, layer: int, projection: str) -> float:
@@ -89,7 +96,7 @@ def noise_floor(analysis: Analysis, layer: int, projection: str) -> float:
     √(n·μ_β), with the median of the law approximated by 1 for β = m/n → 0 and 0.6528 at β = 1
     (Gavish and Donoho 2014).
     """
-    rows = of_group(analysis.spectra, layer, projection)
+    rows = analysis.curves.of_group(layer, projection)
     if rows.empty:
         return 0.0
     group = of_group(analysis.groups, layer, projection).iloc[0]
@@ -104,10 +111,10 @@ def noise_floor(analysis: Analysis, layer: int, projection: str) -> float:
 
 def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     """Share of the deltas' energy that the first r directions hold."""
-    rows = of_group(analysis.spectra, layer, projection)
+    rows = analysis.curves.of_group(layer, projection)
     figure = go.Figure()
-    _expert_lines(figure, rows, "energy", "%{y:.1%} kept")
-    index, pooled = pooled_energy(analysis, layer, projection)
+    of_all = _expert_lines(figure, rows, "energy", "%{y:.1%} kept")
+    index, pooled = analysis.pooled_energy(layer, projection)
     figure.add_scatter(
         x=index,
         y=pooled,
@@ -120,7 +127,8 @@ def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
         figure.add_hline(y=share, line_dash="dash", line_width=1, line_color=QUIET)
     figure.update_xaxes(title_text="rank")
     figure.update_yaxes(title_text="energy kept", tickformat=".0%", range=[0, 1.02])
-    return finish(figure, f"Energy kept against rank, layer {layer}, {projection}", height=420)
+    title = f"Energy kept against rank, layer {layer}, {projection}{of_all}"
+    return finish(figure, title, height=420)
 
 
 def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figure:

@@ -137,16 +137,13 @@ def similarity_heatmap(
     layer: int,
     projection: str,
     kind: Literal["experts", "deltas"] = "experts",
-    zmin: float | None = None,
-    zmax: float | None = None,
 ) -> go.Figure:
     """K × K: log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
 
-    E0 is expert 0. Where several bases pay, lines part their experts.
-    zmin, zmax: a common range of 1 − cos for all layers; by default all layers of the analysis.
+    E0 is expert 0. Where several bases pay, lines part their experts. 1 − cos has one range of
+    colours in all layers.
     """
-    pairs = of_group(analysis.similarity, layer, projection)
-    apart = square(pairs, "one_minus_cos")
+    apart = analysis.apart_in(layer, projection)
     clusters = analysis.clusters_of(layer, projection)
     order = cluster_order(apart.copy(), clusters)
     names = [f"E{index}" for index in order]
@@ -154,6 +151,7 @@ def similarity_heatmap(
     gap = 1 if len(order) <= MOST_PARTED else 0
     common = {"x": names, "y": names, "xgap": gap, "ygap": gap}
     if kind == "deltas":
+        pairs = analysis.pairs.of_group(layer, projection, columns=("cos_delta",))
         values = square(pairs, "cos_delta")
         heat = go.Heatmap(
             z=values[chosen],
@@ -166,15 +164,8 @@ def similarity_heatmap(
         )
         title = f"Cosine of deltas, layer {layer}, {projection}"
     else:
-        every = analysis.similarity
-        off = every.loc[every["expert_i"] != every["expert_j"], "one_minus_cos"]
-        low = (
-            np.log10(max(zmin if zmin is not None else float(off.min()), FLOOR)) if len(off) else 0
-        )
-        high = (
-            np.log10(max(zmax if zmax is not None else float(off.max()), FLOOR)) if len(off) else 1
-        )
-        low, high = _widened(low, high)
+        ends = analysis.apart or (1.0, 10.0)
+        low, high = _widened(*(float(np.log10(max(end, FLOOR))) for end in ends))
         shown = np.log10(np.maximum(apart, FLOOR))
         np.fill_diagonal(shown, np.nan)
         heat = go.Heatmap(

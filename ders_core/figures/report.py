@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -12,7 +12,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from ders_core.analysis import Analysis
+from ders_core.analysis import Analysis, Spectra
+from ders_core.analysis.report_sizes import json_bytes, parquet_bytes
+from ders_core.checkpoint import ExpertGroup
 from ders_core.errors import OutputError
 from ders_core.figures import curves, maps
 from ders_core.files.output import new_file
@@ -34,11 +36,11 @@ def report_html(analysis: Analysis) -> str:
     figures: list[tuple[str, str, list[go.Figure]]] = [
         ("The model", "", [maps.model_map(analysis), maps.norm_ratio_over_depth(analysis)])
     ]
-    if not analysis.spectra.empty:
+    if not analysis.curves.empty:
         figures.append(("Rank", "", [maps.rank_map(analysis)]))
     for layer, projection in analysis.group_keys():
         of_group = [maps.similarity_heatmap(analysis, layer, projection)]
-        if not analysis.spectra.empty:
+        if not analysis.curves.empty:
             of_group.append(curves.spectrum(analysis, layer, projection))
         of_group.append(curves.value_histogram(analysis, layer, projection))
         about = analysis.about_clusters(layer, projection)
@@ -82,17 +84,19 @@ def _table(analysis: Analysis) -> str:
 
 
 @contextmanager
-def new_report(path: Path) -> Iterator[Callable[[Analysis], None]]:
+def new_report(
+    path: Path, groups: Sequence[ExpertGroup], spectra: Spectra
+) -> Iterator[Callable[[Analysis], None]]:
     """Yield a function that writes an analysis to the new file `path`, by its ending; for a block
     that makes the analysis first.
 
-    A block that ends with an error leaves nothing. Raises OutputError, before the block where that
-    can be, if the file exists or cannot be written, or the ending is unknown.
+    groups, spectra: what will be analysed; the room on the disk for a report of that is checked
+    before the block. A block that ends with an error leaves nothing. Raises OutputError, before
+    the block where that can be, if the file exists or cannot be written, or the ending is unknown.
     """
     if path.suffix not in SUFFIXES:
         raise OutputError(f"{path.name}: end the file's name in {', '.join(SUFFIXES)}")
-    script = len(get_plotlyjs().encode()) if path.suffix == ".html" else 1
-    with new_file(path, needs=script) as aside:
+    with new_file(path, needs=_needs(path.suffix, groups, spectra)) as aside:
 
         def write(analysis: Analysis) -> None:
             if path.suffix == ".parquet":
@@ -100,7 +104,15 @@ def new_report(path: Path) -> Iterator[Callable[[Analysis], None]]:
                 analysis.groups.to_parquet(content)
                 aside.write_bytes(content.getvalue())
             else:
-                text = report_html(analysis) if path.suffix == ".html" else analysis.to_json()
-                aside.write_text(text, encoding="utf-8")
+                pieces = analysis.json_pieces()
+                with open(aside, "w", encoding="utf-8") as file:
+                    file.writelines([report_html(analysis)] if path.suffix == ".html" else pieces)
 
         yield write
+
+
+def _needs(suffix: str, groups: Sequence[ExpertGroup], spectra: Spectra) -> int:
+    """Bytes of a report at most; of a page, those of its script, which is most of a small one."""
+    if suffix == ".html":
+        return len(get_plotlyjs().encode())
+    return json_bytes(groups, spectra) if suffix == ".json" else parquet_bytes(groups)

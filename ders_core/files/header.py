@@ -69,21 +69,42 @@ def read_header(
     if metadata and not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path.name}: the header's __metadata__ holds what is no text")
     data_begin = 8 + length
-    known: _Known = {}
-    tensors = {
-        name: _file_tensor(path, name, entry, data_begin, known) for name, entry in entries.items()
-    }
+    tensors = _file_tensors(path, entries, data_begin)
     _check_cover(path, tensors, data_begin, size)
     if metadata is None:
         return tensors, None
     return tensors, metadata
 
 
-_Known = dict[tuple[str, tuple[int, ...]], tuple[TensorSpec, int]]
-"""Dtype and shape of a header -> their spec and its bytes: tensors that are alike share one."""
+def _file_tensors(path: Path, entries: dict[str, Any], data_begin: int) -> dict[str, FileTensor]:
+    """The tensors of a header. Those that are alike share a spec, and are checked quickly."""
+    tensors: dict[str, FileTensor] = {}
+    known: dict[tuple[Any, ...], tuple[TensorSpec, int]] = {}
+    for name, entry in entries.items():
+        form: tuple[Any, ...] = ()
+        spec: TensorSpec | None
+        nbytes = 0
+        try:
+            shape, (begin, end) = entry["shape"], entry["data_offsets"]
+            form = entry["dtype"], *shape, *map(type, shape)  # 2.0 and True are no sizes
+            spec, nbytes = known[form]
+        except (KeyError, TypeError, ValueError):  # unlike all so far, or malformed
+            spec = None
+        if (
+            spec is not None
+            and type(begin) is type(end) is int
+            and 0 <= begin <= end < LARGEST_NUMBER
+            and end - begin == nbytes
+        ):
+            tensors[name] = FileTensor(name, spec, path, data_begin + begin, data_begin + end)
+        else:
+            tensor = _file_tensor(path, name, entry, data_begin)
+            tensors[name], known[form] = tensor, (tensor.spec, tensor.nbytes)
+    return tensors
 
 
-def _file_tensor(path: Path, name: str, entry: Any, data_begin: int, known: _Known) -> FileTensor:
+def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTensor:
+    """One tensor; raises CheckpointError for whatever is wrong with its entry."""
     try:
         dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
@@ -94,11 +115,7 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int, known: _Kno
     if not valid:
         raise CheckpointError(f"{path.name}: the header's entry for {name!r} is malformed")
     try:
-        form = dtype_name, tuple(shape)
-        if form not in known:
-            spec = TensorSpec.of(*form)
-            known[form] = spec, spec.nbytes
-        spec, nbytes = known[form]
+        spec = TensorSpec.of(dtype_name, tuple(shape))
     except KeyError as error:
         raise CheckpointError(
             f"{path.name}: tensor {name!r} has dtype {dtype_name!r}, which is not supported; "
@@ -106,16 +123,24 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int, known: _Kno
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path.name}: {name!r} is damaged: {error}") from error
-    if end - begin != nbytes:
+    if end - begin != spec.nbytes:
         raise CheckpointError(
             f"{path.name}: the header gives {name!r} {end - begin} bytes, but {dtype_name} "
-            f"{list(shape)} takes {nbytes}; the file is damaged"
+            f"{list(shape)} takes {spec.nbytes}; the file is damaged"
         )
     return FileTensor(name, spec, path, data_begin + begin, data_begin + end)
 
 
 def _check_cover(path: Path, tensors: dict[str, FileTensor], begin: int, size: int) -> None:
     """The tensors must follow one another without gaps from `begin` to the file's end."""
+    position = begin
+    for info in tensors.values():
+        if info.begin != position:
+            break
+        position = info.end
+    else:  # they are in order, as in most files
+        _check_end(path, position, size)
+        return
     position = begin
     for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
         if info.begin != position:
@@ -124,6 +149,11 @@ def _check_cover(path: Path, tensors: dict[str, FileTensor], begin: int, size: i
                 f"{path.name}: the header's offsets are wrong: {info.name!r} {what}"
             )
         position = info.end
+    _check_end(path, position, size)
+
+
+def _check_end(path: Path, position: int, size: int) -> None:
+    """The last tensor must end where the file does."""
     if position > size:
         raise CheckpointError(
             f"{path.name} is truncated: its header needs {position} bytes, the file has {size}; "

@@ -20,6 +20,7 @@ from ders_core.files.address import (
     read_ranges,
 )
 from ders_core.files.content import content_hash
+from ders_core.files.few_collections import few_collections
 from ders_core.files.header import read_header
 from ders_core.files.inputs import hold, hold_files
 from ders_core.files.json_object import read_json
@@ -162,7 +163,8 @@ class TensorStore:
                 zip([p.name for p in stamped], _each(directory, stamp, stamped), strict=True)
             )
             sizes = [stamps[path.name].size for path in paths]
-            headers = list(_each(directory, read_header, paths, sizes))
+            with few_collections():
+                headers = list(_each(directory, read_header, paths, sizes))
         except OSError as error:
             where = printable(error.filename or directory)
             raise CheckpointError(f"{where}: cannot be read: {error.strerror or error}") from error

@@ -17,7 +17,7 @@ from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files, local_bytes
 from ders_core.files.store import TensorStore
 from ders_core.packed.manifest import MANIFEST
-from ders_core.packed.patch import delta_tensors, make_patch, patch_problems
+from ders_core.packed.patch import least_bytes, make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
@@ -112,17 +112,15 @@ def export(
 
 
 def _needs(order: _Order, format: Format) -> int:
-    """Bytes that will be written at least; of a patch against a base only its side files are known
-    before the base is read."""
+    """Bytes that will be written at least. What a patch against a base takes is known once the base
+    was read, and compared again then."""
     source = order.source
     if format == "original":
         return original_bytes(source)
     beside = local_bytes(source.beside.files)
     if format == "packed":
         return source.bytes_total + beside
-    if order.base is not None:
-        return beside
-    return beside + sum(source.store.tensors[name].nbytes for name in delta_tensors(source))
+    return beside + least_bytes(source, order.base)
 
 
 def _write_packed(order: _Order, partial: Path) -> _Written:

@@ -103,12 +103,13 @@ def _predicted(source: Checkpoint | None) -> str:
 def _worker() -> None:
     store = session.job_store()
     state = store.worker()
-    busy = store.newest(Which(states=("running",)))
     waiting = store.count(Which(states=("queued",)))
     more = f"{waiting} waiting" if waiting else ""
     if state is None or not state.alive:
         _entry("Worker", ":orange[not running]", more or "it starts with the first job")
-    elif busy is not None:
+        return
+    busy = store.newest(Which(states=("running",)))
+    if busy is not None:
         _entry("Worker", plain(busy.title), plain(busy.step))
         st.progress(busy.fraction)
         words = (time_left(busy) or busy.message, more)

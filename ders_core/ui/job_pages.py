@@ -84,7 +84,8 @@ def job_page(
         which = Which(
             everything.kinds, everything.states if state == ANY else (state,), name.strip()
         )
-        found = store.count(which)
+        is_everything = which == everything
+        found = total if is_everything else store.count(which)
         number = kept.field(
             _pager,
             "Page",

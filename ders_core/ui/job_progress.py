@@ -10,6 +10,7 @@ import streamlit as st
 from ders_core.errors import DersError
 from ders_core.jobs import Job, Which, ensure_worker
 from ders_core.jobs.job import JobState
+from ders_core.jobs.which import PAGE
 from ders_core.ui import session
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import duration_text
@@ -53,8 +54,10 @@ def active_jobs(kind: str, ended: int | None = None) -> list[Job]:
     counts = store.counts(kind)
     if ended not in (None, ended_count(counts)):
         st.rerun()
-    running = store.page(Which((kind,), ("running",)), "oldest")
-    waiting = store.page(Which((kind,), ("queued",)), "oldest", most=WAITING_SHOWN)
+    running, waiting = (
+        store.page(Which((kind,), (state,)), "oldest", most=most) if counts.get(state) else []
+        for state, most in (("running", PAGE), ("queued", WAITING_SHOWN))
+    )
     more = counts.get("queued", 0) - len(waiting)
     if more > 0:
         st.caption(f"{more} more wait behind those that are shown.")

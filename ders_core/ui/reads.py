@@ -158,8 +158,9 @@ def growing_analysis(source: Checkpoint) -> Analysis | None:
     with _one_sentence(source.path):
         directory = workspace().growing_dir(source.identity)
     try:
-        saved = Analysis.load(directory) if directory.is_dir() else None
-    except DersError:  # it is just being replaced by a longer one
+        stamp = _stamp(directory)
+        saved = _analysis(str(directory), stamp) if stamp else None
+    except (DersError, FileNotFoundError):  # it is just being replaced by a longer one
         return None
     return saved if saved is not None and saved.is_of(source.store) else None
 

@@ -15,6 +15,7 @@ import torch
 
 from ders_core import figures
 from ders_core.analysis import Analysis, analyze, of_group
+from ders_core.analysis.group_table import TableInMemory
 from ders_core.checkpoint import Checkpoint
 from ders_core.figures.curves import noise_floor
 from ders_core.figures.maps import cluster_order
@@ -114,9 +115,9 @@ def test_noise_has_its_largest_singular_value_at_the_floor() -> None:
         family="",
         meta={},
         groups=groups,
-        similarity=pd.DataFrame(),
+        pairs=TableInMemory((), {}),
         experts=pd.DataFrame(),
-        spectra=spectra.assign(layer=0, projection="gate"),
+        curves=TableInMemory(spectra.columns, {(0, "gate"): spectra}),
         histograms=pd.DataFrame(),
         energy_map=pd.DataFrame(),
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import streamlit as st
@@ -23,6 +25,32 @@ LONG = "DERS_HOLD_LONG"
 def rounds() -> Callable[[int, int], int]:
     """rounds(short, long): how many times an attack is tried."""
     return lambda short, long: long if os.environ.get(LONG) else short
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Iterator[Counter[str]]:
+    """What a test has tried, by a word for it; the long form prints it at its end."""
+    tried: Counter[str] = Counter()
+    yield tried
+    for what, number in tried.items():
+        record_property(what, number)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """In the long form, what each attack tried and how long that took; then the sums."""
+    if not os.environ.get(LONG):
+        return
+    total: Counter[str] = Counter()
+    terminalreporter.section("what was tried")
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            tried = Counter(dict(report.user_properties)) if report.when == "call" else Counter()
+            if tried:
+                words = ", ".join(f"{number} {what}" for what, number in tried.items())
+                name = report.nodeid.removeprefix("tests/hold/")
+                terminalreporter.write_line(f"{name}: {words}, {report.duration:.0f} s, {outcome}")
+                total += tried
+    terminalreporter.write_line("in all: " + ", ".join(f"{n} {what}" for what, n in total.items()))
 
 
 @pytest.fixture

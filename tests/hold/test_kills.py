@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -168,7 +169,9 @@ def temporary(place: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_killed_command(name: str, inputs: Inputs, tmp_path: Path, rounds: Rounds) -> None:
+def test_a_killed_command(
+    name: str, inputs: Inputs, tmp_path: Path, rounds: Rounds, tally: Counter[str]
+) -> None:
     place = tmp_path / "undisturbed"
     place.mkdir()
     out = place / "out"
@@ -183,6 +186,7 @@ def test_a_killed_command(name: str, inputs: Inputs, tmp_path: Path, rounds: Rou
         if not killed.killed:  # a training makes a few changes more or fewer
             assert undisturbed(killed, place) == whole
             continue
+        tally["kills before a change"] += 1
         left = {key: value for key, value in contents(place).items() if key in whole}
         assert left in ({}, whole), f"killed before change {fatal}, the output is not whole"
         inputs.check()
@@ -210,7 +214,9 @@ def results(workspace: Path) -> Contents:
 
 
 @pytest.mark.parametrize("kind", JOBS)
-def test_a_killed_workers_job(kind: str, inputs: Inputs, tmp_path: Path, rounds: Rounds) -> None:
+def test_a_killed_workers_job(
+    kind: str, inputs: Inputs, tmp_path: Path, rounds: Rounds, tally: Counter[str]
+) -> None:
     """The next worker takes the job up by itself, and finishes it."""
     place, root = tmp_path / "studio", tmp_path.parent
 
@@ -244,12 +250,15 @@ def test_a_killed_workers_job(kind: str, inputs: Inputs, tmp_path: Path, rounds:
         store = filed()
         killed = run(work, place, root, place=place, **death)
         assert killed.killed or "seconds" in death, killed.printed
+        tally["kills before a change" if "fatal" in death else "kills at random times"] += 1
         inputs.check()
         assert finished(store, run(work, place, root, place=place)) == whole, death
         inputs.check()
 
 
-def test_a_killed_process_of_several(inputs: Inputs, tmp_path: Path, rounds: Rounds) -> None:
+def test_a_killed_process_of_several(
+    inputs: Inputs, tmp_path: Path, rounds: Rounds, tally: Counter[str]
+) -> None:
     """Two processes encode, a third writes; any of them may die at any time. Only the death of the
     first process ends the command."""
     if not rounds(0, 1):
@@ -277,6 +286,7 @@ def test_a_killed_process_of_several(inputs: Inputs, tmp_path: Path, rounds: Rou
                 victim = _one_of(process, drawn)
                 with suppress(psutil.NoSuchProcess):
                     victim.kill()
+                    tally["kills at random times"] += 1
             printed = process.communicate()[0]
         if whole is None:
             assert process.returncode == 0, printed

@@ -12,6 +12,7 @@ import io
 import os
 import pkgutil
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def test_a_disk_that_becomes_full(
     inputs: dict[str, Path],
     rounds: Rounds,
     monkeypatch: pytest.MonkeyPatch,
+    tally: Counter[str],
 ) -> None:
     """At several bytes of the writing: what was foretold was too little, or others wrote too."""
     if verb in SLOW and rounds(1, 2) == 1:
@@ -148,6 +150,7 @@ def test_a_disk_that_becomes_full(
     for number in range(rounds(1, 12)):
         with disk.room(number * needed // 12 + (8192 if disk.mounted else 3000)):
             done = ders(*words(verb, inputs, out))
+            tally["disks that become full"] += 1
             left = disk.names()
         if done.returncode == 0:
             break
@@ -202,7 +205,12 @@ class Vanishing:
 @pytest.mark.parametrize("what", ["partial", "parent"])
 @pytest.mark.parametrize("verb", WRITERS)
 def test_a_place_that_vanishes(
-    verb: str, what: str, inputs: dict[str, Path], tmp_path: Path, rounds: Rounds
+    verb: str,
+    what: str,
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    rounds: Rounds,
+    tally: Counter[str],
 ) -> None:
     """Whenever that happens, there is no output of which a part is missing."""
     for when in range(rounds(3, 8)):
@@ -220,6 +228,7 @@ def test_a_place_that_vanishes(
             assert not step.gone
             break
         assert step.gone
+        tally["places that vanish"] += 1
         assert "\n" not in str(refusal)
         assert str(out) in str(refusal)
         assert not parent.exists() or list(parent.iterdir()) == []

@@ -27,14 +27,22 @@ class Visitor:
         path = parts.path.rstrip("/")
         self._socket = f"{self._origin.replace('http', 'ws', 1)}{path}/_stcore/stream"
         self._cookie = "; ".join(f"{cookie.name}={cookie.value}" for cookie in jar)
+        self.session = ""
+        self.texts: list[str] = []
 
-    def look(self, page: str = "") -> int:
-        """Have a page drawn once, and leave. Returns how many messages it took."""
+    def look(self, page: str = "", *, back: bool = False) -> int:
+        """Have a page drawn once, and leave. Returns how many messages it took; `texts` are then
+        the Markdown that was drawn.
+
+        back: come back to the session of the last look, as a browser does whose connection broke.
+        """
         headers = {"Cookie": self._cookie} if self._cookie else {}
+        before = ["none", self.session] if back else []
+        self.texts = []
         with connect(
             self._socket,
             origin=Origin(self._origin),
-            subprotocols=[Subprotocol("streamlit")],
+            subprotocols=[Subprotocol(word) for word in ("streamlit", *before)],
             additional_headers=headers,
             max_size=None,
             open_timeout=PATIENCE,
@@ -45,8 +53,13 @@ class Visitor:
             for count in range(1, 100_000):
                 message = ForwardMsg()
                 message.ParseFromString(bytes(socket.recv(PATIENCE)))  # type: ignore[arg-type]
+                kind = message.WhichOneof("type")
+                if kind == "new_session":
+                    self.session = message.new_session.initialize.session_id
+                elif kind == "delta" and message.delta.new_element.WhichOneof("type") == "markdown":
+                    self.texts.append(message.delta.new_element.markdown.body)
                 if (
-                    message.WhichOneof("type") == "script_finished"
+                    kind == "script_finished"
                     and message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY
                 ):
                     return count

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ders_core.jobs.context import TaskContext
 
 SAVE_EVERY = 2.0
-"""Seconds between two saved states of an unfinished analysis."""
+"""Seconds between two saved states of an unfinished analysis, at least."""
+
+SAVE_SHARE = 10
+"""As many times as long as saving took, the analysis goes on before it is saved again."""
 
 
 class AnalyzeSpec(Spec):
@@ -60,14 +63,16 @@ class Analyze(Kind[AnalyzeSpec, AnalyzeResult]):
         directory = context.workspace.analysis_dir(checkpoint.identity)
         growing = context.workspace.growing_dir(checkpoint.identity)
         device = context.device(spec.device)
-        saved = float("-inf")
+        saved, took = float("-inf"), 0.0
 
         def save(unfinished: Analysis) -> None:
-            nonlocal saved
-            if time.monotonic() - saved >= SAVE_EVERY:
+            nonlocal saved, took
+            begun = time.monotonic()
+            if begun - saved >= max(SAVE_EVERY, SAVE_SHARE * took):
                 with suppress(OutputError):  # what is saved at the end decides
                     unfinished.save(growing)
                 saved = time.monotonic()
+                took = saved - begun
 
         def read() -> dict[str, Any]:
             with context.engine(spec.workers, device) as engine:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import CheckpointError
+from ders_core.files import output
 from ders_core.files.checksum import checksum
+from ders_core.files.side_files import local_bytes
 from ders_core.files.store import TensorStore
 from ders_core.packed.patch.describe import (
     Content,
@@ -46,7 +48,7 @@ def make_patch(
     checkpoint: tensors that it holds byte for byte, under any name, need not travel. Without it,
     the patch is for any packed checkpoint with the same bases and other tensors, and the deltas
     alone travel. progress counts bytes read. Raises CheckpointError if `base` is not a checkpoint,
-    or if `packed` is damaged.
+    or if `packed` is damaged; OutputError if the disk lacks the room, before anything is written.
     """
     checksums = packed.manifest.checksums
     missing = packed.store.tensors.keys() - checksums.keys()
@@ -70,12 +72,31 @@ def make_patch(
             return names_in_base.get(wanted)
         return None if name in deltas else name
 
+    travelling = sum(
+        info.nbytes
+        for name, info in packed.store.tensors.items()
+        if elsewhere(name, content(info, checksums[name])) is None
+    )
+    output.check_room(out.parent, travelling + local_bytes(packed.beside.files))
     manifest = describe(
         out, packed.store, checksums, elsewhere, meter.advance, kind="patch", base=store
     )
     travels = sum(spec.nbytes for spec in manifest.travelling.values())
     named = (store.path.name, store.identity) if store is not None else None
     return PatchSizes(travels, manifest.nbytes - travels, named)
+
+
+def least_bytes(packed: PackedCheckpoint, base: str | Path | None) -> int:
+    """Bytes of tensors that a patch against `base` holds at least, known from headers alone: the
+    base may hold any tensor of a dtype and shape that it has. Without a base, exactly.
+
+    Raises CheckpointError if `base` is not a checkpoint.
+    """
+    tensors = packed.store.tensors
+    if base is None:
+        return sum(tensors[name].nbytes for name in delta_tensors(packed))
+    forms = {info.spec.stored for info in TensorStore.open(base).tensors.values()}
+    return sum(info.nbytes for info in tensors.values() if info.spec.stored not in forms)
 
 
 def delta_tensors(packed: PackedCheckpoint) -> set[str]:

@@ -1,0 +1,51 @@
+"""Singular values against numpy's, and the ranks that follow from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ders_core.analysis import (
+    Analysis,
+    rank_for_energy,
+)
+from ders_core.analysis.spectra import POINTS, singular_values, spectrum
+from ders_core.decompose.averages import around_mean
+from ders_core.packed.open import open_checkpoint
+
+
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (1, 7), (600, 300)])
+def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    delta = torch.randn(shape)
+    wanted = np.linalg.svd(delta.double().numpy(), compute_uv=False)
+    np.testing.assert_allclose(singular_values(delta), wanted, rtol=1e-6, atol=1e-6 * wanted[0])
+
+
+def test_ranks_of_known_spectra() -> None:
+    flat = spectrum(torch.eye(32))
+    assert flat.effective_rank == pytest.approx(32)
+    assert flat.stable_rank == pytest.approx(32)
+    one = spectrum(torch.outer(torch.randn(30), torch.randn(40)))
+    assert one.stable_rank == pytest.approx(1, abs=1e-3)
+    long = spectrum(torch.randn(400, 500))
+    assert len(long.index) <= POINTS
+    assert long.index[0] == 1
+    assert long.index[-1] == 400
+    assert long.energy[-1] == pytest.approx(1)
+    nothing = spectrum(torch.zeros(5, 6))
+    assert nothing.effective_rank == 0
+
+
+def test_rank_for_energy_is_the_smallest(analysis: Analysis, mixtral_dir: Path) -> None:
+    checkpoint = open_checkpoint(mixtral_dir)
+    split = around_mean(checkpoint.group(0, "gate"))
+    sigmas = [np.linalg.svd(delta.double().numpy(), compute_uv=False) for delta in split.deltas()]
+    squares = (np.stack(sigmas) ** 2).sum(0)
+    kept = np.cumsum(squares) / squares.sum()
+    for energy in (0.5, 0.9, 0.99):
+        wanted = int(np.searchsorted(kept, energy)) + 1
+        assert rank_for_energy(analysis, 0, "gate", energy) == wanted
