@@ -23,7 +23,7 @@ import torch
 from support import forks
 
 from ders_core.files.content import CACHE_VARIABLE
-from ders_core.jobs.engine import CONFIG
+from ders_core.jobs.engine import CONFIG, Engine
 
 LONGEST_FIRST = ("browser/test_walk.py",)
 """Files that would keep one process busy after the others have run out of tests."""
@@ -75,9 +75,14 @@ def _unsynced() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _forked_workers() -> Iterator[None]:
     """Worker processes are there at once; those of `spawned` start as a user's do."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        forks.start()
+    start_cluster = Engine._start_cluster
+
+    def start_forked(engine: Engine, workers: int) -> Any:
+        forks.start()  # before dask does, which imports less
+        return start_cluster(engine, workers)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "_start_cluster", start_forked)
         patch.setitem(CONFIG, START_METHOD, "forkserver")
         yield
 

@@ -11,6 +11,7 @@ import torch
 from ders_core.codecs.coding.ans import Model, Stack, code_bytes
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Counted, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.compute import kernels
 
 MOST_LEVELS = 1 << 14
 
@@ -88,10 +89,19 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 def _members(steps: Steps) -> Iterator[np.ndarray]:
     """The places of each class's entries, ascending."""
-    classes = steps.classes.numpy()
-    order = np.argsort(classes, kind="stable")
-    ends = np.cumsum(np.bincount(classes, minlength=steps.class_count))
-    yield from np.split(order, ends[:-1])
+    ends = np.cumsum(np.bincount(steps.classes.numpy(), minlength=steps.class_count))
+    yield from np.split(_order(steps.classes, ends), ends[:-1])
+
+
+def _order(classes: torch.Tensor, ends: np.ndarray) -> np.ndarray:
+    if not kernels.takes(classes):
+        ordered: np.ndarray = np.argsort(classes.numpy(), kind="stable")
+        return ordered
+    from ders_core.compute.kernels import grouping
+
+    order = np.empty(classes.numel(), dtype=np.int64)
+    grouping.stable_order(classes.numpy(), np.concatenate([[0], ends[:-1]]), order)
+    return order
 
 
 # the factors of rows or columns: their exponents

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
+from ders_core.compute import kernels
 from ders_core.compute.pieces import at_least, chunk_values, pieces
 
 ROUNDS = 6
@@ -45,15 +47,31 @@ def random_uniform(
 
     begin: how many of the seed's numbers to leave out first.
     """
-    first, second, *_ = _round_keys(seed)
     numbers = torch.empty(count, dtype=torch.float32, device=device)
+    if kernels.takes(numbers):
+        from ders_core.compute.kernels import draws
+
+        draws.fill(numbers.numpy(), begin, *draw_keys(seed))
+        return numbers
     for piece in pieces(count, CHUNK):
-        counter = torch.arange(
+        counters = torch.arange(
             begin + piece.start, begin + piece.stop, dtype=torch.int64, device=device
         )
-        mixed = _mix32(_mix32((counter & _MASK32) ^ first) ^ second ^ (counter >> 32))
-        numbers[piece] = ((mixed >> 9).float() + 0.5) / (1 << 23)
+        numbers[piece] = uniform_of(counters, seed)
     return numbers
+
+
+def uniform_of(counters: torch.Tensor, seed: int) -> torch.Tensor:
+    """The numbers of `random_uniform` at these counters, int64 `[n]`: float32 `[n]`."""
+    first, second, *_ = _round_keys(seed)
+    mixed = _mix32(_mix32((counters & _MASK32) ^ first) ^ second ^ (counters >> 32))
+    return ((mixed >> 9).float() + 0.5) / (1 << 23)
+
+
+def draw_keys(seed: int) -> tuple[np.uint32, np.uint32]:
+    """What `compute.kernels.draws` wants of a seed."""
+    first, second, *_ = _round_keys(seed)
+    return np.uint32(first), np.uint32(second)
 
 
 def _round_tables(bits: int, seed: int, device: torch.device) -> list[torch.Tensor]:

@@ -10,12 +10,6 @@ import torch
 from ders_core.codecs.coding import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Rounding
-from ders_core.compute.pieces import chunk_values, pieces
-
-CHUNK = 1 << 19
-"""Values at a time."""
-
-CODES = 2 * FARTHEST + 1
 
 
 @dataclass(frozen=True)
@@ -26,24 +20,15 @@ class Entries:
     values: torch.Tensor
     steps: Steps | None = None
 
-    def counts(self, codes: torch.Tensor, piece: slice) -> torch.Tensor:
-        """How often each code occurs in each class of steps, int64 `[classes, CODES]`. codes: of
-        the entries in `piece`, increased by FARTHEST."""
-        if self.steps is None:
-            return torch.bincount(codes, minlength=CODES).unsqueeze(0)
-        places = self.steps.classes[piece].long() * CODES + codes
-        return torch.bincount(places, minlength=self.steps.class_count * CODES).view(-1, CODES)
-
     def coded_with(self, step: float, rounding: Rounding) -> Coded:
         """All entries with this step."""
-        values = self.values
-        codes = torch.empty(values.numel(), dtype=torch.int32)
-        classes = 1 if self.steps is None else self.steps.class_count
-        counts = torch.zeros(classes, CODES, dtype=torch.int64)
-        for piece in pieces(values.numel(), chunk_values(values.device, CHUNK)):
-            codes[piece] = rounding.codes(values[piece], step, piece.start).add_(FARTHEST)
-            counts += self.counts(codes[piece], piece)
+        classes = None if self.steps is None else self.steps.classes
+        codes, counts = rounding.coded(self.values, step, classes, self.class_count)
         return Coded(codes, counts, step, rounding)
+
+    @property
+    def class_count(self) -> int:
+        return 1 if self.steps is None else self.steps.class_count
 
     def stream_bytes(self, counts: np.ndarray, slack: float = 1.0) -> float:
         """counts: `[classes, CODES]`."""

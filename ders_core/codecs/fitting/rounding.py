@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
-from ders_core.codecs.coding.prng import random_uniform
-from ders_core.compute.pieces import largest_magnitude
+from ders_core.codecs.coding.prng import draw_keys, random_uniform, uniform_of
+from ders_core.compute import kernels
+from ders_core.compute.pieces import largest_magnitude, pieces
 
 EXACT_CODES = 4096
 PER_OCTAVE = 16
@@ -18,6 +20,11 @@ the table."""
 
 FARTHEST = EXACT_CODES + 64 * PER_OCTAVE
 """The largest code; the smallest is −FARTHEST."""
+
+CODES = 2 * FARTHEST + 1
+
+CHUNK = 1 << 19
+"""Values at a time."""
 
 
 class Rounding(ABC):
@@ -37,6 +44,53 @@ class Rounding(ABC):
     def codes(self, values: torch.Tensor, step: float, begin: int) -> torch.Tensor:
         """int32 codes of float32 values `[n]`, on the CPU; 0 is zero's. begin: the place of the
         first value in the whole matrix."""
+
+    def coded(
+        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(codes int32 `[n]`, increased by FARTHEST; how often each occurs in each class, int64
+        `[class_count, CODES]`). values: float32 `[n]`, of the whole matrix. classes: uint8 `[n]`;
+        None if there is one."""
+        if not kernels.takes(values, *([] if classes is None else [classes])):
+            return self._coded_plainly(values, step, classes, class_count)
+        codes = torch.empty(values.numel(), dtype=torch.int32)
+        counts = torch.zeros(class_count, CODES, dtype=torch.int64)
+        of_places = torch.zeros_like(codes, dtype=torch.uint8) if classes is None else classes
+        if self._loop(values, step, of_places, codes, counts):
+            beyond = (codes < 0).nonzero().flatten()
+            codes[beyond] = self._beyond(values[beyond], step, beyond).add_(FARTHEST)
+            places = of_places[beyond].long() * CODES + codes[beyond]
+            counts += torch.bincount(places, minlength=counts.numel()).view_as(counts)
+        return codes, counts
+
+    def _coded_plainly(
+        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as `coded`, without compiled loops."""
+        codes = torch.empty(values.numel(), dtype=torch.int32)
+        counts = torch.zeros(class_count * CODES, dtype=torch.int64)
+        for piece in pieces(values.numel(), CHUNK):
+            codes[piece] = self.codes(values[piece], step, piece.start).add_(FARTHEST)
+            places = codes[piece] if classes is None else classes[piece].long() * CODES
+            if classes is not None:
+                places += codes[piece]
+            counts += torch.bincount(places, minlength=counts.numel())
+        return codes, counts.view(class_count, CODES)
+
+    @abstractmethod
+    def _loop(
+        self,
+        values: torch.Tensor,
+        step: float,
+        classes: torch.Tensor,
+        codes: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> int:
+        """A loop of `compute.kernels.multiples`."""
+
+    @abstractmethod
+    def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
+        """int32 codes of the values at these places, where multiples share codes."""
 
     @abstractmethod
     def levels(
@@ -72,6 +126,23 @@ class Nearest(Rounding):
             codes[far] = EXACT_CODES + octaves.clamp(0, FARTHEST - EXACT_CODES).to(torch.int32)
         return torch.where(values < 0, -codes, codes)
 
+    def _loop(
+        self,
+        values: torch.Tensor,
+        step: float,
+        classes: torch.Tensor,
+        codes: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> int:
+        from ders_core.compute.kernels import multiples as loops
+
+        numbers = np.float32(step), np.float32(self.threshold), EXACT_CODES
+        arrays = classes.numpy(), codes.numpy(), counts.numpy()
+        return loops.nearest(values.numpy(), *numbers, *arrays)
+
+    def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
+        return self.codes(values, step, 0)
+
     def levels(
         self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
     ) -> torch.Tensor:
@@ -102,6 +173,23 @@ class Unbiased(Rounding):
         if far.numel():
             codes[far] = _far_codes(ratio[far].double(), luck[far].double())
         return codes
+
+    def _loop(
+        self,
+        values: torch.Tensor,
+        step: float,
+        classes: torch.Tensor,
+        codes: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> int:
+        from ders_core.compute.kernels import multiples as loops
+
+        numbers = np.float32(step), *draw_keys(self.seed), EXACT_CODES
+        arrays = classes.numpy(), codes.numpy(), counts.numpy()
+        return loops.unbiased(values.numpy(), *numbers, *arrays)
+
+    def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
+        return _far_codes((values / step).double(), uniform_of(places, self.seed).double())
 
     def levels(
         self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from ders_core.codecs.coding import even_stream
-from ders_core.codecs.fitting.entries import CODES, Entries
+from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import (
+    CODES,
     EXACT_CODES,
     FARTHEST,
     PER_OCTAVE,
@@ -52,15 +53,16 @@ class _Spread(Sample):
     """Values in their places, coded as all entries will be."""
 
     def __init__(self, entries: Entries, stride: int) -> None:
-        self._entries, self._every = entries, slice(None, None, stride)
-        self._values = entries.values[self._every] / largest_magnitude(entries.values)
+        self._entries = entries
+        self._values = entries.values[::stride] / largest_magnitude(entries.values)
+        steps = entries.steps
+        self._classes = None if steps is None else steps.classes[::stride].contiguous()
         self._grown = entries.values.numel() / self._values.numel()
         usual = self._values[self._values != 0].abs()
         self.typical = float(usual.median()) if usual.numel() else 1.0
 
     def try_out(self, step: float, rounding: Rounding) -> Trial:
-        codes = rounding.codes(self._values, step, 0).add_(FARTHEST)
-        counts = self._entries.counts(codes, self._every)
+        codes, counts = rounding.coded(self._values, step, self._classes, self._entries.class_count)
         together = counts.sum(0)
         occurring = together.nonzero().flatten()
 
