@@ -176,6 +176,7 @@ def test_every_form_of_weights_is_followed(
     for number, group in enumerate(groups):
         shrinkage = calibration.shrinkage(*group.key)
         curvatures = calibration.curvatures(group)
+        assert calibration.has_routers
         assert shrinkage is not None
         assert curvatures is not None
         part = factor(number) * float(shrinkage.double().sum())
