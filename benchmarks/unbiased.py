@@ -10,8 +10,9 @@ interval of 95 % over windows and, where the report predicts it, the prediction.
 
 WORK keeps the models, the predictions of the unpacked ones, and every finished trial
 (`trials.jsonl`), so that a run that was cut short goes on; remove that file after codecs have
-changed. After the prediction has changed remove WORK's calibrations, and with `--predict-again`
-finished trials are predicted from a sample of rows, as `ders plan --predict` does. Forms that this version of DeRS does not know are left out. The real model needs
+changed. After the rule of `predicted` has changed, remove WORK's calibrations: with
+`--predict-again` finished trials are predicted from a sample of rows, as `ders plan --predict`
+does. Forms that this version of DeRS does not know are left out. The real model needs
 `pip install -e '.[benchmark]'`.
 """
 

@@ -17,6 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ders_core.calibrate.projections import LocatedGroup
+from ders_core.errors import DersError
 
 _TOPK = (torch.topk, torch.Tensor.topk)
 _ARGMAX = (torch.argmax, torch.Tensor.argmax)
@@ -61,21 +62,28 @@ class Block:
         """Its output of hidden states `[..., d]`; None if it has none."""
         return _hidden_states(self.output)
 
-    def distances(self) -> torch.Tensor | None:
-        """How far each token's input is from where its choice tips: the margin over the norm of its
-        gradient after the input. `[tokens]`, differentiable as the margin is, infinite where the
-        gradient is zero. None if the margins do not depend on one input for each token."""
+    def leads(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The margins, and the norms of their gradients after each token's input, `[tokens]`; the
+        first are differentiable. Their ratio is how far an input is from where its choice tips.
+        None if the margins do not depend on one input for each token."""
         x, margins = _hidden_states((*self.args, *self.kwargs.values())), self.choice.margins()
-        if x is None or not margins.requires_grad or x[..., 0].numel() != len(margins):
+        if x is None or not (x.requires_grad and margins.requires_grad):
+            return None
+        if x[..., 0].numel() != len(margins):
             return None
         (slope,) = torch.autograd.grad(margins.sum(), x, retain_graph=True, allow_unused=True)
-        return None if slope is None else margins / slope.flatten(0, -2).norm(dim=-1)
+        return None if slope is None else (margins, slope.flatten(0, -2).float().norm(dim=-1))
 
     def with_runners_up(self) -> torch.Tensor | None:
         """What `hidden` would be if every token had the first expert that it was not given in the
-        place of the last that it was."""
+        place of the last that it was; None if the model cannot compute that."""
         with self._watch.taking_runners_up(self):
-            return _hidden_states(self.module.forward(*self.args, **self.kwargs))
+            try:
+                return _hidden_states(self.module.forward(*self.args, **self.kwargs))
+            except (DersError, torch.OutOfMemoryError):
+                raise
+            except Exception:  # a model of any family may rely on its own choice in any way
+                return None
 
 
 def _hidden_states(output: Any) -> torch.Tensor | None:
@@ -187,13 +195,14 @@ class _Watch:
 
     @contextmanager
     def taking_runners_up(self, block: Block) -> Iterator[None]:
+        depth = len(self.stack)
         self.stack.append(_Frame(block.layer))
         self.repeated = block
         try:
             yield
         finally:
             self.repeated = None
-            self.stack.pop()
+            del self.stack[depth:]
 
 
 class _Picks(TorchFunctionMode):

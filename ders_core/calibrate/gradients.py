@@ -53,13 +53,13 @@ def measure_gradients(
         swaps = Swaps()
         routers: dict[str, torch.Tensor] = {}
         with torch.enable_grad(), _differentiable(model):
-            for number, rows in enumerate(windows.split(1)):
-                observer = GradientObserver(regions, costs, number)
-                with watched_choices(model, located, swaps.computed):
+            with watched_choices(model, located, swaps.computed):
+                for number, rows in enumerate(windows.split(1)):
+                    observer = GradientObserver(regions, costs, number)
                     _one_pass(model, rows.to(model.device), observer, draws)
-                regions.forget_copies()
-                _check_reached(observer, costs)
-                meter.advance(rows.numel(), "measuring gradients")
+                    regions.forget_copies()
+                    _check_reached(observer, costs)
+                    meter.advance(rows.numel(), "measuring gradients")
             reached = {layer for (layer, _), sums in costs.items() if sums.calls}
             layers = swaps.tipping(len(windows), reached)
             some = chosen_windows(windows)

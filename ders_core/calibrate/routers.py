@@ -21,6 +21,9 @@ from ders_core.pipeline.tipping import ROUTER_COLUMNS, ROUTER_ROWS, Tipping
 WINDOWS = 12
 """How many are read, spread evenly."""
 
+FLAT = 1e-20
+"""Norms of gradients of scores so sure that no error tips them."""
+
 
 def chosen_windows(windows: torch.Tensor) -> torch.Tensor:
     """Those of `[n, window]` that are read."""
@@ -46,16 +49,17 @@ def measure_routers(
     sums = {each.group.key: Marginals.zeros(each.weights) for each in located}
     weights = {each.layer: math.sqrt(each.swap) * each.density for each in layers}
     margins = _Margins(weights, torch.Generator().manual_seed(seed))
-    for rows in windows.split(1):
-        observer = GradientObserver(regions, sums, 0)
-        with watched_choices(model, located, margins.computed), observer:
-            run(model, rows.to(model.device))
-            total = margins.take()
-            observer.is_backward = True
-            if total is not None:
-                total.backward()
-        regions.forget_copies()
-        meter.advance(rows.numel(), "measuring routers")
+    with watched_choices(model, located, margins.computed):
+        for rows in windows.split(1):
+            observer = GradientObserver(regions, sums, 0)
+            with observer:
+                run(model, rows.to(model.device))
+                total = margins.take()
+                observer.is_backward = True
+                if total is not None:
+                    total.backward()
+            regions.forget_copies()
+            meter.advance(rows.numel(), "measuring routers")
     tensors: dict[str, torch.Tensor] = {}
     for (layer, projection), marginals in sums.items():
         for kind, summed in ((ROUTER_COLUMNS, marginals.columns), (ROUTER_ROWS, marginals.rows)):
@@ -72,13 +76,15 @@ class _Margins:
     terms: list[torch.Tensor] = field(default_factory=list)
 
     def computed(self, block: Block) -> None:
-        weight, distances = self.weights.get(block.layer, 0.0), block.distances()
-        if not weight or distances is None:
+        weight, leads = self.weights.get(block.layer, 0.0), block.leads()
+        if not weight or leads is None:
             return
-        signs = torch.randint(0, 2, distances.shape, generator=self.draws) * 2 - 1
-        known = distances.isfinite()
-        self.terms.append(weight * (signs.to(distances.device) * distances)[known].sum())
+        margins, slopes = leads
+        known = slopes > FLAT
+        signs = torch.randint(0, 2, margins.shape, generator=self.draws) * 2 - 1
+        factors = (weight * signs.to(margins.device))[known] / slopes[known]
+        self.terms.append((factors * margins[known].float()).sum())
 
     def take(self) -> torch.Tensor | None:
         terms, self.terms = self.terms, []
-        return torch.stack([each.float() for each in terms]).sum() if terms else None
+        return torch.stack(terms).sum() if terms else None

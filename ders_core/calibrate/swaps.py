@@ -23,15 +23,18 @@ class Swaps:
 
     def computed(self, block: Block) -> None:
         """Compute a block once more, with other experts; its cost comes with the gradient."""
-        hidden, distances = block.hidden, block.distances()
-        if hidden is None or distances is None or hidden[..., 0].numel() != len(distances):
+        hidden, leads = block.hidden, block.leads()
+        if hidden is None or leads is None or not hidden.requires_grad:
+            return
+        margins, slopes = (each.detach().float() for each in leads)
+        if hidden[..., 0].numel() != len(margins):
             return
         with torch.no_grad():
             other = block.with_runners_up()
         if other is None or other.shape != hidden.shape:
             return
         change = (other - hidden.detach()).flatten(0, -2).float()
-        near = distances.detach().float().nan_to_num(FAR, FAR).cpu()
+        near = (margins / slopes).nan_to_num(FAR, FAR).cpu()
 
         def came(gradient: torch.Tensor) -> None:
             slope = (gradient.flatten(0, -2).float() * change).sum(-1)

@@ -169,7 +169,7 @@ class Calibration:
         values cannot be such."""
         if not self.has_routers:
             return None
-        return sensitivity.read_tipping(self.path, self.tensors, self.layers)
+        return sensitivity.read_tipping(self.path, self.tensors)
 
     def shrinkage(self, layer: int, projection: str) -> torch.Tensor | None:
         """∂ log p / ∂a of each window, for each routed expert's delta from the mean multiplied by

@@ -14,7 +14,7 @@ For each projection of a layer, float32:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -159,12 +159,12 @@ def read_curvatures(
     return tuple(Curvature(*pair) for pair in zip(*blended, strict=True))
 
 
-def read_tipping(
-    file: Path, tensors: Mapping[str, FileTensor], layers: Sequence[int]
-) -> tuple[tipping.Tipping, ...]:
-    """Of each layer. Raises CheckpointError if margins or costs are negative or not finite."""
+def read_tipping(file: Path, tensors: Mapping[str, FileTensor]) -> tuple[tipping.Tipping, ...]:
+    """Of each layer, in order. Raises CheckpointError if margins or costs are negative or not
+    finite."""
+    layers = (int(name.partition(".")[0]) for name in tensors if name.endswith(tipping.SWAPS))
     found = []
-    for layer in layers:
+    for layer in sorted(layers):
         values = [tensors[f"{layer}.{kind}"].read() for kind in tipping.OF_LAYERS]
         if not all(bool((each >= 0).all() & torch.isfinite(each).all()) for each in values):
             raise CheckpointError(
