@@ -25,7 +25,8 @@ class Marginals:
     @classmethod
     def zeros(cls, weights: Bank) -> Marginals:
         """weights: `[out, in]` of each expert."""
-        return cls(**_marginals(weights))
+        columns, rows = _marginals(weights)
+        return cls(columns=columns, rows=rows)
 
     def add(
         self, expert: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
@@ -56,8 +57,10 @@ class Costs(Marginals):
         mean = torch.zeros_like(weights[0], dtype=torch.float32)
         for weight in weights[:routed]:
             mean += weight
+        columns, rows = _marginals(weights)
         return cls(
-            **_marginals(weights),
+            columns=columns,
+            rows=rows,
             weights=weights,
             mean=mean / routed,
             shrinkage=_zeros(weights, windows, routed),
@@ -78,12 +81,10 @@ class Costs(Marginals):
         return {kind: tensor.float().cpu() for kind, tensor in sums.items()}
 
 
-def _marginals(weights: Bank) -> dict[str, torch.Tensor]:
+def _marginals(weights: Bank) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of columns and of rows."""
     out, width = weights[0].shape
-    return {
-        "columns": _zeros(weights, len(weights), width),
-        "rows": _zeros(weights, len(weights), out),
-    }
+    return _zeros(weights, len(weights), width), _zeros(weights, len(weights), out)
 
 
 def _zeros(weights: Bank, *shape: int) -> torch.Tensor:

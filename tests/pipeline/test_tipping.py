@@ -78,7 +78,8 @@ def test_errors_of_an_experts_projections_meet() -> None:
     def output(errors: dict[str, np.ndarray]) -> np.ndarray:
         zero = np.zeros(())
         hidden = (x @ (gate + errors.get("gate", zero)).T) * (x @ (up + errors.get("up", zero)).T)
-        return hidden @ (down + errors.get("down", zero)).T
+        outputs: np.ndarray = hidden @ (down + errors.get("down", zero)).T
+        return outputs
 
     shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
     sizes = {"gate": 0.9, "up": 0.6, "down": 0.8}
@@ -110,7 +111,7 @@ def test_a_prediction_has_what_tipped_choices_cost(mixtral_dir: Path, tmp_path: 
     without = with_gradients(source, tmp_path / "without")
     assert known.has_routers
     assert not without.has_routers
-    recipe = Recipe(name="test", calibration=known.path, rules=[UNBIASED])  # type: ignore[arg-type]
+    recipe = Recipe(name="test", calibration=known.path, rules=[UNBIASED])
     report = compress(mixtral_dir, tmp_path / "out", recipe)
     packed = open_checkpoint(tmp_path / "out")
     noises, costs = {}, []
@@ -139,7 +140,7 @@ def test_a_prediction_has_what_tipped_choices_cost(mixtral_dir: Path, tmp_path: 
     assert report.predicted_kl == pytest.approx(wanted + tipped, rel=1e-4)
     told = forecast(resolve(recipe, source), source)
     assert told.predicted_kl == pytest.approx(report.predicted_kl, rel=1e-6)
-    again = Recipe(name="test", calibration=without.path, rules=[UNBIASED])  # type: ignore[arg-type]
+    again = Recipe(name="test", calibration=without.path, rules=[UNBIASED])
     other = compress(mixtral_dir, tmp_path / "other", again)
     assert {entry.router_noise for entry in other.entries} == {None}
     assert other.predicted_kl is not None

@@ -89,7 +89,8 @@ def _caught(
 
 
 def _probabilities(block: Any, x: torch.Tensor) -> torch.Tensor:
-    return (x @ block.gate.weight.double().T).softmax(-1)
+    probabilities: torch.Tensor = (x @ block.gate.weight.double().T).softmax(-1)
+    return probabilities
 
 
 def _mixed(block: Any, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
