@@ -93,6 +93,9 @@ def test_the_always_on_expert_is_one_more(
     calibration = measure(directory, tmp_path / "c", text_file, gradients=True)
     truth = reference(directory, windows_of(directory, text_file), with_shared)
     agrees(calibration, truth, routed=6)
+    found = calibration.tipping()
+    assert found is not None
+    assert all(each.swap > 0 and each.density > 0 for each in found)
     checkpoint = open_checkpoint(directory)
     calibration.check(checkpoint)
     for group, extended in zip(checkpoint.groups(), checkpoint.groups(True), strict=True):

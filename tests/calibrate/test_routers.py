@@ -80,17 +80,6 @@ def test_errors_move_later_choices_as_predicted(
         assert predicted == pytest.approx(moved, rel=0.35), projection
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "granitemoe"])
-def test_choices_are_seen_whatever_the_router_is_like(
-    family: str, saved: Callable[[str], Path], text_file: Path, tmp_path: Path
-) -> None:
-    calibration = measure(saved(family), tmp_path / "c", text_file, gradients=True, max_tokens=93)
-    found = calibration.tipping()
-    assert found is not None
-    assert [each.layer for each in found] == calibration.layers
-    assert all(each.swap > 0 and each.density > 0 for each in found)
-
-
 def test_a_choice_that_is_not_seen_is_left_out(
     tokenizer: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

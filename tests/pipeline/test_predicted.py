@@ -71,6 +71,7 @@ def test_reports_say_gain_noise_and_what_noise_costs(
             error = coded[expert] - own * deltas[expert]
             cost += (np.outer(rows, columns) / rows.sum() * error**2).sum() / 2
         assert entry.noise_cost == pytest.approx(cost, rel=1e-4)
+        assert entry.router_noise is None  # the calibration does not know
         costs, gains[key] = costs + cost, gain
         moments = measured.moments(*key)
         assert moments is not None
