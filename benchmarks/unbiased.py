@@ -6,11 +6,13 @@ noise of the decoded deltas, and KL to the unpacked model on held-out text, in f
 interval of 95 % over windows and, where the report predicts it, the prediction.
 
     python benchmarks/unbiased.py WORK [--models real-lm demo top-1] [--forms NAME ...]
-        [--bits 2 1 0.5] [--knobs 1e-3] [--tokens 4096] > FILE
+        [--bits 2 1 0.5] [--knobs 1e-3] [--tokens 4096] [--predict-again] > FILE
 
 WORK keeps the models, the predictions of the unpacked ones, and every finished trial
 (`trials.jsonl`), so that a run that was cut short goes on; remove that file after codecs have
-changed. Forms that this version of DeRS does not know are left out. The real model needs
+changed. After the rule of `predicted` has changed, remove WORK's calibrations: with
+`--predict-again` finished trials are predicted from a sample of rows, as `ders plan --predict`
+does. Forms that this version of DeRS does not know are left out. The real model needs
 `pip install -e '.[benchmark]'`.
 """
 
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from window_kl import WINDOW, Reference
 import ders_core
 from ders_core import compress, open_checkpoint
 from ders_core.compute.device import device_label
+from ders_core.pipeline.forecast import forecast
+from ders_core.pipeline.plan import resolve
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,13 @@ class Finished:
     file: Path
 
     def find(self, key: dict[str, Any]) -> Measurement | None:
+        """The last one of this key."""
+        found = None
         for line in self.file.read_text().splitlines() if self.file.exists() else ():
             record = json.loads(line)
             if record["key"] == key:
-                return Measurement(**record["measurement"])
-        return None
+                found = Measurement(**record["measurement"])
+        return found
 
     def add(self, key: dict[str, Any], measurement: Measurement) -> None:
         with open(self.file, "a") as lines:
@@ -97,6 +103,17 @@ def measure(trial: Trial, model: Model, known: Path | None, reference: Reference
         top1_agreement=compared.top1_agreement,
         seconds=seconds,
     )
+
+
+def predicted_again(
+    trial: Trial, model: Model, known: Path | None, measured: Measurement
+) -> Measurement:
+    """With another prediction, if there was one."""
+    if measured.predicted is None:
+        return measured
+    source = open_checkpoint(model.moe)
+    told = forecast(resolve(trial.recipe(known), source), source)
+    return replace(measured, predicted=told.predicted_kl)
 
 
 def trials(options: argparse.Namespace) -> Iterator[Trial]:
@@ -131,6 +148,10 @@ def table(name: str, work: Path, options: argparse.Namespace) -> None:
         measurement = finished.find(key)
         if measurement is None and options.finished:
             continue
+        if measurement is not None and options.predict_again:
+            known = calibration(model, trial.needs, calibrations)
+            measurement = predicted_again(trial, model, known, measurement)
+            finished.add(key, measurement)
         if measurement is None:
             print(f"{name}: {trial.form}, {size(trial)}", file=sys.stderr, flush=True)
             known = calibration(model, trial.needs, calibrations)
@@ -174,6 +195,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument(
         "--finished", action="store_true", help="print what was measured before, nothing else"
+    )
+    parser.add_argument(
+        "--predict-again", action="store_true", help="predict what was measured before anew"
     )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ders_core.calibrate.gradients import measure_gradients
+from ders_core.calibrate.gradients import measure_gradients, tokens_read
 from ders_core.calibrate.locate import WeightLocation, locate_weights
 from ders_core.calibrate.observer import InputObserver, Sums
 from ders_core.calibrate.projections import locate_projections
@@ -61,9 +61,10 @@ def calibrate(
     code that comes with the model. An encoder and a decoder both read the text. Besides the model,
     the device holds 4·in² bytes for each of a layer's two inputs; one wider than `max_width` keeps
     the diagonal alone, 4·in bytes. gradients: measure also how much an error in each weight costs
-    (`Calibration.curvatures` and `shrinkage`), by a backward pass of every window alone; the device
-    holds a window's activations and, in float32, the mean of each group. progress counts tokens,
-    twice with gradients. The checkpoint is hashed at the end.
+    (`Calibration.curvatures`, `shrinkage` and `tipping`), by a backward pass of every window alone,
+    and of some windows once more where the routers' choices can be seen; the device holds a
+    window's activations and, in float32, the mean of each group. progress counts tokens, with
+    gradients those of all passes. The checkpoint is hashed at the end.
     Raises CheckpointError if it, or a text, is written meanwhile; OutputError if `out` exists or
     cannot be written; EvaluationError if the text is too short, the model does not run on text,
     values are not finite, or experts' inputs cannot be identified; with gradients, if it cannot be
@@ -87,7 +88,8 @@ def calibrate(
     if dtype is None:
         dtype = shared_dtype([facts], where)
     tokens = windows.numel()
-    meter = Meter(2 * tokens if gradients else tokens, progress)
+    more = tokens_read(windows) if gradients else 0
+    meter = Meter(tokens + more, progress)
     with new_file(target, needs=_moment_bytes(checkpoint, max_width)) as aside:
         meter.report("loading the model")
         with loaded(model, where.type, dtype, trust_remote_code) as network:
@@ -193,16 +195,17 @@ def _of_layers(
         if f"{name.partition('.')[0]}.routed" in measured
     }
     for name, tensor in kept.items():
-        layer, projection, kind = name.split(".")
+        *place, kind = name.split(".")
+        where = f"layer {', '.join(place)}"
         if not bool(torch.isfinite(tensor).all()):
             raise EvaluationError(
-                f"layer {layer}, {projection}: gradients are not finite; compute in float32, or "
-                "calibrate without gradients"
+                f"{where}: gradients are not finite; compute in float32, or calibrate without "
+                "gradients"
             )
         if kind == ROWS and not bool(tensor.any()):
             raise EvaluationError(
-                f"layer {layer}, {projection}: tokens went into its experts, and no gradient came "
-                "back but zero; compute in float32, or calibrate without gradients"
+                f"{where}: tokens went into its experts, and no gradient came back but zero; "
+                "compute in float32, or calibrate without gradients"
             )
     return kept
 

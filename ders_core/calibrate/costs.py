@@ -10,52 +10,82 @@ from ders_core.calibrate.banks import Bank
 from ders_core.pipeline.sensitivity import COLUMNS, ROWS, SHRINKAGE
 
 
-@dataclass
-class Costs:
+@dataclass(kw_only=True)
+class Marginals:
     """Sums over tokens t with inputs x_t and gradients g_t of one group's experts.
 
-    columns: Σ x_tj²·‖g_t‖² `[experts, in]`. rows: Σ g_ti²·‖x_t‖² `[experts, out]`. shrinkage:
-    Σ g_t·(Δ_k x_t) of each window `[windows, routed experts]`, with Δ_k = W_k − mean. All float64,
-    on the model's device. weights: `[out, in]` of each expert, the routed ones first. mean: of the
-    routed ones, float32. calls: the products to which a gradient came back.
+    columns: Σ x_tj²·‖g_t‖² `[experts, in]`. rows: Σ g_ti²·‖x_t‖² `[experts, out]`. Both float64, on
+    the model's device. calls: the products to which a gradient came back.
     """
 
-    weights: Bank
-    mean: torch.Tensor
     columns: torch.Tensor
     rows: torch.Tensor
-    shrinkage: torch.Tensor
     calls: int = 0
 
     @classmethod
-    def empty(cls, weights: Bank, routed: int, windows: int) -> Costs:
-        out, width = weights[0].shape
-
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=weights[0].device)
-
-        mean = torch.zeros_like(weights[0], dtype=torch.float32)
-        for weight in weights[:routed]:
-            mean += weight
-        sums = zeros(len(weights), width), zeros(len(weights), out), zeros(windows, routed)
-        return cls(weights, mean / routed, *sums)
+    def zeros(cls, weights: Bank) -> Marginals:
+        """weights: `[out, in]` of each expert."""
+        columns, rows = _marginals(weights)
+        return cls(columns=columns, rows=rows)
 
     def add(
         self, expert: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
     ) -> None:
         """Add tokens' inputs x `[n, in]`, and the gradients `[n, rows]` after these rows of the
-        expert's weight."""
+        expert's weight. window: the number of that which they are of."""
         self.calls += 1
-        x, gradient = x.float(), gradient.float()
-        x_squared, squared = x.square(), gradient.square()
+        x_squared, squared = x.float().square(), gradient.float().square()
         self.columns[expert] += squared.sum(1) @ x_squared
         self.rows[expert, rows] += x_squared.sum(1) @ squared
+
+
+@dataclass(kw_only=True)
+class Costs(Marginals):
+    """And what shrinkage costs.
+
+    shrinkage: Σ g_t·(Δ_k x_t) of each window `[windows, routed experts]`, with Δ_k = W_k − mean;
+    float64. weights: `[out, in]` of each expert, the routed ones first. mean: of the routed ones,
+    float32.
+    """
+
+    weights: Bank
+    mean: torch.Tensor
+    shrinkage: torch.Tensor
+
+    @classmethod
+    def empty(cls, weights: Bank, routed: int, windows: int) -> Costs:
+        mean = torch.zeros_like(weights[0], dtype=torch.float32)
+        for weight in weights[:routed]:
+            mean += weight
+        columns, rows = _marginals(weights)
+        return cls(
+            columns=columns,
+            rows=rows,
+            weights=weights,
+            mean=mean / routed,
+            shrinkage=_zeros(weights, windows, routed),
+        )
+
+    def add(
+        self, expert: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
+    ) -> None:
+        super().add(expert, rows, window, x, gradient)
         if expert < self.shrinkage.shape[1]:
             delta = self.weights[expert][rows].float() - self.mean[rows]
-            self.shrinkage[window, expert] += (x @ delta.T * gradient).sum()
+            self.shrinkage[window, expert] += (x.float() @ delta.T * gradient.float()).sum()
 
     def tensors(self, tokens: int) -> dict[str, torch.Tensor]:
         """By their kinds in a calibration file, float32, on the CPU. tokens: of all windows."""
         columns, rows = self.columns / tokens, self.rows / tokens
         sums = {COLUMNS: columns, ROWS: rows, SHRINKAGE: self.shrinkage}
         return {kind: tensor.float().cpu() for kind, tensor in sums.items()}
+
+
+def _marginals(weights: Bank) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of columns and of rows."""
+    out, width = weights[0].shape
+    return _zeros(weights, len(weights), width), _zeros(weights, len(weights), out)
+
+
+def _zeros(weights: Bank, *shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=weights[0].device)

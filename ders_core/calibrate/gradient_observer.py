@@ -3,14 +3,14 @@ meets its inputs, in the second the gradient after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ders_core.calibrate.costs import Costs
+from ders_core.calibrate.costs import Marginals
 from ders_core.calibrate.observer import COPIES, PRODUCTS
 from ders_core.calibrate.placement import Lines, Placement, Regions
 from ders_core.errors import EvaluationError
@@ -40,7 +40,7 @@ class GradientObserver(TorchDispatchMode):
     """
 
     regions: Regions
-    costs: dict[tuple[int, str], Costs]
+    costs: Mapping[tuple[int, str], Marginals]
     window: int
     waiting: dict[Key, list[_Input]] = field(default_factory=dict)
     multiplied: set[tuple[int, str]] = field(default_factory=set)

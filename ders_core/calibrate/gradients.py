@@ -14,9 +14,12 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ders_core.calibrate.choices import watched_choices
 from ders_core.calibrate.costs import Costs
 from ders_core.calibrate.gradient_observer import GradientObserver
 from ders_core.calibrate.projections import LocatedGroup, regions_of
+from ders_core.calibrate.routers import chosen_windows, measure_routers
+from ders_core.calibrate.swaps import Swaps
 from ders_core.compute.device import device_label
 from ders_core.compute.progress import Meter
 from ders_core.errors import DersError, EvaluationError
@@ -24,14 +27,19 @@ from ders_core.evaluate.forward import next_token_logits
 from ders_core.hf.classes import words
 
 SEED = 0
-"""Of the labels that are drawn."""
+"""Of the labels that are drawn, and of signs."""
+
+
+def tokens_read(windows: torch.Tensor) -> int:
+    """How many tokens of `[n, window]` are passed on in `measure_gradients`."""
+    return windows.numel() + chosen_windows(windows).numel()
 
 
 def measure_gradients(
     model: PreTrainedModel, located: list[LocatedGroup], windows: torch.Tensor, meter: Meter
 ) -> dict[str, torch.Tensor]:
     """The calibration file's tensors of gradients. Every token of `windows` `[n, window]` predicts
-    one label.
+    one label. What tipped choices cost is among them if every layer's choices can be seen.
 
     Raises EvaluationError if the model cannot be differentiated, does not predict tokens, or
     computes values that are not finite, and if the device's memory is too small.
@@ -42,20 +50,31 @@ def measure_gradients(
         costs = {
             each.group.key: Costs.empty(each.weights, each.routed, len(windows)) for each in located
         }
+        swaps = Swaps()
+        routers: dict[str, torch.Tensor] = {}
         with torch.enable_grad(), _differentiable(model):
-            for number, rows in enumerate(windows.split(1)):
-                observer = GradientObserver(regions, costs, number)
-                _one_pass(model, rows.to(model.device), observer, draws)
-                regions.forget_copies()
-                _check_reached(observer, costs)
-                meter.advance(rows.numel(), "measuring gradients")
+            with watched_choices(model, located, swaps.computed):
+                for number, rows in enumerate(windows.split(1)):
+                    observer = GradientObserver(regions, costs, number)
+                    _one_pass(model, rows.to(model.device), observer, draws)
+                    regions.forget_copies()
+                    _check_reached(observer, costs)
+                    meter.advance(rows.numel(), "measuring gradients")
+            reached = {layer for (layer, _), sums in costs.items() if sums.calls}
+            layers = swaps.tipping(len(windows), reached)
+            some = chosen_windows(windows)
+            if layers:
+                routers = swaps.tensors(layers)
+                routers |= measure_routers(model, located, regions, some, layers, SEED, meter)
+            else:
+                meter.advance(some.numel(), "routers are not seen")
     except torch.OutOfMemoryError as error:
         raise EvaluationError(
             f"a window of {windows.shape[1]} tokens with its gradients does not fit into the "
             f"memory of {device_label(model.device)} besides the model; give a smaller window, or "
             "calibrate without gradients"
         ) from error
-    return {
+    return routers | {
         f"{layer}.{projection}.{kind}": tensor
         for (layer, projection), sums in costs.items()
         for kind, tensor in sums.tensors(windows.numel()).items()

@@ -103,6 +103,7 @@ def calibrate(
             "least_chosen": least,
             "dtype": calibration.dtype,
             "gradients": calibration.has_gradients,
+            "routers": calibration.has_routers,
         }
         print_json(counts | shown)
         return
@@ -114,10 +115,15 @@ def calibrate(
             ["most chosen expert", f"{share_text(most)} of its layer's choices"],
             ["least chosen expert", f"{share_text(least)} of its layer's choices"],
             ["computed in", calibration.dtype],
-            ["gradients", "measured" if calibration.has_gradients else "not measured"],
+            ["gradients", _measured(calibration.has_gradients)],
+            ["what tipped choices of experts cost", _measured(calibration.has_routers)],
         ],
     )
     print(f"written: {output}")
 
 
 COMMANDS = {"eval": evaluate, "calibrate": calibrate}
+
+
+def _measured(is_known: bool) -> str:
+    return "measured" if is_known else "not measured"

@@ -27,7 +27,7 @@ from ders_core.files.missing import local_path
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
-from ders_core.pipeline import sensitivity
+from ders_core.pipeline import sensitivity, tipping
 from ders_core.pipeline.text_names import parse_text_names, text_names_field
 
 FORMAT = "ders-calibration"
@@ -145,6 +145,31 @@ class Calibration:
             return None
         routed = self.routed(group.layer)
         return sensitivity.read_curvatures(self.path, self.tensors, group, routed)
+
+    @property
+    def has_routers(self) -> bool:
+        """Whether it knows what tipped choices of experts cost."""
+        return any(name.endswith(f".{tipping.SWAPS}") for name in self.tensors)
+
+    def router_curvatures(self, group: ExpertGroup) -> tuple[Curvature, ...] | None:
+        """As `curvatures`, but of how far errors move later choices, see `tipping`; None where that
+        was not measured."""
+        if not self.has_routers:
+            return None
+        return sensitivity.read_curvatures(
+            self.path,
+            self.tensors,
+            group,
+            self.routed(group.layer),
+            (tipping.ROUTER_COLUMNS, tipping.ROUTER_ROWS),
+        )
+
+    def tipping(self) -> tuple[tipping.Tipping, ...] | None:
+        """The choices of each layer; None if they were not measured. Raises CheckpointError if the
+        values cannot be such."""
+        if not self.has_routers:
+            return None
+        return sensitivity.read_tipping(self.path, self.tensors)
 
     def shrinkage(self, layer: int, projection: str) -> torch.Tensor | None:
         """∂ log p / ∂a of each window, for each routed expert's delta from the mean multiplied by

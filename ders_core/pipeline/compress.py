@@ -126,7 +126,14 @@ def _predicted(recipe: Recipe, entries: Sequence[ReportEntry]) -> float | None:
         return None
     encoded = [entry for entry in entries if entry.rel_error_weight]
     costs = [
-        GroupCost((entry.layer, entry.projection), entry.base, entry.gain, entry.noise_cost)
+        GroupCost(
+            (entry.layer, entry.projection),
+            entry.base,
+            entry.gain,
+            entry.noise_cost,
+            entry.rel_error_output,
+            entry.router_noise,
+        )
         for entry in encoded
         if entry.gain is not None
     ]

@@ -18,7 +18,7 @@ from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
-from ders_core.decompose.distortion import Squares, is_finite, output_squared
+from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, same_inputs
@@ -72,7 +72,7 @@ class EncodeTask:
 @dataclass(frozen=True)
 class _Encoded:
     """A group against one base. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments.
-    noise_cost: as of `ReportEntry`."""
+    noise_cost, router_noise: as of `ReportEntry`."""
 
     base: str
     bases: tuple[int, ...] | None
@@ -82,6 +82,7 @@ class _Encoded:
     squares: Squares
     output: float | None
     noise_cost: float | None
+    router_noise: float | None = None
 
     @property
     def errors(self) -> tuple[float, float]:
@@ -158,6 +159,7 @@ def _tried(
         calibration.curvatures(group) if calibration else None,
         task.removal,
         task.groups,
+        calibration.router_curvatures(group) if calibration else None,
     )
     context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
     seen: Callable[[torch.Tensor], None] | None = digest.add
@@ -181,13 +183,13 @@ def _encode(
     `Decomposition.weights`."""
     group = decomposition.group
     fitted = codec.fit(decomposition.deltas)
-    squares, output, energy, noise_cost = Squares(), 0.0, 0.0, 0.0
+    squares, output, energy, noise_cost, router_noise = Squares(), 0.0, 0.0, 0.0, 0.0
     parts: list[Parts] = []
     for expert, weight in decomposition.weights(seen):
         expert_base = decomposition.base_of(expert)
         context = known.context(group, expert, seed)
         coder = fitted.expert(expert)
-        encoded = encode_expert(coder, weight, expert_base, context)
+        encoded = encode_expert(coder, weight, expert_base, context, known.router(expert))
         parts.append({name: tensor.cpu() for name, tensor in encoded.parts.items()})
         if not is_finite(encoded.synthesized):
             raise CheckpointError(
@@ -196,9 +198,9 @@ def _encode(
             )
         squares += encoded.squares
         output += encoded.output
+        energy += encoded.energy
         noise_cost += encoded.noise_cost
-        if context.moments is not None:
-            energy += output_squared(weight, context.moments)
+        router_noise += encoded.router_noise
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
         base,
@@ -209,6 +211,7 @@ def _encode(
         squares,
         (output / energy) ** 0.5 if energy else None,
         noise_cost if known.curvatures else None,
+        router_noise if known.routers else None,
     )
 
 
@@ -241,6 +244,7 @@ def _stage(
         encoded.squares.gain,
         encoded.squares.noise,
         encoded.noise_cost,
+        encoded.router_noise,
     )
     codecs, uses = encoded.codec.dump()
     note: dict[str, Any] = {

@@ -37,8 +37,8 @@ EXPERTS = 4
 
 @dataclass(frozen=True)
 class ForecastEntry:
-    """One group. bytes_after: foretold where `Plan` has an upper bound. gain, noise, noise_cost: as
-    of `ReportEntry`; None where a sample does not tell."""
+    """One group. bytes_after: foretold where `Plan` has an upper bound. The other figures are as of
+    `ReportEntry`; None where a sample does not tell."""
 
     layer: int
     projection: str
@@ -47,13 +47,22 @@ class ForecastEntry:
     gain: float | None
     noise: float | None
     noise_cost: float | None
+    rel_error_output: float | None = None
+    router_noise: float | None = None
 
     @property
     def costs(self) -> GroupCost | None:
         """None where a sample does not tell."""
         if self.gain is None:
             return None
-        return GroupCost((self.layer, self.projection), self.base, self.gain, self.noise_cost)
+        return GroupCost(
+            (self.layer, self.projection),
+            self.base,
+            self.gain,
+            self.noise_cost,
+            self.rel_error_output,
+            self.router_noise,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
                 calibration.curvatures(group) if calibration else None,
                 removal.get(entry.key, ()),
                 len(encoded),
+                calibration.router_curvatures(group) if calibration else None,
             )
             entries.append(_sampled(entry, group, recipe, known, context))
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
@@ -122,14 +132,16 @@ def _can_be_sampled(codec: GroupCodec) -> bool:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample of a group against one base. loss: what a choice of bases makes small. cost: as
-    `ReportEntry.noise_cost`, of the sample. ragged: bytes of parts whose length depends on the
-    data."""
+    """A sample of a group against one base. loss: what a choice of bases makes small. output: as
+    `ReportEntry.rel_error_output`. cost, router: as its `noise_cost` and `router_noise`, of the
+    sample. ragged: bytes of parts whose length depends on the data."""
 
     base: str
     squares: Squares
     loss: float
+    output: float | None
     cost: float
+    router: float
     ragged: int
 
 
@@ -157,6 +169,8 @@ def _sampled(
         best.squares.gain,
         best.squares.noise,
         best.cost * whole if known.curvatures else None,
+        best.output,
+        best.router * whole if known.routers else None,
     )
 
 
@@ -169,18 +183,26 @@ def _encoded(
     experts: Sequence[int],
 ) -> _Sample:
     fitted = group_codec.fit(decomposition.deltas)
-    squares, output, cost, ragged = Squares(), 0.0, 0.0, 0
+    squares, output, energy, cost, router, ragged = Squares(), 0.0, 0.0, 0.0, 0.0, 0
     for expert in experts:
         codec, base = fitted.expert(expert), decomposition.base_of(expert)
         weight = decomposition.weight(expert)
         context = known.context(decomposition.group, expert, seed)
-        encoded = encode_expert(codec, weight, base, context)
+        encoded = encode_expert(codec, weight, base, context, known.router(expert))
         squares += encoded.squares
         output += encoded.output
+        energy += encoded.energy
         cost += encoded.noise_cost
+        router += encoded.router_noise
         ragged += sum(encoded.parts[name].nbytes for name in codec.ragged)
     return _Sample(
-        base_name, squares, squares.error if known.moments is None else output, cost, ragged
+        base_name,
+        squares,
+        squares.error if known.moments is None else output,
+        (output / energy) ** 0.5 if energy else None,
+        cost,
+        router,
+        ragged,
     )
 
 

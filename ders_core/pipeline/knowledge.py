@@ -17,7 +17,8 @@ from ders_core.decompose.distortion import Squares, compare, output_squared
 
 @dataclass(frozen=True)
 class Knowledge:
-    """moments: on the device that encodes. curvatures: of each expert. removal: as of
+    """moments: on the device that encodes. curvatures, routers: of each expert, the second of how
+    far errors move later choices. removal: as of
     `EncodeContext`, of each expert; fewer where it is not known of the last. groups: how many of
     the model are encoded."""
 
@@ -25,6 +26,10 @@ class Knowledge:
     curvatures: tuple[Curvature, ...] | None = None
     removal: tuple[float, ...] = ()
     groups: int = 1
+    routers: tuple[Curvature, ...] | None = None
+
+    def router(self, expert: int) -> Curvature | None:
+        return self.routers[expert] if self.routers else None
 
     def context(self, group: ExpertGroup, expert: int, seed: int) -> EncodeContext:
         return EncodeContext(
@@ -39,33 +44,44 @@ class Knowledge:
     def of_rows(self, pieces: Sequence[slice], share: float) -> Knowledge:
         """The same of some rows alone, which are a `share` of all."""
         curvatures = self.curvatures and tuple(each.of_rows(pieces) for each in self.curvatures)
+        routers = self.routers and tuple(each.of_rows(pieces) for each in self.routers)
         removal = tuple(share * each for each in self.removal)
-        return replace(self, curvatures=curvatures, removal=removal)
+        return replace(self, curvatures=curvatures, routers=routers, removal=removal)
 
 
 @dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight. synthesized: Ŵ `[out, in]`. output: E‖(Ŵ−W)x‖², 0 without
-    second moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0 without gradients."""
+    """parts: on the device of the weight. synthesized: Ŵ `[out, in]`. output, energy: E‖(Ŵ−W)x‖²
+    and E‖Wx‖², 0 without second moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0
+    without gradients. router_noise: ½ Σ R E², 0 where it is not known."""
 
     parts: Parts
     synthesized: torch.Tensor
     squares: Squares
     output: float
+    energy: float
     noise_cost: float
+    router_noise: float
 
 
 def encode_expert(
-    codec: Codec, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
+    codec: Codec,
+    weight: torch.Tensor,
+    base: torch.Tensor,
+    context: EncodeContext,
+    router: Curvature | None = None,
 ) -> EncodedExpert:
-    """Pack one expert's weight `[out, in]`, unpack it again, and compare. Raises CodecError."""
+    """Pack one expert's weight `[out, in]`, unpack it again, and compare. router: as of
+    `Knowledge.router`. Raises CodecError."""
     parts = codec.pack(weight, base, context)
     synthesized = codec.unpack(parts, base, context)
     squares = compare(synthesized, weight, base)
-    output = noise_cost = 0.0
+    output = energy = noise_cost = router_noise = 0.0
     if context.moments is not None:
         output = output_squared(synthesized.float() - weight.float(), context.moments)
+        energy = output_squared(weight, context.moments)
     if context.curvature is not None:
         noise = difference(synthesized, base).sub_(difference(weight, base), alpha=squares.gain)
         noise_cost = context.curvature.cost(noise)
-    return EncodedExpert(parts, synthesized, squares, output, noise_cost)
+        router_noise = router.cost(noise) if router is not None else 0.0
+    return EncodedExpert(parts, synthesized, squares, output, energy, noise_cost, router_noise)

@@ -1,8 +1,10 @@
 """What KL a compression will have, without a run: from a calibration with gradients.
 
-Independent errors E cost ½ Σ C E² over all weights. What is missing of the deltas, (1 − a)Δ, adds
+Independent errors E cost ½ Σ C E² over all weights. Where they are as large as the weights, those
+of an expert's projections multiply: `products_cost`. What is missing of the deltas, (1 − a)Δ, adds
 up over the model: with J the derivatives of log p by each group's factor, one row a window,
-½ (1−a)ᵀ JᵀJ (1−a) / T. Both are nats a token, on text like the calibration's.
+½ (1−a)ᵀ JᵀJ (1−a) / T. And errors tip routers' choices: `ders_core.pipeline.tipping`. All are nats
+a token, on text like the calibration's.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.tipping import tipping_cost
 
 Key = tuple[int, str]
 EXACT = 0.01
@@ -21,12 +24,15 @@ EXACT = 0.01
 
 @dataclass(frozen=True)
 class GroupCost:
-    """A group as it was encoded: base, gain and noise_cost as of `ReportEntry`."""
+    """A group as it was encoded. base, gain, noise_cost, router_noise: as of `ReportEntry`. output:
+    its rel_error_output."""
 
     key: Key
     base: str
     gain: float
     noise_cost: float | None
+    output: float | None = None
+    router_noise: float | None = None
 
 
 def shrinkage_cost(calibration: Calibration, gains: Mapping[Key, float]) -> float | None:
@@ -55,7 +61,38 @@ def predicted_kl(calibration: Calibration, groups: Sequence[GroupCost]) -> float
         return None
     gains = {group.key: group.gain for group in groups if group.base == "mean"}
     shrinking = shrinkage_cost(calibration, gains)
-    return None if shrinking is None else sum(filter(None, costs)) + shrinking
+    if shrinking is None:
+        return None
+    noise = sum(filter(None, costs)) + products_cost(groups)
+    return noise + shrinking + _tipping(calibration, groups)
+
+
+def products_cost(groups: Sequence[GroupCost]) -> float:
+    """What errors cost because those of an expert's projections meet, in nats a token.
+
+    An expert is down(act(gate x) · up x). With r the squared relative error of a projection's
+    outputs and N the cost of its errors alone: errors of gate and up in one product cost
+    ½ (N_gate r_up + N_up r_gate), and those of down meet inner values that are wrong by
+    r_gate + r_up + r_gate r_up, and cost as much more. 0 where outputs' errors are not known.
+    """
+    layers: dict[int, dict[str, GroupCost]] = {}
+    for group in groups:
+        layers.setdefault(group.key[0], {})[group.key[1]] = group
+    total = 0.0
+    for of_layer in layers.values():
+        errors = {name: (group.output or 0.0) ** 2 for name, group in of_layer.items()}
+        costs = {name: group.noise_cost or 0.0 for name, group in of_layer.items()}
+        gate, up = errors.get("gate", 0.0), errors.get("up", 0.0)
+        total += (costs.get("gate", 0.0) * up + costs.get("up", 0.0) * gate) / 2
+        total += costs.get("down", 0.0) * (gate + up + gate * up)
+    return total
+
+
+def _tipping(calibration: Calibration, groups: Sequence[GroupCost]) -> float:
+    layers = calibration.tipping()
+    if layers is None:
+        return 0.0
+    return tipping_cost(layers, {group.key: group.router_noise or 0.0 for group in groups})
 
 
 def removal_costs(calibration: Calibration, keys: Iterable[Key]) -> dict[Key, tuple[float, ...]]:

@@ -22,7 +22,8 @@ class ReportEntry:
     on the calibration's inputs, None without a calibration. remark: what the codec did otherwise
     than it was asked; usually nothing. gain, noise: a and ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ; None
     in reports of earlier versions. noise_cost: ½ Σ C E², the KL in nats a token that E is predicted
-    to cost; None without gradients.
+    to cost; None without gradients. router_noise: ½ Σ R E², how far E moves later choices of
+    experts, see `ders_core.pipeline.tipping`; None where that was not measured.
     """
 
     layer: int
@@ -40,6 +41,7 @@ class ReportEntry:
     gain: float | None = None
     noise: float | None = None
     noise_cost: float | None = None
+    router_noise: float | None = None
 
     @property
     def is_replaced(self) -> bool:

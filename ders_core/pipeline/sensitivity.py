@@ -23,10 +23,14 @@ from ders_core.checkpoint import PROJECTIONS, ExpertGroup
 from ders_core.codecs.curvature import Curvature
 from ders_core.errors import CheckpointError
 from ders_core.files.tensor import FileTensor
+from ders_core.pipeline import tipping
 
 COLUMNS, ROWS, SHRINKAGE = "columns", "rows", "shrinkage"
 KINDS = (COLUMNS, ROWS, SHRINKAGE)
-NAMES = rf"({'|'.join(PROJECTIONS)})\.({'|'.join(KINDS)})"
+NAMES = (
+    rf"({'|'.join(PROJECTIONS)})\.({'|'.join(KINDS + tipping.OF_GROUPS)})"
+    rf"|({'|'.join(tipping.OF_LAYERS)})"
+)
 """A regular expression of the tensors' names, behind `<layer>.`."""
 
 BORROWED = 32
@@ -41,20 +45,27 @@ _DAMAGED = "the file is damaged, so run ders calibrate --gradients again"
 
 def is_sensitivity(name: str) -> bool:
     """Whether a tensor of this name is one that gradients give."""
-    return name.rpartition(".")[2] in KINDS
+    return name.rpartition(".")[2] in KINDS + tipping.OF_GROUPS + tipping.OF_LAYERS
 
 
 def fits(info: FileTensor) -> bool:
     """Whether a tensor of gradients has the dtype and dimensions of one."""
-    return info.dtype == torch.float32 and len(info.shape) == 2 and min(info.shape) > 0
+    dims = 1 if info.name.rpartition(".")[2] in tipping.OF_LAYERS else 2
+    return info.dtype == torch.float32 and len(info.shape) == dims and min(info.shape) > 0
 
 
 def check_together(file: Path, tensors: Mapping[str, FileTensor]) -> None:
     """Raise CheckpointError unless every projection has all three tensors, of as many experts, and
-    all have as many windows. tensors: of a calibration, each of which `fits`."""
+    all have as many windows; and what is known of routers is known of all. tensors: of a
+    calibration, each of which `fits`."""
     windows: int | None = None
-    for name in filter(is_sensitivity, tensors):
-        prefix = name.rpartition(".")[0]
+    prefixes = {
+        prefix
+        for name in filter(is_sensitivity, tensors)
+        for prefix, _, kind in [name.rpartition(".")]
+        if kind not in tipping.OF_LAYERS
+    }
+    for prefix in sorted(prefixes):
         three = [tensors.get(f"{prefix}.{kind}") for kind in KINDS]
         columns, rows, shrinkage = three
         if columns is None or rows is None or shrinkage is None:
@@ -70,6 +81,30 @@ def check_together(file: Path, tensors: Mapping[str, FileTensor]) -> None:
                 f"{file}: columns, rows and shrinkage of {prefix!r} do not fit each other or those "
                 f"of other layers: their shapes are {shapes}; {_DAMAGED}"
             )
+    _check_routers(file, tensors, prefixes)
+
+
+def _check_routers(file: Path, tensors: Mapping[str, FileTensor], prefixes: set[str]) -> None:
+    """Raise CheckpointError unless all tensors of tipped choices are there, or none."""
+    layers = {prefix.partition(".")[0] for prefix in prefixes} | {
+        name.partition(".")[0] for name in tensors if name.endswith(tipping.OF_LAYERS)
+    }
+    needed = [f"{prefix}.{kind}" for prefix in sorted(prefixes) for kind in tipping.OF_GROUPS]
+    needed += [f"{layer}.{kind}" for layer in sorted(layers) for kind in tipping.OF_LAYERS]
+    missing = [name for name in needed if name not in tensors]
+    if missing and len(missing) < len(needed):
+        raise CheckpointError(
+            f"{file}: {missing[0]!r} is missing, and others of the routers' choices are there; "
+            f"{_DAMAGED}"
+        )
+    lengths = {
+        tensors[name].shape[0] for name in needed if name in tensors and name.count(".") == 1
+    }
+    if len(lengths) > 1:
+        raise CheckpointError(
+            f"{file}: {tipping.MARGINS} and {tipping.SWAPS} are of {min(lengths)} to "
+            f"{max(lengths)} tokens, and must be of as many; {_DAMAGED}"
+        )
 
 
 def check_shapes(file: Path, tensors: Mapping[str, FileTensor], group: ExpertGroup) -> None:
@@ -81,7 +116,8 @@ def check_shapes(file: Path, tensors: Mapping[str, FileTensor], group: ExpertGro
         COLUMNS: [(count, width) for count in counts],
         ROWS: [(count, out) for count in counts],
     }
-    for kind in KINDS:
+    needed[tipping.ROUTER_COLUMNS], needed[tipping.ROUTER_ROWS] = needed[COLUMNS], needed[ROWS]
+    for kind in KINDS + tipping.OF_GROUPS:
         info = tensors.get(f"{group.layer}.{group.projection}.{kind}")
         if info is None:
             continue
@@ -94,16 +130,20 @@ def check_shapes(file: Path, tensors: Mapping[str, FileTensor], group: ExpertGro
 
 
 def read_curvatures(
-    file: Path, tensors: Mapping[str, FileTensor], group: ExpertGroup, routed: torch.Tensor
+    file: Path,
+    tensors: Mapping[str, FileTensor],
+    group: ExpertGroup,
+    routed: torch.Tensor,
+    kinds: tuple[str, str] = (COLUMNS, ROWS),
 ) -> tuple[Curvature, ...] | None:
     """One for each expert of the group; None if they were not measured, or not the always-on
     expert's although it is in the group.
 
-    routed: int64, how many tokens chose each routed expert. Raises CheckpointError if the values
-    cannot be marginals.
+    routed: int64, how many tokens chose each routed expert. kinds: the names of the marginals.
+    Raises CheckpointError if the values cannot be marginals.
     """
     experts = group.shape[0]
-    names = (f"{group.layer}.{group.projection}.{kind}" for kind in (COLUMNS, ROWS))
+    names = (f"{group.layer}.{group.projection}.{kind}" for kind in kinds)
     infos = [tensors[name] for name in names if name in tensors]
     if not infos or infos[0].shape[0] < experts:
         return None
@@ -117,6 +157,22 @@ def read_curvatures(
         )
     blended = (_blended(marginals, routed.double()) for marginals in (columns, rows))
     return tuple(Curvature(*pair) for pair in zip(*blended, strict=True))
+
+
+def read_tipping(file: Path, tensors: Mapping[str, FileTensor]) -> tuple[tipping.Tipping, ...]:
+    """Of each layer, in order. Raises CheckpointError if margins or costs are negative or not
+    finite."""
+    layers = (int(name.partition(".")[0]) for name in tensors if name.endswith(tipping.SWAPS))
+    found = []
+    for layer in sorted(layers):
+        values = [tensors[f"{layer}.{kind}"].read() for kind in tipping.OF_LAYERS]
+        if not all(bool((each >= 0).all() & torch.isfinite(each).all()) for each in values):
+            raise CheckpointError(
+                f"{file}: {tipping.MARGINS} and {tipping.SWAPS} of layer {layer} must be finite "
+                f"and not negative; {_DAMAGED}"
+            )
+        found.append(tipping.Tipping(layer, *values))
+    return tuple(found)
 
 
 def read_shrinkage(info: FileTensor, file: Path) -> torch.Tensor:

@@ -48,7 +48,17 @@ def calibration_texts(path: Path) -> None:
     if calibration.texts:
         read += f" of {plain(listed(calibration.texts))}"
     gradients = "with" if calibration.has_gradients else "without"
-    st.caption(f"{read}, {gradients} gradients.", help=DOMAIN)
+    st.caption(f"{read}, {gradients} gradients.{_unknown(calibration)}", help=DOMAIN)
+
+
+def _unknown(calibration: Calibration) -> str:
+    """What a prediction leaves out."""
+    if not calibration.has_gradients or calibration.has_routers:
+        return ""
+    return (
+        " Predicted KL leaves out what other choices of experts cost, which this file does not "
+        "know: it is too low where KL is small."
+    )
 
 
 def _form(source: Checkpoint) -> None:

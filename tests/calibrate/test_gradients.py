@@ -93,6 +93,9 @@ def test_the_always_on_expert_is_one_more(
     calibration = measure(directory, tmp_path / "c", text_file, gradients=True)
     truth = reference(directory, windows_of(directory, text_file), with_shared)
     agrees(calibration, truth, routed=6)
+    found = calibration.tipping()
+    assert found is not None
+    assert all(each.swap > 0 and each.density > 0 for each in found)
     checkpoint = open_checkpoint(directory)
     calibration.check(checkpoint)
     for group, extended in zip(checkpoint.groups(), checkpoint.groups(True), strict=True):
@@ -176,6 +179,7 @@ def test_every_form_of_weights_is_followed(
     for number, group in enumerate(groups):
         shrinkage = calibration.shrinkage(*group.key)
         curvatures = calibration.curvatures(group)
+        assert calibration.has_routers
         assert shrinkage is not None
         assert curvatures is not None
         part = factor(number) * float(shrinkage.double().sum())

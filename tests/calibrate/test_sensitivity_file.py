@@ -18,6 +18,7 @@ from ders_core.pipeline.sensitivity import BORROWED
 Tensors = dict[str, torch.Tensor]
 UP = (4, 48, 32)
 """Experts, out, in."""
+MARGINALS = ("columns", "rows")
 
 
 def sensitivities(prefix: str = "0.up", shape: tuple[int, int, int] = UP) -> Tensors:
@@ -30,6 +31,17 @@ def sensitivities(prefix: str = "0.up", shape: tuple[int, int, int] = UP) -> Ten
         f"{prefix}.rows": rows * columns.sum(1, keepdim=True),
         f"{prefix}.shrinkage": torch.randn(10, experts, generator=random),
     }
+
+
+def routers(prefix: str = "0.up", tokens: int = 310) -> Tensors:
+    """What is known of tipped choices, besides `sensitivities`."""
+    random = torch.Generator().manual_seed(1)
+    known = {
+        f"{prefix.partition('.')[0]}.{kind}": torch.rand(tokens, generator=random)
+        for kind in ("margins", "swaps")
+    }
+    plain = sensitivities(prefix)
+    return known | {f"{prefix}.router_{kind}": plain[f"{prefix}.{kind}"] for kind in MARGINALS}
 
 
 @pytest.fixture
@@ -156,6 +168,79 @@ def test_tensors_that_do_not_fit_each_other_are_refused(
 ) -> None:
     with raises_saying(CheckpointError, "columns, rows", "shrinkage", "--gradients"):
         written(tensors)
+
+
+def test_what_is_known_of_routers_is_read(
+    written: Callable[..., Calibration], saved: Callable[[str], Path]
+) -> None:
+    """A file without it is as good as before."""
+    group = open_checkpoint(saved("mixtral")).group(0, "up")
+    before = written(sensitivities())
+    assert before.has_gradients
+    assert not before.has_routers
+    assert before.tipping() is None
+    assert before.router_curvatures(group) is None
+    file = written(sensitivities() | routers() | layer_1())
+    tipping, curvatures = file.tipping(), file.router_curvatures(group)
+    assert file.has_routers
+    assert tipping is not None
+    assert [each.layer for each in tipping] == [0, 1]
+    assert torch.equal(tipping[0].margins, routers()["0.margins"])
+    assert torch.equal(tipping[0].swaps, routers()["0.swaps"])
+    assert curvatures is not None
+    assert [each.total for each in curvatures] == [
+        each.total for each in file.curvatures(group) or ()
+    ]
+
+
+def layer_1() -> Tensors:
+    shape = (4, 48, 32)
+    return sensitivities("1.up", shape) | routers("1.up")
+
+
+@pytest.mark.parametrize(
+    "name", ["0.margins", "1.swaps", "0.up.router_rows", "1.up.router_columns"]
+)
+def test_all_is_known_of_routers_or_nothing(name: str, written: Callable[..., Calibration]) -> None:
+    tensors = sensitivities() | routers() | layer_1()
+    with raises_saying(CheckpointError, repr(name), "--gradients"):
+        written({key: tensor for key, tensor in tensors.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("0.margins", lambda tensor: tensor[None]),
+        ("0.swaps", torch.Tensor.double),
+        ("0.up.router_rows", lambda tensor: tensor[0]),
+    ],
+    ids=["two dimensions", "float64", "one dimension"],
+)
+def test_forms_of_routers_are_checked(
+    name: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    written: Callable[..., Calibration],
+) -> None:
+    tensors = sensitivities() | routers() | layer_1()
+    with raises_saying(CheckpointError, repr(name), "calibration"):
+        written(tensors | {name: change(tensors[name])})
+
+
+def test_sizes_and_values_of_routers_are_checked(
+    written: Callable[..., Calibration], saved: Callable[[str], Path]
+) -> None:
+    checkpoint = open_checkpoint(saved("mixtral"))
+    tensors = sensitivities() | routers() | layer_1()
+    written(tensors).check(checkpoint)
+    with raises_saying(CheckpointError, "margins", "309", "310"):
+        written(tensors | {"1.margins": torch.ones(309)})
+    with raises_saying(CheckpointError, "'0.up.router_rows'", "needs"):
+        written(tensors | {"0.up.router_rows": torch.ones(4, 47)}).check(checkpoint)
+    for value in (-1.0, float("nan"), float("inf")):
+        spoilt = tensors["0.swaps"].clone()
+        spoilt[7] = value
+        with raises_saying(CheckpointError, "swaps", "layer 0", "not negative"):
+            written(tensors | {"0.swaps": spoilt}).tipping()
 
 
 @pytest.mark.parametrize(

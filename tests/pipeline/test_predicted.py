@@ -51,6 +51,7 @@ def test_reports_say_gain_noise_and_what_noise_costs(
     report = compress(mixtral_dir, tmp_path / "out", recipe_of(measured, ONE_BIT))
     original, packed = open_checkpoint(mixtral_dir), open_checkpoint(tmp_path / "out")
     costs, gains = 0.0, {}
+    alone, outputs = {}, {}
     for entry in report.entries:
         key = (entry.layer, entry.projection)
         group, other = original.group(*key), packed.group(*key)
@@ -66,11 +67,21 @@ def test_reports_say_gain_noise_and_what_noise_costs(
         cost = 0.0
         for expert, each in enumerate(known):
             rows, columns = double(each.rows), double(each.columns)
-            alone = (coded[expert] * deltas[expert]).sum() / (deltas[expert] ** 2).sum()
-            error = coded[expert] - alone * deltas[expert]
+            own = (coded[expert] * deltas[expert]).sum() / (deltas[expert] ** 2).sum()
+            error = coded[expert] - own * deltas[expert]
             cost += (np.outer(rows, columns) / rows.sum() * error**2).sum() / 2
         assert entry.noise_cost == pytest.approx(cost, rel=1e-4)
+        assert entry.router_noise is None  # the calibration does not know
         costs, gains[key] = costs + cost, gain
+        moments = measured.moments(*key)
+        assert moments is not None
+        power = double(moments.diagonal())  # the test's moments are diagonal
+        outputs[key] = ((restored - weights) ** 2 @ power).sum() / (weights**2 @ power).sum()
+        alone[key] = cost
+    for layer in (0, 1):
+        gate, up, down = ((layer, name) for name in ("gate", "up", "down"))
+        costs += (alone[gate] * outputs[up] + alone[up] * outputs[gate]) / 2
+        costs += alone[down] * ((1 + outputs[gate]) * (1 + outputs[up]) - 1)
     total = sum((1 - gains[key]) * each.sum(1) for key, each in shrinkages(measured).items())
     wanted = costs + (total**2).sum() / TOKENS / 2
     assert report.predicted_kl == pytest.approx(wanted, rel=1e-3)

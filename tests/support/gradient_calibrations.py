@@ -12,8 +12,11 @@ from ders_core.pipeline.calibration import SIDES, Calibration, write_calibration
 WINDOWS, TOKENS = 6, 300
 
 
-def with_gradients(checkpoint: Checkpoint, path: Path, cost: float = 1e-2) -> Calibration:
-    """Loud and quiet inputs and rows, each group's numbers others. cost: Σ C of an expert."""
+def with_gradients(
+    checkpoint: Checkpoint, path: Path, cost: float = 1e-2, routers: bool = False
+) -> Calibration:
+    """Loud and quiet inputs and rows, each group's numbers others. cost: Σ C of an expert. routers:
+    whether what tipped choices cost is known."""
     random = torch.Generator().manual_seed(3)
     tensors: dict[str, torch.Tensor] = {}
     for group in checkpoint.groups():
@@ -22,7 +25,13 @@ def with_gradients(checkpoint: Checkpoint, path: Path, cost: float = 1e-2) -> Ca
         tensors[f"{group.layer}.routed"] = torch.full((experts,), TOKENS // 2)
         power = torch.rand(width, generator=random).square() + 1e-3
         tensors[f"{group.layer}.{side}.moments"] = torch.diag(power)
-        for kind, length in (("columns", width), ("rows", out)):
+        sizes = [("columns", width), ("rows", out)]
+        if routers:
+            sizes += [("router_columns", width), ("router_rows", out)]
+            for kind in ("margins", "swaps"):
+                values = torch.rand(TOKENS, generator=random)
+                tensors.setdefault(f"{group.layer}.{kind}", values)
+        for kind, length in sizes:
             marginals = torch.rand(experts, length, generator=random).square() + 1e-3
             marginals *= cost / marginals.sum(1, keepdim=True)
             tensors[f"{name}.{kind}"] = marginals

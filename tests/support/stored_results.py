@@ -41,6 +41,7 @@ LATER = {
     "gain": 0.9,
     "noise": 0.17,
     "noise_cost": 0.1,
+    "router_noise": 0.01,
 }
 """What entries of earlier versions lack."""
 

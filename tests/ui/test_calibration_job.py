@@ -57,4 +57,10 @@ def test_a_finished_calibration_can_be_used(
     app.button(key="calibration_use").click().run()
     assert not app.exception
     assert recipe_of(app).calibration == path
-    assert any("with gradients" in caption.value for caption in app.caption)
+    (said,) = (each.value for each in app.caption if "with gradients" in each.value)
+    assert "too low" in said  # it was made before routers were measured
+    with_gradients(open_checkpoint(mixtral_dir), workspace.path / "new", routers=True)
+    field = next(item for item in app.text_input if item.label == "Calibration")
+    field.set_value(str(workspace.path / "new")).run()
+    (said,) = (each.value for each in app.caption if "with gradients" in each.value)
+    assert "too low" not in said
