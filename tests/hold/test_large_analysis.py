@@ -110,7 +110,10 @@ def test_another_analysis_in_its_place_changes_nothing(tmp_path: Path, large: Ch
     [
         ("similarity", lambda table: table.assign(expert_j=table["expert_j"][::-1].to_numpy())),
         ("similarity", lambda table: table.assign(layer=table["layer"] + 1)),
-        ("similarity", lambda table: table.assign(expert_i=table["expert_i"].where(lambda i: i > 0))),
+        (
+            "similarity",
+            lambda table: table.assign(expert_i=table["expert_i"].where(lambda i: i > 0)),
+        ),
         ("spectra", lambda table: table.assign(expert=EXPERTS)),
         ("spectra", lambda table: table.assign(expert=-1)),
         ("spectra", lambda table: pd.concat([table, table])),
