@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +32,7 @@ def large(tmp_path: Path) -> Checkpoint:
 
 
 @pytest.fixture
-def rows_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each reading of a file of pairs or spectra gave."""
     counts: list[int] = []
     rows = ParquetRows.rows
