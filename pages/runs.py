@@ -41,8 +41,13 @@ from ders_core.units import bytes_text, duration_text, share_text
 
 KIND = "run"
 TABLE = "runs_table"
-SIZE_QUALITY = ["name", "ratio", KL.key, "bytes_after", PERPLEXITY.key]
-"""What the plot shows of a run."""
+SIZE_QUALITY = [
+    "name",
+    "ratio",
+    KL.key,
+    "bytes_after",
+    PERPLEXITY.key,
+]  # what the plot shows of runs
 
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -139,3 +140,13 @@ def test_a_byte_of_the_numbers_that_cannot_be_read_is_noticed(
     file.write_bytes(content)
     with raises_saying(CheckpointError, "similarity.parquet", "analyse again"):
         Analysis.load(tmp_path / "analysis")
+
+
+def test_an_analysis_that_nobody_uses_is_closed(tmp_path: Path, large: Checkpoint) -> None:
+    save_drawn_analysis(tmp_path / "analysis", large, POINTS)
+    before = len(os.listdir("/proc/self/fd"))
+    saved = Analysis.load(tmp_path / "analysis")
+    assert len(saved.pairs.of_group(0, "up")) == PAIRS
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    del saved
+    assert len(os.listdir("/proc/self/fd")) == before
