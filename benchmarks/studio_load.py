@@ -1,10 +1,12 @@
 """What the studio's pages cost with 10,000 runs and a checkpoint of 100,000 tensors.
 
-Starts the real app on an empty workspace, the baseline, and on a full one, and draws every page in
-Chromium: the time until it can be used, the server's CPU for it, its memory, the browser's DOM
-nodes. Then many visitors come and go: what the server holds open.
+Starts the real app on an empty workspace, the baseline, and on a full one with a saved analysis of
+every pair of experts, and draws every page in Chromium: the time until it can be used, the server's
+CPU for it, its memory, the browser's DOM nodes. Then many visitors come and go: what the server
+holds open.
 
     python benchmarks/studio_load.py [--runs 10000] [--layers 64] [--experts 512] > FILE
+    python benchmarks/studio_load.py --visitors-only [--visits 1000] > FILE
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ from typing import Any
 
 import psutil
 import streamlit
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from support.large_analyses import save_drawn_analysis
 from support.large_workspaces import fill_with_runs, make_many_tensors
 from support.studio_process import Studio, processes_of, running_studio
 from support.visitors import Visitor
 
 import ders_core
+from ders_core.jobs import Workspace
+from ders_core.packed.open import open_checkpoint
 
 PAGES = ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export", "Upcycle")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -42,14 +47,20 @@ DRAWN = "[data-testid=stApp][data-test-script-state=notRunning]"
 PATIENCE = 120_000
 """Milliseconds."""
 
+POINTS = 4
+"""As many singular values as the tiny matrices have."""
+
 
 @dataclass(frozen=True)
 class Draw:
-    """One page, opened by its address in a new tab: seconds until it can be used and CPU seconds of
-    the server; then DOM nodes, and megabytes resident of the server."""
+    """One page, opened by its address in a new browser: seconds until it can be used and CPU
+    seconds of the server, and those once more for a browser that has been there and kept the
+    studio's code; then DOM nodes, and megabytes resident of the server."""
 
     seconds: float
     cpu: float
+    seconds_again: float
+    cpu_again: float
     nodes: int
     memory: float
 
@@ -88,16 +99,26 @@ def draw(browser: Browser, studio: Studio, server: psutil.Process, page: str) ->
     name = "" if page == "Checkpoint" else page.lower()
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.request.get(studio.door)  # the context has the cookie now
+    seconds, cpu, nodes = timed(context, studio, server, name)
+    seconds_again, cpu_again, nodes = timed(context, studio, server, name)
+    context.close()
+    memory = server.memory_info().rss / 1e6
+    return Draw(seconds, cpu, seconds_again, cpu_again, nodes, memory)
+
+
+def timed(
+    context: BrowserContext, studio: Studio, server: psutil.Process, name: str
+) -> tuple[float, float, int]:
+    """Seconds until a page can be used, CPU seconds of the server, and DOM nodes."""
     tab = context.new_page()
     tab.set_default_timeout(PATIENCE)
     before, begun = cpu_of(server), time.perf_counter()
     tab.goto(f"{studio.address}/{name}")
     ready(tab)
-    seconds = time.perf_counter() - begun
-    cpu = cpu_of(server) - before
+    seconds, cpu = time.perf_counter() - begun, cpu_of(server) - before
     nodes = tab.evaluate("document.querySelectorAll('*').length")
-    context.close()
-    return Draw(seconds, cpu, nodes, server.memory_info().rss / 1e6)
+    tab.close()
+    return seconds, cpu, nodes
 
 
 def ready(tab: Page) -> None:
@@ -127,14 +148,16 @@ def draws(
 
 def table(empty: dict[str, Draw], full: dict[str, Draw]) -> Iterator[str]:
     yield (
-        f"{'':12}{'seconds':>9}{'empty':>8}{'ratio':>8}{'CPU s':>9}{'empty':>8}"
+        f"{'':12}{'seconds':>9}{'empty':>8}{'CPU s':>8}{'empty':>8}"
+        f"{'again':>9}{'empty':>8}{'CPU s':>8}{'empty':>8}"
         f"{'DOM nodes':>12}{'empty':>8}{'MB':>8}{'empty':>8}"
     )
     for page, of_full in full.items():
         base = empty[page]
         yield (
-            f"{page:12}{of_full.seconds:9.2f}{base.seconds:8.2f}"
-            f"{of_full.seconds / base.seconds:8.2f}{of_full.cpu:9.2f}{base.cpu:8.2f}"
+            f"{page:12}{of_full.seconds:9.2f}{base.seconds:8.2f}{of_full.cpu:8.2f}{base.cpu:8.2f}"
+            f"{of_full.seconds_again:9.2f}{base.seconds_again:8.2f}"
+            f"{of_full.cpu_again:8.2f}{base.cpu_again:8.2f}"
             f"{of_full.nodes:12}{base.nodes:8}{of_full.memory:8.0f}{base.memory:8.0f}"
         )
 
@@ -164,6 +187,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=512)
     parser.add_argument("--visits", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--visitors-only", action="store_true")
     parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
     executable = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -174,27 +198,40 @@ def main() -> None:
         fill_with_runs(
             place / "full" / "workspace" / "ders.sqlite", options.runs, options.runs // 50
         )
-        tiny = place / "tiny"
-        make_many_tensors(tiny, 2, 4)
         print(describe(options, tensors), flush=True)
-        print(
-            "seconds from the address to a page that can be used, the quickest of "
-            f"{options.repeats}; MB: resident, of the server; empty: no run, 59 tensors\n"
-        )
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-            first_empty, empty = draws(browser, place / "empty", tiny, options.repeats)
-            first, full = draws(browser, place / "full", checkpoint, options.repeats)
-            browser.close()
-        for line in table({"first": first_empty, **empty}, {"first": first, **full}):
-            print(line, flush=True)
-        print(
-            "\nfirst: after the start of the server, imports and the opening of the files included"
-        )
+        if not options.visitors_only:
+            print_draws(options, place, checkpoint, executable)
         for line in descriptors(place / "full", checkpoint, options.visits, 30.0):
             print(line, flush=True)
     finally:
         shutil.rmtree(place)
+
+
+def print_draws(
+    options: argparse.Namespace, place: Path, checkpoint: Path, executable: str | None
+) -> None:
+    """The table of pages."""
+    tiny = place / "tiny"
+    make_many_tensors(tiny, 2, 4)
+    opened = open_checkpoint(checkpoint)
+    analysis = Workspace(place / "full" / "workspace").analysis_dir(opened.identity)
+    save_drawn_analysis(analysis, opened, POINTS)
+    pairs = sum(group.shape[0] ** 2 for group in opened.groups())
+    print(
+        f"an analysis of {pairs} pairs of experts, with {POINTS} singular values of each expert\n"
+        f"seconds from the address to a page that can be used, the quickest of {options.repeats}; "
+        "again: by a browser that kept the studio's code; MB: resident, of the server; empty: no "
+        "run, no analysis, 59 tensors\n",
+        flush=True,
+    )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        first_empty, empty = draws(browser, place / "empty", tiny, options.repeats)
+        first, full = draws(browser, place / "full", checkpoint, options.repeats)
+        browser.close()
+    for line in table({"first": first_empty, **empty}, {"first": first, **full}):
+        print(line, flush=True)
+    print("\nfirst: after the start of the server, imports and the opening of the files included")
 
 
 if __name__ == "__main__":

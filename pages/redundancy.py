@@ -84,6 +84,7 @@ with left:
 
 
 with right:
+    pairs = analysis.pairs.of_group(layer, projection)
     experts_here = len(analysis.clusters_of(layer, projection))
     experts, deltas, where = st.tabs(["Experts", "Deltas", "Where they differ"])
     with experts:
@@ -91,7 +92,7 @@ with right:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
             "similarity",
-            analysis.pairs.of_group(layer, projection),
+            pairs,
             alt="1 − cos of every pair of experts, in cluster order; lines part the sets "
             "of experts that share a base",
         )
@@ -99,7 +100,7 @@ with right:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),
             "similarity_deltas",
-            analysis.pairs.of_group(layer, projection),
+            pairs,
             alt="Cosine of every pair of deltas",
         )
         st.caption(

@@ -41,9 +41,7 @@ from ders_core.units import bytes_text, duration_text, share_text
 
 KIND = "run"
 TABLE = "runs_table"
-SIZE_QUALITY = ["name", "ratio", KL.key, "bytes_after", PERPLEXITY.key]
-"""What the plot shows of a run."""
-
+PLOTTED = ["name", "ratio", KL.key, "bytes_after", PERPLEXITY.key]  # of a run, in the plot
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 
 
@@ -180,7 +178,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     measured = compared.dropna(subset=[KL.key])
     if not measured.empty:
         plot(
-            size_quality(tuple(measured[SIZE_QUALITY].itertuples(index=False)), measured),
+            size_quality(tuple(measured[PLOTTED].itertuples(index=False)), measured),
             "size_quality",
             measured,
             alt="Size of each run against its KL",

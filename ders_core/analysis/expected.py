@@ -68,8 +68,8 @@ class GroupEnergies:
     def _ascending(self) -> tuple[np.ndarray, np.ndarray]:
         """Cumulative numbers of entries and ΣΔ², from the bins around zero outwards. The outermost
         bins hold everything beyond, so their energy is what the others leave of the deltas'."""
-        rows = of_group(self.analysis.histograms, self.layer, self.projection)
-        norms = of_group(self.analysis.experts, self.layer, self.projection)["norm_delta"]
+        rows = self.analysis.rows("histograms", self.layer, self.projection)
+        norms = self.analysis.rows("experts", self.layer, self.projection)["norm_delta"]
         counts, total = rows["count"].to_numpy(dtype=float), float((norms**2).sum())
         middle = ((rows["left"] + rows["right"]) / 2).abs().to_numpy()
         order = np.argsort(middle, kind="stable")

@@ -55,8 +55,10 @@ class TableInMemory:
     def of(cls, table: pd.DataFrame) -> TableInMemory:
         """Of a table with the columns layer and projection, in which each group's rows are
         together."""
-        groups = table.groupby(["layer", "projection"], sort=False)
-        return cls(table.columns, {key: rows.reset_index(drop=True) for key, rows in groups})
+        tables: dict[Key, pd.DataFrame] = {}
+        for (layer, projection), rows in table.groupby(["layer", "projection"], sort=False):
+            tables[int(str(layer)), str(projection)] = rows.reset_index(drop=True)
+        return cls(list(table.columns), tables)
 
     @property
     def empty(self) -> bool:

@@ -39,7 +39,8 @@ class ParquetRows:
         self.columns = tuple(columns)
         self._lock = Lock()
         try:
-            self._file = pq.ParquetFile(pa.OSFile(str(path)))
+            words = [column for column in self.columns if column in WORDS]
+            self._file = pq.ParquetFile(pa.OSFile(str(path)), read_dictionary=words)
             sizes = [
                 self._file.metadata.row_group(number).num_rows
                 for number in range(self._file.metadata.num_row_groups)
@@ -62,15 +63,19 @@ class ParquetRows:
         table = self._read(parts, columns or self.columns)
         table = table.slice(first - self._ends[begin], end - first)
         try:
+            for number, field in enumerate(table.schema):
+                if pa.types.is_dictionary(field.type):
+                    plain = table.column(number).cast(field.type.value_type)
+                    table = table.set_column(number, field.name, plain)
             rows: pd.DataFrame = table.to_pandas(ignore_metadata=True)
         except Exception as error:
             raise _unreadable(self.path, error) from error
         return rows
 
-    def pieces(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-        """All rows of these columns, piece by piece, with the number of each piece's first row."""
+    def pieces(self) -> Iterator[tuple[int, pa.Table]]:
+        """All rows, piece by piece, with the number of each piece's first row."""
         for part, first in enumerate(self._ends[:-1]):
-            yield first, self._read(range(part, part + 1), columns)
+            yield first, self._read(range(part, part + 1), self.columns)
 
     def _read(self, parts: Sequence[int], columns: Sequence[str]) -> pa.Table:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ders_core.analysis.group_table import Key, TableInFile
@@ -94,27 +94,44 @@ def read_pairs(file: Path, columns: Collection[str], groups: pd.DataFrame) -> Ta
     if rows.count != sum(counts.values()):
         raise _contradiction(file.parent)
     keys, begins = list(counts), [*accumulate(counts.values(), initial=0)]
-    for first, piece in rows.pieces(("layer", "projection", "expert_i", "expert_j")):
+    for first, piece in rows.pieces():  # also the columns that are not looked at: they can be read
         place = first
         while place < first + len(piece):
             number = bisect_right(begins, place) - 1
             end = min(first + len(piece), begins[number + 1])
             part = piece.slice(place - first, end - place)
-            inside = np.arange(place, end) - begins[number]
-            among = experts[keys[number]]
+            inside = slice(place - begins[number], end - begins[number])
+            firsts, seconds = _pairs(experts[keys[number]])
             if not (
                 _is_all_of(part, keys[number])
-                and np.array_equal(part["expert_i"].to_numpy(), inside // among)
-                and np.array_equal(part["expert_j"].to_numpy(), inside % among)
+                and np.array_equal(part["expert_i"].to_numpy(), firsts[inside])
+                and np.array_equal(part["expert_j"].to_numpy(), seconds[inside])
             ):
                 raise _contradiction(file.parent)
             place = end
     return TableInFile(rows, counts)
 
 
+@lru_cache(maxsize=2)
+def _pairs(experts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two experts of every pair of a group."""
+    numbers = np.arange(experts)
+    return np.repeat(numbers, experts), np.tile(numbers, experts)
+
+
 def _is_all_of(part: pa.Table, key: Key) -> bool:
     layers: np.ndarray = part["layer"].to_numpy()
-    return bool((layers == key[0]).all() and pc.all(pc.equal(part["projection"], key[1])).as_py())
+    names, codes = _words(part)
+    is_one = bool((layers == key[0]).all() and (codes == codes[0]).all())
+    return is_one and names[codes[0]] == key[1]
+
+
+def _words(part: pa.Table) -> tuple[list[str], np.ndarray]:
+    """Projections, and the number of each row's among them."""
+    words = part["projection"].combine_chunks()
+    if not pa.types.is_dictionary(words.type):
+        words = words.dictionary_encode()
+    return words.dictionary.to_pylist(), words.indices.to_numpy()
 
 
 def read_spectra(file: Path, columns: Collection[str], groups: pd.DataFrame) -> TableInFile:
@@ -123,28 +140,28 @@ def read_spectra(file: Path, columns: Collection[str], groups: pd.DataFrame) -> 
     groups: as of `check_groups`. Raises CheckpointError if there are rows of another one.
     """
     rows = ParquetRows(file, columns)
+    experts = _experts(groups)
     counts: dict[Key, int] = {}
     before: Key | None = None
-    for key, count in _runs(rows) if rows.count else ():
-        if key != before and key in counts:
+    for key, run in _runs(rows) if rows.count else ():
+        numbers: np.ndarray = run["expert"].to_numpy()
+        is_whole = key == before or key not in counts
+        if not is_whole or numbers.min() < 0 or numbers.max() >= experts.get(key, 0):
             raise _contradiction(file.parent)
-        counts[key] = counts.get(key, 0) + count
+        counts[key] = counts.get(key, 0) + len(run)
         before = key
-    if not counts.keys() <= _experts(groups).keys():
-        raise _contradiction(file.parent)
     return TableInFile(rows, counts)
 
 
-def _runs(rows: ParquetRows) -> Iterator[tuple[Key, int]]:
-    """The groups of rows that follow one another, and how many do."""
-    for _, piece in rows.pieces(("layer", "projection")):
+def _runs(rows: ParquetRows) -> Iterator[tuple[Key, pa.Table]]:
+    """The rows of a group that follow one another, again and again."""
+    for _, piece in rows.pieces():
         layers: np.ndarray = piece["layer"].to_numpy()
-        words = piece["projection"].dictionary_encode().combine_chunks()
-        names, codes = words.dictionary.to_pylist(), words.indices.to_numpy()
+        names, codes = _words(piece)
         changes = np.flatnonzero((np.diff(layers) != 0) | (np.diff(codes) != 0)) + 1
         for begin, end in pairwise([0, *changes.tolist(), len(layers)]):
             if end > begin:
-                yield (int(layers[begin]), names[codes[begin]]), end - begin
+                yield (int(layers[begin]), names[codes[begin]]), piece.slice(begin, end - begin)
 
 
 def check_groups(directory: Path, groups: pd.DataFrame) -> None:

@@ -61,7 +61,7 @@ def parse_json(
         text = content if isinstance(content, str) else content.decode("utf-8")
         if sum(map(text.count, ",[{")) > MOST_VALUES:
             raise JsonFault(f"it holds more than {MOST_VALUES} values")
-        raw = text.encode("utf-8", "surrogatepass") if content is text else content
+        raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
         has_long = _LONG_NUMBER in raw.translate(_DIGITS_AS_ZEROS)
         options: dict[str, Any] = {
             "parse_int": partial(_integer, most_digits) if has_long else None,

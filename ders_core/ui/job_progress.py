@@ -54,14 +54,16 @@ def active_jobs(kind: str, ended: int | None = None) -> list[Job]:
     counts = store.counts(kind)
     if ended not in (None, ended_count(counts)):
         st.rerun()
-    running, waiting = (
-        store.page(Which((kind,), (state,)), "oldest", most=most) if counts.get(state) else []
-        for state, most in (("running", PAGE), ("queued", WAITING_SHOWN))
-    )
+    running = _first(kind, "running", PAGE) if counts.get("running") else []
+    waiting = _first(kind, "queued", WAITING_SHOWN) if counts.get("queued") else []
     more = counts.get("queued", 0) - len(waiting)
     if more > 0:
         st.caption(f"{more} more wait behind those that are shown.")
     return [*running, *waiting]
+
+
+def _first(kind: str, state: JobState, most: int) -> list[Job]:
+    return session.job_store().page(Which((kind,), (state,)), "oldest", most=most)
 
 
 def job_panel(job: Job, stop: str = "Cancel") -> None:

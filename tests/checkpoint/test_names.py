@@ -12,7 +12,7 @@ from support.bounded_time import at_most
 from support.messages import raises_saying
 
 from ders_core.checkpoint.layouts import Layout, dense_layouts, known_layouts
-from ders_core.checkpoint.names import MOST_PLACEHOLDERS, Filled, NameTemplate
+from ders_core.checkpoint.names import MOST_PLACEHOLDERS, Filled, FirstOf, NameTemplate
 
 REFERENCE = {
     "stack": r"(?P<stack>.+?)",
@@ -63,6 +63,23 @@ def test_every_name_is_matched_as_by_expressions(
     compiled = NameTemplate(*template)
     for name in names:
         assert compiled.fill(name) == reference(*template, name), name
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(templates(), min_size=1, max_size=4),
+    st.lists(st.text(CHARACTERS, max_size=12), min_size=8, max_size=8),
+)
+@example([("{layer}", ".a"), ("{layer}", ".{any}"), ("{stack}.{layer}", ".a")], ["1.a", "1.1", "a"])
+def test_the_first_of_several_templates_counts(
+    several: list[tuple[str, str]], names: list[str]
+) -> None:
+    together = FirstOf([NameTemplate(*template) for template in several])
+    for name in names:
+        filled = [reference(*template, name) for template in several]
+        found = [(number, each) for number, each in enumerate(filled) if each is not None]
+        assert together.fill(name) == next(iter(found), None), name
+        assert together.fill_after(name, 1) == next((f for f in found if f[0] > 0), None), name
 
 
 def shipped_names() -> list[tuple[str, str]]:

@@ -117,7 +117,7 @@ def test_noise_has_its_largest_singular_value_at_the_floor() -> None:
         groups=groups,
         pairs=TableInMemory((), {}),
         experts=pd.DataFrame(),
-        curves=TableInMemory(spectra.columns, {(0, "gate"): spectra}),
+        curves=TableInMemory(list(spectra.columns), {(0, "gate"): spectra}),
         histograms=pd.DataFrame(),
         energy_map=pd.DataFrame(),
     )

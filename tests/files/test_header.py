@@ -124,9 +124,12 @@ def test_metadata_that_is_no_object(forge: Forge) -> None:
     ids=lambda wrong: repr(wrong)[:70],
 )
 def test_malformed_entry_names_the_tensor(forge: Forge, wrong: Any) -> None:
-    message = sentence(forge({"the tensor": wrong}, b"\0" * 8))
-    assert "'the tensor'" in message
-    assert "malformed" in message
+    """Alone, and among others that are alike and whole."""
+    whole = {"a": entry(), "b": entry(shape=[1, 2])}
+    for others in ({}, whole):
+        message = sentence(forge({**others, "the tensor": wrong}, b"\0" * 8))
+        assert "'the tensor'" in message
+        assert "malformed" in message
 
 
 def test_unknown_dtype(forge: Forge) -> None:

@@ -84,7 +84,7 @@ def small_server(
     script.write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.headless=true"]
     command += ["--server.address=127.0.0.1", f"--server.port={free_port()}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | settings
+    environment = os.environ | {"PYTHONPATH": str(ROOT), **settings}
     with (
         open(log, "wb") as output,
         subprocess.Popen(

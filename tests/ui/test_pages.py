@@ -19,6 +19,7 @@ from support.recipe_pages import recipe_of
 from support.studio_pages import on, opened, words
 
 from ders_core.analysis import analyze
+from ders_core.analysis.group_table import TableInMemory
 from ders_core.analysis.tables import COLUMNS
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
@@ -177,12 +178,15 @@ def test_redundancy_of_layers_that_lack_a_projection(
 ) -> None:
     source = open_checkpoint(mixtral_dir)
     analysis = analyze(source, spectra="none")
-    left = {
+    left: dict[str, Any] = {
         name: table[(table["layer"] == 0) | (table["projection"] != "gate")]
         for name in COLUMNS
         for table in [getattr(analysis, name)]
     }
-    replace(analysis, **left).save(workspace.analysis_dir(source.identity))
+    pairs, curves = (TableInMemory.of(left.pop(name)) for name in ("similarity", "spectra"))
+    replace(analysis, pairs=pairs, curves=curves, **left).save(
+        workspace.analysis_dir(source.identity)
+    )
     on(opened(app, mixtral_dir), "redundancy")
     assert app.selectbox(key="red_projection").value == "gate"
     app.selectbox(key="red_layer").set_value(1).run()
