@@ -78,7 +78,8 @@ def _forked_workers() -> Iterator[None]:
     start_cluster = Engine._start_cluster
 
     def start_forked(engine: Engine, workers: int) -> Any:
-        forks.start()  # before dask does, which imports less
+        if CONFIG[START_METHOD] == "forkserver":
+            forks.start()  # before dask does, which imports less
         return start_cluster(engine, workers)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -182,9 +182,10 @@ class Engine:
 
         self._resources.enter_context(_quiet_loggers())
         self._resources.enter_context(dask.config.set(CONFIG))
-        address = self._scheduler or self._start_cluster(workers)
+        cluster = None if self._scheduler else self._start_cluster(workers)
+        address = self._scheduler or cluster.scheduler_address
         try:
-            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+            client = Client(cluster or address, timeout=CONNECT_SECONDS, set_as_default=False)
             self._resources.callback(client.close)
             seconds = CONNECT_SECONDS if self._scheduler else START_SECONDS
             client.wait_for_workers(1, timeout=seconds)

@@ -2,6 +2,9 @@
 
 A worker that dies while it starts makes dask give up the whole cluster; then it is started again. A
 later death is dask's to mend: its nanny starts another process.
+
+Other users of the machine reach the ports, so each cluster has a key of its own (mutual TLS), which
+is made at its start and known to its processes alone.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import dask
 import psutil
 from distributed import LocalCluster, Nanny
 from distributed.core import Status
+from distributed.security import Security
 
 from ders_core.compute.oom import oom_kills
 from ders_core.errors import JobError
@@ -85,6 +89,7 @@ def _started(workers: int, scratch: Path, deaths: Deaths, options: dict[str, Any
                 worker_class=_watched(deaths),
                 processes=True,
                 host=HOST,
+                security=Security.temporary(),
                 dashboard_address=f"{HOST}:0",  # without an address dask takes port 8787
                 worker_dashboard_address=None,
                 scheduler_kwargs={"dashboard": False},

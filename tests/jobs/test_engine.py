@@ -106,6 +106,20 @@ def test_processes_share_the_work(engine: Engine) -> None:
     assert set(engine.run(threads, range(4))) == {1}
 
 
+def test_no_other_user_of_the_machine_can_give_work(engine: Engine) -> None:
+    """With a key of their own, or with none."""
+    from distributed import Client
+    from distributed.security import Security
+
+    list(engine.run(square, [2, 3]))
+    address = engine._client.scheduler.address
+    assert address.startswith("tls://127.0.0.1:")
+    port = address.rpartition(":")[2]
+    for other, security in ((f"tcp://127.0.0.1:{port}", None), (address, Security.temporary())):
+        with pytest.raises((OSError, TimeoutError)):
+            Client(other, security=security, timeout=2, set_as_default=False)
+
+
 def test_an_error_comes_back_as_itself(engine: Engine) -> None:
     with pytest.raises(RecipeError, match="the third one") as caught:
         list(engine.run(fail_at_three, range(6)))
