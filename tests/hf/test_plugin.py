@@ -143,7 +143,7 @@ def test_a_tensor_is_read_when_it_is_taken(packed: Path) -> None:
 PEAK = """
 import resource, sys
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralForCausalLM  # before the measurement
 import ders_core.hf
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -161,14 +161,14 @@ def test_no_second_copy_in_memory(tmp_path: Path) -> None:
         vocab_size=256,
         hidden_size=512,
         intermediate_size=1024,
-        num_hidden_layers=8,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         num_local_experts=8,
     )
     model = MixtralForCausalLM(config).to(torch.bfloat16)
     size = sum(weight.nbytes for weight in model.parameters()) // 1024  # KiB
-    assert size > 150_000
+    assert size > 75_000
     model.save_pretrained(tmp_path / "model")
     del model
     compress(tmp_path / "model", tmp_path / "packed", MIXED)
