@@ -126,6 +126,7 @@ INDEXER = {
     "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }
+SAM = {"sam_config": {"downsample_channels": [16, 32]}}
 OWN: dict[str, dict[str, Any]] = {
     # the default has layers of the one kind that has no key-value cache within the first four
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
@@ -140,10 +141,8 @@ OWN: dict[str, dict[str, Any]] = {
         }
     },
     "muse_spark": {"audio_config": {"hidden_sizes": [8, 16, 24, 32]}},
-    **dict.fromkeys(
-        ("deepseek_ocr2", "unlimited_ocr"),
-        {"vision_config": {"sam_config": {"downsample_channels": [16, 32]}}},
-    ),
+    "deepseek_ocr2": {"vision_config": SAM},
+    "unlimited_ocr": {"vision_config": SAM},
     "mistral4": {"head_dim": 16},
     "mimo_v2_flash": {"num_key_value_heads": 2},  # its sliding layers have twice as many
     "qwen4_exp": {"text_config": INDEXER},
