@@ -141,15 +141,19 @@ def test_a_tensor_is_read_when_it_is_taken(packed: Path) -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralForCausalLM  # before the measurement
 import ders_core.hf
 torch.set_num_threads(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # getrusage would count what the parent held
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+before = peak()
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 assert sum(weight.numel() for weight in model.parameters())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 

@@ -161,7 +161,7 @@ def test_little_memory_reads_the_same(
 ) -> None:
     """Slabs of a few rows, while nothing, a part or all of a group is kept."""
     monkeypatch.setattr(synthesized, "KEPT_BYTES", kept)
-    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 3000)
+    monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 5000)
     packed, wanted = map(open_checkpoint, both)
     for group, other in zip(packed.groups(), wanted.groups(), strict=True):
         for lying, expected in ((group, other), (group.as_it_lies(), other.as_it_lies())):

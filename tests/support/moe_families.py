@@ -42,6 +42,7 @@ SIZES = {
     "d_model": 32,
     "decoder_attention_heads": 4,
     "decoder_ffn_dim": 48,
+    "downsample_hidden_size": 8,
     "encoder_attention_heads": 4,
     "encoder_ffn_dim": 48,
     "expert_ffn_hidden_size": 24,
@@ -60,10 +61,14 @@ SIZES = {
     "linear_num_value_heads": 4,
     "linear_value_head_dim": 8,
     "kv_n_heads": 4,
+    "max_img_size": 56,
     "max_position_embeddings": 128,
+    "mel_vocab_size": 16,
+    "mlp_dim": 48,
     "moe_hidden_size": 32,
     "moe_intermediate_size": 24,
     "moe_latent_size": 32,
+    "moe_shared_expert_intermediate_size": 24,
     "n_embd": 32,
     "n_head": 4,
     "n_heads": 4,
@@ -72,7 +77,12 @@ SIZES = {
     "num_key_value_heads": 4,
     "num_sliding_attention_heads": 4,
     "out_hidden_size": 32,
+    "output_channels": 32,
     "patch_size": 14,
+    "projection_hidden_dim": 32,
+    "projector_hidden_size": 32,
+    "projector_input_dim": 32,
+    "projector_output_dim": 32,
     "q_lora_rank": 16,
     "qk_head_dim": 16,
     "qk_nope_head_dim": 8,
@@ -82,6 +92,7 @@ SIZES = {
     "sliding_window": 16,
     "text_hidden_size": 32,
     "v_head_dim": 8,
+    "vision_output_dim": 32,
     "vocab_size": VOCABULARY,
     "vocab_size_per_layer_input": VOCABULARY,
     "zero_expert_num": 2,
@@ -115,6 +126,7 @@ INDEXER = {
     "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }
+SAM = {"sam_config": {"downsample_channels": [16, 32]}}
 OWN: dict[str, dict[str, Any]] = {
     # the default has layers of the one kind that has no key-value cache within the first four
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
@@ -128,6 +140,9 @@ OWN: dict[str, dict[str, Any]] = {
             "rope_parameters": {"mrope_section": [1, 1, 2]},
         }
     },
+    "muse_spark": {"audio_config": {"hidden_sizes": [8, 16, 24, 32]}},
+    "deepseek_ocr2": {"vision_config": SAM},
+    "unlimited_ocr": {"vision_config": SAM},
     "mistral4": {"head_dim": 16},
     "mimo_v2_flash": {"num_key_value_heads": 2},  # its sliding layers have twice as many
     "qwen4_exp": {"text_config": INDEXER},
@@ -259,13 +274,20 @@ PART_OF_ANOTHER = "no auto class loads it; it is a part of another model"
 
 
 @cache
+def default_of(model_type: str) -> PreTrainedConfig:
+    """Not to be written to."""
+    default: PreTrainedConfig = CONFIG_MAPPING[model_type]()
+    return default
+
+
+@cache
 def walk() -> tuple[tuple[str, ...], dict[str, str]]:
     """(model_types of all families that can be built, model_type -> why another one cannot)."""
     built, without = [], {}
     for model_type in CONFIG_MAPPING:
         config_class = CONFIG_MAPPING[model_type]
         try:
-            default = config_class()
+            default = default_of(model_type)
         except Exception as error:  # a configuration without defaults
             if "moe" in model_type or "expert" in str(vars(config_class)):
                 without[model_type] = f"it has no default configuration ({_reason(error)})"
@@ -283,10 +305,9 @@ def walk() -> tuple[tuple[str, ...], dict[str, str]]:
 @cache
 def family_of(model_type: str) -> Family | str:
     """The family of a configuration that has defaults, or why it cannot be built."""
-    config_class = CONFIG_MAPPING[model_type]
-    default = config_class()
+    default = default_of(model_type)
     why = PART_OF_ANOTHER
-    for number, model_class in enumerate(_classes(config_class)):
+    for number, model_class in enumerate(_classes(type(default))):
         try:
             return _family(model_type, model_class, default)
         except Exception as error:  # whatever a model makes of a shrunk configuration

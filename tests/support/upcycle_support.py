@@ -103,12 +103,14 @@ def assert_same(one: Path, other: Path) -> None:
     assert not different, different
 
 
-def further(text: Path, name: str, forms: str, **more: Any) -> UpcycleConfig:
+def further(
+    text: Path, name: str, forms: str, heldout: Path | None = None, **more: Any
+) -> UpcycleConfig:
     rules = UpcycleConfig.from_yaml(f"name: x\nforms: {forms}\ndata: {{texts: x}}\n").forms
     whole: dict[str, Any] = {
         "name": name,
         "forms": rules,
-        "data": {"texts": [str(text)], "heldout": str(text), "window": 32},
+        "data": {"texts": [str(text)], "heldout": heldout and str(heldout), "window": 32},
         "training": {"steps": 3, "batch": 2, "warmup": 0, "learning_rate": 1e-2},
     }
     return UpcycleConfig.model_validate(whole | more)

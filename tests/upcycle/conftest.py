@@ -41,3 +41,11 @@ def text(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> Path:
     file = tmp_path_factory.mktemp("texts") / "text.txt"
     file.write_text(tiny_text, encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def heldout(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> Path:
+    """The first lines of `text`: enough to see that what was trained on it became likelier."""
+    file = tmp_path_factory.mktemp("texts") / "heldout.txt"
+    file.write_text("".join(tiny_text.splitlines(keepends=True)[:4]), encoding="utf-8")
+    return file

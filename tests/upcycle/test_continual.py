@@ -27,11 +27,12 @@ from ders_core.upcycle.upcycler import upcycle, upcycle_further
     ],
 )
 def test_further_deltas_are_a_set_that_comes_and_goes(
-    first: str, second: str, llama: Path, text: Path, tmp_path: Path
+    first: str, second: str, llama: Path, text: Path, heldout: Path, tmp_path: Path
 ) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     upcycle(llama, before, config_of(text, first, universal=True), device="cpu")
-    result = upcycle_further(before, after, further(text, "more", second), device="cpu")
+    more = further(text, "more", second, heldout=heldout)
+    result = upcycle_further(before, after, more, device="cpu")
     assert result.start_difference < 1e-4
     assert result.perplexity is not None
     assert result.dense_perplexity is not None

@@ -79,9 +79,11 @@ def test_a_stopped_training_goes_on_exactly(
     assert one.steps["loss"].tolist() == pytest.approx(other.steps["loss"].tolist(), abs=1e-9)
 
 
-def test_training_lowers_the_loss_and_tells_of_it(llama: Path, text: Path, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_tells_of_it(
+    llama: Path, text: Path, heldout: Path, tmp_path: Path
+) -> None:
     config = config_of(
-        text, data={"heldout": str(text)}, training={"steps": 30, "measure_every": 10}
+        text, data={"heldout": str(heldout)}, training={"steps": 30, "measure_every": 10}
     )
     result = upcycle(llama, tmp_path / "out", config, device="cpu")
     tables = read_history(tmp_path / "out")
@@ -210,11 +212,11 @@ def test_bfloat16_without_instructions_is_float32_and_told(
 
 
 def test_the_preparation_is_told_before_the_first_step(
-    llama: Path, text: Path, tmp_path: Path
+    llama: Path, text: Path, heldout: Path, tmp_path: Path
 ) -> None:
     """Reading texts, clusters and the first measurement take minutes on a large model."""
     told: list[tuple[int, int, str]] = []
-    config = config_of(text, data={"heldout": str(text)}, router={"init": "clusters"})
+    config = config_of(text, data={"heldout": str(heldout)}, router={"init": "clusters"})
     upcycle(
         llama,
         tmp_path / "out",
