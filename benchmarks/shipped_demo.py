@@ -2,7 +2,7 @@
 
 A small dense parent is trained on the text of Python's standard library: code, prose and tables.
 Then its FFNs are copied into 8 experts, and experts and routers alone are trained further, slowly,
-on two kinds of text more that the parent has not seen: syntax trees, and the instructions that code
+on two more kinds of text that the parent has not seen: syntax trees, and the instructions that code
 is compiled to. So the MoE has all other tensors of its parent, and packed with the parent's FFNs as
 bases it holds the parent too. It is packed with `lossless`, and must keep what a demo promises, or
 nothing is replaced.
@@ -10,7 +10,7 @@ nothing is replaced.
     OMP_NUM_THREADS=1 python benchmarks/shipped_demo.py WORK > benchmarks/results/shipped-demo.txt
 
 Trained models stay in WORK, each with what its training printed, so that a run that was cut short
-goes on. One core needs about an hour.
+goes on. A quiet core needs about half an hour.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def train_parent(corpus: Corpus, place: Path) -> None:
 
 
 def more_kinds(texts: dict[str, list[str]], most: int) -> dict[str, list[str]]:
-    """With the syntax trees and the instructions of the code as two kinds more; of each kind `most`
+    """With the syntax trees and the instructions of the code as two more kinds; of each kind `most`
     characters."""
     kinds = {
         **texts,
