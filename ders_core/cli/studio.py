@@ -26,8 +26,8 @@ def demo(
     ] = None,
 ) -> None:
     """Unpack the demo: a small MoE, its dense parent, texts; or train one from nothing."""
-    for option, value in (("--seed", seed), ("--steps", steps)):
-        if value is not None and not build:
+    for option, number in (("--seed", seed), ("--steps", steps)):
+        if number is not None and not build:
             raise typer.BadParameter("it belongs to --build", param_hint=option)
     with progress_bar("demo") as progress:
         if build:

@@ -48,7 +48,8 @@ def figures(demo: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def weights(demo: Path) -> dict[str, torch.Tensor]:
-    return load_file(demo / "moe" / "model.safetensors")
+    read: dict[str, torch.Tensor] = load_file(demo / "moe" / "model.safetensors")
+    return read
 
 
 def expert_name(layer: int, expert: int, projection: str) -> str:
