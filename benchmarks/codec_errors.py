@@ -1,11 +1,11 @@
 """Bytes against error for every form of delta, beside the paper's forms, BitDelta and the bound.
 
-Run: `python benchmarks/codec_errors.py [--demo DIR] [--quick]`. DIR is what `ders demo DIR` made;
-without it, it is made first. Sizes are those of a safetensors file of the parts, header included,
-per entry of the experts' weights; the base is not counted, it is the same for all forms. Errors are
-relative, ‖Δ̂ − Δ‖/‖Δ‖; those of outputs √(E‖(Δ̂ − Δ)x‖² / E‖Δx‖²) are exact for the second moments
-of inputs that were not calibrated with. `entropy` is measured at every size that a form of the
-paper's takes. Exits with 1 if one of those is better than all of ours at some size.
+Run: `python benchmarks/codec_errors.py [--demo DIR] [--quick]`. DIR is what `ders demo DIR --build`
+made; without it, it is made first. Sizes are those of a safetensors file of the parts, header
+included, per entry of the experts' weights; the base is not counted, it is the same for all forms.
+Errors are relative, ‖Δ̂ − Δ‖/‖Δ‖; those of outputs √(E‖(Δ̂ − Δ)x‖² / E‖Δx‖²) are exact for the
+second moments of inputs that were not calibrated with. `entropy` is measured at every size that a
+form of the paper's takes. Exits with 1 if one of those is better than all of ours at some size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import ders_core
 from ders_core.codecs import DeltaCodec, EncodeContext, Parts, make_codec
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.distortion import output_squared, squared
-from ders_core.demo import build_demo
+from ders_core.demo.build import build_demo
 from ders_core.files.writer import file_bytes
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import DenseBase, Recipe, Rule
@@ -286,7 +286,7 @@ def close_experts() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--demo", type=Path, help="what `ders demo` made")
+    parser.add_argument("--demo", type=Path, help="what `ders demo --build` made")
     parser.add_argument("--quick", action="store_true", help="smaller matrices, fewer forms")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from real_lm import make_real_lm
 from ders_core import synthesize
 from ders_core.calibrate import calibrate
 from ders_core.codecs.codec import Need
-from ders_core.demo import build_demo
+from ders_core.demo.build import build_demo
 from ders_core.demo.corpus import joined, read_corpus
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.upcycler import upcycle
@@ -41,7 +41,7 @@ def real_lm(work: Path) -> Model:
 
 
 def demo(work: Path) -> Model:
-    """What `ders demo` makes: 8 experts in each of 4 layers, top-2."""
+    """What `ders demo --build` trains: 8 experts in each of 4 layers, top-2."""
     place = work / "demo"
     if not place.exists():
         build_demo(place)

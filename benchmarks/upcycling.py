@@ -23,9 +23,8 @@ import transformers
 
 import ders_core
 from ders_core.compute.device import device_label
-from ders_core.demo import Shape
 from ders_core.demo.corpus import SEPARATOR, read_corpus
-from ders_core.demo.models import dense_model
+from ders_core.demo.models import Shape, dense_model
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.demo.train import train
 from ders_core.upcycle import UpcycleConfig

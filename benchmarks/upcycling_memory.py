@@ -32,8 +32,7 @@ from transformers import (
 
 import ders_core
 from ders_core.compute.device import device_label
-from ders_core.demo import Shape
-from ders_core.demo.models import dense_model
+from ders_core.demo.models import Shape, dense_model
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.routers import random_routers
 from ders_core.upcycle.surgery import upcycle_model

@@ -7,10 +7,8 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
-from ders_core.jobs import Which
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
-from ders_core.ui.job_progress import job_panel
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, listed, share_text, visible
 
@@ -45,28 +43,8 @@ def open_row() -> None:
             show_error(error)
         else:
             st.rerun()
-    if demo and frame.try_demo() is None:
-        st.rerun()
-
-
-@st.fragment(run_every=2)
-def demo_progress() -> None:
-    """The demo's job while it runs; opens the demo when it is done."""
-    job = session.job_store().newest(Which(("demo",)))
-    if job is None:
-        return
-    if job.state in ("queued", "running"):
-        st.session_state["demo_watched"] = job.id
-        job_panel(job)
-        st.caption(
-            "The demo trains a small dense language model on the text of Python's standard "
-            "library, copies its FFNs into 8 experts and trains them apart: a few minutes."
-        )
-    elif job.state == "done" and st.session_state.pop("demo_watched", None) == job.id:
-        session.open_path(session.workspace().demo / "moe")
-        st.rerun()
-    elif job.state in ("failed", "cancelled") and not (session.workspace().demo / "moe").exists():
-        job_panel(job)
+    if demo and frame.open_demo():
+        st.switch_page("pages/redundancy.py")
 
 
 REST = "attention, embeddings, routers, shared experts"
@@ -225,15 +203,14 @@ def tables(source: Checkpoint) -> None:
 
 frame.need_frame()
 open_row()
-demo_progress()
 path = session.current().checkpoint
 if path is None:
     with st.container(border=True):
         st.markdown(
             "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a "
             "directory with `config.json` and safetensors files, of any family, or "
-            "`hf://owner/repo`. With none at hand, *Try the demo* builds a real one in a few "
-            "minutes."
+            "`hf://owner/repo`. With none at hand, *Try the demo* shows a small one that comes "
+            "with the studio."
         )
 else:
     try:

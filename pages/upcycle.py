@@ -141,7 +141,7 @@ def empty() -> None:
             "weight, and each expert learns a light delta of its own."
         )
         if not (session.workspace().demo / "dense").is_dir():
-            st.markdown("If you have none, *Try the demo* on the Checkpoint page builds one.")
+            st.markdown("If you have none, *Try the demo* on the Checkpoint page brings one.")
             st.page_link("pages/checkpoint.py", label="Checkpoint", icon=":material/science:")
 
 

@@ -12,21 +12,33 @@ from ders_core.cli.options import OutArg, SchedulerOption, WorkspaceOption
 
 def demo(
     out: OutArg,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    build: Annotated[
+        bool, typer.Option("--build", help="train a new one, a larger one, for some minutes")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="with --build; 0 by default")] = None,
     steps: Annotated[
         int | None,
         typer.Option(
             min=2,
-            envvar="DERS_DEMO_STEPS",
-            help="train the dense LM for fewer steps, the MoE for half as many: sooner, but worse",
+            help="with --build: train the dense LM for fewer steps, the MoE for half as many: "
+            "sooner, but worse",
         ),
     ] = None,
 ) -> None:
-    """Build the demo: train a small dense LM, upcycle it to an MoE, fine-tune it."""
-    from ders_core.demo import DemoScale, build_demo
-
+    """Unpack the demo: a small MoE, its dense parent, texts; or train one from nothing."""
+    for option, number in (("--seed", seed), ("--steps", steps)):
+        if number is not None and not build:
+            raise typer.BadParameter("it belongs to --build", param_hint=option)
     with progress_bar("demo") as progress:
-        result = build_demo(out, seed=seed, scale=DemoScale.of_steps(steps), progress=progress)
+        if build:
+            from ders_core.demo.build import DemoScale, build_demo
+
+            scale = DemoScale.of_steps(steps)
+            result = build_demo(out, seed=seed or 0, scale=scale, progress=progress)
+        else:
+            from ders_core.demo.unpack import unpack_demo
+
+            result = unpack_demo(out, progress=progress)
     print(f"{result.moe}: perplexities on held-out text")
     for name, value in result.perplexities.items():
         print(f"  {name}: {value:.4g}")
@@ -45,7 +57,7 @@ def worker(workspace: WorkspaceOption = None, scheduler: SchedulerOption = None)
 def run_app(
     workspace: WorkspaceOption = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
-    with_demo: Annotated[bool, typer.Option("--demo", help="build and open the demo")] = False,
+    with_demo: Annotated[bool, typer.Option("--demo", help="open the demo")] = False,
     scheduler: SchedulerOption = None,
     address: Annotated[
         str,

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from ders_core.compute.progress import Progress, quiet
-from ders_core.demo.corpus import DOMAINS, Corpus, joined, read_corpus
+from ders_core.demo.corpus import joined, read_corpus
 from ders_core.demo.measured import MODELS, measure
-from ders_core.demo.models import Shape, dense_model, upcycle
-from ders_core.demo.tokens import Stream, train_tokenizer
+from ders_core.demo.models import Shape, dense_model, save_model, upcycle
+from ders_core.demo.result import CALIBRATION, DENSE, FIGURES, HELD_OUT, MOE, DemoResult
+from ders_core.demo.tokens import Stream, corpus_tokenizer
 from ders_core.demo.train import train
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.writer import write_json
@@ -49,27 +50,6 @@ class DemoScale:
         return cls(dense_steps=steps, moe_steps=steps // 2)
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Directories and files, and the perplexities on the held-out text of `dense`, `moe` and
-    `base_only` (the MoE with every expert replaced by their mean), measured on the saved files.
-    mean_cosine: between the MoE's experts, over layers and projections."""
-
-    moe: Path
-    dense: Path
-    calibration: Path
-    heldout: Path
-    perplexities: dict[str, float]
-    mean_cosine: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in asdict(self).items()
-        }
-
-
 FULL = DemoScale()
 
 
@@ -95,13 +75,11 @@ def build_demo(
         torch.manual_seed(seed)
         progress(0, total, "reading the standard library")
         corpus = read_corpus()
-        (partial / "calibration.txt").write_text(
-            joined(corpus.calibration, scale.text), encoding="utf-8"
-        )
+        (partial / CALIBRATION).write_text(joined(corpus.calibration, scale.text), encoding="utf-8")
         held_out = joined(corpus.heldout, scale.text)
-        (partial / "heldout.txt").write_text(held_out, encoding="utf-8")
+        (partial / HELD_OUT).write_text(held_out, encoding="utf-8")
         progress(1, total, "training the tokenizer")
-        tokenizer = _tokenizer(corpus, scale)
+        tokenizer = corpus_tokenizer(corpus.train, scale.tokenizer_text, scale.shape.vocabulary)
         progress(2, total, "turning the text into tokens")
         stream = Stream(tokenizer, corpus.train, batch=scale.batch, window=scale.window, seed=seed)
         dense = dense_model(scale.shape, scale.window)
@@ -112,7 +90,7 @@ def build_demo(
             groups=[{"params": list(dense.parameters()), "lr": scale.dense_rate}],
             step_done=_steps(progress, 2, total, "dense parent", scale.dense_steps),
         )
-        _save(dense, tokenizer, partial / "dense")
+        save_model(dense, tokenizer, partial / DENSE)
         moe = upcycle(dense, scale.shape, stream, seed)
         moe.config.output_router_logits = True  # the loss includes the balancing term
         train(
@@ -123,7 +101,7 @@ def build_demo(
             step_done=_steps(progress, 2 + scale.dense_steps, total, "experts", scale.moe_steps),
         )
         moe.config.output_router_logits = False
-        _save(moe, tokenizer, partial / "moe")
+        save_model(moe, tokenizer, partial / MOE)
         del dense, moe
         perplexities, cosine = measure(
             partial,
@@ -134,13 +112,8 @@ def build_demo(
             batch_done=_batches(progress, total),
         )
         seconds = time.monotonic() - started
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
         write_json(
-            partial / "demo.json",
+            partial / FIGURES,
             {
                 "seed": seed,
                 "perplexities": perplexities,
@@ -148,25 +121,20 @@ def build_demo(
                 "steps": {"dense": scale.dense_steps, "moe": scale.moe_steps},
                 "seconds": round(seconds, 1),
                 "scale": asdict(scale),
-                "versions": versions,
+                "versions": versions(),
             },
         )
     progress(total, total, "built")
-    return DemoResult(
-        target / "moe",
-        target / "dense",
-        target / "calibration.txt",
-        target / "heldout.txt",
-        perplexities,
-        cosine,
-        seconds,
-    )
+    return DemoResult.of(target, perplexities, cosine)
 
 
-def _tokenizer(corpus: Corpus, scale: DemoScale) -> PreTrainedTokenizerFast:
-    each = scale.tokenizer_text // len(DOMAINS)
-    texts = ("\n\n".join(corpus.train[domain])[:each] for domain in DOMAINS)
-    return train_tokenizer(texts, scale.shape.vocabulary)
+def versions() -> dict[str, str]:
+    """Of what a demo is trained with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _groups(moe: PreTrainedModel, scale: DemoScale) -> list[dict[str, Any]]:
@@ -179,13 +147,6 @@ def _groups(moe: PreTrainedModel, scale: DemoScale) -> list[dict[str, Any]]:
         {"params": experts, "lr": scale.expert_rate},
         {"params": others, "lr": scale.other_rate},
     ]
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """In bfloat16, leaving the model in float32."""
-    model.bfloat16().save_pretrained(directory)
-    model.float()
-    tokenizer.save_pretrained(directory)
 
 
 def _steps(

@@ -57,7 +57,7 @@ def joined(texts: dict[str, list[str]], limit: int) -> str:
     """The domains in turns, a piece of each at a time, so that every stretch of the text has all of
     them; at most `limit` characters in equal shares."""
     each = limit // len(texts)
-    joint = {domain: SEPARATOR.join(texts[domain])[:each] for domain in DOMAINS}
+    joint = {domain: SEPARATOR.join(pieces)[:each] for domain, pieces in texts.items()}
     mixed = SEPARATOR.join(
         text[begin : begin + PIECE]
         for begin in range(0, each, PIECE)

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from ders_core.demo.models import base_only
+from ders_core.demo.result import DENSE, MOE
 from ders_core.demo.train import perplexity
 
 MODELS = ("dense", "moe", "base_only")
@@ -46,8 +47,8 @@ def measure(
             batch_done=lambda done, batches: batch_done(name, done, batches),
         )
 
-    put("dense", _load(directory / "dense"))
-    moe = _load(directory / "moe")
+    put("dense", _load(directory / DENSE))
+    moe = _load(directory / MOE)
     put("moe", moe)
     cosine = mean_cosine(moe)
     base_only(moe)

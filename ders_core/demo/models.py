@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from ders_core.demo.tokens import Stream
 from ders_core.upcycle.routers import clustered_routers
@@ -102,6 +110,13 @@ def upcycle(
 
 
 ROUTER_LOSS = 0.01
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Save with a tokenizer, in bfloat16; the model is float32 again, with the rounded weights."""
+    model.bfloat16().save_pretrained(directory)
+    model.float()
+    tokenizer.save_pretrained(directory)
 
 
 @torch.no_grad()

@@ -31,6 +31,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
+def corpus_tokenizer(
+    train: Mapping[str, list[str]], characters: int, vocabulary: int
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of at most `characters` of a corpus, in equal shares of its domains."""
+    each = characters // len(DOMAINS)
+    texts = (SEPARATOR.join(train[domain])[:each] for domain in DOMAINS)
+    return train_tokenizer(texts, vocabulary)
+
+
 class Stream:
     """Batches of token windows; each window comes from one domain, each domain equally often."""
 
@@ -45,10 +54,11 @@ class Stream:
     ) -> None:
         self._tokens = {
             domain: np.asarray(
-                tokenizer(SEPARATOR.join(texts[domain]), verbose=False)["input_ids"], dtype=np.int64
+                tokenizer(SEPARATOR.join(pieces), verbose=False)["input_ids"], dtype=np.int64
             )
-            for domain in DOMAINS
+            for domain, pieces in texts.items()
         }
+        self._domains = list(self._tokens)
         self._batch, self._window = batch, window
         self._random = np.random.default_rng(seed)
 
@@ -56,7 +66,7 @@ class Stream:
         """int64 `[batch, window]`"""
         rows = []
         for index in range(self._batch):
-            tokens = self._tokens[DOMAINS[index % len(DOMAINS)]]
+            tokens = self._tokens[self._domains[index % len(self._domains)]]
             begin = int(self._random.integers(0, max(len(tokens) - self._window, 1)))
             rows.append(np.resize(tokens[begin : begin + self._window], self._window))
         return torch.from_numpy(np.stack(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
-from ders_core.jobs import Job, Which
+from ders_core.jobs import Which
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
-from ders_core.ui.job_progress import ACTIVE, submit, time_left
+from ders_core.ui.demo import DEMO_VARIABLE, ready_demo
+from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
@@ -68,6 +70,8 @@ def sidebar() -> None:
     """The open checkpoint, the current recipe and the worker."""
     st.session_state[_FRAMED] = True
     shut_down_left()
+    if os.environ.pop(DEMO_VARIABLE, None):
+        open_demo()
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()
@@ -152,23 +156,25 @@ def checkpoint_or_box() -> Checkpoint | None:
         except DersError as error:
             show_error(error)
     with st.container(border=True):
-        st.markdown("**No checkpoint is open.** Open one, or let the studio build its demo.")
+        st.markdown("**No checkpoint is open.** Open one, or the demo that comes with the studio.")
         with st.container(horizontal=True):
             st.page_link("pages/checkpoint.py", label="Open a checkpoint", icon=":material/folder:")
-            if st.button("Try the demo", key="need_demo"):
-                try_demo()
-                st.switch_page("pages/checkpoint.py")
+            demo = st.button("Try the demo", key="need_demo")
+        if demo and open_demo():
+            st.rerun()
     return None
 
 
-def try_demo() -> Job | None:
-    """Open the demo if it is built; else return the job that builds it, filed now if need be."""
-    built = session.workspace().demo / "moe"
-    if built.exists():
-        session.open_path(built)
-        return None
-    pending = session.job_store().newest(Which(("demo",), ACTIVE))
-    return pending or submit("demo", {})
+def open_demo() -> bool:
+    """Unpack and analyse the demo unless that was done, and open it. If that cannot be, say why and
+    return False."""
+    try:
+        with st.spinner("Unpacking the demo"):
+            session.open_path(ready_demo(session.workspace()))
+    except DersError as error:
+        show_error(error)
+        return False
+    return True
 
 
 def demo_text(name: str, model: Path) -> Path | None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from ders_core.errors import DersError
 from ders_core.files.package_data import shipped
 from ders_core.files.private import private_file
-from ders_core.jobs import JobStore, Which, Workspace, default_workspace, ensure_worker
+from ders_core.jobs import Workspace, default_workspace, ensure_worker
 from ders_core.jobs.workspace import WORKSPACE_VARIABLE, allow_current_root
 from ders_core.ui.address import HOST, Listening, base_path_of
+from ders_core.ui.demo import DEMO_VARIABLE
 from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE
 from ders_core.ui.guard.origins import HOSTS_VARIABLE, origin_of
 from ders_core.ui.guard.secret import TOKEN_VARIABLE, Secret, take_secret
@@ -57,10 +58,6 @@ def launch(
     allow_current_root()
     (place.path / OPENER).unlink(missing_ok=True)
     ensure_worker(place, scheduler=scheduler)
-    if with_demo and not place.demo.exists():
-        store = JobStore(place.store_path)
-        if not store.count(Which(("demo",), ("queued", "running"))):
-            store.submit("demo", {})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for service managers
     entry = shipped("app.py")
     command = [
@@ -75,6 +72,8 @@ def launch(
         TOKEN_VARIABLE: secret.token,
         HOSTS_VARIABLE: " ".join(hosts),
     }
+    if with_demo:
+        environment[DEMO_VARIABLE] = "1"
     with _server(command, environment, entry.parent) as server, suppress(KeyboardInterrupt):
         if _wait_for(listening, server):
             served = _setting("server.baseUrlPath", entry.parent) if path is None else path

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
 
 from ders_core.errors import DersError
-from ders_core.files.untrusted_json import parse_json
-from ders_core.files.writer import write_json
 from ders_core.jobs import JobStore, Workspace, default_workspace
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
+from ders_core.ui.opened import Open
 
-RECENT = 8
 UNDO = 50
 _KEY = "studio_open"
 _HISTORY = "studio_recipe_history"
-
-
-@dataclass(frozen=True)
-class Open:
-    """checkpoint: path or address of a directory. recipe: YAML text. recent: paths, newest first.
-    dense, upcycle: path of the dense model and YAML text of the Upcycle page."""
-
-    checkpoint: str | None = None
-    recipe: str | None = None
-    recent: tuple[str, ...] = ()
-    dense: str | None = None
-    upcycle: str | None = None
 
 
 @st.cache_resource(show_spinner=False)
@@ -41,46 +27,22 @@ def job_store() -> JobStore:
     return JobStore(workspace().store_path)
 
 
-def _file() -> Path:
-    return workspace().path / "studio.json"
-
-
-def _load() -> Open:
-    try:
-        data = parse_json(_file().read_bytes())
-        return Open(
-            _text(data["checkpoint"]),
-            _text(data["recipe"]),
-            tuple(path for path in map(_text, data["recent"]) if path is not None),
-            _text(data.get("dense")),  # missing in files of earlier versions
-            _text(data.get("upcycle")),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return Open()
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def current() -> Open:
     """The state of this session."""
     if _KEY not in st.session_state:
-        st.session_state[_KEY] = _load()
+        st.session_state[_KEY] = Open.load(workspace())
     opened: Open = st.session_state[_KEY]
     return opened
 
 
 def _keep(opened: Open) -> None:
     st.session_state[_KEY] = opened
-    write_json(_file(), asdict(opened))
+    opened.save(workspace())
 
 
 def open_path(place: str | Path) -> None:
     """Make a checkpoint the open one. Raises DersError if it is outside the allowed roots."""
-    allowed = str(workspace().check_checkpoint(place))
-    recent = [allowed, *(p for p in current().recent if p != allowed)][:RECENT]
-    _keep(replace(current(), checkpoint=allowed, recent=tuple(recent)))
+    _keep(current().with_checkpoint(workspace().check_checkpoint(place)))
 
 
 def open_dense(place: str | Path) -> None:

@@ -27,7 +27,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 def studio(tmp_path: Path, process: subprocess.Popen[bytes]) -> Studio:
     """A store with one job that waits, and a process in the place of the app."""
     studio = Studio("", tmp_path, process, tmp_path / "app.log")
-    studio.store.submit("demo", {}, "Demo")
+    studio.store.submit("analyze", {"checkpoint": "/m"}, "Look")
     return studio
 
 
@@ -41,10 +41,10 @@ def worker(studio: Studio, process: subprocess.Popen[bytes]) -> Claims:
 def test_what_was_waited_for_is_returned(studio: Studio, worker: Claims) -> None:
     claim = worker.claim()
     assert claim is not None
-    claim.advance("build", 3, 10, "step 3 of 10", [])
-    assert wait_for_job(studio, "demo", lambda job: job.done >= 3).message == "step 3 of 10"
-    claim.complete({"moe": "somewhere"})
-    assert wait_for_job(studio, "demo").result == {"moe": "somewhere"}
+    claim.advance("analyze", 3, 10, "step 3 of 10", [])
+    assert wait_for_job(studio, "analyze", lambda job: job.done >= 3).message == "step 3 of 10"
+    claim.complete({"identity": "abc"})
+    assert wait_for_job(studio, "analyze").result == {"identity": "abc"}
 
 
 def test_a_failed_job_ends_the_wait(studio: Studio, worker: Claims) -> None:
@@ -52,7 +52,7 @@ def test_a_failed_job_ends_the_wait(studio: Studio, worker: Claims) -> None:
     assert claim is not None
     claim.fail("the disk is full")
     with pytest.raises(AssertionError, match="the disk is full"):
-        wait_for_job(studio, "demo")
+        wait_for_job(studio, "analyze")
 
 
 def test_a_job_that_is_done_too_soon_ends_the_wait(studio: Studio, worker: Claims) -> None:
@@ -60,7 +60,7 @@ def test_a_job_that_is_done_too_soon_ends_the_wait(studio: Studio, worker: Claim
     assert claim is not None
     claim.complete({})
     with pytest.raises(AssertionError, match="done"):
-        wait_for_job(studio, "demo", lambda job: job.state == "running")
+        wait_for_job(studio, "analyze", lambda job: job.state == "running")
 
 
 def test_a_dead_worker_ends_the_wait(studio: Studio, worker: Claims, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_dead_worker_ends_the_wait(studio: Studio, worker: Claims, tmp_path: P
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "worker.log").write_text("Killed\n")
     with pytest.raises(AssertionError, match=r"worker has ended:\nKilled"):
-        wait_for_job(studio, "demo")
+        wait_for_job(studio, "analyze")
 
 
 def test_stillness_ends_the_wait(
@@ -79,4 +79,4 @@ def test_stillness_ends_the_wait(
 ) -> None:
     monkeypatch.setattr(job_waits, "STILLNESS", 0.5)
     with pytest.raises(AssertionError, match="nothing moved"):
-        wait_for_job(studio, "demo")
+        wait_for_job(studio, "analyze")

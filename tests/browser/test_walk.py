@@ -1,6 +1,6 @@
 """The main road in a real browser: demo, redundancy, recipe, run, export; and what is shown.
 
-The demo is the one that users get, and is built nowhere else: what it promises is checked here.
+The demo is the one that users get; `tests/demo/test_unpack.py` measures what it promises.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio
 
 from ders_core.analysis import Analysis, judge
-from ders_core.demo import DemoScale
+from ders_core.jobs.workspace import Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.plan import resolve
@@ -61,38 +61,34 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     page.get_by_test_id("stBaseButton-primary").click()
     expect(page.get_by_text("lies outside the folders")).to_be_visible()
 
-    # One click builds the demo in the background, with progress, then opens it.
+    # One click opens the demo that comes with the studio, and shows how alike its experts are.
     page.get_by_role("button", name="Try the demo").click()
-    wait_for_job(studio, "demo", lambda job: "step" in job.message)
-    expect(page.get_by_text(re.compile("step [0-9]+ of")).first).to_be_visible()
-    page.close()  # the browser goes away; the worker goes on
+    expect(page.get_by_text("Colour of the map")).to_be_visible()
+    assert studio.store.list() == []  # nothing was trained, and no analysis was asked for
+    expect(page.get_by_text("The experts share one start").first).to_be_visible()
+    expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
+    calm(page)
+    demo = studio.workspace / "demo"
+    figures = json.loads((demo / "demo.json").read_text())
+    assert figures["mean_cosine"] >= 0.99
+    assert figures["perplexities"]["moe"] < figures["perplexities"]["dense"]
+    assert figures["perplexities"]["base_only"] >= 1.10 * figures["perplexities"]["moe"]
+    checkpoint = open_checkpoint(demo / "moe")
+    assert (checkpoint.num_experts, checkpoint.top_k, len(checkpoint.moe_layers)) == (8, 2, 4)
+    analysis = Analysis.load(Workspace(studio.workspace).analysis_dir(checkpoint.identity))
+    assert analysis.is_of(checkpoint.store)
+    assert analysis.verdict.verdict == "upcycled"
+    assert analysis.verdict.mean_cosine == pytest.approx(figures["mean_cosine"], abs=1e-6)
+
+    # The browser goes away and comes back: the demo is open, and the first page answers.
+    page.close()
     page = context.new_page()
     page.set_default_timeout(1000 * STILLNESS)
     page.goto(studio.address)
-    expect(page.get_by_text("The demo trains a small dense language model")).to_be_visible()
-    wait_for_job(studio, "demo")
-    expect(page.get_by_text("The experts share one start").first).to_be_visible()
-    demo = studio.workspace / "demo"
-    figures = json.loads((demo / "demo.json").read_text())
-    full = DemoScale()
-    assert figures["steps"] == {"dense": full.dense_steps, "moe": full.moe_steps}
-    assert figures["perplexities"]["moe"] < figures["perplexities"]["dense"]
-    assert figures["perplexities"]["base_only"] > 1.10 * figures["perplexities"]["moe"]
-    checkpoint = open_checkpoint(demo / "moe")
-    assert (checkpoint.num_experts, checkpoint.top_k, len(checkpoint.moe_layers)) == (8, 2, 4)
     main = page.get_by_test_id("stMain")
     expect(main.get_by_text("8 experts × 4 layers, top-2.")).to_be_visible()
+    expect(main.get_by_text("The experts share one start")).to_be_visible()
     expect(main.get_by_text(bytes_text(checkpoint.bytes_total), exact=True)).to_be_visible()
-    calm(page)
-
-    # Redundancy and spectra appear after one job.
-    go(page, "Redundancy")
-    page.get_by_role("button", name="Analyse").click()
-    wait_for_job(studio, "analyze")
-    expect(page.get_by_text("Colour of the map")).to_be_visible()
-    analysis = Analysis.load(studio.workspace / "analysis" / checkpoint.identity)
-    assert judge(analysis.verdict.mean_cosine).verdict == "upcycled"
-    expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
     calm(page)
     go(page, "Spectra")
     expect(page.get_by_text("of this layer's delta energy")).to_be_visible()
@@ -118,6 +114,11 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     go(page, "Runs")
     expect(tokens).to_have_value("2048")
     page.get_by_role("button", name="Start").click()
+    expect(page.get_by_test_id("stMain").get_by_test_id("stProgress").first).to_be_visible()
+    page.close()  # the browser goes away; the worker goes on
+    page = context.new_page()
+    page.set_default_timeout(1000 * STILLNESS)
+    page.goto(f"{studio.address}/runs")
     result = wait_for_job(studio, "run").result or {}
     expect(page.get_by_text("Finished runs")).to_be_visible()
     assert result["bytes_after"] == plan.bytes_after
@@ -140,6 +141,22 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     assert PackedCheckpoint(out).bytes_total == plan.bytes_after
     card = (out / "README.md").read_text(encoding="utf-8")
     assert f"{result['quality']['perplexity']:.4g}" in card
+    calm(page)
+
+    # What was exported is opened by its path, and its similarity appears after one job.
+    go(page, "Checkpoint")
+    page.get_by_role("combobox", name="Model directory").fill(str(out))
+    page.get_by_text(f"Add: {out}").or_(page.get_by_role("option", name=str(out))).first.click()
+    page.get_by_test_id("stBaseButton-primary").click()
+    expect(page.get_by_text("Packed: ")).to_be_visible()
+    go(page, "Redundancy")
+    page.get_by_role("button", name="Analyse").click()
+    wait_for_job(studio, "analyze")
+    expect(page.get_by_text("Colour of the map")).to_be_visible()
+    packed = open_checkpoint(out)
+    analysis = Analysis.load(Workspace(studio.workspace).analysis_dir(packed.identity))
+    assert judge(analysis.verdict.mean_cosine).verdict == "upcycled"
+    expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
     calm(page)
 
 

@@ -16,10 +16,11 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from support.messages import raises_saying
 from support.shell import ders
-from support.studio_process import HANG_UP, running_studio
+from support.studio_process import HANG_UP, processes_of, running_studio
 
 from ders_core.errors import DersError
 from ders_core.ui.address import Listening, base_path_of
+from ders_core.ui.demo import DEMO_VARIABLE
 
 HAS_IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
 
@@ -39,7 +40,7 @@ def pages(*addresses: str) -> list[str]:
     ("options", "variables", "printed", "end"),
     [
         (
-            [],
+            ["--demo"],
             {"STREAMLIT_SERVER_BASE_URL_PATH": "/tools/ders/"},
             "http://127.0.0.1:PORT/tools/ders",
             signal.SIGKILL,
@@ -72,6 +73,8 @@ def test_what_is_printed_opens_the_studio(
         assert "streamlit" in page.lower()
         assert health == "ok"
         assert studio.app.poll() is None
+        environments = [process.environ() for process in processes_of(studio.workspace)]
+        assert any(DEMO_VARIABLE in names for names in environments) == ("--demo" in options)
         while not opened.exists() or not opened.read_text().endswith("\n"):
             assert studio.app.poll() is None
         (file,) = opened.read_text().split()

@@ -19,7 +19,8 @@ VERBS: dict[str, tuple[str, ...]] = {
     "rollback": ("rollback", "nowhere", "OUT"),
     "calibrate": ("calibrate", "nowhere", "-o", "OUT", "--text", "none.txt"),
     "analyze": ("analyze", "nowhere", "-o", "OUT"),
-    "demo": ("demo", "OUT", "--steps", "2"),
+    "demo": ("demo", "OUT"),
+    "build": ("demo", "OUT", "--build", "--steps", "2"),
     "upcycle": ("upcycle", "nowhere", "OUT", "--config", "u.yaml", "--device", "cpu"),
 }
 """Their inputs do not exist: what is told is the first thing that was looked at."""

@@ -1,4 +1,4 @@
-"""A built wheel carries the app, its pages and the sample recipes."""
+"""A built wheel carries the app, its pages, the sample recipes and the demo."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
     code = (
         "from ders_core.files.package_data import shipped; "
         "from ders_core.recipe import presets; "
+        "from ders_core.demo.unpack import unpack_demo; unpack_demo('demo'); "
         "import ders_core; print(ders_core.__file__); print(shipped('app.py').is_file(), "
         "len(list(shipped('pages').glob('*.py'))), 'keep' in presets(), "
         "shipped('.streamlit/config.toml').is_file())"
@@ -40,3 +41,5 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
     where, facts = done.stdout.splitlines()
     assert where.startswith(str(tmp_path))
     assert facts == "True 7 True True"
+    demo = tmp_path / "site" / "demo"
+    assert {path.name for path in demo.iterdir()} >= {"moe", "dense", "heldout.txt", "demo.json"}

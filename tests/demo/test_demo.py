@@ -1,4 +1,4 @@
-"""The demo at a tiny scale: the real path, a few steps. The browser's walk builds the full one."""
+"""The demo that is trained, at a small scale: the real path, a few steps."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.messages import raises_saying
 
 import ders_core.demo.build
-from ders_core.demo import DemoScale, Shape, build_demo
+from ders_core.demo.build import DemoScale, build_demo
 from ders_core.demo.corpus import DOMAINS, Corpus, read_corpus
 from ders_core.demo.measured import mean_cosine
-from ders_core.demo.models import base_only, dense_model, upcycle
+from ders_core.demo.models import Shape, base_only, dense_model, upcycle
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.errors import Cancelled, DersError, OutputError
 from ders_core.hf import load_model, load_tokenizer
@@ -30,6 +31,15 @@ TINY = DemoScale(
     window=64,
     text=9_000,
     tokenizer_text=60_000,
+)
+
+
+MODERATE = DemoScale(
+    shape=Shape(vocabulary=1024, hidden=64, intermediate=128, layers=2, heads=2, kv_heads=1),
+    dense_steps=80,
+    moe_steps=40,
+    window=64,
+    text=30_000,
 )
 
 
@@ -142,6 +152,19 @@ def test_experts_start_as_copies_and_change_nothing(corpus: Corpus) -> None:
     mean = dense.model.layers[0].mlp.down_proj.weight + 1.0
     torch.testing.assert_close(down[0], mean, atol=0, rtol=2**-8)  # rounded to bfloat16
     assert torch.equal(down[0], down[0].bfloat16().float())
+
+
+@pytest.mark.slow
+def test_a_demo_from_nothing_learns(tmp_path: Path) -> None:
+    """The parent beats the best guess without context, the MoE its parent; the deltas count."""
+    result = build_demo(tmp_path / "demo", scale=MODERATE)
+    text = result.heldout.read_text(encoding="utf-8")
+    tokens = np.asarray(load_tokenizer(result.moe)(text, verbose=False)["input_ids"])
+    shares = np.unique(tokens, return_counts=True)[1] / len(tokens)
+    without_context = np.exp(-(shares * np.log(shares)).sum())
+    assert result.perplexities["dense"] < without_context
+    assert result.perplexities["moe"] < result.perplexities["dense"]
+    assert result.perplexities["base_only"] > result.perplexities["moe"]
 
 
 @pytest.mark.parametrize("where", ["tokens", "experts: step 2", "measuring moe"])

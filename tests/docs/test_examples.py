@@ -1,7 +1,7 @@
 """Every example in the README and in docs/ does what the page says: Python, shell and YAML.
 
-The shell examples start from a demo (`ders demo demo`), which `tests/browser` builds for real; here
-a tiny model of the same layout stands in its place. `ders app` is started by the browser's tests.
+The shell examples start from a demo (`ders demo demo`), which `tests/demo` unpacks; here a tiny
+model of the same layout stands in its place. `ders app` is started by the browser's tests.
 """
 
 from __future__ import annotations

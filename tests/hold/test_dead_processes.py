@@ -28,7 +28,7 @@ from ders_core.jobs import process as processes
 from ders_core.jobs.claims import MAX_LOSSES, Claims
 from ders_core.jobs.deaths import Death, deaths_text
 from ders_core.jobs.heartbeat import Heartbeat
-from ders_core.jobs.kinds.demo import Demo
+from ders_core.jobs.kinds.analyze import Analyze
 from ders_core.jobs.patience import Leaving, Patience
 from ders_core.jobs.schema import connection, transaction
 from ders_core.jobs.stop import Stop
@@ -146,7 +146,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def test_the_parent_of_a_worker_knows_how_it_ended(workspace: Workspace) -> None:
     """A job that crashes its workers is given up with their signal, not with a guess."""
     store = JobStore(workspace.store_path)
-    number = store.submit("demo", {}, "Demo").id
+    number = store.submit("analyze", {"checkpoint": "/m"}, "Look").id
     for attempt in range(MAX_LOSSES + 1):
         crashed = subprocess.Popen(
             [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
@@ -177,7 +177,7 @@ def test_a_kill_of_the_kernel_is_seen_by_the_next_worker(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = JobStore(workspace.store_path)
-    number = store.submit("demo", {}, "Demo").id
+    number = store.submit("analyze", {"checkpoint": "/m"}, "Look").id
     kills = 7
     monkeypatch.setattr("ders_core.jobs.claims.oom_kills", lambda: kills)
     ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -257,7 +257,7 @@ def test_a_job_whose_disk_becomes_full_fails_in_a_sentence(
     workspace = Workspace(disk.place / "workspace")
     store = JobStore(workspace.store_path)
 
-    def swell(self: Demo, context: object, spec: object) -> None:
+    def swell(self: Analyze, context: object, spec: object) -> None:
         big = workspace.path / "big"
         try:
             with open(big, "wb") as file:
@@ -266,8 +266,8 @@ def test_a_job_whose_disk_becomes_full_fails_in_a_sentence(
         finally:
             threading.Timer(0.5, big.unlink).start()
 
-    monkeypatch.setattr(Demo, "run", swell)
-    first, second = (store.submit("demo", {}, "Demo").id for _ in range(2))
+    monkeypatch.setattr(Analyze, "run", swell)
+    first, second = (store.submit("analyze", {"checkpoint": "/m"}, "Look").id for _ in range(2))
     run_worker(workspace, stop_when_idle=True)
     for number in (first, second):
         job = store.get(number)

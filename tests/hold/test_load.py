@@ -127,7 +127,7 @@ def test_pages_of_jobs_are_those_of_a_list_that_is_sorted_and_cut(tmp_path: Path
     newest = store.newest(Which(("run",), checkpoint="/models/moe1"))
     assert newest is not None
     assert newest.id == 118
-    assert store.newest(Which(("demo",))) is None
+    assert store.newest(Which(("analyze",))) is None
 
 
 def test_free_names(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_store_of_the_former_version_is_brought_to_this_one(
         assert db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
     claims = Claims(path, "me")
     claims.beat(None, (), 0, 0.0)
-    number = store.submit("demo", {}).id
+    number = store.submit("analyze", {"checkpoint": "/m"}).id
     claim = claims.claim()
     assert claim is not None
     assert claim.job.id == number

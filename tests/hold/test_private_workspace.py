@@ -34,7 +34,7 @@ def files(workspace: Workspace) -> list[Path]:
 def test_a_new_workspace_is_closed(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "a" / "w")
     store = JobStore(workspace.store_path)
-    store.submit("demo", {}, "Demo")
+    store.submit("analyze", {"checkpoint": "/m"}, "Look")
     assert mode(workspace.path) == 0o700
     assert workspace.store_path in files(workspace)
     assert {mode(path) for path in files(workspace)} == {0o600}
@@ -44,7 +44,7 @@ def test_an_open_workspace_is_closed_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Workspace(tmp_path / "w")
-    JobStore(workspace.store_path).submit("demo", {}, "Demo")
+    JobStore(workspace.store_path).submit("analyze", {"checkpoint": "/m"}, "Look")
     workspace.logs.mkdir(mode=0o777)
     log = workspace.logs / "worker.log"
     log.write_text("before\n")

@@ -19,7 +19,7 @@ from ders_core.jobs.schema import MIGRATIONS, connection
 
 
 def submit(store: JobStore, title: str = "a job") -> int:
-    return store.submit("demo", {}, title).id
+    return store.submit("analyze", {"checkpoint": "/m"}, title).id
 
 
 def take(store: JobStore, worker_id: str = "me") -> Claim:
@@ -51,8 +51,8 @@ def test_submit_get_list(store: JobStore) -> None:
     assert [step.name for step in run.steps] == ["compress", "verify", "evaluate"]
     assert {step.state for step in run.steps} == {"waiting"}
     assert store.get(run.id) == run
-    demo = store.submit("demo", {}, "Demo")
-    assert [job.id for job in store.list()] == [demo.id, run.id]
+    look = store.submit("analyze", {"checkpoint": "/m"}, "Look")
+    assert [job.id for job in store.list()] == [look.id, run.id]
     assert [job.id for job in store.list(kind="run")] == [run.id]
     assert store.list(states=["running"]) == []
     assert len(store.list(states=["queued", "done"])) == 2
@@ -62,10 +62,14 @@ def test_submit_get_list(store: JobStore) -> None:
 @pytest.mark.parametrize(
     ("kind", "spec", "facts"),
     [
-        ("dance", {}, ["'dance'", "analyze, calibrate, demo, evaluate, export, run, upcycle"]),
+        ("dance", {}, ["'dance'", "analyze, calibrate, evaluate, export, run, upcycle"]),
         ("run", {"checkpoint": "/m"}, ["'run' needs", "'recipe'"]),
         ("run", {"checkpoint": "/m", "recipe": "", "workers": 0}, ["'run', workers: "]),
-        ("demo", {"size": 3}, ["'demo'", "no parameter 'size'", " seed"]),
+        (
+            "analyze",
+            {"checkpoint": "/m", "size": 3},
+            ["'analyze'", "no parameter 'size'", " spectra"],
+        ),
     ],
 )
 def test_wrong_jobs_are_refused(
@@ -82,16 +86,16 @@ def test_a_claimed_job_runs_to_its_end(store: JobStore) -> None:
     assert claim.job.state == "running"
     assert claim.job.attempt == 1
     assert Claims(store.path, "me").claim() is None
-    assert not claim.advance("build", 3, 10, "half", ((1.0, 0), (2.0, 3)))
+    assert not claim.advance("analyze", 3, 10, "half", ((1.0, 0), (2.0, 3)))
     job = store.get(number)
-    assert (job.step, job.done, job.total, job.message) == ("build", 3, 10, "half")
+    assert (job.step, job.done, job.total, job.message) == ("analyze", 3, 10, "half")
     assert job.fraction == pytest.approx(0.3)
     assert job.seconds_left is not None
     claim.complete({"answer": 42})
     job = store.get(number)
     assert (job.state, job.result, job.seconds_left) == ("done", {"answer": 42}, None)
     with pytest.raises(TakenOver):
-        claim.advance("build", 4, 10, "more", ())
+        claim.advance("analyze", 4, 10, "more", ())
 
 
 def test_jobs_are_taken_in_order(store: JobStore) -> None:
@@ -107,7 +111,7 @@ def test_cancel_and_resume(store: JobStore) -> None:
     assert store.resume(waiting).state == "queued"
     claim = take(store)
     assert store.cancel(waiting).state == "running"
-    assert claim.advance("build", 0, 1, "", ())
+    assert claim.advance("analyze", 0, 1, "", ())
     claim.cancel()
     assert store.get(waiting).state == "cancelled"
     job = store.resume(waiting)
@@ -181,7 +185,7 @@ def test_a_silent_workers_job_is_taken_over_once(store: JobStore) -> None:
     assert (second.job.id, second.job.attempt) == (number, 2)
     assert take_or_none(store, "third") is None
     for word in (
-        lambda: first.advance("build", 1, 2, "", ()),
+        lambda: first.advance("analyze", 1, 2, "", ()),
         lambda: first.log("still here"),
         lambda: first.complete({}),
         lambda: first.fail("no"),
@@ -249,7 +253,7 @@ def _claim_all(path: Path, name: str, claimed: multiprocessing.Queue[tuple[str, 
     claims.beat(None, (), 0, 0.0)
     while (claim := claims.claim()) is not None:
         claimed.put((name, claim.job.id))
-        claim.advance("build", 1, 2, "working", ())
+        claim.advance("analyze", 1, 2, "working", ())
         claim.complete({"by": name})
 
 
@@ -273,7 +277,7 @@ def test_processes_never_claim_the_same_job(store: JobStore) -> None:
 
 def _open(path: Path) -> None:
     for _ in range(20):
-        JobStore(path).submit("demo", {}, "x")
+        JobStore(path).submit("analyze", {"checkpoint": "/m"}, "x")
 
 
 def test_many_may_open_a_new_store_at_once(tmp_path: Path) -> None:

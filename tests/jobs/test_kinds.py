@@ -5,18 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.jobs_support import FAST_RECIPE
-from support.messages import raises_saying
 from support.odd_models import own_code_model
 
 import ders_core.analysis.analyzer
-import ders_core.demo
-from ders_core.demo import DemoScale
-from ders_core.errors import JobError
 from ders_core.jobs import Job, JobStore, Workspace
 from ders_core.jobs.worker import run_worker
 from ders_core.packed.open import open_checkpoint
@@ -202,40 +197,6 @@ def test_export(workspace: Workspace, packed: Path, form: str) -> None:
     again = do(workspace, "export", spec)
     assert again.state == "failed"
     assert f"{out} exists" in (again.error or "")
-
-
-def test_demo_is_built_in_the_workspace(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[Path, int, DemoScale]] = []
-
-    def build_demo(out: Path, *, seed: int, scale: DemoScale, progress: Any) -> SimpleNamespace:
-        asked.append((out, seed, scale))
-        progress(1, 2, "training")
-        out.mkdir()
-        (out / "demo.json").write_text('{"perplexities": {"moe": 2.5}}')
-        return SimpleNamespace(perplexities={"moe": 2.5})
-
-    monkeypatch.setattr(ders_core.demo, "build_demo", build_demo)
-    result = result_of(do(workspace, "demo", {}))
-    assert asked == [(workspace.demo, 0, DemoScale())]
-    assert result["moe"] == str(workspace.demo / "moe")
-    assert result["perplexities"] == {"moe": 2.5}
-    assert result_of(do(workspace, "demo", {})) == result
-    assert len(asked) == 1
-
-
-def test_the_environment_sets_the_steps_of_a_demo_that_is_filed(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DERS_DEMO_STEPS", "30")
-    assert store.submit("demo", {}, "Demo").spec["steps"] == 30
-    assert store.submit("demo", {"steps": 20}, "Demo").spec["steps"] == 20
-    monkeypatch.setenv("DERS_DEMO_STEPS", "1")
-    with raises_saying(JobError, "'demo', steps: "):
-        store.submit("demo", {}, "Demo")
-    monkeypatch.delenv("DERS_DEMO_STEPS")
-    assert store.submit("demo", {}, "Demo").spec["steps"] is None
 
 
 @pytest.mark.parametrize("named", ["base: {dense: /proc/1}", "calibration: /proc/1/environ"])

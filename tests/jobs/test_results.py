@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.stored_results import RESULTS
+from support.stored_results import PARAMETERS, RESULTS
 
 from ders_core.jobs import Job, JobStore
 from ders_core.jobs.claims import Claims
@@ -42,8 +42,8 @@ def test_other_jobs_leave_none(store: JobStore) -> None:
     waiting = store.submit("run", RUN)
     assert packed_result(waiting) is None
     assert packed_result(done(store, "run", RUN, {"packed": "/p"})) is None  # unreadable
-    demo = RESULTS["demo"][0]
-    assert packed_result(done(store, "demo", {}, demo)) is None
+    analysis = RESULTS["analyze"][0]
+    assert packed_result(done(store, "analyze", PARAMETERS["analyze"], analysis)) is None
 
 
 def test_the_table_of_finished_runs(store: JobStore) -> None:

@@ -19,7 +19,7 @@ from ders_core.jobs.claims import Claims
 from ders_core.jobs.context import TaskContext
 from ders_core.jobs.heartbeat import Usage
 from ders_core.jobs.job import process_lives
-from ders_core.jobs.kinds.demo import Demo, DemoSpec
+from ders_core.jobs.kinds.analyze import Analyze, AnalyzeSpec
 from ders_core.jobs.worker import run_worker
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
@@ -77,11 +77,11 @@ def test_errors_become_sentences(
     recipe = submit_run(store, tmp_path, "name: x\nrules: [{codec: magic}]\n")
     outside = store.submit("export", {"packed": "/proc", "out": "/proc/x"}, "Export").id
 
-    def stumble(self: Demo, context: TaskContext, spec: DemoSpec) -> dict[str, object]:
+    def stumble(self: Analyze, context: TaskContext, spec: AnalyzeSpec) -> dict[str, object]:
         raise RuntimeError("the floor\nis wet")
 
-    monkeypatch.setattr("ders_core.jobs.kinds.demo.Demo.run", stumble)
-    bug = store.submit("demo", {}, "Demo").id
+    monkeypatch.setattr("ders_core.jobs.kinds.analyze.Analyze.run", stumble)
+    bug = store.submit("analyze", {"checkpoint": "/m"}, "Look").id
     run_worker(workspace, stop_when_idle=True)
     jobs = [store.get(number) for number in (missing, recipe, outside, bug)]
     assert {job.state for job in jobs} == {"failed"}
@@ -100,11 +100,11 @@ def test_errors_become_sentences(
 def test_memory_is_named(
     workspace: Workspace, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swell(self: Demo, context: TaskContext, spec: DemoSpec) -> dict[str, object]:
+    def swell(self: Analyze, context: TaskContext, spec: AnalyzeSpec) -> dict[str, object]:
         raise MemoryError
 
-    monkeypatch.setattr("ders_core.jobs.kinds.demo.Demo.run", swell)
-    number = store.submit("demo", {}, "Demo").id
+    monkeypatch.setattr("ders_core.jobs.kinds.analyze.Analyze.run", swell)
+    number = store.submit("analyze", {"checkpoint": "/m"}, "Look").id
     run_worker(workspace, stop_when_idle=True)
     assert "memory" in (store.get(number).error or "")
 

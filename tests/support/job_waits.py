@@ -12,8 +12,8 @@ from ders_core.jobs import Job
 STILLNESS = 600.0
 """Seconds in which nothing moves, of a job or on a page, after which it counts as stuck.
 
-A working job tells something about once a second; its longest silence, while the demo's text is
-read, lasts half a minute on an idle core."""
+A working job tells something about once a second; its longest silence, while libraries are
+imported, lasts some seconds on an idle core."""
 
 
 def is_done(job: Job) -> bool:

@@ -89,7 +89,6 @@ FIGURES = {
 PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
-    "demo": {},
     "evaluate": {"model": "/models/moe", "text": "/t.txt"},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
@@ -103,15 +102,6 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
             "tokens": 8192,
             "dtype": "float32",
             "gradients": True,
-        },
-    ),
-    "demo": (
-        {
-            "moe": "/w/demo/moe",
-            "dense": "/w/demo/dense",
-            "calibration": "/w/demo/calibration.txt",
-            "heldout": "/w/demo/heldout.txt",
-            "perplexities": {"moe": 2.5},
         },
     ),
     "evaluate": (QUALITY, {"tokens": 10, "perplexity": 2.0, "device": "CPU", "seconds": 1.0}),

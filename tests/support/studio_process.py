@@ -21,7 +21,6 @@ from pathlib import Path
 import psutil
 
 from ders_core.jobs import JobStore
-from ders_core.jobs.kinds.demo import DEMO_STEPS_VARIABLE
 from ders_core.jobs.process import LOG
 from ders_core.jobs.workspace import WORKSPACE_VARIABLE, Workspace
 
@@ -80,7 +79,6 @@ def running_studio(
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment[WORKSPACE_VARIABLE] = str(workspace)  # marks the processes
     environment.pop("DISPLAY", None)  # no second browser
-    environment.pop(DEMO_STEPS_VARIABLE, None)  # the demo is the full one
     environment |= variables or {}
     with (
         _sigterm_interrupts(),
