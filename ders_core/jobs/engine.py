@@ -183,7 +183,7 @@ class Engine:
         self._resources.enter_context(_quiet_loggers())
         self._resources.enter_context(dask.config.set(CONFIG))
         cluster = None if self._scheduler else self._start_cluster(workers)
-        address = self._scheduler or cluster.scheduler_address
+        address = self._scheduler or "127.0.0.1"
         try:
             client = Client(cluster or address, timeout=CONNECT_SECONDS, set_as_default=False)
             self._resources.callback(client.close)
