@@ -12,12 +12,13 @@ from pathlib import Path
 from ders_core.compute.progress import Progress, quiet
 from ders_core.demo.result import CALIBRATION, DENSE, FIGURES, HELD_OUT, MOE, DemoResult
 from ders_core.errors import CheckpointError
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.json_object import read_json
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, file_bytes, file_order, tensor_bytes, write_file
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.pipeline.synthesize import original_bytes, synthesize
+from ders_core.pipeline.synthesize import checked, original_bytes, write_original
 
 TRAINED = Path(__file__).parent / "trained"
 """MOE: packed, its bases are the dense parent's FFNs. DENSE: what the parent has besides weights.
@@ -27,6 +28,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 GZ = ".gz"
 
 
+@unchanged_inputs()
 def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
     """Write the demo to the new directory `out`, with the files that `build_demo` writes.
 
@@ -37,6 +39,7 @@ def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
     target = new_target(out)
     figures = read_json(TRAINED / FIGURES)
     packed = PackedCheckpoint(TRAINED / MOE)
+    meter = checked(packed, progress)
     parent = parent_tensors(packed)
     specs = file_order({name: tensor.spec for name, tensor in parent.items()})
     texts = {name: _text(TRAINED / f"{name}{GZ}") for name in (CALIBRATION, HELD_OUT)}
@@ -53,7 +56,8 @@ def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
             lambda name: tensor_bytes(parent[name].read()),
             METADATA,
         )
-        synthesize(TRAINED / MOE, partial / MOE, progress=progress)
+        (partial / MOE).mkdir()
+        write_original(packed, partial / MOE, meter)
         shutil.copyfile(TRAINED / FIGURES, partial / FIGURES)
     return DemoResult.of(target, figures["perplexities"], figures["mean_cosine"])
 

@@ -43,21 +43,34 @@ def synthesize(
     """
     new_target(out)
     source = PackedCheckpoint(packed)
-    files = _files(source)
-    total = sum(map(file_bytes, files.values()))
+    meter = checked(source, progress)
+    with output_directory(out, needs=original_bytes(source)) as partial:
+        return write_original(source, partial, meter, device)
+
+
+def checked(source: PackedCheckpoint, progress: Progress) -> Meter:
+    """The meter of a synthesis whose packed bytes are counted: they have the checksums that they
+    must have. Raises CheckpointError if not."""
     if not source.original.names():
         raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
+    total = sum(map(file_bytes, _files(source).values()))
     meter = Meter(source.store.bytes_total + total, progress)
     problems = source.checksum_problems(meter.advance)
     if problems:
         raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
+    return meter
+
+
+def write_original(
+    source: PackedCheckpoint, directory: Path, meter: Meter, device: str = "cpu"
+) -> dict[str, str]:
+    """Write the original's files into an empty directory; as of `synthesize`. meter: of
+    `checked`."""
+    files = _files(source)
     side_files = source.beside.files
     checksums: dict[str, str] = {}
     names = [name for specs in files.values() for name in specs]
-    with (
-        output_directory(out, needs=original_bytes(source)) as partial,
-        closing(_pieces(source, names, device)) as flow,
-    ):
+    with closing(_pieces(source, names, device)) as flow:
         for file, specs in files.items():
 
             def read(name: str, file: str = file) -> Iterable[memoryview]:
@@ -65,13 +78,13 @@ def synthesize(
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
-            checksums |= write_file(partial / file, specs, read, metadata)
-        index = index_name(source.config, files)
-        if index is not None:
-            write_index(partial / index, files, source.manifest.source.index)
-        write_text(partial / "config.json", source.config_text)
-        copy_side_files(side_files, partial)
-        meter.finish("written")
+            checksums |= write_file(directory / file, specs, read, metadata)
+    index = index_name(source.config, files)
+    if index is not None:
+        write_index(directory / index, files, source.manifest.source.index)
+    write_text(directory / "config.json", source.config_text)
+    copy_side_files(side_files, directory)
+    meter.finish("written")
     return checksums
 
 

@@ -107,7 +107,7 @@ def test_a_full_disk_is_seen_before_the_work(
         "ders_core.pipeline.compress._encode_groups",
         "ders_core.calibrate.calibrator.loaded",
         "ders_core.demo.build.read_corpus",
-        "ders_core.demo.unpack.synthesize",
+        "ders_core.demo.unpack.write_original",
         "ders_core.analysis.analyze",
     ):
         monkeypatch.setattr(place, never)
@@ -242,7 +242,7 @@ def test_a_place_that_vanishes(
         ("json", "ders_core.analysis.analyze"),
         ("parquet", "ders_core.analysis.analyze"),
         ("calibrate", "ders_core.calibrate.calibrator._measure"),
-        ("demo", "ders_core.demo.unpack.synthesize"),
+        ("demo", "ders_core.demo.unpack.write_original"),
         ("build", "ders_core.demo.build.joined"),
     ],
 )

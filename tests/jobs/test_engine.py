@@ -54,7 +54,7 @@ def engine() -> Iterator[Engine]:
     """Of two processes that start as a user's do."""
     with Engine(workers=2) as shared:
         with pytest.MonkeyPatch.context() as patch:
-            patch.delitem(CONFIG, START_METHOD)
+            patch.setitem(CONFIG, START_METHOD, "spawn")
             assert len(set(shared.run(threads, range(2)))) == 1
         yield shared
 
