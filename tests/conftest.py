@@ -76,6 +76,8 @@ def _unsynced() -> Iterator[None]:
 def _forked_workers() -> Iterator[None]:
     """Worker processes are there at once; those of `spawned` start as a user's do."""
     start_cluster = Engine._start_cluster
+    if "PYTEST_XDIST_WORKER" in os.environ:  # it will be needed: nobody shall wait for it then
+        forks.start()
 
     def start_forked(engine: Engine, workers: int) -> Any:
         if CONFIG[START_METHOD] == "forkserver":

@@ -47,6 +47,10 @@ class _Table:
     codes: np.ndarray
     counts: np.ndarray
 
+    def nbytes(self, itemsize: int) -> int:
+        """Of the table in a stream. itemsize: of a weight."""
+        return 4 + 4 + len(self.codes) * (4 + (8 if itemsize == 4 else 4))
+
     def indices(self, codes: np.ndarray) -> np.ndarray:
         """int32 numbers in the table of `codes` `[n]` that are in it."""
         first, span = int(self.codes[0]), int(self.codes[-1] - self.codes[0]) + 1
@@ -94,6 +98,8 @@ class Lossless(Codec):
         writer.put([CODED], "<u1")
         top = _top_exponent(start)
         tables = _tables(expert, start, top)
+        if sum(table.nbytes(expert.element_size()) for table in tables) >= expert.nbytes:
+            return {"stream": _raw(expert).to(weight.device)}
         for table in tables:
             writer.put([table.low, len(table.codes)], "<u4")
             writer.put(table.codes, "<i8" if expert.element_size() == 4 else "<i4")
@@ -122,8 +128,7 @@ class Lossless(Codec):
                 writer.put(piece.numpy(), "<u1")
         stream = writer.tensor()
         if stream.numel() > expert.nbytes:
-            raw = expert.contiguous().view(torch.uint8)
-            stream = torch.cat([torch.tensor([RAW], dtype=torch.uint8), raw])
+            stream = _raw(expert)
         return {"stream": stream.to(weight.device)}
 
     def unpack(
@@ -145,6 +150,12 @@ class Lossless(Codec):
 
     def expected(self, statistics: DeltaStatistics) -> Expected:
         return Expected(gain=1.0, noise=0.0)
+
+
+def _raw(expert: torch.Tensor) -> torch.Tensor:
+    """The stream of a flat expert as it is."""
+    as_bytes = expert.contiguous().view(torch.uint8)
+    return torch.cat([torch.tensor([RAW], dtype=torch.uint8), as_bytes])
 
 
 def _read(reader: Reader, start: torch.Tensor, expert: torch.Tensor) -> None:
