@@ -27,30 +27,28 @@ def rounds() -> Callable[[int, int], int]:
     return lambda short, long: long if os.environ.get(LONG) else short
 
 
+TRIED: dict[str, Counter[str]] = {}
+"""What tests of this process have tried, by their names."""
+
+
 @pytest.fixture
-def tally(record_property: Callable[[str, object], None]) -> Iterator[Counter[str]]:
+def tally(request: pytest.FixtureRequest) -> Counter[str]:
     """What a test has tried, by a word for it; the long form prints it at its end."""
-    tried: Counter[str] = Counter()
-    yield tried
-    for what, number in tried.items():
-        record_property(what, number)
+    return TRIED.setdefault(request.node.nodeid.removeprefix("tests/hold/"), Counter())
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """In the long form, what each attack tried and how long that took; then the sums."""
+    """In the long form, what each attack tried; then the sums."""
     if not os.environ.get(LONG):
         return
-    total: Counter[str] = Counter()
     terminalreporter.section("what was tried")
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            tried = Counter(dict(report.user_properties)) if report.when == "call" else Counter()
-            if tried:
-                words = ", ".join(f"{number} {what}" for what, number in tried.items())
-                name = report.nodeid.removeprefix("tests/hold/")
-                terminalreporter.write_line(f"{name}: {words}, {report.duration:.0f} s, {outcome}")
-                total += tried
-    terminalreporter.write_line("in all: " + ", ".join(f"{n} {what}" for what, n in total.items()))
+    for name, tried in TRIED.items():
+        terminalreporter.write_line(f"{name}: {_words(tried)}")
+    terminalreporter.write_line(f"in all: {_words(sum(TRIED.values(), Counter()))}")
+
+
+def _words(tried: Counter[str]) -> str:
+    return ", ".join(f"{number} {what}" for what, number in tried.items()) or "nothing"
 
 
 @pytest.fixture
