@@ -161,7 +161,7 @@ class Source(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
-    bytes_total: int
+    bytes_total: int = Field(gt=0)
     files: dict[str, tuple[str, ...]]
     """File name -> tensor names in their order on disk."""
     metadata: dict[str, dict[str, str] | None]

@@ -100,6 +100,7 @@ WITH_LAYOUT = ("layout",)
 """Targets for which a layout lies beside the original; for others it would hide the families."""
 
 KEPT: Mapping[str, tuple[int, ...]] = {
+    "manifest": (2102,),
     "meta": (1797,),
     "packed config": (1420, 1770),
     "patch": (1080, 1519, 1661, 1687, 2023),
