@@ -122,8 +122,8 @@ def calibrate(
     print(f"written: {output}")
 
 
-COMMANDS = {"eval": evaluate, "calibrate": calibrate}
-
-
 def _measured(is_known: bool) -> str:
     return "measured" if is_known else "not measured"
+
+
+COMMANDS = {"eval": evaluate, "calibrate": calibrate}

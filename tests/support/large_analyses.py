@@ -15,11 +15,11 @@ from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 
 
-class DrawnPairs:
-    """The pairs of every group, made when they are asked for."""
+class _Drawn:
+    """A table whose rows are made when they are asked for."""
 
-    def __init__(self, groups: Sequence[ExpertGroup]) -> None:
-        self.columns = COLUMNS["similarity"]
+    def __init__(self, table: str, groups: Sequence[ExpertGroup]) -> None:
+        self.columns = COLUMNS[table]
         self._groups = {group.key: group for group in groups}
 
     @property
@@ -29,6 +29,13 @@ class DrawnPairs:
     @property
     def keys(self) -> Sequence[Key]:
         return list(self._groups)
+
+
+class DrawnPairs(_Drawn):
+    """The pairs of every group."""
+
+    def __init__(self, groups: Sequence[ExpertGroup]) -> None:
+        super().__init__("similarity", groups)
 
     def of_group(
         self, layer: int, projection: str, columns: Sequence[str] | None = None
@@ -49,20 +56,12 @@ class DrawnPairs:
         return pd.DataFrame(rows)[list(columns or self.columns)]
 
 
-class DrawnSpectra:
-    """`points` singular values of every expert, made when they are asked for."""
+class DrawnSpectra(_Drawn):
+    """`points` singular values of every expert."""
 
     def __init__(self, groups: Sequence[ExpertGroup], points: int) -> None:
-        self.columns = COLUMNS["spectra"]
-        self._groups, self._points = {group.key: group for group in groups}, points
-
-    @property
-    def empty(self) -> bool:
-        return not self._groups
-
-    @property
-    def keys(self) -> Sequence[Key]:
-        return list(self._groups)
+        super().__init__("spectra", groups)
+        self._points = points
 
     def of_group(
         self, layer: int, projection: str, columns: Sequence[str] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -56,7 +57,9 @@ class Rounding(ABC):
         codes = torch.empty(values.numel(), dtype=torch.int32)
         counts = torch.zeros(class_count, CODES, dtype=torch.int64)
         of_places = torch.zeros_like(codes, dtype=torch.uint8) if classes is None else classes
-        if self._loop(values, step, of_places, codes, counts):
+        loop, numbers = self._loop()
+        arrays = of_places.numpy(), codes.numpy(), counts.numpy()
+        if loop(values.numpy(), np.float32(step), *numbers, EXACT_CODES, *arrays):
             beyond = (codes < 0).nonzero().flatten()
             codes[beyond] = self._beyond(values[beyond], step, beyond).add_(FARTHEST)
             places = of_places[beyond].long() * CODES + codes[beyond]
@@ -78,15 +81,8 @@ class Rounding(ABC):
         return codes, counts.view(class_count, CODES)
 
     @abstractmethod
-    def _loop(
-        self,
-        values: torch.Tensor,
-        step: float,
-        classes: torch.Tensor,
-        codes: torch.Tensor,
-        counts: torch.Tensor,
-    ) -> int:
-        """A loop of `compute.kernels.multiples`."""
+    def _loop(self) -> tuple[Callable[..., int], tuple[np.number, ...]]:
+        """One of `compute.kernels.multiples`, and the numbers that it takes after the step."""
 
     @abstractmethod
     def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
@@ -126,19 +122,10 @@ class Nearest(Rounding):
             codes[far] = EXACT_CODES + octaves.clamp(0, FARTHEST - EXACT_CODES).to(torch.int32)
         return torch.where(values < 0, -codes, codes)
 
-    def _loop(
-        self,
-        values: torch.Tensor,
-        step: float,
-        classes: torch.Tensor,
-        codes: torch.Tensor,
-        counts: torch.Tensor,
-    ) -> int:
-        from ders_core.compute.kernels import multiples as loops
+    def _loop(self) -> tuple[Callable[..., int], tuple[np.number, ...]]:
+        from ders_core.compute.kernels.multiples import nearest
 
-        numbers = np.float32(step), np.float32(self.threshold), EXACT_CODES
-        arrays = classes.numpy(), codes.numpy(), counts.numpy()
-        return loops.nearest(values.numpy(), *numbers, *arrays)
+        return nearest, (np.float32(self.threshold),)
 
     def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
         return self.codes(values, step, 0)
@@ -174,19 +161,10 @@ class Unbiased(Rounding):
             codes[far] = _far_codes(ratio[far].double(), luck[far].double())
         return codes
 
-    def _loop(
-        self,
-        values: torch.Tensor,
-        step: float,
-        classes: torch.Tensor,
-        codes: torch.Tensor,
-        counts: torch.Tensor,
-    ) -> int:
-        from ders_core.compute.kernels import multiples as loops
+    def _loop(self) -> tuple[Callable[..., int], tuple[np.number, ...]]:
+        from ders_core.compute.kernels.multiples import unbiased
 
-        numbers = np.float32(step), *draw_keys(self.seed), EXACT_CODES
-        arrays = classes.numpy(), codes.numpy(), counts.numpy()
-        return loops.unbiased(values.numpy(), *numbers, *arrays)
+        return unbiased, draw_keys(self.seed)
 
     def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
         return _far_codes((values / step).double(), uniform_of(places, self.seed).double())
