@@ -13,10 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
-import torch
-
 from ders_core.checkpoint.groups import ExpertGroup
 from ders_core.compute.buffers import borrow
+from ders_core.later import torch
 
 T = TypeVar("T")
 Shape = tuple[int, ...]
@@ -47,7 +46,7 @@ def slabs(
         return slab
 
     shape = (experts, min(step, out), width)
-    return _ahead(rows, fill, shape, group.dtype, torch.device(device), SLABS)
+    return _ahead(rows, fill, shape, group.dtype.torch, torch.device(device), SLABS)
 
 
 def matrices(
@@ -69,7 +68,7 @@ def matrices(
         return memory
 
     everyone = range(group.shape[0])
-    return _ahead(everyone, fill, (out, width), group.dtype, torch.device(device), MATRICES)
+    return _ahead(everyone, fill, (out, width), group.dtype.torch, torch.device(device), MATRICES)
 
 
 def _ahead(

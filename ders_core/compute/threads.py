@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
-import torch
+from ders_core.later import torch
 
 T = TypeVar("T")
 

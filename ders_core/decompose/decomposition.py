@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import matrices
 from ders_core.decompose.distortion import is_finite
 from ders_core.errors import CheckpointError
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import torch
-
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import ahead
 from ders_core.errors import CheckpointError
@@ -27,6 +25,7 @@ from ders_core.files.writer import (
     write_index,
     write_text,
 )
+from ders_core.later import torch
 from ders_core.packed.reader import PackedCheckpoint
 
 

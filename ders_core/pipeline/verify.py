@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
 from ders_core.files.checksum import checksum
+from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
-from ders_core.files.spec import DTYPES, NAMES
+from ders_core.later import torch
 from ders_core.packed.manifest import Encoded, PackedGroup
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
@@ -139,7 +138,7 @@ def _compared(
         return error, [
             f"{where}: its error is {error.rel_error_weight:.3g}, but it was packed without loss"
         ]
-    if encoded is not None and not _agrees(error, encoded, DTYPES[packed.dtype]):
+    if encoded is not None and not _agrees(error, encoded, Dtype[packed.dtype].torch):
         return error, [
             f"{where}: its error ‖Ŵ−W‖/‖W‖ is {error.rel_error_weight:.6g}, but it was "
             f"{encoded.rel_error_weight:.6g} when it was packed; copy {checkpoint.path} again"
@@ -201,7 +200,7 @@ def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupErr
             matrix.info.nbytes,
         ):
             raise CheckpointError(
-                f"{matrix.info.name!r} is {NAMES[matrix.info.dtype]} {list(matrix.info.shape)} in "
+                f"{matrix.info.name!r} is {matrix.info.dtype.name} {list(matrix.info.shape)} in "
                 f"the original and not in {checkpoint.path}; they are different models"
             )
         squares += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())
