@@ -33,7 +33,7 @@ def as_float32(words: np.ndarray, dtype: Dtype) -> np.ndarray:
 
 def powers_of_two(exponents: np.ndarray) -> np.ndarray:
     """2^(byte − 127) of uint8 exponents; NaN for 255."""
-    powers = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)
+    powers = np.ldexp(np.float32(1), np.minimum(exponents, 254).astype(np.int32) - 127)
     return np.where(exponents == 255, np.float32(np.nan), powers)
 
 

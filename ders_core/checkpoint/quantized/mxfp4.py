@@ -128,7 +128,8 @@ class Mxfp4Weight(QuantizedWeight):
         first, last = self.span(rows)
         place = (expert * out + first) * (width // 2)
         pairs = self.codes.words(place, (last - first, width // 2), (width // 2, 1))
-        codes = np.stack((pairs & 15, pairs >> 4), axis=-1).reshape(last - first, -1, SIZE)
+        codes = np.stack((pairs & 15, pairs >> 4), axis=-1)
+        codes = codes.reshape(last - first, width // SIZE, SIZE)
         levels = np.array([*LEVELS, *(-level for level in LEVELS)], np.float32)
         factors = powers_of_two(self._scale_bytes(expert, first, last))
         numbers: np.ndarray = levels[codes] * factors[:, :, None]
