@@ -1,12 +1,12 @@
 """Checkpoint: open one, and see on the first screen whether it can shrink."""
 
-import pandas as pd
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
+from ders_core.later import pd
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.plain import plain, show_error

@@ -1,6 +1,5 @@
 """Spectra: how few directions, entries or bits hold a layer's deltas."""
 
-import pandas as pd
 import streamlit as st
 
 from ders_core import figures
@@ -8,6 +7,7 @@ from ders_core.analysis import EXACT_BELOW, expected, of_group, rank_for_energy
 from ders_core.codecs import Codec, Keep, Strength
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
+from ders_core.later import pd
 from ders_core.pipeline.plan import group_specs
 from ders_core.pipeline.quality import GAIN, NOISE
 from ders_core.recipe import Recipe, Rule

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 import streamlit as st
 
 from ders_core.analysis import Analysis
@@ -18,6 +17,7 @@ from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import is_remote
 from ders_core.files.json_object import read_json
 from ders_core.files.stamp import directory_version
+from ders_core.later import pd
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch.make import delta_tensors
 from ders_core.packed.reader import PackedCheckpoint
