@@ -9,6 +9,7 @@ from ders_core.files.tensor import TensorReader
 from ders_core.later import pd
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
+from ders_core.ui.demo import expect_demo
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, listed, share_text, visible
 
@@ -205,6 +206,7 @@ frame.need_frame()
 open_row()
 path = session.current().checkpoint
 if path is None:
+    expect_demo(session.workspace())
     with st.container(border=True):
         st.markdown(
             "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a "

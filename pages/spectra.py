@@ -128,13 +128,13 @@ def foretell(codec: Codec) -> None:
     rule = Rule(layers=str(layer), projections=(projection,), codec=codec)
     alone = Recipe.model_validate({**dict(session.recipe()), "rules": [rule]})
     try:
-        plan = reads.plan(source, alone)
+        reads.plan(source, alone)
     except DersError:  # the current recipe was made for another checkpoint
         return
     told = foretold(source, alone)
     with st.container(horizontal=True, gap="large"):
         if told is None:
-            forecast_button(source, alone, plan)
+            forecast_button(source, alone)
         else:
             forecast_cells(told)
 

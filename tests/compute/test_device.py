@@ -43,7 +43,7 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise OSError(f"{name}: cannot open shared object file")
             return driver
 
-        monkeypatch.setattr(device.ctypes, "CDLL", load)
+        monkeypatch.setattr(ctypes, "CDLL", load)
         return device._finds_cuda.__wrapped__()
 
     return find
