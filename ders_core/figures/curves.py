@@ -9,7 +9,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
-from ders_core.figures.style import ACCENT, MEAN, QUIET, expert_colour, expert_dash, finish, label_of
+from ders_core.figures.style import (
+    ACCENT,
+    MEAN,
+    QUIET,
+    expert_colour,
+    expert_dash,
+    finish,
+    label_of,
+)
 from ders_core.pipeline.quality import KL
 
 MARKS = (0.9, 0.95, 0.99)
