@@ -10,7 +10,11 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 
+import numpy as np
 import torch
+
+KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+"""The dtypes whose bits loops convert, by their numbers in `floats`."""
 
 
 @cache
@@ -18,8 +22,28 @@ def _installed() -> bool:
     return find_spec("numba") is not None
 
 
+def can_run(device: torch.device) -> bool:
+    """Whether loops can work on what is on this device."""
+    return device.type == "cpu" and _installed()
+
+
 def takes(*tensors: torch.Tensor) -> bool:
-    """Whether loops can work on these: contiguous, on the CPU, with numba installed."""
+    """Whether loops can work on these: contiguous, on the CPU, not tracked by autograd, with numba
+    installed."""
     return _installed() and all(
-        tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors
+        tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.requires_grad
+        for tensor in tensors
     )
+
+
+def takes_stored(*tensors: torch.Tensor) -> bool:
+    """The same for loops on stored floats: all of one dtype, of `KINDS`."""
+    dtype = tensors[0].dtype
+    return dtype in KINDS and all(tensor.dtype == dtype for tensor in tensors) and takes(*tensors)
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    """The bits of floats of `KINDS`, uint16 or uint32; shares memory."""
+    same = torch.uint16 if tensor.dtype.itemsize == 2 else torch.uint32
+    view: np.ndarray = tensor.view(same).numpy()
+    return view
