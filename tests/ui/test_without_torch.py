@@ -60,9 +60,7 @@ def test_every_page_and_a_prediction(
     assert store.get(done.id).state == "done"
     state = Open(str(mixtral_dir), recipe.to_yaml(), dense=str(dense_parent_dir))
     state.save(workspace)
-    process = subprocess.run(
-        [sys.executable, "-c", DRAW, str(APP)], capture_output=True, text=True
-    )
+    process = subprocess.run([sys.executable, "-c", DRAW, str(APP)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     drawn = json.loads(process.stdout.splitlines()[-1])
     assert {page: seen["heavy"] for page, seen in drawn.items() if seen["heavy"]} == {}
