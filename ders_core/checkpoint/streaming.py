@@ -13,11 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
-import torch
-
 from ders_core.checkpoint.groups import ExpertGroup
 from ders_core.compute.buffers import borrow
 from ders_core.compute.threads import in_this_mode, one_thread_each
+from ders_core.later import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,7 +48,7 @@ def slabs(
         return slab
 
     shape = (experts, min(step, out), width)
-    return _ahead(rows, fill, shape, group.dtype, torch.device(device), SLABS)
+    return _ahead(rows, fill, shape, group.dtype.torch, torch.device(device), SLABS)
 
 
 def matrices(
@@ -63,7 +62,9 @@ def matrices(
     reads.
     """
     everyone, shape = range(group.shape[0]), group.shape[1:]
-    return _ahead(everyone, _whole(group, seen), shape, group.dtype, torch.device(device), MATRICES)
+    return _ahead(
+        everyone, _whole(group, seen), shape, group.dtype.torch, torch.device(device), MATRICES
+    )
 
 
 def each_matrix(
@@ -97,7 +98,7 @@ def each_matrix(
         one_thread_each(threads, where) as pool,
     ):
         buffers = range(threads + 1)  # one is read while the others are worked on
-        free = deque(_Buffer(group.shape[1:], group.dtype, where, memory) for _ in buffers)
+        free = deque(_Buffer(group.shape[1:], group.dtype.torch, where, memory) for _ in buffers)
         try:
             while True:
                 while free and (expert := next(experts, None)) is not None:

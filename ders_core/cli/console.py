@@ -1,5 +1,8 @@
 """Output of the commands: tables or JSON on stdout; progress on stderr, as a bar on a terminal and
-as plain lines elsewhere."""
+as plain lines elsewhere.
+
+rich is imported where something is drawn: `ders --help` and `--json` do not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ders_core.compute.progress import Progress as Callback
 from ders_core.compute.progress import quiet
@@ -33,22 +32,37 @@ def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
     if hidden:
         yield quiet
     elif sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}", style="dim"),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=None, message="")
-
-            def show(done: int, total: int, message: str) -> None:
-                bar.update(task, completed=done, total=total or None, message=message)
-
+        with _bar(title) as show:
             yield show
     else:
         yield _lines(title)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callback]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[message]}", style="dim"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, message="")
+
+        def show(done: int, total: int, message: str) -> None:
+            bar.update(task, completed=done, total=total or None, message=message)
+
+        yield show
 
 
 def _lines(title: str) -> Callback:
@@ -79,6 +93,9 @@ def print_links(names: Sequence[str]) -> None:
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """The first three columns are words, aligned left; the others are numbers, aligned right."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.codecs.choice import Choice
@@ -24,10 +23,12 @@ from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.errors import CodecError, sentence_of
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 from ders_core.registry import Registry
 
-Parts = dict[str, torch.Tensor]
+Parts = dict[str, "torch.Tensor"]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
 
 Need = Literal["nothing", "inputs", "gradients"]
@@ -150,7 +151,7 @@ class Codec(BaseModel, ABC):
         return self.settled and not self.ragged
 
     @abstractmethod
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         """The tensors that one expert's weight `[out, in]` will take."""
 
     def remark(self, shape: tuple[int, int]) -> str:

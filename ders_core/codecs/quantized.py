@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
@@ -27,7 +26,9 @@ from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 CHUNK = 1 << 19
 """Values at a time on the CPU: many for the cost of a call, few for a matrix."""
@@ -128,13 +129,13 @@ class Quantized(DeltaCodec):
     def _blocks(self, width: int) -> Blocks:
         return Blocks.of(width, self.group_size)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         out, width = shape
         count, blocks = out * width, self._blocks(width).count
         length = packed_trits_bytes(count) if self.bits is None else packed_bytes(count, self.bits)
-        parts = {"codes": TensorSpec(torch.uint8, (length,))}
+        parts = {"codes": TensorSpec(Dtype.U8, (length,))}
         if self.scale_bits == 8:
-            parts["scales"] = TensorSpec(torch.uint8, (out, blocks))
+            parts["scales"] = TensorSpec(Dtype.U8, (out, blocks))
             parts["tops"] = TensorSpec(dtype, (out,))
         else:
             parts["scales"] = TensorSpec(dtype, (out, blocks))

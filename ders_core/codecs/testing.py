@@ -20,6 +20,7 @@ from ders_core.codecs.codec import CODECS, Codec, DeltaCodec, EncodeContext, Par
 from ders_core.codecs.curvature import Curvature
 from ders_core.compute import pieces
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SHAPES = (
@@ -113,11 +114,11 @@ def check_parameters(codec: Codec) -> None:
 
 def check_promise(codec: Codec, parts: Parts, shape: tuple[int, int], dtype: torch.dtype) -> None:
     """The parts are those of `codec.parts`, name by name, in dtype and shape."""
-    promised = codec.parts(shape, dtype)
+    promised = codec.parts(shape, Dtype.of(dtype))
     assert parts.keys() == promised.keys()
     assert codec.ragged <= parts.keys()
     for name, tensor in parts.items():
-        assert tensor.dtype == promised[name].dtype, name
+        assert tensor.dtype == promised[name].dtype.torch, name
         if name in codec.ragged:
             assert len(tensor) <= promised[name].shape[0], name
             assert tensor.shape[1:] == promised[name].shape[1:], name

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 
-import torch
-
 from ders_core.errors import DersError
+from ders_core.later import torch
 
 CHOICES = ("auto", "cpu", "cuda")
 

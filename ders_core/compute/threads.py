@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-import torch
+from ders_core.later import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
 from ders_core.compute.pieces import CHUNK, row_pieces
 from ders_core.decompose.decomposition import Decomposition, decompose
+from ders_core.later import torch
 
 
 def mean_base(
@@ -60,7 +59,7 @@ def elementwise(
     chosen = replace(group, experts=tuple(group.experts[expert] for expert in members))
     lying = chosen.as_it_lies()
     _, out, width = lying.shape
-    base = torch.empty(out, width, dtype=group.dtype)
+    base = torch.empty(out, width, dtype=group.dtype.torch)
     for rows, slab in slabs(lying):
         for part in row_pieces(slab.shape[1:], CHUNK // len(members)):
             base[rows][part] = value(slab[:, part])

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import each_matrix
 from ders_core.decompose.distortion import is_finite
 from ders_core.errors import CheckpointError
+from ders_core.later import torch
 
 R = TypeVar("R")
 

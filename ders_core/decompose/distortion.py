@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, pieces
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import json_text
 from ders_core.packed.checksums import checksums
 from ders_core.packed.experts import PackedExperts
-from ders_core.packed.manifest import BASE_MODEL, MANIFEST, ROLLBACK, Manifest, described
+from ders_core.packed.manifest import BASE_MODEL, ROLLBACK, Manifest, described
 from ders_core.packed.model_tensors import ModelTensors
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.original_tensors import OriginalTensors
 
 ABSENT = object()

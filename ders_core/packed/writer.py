@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from ders_core.compute.progress import Advance, counted, uncounted
 from ders_core.files.model_files import IMPORT_FIRST, INDEX, NAMED, index_name
 from ders_core.files.side_files import SideFile, copy_side_files
@@ -23,10 +21,10 @@ from ders_core.files.writer import (
     write_index,
     write_json,
 )
+from ders_core.later import torch
 from ders_core.packed.manifest import (
     BASE_MODEL,
     FORMAT_VERSION,
-    MANIFEST,
     Encoded,
     Manifest,
     PackedGroup,
@@ -34,6 +32,7 @@ from ders_core.packed.manifest import (
     described,
     public_recipe,
 )
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.recipe import Recipe
 

@@ -28,7 +28,6 @@ from ders_core.files.content import headers_hash
 from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import SideFile, local_bytes
-from ders_core.files.spec import NAMES
 from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import (
     FORMAT_VERSION,
@@ -237,7 +236,7 @@ def _packed_group(group: ExpertGroup, staged: StagedGroup, scheme: Scheme | None
         uses=staged.uses,
         lengths=dict(staged.lengths),
         shape=group.shape,
-        dtype=NAMES[group.dtype],
+        dtype=group.dtype.name,
         experts=tuple(map(PackedSource.of, group.experts)),
         biases=tuple(map(PackedSource.of, group.biases)),
         stored=scheme.name if scheme and group.is_quantized else None,

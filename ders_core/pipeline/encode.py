@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.codecs import Parts
@@ -22,8 +20,8 @@ from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, same_inputs
-from ders_core.files.spec import NAMES
 from ders_core.files.writer import file_order, write_file, write_json
+from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
@@ -195,7 +193,7 @@ def _encode(
         if not is_finite(encoded.synthesized):
             raise CheckpointError(
                 f"{group.expert_name(expert)}: its values are too large for codec "
-                f"{coder.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
+                f"{coder.label!r} in {group.dtype.name}; keep this group as it is (codec: keep)"
             )
         return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
 

@@ -16,7 +16,7 @@ from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files, local_bytes
 from ders_core.files.store import TensorStore
 from ders_core.packed.checksums import checksums
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.patch import least_bytes, make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs import Codec, EncodeContext, Parts
 from ders_core.codecs.codec import difference
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.decompose.distortion import Squares, compare, output_squared
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Knowledge:
 
     def context(self, group: ExpertGroup, expert: int, seed: int) -> EncodeContext:
         return EncodeContext(
-            group.dtype,
+            group.dtype.torch,
             expert_seed(seed, *group.key, expert),
             self.moments,
             self.curvatures[expert] if self.curvatures else None,

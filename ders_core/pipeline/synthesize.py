@@ -10,8 +10,6 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from ders_core.compute.pools import in_order
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import side_by_side, threads_for
@@ -29,6 +27,7 @@ from ders_core.files.writer import (
     write_index,
     write_text,
 )
+from ders_core.later import torch
 from ders_core.packed.assembler import Assembler
 from ders_core.packed.reader import PackedCheckpoint
 

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.checkpoint.streaming import each_matrix
@@ -16,8 +14,9 @@ from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.threads import one_thread, threads_for
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
+from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
-from ders_core.files.spec import DTYPES, NAMES
+from ders_core.later import torch
 from ders_core.packed.checksums import checksums
 from ders_core.packed.manifest import Encoded, PackedGroup
 from ders_core.packed.open import open_checkpoint
@@ -149,7 +148,7 @@ def _compared(
         return error, [
             f"{where}: its error is {error.rel_error_weight:.3g}, but it was packed without loss"
         ]
-    if encoded is not None and not _agrees(error, encoded, DTYPES[packed.dtype]):
+    if encoded is not None and not _agrees(error, encoded, Dtype[packed.dtype].torch):
         return error, [
             f"{where}: its error ‖Ŵ−W‖/‖W‖ is {error.rel_error_weight:.6g}, but it was "
             f"{encoded.rel_error_weight:.6g} when it was packed; copy {checkpoint.path} again"
@@ -216,7 +215,7 @@ def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupErr
             matrix.info.nbytes,
         ):
             raise CheckpointError(
-                f"{matrix.info.name!r} is {NAMES[matrix.info.dtype]} {list(matrix.info.shape)} in "
+                f"{matrix.info.name!r} is {matrix.info.dtype.name} {list(matrix.info.shape)} in "
                 f"the original and not in {checkpoint.path}; they are different models"
             )
         squares += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())

@@ -149,10 +149,10 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 def synthesized(group: ExpertGroup, codec: Codec) -> Iterator[torch.Tensor]:
     """Ŵ_i `[out, in]` by the definition: the mean as stored, and what the codec makes of it."""
     weights = group.read()  # [K, out, in]
-    base = (weights.float().sum(0) / len(weights)).to(group.dtype)
+    base = (weights.float().sum(0) / len(weights)).to(group.dtype.torch)
     fitted = codec.fit(list(weights.float() - base.float()))
     for expert, weight in enumerate(weights):
-        context = EncodeContext(group.dtype, expert_seed(SEED, *group.key, expert))
+        context = EncodeContext(group.dtype.torch, expert_seed(SEED, *group.key, expert))
         yield fitted.unpack(fitted.pack(weight, base, context), base, context)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.ans import Model, Stack, code_bytes
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.later import np, torch
 
 COUNTED = 4 + 4
 """Bytes of the table for each code: its level in float32, and how often it occurs."""

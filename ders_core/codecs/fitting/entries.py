@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Rounding
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding import even_stream
 from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import (
@@ -20,6 +17,7 @@ from ders_core.codecs.fitting.rounding import (
     Rounding,
 )
 from ders_core.compute.pieces import largest_magnitude
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)

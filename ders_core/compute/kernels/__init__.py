@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 
-import torch
+from ders_core.later import torch
 
 
 @cache
