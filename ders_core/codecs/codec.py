@@ -93,6 +93,9 @@ class Codec(BaseModel, ABC):
     use_of_calibration: ClassVar[str] = ""
     """What it does with second moments, such as "weighs entries by their inputs"; empty: it
     ignores them."""
+    working_bytes: ClassVar[int] = 10
+    """Bytes a weight that encoding one expert holds at most, the weight in 16 bits among them: it
+    decides how many experts threads encode at once."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
     """Parameters of a few codecs of this class, which together reach all of its code."""
 
