@@ -83,11 +83,16 @@ def composition(source: Checkpoint) -> None:
 def first_screen(source: Checkpoint) -> None:
     """The answer: how alike the experts are, and how many bytes can go."""
     summary = reads.summary(source)
-    verdict = summary.upcycled
+    analysis = reads.analysis(source)
+    verdict, seen = (
+        (summary.upcycled, " (From a sample of rows; the analysis compares all of them.)")
+        if analysis is None
+        else (analysis.verdict, "")
+    )
     st.subheader(plain(frame.label(source)), anchor=False)
     st.markdown(
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
-        f"{verdict.sentence}"
+        f"{verdict.sentence}{seen}"
     )
     if summary.packed:
         st.markdown(f"Packed: {summary.packed}. The page shows the original that it stands for.")

@@ -99,7 +99,7 @@ def new_run() -> None:
             start=0,
             min_value=0,
             max_value=64,
-            help="Processes that encode; 0: one per core.",
+            help="Threads that encode; 0: one per core.",
         )
         with st.container(horizontal=True, vertical_alignment="center"):
             started = st.button(

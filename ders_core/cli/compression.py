@@ -107,7 +107,7 @@ def compress(
     recipe: RecipeOption,
     device: DeviceOption = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; by default one per core")
+        int | None, typer.Option(min=1, help="threads; by default one per core")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run")] = False,
     scheduler: SchedulerOption = None,

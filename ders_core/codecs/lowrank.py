@@ -57,6 +57,7 @@ class LowRank(DeltaCodec):
     )
     menu_place: ClassVar[int] = 5
     use_of_calibration: ClassVar[str] = "finds the directions that matter to outputs"
+    working_bytes: ClassVar[int] = 22
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 1},
         {"rank": 7},

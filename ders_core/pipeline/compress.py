@@ -3,7 +3,8 @@
 Each group is encoded by a separate task and staged as one file inside the unfinished output; an
 interrupted run continues from the staged groups. Then the shards are written from the staged files
 and from the source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device
-alone: a task computes on one thread, whatever executes it and however many run in parallel.
+alone: each operation computes on one thread, whatever executes a task and however many experts of
+it are encoded side by side.
 
 The result never mixes two versions of the source: staged groups know the weights that they were
 encoded from, every task reads the files that this process opened, and all files that were read are

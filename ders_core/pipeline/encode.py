@@ -13,7 +13,7 @@ from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.codecs import Parts
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
-from ders_core.compute.threads import one_thread
+from ders_core.compute.threads import one_thread, threads_for
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
@@ -24,7 +24,7 @@ from ders_core.files.writer import file_order, write_file, write_json
 from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.knowledge import Knowledge, encode_expert
+from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
 from ders_core.pipeline.report import ReportEntry
 from ders_core.recipe import Recipe
 
@@ -150,6 +150,9 @@ def _tried(
     """The group against each base that the recipe offers. ahead: read while it is encoded. digest:
     gets the weights once."""
     recipe = task.recipe
+    experts, out, width = group.shape
+    held = codec.working_bytes * out * width
+    threads = threads_for(experts, held, torch.device(task.device))
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     moments = calibration.moments(*task.key) if calibration else None
     known = Knowledge(
@@ -165,7 +168,7 @@ def _tried(
         if ahead is not None:
             ahead.read_ahead()
             ahead = None
-        yield _encode(name, decomposition, codec, recipe.seed, known, seen)
+        yield _encode(name, decomposition, codec, recipe.seed, known, threads, seen)
         seen = None
 
 
@@ -175,30 +178,30 @@ def _encode(
     codec: GroupCodec,
     seed: int,
     known: Knowledge,
+    threads: int,
     seen: Callable[[torch.Tensor], None] | None,
 ) -> _Encoded:
-    """The base and all parts over the experts, on the CPU; and the errors. seen: as of
-    `Decomposition.weights`."""
+    """The base and all parts over the experts, on the CPU; and the errors. threads, seen: as of
+    `Decomposition.each`. Sums are taken in the order of the experts."""
     group = decomposition.group
     fitted = codec.fit(decomposition.deltas)
-    squares, output, energy, noise_cost, router_noise = Squares(), 0.0, 0.0, 0.0, 0.0
-    parts: list[Parts] = []
-    for expert, weight in decomposition.weights(seen):
-        expert_base = decomposition.base_of(expert)
-        context = known.context(group, expert, seed)
-        coder = fitted.expert(expert)
-        encoded = encode_expert(coder, weight, expert_base, context, known.router(expert))
-        parts.append({name: tensor.cpu() for name, tensor in encoded.parts.items()})
+
+    def encode_one(expert: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
+        coder, base = fitted.expert(expert), decomposition.base_of(expert)
+        context, router = known.context(group, expert, seed), known.router(expert)
+        encoded = encode_expert(coder, weight, base, context, router)
         if not is_finite(encoded.synthesized):
             raise CheckpointError(
                 f"{group.expert_name(expert)}: its values are too large for codec "
                 f"{coder.label!r} in {group.dtype.name}; keep this group as it is (codec: keep)"
             )
-        squares += encoded.squares
-        output += encoded.output
-        energy += encoded.energy
-        noise_cost += encoded.noise_cost
-        router_noise += encoded.router_noise
+        return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
+
+    parts: list[Parts] = []
+    losses = Losses()
+    for packed, lost in decomposition.each(encode_one, threads, seen):
+        parts.append(packed)
+        losses += lost
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
         base,
@@ -206,10 +209,10 @@ def _encode(
         fitted,
         {"base": Stacked.whole(decomposition.base.cpu()), **stacked},
         lengths,
-        squares,
-        (output / energy) ** 0.5 if energy else None,
-        noise_cost if known.curvatures else None,
-        router_noise if known.routers else None,
+        losses.squares,
+        losses.output_error,
+        losses.noise_cost if known.curvatures else None,
+        losses.router_noise if known.routers else None,
     )
 
 

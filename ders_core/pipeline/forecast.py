@@ -15,7 +15,7 @@ from ders_core.decompose.distortion import Squares
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.knowledge import Knowledge, encode_expert
+from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
 from ders_core.pipeline.plan import Plan, PlanEntry
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.report import Outlook
@@ -182,25 +182,21 @@ def _encoded(
     experts: Sequence[int],
 ) -> _Sample:
     fitted = group_codec.fit(decomposition.deltas)
-    squares, output, energy, cost, router, ragged = Squares(), 0.0, 0.0, 0.0, 0.0, 0
+    losses, ragged = Losses(), 0
     for expert in experts:
         codec, base = fitted.expert(expert), decomposition.base_of(expert)
         weight = decomposition.weight(expert)
         context = known.context(decomposition.group, expert, seed)
         encoded = encode_expert(codec, weight, base, context, known.router(expert))
-        squares += encoded.squares
-        output += encoded.output
-        energy += encoded.energy
-        cost += encoded.noise_cost
-        router += encoded.router_noise
+        losses += encoded.losses
         ragged += sum(encoded.parts[name].nbytes for name in codec.ragged)
     return _Sample(
         base_name,
-        squares,
-        squares.error if known.moments is None else output,
-        (output / energy) ** 0.5 if energy else None,
-        cost,
-        router,
+        losses.squares,
+        losses.squares.error if known.moments is None else losses.output,
+        losses.output_error,
+        losses.noise_cost,
+        losses.router_noise,
         ragged,
     )
 
