@@ -1,14 +1,15 @@
 """Checkpoint: open one, and see on the first screen whether it can shrink."""
 
-import pandas as pd
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
+from ders_core.later import pd
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
+from ders_core.ui.demo import expect_demo
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, listed, share_text, visible
 
@@ -210,6 +211,7 @@ frame.need_frame()
 open_row()
 path = session.current().checkpoint
 if path is None:
+    expect_demo(session.workspace())
     with st.container(border=True):
         st.markdown(
             "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a "

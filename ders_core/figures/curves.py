@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
@@ -18,6 +16,7 @@ from ders_core.figures.style import (
     finish,
     label_of,
 )
+from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
 
 MARKS = (0.9, 0.95, 0.99)

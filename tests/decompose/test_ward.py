@@ -10,7 +10,8 @@ from ders_core.decompose.ward import ward
 
 
 def squares_of(points: np.ndarray) -> np.ndarray:
-    return ((points[:, None] - points[None, :]) ** 2).sum(-1)
+    squares: np.ndarray = ((points[:, None] - points[None, :]) ** 2).sum(-1)
+    return squares
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 40])
