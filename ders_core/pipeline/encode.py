@@ -19,13 +19,16 @@ from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
+from ders_core.files.in_place import write_at
 from ders_core.files.inputs import Held, same_inputs
+from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, write_file, write_json
 from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
 from ders_core.pipeline.report import ReportEntry
+from ders_core.pipeline.staging import note_of, writer_of
 from ders_core.recipe import Recipe
 
 
@@ -50,7 +53,9 @@ class EncodeTask:
     """All that a process needs to encode one group. It is pickled, so it holds values and no open
     files.
 
-    key: layer and projection of the group. device: where to encode. staged: the file to write.
+    key: layer and projection of the group. device: where to encode. staged: the file to write, by
+    whose name the note beside it goes. places: where to write the group's tensors instead, by their
+    full names. run: a name of the run that the task belongs to.
     ahead: the key of the group that is encoded soon after; its bytes are read beforehand. groups:
     how many are encoded in all. removal: as of `EncodeContext`, of each expert; fewer where it is
     not known of the last. held: the files that the run has opened, which the task must read.
@@ -61,6 +66,8 @@ class EncodeTask:
     key: tuple[int, str]
     device: str
     staged: str
+    places: Mapping[str, FileTensor] | None = None
+    run: str = ""
     ahead: tuple[int, str] | None = None
     groups: int = 1
     removal: tuple[float, ...] = ()
@@ -116,7 +123,7 @@ def encode_group(task: EncodeTask) -> ReportEntry:
             parts["bias"] = Stacked.whole(group.read_biases())
         digest.add_biases(group)
     read = {"sha256": digest.sha256, "version": checkpoint.store.version}
-    return _stage(group, best, others, parts, read, Path(task.staged), started)
+    return _stage(group, best, others, parts, read, task, started)
 
 
 def _kept(group: ExpertGroup, codec: GroupCodec, digest: WeightsDigest) -> _Encoded:
@@ -222,15 +229,22 @@ def _stage(
     others: Mapping[str, float],
     parts: Mapping[str, Stacked],
     read: Mapping[str, str],
-    path: Path,
+    task: EncodeTask,
     started: float,
 ) -> ReportEntry:
-    """Write the group's tensors to `path`, and the note next to them. read: which weights were
-    encoded, see `StagedGroup`."""
+    """Write the group's tensors to their places or to a file, and the note. read: which weights
+    were encoded, see `StagedGroup`."""
     named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
     specs = {name: tensor.spec for name, tensor in named.items()}
-    # not synced: checksums are compared when the tensors are used
-    checksums = write_file(path, file_order(specs), lambda name: named[name].raw(), sync=False)
+    # not synced: checksums are compared when another run uses the tensors
+    if task.places is None:
+        checksums = write_file(
+            Path(task.staged), file_order(specs), lambda name: named[name].raw(), sync=False
+        )
+    else:
+        if specs != {name: place.spec for name, place in task.places.items()}:
+            raise AssertionError(f"{group.prefix} is not what was planned: {specs}")
+        checksums = {name: write_at(task.places[name], named[name].raw()) for name in specs}
     entry = ReportEntry(
         *group.key,
         encoded.codec.label,
@@ -255,7 +269,8 @@ def _stage(
         "lengths": encoded.lengths,
         "bases": encoded.bases,
         "checksums": checksums,
+        "by": writer_of(task.run),
         **read,
     }
-    write_json(path.with_suffix(".json"), note)
+    write_json(note_of(Path(task.staged)), note)
     return entry
