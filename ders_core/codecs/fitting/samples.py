@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ders_core.codecs.coding import even_stream
+from ders_core.codecs.coding import level_stream
 from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import (
     CODES,
@@ -102,7 +102,7 @@ class _Sorted(Sample):
             totals = np.diff(self._sums[edges])[filled]
             return self._energy - float((totals * totals / counts).sum())
 
-        return Trial(even_stream.stream_bytes(counts * self._grown), error)
+        return Trial(level_stream.stream_bytes(None, counts[None] * self._grown), error)
 
 
 def _ends(largest: float) -> np.ndarray:
