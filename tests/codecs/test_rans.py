@@ -109,10 +109,11 @@ def test_frequencies_are_shares(counts: list[int], bits: int) -> None:
         counts[0] = 1
     frequencies = frequencies_of(np.array(counts), bits).tolist()
     assert sum(frequencies) == 1 << bits
-    assert all((count > 0) == (frequency > 0) for count, frequency in zip(counts, frequencies))
-    least = [count for count, frequency in zip(counts, frequencies) if frequency == 1]
+    pairs = list(zip(counts, frequencies, strict=True))
+    assert all((count > 0) == (frequency > 0) for count, frequency in pairs)
+    least = [count for count, frequency in pairs if frequency == 1]
     slots, total = (1 << bits) - len(least), sum(counts) - sum(least)
-    for count, frequency in zip(counts, frequencies, strict=True):
+    for count, frequency in pairs:
         if frequency > 1:
             assert abs(frequency * total - count * slots) < total + max(least, default=0) * (
                 1 << bits
@@ -216,8 +217,8 @@ def test_every_form_of_a_class_is_written() -> None:
     """The test above reaches gaps with and without low parts, symbols each, and rare levels."""
     random, shape = np.random.default_rng(0), (512, 2048)
     forms = set()
-    for spread, steps in ((0.25, some_steps(random, shape)), (0.7, None), (60.0, None)):
-        levels, symbols, counts, _ = classes_of(random, shape, spread, steps)
+    for spread in (0.15, 0.25, 0.5, 60.0):
+        _, symbols, counts, _ = classes_of(random, shape, spread, None)
         common = int(counts.sum(0).argmax())
         for each, row in zip(symbols, counts, strict=True):
             section = level_stream.section_of(each, row, common)
@@ -242,13 +243,14 @@ def test_damaged_streams_are_refused_or_read_as_others(
         stream[place] = int(random.integers(256))
     if random.random() < 0.3:
         stream = stream[: int(random.integers(2, len(stream)))]
-    outcomes = []
+    outcomes, refusals = [], set()
     for compiled in (True, False):
         with patch("ders_core.compute.kernels._installed", return_value=compiled):
             try:
                 outcomes.append(level_stream.read(stream, shape).matrix())
             except CodecError as error:
                 outcomes.append(torch.zeros(0))
-                assert "damaged" in str(error)
+                refusals.add(str(error))
+    assert all("damaged" in refusal for refusal in refusals)
     assert torch.equal(*(outcome.contiguous().view(torch.uint8) for outcome in outcomes))
     assert bool(torch.isfinite(outcomes[0]).all())

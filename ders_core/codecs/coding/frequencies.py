@@ -3,6 +3,8 @@ that every machine finds the same."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 
@@ -29,6 +31,23 @@ def frequencies_of(counts: np.ndarray, bits: int) -> np.ndarray:
     left = slots - int(frequencies[many].sum())
     frequencies[many[largest[:left]]] += 1
     return frequencies
+
+
+@cache
+def _ends_of_eighths() -> np.ndarray:
+    """int64: the least number with 1, 2, 3 … eighths, up to 2^16."""
+    ends, number = [], 1
+    for eighth in range(1, 8 * 16 + 1):
+        while number**8 < 1 << eighth:
+            number += 1
+        ends.append(number)
+    return np.array(ends)
+
+
+def eighths(numbers: np.ndarray) -> np.ndarray:
+    """⌊8 · log2⌋ of numbers from 1 to 2^16, exactly; 0 of 0."""
+    found: np.ndarray = np.searchsorted(_ends_of_eighths(), numbers, "right")
+    return found
 
 
 def entropy_bytes(counts: np.ndarray) -> float:

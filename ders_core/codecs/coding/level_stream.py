@@ -30,7 +30,7 @@ LEAST_CLASSED_BYTES = 40
 WITH_STEPS = 16
 NOTHING_CODED = 15
 
-ABOUT_HEAD = 6
+ABOUT_HEAD = 9
 """Bytes of what a class says besides its frequencies."""
 
 BYTES_PER_LANE = 1 << 13
@@ -51,8 +51,13 @@ def stream_bytes(steps: Steps | None, counts: np.ndarray, slack: float = 1.0) ->
 
 
 def _table_bytes(counts: np.ndarray) -> float:
-    """About those of frequencies: two where they are 1/64 or more."""
-    return float(counts.shape[1] * len(counts) + (64 * counts >= counts.sum(1)[:, None]).sum())
+    """About those of frequencies from the first level that occurs to the last: one each, two where
+    they are 1/64 or more."""
+    if not counts.size:
+        return 0.0
+    occurring = counts > 0
+    spans = counts.shape[1] - occurring.argmax(1) - occurring[:, ::-1].argmax(1)
+    return float(spans.sum() + (64 * counts >= counts.sum(1)[:, None]).sum())
 
 
 def factor_bytes(steps: Steps) -> float:

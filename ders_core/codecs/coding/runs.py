@@ -57,15 +57,15 @@ class Gaps:
         rounded down; the slots of n are what this loses from n to n + 1, in 1/2^BITS, both rounded
         down. The piece takes the place of the first n that would get no slot, or leave none.
         """
-        chance, left, frequencies = 1 << 32, 1 << BITS, []
-        while len(frequencies) < MOST:
-            chance = chance * self.goes_on >> UNIT_BITS
-            after = chance >> 32 - BITS
-            if after == left or after == 0:
-                break
-            frequencies.append(left - after)
-            left = after
-        return Table(np.array([*frequencies, left]))
+        chance, goes_on, ends = 1 << 32, self.goes_on, [1 << BITS]
+        for _ in range(MOST):
+            chance = chance * goes_on >> UNIT_BITS
+            ends.append(chance >> 32 - BITS)
+        left = np.array(ends)
+        lost = left[:-1] - left[1:]
+        none = np.flatnonzero((lost == 0) | (left[1:] == 0))
+        most = int(none[0]) if len(none) else MOST
+        return Table(np.append(lost[:most], left[most]))
 
     def low_table(self) -> Table:
         """Of low parts: all alike."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ders_core.codecs.coding import runs
-from ders_core.codecs.coding.frequencies import frequencies_of
+from ders_core.codecs.coding.frequencies import eighths, frequencies_of
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, Popper, Table
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.compute import kernels
 
 ALONE, DENSE, RUNS = 0, 1, 2
 
@@ -21,7 +22,7 @@ MOST_LEVELS = 1 << MOST_BITS
 RARE = 1 << BITS - 1
 """A level that fewer than one entry in so many has is rare."""
 
-FEW_OTHERS = 0.3
+FEW_OTHERS = 0.2
 """Share of entries without the common level up to which gaps are quicker than symbols."""
 
 
@@ -34,17 +35,9 @@ class Push:
     counts: np.ndarray
 
     def about_bits(self) -> int:
-        """What it takes, to an eighth of a bit a symbol."""
-        return (
-            sum(
-                count * (8 * self.table.bits + 1 - int(frequency**8).bit_length())
-                for count, frequency in zip(
-                    self.counts.tolist(), self.table.frequencies.tolist(), strict=True
-                )
-                if count
-            )
-            // 8
-        )
+        """What it takes, to an eighth of a bit a symbol, in integers."""
+        taken = 8 * self.table.bits - eighths(self.table.frequencies)
+        return int((self.counts * taken).sum()) // 8
 
 
 @dataclass(frozen=True)
@@ -97,12 +90,10 @@ class LevelTables:
         if self.rare is None:
             return [Push(symbols, self.usual, np.append(counts, 0))]
         of_rare = self.rare.frequencies > 0
-        escape = np.uint16(len(counts))
-        names = np.where(of_rare, escape, np.arange(len(counts), dtype=np.uint16))
-        first = np.append(np.where(of_rare, 0, counts), counts[of_rare].sum())
-        rare = symbols[of_rare[symbols]]
+        of_usual = np.append(np.where(of_rare, 0, counts), counts[of_rare].sum())
+        usual, rare = _parted(symbols, of_rare, int(of_usual[-1]))
         return [
-            Push(names[symbols], self.usual, first),
+            Push(usual, self.usual, of_usual),
             Push(rare, self.rare, np.where(of_rare, counts, 0)),
         ]
 
@@ -113,6 +104,18 @@ class LevelTables:
             places = np.flatnonzero(symbols == len(self.rare.frequencies))
             symbols[places] = popper.pop(len(places), self.rare)
         return symbols
+
+
+def _parted(symbols: np.ndarray, of_rare: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(symbols with one number for all rare ones, the rare ones): uint16. count: of rare ones."""
+    if kernels.takes():
+        from ders_core.compute.kernels import arranged
+
+        usual, rare = np.empty_like(symbols), np.empty(count, dtype=np.uint16)
+        arranged.part(symbols, of_rare, usual, rare)
+        return usual, rare
+    places = of_rare[symbols]
+    return np.where(places, np.uint16(len(of_rare)), symbols), symbols[places]
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,19 @@ class Section:
             self.tables.put(writer)
 
 
+def _gaps_of(symbols: np.ndarray, common: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(how many common symbols come before each other one int64, those others uint16). count: of
+    others."""
+    if kernels.takes():
+        from ders_core.compute.kernels import arranged
+
+        gaps, others = np.empty(count + 1, np.int64), np.empty(count + 1, np.uint16)
+        arranged.find_gaps(symbols, np.uint16(common), gaps, others)
+        return gaps[:count], others[:count]
+    places = np.flatnonzero(symbols != common)
+    return np.diff(places, prepend=-1) - 1, symbols[places]
+
+
 def section_of(symbols: np.ndarray, counts: np.ndarray, common: int) -> Section:
     """symbols: uint16 `[entries]`, numbers of levels. counts: how often each level occurs, int64.
     common: the level that runs are of."""
@@ -143,8 +159,7 @@ def section_of(symbols: np.ndarray, counts: np.ndarray, common: int) -> Section:
     if others.sum() > FEW_OTHERS * symbols.size:
         tables = LevelTables.of(counts)
         return Section(DENSE, [], tables, tables.pushes(symbols, counts))
-    places = np.flatnonzero(symbols != common)
-    gaps = np.diff(places, prepend=-1) - 1
+    gaps, of_others = _gaps_of(symbols, common, int(others.sum()))
     kind, tables = runs.Gaps.of(gaps, symbols.size), LevelTables.of(others)
     high_table, low_table = kind.table(), kind.low_table()
     most = len(high_table.frequencies) - 1
@@ -152,7 +167,7 @@ def section_of(symbols: np.ndarray, counts: np.ndarray, common: int) -> Section:
     pushes = [
         Push(high, high_table, np.bincount(high, minlength=most + 1)),
         Push(low, low_table, np.bincount(low, minlength=1 << kind.low_bits)),
-        *tables.pushes(symbols[places], others),
+        *tables.pushes(of_others, others),
     ]
     return Section(RUNS, [kind.low_bits, kind.goes_on, len(high)], tables, pushes)
 

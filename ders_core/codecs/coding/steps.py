@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ders_core.compute import kernels
+
 PER_OCTAVE = 4
 """Values of a factor to a doubling: finer ones would cost more bytes than they save."""
 
@@ -45,8 +47,14 @@ class Steps:
 
     def divided(self, delta: torch.Tensor) -> torch.Tensor:
         """Δ in units of its steps, `[out, in]` float32."""
-        scaled = delta * powers(-self.rows).unsqueeze(1)
-        return scaled.mul_(powers(-self.columns))
+        rows, columns = powers(-self.rows), powers(-self.columns)
+        if kernels.takes(delta):
+            from ders_core.compute.kernels import arranged
+
+            scaled = torch.empty_like(delta)
+            arranged.divide(delta.numpy(), rows.numpy(), columns.numpy(), scaled.numpy())
+            return scaled
+        return (delta * rows.unsqueeze(1)).mul_(columns)
 
     def multiply_(self, values: torch.Tensor) -> torch.Tensor:
         """The inverse of `divided`, in place."""
@@ -57,6 +65,13 @@ class Steps:
         """Entries whose steps are alike to an octave (to more, where there are many octaves) have
         statistics of their own: uint8 `[out · in]`, from 0 up with the step."""
         low, high = self._range
+        if kernels.takes(self.rows, self.columns):
+            from ders_core.compute.kernels import arranged
+
+            classes = np.empty((self.rows.numel(), self.columns.numel()), dtype=np.uint8)
+            exponents = self.rows.numpy(), self.columns.numpy()
+            arranged.classify(*exponents, low, high, self._span, classes)
+            return torch.from_numpy(classes).view(-1)
         sums = (self.rows - low).to(torch.int16).unsqueeze(1) + self.columns.to(torch.int16)
         classes = sums.clamp_(0, high - low).floor_divide_(self._span)
         return classes.to(torch.uint8).view(-1)

@@ -15,6 +15,35 @@ from ders_core.compute.kernels.synthesis import add_bfloat16, add_float32
 
 
 @loop
+def divide(delta: np.ndarray, rows: np.ndarray, columns: np.ndarray, scaled: np.ndarray) -> None:
+    """scaled, float32 `[out, in]`: delta times the factors of its row and column, in this order."""
+    for row in range(delta.shape[0]):
+        given, filled, factor = delta[row], scaled[row], rows[row]
+        for column in range(columns.size):
+            filled[column] = np.float32(given[column] * factor) * columns[column]
+
+
+@loop
+def classify(
+    rows: np.ndarray, columns: np.ndarray, low: int, high: int, width: int, classes: np.ndarray
+) -> None:
+    """classes, uint8 `[out, in]`: which `width` numbers from low to high a row's and a column's
+    exponent sum up to. rows, columns: int64."""
+    if not columns.size:
+        return
+    first = columns.min()
+    of_sums = np.empty(columns.max() - first + 1, dtype=np.uint8)
+    places = (columns - first).astype(np.uint16)
+    for row in range(rows.size):
+        for place in range(of_sums.size):
+            total = rows[row] + first + place
+            of_sums[place] = np.uint8((min(max(total, low), high) - low) // width)
+        filled = classes[row]
+        for column in range(places.size):
+            filled[column] = of_sums[places[column]]
+
+
+@loop
 def arrange(
     codes: np.ndarray,
     numbers: np.ndarray,
@@ -35,6 +64,34 @@ def arrange(
             for place in range(count):
                 filled[place] = numbers[np.uint32(given[np.uint64(columns[place])])]
             begins[number] = begin + count
+
+
+@loop
+def find_gaps(symbols: np.ndarray, common: np.uint16, gaps: np.ndarray, others: np.ndarray) -> None:
+    """Fill gaps, int64, with how many common symbols come before each other one, and others,
+    uint16, with those; both one longer than there are others."""
+    count, gap = np.uint64(0), np.int64(0)
+    for place in range(symbols.size):
+        symbol = symbols[place]
+        other = np.int64(symbol != common)
+        gaps[count], others[count] = gap, symbol
+        count += np.uint64(other)
+        gap = (gap + 1) * (1 - other)
+
+
+@loop
+def part(symbols: np.ndarray, of_rare: np.ndarray, usual: np.ndarray, rare: np.ndarray) -> None:
+    """Fill usual with symbols, and one more than the last where they are rare; fill rare with
+    those, in order. All uint16, but for of_rare: bool, of each symbol."""
+    last, count = np.uint16(of_rare.size), np.uint64(0)
+    for place in range(symbols.size):
+        symbol = symbols[place]
+        if of_rare[symbol]:
+            rare[count] = symbol
+            count += np.uint64(1)
+            usual[place] = last
+        else:
+            usual[place] = symbol
 
 
 @loop

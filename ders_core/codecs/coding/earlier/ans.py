@@ -1,5 +1,5 @@
-"""Entropy coding with asymmetric numeral systems (Duda, arXiv 1311.2540), by `constriction`: a stack,
-of which the last symbol pushed is popped first."""
+"""Entropy coding with asymmetric numeral systems (Duda, arXiv 1311.2540), by `constriction`: a
+stack, of which the last symbol pushed is popped first."""
 
 from __future__ import annotations
 
