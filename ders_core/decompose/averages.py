@@ -68,7 +68,7 @@ def _for_loops(part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, int]:
     """(memory for the average, the experts' bits `[K, n]`, their kind)."""
     bits = kernels.bits(part)
     average = torch.empty(part.shape[1:], dtype=part.dtype)
-    return average, bits.reshape(len(bits), -1), kernels.KINDS[part.dtype]
+    return average, bits.reshape(len(bits), -1), kernels.kind_of(part.dtype)
 
 
 def around_mean(group: ExpertGroup, device: torch.device | str = "cpu") -> Decomposition:
