@@ -11,9 +11,10 @@ from __future__ import annotations
 import pkgutil
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ders_core.errors import DersError
 
@@ -91,5 +92,11 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
             if not module.ispkg and module.name != f"{self._package}.testing":
                 import_module(module.name)
-        for point in entry_points(group=self._package):
+        for point in installed_points().select(group=self._package):
             point.load()
+
+
+@cache
+def installed_points() -> Any:
+    """The entry points of all distributions, read once; what `select` chooses from."""
+    return entry_points()

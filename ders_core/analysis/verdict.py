@@ -133,10 +133,11 @@ def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
     groups = [group for group in checkpoint.groups() if group.shape[0] > 1]
     if not groups:
         return SINGLE
-    chosen = np.unique(np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round().astype(int))
-    samples = [_rows(groups[int(index)]) for index in chosen]
+    places = np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round()
+    chosen = [groups[int(place)] for place in dict.fromkeys(places)]
+    samples = [_rows(group) for group in chosen]
     cosines = [mean_pair_cosine(weights) for weights in samples]
-    bits = [8 * groups[int(index)].dtype.itemsize for index in chosen]
+    bits = [8 * group.dtype.itemsize for group in chosen]
     starts = [_sampled_starts(*sample) for sample in zip(samples, bits, strict=True)]
     return judge(float(np.mean(cosines)), common_starts(starts))
 

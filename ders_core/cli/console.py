@@ -1,7 +1,7 @@
 """Output of the commands: tables or JSON on stdout; progress on stderr, as a bar on a terminal and
 as plain lines elsewhere.
 
-rich is imported where something is drawn: `ders --help` and `--json` do not wait for it.
+rich is imported where a bar is drawn: other commands do not wait for it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -93,15 +94,20 @@ def print_links(names: Sequence[str]) -> None:
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """The first three columns are words, aligned left; the others are numbers, aligned right."""
-    from rich.console import Console
-    from rich.table import Table
+    widths = [max(map(_width, cells)) for cells in zip(columns, *rows, strict=True)]
+    for number, row in enumerate([columns, *rows] if any(columns) else rows):
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - _width(cell))
+            cells.append(cell + padding if place < 3 else padding + cell)
+        line = "  ".join(cells).rstrip()
+        is_header = number == 0 and any(columns)
+        print(f"\x1b[1m{line}\x1b[0m" if is_header and sys.stdout.isatty() else line)
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width to fold at
-        console = Console(width=200)
-    console.print(table)
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))

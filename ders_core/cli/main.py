@@ -46,6 +46,7 @@ def main() -> None:
     """Entry point: errors become one line on stderr."""
     sweep_scratch()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large pages for large tensors
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it looks for them everywhere
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
-from ders_core.codecs.coding.ans import Model, Stack
+from ders_core.codecs.coding.earlier.ans import Model, Stack
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.codecs.statistics import DeltaStatistics, Expected

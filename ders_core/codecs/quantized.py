@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, difference, register
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.packing import (
     TRITS,
     pack_piece,
@@ -33,6 +33,7 @@ from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.synthesis import difference
 from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype

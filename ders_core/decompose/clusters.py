@@ -185,8 +185,7 @@ def _moved(gram: np.ndarray, assignment: np.ndarray, floor: float) -> np.ndarray
     return assignment
 
 
-def _by_first_member(labels: object) -> np.ndarray:
+def _by_first_member(labels: np.ndarray) -> np.ndarray:
     """Number clusters in the order in which their first experts come."""
-    _, first, inverse = np.unique(np.asarray(labels), return_index=True, return_inverse=True)
-    rank: np.ndarray = np.argsort(np.argsort(first))[inverse]
-    return rank
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels.tolist()])

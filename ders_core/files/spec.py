@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ders_core.files.dtype import Dtype
-
-if TYPE_CHECKING:
-    import torch
+from ders_core.later import torch
 
 NARROW_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 """Bits of an element of the dtypes that share bytes among elements. torch has no such dtype, so

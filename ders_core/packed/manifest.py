@@ -30,8 +30,8 @@ from ders_core.recipe import Recipe
 
 ROLLBACK = "ders_rollback"
 """The folder of a rollback in a patched checkpoint."""
-FORMAT_VERSION = 3
-READABLE = (1, 2, 3)
+FORMAT_VERSION = 4
+READABLE = (1, 2, 3, 4)
 BASE_MODEL = "base_model"
 """The entry of `quantization_config` that holds the original's name on the hub."""
 

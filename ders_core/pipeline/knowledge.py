@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs import Codec, EncodeContext, Parts
-from ders_core.codecs.codec import difference
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.synthesis import difference
 from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
 

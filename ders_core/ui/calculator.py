@@ -31,6 +31,10 @@ AT_ONCE = 2
 IDLE_SECONDS = 120.0
 """After which a calculator ends."""
 
+WAITING = "OMP_WAIT_POLICY"
+"""How torch's threads wait for each other. By default they keep the cores busy while they wait; a
+job may need these, and then both take many times as long."""
+
 PATIENCE = 2.0
 """Seconds in which a calculator must stop when it is asked to."""
 
@@ -47,7 +51,7 @@ def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = 
     in this thread; what it raises stops the work. Raises the function's DersError; any other error
     is told as one.
     """
-    if "torch" in sys.modules:
+    if _computes_here():
         return function(*arguments, progress=progress)
     with _turns:
         request = function, arguments
@@ -72,9 +76,13 @@ def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = 
 def warm() -> None:
     """Start a calculator unless there is one, so that the first result comes sooner."""
     with _lock:
-        if "torch" not in sys.modules and not _idle:
+        if not _computes_here() and not _idle:
             with suppress(OSError):
                 _idle.append(_Calculator())
+
+
+def _computes_here() -> bool:
+    return "torch" in sys.modules
 
 
 def _take_idle() -> _Calculator | None:
@@ -107,10 +115,13 @@ class _Calculator:
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ders_core.ui.calculator", str(theirs.fileno())],
+                [
+                    *(sys.executable, "-m", "ders_core.ui.calculator"),
+                    *(str(theirs.fileno()), str(IDLE_SECONDS)),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=package_environment(),
+                env={WAITING: "PASSIVE"} | package_environment(),
                 start_new_session=True,
             )
         threading.Thread(target=self._process.wait, daemon=True).start()  # leaves no zombie
@@ -162,8 +173,8 @@ def _ending() -> Iterator[None]:
 class _Served:
     """The process's own side: a thread reads requests, the main thread computes."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._pipe = Connection(descriptor)
+    def __init__(self, descriptor: int, idle_seconds: float) -> None:
+        self._pipe, self._idle_seconds = Connection(descriptor), idle_seconds
         self._requests: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = (
             queue.SimpleQueue()
         )
@@ -176,7 +187,7 @@ class _Served:
 
         with suppress(queue.Empty, OSError):
             while True:
-                function, arguments = self._requests.get(timeout=IDLE_SECONDS)
+                function, arguments = self._requests.get(timeout=self._idle_seconds)
                 self._pipe.send((True, self._value(function, arguments)))
 
     def _listen(self) -> None:
@@ -211,4 +222,4 @@ class _Served:
 
 
 if __name__ == "__main__":
-    _Served(int(sys.argv[1])).run()
+    _Served(int(sys.argv[1]), float(sys.argv[2])).run()

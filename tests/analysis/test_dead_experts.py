@@ -61,7 +61,7 @@ KINDS = ["zero", "two zeros", "tiny", "tiny and unlike", "same", "all zeros"]
 def test_mean_cosines_are_those_of_float64(kind: str, checkpoint_of: MakeCheckpoint) -> None:
     weights = experts(kind)
     wanted = cosines_of(weights)
-    assert mean_pair_cosine(weights.flatten(1).numpy()) == pytest.approx(
+    assert mean_pair_cosine(weights.flatten(1).float().numpy()) == pytest.approx(
         mean_of_pairs(wanted), abs=1e-9
     )
     checkpoint = checkpoint_of(weights)

@@ -13,7 +13,7 @@ from ders_core.compute.kernels.floats import narrow, widen
 from ders_core.compute.kernels.levels import nearest
 from ders_core.compute.kernels.loop import loop
 from ders_core.compute.kernels.planes import unpack, unpack_trits
-from ders_core.compute.kernels.sums import halved
+from ders_core.compute.kernels.sums import halved_apart
 
 
 @loop
@@ -74,14 +74,14 @@ def factors(
                 weight = weights[begin + place] if weights.size > 0 else np.float32(1)
                 weighed[place] = unit * weight
                 terms[place] = unit * weighed[place]
-            energy = halved(terms, padded)
+            energy = halved_apart(terms, padded)
             for place in range(padded):
                 terms[place] = 0
             for place in range(count):
                 level = table[codes[row, begin + place]]
                 decoded = np.float32(np.float32(level * scale) + offset)
                 terms[place] = np.float32(decoded / largest) * weighed[place]
-            shared = halved(terms, padded)
+            shared = halved_apart(terms, padded)
             is_usual = shared > np.float32(0) and energy > np.float32(0)
             found[row, block] = energy / shared if is_usual else np.float32(1)
 

@@ -1,15 +1,74 @@
-"""Weights minus their base, and experts' averages, in float32."""
+"""Weights against a base and against each other. All arrays but deltas and sums are bits of floats,
+of a kind of `floats`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.floats import widen
+from ders_core.compute.kernels.floats import BFLOAT16, FLOAT16, widen
 from ders_core.compute.kernels.loop import loop
+from ders_core.compute.kernels.sums import halved, halved_apart
+
+PIECE = 256
+"""Values whose squares are summed before these sums are."""
 
 
 @loop
 def subtract(weights: np.ndarray, base: np.ndarray, kind: int, deltas: np.ndarray) -> None:
-    """deltas: float32 `[n]`. weights, base: bits of floats `[n]`, of a kind of `floats`."""
+    """deltas: float32 `[n]`, get weights − base, `[n]`."""
     for place in range(deltas.size):
         deltas[place] = widen(weights[place], kind) - widen(base[place], kind)
+
+
+@loop
+def count_beyond(values: np.ndarray, kind: int) -> int:
+    """How many values are not finite."""
+    mask = np.uint32(0x7F800000)
+    if kind == BFLOAT16:
+        mask = np.uint32(0x7F80)
+    elif kind == FLOAT16:
+        mask = np.uint32(0x7C00)
+    count = 0
+    for place in range(values.size):
+        count += np.int64(np.uint32(values[place] & mask) == mask)
+    return count
+
+
+@loop
+def squares(
+    synthesized: np.ndarray, weights: np.ndarray, base: np.ndarray, kind: int, sums: np.ndarray
+) -> None:
+    """sums: float64 `[4]`, get Σ(W−Ŵ)², Σ(W−base)², ΣW² and Σ(W−Ŵ)(W−base).
+
+    In many short loops: processors work on several places at once only where a loop has few
+    arrays.
+    """
+    count, quarter = -(-weights.size // PIECE), PIECE // 4
+    exact, error = np.zeros(PIECE, np.float64), np.zeros(PIECE, np.float64)
+    delta, terms = np.zeros(PIECE, np.float64), np.empty(PIECE, np.float64)
+    partial = np.zeros((4, max(-(-count // 4) * 4, 4)), np.float64)
+    for number in range(count):
+        begin = number * PIECE
+        size = min(PIECE, weights.size - begin)
+        if size < PIECE:
+            exact[:], error[:], delta[:] = 0, 0, 0
+        for place in range(size):
+            exact[place] = np.float64(widen(weights[begin + place], kind))
+        for place in range(size):
+            error[place] = exact[place] - np.float64(widen(synthesized[begin + place], kind))
+        for place in range(size):
+            delta[place] = exact[place] - np.float64(widen(base[begin + place], kind))
+        for which in range(4):
+            left = delta if which == 1 else exact if which == 2 else error
+            right = error if which == 0 else exact if which == 2 else delta
+            for place in range(quarter):  # the first two steps of the sum at once
+                terms[place] = (
+                    left[place] * right[place]
+                    + left[place + 2 * quarter] * right[place + 2 * quarter]
+                ) + (
+                    left[place + quarter] * right[place + quarter]
+                    + left[place + 3 * quarter] * right[place + 3 * quarter]
+                )
+            partial[which, number] = halved(terms, quarter)
+    for which in range(4):
+        sums[which] = halved_apart(partial[which], partial.shape[1])

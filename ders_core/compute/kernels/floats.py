@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from ders_core.compute.kernels.loop import part_of_numbers
+from ders_core.compute.kernels.loop import part_apart
 
 BFLOAT16, FLOAT16, FLOAT32 = 0, 1, 2
 
@@ -48,7 +48,7 @@ def bits_of(context: Any, value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
-@part_of_numbers
+@part_apart
 def widen(stored: np.unsignedinteger, kind: int) -> np.float32:
     """The float32 that is the stored float."""
     bits = np.uint32(stored)
@@ -68,7 +68,7 @@ def widen(stored: np.unsignedinteger, kind: int) -> np.float32:
     return value
 
 
-@part_of_numbers
+@part_apart
 def narrow(value: np.float32, kind: int) -> np.uint32:
     """The bits of the stored float that is nearest to a value."""
     bits = bits_of(value)

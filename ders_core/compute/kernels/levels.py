@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.loop import part
+from ders_core.compute.kernels.loop import part, part_apart
 
 FEW = 15
 """So many borders are compared with every value, which processors do for several at once."""
@@ -37,6 +37,19 @@ def number_of(
 
 
 @part
+def snap_uniform(
+    values: np.ndarray, step: np.float32, table: np.ndarray, levels: np.ndarray
+) -> None:
+    """levels: float32 `[n]`, gets the level nearest to each value over the step; levels are 1
+    apart."""
+    lowest, top = table[0], np.float32(table.size - 1)
+    shift = np.float32(lowest - np.float32(0.5))
+    for place in range(values.size):
+        code = np.floor(np.float32(np.float32(values[place] / step) - shift))
+        levels[place] = min(max(code, np.float32(0)), top) + lowest
+
+
+@part_apart
 def snap(
     values: np.ndarray,
     step: np.float32,
@@ -46,16 +59,9 @@ def snap(
     fine: np.float32,
     levels: np.ndarray,
 ) -> None:
-    """levels: float32 `[n]`, gets the level nearest to each value over the step."""
-    if borders.size == 0:
-        lowest, top = table[0], np.float32(table.size - 1)
-        shift = np.float32(lowest - np.float32(0.5))
-        for place in range(values.size):
-            code = np.floor(np.float32(np.float32(values[place] / step) - shift))
-            levels[place] = min(max(code, np.float32(0)), top) + lowest
-    elif table.size <= FEW + 1:
-        for place in range(values.size):
-            levels[place] = table[0]
+    """The same for levels of a table."""
+    if table.size <= FEW + 1:
+        levels[:] = table[0]
         for number in range(table.size - 1):
             border, level = borders[number], table[number + 1]
             for place in range(values.size):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.levels import snap
+from ders_core.compute.kernels.levels import snap_uniform
 from ders_core.compute.kernels.loop import loop
-from ders_core.compute.kernels.sums import halved
+from ders_core.compute.kernels.sums import halved, halved_apart
 
 
 @loop
@@ -34,13 +34,12 @@ def best_lines(
     unit, heavy = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
     moved, levels = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
     terms = np.empty(padded, np.float32)
-    borders, bins = np.empty(0, np.float32), np.empty(0, np.int32)
     one, zero = np.float32(1), np.float32(0)
     for block in range(count):
         for place in range(size):
             heavy[place] = weights[block % weights.shape[0], place]
         terms[:] = heavy
-        total = max(halved(terms, padded), tiny)
+        total = max(halved_apart(terms, padded), tiny)
         low, high = np.float32(np.inf), np.float32(-np.inf)
         for place in range(size):
             if heavy[place] > zero:
@@ -51,7 +50,7 @@ def best_lines(
         for place in range(size):
             unit[place] = np.float32(blocks[block, place] - low) / safe
         terms[:] = unit * heavy
-        middle = np.float32(halved(terms, padded) / total)
+        middle = np.float32(halved_apart(terms, padded) / total)
         slope, shift, least = slopes[0], zero, np.float32(np.inf)
         for attempt in range(slopes.size + 2 * refinements):
             # a refinement is two steps: the levels of the best line, then a line for these
@@ -62,20 +61,20 @@ def best_lines(
                 tried, ahead = slope, shift
             else:
                 terms[:] = levels * heavy
-                centre = np.float32(halved(terms, padded) / total)
+                centre = np.float32(halved_apart(terms, padded) / total)
                 for place in range(padded):
                     apart = np.float32(levels[place] - centre) * heavy[place]
                     terms[place] = np.float32(apart) * levels[place]
-                power = max(halved(terms, padded), tiny)
+                power = max(halved_apart(terms, padded), tiny)
                 for place in range(padded):
                     apart = np.float32(levels[place] - centre) * heavy[place]
                     terms[place] = np.float32(apart) * np.float32(unit[place] - middle)
-                tried = max(np.float32(halved(terms, padded) / power), zero)
+                tried = max(np.float32(halved_apart(terms, padded) / power), zero)
                 ahead = np.float32(middle - np.float32(tried * centre))
             for place in range(padded):
                 moved[place] = unit[place] - ahead
             step = tried if tried > zero else one
-            snap(moved, step, table, borders, bins, zero, levels)
+            snap_uniform(moved, step, table, levels)
             if is_step:
                 continue
             for place in range(padded):

@@ -18,7 +18,7 @@ def loop(function: Function) -> Function:
     try:
         compiled: Any = njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # neither the package's folder nor a cache of the user can be written to
-        return part_of_numbers(function)
+        return part_apart(function)
     # numba compiles again where the loop's own file has changed; parts of it are in other files
     kept = compiled._cache._cache_file
     kept._source_stamp = (kept._source_stamp, _stamps())
@@ -32,8 +32,8 @@ def part(function: Function) -> Function:
     return copied
 
 
-def part_of_numbers(function: Function) -> Function:
-    """A part of loops that works on single numbers."""
+def part_apart(function: Function) -> Function:
+    """A part of loops that works on single numbers, or so long on arrays that it may be called."""
     compiled: Function = njit(nogil=True, error_model="numpy")(function)
     return compiled
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.loop import loop, part, part_of_numbers
+from ders_core.compute.kernels.loop import loop, part, part_apart
 
 ONES = np.uint64(0x0101010101010101)
 GATHER = np.uint64(0x0102040810204080)
@@ -26,7 +26,7 @@ TRITS = np.array(
 MOST_TRITS = 3**5
 
 
-@part_of_numbers
+@part_apart
 def gathered(word: np.uint64, bit: int) -> np.uint8:
     """That bit of each of eight bytes, the first one lowest."""
     flags = np.uint64(np.uint64(word >> np.uint64(bit)) & ONES)

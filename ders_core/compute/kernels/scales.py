@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.levels import snap
-from ders_core.compute.kernels.loop import loop, part_of_numbers
-from ders_core.compute.kernels.sums import halved
+from ders_core.compute.kernels.levels import snap, snap_uniform
+from ders_core.compute.kernels.loop import loop, part_apart
+from ders_core.compute.kernels.sums import halved, halved_apart
 
 
-@part_of_numbers
+@part_apart
 def weighed_square(
     value: np.float32, level: np.float32, scale: np.float32, weight: np.float32
 ) -> np.float32:
@@ -51,16 +51,16 @@ def best_scales(
     is_one_magnitude = table.size == 2
     for place in range(size):
         heavy[place] = 1
-    total = np.float32(size)
+    total, totals = np.float32(size), np.empty(weights.shape[0], np.float32)
+    for number in range(weights.shape[0]):
+        heavy[:size] = weights[number]
+        terms[:] = heavy
+        totals[number] = max(halved_apart(terms, padded), tiny)
     one, zero = np.float32(1), np.float32(0)
     for block in range(count):
         if weights.shape[0] > 0:
-            for place in range(size):
-                heavy[place] = weights[block % weights.shape[0], place]
-                terms[place] = heavy[place]
-            for place in range(size, padded):
-                terms[place] = 0
-            total = max(halved(terms, padded), tiny)
+            heavy[:size] = weights[block % weights.shape[0]]
+            total = totals[block % weights.shape[0]]
         largest = zero
         for place in range(size):
             magnitude = abs(blocks[block, place]) if heavy[place] > zero else zero
@@ -79,7 +79,7 @@ def best_scales(
             scales[block] = np.float32(mean * largest) / reach
             continue
         spread = np.float32(np.float32(np.sqrt(mean)) * gaussian)
-        best, least, first = zero, np.float32(np.inf), 0
+        best, least, first, power = zero, np.float32(np.inf), 0, one
         again = spreads.size + shrinks.size  # the best one, for its levels; then refinements of it
         for attempt in range(again + 1 + refinements):
             number = attempt - spreads.size if attempt >= spreads.size else attempt + shrinks.size
@@ -92,37 +92,50 @@ def best_scales(
                 bound = np.float32(np.float32(short * short) * np.float32(one - caution))
                 if weights.shape[0] == 0 and bound > least:
                     continue
-            elif attempt == again:
+            else:
                 scale = best
-            else:
-                for place in range(padded):
-                    level = levels[place]
-                    terms[place] = level * np.float32(level * heavy[place])
-                power = max(halved(terms, padded), tiny)
-                for place in range(padded):
-                    terms[place] = unit[place] * np.float32(levels[place] * heavy[place])
-                scale = max(np.float32(halved(terms, padded) / power), zero)
-            snap(unit, scale if scale > zero else one, table, borders, bins, fine, levels)
-            if padded > 16:  # the first two steps of the sum at once
-                left = padded // 4
-                for place in range(left):
-                    second, third, fourth = place + left, place + 2 * left, place + 3 * left
-                    terms[place] = (
-                        weighed_square(unit[place], levels[place], scale, heavy[place])
-                        + weighed_square(unit[third], levels[third], scale, heavy[third])
-                    ) + (
-                        weighed_square(unit[second], levels[second], scale, heavy[second])
-                        + weighed_square(unit[fourth], levels[fourth], scale, heavy[fourth])
-                    )
-            else:
+            sums = 3 if attempt > again else 1
+            for left_over in range(sums - 1, -1, -1):
                 left = padded
-                for place in range(padded):
-                    terms[place] = weighed_square(unit[place], levels[place], scale, heavy[place])
-            error_of_all = halved(terms, left)
-            if error_of_all < least:
-                best, least, first = scale, error_of_all, number
+                if left_over == 2:  # of the squares of the levels
+                    for place in range(padded):
+                        level = levels[place]
+                        terms[place] = level * np.float32(level * heavy[place])
+                elif left_over == 1:  # of their products with the values
+                    for place in range(padded):
+                        terms[place] = unit[place] * np.float32(levels[place] * heavy[place])
+                else:  # of the errors
+                    step = scale if scale > zero else one
+                    if borders.size == 0:
+                        snap_uniform(unit, step, table, levels)
+                    else:
+                        snap(unit, step, table, borders, bins, fine, levels)
+                    if padded > 16:  # the first two steps of the sum at once
+                        left = padded // 4
+                        for place in range(left):
+                            second, third = place + left, place + 2 * left
+                            fourth = third + left
+                            terms[place] = (
+                                weighed_square(unit[place], levels[place], scale, heavy[place])
+                                + weighed_square(unit[third], levels[third], scale, heavy[third])
+                            ) + (
+                                weighed_square(unit[second], levels[second], scale, heavy[second])
+                                + weighed_square(unit[fourth], levels[fourth], scale, heavy[fourth])
+                            )
+                    else:
+                        for place in range(padded):
+                            terms[place] = weighed_square(
+                                unit[place], levels[place], scale, heavy[place]
+                            )
+                found = halved(terms, left)
+                if left_over == 2:
+                    power = max(found, tiny)
+                elif left_over == 1:
+                    scale = max(np.float32(found / power), zero)
+            if found < least:
+                best, least, first = scale, found, number
             elif attempt < again:
-                if error_of_all == least and number < first:
+                if found == least and number < first:
                     best, first = scale, number
             elif attempt > again:
                 break

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from ders_core.codecs import Codec, Keep
 from ders_core.errors import RecipeError
+from ders_core.later import torch
 from ders_core.upcycle.forms.form import FORMS, Form, SavedSet, Shape, normal
 
 if TYPE_CHECKING:
-    import torch
-
     from ders_core.upcycle.delta import Delta
     from ders_core.upcycle.separate import SeparateLinear
 
