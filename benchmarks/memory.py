@@ -1,7 +1,8 @@
-"""Peak memory of compression against the number of layers: it must not grow.
+"""Peak memory of compression against the number of layers and of threads: it must not grow.
 
 Makes synthetic upcycled checkpoints of 1, 2 and 4 layers (8 experts of 1792×1024, bfloat16) and
-compresses each in a process of its own. Run: `python benchmarks/memory.py [RECIPE]`.
+compresses each in a process of its own, with 1, 2 and 16 threads that may hold two experts at a
+time. Run: `python benchmarks/memory.py [RECIPE]`.
 """
 
 from __future__ import annotations
@@ -17,22 +18,27 @@ from pathlib import Path
 import torch
 
 import ders_core
+from ders_core.codecs import Codec
+from ders_core.compute import threads
 from ders_core.files.writer import write_tensors
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import load_recipe
 
 EXPERTS, OUT, IN = 8, 1792, 1024
 LAYERS = (1, 2, 4)
+THREADS = (1, 2, 16)
+AT_ONCE = 2
+"""Experts that threads may hold together, as Mixtral's are by default."""
 
 
-def make_checkpoint(directory: Path, layers: int) -> None:
+def make_checkpoint(directory: Path, layers: int, out: int = OUT, width: int = IN) -> None:
     """A common base and small differences; one shard a layer."""
     directory.mkdir()
     random = torch.Generator().manual_seed(0)
     weight_map: dict[str, str] = {}
     for layer in range(layers):
         tensors = {}
-        for name, shape in (("w1", (OUT, IN)), ("w3", (OUT, IN)), ("w2", (IN, OUT))):
+        for name, shape in (("w1", (out, width)), ("w3", (out, width)), ("w2", (width, out))):
             base = torch.randn(shape, generator=random) * 0.02
             for expert in range(EXPERTS):
                 key = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}.weight"
@@ -47,10 +53,19 @@ def make_checkpoint(directory: Path, layers: int) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def peak_growth(directory: Path, recipe: str) -> int:
-    """Bytes of peak resident memory beyond what the imports take, of one compression."""
+def peak_growth(directory: Path, recipe: str, count: int) -> int:
+    """Bytes of peak resident memory beyond what imports and compiled loops take, of one compression
+    with so many threads."""
+    loaded = load_recipe(recipe)
+    with tempfile.TemporaryDirectory() as place:
+        tiny = Path(place) / "tiny"
+        make_checkpoint(tiny, 1, 32, 16)
+        compress(tiny, Path(place) / "packed", loaded)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is what is held now
     before = _peak()
-    compress(directory, directory.with_name(directory.name + "-packed"), load_recipe(recipe))
+    threads.WORKING_BYTES = AT_ONCE * OUT * IN * Codec.working_bytes
+    with threads.threads_of_torch(count):
+        compress(directory, directory.with_name(directory.name + "-packed"), loaded)
     return _peak() - before
 
 
@@ -61,15 +76,15 @@ def _peak() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(recipe: str, layers: tuple[int, ...] = LAYERS) -> dict[int, int]:
-    """Number of layers -> peak growth in bytes, each in a fresh process."""
+def measure(recipe: str, layers: tuple[int, ...] = LAYERS, count: int = 1) -> dict[int, int]:
+    """Number of layers -> peak growth in bytes with so many threads, each in a fresh process."""
     peaks = {}
     with tempfile.TemporaryDirectory() as place:
         for count in layers:
             directory = Path(place) / f"layers{count}"
             make_checkpoint(directory, count)
             done = subprocess.run(
-                [sys.executable, __file__, recipe, str(directory)],
+                [sys.executable, __file__, recipe, str(directory), str(count)],
                 capture_output=True,
                 text=True,
                 check=True,
@@ -82,10 +97,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", nargs="?", default="quantized-4bit", help="a file or a preset")
     parser.add_argument("directory", nargs="?", type=Path, help="compress this checkpoint alone")
+    parser.add_argument("threads", nargs="?", type=int, default=1, help="of that one")
     options = parser.parse_args()
     recipe: str = options.recipe
     if options.directory is not None:
-        print(peak_growth(options.directory, recipe))
+        print(peak_growth(options.directory, recipe, options.threads))
         return
     group = EXPERTS * OUT * IN * 2
     print(
@@ -93,11 +109,13 @@ def main() -> None:
         f"Python {platform.python_version()}, {platform.machine()}; recipe {recipe}"
     )
     print(f"one group of experts: {group / 1e6:.1f} MB; one layer: {3 * group / 1e6:.1f} MB")
-    print("layers  checkpoint MB  peak beyond imports MB  over one group")
-    for count, peak in measure(recipe).items():
-        print(
-            f"{count:6}  {3 * group * count / 1e6:13.1f}  {peak / 1e6:22.1f}  {peak / group:14.2f}"
-        )
+    print("threads  layers  checkpoint MB  peak beyond imports MB  over one group")
+    for count in THREADS:
+        for layers, peak in measure(recipe, LAYERS if count == 1 else LAYERS[:1], count).items():
+            print(
+                f"{count:7}  {layers:6}  {3 * group * layers / 1e6:13.1f}  {peak / 1e6:22.1f}  "
+                f"{peak / group:14.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -256,27 +256,16 @@ def with_threads(
 
 
 def analyses(bench: Bench, full: Path) -> None:
-    device = bench.device
-    read = bench.read(full)
-    for spectra, title, goal in (
-        ("none", "analyze (over cat)", "<= 1.3"),
-        ("head", "analyze, heads of spectra", "<= 2"),
-    ):
-        with_threads(
-            title,
-            goal,
-            read,
-            lambda threads, spectra=spectra: bench.cold("analyze", full, spectra, threads, device),
-        )
-        read = bench.read(full)
+    def analysed(spectra: str, source: Path) -> Callable[[str], Measured]:
+        return lambda threads: bench.cold("analyze", source, spectra, threads, bench.device)
+
     single = first_layers(full, bench.place / "single", 1)
-    read = bench.read(single)
-    with_threads(
-        "analyze 1 layer, whole curves",
-        "report",
-        read,
-        lambda threads: bench.cold("analyze", single, "curve", threads, device),
-    )
+    for spectra, title, source, goal in (
+        ("none", "analyze (over cat)", full, "<= 1.3"),
+        ("head", "analyze, heads of spectra", full, "<= 2"),
+        ("curve", "analyze 1 layer, whole curves", single, "report"),
+    ):
+        with_threads(title, goal, bench.read(source), analysed(spectra, source))
 
 
 def codecs(bench: Bench, full: Path) -> None:

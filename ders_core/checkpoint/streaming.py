@@ -81,8 +81,8 @@ def each_matrix(
     it is the caller's. On a GPU it must be 1. What has begun when the caller leaves is waited for.
     """
     if threads == 1:
-        for expert, weight in matrices(group, device, seen):
-            yield expert, use(expert, weight)
+        for number, weight in matrices(group, device, seen):
+            yield number, use(number, weight)
         return
     fill, where, experts = _whole(group, seen), torch.device(device), iter(range(group.shape[0]))
     use = in_this_mode(use)
@@ -107,10 +107,10 @@ def each_matrix(
                     running.append((expert, buffer, pool.submit(work, expert, buffer, filled)))
                 if not running:
                     return
-                expert, buffer, worked = running.popleft()
+                first, buffer, worked = running.popleft()
                 result = worked.result()
                 free.append(buffer)
-                yield expert, result
+                yield first, result
         finally:
             for _, _, worked in running:
                 worked.cancel()

@@ -216,6 +216,10 @@ class GroupCodec:
                 parts[part] = read(name, slice(row, row + 1))[0]
         return parts
 
+    def part_name(self, expert: int, part: str) -> str:
+        """What a part of the expert is called in the group."""
+        return self._name(self.uses[expert], part)
+
     def _name(self, number: int, part: str) -> str:
         return part if self.codec is not None else f"{number}.{part}"
 

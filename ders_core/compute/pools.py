@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar, cast
@@ -27,7 +27,7 @@ def cores() -> int:
 
 def in_order(
     pool: Executor, function: Callable[[T], R], items: Iterable[T], under_way: int
-) -> Iterator[R]:
+) -> Generator[R]:
     """Yield `function(item)` for every item, in the order of the items.
 
     under_way: how many items, at least 1, have begun or are finished and not yielded yet. Raises
@@ -47,7 +47,7 @@ def in_order(
 
 def as_finished(
     pool: Executor, function: Callable[[T], R], items: Iterable[T], under_way: int
-) -> Iterator[R]:
+) -> Generator[R]:
     """As `in_order`, in the order in which they finish."""
     waiting = iter(items)
     running = {pool.submit(function, item) for item in islice(waiting, under_way)}

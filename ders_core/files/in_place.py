@@ -45,22 +45,39 @@ def reserve(path: Path, specs: Specs, metadata: Mapping[str, str] | None = NO_ME
     return False
 
 
+class Growing:
+    """A tensor that is written from its beginning to its end, a piece at a time; not synced."""
+
+    def __init__(self, place: FileTensor) -> None:
+        """place: in a file that `reserve` made."""
+        self.place = place
+        self._digest, self._position = hashlib.sha256(), place.begin
+
+    def append(self, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write the next bytes. Raises OSError."""
+        handle = os.open(self.place.file, os.O_WRONLY)
+        try:
+            for chunk in chunks:
+                self._digest.update(chunk)
+                rest = memoryview(chunk)
+                if self._position + len(rest) > self.place.end:
+                    raise AssertionError(f"{self.place.name}: above {self.place.nbytes} bytes")
+                while rest:
+                    count = os.pwrite(handle, rest, self._position)
+                    self._position, rest = self._position + count, rest[count:]
+        finally:
+            os.close(handle)
+
+    def finish(self) -> str:
+        """Hex SHA-256 of the bytes, all of which must be written."""
+        if self._position != self.place.end:
+            written = self._position - self.place.begin
+            raise AssertionError(f"{self.place.name}: {written} of {self.place.nbytes} bytes")
+        return self._digest.hexdigest()
+
+
 def write_at(place: FileTensor, chunks: Iterable[bytes | memoryview]) -> str:
-    """Write the bytes of a tensor at its place in a file that `reserve` made; not synced. Returns
-    their hex SHA-256. Raises OSError."""
-    digest, position = hashlib.sha256(), place.begin
-    handle = os.open(place.file, os.O_WRONLY)
-    try:
-        for chunk in chunks:
-            digest.update(chunk)
-            rest = memoryview(chunk)
-            if position + len(rest) > place.end:
-                raise AssertionError(f"{place.name}: more than {place.nbytes} bytes")
-            while rest:
-                count = os.pwrite(handle, rest, position)
-                position, rest = position + count, rest[count:]
-    finally:
-        os.close(handle)
-    if position != place.end:
-        raise AssertionError(f"{place.name}: {position - place.begin} of {place.nbytes} bytes")
-    return digest.hexdigest()
+    """Write the bytes of a tensor at its place; returns their hex SHA-256. Raises OSError."""
+    growing = Growing(place)
+    growing.append(chunks)
+    return growing.finish()

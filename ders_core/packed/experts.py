@@ -63,12 +63,11 @@ class PackedExperts:
         return self._tensor(group, "bias").read()
 
     def base(self, group: PackedGroup, expert: int = 0) -> torch.Tensor | None:
-        """The base `[out, in]` of one expert, in the group's dtype; None with the codec `keep`."""
-        tensor = self._store.tensors.get(f"{group.prefix}.base")
-        if tensor is None:
+        """The base `[out, in]` of one expert, in the group's dtype, not to be written to; None with
+        the codec `keep`."""
+        if f"{group.prefix}.base" not in self._store.tensors:
             return None
-        number = slice(group.bases[expert], group.bases[expert] + 1) if group.bases else None
-        return tensor.read(number).reshape(group.shape[1:])
+        return self._base_on(group, expert, "cpu")
 
     def is_lossless(self, group: PackedGroup) -> bool:
         """Whether every expert's codec keeps all bits."""
@@ -90,9 +89,9 @@ class PackedExperts:
         key = f"{group.prefix}#{number}@{device}"
         with self._lock:
             if key not in self._bases:
-                base = self.base(group, expert)
-                assert base is not None, "a group without a base is not decoded"
-                self._bases[key] = base.to(device)
+                rows = slice(number, number + 1) if group.bases else None
+                base = self._tensor(group, "base").read(rows)
+                self._bases[key] = base.reshape(group.shape[1:]).to(device)
                 while len(self._bases) > KEPT_BASES:
                     self._bases.popitem(last=False)
             self._bases.move_to_end(key)

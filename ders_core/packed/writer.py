@@ -14,6 +14,7 @@ from ders_core.files.spec import TensorSpec
 from ders_core.files.store import content_identity, middle
 from ders_core.files.writer import (
     METADATA,
+    Specs,
     file_bytes,
     json_text,
     shards,
@@ -97,7 +98,7 @@ def write_packed(
     advance: counts the bytes of tensors as they are written. check: called with every tensor of a
     weight file once the file is written. Raises what `check` and the tensors' `raw` raise.
     """
-    files = packed_files(contents)
+    files = shards({name: tensor.spec for name, tensor in contents.tensors.items()})
     checksums: dict[str, str] = {}
     for file, specs in files.items():
 
@@ -109,22 +110,19 @@ def write_packed(
             if check is not None:
                 check(name, sha256)
         checksums |= written
-    return finish_packed(directory, contents, checksums)
-
-
-def packed_files(contents: PackedContents) -> dict[str, dict[str, TensorSpec]]:
-    """The weight files and the tensors in each, in their order."""
-    return shards({name: tensor.spec for name, tensor in contents.tensors.items()})
+    return finish_packed(directory, contents, files, checksums)
 
 
 def finish_packed(
-    directory: Path, contents: PackedContents, checksums: Mapping[str, str]
+    directory: Path,
+    contents: PackedContents,
+    files: Mapping[str, Specs],
+    checksums: Mapping[str, str],
 ) -> Written:
     """Write everything but the weight files, which lie in `directory`: as of `write_packed`.
 
-    checksums: hex SHA-256 of each tensor, in any order.
+    files: their tensors, in their order. checksums: hex SHA-256 of each tensor, in any order.
     """
-    files = packed_files(contents)
     ordered = {name: checksums[name] for specs in files.values() for name in specs}
     if len(files) > 1 or index_name({}, contents.source.files) is not None:
         write_index(directory / INDEX, files)  # where the source has one, tools look for one

@@ -125,7 +125,7 @@ def compress(
         else:
             checksums = _write_rest(staging, contents, carried, groups.values(), run, meter)
             staging.release()
-            written = finish_packed(partial, contents, checksums)
+            written = finish_packed(partial, contents, files, checksums)
         meter.finish("written")
         staging.remove()
     entries = _report_entries(plan, groups)

@@ -19,7 +19,6 @@ from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
-from ders_core.files.in_place import write_at
 from ders_core.files.inputs import Held, same_inputs
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, write_file, write_json
@@ -27,6 +26,7 @@ from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
+from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.report import ReportEntry
 from ders_core.pipeline.staging import note_of, writer_of
 from ders_core.recipe import Recipe
@@ -77,7 +77,8 @@ class EncodeTask:
 @dataclass(frozen=True)
 class _Encoded:
     """A group against one base. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments.
-    noise_cost, router_noise: as of `ReportEntry`."""
+    noise_cost, router_noise: as of `ReportEntry`. placed: if the tensors are written already; then
+    `tensors` is empty."""
 
     base: str
     bases: tuple[int, ...] | None
@@ -88,6 +89,7 @@ class _Encoded:
     output: float | None
     noise_cost: float | None
     router_noise: float | None = None
+    placed: PlacedGroup | None = None
 
     @property
     def errors(self) -> tuple[float, float]:
@@ -171,12 +173,13 @@ def _tried(
     )
     context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
     seen: Callable[[torch.Tensor], None] | None = digest.add
+    placed = PlacedGroup(group.prefix, task.places) if task.places is not None else None
     for name, decomposition in recipe.base.decompositions(group, context):
         if ahead is not None:
             ahead.read_ahead()
             ahead = None
-        yield _encode(name, decomposition, codec, recipe.seed, known, threads, seen)
-        seen = None
+        yield _encode(name, decomposition, codec, recipe.seed, known, threads, seen, placed)
+        seen = placed = None  # another base that is better is written over the first one
 
 
 def _encode(
@@ -187,9 +190,11 @@ def _encode(
     known: Knowledge,
     threads: int,
     seen: Callable[[torch.Tensor], None] | None,
+    placed: PlacedGroup | None,
 ) -> _Encoded:
     """The base and all parts over the experts, on the CPU; and the errors. threads, seen: as of
-    `Decomposition.each`. Sums are taken in the order of the experts."""
+    `Decomposition.each`. placed: gets base and parts, each expert's as soon as it is encoded. Sums
+    are taken in the order of the experts."""
     group = decomposition.group
     fitted = codec.fit(decomposition.deltas)
 
@@ -204,22 +209,29 @@ def _encode(
             )
         return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
 
-    parts: list[Parts] = []
-    losses = Losses()
-    for packed, lost in decomposition.each(encode_one, threads, seen):
-        parts.append(packed)
+    stored, parts, losses = decomposition.base.cpu(), list[Parts](), Losses()
+    if placed is not None:
+        placed.append("base", stored)
+    encoded = decomposition.each(encode_one, threads, seen)
+    for expert, (packed, lost) in enumerate(encoded):
         losses += lost
-    stacked, lengths = fitted.stack(parts)
+        if placed is None:
+            parts.append(packed)
+            continue
+        for part, piece in packed.items():
+            placed.append(fitted.part_name(expert, part), piece)
+    tensors, lengths = fitted.stack(parts) if placed is None else ({}, {})
     return _Encoded(
         base,
         decomposition.bases,
         fitted,
-        {"base": Stacked.whole(decomposition.base.cpu()), **stacked},
+        {"base": Stacked.whole(stored), **tensors} if placed is None else {},
         lengths,
         losses.squares,
         losses.output_error,
         losses.noise_cost if known.curvatures else None,
         losses.router_noise if known.routers else None,
+        placed,
     )
 
 
@@ -234,22 +246,23 @@ def _stage(
 ) -> ReportEntry:
     """Write the group's tensors to their places or to a file, and the note. read: which weights
     were encoded, see `StagedGroup`."""
-    named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
-    specs = {name: tensor.spec for name, tensor in named.items()}
     # not synced: checksums are compared when another run uses the tensors
     if task.places is None:
-        checksums = write_file(
-            Path(task.staged), file_order(specs), lambda name: named[name].raw(), sync=False
-        )
+        named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
+        specs = file_order({name: tensor.spec for name, tensor in named.items()})
+        nbytes = sum(spec.nbytes for spec in specs.values())
+        checksums = write_file(Path(task.staged), specs, lambda name: named[name].raw(), sync=False)
     else:
-        if specs != {name: place.spec for name, place in task.places.items()}:
-            raise AssertionError(f"{group.prefix} is not what was planned: {specs}")
-        checksums = {name: write_at(task.places[name], named[name].raw()) for name in specs}
+        placed = encoded.placed or PlacedGroup(group.prefix, task.places)
+        for part, tensor in parts.items():
+            for piece in tensor.pieces:
+                placed.append(part, piece)
+        nbytes, checksums = placed.nbytes, placed.checksums()
     entry = ReportEntry(
         *group.key,
         encoded.codec.label,
         group.nbytes,
-        sum(spec.nbytes for spec in specs.values()),
+        nbytes,
         *encoded.errors,
         time.monotonic() - started,
         encoded.base,

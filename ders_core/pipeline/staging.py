@@ -114,7 +114,8 @@ class Staging:
             self.places = self._reserved(files)
 
     def _reserved(self, files: Mapping[str, Specs]) -> dict[str, FileTensor]:
-        places, there = {}, True
+        places: dict[str, FileTensor] = {}
+        there = True
         for name, specs in files.items():
             path, released = self._unfinished(name), self._partial / name
             if released.is_file() and not path.exists():  # by a run that was killed in the end

@@ -11,6 +11,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.checkpoint.streaming import each_matrix
 from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.tasks import with_next
 from ders_core.compute.threads import one_thread, threads_for
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
@@ -98,7 +99,9 @@ def verify(
         )
     problems += _carried_problems(checkpoint, original, meter)
     errors = []
-    for group in groups:
+    for group, following in with_next(groups):
+        if following is not None:
+            following.read_ahead()
         error, others = _compared(checkpoint, original, group)
         errors.append(error)
         problems += others

@@ -26,6 +26,7 @@ from ders_core.compute.threads import threads_of_torch
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import encode as encode_module
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.knowledge import encode_expert
 from ders_core.pipeline.report import Outlook, Report
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
@@ -131,7 +132,7 @@ def test_same_bytes_however_many_threads(
 ) -> None:
     """As many experts as there are threads and memory are encoded at once; and there and back."""
     busy, most, lock = 0, 0, threading.Lock()
-    encode = encode_module.encode_expert
+    encode = encode_expert
 
     def spy(*arguments: Any) -> Any:
         nonlocal busy, most

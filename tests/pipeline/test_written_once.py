@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,16 +62,15 @@ def test_every_byte_of_a_tensor_is_written_once(
     snapshot: Snapshot,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written: dict[str, int] = {}
+    written: list[tuple[int, int]] = []
 
-    def spy(place: Any, chunks: Any) -> str:
-        assert place.name not in written
-        written[place.name] = place.nbytes
-        return write_at(place, chunks)
+    def spy(handle: int, chunk: Any, position: int) -> int:
+        if position:  # not the lock of the output
+            written.append((position, position + len(chunk)))
+        return pwrite(handle, chunk, position)
 
-    write_at = encode_module.write_at
-    for module in (encode_module, compress_module):
-        monkeypatch.setattr(module, "write_at", spy)
+    pwrite = os.pwrite
+    monkeypatch.setattr("ders_core.files.in_place.os.pwrite", spy)
     staging = tmp_path / "out.partial" / ".ders-groups"
 
     def look(done: int, total: int, message: str) -> None:
@@ -77,8 +78,12 @@ def test_every_byte_of_a_tensor_is_written_once(
 
     compress(mixtral_dir, tmp_path / "out", EXACT, progress=look)
     assert snapshot(tmp_path / "out") == wanted
-    tensors = PackedCheckpoint(tmp_path / "out").store.tensors
-    assert written == {name: tensor.nbytes for name, tensor in tensors.items()}
+    monkeypatch.undo()
+    tensors = PackedCheckpoint(tmp_path / "out").store.tensors.values()
+    edges = sorted(written)
+    assert edges[0][0] == min(tensor.begin for tensor in tensors)
+    assert edges[-1][1] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert all(end == begin for (_, end), (begin, _) in pairwise(edges))
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 4, 7, 8, 9, 20])
