@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ders_core.codecs.coding.packing import check_trits, packed_bytes, unpack, unpack_trits
+from ders_core.codecs.coding.packing import (
+    check_trits,
+    packed_bytes,
+    packed_trits_bytes,
+    unpack,
+    unpack_trits,
+)
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
@@ -130,7 +136,9 @@ def decoded(
     else:
         out = torch.empty(shape, dtype=base.dtype, device=base.device)
     stored = (out,) if base is None else (out, base)
-    if kernels.takes_stored(*stored) and kernels.takes(packed, *lines.tensors):
+    needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
+    is_whole = packed.numel() == needed and lines.scale.shape[1] == blocks.count
+    if is_whole and kernels.takes_stored(*stored) and kernels.takes(packed, *lines.tensors):
         from ders_core.compute.kernels import codes as loops
 
         if bits is None:

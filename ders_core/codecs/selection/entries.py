@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from ders_core.codecs.codec import difference
+from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values
 
 
@@ -79,8 +80,22 @@ class DifferenceEntries(Entries):
 
     def read(self, piece: slice) -> torch.Tensor:
         weight, base = self._buffers[:, : piece.stop - piece.start].unbind()
+        if kernels.takes_stored(self._flat_weight, self._flat_base):
+            from ders_core.compute.kernels import differences
+
+            both = (kernels.bits(flat[piece]) for flat in (self._flat_weight, self._flat_base))
+            differences.subtract(*both, kernels.KINDS[self._weight.dtype], weight.numpy())
+            return weight
         return weight.copy_(self._flat_weight[piece]).sub_(base.copy_(self._flat_base[piece]))
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
+        if kernels.takes_stored(self._flat_weight, self._flat_base) and kernels.takes(places):
+            from ders_core.compute.kernels import entries
+
+            values = torch.empty(places.numel(), dtype=torch.float32)
+            both = kernels.bits(self._flat_weight), kernels.bits(self._flat_base)
+            kind = kernels.KINDS[self._weight.dtype]
+            entries.gather(*both, kind, places.numpy(), values.numpy())
+            return values
         weight = self._flat_weight.index_select(0, places).float()
         return weight.sub_(self._flat_base.index_select(0, places).float())
