@@ -22,10 +22,10 @@ import torch
 
 import ders_core
 from ders_core.codecs import Codec, EncodeContext, Entropy, Quantized, Sparse
-from ders_core.codecs.codec import difference
 from ders_core.codecs.coding.prng import random_positions, random_uniform
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.rounding import Nearest, Unbiased
+from ders_core.codecs.synthesis import difference
 from ders_core.decompose.averages import mean_of, median_of
 from ders_core.decompose.distortion import compare, is_finite
 

@@ -16,19 +16,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.statistics import DeltaStatistics, Expected
-from ders_core.compute import kernels
-from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.codecs.synthesis import combine, difference
 from ders_core.errors import CodecError, sentence_of
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 from ders_core.registry import Registry
 
-Parts = dict[str, torch.Tensor]
+Parts = dict[str, "torch.Tensor"]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
 
 Need = Literal["nothing", "inputs", "gradients"]
@@ -92,6 +92,9 @@ class Codec(BaseModel, ABC):
     use_of_calibration: ClassVar[str] = ""
     """What it does with second moments, such as "weighs entries by their inputs"; empty: it
     ignores them."""
+    working_bytes: ClassVar[int] = 10
+    """Bytes a weight that encoding one expert holds at most, the weight in 16 bits among them: it
+    decides how many experts threads encode at once."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
     """Parameters of a few codecs of this class, which together reach all of its code."""
 
@@ -148,7 +151,7 @@ class Codec(BaseModel, ABC):
         return self.settled and not self.ragged
 
     @abstractmethod
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         """The tensors that one expert's weight `[out, in]` will take."""
 
     def remark(self, shape: tuple[int, int]) -> str:
@@ -203,28 +206,6 @@ class DeltaCodec(Codec):
     ) -> torch.Tensor:
         shape = (base.shape[0], base.shape[1])
         return combine(base, self.decode(parts, shape, context).to(base.device))
-
-
-def difference(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Δ = W − W_base `[out, in]` in float32; both in any float dtype."""
-    delta = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-    if kernels.takes_stored(weight, base):
-        from ders_core.compute.kernels import differences
-
-        flat = (kernels.bits(tensor).reshape(-1) for tensor in (weight, base))
-        differences.subtract(*flat, kernels.KINDS[weight.dtype], delta.view(-1).numpy())
-        return delta
-    for rows in row_pieces(weight.shape, chunk_values(weight.device)):
-        torch.sub(weight[rows].float(), base[rows].float(), out=delta[rows])
-    return delta
-
-
-def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Synthesis (DeRS eq. 2): Ŵ = W_base + F(Δ), added in float32, in the base's dtype."""
-    weight = torch.empty_like(base)
-    for rows in row_pieces(base.shape, chunk_values(base.device)):
-        weight[rows] = base[rows].float() + delta[rows]
-    return weight
 
 
 def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Need, Parts, register
-from ders_core.codecs.coding import classed_stream, even_stream
+from ders_core.codecs.coding import level_stream
+from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.entries import Coded, Entries
@@ -21,7 +21,9 @@ from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 THRESHOLDS = (0.5, 0.44, 0.38, 0.32)
 """Of `Nearest`: the one with the least error is taken."""
@@ -139,20 +141,22 @@ class Entropy(DeltaCodec):
     def _limit(self, shape: tuple[int, int]) -> int:
         """The most bytes of a stream: the budget, or what zeros alone take."""
         count = math.prod(shape)
-        least = even_stream.LEAST_BYTES if self.steps == "even" else classed_stream.LEAST_BYTES
+        least = level_stream.LEAST_BYTES
+        if self.steps == "sensitive":
+            least = level_stream.LEAST_CLASSED_BYTES
         if self.bits is None:
             return MOST_BYTES * (count + sum(shape)) + 16 * least
         return max(math.floor(self.bits * count / 8), least)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
-        return {"stream": TensorSpec(torch.uint8, (self._limit(shape),))}
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
+        return {"stream": TensorSpec(Dtype.U8, (self._limit(shape),))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         shape = (delta.shape[0], delta.shape[1])
         limit, matrix = self._limit(shape), delta.cpu()
         steps = self._steps(shape, context, limit)
         scaled = matrix if steps is None else steps.divided(matrix)
-        entries = Entries(scaled.reshape(-1), steps)
+        entries = Entries(scaled.contiguous(), steps)
 
         def write(coded: Coded) -> torch.Tensor:
             return self._written(entries, coded, matrix, context)
@@ -194,35 +198,43 @@ class Entropy(DeltaCodec):
             return even
         tried = [best] if self.knob is not None else [best, Steps(even.rows, best.columns), even]
         most = MOST_FOR_FACTORS * limit
-        return next((steps for steps in tried if classed_stream.factor_bytes(steps) <= most), even)
+        return next((steps for steps in tried if level_stream.factor_bytes(steps) <= most), even)
 
     def _written(
         self, entries: Entries, coded: Coded, matrix: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
         """The stream of codes, with levels of the gain that was asked for."""
-        together = coded.counts.sum(0)
-        occurring = together.nonzero().flatten()
-        levels = coded.rounding.levels(entries.values, coded.codes, together, coded.step)
-        number = torch.zeros_like(together, dtype=torch.int32)
-        number[occurring] = torch.arange(occurring.numel(), dtype=torch.int32)
-        numbers = number.index_select(0, coded.codes)
+        levels = coded.levels(entries.values)
         if self.gain is not None:
-            decoded = levels.index_select(0, numbers).view(matrix.shape)
+            occurring = coded.counts.sum(0).nonzero().flatten()
+            of_codes = torch.zeros(coded.counts.shape[1])
+            of_codes[occurring] = levels
+            decoded = of_codes.index_select(0, coded.codes).view(matrix.shape)
             if entries.steps is not None:
                 entries.steps.multiply_(decoded)
             by_chance = self.rounding == "unbiased"
             levels *= gain_factor(self.gain, matrix, decoded, context, by_chance=by_chance)
-        return entries.write(levels, numbers, coded.counts[:, occurring].numpy())
+        return entries.write(coded, levels)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
         stream = parts["stream"]
-        if self.steps == "even":
+        if level_stream.is_one(stream):
+            delta = level_stream.read(stream, shape).matrix()
+        elif self.steps == "even":
             delta = even_stream.read(stream, math.prod(shape)).view(shape)
         else:
             delta = classed_stream.read(stream, shape)
         return delta.to(stream.device)
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        stream = parts["stream"]
+        if base.device.type != "cpu" or not level_stream.is_one(stream):
+            return super().unpack(parts, base, context)
+        return level_stream.read(stream, (base.shape[0], base.shape[1])).onto(base)
 
     def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """As for Gaussian values of one variance. Unknown where steps differ."""

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
-from ders_core.codecs.coding.ans import Model, Stack
+from ders_core.codecs.coding.earlier.ans import Model, Stack
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import np, torch
 
 CHUNK = 1 << 20
 RAW, CODED = 0, 1
@@ -33,8 +32,6 @@ MOST_CODES = 4096
 
 WIDEST = 1 << 16
 """Ranges of codes up to this one are counted and looked up by table."""
-
-INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,8 @@ class Lossless(Codec):
     def ragged(self) -> frozenset[str]:
         return frozenset({"stream"})
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
-        return {"stream": TensorSpec(torch.uint8, (1 + math.prod(shape) * dtype.itemsize,))}
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
+        return {"stream": TensorSpec(Dtype.U8, (1 + math.prod(shape) * dtype.itemsize,))}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         expert, start = weight.reshape(-1).cpu(), base.reshape(-1).cpu()
@@ -186,10 +183,15 @@ def _read(reader: Reader, start: torch.Tensor, expert: torch.Tensor) -> None:
         expert[begin : begin + CHUNK] = _unordered(steps + _ordered(base), expert.dtype)
 
 
+def _integers(itemsize: int) -> torch.dtype:
+    """Whole numbers as wide as weights of 2 or 4 bytes."""
+    return torch.int16 if itemsize == 2 else torch.int32
+
+
 def _ordered(values: torch.Tensor) -> torch.Tensor:
     """int64 that count floats in their order; −0 comes just before 0."""
     size = values.element_size()
-    bits = values.view(INTEGERS[size]).long()
+    bits = values.view(_integers(size)).long()
     return torch.where(bits < 0, -(1 << (8 * size - 1)) - 1 - bits, bits)
 
 
@@ -199,13 +201,13 @@ def _unordered(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if numbers.numel() and (int(numbers.min()) < -half or int(numbers.max()) >= half):
         raise damaged()
     bits = torch.where(numbers < 0, -half - 1 - numbers, numbers)
-    return bits.to(INTEGERS[dtype.itemsize]).view(dtype)
+    return bits.to(_integers(dtype.itemsize)).view(dtype)
 
 
 def _exponents(values: torch.Tensor) -> torch.Tensor:
     """The exponent field, int64."""
     fraction = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}[values.dtype]
-    bits = values.view(INTEGERS[values.element_size()]).long()
+    bits = values.view(_integers(values.element_size())).long()
     return (bits >> fraction) & ((1 << (8 * values.element_size() - 1 - fraction)) - 1)
 
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, difference, register
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.packing import (
     TRITS,
     pack_piece,
@@ -34,9 +33,12 @@ from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.synthesis import difference
 from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values, pieces
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 FULL_SCALE = 255
 
@@ -134,13 +136,13 @@ class Quantized(DeltaCodec):
     def _blocks(self, width: int) -> Blocks:
         return Blocks.of(width, self.group_size)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         out, width = shape
         count, blocks = out * width, self._blocks(width).count
         length = packed_trits_bytes(count) if self.bits is None else packed_bytes(count, self.bits)
-        parts = {"codes": TensorSpec(torch.uint8, (length,))}
+        parts = {"codes": TensorSpec(Dtype.U8, (length,))}
         if self.scale_bits == 8:
-            parts["scales"] = TensorSpec(torch.uint8, (out, blocks))
+            parts["scales"] = TensorSpec(Dtype.U8, (out, blocks))
             parts["tops"] = TensorSpec(dtype, (out,))
         else:
             parts["scales"] = TensorSpec(dtype, (out, blocks))
@@ -250,7 +252,7 @@ class Quantized(DeltaCodec):
 
     def _no_codes(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Memory for the codes of a matrix."""
-        length = self.parts(shape, torch.float32)["codes"].shape
+        length = self.parts(shape, Dtype.F32)["codes"].shape
         return torch.empty(length, dtype=torch.uint8, device=device)
 
     def _pack(self, codes: torch.Tensor, packed: torch.Tensor, begin: int, count: int) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
@@ -31,7 +30,9 @@ from ders_core.codecs.selection.values import PlainValues, QuantizedValues, Valu
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute import kernels
 from ders_core.compute.pieces import at_least
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 Rescale = Literal["none", "unbiased", "least_squares"]
 
@@ -219,7 +220,7 @@ class Sparse(DeltaCodec):
         """How many entries of one expert stay; with a pattern, how many values are stored."""
         return self._selection.count(shape)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return self._coder.specs(self.kept(shape), dtype) | self._selection.specs(shape)
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
@@ -299,7 +300,7 @@ def _added(
     """base + values at the places, in the base's dtype: `[n]`."""
     from ders_core.compute.kernels import entries
 
-    weight, kind, begin = torch.empty_like(base), kernels.KINDS[base.dtype], 0
+    weight, kind, begin = torch.empty_like(base), kernels.kind_of(base.dtype), 0
     entries.copy(kernels.bits(base), kind, kernels.bits(weight))
     for places in pieces:
         kept = values[begin : begin + places.numel()]

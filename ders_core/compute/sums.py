@@ -3,7 +3,7 @@ threads. Sums of torch are in the order that suits the processor."""
 
 from __future__ import annotations
 
-import torch
+from ders_core.later import torch
 
 ALIGNED = 4
 """Terms are first padded with zeros to a multiple of this."""

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
 from ders_core.compute import kernels
 from ders_core.compute.pieces import CHUNK, row_pieces
 from ders_core.decompose.decomposition import Decomposition, decompose
+from ders_core.later import np, torch
 
 
 def mean_base(
@@ -70,7 +68,7 @@ def _for_loops(part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, int]:
     """(memory for the average, the experts' bits `[K, n]`, their kind)."""
     bits = kernels.bits(part)
     average = torch.empty(part.shape[1:], dtype=part.dtype)
-    return average, bits.reshape(len(bits), -1), kernels.KINDS[part.dtype]
+    return average, bits.reshape(len(bits), -1), kernels.kind_of(part.dtype)
 
 
 def around_mean(group: ExpertGroup, device: torch.device | str = "cpu") -> Decomposition:
@@ -89,7 +87,7 @@ def elementwise(
     chosen = replace(group, experts=tuple(group.experts[expert] for expert in members))
     lying = chosen.as_it_lies()
     _, out, width = lying.shape
-    base = torch.empty(out, width, dtype=group.dtype)
+    base = torch.empty(out, width, dtype=group.dtype.torch)
     for rows, slab in slabs(lying):
         if kernels.takes_stored(slab):  # loops take pieces themselves
             base[rows] = value(slab)

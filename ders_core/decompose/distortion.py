@@ -6,12 +6,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.compute import kernels
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.compute.sums import halved_sum
+from ders_core.later import torch
 
 PIECE = 256
 """Values whose squares are summed before these sums are."""
@@ -65,7 +64,7 @@ def compare(
         sums = torch.empty(4, dtype=torch.float64)
         bits = [kernels.bits(tensor).reshape(-1) for tensor in tensors]
         below = bits[1] if base is None else bits[2]
-        kind = kernels.KINDS[weight.dtype]
+        kind = kernels.kind_of(weight.dtype)
         differences.squares(bits[0], bits[1], below, kind, sums.numpy())
     else:
         sums = _sums(*(tensor.reshape(-1) for tensor in tensors))
@@ -109,7 +108,7 @@ def is_finite(weight: torch.Tensor) -> bool:
         from ders_core.compute.kernels import differences
 
         flat = kernels.bits(weight).reshape(-1)
-        return differences.count_beyond(flat, kernels.KINDS[weight.dtype]) == 0
+        return differences.count_beyond(flat, kernels.kind_of(weight.dtype)) == 0
     return all(
         math.isfinite(float(part.sum(dtype=torch.float32))) or bool(torch.isfinite(part).all())
         for part in weight.reshape(-1).split(1 << 22)

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from support.codec_support import context, gauss
 
 from ders_core.codecs import EncodeContext, Quantized
-from ders_core.codecs.codec import Parts, difference
+from ders_core.codecs.codec import Parts
 from ders_core.codecs.coding.packing import pack, pack_trits, unpack, unpack_trits
 from ders_core.codecs.fitting import scales
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
+from ders_core.codecs.synthesis import difference
 from ders_core.codecs.testing import DTYPES, curvature
 from ders_core.compute import kernels
 from ders_core.compute.sums import halved_sum

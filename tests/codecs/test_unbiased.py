@@ -14,7 +14,8 @@ from support.codec_support import context, double, gauss
 
 from ders_core.codecs import Entropy
 from ders_core.codecs.codec import EncodeContext
-from ders_core.codecs.coding import classed_stream
+from ders_core.codecs.coding import level_stream
+from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, PER_OCTAVE, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, Writer
 from ders_core.codecs.curvature import Curvature
@@ -22,6 +23,7 @@ from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Unbiased, m
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing import curvature
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 
 
 def with_curvature(known: Curvature, seed: int = 5) -> EncodeContext:
@@ -169,7 +171,7 @@ def test_a_matrix_too_small_for_factors_has_even_steps() -> None:
     codec = Entropy(bits=0.5, rounding="unbiased", steps="sensitive")
     delta = gauss((12, 40))
     restored, nbytes = decoded(codec, delta, with_curvature(curvature((12, 40))))
-    assert nbytes <= codec.parts((12, 40), torch.float32)["stream"].shape[0]
+    assert nbytes <= codec.parts((12, 40), Dtype.F32)["stream"].shape[0]
     assert restored.shape == delta.shape
 
 
@@ -185,13 +187,15 @@ def test_a_classed_stream_gives_back_levels_times_steps(
     assert steps.class_count <= MOST_CLASSES
     drawn = data.draw(st.lists(st.integers(0, 3), min_size=out * width, max_size=out * width))
     used, numbers = np.unique(np.array(drawn, dtype=np.int64), return_inverse=True)
-    numbers = numbers.astype(np.int32)
     levels = np.array([-2.5, 0.0, 1.0, 3.0], dtype=np.float32)[used]
     counts = np.zeros((steps.class_count, len(used)), dtype=np.int64)
     np.add.at(counts, (steps.classes.numpy(), numbers), 1)
-    stream = classed_stream.write(steps, levels, numbers, counts)
-    assert stream.numel() <= classed_stream.stream_bytes(steps, counts, 1.01) + 4
-    got = double(classed_stream.read(stream, (out, width)))
+    symbols = Arrangement((out, width), steps).symbols(
+        torch.arange(out * width, dtype=torch.int32), numbers.astype(np.uint16)
+    )
+    stream = level_stream.write(steps, levels, 0, symbols, counts)
+    assert stream.numel() <= level_stream.stream_bytes(steps, counts, 1.01) + 8 * len(counts)
+    got = double(level_stream.read(stream, (out, width)).matrix())
     scale = np.add.outer(np.array(rows, dtype=float), np.array(columns, dtype=float))
     wanted = levels.astype(float)[numbers].reshape(out, width) * 2 ** (scale / PER_OCTAVE)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)

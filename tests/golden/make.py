@@ -147,6 +147,16 @@ FORMS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
     "v1-fp8": (coded, {"extended": True, "rules": (Rule(codec=THREE_BITS),)}),
     "v2-lossless": (close, {"rules": (Rule(codec=Lossless()),)}),
     "v2-entropy": (close, {"rules": (Rule(codec=Entropy(bits=1.5)),)}),
+    "v4-entropy": (
+        close,
+        {
+            "rules": (
+                Rule(codec=Entropy(bits=1.5)),
+                Rule(codec=Entropy(bits=0.7, rounding="unbiased"), projections=("down",)),
+                Rule(codec=Entropy(bits=6), projections=("up",)),
+            )
+        },
+    ),
     "v2-median": (close, {"base": "median", "rules": (Rule(codec=Quantized(bits=3)),)}),
     "v2-experts": (
         source,

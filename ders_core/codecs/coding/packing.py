@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
 from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.errors import CodecError
+from ders_core.later import np, torch
 
 CHUNK = 1 << 17
 """Values at a time on the CPU; a multiple of 8."""

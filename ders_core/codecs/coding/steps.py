@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-import torch
+from ders_core.compute import kernels
+from ders_core.later import np, torch
 
 PER_OCTAVE = 4
 """Values of a factor to a doubling: finer ones would cost more bytes than they save."""
 
-ROOTS = torch.tensor([2.0 ** (part / PER_OCTAVE) for part in range(PER_OCTAVE)])
+ROOTS = [2.0 ** (part / PER_OCTAVE) for part in range(PER_OCTAVE)]
 
 SMALLEST, LARGEST = -200, 200
 """Exponents of a factor: from 2⁻⁵⁰ to 2⁵⁰."""
@@ -20,7 +20,7 @@ MOST_CLASSES = 16
 OUTSIDE = 0.01
 """Share of entries at either end of the steps that join the next class."""
 
-Counted = tuple[int, np.ndarray]
+Counted = tuple[int, "np.ndarray"]
 """The lowest exponent, and how often each from there on occurs."""
 
 
@@ -39,34 +39,62 @@ class Steps:
         out, width = shape
         return cls(torch.zeros(out, dtype=torch.int64), torch.zeros(width, dtype=torch.int64))
 
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of rows `[out]` and columns `[in]`, float32."""
+        return powers(self.rows).numpy(), powers(self.columns).numpy()
+
     def divided(self, delta: torch.Tensor) -> torch.Tensor:
         """Δ in units of its steps, `[out, in]` float32."""
-        scaled = delta * _powers(-self.rows).unsqueeze(1)
-        return scaled.mul_(_powers(-self.columns))
+        rows, columns = powers(-self.rows), powers(-self.columns)
+        if kernels.takes(delta):
+            from ders_core.compute.kernels import arranged
+
+            scaled = torch.empty_like(delta)
+            arranged.divide(delta.numpy(), rows.numpy(), columns.numpy(), scaled.numpy())
+            return scaled
+        return (delta * rows.unsqueeze(1)).mul_(columns)
 
     def multiply_(self, values: torch.Tensor) -> torch.Tensor:
         """The inverse of `divided`, in place."""
-        return values.mul_(_powers(self.rows).unsqueeze(1)).mul_(_powers(self.columns))
+        return values.mul_(powers(self.rows).unsqueeze(1)).mul_(powers(self.columns))
 
     @cached_property
     def classes(self) -> torch.Tensor:
         """Entries whose steps are alike to an octave (to more, where there are many octaves) have
         statistics of their own: uint8 `[out · in]`, from 0 up with the step."""
-        low, high = self._range()
-        octaves = -(-(high - low + 1) // (PER_OCTAVE * MOST_CLASSES))
+        low, high = self._range
+        if kernels.takes(self.rows, self.columns):
+            from ders_core.compute.kernels import arranged
+
+            classes = np.empty((self.rows.numel(), self.columns.numel()), dtype=np.uint8)
+            exponents = self.rows.numpy(), self.columns.numpy()
+            arranged.classify(*exponents, low, high, self._span, classes)
+            return torch.from_numpy(classes).view(-1)
         sums = (self.rows - low).to(torch.int16).unsqueeze(1) + self.columns.to(torch.int16)
-        classes = sums.clamp_(0, high - low).floor_divide_(PER_OCTAVE * octaves)
+        classes = sums.clamp_(0, high - low).floor_divide_(self._span)
         return classes.to(torch.uint8).view(-1)
 
     @cached_property
     def class_count(self) -> int:
-        return int(self.classes.max()) + 1 if self.classes.numel() else 1
+        """One more than the class of the largest steps."""
+        if not (self.rows.numel() and self.columns.numel()):
+            return 1
+        low, high = self._range
+        largest = int(self.rows.max() + self.columns.max())
+        return int(min(max(largest - low, 0), high - low)) // self._span + 1
+
+    @property
+    def class_begins(self) -> np.ndarray:
+        """int64 `[classes]`: the least sum of a row's and a column's exponent in each class;
+        smaller sums are in class 0 too."""
+        return self._range[0] + self._span * np.arange(self.class_count)
 
     @cached_property
     def counted(self) -> tuple[Counted, Counted]:
         """Of the rows and of the columns."""
         return _counted(self.rows), _counted(self.columns)
 
+    @cached_property
     def _range(self) -> tuple[int, int]:
         """Exponents of steps that all but OUTSIDE of the entries reach, and that all but as many do
         not exceed."""
@@ -79,13 +107,19 @@ class Steps:
         high = int(np.searchsorted(below, (1 - OUTSIDE) * below[-1]))
         return first + low, first + max(low, high)
 
+    @property
+    def _span(self) -> int:
+        """Exponents in a class."""
+        low, high = self._range
+        return PER_OCTAVE * -(-(high - low + 1) // (PER_OCTAVE * MOST_CLASSES))
+
 
 def _counted(exponents: torch.Tensor) -> Counted:
     lowest = int(exponents.min()) if exponents.numel() else 0
     return lowest, np.bincount((exponents - lowest).numpy())
 
 
-def _powers(exponents: torch.Tensor) -> torch.Tensor:
+def powers(exponents: torch.Tensor) -> torch.Tensor:
     """2^(exponents / PER_OCTAVE) float32, the same on every machine."""
     whole = exponents.div(PER_OCTAVE, rounding_mode="floor")
-    return torch.ldexp(ROOTS[exponents - whole * PER_OCTAVE], whole)
+    return torch.ldexp(torch.tensor(ROOTS)[exponents - whole * PER_OCTAVE], whole)

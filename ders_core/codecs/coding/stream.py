@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
-import torch
+from collections.abc import Sequence
 
 from ders_core.errors import CodecError
+from ders_core.later import np, torch
+
+MOST_DIGITS = 5
+"""Of a number that is mostly small: below 2³⁵."""
 
 
 class Writer:
@@ -20,16 +21,15 @@ class Writer:
         """dtype: numpy's name for little-endian numbers, such as `<u4`."""
         self._pieces.append(np.ascontiguousarray(np.asarray(values, dtype=dtype)).view(np.uint8))
 
-    def put_small(self, numbers: Iterable[int]) -> None:
+    def put_small(self, numbers: np.ndarray | Sequence[int]) -> None:
         """Non-negative numbers that are mostly small: 7 bits a byte, the lowest first, with the
         high bit where more follow (LEB128)."""
-        coded = bytearray()
-        for number in numbers:
-            while number > 127:
-                coded.append(number & 127 | 128)
-                number >>= 7
-            coded.append(number)
-        self.put(list(coded), "u1")
+        left = np.asarray(numbers, dtype=np.int64)
+        digits = np.array([left >> 7 * place & 127 for place in range(MOST_DIGITS)])
+        lengths = 1 + sum((left >> 7 * place > 0).astype(int) for place in range(1, MOST_DIGITS))
+        place = np.arange(MOST_DIGITS)[:, None]
+        digits |= np.where(place < lengths - 1, 128, 0)
+        self.put(digits.T[(place < lengths).T], "u1")
 
     def tensor(self) -> torch.Tensor:
         """All of it: uint8 `[n]`."""
@@ -56,19 +56,24 @@ class Reader:
         return int(self.take(1, dtype)[0])
 
     def small(self, count: int) -> list[int]:
-        """What `put_small` put; below 2³²."""
-        numbers = []
-        for _ in range(count):
-            number, shift = 0, 0
-            while True:
-                byte = self.number("u1")
-                number |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    break
-                if shift > 28:
-                    raise damaged()
-            numbers.append(number)
+        """What `put_small` put; below 2³⁵."""
+        numbers: list[int] = self.small_array(count).tolist()
+        return numbers
+
+    def small_array(self, count: int) -> np.ndarray:
+        """The same, int64 `[count]`."""
+        some = self._bytes[self._at : self._at + MOST_DIGITS * max(count, 0)]
+        ends = np.flatnonzero(some < 128)[:count] + 1
+        if len(ends) < count:
+            raise damaged()
+        if not count:
+            return np.zeros(0, dtype=np.int64)
+        begins = np.concatenate([[0], ends[:-1]])
+        if (ends - begins).max() > MOST_DIGITS:
+            raise damaged()
+        digits = self.take(int(ends[-1]), "u1").astype(np.int64) & 127
+        places = np.arange(len(digits)) - np.repeat(begins, ends - begins)
+        numbers: np.ndarray = np.add.reduceat(digits << 7 * places, begins)
         return numbers
 
     def rest(self, dtype: str) -> np.ndarray:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.packing import (
     check_trits,
     packed_bytes,
@@ -22,6 +19,7 @@ from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.compute.sums import halved_sum
+from ders_core.later import np, torch
 
 CHUNK = 1 << 19
 """Values at a time on the CPU, for what no loop does: many for the cost of a call, few for a
@@ -29,9 +27,6 @@ matrix."""
 
 CHUNK_OF_LOOPS = 1 << 17
 """Values at a time for loops, which cost next to nothing to call: they stay in a core's cache."""
-
-NO_OFFSETS = np.empty((0, 0), dtype=np.float32)
-NO_WEIGHTS = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,8 @@ class Lines:
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.scale.numpy(), NO_OFFSETS if self.offset is None else self.offset.numpy()
+        none = np.empty((0, 0), dtype=np.float32)
+        return self.scale.numpy(), none if self.offset is None else self.offset.numpy()
 
 
 def coded(rows: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks) -> torch.Tensor:
@@ -90,7 +86,7 @@ def gain_factors(
         from ders_core.compute.kernels import codes as loops
 
         found = torch.empty_like(lines.scale)
-        heavy = NO_WEIGHTS if weights is None else weights.view(-1).numpy()
+        heavy = np.empty(0, np.float32) if weights is None else weights.view(-1).numpy()
         loops.factors(
             rows.numpy(),
             codes.numpy(),
@@ -154,7 +150,7 @@ def decoded(
             levels.table.numpy(),
             levels.uniform,
             below,
-            kernels.KINDS[out.dtype],
+            kernels.kind_of(out.dtype),
             kernels.bits(out),
         )
         return out

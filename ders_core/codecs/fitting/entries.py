@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-import torch
-
-from ders_core.codecs.coding import classed_stream, even_stream
+from ders_core.codecs.coding import level_stream
+from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Rounding
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)
 class Entries:
-    """values: float32 `[n]` on the CPU, in units of their steps. steps: None where all are
+    """matrix: float32 `[out, in]` on the CPU, in units of its steps. steps: None where all are
     alike."""
 
-    values: torch.Tensor
+    matrix: torch.Tensor
     steps: Steps | None = None
+
+    @property
+    def values(self) -> torch.Tensor:
+        """float32 `[out · in]`."""
+        return self.matrix.view(-1)
 
     def coded_with(self, step: float, rounding: Rounding) -> Coded:
         """All entries with this step."""
@@ -32,17 +37,24 @@ class Entries:
 
     def stream_bytes(self, counts: np.ndarray, slack: float = 1.0) -> float:
         """counts: `[classes, CODES]`."""
-        if self.steps is None:
-            return even_stream.stream_bytes(counts[0], slack)
-        return classed_stream.stream_bytes(self.steps, counts, slack)
+        return level_stream.stream_bytes(self.steps, counts, slack)
 
-    def write(
-        self, levels: torch.Tensor, numbers: torch.Tensor, counts: np.ndarray
-    ) -> torch.Tensor:
-        """The stream. levels, counts: of the codes that occur alone. numbers: int32 `[n]`."""
-        if self.steps is None:
-            return even_stream.write(levels.numpy(), numbers.numpy(), counts[0])
-        return classed_stream.write(self.steps, levels.numpy(), numbers.numpy(), counts)
+    @cached_property
+    def _arrangement(self) -> Arrangement:
+        out, width = self.matrix.shape
+        return Arrangement((out, width), self.steps)
+
+    def write(self, coded: Coded, levels: torch.Tensor) -> torch.Tensor:
+        """The stream. levels: float32, of the codes that occur."""
+        counts = coded.counts.numpy()
+        together = counts.sum(0)
+        occurring = np.flatnonzero(together)
+        numbers = np.zeros(len(together), dtype=np.uint16)
+        numbers[occurring] = np.arange(len(occurring))
+        common = int(together[occurring].argmax()) if len(occurring) else 0
+        symbols = self._arrangement.symbols(coded.codes, numbers)
+        of_classes = counts[:, occurring]
+        return level_stream.write(self.steps, levels.numpy(), common, symbols, of_classes)
 
 
 @dataclass(frozen=True)
@@ -60,3 +72,8 @@ class Coded:
         near = self.counts[:, FARTHEST - EXACT_CODES : FARTHEST + EXACT_CODES + 1].sum()
         total = self.counts.sum()
         return 1 - float(near / total) if total else 0.0
+
+    def levels(self, values: torch.Tensor) -> torch.Tensor:
+        """What the codes that occur are decoded as, float32, in ascending order of codes. values:
+        that were coded."""
+        return self.rounding.levels(values, self.codes, self.counts.sum(0), self.step)

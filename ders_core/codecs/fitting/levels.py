@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-import numpy as np
-import torch
+from ders_core.later import np, torch
 
 FINENESS = 1024
 """Levels that are computed are rounded to multiples of 1 / FINENESS, so that the last digits of a

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from ders_core.codecs.coding import even_stream
+from ders_core.codecs.coding import level_stream
 from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import (
     CODES,
@@ -18,8 +16,11 @@ from ders_core.codecs.fitting.rounding import (
     PER_OCTAVE,
     Nearest,
     Rounding,
+    Unbiased,
 )
-from ders_core.compute.pieces import largest_magnitude
+from ders_core.compute import kernels
+from ders_core.compute.pieces import CHUNK, largest_magnitude, pieces
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,81 @@ class Sample(ABC):
 def sample_of(entries: Entries, rounding: Rounding) -> Sample:
     """Each n-th entry, as many as this kind of rounding wants."""
     stride = -(-entries.values.numel() // rounding.sample)
+    if isinstance(rounding, Unbiased):
+        return _Counted(entries)
     if entries.steps is None and isinstance(rounding, Nearest):
         return _Sorted(entries, stride)
     return _Spread(entries, stride)
+
+
+KEPT_BITS = 8
+"""Of a magnitude's fraction, in a histogram."""
+
+SHIFT = 23 - KEPT_BITS
+
+CERTAIN = 0.5
+"""Codes that fewer entries are expected to have do not occur."""
+
+
+class _Counted(Sample):
+    """A histogram of all magnitudes, and what chance makes of them on average: a trial need not
+    draw. Signs are taken to be even."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        counts = magnitudes(entries)
+        together = counts.sum(0)
+        self._largest = largest_magnitude(entries.values)
+        usual = np.flatnonzero(together[1:]) + 1
+        half = np.searchsorted(np.cumsum(together[usual]), together[usual].sum() / 2)
+        middle = float(_of_bins(usual[[half]])[0]) / self._largest if len(usual) else 1.0
+        self.typical = min(middle, 1.0)
+        self._classes, bins = np.nonzero(counts)
+        self._counts = counts[self._classes, bins].astype(np.float64)
+        self._values = np.minimum(_of_bins(bins) / self._largest, 1.0)
+
+    def try_out(self, step: float, rounding: Rounding) -> Trial:
+        ratio = self._values / step
+        beyond = np.log2(np.maximum(ratio / EXACT_CODES, 1.0)) * PER_OCTAVE
+        place = np.minimum(ratio, EXACT_CODES) + np.minimum(beyond, FARTHEST - EXACT_CODES)
+        below = place.astype(np.int64)
+        above = self._counts * (place - below)
+        width = int(below.max()) + 2
+        cells, size = self._classes * width + below, self._entries.class_count * width
+        expected = np.bincount(cells, self._counts - above, minlength=size)
+        expected[1:] += np.bincount(cells, above, minlength=size)[:-1]
+        sizes = expected.reshape(-1, width)
+        sides = sizes[:, 1:] / 2
+        counts = np.concatenate([sides, sizes[:, :1], sides], axis=1)
+        counts[counts < CERTAIN] = 0
+        return Trial(self._entries.stream_bytes(counts), lambda: math.nan)
+
+
+def magnitudes(entries: Entries) -> np.ndarray:
+    """How many magnitudes of each class have the same leading bits: int64
+    `[classes, 2^(8 + KEPT_BITS)]`."""
+    bits = entries.values.view(torch.int32)
+    counts = np.zeros((entries.class_count, 1 << 8 + KEPT_BITS), dtype=np.int64)
+    steps = entries.steps
+    if kernels.takes(bits):
+        from ders_core.compute.kernels.magnitudes import count_magnitudes
+
+        classes = np.empty(0, np.uint8) if steps is None else steps.classes.numpy()
+        count_magnitudes(bits.numpy().view(np.uint32), SHIFT, classes, counts)
+        return counts
+    for piece in pieces(bits.numel(), CHUNK):
+        places = (bits[piece] & 0x7FFFFFFF).long() >> SHIFT
+        if steps is not None:
+            places += steps.classes[piece].long() * counts.shape[1]
+        counts += torch.bincount(places, minlength=counts.size).view(counts.shape).numpy()
+    return counts
+
+
+def _of_bins(bins: np.ndarray) -> np.ndarray:
+    """The middle of each bin, float64; 0 of the first."""
+    middle = np.where(bins > 0, (bins << SHIFT) + (1 << SHIFT - 1), 0)
+    found: np.ndarray = middle.astype(np.int32).view(np.float32).astype(np.float64)
+    return found
 
 
 class _Spread(Sample):
@@ -102,7 +175,7 @@ class _Sorted(Sample):
             totals = np.diff(self._sums[edges])[filled]
             return self._energy - float((totals * totals / counts).sum())
 
-        return Trial(even_stream.stream_bytes(counts * self._grown), error)
+        return Trial(level_stream.stream_bytes(None, counts[None] * self._grown), error)
 
 
 def _ends(largest: float) -> np.ndarray:

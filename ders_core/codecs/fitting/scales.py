@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
-import torch
-
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
 from ders_core.compute.sums import halved_sum
+from ders_core.later import np, torch
 
 SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Shares of the group's largest magnitude that are tried as the outermost level."""

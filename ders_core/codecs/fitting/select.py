@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
-
 from ders_core.compute import kernels
 from ders_core.compute.pieces import at_least, chunk_values, pieces
+from ders_core.later import np, torch
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -70,11 +68,13 @@ def _found_by_loops(
     read: Callable[[slice], torch.Tensor], parts: Sequence[slice], count: int
 ) -> torch.Tensor:
     """As `largest_read`."""
-    from ders_core.compute.kernels import magnitudes as loops
+    from ders_core.compute.kernels import largest as loops
+    from ders_core.compute.kernels.magnitudes import count_magnitudes
 
-    high = torch.zeros(1 << 15, dtype=torch.int64)
+    high, one_class = torch.zeros(1 << 15, dtype=torch.int64), np.empty(0, dtype=np.uint8)
     for piece in parts:
-        loops.count_high(read(piece).contiguous().numpy(), high.numpy())
+        bits = kernels.bits(read(piece).contiguous())
+        count_magnitudes(bits, 16, one_class, high.view(1, -1).numpy())
     bucket, above = _descend(high, count)
     near = above + int(high[bucket])
     places, keys, filled = np.empty(near, dtype=np.int64), np.empty(near, dtype=np.uint32), 0

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
-
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Rounding
-from ders_core.codecs.fitting.samples import sample_of
+from ders_core.codecs.fitting.samples import Sample, sample_of
 from ders_core.compute.pieces import largest_magnitude
+from ders_core.later import torch
 
 FINEST = 512
 """The finest step is the median magnitude over this: over 10 bits, more than a recipe may ask."""
 
 SEARCHES = 16
 """Halvings of the range that contains the step."""
+
+CLOSE = 3e-4
+"""A first guess is this near to the bytes wanted, in octaves."""
 
 SLACK = 1.0002
 """What the coder may take above the entropy."""
@@ -66,6 +68,32 @@ def within(
     return best
 
 
+def _even_out(sample: Sample, rounding: Rounding, limit: int, finest: float) -> float:
+    """The step that takes `aim` of the limit, in largest values: false position (Illinois) in its
+    logarithm."""
+
+    def excess_of(place: float) -> float:
+        return math.log2(sample.try_out(2.0**place, rounding).size / (rounding.aim * limit))
+
+    low, high = finest, rounding.coarsest  # log2 of the step: too many bytes, and fewer
+    excess, lack, last = excess_of(low), excess_of(high), 0
+    if excess <= 0 or lack >= 0:
+        return 2.0**low if excess <= 0 else 2.0**high
+    for _ in range(SEARCHES):
+        middle = low + (high - low) * min(max(excess / (excess - lack), 0.02), 0.98)
+        off = excess_of(middle)
+        if abs(off) < CLOSE:
+            break
+        if off > 0:
+            low, excess = middle, off
+            lack = lack / 2 if last > 0 else lack
+        else:
+            high, lack = middle, off
+            excess = excess / 2 if last < 0 else excess
+        last = 1 if off > 0 else -1
+    return 2.0**middle
+
+
 def _first_guess(
     entries: Entries, roundings: Sequence[Rounding], limit: int
 ) -> tuple[float, Rounding]:
@@ -76,6 +104,8 @@ def _first_guess(
     sample = sample_of(entries, roundings[0])
     finest = math.log2(sample.typical / FINEST)
     several = len(roundings) > 1
+    if not several:
+        return _even_out(sample, roundings[0], limit, finest) * largest, roundings[0]
     fitting = [(math.inf, 1.0, 0)]
     for number, rounding in enumerate(roundings):
         low, high = finest, rounding.coarsest  # log2 of the step; too many bytes, and fewer
@@ -86,7 +116,6 @@ def _first_guess(
                 low = middle
             else:
                 high = middle
-                fitting.append((trial.error() if several else 0.0, 2.0**high, number))
-    # of one rounding the smallest step: where chance decides, zeros alone may have the least error
-    _, step, number = min(fitting) if several else fitting[-1]
+                fitting.append((trial.error(), 2.0**high, number))
+    _, step, number = min(fitting)
     return step * largest, roundings[number]

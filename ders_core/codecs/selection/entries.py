@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 
-import torch
-
-from ders_core.codecs.codec import difference
+from ders_core.codecs.synthesis import difference
 from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values
+from ders_core.later import torch
 
 
 class Entries(ABC):
@@ -84,7 +83,7 @@ class DifferenceEntries(Entries):
             from ders_core.compute.kernels import differences
 
             both = (kernels.bits(flat[piece]) for flat in (self._flat_weight, self._flat_base))
-            differences.subtract(*both, kernels.KINDS[self._weight.dtype], weight.numpy())
+            differences.subtract(*both, kernels.kind_of(self._weight.dtype), weight.numpy())
             return weight
         return weight.copy_(self._flat_weight[piece]).sub_(base.copy_(self._flat_base[piece]))
 
@@ -94,7 +93,7 @@ class DifferenceEntries(Entries):
 
             values = torch.empty(places.numel(), dtype=torch.float32)
             both = kernels.bits(self._flat_weight), kernels.bits(self._flat_base)
-            kind = kernels.KINDS[self._weight.dtype]
+            kind = kernels.kind_of(self._weight.dtype)
             entries.gather(*both, kind, places.numpy(), values.numpy())
             return values
         weight = self._flat_weight.index_select(0, places).float()

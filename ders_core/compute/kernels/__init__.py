@@ -10,16 +10,22 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 
-import numpy as np
-import torch
-
-KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-"""The dtypes whose bits loops convert, by their numbers in `floats`."""
+from ders_core.later import np, torch
 
 
 @cache
 def _installed() -> bool:
     return find_spec("numba") is not None
+
+
+@cache
+def _kinds() -> dict[torch.dtype, int]:
+    return {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+
+
+def kind_of(dtype: torch.dtype) -> int:
+    """The number by which `floats` knows a dtype whose bits loops convert."""
+    return _kinds()[dtype]
 
 
 def can_run(device: torch.device) -> bool:
@@ -37,13 +43,15 @@ def takes(*tensors: torch.Tensor) -> bool:
 
 
 def takes_stored(*tensors: torch.Tensor) -> bool:
-    """The same for loops on stored floats: all of one dtype, of `KINDS`."""
+    """The same for loops on stored floats: all of one dtype that `kind_of` knows."""
     dtype = tensors[0].dtype
-    return dtype in KINDS and all(tensor.dtype == dtype for tensor in tensors) and takes(*tensors)
+    return (
+        dtype in _kinds() and all(tensor.dtype == dtype for tensor in tensors) and takes(*tensors)
+    )
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
-    """The bits of floats of `KINDS`, uint16 or uint32; shares memory."""
+    """The bits of floats that `kind_of` knows, uint16 or uint32; shares memory."""
     same = torch.uint16 if tensor.dtype.itemsize == 2 else torch.uint32
     view: np.ndarray = tensor.view(same).numpy()
     return view

@@ -1,63 +1,25 @@
-"""Values counted and picked out by magnitude, for `codecs.fitting.select`.
-
-values: float32 `[n]`, finite. A key is the bits of a magnitude; keys order as magnitudes do.
-"""
+"""Magnitudes counted by their leading bits."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.floats import bits_of
 from ders_core.compute.kernels.loop import loop
 
-MAGNITUDE = np.uint32(0x7FFFFFFF)
-
 
 @loop
-def count_high(values: np.ndarray, counts: np.ndarray) -> None:
-    """counts: int64 `[2^15]`, how often each higher half of a key comes, is added to."""
-    for place in range(values.size):
-        counts[np.uint32(bits_of(values[place]) & MAGNITUDE) >> np.uint32(16)] += 1
-
-
-@loop
-def collect(
-    values: np.ndarray,
-    least: np.uint32,
-    begin: int,
-    filled: int,
-    places: np.ndarray,
-    keys: np.ndarray,
-) -> int:
-    """Append the keys that are at least `least`, and begin + the places of these values; returns
-    how many there are then. places: int64 `[m]`. keys: uint32 `[m]`; both of enough room."""
-    for place in range(values.size):
-        key = np.uint32(bits_of(values[place]) & MAGNITUDE)
-        if key >= least:
-            places[filled], keys[filled] = begin + place, key
-            filled += 1
-    return filled
-
-
-@loop
-def count_low(keys: np.ndarray, high: np.uint32, counts: np.ndarray) -> None:
-    """counts: int64 `[2^16]`, how often each lower half comes with this higher half."""
-    for number in range(keys.size):
-        if keys[number] >> np.uint32(16) == high:
-            counts[keys[number] & np.uint32(0xFFFF)] += 1
-
-
-@loop
-def choose(
-    keys: np.ndarray, threshold: np.uint32, ties: int, places: np.ndarray, chosen: np.ndarray
+def count_magnitudes(
+    values: np.ndarray, shift: int, classes: np.ndarray, counts: np.ndarray
 ) -> None:
-    """chosen: int64, gets the places of keys above the threshold, and of the first ties with it."""
-    filled = 0
-    for number in range(keys.size):
-        key = keys[number]
-        is_tie = key == threshold and ties > 0
-        if key > threshold or is_tie:
-            chosen[filled] = places[number]
-            filled += 1
-        if is_tie:
-            ties -= 1
+    """values: the bits of float32, uint32 `[n]`. shift: how many of them are left out at the lower
+    end. classes: uint8 `[n]`, or `[0]` where there is one. counts: int64
+    `[classes, 2^(31 − shift)]`, is added to."""
+    magnitude, places = np.uint32(0x7FFFFFFF), np.uint32(shift)
+    if counts.shape[0] == 1:
+        alone = counts[0]
+        for place in range(values.size):
+            alone[np.uint32(values[place] & magnitude) >> places] += 1
+    else:
+        for place in range(values.size):
+            bits = np.uint32(values[place] & magnitude)
+            counts[classes[place], bits >> places] += 1

@@ -19,16 +19,37 @@ BLOCK = 1024
 """Values at a time: processors round several at once, but count one after another."""
 
 
+LANES = 2
+NEAR = 32
+"""Codes at most so far from the middle are counted in LANES turns: a processor waits for a count
+before it adds to the same one again."""
+
+
 @loop
-def count(codes: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> int:
-    """Add codes to counts; how many are BEYOND, which are not counted."""
-    beyond = 0
+def count(codes: np.ndarray, classes: np.ndarray, counts: np.ndarray, near: np.ndarray) -> int:
+    """Add codes to counts, or to near, int32 `[LANES, classes, 2 · NEAR]`; how many are BEYOND,
+    which are not counted."""
+    beyond, first = 0, np.uint32(counts.shape[1] // 2 - NEAR)
     for place in range(codes.size):
-        if codes[place] == BEYOND:
+        code = codes[place]
+        shifted = np.uint32(np.uint32(code) - first)
+        if shifted < np.uint32(2 * NEAR):
+            near[place % LANES, classes[place], shifted] += 1
+        elif code == BEYOND:
             beyond += 1
         else:
-            counts[classes[place], codes[place]] += 1
+            counts[classes[place], code] += 1
     return beyond
+
+
+@loop
+def add_near(near: np.ndarray, counts: np.ndarray) -> None:
+    """Add what was counted in turns."""
+    first = counts.shape[1] // 2 - NEAR
+    for lane in range(near.shape[0]):
+        for number in range(near.shape[1]):
+            for place in range(near.shape[2]):
+                counts[number, first + place] += near[lane, number, place]
 
 
 @loop
@@ -43,6 +64,7 @@ def nearest(
 ) -> int:
     """⌊|v| / step + threshold⌋ with the sign of v."""
     middle, limit, beyond = np.int32(counts.shape[1] // 2), np.float32(most), 0
+    near = np.zeros((LANES, counts.shape[0], 2 * NEAR), dtype=np.int32)
     for begin in range(0, values.size, BLOCK):
         part, coded = values[begin : begin + BLOCK], codes[begin : begin + BLOCK]
         for place in range(part.size):
@@ -50,7 +72,8 @@ def nearest(
             size = np.int32(min(ratio, limit))
             code = middle - size if part[place] < 0 else middle + size
             coded[place] = code if ratio <= limit else BEYOND
-        beyond += count(coded, classes[begin : begin + BLOCK], counts)
+        beyond += count(coded, classes[begin : begin + BLOCK], counts, near)
+    add_near(near, counts)
     return beyond
 
 
@@ -68,6 +91,7 @@ def unbiased(
     """⌊v / step + u⌋ within ±most, with u in (0, 1) drawn for each place; first, second: as of
     `draws.fill`."""
     middle, limit, beyond = np.int32(counts.shape[1] // 2), np.float32(most), 0
+    near = np.zeros((LANES, counts.shape[0], 2 * NEAR), dtype=np.int32)
     drawn = np.empty(BLOCK, dtype=np.float32)
     for begin in range(0, values.size, BLOCK):
         part, coded = values[begin : begin + BLOCK], codes[begin : begin + BLOCK]
@@ -76,5 +100,6 @@ def unbiased(
             ratio = np.float32(part[place] / step)
             moved = min(max(np.floor(ratio + drawn[place]), -limit), limit)
             coded[place] = np.int32(moved) + middle if abs(ratio) <= limit else BEYOND
-        beyond += count(coded, classes[begin : begin + BLOCK], counts)
+        beyond += count(coded, classes[begin : begin + BLOCK], counts, near)
+    add_near(near, counts)
     return beyond

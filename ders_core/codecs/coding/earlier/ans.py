@@ -1,17 +1,12 @@
-"""Entropy coding with asymmetric numeral systems (Duda, arXiv 1311.2540), by `constriction`.
-
-A stack: what is pushed last is popped first. Each symbol takes −log2 of its share of the counts,
-to a few hundredths of a per cent.
-"""
+"""Entropy coding with asymmetric numeral systems (Duda, arXiv 1311.2540), by `constriction`: a
+stack, of which the last symbol pushed is popped first."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import constriction
-import numpy as np
-
 from ders_core.codecs.coding.stream import damaged
+from ders_core.later import np
 
 MOST_SYMBOLS = 1 << 14
 """Shares are kept with 24 bits, so that many symbols still have one each."""
@@ -20,10 +15,12 @@ MOST_SYMBOLS = 1 << 14
 class Model:
     """How often each symbol 0 … n − 1 comes.
 
-    counts: `[n]`, all above 0. The same counts give the same code on every machine.
+    counts: `[n]`, all above 0.
     """
 
     def __init__(self, counts: np.ndarray) -> None:
+        import constriction
+
         if not 0 < len(counts) <= MOST_SYMBOLS or counts.min() < 1:
             raise damaged()
         self.alone = len(counts) == 1
@@ -36,6 +33,8 @@ class Stack:
     """words: uint32 `[n]` to pop from; none to push to an empty one."""
 
     def __init__(self, words: np.ndarray | None = None) -> None:
+        import constriction
+
         try:
             self._coder = constriction.stream.stack.AnsCoder(words)
         except ValueError as error:
@@ -46,20 +45,14 @@ class Stack:
         if symbols.size and not model.alone:
             self._coder.encode_reverse(symbols, model.categorical)
 
+    def words(self) -> np.ndarray:
+        """uint32 `[n]`."""
+        words: np.ndarray = self._coder.get_compressed()
+        return words
+
     def pop(self, count: int, model: Model) -> np.ndarray:
         """int32 `[count]`."""
         if model.alone or not count:
             return np.zeros(count, dtype=np.int32)
         symbols: np.ndarray = self._coder.decode(model.categorical, count)
         return symbols
-
-    def words(self) -> np.ndarray:
-        """uint32 `[n]`."""
-        words: np.ndarray = self._coder.get_compressed()
-        return words
-
-
-def code_bytes(counts: np.ndarray) -> float:
-    """Bytes that symbols of these counts take: n·H / 8."""
-    used = counts[counts > 0].astype(np.float64)
-    return float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0

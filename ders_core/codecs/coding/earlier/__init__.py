@@ -1,0 +1,1 @@
+"""Streams of format versions 1 to 3, which are read and no longer written."""

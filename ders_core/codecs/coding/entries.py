@@ -1,0 +1,129 @@
+"""The entries of a matrix whose levels were decoded: each times the step of its row and column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ders_core.codecs.coding.arrangement import Arrangement
+from ders_core.codecs.coding.sections import Popped
+from ders_core.codecs.coding.steps import Steps, powers
+from ders_core.codecs.coding.stream import damaged
+from ders_core.codecs.synthesis import combine
+from ders_core.compute import kernels
+from ders_core.later import np, torch
+
+
+@dataclass(frozen=True)
+class CodedEntries:
+    """sections: of each class, the levels that its entries have; of no class, where there are no
+    entries. levels: float32. common: the number of the level that entries have that a section
+    leaves out."""
+
+    arrangement: Arrangement
+    steps: Steps | None
+    levels: np.ndarray
+    common: int
+    sections: Sequence[Popped]
+
+    @classmethod
+    def of(
+        cls,
+        arrangement: Arrangement,
+        steps: Steps | None,
+        levels: np.ndarray,
+        common: int,
+        sections: Sequence[Popped],
+    ) -> CodedEntries:
+        """Raises CodecError if an entry may be no number."""
+        entries = cls(arrangement, steps, levels, common, sections)
+        if steps is not None and levels.size and sections:
+            farthest = np.float32(np.abs(levels).max())
+            for vector in (steps.rows, steps.columns):
+                farthest = farthest * powers(vector.max().view(1)).numpy()[0]
+            if not np.isfinite(farthest) and not bool(torch.isfinite(entries.matrix()).all()):
+                raise damaged()
+        return entries
+
+    def matrix(self) -> torch.Tensor:
+        """All of them: float32 `[out, in]` on the CPU."""
+        out, width = self.arrangement.shape
+        if not self.sections:
+            return torch.zeros(out, width)
+        if not kernels.takes():
+            return self._plainly()
+        from ders_core.compute.kernels import arranged
+
+        delta = torch.empty(out, width)
+        arranged.expand(self._as_loops_take_it(), delta.numpy())
+        return delta
+
+    def onto(self, base: torch.Tensor) -> torch.Tensor:
+        """base + the entries, `[out, in]` in the base's dtype, on the CPU."""
+        takes = self.sections and kernels.takes(base)
+        if not takes or base.dtype not in (torch.bfloat16, torch.float32):
+            return combine(base, self.matrix())
+        from ders_core.compute.kernels import arranged
+
+        weight, coded = torch.empty_like(base), self._as_loops_take_it()
+        if base.dtype == torch.float32:
+            arranged.expand_onto_float32(coded, base.numpy(), weight.numpy())
+        else:
+            bits = (tensor.view(torch.uint16).numpy() for tensor in (base, weight))
+            arranged.expand_onto_bfloat16(coded, *bits)
+        return weight
+
+    def _plainly(self) -> torch.Tensor:
+        """The same as a loop does."""
+        values = np.empty(int(self.arrangement.sizes.sum()), dtype=np.float32)
+        begins = self.arrangement.begins
+        for section, begin, size in zip(self.sections, begins, self.arrangement.sizes, strict=True):
+            filled = values[begin : begin + size]
+            if section.places is None:
+                np.take(self.levels, section.symbols, out=filled)
+            else:
+                filled[:] = self.levels[self.common]
+                filled[section.places] = self.levels[section.symbols]
+        matrix = torch.from_numpy(self.arrangement.scattered(values))
+        return matrix if self.steps is None else self.steps.multiply_(matrix)
+
+    def _as_loops_take_it(self) -> tuple[Any, ...]:
+        """See `compute.kernels.arranged.expand_row`."""
+        out, width = self.arrangement.shape
+        ones = np.ones(out, np.float32), np.ones(width, np.float32)
+        row_steps, column_steps = ones if self.steps is None else self.steps.factors()
+        dense, dense_sizes, run_sizes = [], [], []
+        symbols, others = [np.empty(0, np.uint16)], [np.empty(0, np.uint16)]
+        end = np.array([np.iinfo(np.int64).max])
+        places = [end]
+        for section in self.sections:
+            dense.append(section.places is None)
+            dense_sizes.append(len(section.symbols) if section.places is None else 0)
+            run_sizes.append(0 if section.places is None else len(section.places) + 1)
+            if section.places is None:
+                symbols.append(section.symbols)
+            else:
+                places += [section.places, end]
+                others += [section.symbols, np.zeros(1, np.uint16)]
+        at = np.where(dense, _begins(dense_sizes), 1 + _begins(run_sizes))
+        return (
+            self.arrangement.order,
+            self.arrangement.edges,
+            self.arrangement.kinds,
+            row_steps,
+            column_steps[self.arrangement.order],
+            self.levels,
+            self.levels[self.common],
+            np.array(dense),
+            at,
+            np.zeros(len(dense), dtype=np.int64),
+            symbols[1] if len(symbols) == 2 else np.concatenate(symbols),
+            np.concatenate(places),
+            np.concatenate([np.zeros(1, np.uint16), *others]),
+        )
+
+
+def _begins(sizes: Sequence[int]) -> np.ndarray:
+    begins: np.ndarray = np.cumsum(sizes) - sizes
+    return begins

@@ -1,0 +1,186 @@
+"""A stream of entries that have a few levels, each times the step of its row and column.
+
+docs/format.md has the rules; `sections.py` codes the entries of one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ders_core.codecs.coding.arrangement import Arrangement
+from ders_core.codecs.coding.entries import CodedEntries
+from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of
+from ders_core.codecs.coding.rans import BITS, MOST_LANES_LOG2, Popper, Pusher, Table
+from ders_core.codecs.coding.sections import MOST_LEVELS, Push, read_section, section_of
+from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
+from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.later import np, torch
+
+MARK = 0xFFFF
+"""The first two bytes: no stream of an earlier form begins with them."""
+
+LEAST_BYTES = 12
+"""Enough for a stream of zeros with even steps."""
+
+LEAST_CLASSED_BYTES = 40
+"""Enough for a stream of zeros with steps of their own."""
+
+WITH_STEPS = 16
+NOTHING_CODED = 15
+
+ABOUT_HEAD = 9
+"""Bytes of what a class says besides its frequencies."""
+
+BYTES_PER_LANE = 1 << 13
+"""A lane costs about 3 bytes, and more of them decode faster without a compiler."""
+
+
+def stream_bytes(steps: Steps | None, counts: np.ndarray, slack: float = 1.0) -> float:
+    """About the bytes of a stream with these counts `[classes, codes]`. slack: what the coder takes
+    for each bit of entropy."""
+    occurring = counts[:, counts.sum(0) > 0]
+    several = (occurring > 0).sum(1) > 1
+    tables = ABOUT_HEAD * int(several.sum()) + _table_bytes(occurring[several])
+    factors = 0.0 if steps is None else 1 + factor_bytes(steps)
+    coded = slack * sum(entropy_bytes(row) for row in occurring[several])
+    lanes = 4 + 3 * coded / BYTES_PER_LANE if several.any() or steps is not None else 0
+    alone = 2 * int((~several).sum()) if occurring.size else 0
+    return 5 + 4 * occurring.shape[1] + alone + tables + factors + coded + lanes
+
+
+def _table_bytes(counts: np.ndarray) -> float:
+    """About those of frequencies from the first level that occurs to the last: one each, two where
+    they are 1/64 or more."""
+    if not counts.size:
+        return 0.0
+    occurring = counts > 0
+    spans = counts.shape[1] - occurring.argmax(1) - occurring[:, ::-1].argmax(1)
+    return float(spans.sum() + (64 * counts >= counts.sum(1)[:, None]).sum())
+
+
+def factor_bytes(steps: Steps) -> float:
+    """Bytes of the factors of rows and columns, with their tables."""
+    return sum(
+        4 + float((1 + (32 * counts > counts.sum())).sum()) + entropy_bytes(counts)
+        for _, counts in steps.counted
+    )
+
+
+def write(
+    steps: Steps | None,
+    levels: np.ndarray,
+    common: int,
+    symbols: Sequence[np.ndarray],
+    counts: np.ndarray,
+) -> torch.Tensor:
+    """uint8 `[n]`.
+
+    levels: float32, of the codes that occur. common: the number of the one that runs may be of.
+    symbols: of each class, which level each entry has, as `Arrangement.symbols` gives them. counts:
+    how often each occurs there, int64 `[classes, levels]`.
+    """
+    pushes: list[Push] = []
+    exponents = [] if steps is None else _factor_tables(steps, pushes)
+    sections = []
+    if len(levels):
+        pairs = zip(symbols, counts, strict=True)
+        sections = [section_of(*pair, common) for pair in pairs]
+    pushes += [push for section in sections for push in section.pushes]
+    pushes = [push for push in pushes if push.table.alone is None]
+    lanes_log2 = _lanes_log2(pushes) if pushes else NOTHING_CODED
+
+    writer = Writer()
+    writer.put([MARK], "<u2")
+    writer.put([lanes_log2 | (0 if steps is None else WITH_STEPS)], "u1")
+    for numbers in exponents:
+        writer.put_small(numbers)
+    writer.put_small([len(levels), common] if steps is None else [len(levels), common, len(counts)])
+    writer.put(levels, "<f4")
+    for section in sections:
+        section.head(writer)
+    if pushes:
+        pusher = Pusher(1 << lanes_log2)
+        for push in reversed(pushes):
+            pusher.push(push.symbols, push.table)
+        states, words = pusher.stack()
+        writer.put(states, "<u4")
+        writer.put(words, "<u2")
+    return writer.tensor()
+
+
+def _lanes_log2(pushes: Sequence[Push]) -> int:
+    """In integers, so that it is the same on every machine."""
+    nbytes = sum(push.about_bits() for push in pushes) // 8
+    return min(max((nbytes // BYTES_PER_LANE).bit_length() - 1, 0), MOST_LANES_LOG2)
+
+
+def is_one(stream: torch.Tensor) -> bool:
+    """Whether the stream has this form, and not one of format versions before 4."""
+    return stream[:2].tolist() == [0xFF, 0xFF]
+
+
+def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
+    """Decode the levels of all entries of a matrix `[out, in]`. Raises CodecError for what no
+    stream can hold."""
+    reader = Reader(stream)
+    reader.take(1, "<u2")
+    form = reader.number("u1")
+    lanes_log2, with_steps = form & WITH_STEPS - 1, form >= WITH_STEPS
+    if form >= 2 * WITH_STEPS or MOST_LANES_LOG2 < lanes_log2 != NOTHING_CODED:
+        raise damaged()
+    exponents = [_take_exponents(reader) for _ in shape] if with_steps else []
+    level_count, common, *class_count = reader.small(3 if with_steps else 2)
+    classes = class_count[0] if class_count else 1
+    if level_count > MOST_LEVELS or not common < max(level_count, 1) or classes > MOST_CLASSES:
+        raise damaged()
+    levels = reader.take(level_count, "<f4").astype(np.float32)
+    if not np.isfinite(levels).all():
+        raise damaged()
+    heads = [read_section(reader, level_count) for _ in range(classes if level_count else 0)]
+    lanes = 0 if lanes_log2 == NOTHING_CODED else 1 << lanes_log2
+    popper = Popper(reader.take(lanes, "<u4"), reader.rest("<u2"))
+    steps = _popped_steps(shape, exponents, popper) if with_steps else None
+    arrangement = Arrangement(shape, steps)
+    if arrangement.class_count != classes or not (level_count or not shape[0] * shape[1]):
+        raise damaged()
+    sizes = arrangement.sizes.tolist() if heads else []
+    sections = [head.pop(size, common, popper) for head, size in zip(heads, sizes, strict=True)]
+    popper.done()
+    return CodedEntries.of(arrangement, steps, levels, common, sections)
+
+
+# the factors of rows and columns: their exponents
+
+
+def _factor_tables(steps: Steps, pushes: list[Push]) -> list[list[int]]:
+    """The numbers that say the tables of rows and columns; adds to pushes."""
+    numbers = []
+    for vector, counted in zip((steps.rows, steps.columns), steps.counted, strict=True):
+        lowest, counts = counted
+        if not len(counts):
+            numbers.append([0, 0])
+            continue
+        frequencies = frequencies_of(counts, BITS)
+        symbols = (vector - lowest).numpy().astype(np.uint16)
+        pushes.append(Push(symbols, Table(frequencies), counts))
+        numbers.append([lowest - SMALLEST, len(counts), *frequencies.tolist()])
+    return numbers
+
+
+def _take_exponents(reader: Reader) -> tuple[int, Table | None]:
+    start, span = reader.small(2)
+    if start + span > LARGEST - SMALLEST + 1:
+        raise damaged()
+    return start + SMALLEST, Table(np.array(reader.small(span))) if span else None
+
+
+def _popped_steps(
+    shape: tuple[int, int], exponents: Sequence[tuple[int, Table | None]], popper: Popper
+) -> Steps:
+    vectors = []
+    for length, (lowest, table) in zip(shape, exponents, strict=True):
+        if length and table is None:
+            raise damaged()
+        symbols = popper.pop(length, table) if table is not None else np.empty(0, np.uint16)
+        vectors.append(torch.from_numpy(symbols.astype(np.int64) + lowest))
+    return Steps(*vectors)

@@ -1,0 +1,161 @@
+"""Interleaved entropy coding with asymmetric numeral systems (Duda, arXiv 1311.2540; interleaved:
+Giesen, arXiv 1402.3392), in integer arithmetic alone.
+
+A stack of many lanes, each a number x: symbol t of what is pushed at once goes to lane t mod lanes.
+A symbol with the slots [c, c + f) of 2^bits turns x into ⌊x / f⌋·2^bits + c + x mod f; before that,
+16 bits of x become a word where x would grow beyond 32 bits. What is pushed last is popped first.
+Each symbol takes the binary logarithm of 2^bits / f, to a few thousandths of a per cent.
+
+Here is numpy, which works on all lanes at once; `compute.kernels.rans` gives the same, bit by bit.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ders_core.codecs.coding.stream import damaged
+from ders_core.compute import kernels
+from ders_core.later import np
+
+BITS = 12
+"""Of frequencies: tables stay in the nearest cache."""
+
+MOST_BITS = 14
+"""States have at least two bits more, so that rounding costs nothing to speak of."""
+
+START = 1 << 16
+"""The state of each lane before anything is pushed: the least that a lane may have."""
+
+MOST_LANES_LOG2 = 10
+
+
+class Table:
+    """frequencies: int64 `[symbols]`, that sum to 2^bits. Raises CodecError if they do not."""
+
+    def __init__(self, frequencies: np.ndarray, bits: int = BITS) -> None:
+        small = frequencies.size and frequencies.min() >= 0 and frequencies.max() <= 1 << bits
+        if not small or int(frequencies.sum()) != 1 << bits or bits > MOST_BITS:
+            raise damaged()
+        self.bits = bits
+        self.frequencies = frequencies
+        top = int(frequencies.argmax())
+        self.alone = top if int(frequencies[top]) == 1 << bits else None
+        """The symbol that takes all slots, and no bits; None where there are several."""
+
+    @cached_property
+    def info(self) -> np.ndarray:
+        """uint32 `[symbols]`: the frequency, and above 16 bits the first slot."""
+        first = np.cumsum(self.frequencies) - self.frequencies
+        packed: np.ndarray = (self.frequencies | first << 16).astype(np.uint32)
+        return packed
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """uint16 `[2^bits]`: the symbol of each slot."""
+        return np.repeat(np.arange(len(self.frequencies), dtype=np.uint16), self.frequencies)
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """uint64 `[symbols]`: see `compute.kernels.rans.push`; 0 where no slot is a symbol's."""
+        top, divisor = 1 << 32 + self.bits, np.maximum(self.frequencies, 1)
+        inverse: np.ndarray = -(-top // divisor) * (self.frequencies > 0)
+        return inverse.astype(np.uint64)
+
+
+class Pusher:
+    """A stack to push to. lanes: a power of two."""
+
+    def __init__(self, lanes: int) -> None:
+        self._states = np.full(lanes, START, dtype=np.uint32)
+        self._words: list[np.ndarray] = []
+
+    def push(self, symbols: np.ndarray, table: Table) -> None:
+        """symbols: uint16 `[n]`, which occur in the table; they are popped in this order."""
+        if table.alone is not None or not symbols.size:
+            return
+        if not kernels.takes():
+            self._words.append(self._push_plainly(symbols, table))
+            return
+        from ders_core.compute.kernels import rans
+
+        room = np.empty(symbols.size + 1, dtype=np.uint16)
+        tables = table.info, table.inverse, table.bits
+        at = rans.push(self._states, *tables, np.ascontiguousarray(symbols), room)
+        self._words.append(room[at:].copy())
+
+    def _push_plainly(self, symbols: np.ndarray, table: Table) -> np.ndarray:
+        """The same as a loop does."""
+        info = table.info.astype(np.uint64)
+        frequencies, firsts = info & 0xFFFF, info >> 16
+        lanes, states = len(self._states), self._states.astype(np.uint64)
+        words = []
+        for begin in reversed(range(0, len(symbols), lanes)):
+            some = symbols[begin : begin + lanes]
+            frequency, state = frequencies[some], states[: len(some)]
+            full = state >> (32 - table.bits) >= frequency
+            words.append(state[full].astype(np.uint16))
+            state = np.where(full, state >> 16, state)
+            quotient = state // frequency
+            moved = (quotient << table.bits) + firsts[some] + (state - quotient * frequency)
+            states[: len(some)] = moved
+        self._states = states.astype(np.uint32)
+        return np.concatenate(words[::-1])
+
+    def stack(self) -> tuple[np.ndarray, np.ndarray]:
+        """(states uint32 `[lanes]`, words uint16 `[n]`)."""
+        return self._states, np.concatenate([*self._words[::-1], np.empty(0, np.uint16)])
+
+
+class Popper:
+    """A stack to pop from: states uint32 `[lanes]`, words uint16 `[n]`. Raises CodecError for
+    states that no stack can have."""
+
+    def __init__(self, states: np.ndarray, words: np.ndarray) -> None:
+        if states.size and states.min() < START:
+            raise damaged()
+        self._states = states.astype(np.uint32)
+        self._end, self._at = len(words), 0
+        self._words = np.concatenate([words, np.zeros(len(states), words.dtype)])
+
+    def pop(self, count: int, table: Table) -> np.ndarray:
+        """uint16 `[count]`, symbols of a frequency above 0. Raises CodecError if too few words are
+        left."""
+        if table.alone is not None or not count:
+            return np.full(count, table.alone or 0, dtype=np.uint16)
+        if not self._states.size:
+            raise damaged()
+        if not kernels.takes():
+            return self._pop_plainly(count, table)
+        from ders_core.compute.kernels import rans
+
+        symbols = np.empty(count, dtype=np.uint16)
+        tables = table.slots, table.info, table.bits
+        at = rans.pop(self._states, *tables, self._words, self._at, self._end, symbols)
+        if at < 0:
+            raise damaged()
+        self._at = at
+        return symbols
+
+    def _pop_plainly(self, count: int, table: Table) -> np.ndarray:
+        """The same as a loop does."""
+        symbols, lanes = np.empty(count, dtype=np.uint16), len(self._states)
+        frequencies, firsts = table.info & 0xFFFF, table.info >> 16
+        for begin in range(0, count, lanes):
+            state = self._states[: count - begin]
+            slot = state & np.uint32((1 << table.bits) - 1)
+            symbol = symbols[begin : begin + lanes]
+            np.take(table.slots, slot, out=symbol)
+            state = frequencies[symbol] * (state >> np.uint32(table.bits)) + slot - firsts[symbol]
+            short = np.flatnonzero(state < START)
+            words = self._words[self._at : self._at + len(short)]
+            self._at += len(short)
+            if self._at > self._end:
+                raise damaged()
+            state[short] = state[short] << np.uint32(16) | words
+            self._states[: count - begin] = state
+        return symbols
+
+    def done(self) -> None:
+        """Raise CodecError unless everything was popped that was pushed."""
+        if self._at != self._end or (self._states != START).any():
+            raise damaged()

@@ -1,0 +1,174 @@
+"""Matrices to and from the order of `codecs.coding.arrangement`: class after class.
+
+order: int64 `[in]`, columns sorted. edges: int64 `[kinds, classes + 1]`, where each class begins
+among them. kinds: int64 `[out]`, which row of edges each row has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ders_core.compute.kernels.loop import loop
+from ders_core.compute.kernels.synthesis import add_bfloat16, add_float32
+
+
+@loop
+def divide(delta: np.ndarray, rows: np.ndarray, columns: np.ndarray, scaled: np.ndarray) -> None:
+    """scaled, float32 `[out, in]`: delta times the factors of its row and column, in this order."""
+    for row in range(delta.shape[0]):
+        given, filled, factor = delta[row], scaled[row], rows[row]
+        for column in range(columns.size):
+            filled[column] = np.float32(given[column] * factor) * columns[column]
+
+
+@loop
+def classify(
+    rows: np.ndarray, columns: np.ndarray, low: int, high: int, width: int, classes: np.ndarray
+) -> None:
+    """classes, uint8 `[out, in]`: which `width` numbers from low to high a row's and a column's
+    exponent sum up to. rows, columns: int64."""
+    if not columns.size:
+        return
+    first = columns.min()
+    of_sums = np.empty(columns.max() - first + 1, dtype=np.uint8)
+    places = (columns - first).astype(np.uint16)
+    for row in range(rows.size):
+        for place in range(of_sums.size):
+            total = rows[row] + first + place
+            of_sums[place] = np.uint8((min(max(total, low), high) - low) // width)
+        filled = classes[row]
+        for column in range(places.size):
+            filled[column] = of_sums[places[column]]
+
+
+@loop
+def arrange(
+    codes: np.ndarray,
+    numbers: np.ndarray,
+    order: np.ndarray,
+    edges: np.ndarray,
+    kinds: np.ndarray,
+    begins: np.ndarray,
+    symbols: np.ndarray,
+) -> None:
+    """codes: int32 `[out, in]`. numbers: uint16, what each code becomes. begins: int64 `[classes]`,
+    where each class begins in symbols; is changed. symbols: uint16 `[out · in]`, is filled."""
+    for row in range(codes.shape[0]):
+        edge, given = edges[kinds[row]], codes[row]
+        for number in range(begins.size):
+            begin, count = begins[number], edge[number + 1] - edge[number]
+            filled = symbols[begin : begin + count]
+            columns = order[edge[number] : edge[number + 1]]
+            for place in range(count):
+                filled[place] = numbers[np.uint32(given[np.uint64(columns[place])])]
+            begins[number] = begin + count
+
+
+@loop
+def find_gaps(symbols: np.ndarray, common: np.uint16, gaps: np.ndarray, others: np.ndarray) -> None:
+    """Fill gaps, int64, with how many common symbols come before each other one, and others,
+    uint16, with those; both one longer than there are others."""
+    count, gap = np.uint64(0), np.int64(0)
+    for place in range(symbols.size):
+        symbol = symbols[place]
+        other = np.int64(symbol != common)
+        gaps[count], others[count] = gap, symbol
+        count += np.uint64(other)
+        gap = (gap + 1) * (1 - other)
+
+
+@loop
+def part(symbols: np.ndarray, of_rare: np.ndarray, usual: np.ndarray, rare: np.ndarray) -> None:
+    """Fill usual with symbols, and one more than the last where they are rare; fill rare with
+    those, in order. All uint16, but for of_rare: bool, of each symbol."""
+    last, count = np.uint16(of_rare.size), np.uint64(0)
+    for place in range(symbols.size):
+        symbol = symbols[place]
+        if of_rare[symbol]:
+            rare[count] = symbol
+            count += np.uint64(1)
+            usual[place] = last
+        else:
+            usual[place] = symbol
+
+
+@loop
+def expand_row(
+    row: int,
+    order: np.ndarray,
+    edges: np.ndarray,
+    kinds: np.ndarray,
+    row_steps: np.ndarray,
+    column_steps: np.ndarray,
+    levels: np.ndarray,
+    common: np.float32,
+    dense: np.ndarray,
+    at: np.ndarray,
+    passed: np.ndarray,
+    symbols: np.ndarray,
+    places: np.ndarray,
+    others: np.ndarray,
+    filled: np.ndarray,
+) -> None:
+    """Fill the next row, float32 `[in]`, with levels times the steps of the row and of columns.
+
+    column_steps: float32 `[in]`, in sorted order. levels: float32. dense: bool `[classes]`: a
+    symbol for each entry, or the entries that do not have the level `common`. at, passed: int64
+    `[classes]`, the next of symbols or others, and how many entries were before; are changed.
+    symbols: uint16, numbers of levels. places: int64, of others among the entries of their class,
+    ascending; each class ends with one that is larger than all. others: uint16.
+    """
+    one = np.uint64(1)
+    step, edge = row_steps[row], edges[kinds[row]]
+    if not dense.all():
+        filled[:] = common
+    for number in range(dense.size):
+        begin, count = edge[number], edge[number + 1] - edge[number]
+        columns = order[begin : begin + count]
+        steps = column_steps[begin : begin + count]
+        if dense[number]:
+            coded = symbols[at[number] : at[number] + count]
+            for place in range(count):
+                value = np.float32(np.float32(levels[coded[place]] * step) * steps[place])
+                filled[np.uint64(columns[place])] = value
+            at[number] += count
+            continue
+        if common != 0:
+            usual = np.float32(common * step)
+            for place in range(count):
+                filled[np.uint64(columns[place])] = np.float32(usual * steps[place])
+        before, following = passed[number], np.uint64(at[number])
+        while places[following] < before + count:
+            place = places[following] - before
+            value = np.float32(np.float32(levels[others[following]] * step) * steps[place])
+            filled[np.uint64(columns[place])] = value
+            following += one
+        at[number], passed[number] = np.int64(following), before + count
+
+
+@loop
+def expand(coded: tuple[Any, ...], delta: np.ndarray) -> None:
+    """Fill delta, float32 `[out, in]`. coded: what `expand_row` takes between the row and what it
+    fills."""
+    for row in range(delta.shape[0]):
+        expand_row(row, *coded, delta[row])
+
+
+@loop
+def expand_onto_bfloat16(coded: tuple[Any, ...], base: np.ndarray, weight: np.ndarray) -> None:
+    """Fill weight with base + delta, both the bits of bfloat16: uint16 `[out, in]`."""
+    delta = np.empty(weight.shape[1], dtype=np.float32)
+    for row in range(weight.shape[0]):
+        expand_row(row, *coded, delta)
+        add_bfloat16(base[row], delta, weight[row])
+
+
+@loop
+def expand_onto_float32(coded: tuple[Any, ...], base: np.ndarray, weight: np.ndarray) -> None:
+    """Fill weight with base + delta, both float32 `[out, in]`."""
+    delta = np.empty(weight.shape[1], dtype=np.float32)
+    for row in range(weight.shape[0]):
+        expand_row(row, *coded, delta)
+        add_float32(base[row], delta, weight[row])
