@@ -81,10 +81,11 @@ def dense_works() -> dict[str, tuple[Work, int]]:
         "errors": (partial(compare, weight, experts[1], base), nbytes(weight, weight, base)),
         "is finite": (partial(is_finite, weight), nbytes(weight)),
     }
-    for name, average in {
+    averages: dict[str, Callable[..., torch.Tensor]] = {
         "mean": partial(mean_of, weights=None, count=8),
         "median": median_of,
-    }.items():
+    }
+    for name, average in averages.items():
         found[f"{name} of {EXPERTS}, an entry of each"] = (
             partial(average, experts),
             nbytes(experts, base),

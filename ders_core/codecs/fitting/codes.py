@@ -61,7 +61,10 @@ def coded(rows: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks) -> t
         from ders_core.compute.kernels import codes as loops
 
         codes = torch.empty(rows.shape, dtype=torch.uint8)
-        loops.encode(rows.numpy(), blocks.size, *lines.arrays, *levels.arrays, codes.numpy())
+        table, borders, bins, fine = levels.arrays
+        loops.encode(
+            rows.numpy(), blocks.size, *lines.arrays, table, borders, bins, fine, codes.numpy()
+        )
         return codes
     values, scale = blocks.split(rows), lines.scale.unsqueeze(-1)
     if lines.offset is not None:

@@ -82,8 +82,10 @@ class DifferenceEntries(Entries):
         if kernels.takes_stored(self._flat_weight, self._flat_base):
             from ders_core.compute.kernels import differences
 
-            both = (kernels.bits(flat[piece]) for flat in (self._flat_weight, self._flat_base))
-            differences.subtract(*both, kernels.kind_of(self._weight.dtype), weight.numpy())
+            ours = kernels.bits(self._flat_weight[piece])
+            common = kernels.bits(self._flat_base[piece])
+            kind = kernels.kind_of(self._weight.dtype)
+            differences.subtract(ours, common, kind, weight.numpy())
             return weight
         return weight.copy_(self._flat_weight[piece]).sub_(base.copy_(self._flat_base[piece]))
 

@@ -26,7 +26,7 @@ def number_of(
         place = np.float32(np.float32(np.float32(ratio - borders[0]) * fine) + np.float32(2))
         top = np.float32(bins.size - 1)
         place = place if place > np.float32(0) else np.float32(0)  # also where it is no number
-        code = bins[np.int32(place if place < top else top)]
+        code: np.integer = bins[np.int32(place if place < top else top)]
         code += np.int32(ratio >= borders[code])
         code += np.int32(ratio >= borders[code])
     else:
