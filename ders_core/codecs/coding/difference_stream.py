@@ -66,7 +66,7 @@ def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
     for low, first, span, table in zip(lows, firsts, spans, tables, strict=True):
         writer.put_small([low, 0 if table is None else span + 1])
         if table is not None:
-            writer.put_small([_unsigned(int(first))])
+            writer.put_small(_unsigned(np.array([first])))
             table.put(writer)
     writer.put_small([len(parts.far)])
     writer.put_small(_unsigned(parts.far))
@@ -219,10 +219,10 @@ def _popped_noise(contexts: np.ndarray, lows: np.ndarray, popper: Popper) -> np.
     return noise
 
 
-def _unsigned(numbers: np.ndarray | int) -> np.ndarray:
+def _unsigned(numbers: np.ndarray) -> np.ndarray:
     """0, −1, 1, −2 … as 0, 1, 2, 3 …"""
-    wide = np.asarray(numbers, dtype=np.int64)
-    return wide << 1 ^ wide >> 63
+    unsigned: np.ndarray = numbers << 1 ^ numbers >> 63
+    return unsigned
 
 
 def _signed(numbers: np.ndarray) -> np.ndarray:

@@ -152,8 +152,8 @@ class Base:
         if kernels.takes():
             from ders_core.compute.kernels import differences
 
-            places = self.bits, weight, self.half, self.contexts
-            differences.split(*places, *tables, *arrays)
+            given = self.bits, weight, self.half, self.contexts, *tables, *arrays
+            differences.split(*given)
             return parts.without_room()
         rare_count = far_count = 0
         for piece, difference in self._differences(weight):
@@ -181,7 +181,9 @@ class Base:
 
             found = np.empty(symbols.size + 1, dtype=np.uint8)
             return found[: differences.find_rare(symbols, self.contexts, spans, found)]
-        return self.contexts[symbols == (spans + 1).astype(np.uint16)[self.contexts]]
+        of_rare: np.ndarray = symbols == (spans + 1).astype(np.uint16)[self.contexts]
+        contexts: np.ndarray = self.contexts[of_rare]
+        return contexts
 
     def join(self, split: Split, parts: Parts) -> torch.Tensor:
         """Weights `[n]`, the inverse of `split`. Raises CodecError for numbers that count no float,

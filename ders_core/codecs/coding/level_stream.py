@@ -48,7 +48,7 @@ def stream_bytes(steps: Steps | None, counts: np.ndarray, slack: float = 1.0) ->
     coded = slack * sum(entropy_bytes(row) for row in occurring[several])
     lanes = 4 + 3 * coded / BYTES_PER_LANE if several.any() or steps is not None else 0
     alone = 2 * int((~several).sum()) if occurring.size else 0
-    return 5 + 4 * occurring.shape[1] + alone + tables + factors + coded + lanes
+    return float(5 + 4 * occurring.shape[1]) + alone + tables + factors + coded + lanes
 
 
 def _table_bytes(counts: np.ndarray) -> float:

@@ -184,7 +184,8 @@ class Popper:
     def pop_mixed(self, contexts: np.ndarray, tables: Tables) -> np.ndarray:
         """uint16 `[n]`. contexts: uint8 `[n]`, which table each symbol has."""
         if tables.alone or not contexts.size:
-            return tables.slots[:, 0][contexts]
+            alone: np.ndarray = tables.slots[:, 0][contexts]
+            return alone
         symbols = self._room(contexts.size)
         given = tables.slots, tables.info, tables.bits
         if not kernels.takes():

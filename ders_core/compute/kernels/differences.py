@@ -13,9 +13,9 @@ from ders_core.compute.kernels.loop import loop
 
 
 @loop
-def ordered(bits: np.int32, half: np.int64) -> np.int64:
+def ordered(bits: np.int32, half: int) -> int:
     """Counts floats in their order; −0 comes just before 0."""
-    number = np.int64(bits)
+    number = int(np.int64(bits))
     return -half - 1 - number if number < 0 else number
 
 
@@ -34,7 +34,7 @@ def find_contexts(
 
 @loop
 def sum_distances(
-    base: np.ndarray, weight: np.ndarray, half: np.int64, contexts: np.ndarray, sums: np.ndarray
+    base: np.ndarray, weight: np.ndarray, half: int, contexts: np.ndarray, sums: np.ndarray
 ) -> None:
     """sums: int64 `[contexts]`: adds how far weights are."""
     for place in range(base.size):
@@ -46,7 +46,7 @@ def sum_distances(
 def count_codes(
     base: np.ndarray,
     weight: np.ndarray,
-    half: np.int64,
+    half: int,
     contexts: np.ndarray,
     lows: np.ndarray,
     counts: np.ndarray,
@@ -65,7 +65,7 @@ def count_codes(
 def split(
     base: np.ndarray,
     weight: np.ndarray,
-    half: np.int64,
+    half: int,
     contexts: np.ndarray,
     lows: np.ndarray,
     firsts: np.ndarray,
@@ -109,7 +109,7 @@ def find_rare(
         context = contexts[place]
         of_contexts[count] = context
         count += np.uint64(np.int64(symbols[place]) == spans[context] + 1)
-    return np.int64(count)
+    return int(np.int64(count))
 
 
 @loop
@@ -122,7 +122,7 @@ def count_contexts(contexts: np.ndarray, counts: np.ndarray) -> None:
 @loop
 def join(
     base: np.ndarray,
-    half: np.int64,
+    half: int,
     contexts: np.ndarray,
     lows: np.ndarray,
     firsts: np.ndarray,
@@ -156,4 +156,4 @@ def join(
         if number < -half or number >= half:
             wrong += 1
         weight[place] = np.int32(-half - 1 - number if number < 0 else number)
-    return wrong + np.int64(last - far_count)
+    return wrong + int(np.int64(last - far_count))

@@ -47,7 +47,7 @@ def push(
             quotient = np.uint32((np.uint64(state) * inverse[symbol]) >> shift)
             added = np.uint32(quotient * np.uint32(size - frequency))
             states[lane] = np.uint32(np.uint32(state + np.uint32(entry >> half)) + added)
-    return np.int64(at)
+    return int(np.int64(at))
 
 
 @loop
@@ -86,8 +86,8 @@ def pop(
             symbols[place] = symbol
             place += one
         if at > last:
-            return np.int64(-1)
-    return np.int64(at)
+            return -1
+    return int(np.int64(at))
 
 
 @loop
@@ -123,7 +123,7 @@ def push_mixed(
             quotient = np.uint32((np.uint64(state) * inverse[context, symbol]) >> shift)
             added = np.uint32(quotient * np.uint32(size - frequency))
             states[lane] = np.uint32(np.uint32(state + np.uint32(entry >> half)) + added)
-    return np.int64(at)
+    return int(np.int64(at))
 
 
 @loop
@@ -159,5 +159,5 @@ def pop_mixed(
             symbols[place] = symbol
             place += one
         if at > last:
-            return np.int64(-1)
-    return np.int64(at)
+            return -1
+    return int(np.int64(at))
