@@ -6,15 +6,12 @@ So only a few experts' parts are in memory, and the disk is busy while threads c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ders_core.files.dtype import Dtype
 from ders_core.files.in_place import Growing
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import tensor_bytes
-
-if TYPE_CHECKING:
-    import torch
+from ders_core.later import torch
 
 
 class PlacedGroup:
