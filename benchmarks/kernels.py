@@ -1,15 +1,19 @@
-"""Compiled loops against the same in plain torch and numpy: ns an entry, and how many times faster.
+"""Compiled loops against the same in plain torch and numpy: ns an entry, millions of entries a
+second, how many times faster, and the time as a multiple of a copy of the same bytes.
 
 Each is called once before it is timed, and its least processor time of five is told, on one thread.
-Run: `python benchmarks/kernels.py`.
+The copy is of what the work reads and writes: its inputs and outputs, once.
+Run: `python benchmarks/kernels.py [word ...]`; words choose the lines that contain one of them.
 """
 
 from __future__ import annotations
 
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import numba
@@ -17,16 +21,36 @@ import numpy as np
 import torch
 
 import ders_core
-from ders_core.codecs import EncodeContext, Entropy
-from ders_core.codecs.coding.prng import random_uniform
+from ders_core.codecs import Codec, EncodeContext, Entropy, Quantized, Sparse
+from ders_core.codecs.coding.prng import random_positions, random_uniform
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.rounding import Nearest, Unbiased
+from ders_core.codecs.synthesis import difference
+from ders_core.decompose.averages import mean_of, median_of
+from ders_core.decompose.distortion import compare, is_finite
 
 SHAPE = (2048, 1024)
 ENTRIES = SHAPE[0] * SHAPE[1]
 REPEATS = 5
 
 Work = Callable[[], object]
+
+EXPERTS = 8
+QUANTIZED: Mapping[str, Mapping[str, Any]] = {
+    "1 bit": {"bits": 1},
+    "2 bits": {"bits": 2},
+    "4 bits": {"bits": 4},
+    "8 bits": {"bits": 8},
+    "ternary": {"grid": "ternary"},
+    "4 bits, affine": {"bits": 4, "grid": "affine"},
+    "4 bits, normal": {"bits": 4, "grid": "normal"},
+    "6 bits, normal": {"bits": 6, "grid": "normal"},
+    "4 bits, unbiased": {"bits": 4, "gain": "unbiased"},
+}
+SPARSE: Mapping[str, Mapping[str, Any]] = {
+    "drop 0.9": {"drop_rate": 0.9},
+    "drop 0.9, largest": {"drop_rate": 0.9, "method": "magnitude"},
+}
 
 
 def seconds(work: Work) -> float:
@@ -39,41 +63,107 @@ def seconds(work: Work) -> float:
     return min(times)
 
 
-def works() -> dict[str, Work]:
+def nbytes(*tensors: torch.Tensor) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def dense_works() -> dict[str, tuple[Work, int]]:
+    """What is done to whole weights: the work, and the bytes of its inputs and outputs."""
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(SHAPE, generator=generator) * 0.02
+    noise = torch.randn(EXPERTS, *SHAPE, generator=generator) * 0.004
+    experts = (start + noise).bfloat16()
+    base, weight = mean_of(experts, None, EXPERTS).bfloat16(), experts[0]
+    context = EncodeContext(torch.bfloat16, 1)
+    weighed = EncodeContext(torch.bfloat16, 1, torch.rand(SHAPE[1], generator=generator))
+    found: dict[str, tuple[Work, int]] = {
+        "delta": (partial(difference, weight, base), nbytes(weight, base) + 4 * ENTRIES),
+        "errors": (partial(compare, weight, experts[1], base), nbytes(weight, weight, base)),
+        "is finite": (partial(is_finite, weight), nbytes(weight)),
+    }
+    averages: dict[str, Callable[..., torch.Tensor]] = {
+        "mean": partial(mean_of, weights=None, count=8),
+        "median": median_of,
+    }
+    for name, average in averages.items():
+        found[f"{name} of {EXPERTS}, an entry of each"] = (
+            partial(average, experts),
+            nbytes(experts, base),
+        )
+    codecs: dict[str, Codec] = {
+        **{f"quantized, {name}": Quantized(**fields) for name, fields in QUANTIZED.items()},
+        **{f"sparse, {name}": Sparse(**fields) for name, fields in SPARSE.items()},
+    }
+    for name, codec in codecs.items():
+        parts = codec.pack(weight, base, context)
+        moved = nbytes(weight, base, *parts.values())
+        found[f"{name}: encode"] = (partial(codec.pack, weight, base, context), moved)
+        found[f"{name}: decode"] = (partial(codec.unpack, parts, base, context), moved)
+    codec = codecs["quantized, 4 bits"]
+    parts = codec.pack(weight, base, context)
+    found["quantized, 4 bits, weighed: encode"] = (
+        partial(codec.pack, weight, base, weighed),
+        nbytes(weight, base, *parts.values()),
+    )
+    return found
+
+
+def entropy_works() -> dict[str, tuple[Work, int]]:
+    """The same of what entropy coding does."""
     generator = torch.Generator().manual_seed(0)
     delta = torch.randn(SHAPE, generator=generator)
     values = delta.flatten()
     rows, columns = (torch.rand(length, generator=generator) ** 4 + 0.01 for length in SHAPE)
     context = EncodeContext(torch.bfloat16, 1, None, Curvature(columns, rows))
-    found: dict[str, Work] = {
-        "unbiased rounding, step 2 σ": lambda: Unbiased(1).coded(values, 2.0, None, 1),
-        "unbiased rounding, step σ/10": lambda: Unbiased(1).coded(values, 0.1, None, 1),
-        "nearest multiple, step σ": lambda: Nearest(0.44).coded(values, 1.0, None, 1),
-        "random numbers": lambda: random_uniform(ENTRIES, 1),
+    rounded = 8 * ENTRIES
+    found: dict[str, tuple[Work, int]] = {
+        "unbiased rounding, step 2 σ": (lambda: Unbiased(1).coded(values, 2.0, None, 1), rounded),
+        "unbiased rounding, step σ/10": (lambda: Unbiased(1).coded(values, 0.1, None, 1), rounded),
+        "nearest multiple, step σ": (lambda: Nearest(0.44).coded(values, 1.0, None, 1), rounded),
+        "random numbers": (lambda: random_uniform(ENTRIES, 1), 4 * ENTRIES),
+        "random positions, a tenth": (
+            lambda: random_positions(ENTRIES, ENTRIES // 10, 1),
+            8 * (ENTRIES // 10),
+        ),
     }
     for bits in (0.2, 1, 5):
         codec = Entropy(bits=bits, rounding="unbiased", steps="sensitive")
         parts = codec.encode(delta, context)
-        found[f"entropy, {bits} bits: encode"] = partial(codec.encode, delta, context)
-        found[f"entropy, {bits} bits: decode"] = partial(codec.decode, parts, SHAPE, context)
+        moved = nbytes(delta, *parts.values())
+        found[f"entropy, {bits} bits: encode"] = (partial(codec.encode, delta, context), moved)
+        found[f"entropy, {bits} bits: decode"] = (
+            partial(codec.decode, parts, SHAPE, context),
+            moved,
+        )
     return found
 
 
-def main() -> None:
+def copied(count: int) -> float:
+    """Seconds to copy so many bytes in all, half of them read and half written."""
+    source = torch.ones(max(count // 2, 1), dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return seconds(lambda: target.copy_(source))
+
+
+def main(words: list[str]) -> None:
     torch.set_num_threads(1)
     versions = {"torch": torch, "numba": numba, "numpy": np, "ders-studio": ders_core}
     print(
         ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
         f"on {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
     )
-    print(f"{SHAPE[0]} × {SHAPE[1]} entries; ns an entry")
-    print(f"{'':32}{'loops':>8}{'plain':>8}{'ratio':>8}")
-    for name, work in works().items():
-        fast = 1e9 * seconds(work) / ENTRIES
+    print(f"{SHAPE[0]} × {SHAPE[1]} entries; loops and plain: ns an entry")
+    print(f"{'':36}{'loops':>8}{'M/s':>8}{'plain':>8}{'ratio':>8}{'/ copy':>8}")
+    for name, (work, moved) in (dense_works() | entropy_works()).items():
+        if words and not any(word in name for word in words):
+            continue
+        entries = ENTRIES * (EXPERTS if "of each" in name else 1)
+        fast, copy = 1e9 * seconds(work) / entries, 1e9 * copied(moved) / entries
         with patch("ders_core.compute.kernels._installed", return_value=False):
-            slow = 1e9 * seconds(work) / ENTRIES
-        print(f"{name:32}{fast:8.2f}{slow:8.2f}{slow / fast:8.1f}", flush=True)
+            slow = 1e9 * seconds(work) / entries
+        numbers = f"{fast:8.2f}{1e3 / fast:8.0f}{slow:8.2f}{slow / fast:8.1f}{fast / copy:8.1f}"
+        print(f"{name:36}{numbers}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -28,6 +28,7 @@ from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.compute import kernels
 from ders_core.compute.pieces import at_least
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -266,6 +267,9 @@ class Sparse(DeltaCodec):
     ) -> torch.Tensor:
         values, pieces = self._stored(parts, (base.shape[0], base.shape[1]), context)
         start = base.reshape(-1)
+        is_whole = values.numel() == self.kept((base.shape[0], base.shape[1]))
+        if is_whole and kernels.takes_stored(start):
+            return _added(values, pieces, start).view(base.shape)
         weight = start + 0.0  # as every sum with a dropped entry: −0 becomes 0
         for kept, places in _placed(values, pieces):
             total = kept + start.index_select(0, places).float()
@@ -288,6 +292,22 @@ class Sparse(DeltaCodec):
             gain = selection.decoding_gain(shape)
             values = values if gain == 1 else values * gain
         return values, selection.places(parts, shape, context.seed, values.device)
+
+
+def _added(
+    values: torch.Tensor, pieces: Iterable[torch.Tensor], base: torch.Tensor
+) -> torch.Tensor:
+    """base + values at the places, in the base's dtype: `[n]`."""
+    from ders_core.compute.kernels import entries
+
+    weight, kind, begin = torch.empty_like(base), kernels.kind_of(base.dtype), 0
+    entries.copy(kernels.bits(base), kind, kernels.bits(weight))
+    for places in pieces:
+        kept = values[begin : begin + places.numel()]
+        begin += places.numel()
+        both = kernels.bits(base), kind, kernels.bits(weight)
+        entries.add(kept.numpy(), places.contiguous().numpy(), *both)
+    return weight
 
 
 def _placed(

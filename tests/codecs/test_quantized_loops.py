@@ -101,6 +101,9 @@ def test_scales_and_lines(
             weights *= gauss(shape, seed + 1) > 0
             weights[..., 0] = 1
             values = torch.where(weights > 0, values, 0.0)  # as padding
+    heights = scales._of_blocks(weights, values)
+    assert heights is not None
+    assert kernels.takes(values, heights)
     found = scales.best_scales(values, weights, levels)
     assert torch.equal(found, plainly(lambda: scales.best_scales(values, weights, levels)))
     if levels.uniform and kind != "extremes":  # differences of these are beyond float32

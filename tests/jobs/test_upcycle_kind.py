@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
-from support.jobs_support import wait_for
 from support.messages import raises_saying
 
 from ders_core.errors import JobError
@@ -17,7 +15,7 @@ from ders_core.jobs.schema import transaction
 from ders_core.jobs.worker import run_worker
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.upcycle import Data, DenseModel, Training, UpcycleConfig, predict
-from ders_core.upcycle.history import read_history
+from ders_core.upcycle.history import HistoryWriter, Moment, read_history
 
 STEPS_TRAINED = 4
 
@@ -112,9 +110,9 @@ def test_four_steps_through_a_worker(
 
 @pytest.mark.slow
 def test_a_stopped_training_goes_on_where_it_was(
-    workspace: Workspace, dense_parent_dir: Path, text: Path
+    workspace: Workspace, dense_parent_dir: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = 400
+    steps, add_step = 12, HistoryWriter.add_step
     chosen = config(text).model_copy(
         update={"training": Training(steps=steps, batch=1, save_every=steps)}
     )
@@ -123,14 +121,14 @@ def test_a_stopped_training_goes_on_where_it_was(
     number = store.submit("upcycle", spec, "tiny").id
     packed = workspace.run_dir(number) / "packed"
 
-    def stop() -> None:
-        wait_for(lambda: len(read_history(packed).steps) >= 3)
-        store.cancel(number)
+    def stop(history: HistoryWriter, moment: Moment) -> None:
+        add_step(history, moment)
+        if moment.step == 3:
+            store.cancel(number)
 
-    helper = Thread(target=stop)
-    helper.start()
+    monkeypatch.setattr(HistoryWriter, "add_step", stop)
+    monkeypatch.setattr("ders_core.jobs.context.WRITE_EVERY", 0.0)
     run_worker(workspace, stop_when_idle=True)
-    helper.join()
     assert store.get(number).state == "cancelled"
     before = read_history(packed).steps
     assert 3 <= len(before) < steps

@@ -10,6 +10,9 @@ from ders_core.later import np, torch
 CHUNK = 1 << 17
 """Values at a time on the CPU; a multiple of 8."""
 
+BYTE = 8
+"""Bits of what loops pack."""
+
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that `count` values of `bits` bits take."""
@@ -33,10 +36,10 @@ def pack_piece(
 ) -> None:
     """Write into what `pack` makes of `count` values those from `begin` on, a multiple of 8."""
     stride = (count + 7) // 8
-    if values.dtype == torch.uint8 and kernels.takes(values, packed):
+    if bits <= BYTE and kernels.takes(values, packed):
         from ders_core.compute.kernels import planes
 
-        planes.pack(values.numpy(), bits, packed.numpy(), begin, stride)
+        planes.pack(values.to(torch.uint8).numpy(), bits, packed.numpy(), begin, stride)
         return
     for piece in pieces(values.numel(), chunk_values(values.device, CHUNK)):
         chunk = values[piece]
@@ -49,6 +52,13 @@ def pack_piece(
 def unpack(packed: torch.Tensor, bits: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     """The inverse of `pack`: `[count]` integers of `dtype`, which must hold 2**bits − 1."""
     stride = (count + 7) // 8
+    is_whole = packed.numel() >= packed_bytes(count, bits)
+    if bits <= BYTE and is_whole and kernels.takes(packed):
+        from ders_core.compute.kernels import planes
+
+        codes = torch.empty(count, dtype=torch.uint8)
+        planes.unpack_planes(packed.numpy(), bits, codes.numpy())
+        return codes.to(dtype)
     values = torch.empty(stride * 8, dtype=dtype, device=packed.device)
     for piece in pieces(stride, chunk_values(packed.device, CHUNK) // 8):
         chunk = values[8 * piece.start : 8 * piece.stop].zero_()

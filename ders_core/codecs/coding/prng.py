@@ -106,6 +106,15 @@ def position_chunks(
     """What `random_positions` gives, a piece at a time."""
     bits = max((size - 1).bit_length(), 2)
     where = torch.device(device)
+    if bits < 32 and kernels.can_run(where):
+        from ders_core.compute.kernels import positions as loops
+
+        keys = np.array(_round_keys(seed), dtype=np.uint32)
+        for piece in pieces(count, CHUNK):
+            chosen = torch.empty(piece.stop - piece.start, dtype=torch.int64)
+            loops.draw(chosen.numpy(), piece.start, size, bits, keys)
+            yield chosen
+        return
     tables = _round_tables(bits, seed, where)
     for piece in pieces(count, chunk_values(where, CHUNK)):
         chunk = torch.arange(piece.start, piece.stop, dtype=tables[0].dtype, device=where)

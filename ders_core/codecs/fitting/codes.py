@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ders_core.codecs.coding.packing import check_trits, packed_bytes, unpack, unpack_trits
+from ders_core.codecs.coding.packing import (
+    check_trits,
+    packed_bytes,
+    packed_trits_bytes,
+    unpack,
+    unpack_trits,
+)
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
@@ -55,7 +61,10 @@ def coded(rows: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks) -> t
         from ders_core.compute.kernels import codes as loops
 
         codes = torch.empty(rows.shape, dtype=torch.uint8)
-        loops.encode(rows.numpy(), blocks.size, *lines.arrays, *levels.arrays, codes.numpy())
+        table, borders, bins, fine = levels.arrays
+        loops.encode(
+            rows.numpy(), blocks.size, *lines.arrays, table, borders, bins, fine, codes.numpy()
+        )
         return codes
     values, scale = blocks.split(rows), lines.scale.unsqueeze(-1)
     if lines.offset is not None:
@@ -126,7 +135,9 @@ def decoded(
     else:
         out = torch.empty(shape, dtype=base.dtype, device=base.device)
     stored = (out,) if base is None else (out, base)
-    if kernels.takes_stored(*stored) and kernels.takes(packed, *lines.tensors):
+    needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
+    is_whole = packed.numel() == needed and lines.scale.shape[1] == blocks.count
+    if is_whole and kernels.takes_stored(*stored) and kernels.takes(packed, *lines.tensors):
         from ders_core.compute.kernels import codes as loops
 
         if bits is None:

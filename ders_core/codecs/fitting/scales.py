@@ -64,7 +64,9 @@ def _of_blocks(weights: torch.Tensor | None, values: torch.Tensor) -> torch.Tens
         return values.new_empty(0, size)
     if weights.dim() != values.dim() or weights.shape[0] != 1 or weights.shape[-1] != size:
         return None
-    return weights.expand(1, *values.shape[1:]).reshape(-1, size)
+    if weights.numel() == size:
+        return weights.reshape(1, size)
+    return weights.expand(1, *values.shape[1:]).reshape(-1, size).contiguous()
 
 
 def _compiled_scales(blocks: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.Tensor:

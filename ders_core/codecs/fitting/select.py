@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from ders_core.compute import kernels
 from ders_core.compute.pieces import at_least, chunk_values, pieces
-from ders_core.later import torch
+from ders_core.later import np, torch
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -26,6 +27,8 @@ def largest_read(
     if count <= 0:
         return torch.empty(0, dtype=torch.int64, device=device)
     parts = list(pieces(size, chunk_values(device)))
+    if kernels.can_run(device):
+        return _found_by_loops(read, parts, count)
     room = torch.empty(2, parts[0].stop, dtype=torch.int32, device=device)
 
     def keys_of(piece: slice) -> torch.Tensor:
@@ -58,6 +61,33 @@ def largest_read(
         end = begin + kept.numel()
         torch.add(kept, piece.start, out=chosen[begin:end])
         begin = end
+    return chosen
+
+
+def _found_by_loops(
+    read: Callable[[slice], torch.Tensor], parts: Sequence[slice], count: int
+) -> torch.Tensor:
+    """As `largest_read`."""
+    from ders_core.compute.kernels import largest as loops
+    from ders_core.compute.kernels.magnitudes import count_magnitudes
+
+    high, one_class = torch.zeros(1 << 15, dtype=torch.int64), np.empty(0, dtype=np.uint8)
+    for piece in parts:
+        bits = kernels.bits(read(piece).contiguous())
+        count_magnitudes(bits, 16, one_class, high.view(1, -1).numpy())
+    bucket, above = _descend(high, count)
+    near = above + int(high[bucket])
+    places, keys, filled = np.empty(near, dtype=np.int64), np.empty(near, dtype=np.uint32), 0
+    for piece in parts:
+        values = read(piece).contiguous().numpy()
+        least = np.uint32(bucket << 16)
+        filled = loops.collect(values, least, piece.start, filled, places, keys)
+    low = torch.zeros(1 << 16, dtype=torch.int64)
+    loops.count_low(keys, np.uint32(bucket), low.numpy())
+    rest, more = _descend(low, count - above)
+    chosen = torch.empty(count, dtype=torch.int64)
+    threshold, ties = np.uint32(bucket << 16 | rest), count - above - more
+    loops.choose(keys, threshold, ties, places, chosen.numpy())
     return chosen
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 
 from ders_core.codecs.synthesis import difference
+from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values
 from ders_core.later import torch
 
@@ -78,8 +79,24 @@ class DifferenceEntries(Entries):
 
     def read(self, piece: slice) -> torch.Tensor:
         weight, base = self._buffers[:, : piece.stop - piece.start].unbind()
+        if kernels.takes_stored(self._flat_weight, self._flat_base):
+            from ders_core.compute.kernels import differences
+
+            ours = kernels.bits(self._flat_weight[piece])
+            common = kernels.bits(self._flat_base[piece])
+            kind = kernels.kind_of(self._weight.dtype)
+            differences.subtract(ours, common, kind, weight.numpy())
+            return weight
         return weight.copy_(self._flat_weight[piece]).sub_(base.copy_(self._flat_base[piece]))
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
+        if kernels.takes_stored(self._flat_weight, self._flat_base) and kernels.takes(places):
+            from ders_core.compute.kernels import entries
+
+            values = torch.empty(places.numel(), dtype=torch.float32)
+            both = kernels.bits(self._flat_weight), kernels.bits(self._flat_base)
+            kind = kernels.kind_of(self._weight.dtype)
+            entries.gather(*both, kind, places.numpy(), values.numpy())
+            return values
         weight = self._flat_weight.index_select(0, places).float()
         return weight.sub_(self._flat_base.index_select(0, places).float())

@@ -30,7 +30,7 @@ def count_beyond(values: np.ndarray, kind: int) -> int:
         mask = np.uint32(0x7C00)
     count = 0
     for place in range(values.size):
-        count += np.int64(np.uint32(values[place] & mask) == mask)
+        count += int(np.uint32(values[place] & mask) == mask)
     return count
 
 

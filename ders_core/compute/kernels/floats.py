@@ -28,7 +28,7 @@ HALF_UNIT = np.float32(2.0**-24)
 ONE_HALF = np.float32(0.5)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def float_of(context: Any, bits: Any) -> Any:
     """The float32 that has these bits, uint32."""
 
@@ -38,7 +38,7 @@ def float_of(context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def bits_of(context: Any, value: Any) -> Any:
     """The bits of a float32, uint32."""
 
@@ -53,7 +53,7 @@ def widen(stored: np.unsignedinteger, kind: int) -> np.float32:
     """The float32 that is the stored float."""
     bits = np.uint32(stored)
     if kind == BFLOAT16:
-        value = float_of(np.uint32(bits << np.uint32(16)))
+        value: np.float32 = float_of(np.uint32(bits << np.uint32(16)))
     elif kind == FLOAT16:
         sign = np.uint32(np.uint32(bits << np.uint32(16)) & SIGN)
         size = np.uint32(bits & np.uint32(0x7FFF))

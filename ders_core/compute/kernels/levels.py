@@ -24,8 +24,9 @@ def number_of(
     """How many borders are not above the ratio."""
     if bins.size > 0:
         place = np.float32(np.float32(np.float32(ratio - borders[0]) * fine) + np.float32(2))
-        place = min(max(place, np.float32(0)), np.float32(bins.size - 1))
-        code = bins[np.int32(place)]
+        top = np.float32(bins.size - 1)
+        place = place if place > np.float32(0) else np.float32(0)  # also where it is no number
+        code: np.integer = bins[np.int32(place if place < top else top)]
         code += np.int32(ratio >= borders[code])
         code += np.int32(ratio >= borders[code])
     else:

@@ -93,3 +93,9 @@ def unpack_trits(packed: np.ndarray, begin: int, codes: np.ndarray) -> None:
             codes[5 * number + digit] = trits[digit]
     for place in range(5 * whole, codes.size):
         codes[place] = TRITS[packed[first + whole]][place - 5 * whole]
+
+
+@loop
+def unpack_planes(packed: np.ndarray, bits: int, codes: np.ndarray) -> None:
+    """`unpack` of all values."""
+    unpack(packed, bits, 0, (codes.size + 7) // 8, codes)

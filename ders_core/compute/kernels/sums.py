@@ -28,7 +28,7 @@ def halved(terms: np.ndarray, count: int) -> np.floating:
         for place in range(count - half):
             terms[place] += terms[place + half]
         count = half
-    total = terms[0]
+    total: np.floating = terms[0]
     for place in range(1, count):
         total += terms[place]
     return total
