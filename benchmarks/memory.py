@@ -76,7 +76,7 @@ def _peak() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(recipe: str, layers: tuple[int, ...] = LAYERS, count: int = 1) -> dict[int, int]:
+def measure(recipe: str, layers: tuple[int, ...] = LAYERS, workers: int = 1) -> dict[int, int]:
     """Number of layers -> peak growth in bytes with so many threads, each in a fresh process."""
     peaks = {}
     with tempfile.TemporaryDirectory() as place:
@@ -84,7 +84,7 @@ def measure(recipe: str, layers: tuple[int, ...] = LAYERS, count: int = 1) -> di
             directory = Path(place) / f"layers{count}"
             make_checkpoint(directory, count)
             done = subprocess.run(
-                [sys.executable, __file__, recipe, str(directory), str(count)],
+                [sys.executable, __file__, recipe, str(directory), str(workers)],
                 capture_output=True,
                 text=True,
                 check=True,

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.statistics import DeltaStatistics, Expected
-from ders_core.codecs.synthesis import combine, difference
+from ders_core.codecs.synthesis import combine as combine
+from ders_core.codecs.synthesis import difference as difference
 from ders_core.errors import CodecError, sentence_of
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ders_core.codecs.coding import level_stream, runs
+from ders_core.codecs.coding import level_stream, runs, sections
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.frequencies import frequencies_of
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, START, Popper, Pusher, Table
@@ -221,14 +221,14 @@ def test_every_form_of_a_class_is_written() -> None:
         _, symbols, counts, _ = classes_of(random, shape, spread, None)
         common = int(counts.sum(0).argmax())
         for each, row in zip(symbols, counts, strict=True):
-            section = level_stream.section_of(each, row, common)
+            section = sections.section_of(each, row, common)
             low_bits = section.numbers[0] if section.form == 2 else 0
             rare = section.tables is not None and section.tables.rare is not None
             forms.add((section.form, low_bits > 0, rare))
     assert {(1, False, False), (1, False, True), (2, False, False), (2, True, False)} <= forms
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.booleans(), spread=st.sampled_from((0.3, 2.0, 60.0)))
 def test_damaged_streams_are_refused_or_read_as_others(
     seed: int, steps: bool, spread: float

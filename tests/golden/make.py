@@ -147,6 +147,7 @@ FORMS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
     "v1-fp8": (coded, {"extended": True, "rules": (Rule(codec=THREE_BITS),)}),
     "v2-lossless": (close, {"rules": (Rule(codec=Lossless()),)}),
     "v2-entropy": (close, {"rules": (Rule(codec=Entropy(bits=1.5)),)}),
+    "v4-lossless": (close, {"rules": (Rule(codec=Lossless()),)}),
     "v4-entropy": (
         close,
         {

@@ -20,7 +20,7 @@ from ders_core.pipeline.verify import verify
 
 HERE = Path(__file__).parent
 HASHES: dict[str, dict[str, str]] = json.loads((HERE / "hashes.json").read_text())
-READ_ONLY = {"v2-entropy"}
+READ_ONLY = {"v2-entropy", "v2-lossless"}
 """Streams of versions before 4, which are no longer written."""
 
 BY_BLAS = {"v2-lowrank-quantized", "v2-chain"}
@@ -80,6 +80,8 @@ def test_every_form_of_a_stream_has_one() -> None:
     assert 0 not in first_bytes("v2-sparse-magnitude", "positions")
     assert first_bytes("v2-sparse-magnitude-bitmap", "positions") == {0}
     assert first_bytes("v2-lossless", "stream") == {1}
+    assert first_bytes("v4-lossless", "stream") == {2}
+    assert first_bytes("v4-entropy", "stream") == {255}
     assert first_bytes("v2-experts", "1.stream") == {0}
 
 

@@ -40,8 +40,9 @@ class CodedEntries:
         entries = cls(arrangement, steps, levels, common, sections)
         if steps is not None and levels.size and sections:
             farthest = np.float32(np.abs(levels).max())
-            for vector in (steps.rows, steps.columns):
-                farthest = farthest * powers(vector.max().view(1)).numpy()[0]
+            with np.errstate(over="ignore"):
+                for vector in (steps.rows, steps.columns):
+                    farthest = farthest * powers(vector.max().view(1)).numpy()[0]
             if not np.isfinite(farthest) and not bool(torch.isfinite(entries.matrix()).all()):
                 raise damaged()
         return entries

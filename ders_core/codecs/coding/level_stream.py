@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
 from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of
+from ders_core.codecs.coding.level_tables import MOST_LEVELS, Push
 from ders_core.codecs.coding.rans import BITS, MOST_LANES_LOG2, Popper, Pusher, Table
-from ders_core.codecs.coding.sections import MOST_LEVELS, Push, read_section, section_of
+from ders_core.codecs.coding.sections import read_section, section_of
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.later import np, torch
@@ -45,7 +46,7 @@ def stream_bytes(steps: Steps | None, counts: np.ndarray, slack: float = 1.0) ->
     coded = slack * sum(entropy_bytes(row) for row in occurring[several])
     lanes = 4 + 3 * coded / BYTES_PER_LANE if several.any() or steps is not None else 0
     alone = 2 * int((~several).sum()) if occurring.size else 0
-    return 5 + 4 * occurring.shape[1] + alone + tables + factors + coded + lanes
+    return float(5 + 4 * occurring.shape[1]) + alone + tables + factors + coded + lanes
 
 
 def _table_bytes(counts: np.ndarray) -> float:
@@ -87,7 +88,8 @@ def write(
         sections = [section_of(*pair, common) for pair in pairs]
     pushes += [push for section in sections for push in section.pushes]
     pushes = [push for push in pushes if push.table.alone is None]
-    lanes_log2 = _lanes_log2(pushes) if pushes else NOTHING_CODED
+    bits = sum(push.about_bits() for push in pushes)
+    lanes_log2 = lanes_log2_of(bits) if pushes else NOTHING_CODED
 
     writer = Writer()
     writer.put([MARK], "<u2")
@@ -108,10 +110,10 @@ def write(
     return writer.tensor()
 
 
-def _lanes_log2(pushes: Sequence[Push]) -> int:
-    """In integers, so that it is the same on every machine."""
-    nbytes = sum(push.about_bits() for push in pushes) // 8
-    return min(max((nbytes // BYTES_PER_LANE).bit_length() - 1, 0), MOST_LANES_LOG2)
+def lanes_log2_of(bits: int) -> int:
+    """Of how many lanes a stream of so many bits has. In integers, so that it is the same on every
+    machine."""
+    return min(max((bits // 8 // BYTES_PER_LANE).bit_length() - 1, 0), MOST_LANES_LOG2)
 
 
 def is_one(stream: torch.Tensor) -> bool:

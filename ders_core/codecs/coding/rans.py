@@ -11,6 +11,7 @@ Here is numpy, which works on all lanes at once; `compute.kernels.rans` gives th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from ders_core.codecs.coding.stream import damaged
@@ -62,6 +63,36 @@ class Table:
         return inverse.astype(np.uint64)
 
 
+class Tables:
+    """Several tables of as many bits: which one a symbol has, its context says."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.bits, self._tables = tables[0].bits, tables
+        self.alone = all(table.alone is not None for table in tables)
+        """Whether symbols take no bits."""
+
+    @cached_property
+    def info(self) -> np.ndarray:
+        """uint32 `[contexts, symbols]`: as of a table."""
+        return self._padded([table.info for table in self._tables], np.uint32)
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """uint64 `[contexts, symbols]`: as of a table."""
+        return self._padded([table.inverse for table in self._tables], np.uint64)
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """uint16 `[contexts, 2^bits]`: as of a table."""
+        return np.stack([table.slots for table in self._tables])
+
+    def _padded(self, rows: Sequence[np.ndarray], dtype: type[np.number]) -> np.ndarray:
+        padded = np.zeros((len(rows), max(map(len, rows))), dtype=dtype)
+        for row, numbers in zip(padded, rows, strict=True):
+            row[: len(numbers)] = numbers
+        return padded
+
+
 class Pusher:
     """A stack to push to. lanes: a power of two."""
 
@@ -74,7 +105,7 @@ class Pusher:
         if table.alone is not None or not symbols.size:
             return
         if not kernels.takes():
-            self._words.append(self._push_plainly(symbols, table))
+            self._push_plainly(symbols, table.info, table.bits)
             return
         from ders_core.compute.kernels import rans
 
@@ -83,23 +114,38 @@ class Pusher:
         at = rans.push(self._states, *tables, np.ascontiguousarray(symbols), room)
         self._words.append(room[at:].copy())
 
-    def _push_plainly(self, symbols: np.ndarray, table: Table) -> np.ndarray:
-        """The same as a loop does."""
-        info = table.info.astype(np.uint64)
-        frequencies, firsts = info & 0xFFFF, info >> 16
+    def push_mixed(self, symbols: np.ndarray, contexts: np.ndarray, tables: Tables) -> None:
+        """contexts: uint8 `[n]`, which table each symbol has."""
+        if tables.alone or not symbols.size:
+            return
+        if not kernels.takes():
+            cells = contexts.astype(np.int64) * tables.info.shape[1] + symbols
+            self._push_plainly(cells, tables.info.reshape(-1), tables.bits)
+            return
+        from ders_core.compute.kernels import rans
+
+        room = np.empty(symbols.size + 1, dtype=np.uint16)
+        given = tables.info, tables.inverse, tables.bits
+        at = rans.push_mixed(self._states, *given, symbols, contexts, room)
+        self._words.append(room[at:].copy())
+
+    def _push_plainly(self, symbols: np.ndarray, info: np.ndarray, bits: int) -> None:
+        """The same as a loop does. info: uint32, of each symbol."""
+        wide = info.astype(np.uint64)
+        frequencies, firsts = wide & 0xFFFF, wide >> 16
         lanes, states = len(self._states), self._states.astype(np.uint64)
         words = []
         for begin in reversed(range(0, len(symbols), lanes)):
             some = symbols[begin : begin + lanes]
             frequency, state = frequencies[some], states[: len(some)]
-            full = state >> (32 - table.bits) >= frequency
+            full = state >> (32 - bits) >= frequency
             words.append(state[full].astype(np.uint16))
             state = np.where(full, state >> 16, state)
             quotient = state // frequency
-            moved = (quotient << table.bits) + firsts[some] + (state - quotient * frequency)
+            moved = (quotient << bits) + firsts[some] + (state - quotient * frequency)
             states[: len(some)] = moved
         self._states = states.astype(np.uint32)
-        return np.concatenate(words[::-1])
+        self._words.append(np.concatenate(words[::-1]))
 
     def stack(self) -> tuple[np.ndarray, np.ndarray]:
         """(states uint32 `[lanes]`, words uint16 `[n]`)."""
@@ -122,38 +168,69 @@ class Popper:
         left."""
         if table.alone is not None or not count:
             return np.full(count, table.alone or 0, dtype=np.uint16)
-        if not self._states.size:
-            raise damaged()
+        symbols = self._room(count)
         if not kernels.takes():
-            return self._pop_plainly(count, table)
+            contexts = np.zeros(count, dtype=np.uint8)
+            self._pop_plainly(symbols, contexts, table.slots[None], table.info[None], table.bits)
+            return symbols
         from ders_core.compute.kernels import rans
 
-        symbols = np.empty(count, dtype=np.uint16)
         tables = table.slots, table.info, table.bits
         at = rans.pop(self._states, *tables, self._words, self._at, self._end, symbols)
-        if at < 0:
-            raise damaged()
-        self._at = at
+        self._move_to(at)
         return symbols
 
-    def _pop_plainly(self, count: int, table: Table) -> np.ndarray:
-        """The same as a loop does."""
-        symbols, lanes = np.empty(count, dtype=np.uint16), len(self._states)
-        frequencies, firsts = table.info & 0xFFFF, table.info >> 16
+    def pop_mixed(self, contexts: np.ndarray, tables: Tables) -> np.ndarray:
+        """uint16 `[n]`. contexts: uint8 `[n]`, which table each symbol has."""
+        if tables.alone or not contexts.size:
+            alone: np.ndarray = tables.slots[:, 0][contexts]
+            return alone
+        symbols = self._room(contexts.size)
+        given = tables.slots, tables.info, tables.bits
+        if not kernels.takes():
+            self._pop_plainly(symbols, contexts, *given)
+            return symbols
+        from ders_core.compute.kernels import rans
+
+        places = self._words, self._at, self._end
+        self._move_to(rans.pop_mixed(self._states, *given, *places, contexts, symbols))
+        return symbols
+
+    def _room(self, count: int) -> np.ndarray:
+        if not self._states.size:
+            raise damaged()
+        return np.empty(count, dtype=np.uint16)
+
+    def _move_to(self, at: int) -> None:
+        if not 0 <= at <= self._end:
+            raise damaged()
+        self._at = at
+
+    def _pop_plainly(
+        self,
+        symbols: np.ndarray,
+        contexts: np.ndarray,
+        slots: np.ndarray,
+        info: np.ndarray,
+        bits: int,
+    ) -> None:
+        """The same as a loop does. slots: `[contexts, 2^bits]`. info: `[contexts, symbols]`."""
+        count, lanes, width = len(symbols), len(self._states), info.shape[1]
+        symbol_of, frequencies, firsts = slots.reshape(-1), info & 0xFFFF, info >> 16
+        frequencies, firsts = frequencies.reshape(-1), firsts.reshape(-1)
         for begin in range(0, count, lanes):
             state = self._states[: count - begin]
-            slot = state & np.uint32((1 << table.bits) - 1)
-            symbol = symbols[begin : begin + lanes]
-            np.take(table.slots, slot, out=symbol)
-            state = frequencies[symbol] * (state >> np.uint32(table.bits)) + slot - firsts[symbol]
+            context = contexts[begin : begin + lanes].astype(np.int64)
+            slot = state & np.uint32((1 << bits) - 1)
+            symbol = symbol_of[(context << bits) + slot]
+            symbols[begin : begin + lanes] = symbol
+            cell = context * width + symbol
+            state = frequencies[cell] * (state >> np.uint32(bits)) + slot - firsts[cell]
             short = np.flatnonzero(state < START)
-            words = self._words[self._at : self._at + len(short)]
-            self._at += len(short)
-            if self._at > self._end:
-                raise damaged()
+            self._move_to(self._at + len(short))
+            words = self._words[self._at - len(short) : self._at]
             state[short] = state[short] << np.uint32(16) | words
             self._states[: count - begin] = state
-        return symbols
 
     def done(self) -> None:
         """Raise CodecError unless everything was popped that was pushed."""

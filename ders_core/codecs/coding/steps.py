@@ -71,8 +71,7 @@ class Steps:
             arranged.classify(*exponents, low, high, self._span, classes)
             return torch.from_numpy(classes).view(-1)
         sums = (self.rows - low).to(torch.int16).unsqueeze(1) + self.columns.to(torch.int16)
-        classes = sums.clamp_(0, high - low).floor_divide_(self._span)
-        return classes.to(torch.uint8).view(-1)
+        return sums.clamp_(0, high - low).floor_divide_(self._span).to(torch.uint8).view(-1)
 
     @cached_property
     def class_count(self) -> int:

@@ -78,7 +78,7 @@ def _even_out(sample: Sample, rounding: Rounding, limit: int, finest: float) -> 
     low, high = finest, rounding.coarsest  # log2 of the step: too many bytes, and fewer
     excess, lack, last = excess_of(low), excess_of(high), 0
     if excess <= 0 or lack >= 0:
-        return 2.0**low if excess <= 0 else 2.0**high
+        return math.exp2(low if excess <= 0 else high)
     for _ in range(SEARCHES):
         middle = low + (high - low) * min(max(excess / (excess - lack), 0.02), 0.98)
         off = excess_of(middle)
@@ -91,7 +91,7 @@ def _even_out(sample: Sample, rounding: Rounding, limit: int, finest: float) -> 
             high, lack = middle, off
             excess = excess / 2 if last < 0 else excess
         last = 1 if off > 0 else -1
-    return 2.0**middle
+    return math.exp2(middle)
 
 
 def _first_guess(

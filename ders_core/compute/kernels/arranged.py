@@ -95,31 +95,18 @@ def part(symbols: np.ndarray, of_rare: np.ndarray, usual: np.ndarray, rare: np.n
 
 
 @loop
-def expand_row(
-    row: int,
-    order: np.ndarray,
-    edges: np.ndarray,
-    kinds: np.ndarray,
-    row_steps: np.ndarray,
-    column_steps: np.ndarray,
-    levels: np.ndarray,
-    common: np.float32,
-    dense: np.ndarray,
-    at: np.ndarray,
-    passed: np.ndarray,
-    symbols: np.ndarray,
-    places: np.ndarray,
-    others: np.ndarray,
-    filled: np.ndarray,
-) -> None:
+def expand_row(row: int, coded: tuple[Any, ...], filled: np.ndarray) -> None:
     """Fill the next row, float32 `[in]`, with levels times the steps of the row and of columns.
 
-    column_steps: float32 `[in]`, in sorted order. levels: float32. dense: bool `[classes]`: a
+    coded: order, edges, kinds, and: row_steps: float32 `[out]`. column_steps: float32 `[in]`, in
+    sorted order. levels: float32. dense: bool `[classes]`: a
     symbol for each entry, or the entries that do not have the level `common`. at, passed: int64
     `[classes]`, the next of symbols or others, and how many entries were before; are changed.
     symbols: uint16, numbers of levels. places: int64, of others among the entries of their class,
     ascending; each class ends with one that is larger than all. others: uint16.
     """
+    order, edges, kinds, row_steps, column_steps, levels, common = coded[:7]
+    dense, at, passed, symbols, places, others = coded[7:]
     one = np.uint64(1)
     step, edge = row_steps[row], edges[kinds[row]]
     if not dense.all():
@@ -150,10 +137,9 @@ def expand_row(
 
 @loop
 def expand(coded: tuple[Any, ...], delta: np.ndarray) -> None:
-    """Fill delta, float32 `[out, in]`. coded: what `expand_row` takes between the row and what it
-    fills."""
+    """Fill delta, float32 `[out, in]`. coded: as of `expand_row`."""
     for row in range(delta.shape[0]):
-        expand_row(row, *coded, delta[row])
+        expand_row(row, coded, delta[row])
 
 
 @loop
@@ -161,7 +147,7 @@ def expand_onto_bfloat16(coded: tuple[Any, ...], base: np.ndarray, weight: np.nd
     """Fill weight with base + delta, both the bits of bfloat16: uint16 `[out, in]`."""
     delta = np.empty(weight.shape[1], dtype=np.float32)
     for row in range(weight.shape[0]):
-        expand_row(row, *coded, delta)
+        expand_row(row, coded, delta)
         add_bfloat16(base[row], delta, weight[row])
 
 
@@ -170,5 +156,5 @@ def expand_onto_float32(coded: tuple[Any, ...], base: np.ndarray, weight: np.nda
     """Fill weight with base + delta, both float32 `[out, in]`."""
     delta = np.empty(weight.shape[1], dtype=np.float32)
     for row in range(weight.shape[0]):
-        expand_row(row, *coded, delta)
+        expand_row(row, coded, delta)
         add_float32(base[row], delta, weight[row])

@@ -47,7 +47,7 @@ def push(
             quotient = np.uint32((np.uint64(state) * inverse[symbol]) >> shift)
             added = np.uint32(quotient * np.uint32(size - frequency))
             states[lane] = np.uint32(np.uint32(state + np.uint32(entry >> half)) + added)
-    return int(at)
+    return int(np.int64(at))
 
 
 @loop
@@ -87,4 +87,77 @@ def pop(
             place += one
         if at > last:
             return -1
-    return int(at)
+    return int(np.int64(at))
+
+
+@loop
+def push_mixed(
+    states: np.ndarray,
+    info: np.ndarray,
+    inverse: np.ndarray,
+    bits: int,
+    symbols: np.ndarray,
+    contexts: np.ndarray,
+    words: np.ndarray,
+) -> int:
+    """The same as `push` with several tables: info and inverse are `[contexts, symbols]`. contexts:
+    uint8 `[n]`, which of them each symbol has."""
+    one, lanes, left = np.uint64(1), np.uint64(states.size), np.uint64(symbols.size)
+    shift, top = np.uint64(32 + bits), np.uint32(32 - bits)
+    low_half, half = np.uint32(0xFFFF), np.uint32(16)
+    size = np.uint32(1 << bits)
+    at = np.uint64(words.size)
+    while left > 0:
+        rest = left % lanes
+        count = rest if rest else lanes
+        for number in range(count):
+            lane = count - one - np.uint64(number)
+            left -= one
+            symbol, context = symbols[left], contexts[left]
+            entry, state = info[context, symbol], states[lane]
+            frequency = np.uint32(entry & low_half)
+            full = np.uint32(np.uint32(state >> top) >= frequency)
+            words[at - one] = np.uint16(state & low_half)
+            at -= np.uint64(full)
+            state = np.uint32(state >> np.uint32(full << np.uint32(4)))
+            quotient = np.uint32((np.uint64(state) * inverse[context, symbol]) >> shift)
+            added = np.uint32(quotient * np.uint32(size - frequency))
+            states[lane] = np.uint32(np.uint32(state + np.uint32(entry >> half)) + added)
+    return int(np.int64(at))
+
+
+@loop
+def pop_mixed(
+    states: np.ndarray,
+    slots: np.ndarray,
+    info: np.ndarray,
+    bits: int,
+    words: np.ndarray,
+    begin: int,
+    end: int,
+    contexts: np.ndarray,
+    symbols: np.ndarray,
+) -> int:
+    """The same as `pop` with several tables: slots are `[contexts, 2^bits]`, info is
+    `[contexts, symbols]`. contexts: uint8 `[n]`, which of them each symbol has."""
+    one, lanes, count = np.uint64(1), np.uint64(states.size), np.uint64(symbols.size)
+    mask, shift = np.uint32((1 << bits) - 1), np.uint32(bits)
+    low_half, half, least = np.uint32(0xFFFF), np.uint32(16), np.uint32(1 << 16)
+    at, last, place = np.uint64(begin), np.uint64(end), np.uint64(0)
+    while place < count:
+        for lane in range(min(lanes, count - place)):
+            state, context = states[lane], contexts[place]
+            slot = np.uint32(state & mask)
+            symbol = slots[context, slot]
+            entry = info[context, symbol]
+            begun = np.uint32(slot - np.uint32(entry >> half))
+            state = np.uint32(np.uint32(entry & low_half) * np.uint32(state >> shift) + begun)
+            small = np.uint32(state < least)
+            longer = np.uint32(np.uint32(state << half) | np.uint32(words[at]))
+            states[lane] = longer if small else state
+            at += np.uint64(small)
+            symbols[place] = symbol
+            place += one
+        if at > last:
+            return -1
+    return int(np.int64(at))

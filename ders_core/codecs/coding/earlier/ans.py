@@ -30,25 +30,15 @@ class Model:
 
 
 class Stack:
-    """words: uint32 `[n]` to pop from; none to push to an empty one."""
+    """words: uint32 `[n]` to pop from."""
 
-    def __init__(self, words: np.ndarray | None = None) -> None:
+    def __init__(self, words: np.ndarray) -> None:
         import constriction
 
         try:
             self._coder = constriction.stream.stack.AnsCoder(words)
         except ValueError as error:
             raise damaged() from error
-
-    def push(self, symbols: np.ndarray, model: Model) -> None:
-        """symbols: int32 `[n]`; they are popped in this order."""
-        if symbols.size and not model.alone:
-            self._coder.encode_reverse(symbols, model.categorical)
-
-    def words(self) -> np.ndarray:
-        """uint32 `[n]`."""
-        words: np.ndarray = self._coder.get_compressed()
-        return words
 
     def pop(self, count: int, model: Model) -> np.ndarray:
         """int32 `[count]`."""
