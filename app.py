@@ -3,6 +3,8 @@
 `streamlit run` imports this file to find `app`, and runs it again for each visitor.
 """
 
+import os
+
 import streamlit as st
 
 ICON = (  # a drawing of our own: Streamlit lets browsers fetch `:material/...:` from Google
@@ -16,7 +18,7 @@ ICON = (  # a drawing of our own: Streamlit lets browsers fetch `:material/...:`
 def draw() -> None:
     """What a visitor sees."""
     st.set_page_config(page_title="DeRS Studio", page_icon=ICON, layout="wide")
-    with st.skeleton(height=360):  # the first visitor waits for torch to be imported
+    with st.skeleton(height=360):  # the first visitor waits for our modules to be imported
         from ders_core.ui import frame
     page = frame.navigation()
     frame.sidebar()
@@ -33,6 +35,10 @@ def fault(error: Exception) -> bool:
 if __name__ == "__main__":
     draw()
 else:
+    from ders_core.jobs import default_workspace
+    from ders_core.ui.demo import DEMO_VARIABLE, expect_demo
     from ders_core.ui.guard.start import protection
 
+    if DEMO_VARIABLE in os.environ:
+        expect_demo(default_workspace())
     app = st.App(__file__, middleware=protection(), on_script_error=fault)

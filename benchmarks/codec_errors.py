@@ -40,6 +40,7 @@ from ders_core.codecs import DeltaCodec, EncodeContext, Parts, make_codec
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.distortion import output_squared, squared
 from ders_core.demo.build import build_demo
+from ders_core.files.dtype import Dtype
 from ders_core.files.writer import file_bytes
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import DenseBase, Recipe, Rule
@@ -90,7 +91,7 @@ def by_codec(codec: DeltaCodec, group: Group, calibrated: bool) -> Coded:
         decoding += time.perf_counter() - between
     together = GroupCodec.same(fitted, len(parts))
     lengths = together.stack(parts)[1]
-    return file_bytes(together.specs(shape, DTYPE, lengths)), decoded, encoding, decoding
+    return file_bytes(together.specs(shape, Dtype.of(DTYPE), lengths)), decoded, encoding, decoding
 
 
 def by_baseline(code: Callable[..., tuple[torch.Tensor, int]], group: Group) -> Coded:

@@ -1,9 +1,10 @@
-"""Run one measurement in a process of its own: its seconds after the imports, and the most memory
-that it and its children held at once."""
+"""Run one measurement in a process of its own: its seconds after the imports, of the clock and of
+processors, and the most memory that it and its children held at once."""
 
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -20,10 +21,13 @@ MARK = "measured: "
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds: of the measured part. peak: bytes resident, of the process and its children.
-    imports: bytes resident before the measured part. result: what it returned."""
+    """seconds: of the measured part; user, system: of processors in it, all threads together.
+    peak: bytes resident, of the process and its children. imports: bytes resident before the
+    measured part. result: what it returned."""
 
     seconds: float
+    user: float
+    system: float
     peak: int
     imports: int
     result: Any
@@ -32,9 +36,16 @@ class Measured:
 def report(measurement: Callable[[], Any]) -> None:
     """In the child: measure, and tell the parent."""
     imports = psutil.Process().memory_info().rss
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     result = measurement()
-    measured = {"seconds": time.perf_counter() - begun, "imports": imports, "result": result}
+    seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
+    measured = {
+        "seconds": seconds,
+        "user": after.ru_utime - before.ru_utime,
+        "system": after.ru_stime - before.ru_stime,
+        "imports": imports,
+        "result": result,
+    }
     print(MARK + json.dumps(measured), flush=True)
 
 
@@ -48,8 +59,7 @@ def measure(script: str, *arguments: str) -> Measured:
     lines = [line for line in out.splitlines() if line.startswith(MARK)]
     if child.returncode or not lines:
         raise SystemExit(f"{' '.join(arguments)} failed with {child.returncode}")
-    measured = json.loads(lines[-1].removeprefix(MARK))
-    return Measured(measured["seconds"], peak, measured["imports"], measured["result"])
+    return Measured(peak=peak, **json.loads(lines[-1].removeprefix(MARK)))
 
 
 class _Watch:

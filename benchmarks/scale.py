@@ -1,8 +1,9 @@
 """How near the studio comes to the speed of the disk, in bounded memory.
 
 Makes a Mixtral-shaped upcycled checkpoint of L layers (8 experts of 14336×4096, 2.8 GB a layer) and
-measures, each in a process of its own and with the files dropped from the page cache, as ratios to
-reading or copying the same files in the same run.
+measures each verb with one thread and with two, each in a process of its own and with the files
+dropped from the page cache, as ratios to `cat`, or to `cp` and `sync`, of the same files in the
+same run; and processor time and memory with them.
 
     python benchmarks/scale.py --layers 3 [--place DIR] [--device cpu] > FILE
 """
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from ders_core.pipeline.compress import compress
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
 from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
 
 RECIPES = {
@@ -62,15 +64,18 @@ def recipe_of(name: str) -> Recipe:
 
 def one(what: str, place: Path, rest: list[str]) -> None:
     match what, rest:
-        case "read", []:
-            report(lambda: read_all(place))
-        case "analyze", [spectra, device]:
+        case "analyze", [spectra, threads, device]:
             checkpoint = open_checkpoint(place)
-            report(lambda: len(analyze(checkpoint, spectra=spectra, device=device).groups))  # type: ignore[arg-type]
-        case "compress", [out, name, workers, device]:
-            report(lambda: packed_bytes(place, Path(out), name, int(workers), device))
-        case "synthesize", [out]:
-            report(lambda: len(synthesize(place, out)))
+            with Engine(int(threads), device=device):
+                report(lambda: len(analyze(checkpoint, spectra=spectra, device=device).groups))  # type: ignore[arg-type]
+        case "compress", [name, threads, device, out]:
+            report(lambda: packed_bytes(place, Path(out), name, int(threads), device))
+        case "synthesize", [threads, device, out]:
+            with Engine(int(threads), device=device):
+                report(lambda: len(synthesize(place, out, device=device)))
+        case "verify", [threads, original]:
+            with Engine(int(threads)):
+                report(lambda: verify(place, original).ok)
         case "open", []:
             report(lambda: summarize(place).bytes_total)
         case "similarity", [how]:
@@ -95,8 +100,8 @@ def read_all(place: Path) -> int:
     return total
 
 
-def packed_bytes(place: Path, out: Path, name: str, workers: int, device: str) -> int:
-    with Engine(workers=workers, device=device) as engine:
+def packed_bytes(place: Path, out: Path, name: str, threads: int, device: str) -> int:
+    with Engine(threads, device=device) as engine:
         return compress(place, out, recipe_of(name), device=device, runner=engine.run).bytes_after
 
 
@@ -167,20 +172,36 @@ class Bench:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def copied(self, source: Path) -> tuple[float, float]:
-        """Seconds of cp, and of cp and the sync after it."""
+    def read(self, source: Path) -> float:
+        """Seconds of cat; tells them."""
+        evict(source)
+        begun = time.perf_counter()
+        subprocess.run(["cat", *weight_files(source)], check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begun
+        line(f"cat of {gigabytes(source):.2f} GB", seconds, seconds, "")
+        return seconds
+
+    def copied(self, source: Path) -> float:
+        """Seconds of cp and the sync after it; tells them."""
         evict(source)
         with self.out() as out:
             begun = time.perf_counter()
             subprocess.run(["cp", "-rL", source, out], check=True)
-            copied = time.perf_counter() - begun
             subprocess.run(["sync", "-f", out], check=True)
-            return copied, time.perf_counter() - begun
+            seconds = time.perf_counter() - begun
+        line(f"cp and sync of {gigabytes(source):.2f} GB", seconds, seconds, "")
+        return seconds
 
 
-def line(what: str, seconds: float, baseline: float, goal: str, peak: int | None = None) -> None:
-    held = f"{peak / 1e9:8.2f}" if peak is not None else " " * 8
-    print(f"{what:44} {seconds:8.2f} {seconds / baseline:8.2f}  {goal:>8} {held}", flush=True)
+def gigabytes(directory: Path) -> float:
+    return sum(path.stat().st_size for path in weight_files(directory)) / 1e9
+
+
+def line(
+    what: str, seconds: float, baseline: float, goal: str, cost: Measured | None = None
+) -> None:
+    rest = "" if cost is None else f"{cost.user:8.2f} {cost.system:8.2f} {cost.peak / 1e9:8.2f}"
+    print(f"{what:44} {seconds:8.2f} {seconds / baseline:8.2f}  {goal:>8} {rest}", flush=True)
 
 
 def main() -> None:
@@ -205,13 +226,16 @@ def run(bench: Bench, layers: int) -> None:
     )
     full = bench.place / "full"
     make_checkpoint(full, layers)
-    size = sum(path.stat().st_size for path in weight_files(full))
     print(
         f"{layers} layers of 8 experts, gate, up and down of 14336×4096, bfloat16: "
-        f"{size / 1e9:.2f} GB"
+        f"{gigabytes(full):.2f} GB"
     )
-    print("seconds after the imports; files dropped from the page cache before each; GB resident")
-    print(f"\n{'':44} {'s':>8} {'ratio':>8}  {'goal':>8} {'peak GB':>8}")
+    print(
+        "s, user, sys: seconds of the clock, and of processors in user and in system mode, after "
+        "the imports;\nfiles dropped from the page cache before each; GB resident at most, imports "
+        "too (goal: <= 1.6 GB)"
+    )
+    print(f"\n{'':44} {'s':>8} {'ratio':>8}  {'goal':>8} {'user':>8} {'sys':>8} {'peak GB':>8}")
     analyses(bench, full)
     codecs(bench, full)
     memory(bench, full, layers)
@@ -219,101 +243,91 @@ def run(bench: Bench, layers: int) -> None:
     opening(bench)
 
 
+def with_threads(
+    title: str, goal: str, baseline: float, measured: Callable[[str], Measured]
+) -> None:
+    """One thread and two. measured: by the number of threads. The second ratio is what the other
+    thread brings, which is 2 at most, and 1 where the disk bounds."""
+    costs = {threads: measured(threads) for threads in ("1", "2")}
+    for threads, cost in costs.items():
+        what = f"{title}, {threads} thread{'s' * (threads != '1')}"
+        line(what, cost.seconds, baseline, goal if threads != "1" else "", cost)
+    line("  one thread over two", costs["1"].seconds, costs["2"].seconds, ">= 1.8")
+
+
 def analyses(bench: Bench, full: Path) -> None:
-    before = bench.cold("read", full).seconds
-    plain = bench.cold("analyze", full, "none", bench.device)
-    between = bench.cold("read", full).seconds
-    head = bench.cold("analyze", full, "head", bench.device)
-    after = bench.cold("read", full).seconds
-    line("merely reading, before, between and after", before, before, "")
-    line("", between, before, "")
-    line("", after, before, "")
-    line(
-        "analysis, over reading around it",
-        plain.seconds,
-        (before + between) / 2,
-        "<= 1.3",
-        plain.peak,
-    )
-    line("  and the spectra's heads", head.seconds, (between + after) / 2, "<= 2", head.peak)
+    device = bench.device
+    read = bench.read(full)
+    for spectra, title, goal in (
+        ("none", "analyze (over cat)", "<= 1.3"),
+        ("head", "analyze, heads of spectra", "<= 2"),
+    ):
+        with_threads(
+            title,
+            goal,
+            read,
+            lambda threads, spectra=spectra: bench.cold("analyze", full, spectra, threads, device),
+        )
+        read = bench.read(full)
     single = first_layers(full, bench.place / "single", 1)
-    baseline = bench.cold("read", single).seconds
-    whole = bench.cold("analyze", single, "curve", bench.device)
-    line("  and the whole curves (1 layer)", whole.seconds, baseline, "report", whole.peak)
+    read = bench.read(single)
+    with_threads(
+        "analyze 1 layer, whole curves",
+        "report",
+        read,
+        lambda threads: bench.cold("analyze", single, "curve", threads, device),
+    )
 
 
 def codecs(bench: Bench, full: Path) -> None:
-    copied, synced = bench.copied(full)
-    line("cp (the ratios below are to cp and sync)", copied, synced, "")
-    line("cp and sync", synced, synced, "")
-    for name, goal in (("drop 0.9", "<= 1.5"), ("4 bits", "<= 1.5")):
-        with bench.out() as out:
-            cost = bench.cold("compress", full, str(out), name, "2", bench.device)
-            line(f"compress, {name}, 2 workers", cost.seconds, synced, goal, cost.peak)
-            back = bench.place / "back"
-            made = bench.cold("synthesize", out, str(back))
-            line(
-                f"  synthesize it, {cost.result / 1e9:.2f} GB",
-                made.seconds,
-                synced,
-                "report",
-                made.peak,
-            )
-            shutil.rmtree(back)
-    again = bench.copied(full)[1]
-    line("cp and sync, again", again, synced, "")
     single = first_layers(full, bench.place / "single", 1)
-    synced = bench.copied(single)[1]
-    line("cp and sync, 1 layer", synced, synced, "")
-    with bench.out() as out:
-        cost = bench.cold("compress", single, str(out), "rank 64", "2", bench.device)
-        line(
-            "compress, rank 64, 2 workers, 1 layer",
-            cost.seconds,
-            synced,
-            "report",
-            cost.peak,
-        )
-    if bench.device == "cpu":
-        for name in ("drop 0.9", "4 bits"):
-            print(f"  where one process spends its time on one group, {name}:", flush=True)
+    for name, source, goal in (
+        ("drop 0.9", full, "<= 1.5"),
+        ("4 bits", full, "<= 1.5"),
+        ("rank 64", single, "<= 10"),
+    ):
+        codec(bench, name, source, goal)
+        if bench.device == "cpu":
+            print(f"  where one thread spends its time on one group, {name}:", flush=True)
             measure(__file__, "_one", "profile", str(single), name)
 
 
+def codec(bench: Bench, name: str, source: Path, goal: str) -> None:
+    """There, back, and compared."""
+    synced, packed, back = bench.copied(source), bench.place / "packed", bench.place / "back"
+
+    def compressed(threads: str) -> Measured:
+        shutil.rmtree(packed, ignore_errors=True)
+        return bench.cold("compress", source, name, threads, bench.device, str(packed))
+
+    def synthesized(threads: str) -> Measured:
+        cost = bench.cold("synthesize", packed, threads, bench.device, str(back))
+        shutil.rmtree(back)
+        return cost
+
+    def verified(threads: str) -> Measured:
+        evict(source)
+        return bench.cold("verify", packed, threads, str(source))
+
+    with_threads(f"compress, {name} (over cp and sync)", goal, synced, compressed)
+    print(f"  packed: {gigabytes(packed):.2f} GB", flush=True)
+    with_threads(f"synthesize, {name}", "<= 1.3", synced, synthesized)
+    with_threads(f"verify --against, {name} (over cat)", "report", bench.read(source), verified)
+    shutil.rmtree(packed)
+
+
 def memory(bench: Bench, full: Path, layers: int) -> None:
-    """By the number of layers, and by the number of workers."""
-    seconds: dict[int, float] = {}
+    """By the number of layers, and by the number of threads."""
     for count in sorted({1, 2, layers}):
         part = first_layers(full, bench.place / f"first{count}", count)
-        cost = bench.cold("analyze", part, "none", bench.device)
-        line(
-            f"analysis of {count} layers",
-            cost.seconds,
-            cost.seconds / count,
-            "<= 3 GB",
-            cost.peak,
-        )
         with bench.out() as out:
-            cost = bench.cold("compress", part, str(out), "drop 0.9", "2", bench.device)
-        seconds[count] = cost.seconds
-        line(
-            f"compress {count} layers, drop 0.9",
-            cost.seconds,
-            cost.seconds / count,
-            "<= 3 GB",
-            cost.peak,
-        )
-    two = min(2, layers)
-    with bench.out() as out:
-        part = bench.place / f"first{two}"
-        cost = bench.cold("compress", part, str(out), "drop 0.9", "1", bench.device)
-    line(
-        f"compress {two} layers, 1 worker over 2",
-        cost.seconds,
-        seconds[two],
-        ">= 1.6",
-        cost.peak,
-    )
+            cost = bench.cold("compress", part, "drop 0.9", "2", bench.device, str(out))
+        line(f"compress {count} layers, drop 0.9, over layers", cost.seconds, count, "", cost)
+    part = bench.place / "first1"
+    for name in ("drop 0.9", "4 bits"):
+        with bench.out() as out:
+            cost = bench.cold("compress", part, name, "16", bench.device, str(out))
+        line(f"compress 1 layer, {name}, 16 threads", cost.seconds, 1, "", cost)
 
 
 def plain(bench: Bench, single: Path) -> None:
@@ -324,8 +338,8 @@ def plain(bench: Bench, single: Path) -> None:
         ("spectrum", "svdvals of a delta, over its estimated curve", "report"),
     ):
         cost = {how: measure(__file__, "_one", what, str(single), how) for how in ("ours", "plain")}
-        line(title, cost["plain"].seconds, cost["ours"].seconds, goal, cost["plain"].peak)
-        line("  ours", cost["ours"].seconds, cost["ours"].seconds, "", cost["ours"].peak)
+        line(title, cost["plain"].seconds, cost["ours"].seconds, goal, cost["plain"])
+        line("  ours", cost["ours"].seconds, cost["ours"].seconds, "", cost["ours"])
 
 
 def opening(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ders_core.files.dtype import Dtype
 from ders_core.files.model_files import INDEX
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import (
@@ -64,12 +65,12 @@ def _describe(
     files = {}
     for layer in range(layers):
         specs = {
-            _name(layer, expert, part): TensorSpec(torch.bfloat16, shape)
+            _name(layer, expert, part): TensorSpec(Dtype.BF16, shape)
             for part, shape in SHAPES.items()
             for expert in range(experts)
         }
         specs[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = TensorSpec(
-            torch.bfloat16, (experts, HIDDEN)
+            Dtype.BF16, (experts, HIDDEN)
         )
         files[names[layer] if names else f"model-{layer + 1:05d}-of-{layers:05d}.safetensors"] = (
             specs

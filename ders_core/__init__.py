@@ -7,8 +7,9 @@ The names below are the public ones; each is imported when it is first used, so 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ders_core.later import names_later
 
 if TYPE_CHECKING:
     from ders_core.analysis import Analysis, analyze
@@ -75,11 +76,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "analysis": ("Analysis", "analyze"),
-    "analysis.summary": ("Summary", "summarize"),
-    "checkpoint": ("Checkpoint", "ExpertGroup"),
-    "codecs": ("Codec", "make_codec"),
-    "errors": (
+    ".analysis": ("Analysis", "analyze"),
+    ".analysis.summary": ("Summary", "summarize"),
+    ".checkpoint": ("Checkpoint", "ExpertGroup"),
+    ".codecs": ("Codec", "make_codec"),
+    ".errors": (
         "Cancelled",
         "CheckpointError",
         "CodecError",
@@ -89,26 +90,18 @@ _MODULES = {
         "OutputError",
         "RecipeError",
     ),
-    "packed.open": ("open_checkpoint",),
-    "packed.patch": ("apply_patch", "rollback"),
-    "pipeline.compress": ("compress",),
-    "pipeline.export": ("export",),
-    "pipeline.forecast": ("Forecast", "forecast"),
-    "pipeline.plan": ("Plan", "resolve"),
-    "pipeline.report": ("Report",),
-    "pipeline.synthesize": ("synthesize",),
-    "pipeline.verify": ("Verification", "verify"),
-    "recipe": ("Recipe", "Rule", "load_recipe", "presets"),
+    ".packed.open": ("open_checkpoint",),
+    ".packed.patch": ("apply_patch", "rollback"),
+    ".pipeline.compress": ("compress",),
+    ".pipeline.export": ("export",),
+    ".pipeline.forecast": ("Forecast", "forecast"),
+    ".pipeline.plan": ("Plan", "resolve"),
+    ".pipeline.report": ("Report",),
+    ".pipeline.synthesize": ("synthesize",),
+    ".pipeline.verify": ("Verification", "verify"),
+    ".recipe": ("Recipe", "Rule", "load_recipe", "presets"),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ders_core' has no attribute {name!r}")
-    value = getattr(import_module(f"ders_core.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_later(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,9 @@
 """Registries: a class in a new file is known by its name, and nothing else is edited.
 
-A registry imports every module of its package at its first lookup, so that a new file there needs
-no other edit. A class from another distribution is loaded by an entry point of the registry's
-group (`[project.entry-points."ders_core.codecs"]`), or registers itself when it is imported.
+A registry imports every module of its package at its first lookup, but for `testing`, so that a
+new file there needs no other edit. A class from another distribution is loaded by an entry point
+of the registry's group (`[project.entry-points."ders_core.codecs"]`), or registers itself when it
+is imported.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import pkgutil
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ders_core.errors import DersError
 
@@ -88,7 +90,13 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def _import_all(self) -> None:
         package = import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-            if not module.ispkg:
+            if not module.ispkg and module.name != f"{self._package}.testing":
                 import_module(module.name)
-        for point in entry_points(group=self._package):
+        for point in installed_points().select(group=self._package):
             point.load()
+
+
+@cache
+def installed_points() -> Any:
+    """The entry points of all distributions, read once; what `select` chooses from."""
+    return entry_points()

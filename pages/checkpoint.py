@@ -1,14 +1,15 @@
 """Checkpoint: open one, and see on the first screen whether it can shrink."""
 
-import pandas as pd
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
+from ders_core.later import pd
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
+from ders_core.ui.demo import expect_demo
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, listed, share_text, visible
 
@@ -82,11 +83,16 @@ def composition(source: Checkpoint) -> None:
 def first_screen(source: Checkpoint) -> None:
     """The answer: how alike the experts are, and how many bytes can go."""
     summary = reads.summary(source)
-    verdict = summary.upcycled
+    analysis = reads.analysis(source)
+    verdict, seen = (
+        (summary.upcycled, " (From a sample of rows; the analysis compares all of them.)")
+        if analysis is None
+        else (analysis.verdict, "")
+    )
     st.subheader(plain(frame.label(source)), anchor=False)
     st.markdown(
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
-        f"{verdict.sentence}"
+        f"{verdict.sentence}{seen}"
     )
     if summary.packed:
         st.markdown(f"Packed: {summary.packed}. The page shows the original that it stands for.")
@@ -205,6 +211,7 @@ frame.need_frame()
 open_row()
 path = session.current().checkpoint
 if path is None:
+    expect_demo(session.workspace())
     with st.container(border=True):
         st.markdown(
             "**Which experts repeat themselves?** Open a Mixture-of-Experts checkpoint: a "

@@ -99,7 +99,7 @@ def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
         with cells:
             forecast_cells(told)
     else:
-        forecast_button(source, recipe, plan)
+        forecast_button(source, recipe)
     for remark in plan.remarks:
         st.caption(plain(remark))
 

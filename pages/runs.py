@@ -1,6 +1,7 @@
 """Runs: compress and evaluate in the worker, watch, compare."""
 
-import pandas as pd
+from __future__ import annotations
+
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -10,6 +11,7 @@ from ders_core.errors import DersError
 from ders_core.files.texts import text_files
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
+from ders_core.later import pd
 from ders_core.pipeline.plan import check_files
 from ders_core.pipeline.quality import (
     COMPARED,
@@ -97,7 +99,7 @@ def new_run() -> None:
             start=0,
             min_value=0,
             max_value=64,
-            help="Processes that encode; 0: one per core.",
+            help="Threads that encode; 0: one per core.",
         )
         with st.container(horizontal=True, vertical_alignment="center"):
             started = st.button(

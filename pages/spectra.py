@@ -1,6 +1,5 @@
 """Spectra: how few directions, entries or bits hold a layer's deltas."""
 
-import pandas as pd
 import streamlit as st
 
 from ders_core import figures
@@ -8,6 +7,7 @@ from ders_core.analysis import EXACT_BELOW, expected, of_group, rank_for_energy
 from ders_core.codecs import Codec, Keep, Strength
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import DersError
+from ders_core.later import pd
 from ders_core.pipeline.plan import group_specs
 from ders_core.pipeline.quality import GAIN, NOISE
 from ders_core.recipe import Recipe, Rule
@@ -128,13 +128,13 @@ def foretell(codec: Codec) -> None:
     rule = Rule(layers=str(layer), projections=(projection,), codec=codec)
     alone = Recipe.model_validate({**dict(session.recipe()), "rules": [rule]})
     try:
-        plan = reads.plan(source, alone)
+        reads.plan(source, alone)
     except DersError:  # the current recipe was made for another checkpoint
         return
     told = foretold(source, alone)
     with st.container(horizontal=True, gap="large"):
         if told is None:
-            forecast_button(source, alone, plan)
+            forecast_button(source, alone)
         else:
             forecast_cells(told)
 

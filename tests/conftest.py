@@ -23,13 +23,11 @@ import torch
 from support import forks
 
 from ders_core.files.content import CACHE_VARIABLE
-from ders_core.jobs.engine import CONFIG, Engine
 
 LONGEST_FIRST = ("browser/test_walk.py",)
 """Files that would keep one process busy after the others have run out of tests."""
 
 TESTS = Path(__file__).parent
-START_METHOD = "distributed.worker.multiprocessing-method"
 VOCABULARY = 384
 TEXT = (
     "The river runs past the mill, and the mill turns its stones by day. "
@@ -37,6 +35,11 @@ TEXT = (
     "When rain comes the water is brown; when frost comes it is slow and clear. "
     "She wrote numbers in a book, 1024 of wheat and 768 of rye, and closed it at night. "
 )
+
+
+def pytest_configure() -> None:
+    """What test files import is no garbage."""
+    gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,9 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What was imported stays, so that no full collection of garbage looks at it again: each would
-    take half a second, and what a test trains, shows or evaluates asks for several."""
+    take half a second, and what a test trains, shows or evaluates asks for several. Young objects
+    are looked at less often than Python would, for a twentieth of the suite's time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,29 +79,10 @@ def _unsynced() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _forked_workers() -> Iterator[None]:
-    """Worker processes are there at once; those of `spawned` start as a user's do."""
-    start_cluster = Engine._start_cluster
-    if "PYTEST_XDIST_WORKER" in os.environ:  # it will be needed: nobody shall wait for it then
+def _forks() -> None:
+    """In one of several processes, what forks are made of will be needed: nobody shall wait."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
         forks.start()
-
-    def start_forked(engine: Engine, workers: int) -> Any:
-        if CONFIG[START_METHOD] == "forkserver":
-            forks.start()  # before dask does, which imports less
-        return start_cluster(engine, workers)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "_start_cluster", start_forked)
-        patch.setitem(CONFIG, START_METHOD, "forkserver")
-        yield
-
-
-@pytest.fixture
-def spawned() -> Iterator[None]:
-    """Worker processes are new ones, which import everything themselves."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CONFIG, START_METHOD, "spawn")
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import ClassVar
 
@@ -103,13 +103,10 @@ def test_a_class_from_outside_comes_and_goes(package: str) -> None:
 def test_entry_points_are_loaded(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = registry_of(package)
 
-    class Point:
+    class Far(EntryPoint):
         def load(self) -> None:
             registry.register(type("Far", (), {"name": "far"}))
 
-    def points(*, group: str) -> list[Point]:
-        return [Point()] if group == package else []
-
-    monkeypatch.setattr("ders_core.registry.entry_points", points)
+    points = EntryPoints([Far("far", "anywhere", package), Far("other", "anywhere", "others")])
+    monkeypatch.setattr("ders_core.registry.installed_points", lambda: points)
     assert list(registry) == ["another", "far", "one"]
-    assert importlib.metadata.entry_points(group=package) is not None

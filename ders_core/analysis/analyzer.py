@@ -6,10 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-
 from ders_core.analysis.group_table import TableInMemory, whole
 from ders_core.analysis.origins import find_clusters
 from ders_core.analysis.similarity import GroupStatistics, group_statistics
@@ -22,10 +18,10 @@ from ders_core.decompose.clusters import Clusters
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, held_files, same_inputs, unchanged_inputs
-from ders_core.files.spec import NAMES
+from ders_core.later import np, pd, torch
 from ders_core.packed.open import open_checkpoint
 
-Rows = dict[str, pd.DataFrame]
+Rows = dict[str, "pd.DataFrame"]
 """The rows of one group, by the name of the table."""
 
 
@@ -129,7 +125,7 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
         checkpoint.store.hold()
         group = checkpoint.group(task.layer, task.projection)
         stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
-        base = torch.empty(stored.shape[1:], dtype=group.dtype)
+        base = torch.empty(stored.shape[1:], dtype=group.dtype.torch)
         statistics = group_statistics(stored, task.device, base)
         if stored is not group:
             statistics = statistics.transposed()
@@ -157,7 +153,7 @@ class _GrowingTables:
             "name": checkpoint.path.name,
             "experts": checkpoint.num_experts,
             "top_k": checkpoint.top_k,
-            "dtype": NAMES[checkpoint.dtype],
+            "dtype": checkpoint.dtype.name,
             "layers": sorted({group.layer for group in groups}),
             "spectra": spectra,
             "base": "mean",

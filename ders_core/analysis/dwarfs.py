@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
+from ders_core.later import np, torch
 
 if TYPE_CHECKING:
     from ders_core.analysis.similarity import GroupStatistics

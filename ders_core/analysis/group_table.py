@@ -11,11 +11,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ders_core.analysis.parquet_rows import COUNTS, WORDS, ParquetRows
+from ders_core.later import pa, pd, pq
 
 Key = tuple[int, str]
 """(layer, projection) of a group."""

@@ -8,8 +8,7 @@ chapter 5; Ubaru, Chen and Saad 2017).
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from ders_core.later import np, torch
 
 HEAD = 16
 """How many of the largest singular values `head` computes."""

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ders_core.decompose.clusters import Clusters, cluster
+from ders_core.later import np
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ders_core.errors import CheckpointError
+from ders_core.later import pa, pd, pq
 
 ADVICE = "analyse again"
 

@@ -13,18 +13,16 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ders_core.analysis.group_table import Key, TableInFile
 from ders_core.analysis.parquet_rows import ADVICE, ParquetRows
 from ders_core.checkpoint import PROJECTIONS
 from ders_core.errors import CheckpointError, sentence_of
+from ders_core.files.dtype import Dtype
 from ders_core.files.json_object import read_json
-from ders_core.files.spec import DTYPES
 from ders_core.files.untrusted_json import EVERY_KEY
+from ders_core.later import np, pa, pd
 
 
 class _Meta(BaseModel):
@@ -37,7 +35,7 @@ class _Meta(BaseModel):
     @field_validator("dtype")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in DTYPES:
+        if value not in Dtype.__members__:
             raise ValueError(f"{value[:20]!r} is no dtype")
         return value
 

@@ -14,9 +14,6 @@ import math
 import threading
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-
 from ders_core.analysis.dwarfs import corrected
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
@@ -24,6 +21,7 @@ from ders_core.compute.magnitude import is_comfortable, scale_of
 from ders_core.compute.pieces import chunk_values
 from ders_core.compute.threads import side_by_side
 from ders_core.decompose.clusters import check_finite
+from ders_core.later import np, torch
 
 BINS = 128
 REACH = 8.0
@@ -120,7 +118,7 @@ class _Workspace(threading.local):
     def __init__(self, group: ExpertGroup, device: torch.device, step: int, every: int) -> None:
         experts, out, width = group.shape
         size = min(step, out) * width
-        self._dtype, self._every = group.dtype, every
+        self._dtype, self._every = group.dtype.torch, every
         self._single = torch.empty(3, experts * size, device=device)
 
     def sums(self, begin: int, weights: torch.Tensor) -> _Sums:

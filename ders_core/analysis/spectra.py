@@ -7,15 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import numpy as np
-import torch
-
 from ders_core.analysis.krylov import curve, head, product_dtype
 from ders_core.checkpoint import ExpertGroup
 from ders_core.compute.buffers import borrow
 from ders_core.compute.magnitude import scale_for
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.compute.threads import side_by_side
+from ders_core.later import np, torch
 
 Spectra = Literal["none", "head", "curve", "exact"]
 """Which singular values: none; the largest; all, estimated where exact ones cost much more; all."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import Checkpoint
-from ders_core.files.spec import NAMES
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe.numbers import spell_numbers
 from ders_core.units import bytes_text
@@ -77,7 +76,7 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         experts=source.num_experts,
         top_k=source.top_k,
         shared=_shared(source),
-        dtype=NAMES[source.dtype],
+        dtype=source.dtype.name,
         bytes_total=source.bytes_total,
         packed_bytes=source.packed_bytes,
         bytes_experts=source.bytes_experts,

@@ -10,9 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from ders_core.analysis.group_table import (
     GroupTable,
     Key,
@@ -39,8 +36,9 @@ from ders_core.analysis.saved import (
 )
 from ders_core.analysis.verdict import SINGLE, Verdict, judge
 from ders_core.files.directory import replaced_directory
-from ders_core.files.spec import DTYPES
+from ders_core.files.dtype import Dtype
 from ders_core.files.store import Store
+from ders_core.later import np, pd
 
 VERSION = 2
 WITHOUT_CLUSTERS = 1
@@ -310,7 +308,7 @@ def _with_clusters(
     groups: pd.DataFrame, experts: pd.DataFrame, pairs: GroupTable, dtype: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables of version 1 with the columns of clusters. dtype: the weights', by name."""
-    bits = 8 * DTYPES[dtype].itemsize
+    bits = 8 * Dtype[dtype].itemsize
     assignments, counts, gains = [], [], []
     for key in zip(groups["layer"].tolist(), groups["projection"].tolist(), strict=True):
         norms = of_group(experts, *key)["norm_delta"].to_numpy()

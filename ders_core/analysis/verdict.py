@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-
 from ders_core.analysis.origins import Starts, common_starts, starts_of
 from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.compute.magnitude import unit_rows
-from ders_core.decompose.clusters import check_finite, cluster
+from ders_core.decompose.clusters import cluster, not_finite
+from ders_core.later import np
 
 UPCYCLED = 0.5
 ALIKE = 0.95
@@ -107,17 +104,25 @@ def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
     )
 
 
-def mean_pair_cosine(weights: torch.Tensor) -> float:
+def mean_pair_cosine(weights: np.ndarray) -> float:
     """Mean cosine over pairs of rows of `[K, n]`, in float64; 1 for a single expert.
 
     A row of zeros has cosine 0 with the others, and with itself.
     """
-    unit = unit_rows(weights)
-    count = unit.shape[0]
+    unit = _unit_rows(weights)
+    count = len(unit)
     if count < 2:
         return 1.0
-    with_themselves = unit.square().sum()
-    return float((unit.sum(0).square().sum() - with_themselves) / (count * (count - 1)))
+    with_themselves = np.square(unit).sum()
+    return float((np.square(unit.sum(0)).sum() - with_themselves) / (count * (count - 1)))
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """The rows of `[n, values]` in float64, each divided by its norm; rows of zeros stay zeros."""
+    exact = rows.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1, keepdims=True)
+    unit: np.ndarray = exact / np.where(norms > 0, norms, 1.0)
+    return unit
 
 
 def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
@@ -128,28 +133,31 @@ def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
     groups = [group for group in checkpoint.groups() if group.shape[0] > 1]
     if not groups:
         return SINGLE
-    chosen = np.unique(np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round().astype(int))
-    samples = [_rows(groups[int(index)]) for index in chosen]
+    places = np.linspace(0, len(groups) - 1, SAMPLED_GROUPS).round()
+    chosen = [groups[int(place)] for place in dict.fromkeys(places)]
+    samples = [_rows(group) for group in chosen]
     cosines = [mean_pair_cosine(weights) for weights in samples]
-    bits = [8 * groups[int(index)].dtype.itemsize for index in chosen]
+    bits = [8 * group.dtype.itemsize for group in chosen]
     starts = [_sampled_starts(*sample) for sample in zip(samples, bits, strict=True)]
     return judge(float(np.mean(cosines)), common_starts(starts))
 
 
-def _sampled_starts(weights: torch.Tensor, bits: int) -> Starts | None:
+def _sampled_starts(weights: np.ndarray, bits: int) -> Starts | None:
     """From evenly spaced values of `[K, n]`."""
     size = weights.shape[1]
-    places = torch.linspace(0, size - 1, min(SAMPLED_VALUES, size), dtype=torch.float64).long()
-    sample = weights[:, places].double()
+    places = np.linspace(0, size - 1, min(SAMPLED_VALUES, size)).astype(np.int64)
+    sample = weights[:, places].astype(np.float64)
     centred = sample - sample.mean(0)
-    assignment = cluster((centred @ centred.T).numpy(), bits=bits).assignment
-    unit = unit_rows(sample)
-    return starts_of(1.0 - (unit @ unit.T).numpy(), assignment)
+    assignment = cluster(centred @ centred.T, bits=bits).assignment
+    unit = _unit_rows(sample)
+    return starts_of(1.0 - unit @ unit.T, assignment)
 
 
-def _rows(group: ExpertGroup) -> torch.Tensor:
+def _rows(group: ExpertGroup) -> np.ndarray:
     """Rows from the middle of each expert (columns where stored transposed), `[K, n]` float32."""
     values = min(SAMPLED_EXPERT, max(SAMPLED_VALUES, SAMPLED_GROUP // group.shape[0]))
-    rows = group.middle(SAMPLED_ROWS, values).float()
-    check_finite(group, rows)
+    rows = group.middle(SAMPLED_ROWS, values)
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise not_finite(group, int(finite.argmin()))
     return rows

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint.dense import dense_ffns
 from ders_core.checkpoint.grouping import WEIGHT_DTYPES, CodedTensors, gather
 from ders_core.checkpoint.groups import Block, ExpertGroup
@@ -25,11 +23,13 @@ from ders_core.checkpoint.recognition import (
 )
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_file
+from ders_core.files.dtype import Dtype
 from ders_core.files.few_collections import few_collections
 from ders_core.files.side_files import Beside
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import Store
 from ders_core.files.tensor import TensorReader
+from ders_core.later import torch
 
 
 class Checkpoint:
@@ -135,7 +135,7 @@ class Checkpoint:
         return declared_top_k(self.config)
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         """The dtype of most expert weights."""
         return Counter(group.dtype for group in self.groups()).most_common(1)[0][0]
 
@@ -227,10 +227,9 @@ class Checkpoint:
                 )
 
 
-def numbers_dtype(config: Mapping[str, Any]) -> torch.dtype:
+def numbers_dtype(config: Mapping[str, Any]) -> Dtype:
     """The dtype in which quantized weights are read: the config's if weights can have it, else
     bfloat16."""
     names = (value for key, value in walk(config) if key in ("dtype", "torch_dtype"))
     name = next(names, None)
-    dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    return dtype if dtype in WEIGHT_DTYPES else torch.bfloat16
+    return next((dtype for dtype in WEIGHT_DTYPES if dtype.value == name), Dtype.BF16)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from ders_core.checkpoint.axes import PART
 from ders_core.checkpoint.layouts import dense_layouts
 from ders_core.checkpoint.matrix import Matrix, Slot
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
 
@@ -19,7 +18,7 @@ class FFNWeight:
     """One projection of a dense FFN. tensor: the name of the tensor that holds it, at `slot`."""
 
     tensor: str
-    dtype: torch.dtype
+    dtype: Dtype
     slot: Slot
 
     @property

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
-
 from ders_core.checkpoint.groups import ExpertGroup
 from ders_core.checkpoint.streaming import matrices
 from ders_core.files.writer import tensor_bytes
+from ders_core.later import torch
 
 
 class WeightsDigest:

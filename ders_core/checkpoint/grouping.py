@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-import torch
-
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import PROJECTIONS, Layout, Match, Weights
@@ -15,10 +13,11 @@ from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix, Slot
 from ders_core.checkpoint.names import number_of
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.errors import CheckpointError
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.dtype import Dtype
+from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
 
-WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WEIGHT_DTYPES = (Dtype.F32, Dtype.F16, Dtype.BF16)
 
 
 _Member = tuple[Weights, int | None, TensorReader]
@@ -42,7 +41,7 @@ class CodedTensors:
     """
 
     weights: Mapping[str, QuantizedWeight]
-    numbers: torch.dtype
+    numbers: Dtype
 
     def matrix(self, tensor: TensorReader, slot: Slot) -> Matrix:
         """The matrix at `slot` of a tensor's numbers."""
@@ -299,21 +298,21 @@ def _runs(
         )
         if unlike.shape == first.shape:
             raise CheckpointError(
-                f"layer {block.index}, {name}: expert {odd} is stored as {NAMES[unlike.dtype]}, "
-                f"expert 0 as {NAMES[first.dtype]}; experts that share a base need one dtype, so "
+                f"layer {block.index}, {name}: expert {odd} is stored as {unlike.dtype.name}, "
+                f"expert 0 as {first.dtype.name}; experts that share a base need one dtype, so "
                 "convert the checkpoint to one, for instance by transformers' "
                 "from_pretrained(dtype=…) and save_pretrained()"
             )
         raise CheckpointError(
-            f"layer {block.index}, {name}: expert {odd} is {NAMES[unlike.dtype]} "
-            f"{list(unlike.shape)}, expert 0 {NAMES[first.dtype]} {list(first.shape)}; the "
+            f"layer {block.index}, {name}: expert {odd} is {unlike.dtype.name} "
+            f"{list(unlike.shape)}, expert 0 {first.dtype.name} {list(first.shape)}; the "
             f"checkpoint is damaged or its layout is not {layout.family!r}"
         )
     for name, column in columns:
         first = column[0]
         if first.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
-                f"layer {block.index}, {name}: the experts are stored as {NAMES[first.dtype]}, an "
+                f"layer {block.index}, {name}: the experts are stored as {first.dtype.name}, an "
                 "already quantized form that is not known here; give the bfloat16, float16 or "
                 "float32 original"
             )

@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-
-import torch
+from typing import TypeVar
 
 from ders_core.checkpoint.matrix import Matrix, MatrixRows, QuantizedMatrix
+from ders_core.files.dtype import Dtype
 from ders_core.files.remote import concurrently
 from ders_core.files.tensor import FileTensor
+from ders_core.later import np, torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class ExpertGroup:
         return len(self.experts), *self.experts[0].shape
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         return self.experts[0].dtype
 
     @property
@@ -105,7 +108,7 @@ class ExpertGroup:
         """`[K, rows, in]`, or `[rows, in]` of one expert, in the storage dtype."""
         if expert is not None:
             return self.experts[expert].read(rows)
-        return self._stack(lambda matrix: matrix.read(rows))
+        return torch.stack(self._each(lambda matrix: matrix.read(rows)))
 
     def read_into(self, out: torch.Tensor, rows: slice) -> None:
         """Read rows of every expert into `[K, rows, in]`, contiguous and in the storage dtype."""
@@ -122,14 +125,15 @@ class ExpertGroup:
         tensors = {info.name: info for matrix in self.experts for info in matrix.info.sources()}
         threading.Thread(target=_will_need, args=(list(tensors.values()),), daemon=True).start()
 
-    def middle(self, lines: int, values: int) -> torch.Tensor:
-        """`[K, n]` in the storage dtype: a few rows of each expert (see `Matrix.middle`)."""
-        return self._stack(lambda matrix: matrix.middle(lines, values))
+    def middle(self, lines: int, values: int) -> np.ndarray:
+        """`[K, n]` float32: a few rows of each expert (see `Matrix.middle`)."""
+        return np.stack(self._each(lambda matrix: matrix.middle(lines, values)))
 
-    def _stack(self, read: Callable[[Matrix], torch.Tensor]) -> torch.Tensor:
+    def _each(self, read: Callable[[Matrix], T]) -> list[T]:
+        """What is read of each expert; of several at once where each read is a walk."""
         if self.experts[0].info.is_remote:
-            return torch.stack(concurrently(read, self.experts))
-        return torch.stack([read(matrix) for matrix in self.experts])
+            return list(concurrently(read, self.experts))
+        return [read(matrix) for matrix in self.experts]
 
     def read_biases(self) -> torch.Tensor:
         """`[K, out]` in the storage dtype."""

@@ -31,6 +31,7 @@ from ders_core.checkpoint.names import PLACEHOLDERS, FirstOf, NameTemplate, numb
 from ders_core.errors import CheckpointError, gravest
 from ders_core.files.address import file_size, is_file, read_bytes
 from ders_core.files.links import check_within
+from ders_core.files.package_data import plain_yaml
 from ders_core.files.untrusted_yaml import YamlFault, parse_yaml
 
 Projection = Literal["gate", "up", "down"]
@@ -199,8 +200,7 @@ class _Registry(BaseModel):
 
 @cache
 def _registry() -> _Registry:
-    text = Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8")
-    return _Registry.model_validate(parse_yaml(text))
+    return _Registry.model_validate(plain_yaml(Path(__file__).with_name("layouts.yaml")))
 
 
 def known_layouts() -> tuple[Layout, ...]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART, Axes
 from ders_core.checkpoint.quantized import QuantizedWeight
+from ders_core.files.dtype import Dtype
+from ders_core.files.numbers import as_float32, rounded
 from ders_core.files.tensor import TensorReader
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Matrix:
         return self.slot.shape
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         return self.info.dtype
 
     @property
@@ -105,8 +106,8 @@ class Matrix:
         """Whether it is stored transposed, so that each row is spread over the tensor."""
         return self.slot.strides[0] < self.slot.strides[1]
 
-    def middle(self, lines: int, values: int) -> torch.Tensor:
-        """`[n]`: about `values` values from the middle that are close together on disk.
+    def middle(self, lines: int, values: int) -> np.ndarray:
+        """`[n]` float32: about `values` values from the middle that are close together on disk.
 
         They are at most `lines` rows, or columns of a matrix that is stored transposed.
         """
@@ -115,10 +116,10 @@ class Matrix:
         length, most = (out, width) if across else (width, out)
         count = min(max(values // length, 1), lines, most)
         begin = (most - count) // 2
-        if not across:
-            return self.read(slice(begin, begin + count)).flatten()
-        offset = self.slot.offset + begin * self.slot.strides[1]
-        return self.info.strided(offset, (out, count), self.slot.strides).flatten()
+        shape = (out, count) if across else (count, width)
+        offset = self.slot.offset + begin * self.slot.strides[1 if across else 0]
+        words = self.info.words(offset, shape, self.slot.strides)
+        return as_float32(words, self.info.dtype).reshape(-1)
 
     def within(self, tensors: Mapping[str, TensorReader]) -> Matrix:
         """The same slot, in other tensors of the same names."""
@@ -134,10 +135,10 @@ class QuantizedMatrix(Matrix):
     """
 
     weight: QuantizedWeight
-    numbers: torch.dtype
+    numbers: Dtype
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         return self.numbers
 
     @property
@@ -148,11 +149,24 @@ class QuantizedMatrix(Matrix):
         out, width = self.slot.shape
         first, last, _ = (rows or slice(None)).indices(out)
         if last <= first:
-            return torch.empty(0, width, dtype=self.numbers)
-        step = self.slot.strides[0] // width  # rows of the tensor between two of the matrix
-        begin = self.slot.offset // width % self.weight.shape[-2] + first * step
-        chosen = slice(begin, begin + (last - first - 1) * step + 1)
-        return self.weight.read(self.slot.expert, chosen)[::step].to(self.numbers)
+            return torch.empty(0, width, dtype=self.numbers.torch)
+        step, chosen = self._rows(first, last)
+        return self.weight.read(self.slot.expert, chosen)[::step].to(self.numbers.torch)
+
+    def _rows(self, first: int, last: int) -> tuple[int, slice]:
+        """Rows of the tensor between two of the matrix, and from the matrix's row `first` to the
+        one before `last`."""
+        step = self.slot.strides[0] // self.shape[1]
+        begin = self.slot.offset // self.shape[1] % self.weight.shape[-2] + first * step
+        return step, slice(begin, begin + (last - first - 1) * step + 1)
+
+    def middle(self, lines: int, values: int) -> np.ndarray:
+        out, width = self.shape
+        count = min(max(values // width, 1), lines, out)
+        begin = (out - count) // 2
+        step, chosen = self._rows(begin, begin + count)
+        numbers = self.weight.numbers(self.slot.expert, chosen)[::step]
+        return rounded(numbers, self.numbers).reshape(-1)
 
     def read_into(self, out: torch.Tensor, rows: slice) -> None:
         out.copy_(self.read(rows))
@@ -179,7 +193,7 @@ class MatrixRows(Matrix):
         return sum(piece.stop - piece.start for piece in self.pieces), self.whole.shape[1]
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         return self.whole.dtype
 
     @property
@@ -188,7 +202,7 @@ class MatrixRows(Matrix):
 
     def read(self, rows: slice | None = None) -> torch.Tensor:
         first, last, _ = (rows or slice(None)).indices(self.shape[0])
-        parts, begin = [torch.empty(0, self.shape[1], dtype=self.dtype)], 0
+        parts, begin = [torch.empty(0, self.shape[1], dtype=self.dtype.torch)], 0
         for piece in self.pieces:
             count = piece.stop - piece.start
             low, high = max(first - begin, 0), min(last - begin, count)
@@ -207,11 +221,11 @@ class MatrixRows(Matrix):
     def lies_across(self) -> bool:
         return False
 
-    def middle(self, lines: int, values: int) -> torch.Tensor:
+    def middle(self, lines: int, values: int) -> np.ndarray:
         out, width = self.shape
         count = min(max(values // max(width, 1), 1), lines, out)
         begin = (out - count) // 2
-        return self.read(slice(begin, begin + count)).flatten()
+        return self.read(slice(begin, begin + count)).float().numpy().reshape(-1)
 
     def within(self, tensors: Mapping[str, TensorReader]) -> Matrix:
         return replace(self, whole=self.whole.within(tensors))

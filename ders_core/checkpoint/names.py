@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 PLACEHOLDERS = {"stack": ".", "layer": r"\d", "expert": r"\d", "n": r"\d", "any": r"\w"}
 """What each stands for one or more of, as a regular expression's class of characters."""
@@ -82,7 +83,10 @@ class NameTemplate:
         self._layer, self._expert = places["layer"], places.get("expert")
         self.expression = self._plain() if _is_plain(self._elements) else None
         """A regular expression that finds what `fill` finds; None where none does so quickly."""
-        self._compiled = None if self.expression is None else re.compile(self.expression)
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str] | None:
+        return None if self.expression is None else re.compile(self.expression)
 
     def fill(self, name: str) -> Filled | None:
         """How the whole name fills the template; None if it does not."""

@@ -51,13 +51,14 @@ def recognise(
     a user's entry that is malformed.
     """
     samples = _samples(specs)
-    custom = _best(user_layouts(path), samples, specs, ())
-    if custom is not None:
+    claim = _best(user_layouts(path), samples, specs, ())
+    if claim is not None:
+        custom = claim.layout
         return Recognition(
             custom, custom.family, 1.0, f"the user's own entry {custom.family!r} fits"
         )
     kinds = model_types(config)
-    known = _best(known_layouts(), samples, specs, kinds)
+    known = _best_known(samples, specs, kinds)
     if known is None:
         return _by_structure(config, specs)
     kind = next((kind for kind in kinds if known.stores(kind)), None)
@@ -165,14 +166,44 @@ def _samples(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     return samples
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """What a layout makes of the tensors. fits: whether they can be cut as it says. is_named:
+    whether the config's model_type names it. claimed: tensors; routers: blocks with one."""
+
+    layout: Layout
+    fits: bool
+    is_named: bool
+    claimed: int
+    routers: int
+
+    @property
+    def rank(self) -> tuple[bool, bool, int, int]:
+        return self.fits, self.is_named, self.claimed, self.routers
+
+
+def _best_known(
+    samples: Mapping[str, tuple[str, int]],
+    specs: Mapping[str, TensorSpec],
+    kinds: Sequence[str],
+) -> Layout | None:
+    """The best of the known layouts. One of the model_type that fits beats all others, which are
+    then not tried: to compile their templates takes a tenth of a second."""
+    named = [layout for layout in known_layouts() if any(map(layout.stores, kinds))]
+    best = _best(named, samples, specs, kinds)
+    if best is None or not best.fits:
+        best = _best(known_layouts(), samples, specs, kinds)
+    return None if best is None else best.layout
+
+
 def _best(
     layouts: Sequence[Layout],
     samples: Mapping[str, tuple[str, int]],
     specs: Mapping[str, TensorSpec],
     kinds: Sequence[str],
-) -> Layout | None:
-    """The layout that claims tensors and fits them: by model_type, then by how many it claims."""
-    ranked = []
+) -> _Claim | None:
+    """The claim that fits: by model_type, then by how many tensors it claims."""
+    claims = []
     for layout in layouts:
         claimed = routers = 0
         blocks: dict[str, list[tuple[Match, TensorSpec]]] = {}
@@ -183,10 +214,10 @@ def _best(
                 routers += any(f"{match.block}.{router}" in specs for router in layout.router)
                 blocks.setdefault(match.block, []).append((match, specs[name]))
         if claimed:
-            kind = any(layout.stores(kind) for kind in kinds)
+            is_named = any(map(layout.stores, kinds))
             fits = all(_fits(layout, members, specs) for members in blocks.values())
-            ranked.append(((fits, kind, claimed, routers), layout))
-    return max(ranked, key=lambda item: item[0])[1] if ranked else None
+            claims.append(_Claim(layout, fits, is_named, claimed, routers))
+    return max(claims, key=lambda claim: claim.rank, default=None)
 
 
 def _fits(

@@ -13,12 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
-import torch
-
 from ders_core.checkpoint.groups import ExpertGroup
 from ders_core.compute.buffers import borrow
+from ders_core.compute.threads import in_this_mode, one_thread_each
+from ders_core.later import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 Shape = tuple[int, ...]
 
 SLAB_BYTES = 32 << 20
@@ -47,7 +48,7 @@ def slabs(
         return slab
 
     shape = (experts, min(step, out), width)
-    return _ahead(rows, fill, shape, group.dtype, torch.device(device), SLABS)
+    return _ahead(rows, fill, shape, group.dtype.torch, torch.device(device), SLABS)
 
 
 def matrices(
@@ -60,16 +61,73 @@ def matrices(
     seen: called with each weight on the CPU as soon as it is read, in order, in the thread that
     reads.
     """
-    _, out, width = group.shape
+    everyone, shape = range(group.shape[0]), group.shape[1:]
+    return _ahead(
+        everyone, _whole(group, seen), shape, group.dtype.torch, torch.device(device), MATRICES
+    )
+
+
+def each_matrix(
+    group: ExpertGroup,
+    use: Callable[[int, torch.Tensor], R],
+    threads: int = 1,
+    device: torch.device | str = "cpu",
+    seen: Callable[[torch.Tensor], None] | None = None,
+) -> Iterator[tuple[int, R]]:
+    """(expert, `use(expert, its weight)`), in order; weights and `seen` as of `matrices`.
+
+    use: must not keep the weight, whose memory the next expert takes. threads: how many experts
+    are worked on at once, each in a thread of its own whose operations run on one thread; with 1
+    it is the caller's. On a GPU it must be 1. What has begun when the caller leaves is waited for.
+    """
+    if threads == 1:
+        for expert, weight in matrices(group, device, seen):
+            yield expert, use(expert, weight)
+        return
+    fill, where, experts = _whole(group, seen), torch.device(device), iter(range(group.shape[0]))
+    use = in_this_mode(use)
+    running: deque[tuple[int, _Buffer, Future[R]]] = deque()
+
+    def work(expert: int, buffer: _Buffer, filled: Future[None]) -> R:
+        filled.result()
+        return use(expert, buffer.take())
+
+    with (
+        ExitStack() as memory,
+        ThreadPoolExecutor(1, "read-ahead") as reader,
+        one_thread_each(threads, where) as pool,
+    ):
+        buffers = range(threads + 1)  # one is read while the others are worked on
+        free = deque(_Buffer(group.shape[1:], group.dtype.torch, where, memory) for _ in buffers)
+        try:
+            while True:
+                while free and (expert := next(experts, None)) is not None:
+                    buffer = free.popleft()
+                    filled = reader.submit(buffer.fill, fill, expert)
+                    running.append((expert, buffer, pool.submit(work, expert, buffer, filled)))
+                if not running:
+                    return
+                expert, buffer, worked = running.popleft()
+                result = worked.result()
+                free.append(buffer)
+                yield expert, result
+        finally:
+            for _, _, worked in running:
+                worked.cancel()
+
+
+def _whole(
+    group: ExpertGroup, seen: Callable[[torch.Tensor], None] | None
+) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """What reads an expert into memory of its shape. seen: as of `matrices`."""
 
     def fill(memory: torch.Tensor, expert: int) -> torch.Tensor:
-        group.experts[expert].read_into(memory, slice(0, out))
+        group.experts[expert].read_into(memory, slice(0, group.shape[1]))
         if seen is not None:
             seen(memory)
         return memory
 
-    everyone = range(group.shape[0])
-    return _ahead(everyone, fill, (out, width), group.dtype, torch.device(device), MATRICES)
+    return fill
 
 
 def _ahead(

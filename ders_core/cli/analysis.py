@@ -70,8 +70,8 @@ def analyze(
     ] = None,
     device: DeviceOption = "auto",
     workers: Annotated[
-        int, typer.Option(min=1, help="processes; one uses every core by threads")
-    ] = 1,
+        int | None, typer.Option(min=1, help="threads; by default one per core")
+    ] = None,
     scheduler: SchedulerOption = None,
 ) -> None:
     """Similarity of experts, norms of deltas, and with --spectra their singular values."""

@@ -17,7 +17,6 @@ from ders_core.cli.options import (
     SchedulerOption,
 )
 from ders_core.errors import CheckpointError
-from ders_core.pipeline.quality import GAIN, NOISE, WEIGHT_ERROR
 from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ def plan(
 ) -> None:
     """Predicted bytes of a recipe, group by group; nothing is written."""
     from ders_core.packed.open import open_checkpoint
-    from ders_core.pipeline.forecast import forecast
     from ders_core.pipeline.plan import check_files, resolve
     from ders_core.recipe import load_recipe
 
@@ -45,6 +43,8 @@ def plan(
     planned = resolve(chosen, source)
     check_files(chosen, source)  # refused here rather than when the run starts
     if predict:
+        from ders_core.pipeline.forecast import forecast
+
         with progress_bar("predict") as progress:
             _print_forecast(planned, forecast(planned, source, progress=progress), as_json)
         return
@@ -107,7 +107,7 @@ def compress(
     recipe: RecipeOption,
     device: DeviceOption = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; by default one per core")
+        int | None, typer.Option(min=1, help="threads; by default one per core")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run")] = False,
     scheduler: SchedulerOption = None,
@@ -159,6 +159,7 @@ def verify(
     as_json: JsonFlag = False,
 ) -> None:
     """Check every checksum and the config; with --against, compare every tensor and every error."""
+    from ders_core.pipeline.quality import GAIN, NOISE, WEIGHT_ERROR
     from ders_core.pipeline.verify import verify as run_verify
 
     with progress_bar("verify", hidden=as_json) as progress:

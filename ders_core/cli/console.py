@@ -1,18 +1,18 @@
 """Output of the commands: tables or JSON on stdout; progress on stderr, as a bar on a terminal and
-as plain lines elsewhere."""
+as plain lines elsewhere.
+
+rich is imported where a bar is drawn: other commands do not wait for it.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ders_core.compute.progress import Progress as Callback
 from ders_core.compute.progress import quiet
@@ -33,22 +33,37 @@ def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
     if hidden:
         yield quiet
     elif sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}", style="dim"),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=None, message="")
-
-            def show(done: int, total: int, message: str) -> None:
-                bar.update(task, completed=done, total=total or None, message=message)
-
+        with _bar(title) as show:
             yield show
     else:
         yield _lines(title)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callback]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[message]}", style="dim"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, message="")
+
+        def show(done: int, total: int, message: str) -> None:
+            bar.update(task, completed=done, total=total or None, message=message)
+
+        yield show
 
 
 def _lines(title: str) -> Callback:
@@ -79,12 +94,20 @@ def print_links(names: Sequence[str]) -> None:
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """The first three columns are words, aligned left; the others are numbers, aligned right."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width to fold at
-        console = Console(width=200)
-    console.print(table)
+    widths = [max(map(_width, cells)) for cells in zip(columns, *rows, strict=True)]
+    for number, row in enumerate([columns, *rows] if any(columns) else rows):
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - _width(cell))
+            cells.append(cell + padding if place < 3 else padding + cell)
+        line = "  ".join(cells).rstrip()
+        is_header = number == 0 and any(columns)
+        print(f"\x1b[1m{line}\x1b[0m" if is_header and sys.stdout.isatty() else line)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))

@@ -16,8 +16,6 @@ from ders_core.cli.options import (
     TextOption,
     TrustOption,
 )
-from ders_core.compute.precision import parse_dtype
-from ders_core.pipeline.quality import evaluated_rows
 from ders_core.units import share_text
 
 
@@ -34,9 +32,11 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Perplexity; with --reference also KL, top-1 agreement and routing agreement."""
-    chosen = parse_dtype(dtype)
+    from ders_core.pipeline.quality import evaluated_rows
+
     with progress_bar("eval", hidden=as_json) as progress:
         progress(0, 0, STARTING)
+        from ders_core.compute.precision import parse_dtype
         from ders_core.evaluate import evaluate as run_evaluate
 
         quality = run_evaluate(
@@ -45,7 +45,7 @@ def evaluate(
             text=text,
             device=device,
             max_tokens=max_tokens,
-            dtype=chosen,
+            dtype=parse_dtype(dtype),
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
@@ -76,10 +76,10 @@ def calibrate(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure the experts' inputs and how often each expert is chosen; codecs use the result."""
-    chosen = parse_dtype(dtype)
     with progress_bar("calibrate", hidden=as_json) as progress:
         progress(0, 0, STARTING)
         from ders_core.calibrate import calibrate as run_calibrate
+        from ders_core.compute.precision import parse_dtype
 
         calibration = run_calibrate(
             checkpoint,
@@ -88,7 +88,7 @@ def calibrate(
             device=device,
             max_tokens=max_tokens,
             window=window,
-            dtype=chosen,
+            dtype=parse_dtype(dtype),
             gradients=gradients,
             trust_remote_code=trust_remote_code,
             progress=progress,

@@ -39,5 +39,8 @@ WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", help="where jobs and runs are kept")
 ]
 SchedulerOption = Annotated[
-    str | None, typer.Option("--scheduler", metavar="ADDR", help="a dask scheduler to use")
+    str | None,
+    typer.Option(
+        "--scheduler", metavar="ADDR", help="a dask scheduler that you run: its workers compute"
+    ),
 ]

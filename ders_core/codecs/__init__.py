@@ -9,7 +9,6 @@ from ders_core.codecs.codec import (
     EncodeContext,
     Parts,
     codec_class,
-    combine,
     make_codec,
 )
 from ders_core.codecs.entropy import Entropy
@@ -19,6 +18,7 @@ from ders_core.codecs.lowrank import LowRank
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.sparse import Sparse
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.synthesis import combine
 
 __all__ = [
     "CODECS",

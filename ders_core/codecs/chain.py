@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, field_validator
 
 from ders_core.codecs.codec import (
@@ -22,7 +21,9 @@ from ders_core.codecs.codec import (
     within,
 )
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 SEED_STEP = 0x9E3779B97F4A7C15
 """Between the seeds of two stages (the golden ratio of 2⁶⁴)."""
@@ -85,7 +86,7 @@ class Chain(DeltaCodec):
             for name in prefixed(str(number), dict.fromkeys(stage.ragged))
         )
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         parts: dict[str, TensorSpec] = {}
         for number, stage in enumerate(self.stages):
             parts |= prefixed(str(number), stage.parts(shape, dtype))

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.codecs.choice import Choice
@@ -25,10 +24,12 @@ from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine as combine
 from ders_core.codecs.synthesis import difference as difference
 from ders_core.errors import CodecError, sentence_of
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 from ders_core.registry import Registry
 
-Parts = dict[str, torch.Tensor]
+Parts = dict[str, "torch.Tensor"]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
 
 Need = Literal["nothing", "inputs", "gradients"]
@@ -92,6 +93,9 @@ class Codec(BaseModel, ABC):
     use_of_calibration: ClassVar[str] = ""
     """What it does with second moments, such as "weighs entries by their inputs"; empty: it
     ignores them."""
+    working_bytes: ClassVar[int] = 10
+    """Bytes a weight that encoding one expert holds at most, the weight in 16 bits among them: it
+    decides how many experts threads encode at once."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
     """Parameters of a few codecs of this class, which together reach all of its code."""
 
@@ -148,7 +152,7 @@ class Codec(BaseModel, ABC):
         return self.settled and not self.ragged
 
     @abstractmethod
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         """The tensors that one expert's weight `[out, in]` will take."""
 
     def remark(self, shape: tuple[int, int]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
@@ -22,7 +21,9 @@ from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 THRESHOLDS = (0.5, 0.44, 0.38, 0.32)
 """Of `Nearest`: the one with the least error is taken."""
@@ -147,8 +148,8 @@ class Entropy(DeltaCodec):
             return MOST_BYTES * (count + sum(shape)) + 16 * least
         return max(math.floor(self.bits * count / 8), least)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
-        return {"stream": TensorSpec(torch.uint8, (self._limit(shape),))}
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
+        return {"stream": TensorSpec(Dtype.U8, (self._limit(shape),))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         shape = (delta.shape[0], delta.shape[1])

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BeforeValidator
 
 from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.statistics import Expected
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.later import torch
 
 Gain = Literal["unbiased", "least_squares", "auto"] | float
 """`unbiased`: ⟨Δ̂, Δ⟩ = ‖Δ‖². `least_squares`: the least ‖Δ̂ − Δ‖. `auto`: the best one, see

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import torch
-
 from ders_core.codecs import Codec, Keep, Parts, make_codec
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import tensor_bytes
+from ders_core.later import torch
 
 Lengths = Mapping[str, Sequence[int]]
 """Variable-length part -> its length for each expert that has it."""
@@ -33,19 +33,20 @@ class Stacked:
 
     @classmethod
     def whole(cls, tensor: torch.Tensor) -> Stacked:
-        return cls(TensorSpec(tensor.dtype, tuple(tensor.shape)), (tensor,))
+        return cls(TensorSpec.like(tensor), (tensor,))
 
     @classmethod
     def over_experts(cls, pieces: Sequence[torch.Tensor]) -> Stacked:
         """Pieces of the same shape and dtype, under a new first dimension."""
-        first = pieces[0]
+        first = TensorSpec.like(pieces[0])
         return cls(TensorSpec(first.dtype, (len(pieces), *first.shape)), tuple(pieces))
 
     @classmethod
     def end_to_end(cls, pieces: Sequence[torch.Tensor]) -> Stacked:
         """Pieces that differ in their first dimension."""
         length = sum(len(piece) for piece in pieces)
-        return cls(TensorSpec(pieces[0].dtype, (length, *pieces[0].shape[1:])), tuple(pieces))
+        first = TensorSpec.like(pieces[0])
+        return cls(TensorSpec(first.dtype, (length, *first.shape[1:])), tuple(pieces))
 
     def raw(self) -> Iterator[memoryview]:
         """Its bytes in chunks."""
@@ -114,6 +115,11 @@ class GroupCodec:
     def settled(self) -> bool:
         return all(codec.settled for codec in self.codecs)
 
+    @property
+    def working_bytes(self) -> int:
+        """The most that one of them holds (see `Codec.working_bytes`)."""
+        return max(codec.working_bytes for codec in self.codecs)
+
     def remark(self, shape: tuple[int, int]) -> str:
         """What the codecs do otherwise than they were asked, for experts `[out, in]`."""
         return "; ".join(dict.fromkeys(filter(None, (c.remark(shape) for c in self.codecs))))
@@ -133,7 +139,7 @@ class GroupCodec:
         return GroupCodec(fitted, self.uses)
 
     def specs(
-        self, shape: tuple[int, int], dtype: torch.dtype, lengths: Lengths | None = None
+        self, shape: tuple[int, int], dtype: Dtype, lengths: Lengths | None = None
     ) -> dict[str, TensorSpec]:
         """Part in the file -> dtype and shape, for experts `[out, in]` stored as `dtype`. Without
         `lengths`, variable-length parts are as long as they can be."""
@@ -151,7 +157,7 @@ class GroupCodec:
                 specs[name] = TensorSpec(spec.dtype, stacked)
         return specs
 
-    def ragged_bytes(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    def ragged_bytes(self, shape: tuple[int, int], dtype: Dtype) -> int:
         """The most bytes of the parts whose length depends on the data."""
         return sum(
             self.uses.count(number) * codec.parts(shape, dtype)[part].nbytes
@@ -159,7 +165,7 @@ class GroupCodec:
             for part in codec.ragged
         )
 
-    def fits(self, lengths: Lengths, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+    def fits(self, lengths: Lengths, shape: tuple[int, int], dtype: Dtype) -> bool:
         """Whether lengths from a file belong to this group's parts, and none is too long."""
         wanted = {}
         for number, codec in enumerate(self.codecs):
@@ -193,7 +199,7 @@ class GroupCodec:
         expert: int,
         read: Callable[[str, slice], torch.Tensor],
         shape: tuple[int, int],
-        dtype: torch.dtype,
+        dtype: Dtype,
         lengths: Lengths,
     ) -> Parts:
         """One expert's parts. `read(part, rows)` gives rows of a group's tensor."""
@@ -222,7 +228,7 @@ def _span(lengths: Sequence[int], row: int) -> tuple[int, int]:
 def packed_parts(
     codec: GroupCodec,
     shape: tuple[int, int, int],
-    dtype: torch.dtype,
+    dtype: Dtype,
     *,
     bases: int | None = None,
     biases: bool = False,

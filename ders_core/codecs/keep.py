@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 
 @register
@@ -31,7 +31,7 @@ class Keep(Codec):
     def label(self) -> str:
         return "keep"
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return {"weight": TensorSpec(dtype, shape)}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:

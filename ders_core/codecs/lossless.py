@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
 from ders_core.codecs.coding import difference_stream
 from ders_core.codecs.coding.earlier import lossless_stream
 from ders_core.codecs.coding.stream import Reader, damaged
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 RAW, EARLIER, CODED = 0, 1, 2
 """The first byte of a stream; EARLIER is that of format versions before 4."""
@@ -46,8 +46,8 @@ class Lossless(Codec):
     def ragged(self) -> frozenset[str]:
         return frozenset({"stream"})
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
-        return {"stream": TensorSpec(torch.uint8, (1 + math.prod(shape) * dtype.itemsize,))}
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
+        return {"stream": TensorSpec(Dtype.U8, (1 + math.prod(shape) * dtype.itemsize,))}
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         expert, start = weight.reshape(-1).cpu(), base.reshape(-1).cpu()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
@@ -14,7 +13,9 @@ from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, r
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import largest_magnitude
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 OVERSAMPLING = 8
 KRYLOV_STEPS = 8
@@ -56,6 +57,7 @@ class LowRank(DeltaCodec):
     )
     menu_place: ClassVar[int] = 5
     use_of_calibration: ClassVar[str] = "finds the directions that matter to outputs"
+    working_bytes: ClassVar[int] = 22
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 1},
         {"rank": 7},
@@ -132,7 +134,7 @@ class LowRank(DeltaCodec):
     def settled(self) -> bool:
         return self.energy is None
 
-    def _rank(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    def _rank(self, shape: tuple[int, int], dtype: Dtype) -> int:
         if self.bits is None:
             return min(self.rank or min(shape), *shape)
         low, high = 0, min(shape)
@@ -152,12 +154,10 @@ class LowRank(DeltaCodec):
             f"{min(shape)} directions are kept"
         )
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return self._parts(shape, dtype, self._rank(shape, dtype))
 
-    def _parts(
-        self, shape: tuple[int, int], dtype: torch.dtype, rank: int
-    ) -> dict[str, TensorSpec]:
+    def _parts(self, shape: tuple[int, int], dtype: Dtype, rank: int) -> dict[str, TensorSpec]:
         if self.factor_bits is None:
             return {
                 "left": TensorSpec(dtype, (shape[0], rank)),
@@ -204,7 +204,7 @@ class LowRank(DeltaCodec):
         return self.model_copy(update={"energy": None, "rank": rank})
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        rank = self._rank((delta.shape[0], delta.shape[1]), context.dtype)
+        rank = self._rank((delta.shape[0], delta.shape[1]), Dtype.of(context.dtype))
         if context.moments is None:
             left, sigma, right = self._svd(delta, rank, context.seed)
             root = sigma.sqrt()
@@ -231,7 +231,7 @@ class LowRank(DeltaCodec):
     ) -> torch.Tensor:
         if self.factor_bits is None:
             return parts["left"].float() @ parts["right"].float()
-        rank = self._rank(shape, context.dtype)
+        rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
             return torch.zeros(shape)  # no part to take a device from
         left = self._decode_factor("left", parts, rank, shape[0], context)

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, difference, register
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.packing import (
-    pack,
-    pack_trits,
+    TRITS,
+    pack_piece,
+    pack_trits_piece,
     packed_bytes,
     packed_trits_bytes,
-    unpack,
-    unpack_trits,
 )
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks
+from ders_core.codecs.fitting.codes import (
+    CHUNK,
+    CHUNK_OF_LOOPS,
+    Lines,
+    coded,
+    decoded,
+    gain_factors,
+)
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
-from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.codecs.synthesis import difference
+from ders_core.compute import kernels
+from ders_core.compute.pieces import chunk_values, pieces
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
-
-CHUNK = 1 << 19
-"""Values at a time on the CPU: many for the cost of a call, few for a matrix."""
+from ders_core.later import torch
 
 FULL_SCALE = 255
 
@@ -128,13 +136,13 @@ class Quantized(DeltaCodec):
     def _blocks(self, width: int) -> Blocks:
         return Blocks.of(width, self.group_size)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         out, width = shape
         count, blocks = out * width, self._blocks(width).count
         length = packed_trits_bytes(count) if self.bits is None else packed_bytes(count, self.bits)
-        parts = {"codes": TensorSpec(torch.uint8, (length,))}
+        parts = {"codes": TensorSpec(Dtype.U8, (length,))}
         if self.scale_bits == 8:
-            parts["scales"] = TensorSpec(torch.uint8, (out, blocks))
+            parts["scales"] = TensorSpec(Dtype.U8, (out, blocks))
             parts["tops"] = TensorSpec(dtype, (out,))
         else:
             parts["scales"] = TensorSpec(dtype, (out, blocks))
@@ -159,10 +167,7 @@ class Quantized(DeltaCodec):
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:
-        weight = torch.empty_like(base)
-        for rows, delta in self._decoded(parts, (base.shape[0], base.shape[1])):
-            weight[rows] = delta.add_(base[rows].float())
-        return weight
+        return self._decoded(parts, base.shape[1], base)
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         parts = self._encoded(delta, context)
@@ -193,8 +198,9 @@ class Quantized(DeltaCodec):
                 delta.__getitem__, shape, weights, levels, context.dtype, delta.device
             )
         parts |= self._stored_scales(delta, weights, levels, context.dtype)
-        scale, offset = self._lines(parts)
-        size = self._blocks(shape[1]).size
+        lines = self._lines(parts)
+        scale, size = lines.scale, self._blocks(shape[1]).size
+        offset = torch.zeros_like(scale) if lines.offset is None else lines.offset
         codes = torch.empty(shape, dtype=torch.uint8, device=delta.device)
 
         def round_column(values: torch.Tensor, column: int) -> torch.Tensor:
@@ -205,21 +211,19 @@ class Quantized(DeltaCodec):
 
         moments = context.moments.to(delta.device)
         compensated(delta, moments, round_column)
-        parts["codes"] = self._packed(codes)
+        parts["codes"] = self._no_codes(shape, delta.device)
+        self._pack(codes, parts["codes"], 0, codes.numel())
         target = target_of(self.gain)
         if target is None:
             return parts
         decoded = self.decode(parts, shape, context)
         factors = target * gain_of_rows(delta, decoded, moments).unsqueeze(1)
-        return parts | self._stored(scale * factors, offset * factors, context.dtype)
+        return parts | self._stored(lines.times(factors), context.dtype)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        delta = torch.empty(shape, dtype=torch.float32, device=parts["codes"].device)
-        for rows, decoded in self._decoded(parts, shape):
-            delta[rows] = decoded
-        return delta
+        return self._decoded(parts, shape[1], None)
 
     def _rounded(
         self,
@@ -231,47 +235,41 @@ class Quantized(DeltaCodec):
         device: torch.device,
     ) -> Parts:
         """Scales and codes of a delta whose rows are read a piece at a time, `[rows, in]`."""
-        codes = torch.empty(shape, dtype=torch.uint8, device=device)
-        blocks, stored, target = self._blocks(shape[1]), [], target_of(self.gain)
-        block_weights = blocks.split_weights(weights, device)
+        packed, stored = self._no_codes(shape, device), []
+        blocks, target = self._blocks(shape[1]), target_of(self.gain)
         for rows in self._row_chunks(shape, device):
             delta = read(rows)
-            lines = self._stored_scales(delta, weights, levels, dtype)
-            stored.append(lines)
-            scale, offset = (line.unsqueeze(-1) for line in self._lines(lines))
-            split = blocks.split(delta)
-            shifted = split - offset if self.grid == "affine" else split
-            code = levels.nearest(shifted / torch.where(scale > 0, scale, 1.0)).to(torch.int32)
-            codes[rows] = blocks.join(code)
+            parts = self._stored_scales(delta, weights, levels, dtype)
+            lines = self._lines(parts)
+            codes = coded(delta, lines, levels, blocks)
             if target is not None:
-                decoded = levels.at(code).mul_(scale).add_(offset)
-                factor = target * _block_factors(split, decoded, block_weights)
-                stored[-1] = self._stored(scale[..., 0] * factor, offset[..., 0] * factor, dtype)
-        joined = {name: torch.cat([lines[name] for lines in stored]) for name in stored[0]}
-        return joined | {"codes": self._packed(codes)}
+                factor = target * gain_factors(delta, codes, lines, levels, blocks, weights)
+                parts = self._stored(lines.times(factor), dtype)
+            self._pack(codes, packed, rows.start * shape[1], math.prod(shape))
+            stored.append(parts)
+        joined = {name: torch.cat([parts[name] for parts in stored]) for name in stored[0]}
+        return joined | {"codes": packed}
 
-    def _packed(self, codes: torch.Tensor) -> torch.Tensor:
+    def _no_codes(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """Memory for the codes of a matrix."""
+        length = self.parts(shape, Dtype.F32)["codes"].shape
+        return torch.empty(length, dtype=torch.uint8, device=device)
+
+    def _pack(self, codes: torch.Tensor, packed: torch.Tensor, begin: int, count: int) -> None:
+        """Write codes of the values from `begin` on into those of all."""
         flat = codes.view(-1)
-        return pack_trits(flat) if self.bits is None else pack(flat, self.bits)
+        if self.bits is None:
+            pack_trits_piece(flat, packed, begin)
+        else:
+            pack_piece(flat, self.bits, packed, begin, count)
 
     def _decoded(
-        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The delta a piece at a time: (rows, their entries `[rows, in]` float32)."""
-        out, width = shape
-        count = out * width
-        if self.bits is None:
-            codes = unpack_trits(parts["codes"], count).view(out, width)
-        else:
-            codes = unpack(parts["codes"], self.bits, count, torch.uint8).view(out, width)
+        self, parts: Mapping[str, torch.Tensor], width: int, base: torch.Tensor | None
+    ) -> torch.Tensor:
+        """base + delta in the base's dtype, or without a base the delta in float32."""
         levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
-        scale, offset = (line.unsqueeze(-1) for line in self._lines(parts))
-        blocks = self._blocks(width)
-        for rows in self._row_chunks(shape, codes.device):
-            delta = blocks.split(levels.at(codes[rows])).mul_(scale[rows])
-            if self.grid == "affine":
-                delta += offset[rows]
-            yield rows, blocks.join(delta)
+        lines, blocks = self._lines(parts), self._blocks(width)
+        return decoded(parts["codes"], self.bits, lines, levels, blocks, base)
 
     def _fixed_levels(self) -> Levels | None:
         """The levels, None where they are learnt."""
@@ -288,8 +286,12 @@ class Quantized(DeltaCodec):
                 return None
 
     def _row_chunks(self, shape: tuple[int, int], device: torch.device) -> list[slice]:
-        """Rows in pieces; for a matrix without rows one empty piece."""
-        return list(row_pieces(shape, chunk_values(device, CHUNK))) or [slice(0, 0)]
+        """Rows in pieces, whose codes fill whole bytes; for a matrix without rows one empty
+        piece."""
+        values = chunk_values(device, CHUNK_OF_LOOPS if kernels.can_run(device) else CHUNK)
+        many = TRITS if self.bits is None else 8
+        step = max(values // max(shape[1], 1) // many, 1) * many
+        return list(pieces(shape[0], step)) or [slice(0, 0)]
 
     def _learn(self, delta: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """Levels for values that are normalised by their block's best uniform scale."""
@@ -316,17 +318,15 @@ class Quantized(DeltaCodec):
         for rows in self._row_chunks((out, width), delta.device):
             split = blocks.split(delta[rows])
             if self.grid == "affine":
-                ones = split.new_ones(1, 1, 1)
-                scales[rows], offsets[rows] = best_lines(
-                    split, ones if block_weights is None else block_weights, levels
-                )
+                scales[rows], offsets[rows] = best_lines(split, block_weights, levels)
             else:
                 scales[rows] = best_scales(split, block_weights, levels)
-        return self._stored(scales, offsets, dtype)
+        return self._stored(Lines(scales, offsets if self.grid == "affine" else None), dtype)
 
-    def _stored(self, scales: torch.Tensor, offsets: torch.Tensor, dtype: torch.dtype) -> Parts:
-        """The parts that hold these scales and offsets, `[out, blocks]` float32."""
-        parts: Parts = {"offsets": offsets.to(dtype)} if self.grid == "affine" else {}
+    def _stored(self, lines: Lines, dtype: torch.dtype) -> Parts:
+        """The parts that hold these scales and offsets."""
+        scales = lines.scale
+        parts: Parts = {} if lines.offset is None else {"offsets": lines.offset.to(dtype)}
         if self.scale_bits == 16:
             return {"scales": scales.to(dtype), **parts}
         tops = scales.amax(1) if scales.shape[1] else scales.new_zeros(len(scales))
@@ -336,26 +336,12 @@ class Quantized(DeltaCodec):
         shares = torch.where(scales > 0, shares.clamp_min(1), shares)
         return {"scales": shares.to(torch.uint8), "tops": stored, **parts}
 
-    def _lines(self, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scales and offsets as stored, `[out, blocks]` float32."""
+    def _lines(self, parts: Mapping[str, torch.Tensor]) -> Lines:
+        """Scales and offsets as stored."""
         scales = parts["scales"].float()
         if self.scale_bits == 8:
             scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(1)
-        offsets = parts["offsets"].float() if self.grid == "affine" else torch.zeros_like(scales)
-        return scales, offsets
-
-
-def _block_factors(
-    values: torch.Tensor, decoded: torch.Tensor, weights: torch.Tensor | None
-) -> torch.Tensor:
-    """What each block is to be multiplied by, for a gain of 1: `[rows, blocks]` float32; 1 for
-    blocks of zeros."""
-    largest = values.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    unit = values / largest
-    weighed = unit if weights is None else unit * weights
-    energy, shared = (unit * weighed).sum(-1), (decoded / largest * weighed).sum(-1)
-    usual = (shared > 0) & (energy > 0)
-    return torch.where(usual, energy / torch.where(usual, shared, 1.0), 1.0)
+        return Lines(scales, parts["offsets"].float() if self.grid == "affine" else None)
 
 
 def _compensates(context: EncodeContext) -> bool:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
@@ -30,7 +29,9 @@ from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.pieces import at_least
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 Rescale = Literal["none", "unbiased", "least_squares"]
 
@@ -218,7 +219,7 @@ class Sparse(DeltaCodec):
         """How many entries of one expert stay; with a pattern, how many values are stored."""
         return self._selection.count(shape)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return self._coder.specs(self.kept(shape), dtype) | self._selection.specs(shape)
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:

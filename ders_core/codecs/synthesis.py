@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import torch
-
 from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.later import torch
 
 
 def difference(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """Δ = W − W_base `[out, in]` in float32; both in any float dtype."""
     delta = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    if kernels.takes_stored(weight, base):
+        from ders_core.compute.kernels import differences
+
+        ours, common = (kernels.bits(tensor).reshape(-1) for tensor in (weight, base))
+        kind = kernels.kind_of(weight.dtype)
+        differences.subtract(ours, common, kind, delta.view(-1).numpy())
+        return delta
     for rows in row_pieces(weight.shape, chunk_values(weight.device)):
         torch.sub(weight[rows].float(), base[rows].float(), out=delta[rows])
     return delta

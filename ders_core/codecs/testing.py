@@ -20,6 +20,7 @@ from ders_core.codecs.codec import CODECS, Codec, DeltaCodec, EncodeContext, Par
 from ders_core.codecs.curvature import Curvature
 from ders_core.compute import pieces
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SHAPES = (
@@ -113,11 +114,11 @@ def check_parameters(codec: Codec) -> None:
 
 def check_promise(codec: Codec, parts: Parts, shape: tuple[int, int], dtype: torch.dtype) -> None:
     """The parts are those of `codec.parts`, name by name, in dtype and shape."""
-    promised = codec.parts(shape, dtype)
+    promised = codec.parts(shape, Dtype.of(dtype))
     assert parts.keys() == promised.keys()
     assert codec.ragged <= parts.keys()
     for name, tensor in parts.items():
-        assert tensor.dtype == promised[name].dtype, name
+        assert tensor.dtype == promised[name].dtype.torch, name
         if name in codec.ragged:
             assert len(tensor) <= promised[name].shape[0], name
             assert tensor.shape[1:] == promised[name].shape[1:], name
@@ -130,7 +131,8 @@ def check_promise(codec: Codec, parts: Parts, shape: tuple[int, int], dtype: tor
 def check_packing(
     codec: Codec, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
 ) -> tuple[Parts, torch.Tensor]:
-    """Pack twice and unpack, without the moments: (parts, Ŵ).
+    """Pack twice (a codec of deltas: pack, and encode the delta) and unpack, without the moments:
+    (parts, Ŵ).
 
     Inputs stay as they are, parts are as promised and the same each time, Ŵ has the dtype and shape
     of the base and is finite; a codec of deltas gives W_base + F(W − W_base), rounded once; a
@@ -140,7 +142,8 @@ def check_packing(
     before = weight.clone(), base.clone()
     parts = codec.pack(weight, base, context)
     check_promise(codec, parts, shape, base.dtype)
-    assert same_parts(codec.pack(weight, base, context), parts), "packing is not deterministic"
+    if not isinstance(codec, DeltaCodec):
+        assert same_parts(codec.pack(weight, base, context), parts), "packing is not deterministic"
     saved = {name: part.clone() for name, part in parts.items()}
     plain = EncodeContext(context.dtype, context.seed)
     restored = codec.unpack(parts, base, plain)
@@ -155,7 +158,7 @@ def check_packing(
     if isinstance(codec, DeltaCodec):
         delta = weight.float() - base.float()
         encoded, decoded = check_encoding(codec, delta, context)
-        assert same_parts(encoded, parts), "pack differs from encode"
+        assert same_parts(encoded, parts), "packing is not deterministic, or differs from encode"
         assert same_bits(restored, (decoded + base.float()).to(base.dtype))
     return parts, restored
 

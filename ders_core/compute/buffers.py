@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from ders_core.later import torch
 
 KEPT_BYTES = 1 << 29
 """How much returned memory is kept for the next borrower, at most."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-import torch
+from ders_core.later import torch
 
 COMFORTABLE = 24
 """Values up to 2^±24 have fourth powers, and sums of many of these, within float32."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-import torch
+
+from ders_core.later import torch
 
 CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
+from ders_core.later import np, torch
 
 CHUNK = 1 << 17
 """Values in a piece, on the CPU."""

@@ -1,28 +1,42 @@
 """Threads that compute in parallel, each on one core.
 
 One thread for each piece of work is faster than many threads for each operation: pieces stay in a
-core's cache. And a sum does not depend on how threads split it.
+core's cache. And a sum does not depend on how threads split it. How many there are is what torch
+would use for one operation: `threads_of_torch` sets it for a piece of work.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import ParamSpec, TypeVar
 
-import torch
+from ders_core.later import torch
 
-T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WORKING_BYTES = 1_200_000_000
+"""What all pieces that threads work on may hold together, beside what is in memory anyway: two
+experts of Mixtral's size at a time, however many threads there are."""
+
+
+class _Given(threading.local):
+    """How many threads torch had in this thread before `one_thread`."""
+
+    threads = 1
+
+
+_given = _Given()
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Make torch use one thread. Sums depend on how threads split them; one thread gives the same
-    sum on every machine."""
+def threads_of_torch(count: int) -> Iterator[None]:
+    """Make torch use this many threads for one operation, and `side_by_side` as many at once."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -30,29 +44,57 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of as many threads as torch would use for one operation. Inside the block, each
-    operation runs on one thread. For a GPU the pool has one thread, which keeps the GPU busy."""
-    count = 1 if device.type == "cuda" else torch.get_num_threads()
-    with (
-        one_thread(),
-        ThreadPoolExecutor(count, "compute", torch.set_num_threads, (1,)) as pool,
-    ):
+def one_thread() -> Iterator[None]:
+    """Make torch use one thread. Sums depend on how threads split them; one thread gives the same
+    sum on every machine. `side_by_side` still uses as many as there were."""
+    before, _given.threads = _given.threads, available_threads()
+    try:
+        with threads_of_torch(1):
+            yield
+    finally:
+        _given.threads = before
+
+
+def available_threads() -> int:
+    """How many threads work may be shared out to, in this thread."""
+    return max(_given.threads, torch.get_num_threads())
+
+
+def threads_for(pieces: int, held: int, device: torch.device) -> int:
+    """How many of these pieces of work are done at once, at least 1: as many as there are threads
+    and as fit into `WORKING_BYTES`; on a GPU one, which keeps it busy.
+
+    held: bytes that one piece holds while it is worked on.
+    """
+    if device.type != "cpu":
+        return 1
+    return max(1, min(available_threads(), pieces, WORKING_BYTES // max(held, 1)))
+
+
+@contextmanager
+def side_by_side(device: torch.device, count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of `count` threads, by default all that there are. Inside the block, each
+    operation runs on one thread. For a GPU the pool has one thread, which keeps the GPU busy: the
+    one that is current here."""
+    if device.type == "cuda":
+        count = 1
+    with one_thread(), one_thread_each(count or available_threads(), device) as pool:
         yield pool
 
 
-def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
-    """Yield the same items. A thread makes the next `count` of them while the caller uses one."""
-    waiting = iter(items)
-    end = object()
-    with ThreadPoolExecutor(1, "ahead") as pool:
-        made: deque[Future[T | object]] = deque()
-        try:
-            for _ in range(count):
-                made.append(pool.submit(next, waiting, end))
-            while (item := made.popleft().result()) is not end:
-                made.append(pool.submit(next, waiting, end))
-                yield cast(T, item)
-        finally:
-            for future in made:
-                future.cancel()
+def one_thread_each(count: int, device: torch.device) -> ThreadPoolExecutor:
+    """A pool whose threads run each operation on one thread, on the GPU that is current here."""
+    gpu = torch.cuda.current_device() if device.type == "cuda" else None
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+
+    return ThreadPoolExecutor(count, "compute", begin)
+
+
+def in_this_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, to be called by other threads: in torch's inference mode if it is on here."""
+    wrapped: Callable[P, R] = torch.inference_mode(torch.is_inference_mode_enabled())(function)
+    return wrapped

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
+from ders_core.compute import kernels
 from ders_core.compute.pieces import CHUNK, row_pieces
 from ders_core.decompose.decomposition import Decomposition, decompose
+from ders_core.later import np, torch
 
 
 def mean_base(
@@ -27,21 +27,48 @@ def mean_base(
     """
     experts = range(group.shape[0]) if members is None else members
     count = len(experts) if weights is None else sum(weights)
-
-    def mean(part: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros(part.shape[1:], dtype=torch.float32)
-        for number, rows in enumerate(part.unbind()):
-            total += rows if weights is None else rows.float() * weights[number]
-        return total / count
-
-    return elementwise(group, experts, mean)
+    return elementwise(group, experts, lambda part: mean_of(part, weights, count))
 
 
 def median_base(group: ExpertGroup) -> torch.Tensor:
     """The experts' elementwise median `[out, in]` in storage dtype, the lower one of two: it
     minimises Σ|Δ_i|, and at every place one delta is zero."""
-    everyone = range(group.shape[0])
-    return elementwise(group, everyone, lambda part: part.float().median(0).values)
+    return elementwise(group, range(group.shape[0]), median_of)
+
+
+def mean_of(part: torch.Tensor, weights: Sequence[float] | None, count: float) -> torch.Tensor:
+    """Σ weight · expert / count over the experts of `[K, rows, in]` in order, each step rounded to
+    float32: `[rows, in]`."""
+    if kernels.takes_stored(part):
+        from ders_core.compute.kernels import averages
+
+        factors = np.array([] if weights is None else weights, dtype=np.float32)
+        average, experts, kind = _for_loops(part)
+        averages.mean(experts, kind, factors, np.float32(count), kernels.bits(average).reshape(-1))
+        return average
+    total = torch.zeros(part.shape[1:], dtype=torch.float32)
+    for number, rows in enumerate(part.unbind()):
+        total += rows if weights is None else rows.float() * weights[number]
+    return total / count
+
+
+def median_of(part: torch.Tensor) -> torch.Tensor:
+    """The lower median over the experts of `[K, rows, in]`: `[rows, in]`; NaN where one is, and
+    zero without its sign."""
+    if kernels.takes_stored(part):
+        from ders_core.compute.kernels import averages
+
+        average, experts, kind = _for_loops(part)
+        averages.median(experts, kind, kernels.bits(average).reshape(-1))
+        return average
+    return part.float().median(0).values + 0.0
+
+
+def _for_loops(part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, int]:
+    """(memory for the average, the experts' bits `[K, n]`, their kind)."""
+    bits = kernels.bits(part)
+    average = torch.empty(part.shape[1:], dtype=part.dtype)
+    return average, bits.reshape(len(bits), -1), kernels.kind_of(part.dtype)
 
 
 def around_mean(group: ExpertGroup, device: torch.device | str = "cpu") -> Decomposition:
@@ -60,8 +87,11 @@ def elementwise(
     chosen = replace(group, experts=tuple(group.experts[expert] for expert in members))
     lying = chosen.as_it_lies()
     _, out, width = lying.shape
-    base = torch.empty(out, width, dtype=group.dtype)
+    base = torch.empty(out, width, dtype=group.dtype.torch)
     for rows, slab in slabs(lying):
+        if kernels.takes_stored(slab):  # loops take pieces themselves
+            base[rows] = value(slab)
+            continue
         for part in row_pieces(slab.shape[1:], CHUNK // len(members)):
             base[rows][part] = value(slab[:, part])
     return base if lying is chosen else base.T.contiguous()

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.errors import RecipeError
+from ders_core.later import torch
 from ders_core.registry import Registry
 
 _SHOWN = 60

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
+from ders_core.decompose.ward import ward
 from ders_core.errors import CheckpointError, RecipeError
+from ders_core.later import np, torch
 
 CHUNK_VALUES = 1 << 18
 """Values of all experts that are handled at a time, so that they stay in cache."""
@@ -59,11 +58,15 @@ def check_finite(group: ExpertGroup, weights: torch.Tensor) -> None:
     with one that is not finite."""
     finite = torch.isfinite(weights)
     if not bool(finite.all()):
-        bad = int((~finite).any(1).nonzero()[0])
-        raise CheckpointError(
-            f"{group.expert_name(bad)} holds values that are not finite (NaN or infinity); "
-            "the checkpoint is damaged"
-        )
+        raise not_finite(group, int((~finite).any(1).nonzero()[0]))
+
+
+def not_finite(group: ExpertGroup, expert: int) -> CheckpointError:
+    """The error for an expert with a weight that is not finite."""
+    return CheckpointError(
+        f"{group.expert_name(expert)} holds values that are not finite (NaN or infinity); "
+        "the checkpoint is damaged"
+    )
 
 
 def delta_gram(group: ExpertGroup, device: torch.device | str = "cpu") -> np.ndarray:
@@ -101,7 +104,7 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
     gram: `[K, K]` float64, of the experts' deltas against any one base. count: how many bases; None
     chooses. bits: of a stored weight of a base.
 
-    Ward's hierarchical clustering (Ward 1963) joins, one pair of clusters at a time, those whose
+    Ward's hierarchical clustering joins, one pair of clusters at a time, those whose
     union adds least to ΣΔ² = Σ_C Σ_{k∈C} ‖W_k − mean_C‖²: the very energy that is to be coded.
     Single experts then move for as long as that lowers it (Hartigan 1975). No randomness; equal
     experts are taken in their order.
@@ -117,24 +120,23 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
 
     Raises RecipeError for a count that is not between 1 and K−1 (1 for a single expert).
     """
-    from scipy.cluster.hierarchy import cut_tree  # here: every command would wait for it
-
     experts = len(gram)
     most = max(experts - 1, 1)
     if count is not None and not 1 <= count <= most:
         raise RecipeError(
             f"{count} bases for {experts} experts: give a number from 1 to {most}, or auto"
         )
-    tree = _ward(gram)
+    norms = np.diag(gram)  # ‖W_k‖²
+    squares = np.maximum(norms[:, None] + norms[None, :] - gram - gram.T, 0.0)
+    tree = ward(squares)
     one_base = energy_of(gram, np.zeros(experts, dtype=int))
     floor = NOTHING * max(one_base, float(np.trace(gram)))
-    joins = tree[:, 2] ** 2 / 2  # what each join adds to the energy
-    grown = np.concatenate([[0.0], np.cumsum(joins)])[::-1]  # for 1, 2, ... K bases
+    grown = np.concatenate([[0.0], np.cumsum(tree.costs)])[::-1]  # for 1, 2, ... K bases
     energies = np.where(grown > floor, grown, 0.0)
     energies[0] = one_base if one_base > floor else 0.0
     if count is None:
         count = _fewest_best(energies, experts, bits)
-    assignment = _by_first_member(cut_tree(tree, n_clusters=count)[:, 0] if experts > 1 else [0])
+    assignment = _by_first_member(tree.cut(count))
     if 1 < count < experts:
         assignment = _by_first_member(_moved(gram, assignment, floor))
     energy = energy_of(gram, assignment)
@@ -144,20 +146,6 @@ def cluster(gram: np.ndarray, count: int | None = None, bits: int = 16) -> Clust
         float(energies[count - 1]),
         tuple(float(value) for value in energies),
     )
-
-
-def _ward(gram: np.ndarray) -> np.ndarray:
-    """scipy's linkage `[K−1, 4]` over ‖W_i − W_j‖; column 2 is √(2 × what a join adds to ΣΔ²)."""
-    from scipy.cluster.hierarchy import linkage
-    from scipy.spatial.distance import squareform
-
-    if len(gram) < 2:
-        return np.empty((0, 4))
-    norms = np.diag(gram)  # ‖W_k‖²
-    squares = np.maximum(norms[:, None] + norms[None, :] - gram - gram.T, 0.0)
-    np.fill_diagonal(squares, 0.0)
-    tree: np.ndarray = linkage(squareform(np.sqrt(squares), checks=False), "ward")
-    return tree
 
 
 def _fewest_best(energies: np.ndarray, experts: int, bits: int) -> int:
@@ -197,8 +185,7 @@ def _moved(gram: np.ndarray, assignment: np.ndarray, floor: float) -> np.ndarray
     return assignment
 
 
-def _by_first_member(labels: object) -> np.ndarray:
+def _by_first_member(labels: np.ndarray) -> np.ndarray:
     """Number clusters in the order in which their first experts come."""
-    _, first, inverse = np.unique(np.asarray(labels), return_index=True, return_inverse=True)
-    rank: np.ndarray = np.argsort(np.argsort(first))[inverse]
-    return rank
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels.tolist()])

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TypeVar
 
 from ders_core.checkpoint import ExpertGroup
-from ders_core.checkpoint.streaming import matrices
+from ders_core.checkpoint.streaming import each_matrix
 from ders_core.decompose.distortion import is_finite
 from ders_core.errors import CheckpointError
+from ders_core.later import torch
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,21 @@ class Decomposition:
         """The expert's base `[out, in]`."""
         return self.base if self.bases is None else self.base[self.bases[expert]]
 
-    def weights(
-        self, seen: Callable[[torch.Tensor], None] | None = None
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """(i, W_i `[out, in]`) in storage dtype, on the base's device; one overwrites the other.
-        seen: as of `matrices`. Raises CheckpointError for values that are not finite."""
-        for expert, weight in matrices(self.group, self.base.device, seen):
-            yield expert, self._checked(expert, weight)
+    def each(
+        self,
+        use: Callable[[int, torch.Tensor], R],
+        threads: int = 1,
+        seen: Callable[[torch.Tensor], None] | None = None,
+    ) -> Iterator[R]:
+        """`use(i, W_i)` of each expert in order, W_i `[out, in]` in storage dtype on the base's
+        device. threads, seen, and what `use` may do: as of `each_matrix`. Raises CheckpointError
+        for values that are not finite, and what `use` raises."""
+
+        def checked(expert: int, weight: torch.Tensor) -> R:
+            return use(expert, self._checked(expert, weight))
+
+        for _, result in each_matrix(self.group, checked, threads, self.base.device, seen):
+            yield result
 
     def weight(self, expert: int) -> torch.Tensor:
         """W_i `[out, in]` in storage dtype, on the base's device. Raises CheckpointError for values

@@ -1,14 +1,19 @@
-"""Errors of weights: sums of squares in pieces that stay in cache."""
+"""Errors of weights: sums of squares in pieces that stay in cache, in an order that is the same on
+every machine."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import torch
-
+from ders_core.compute import kernels
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, pieces
+from ders_core.compute.sums import halved_sum
+from ders_core.later import torch
+
+PIECE = 256
+"""Values whose squares are summed before these sums are."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +57,61 @@ def compare(
 ) -> Squares:
     """The sums for one expert's weight; tensors of any dtypes and one shape. Without a base, the
     sums with the delta are 0."""
-    tensors = [weight, synthesized] if base is None else [weight, synthesized, base]
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    size = flat[0].numel()
-    step = min(chunk_values(weight.device), max(size, 1))
-    desk = torch.empty(3, step, dtype=torch.float64, device=weight.device)
-    sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
+    tensors = (synthesized, weight) if base is None else (synthesized, weight, base)
+    if kernels.takes_stored(*tensors):
+        from ders_core.compute.kernels import differences
+
+        sums = torch.empty(4, dtype=torch.float64)
+        bits = [kernels.bits(tensor).reshape(-1) for tensor in tensors]
+        below = bits[1] if base is None else bits[2]
+        kind = kernels.kind_of(weight.dtype)
+        differences.squares(bits[0], bits[1], below, kind, sums.numpy())
+    else:
+        sums = _sums(*(tensor.reshape(-1) for tensor in tensors))
+    error, delta, energy, shared = sums.tolist()
+    if base is None:
+        delta, shared = 0.0, -0.0
+    return Squares(error, delta, energy, -shared)
+
+
+def _sums(
+    synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As `differences.squares`, without compiled loops; tensors `[n]`."""
+    size, device = weight.numel(), weight.device
+    step = max(chunk_values(device) // PIECE, 1) * PIECE
+    desk = torch.empty(4, min(step, -(-size // PIECE) * PIECE), dtype=torch.float64, device=device)
+    partial = [torch.empty(4, 0, dtype=torch.float64, device=device)]
     for part in pieces(size, step):
-        exact, *differences = desk[:, : part.stop - part.start]
-        exact.copy_(flat[0][part])
-        for number, other in enumerate(flat[1:]):
-            torch.sub(exact, other[part], out=differences[number])
-            sums[number] += torch.dot(differences[number], differences[number])
-        sums[2] += torch.dot(exact, exact)
-        if base is not None:
-            sums[3] -= torch.dot(*differences)
-    return Squares(*sums.tolist())
+        count = part.stop - part.start
+        exact, error, delta, room = desk
+        desk[:, count:] = 0
+        exact[:count].copy_(weight[part])
+        torch.sub(exact[:count], synthesized[part], out=error[:count])
+        if base is None:
+            delta.zero_()
+        else:
+            torch.sub(exact[:count], base[part], out=delta[:count])
+        whole = slice(0, -(-count // PIECE) * PIECE)
+        sums = []
+        for left, right in ((error, error), (delta, delta), (exact, exact), (error, delta)):
+            product = torch.mul(left[whole], right[whole], out=room[whole])
+            sums.append(halved_sum(product.view(-1, PIECE)))
+        partial.append(torch.stack(sums))
+    return halved_sum(torch.cat(partial, 1))
 
 
 def is_finite(weight: torch.Tensor) -> bool:
-    """Whether every value is finite. Sums are looked at first: a value that is not finite makes
-    them so too."""
-    flat = weight.reshape(-1)
+    """Whether every value is finite. Without a loop for it, sums are looked at first: a value that
+    is not finite makes them so too."""
+    if kernels.takes_stored(weight):
+        from ders_core.compute.kernels import differences
+
+        flat = kernels.bits(weight).reshape(-1)
+        return differences.count_beyond(flat, kernels.kind_of(weight.dtype)) == 0
     return all(
         math.isfinite(float(part.sum(dtype=torch.float32))) or bool(torch.isfinite(part).all())
-        for part in flat.split(1 << 22)
+        for part in weight.reshape(-1).split(1 << 22)
     )
 
 

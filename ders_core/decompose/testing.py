@@ -159,7 +159,7 @@ class BaseConformance:
         assert splits
         assert len({name for name, _ in splits}) == len(splits)
         for _, split in splits:
-            assert split.base.dtype is group.dtype
+            assert split.base.dtype is group.dtype.torch
             assert bool(torch.isfinite(split.base).all())
             for expert, delta in enumerate(split.deltas()):
                 weight, expert_base = group.read(expert), split.base_of(expert)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
-from ders_core.figures.style import ACCENT, QUIET, expert_colour, expert_dash, finish, label_of
+from ders_core.figures.style import (
+    ACCENT,
+    MEAN,
+    QUIET,
+    expert_colour,
+    expert_dash,
+    finish,
+    label_of,
+)
+from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
 
 MARKS = (0.9, 0.95, 0.99)
@@ -28,7 +35,7 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
         y=mean,
         name="mean",
         mode="lines",
-        line={"width": 3, "color": ACCENT},
+        line={"width": 4, "color": MEAN},
         hovertemplate="rank %{x}<br>mean σ = %{y:.3g}<extra></extra>",
     )
     floor = noise_floor(analysis, layer, projection)
@@ -120,7 +127,7 @@ def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
         y=pooled,
         name="all experts",
         mode="lines",
-        line={"width": 3, "color": ACCENT},
+        line={"width": 4, "color": MEAN},
         hovertemplate="rank %{x}<br>%{y:.1%} kept<extra></extra>",
     )
     for share in MARKS:

@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy, square
 from ders_core.figures.style import (
@@ -22,6 +18,7 @@ from ders_core.figures.style import (
     finish,
     power_ticks,
 )
+from ders_core.later import np, pd
 
 Metric = Literal["one_minus_cos", "norm_ratio"]
 """What colours the map of a model."""
@@ -90,6 +87,9 @@ def cluster_order(distance: np.ndarray, clusters: Sequence[int]) -> list[int]:
     count = len(distance)
     order = list(range(count))
     if count > 2 and distance.any():
+        from scipy.cluster.hierarchy import leaves_list, linkage  # here: other pages need no scipy
+        from scipy.spatial.distance import squareform
+
         symmetric = (distance + distance.T) / 2
         np.fill_diagonal(symmetric, 0.0)
         tree = linkage(squareform(symmetric, checks=False), "average", optimal_ordering=True)

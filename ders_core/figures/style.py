@@ -25,6 +25,8 @@ EXPERT_COLOURS = (
 DASHES = ("solid", "dash", "dot", "dashdot")
 ACCENT = "#d55e00"
 QUIET = "#8a949e"
+MEAN = "#6b7680"
+"""Of what is the mean of experts: no expert's hue, and to be seen on light and dark ground."""
 PROJECTION_COLOURS = {"gate": "#0072b2", "up": "#e69f00", "down": "#009e73"}
 
 

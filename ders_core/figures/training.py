@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from ders_core.figures.style import ACCENT, EXPERT_COLOURS, QUIET, finish, label_of
+from ders_core.later import pd
 from ders_core.upcycle.history import Tables
 
 LATEST = 10

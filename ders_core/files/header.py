@@ -10,7 +10,8 @@ from typing import Any
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import file_size, is_remote, read_range
-from ders_core.files.spec import DTYPES, NARROW_BITS, TensorSpec
+from ders_core.files.dtype import Dtype
+from ders_core.files.spec import NARROW_BITS, TensorSpec
 from ders_core.files.stand_ins import START_BYTES, stand_in
 from ders_core.files.tensor import FileTensor
 from ders_core.files.untrusted_json import JsonFault, parse_json
@@ -119,7 +120,7 @@ def _file_tensor(path: Path, name: str, entry: Any, data_begin: int) -> FileTens
     except KeyError as error:
         raise CheckpointError(
             f"{path.name}: tensor {name!r} has dtype {dtype_name!r}, which is not supported; "
-            f"supported are {', '.join((*DTYPES, *NARROW_BITS))}"
+            f"supported are {', '.join((*Dtype.__members__, *NARROW_BITS))}"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path.name}: {name!r} is damaged: {error}") from error

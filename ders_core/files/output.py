@@ -40,6 +40,9 @@ WORK, REFUSED = "work", "refused"
 PARTIAL = ".partial"
 """Ends the name of an unfinished output."""
 
+UNFINISHED = ".unfinished"
+"""Ends the name of a file that is worth nothing by itself: others tell what in it is finished."""
+
 
 def partial_path(out: Path) -> Path:
     """The directory of an unfinished output: a sibling, so on the same disk."""
@@ -206,7 +209,9 @@ def _state(partial: Path) -> dict[str, Any]:
 def _holds_work(partial: Path) -> bool:
     """Whether anything was finished in an unfinished output, or somebody else's files are there."""
     return any(
-        path.name not in (STATE, MARK) and not path.match(ASIDE)
+        path.name not in (STATE, MARK)
+        and not path.match(ASIDE)
+        and not path.name.endswith(UNFINISHED)
         for path in partial.rglob("*")
         if path.is_file()
     )
@@ -234,8 +239,9 @@ def check_room(directory: Path, needs: int) -> None:
 
 
 def _bytes_below(directory: Path) -> int:
-    """Bytes of the files of an unfinished output."""
-    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+    """Bytes of the disk that the files of an unfinished output take; holes take none."""
+    sizes = (path.lstat() for path in directory.rglob("*") if path.is_file())
+    return sum(min(facts.st_size, 512 * facts.st_blocks) for facts in sizes)
 
 
 @contextmanager

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote, read_range
+from ders_core.files.dtype import Dtype
+from ders_core.files.numbers import WORDS
 from ders_core.files.place_errors import reading
 from ders_core.files.spec import TensorSpec
+from ders_core.later import np, torch
 
 CHUNK_BYTES = 8 << 20
 REMOTE_CHUNK_BYTES = 64 << 20
 """One read of a file at an address; it is split into several requests."""
-
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-"""Bytes of an element -> a numpy dtype of that size, for dtypes that numpy does not have."""
 
 
 class TensorReader(Protocol):
@@ -35,7 +32,7 @@ class TensorReader(Protocol):
     def name(self) -> str: ...
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         """The storage dtype: every read gives it."""
 
     @property
@@ -75,6 +72,9 @@ class TensorReader(Protocol):
         strides: elements between neighbouring rows and columns. Raises CheckpointError.
         """
 
+    def words(self, offset: int, shape: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
+        """The bits of what `strided` gives, as unsigned integers of an element's size."""
+
     def raw(self) -> Iterator[bytes]:
         """All bytes, in chunks, for copying them unchanged. Raises CheckpointError."""
 
@@ -93,7 +93,7 @@ class FileTensor:
     end: int
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         return self.spec.dtype
 
     @property
@@ -146,9 +146,17 @@ class FileTensor:
         Of a remote file, read everything between the matrix's first value and its last. Raises
         CheckpointError if the file ends before the tensor.
         """
+        return torch.from_numpy(self.words(offset, shape, strides)).view(self.dtype.torch)
+
+    def words(self, offset: int, shape: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
+        """Touches and raises as `strided`."""
+        size, steps = self.dtype.itemsize, tuple(step * self.dtype.itemsize for step in strides)
         if self.is_remote:
-            return read_span(self, offset, shape, strides)
-        size = self.dtype.itemsize
+            count = span(shape, strides)
+            begin = self.begin + offset * size
+            data = read_range(self.file, begin, begin + count * size)
+            flat = np.frombuffer(data, WORDS[size])
+            return np.array(np.lib.stride_tricks.as_strided(flat, shape, steps), order="C")
         with reading(self.file):
             if self.file.stat().st_size < self.end:
                 raise CheckpointError(
@@ -156,9 +164,8 @@ class FileTensor:
                     "was open, so copy it again"
                 )
             mapped = np.memmap(self.file, WORDS[size], "r", self.begin, (self.nbytes // size,))
-        steps = tuple(step * size for step in strides)
         view = np.lib.stride_tricks.as_strided(mapped[offset:], shape, steps)
-        return torch.from_numpy(np.array(view, order="C")).view(self.dtype)
+        return np.array(view, order="C")
 
     def raw(self) -> Iterator[bytes]:
         """Raises CheckpointError if the file cannot be read to the tensor's end."""
@@ -194,7 +201,7 @@ def read_rows(tensor: TensorReader, rows: slice | None) -> torch.Tensor:
 
 def read_elements(tensor: TensorReader, first: int, count: int) -> torch.Tensor:
     """`TensorReader.elements` in terms of `read_into`."""
-    values = torch.empty(count, dtype=tensor.dtype)
+    values = torch.empty(count, dtype=tensor.dtype.torch)
     tensor.read_into(values, first)
     return values
 
@@ -203,9 +210,15 @@ def read_span(
     tensor: TensorReader, offset: int, shape: tuple[int, int], strides: tuple[int, int]
 ) -> torch.Tensor:
     """`TensorReader.strided`, by reading everything between the first value and the last."""
-    span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    flat = tensor.elements(offset, span if math.prod(shape) else 0)
+    flat = tensor.elements(offset, span(shape, strides))
     return flat.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
+
+
+def span(shape: tuple[int, int], strides: tuple[int, int]) -> int:
+    """How many elements lie from a scattered matrix's first value to its last."""
+    if not math.prod(shape):
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
 
 
 def _fill(file: Any, array: Any) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ders_core.files.aside import written_aside
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import CHUNK_BYTES
+from ders_core.later import torch
 
 MAX_SHARD_BYTES = 4_000_000_000
 
@@ -112,9 +111,7 @@ def write_file(
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Write tensors in memory to one safetensors file; returns their checksums (`write_file`)."""
-    specs = file_order(
-        {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    )
+    specs = file_order({name: TensorSpec.like(tensor) for name, tensor in tensors.items()})
     return write_file(path, specs, lambda name: tensor_bytes(tensors[name].cpu()))
 
 

@@ -64,7 +64,7 @@ def describe(path: str | Path, *, trust_remote_code: bool = False) -> ModelFacts
         positions=_number(config, text, "max_position_embeddings", "n_positions"),
         encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
         dtype=_dtype(config, specs),
-        values=sum(math.prod(spec.shape) for spec in specs if spec.dtype.is_floating_point),
+        values=sum(math.prod(spec.shape) for spec in specs if spec.dtype.is_float),
         coded=coded,
     )
 
@@ -126,6 +126,6 @@ def _dtype(config: PreTrainedConfig, specs: Sequence[TensorSpec]) -> torch.dtype
         return dtype
     stored: Counter[torch.dtype] = Counter()
     for spec in specs:
-        if spec.dtype.is_floating_point:
-            stored[spec.dtype] += math.prod(spec.shape)
+        if spec.dtype.is_float:
+            stored[spec.dtype.torch] += math.prod(spec.shape)
     return stored.most_common(1)[0][0] if stored else torch.float32

@@ -61,12 +61,7 @@ class FFNShape:
 
 def model_ffns(model: nn.Module) -> list[DenseFFN]:
     """Every FFN of a dense model in memory, by the names of its parameters."""
-    return dense_ffns(
-        {
-            name: TensorSpec(weight.dtype, tuple(weight.shape))
-            for name, weight in model.named_parameters()
-        }
-    )
+    return dense_ffns({name: TensorSpec.like(weight) for name, weight in model.named_parameters()})
 
 
 class Expert(nn.Module):

@@ -30,8 +30,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
-from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
 from ders_core.packed.model_tensors import ModelTensors
+from ders_core.packed.names import MANIFEST, QUANT_METHOD
 from ders_core.packed.reader import PackedCheckpoint
 
 WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
@@ -58,7 +58,7 @@ class LazyTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tensors.spec(self.name).dtype
+        return self.tensors.spec(self.name).dtype.torch
 
     def is_floating_point(self) -> bool:
         return self.dtype.is_floating_point

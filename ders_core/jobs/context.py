@@ -91,7 +91,7 @@ class TaskContext:
         return device
 
     def engine(self, workers: int | None, device: str) -> Engine:
-        """Processes for independent tasks."""
+        """What runs independent tasks: this process with so many threads, or the cluster."""
         return Engine(workers, self._scheduler, device)
 
     def progress(self, done: int, total: int, message: str) -> None:

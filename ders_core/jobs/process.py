@@ -51,7 +51,7 @@ def start_worker_process(
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=_environment(),
+                env=package_environment(),
             )
     except OSError as error:
         raise JobError(f"no worker can be started: {error}") from error
@@ -109,8 +109,8 @@ def _started_by_one(workspace: Workspace) -> Iterator[None]:
         yield
 
 
-def _environment() -> dict[str, str]:
-    """Variables for the worker, which must find this package in a checkout, too."""
+def package_environment() -> dict[str, str]:
+    """Variables for a process that must find this package, in a checkout too."""
     root = Path(ders_core.__file__).resolve().parent.parent
     if root.name == "site-packages":
         return dict(os.environ)

@@ -51,10 +51,10 @@ def run_worker(
 ) -> None:
     """Work until SIGTERM or SIGINT, which put a running job back into the queue.
 
-    scheduler: address of a dask scheduler for the per-group work. stop_when_idle: return when no
-    job waits or runs. worker_id: the id under which the store announced this worker already; if it
-    has a companion, return when that process has ended and no work is left. While the job store
-    cannot be used, for a full disk or a lock that is held, the worker waits.
+    scheduler: address of a dask scheduler whose workers do the per-group work. stop_when_idle:
+    return when no job waits or runs. worker_id: the id under which the store announced this worker
+    already; if it has a companion, return when that process has ended and no work is left. While
+    the job store cannot be used, for a full disk or a lock that is held, the worker waits.
     Raises JobError if the store is damaged, of another version, or removed.
     """
     _sweep(workspace)

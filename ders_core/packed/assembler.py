@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from ders_core.checkpoint.axes import EXPERT
 from ders_core.checkpoint.quantized import QuantizedWeight
+from ders_core.later import torch
 from ders_core.packed.experts import PackedExperts
 from ders_core.packed.reassembly import Assembled, Member
 
@@ -49,7 +48,7 @@ class Assembler:
         member, spec = tensor.members[0], tensor.numbers
         if len(tensor.members) == 1 and member.slot.is_contiguous:
             return self.matrix(member, device).reshape(spec.shape)
-        flat = torch.empty(math.prod(spec.shape), dtype=spec.dtype, device=device)
+        flat = torch.empty(math.prod(spec.shape), dtype=spec.dtype.torch, device=device)
         for member in tensor.members:
             member.slot.view(flat).copy_(self.matrix(member, device))
         return flat.view(spec.shape)
@@ -64,7 +63,7 @@ class Assembler:
         """The numbers `[n]` of one expert in a tensor whose slowest axis counts them."""
         sizes = tensor.members[0].slot.sizes
         count = math.prod(tensor.numbers.shape) // sizes[EXPERT]
-        flat = torch.empty(count, dtype=tensor.numbers.dtype, device=device)
+        flat = torch.empty(count, dtype=tensor.numbers.dtype.torch, device=device)
         for member in tensor.by_piece[expert]:
             slot = replace(member.slot, sizes={**sizes, EXPERT: 1}, expert=0)
             slot.view(flat).copy_(self.matrix(member, device))

@@ -6,15 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 
-import torch
-
 from ders_core.codecs import EncodeContext
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, packed_parts
 from ders_core.errors import CheckpointError, CodecError
-from ders_core.files.spec import DTYPES
+from ders_core.files.dtype import Dtype
 from ders_core.files.store import TensorStore
 from ders_core.files.tensor import FileTensor
+from ders_core.later import torch
 from ders_core.packed.manifest import PackedGroup
 
 KEPT_BASES = 3
@@ -42,7 +41,7 @@ class PackedExperts:
 
         Raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
         """
-        codec, dtype = self._codecs[group.prefix], DTYPES[group.dtype]
+        codec, dtype = self._codecs[group.prefix], Dtype[group.dtype]
         if codec.keeps:
             return self._row(group, "weight", expert).to(device)
 
@@ -53,7 +52,7 @@ class PackedExperts:
         parts = codec.take(expert, read, shape, dtype, group.lengths)
         seed = expert_seed(self._seed, group.layer, group.projection, expert)
         base = self._base_on(group, expert, device)
-        return codec.expert(expert).unpack(parts, base, EncodeContext(dtype, seed))
+        return codec.expert(expert).unpack(parts, base, EncodeContext(dtype.torch, seed))
 
     def bias(self, group: PackedGroup, expert: int) -> torch.Tensor:
         """`[out]` of one expert, in the group's dtype."""
@@ -106,7 +105,7 @@ class PackedExperts:
             codec = group.group_codec()
         except CodecError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        dtype = DTYPES.get(group.dtype)
+        dtype = Dtype.__members__.get(group.dtype)
         fits = dtype is not None and codec.fits(group.lengths, group.shape[1:], dtype)
         if dtype is None or not fits or not codec.settled:
             raise CheckpointError(f"{where}: the manifest is malformed; copy the directory again")

@@ -25,14 +25,13 @@ from ders_core.files.address import is_file
 from ders_core.files.json_object import read_json
 from ders_core.files.links import check_within
 from ders_core.files.untrusted_json import EVERY_KEY
+from ders_core.packed.names import MANIFEST, QUANT_METHOD
 from ders_core.recipe import Recipe
 
-MANIFEST = "ders_manifest.json"
 ROLLBACK = "ders_rollback"
 """The folder of a rollback in a patched checkpoint."""
 FORMAT_VERSION = 4
 READABLE = (1, 2, 3, 4)
-QUANT_METHOD = "ders"
 BASE_MODEL = "base_model"
 """The entry of `quantization_config` that holds the original's name on the hub."""
 

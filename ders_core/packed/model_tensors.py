@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 from ders_core.packed.original_tensors import OriginalTensors
 
 
@@ -18,7 +18,7 @@ class ModelTensors:
     """
 
     original: OriginalTensors
-    numbers: torch.dtype
+    numbers: Dtype
 
     def names(self) -> dict[str, str]:
         """Name in the original -> name in the model; scales are left out."""
@@ -54,7 +54,7 @@ class ModelTensors:
             values = assembler.numbers(name)
         elif packed is None and coded is not None:
             experts = [coded.read(expert) for expert in range(coded.experts)]
-            values = torch.stack(experts).to(self.numbers).view(coded.shape)
+            values = torch.stack(experts).to(self.numbers.torch).view(coded.shape)
         else:
             return self.original.read(name)
         return values.mT.contiguous() if self._turns(values.dim()) else values

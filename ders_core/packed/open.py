@@ -11,9 +11,7 @@ from ders_core.compute.collector import paused_collector
 from ders_core.files.address import as_local, is_file
 from ders_core.files.json_object import read_json
 from ders_core.files.store import Store, TensorStore
-from ders_core.packed.manifest import MANIFEST, QUANT_METHOD
-from ders_core.packed.original import OriginalStore
-from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.names import MANIFEST, QUANT_METHOD
 
 
 def open_checkpoint(place: str | Path) -> Checkpoint:
@@ -26,6 +24,9 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
     with paused_collector():
         store: Store = TensorStore.open(place)
         if _names_our_method(store.config):
+            from ders_core.packed.original import OriginalStore
+            from ders_core.packed.reader import PackedCheckpoint
+
             store = OriginalStore(PackedCheckpoint(place))
         return Checkpoint(store)
 

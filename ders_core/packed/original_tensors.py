@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint.quantized import QuantizedWeight, Scheme, declared, detect
 from ders_core.errors import CheckpointError
 from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
 from ders_core.files.tensor import TensorReader
+from ders_core.later import torch
 from ders_core.packed.assembler import Assembler
 from ders_core.packed.experts import PackedExperts
-from ders_core.packed.manifest import MANIFEST, Manifest
+from ders_core.packed.manifest import Manifest
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.reassembly import assemble, find_scheme
 from ders_core.packed.synthesized import Synthesis, SynthesizedTensor
 

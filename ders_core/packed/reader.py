@@ -10,15 +10,16 @@ from typing import Any
 from ders_core.checkpoint.checkpoint import numbers_dtype
 from ders_core.errors import one_line
 from ders_core.files.address import as_local
-from ders_core.files.checksum import checksum
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.files.side_files import Beside
 from ders_core.files.store import TensorStore
 from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import json_text
+from ders_core.packed.checksums import checksums
 from ders_core.packed.experts import PackedExperts
-from ders_core.packed.manifest import BASE_MODEL, MANIFEST, ROLLBACK, Manifest, described
+from ders_core.packed.manifest import BASE_MODEL, ROLLBACK, Manifest, described
 from ders_core.packed.model_tensors import ModelTensors
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.original_tensors import OriginalTensors
 
 ABSENT = object()
@@ -137,11 +138,11 @@ class PackedCheckpoint:
         """
         problems = []
         promised = self.manifest.checksums
-        for name, tensor in self.store.tensors.items():
-            file = tensor.file.name
+        for tensor, found in checksums([*self.store.tensors.values()]):
+            name, file = tensor.name, tensor.file_name
             if name not in promised:
                 problems.append(f"{file} holds {name!r}, which the manifest does not know")
-            elif checksum(tensor) != promised[name]:
+            elif found != promised[name]:
                 problems.append(f"{file}: {name!r} is damaged (its checksum differs)")
             step(tensor.nbytes, f"checksums of {file}")
         for name in sorted(promised.keys() - self.store.tensors.keys()):

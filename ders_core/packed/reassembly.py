@@ -12,7 +12,8 @@ from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.matrix import Slot
 from ders_core.checkpoint.quantized import SCHEMES, Scheme
 from ders_core.errors import CheckpointError
-from ders_core.files.spec import DTYPES, TensorSpec
+from ders_core.files.dtype import Dtype
+from ders_core.files.spec import TensorSpec
 from ders_core.packed.manifest import PackedGroup
 
 
@@ -77,7 +78,7 @@ def assemble(groups: Iterable[PackedGroup], manifest: Path) -> dict[str, Assembl
                         f"{manifest}: {source.tensor!r} contradicts itself; copy the directory "
                         "again"
                     )
-                numbers = TensorSpec(DTYPES[group.dtype], slot.axes.shape(slot.sizes))
+                numbers = TensorSpec(Dtype[group.dtype], slot.axes.shape(slot.sizes))
                 scheme = find_scheme(group.stored) if group.stored and not bias else None
                 spec = scheme.codes(numbers.shape) if scheme else numbers
                 assembled = tensors.setdefault(source.tensor, Assembled(spec, numbers))

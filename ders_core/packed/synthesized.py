@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ders_core.checkpoint.matrix import Slot
 from ders_core.errors import CheckpointError, CodecError
+from ders_core.files.dtype import Dtype
+from ders_core.files.numbers import WORDS
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor, read_elements, read_rows, read_span
 from ders_core.files.writer import tensor_bytes
+from ders_core.later import np, torch
 from ders_core.packed.assembler import Assembler
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.reassembly import Member
 
 KEPT_BYTES = 1 << 29
@@ -34,7 +35,7 @@ class SynthesizedTensor:
     synthesis: Synthesis = field(compare=False, repr=False)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         return self.spec.dtype
 
     @property
@@ -70,6 +71,10 @@ class SynthesizedTensor:
         if window is None:
             return read_span(self, offset, shape, strides)
         return window.clone(memory_format=torch.contiguous_format)
+
+    def words(self, offset: int, shape: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
+        values = self.strided(offset, shape, strides)
+        return values.view(torch.uint8).numpy().view(WORDS[self.dtype.itemsize])
 
     def raw(self) -> Iterator[bytes]:
         for piece in self.synthesis.pieces(self.name):
@@ -139,7 +144,7 @@ class Synthesis:
         if tensor.is_coded:
             return None
         if not math.prod(shape):
-            return torch.empty(shape, dtype=tensor.spec.dtype)
+            return torch.empty(shape, dtype=tensor.spec.dtype.torch)
         if strides[0] < strides[1]:
             turned = self.window(name, offset, shape[::-1], strides[::-1])
             return None if turned is None else turned.T

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from ders_core.compute.progress import Advance, counted, uncounted
 from ders_core.files.model_files import IMPORT_FIRST, INDEX, NAMED, index_name
 from ders_core.files.side_files import SideFile, copy_side_files
@@ -23,10 +21,10 @@ from ders_core.files.writer import (
     write_index,
     write_json,
 )
+from ders_core.later import torch
 from ders_core.packed.manifest import (
     BASE_MODEL,
     FORMAT_VERSION,
-    MANIFEST,
     Encoded,
     Manifest,
     PackedGroup,
@@ -34,6 +32,7 @@ from ders_core.packed.manifest import (
     described,
     public_recipe,
 )
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.recipe import Recipe
 
@@ -98,7 +97,7 @@ def write_packed(
     advance: counts the bytes of tensors as they are written. check: called with every tensor of a
     weight file once the file is written. Raises what `check` and the tensors' `raw` raise.
     """
-    files = shards({name: tensor.spec for name, tensor in contents.tensors.items()})
+    files = packed_files(contents)
     checksums: dict[str, str] = {}
     for file, specs in files.items():
 
@@ -110,12 +109,29 @@ def write_packed(
             if check is not None:
                 check(name, sha256)
         checksums |= written
+    return finish_packed(directory, contents, checksums)
+
+
+def packed_files(contents: PackedContents) -> dict[str, dict[str, TensorSpec]]:
+    """The weight files and the tensors in each, in their order."""
+    return shards({name: tensor.spec for name, tensor in contents.tensors.items()})
+
+
+def finish_packed(
+    directory: Path, contents: PackedContents, checksums: Mapping[str, str]
+) -> Written:
+    """Write everything but the weight files, which lie in `directory`: as of `write_packed`.
+
+    checksums: hex SHA-256 of each tensor, in any order.
+    """
+    files = packed_files(contents)
+    ordered = {name: checksums[name] for specs in files.values() for name in specs}
     if len(files) > 1 or index_name({}, contents.source.files) is not None:
         write_index(directory / INDEX, files)  # where the source has one, tools look for one
     copy_side_files(contents.side_files, directory)
     _write_config(directory, contents)
-    _write_manifest(directory, contents, checksums)
-    return Written(checksums, sum(file_bytes(specs, METADATA) for specs in files.values()))
+    _write_manifest(directory, contents, ordered)
+    return Written(ordered, sum(file_bytes(specs, METADATA) for specs in files.values()))
 
 
 def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Source:

@@ -14,19 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ders_core.checkpoint import PROJECTIONS, Checkpoint, ExpertGroup
 from ders_core.codecs.curvature import Curvature
 from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote
+from ders_core.files.dtype import Dtype
 from ders_core.files.header import read_header
 from ders_core.files.inputs import hold_files
 from ders_core.files.missing import local_path
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
+from ders_core.later import torch
 from ders_core.pipeline import sensitivity, tipping
 from ders_core.pipeline.text_names import parse_text_names, text_names_field
 
@@ -259,9 +259,7 @@ def write_calibration(
 ) -> None:
     """Write a calibration file. tensors: by their names in the file, on the CPU. The other
     parameters are as of `Calibration`. Raises OSError."""
-    specs = file_order(
-        {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    )
+    specs = file_order({name: TensorSpec.like(tensor) for name, tensor in tensors.items()})
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -280,9 +278,9 @@ def _check_form(file: Path, name: str, info: FileTensor) -> None:
         fits = sensitivity.fits(info)
     else:
         counts = name.endswith(".routed")
-        dtype, dims = (torch.int64, (1,)) if counts else (torch.float32, (1, 2))
+        dtype, dims = (Dtype.I64, (1,)) if counts else (Dtype.F32, (1, 2))
         square = len(set(info.shape)) == 1 and info.shape[0] > 0
-        fits = info.dtype == dtype and len(info.shape) in dims and square
+        fits = info.dtype is dtype and len(info.shape) in dims and square
     if not _NAME.fullmatch(name) or not fits:
         raise CheckpointError(
             f"{file}: tensor {name[:80]!r} does not belong in a calibration; the file is damaged, "

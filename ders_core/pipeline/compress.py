@@ -1,9 +1,11 @@
 """Compress: open, plan, encode each group, write the packed checkpoint.
 
-Each group is encoded by a separate task and staged as one file inside the unfinished output; an
-interrupted run continues from the staged groups. Then the shards are written from the staged files
-and from the source, tensor by tensor. The bytes depend on the checkpoint, the recipe and the device
-alone: a task computes on one thread, whatever executes it and however many run in parallel.
+Each group is encoded by a separate task and written to its place in the weight files, if the
+lengths of all tensors are known beforehand; else it is staged as one file inside the unfinished
+output (`ders_core.pipeline.staging`). An interrupted run continues from the finished groups. Then
+the rest is written, tensor by tensor: what is carried, and what was staged. The bytes depend on the
+checkpoint, the recipe and the device alone: each operation computes on one thread, whatever
+executes a task and however many experts of it are encoded side by side.
 
 The result never mixes two versions of the source: staged groups know the weights that they were
 encoded from, every task reads the files that this process opened, and all files that were read are
@@ -13,22 +15,23 @@ looked at again at the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.quantized import Scheme
-from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.errors import CheckpointError
 from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
 from ders_core.files.content import headers_hash
+from ders_core.files.in_place import write_at
 from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
-from ders_core.files.output import new_target, output_directory
+from ders_core.files.output import UNFINISHED, new_target, output_directory
 from ders_core.files.side_files import SideFile, local_bytes
-from ders_core.files.spec import NAMES
-from ders_core.files.tensor import TensorReader
+from ders_core.files.tensor import FileTensor, TensorReader
 from ders_core.packed.manifest import (
     FORMAT_VERSION,
     Encoded,
@@ -38,14 +41,22 @@ from ders_core.packed.manifest import (
     public_recipe,
 )
 from ders_core.packed.open import open_checkpoint
-from ders_core.packed.writer import PackedContents, write_packed
+from ders_core.packed.writer import PackedContents, finish_packed, write_packed
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
-from ders_core.pipeline.plan import Plan, carried_specs, check_files, resolve
+from ders_core.pipeline.plan import (
+    Plan,
+    PlanEntry,
+    carried_specs,
+    check_files,
+    group_specs,
+    resolve,
+    weight_files,
+)
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import Report, ReportEntry
-from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against
+from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against, check_foreign
 from ders_core.recipe import Recipe
 
 
@@ -74,8 +85,13 @@ def compress(
     new_target(out, resume=resume)
     source = open_checkpoint(checkpoint)
     plan = resolve(recipe, source)
+    files = weight_files(source, plan) if plan.exact else None
+    carried = carried_specs(source, plan)
     checked = source.packed_bytes or 0
-    meter = Meter(checked + plan.bytes_before + plan.bytes_after, progress)
+    written_last = (
+        plan.bytes_after if files is None else sum(spec.nbytes for spec in carried.values())
+    )
+    meter = Meter(checked + plan.bytes_before + written_last, progress)
     check_files(recipe, source, lambda nbytes, message: meter.report(message))
     specs = ((name, tensor.spec) for name, tensor in source.tensors.items())
     work = {
@@ -87,13 +103,14 @@ def compress(
         "device": device,
     }
     beside = source.beside  # before there is an output, which may lie beside the model too
-    needs = 2 * plan.bytes_after + local_bytes(beside.files)
+    times = 2 if files is None else 1
+    needs = times * plan.bytes_after + local_bytes(beside.files)
     with output_directory(out, work=work, resume=resume, needs=needs) as partial:
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
-        staging = Staging(partial)
+        staging, run = Staging(partial, files), uuid4().hex
         renewed = _discard_outdated(source, plan, staging, meter)
-        _encode_groups(source, plan, staging, device, runner, meter)
+        _encode_groups(source, plan, staging, device, run, runner, meter)
         groups = staging.read(entry.key for entry in plan.entries if entry.packed)
         if outdated(source, groups, recipe.extended, meter):  # some by a process that saw others
             check_inputs()
@@ -102,8 +119,13 @@ def compress(
                 "then resume"
             )
         contents = _contents(source, plan, groups, beside.files)
-        check = check_against(groups.values())
-        written = write_packed(partial, contents, advance=meter.advance, check=check)
+        if files is None:
+            check = check_against(groups.values())
+            written = write_packed(partial, contents, advance=meter.advance, check=check)
+        else:
+            checksums = _write_rest(staging, contents, carried, groups.values(), run, meter)
+            staging.release()
+            written = finish_packed(partial, contents, checksums)
         meter.finish("written")
         staging.remove()
     entries = _report_entries(plan, groups)
@@ -163,10 +185,11 @@ def _encode_groups(
     plan: Plan,
     staging: Staging,
     device: str,
+    run: str,
     runner: TaskRunner,
     meter: Meter,
 ) -> None:
-    """Stage every group that is to be packed and is not staged yet."""
+    """Encode every group that is to be packed and is not encoded yet."""
     missing = [entry for entry in plan.entries if entry.packed and not staging.holds(entry.key)]
     calibration = plan.recipe.calibration and Calibration.open(plan.recipe.calibration)
     encoded = [entry.key for entry in plan.entries if not entry.codec.keeps]
@@ -179,6 +202,8 @@ def _encode_groups(
             key=entry.key,
             device=device,
             staged=str(staging.file(entry.key)),
+            places=_places(source, plan, entry, staging),
+            run=run,
             ahead=following.key if following else None,
             groups=len(encoded),
             removal=removal.get(entry.key, ()),
@@ -191,6 +216,40 @@ def _encode_groups(
     for entry in runner(encode_group, tasks):
         name = f"layer {entry.layer}, {entry.projection}"
         meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
+
+
+def _places(
+    source: Checkpoint, plan: Plan, entry: PlanEntry, staging: Staging
+) -> dict[str, FileTensor] | None:
+    """Where a group's tensors are to be written; None if it is staged."""
+    if staging.places is None:
+        return None
+    group = source.group(*entry.key, plan.recipe.extended)
+    bases = plan.recipe.base.count(group.shape[0]).most
+    return {name: staging.places[name] for name in group_specs(group, entry.codec, bases)}
+
+
+def _write_rest(
+    staging: Staging,
+    contents: PackedContents,
+    carried: Iterable[str],
+    groups: Collection[StagedGroup],
+    run: str,
+    meter: Meter,
+) -> dict[str, str]:
+    """Write what is carried to its places, and read back what other runs wrote; returns the
+    checksums of all tensors."""
+    assert staging.places is not None
+    checksums = {name: sha256 for group in groups for name, sha256 in group.checksums.items()}
+    for group in check_foreign(groups, run):
+        meter.report(f"read back layer {group.report.layer}, {group.report.projection}")
+    for name in carried:
+        place = staging.places[name]
+        message = f"writing {place.file.name.removesuffix(UNFINISHED)}"
+        checksums[name] = write_at(
+            place, counted(contents.tensors[name].raw(), meter.advance, message)
+        )
+    return checksums
 
 
 def _contents(
@@ -236,7 +295,7 @@ def _packed_group(group: ExpertGroup, staged: StagedGroup, scheme: Scheme | None
         uses=staged.uses,
         lengths=dict(staged.lengths),
         shape=group.shape,
-        dtype=NAMES[group.dtype],
+        dtype=group.dtype.name,
         experts=tuple(map(PackedSource.of, group.experts)),
         biases=tuple(map(PackedSource.of, group.biases)),
         stored=scheme.name if scheme and group.is_quantized else None,

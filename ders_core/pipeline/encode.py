@@ -8,26 +8,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.codecs import Parts
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
-from ders_core.compute.threads import one_thread
+from ders_core.compute.threads import one_thread, threads_for
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
+from ders_core.files.in_place import write_at
 from ders_core.files.inputs import Held, same_inputs
-from ders_core.files.spec import NAMES
+from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, write_file, write_json
+from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.knowledge import Knowledge, encode_expert
+from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
 from ders_core.pipeline.report import ReportEntry
+from ders_core.pipeline.staging import note_of, writer_of
 from ders_core.recipe import Recipe
 
 
@@ -52,7 +53,9 @@ class EncodeTask:
     """All that a process needs to encode one group. It is pickled, so it holds values and no open
     files.
 
-    key: layer and projection of the group. device: where to encode. staged: the file to write.
+    key: layer and projection of the group. device: where to encode. staged: the file to write, by
+    whose name the note beside it goes. places: where to write the group's tensors instead, by their
+    full names. run: a name of the run that the task belongs to.
     ahead: the key of the group that is encoded soon after; its bytes are read beforehand. groups:
     how many are encoded in all. removal: as of `EncodeContext`, of each expert; fewer where it is
     not known of the last. held: the files that the run has opened, which the task must read.
@@ -63,6 +66,8 @@ class EncodeTask:
     key: tuple[int, str]
     device: str
     staged: str
+    places: Mapping[str, FileTensor] | None = None
+    run: str = ""
     ahead: tuple[int, str] | None = None
     groups: int = 1
     removal: tuple[float, ...] = ()
@@ -118,7 +123,7 @@ def encode_group(task: EncodeTask) -> ReportEntry:
             parts["bias"] = Stacked.whole(group.read_biases())
         digest.add_biases(group)
     read = {"sha256": digest.sha256, "version": checkpoint.store.version}
-    return _stage(group, best, others, parts, read, Path(task.staged), started)
+    return _stage(group, best, others, parts, read, task, started)
 
 
 def _kept(group: ExpertGroup, codec: GroupCodec, digest: WeightsDigest) -> _Encoded:
@@ -152,6 +157,9 @@ def _tried(
     """The group against each base that the recipe offers. ahead: read while it is encoded. digest:
     gets the weights once."""
     recipe = task.recipe
+    experts, out, width = group.shape
+    held = codec.working_bytes * out * width
+    threads = threads_for(experts, held, torch.device(task.device))
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
     moments = calibration.moments(*task.key) if calibration else None
     known = Knowledge(
@@ -167,7 +175,7 @@ def _tried(
         if ahead is not None:
             ahead.read_ahead()
             ahead = None
-        yield _encode(name, decomposition, codec, recipe.seed, known, seen)
+        yield _encode(name, decomposition, codec, recipe.seed, known, threads, seen)
         seen = None
 
 
@@ -177,30 +185,30 @@ def _encode(
     codec: GroupCodec,
     seed: int,
     known: Knowledge,
+    threads: int,
     seen: Callable[[torch.Tensor], None] | None,
 ) -> _Encoded:
-    """The base and all parts over the experts, on the CPU; and the errors. seen: as of
-    `Decomposition.weights`."""
+    """The base and all parts over the experts, on the CPU; and the errors. threads, seen: as of
+    `Decomposition.each`. Sums are taken in the order of the experts."""
     group = decomposition.group
     fitted = codec.fit(decomposition.deltas)
-    squares, output, energy, noise_cost, router_noise = Squares(), 0.0, 0.0, 0.0, 0.0
-    parts: list[Parts] = []
-    for expert, weight in decomposition.weights(seen):
-        expert_base = decomposition.base_of(expert)
-        context = known.context(group, expert, seed)
-        coder = fitted.expert(expert)
-        encoded = encode_expert(coder, weight, expert_base, context, known.router(expert))
-        parts.append({name: tensor.cpu() for name, tensor in encoded.parts.items()})
+
+    def encode_one(expert: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
+        coder, base = fitted.expert(expert), decomposition.base_of(expert)
+        context, router = known.context(group, expert, seed), known.router(expert)
+        encoded = encode_expert(coder, weight, base, context, router)
         if not is_finite(encoded.synthesized):
             raise CheckpointError(
                 f"{group.expert_name(expert)}: its values are too large for codec "
-                f"{coder.label!r} in {NAMES[group.dtype]}; keep this group as it is (codec: keep)"
+                f"{coder.label!r} in {group.dtype.name}; keep this group as it is (codec: keep)"
             )
-        squares += encoded.squares
-        output += encoded.output
-        energy += encoded.energy
-        noise_cost += encoded.noise_cost
-        router_noise += encoded.router_noise
+        return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
+
+    parts: list[Parts] = []
+    losses = Losses()
+    for packed, lost in decomposition.each(encode_one, threads, seen):
+        parts.append(packed)
+        losses += lost
     stacked, lengths = fitted.stack(parts)
     return _Encoded(
         base,
@@ -208,10 +216,10 @@ def _encode(
         fitted,
         {"base": Stacked.whole(decomposition.base.cpu()), **stacked},
         lengths,
-        squares,
-        (output / energy) ** 0.5 if energy else None,
-        noise_cost if known.curvatures else None,
-        router_noise if known.routers else None,
+        losses.squares,
+        losses.output_error,
+        losses.noise_cost if known.curvatures else None,
+        losses.router_noise if known.routers else None,
     )
 
 
@@ -221,15 +229,22 @@ def _stage(
     others: Mapping[str, float],
     parts: Mapping[str, Stacked],
     read: Mapping[str, str],
-    path: Path,
+    task: EncodeTask,
     started: float,
 ) -> ReportEntry:
-    """Write the group's tensors to `path`, and the note next to them. read: which weights were
-    encoded, see `StagedGroup`."""
+    """Write the group's tensors to their places or to a file, and the note. read: which weights
+    were encoded, see `StagedGroup`."""
     named = {f"{group.prefix}.{part}": tensor for part, tensor in parts.items()}
     specs = {name: tensor.spec for name, tensor in named.items()}
-    # not synced: checksums are compared when the tensors are used
-    checksums = write_file(path, file_order(specs), lambda name: named[name].raw(), sync=False)
+    # not synced: checksums are compared when another run uses the tensors
+    if task.places is None:
+        checksums = write_file(
+            Path(task.staged), file_order(specs), lambda name: named[name].raw(), sync=False
+        )
+    else:
+        if specs != {name: place.spec for name, place in task.places.items()}:
+            raise AssertionError(f"{group.prefix} is not what was planned: {specs}")
+        checksums = {name: write_at(task.places[name], named[name].raw()) for name in specs}
     entry = ReportEntry(
         *group.key,
         encoded.codec.label,
@@ -254,7 +269,8 @@ def _stage(
         "lengths": encoded.lengths,
         "bases": encoded.bases,
         "checksums": checksums,
+        "by": writer_of(task.run),
         **read,
     }
-    write_json(path.with_suffix(".json"), note)
+    write_json(note_of(Path(task.staged)), note)
     return entry

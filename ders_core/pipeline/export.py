@@ -11,12 +11,12 @@ from typing import Any
 from ders_core.compute.progress import Meter, Progress, quiet, uncounted
 from ders_core.errors import OutputError
 from ders_core.files.address import copy_file
-from ders_core.files.checksum import checksum
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files, local_bytes
 from ders_core.files.store import TensorStore
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.checksums import checksums
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.patch import least_bytes, make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
@@ -148,10 +148,10 @@ def _write_packed(order: _Order, partial: Path) -> _Written:
 def _write_original(order: _Order, partial: Path) -> _Written:
     """The synthesized checkpoint."""
     source, directory = order.source, partial / "checkpoint"
-    checksums = synthesize(source.path, directory, progress=order.progress)
+    written = synthesize(source.path, directory, progress=order.progress)
     store = TensorStore.open(directory)
     _write_card(order, directory, "original", store.bytes_total)
-    read_back = _read_back(store, checksums, order.progress)
+    read_back = _read_back(store, written, order.progress)
     original = source.original
     wrong = [name for name in original.names() if store.tensors[name].spec != original.spec(name)]
     detail = f"{wrong[0]!r} has another shape or dtype" if wrong else "names, shapes and dtypes"
@@ -194,17 +194,17 @@ def _write_card(
     (directory / name).write_text(text, encoding="utf-8")
 
 
-def _read_back(store: TensorStore, checksums: Mapping[str, str], progress: Progress) -> Check:
+def _read_back(store: TensorStore, promised: Mapping[str, str], progress: Progress) -> Check:
     """Read every tensor again, and compare it with the checksum of what was to be written."""
     meter, damaged = Meter(store.bytes_total, progress), []
-    for name, info in store.tensors.items():
-        if checksums.get(name) != checksum(info):
-            damaged.append(name)
+    for info, found in checksums([*store.tensors.values()]):
+        if promised.get(info.name) != found:
+            damaged.append(info.name)
         meter.advance(info.nbytes, "reading back")
     return Check(
         "every tensor reads back as written",
-        not damaged and checksums.keys() == store.tensors.keys(),
-        f"{len(checksums)} checksums agree" if not damaged else f"{damaged[0]!r} differs",
+        not damaged and promised.keys() == store.tensors.keys(),
+        f"{len(promised)} checksums agree" if not damaged else f"{damaged[0]!r} differs",
     )
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs.group import GroupCodec
 from ders_core.compute.progress import Meter, Progress, quiet
@@ -15,8 +13,9 @@ from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares
 from ders_core.files.inputs import unchanged_inputs
+from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.knowledge import Knowledge, encode_expert
+from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
 from ders_core.pipeline.plan import Plan, PlanEntry
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.report import Outlook
@@ -113,7 +112,8 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
                 len(encoded),
                 calibration.router_curvatures(group) if calibration else None,
             )
-            entries.append(_sampled(entry, group, recipe, known, context))
+            with torch.inference_mode():
+                entries.append(_sampled(entry, group, recipe, known, context))
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
     saved = sum(e.bytes_after - f.bytes_after for e, f in zip(plan.entries, entries, strict=True))
     costs = [entry.costs for entry in entries if entry.noise or entry.gain != 1]
@@ -145,7 +145,6 @@ class _Sample:
     ragged: int
 
 
-@torch.inference_mode()
 def _sampled(
     entry: PlanEntry, group: ExpertGroup, recipe: Recipe, known: Knowledge, context: BaseContext
 ) -> ForecastEntry:
@@ -183,25 +182,21 @@ def _encoded(
     experts: Sequence[int],
 ) -> _Sample:
     fitted = group_codec.fit(decomposition.deltas)
-    squares, output, energy, cost, router, ragged = Squares(), 0.0, 0.0, 0.0, 0.0, 0
+    losses, ragged = Losses(), 0
     for expert in experts:
         codec, base = fitted.expert(expert), decomposition.base_of(expert)
         weight = decomposition.weight(expert)
         context = known.context(decomposition.group, expert, seed)
         encoded = encode_expert(codec, weight, base, context, known.router(expert))
-        squares += encoded.squares
-        output += encoded.output
-        energy += encoded.energy
-        cost += encoded.noise_cost
-        router += encoded.router_noise
+        losses += encoded.losses
         ragged += sum(encoded.parts[name].nbytes for name in codec.ragged)
     return _Sample(
         base_name,
-        squares,
-        squares.error if known.moments is None else output,
-        (output / energy) ** 0.5 if energy else None,
-        cost,
-        router,
+        losses.squares,
+        losses.squares.error if known.moments is None else losses.output,
+        losses.output_error,
+        losses.noise_cost,
+        losses.router_noise,
         ragged,
     )
 

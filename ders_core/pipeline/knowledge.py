@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass, field, replace
 
 from ders_core.checkpoint import ExpertGroup
 from ders_core.codecs import Codec, EncodeContext, Parts
-from ders_core.codecs.codec import difference
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.synthesis import difference
 from ders_core.decompose.distortion import Squares, compare, output_squared
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Knowledge:
 
     def context(self, group: ExpertGroup, expert: int, seed: int) -> EncodeContext:
         return EncodeContext(
-            group.dtype,
+            group.dtype.torch,
             expert_seed(seed, *group.key, expert),
             self.moments,
             self.curvatures[expert] if self.curvatures else None,
@@ -50,18 +49,39 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """What one or more experts lose. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖², 0 without second
+    moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0 without gradients. router_noise:
+    ½ Σ R E², 0 where it is not known."""
+
+    squares: Squares = field(default_factory=Squares)
+    output: float = 0.0
+    energy: float = 0.0
+    noise_cost: float = 0.0
+    router_noise: float = 0.0
+
+    def __add__(self, other: Losses) -> Losses:
+        return Losses(
+            self.squares + other.squares,
+            self.output + other.output,
+            self.energy + other.energy,
+            self.noise_cost + other.noise_cost,
+            self.router_noise + other.router_noise,
+        )
+
+    @property
+    def output_error(self) -> float | None:
+        """√ of E‖(Ŵ−W)x‖² / E‖Wx‖²; None where there is nothing to compare with."""
+        return (self.output / self.energy) ** 0.5 if self.energy else None
+
+
+@dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight. synthesized: Ŵ `[out, in]`. output, energy: E‖(Ŵ−W)x‖²
-    and E‖Wx‖², 0 without second moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0
-    without gradients. router_noise: ½ Σ R E², 0 where it is not known."""
+    """parts: on the device of the weight. synthesized: Ŵ `[out, in]`."""
 
     parts: Parts
     synthesized: torch.Tensor
-    squares: Squares
-    output: float
-    energy: float
-    noise_cost: float
-    router_noise: float
+    losses: Losses
 
 
 def encode_expert(
@@ -84,4 +104,5 @@ def encode_expert(
         noise = difference(synthesized, base).sub_(difference(weight, base), alpha=squares.gain)
         noise_cost = context.curvature.cost(noise)
         router_noise = router.cost(noise) if router is not None else 0.0
-    return EncodedExpert(parts, synthesized, squares, output, energy, noise_cost, router_noise)
+    losses = Losses(squares, output, energy, noise_cost, router_noise)
+    return EncodedExpert(parts, synthesized, losses)

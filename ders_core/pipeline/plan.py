@@ -102,6 +102,19 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     }
 
 
+def weight_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, TensorSpec]]:
+    """The weight files of the output and the tensors in each, in their order; those of an `exact`
+    plan are what is written."""
+    specs = carried_specs(checkpoint, plan)
+    for entry in plan.entries:
+        if entry.packed:
+            group = checkpoint.group(*entry.key, plan.recipe.extended)
+            bases = plan.recipe.base.count(group.shape[0]).most
+            # the order in which parts are staged and sharded
+            specs |= file_order(group_specs(group, entry.codec, bases))
+    return shards(specs)
+
+
 def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounted) -> None:
     """Raise CheckpointError unless a recipe's other files can be used for the checkpoint: what its
     base reads, and its calibration. Reads headers only, unless `Calibration.check` reads more."""
@@ -135,7 +148,6 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     codecs = {group.key: recipe.group_codec(*group.key, group.shape[0]) for group in groups}
     rewritten = _rewritten(groups, codecs)
     entries = []
-    specs: dict[str, TensorSpec] = {}
     for group in groups:
         codec = codecs[group.key]
         after, count = group.nbytes, recipe.base.count(group.shape[0])
@@ -144,14 +156,13 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         packed = not codec.keeps or not rewritten.isdisjoint(group.sources)
         if packed:
             parts = group_specs(group, codec, count.most)
-            specs |= file_order(parts)  # the order in which they are staged and sharded
             after = sum(spec.nbytes for spec in parts.values())
         exact = codec.exact and (codec.keeps or count.exact)
         entries.append(
             PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed)
         )
     plan = Plan(recipe, tuple(entries), checkpoint.bytes_total, 0)
-    files = shards(carried_specs(checkpoint, plan) | specs)
+    files = weight_files(checkpoint, plan)
     after = sum(file_bytes(tensors, METADATA) for tensors in files.values())
     return replace(plan, bytes_after=after)
 

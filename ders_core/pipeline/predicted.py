@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.tipping import tipping_cost
 

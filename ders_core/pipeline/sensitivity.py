@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from ders_core.checkpoint import PROJECTIONS, ExpertGroup
 from ders_core.codecs.curvature import Curvature
 from ders_core.errors import CheckpointError
+from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
+from ders_core.later import torch
 from ders_core.pipeline import tipping
 
 COLUMNS, ROWS, SHRINKAGE = "columns", "rows", "shrinkage"
@@ -51,7 +51,7 @@ def is_sensitivity(name: str) -> bool:
 def fits(info: FileTensor) -> bool:
     """Whether a tensor of gradients has the dtype and dimensions of one."""
     dims = 1 if info.name.rpartition(".")[2] in tipping.OF_LAYERS else 2
-    return info.dtype == torch.float32 and len(info.shape) == dims and min(info.shape) > 0
+    return info.dtype is Dtype.F32 and len(info.shape) == dims and min(info.shape) > 0
 
 
 def check_together(file: Path, tensors: Mapping[str, FileTensor]) -> None:

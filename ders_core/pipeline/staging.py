@@ -1,23 +1,32 @@
-"""Encoded groups on disk, waiting to be written into the packed checkpoint.
+"""Encoded groups on disk, in an unfinished output.
 
-Each group is one safetensors file and one note, a JSON file next to it that says how to read it.
-The note is written last, so a group with a note is finished. An interrupted run continues from
-these.
+Where the lengths of all tensors are known before any is encoded, each group is written once: to its
+place in the weight files that the output will have. Where they depend on the data, a group is
+staged as one safetensors file, and the weight files are written from these in the end.
+
+Next to either lies a note of the group, a JSON file: what the manifest and the report say about it,
+and the checksums of what was written. It is written last, so a group with a note is finished. An
+interrupted run continues from these.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ders_core.errors import OutputError
+from ders_core.files.checksum import checksum
 from ders_core.files.header import read_header
+from ders_core.files.in_place import laid_out, reserve
 from ders_core.files.json_object import read_json
-from ders_core.files.tensor import TensorReader
-from ders_core.files.writer import write_json
+from ders_core.files.output import UNFINISHED
+from ders_core.files.tensor import FileTensor
+from ders_core.files.writer import METADATA, Specs, write_json
 from ders_core.packed.writer import CheckWritten
 from ders_core.pipeline.report import ReportEntry
 
@@ -31,93 +40,151 @@ Key = tuple[int, str]
 class StagedGroup:
     """One encoded group. codec, uses, lengths, bases: as in `PackedGroup`, plain values.
 
-    tensors: full name -> where it is in the staged file. checksums: full name -> hex SHA-256 of
-    what was encoded. sha256: of the weights that were encoded (`WeightsDigest`). version: of the
-    source's files when they were read (`Store.version`).
+    note: the file that describes it. tensors: full name -> where it is written. checksums: full
+    name -> hex SHA-256 of what was encoded. sha256: of the weights that were encoded
+    (`WeightsDigest`). version: of the source's files when they were read (`Store.version`). by:
+    the run and the machine that wrote it (`writer_of`).
     """
 
-    file: Path
+    note: Path
     report: ReportEntry
     codec: Any
     uses: tuple[int, ...] | None
     lengths: Mapping[str, tuple[int, ...]]
     bases: tuple[int, ...] | None
-    tensors: Mapping[str, TensorReader]
+    tensors: Mapping[str, FileTensor]
     checksums: Mapping[str, str]
     sha256: str
     version: str
+    by: str
 
     @classmethod
-    def read(cls, file: Path) -> StagedGroup:
-        """Read the note and the header. Raises CheckpointError if one of them is damaged."""
-        note = read_json(_note(file))
+    def read(cls, note: Path, tensors: Mapping[str, FileTensor]) -> StagedGroup:
+        """Read the note. tensors: with those of the group. Raises CheckpointError if the note is
+        damaged."""
+        told = read_json(note)
         return cls(
-            file=file,
-            report=ReportEntry(**note["entry"]),
-            codec=note["codec"],
-            uses=note["uses"],
-            lengths=note["lengths"],
-            bases=note["bases"],
-            tensors=read_header(file)[0],
-            checksums=note["checksums"],
-            sha256=note["sha256"],
-            version=note["version"],
+            note=note,
+            report=ReportEntry(**told["entry"]),
+            codec=told["codec"],
+            uses=told["uses"],
+            lengths=told["lengths"],
+            bases=told["bases"],
+            tensors={name: tensors[name] for name in told["checksums"]},
+            checksums=told["checksums"],
+            sha256=told["sha256"],
+            version=told["version"],
+            by=told.get("by", ""),
         )
 
     def confirm(self, version: str) -> None:
         """Note that files of another version hold the same weights."""
-        note = _note(self.file)
-        write_json(note, read_json(note) | {"version": version})
+        write_json(self.note, read_json(self.note) | {"version": version})
 
     def discard(self) -> None:
         """Forget that the group is finished, so that it is encoded again."""
-        _note(self.file).unlink()
+        self.note.unlink()
+
+    def check(self, name: str, sha256: str) -> None:
+        """Compare a tensor as it lies on the disk with what was encoded: groups are not synced, so
+        a machine that goes down may damage them. A damaged one is discarded. Raises OutputError."""
+        if sha256 != self.checksums[name]:
+            self.discard()
+            raise OutputError(
+                f"{self.tensors[name].file} was damaged after it was written (the machine may have "
+                "gone down); resume, and this group is encoded again"
+            )
 
 
 class Staging:
-    """The directory of staged groups inside an unfinished output."""
+    """The groups inside an unfinished output.
 
-    def __init__(self, partial: Path) -> None:
+    files: weight file of the output -> its tensors, where that is known beforehand.
+    """
+
+    def __init__(self, partial: Path, files: Mapping[str, Specs] | None) -> None:
+        self._partial = partial
         self._directory = partial / DIRECTORY
         self._directory.mkdir(exist_ok=True)
+        self._files = files
+        self.places: Mapping[str, FileTensor] | None = None
+        """Full name of each tensor of the output -> where it is to be written; None if groups are
+        staged."""
+        if files is not None:
+            self.places = self._reserved(files)
+
+    def _reserved(self, files: Mapping[str, Specs]) -> dict[str, FileTensor]:
+        places, there = {}, True
+        for name, specs in files.items():
+            path, released = self._unfinished(name), self._partial / name
+            if released.is_file() and not path.exists():  # by a run that was killed in the end
+                os.rename(released, path)
+            there = reserve(path, specs, METADATA) and there
+            places |= laid_out(path, specs, METADATA)
+        if not there:
+            for note in self._directory.glob("*.json"):  # of values that are gone
+                note.unlink()
+        return places
+
+    def _unfinished(self, name: str) -> Path:
+        return self._directory / f"{name}{UNFINISHED}"
 
     def file(self, key: Key) -> Path:
-        """Where the group's tensors are staged."""
+        """Where the group's tensors are staged, if they are; its note is named after it."""
         layer, projection = key
         return self._directory / f"{layer:05d}-{projection}.safetensors"
 
     def holds(self, key: Key) -> bool:
-        """Whether the group is encoded: both files are there, for `remove` may be interrupted."""
+        """Whether the group is encoded. Of a staged one both files are there, for `remove` may be
+        interrupted."""
         file = self.file(key)
-        return _note(file).is_file() and file.is_file()
+        return note_of(file).is_file() and (self.places is not None or file.is_file())
 
     def read(self, keys: Iterable[Key]) -> dict[Key, StagedGroup]:
-        """The staged groups with these keys. Raises CheckpointError if one is damaged."""
-        return {key: StagedGroup.read(self.file(key)) for key in keys}
+        """The groups with these keys. Raises CheckpointError if one is damaged."""
+        groups = {}
+        for key in keys:
+            file = self.file(key)
+            tensors = self.places if self.places is not None else read_header(file)[0]
+            groups[key] = StagedGroup.read(note_of(file), tensors)
+        return groups
+
+    def release(self) -> None:
+        """Give the weight files, which are complete now, the names that they have in the output."""
+        for name in self._files or ():
+            os.rename(self._unfinished(name), self._partial / name)
 
     def remove(self) -> None:
         shutil.rmtree(self._directory)
 
 
 def check_against(groups: Iterable[StagedGroup]) -> CheckWritten:
-    """A check that the packed checkpoint holds what was encoded: staged files are not synced, so a
-    machine that goes down may damage them.
-
-    The check discards a damaged group and raises OutputError.
-    """
+    """A check that the weight files hold what was encoded (see `StagedGroup.check`)."""
     staged = {name: group for group in groups for name in group.checksums}
 
     def check(name: str, sha256: str) -> None:
         group = staged.get(name)
-        if group is not None and sha256 != group.checksums[name]:
-            group.discard()
-            raise OutputError(
-                f"{group.file} was damaged after it was written (the machine may have gone down); "
-                "resume, and this group is encoded again"
-            )
+        if group is not None:
+            group.check(name, sha256)
 
     return check
 
 
-def _note(file: Path) -> Path:
+def check_foreign(groups: Iterable[StagedGroup], run: str) -> Iterator[StagedGroup]:
+    """Read back the groups that another run, or another machine, wrote in place; yields each after
+    it was compared. Raises OutputError as `StagedGroup.check` does, CheckpointError."""
+    for group in groups:
+        if group.by != writer_of(run):
+            for name, tensor in group.tensors.items():
+                group.check(name, checksum(tensor))
+            yield group
+
+
+def writer_of(run: str) -> str:
+    """How a group is told that this machine wrote for a run."""
+    return f"{run}@{platform.node()}"
+
+
+def note_of(file: Path) -> Path:
+    """The note of a group that is, or would be, staged in this file."""
     return file.with_suffix(".json")

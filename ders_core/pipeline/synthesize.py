@@ -5,14 +5,14 @@ File names, tensor names, order, shapes and dtypes, config and side files are th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
-import torch
-
+from ders_core.compute.pools import in_order
 from ders_core.compute.progress import Meter, Progress, counted, quiet
-from ders_core.compute.threads import ahead
+from ders_core.compute.threads import side_by_side, threads_for
 from ders_core.errors import CheckpointError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
@@ -27,7 +27,12 @@ from ders_core.files.writer import (
     write_index,
     write_text,
 )
+from ders_core.later import torch
+from ders_core.packed.assembler import Assembler
 from ders_core.packed.reader import PackedCheckpoint
+
+WORKING_BYTES_A_WEIGHT = 10
+"""What synthesizing an expert holds at most, with the expert itself."""
 
 
 @unchanged_inputs()
@@ -36,10 +41,10 @@ def synthesize(
 ) -> dict[str, str]:
     """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
 
-    Checksums are checked first. One tensor is in memory at a time; of a tensor that holds many
-    experts, one expert's share. progress counts bytes checked and written. Raises CheckpointError
-    if the packed checkpoint is damaged, or is written meanwhile, OutputError if `out` cannot be
-    written; then there is no `out`.
+    Checksums are checked first. A tensor that holds many experts is in memory an expert at a time,
+    as many of them as threads synthesize (`ders_core.compute.threads`). progress counts bytes
+    checked and written. Raises CheckpointError if the packed checkpoint is damaged, or is written
+    meanwhile, OutputError if `out` cannot be written; then there is no `out`.
     """
     new_target(out)
     source = PackedCheckpoint(packed)
@@ -69,12 +74,17 @@ def write_original(
     files = _files(source)
     side_files = source.beside.files
     checksums: dict[str, str] = {}
-    names = [name for specs in files.values() for name in specs]
-    with closing(_pieces(source, names, device)) as flow:
+    assembled = source.original.assembler.tensors
+    names = [name for specs in files.values() for name in specs if name in assembled]
+    with closing(_pieces(source.original.assembler, names, device)) as flow:
         for file, specs in files.items():
 
-            def read(name: str, file: str = file) -> Iterable[memoryview]:
-                for piece in _next_pieces(name, flow):
+            def read(name: str, file: str = file) -> Iterable[bytes | memoryview]:
+                if name not in assembled:
+                    raw = source.original.readers[name].raw()
+                    yield from counted(raw, meter.advance, f"writing {file}")
+                    return
+                for piece in islice(flow, assembled[name].pieces):
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
@@ -101,27 +111,17 @@ def _files(source: PackedCheckpoint) -> dict[str, dict[str, TensorSpec]]:
     }
 
 
-def _pieces(
-    source: PackedCheckpoint, names: Sequence[str], device: str
-) -> Generator[tuple[str, torch.Tensor | None]]:
-    """(tensor, piece) for each piece of each tensor, on the CPU, and (tensor, None) at its end. A
-    thread synthesizes the next pieces while the caller writes one."""
+def _pieces(assembler: Assembler, names: Sequence[str], device: str) -> Generator[torch.Tensor]:
+    """The pieces of each of these tensors, in order, on the CPU. Threads synthesize the next ones
+    while the caller writes one."""
+    where = torch.device(device)
+    tensors = {name: assembler.tensors[name] for name in names}
+    tasks = [(name, number) for name in names for number in range(tensors[name].pieces)]
+    largest = max((t.numbers.elements // t.pieces for t in tensors.values()), default=0)
+    count = threads_for(len(tasks), WORKING_BYTES_A_WEIGHT * largest, where)
 
-    def synthesized() -> Iterator[tuple[str, torch.Tensor | None]]:
-        for name in names:
-            for piece in source.original.pieces(name, device):
-                yield name, piece.cpu()
-            yield name, None
+    def synthesized(task: tuple[str, int]) -> torch.Tensor:
+        return assembler.piece(*task, device).cpu()
 
-    yield from ahead(synthesized())
-
-
-def _next_pieces(
-    name: str, flow: Iterator[tuple[str, torch.Tensor | None]]
-) -> Iterator[torch.Tensor]:
-    """The pieces of the tensor that comes next in the flow, which must be `name`."""
-    for tensor, piece in flow:
-        assert tensor == name, (tensor, name)
-        if piece is None:
-            return
-        yield piece
+    with side_by_side(where, count) as pool:
+        yield from in_order(pool, synthesized, tasks, count + 1)

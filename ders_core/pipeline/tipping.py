@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
+from ders_core.later import torch
 
 MARGINS, SWAPS = "margins", "swaps"
 OF_LAYERS = (MARGINS, SWAPS)

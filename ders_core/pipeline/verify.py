@@ -7,22 +7,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.checkpoint.digest import WeightsDigest
+from ders_core.checkpoint.streaming import each_matrix
 from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.threads import one_thread, threads_for
 from ders_core.decompose.distortion import Squares, compare
 from ders_core.errors import CheckpointError
-from ders_core.files.checksum import checksum
+from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
-from ders_core.files.spec import DTYPES, NAMES
+from ders_core.later import torch
+from ders_core.packed.checksums import checksums
 from ders_core.packed.manifest import Encoded, PackedGroup
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 
 AGREEMENT = 0.01
 """Two measurements of one error differ by no larger share."""
+
+WORKING_BYTES_A_WEIGHT = 12
+"""What comparing an expert holds at most."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +111,19 @@ def _carried_problems(
 ) -> list[str]:
     """One sentence for each tensor that is not the original's though it was to stay as it is."""
     problems = []
+    promised, compared = checkpoint.manifest.checksums, []
     for name, tensor in checkpoint.original.carried().items():
         reader = original.tensors.get(name)
-        promised = checkpoint.manifest.checksums.get(name)
         if reader is None:
             problems.append(f"{original.path} has no tensor {name!r}, which was packed")
-        elif promised is not None and checksum(reader) != promised:
-            problems.append(f"{original.path} holds another {name!r} than was packed")
-        meter.advance(tensor.nbytes, f"compared {name}")
+        if reader is not None and name in promised:
+            compared.append(reader)
+        else:
+            meter.advance(tensor.nbytes, f"looked for {name}")
+    for reader, found in checksums(compared):
+        if found != promised[reader.name]:
+            problems.append(f"{original.path} holds another {reader.name!r} than was packed")
+        meter.advance(reader.nbytes, f"compared {reader.name}")
     return problems
 
 
@@ -139,7 +148,7 @@ def _compared(
         return error, [
             f"{where}: its error is {error.rel_error_weight:.3g}, but it was packed without loss"
         ]
-    if encoded is not None and not _agrees(error, encoded, DTYPES[packed.dtype]):
+    if encoded is not None and not _agrees(error, encoded, Dtype[packed.dtype].torch):
         return error, [
             f"{where}: its error ‖Ŵ−W‖/‖W‖ is {error.rel_error_weight:.6g}, but it was "
             f"{encoded.rel_error_weight:.6g} when it was packed; copy {checkpoint.path} again"
@@ -178,12 +187,17 @@ def _group_error(
             f"layer {group.layer}, {group.projection} has shape {list(group.shape)} in the "
             f"original and {list(packed.shape)} in {checkpoint.path}; they are different models"
         )
+    experts, out, width = group.shape
+    threads = threads_for(experts, WORKING_BYTES_A_WEIGHT * out * width, torch.device("cpu"))
+
+    def compared(expert: int, weight: torch.Tensor) -> Squares:
+        base = checkpoint.experts.base(packed, expert)
+        return compare(checkpoint.experts.weight(packed, expert), weight, base)
+
     squares = Squares()
-    with torch.inference_mode():
-        for expert in range(group.shape[0]):
-            base, weight = checkpoint.experts.base(packed, expert), group.read(expert)
-            digest.add(weight)
-            squares += compare(checkpoint.experts.weight(packed, expert), weight, base)
+    with one_thread(), torch.inference_mode():
+        for _, one in each_matrix(group, compared, threads, seen=digest.add):
+            squares += one
         if packed.biases:
             biases = compare(checkpoint.experts.biases(packed), group.read_biases())
             squares += Squares(error=biases.error)
@@ -201,7 +215,7 @@ def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupErr
             matrix.info.nbytes,
         ):
             raise CheckpointError(
-                f"{matrix.info.name!r} is {NAMES[matrix.info.dtype]} {list(matrix.info.shape)} in "
+                f"{matrix.info.name!r} is {matrix.info.dtype.name} {list(matrix.info.shape)} in "
                 f"the original and not in {checkpoint.path}; they are different models"
             )
         squares += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,14 +19,33 @@ LEADING = (FIRST_PRESET, "unbiased-0.6bit", "unbiased-0.2bit")
 """Presets that lose least at their sizes: they come first."""
 
 
+class Presets(Mapping[str, Recipe]):
+    """Recipes in files, by file name without its ending, each read when it is asked for."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        by_name = {file.stem: file for file in files}
+        self._files = {name: by_name[name] for name in dict.fromkeys((*LEADING, *by_name))}
+        self._read: dict[str, Recipe] = {}
+
+    def __getitem__(self, name: str) -> Recipe:
+        if name not in self._read:
+            self._read[name] = Recipe.from_yaml(self._files[name].read_text(encoding="utf-8"))
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 @cache
-def presets() -> dict[str, Recipe]:
-    """The recipes that ship with the package, by file name without its ending."""
-    files = {file.stem: file for file in sorted(shipped("sample_configs").glob("*.yaml"))}
-    return {
-        name: Recipe.from_yaml(files[name].read_text(encoding="utf-8"))
-        for name in dict.fromkeys((*LEADING, *files))
-    }
+def presets() -> Presets:
+    """The recipes that ship with the package."""
+    return Presets(sorted(shipped("sample_configs").glob("*.yaml")))
 
 
 def load_recipe(source: str | Path) -> Recipe:

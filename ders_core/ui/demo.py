@@ -1,4 +1,4 @@
-"""The demo in a workspace, ready to be looked at: unpacked and analysed, in a second or two.
+"""The demo in a workspace, ready to be looked at: unpacked and analysed, in a few seconds.
 
 No job does it: it would wait behind others.
 """
@@ -6,11 +6,13 @@ No job does it: it would wait behind others.
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from pathlib import Path
 
+from ders_core.compute.progress import Progress
+from ders_core.demo.result import MOE
 from ders_core.errors import DersError
 from ders_core.jobs.workspace import Workspace
+from ders_core.ui.calculator import calculate, warm
 
 DEMO_VARIABLE = "DERS_OPEN_DEMO"
 """In the environment of a server: its first visitor finds the demo open."""
@@ -24,19 +26,41 @@ def ready_demo(workspace: Workspace) -> Path:
 
     Raises DersError if it cannot be written or read.
     """
-    from ders_core.analysis import Analysis, analyze
-    from ders_core.demo.result import MOE
+    with _ONE:
+        if not _is_analysed(workspace):
+            calculate(make_demo, workspace)
+    return workspace.demo / MOE
+
+
+def expect_demo(workspace: Workspace) -> None:
+    """Prepare for `ready_demo`, which somebody may ask for next."""
+    if not (workspace.demo / MOE).exists():
+        warm()
+
+
+def make_demo(workspace: Workspace, *, progress: Progress) -> None:
+    """Unpack what is not there, and analyse it. Raises DersError."""
+    from ders_core.analysis import analyze
     from ders_core.demo.unpack import unpack_demo
     from ders_core.packed.open import open_checkpoint
 
     moe = workspace.demo / MOE
-    with _ONE:
-        if not moe.exists():
-            unpack_demo(workspace.demo)
-        checkpoint = open_checkpoint(moe)
-        directory = workspace.analysis_dir(checkpoint.identity)
-        with suppress(DersError):  # there is none, or it is damaged: it is made again
-            if Analysis.load(directory).is_of(checkpoint.store):
-                return moe
-        analyze(checkpoint).save(directory)
-    return moe
+    if not moe.exists():
+        unpack_demo(workspace.demo, progress=progress)
+    checkpoint = open_checkpoint(moe)
+    analyze(checkpoint, progress=progress).save(workspace.analysis_dir(checkpoint.identity))
+
+
+def _is_analysed(workspace: Workspace) -> bool:
+    """Whether the demo and its analysis are there; False if either is damaged: it is made again."""
+    from ders_core.analysis import Analysis
+    from ders_core.packed.open import open_checkpoint
+
+    moe = workspace.demo / MOE
+    if not moe.exists():
+        return False
+    checkpoint = open_checkpoint(moe)
+    try:
+        return Analysis.load(workspace.analysis_dir(checkpoint.identity)).is_of(checkpoint.store)
+    except DersError:
+        return False

@@ -6,10 +6,11 @@ import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
-from ders_core.pipeline.forecast import Forecast, forecast
-from ders_core.pipeline.plan import Plan, check_files
+from ders_core.pipeline.forecast import Forecast
 from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL, Figure
 from ders_core.recipe import Recipe
+from ders_core.ui.calculations import foretell
+from ders_core.ui.calculator import calculate
 from ders_core.ui.plain import plain, show_error
 
 _KEY = "studio_forecasts"
@@ -46,7 +47,7 @@ def _cell(figure: Figure, value: float | None, how: str) -> None:
     )
 
 
-def forecast_button(source: Checkpoint, recipe: Recipe, plan: Plan) -> None:
+def forecast_button(source: Checkpoint, recipe: Recipe) -> None:
     """Encodes a sample, with a bar meanwhile, and draws the page anew."""
     if not st.button(
         "Predict",
@@ -62,8 +63,8 @@ def forecast_button(source: Checkpoint, recipe: Recipe, plan: Plan) -> None:
         bar.progress(done / total if total else 0.0, plain(words))
 
     try:
-        check_files(recipe, source)
-        told = forecast(plan, source, progress=show)
+        version = source.store.version
+        told = calculate(foretell, source.place, version, recipe.to_yaml(), progress=show)
     except DersError as error:
         bar.empty()
         show_error(error)

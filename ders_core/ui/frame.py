@@ -14,7 +14,7 @@ from ders_core.files.address import is_remote
 from ders_core.jobs import Which
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
-from ders_core.ui.demo import DEMO_VARIABLE, ready_demo
+from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.plain import plain, show_error, strong
@@ -155,6 +155,7 @@ def checkpoint_or_box() -> Checkpoint | None:
             return reads.checkpoint(path)
         except DersError as error:
             show_error(error)
+    expect_demo(session.workspace())
     with st.container(border=True):
         st.markdown("**No checkpoint is open.** Open one, or the demo that comes with the studio.")
         with st.container(horizontal=True):

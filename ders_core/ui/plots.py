@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from ders_core.later import pd
 from ders_core.pipeline.quality import Figure
 
 

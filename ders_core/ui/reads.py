@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 import streamlit as st
 
 from ders_core.analysis import Analysis
@@ -18,12 +17,15 @@ from ders_core.errors import CheckpointError, DersError
 from ders_core.files.address import is_remote
 from ders_core.files.json_object import read_json
 from ders_core.files.stamp import directory_version
+from ders_core.later import pd
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch.make import delta_tensors
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import card
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import Recipe
+from ders_core.ui.calculations import first_look
+from ders_core.ui.calculator import calculate
 from ders_core.ui.session import workspace
 from ders_core.units import visible
 from ders_core.upcycle import DenseModel
@@ -100,10 +102,17 @@ def _summary(version: str, _source: Checkpoint) -> Summary:
     return summarize(_source)
 
 
+@st.cache_data(show_spinner="Decoding a sample", max_entries=16)
+def _packed_summary(version: str, _source: Checkpoint) -> Summary:
+    return calculate(first_look, _source.place, version)
+
+
 def summary(source: Checkpoint) -> Summary:
     """The summary of a checkpoint; the verdict's sample reads a few rows of a few experts."""
     with _one_sentence(source.path):
-        return _summary(source.store.version, source)
+        if source.packed_bytes is None:
+            return _summary(source.store.version, source)
+        return _packed_summary(source.store.version, source)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from ders_core.analysis import Analysis, expected
 from ders_core.codecs import CODECS, Choice, Codec, Expected, Strength, make_codec
 from ders_core.codecs.gain import Gain
 from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CodecError
+from ders_core.later import pd
 from ders_core.pipeline.forecast import Forecast, ForecastEntry
 from ders_core.pipeline.plan import Plan, PlanEntry
 from ders_core.pipeline.quality import GAIN, NOISE

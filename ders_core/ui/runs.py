@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import pandas as pd
-
 from ders_core.errors import JobError
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
+from ders_core.later import pd
 from ders_core.pipeline.quality import (
     COMPARED,
     DELTA_ERROR,

@@ -146,7 +146,7 @@ class FromPacked(TrainingInput):
                 continue
             parameter = trained.get(name)
             contents.tensors[name] = (
-                info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
+                info if parameter is None else Stacked.whole(stored(parameter, info.dtype.torch))
             )
         for group in groups.values():
             linear = model.blocks[group.layer].projections[group.projection]
@@ -169,7 +169,7 @@ class FromPacked(TrainingInput):
         assert isinstance(codec, DeltaCodec)
         stages_before = [stage for _, stage in stages(codec_before)]
         chain = GroupCodec.same(Chain(stages=(*stages_before, codec)), group.shape[0])
-        dtype = tensors[f"{group.prefix}.base"].dtype
+        dtype = tensors[f"{group.prefix}.base"].dtype.torch
         parts: list[Parts] = []
         for expert, parts_before in enumerate(self._source.parts(group)):
             chained = isinstance(codec_before, Chain)

@@ -3,7 +3,7 @@
 Rows of a batch come sorted by expert. `spread` is for gate and up: what every chosen expert makes
 of a token. `gather` is for down: what they make together, Σ_k w_k·E_k(h_k). How the products are
 made depends on how the experts are held: on one base (`ders_core.upcycle.shared`) or as copies
-(`ders_core.upcycle.forms.vanilla`).
+(`ders_core.upcycle.separate`).
 """
 
 from __future__ import annotations

@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ders_core.files.output import partial_path
 from ders_core.files.place_errors import writing
 from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import write_text
+from ders_core.later import pd
 
 HISTORY = "ders_upcycle.jsonl"
 

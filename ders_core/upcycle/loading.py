@@ -19,8 +19,8 @@ from ders_core.codecs.codec import within
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.compute.device import resolve_device
 from ders_core.errors import CheckpointError
+from ders_core.files.dtype import Dtype
 from ders_core.files.json_object import read_json
-from ders_core.files.spec import DTYPES
 from ders_core.hf.moe_ffn import FFNShape
 from ders_core.hf.silence import silent
 from ders_core.packed.manifest import PackedGroup
@@ -142,7 +142,7 @@ class UpcycledCheckpoint:
             return tensors[f"{group.prefix}.{part}"].read(rows)
 
         experts, out, width = group.shape
-        dtype = DTYPES[group.dtype]
+        dtype = Dtype[group.dtype]
         return [
             codec.take(expert, read, (out, width), dtype, group.lengths)
             for expert in range(experts)

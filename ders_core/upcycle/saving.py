@@ -12,7 +12,7 @@ from torch import nn
 
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.files.side_files import SideFile
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
 from ders_core.packed.manifest import PackedGroup, PackedSource
 from ders_core.packed.writer import PackedContents, source_on_no_disk, write_packed
@@ -119,7 +119,9 @@ def _contents(
                 info = dense.store.tensors[name]
                 parameter = _of(name, trained)
                 contents.tensors[name] = (
-                    info if parameter is None else Stacked.whole(stored(parameter, info.dtype))
+                    info
+                    if parameter is None
+                    else Stacked.whole(stored(parameter, info.dtype.torch))
                 )
                 contents.original[name] = info.spec
             elif layer not in written:
@@ -150,14 +152,14 @@ def _add_block(
     if block.universal is not None:
         plain[shared_gate(name)] = block.universal
     for tensor_name, parameter in plain.items():
-        tensor = stored(parameter, dtype)
+        tensor = stored(parameter, dtype.torch)
         contents.tensors[tensor_name] = Stacked.whole(tensor)
         contents.original[tensor_name] = TensorSpec(dtype, tuple(tensor.shape))
     for projection, linear in block.projections.items():
         prefix = f"{name}.ders.{projection}"
         codec = GroupCodec.same(config.form(projection).codec(), experts + config.universal)
         shape = ffn.weights[projection].shape
-        tensors, lengths = _group_tensors(linear, codec, dtype)
+        tensors, lengths = _group_tensors(linear, codec, dtype.torch)
         weights = target.experts(name, projection, config, "weight")
         biases: list[str] = []
         if linear.bias is not None:
@@ -175,7 +177,7 @@ def _add_block(
                 uses=uses,
                 lengths=lengths,
                 shape=(len(weights), *shape),
-                dtype=NAMES[dtype],
+                dtype=dtype.name,
                 experts=tuple(PackedSource(tensor=weight) for weight in weights),
                 biases=tuple(PackedSource(tensor=bias, axes="out") for bias in biases),
             )

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ders_core.codecs import EncodeContext
+from ders_core.files.dtype import Dtype
 from ders_core.upcycle.config import Data, FormRule, UpcycleConfig
 from ders_core.upcycle.delta import Delta
 from ders_core.upcycle.experts import ExpertLinear, Routes
@@ -89,11 +90,11 @@ def check_parts(form: Form) -> None:
     assert type(form).reads(codec)
     assert form_that_reads(codec) is not None
     parts = [linear.parts(expert, torch.float32) for expert in range(EXPERTS)]
-    announced = codec.parts(SHAPE, torch.float32)
+    announced = codec.parts(SHAPE, Dtype.F32)
     for each in parts:
         assert each.keys() == announced.keys()
         for part, tensor in each.items():
-            assert tensor.dtype == announced[part].dtype, part
+            assert tensor.dtype == announced[part].dtype.torch, part
             if part in codec.ragged:
                 assert len(tensor) <= announced[part].shape[0], part
             else:

@@ -290,4 +290,4 @@ def _measure(windows: torch.Tensor | None, batch: int) -> Measure | None:
 def _stored_values(packed: PackedCheckpoint) -> int:
     """How many floating-point values a packed checkpoint stores."""
     infos = packed.store.tensors.values()
-    return sum(math.prod(info.shape) for info in infos if info.dtype.is_floating_point)
+    return sum(math.prod(info.shape) for info in infos if info.dtype.is_float)

@@ -61,7 +61,9 @@ KINDS = ["zero", "two zeros", "tiny", "tiny and unlike", "same", "all zeros"]
 def test_mean_cosines_are_those_of_float64(kind: str, checkpoint_of: MakeCheckpoint) -> None:
     weights = experts(kind)
     wanted = cosines_of(weights)
-    assert mean_pair_cosine(weights.flatten(1)) == pytest.approx(mean_of_pairs(wanted), abs=1e-9)
+    assert mean_pair_cosine(weights.flatten(1).float().numpy()) == pytest.approx(
+        mean_of_pairs(wanted), abs=1e-9
+    )
     checkpoint = checkpoint_of(weights)
     quick, tables = sampled_verdict(checkpoint), analyze(checkpoint)
     assert quick.mean_cosine == pytest.approx(mean_of_pairs(wanted), abs=0.02)  # of a few rows
@@ -94,4 +96,4 @@ def test_the_mean_cosine_of_rows(rows: int) -> None:
     weights = torch.randn(rows, 40, generator=torch.Generator().manual_seed(rows))
     for scale in (1.0, 1e-30, 1e30):
         wanted = mean_of_pairs(cosines_of(weights)) if rows > 1 else 1.0
-        assert mean_pair_cosine(weights * scale) == pytest.approx(wanted, abs=1e-6)
+        assert mean_pair_cosine((weights * scale).numpy()) == pytest.approx(wanted, abs=1e-6)

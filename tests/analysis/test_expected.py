@@ -65,7 +65,7 @@ def test_predictions_come_near_what_encoding_measures(
     split, coder = around_mean(group), delta_codec(codec)
     error = energy = 0.0
     for expert, delta in enumerate(split.deltas()):
-        context = EncodeContext(group.dtype, expert)
+        context = EncodeContext(group.dtype.torch, expert)
         shape = (group.shape[1], group.shape[2])
         decoded = coder.decode(coder.encode(delta, context), shape, context)
         error += float((decoded - delta).double().square().sum())

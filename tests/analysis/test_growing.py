@@ -98,7 +98,7 @@ def test_a_checkpoint_that_is_written_meanwhile_is_refused(
         analyze(open_checkpoint(source), spectra="none", grown=interfere)
 
 
-def test_several_processes_give_the_same_tables(mixtral_dir: Path, whole: Analysis) -> None:
+def test_an_engine_gives_the_same_tables(mixtral_dir: Path, whole: Analysis) -> None:
     with Engine(workers=2) as engine:
         assert_same(analyze(open_checkpoint(mixtral_dir), runner=engine.run), whole)
 

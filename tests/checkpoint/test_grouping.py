@@ -20,6 +20,7 @@ from support.written_experts import D, H, K, experts, same, write
 from ders_core.checkpoint.grouping import CodedTensors, gather
 from ders_core.checkpoint.layouts import Layout
 from ders_core.errors import CheckpointError
+from ders_core.files.dtype import Dtype
 from ders_core.files.header import read_header
 from ders_core.packed.open import open_checkpoint
 
@@ -234,7 +235,7 @@ def test_every_expert_is_found_in_any_order_of_names(
     layout = Layout.model_validate(
         {"family": "toy", "block": "{stack}.{layer}.moe", "experts": form}
     )
-    groups = gather(layout, dict(readers), None, CodedTensors({}, torch.bfloat16))
+    groups = gather(layout, dict(readers), None, CodedTensors({}, Dtype.BF16))
     assert [group.key for group in groups] == [
         (layer, projection) for layer in sorted(layers) for projection in shapes
     ]
@@ -255,7 +256,7 @@ def test_a_shell_of_surplus_experts_is_left_out(tmp_path: Path) -> None:
     layout = Layout.model_validate(
         {"family": "toy", "block": "{stack}.{layer}.moe", "experts": form}
     )
-    plain = CodedTensors({}, torch.bfloat16)
+    plain = CodedTensors({}, Dtype.BF16)
     assert [group.shape[0] for group in gather(layout, readers, 3, plain)] == [3, 3]
     with raises_saying(CheckpointError, "layer 0, down", "expert 3", "missing"):
         gather(layout, readers, 5, plain)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -67,6 +68,7 @@ def test_fp8_from_a_file(store: Store, rows: slice | None, stacked: bool) -> Non
         whole = by_element(expert_codes, scales.view(-1, 3, 2)[expert], (4, 4)).float()
         values = weight.read(expert, rows)
         assert torch.equal(values, whole[rows or slice(None)])
+        assert np.array_equal(weight.numbers(expert, rows), values.numpy())
         back = weight.quantize(values.bfloat16(), expert, rows)
         assert same(back, expert_codes[rows or slice(None)].contiguous())
 
@@ -91,6 +93,7 @@ def test_mxfp4_from_a_file(store: Store, rows: slice | None, dot: str) -> None:
     for expert in range(3):
         values = weight.read(expert, rows, "cpu")
         assert torch.equal(values, mxfp4.dequantize(blocks, scales)[expert][rows or slice(None)])
+        assert np.array_equal(weight.numbers(expert, rows), values.numpy())
         back = weight.quantize(values.bfloat16(), expert, rows)
         assert torch.equal(back, blocks[expert][rows or slice(None)])
 
@@ -138,6 +141,7 @@ def test_fp8_scales_of_every_shape(
     expected = by_element(matrix, grid_scales.view(grid), block).float()
     assert torch.equal(weight.read(last), expected)
     assert torch.equal(weight.read(last, slice(17, 33)), expected[17:33])
+    assert np.array_equal(weight.numbers(last, slice(17, 33)), expected[17:33].numpy())
     assert same(weight.quantize(expected[17:33], last, slice(17, 33)), matrix[17:33].contiguous())
 
 
@@ -199,9 +203,10 @@ def test_scales_that_are_no_numbers(store: Store) -> None:
     tensors = store({"a.weight": random_codes((9, 8), 0), "a.weight_scale_inv": scales})
     weight = weight_of(detect(fp8_config(weight_block_size=[4, 4]), tensors), tensors, "a.weight")
     assert weight.read(0, slice(0, 8)).shape == (8, 8)
-    with raises_saying(CheckpointError, "a.weight_scale_inv", "finite"):
-        weight.read()
+    for read in (weight.read, weight.numbers):
+        with raises_saying(CheckpointError, "a.weight_scale_inv", "finite"):
+            read()
     four = torch.full((2, 1), 255, dtype=torch.uint8)
     tensors = store({"a_blocks": EVERY_BYTE[:2, None], "a_scales": four})
     with raises_saying(CheckpointError, "a_scales", "255"):
-        weight_of(detect({}, tensors), tensors, "a").read()
+        weight_of(detect({}, tensors), tensors, "a").numbers()

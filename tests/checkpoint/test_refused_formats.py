@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support.quantized_references import (
-    E4M3,
-    fp8_config,
-)
+from support.quantized_references import fp8_config
 
 from ders_core.checkpoint.quantized import REFUSED, SCHEMES, detect
 from ders_core.errors import CheckpointError
+from ders_core.files.dtype import Dtype
 from ders_core.files.header import read_header
-from ders_core.files.spec import NAMES
 from ders_core.files.tensor import FileTensor
 
 
@@ -32,7 +28,7 @@ def refusal(config: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> str
     return message
 
 
-Header = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+Header = Mapping[str, tuple[Dtype, tuple[int, ...]]]
 
 
 @pytest.fixture
@@ -44,7 +40,7 @@ def headed(forge: Callable[..., Path]) -> Callable[[Header], dict[str, FileTenso
         for name, (dtype, shape) in header.items():
             end = position + math.prod(shape) * dtype.itemsize
             entries[name] = {
-                "dtype": NAMES[dtype],
+                "dtype": dtype.name,
                 "shape": list(shape),
                 "data_offsets": [position, end],
             }
@@ -54,13 +50,13 @@ def headed(forge: Callable[..., Path]) -> Callable[[Header], dict[str, FileTenso
     return make
 
 
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+F32, F16, BF16 = Dtype.F32, Dtype.F16, Dtype.BF16
 
 
-I8, I16, I32, I64 = torch.int8, torch.int16, torch.int32, torch.int64
+I8, I16, I32, I64 = Dtype.I8, Dtype.I16, Dtype.I32, Dtype.I64
 
 
-U8, U32 = torch.uint8, torch.uint32
+U8, U32, E4M3 = Dtype.U8, Dtype.U32, Dtype.F8_E4M3
 
 
 ROUTER: Header = {"model.layers.0.mlp.gate.weight": (BF16, (4, 64))}
@@ -97,7 +93,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], list[Header]]] = {
             },
             {
                 "weight_packed": (U8, (32, 32)),
-                "weight_scale": (torch.float8_e4m3fn, (32, 4)),
+                "weight_scale": (Dtype.F8_E4M3, (32, 4)),
                 "weight_global_scale": (F32, (1,)),
             },
             {"weight": (I8, (32, 64)), "weight_scale": (BF16, (32, 1))},
@@ -154,7 +150,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], list[Header]]] = {
         [
             {
                 "weight": (U8, (32, 32)),
-                "weight_scale": (torch.float8_e4m3fn, (32, 4)),
+                "weight_scale": (Dtype.F8_E4M3, (32, 4)),
                 "weight_scale_2": (F32, ()),
                 "input_scale": (F32, ()),
             },
@@ -165,7 +161,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], list[Header]]] = {
         ("fbgemm_fp8",),
         [
             {
-                "weight": (torch.float8_e4m3fn, (32, 64)),
+                "weight": (Dtype.F8_E4M3, (32, 64)),
                 "weight_scale": (F32, (32, 1)),
                 "input_scale_ub": (F32, (1,)),
             }
@@ -200,7 +196,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], list[Header]]] = {
     "QuIP#": (("quip",), [{"Qidxs": (I64, (32, 8)), "SU": (F16, (64,))}]),
     "DeepSeek": (
         (),
-        [{"weight": (I8, (32, 32)), "scale": (torch.float8_e8m0fnu, (32, 2))}],
+        [{"weight": (I8, (32, 32)), "scale": (Dtype.F8_E8M0, (32, 2))}],
     ),
 }
 
@@ -266,10 +262,8 @@ def test_an_unknown_method_is_named(headed: Any) -> None:
     assert "remove quantization_config" in message
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name"), [(I8, "I8"), (U32, "U32"), (torch.float8_e5m2, "F8_E5M2")]
-)
-def test_unknown_forms_are_refused_by_dtype(dtype: torch.dtype, name: str, headed: Any) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [(I8, "I8"), (U32, "U32"), (Dtype.F8_E5M2, "F8_E5M2")])
+def test_unknown_forms_are_refused_by_dtype(dtype: Dtype, name: str, headed: Any) -> None:
     message = refusal({}, headed({**ROUTER, "a.experts.0.w1.weight": (dtype, (8, 8))}))
     assert name in message
     assert "'a.experts.0.w1.weight'" in message

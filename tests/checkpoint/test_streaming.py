@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from ders_core.checkpoint import streaming
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.matrix import Matrix, Slot
-from ders_core.checkpoint.streaming import SLABS, matrices, slabs
+from ders_core.checkpoint.streaming import SLABS, each_matrix, matrices, slabs
 from ders_core.errors import CheckpointError
 from ders_core.files.header import read_header
 
@@ -90,6 +91,57 @@ def test_stopping_early_ends_the_reading_thread(
     assert not any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_experts_are_worked_on_side_by_side_in_order(tmp_path: Path, threads: int) -> None:
+    """While one is worked on, nothing is read over it, and no more than asked for are."""
+    weights = np.arange(20 * 6 * 5, dtype=np.float32).reshape(20, 6, 5)
+    group = group_of(tmp_path / "a.safetensors", weights)
+    lock, busy, most, memory = threading.Lock(), 0, 0, set()
+    hashed: list[float] = []
+
+    def work(expert: int, weight: torch.Tensor) -> float:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+            memory.add(weight.data_ptr())
+        before = weight.clone()
+        time.sleep(0.001 * (expert % 4))
+        assert torch.equal(weight, before)
+        with lock:
+            busy -= 1
+        return float(weight.sum())
+
+    flow = each_matrix(group, work, threads, seen=lambda weight: hashed.append(float(weight[0, 0])))
+    assert list(flow) == [(k, float(weights[k].sum())) for k in range(20)]
+    assert hashed == [float(weights[k, 0, 0]) for k in range(20)]
+    assert most <= threads
+    assert len(memory) <= threads + 1
+
+
+def test_an_expert_that_fails_ends_the_others(tmp_path: Path) -> None:
+    """Nobody works on memory that was given back."""
+    group = group_of(tmp_path / "a.safetensors", np.zeros((30, 8, 4), np.float32))
+    busy: set[int] = set()
+
+    def work(expert: int, weight: torch.Tensor) -> None:
+        busy.add(expert)
+        time.sleep(0.005)
+        if expert == 5:
+            raise ArithmeticError("the fifth")
+        busy.discard(expert)
+
+    with pytest.raises(ArithmeticError, match="the fifth"):
+        list(each_matrix(group, work, 3))
+    assert busy == {5}
+    flow = each_matrix(group, work, 3)
+    next(flow)
+    flow.close()  # type: ignore[attr-defined]
+    assert busy == {5}
+    names = {thread.name.split("_")[0] for thread in threading.enumerate()}
+    assert not names & {"read-ahead", "compute"}
+
+
 def test_a_file_that_ends_too_early_is_told_where_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,5 +152,6 @@ def test_a_file_that_ends_too_early_is_told_where_it_is_read(
     read = []
     with raises_saying(CheckpointError, "a.safetensors", "'x'"):
         read += [rows.stop for rows, _ in slabs(group)]
-    with raises_saying(CheckpointError, "a.safetensors", "'x'"):
-        list(matrices(group))
+    for threads in (1, 2):
+        with raises_saying(CheckpointError, "a.safetensors", "'x'"):
+            list(each_matrix(group, lambda expert, weight: None, threads))

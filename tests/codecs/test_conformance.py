@@ -22,6 +22,7 @@ from ders_core.codecs.testing import (
     examples_of,
 )
 from ders_core.compute.threads import one_thread
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 
 EXAMPLES = list(
@@ -82,7 +83,7 @@ class Faulty(Keep):
     name: ClassVar[str] = "faulty"
     fault: str = ""
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         out, width = shape
         width += self.fault == "promise"
         return {"weight": TensorSpec(dtype, (out, width))}

@@ -21,6 +21,7 @@ from support.codec_support import (
 
 from ders_core.codecs import LowRank
 from ders_core.codecs.testing import DTYPES
+from ders_core.files.dtype import Dtype
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (1, 9), (33, 33)], ids=str)
@@ -98,7 +99,8 @@ def test_bits_give_the_largest_rank_that_fits(
     size = sum(part.nbytes for part in parts.values())
     assert 8 * size <= bits * 48 * 80
     ranks = [
-        LowRank(rank=rank, factor_bits=factor_bits).parts(shape, dtype) for rank in range(1, 49)
+        LowRank(rank=rank, factor_bits=factor_bits).parts(shape, Dtype.of(dtype))
+        for rank in range(1, 49)
     ]
     sizes = [sum(spec.nbytes for spec in parts.values()) for parts in ranks]
     assert size == max((nbytes for nbytes in sizes if 8 * nbytes <= bits * 48 * 80), default=0)
@@ -120,7 +122,7 @@ def test_leading_directions_in_more_bits_pay() -> None:
     mixed = LowRank(bits=1.5, factor_bits=3, leading=4, leading_bits=8)
     plain = LowRank(bits=1.5, factor_bits=3)
     sizes = [
-        sum(spec.nbytes for spec in codec.parts((128, 128), torch.bfloat16).values())
+        sum(spec.nbytes for spec in codec.parts((128, 128), Dtype.BF16).values())
         for codec in (mixed, plain)
     ]
     assert sizes[0] <= sizes[1] * 1.02

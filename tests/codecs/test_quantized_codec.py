@@ -25,6 +25,7 @@ from ders_core.codecs import Quantized
 from ders_core.codecs.fitting.levels import learnt, normal, ternary, uniform
 from ders_core.codecs.testing import DTYPES
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 
 
 def quantized_reference(delta: torch.Tensor, bits: int, group_size: int) -> tuple[Any, Any]:
@@ -227,7 +228,7 @@ def test_ternary_is_near_the_best_of_all_scales(group_size: int) -> None:
 
 
 def test_ternary_takes_1_6_bits() -> None:
-    parts = Quantized(grid="ternary").parts((50, 256), torch.bfloat16)
+    parts = Quantized(grid="ternary").parts((50, 256), Dtype.BF16)
     assert parts["codes"].nbytes * 8 == 1.6 * 50 * 256
 
 
@@ -250,7 +251,7 @@ def test_scales_in_eight_bits_lose_little(grid: Any) -> None:
     short = Quantized(bits=3, group_size=32, grid=grid, scale_bits=8)
     before, after = (relative(codec, delta, context(torch.bfloat16)) for codec in (wide, short))
     assert after < 1.02 * before
-    sizes = [codec.parts((16, 512), torch.bfloat16)["scales"].nbytes for codec in (wide, short)]
+    sizes = [codec.parts((16, 512), Dtype.BF16)["scales"].nbytes for codec in (wide, short)]
     assert sizes == [16 * 16 * 2, 16 * 16]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ders_core.codecs.fitting import scales
 from ders_core.codecs.fitting.levels import Levels, normal, ternary, uniform
+from ders_core.compute.sums import halved_sum
 
 LEVELS = [uniform(4), uniform(16), uniform(256), ternary(), normal(3)]
 
@@ -22,8 +23,9 @@ def plain(values: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.
 
     largest = (values * (weights > 0)).abs().amax(-1)
     unit = values / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
-    total = weights.expand_as(values).sum(-1).clamp_min(scales.TINY)
-    spread = ((unit.square() * weights).sum(-1) / total).sqrt() * scales._gaussian_scale(levels)
+    total = halved_sum(weights.expand_as(values)).clamp_min(scales.TINY)
+    mean = halved_sum(unit.square() * weights) / total
+    spread = mean.double().sqrt().float() * scales._gaussian_scale(levels)
     tried = [torch.full_like(largest, share / levels.reach) for share in scales.SHRINKS]
     tried += [spread * share for share in scales.SPREADS]
     best, least = tried[0], torch.full_like(largest, torch.inf)
@@ -32,9 +34,9 @@ def plain(values: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.
             scale = tried[number]
         else:
             heavy = level(best) * weights
-            power = (level(best) * heavy).sum(-1).clamp_min(scales.TINY)
-            scale = ((unit * heavy).sum(-1) / power).clamp_min(0)
-        error = ((unit - level(scale) * scale.unsqueeze(-1)).square() * weights).sum(-1)
+            power = halved_sum(level(best) * heavy).clamp_min(scales.TINY)
+            scale = (halved_sum(unit * heavy) / power).clamp_min(0)
+        error = halved_sum((unit - level(scale) * scale.unsqueeze(-1)).square() * weights)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best * largest

@@ -24,6 +24,7 @@ from support.codec_support import (
 from ders_core.codecs import Sparse
 from ders_core.codecs.coding.prng import random_positions
 from ders_core.codecs.testing import DTYPES
+from ders_core.files.dtype import Dtype
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.25, 0.5, 0.9, 0.99])
@@ -137,7 +138,7 @@ def test_patterns_keep_the_largest_of_each_block(
 
 def test_two_of_four_takes_three_bits_a_block() -> None:
     """Six masks of two in four: hardware's own form takes 4 bits."""
-    parts = Sparse(pattern="2:4").parts((64, 128), torch.bfloat16)
+    parts = Sparse(pattern="2:4").parts((64, 128), Dtype.BF16)
     assert parts["values"].nbytes == 64 * 128 / 2 * 2
     assert parts["positions"].nbytes == 64 * 128 / 4 * 3 / 8
 

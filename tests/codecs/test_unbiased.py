@@ -23,6 +23,7 @@ from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Unbiased, m
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing import curvature
 from ders_core.errors import CodecError
+from ders_core.files.dtype import Dtype
 
 
 def with_curvature(known: Curvature, seed: int = 5) -> EncodeContext:
@@ -170,7 +171,7 @@ def test_a_matrix_too_small_for_factors_has_even_steps() -> None:
     codec = Entropy(bits=0.5, rounding="unbiased", steps="sensitive")
     delta = gauss((12, 40))
     restored, nbytes = decoded(codec, delta, with_curvature(curvature((12, 40))))
-    assert nbytes <= codec.parts((12, 40), torch.float32)["stream"].shape[0]
+    assert nbytes <= codec.parts((12, 40), Dtype.F32)["stream"].shape[0]
     assert restored.shape == delta.shape
 
 

@@ -21,6 +21,7 @@ from ders_core.demo.measured import mean_cosine
 from ders_core.demo.models import Shape, base_only, dense_model, upcycle
 from ders_core.demo.tokens import Stream, train_tokenizer
 from ders_core.errors import Cancelled, DersError, OutputError
+from ders_core.files.dtype import Dtype
 from ders_core.hf import load_model, load_tokenizer
 from ders_core.packed.open import open_checkpoint
 
@@ -79,7 +80,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_models_are_where_they_should_be(demo: Path) -> None:
     checkpoint = open_checkpoint(demo / "moe")
     assert (checkpoint.family, checkpoint.num_experts, checkpoint.top_k) == ("mixtral", 4, 2)
-    assert checkpoint.dtype == torch.bfloat16
+    assert checkpoint.dtype is Dtype.BF16
     name = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
     assert checkpoint.tensors[name].shape == (32, 48)
     assert load_model(demo / "dense").config.model_type == "mistral"

@@ -19,6 +19,7 @@ from support.shell import ders
 from ders_core.demo import unpack
 from ders_core.demo.unpack import TRAINED, unpack_demo
 from ders_core.errors import CheckpointError, OutputError
+from ders_core.files.dtype import Dtype
 from ders_core.hf import load_model, load_tokenizer
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
@@ -94,7 +95,7 @@ def _write_means(weights: dict[str, torch.Tensor], file: Path) -> None:
 
 def test_it_is_a_mixtral_of_eight_experts_in_four_layers(demo: Path) -> None:
     checkpoint = open_checkpoint(demo / "moe")
-    assert (checkpoint.family, checkpoint.dtype) == ("mixtral", torch.bfloat16)
+    assert (checkpoint.family, checkpoint.dtype) == ("mixtral", Dtype.BF16)
     assert (checkpoint.num_experts, checkpoint.top_k) == (EXPERTS, 2)
     assert checkpoint.moe_layers == list(range(LAYERS))
 

@@ -19,7 +19,7 @@ from ders_core.analysis.group_table import TableInMemory
 from ders_core.checkpoint import Checkpoint
 from ders_core.figures.curves import noise_floor
 from ders_core.figures.maps import cluster_order
-from ders_core.figures.style import expert_colour
+from ders_core.figures.style import EXPERT_COLOURS, expert_colour
 from ders_core.packed.open import open_checkpoint
 
 
@@ -103,6 +103,12 @@ def test_an_expert_keeps_its_colour(analysis: Analysis) -> None:
     bars = figures.norm_bars(analysis, 0, "gate").data[0]
     line = figures.spectrum(analysis, 1, "up").data[2]
     assert bars.marker.color[2] == line.line.color == expert_colour(2)
+
+
+def test_a_mean_has_no_experts_colour(analysis: Analysis) -> None:
+    for figure in (figures.spectrum(analysis, 0, "up"), figures.energy_curve(analysis, 0, "up")):
+        mean = next(line for line in figure.data if not line.name.startswith("expert"))
+        assert mean.line.color not in EXPERT_COLOURS
 
 
 def test_noise_has_its_largest_singular_value_at_the_floor() -> None:

@@ -193,6 +193,6 @@ def test_what_safetensors_writes_we_read(
         assert same_bits(infos[name].read(), tensor)
         raw = b"".join(infos[name].raw())
         assert raw == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-        assert infos[name].spec == TensorSpec(tensor.dtype, tuple(tensor.shape))
+        assert infos[name].spec == TensorSpec.like(tensor)
         if tensor.ndim:
             assert same_bits(infos[name].read(rows), tensor[rows])

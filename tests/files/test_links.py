@@ -13,7 +13,7 @@ from support.shell import ders
 from ders_core.errors import CheckpointError
 from ders_core.files.links import leads_out
 from ders_core.files.store import TensorStore
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.card import CARD, read_card
 from ders_core.pipeline.report import Report

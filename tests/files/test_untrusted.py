@@ -235,6 +235,7 @@ def test_headers_that_safetensors_own_library_refuses_are_refused(
 
 
 TRUSTED = {
+    "files/package_data.py": "what the package itself holds",
     "jobs/job.py": "the workspace's own database",
     "jobs/testing.py": "what it has just written",
     "decompose/testing.py": "what it has just written",

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from support.any_tensors import FILES, same_bits, tensor_sets
 from support.messages import raises_saying
 
+from ders_core.files.dtype import Dtype
 from ders_core.files.header import read_header
 from ders_core.files.model_files import INDEX, index_name
-from ders_core.files.spec import DTYPES, TensorSpec
+from ders_core.files.spec import TensorSpec
 from ders_core.files.store import TensorStore
 from ders_core.files.writer import (
     encode_header,
@@ -43,19 +44,24 @@ def test_what_we_write_safetensors_reads(tmp_path: Path, tensors: dict[str, torc
     loaded = load_file(path)
     assert loaded.keys() == tensors.keys() == sums.keys()
     assert all(same_bits(loaded[name], tensors[name]) for name in tensors)
-    specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    specs = {name: TensorSpec.like(value) for name, value in tensors.items()}
     assert file_bytes(file_order(specs)) == path.stat().st_size
     assert list(tmp_path.glob("*.tmp")) == []
 
 
 def test_every_dtype_name_is_what_safetensors_calls_it(tmp_path: Path) -> None:
-    for name, dtype in DTYPES.items():
-        path = tmp_path / f"{name}.safetensors"
-        write_tensors(path, {"a": torch.zeros(8, dtype=torch.uint8).view(dtype)})
+    for dtype in Dtype:
+        path = tmp_path / f"{dtype.name}.safetensors"
+        write_tensors(path, {"a": torch.zeros(8, dtype=torch.uint8).view(dtype.torch)})
         with safe_open(path, "pt") as file:
             piece = file.get_slice("a")
-            assert piece.get_dtype() == name
-            assert file.get_tensor("a").dtype == dtype
+            assert piece.get_dtype() == dtype.name
+            tensor = file.get_tensor("a")
+        assert Dtype.of(tensor.dtype) is dtype
+        assert (dtype.itemsize, dtype.is_float) == (
+            tensor.dtype.itemsize,
+            tensor.dtype.is_floating_point,
+        )
 
 
 def test_the_header_is_that_of_safetensors(tmp_path: Path) -> None:
@@ -78,7 +84,7 @@ def test_the_header_is_that_of_safetensors(tmp_path: Path) -> None:
 
 def test_header_is_padded_to_eight_bytes() -> None:
     for length in range(1, 20):
-        header = encode_header({"x" * length: TensorSpec(torch.uint8, (1,))})
+        header = encode_header({"x" * length: TensorSpec(Dtype.U8, (1,))})
         assert len(header) % 8 == 0
         json.loads(header[8:])
 
@@ -89,7 +95,7 @@ def test_header_is_padded_to_eight_bytes() -> None:
     limit=st.integers(1, 60),
 )
 def test_shards_keep_every_tensor_and_the_limit(sizes: list[int], limit: int) -> None:
-    specs = {f"t{i:02d}": TensorSpec(torch.uint8, (size,)) for i, size in enumerate(sizes)}
+    specs = {f"t{i:02d}": TensorSpec(Dtype.U8, (size,)) for i, size in enumerate(sizes)}
     files = shards(specs, limit)
     names = [sorted(part) for part in files.values()]
     assert [name for part in names for name in part] == list(specs)
@@ -109,7 +115,7 @@ def test_shards_keep_every_tensor_and_the_limit(sizes: list[int], limit: int) ->
 def test_a_reader_that_yields_too_little_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with raises_saying(AssertionError, "promised"):
-        write_file(path, {"a": TensorSpec(torch.uint8, (4,))}, lambda name: [b"abc"])
+        write_file(path, {"a": TensorSpec(Dtype.U8, (4,))}, lambda name: [b"abc"])
     assert not path.exists()
 
 
@@ -124,7 +130,7 @@ def test_an_interrupted_write_keeps_the_file_that_was_there(tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_file(path, {"a": TensorSpec(torch.uint8, (8,))}, interrupted)
+        write_file(path, {"a": TensorSpec(Dtype.U8, (8,))}, interrupted)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
@@ -150,7 +156,7 @@ def test_synced_before_it_appears(
         fsync(handle)
 
     monkeypatch.setattr("ders_core.files.aside.os.fsync", watched)
-    specs = {"a": TensorSpec(torch.uint8, (3,))}
+    specs = {"a": TensorSpec(Dtype.U8, (3,))}
     write_file(path, specs, lambda name: [b"abc"], sync=sync)
     assert synced == ([False] if sync else [])
     assert same_bits(load_file(path)["a"], torch.tensor(list(b"abc"), dtype=torch.uint8))

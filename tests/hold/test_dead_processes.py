@@ -1,7 +1,5 @@
-"""Processes that are killed: one that starts, one that works, a worker whose disk is full.
-
-What is lost is a group of work, never the command; and a death is told as what it was.
-"""
+"""Workers that are killed, and a worker whose disk is full: a death is told as what it was, and the
+next worker goes on. (`test_kills.py` kills commands and workers at any instant.)"""
 
 from __future__ import annotations
 
@@ -11,19 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from support.jobs_support import FAST_RECIPE, make_checkpoint, wait_for
 from support.messages import raises_saying
-from support.naps import nap
 from support.small_disks import SmallDisk, small_disk
 
 from ders_core.compute import oom
 from ders_core.errors import JobError, StoreUnavailable
-from ders_core.jobs import Engine, JobStore, Workspace
+from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs import process as processes
 from ders_core.jobs.claims import MAX_LOSSES, Claims
 from ders_core.jobs.deaths import Death, deaths_text
@@ -33,64 +29,6 @@ from ders_core.jobs.patience import Leaving, Patience
 from ders_core.jobs.schema import connection, transaction
 from ders_core.jobs.stop import Stop
 from ders_core.jobs.worker import run_worker
-
-Rounds = Callable[[int, int], int]
-
-
-# Child processes
-
-
-class Killer(threading.Thread):
-    """Kills child processes of this one, so long after they appeared.
-
-    delays: seconds, one for each process that is to be killed, in the order of their start.
-    """
-
-    def __init__(self, delays: list[float]) -> None:
-        super().__init__(daemon=True)
-        self.delays, self.killed = delays, 0
-        self._before = {child.pid for child in psutil.Process().children()}
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        seen = set(self._before)
-        while self.killed < len(self.delays) and not self._ended.wait(0.005):
-            for child in psutil.Process().children():
-                if child.pid not in seen and self._is_worker(child):
-                    seen.add(child.pid)
-                    if self.killed < len(self.delays):
-                        time.sleep(self.delays[self.killed])
-                        child.kill()
-                        self.killed += 1
-
-    def stop(self) -> None:
-        self._ended.set()
-        self.join()
-
-    def _is_worker(self, child: psutil.Process) -> bool:
-        try:
-            return any("spawn_main" in word for word in child.cmdline())
-        except psutil.Error:
-            return False
-
-
-@pytest.mark.usefixtures("spawned")
-def test_a_process_that_is_killed_while_it_starts_costs_nothing(
-    rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Right at its start, or a little later; one, or all of them, or again and again."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    plans = [[0.0], [0.0, 0.0], [1.0], [0.5, 0.5, 0.5], [2.0, 0.0], [0.0, 1.0, 3.0]]
-    for plan in plans[: rounds(1, len(plans))]:
-        for _ in range(rounds(1, 5)):
-            killer = Killer(plan)
-            killer.start()
-            with Engine(workers=2) as engine:
-                assert sorted(engine.run(nap, range(6))) == list(range(6))
-            killer.stop()
-            assert killer.killed == len(plan)
-            assert not [c for c in psutil.Process().children() if killer._is_worker(c)]
-
 
 # What is told of deaths
 

@@ -2,7 +2,7 @@
 asked for again, makes the bytes that undisturbed work makes and leaves nothing else.
 
 The short form kills each command and job before a few of its changes to the disk, drawn with a
-seed; the long form before each one, and at random times besides.
+seed; the long form before each one, and at random times besides. Groups are encoded by threads.
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from support.fatal_changes import Ended, run
 
@@ -59,7 +55,7 @@ training: {{steps: 3, batch: 1, save_every: 1, warmup: 1}}
 """
 
 COMMANDS = {
-    "compress": "compress MODEL OUT --recipe RECIPE --workers 1 --device cpu",
+    "compress": "compress MODEL OUT --recipe RECIPE --workers 3 --device cpu",
     "synthesize": "synthesize PACKED OUT",
     "export": "export PACKED OUT",
     "export-original": "export PACKED OUT --format original",
@@ -74,7 +70,7 @@ COMMANDS = {
 }
 
 JOBS: dict[str, dict[str, Any]] = {
-    "run": {"checkpoint": "MODEL", "recipe": RECIPE.to_yaml(), "workers": 1, "device": "cpu"},
+    "run": {"checkpoint": "MODEL", "recipe": RECIPE.to_yaml(), "workers": 3, "device": "cpu"},
     "analyze": {"checkpoint": "MODEL", "device": "cpu"},
     "export": {"packed": "PACKED", "out": "OUT"},
     "calibrate": {"checkpoint": "MODEL", "text": "TEXT", "max_tokens": 64, "window": 16},
@@ -175,27 +171,34 @@ def test_a_killed_command(
     place = tmp_path / "undisturbed"
     place.mkdir()
     out = place / "out"
+    began = time.monotonic()
     first = run(command, inputs.words(COMMANDS[name], out), place=place)
+    seconds = time.monotonic() - began
     whole = undisturbed(first, place)
     assert first.changes
-    for fatal in instants(first.changes, rounds(1, EVERY), name):
+    drawn = random.Random(f"{SEED} {name}")
+    deaths: list[dict[str, Any]] = [
+        {"fatal": change} for change in instants(first.changes, rounds(1, EVERY), name)
+    ]
+    deaths += [{"seconds": drawn.uniform(0, seconds)} for _ in range(rounds(0, 20))]
+    for death in deaths:
         shutil.rmtree(place)
         place.mkdir()
         words = inputs.words(COMMANDS[name], out)
-        killed = run(command, words, place=place, fatal=fatal)
+        killed = run(command, words, place=place, **death)
         if not killed.killed:  # a training makes a few changes more or fewer
             assert undisturbed(killed, place) == whole
             continue
-        tally["kills before a change"] += 1
+        tally["kills before a change" if "fatal" in death else "kills at random times"] += 1
         left = {key: value for key, value in contents(place).items() if key in whole}
-        assert left in ({}, whole), f"killed before change {fatal}, the output is not whole"
+        assert left in ({}, whole), f"killed {death}, the output is not whole"
         inputs.check()
         if not left:
             again = run(command, words, place=place)
             if "--resume" in again.printed:
                 assert again.status != 0
                 again = run(command, [*words, "--resume"], place=place)
-            assert undisturbed(again, place) == whole, f"killed before change {fatal}"
+            assert undisturbed(again, place) == whole, f"killed {death}"
         inputs.check()
 
 
@@ -254,52 +257,3 @@ def test_a_killed_workers_job(
         inputs.check()
         assert finished(store, run(work, place, root, place=place)) == whole, death
         inputs.check()
-
-
-def test_a_killed_process_of_several(
-    inputs: Inputs, tmp_path: Path, rounds: Rounds, tally: Counter[str]
-) -> None:
-    """Two processes encode, a third writes; any of them may die at any time. Only the death of the
-    first process ends the command."""
-    if not rounds(0, 1):
-        pytest.skip("many starts of processes; `test_dead_processes.py` kills one at its start")
-    place = tmp_path / "several"
-    words = COMMANDS["compress"].replace("--workers 1", "--workers 2")
-    whole: Contents | None = None
-    drawn = random.Random(SEED)
-    length = 12.0  # seconds; replaced by what an undisturbed command takes
-    for number in range(1 + rounds(0, 60)):
-        shutil.rmtree(place, ignore_errors=True)
-        (place / "tmp").mkdir(parents=True)
-        out = place / "out"
-        began = time.monotonic()
-        with subprocess.Popen(
-            [sys.executable, "-m", "ders_core", *inputs.words(words, out)],
-            env=os.environ | {"TMPDIR": str(place / "tmp")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            if number:
-                time.sleep(drawn.uniform(0, length))
-                victim = _one_of(process, drawn)
-                with suppress(psutil.NoSuchProcess):
-                    victim.kill()
-                    tally["kills at random times"] += 1
-            printed = process.communicate()[0]
-        if whole is None:
-            assert process.returncode == 0, printed
-            whole, length = contents(place), time.monotonic() - began
-        elif process.returncode == -signal.SIGKILL:
-            again = run(command, inputs.words(words + " --resume", out), place=place)
-            assert undisturbed(again, place) == whole
-        else:
-            assert process.returncode == 0, printed
-            assert contents(place) == whole
-        inputs.check()
-
-
-def _one_of(process: subprocess.Popen[str], drawn: random.Random) -> psutil.Process:
-    first = psutil.Process(process.pid)
-    return drawn.choice([first, *first.children(recursive=True)])

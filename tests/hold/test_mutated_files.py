@@ -50,7 +50,7 @@ from ders_core.errors import DersError
 from ders_core.files.model_files import INDEX, SINGLE
 from ders_core.files.output import STATE
 from ders_core.files.store import PATCH_FILE
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.pipeline.card import CARD
 
 SECONDS = 30

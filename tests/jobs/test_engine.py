@@ -1,30 +1,26 @@
+"""Tasks on this machine's threads and GPUs, and on a cluster that somebody runs."""
+
 from __future__ import annotations
 
-import os
-import signal
-import tempfile
+import pickle
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.messages import raises_saying
 
+from ders_core.compute.threads import available_threads, one_thread
 from ders_core.errors import JobError, RecipeError
 from ders_core.jobs import Engine
-from ders_core.jobs.engine import ALLOWED_DEATHS, CONFIG
-
-START_METHOD = "distributed.worker.multiprocessing-method"
 
 
 def square(number: int) -> tuple[int, int]:
-    return number * number, os.getpid()
-
-
-def nap(number: int) -> tuple[int, int]:
-    time.sleep(0.15)
-    return number, os.getpid()
+    return number * number, threading.get_ident()
 
 
 def fail_at_three(number: int) -> int:
@@ -34,193 +30,179 @@ def fail_at_three(number: int) -> int:
 
 
 def threads(_: int) -> int:
-    import torch
-
     return torch.get_num_threads()
 
 
 def note(path: Path) -> Path:
     path.touch()
-    time.sleep(0.05)
+    time.sleep(0.02)
     return path
 
 
-def die(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+# This machine
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """Of two processes that start as a user's do."""
-    with Engine(workers=2) as shared:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(CONFIG, START_METHOD, "spawn")
-            assert len(set(shared.run(threads, range(2)))) == 1
-        yield shared
+def test_tasks_run_here_one_after_another() -> None:
+    here = threading.get_ident()
+    for engine in (Engine(), Engine(workers=3), Engine(workers=1, device="cuda")):
+        with engine:
+            assert list(engine.run(square, [])) == []
+            assert list(engine.run(square, [3, 1, 2])) == [(9, here), (1, here), (4, here)]
 
 
-def test_one_worker_is_this_process() -> None:
-    with Engine(workers=1) as alone:
-        assert list(alone.run(square, [1, 2, 3])) == [(n * n, os.getpid()) for n in (1, 2, 3)]
-    with Engine(workers=1, device="cuda") as gpu:
-        assert list(gpu.run(square, [2, 3])) == [(4, os.getpid()), (9, os.getpid())]
-    with Engine() as idle:
-        assert list(idle.run(square, [])) == []
-        assert list(idle.run(square, [3])) == [(9, os.getpid())]
+def test_workers_are_threads_of_this_process() -> None:
+    before = torch.get_num_threads()
+    with Engine(workers=3) as engine:
+        assert list(engine.run(threads, range(2))) == [3, 3]
+        with one_thread():
+            assert (torch.get_num_threads(), available_threads()) == (1, 3)
+    with Engine() as engine:
+        assert list(engine.run(threads, range(1))) == [before]
+    assert torch.get_num_threads() == available_threads() == before
 
 
-@pytest.fixture
-def empty_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing may be left behind, neither in the place for temporary files nor in the current
-    folder."""
-    here, temporary = tmp_path / "here", tmp_path / "tmp"
-    here.mkdir()
-    temporary.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    yield
-    assert not list(temporary.iterdir())
-    assert not list(here.iterdir())
+def test_a_task_begins_when_its_result_is_asked_for(tmp_path: Path) -> None:
+    with Engine(workers=2) as engine:
+        results = engine.run(note, [tmp_path / str(number) for number in range(5)])
+        next(results)
+        assert [path.name for path in tmp_path.iterdir()] == ["0"]
 
 
-@pytest.mark.usefixtures("spawned", "empty_folders")
-def test_processes_are_started_for_work_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ders_core.jobs.engine.cores", lambda: 2)
-    with Engine() as short:
-        assert {pid for _, pid in short.run(square, range(9))} == {os.getpid()}
-    monkeypatch.setattr("ders_core.jobs.engine.ALONE_SECONDS", 0.2)
-    with Engine() as long:
-        results = list(long.run(nap, range(9)))
-        assert [pid for _, pid in results[:2]] == [os.getpid()] * 2
-        assert os.getpid() not in {pid for _, pid in results[2:]}
-        assert sorted(number for number, _ in results) == list(range(9))
-        assert os.getpid() not in {pid for _, pid in long.run(square, range(3))}  # they are there
-
-
-def test_processes_share_the_work(engine: Engine) -> None:
-    results = list(engine.run(nap, range(8)))
-    assert sorted(number for number, _ in results) == list(range(8))
-    assert len({pid for _, pid in results}) == 2
-    assert os.getpid() not in {pid for _, pid in results}
-    assert set(engine.run(threads, range(4))) == {1}
-
-
-def test_no_other_user_of_the_machine_can_give_work(engine: Engine) -> None:
-    """With a key of their own, or with none."""
-    from distributed import Client
-    from distributed.security import Security
-
-    list(engine.run(square, [2, 3]))
-    address = engine._client.scheduler.address
-    assert address.startswith("tls://127.0.0.1:")
-    port = address.rpartition(":")[2]
-    for other, security in ((f"tcp://127.0.0.1:{port}", None), (address, Security.temporary())):
-        with pytest.raises((OSError, TimeoutError)):
-            Client(other, security=security, timeout=2, set_as_default=False)
-
-
-def test_an_error_comes_back_as_itself(engine: Engine) -> None:
-    with pytest.raises(RecipeError, match="the third one") as caught:
+@pytest.mark.parametrize("engine", [Engine(workers=2), Engine(device="cuda")])
+def test_an_error_comes_back_as_itself(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ders_core.jobs.engine.gpus", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    with engine, pytest.raises(RecipeError, match="the third one") as caught:
         list(engine.run(fail_at_three, range(6)))
     assert caught.value.line == 7
 
 
-def test_few_tasks_are_under_way_at_once(engine: Engine, tmp_path: Path) -> None:
-    results = engine.run(note, [tmp_path / str(number) for number in range(60)])
-    next(results)
-    time.sleep(1)
-    assert len(list(tmp_path.iterdir())) < 10
-    results.close()  # type: ignore[attr-defined]
-    assert next(iter(engine.run(square, [5, 5])))[0] == 25
+def test_each_gpu_has_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there are GPUs or not, that is what each thread is told."""
+    of_thread: dict[int, int] = {}
+
+    def choose(number: int) -> None:
+        of_thread[threading.get_ident()] = number
+
+    def work(number: int) -> tuple[int, int]:
+        time.sleep(0.02)
+        return number, of_thread[threading.get_ident()]
+
+    monkeypatch.setattr("ders_core.jobs.engine.gpus", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    for workers, used in ((None, {0, 1, 2}), (2, {0, 1}), (9, {0, 1, 2})):
+        of_thread.clear()
+        with Engine(workers, device="cuda") as engine:
+            results = list(engine.run(work, range(12)))
+        assert sorted(number for number, _ in results) == list(range(12))
+        assert {gpu for _, gpu in results} == used == set(of_thread.values())
 
 
-def test_a_killed_process_costs_only_its_task(engine: Engine) -> None:
-    results: list[int] = []
-    for number, pid in engine.run(nap, range(14)):
-        if not results:
-            os.kill(pid, signal.SIGKILL)
-        results.append(number)
-    assert sorted(results) == list(range(14))
-
-
-def sees(_: int) -> tuple[str | None, int]:
-    time.sleep(0.1)
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
-
-
-@pytest.mark.usefixtures("spawned")  # with the variables that are set here
-def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether there are GPUs or not, that is what each process is told."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_no_more_tasks_than_gpus_are_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ders_core.jobs.engine.gpus", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     with Engine(device="cuda") as engine:
-        results = set(engine.run(sees, range(6)))
-    assert {seen for seen, _ in results} == {"0", "1"}
-    assert len(results) == 2  # the same one for each process, all the time
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
-    with Engine(workers=2, device="cuda") as engine:
-        assert {seen for seen, _ in engine.run(sees, range(6))} == {"3", "GPU-5a"}
+        results = engine.run(note, [tmp_path / str(number) for number in range(60)])
+        with closing(results):  # type: ignore[type-var]
+            next(results)
+        assert len(list(tmp_path.iterdir())) <= 3
 
 
-PLACE: dict[str, Any] = {
-    "host": "127.0.0.1",
-    "dashboard_address": "127.0.0.1:0",
-    "threads_per_worker": 1,
-}
+def test_workers_are_at_least_one() -> None:
+    with raises_saying(JobError, "0 workers", "at least 1"):
+        Engine(workers=0)
+
+
+# A cluster
+
+
+@contextmanager
+def cluster(**options: Any) -> Iterator[str]:
+    """The address of a dask cluster of one worker with one thread."""
+    from distributed import LocalCluster
+
+    usual = {"n_workers": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(threads_per_worker=1, **usual | options) as started:
+        yield started.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster in this process that offers a GPU; tasks travel over its ports all the same."""
+    with cluster(processes=False, protocol="tcp", resources={"GPU": 1}) as started:
+        yield started
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_given_scheduler_is_used(device: str, address: str) -> None:
+    with Engine(scheduler=address, device=device) as engine:
+        results = list(engine.run(square, [2, 3]))
+        assert list(engine.run(threads, [1])) == [1]
+    assert sorted(value for value, _ in results) == [4, 9]
+    assert threading.get_ident() not in {thread for _, thread in results}
+
+
+def test_an_error_of_a_cluster_comes_back_as_itself(address: str) -> None:
+    with (
+        Engine(scheduler=address) as engine,
+        pytest.raises(RecipeError, match="the third one") as caught,
+    ):
+        list(engine.run(fail_at_three, range(6)))
+    assert caught.value.line == 7
+    assert pickle.loads(pickle.dumps(caught.value)).line == 7
+
+
+def test_few_tasks_are_under_way_on_a_cluster(address: str, tmp_path: Path) -> None:
+    with Engine(scheduler=address) as engine:
+        results = engine.run(note, [tmp_path / str(number) for number in range(60)])
+        next(results)
+        time.sleep(0.3)
+        assert len(list(tmp_path.iterdir())) < 10
+        results.close()  # type: ignore[attr-defined]
+        assert next(iter(engine.run(square, [5, 5])))[0] == 25
 
 
 def test_work_for_gpus_is_refused_where_no_worker_has_one() -> None:
-    from distributed import LocalCluster
-
     with (
-        LocalCluster(n_workers=1, processes=False, protocol="tcp", **PLACE) as cluster,
-        Engine(scheduler=cluster.scheduler_address, device="cuda") as engine,
-        raises_saying(JobError, cluster.scheduler_address, "GPU", "dask worker", "cpu"),
+        cluster(processes=False, protocol="tcp") as started,
+        Engine(scheduler=started, device="cuda") as engine,
+        raises_saying(JobError, started, "GPU", "dask worker", "cpu"),
     ):
         list(engine.run(square, [1, 2]))
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_given_scheduler_is_used(device: str, given_scheduler: str) -> None:
-    with Engine(scheduler=given_scheduler, device=device) as engine:
-        results = list(engine.run(square, [2, 3]))
-    assert sorted(value for value, _ in results) == [4, 9]
-    assert os.getpid() not in {pid for _, pid in results}
+class Ended:
+    """A future that ended otherwise than with a result or an error of its task."""
+
+    def __init__(self, status: str, error: Exception) -> None:
+        self.status, self._error = status, error
+
+    def result(self) -> None:
+        raise self._error
 
 
-@pytest.fixture(scope="module")
-def given_scheduler() -> Iterator[str]:
-    """The address of a cluster of one process that offers a GPU."""
-    from distributed import LocalCluster
+def test_the_end_of_a_clusters_processes_is_a_sentence() -> None:
+    """The cluster's own words for it are told as ours; how soon it notices is not ours."""
+    from concurrent.futures import CancelledError
 
-    with LocalCluster(n_workers=1, resources={"GPU": 1}, **PLACE) as cluster:
-        yield cluster.scheduler_address
+    from distributed import KilledWorker
 
+    from ders_core.jobs.cluster import Cluster
 
-@pytest.mark.slow
-def test_a_task_that_kills_its_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONFIG, "distributed.scheduler.allowed-failures", 0)
-    times = f" {ALLOWED_DEATHS + 1} times"
-    with (
-        Engine(workers=2) as engine,
-        raises_saying(JobError, "process", times, "SIGKILL", "memory"),
-    ):
-        list(engine.run(die, range(2)))
-
-
-@pytest.mark.slow
-def test_processes_that_end_late_do_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONFIG, "distributed.scheduler.allowed-failures", 0)
-    monkeypatch.setattr("ders_core.jobs.local_cluster.CLOSE_SECONDS", 0.001)
-    with Engine(workers=2) as engine, raises_saying(JobError, "process", "memory"):
-        list(engine.run(die, range(2)))
+    far = Cluster(None, "tcp://10.0.0.5:8786", "cpu")
+    with raises_saying(JobError, "process", "again and again", "tcp://10.0.0.5:8786"):
+        far._result(Ended("error", KilledWorker("task", None, 3)))
+    for status in ("cancelled", "lost"):
+        with raises_saying(JobError, "tcp://10.0.0.5:8786", "lost", "resume"):
+            far._result(Ended(status, CancelledError()))
+    with pytest.raises(RecipeError, match="wrong"):
+        far._result(Ended("error", RecipeError("wrong")))
 
 
 def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ders_core.jobs.engine.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("ders_core.jobs.cluster.CONNECT_SECONDS", 1)
     address = "tcp://127.0.0.1:9"
     with Engine(scheduler=address) as engine, raises_saying(JobError, address, "dask scheduler"):
         list(engine.run(square, [1]))
-    with raises_saying(JobError, "0 workers", "at least 1"):
-        Engine(workers=0)

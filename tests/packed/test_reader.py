@@ -13,7 +13,7 @@ from support.messages import raises_saying
 from ders_core.codecs import DeltaCodec, EncodeContext
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.errors import CheckpointError
-from ders_core.files.spec import DTYPES
+from ders_core.files.dtype import Dtype
 from ders_core.packed.open import is_packed, open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 
@@ -36,7 +36,7 @@ def test_surface(packed_dir: Path, mixtral_dir: Path) -> None:
     assert packed.bytes_total < original.bytes_total
     for name, info in original.tensors.items():
         assert packed.original.spec(name) == info.spec
-        assert packed.original.read(name).dtype == info.dtype
+        assert packed.original.read(name).dtype == info.dtype.torch
     with raises_saying(CheckpointError, "tensor 'x'"):
         packed.original.read("x")
 
@@ -47,11 +47,13 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
     names = {codec.name for group in packed.manifest.groups for codec in group.group_codec().codecs}
     assert names == {"lowrank", "quantized", "sparse"}
     for group in packed.manifest.groups:
-        codec, dtype = group.group_codec().codec, DTYPES[group.dtype]
+        codec, dtype = group.group_codec().codec, Dtype[group.dtype]
         assert isinstance(codec, DeltaCodec)
         shape = (group.shape[1], group.shape[2])
         for expert, source in enumerate(group.experts):
-            context = EncodeContext(dtype, expert_seed(11, group.layer, group.projection, expert))
+            context = EncodeContext(
+                dtype.torch, expert_seed(11, group.layer, group.projection, expert)
+            )
             parts = {}
             for part in codec.parts(shape, dtype):
                 whole = raw[f"{group.prefix}.{part}"]
@@ -60,7 +62,7 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
                 else:
                     parts[part] = whole[expert]
             delta = codec.decode(parts, shape, context)
-            expected = (raw[f"{group.prefix}.base"].double() + delta.double()).to(dtype)
+            expected = (raw[f"{group.prefix}.base"].double() + delta.double()).to(dtype.torch)
             got = packed.original.read(source.tensor)
             # float32 addition may round once before the rounding to bfloat16
             np.testing.assert_allclose(got.double(), expected.double(), rtol=2**-7, atol=1e-6)

@@ -12,7 +12,7 @@ import torch
 from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import is_packed
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.synthesize import synthesize

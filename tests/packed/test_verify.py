@@ -15,7 +15,7 @@ from support.messages import raises_saying
 from ders_core.codecs import Sparse
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.store import TensorStore
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress

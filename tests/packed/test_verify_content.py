@@ -17,7 +17,7 @@ from support.shell import ders
 
 from ders_core.codecs import Lossless
 from ders_core.files.writer import write_json
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule

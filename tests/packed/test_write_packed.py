@@ -30,7 +30,7 @@ TENSORS = {
 
 
 def contents(side_files: list[SideFile], **changes: Any) -> PackedContents:
-    specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in TENSORS.items()}
+    specs = {name: TensorSpec.like(t) for name, t in TENSORS.items()}
     fields: dict[str, Any] = {
         "tensors": {name: Stacked.whole(tensor) for name, tensor in TENSORS.items()},
         "groups": [],
@@ -80,7 +80,7 @@ def test_a_source_on_no_disk_gets_the_identity_that_it_would_have(
     write_packed(out, contents([]))
     source = tmp_path / "source"
     source.mkdir()
-    specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in TENSORS.items()}
+    specs = {name: TensorSpec.like(t) for name, t in TENSORS.items()}
     save_file({name: TENSORS[name] for name in file_order(specs)}, source / "model.safetensors")
     (source / "config.json").write_text(json.dumps(CONFIG))
     assert Manifest.read(out).source.identity == TensorStore.open(source).identity

@@ -20,7 +20,7 @@ from ders_core.codecs import (
     Sparse,
 )
 from ders_core.files.store import TensorStore
-from ders_core.packed.manifest import MANIFEST
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import SIDES, write_calibration
@@ -65,7 +65,7 @@ def mean(group: ExpertGroup, weights: torch.Tensor | None = None) -> torch.Tenso
     """In float64, then rounded to the storage dtype."""
     counts = torch.ones(group.shape[0]) if weights is None else weights
     share = (counts.double() / counts.double().sum()).view(-1, 1, 1)
-    return (group.read().double() * share).sum(0).to(group.dtype)
+    return (group.read().double() * share).sum(0).to(group.dtype.torch)
 
 
 def bases(checkpoint: Path) -> dict[tuple[int, str], torch.Tensor]:

@@ -28,7 +28,8 @@ from ders_core.codecs.coding.prng import expert_seed
 from ders_core.compute.threads import one_thread
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.store import TensorStore
-from ders_core.packed.manifest import MANIFEST, Manifest
+from ders_core.packed.manifest import Manifest
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
@@ -86,11 +87,11 @@ def uses(mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def synthesized(group: ExpertGroup, codecs: list[Codec]) -> Iterator[torch.Tensor]:
     """Ŵ_i `[out, in]` from the codecs alone; those with a choice are fitted on their experts."""
     weights = group.read()
-    base = (weights.float().sum(0) / group.shape[0]).to(group.dtype)
+    base = (weights.float().sum(0) / group.shape[0]).to(group.dtype.torch)
     for expert, codec in enumerate(codecs):
         members = [i for i, other in enumerate(codecs) if other == codec]
         fitted = codec.fit([weights[i].float() - base.float() for i in members])
-        context = EncodeContext(group.dtype, expert_seed(SEED, *group.key, expert))
+        context = EncodeContext(group.dtype.torch, expert_seed(SEED, *group.key, expert))
         with one_thread():
             weight = fitted.unpack(fitted.pack(weights[expert], base, context), base, context)
         yield weight

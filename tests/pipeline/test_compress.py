@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -19,10 +21,14 @@ from support.compress_support import TWO_BITS, Snapshot
 from support.forks import FORKS
 
 from ders_core.codecs import Quantized
+from ders_core.compute import threads as threads_module
+from ders_core.compute.threads import threads_of_torch
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import encode as encode_module
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.report import Outlook, Report
+from ders_core.pipeline.synthesize import synthesize
+from ders_core.pipeline.verify import verify
 from ders_core.recipe import DenseBase, Recipe, Rule, presets
 
 T = TypeVar("T")
@@ -113,17 +119,50 @@ def test_same_bytes_whatever_runs_it(
     assert snapshot(tmp_path / "out") == snapshot(packed_dir)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
 def test_same_bytes_however_many_threads(
-    mixtral_dir: Path, mix: Recipe, packed_dir: Path, tmp_path: Path, snapshot: Snapshot
+    threads: int,
+    mixtral_dir: Path,
+    mix: Recipe,
+    packed_dir: Path,
+    tmp_path: Path,
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(5)
-    try:
+    """As many experts as there are threads and memory are encoded at once; and there and back."""
+    busy, most, lock = 0, 0, threading.Lock()
+    encode = encode_module.encode_expert
+
+    def spy(*arguments: Any) -> Any:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        time.sleep(0.002)
+        encoded = encode(*arguments)
+        with lock:
+            busy -= 1
+        return encoded
+
+    monkeypatch.setattr(encode_module, "encode_expert", spy)
+    with threads_of_torch(threads):
         compress(mixtral_dir, tmp_path / "out", mix)
-        assert torch.get_num_threads() == 5
-    finally:
-        torch.set_num_threads(before)
+        assert torch.get_num_threads() == threads
+        synthesize(tmp_path / "out", tmp_path / "back")
+        verification = verify(tmp_path / "out", mixtral_dir)
+    assert most == min(threads, 4)
     assert snapshot(tmp_path / "out") == snapshot(packed_dir)
+    if threads == 1:
+        return
+    synthesize(packed_dir, tmp_path / "one")
+    assert snapshot(tmp_path / "back") == snapshot(tmp_path / "one")
+    assert verification == verify(packed_dir, mixtral_dir)
+    most = 0
+    monkeypatch.setattr(threads_module, "WORKING_BYTES", 22 * 112 * 64)
+    with threads_of_torch(threads):
+        compress(mixtral_dir, tmp_path / "bounded", mix)
+    assert 1 <= most <= 2
+    assert snapshot(tmp_path / "bounded") == snapshot(packed_dir)
 
 
 def test_tasks_compute_on_one_thread(
@@ -131,19 +170,16 @@ def test_tasks_compute_on_one_thread(
 ) -> None:
     """The matrices here are too small for threads to split a sum, so look at the setting itself."""
     seen: set[int] = set()
-    encode = encode_module._encode
+    for name in ("_encode", "encode_expert"):
+        encode = getattr(encode_module, name)
 
-    def spy(*arguments: Any) -> Any:
-        seen.add(torch.get_num_threads())
-        return encode(*arguments)
+        def spy(*arguments: Any, encode: Any = encode) -> Any:
+            seen.add(torch.get_num_threads())
+            return encode(*arguments)
 
-    monkeypatch.setattr(encode_module, "_encode", spy)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+        monkeypatch.setattr(encode_module, name, spy)
+    with threads_of_torch(3):
         compress(mixtral_dir, tmp_path / "out", TWO_BITS)
-    finally:
-        torch.set_num_threads(before)
     assert seen == {1}
 
 

@@ -58,7 +58,7 @@ def test_reports_say_gain_noise_and_what_noise_costs(
         known = measured.curvatures(group)
         assert known is not None
         weights, restored = double(group.read().float()), double(other.read().float())
-        base = double(group.read().float().mean(0).to(group.dtype).float())
+        base = double(group.read().float().mean(0).to(group.dtype.torch).float())
         deltas, coded = weights - base, restored - base
         gain = (coded * deltas).sum() / (deltas**2).sum()
         noise = np.sqrt(((coded - gain * deltas) ** 2).sum() / (deltas**2).sum())

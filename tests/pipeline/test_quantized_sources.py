@@ -17,6 +17,7 @@ from ders_core.checkpoint.layouts import Projection
 from ders_core.checkpoint.quantized import fp8, mxfp4
 from ders_core.codecs import Keep, Quantized
 from ders_core.errors import CheckpointError
+from ders_core.files.dtype import Dtype
 from ders_core.hf import load_model
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
@@ -125,7 +126,7 @@ def test_fp8_is_read_as_numbers(fp8_dir: Path) -> None:
     checkpoint, tensors = open_checkpoint(fp8_dir), read(fp8_dir)
     assert checkpoint.recognition.sure == 1
     for group in checkpoint.groups():
-        assert group.dtype is torch.bfloat16
+        assert group.dtype is Dtype.BF16
         for expert, matrix in enumerate(group.experts):
             codes = tensors[matrix.info.name].double()
             scales = tensors[f"{matrix.info.name}_scale_inv"].double()

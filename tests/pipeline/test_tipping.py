@@ -117,7 +117,7 @@ def test_a_prediction_has_what_tipped_choices_cost(mixtral_dir: Path, tmp_path: 
         key = (entry.layer, entry.projection)
         group = source.group(*key)
         weights, restored = double(group.read().float()), double(packed.group(*key).read().float())
-        base = double(group.read().float().mean(0).to(group.dtype).float())
+        base = double(group.read().float().mean(0).to(group.dtype.torch).float())
         curvatures = known.router_curvatures(group)
         assert curvatures is not None
         noises[key] = 0.0

@@ -1,7 +1,8 @@
-"""A task runner that encodes a group once: the next time, what was staged is copied."""
+"""A task runner that encodes a group once: the next time, what was written is copied."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,30 +16,41 @@ from ders_core.files.inputs import Held
 @dataclass(frozen=True)
 class EncodedOnce:
     """directory: keeps the files that tasks staged. Tasks are told apart by all of their fields but
-    the place where they stage, and what else the run has opened."""
+    the run, the places that they write to, and what else the run has opened."""
 
     directory: Path
-    known: dict[bytes, tuple[Path, Any]] = field(default_factory=dict)
+    known: dict[bytes, tuple[Path, dict[str, bytes], Any]] = field(default_factory=dict)
 
     def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterator[Any]:
         for task in tasks:
-            key = pickle.dumps((function, replace(task, staged="", held=Held())))
+            alike = replace(task, staged="", places=None, run="", held=Held())
+            key = pickle.dumps((function, alike, task.places is None))
             if key not in self.known:
                 answer = function(task)
                 kept = self.directory / str(len(self.known))
                 kept.mkdir()
                 for file in _staged(task):
                     shutil.copyfile(file, kept / file.name)
-                self.known[key] = (kept, answer)
+                self.known[key] = (kept, _in_place(task), answer)
                 yield answer
                 continue
-            kept, answer = self.known[key]
+            kept, values, answer = self.known[key]
+            for name, value in values.items():
+                place = task.places[name]
+                with open(place.file, "rb+") as weights:
+                    os.pwrite(weights.fileno(), value, place.begin)
             for file in kept.iterdir():
                 shutil.copyfile(file, Path(task.staged).with_name(file.name))
             yield answer
 
 
 def _staged(task: Any) -> Iterator[Path]:
-    """The group's tensors, and the note beside them."""
+    """The group's tensors, if they are staged, and the note."""
     staged = Path(task.staged)
     yield from staged.parent.glob(f"{staged.stem}.*")
+
+
+def _in_place(task: Any) -> dict[str, bytes]:
+    """What was written to the group's places, by the names of its tensors."""
+    places = task.places or {}
+    return {name: b"".join(place.raw()) for name, place in places.items()}

@@ -26,3 +26,18 @@ FAMILIES = (
     "stablelm_upcycled",
 )
 # fmt: on
+
+TWO = """
+    aria aria_text cohere2_moe dbrx deepseek_v2 dots1 flex_olmo gemma4 gemma4_text gpt_oss
+    granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe inkling_mm_model
+    inkling_text jetmoe kolibri1 longcat_flash mellum minimax minimax_m2 minimax_m3_vl
+    minimax_m3_vl_text mistral4 mixtral muse_spark muse_spark_text olmoe openai_privacy_filter
+    phimoe qwen2_moe qwen3_moe qwen3_omni_moe_thinker qwen3_vl_moe qwen3_vl_moe_text solar_open
+"""
+THREE = """
+    afmoe axk1 axk2 deepseek_ocr2 ernie4_5_moe ernie4_5_vl_moe exaone_moe glm4_moe glm4_moe_lite
+    glm4v_moe glm4v_moe_text hy_v3 inkling2 inkling2_text kimi_linear laguna mimo_v2_flash
+    unlimited_ocr zaya
+"""
+FEW_LAYERS = dict.fromkeys(TWO.split(), 2) | dict.fromkeys(THREE.split(), 3)
+"""With so many layers they have two with experts, and each kind of layer that four would have."""

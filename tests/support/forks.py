@@ -1,6 +1,6 @@
 """Processes that start with everything imported: forked from one that is kept for it.
 
-Python's forkserver imports torch, transformers, dask and the package once; what it forks is there
+Python's forkserver imports torch, transformers and the package once; what it forks is there
 in a hundredth of a second, where a new process takes four seconds of a core. There is one server in
 a process, and what it imports is fixed when it starts: `start` is called before anyone else may.
 """
@@ -21,7 +21,6 @@ FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = [
     "torch",
     "transformers",
-    "distributed",
     "ders_core.cli.main",
     "ders_core.analysis",
     "ders_core.evaluate",

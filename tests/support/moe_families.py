@@ -14,12 +14,17 @@ from functools import cache
 from typing import Any
 
 import torch
+from support.family_names import FEW_LAYERS
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from ders_core.hf.upcycled import UPCYCLED
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY, TOKENS = 4, 4, 2, 96, 12
+"""Layers: of what `FEW_LAYERS` does not name."""
+
+TOWERS = re.compile("vision|audio")
+"""Configurations of encoders without experts: one layer of each."""
 
 AUTO = (
     "MODEL_FOR_CAUSAL_LM_MAPPING",
@@ -140,7 +145,7 @@ OWN: dict[str, dict[str, Any]] = {
             "rope_parameters": {"mrope_section": [1, 1, 2]},
         }
     },
-    "muse_spark": {"audio_config": {"hidden_sizes": [8, 16, 24, 32]}},
+    "muse_spark": {"audio_config": {"num_hidden_layers": 4, "hidden_sizes": [8, 16, 24, 32]}},
     "deepseek_ocr2": {"vision_config": SAM},
     "unlimited_ocr": {"vision_config": SAM},
     "mistral4": {"head_dim": 16},
@@ -180,6 +185,11 @@ class Family:
         """bfloat16, but for Inkling 2, whose router transformers runs in float32 only."""
         return torch.float32 if "inkling2" in self.model_type else torch.bfloat16
 
+    def empty(self) -> PreTrainedModel:
+        """The model without memory for its weights."""
+        with torch.device("meta"):
+            return self.model_class(self.config)
+
     def build(self, seed: int = 0) -> PreTrainedModel:
         """A random model whose experts share a start, in evaluation mode."""
         torch.manual_seed(seed)
@@ -211,7 +221,7 @@ class Family:
         return arguments
 
 
-def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
+def shrunk(config: Mapping[str, Any], layers: int = LAYERS) -> dict[str, Any]:
     """A configuration's fields with the sizes replaced, sub-configurations included."""
     small: dict[str, Any] = {}
     for key, value in config.items():
@@ -222,16 +232,16 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and name in UNSET:
             small[key] = UNSET[name]
         elif name == "per_layer_config" and isinstance(value, Mapping):
-            first = {layer: fields for layer, fields in value.items() if int(layer) < LAYERS}
-            small[key] = {layer: shrunk(fields) for layer, fields in first.items()}
+            first = {layer: fields for layer, fields in value.items() if int(layer) < layers}
+            small[key] = {layer: shrunk(fields, layers) for layer, fields in first.items()}
         elif isinstance(value, Mapping):
-            small[key] = shrunk(value)
+            small[key] = shrunk(value, 1 if TOWERS.search(name) else layers)
         elif value == 0 and number:
             small[key] = 0
         elif name in SIZES and number:
             small[key] = SIZES[name]
         elif LAYER_KEYS.fullmatch(name) and number:
-            small[key] = LAYERS
+            small[key] = layers
         elif EXPERT_KEYS.fullmatch(name) and number:
             small[key] = EXPERTS
         elif TOP_K_KEYS.fullmatch(name) and number and value > 1:
@@ -241,7 +251,7 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
         elif name.endswith("_token_id") and number:
             small[key] = min(value, VOCABULARY - 1 - len(small) % 16)
         elif isinstance(value, list) and re.search("layer|block", name):
-            small[key] = value[:LAYERS]
+            small[key] = value[:layers]
         else:
             small[key] = value
     return small
@@ -309,17 +319,32 @@ def family_of(model_type: str) -> Family | str:
     why = PART_OF_ANOTHER
     for number, model_class in enumerate(_classes(type(default))):
         try:
-            return _family(model_type, model_class, default)
+            family = _family(model_type, model_class, FEW_LAYERS.get(model_type, LAYERS))
+            family.empty()
+            return family
         except Exception as error:  # whatever a model makes of a shrunk configuration
             why = why if number else _reason(error)
     return why
 
 
-def _family(
-    model_type: str, model_class: type[PreTrainedModel], default: PreTrainedConfig
-) -> Family:
-    fields = _merged(shrunk(default.to_dict()), OWN.get(model_type, {}))
-    config = type(default).from_dict(fields)
-    with torch.device("meta"):
-        model_class(config)
-    return Family(model_type, model_class, config)
+def _family(model_type: str, model_class: type[PreTrainedModel], layers: int) -> Family:
+    default = default_of(model_type)
+    fields = _merged(shrunk(default.to_dict(), layers), OWN.get(model_type, {}))
+    return Family(model_type, model_class, type(default).from_dict(fields))
+
+
+def kinds_left_out(family: Family) -> set[str]:
+    """What one of `LAYERS` layers is and none of the family's: its modules and their sizes."""
+    whole = _family(family.model_type, family.model_class, LAYERS)
+    return _kinds(whole.empty()) - _kinds(family.empty())
+
+
+def _kinds(model: PreTrainedModel) -> set[str]:
+    kinds = set()
+    for name, stack in model.named_modules():
+        if isinstance(stack, torch.nn.ModuleList) and not re.search(r"\.\d+\.", name):
+            shapes = [[weight.shape for weight in layer.parameters()] for layer in stack]
+            layers = [f"{name}: {layer} {own}" for layer, own in zip(stack, shapes, strict=True)]
+            if any("expert" in layer for layer in layers):
+                kinds |= {*layers}
+    return kinds

@@ -28,6 +28,7 @@ from ders_core.codecs import (
     codec_class,
 )
 from ders_core.errors import CodecError, RecipeError
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
@@ -60,7 +61,7 @@ class Columns(DeltaCodec):
     def columns(self, width: int) -> int:
         return round(self.share * width)
 
-    def parts(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return {"columns": TensorSpec(dtype, (shape[0], self.columns(shape[1])))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:

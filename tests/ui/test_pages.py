@@ -89,6 +89,19 @@ def test_checkpoint_page_answers(app: AppTest, mixtral_dir: Path) -> None:
     assert app.dataframe[0].value["layer"].tolist() == [0, 1]
 
 
+def test_one_figure_on_every_page(app: AppTest, workspace: Workspace, mixtral_dir: Path) -> None:
+    """A sample's is said to be one; where the analysis is there, its own is told."""
+    source = open_checkpoint(mixtral_dir)
+    assert "sample" in words(opened(app, mixtral_dir))
+    analysis = analyze(source, spectra="none")
+    moved = replace(analysis, groups=analysis.groups.assign(mean_one_minus_cos=0.1358))
+    moved.save(workspace.analysis_dir(source.identity))
+    for page in ("checkpoint", "redundancy"):
+        text = words(on(app, page))
+        assert "0.8642" in text
+        assert "sample" not in text
+
+
 def test_a_scratch_model_is_recognised(app: AppTest, scratch_dir: Path) -> None:
     opened(app, scratch_dir)
     assert "no common start" in words(app)

@@ -11,11 +11,11 @@ from torch.nn import functional as F  # noqa: N812
 from ders_core.codecs.coding.prng import random_positions
 from ders_core.upcycle.delta import Delta
 from ders_core.upcycle.experts import ExpertLinear, Routes
-from ders_core.upcycle.forms.lowrank import LowRankDelta
-from ders_core.upcycle.forms.sparse import LearnedDelta, SparseDelta
-from ders_core.upcycle.forms.vanilla import SeparateLinear
+from ders_core.upcycle.lowrank_delta import LowRankDelta
 from ders_core.upcycle.moe_block import UpcycledFFN
+from ders_core.upcycle.separate import SeparateLinear
 from ders_core.upcycle.shared import SharedLinear
+from ders_core.upcycle.sparse_delta import LearnedDelta, SparseDelta
 
 EXPERTS, OUT, IN, TOKENS, TOP_K = 4, 7, 5, 12, 2
 

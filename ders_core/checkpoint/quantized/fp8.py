@@ -12,25 +12,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from ders_core.checkpoint.quantized.scheme import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.dtype import Dtype
+from ders_core.files.numbers import as_float32, powers_of_two
+from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
+from ders_core.later import np, torch
 
-CODES = torch.float8_e4m3fn
+CODES = Dtype.F8_E4M3
 LARGEST = 448.0
 """The largest finite E4M3 number."""
 
 BLOCK = (128, 128)
 MX_BLOCK = (1, 32)
 SCALE_DTYPES = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float8_e8m0fnu,
-    torch.uint8,  # E8M0 under its older name: the power of two 2^(byte − 127)
+    Dtype.F32,
+    Dtype.BF16,
+    Dtype.F16,
+    Dtype.F8_E8M0,
+    Dtype.U8,  # E8M0 under its older name: the power of two 2^(byte − 127)
 )
 SURE_SCALE = re.compile(r"(weight|proj)_scale_inv$|\.qscale_weight$")
 """Names that nothing but a scale of fp8 codes has."""
@@ -70,7 +71,7 @@ def quantize(
     numbers = _numbers(scales)
     # v/∞ is ±0: the code for a block in which every code means 0
     numbers = torch.where(numbers == 0, torch.inf, numbers)
-    codes = torch.empty(values.shape, dtype=CODES, device=values.device)
+    codes = torch.empty(values.shape, dtype=CODES.torch, device=values.device)
     step = max(1, CHUNK // max(values.shape[1], 1))
     for begin in range(0, values.shape[0], step):
         part = values[begin : begin + step].to(torch.float32)
@@ -78,7 +79,7 @@ def quantize(
         for cells, scale in _cells(part, numbers, block, first_row + begin):
             cells.div_(scale)
         # not every version of torch saturates by itself: beyond the range comes NaN
-        codes[begin : begin + step] = part.clamp_(-LARGEST, LARGEST).to(CODES)
+        codes[begin : begin + step] = part.clamp_(-LARGEST, LARGEST).to(CODES.torch)
     return codes
 
 
@@ -135,17 +136,42 @@ class Fp8Weight(QuantizedWeight):
     def _scales(self, expert: int, first: int, last: int) -> tuple[torch.Tensor, int]:
         """The scales `[·, ceil(in/bi)]` float32 of rows first … last, and which of the rows that
         they cover is `first`."""
+        begin, count, offset = self._cells_of(expert, first, last)
+        scales = _numbers(self.scales.elements(begin, count))
+        self._check(bool(scales.isfinite().all()))
+        return scales.view(-1, self.grid[1]), offset
+
+    def numbers(self, expert: int = 0, rows: slice | None = None) -> np.ndarray:
+        out, width = self.shape[-2:]
+        first, last = self.span(rows)
+        begin, count, offset = self._cells_of(expert, first, last)
+        words = self.scales.words(begin, (1, count), (count, 1))
+        is_byte = self.scales.dtype is Dtype.U8
+        scales = powers_of_two(words) if is_byte else as_float32(words, self.scales.dtype)
+        self._check(bool(np.isfinite(scales).all()))
+        place = (expert * out + first) * width
+        codes = self.codes.words(place, (last - first, width), (width, 1))
+        high, wide = self.block
+        cell_rows = (np.arange(last - first) + offset) // high
+        cells = scales.reshape(-1, self.grid[1])[cell_rows][:, np.arange(width) // wide]
+        numbers: np.ndarray = as_float32(codes, self.codes.dtype) * cells
+        return numbers
+
+    def _cells_of(self, expert: int, first: int, last: int) -> tuple[int, int, int]:
+        """Of the scales of rows first … last: the first one's place, how many they are, and which
+        of the rows that they cover is `first`."""
         high, columns = self.block[0], self.grid[1]
         top, bottom = first // high, -(-last // high)
         begin = 0 if self.shared else expert * self.grid[0]
-        count = max(bottom - top, 0) * columns
-        scales = _numbers(self.scales.elements((begin + top) * columns, count))
-        if not bool(scales.isfinite().all()):
+        return (begin + top) * columns, max(bottom - top, 0) * columns, first - top * high
+
+    def _check(self, is_finite: bool) -> None:
+        """Raise CheckpointError for a scale that is no finite number."""
+        if not is_finite:
             raise CheckpointError(
                 f"{self.scales.file_name}: {self.scales.name!r} holds a scale that is not a finite "
                 "number; the checkpoint is damaged, so copy it again"
             )
-        return scales.view(-1, columns), first - top * high
 
 
 @dataclass(frozen=True)
@@ -226,8 +252,8 @@ class Fp8(Scheme):
             )
         if scales.dtype not in SCALE_DTYPES:
             raise CheckpointError(
-                f"{scales.file_name}: the scales {scales.name!r} are {NAMES[scales.dtype]}, but "
-                f"those of fp8 weights are {', '.join(NAMES[dtype] for dtype in SCALE_DTYPES)}; "
+                f"{scales.file_name}: the scales {scales.name!r} are {scales.dtype.name}, but "
+                f"those of fp8 weights are {', '.join(dtype.name for dtype in SCALE_DTYPES)}; "
                 "the checkpoint is damaged or follows a rule that is not known here"
             )
         for shape, block, shared in self._shapes(codes.shape, scales.dtype):
@@ -242,12 +268,12 @@ class Fp8(Scheme):
         )
 
     def _shapes(
-        self, codes: tuple[int, ...], dtype: torch.dtype
+        self, codes: tuple[int, ...], dtype: Dtype
     ) -> Iterator[tuple[tuple[int, ...], tuple[int, int], bool]]:
         """The shapes that scales may have, with their block and whether all experts share them."""
         *experts, out, width = codes
         yield (*experts, *_grid(codes, self.block)), self.block, False
-        if dtype in (torch.float8_e8m0fnu, torch.uint8):
+        if dtype in (Dtype.F8_E8M0, Dtype.U8):
             yield (*experts, *_grid(codes, MX_BLOCK)), MX_BLOCK, False
         for row in ((out, 1), (out,)):
             yield (*experts, *row), (1, width), False

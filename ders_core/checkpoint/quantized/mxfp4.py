@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import torch
-
 from ders_core.checkpoint.quantized.scheme import CHUNK, QuantizedWeight, Scheme
 from ders_core.errors import CheckpointError
-from ders_core.files.spec import NAMES, TensorSpec
+from ders_core.files.dtype import Dtype
+from ders_core.files.numbers import powers_of_two
+from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
+from ders_core.later import np, torch
 
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """What the codes 0 … 7 mean; 8 … 15 are their negatives."""
@@ -120,14 +121,31 @@ class Mxfp4Weight(QuantizedWeight):
 
     def _scales(self, expert: int, first: int, last: int) -> torch.Tensor:
         """`[last - first, G]` uint8"""
+        return torch.from_numpy(self._scale_bytes(expert, first, last))
+
+    def numbers(self, expert: int = 0, rows: slice | None = None) -> np.ndarray:
+        out, width = self.shape[-2:]
+        first, last = self.span(rows)
+        place = (expert * out + first) * (width // 2)
+        pairs = self.codes.words(place, (last - first, width // 2), (width // 2, 1))
+        codes = np.stack((pairs & 15, pairs >> 4), axis=-1)
+        codes = codes.reshape(last - first, width // SIZE, SIZE)
+        levels = np.array([*LEVELS, *(-level for level in LEVELS)], np.float32)
+        factors = powers_of_two(self._scale_bytes(expert, first, last))
+        numbers: np.ndarray = levels[codes] * factors[:, :, None]
+        return numbers.reshape(last - first, width)
+
+    def _scale_bytes(self, expert: int, first: int, last: int) -> np.ndarray:
+        """`[last - first, G]` uint8. Raises CheckpointError for one that means NaN."""
         out, groups = self.shape[-2], self.shape[-1] // SIZE
-        scales = self.scales.elements((expert * out + first) * groups, (last - first) * groups)
+        place = (expert * out + first) * groups
+        scales = self.scales.words(place, (last - first, groups), (groups, 1))
         if bool((scales == NO_NUMBER).any()):
             raise CheckpointError(
                 f"{self.scales.file_name}: {self.scales.name!r} holds a scale of {NO_NUMBER}, "
                 "which means that they are not numbers; the checkpoint is damaged, so copy it again"
             )
-        return scales.view(last - first, groups)
+        return scales
 
 
 @dataclass(frozen=True)
@@ -146,7 +164,7 @@ class Mxfp4(Scheme):
 
     @staticmethod
     def codes(shape: tuple[int, ...]) -> TensorSpec:
-        return TensorSpec(torch.uint8, (*shape[:-1], shape[-1] // SIZE, SIZE // 2))
+        return TensorSpec(Dtype.U8, (*shape[:-1], shape[-1] // SIZE, SIZE // 2))
 
     def companions(self, tensors: Mapping[str, TensorReader]) -> dict[str, str]:
         pairs: dict[str, str] = {}
@@ -173,9 +191,9 @@ class Mxfp4(Scheme):
         weights: dict[str, QuantizedWeight] = {}
         for name, companion in self.companions(tensors).items():
             blocks, scales = tensors[name], tensors[companion]
-            if scales.dtype != torch.uint8 or scales.shape != blocks.shape[:-1]:
+            if scales.dtype is not Dtype.U8 or scales.shape != blocks.shape[:-1]:
                 raise CheckpointError(
-                    f"{scales.file_name}: the scales {scales.name!r} are {NAMES[scales.dtype]} "
+                    f"{scales.file_name}: the scales {scales.name!r} are {scales.dtype.name} "
                     f"{list(scales.shape)}, but {name!r} needs U8 {list(blocks.shape[:-1])}; "
                     "the checkpoint is damaged, so copy it again"
                 )
@@ -194,7 +212,7 @@ class Mxfp4(Scheme):
 
 def _is_blocks(info: TensorReader) -> bool:
     return (
-        info.dtype == torch.uint8
+        info.dtype is Dtype.U8
         and len(info.shape) >= 3
         and info.shape[-1] == SIZE // 2
         and info.name.endswith(BLOCKS)
@@ -202,7 +220,7 @@ def _is_blocks(info: TensorReader) -> bool:
 
 
 def _is_scales(info: TensorReader) -> bool:
-    return info.dtype == torch.uint8 and info.name.endswith(SCALES)
+    return info.dtype is Dtype.U8 and info.name.endswith(SCALES)
 
 
 def _plain(name: str) -> str:

@@ -6,21 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-import torch
-
 from ders_core.errors import CheckpointError
-from ders_core.files.spec import NAMES
+from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import TensorReader
 
 ORIGINAL = "give the bfloat16, float16 or float32 original"
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32)
+INTEGERS = (Dtype.U8, Dtype.I8, Dtype.I16, Dtype.U16, Dtype.I32, Dtype.U32)
 
-Sign = Mapping[str, tuple[torch.dtype, ...]]
+Sign = Mapping[str, tuple[Dtype, ...]]
 """Endings that the names of tensors next to one another have, with the dtypes they may have there
 (none: any)."""
 
-I8, U8, I32, U32 = (torch.int8,), (torch.uint8,), (torch.int32,), (torch.uint32,)
-E8M0 = (torch.float8_e8m0fnu, torch.uint8)
+I8, U8, I32, U32 = (Dtype.I8,), (Dtype.U8,), (Dtype.I32,), (Dtype.U32,)
+E8M0 = (Dtype.F8_E8M0, Dtype.U8)
 
 
 @dataclass(frozen=True)
@@ -156,9 +154,9 @@ def refuse_tensors(tensors: Mapping[str, TensorReader]) -> None:
                 )
     for info in tensors.values():
         odd = info.dtype in INTEGERS and len(info.shape) >= 2 and info.name.endswith(".weight")
-        if "expert" in info.name and (odd or info.dtype == torch.float8_e5m2):
+        if "expert" in info.name and (odd or info.dtype == Dtype.F8_E5M2):
             raise CheckpointError(
-                f"{info.file_name}: {info.name!r} is stored as {NAMES[info.dtype]}, in a quantized "
+                f"{info.file_name}: {info.name!r} is stored as {info.dtype.name}, in a quantized "
                 f"form that is not known here; {ORIGINAL}"
             )
 

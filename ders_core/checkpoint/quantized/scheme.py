@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
+from ders_core.later import np, torch
 
 CHUNK = 1 << 20
 """Values that are converted at once, so that memory besides the result stays a few MiB."""
@@ -51,6 +50,10 @@ class QuantizedWeight(ABC):
 
         Raises CheckpointError if a file cannot be read or a scale is not a finite number.
         """
+
+    @abstractmethod
+    def numbers(self, expert: int = 0, rows: slice | None = None) -> np.ndarray:
+        """What `read` gives, in numpy, without torch: for the few rows of a first look."""
 
     @abstractmethod
     def quantize(

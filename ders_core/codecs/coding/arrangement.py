@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.steps import Steps
 from ders_core.compute import kernels
+from ders_core.later import np, torch
 
 
 class Arrangement:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.differences import CONTEXTS, Base, Parts, Split, bits_of
 from ders_core.codecs.coding.frequencies import entropy_bytes
 from ders_core.codecs.coding.level_stream import NOTHING_CODED, lanes_log2_of
@@ -24,6 +21,7 @@ from ders_core.codecs.coding.rans import (
     Tables,
 )
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.later import np, torch
 
 FINE = 64
 """Symbols to one mean distance, at most; finer bits are noise."""
@@ -39,10 +37,6 @@ NOISE_BITS = BITS
 
 MOST_LOW = 32
 FAR_BYTES = 5
-
-ALWAYS = Table(np.array([1 << BITS]))
-ALWAYS_RARE = Table(np.array([1 << MOST_BITS]), MOST_BITS)
-"""Of contexts without entries."""
 
 
 def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
@@ -163,13 +157,18 @@ def _rare_ones(tables: Sequence[LevelTables | None], width: int) -> np.ndarray:
     return of_rare
 
 
+def _always(bits: int) -> Table:
+    """Of a context without entries."""
+    return Table(np.array([1 << bits]), bits)
+
+
 def _usual(tables: Sequence[LevelTables | None]) -> Tables:
-    return Tables([ALWAYS if table is None else table.usual for table in tables])
+    return Tables([_always(BITS) if table is None else table.usual for table in tables])
 
 
 def _rare(tables: Sequence[LevelTables | None]) -> Tables:
     rare = (None if table is None else table.rare for table in tables)
-    return Tables([ALWAYS_RARE if table is None else table for table in rare])
+    return Tables([_always(MOST_BITS) if table is None else table for table in rare])
 
 
 def _uniform(lows: np.ndarray, begin: int) -> Tables:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.sections import Popped
 from ders_core.codecs.coding.steps import Steps, powers
 from ders_core.codecs.coding.stream import damaged
 from ders_core.codecs.synthesis import combine
 from ders_core.compute import kernels
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
+from ders_core.later import np
 
 
 def frequencies_of(counts: np.ndarray, bits: int) -> np.ndarray:

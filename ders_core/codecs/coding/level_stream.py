@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
 from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of
@@ -18,6 +15,7 @@ from ders_core.codecs.coding.rans import BITS, MOST_LANES_LOG2, Popper, Pusher, 
 from ders_core.codecs.coding.sections import read_section, section_of
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.later import np, torch
 
 MARK = 0xFFFF
 """The first two bytes: no stream of an earlier form begins with them."""

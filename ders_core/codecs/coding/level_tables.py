@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ders_core.codecs.coding.frequencies import eighths, frequencies_of
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, Popper, Table
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.compute import kernels
+from ders_core.later import np
 
 MOST_LEVELS = 1 << MOST_BITS
 """Each has a slot even where all are rare."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
+from ders_core.compute import kernels
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.errors import CodecError
+from ders_core.later import np, torch
 
 CHUNK = 1 << 17
 """Values at a time on the CPU; a multiple of 8."""
@@ -22,16 +21,29 @@ def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
 
     Plane k holds bit k of every value, the first of eight values in a byte's lowest bit.
     """
-    count = values.numel()
+    packed = torch.empty(
+        packed_bytes(values.numel(), bits), dtype=torch.uint8, device=values.device
+    )
+    pack_piece(values, bits, packed, 0, values.numel())
+    return packed
+
+
+def pack_piece(
+    values: torch.Tensor, bits: int, packed: torch.Tensor, begin: int, count: int
+) -> None:
+    """Write into what `pack` makes of `count` values those from `begin` on, a multiple of 8."""
     stride = (count + 7) // 8
-    packed = torch.empty(bits * stride, dtype=torch.uint8, device=values.device)
-    for piece in pieces(count, chunk_values(values.device, CHUNK)):
+    if values.dtype == torch.uint8 and kernels.takes(values, packed):
+        from ders_core.compute.kernels import planes
+
+        planes.pack(values.numpy(), bits, packed.numpy(), begin, stride)
+        return
+    for piece in pieces(values.numel(), chunk_values(values.device, CHUNK)):
         chunk = values[piece]
         for bit in range(bits):
             plane = _packed_bits(chunk & (1 << bit))
-            first = bit * stride + piece.start // 8
+            first = bit * stride + (begin + piece.start) // 8
             packed[first : first + plane.numel()] = plane
-    return packed
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -77,14 +89,34 @@ def packed_trits_bytes(count: int) -> int:
 
 def pack_trits(values: torch.Tensor) -> torch.Tensor:
     """values: integers `[n]`, 0 to 2. Returns uint8, the first of five values the lowest digit."""
+    packed = torch.empty(
+        packed_trits_bytes(values.numel()), dtype=torch.uint8, device=values.device
+    )
+    pack_trits_piece(values, packed, 0)
+    return packed
+
+
+def pack_trits_piece(values: torch.Tensor, packed: torch.Tensor, begin: int) -> None:
+    """Write into what `pack_trits` makes of all values those from `begin` on, a multiple of 5."""
+    if values.dtype == torch.uint8 and kernels.takes(values, packed):
+        from ders_core.compute.kernels import planes
+
+        planes.pack_trits(values.numpy(), packed.numpy(), begin)
+        return
     padded = torch.nn.functional.pad(values.to(torch.uint8), (0, -values.numel() % TRITS))
     powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=values.device)
-    return (padded.view(-1, TRITS) * powers).sum(1, dtype=torch.uint8)
+    piece = (padded.view(-1, TRITS) * powers).sum(1, dtype=torch.uint8)
+    packed[begin // TRITS : begin // TRITS + piece.numel()] = piece
 
 
 def unpack_trits(packed: torch.Tensor, count: int) -> torch.Tensor:
     """The inverse of `pack_trits`: uint8 `[count]`. Raises CodecError for bytes that hold none."""
-    if packed.numel() and int(packed.max()) >= 3**TRITS:
-        raise CodecError("the stored codes are damaged; copy the file again")
+    check_trits(packed)
     powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=packed.device)
     return (packed[:, None] // powers % 3).view(-1)[:count]
+
+
+def check_trits(packed: torch.Tensor) -> None:
+    """Raise CodecError for bytes that hold no trits."""
+    if packed.numel() and int(packed.max()) >= 3**TRITS:
+        raise CodecError("the stored codes are damaged; copy the file again")

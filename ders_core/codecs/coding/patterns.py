@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from functools import cache
 
-import torch
-
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
 from ders_core.errors import CodecError
+from ders_core.later import torch
 
 LARGEST_BLOCK = 16
 

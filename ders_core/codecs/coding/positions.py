@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
 from ders_core.compute.pieces import at_least, chunk_values
 from ders_core.errors import CodecError
+from ders_core.later import torch
 
 BITMAP = 0
 MOST_LOW_BITS = 62

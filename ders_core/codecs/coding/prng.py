@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-import numpy as np
-import torch
-
 from ders_core.compute import kernels
 from ders_core.compute.pieces import at_least, chunk_values, pieces
+from ders_core.later import np, torch
 
 ROUNDS = 6
 CHUNK = 1 << 18

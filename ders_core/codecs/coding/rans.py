@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
-
 from ders_core.codecs.coding.stream import damaged
 from ders_core.compute import kernels
+from ders_core.later import np
 
 BITS = 12
 """Of frequencies: tables stay in the nearest cache."""

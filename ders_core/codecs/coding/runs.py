@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ders_core.codecs.coding.rans import BITS, Table
 from ders_core.codecs.coding.stream import damaged
+from ders_core.later import np
 
 MOST = 255
 """The largest high part that has a symbol."""

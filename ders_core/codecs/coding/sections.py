@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ders_core.codecs.coding import runs
 from ders_core.codecs.coding.level_tables import LevelTables, Push
 from ders_core.codecs.coding.rans import Popper
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.compute import kernels
+from ders_core.later import np
 
 ALONE, DENSE, RUNS = 0, 1, 2
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-import torch
-
 from ders_core.compute import kernels
+from ders_core.later import np, torch
 
 PER_OCTAVE = 4
 """Values of a factor to a doubling: finer ones would cost more bytes than they save."""
 
-ROOTS = torch.tensor([2.0 ** (part / PER_OCTAVE) for part in range(PER_OCTAVE)])
+ROOTS = [2.0 ** (part / PER_OCTAVE) for part in range(PER_OCTAVE)]
 
 SMALLEST, LARGEST = -200, 200
 """Exponents of a factor: from 2⁻⁵⁰ to 2⁵⁰."""
@@ -22,7 +20,7 @@ MOST_CLASSES = 16
 OUTSIDE = 0.01
 """Share of entries at either end of the steps that join the next class."""
 
-Counted = tuple[int, np.ndarray]
+Counted = tuple[int, "np.ndarray"]
 """The lowest exponent, and how often each from there on occurs."""
 
 
@@ -123,4 +121,4 @@ def _counted(exponents: torch.Tensor) -> Counted:
 def powers(exponents: torch.Tensor) -> torch.Tensor:
     """2^(exponents / PER_OCTAVE) float32, the same on every machine."""
     whole = exponents.div(PER_OCTAVE, rounding_mode="floor")
-    return torch.ldexp(ROOTS[exponents - whole * PER_OCTAVE], whole)
+    return torch.ldexp(torch.tensor(ROOTS)[exponents - whole * PER_OCTAVE], whole)

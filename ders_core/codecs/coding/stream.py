@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from ders_core.errors import CodecError
+from ders_core.later import np, torch
 
 MOST_DIGITS = 5
 """Of a number that is mostly small: below 2³⁵."""

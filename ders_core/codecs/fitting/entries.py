@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Rounding
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
+from ders_core.later import np
 
 UNIFORM = {
     1: 0.6028,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from ders_core.later import torch
 
 DAMPING = 0.01
 """Share of H's mean diagonal that is added to it."""
@@ -16,7 +16,7 @@ DAMPING = 0.01
 BLOCK = 128
 """Columns between two updates of all that follow."""
 
-Round = Callable[[torch.Tensor, int], torch.Tensor]
+Round = Callable[["torch.Tensor", int], "torch.Tensor"]
 """(values `[out]` of a column, its number) -> what they will be decoded as; it notes the codes."""
 
 

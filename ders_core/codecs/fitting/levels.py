@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-import numpy as np
-import torch
+from ders_core.later import np, torch
 
 FINENESS = 1024
 """Levels that are computed are rounded to multiples of 1 / FINENESS, so that the last digits of a
@@ -50,11 +49,23 @@ class Levels:
         ends = torch.cat([self.borders, torch.full((2,), torch.inf)])
         return code, ends, fine
 
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
+        """(table, borders, bins, fine) as `compute.kernels.levels` wants them."""
+        none = np.empty(0, dtype=np.int32)
+        if self.uniform:
+            return self.table.numpy(), np.empty(0, dtype=np.float32), none, np.float32(0)
+        if self._shortcut is None:
+            ends = torch.nn.functional.pad(self.borders, (0, 2), value=torch.inf)
+            return self.table.numpy(), ends.numpy(), none, np.float32(0)
+        first, ends, fine = self._shortcut
+        return self.table.numpy(), ends.numpy(), first.numpy(), np.float32(fine)
+
     @property
     def count(self) -> int:
         return self.table.numel()
 
-    @property
+    @cached_property
     def reach(self) -> float:
         """The outermost level."""
         return float(self.table.abs().max()) or 1.0

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.prng import draw_keys, random_uniform, uniform_of
 from ders_core.compute import kernels
 from ders_core.compute.pieces import largest_magnitude, pieces
+from ders_core.later import np, torch
 
 EXACT_CODES = 4096
 PER_OCTAVE = 16

@@ -3,7 +3,7 @@ much of it as there was."""
 
 from __future__ import annotations
 
-import torch
+from ders_core.later import torch
 
 
 def row_factors(

@@ -7,9 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import (
@@ -23,6 +20,7 @@ from ders_core.codecs.fitting.rounding import (
 )
 from ders_core.compute import kernels
 from ders_core.compute.pieces import CHUNK, largest_magnitude, pieces
+from ders_core.later import np, torch
 
 
 @dataclass(frozen=True)

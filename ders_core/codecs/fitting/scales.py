@@ -1,6 +1,7 @@
 """The scale of each block of values, by its squared error and not by the largest value alone.
 
-Blocks are first brought to a largest magnitude of 1, so that no square over- or underflows.
+Blocks are first brought to a largest magnitude of 1, so that no square over- or underflows. Sums
+are `halved_sum`s, so that no processor finds other scales; compiled loops give the same bits.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
-import torch
-
 from ders_core.codecs.fitting.levels import Levels
+from ders_core.compute import kernels
+from ders_core.compute.sums import halved_sum
+from ders_core.later import np, torch
 
 SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Shares of the group's largest magnitude that are tried as the outermost level."""
@@ -37,6 +38,8 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
     """
     size = values.shape[-1]
     blocks = values.reshape(-1, size)
+    if (heights := _of_blocks(weights, values)) is not None and kernels.takes(blocks, heights):
+        return _compiled_scales(blocks, heights, levels).view(values.shape[:-1])
     heavy = None if weights is None else weights.expand_as(values).reshape(-1, size)
     largest = (blocks if heavy is None else blocks * (heavy > 0)).abs().amax(-1)
     unit = blocks / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
@@ -44,12 +47,46 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
     if levels.count == 2:  # one magnitude: its weighted mean (XNOR-Net 2016, BitDelta)
         best = _summed(unit.abs(), heavy) / total * largest / levels.reach
         return best.view(values.shape[:-1])
-    spread = (_summed(unit.square(), heavy) / total).sqrt() * _gaussian_scale(levels)
+    power = (_summed(unit.square(), heavy) / total).double()  # roots in float32 are the machine's
+    spread = power.sqrt().float() * _gaussian_scale(levels)
     candidates = [torch.full_like(largest, share / levels.reach) for share in SHRINKS]
     candidates += [spread * share for share in SPREADS]
     choose = _best_at_once if unit.numel() <= FEW else _best_in_turn
     best, least = choose(unit, heavy, levels, candidates)
     return (_refined(unit, heavy, levels, best, least) * largest).view(values.shape[:-1])
+
+
+def _of_blocks(weights: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor | None:
+    """Weights as `[m, size]`, of block i those in row i mod m, `[0, size]` where all are 1; None if
+    that cannot be said."""
+    size = values.shape[-1]
+    if weights is None:
+        return values.new_empty(0, size)
+    if weights.dim() != values.dim() or weights.shape[0] != 1 or weights.shape[-1] != size:
+        return None
+    return weights.expand(1, *values.shape[1:]).reshape(-1, size)
+
+
+def _compiled_scales(blocks: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.Tensor:
+    """As `best_scales`. blocks: `[n, size]`. weights: as of `_of_blocks`."""
+    from ders_core.compute.kernels.scales import best_scales as search
+
+    scales = torch.empty(len(blocks), dtype=torch.float32)
+    gaussian = _gaussian_scale(levels) if levels.count > 2 else 1.0
+    search(
+        blocks.numpy(),
+        weights.numpy(),
+        *levels.arrays,
+        np.array([share / levels.reach for share in SHRINKS], dtype=np.float32),
+        np.array(SPREADS, dtype=np.float32),
+        np.float32(gaussian),
+        np.float32(levels.reach),
+        np.float32(CAUTION),
+        np.float32(TINY),
+        REFINEMENTS,
+        scales.numpy(),
+    )
+    return scales
 
 
 def _best_at_once(
@@ -85,7 +122,7 @@ def _best_in_turn(
 
 
 def _summed(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    return (values if weights is None else values * weights).sum(-1)
+    return halved_sum(values if weights is None else values * weights)
 
 
 def _error(
@@ -130,8 +167,8 @@ def _refined(
     rows = torch.arange(len(unit), device=unit.device)
     for _ in range(REFINEMENTS):
         weighed = level if active is None else level * active
-        power = (level * weighed).sum(-1).clamp_min(TINY)
-        scale = (values * weighed).sum(-1).div_(power).clamp_min_(0)
+        power = halved_sum(level * weighed).clamp_min(TINY)
+        scale = halved_sum(values * weighed).div(power).clamp_min_(0)
         level = _level(values, levels, scale)
         lost = level * scale.unsqueeze(-1)
         error = _summed(torch.sub(values, lost, out=lost).square_(), active)
@@ -144,18 +181,25 @@ def _refined(
 
 
 def best_lines(
-    values: torch.Tensor, weights: torch.Tensor, levels: Levels
+    values: torch.Tensor, weights: torch.Tensor | None, levels: Levels
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale s and offset z of each block with the least Σ w·(v − z − s·q)², q = 0 … n − 1.
 
     As `best_scales`, for values that are not centred on zero.
     """
+    if weights is None:
+        weights = values.new_ones((1,) * (values.dim() - 1) + values.shape[-1:])
+    blocks = values.reshape(-1, values.shape[-1])
+    if (heights := _of_blocks(weights, values)) is not None and kernels.takes(blocks, heights):
+        scales, offsets = _compiled_lines(blocks, heights, levels)
+        return scales.view(values.shape[:-1]), offsets.view(values.shape[:-1])
     real = (weights > 0).expand_as(values)
     low = values.masked_fill(~real, torch.inf).amin(-1)
     width = values.masked_fill(~real, -torch.inf).amax(-1) - low
     safe = torch.where(width > 0, width, 1.0)
     unit = (values - low.unsqueeze(-1)) / safe.unsqueeze(-1)  # 0 … 1
-    total = weights.expand_as(values).sum(-1).clamp_min(TINY)
+    total = halved_sum(weights.expand_as(values)).clamp_min(TINY)
+    middle = halved_sum(unit * weights) / total
     slope, shift = torch.full_like(low, 1 / levels.reach), torch.zeros_like(low)
     least = torch.full_like(low, torch.inf)
     for number in range(len(SHRINKS) + REFINEMENTS):
@@ -164,19 +208,39 @@ def best_lines(
             tried = torch.full_like(low, kept / levels.reach), torch.full_like(low, (1 - kept) / 2)
         else:
             level = _level(unit - shift.unsqueeze(-1), levels, slope)
-            centre = (level * weights).sum(-1) / total
-            middle = (unit * weights).sum(-1) / total
+            centre = halved_sum(level * weights) / total
             apart = (level - centre.unsqueeze(-1)) * weights
-            power = (apart * level).sum(-1).clamp_min(TINY)
-            fitted = ((apart * (unit - middle.unsqueeze(-1))).sum(-1) / power).clamp_min(0)
+            power = halved_sum(apart * level).clamp_min(TINY)
+            fitted = (halved_sum(apart * (unit - middle.unsqueeze(-1))) / power).clamp_min(0)
             tried = fitted, middle - fitted * centre
         level = _level(unit - tried[1].unsqueeze(-1), levels, tried[0])
         ahead = level * tried[0].unsqueeze(-1) + tried[1].unsqueeze(-1)
-        error = ((unit - ahead).square_() * weights).sum(-1)
+        error = halved_sum((unit - ahead).square_() * weights)
         better = error < least
         slope, shift = torch.where(better, tried[0], slope), torch.where(better, tried[1], shift)
         least = torch.where(better, error, least)
     return slope * width, low + shift * width
+
+
+def _compiled_lines(
+    blocks: torch.Tensor, weights: torch.Tensor, levels: Levels
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `best_lines`. blocks: `[n, size]`. weights: as of `_of_blocks`."""
+    from ders_core.compute.kernels.lines import best_lines as search
+
+    scales, offsets = torch.empty(2, len(blocks), dtype=torch.float32)
+    search(
+        blocks.numpy(),
+        weights.numpy(),
+        levels.table.numpy(),
+        np.array([share / levels.reach for share in SHRINKS], dtype=np.float32),
+        np.array([(1 - share) / 2 for share in SHRINKS], dtype=np.float32),
+        np.float32(TINY),
+        REFINEMENTS,
+        scales.numpy(),
+        offsets.numpy(),
+    )
+    return scales, offsets
 
 
 def _level(values: torch.Tensor, levels: Levels, scale: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from ders_core.compute.pieces import at_least, chunk_values, pieces
+from ders_core.later import torch
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:

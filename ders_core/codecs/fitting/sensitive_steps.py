@@ -7,10 +7,9 @@ row's and a column's number, and so is the step.
 
 from __future__ import annotations
 
-import torch
-
 from ders_core.codecs.coding.steps import LARGEST, PER_OCTAVE, SMALLEST, Steps
 from ders_core.codecs.curvature import Curvature
+from ders_core.later import torch
 
 LEAST_SHARE = 0.03
 """Of the mean curvature of all rows (columns): no row (column) is taken to be less sensitive. With

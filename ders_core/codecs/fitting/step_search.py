@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
-
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Rounding
 from ders_core.codecs.fitting.samples import Sample, sample_of
 from ders_core.compute.pieces import largest_magnitude
+from ders_core.later import torch
 
 FINEST = 512
 """The finest step is the median magnitude over this: over 10 bits, more than a recipe may ask."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 
-import torch
-
-from ders_core.codecs.codec import difference
+from ders_core.codecs.synthesis import difference
 from ders_core.compute.pieces import chunk_values
+from ders_core.later import torch
 
 
 class Entries(ABC):

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.coding.patterns import (
     choose_pattern,
@@ -18,7 +16,9 @@ from ders_core.codecs.coding.patterns import (
 from ders_core.codecs.selection.entries import Entries
 from ders_core.codecs.selection.selection import Chosen, Selection, weighed_magnitudes
 from ders_core.compute.pieces import chunk_values
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PatternSelection(Selection):
 
     def specs(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
         length = pattern_bytes(self._blocks(shape), self.kept, self.neighbours)
-        return {"positions": TensorSpec(torch.uint8, (length,))}
+        return {"positions": TensorSpec(Dtype.U8, (length,))}
 
     def select(self, entries: Entries, context: EncodeContext) -> Chosen:
         scores = weighed_magnitudes(entries.matrix, context)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.codecs.codec import EncodeContext, Parts
 from ders_core.codecs.coding.positions import PositionForm
 from ders_core.codecs.coding.prng import random_uniform
@@ -20,7 +18,9 @@ from ders_core.codecs.selection.selection import (
     weighed_magnitudes,
 )
 from ders_core.compute.pieces import chunk_values
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RankedSelection(Selection):
 
     def specs(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
         length = self.form.most_bytes(math.prod(shape), self.count(shape))
-        return {"positions": TensorSpec(torch.uint8, (length,))}
+        return {"positions": TensorSpec(Dtype.U8, (length,))}
 
     def places(
         self,

@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.codecs.codec import EncodeContext, Parts
 from ders_core.codecs.selection.entries import Entries
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
 from ders_core.codecs.quantized import Quantized
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
 
 VALUES_PER_SCALE = 128
 
 
 class ValueCoder(ABC):
     @abstractmethod
-    def specs(self, count: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def specs(self, count: int, dtype: Dtype) -> dict[str, TensorSpec]:
         """The parts that `count` values of a model in `dtype` take."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class ValueCoder(ABC):
 class PlainValues(ValueCoder):
     """In the model's dtype."""
 
-    def specs(self, count: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def specs(self, count: int, dtype: Dtype) -> dict[str, TensorSpec]:
         return {"values": TensorSpec(dtype, (count,))}
 
     def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
@@ -62,7 +62,7 @@ class QuantizedValues(ValueCoder):
         grid = Quantized(bits=bits, grid="learned" if bits == 4 else "uniform", group_size=0)
         return cls(grid)
 
-    def specs(self, count: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+    def specs(self, count: int, dtype: Dtype) -> dict[str, TensorSpec]:
         shape = (math.ceil(count / VALUES_PER_SCALE), VALUES_PER_SCALE)
         return prefixed("values", self.codec.parts(shape, dtype))
 

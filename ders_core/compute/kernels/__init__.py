@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 
-import torch
+from ders_core.later import np, torch
 
 
 @cache
@@ -18,8 +18,40 @@ def _installed() -> bool:
     return find_spec("numba") is not None
 
 
+@cache
+def _kinds() -> dict[torch.dtype, int]:
+    return {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+
+
+def kind_of(dtype: torch.dtype) -> int:
+    """The number by which `floats` knows a dtype whose bits loops convert."""
+    return _kinds()[dtype]
+
+
+def can_run(device: torch.device) -> bool:
+    """Whether loops can work on what is on this device."""
+    return device.type == "cpu" and _installed()
+
+
 def takes(*tensors: torch.Tensor) -> bool:
-    """Whether loops can work on these: contiguous, on the CPU, with numba installed."""
+    """Whether loops can work on these: contiguous, on the CPU, not tracked by autograd, with numba
+    installed."""
     return _installed() and all(
-        tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors
+        tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.requires_grad
+        for tensor in tensors
     )
+
+
+def takes_stored(*tensors: torch.Tensor) -> bool:
+    """The same for loops on stored floats: all of one dtype that `kind_of` knows."""
+    dtype = tensors[0].dtype
+    return (
+        dtype in _kinds() and all(tensor.dtype == dtype for tensor in tensors) and takes(*tensors)
+    )
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    """The bits of floats that `kind_of` knows, uint16 or uint32; shares memory."""
+    same = torch.uint16 if tensor.dtype.itemsize == 2 else torch.uint32
+    view: np.ndarray = tensor.view(same).numpy()
+    return view

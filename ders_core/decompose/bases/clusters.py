@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from ders_core.checkpoint import ExpertGroup
@@ -14,6 +13,7 @@ from ders_core.decompose.base import BASES, Base, BaseContext, BaseCount
 from ders_core.decompose.clusters import cluster, delta_gram
 from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.errors import RecipeError
+from ders_core.later import torch
 
 
 @BASES.register

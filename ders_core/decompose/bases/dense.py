@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 
 from ders_core.checkpoint import DenseFFN, ExpertGroup, dense_ffns
@@ -17,6 +16,7 @@ from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.store import TensorStore
+from ders_core.later import torch
 
 LEAST_SIMILARITY = 0.5
 """A dense parent whose cosine with the experts' mean is below this is not their parent."""
@@ -94,7 +94,7 @@ class DenseParent:
                 f"{where}: {candidates[0].tensor!r} is {list(candidates[0].shape)}, the experts "
                 f"are {list(group.shape[1:])}; it is not the parent"
             )
-        base = matrix.matrix(self.store.tensors).read().to(group.dtype)
+        base = matrix.matrix(self.store.tensors).read().to(group.dtype.torch)
         cosine = _mean_cosine(base, group)
         if not cosine >= LEAST_SIMILARITY:
             raise CheckpointError(

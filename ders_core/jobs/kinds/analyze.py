@@ -27,13 +27,13 @@ SAVE_SHARE = 10
 
 
 class AnalyzeSpec(Spec):
-    """Analyse a checkpoint. layers: None for all; workers: processes, one uses every core."""
+    """Analyse a checkpoint. layers: None for all; workers: threads, None for one per core."""
 
     checkpoint: str
     spectra: Literal["none", "head", "curve", "exact"] = "curve"
     layers: list[int] | None = None
     device: Device = "auto"
-    workers: int = Field(default=1, ge=1)
+    workers: int | None = Field(default=None, ge=1)
 
 
 class AnalyzeResult(Result):

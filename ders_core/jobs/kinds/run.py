@@ -26,7 +26,7 @@ REPORT = "report.json"
 
 
 class RunSpec(Spec):
-    """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: processes,
+    """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: threads,
     None for as many as there are cores. text: one path, or several. trust_remote_code: evaluate
     with code that comes with the model, which runs with the worker's rights."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
+from ders_core.later import pd
 from ders_core.ui.plain import strong
 from ders_core.ui.upcycle.choices import MIXED, form_of, usual_strengths
 from ders_core.units import count_text, share_text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pandas as pd
 import streamlit as st
 
 from ders_core import figures
@@ -12,6 +11,7 @@ from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.jobs.job import JobState
 from ders_core.jobs.results import PackedResult, packed_result
+from ders_core.later import pd
 from ders_core.ui import session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_pages import follow, job_page

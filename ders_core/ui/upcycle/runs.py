@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.upcycle import UpcycleFigures, UpcycleResult
+from ders_core.later import pd
 from ders_core.ui import session
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.history import HistoryReader, Tables

@@ -2,8 +2,9 @@
 
 A form is one file of this package with a class that `FORMS.register` decorates. It says how the
 experts are trained, how they start, with which codec they are stored and how they are read back,
-what they cost, and what a person sets on the Upcycle page. `ders_core.upcycle.testing` has the
-checks that every form must pass.
+what they cost, and what a person sets on the Upcycle page. The torch modules that it trains are in
+a file beside this package, imported where they are made: the page needs none of them.
+`ders_core.upcycle.testing` has the checks that every form must pass.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from ders_core.codecs import Codec, Parts
 from ders_core.errors import RecipeError
+from ders_core.later import torch
 from ders_core.registry import Registry
-from ders_core.upcycle.delta import Delta
-from ders_core.upcycle.experts import ExpertLinear
 from ders_core.upcycle.fields import Field
-from ders_core.upcycle.shared import SharedLinear
+
+if TYPE_CHECKING:
+    from ders_core.upcycle.delta import Delta
+    from ders_core.upcycle.experts import ExpertLinear
 
 Shape = tuple[int, int]
 """Of one expert's weight: `[out, in]`."""
@@ -110,6 +112,8 @@ class Form(BaseModel, ABC):
 
         weight: `[out, in]` float32; biases: `[N, out]`; seeds, noise: as for `delta`.
         """
+        from ders_core.upcycle.shared import SharedLinear
+
         shape = (weight.shape[0], weight.shape[1])
         return SharedLinear(
             weight.clone(), biases, [self.delta(shape, seeds, noise).to(weight.device)]
@@ -130,6 +134,8 @@ class Form(BaseModel, ABC):
         cls, saved: SavedSet, base: torch.Tensor | None, biases: torch.Tensor | None
     ) -> ExpertLinear:
         """One projection on its first set of deltas. base, biases: as they are held."""
+        from ders_core.upcycle.shared import SharedLinear
+
         assert base is not None
         return SharedLinear(base, biases, [cls.load(saved)])
 

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-import torch
 from pydantic import Field as Parameter
-from torch import nn
 
-from ders_core.codecs import Codec, Parts
+from ders_core.codecs import Codec
 from ders_core.codecs.lowrank import LowRank
-from ders_core.upcycle.delta import ProductDelta, stored, times
+from ders_core.later import torch
 from ders_core.upcycle.fields import Field, Number
 from ders_core.upcycle.forms.form import FORMS, Form, SavedSet, Shape, normal
 
-
-class LowRankDelta(ProductDelta):
-    """Δ_i = L_i·R_i: `left` `[N, out, rank]`, zero at the start; `right` `[N, rank, in]`."""
-
-    def __init__(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        super().__init__()
-        self.left, self.right = nn.Parameter(left), nn.Parameter(right)
-
-    def matrix(self, expert: int) -> torch.Tensor:
-        return self.left[expert] @ self.right[expert]
-
-    def forward(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        pieces = zip(rows.split(list(counts)), self.left.unbind(), self.right.unbind(), strict=True)
-        return torch.cat([times(times(piece, right), left) for piece, left, right in pieces])
-
-    def parts(self, expert: int, dtype: torch.dtype) -> Parts:
-        return {
-            "left": stored(self.left[expert], dtype),
-            "right": stored(self.right[expert], dtype),
-        }
+if TYPE_CHECKING:
+    from ders_core.upcycle.lowrank_delta import LowRankDelta
 
 
 @FORMS.register
@@ -73,6 +53,8 @@ class LowRankForm(Form):
         return LowRank(rank=self.rank)
 
     def delta(self, shape: Shape, seeds: Sequence[int], noise: float) -> LowRankDelta:
+        from ders_core.upcycle.lowrank_delta import LowRankDelta
+
         out, width = shape
         rank = min(self.rank, *shape)
         right = torch.stack([normal((rank, width), seed) for seed in seeds]) / width**0.5
@@ -87,4 +69,6 @@ class LowRankForm(Form):
 
     @classmethod
     def load(cls, saved: SavedSet) -> LowRankDelta:
+        from ders_core.upcycle.lowrank_delta import LowRankDelta
+
         return LowRankDelta(saved.stack("left"), saved.stack("right"))

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-import torch
-from torch import nn
-
-from ders_core.codecs import Codec, Keep, Parts
+from ders_core.codecs import Codec, Keep
 from ders_core.errors import RecipeError
-from ders_core.upcycle.delta import Delta, stored, times
-from ders_core.upcycle.experts import ExpertLinear, Routes
+from ders_core.later import torch
 from ders_core.upcycle.forms.form import FORMS, Form, SavedSet, Shape, normal
 
-
-class SeparateLinear(ExpertLinear):
-    """whole: `[N, out, in]`, the copies; bias: `[N, out]` or None."""
-
-    base = None
-
-    def __init__(self, whole: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__()
-        self.whole = nn.Parameter(whole)
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        self.deltas = nn.ModuleList()
-
-    def matrix(self, expert: int) -> torch.Tensor:
-        return self.whole[expert]
-
-    def parts(self, expert: int, dtype: torch.dtype) -> Parts:
-        return {"weight": stored(self.whole[expert], dtype)}
-
-    def products(self, tokens: torch.Tensor, routes: Routes) -> torch.Tensor:
-        return self._product(tokens.index_select(0, routes.tokens), routes)
-
-    def sums(self, rows: torch.Tensor, routes: Routes) -> tuple[None, torch.Tensor]:
-        return None, self._product(rows, routes)
-
-    def _product(self, rows: torch.Tensor, routes: Routes) -> torch.Tensor:
-        pieces = zip(rows.split(list(routes.counts)), self.whole.unbind(), strict=True)
-        return torch.cat([times(piece, weight) for piece, weight in pieces])
+if TYPE_CHECKING:
+    from ders_core.upcycle.delta import Delta
+    from ders_core.upcycle.separate import SeparateLinear
 
 
 @FORMS.register
@@ -77,6 +49,8 @@ class Vanilla(Form):
         seeds: Sequence[int],
         noise: float,
     ) -> SeparateLinear:
+        from ders_core.upcycle.separate import SeparateLinear
+
         copies = weight.expand(len(seeds), -1, -1).clone()
         for expert, seed in enumerate(seeds if noise else ()):
             copies[expert] += noise * normal(weight.shape, seed).to(weight.device)
@@ -94,4 +68,6 @@ class Vanilla(Form):
     def load_linear(
         cls, saved: SavedSet, base: torch.Tensor | None, biases: torch.Tensor | None
     ) -> SeparateLinear:
+        from ders_core.upcycle.separate import SeparateLinear
+
         return SeparateLinear(saved.stack("weight"), biases)

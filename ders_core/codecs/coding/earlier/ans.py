@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ders_core.codecs.coding.stream import damaged
+from ders_core.later import np
 
 MOST_SYMBOLS = 1 << 14
 """Shares are kept with 24 bits, so that many symbols still have one each."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.earlier.ans import Model, Stack
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, damaged
 from ders_core.compute import kernels
+from ders_core.later import np, torch
 
 MOST_LEVELS = 1 << 14
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
 from ders_core.codecs.coding.earlier.ans import Model, Stack
 from ders_core.codecs.coding.stream import Reader, damaged
+from ders_core.later import np, torch
 
 
 def read(stream: torch.Tensor, size: int) -> torch.Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from ders_core.analysis.tables import Analysis, of_group
 from ders_core.codecs import Codec, Expected
+from ders_core.later import np
 
 
 def rank_for_energy(analysis: Analysis, layer: int, projection: str, energy: float) -> int:

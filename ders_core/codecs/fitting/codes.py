@@ -1,0 +1,160 @@
+"""Codes of rows against the scales of their blocks, and what codes stand for: v ≈ s·L[q] (+ z).
+
+Compiled loops do it a block at a time; where these cannot, plain torch does the same, bit by bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ders_core.codecs.coding.packing import check_trits, packed_bytes, unpack, unpack_trits
+from ders_core.codecs.fitting.blocks import Blocks
+from ders_core.codecs.fitting.levels import Levels
+from ders_core.compute import kernels
+from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.sums import halved_sum
+from ders_core.later import np, torch
+
+CHUNK = 1 << 19
+"""Values at a time on the CPU, for what no loop does: many for the cost of a call, few for a
+matrix."""
+
+CHUNK_OF_LOOPS = 1 << 17
+"""Values at a time for loops, which cost next to nothing to call: they stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Of the blocks of some rows. scale: s, float32 `[rows, blocks]`. offset: z, alike; None where
+    there is none."""
+
+    scale: torch.Tensor
+    offset: torch.Tensor | None
+
+    def of_rows(self, rows: slice) -> Lines:
+        return Lines(self.scale[rows], None if self.offset is None else self.offset[rows])
+
+    def times(self, factors: torch.Tensor) -> Lines:
+        """With scales and offsets multiplied, broadcast."""
+        offset = None if self.offset is None else self.offset * factors
+        return Lines(self.scale * factors, offset)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.scale,) if self.offset is None else (self.scale, self.offset)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        none = np.empty((0, 0), dtype=np.float32)
+        return self.scale.numpy(), none if self.offset is None else self.offset.numpy()
+
+
+def coded(rows: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks) -> torch.Tensor:
+    """The codes of the nearest levels, uint8 `[rows, in]`. rows: float32 `[rows, in]`."""
+    if kernels.takes(rows, *lines.tensors):
+        from ders_core.compute.kernels import codes as loops
+
+        codes = torch.empty(rows.shape, dtype=torch.uint8)
+        loops.encode(rows.numpy(), blocks.size, *lines.arrays, *levels.arrays, codes.numpy())
+        return codes
+    values, scale = blocks.split(rows), lines.scale.unsqueeze(-1)
+    if lines.offset is not None:
+        values = values - lines.offset.unsqueeze(-1)
+    nearest = levels.nearest(values / torch.where(scale > 0, scale, 1.0))
+    return blocks.join(nearest.to(torch.uint8)).contiguous()
+
+
+def gain_factors(
+    rows: torch.Tensor,
+    codes: torch.Tensor,
+    lines: Lines,
+    levels: Levels,
+    blocks: Blocks,
+    weights: torch.Tensor | None,
+) -> torch.Tensor:
+    """What each block is to be multiplied by, for a gain of 1: float32 `[rows, blocks]`; 1 for
+    blocks of zeros. weights: of errors in each column, `[1, in]`; None for 1."""
+    tiny = torch.finfo(torch.float32).tiny
+    tensors = (rows, codes, *lines.tensors, *([] if weights is None else [weights]))
+    if kernels.takes(*tensors):
+        from ders_core.compute.kernels import codes as loops
+
+        found = torch.empty_like(lines.scale)
+        heavy = np.empty(0, np.float32) if weights is None else weights.view(-1).numpy()
+        loops.factors(
+            rows.numpy(),
+            codes.numpy(),
+            blocks.size,
+            heavy,
+            *lines.arrays,
+            levels.table.numpy(),
+            np.float32(tiny),
+            found.numpy(),
+        )
+        return found
+    values, scale = blocks.split(rows), lines.scale.unsqueeze(-1)
+    decoded = levels.at(blocks.split(codes)).mul_(scale)
+    if lines.offset is not None:
+        decoded += lines.offset.unsqueeze(-1)
+    heights = blocks.split_weights(weights, rows.device)
+    largest = values.abs().amax(-1, keepdim=True).clamp_min(tiny)
+    unit = values / largest
+    weighed = unit if heights is None else unit * heights
+    energy, shared = halved_sum(unit * weighed), halved_sum(decoded / largest * weighed)
+    usual = (shared > 0) & (energy > 0)
+    return torch.where(usual, energy / torch.where(usual, shared, 1.0), 1.0)
+
+
+def decoded(
+    packed: torch.Tensor,
+    bits: int | None,
+    lines: Lines,
+    levels: Levels,
+    blocks: Blocks,
+    base: torch.Tensor | None,
+) -> torch.Tensor:
+    """base + s·L[q] (+ z), added in float32, in the base's dtype: `[out, in]`; without a base, in
+    float32.
+
+    packed: the codes of the matrix. bits: of a code; None for trits. Raises CodecError for bytes
+    that hold no trits.
+    """
+    shape = (lines.scale.shape[0], blocks.width)
+    count = shape[0] * shape[1]
+    if base is None:
+        out = torch.empty(shape, dtype=torch.float32, device=packed.device)
+    else:
+        out = torch.empty(shape, dtype=base.dtype, device=base.device)
+    stored = (out,) if base is None else (out, base)
+    if kernels.takes_stored(*stored) and kernels.takes(packed, *lines.tensors):
+        from ders_core.compute.kernels import codes as loops
+
+        if bits is None:
+            check_trits(packed)
+        below = kernels.bits(out[:0] if base is None else base)
+        loops.decode(
+            packed.numpy(),
+            bits or 0,
+            0,
+            packed_bytes(count, 1),
+            blocks.size,
+            *lines.arrays,
+            levels.table.numpy(),
+            levels.uniform,
+            below,
+            kernels.kind_of(out.dtype),
+            kernels.bits(out),
+        )
+        return out
+    if bits is None:
+        codes = unpack_trits(packed, count).view(shape)
+    else:
+        codes = unpack(packed, bits, count, torch.uint8).view(shape)
+    for rows in row_pieces(shape, chunk_values(packed.device, CHUNK)):
+        here = lines.of_rows(rows)
+        delta = blocks.split(levels.at(codes[rows])).mul_(here.scale.unsqueeze(-1))
+        if here.offset is not None:
+            delta += here.offset.unsqueeze(-1)
+        joined = blocks.join(delta)
+        out[rows] = joined if base is None else joined.add_(base[rows].float())
+    return out

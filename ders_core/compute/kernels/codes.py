@@ -1,0 +1,145 @@
+"""Values to codes and back, a block at a time.
+
+rows: float32 `[r, in]`. size: values in a block; the last one of a row may be shorter. scales,
+offsets: float32 `[r, blocks]`; offsets `[0, 0]` where there are none. table, borders, bins, fine:
+as of `levels`. codes: uint8 `[r, in]`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ders_core.compute.kernels.floats import narrow, widen
+from ders_core.compute.kernels.levels import nearest
+from ders_core.compute.kernels.loop import loop
+from ders_core.compute.kernels.planes import unpack, unpack_trits
+from ders_core.compute.kernels.sums import halved_apart
+
+
+@loop
+def encode(
+    rows: np.ndarray,
+    size: int,
+    scales: np.ndarray,
+    offsets: np.ndarray,
+    table: np.ndarray,
+    borders: np.ndarray,
+    bins: np.ndarray,
+    fine: np.float32,
+    codes: np.ndarray,
+) -> None:
+    """codes: get those nearest to the values."""
+    moved = np.empty(size, np.float32)
+    for row in range(rows.shape[0]):
+        for block in range(scales.shape[1]):
+            begin = block * size
+            end = min(begin + size, rows.shape[1])
+            scale = scales[row, block]
+            offset = offsets[row, block] if offsets.shape[0] > 0 else np.float32(0)
+            for place in range(end - begin):
+                moved[place] = rows[row, begin + place] - offset
+            step = scale if scale > np.float32(0) else np.float32(1)
+            nearest(moved[: end - begin], step, table, borders, bins, fine, codes[row, begin:end])
+
+
+@loop
+def factors(
+    rows: np.ndarray,
+    codes: np.ndarray,
+    size: int,
+    weights: np.ndarray,
+    scales: np.ndarray,
+    offsets: np.ndarray,
+    table: np.ndarray,
+    tiny: np.float32,
+    found: np.ndarray,
+) -> None:
+    """found: float32 `[r, blocks]`, gets what each block is to be multiplied by for a gain of 1.
+    weights: of columns, float32 `[in]`, or `[0]` for 1."""
+    padded = (size + 3) // 4 * 4
+    weighed, terms = np.zeros(padded, np.float32), np.empty(padded, np.float32)
+    for row in range(rows.shape[0]):
+        for block in range(scales.shape[1]):
+            begin = block * size
+            count = min(begin + size, rows.shape[1]) - begin
+            scale = scales[row, block]
+            offset = offsets[row, block] if offsets.shape[0] > 0 else np.float32(0)
+            largest = tiny
+            for place in range(count):
+                largest = max(largest, abs(rows[row, begin + place]))
+            for place in range(padded):
+                terms[place] = 0
+            for place in range(count):
+                unit = np.float32(rows[row, begin + place] / largest)
+                weight = weights[begin + place] if weights.size > 0 else np.float32(1)
+                weighed[place] = unit * weight
+                terms[place] = unit * weighed[place]
+            energy = halved_apart(terms, padded)
+            for place in range(padded):
+                terms[place] = 0
+            for place in range(count):
+                level = table[codes[row, begin + place]]
+                decoded = np.float32(np.float32(level * scale) + offset)
+                terms[place] = np.float32(decoded / largest) * weighed[place]
+            shared = halved_apart(terms, padded)
+            is_usual = shared > np.float32(0) and energy > np.float32(0)
+            found[row, block] = energy / shared if is_usual else np.float32(1)
+
+
+@loop
+def decode(
+    packed: np.ndarray,
+    bits: int,
+    first: int,
+    stride: int,
+    size: int,
+    scales: np.ndarray,
+    offsets: np.ndarray,
+    table: np.ndarray,
+    is_uniform: bool,
+    base: np.ndarray,
+    kind: int,
+    weights: np.ndarray,
+) -> None:
+    """weights: bits of floats `[r, in]`, get base + level · scale + offset.
+
+    packed: uint8, the codes of a matrix; bits: 0 for trits. first: the first of these rows, such
+    that as many values before it fill bytes. stride: bytes of a plane. base: bits of floats
+    `[r, in]` of the same kind, `[0, in]` for a base of zeros.
+    """
+    rows, width = weights.shape
+    many = 8 if bits > 0 else 5
+    many = 1 if width % many == 0 else many  # rows that fill bytes
+    codes = np.empty(many * width, np.uint8)
+    lowest = table[0]
+    for begin in range(0, rows, many):
+        here = min(many, rows - begin)
+        if bits > 0:
+            unpack(packed, bits, (first + begin) * width, stride, codes[: here * width])
+        else:
+            unpack_trits(packed, (first + begin) * width, codes[: here * width])
+        for row in range(here):
+            for block in range(scales.shape[1]):
+                start = block * size
+                count = min(start + size, width) - start
+                scale = scales[begin + row, block]
+                coded = codes[row * width + start : row * width + start + count]
+                out = weights[begin + row, start : start + count]
+                offset = np.float32(0)
+                if offsets.shape[0] > 0:
+                    offset = offsets[begin + row, block]
+                if base.shape[0] > 0 and is_uniform and offsets.shape[0] == 0:
+                    below = base[begin + row, start : start + count]
+                    for place in range(count):
+                        level = np.float32(np.float32(coded[place]) + lowest)
+                        value = np.float32(level * scale) + widen(below[place], kind)
+                        out[place] = narrow(np.float32(value), kind)
+                else:
+                    for place in range(count):
+                        delta = np.float32(table[coded[place]] * scale)
+                        if offsets.shape[0] > 0:
+                            delta = np.float32(delta + offset)
+                        if base.shape[0] > 0:
+                            lower = widen(base[begin + row, start + place], kind)
+                            delta = np.float32(delta + lower)
+                        out[place] = narrow(delta, kind)

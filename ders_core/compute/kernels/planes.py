@@ -1,0 +1,95 @@
+"""Codes as bit planes and as trits, as `codecs.coding.packing` defines them; on machines whose
+numbers begin with the lowest byte.
+
+codes: uint8 `[n]`. packed: uint8, of the codes of all values. begin: how many values precede these,
+a multiple of eight, or with trits of five.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ders_core.compute.kernels.loop import loop, part, part_apart
+
+ONES = np.uint64(0x0101010101010101)
+GATHER = np.uint64(0x0102040810204080)
+"""Brings the lowest bits of eight bytes into the highest byte, the first one lowest."""
+
+SPREAD = np.array(
+    [sum((byte >> bit & 1) << 8 * bit for bit in range(8)) for byte in range(256)], np.uint64
+)
+"""Each bit of a byte in a byte of its own."""
+
+TRITS = np.array(
+    [[byte // power % 3 for power in (1, 3, 9, 27, 81)] for byte in range(256)], np.uint8
+)
+MOST_TRITS = 3**5
+
+
+@part_apart
+def gathered(word: np.uint64, bit: int) -> np.uint8:
+    """That bit of each of eight bytes, the first one lowest."""
+    flags = np.uint64(np.uint64(word >> np.uint64(bit)) & ONES)
+    return np.uint8(np.uint64(np.uint64(flags * GATHER) >> np.uint64(56)))
+
+
+@loop
+def pack(codes: np.ndarray, bits: int, packed: np.ndarray, begin: int, stride: int) -> None:
+    """stride: bytes of a plane."""
+    whole, first = codes.size // 8, begin // 8
+    words = codes[: 8 * whole].view(np.uint64)
+    for bit in range(bits):
+        plane = packed[bit * stride + first : bit * stride + first + whole]
+        for number in range(whole):
+            plane[number] = gathered(words[number], bit)
+    if codes.size % 8:
+        for bit in range(bits):
+            last = 0
+            for place in range(8 * whole, codes.size):
+                last |= (codes[place] >> bit & 1) << (place - 8 * whole)
+            packed[bit * stride + first + whole] = last
+
+
+@part
+def unpack(packed: np.ndarray, bits: int, begin: int, stride: int, codes: np.ndarray) -> None:
+    """The inverse."""
+    whole, first = codes.size // 8, begin // 8
+    words = codes[: 8 * whole].view(np.uint64)
+    for number in range(whole):
+        word = np.uint64(0)
+        for bit in range(bits):
+            spread = SPREAD[packed[bit * stride + first + number]]
+            word |= np.uint64(spread << np.uint64(bit))
+        words[number] = word
+    for place in range(8 * whole, codes.size):
+        code = 0
+        for bit in range(bits):
+            code |= (packed[bit * stride + first + whole] >> (place - 8 * whole) & 1) << bit
+        codes[place] = code
+
+
+@loop
+def pack_trits(codes: np.ndarray, packed: np.ndarray, begin: int) -> None:
+    """Codes from 0 to 2."""
+    whole, first = codes.size // 5, begin // 5
+    for number in range(whole):
+        place = 5 * number
+        high = codes[place + 2] + 3 * (codes[place + 3] + 3 * codes[place + 4])
+        packed[first + number] = codes[place] + 3 * (codes[place + 1] + 3 * high)
+    if codes.size % 5:
+        last = 0
+        for place in range(codes.size - 1, 5 * whole - 1, -1):
+            last = 3 * last + codes[place]
+        packed[first + whole] = last
+
+
+@part
+def unpack_trits(packed: np.ndarray, begin: int, codes: np.ndarray) -> None:
+    """The inverse; of a byte that holds no trits the codes are arbitrary."""
+    whole, first = codes.size // 5, begin // 5
+    for number in range(whole):
+        trits = TRITS[packed[first + number]]
+        for digit in range(5):
+            codes[5 * number + digit] = trits[digit]
+    for place in range(5 * whole, codes.size):
+        codes[place] = TRITS[packed[first + whole]][place - 5 * whole]

@@ -1,0 +1,39 @@
+"""What pages let a calculator compute; nothing here knows of pages."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ders_core.analysis.summary import Summary, summarize
+from ders_core.checkpoint import Checkpoint
+from ders_core.compute.progress import Progress
+from ders_core.errors import CheckpointError
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.forecast import Forecast, forecast
+from ders_core.pipeline.plan import check_files, resolve
+from ders_core.recipe import Recipe
+
+
+def foretell(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> Forecast:
+    """The forecast of a recipe for the checkpoint at a place, whose files are of that version.
+
+    Raises DersError.
+    """
+    source, recipe = _opened(place, version), Recipe.from_yaml(recipe_yaml)
+    plan = resolve(recipe, source)
+    check_files(recipe, source)
+    return forecast(plan, source, progress=progress)
+
+
+def first_look(place: str, version: str, *, progress: Progress) -> Summary:
+    """The summary of such a checkpoint. Raises DersError."""
+    progress(0, 0, "reading a sample")
+    return summarize(_opened(place, version))
+
+
+@lru_cache(maxsize=1)
+def _opened(place: str, version: str) -> Checkpoint:
+    source = open_checkpoint(place)
+    if source.store.version != version:
+        raise CheckpointError(f"{source.path} was changed since it was opened; open it again")
+    return source

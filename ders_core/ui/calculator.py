@@ -1,0 +1,225 @@
+"""Processes beside the app's that compute with tensors while a page waits for the result.
+
+The app's own process imports no torch: that takes seconds and much memory, and pages are drawn from
+headers and tables. A calculator is started when it is needed, or a little earlier (`warm`), is used
+again, and ends when it has been idle for a while or the app has ended. Work that a page does not
+wait for is a job.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, TypeVar
+
+from ders_core.compute.progress import Progress, quiet
+from ders_core.errors import Cancelled, DersError
+from ders_core.jobs.process import package_environment
+
+R = TypeVar("R")
+
+AT_ONCE = 2
+"""Calculators that compute; who asks for one more waits."""
+
+IDLE_SECONDS = 120.0
+"""After which a calculator ends."""
+
+WAITING = "OMP_WAIT_POLICY"
+"""How torch's threads wait for each other. By default they keep the cores busy while they wait; a
+job may need these, and then both take many times as long."""
+
+PATIENCE = 2.0
+"""Seconds in which a calculator must stop when it is asked to."""
+
+_turns = threading.Semaphore(AT_ONCE)
+_lock = threading.Lock()
+_idle: list[_Calculator] = []
+
+
+def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = quiet) -> R:
+    """`function(*arguments, progress=...)`, computed by a calculator; here, if this process has
+    imported torch.
+
+    function: of a module, as pickle finds it; arguments and result can be pickled. progress: called
+    in this thread; what it raises stops the work. Raises the function's DersError; any other error
+    is told as one.
+    """
+    if _computes_here():
+        return function(*arguments, progress=progress)
+    with _turns:
+        request = function, arguments
+        used = _take_idle()
+        if used is not None:
+            with suppress(_Ended), _lent(used):  # being idle, it may have ended just now
+                return used.answer(request, progress)  # type: ignore[no-any-return]
+        try:
+            fresh = _Calculator()
+        except OSError as error:
+            raise DersError(f"no process can be started that computes: {error}") from error
+        try:
+            with _lent(fresh):
+                return fresh.answer(request, progress)  # type: ignore[no-any-return]
+        except _Ended as error:
+            raise DersError(
+                "the process that computes ended before it had a result; there may be too little "
+                "memory, or something killed it; try again"
+            ) from error
+
+
+def warm() -> None:
+    """Start a calculator unless there is one, so that the first result comes sooner."""
+    with _lock:
+        if not _computes_here() and not _idle:
+            with suppress(OSError):
+                _idle.append(_Calculator())
+
+
+def _computes_here() -> bool:
+    return "torch" in sys.modules
+
+
+def _take_idle() -> _Calculator | None:
+    with _lock:
+        return _idle.pop() if _idle else None
+
+
+@contextmanager
+def _lent(calculator: _Calculator) -> Iterator[None]:
+    """Keep the calculator for the next request if it can take one; else end it."""
+    try:
+        yield
+    finally:
+        if calculator.is_ready:
+            with _lock:
+                _idle.append(calculator)
+        else:
+            calculator.end()
+
+
+class _Ended(Exception):
+    """The process at the other end of a pipe has ended."""
+
+
+class _Calculator:
+    """One process, and this end of the pipe to it."""
+
+    def __init__(self) -> None:
+        """Raises OSError if it cannot be started."""
+        self._pipe, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "ders_core.ui.calculator"),
+                    *(str(theirs.fileno()), str(IDLE_SECONDS)),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={WAITING: "PASSIVE"} | package_environment(),
+                start_new_session=True,
+            )
+        threading.Thread(target=self._process.wait, daemon=True).start()  # leaves no zombie
+        self.is_ready = True
+
+    def answer(self, request: Any, progress: Progress) -> Any:
+        """Raises `_Ended`, and what the request or `progress` raises."""
+        self.is_ready = False
+        with _ending():
+            self._pipe.send(request)
+        while True:
+            with _ending():
+                is_last, value = self._pipe.recv()
+            if is_last:
+                self.is_ready = True
+                if isinstance(value, DersError):
+                    raise value
+                return value
+            try:
+                progress(*value)
+            except BaseException:
+                self._stop()
+                raise
+
+    def _stop(self) -> None:
+        """Ask for the end of the request; it is ready again if that comes soon."""
+        with suppress(_Ended), _ending():
+            self._pipe.send(None)
+            while self._pipe.poll(PATIENCE):
+                is_last, _ = self._pipe.recv()
+                if is_last:
+                    self.is_ready = True
+                    return
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._process.terminate()
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Raise `_Ended` where a pipe breaks."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise _Ended from error
+
+
+class _Served:
+    """The process's own side: a thread reads requests, the main thread computes."""
+
+    def __init__(self, descriptor: int, idle_seconds: float) -> None:
+        self._pipe, self._idle_seconds = Connection(descriptor), idle_seconds
+        self._requests: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = (
+            queue.SimpleQueue()
+        )
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Until there is no request for a while, or nobody is left to ask."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        import torch  # noqa: F401 (now, before anybody asks)
+
+        with suppress(queue.Empty, OSError):
+            while True:
+                function, arguments = self._requests.get(timeout=self._idle_seconds)
+                self._pipe.send((True, self._value(function, arguments)))
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                message = self._pipe.recv()
+                if message is None:
+                    self._stop.set()
+                else:
+                    self._stop.clear()
+                    self._requests.put(message)
+        self._stop.set()  # the app has ended
+        threading.Event().wait(PATIENCE)
+        os._exit(0)
+
+    def _value(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """The result, or a DersError."""
+        try:
+            return function(*arguments, progress=self._report)
+        except DersError as error:
+            return error
+        except Exception as error:
+            traceback.print_exc()
+            return DersError(
+                f"unexpected: {type(error).__name__}: {error}; details in the output of `ders app`"
+            )
+
+    def _report(self, done: int, total: int, message: str) -> None:
+        if self._stop.is_set():
+            raise Cancelled
+        self._pipe.send((False, (done, total, message)))
+
+
+if __name__ == "__main__":
+    _Served(int(sys.argv[1]), float(sys.argv[2])).run()

@@ -1,0 +1,214 @@
+"""Where all lengths are known, each group is written to its final place, and never again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.compress_support import Snapshot, Steps
+from support.messages import raises_saying
+
+from ders_core.codecs import LowRank, Quantized
+from ders_core.errors import Cancelled, OutputError
+from ders_core.files.writer import shards
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline import compress as compress_module
+from ders_core.pipeline import encode as encode_module
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import Plan, resolve
+from ders_core.recipe import Recipe, Rule
+
+EXACT = Recipe(
+    name="exact",
+    rules=(Rule(codec=Quantized(bits=2)), Rule(codec=LowRank(rank=2), projections=("up",))),
+)
+GROUPS = 6
+
+
+@contextmanager
+def staged() -> Iterator[None]:
+    """As if lengths depended on the data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "exact", False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def wanted(
+    mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory, snapshot: Snapshot
+) -> dict[str, Any]:
+    """What the recipe gives where each group is staged first."""
+    out = tmp_path_factory.mktemp("staged") / "out"
+    with staged():
+        compress(mixtral_dir, out, EXACT)
+    return snapshot(out)
+
+
+def encoded(steps: Steps) -> int:
+    return sum(message.startswith("encoded") for _, _, message in steps.calls)
+
+
+def test_every_byte_of_a_tensor_is_written_once(
+    mixtral_dir: Path,
+    tmp_path: Path,
+    wanted: dict[str, Any],
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: dict[str, int] = {}
+
+    def spy(place: Any, chunks: Any) -> str:
+        assert place.name not in written
+        written[place.name] = place.nbytes
+        return write_at(place, chunks)
+
+    write_at = encode_module.write_at
+    for module in (encode_module, compress_module):
+        monkeypatch.setattr(module, "write_at", spy)
+    staging = tmp_path / "out.partial" / ".ders-groups"
+
+    def look(done: int, total: int, message: str) -> None:
+        assert not list(staging.glob("*.safetensors"))
+
+    compress(mixtral_dir, tmp_path / "out", EXACT, progress=look)
+    assert snapshot(tmp_path / "out") == wanted
+    tensors = PackedCheckpoint(tmp_path / "out").store.tensors
+    assert written == {name: tensor.nbytes for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 7, 8, 9, 20])
+def test_interrupted_and_resumed_gives_the_same_bytes(
+    stop_at: int, mixtral_dir: Path, tmp_path: Path, wanted: dict[str, Any], snapshot: Snapshot
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Cancelled):
+        compress(mixtral_dir, out, EXACT, progress=Steps(stop_at))
+    assert not out.exists()
+    steps = Steps()
+    compress(mixtral_dir, out, EXACT, resume=True, progress=steps)
+    assert snapshot(out) == wanted
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert encoded(steps) == max(0, GROUPS - (stop_at - 1))
+    done, total, _ = steps.calls[-1]
+    assert done == total
+
+
+def test_several_weight_files(
+    mixtral_dir: Path, tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(shards, max_bytes=60_000)
+    for module in ("ders_core.pipeline.plan", "ders_core.packed.writer"):
+        monkeypatch.setattr(f"{module}.shards", small)
+    with staged():
+        compress(mixtral_dir, tmp_path / "staged", EXACT)
+    for stop_at in (5, 11):
+        with pytest.raises(Cancelled):
+            compress(mixtral_dir, tmp_path / "out", EXACT, resume=True, progress=Steps(stop_at))
+    compress(mixtral_dir, tmp_path / "out", EXACT, resume=True)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "staged")
+
+
+def stopped(mixtral_dir: Path, out: Path) -> Path:
+    """A run that was stopped after four groups; returns its weight file."""
+    with pytest.raises(Cancelled):
+        compress(mixtral_dir, out, EXACT, progress=Steps(5))
+    (file,) = (out.with_name("out.partial") / ".ders-groups").glob("*.unfinished")
+    return file
+
+
+def test_a_group_that_the_machine_lost_is_encoded_again(
+    mixtral_dir: Path, tmp_path: Path, wanted: dict[str, Any], snapshot: Snapshot
+) -> None:
+    """Nothing is synced before the end, so what another run wrote is read back."""
+    file = stopped(mixtral_dir, tmp_path / "out")
+    whole = file.read_bytes()
+    compress(mixtral_dir, tmp_path / "other", EXACT)
+    final = (tmp_path / "other" / "model.safetensors").read_bytes()
+    same = next(n for n in range(len(whole) - 1, 0, -1) if whole[n] == final[n] != 0)
+    file.write_bytes(whole[:same] + bytes([whole[same] ^ 1]) + whole[same + 1 :])
+    with raises_saying(OutputError, "out.partial", "damaged", "resume"):
+        compress(mixtral_dir, tmp_path / "out", EXACT, resume=True)
+    assert not (tmp_path / "out").exists()
+    steps = Steps()
+    compress(mixtral_dir, tmp_path / "out", EXACT, resume=True, progress=steps)
+    assert encoded(steps) == 1
+    assert snapshot(tmp_path / "out") == wanted
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"{}")])
+def test_a_weight_file_that_is_gone_is_written_anew(
+    damage: Callable[[Path], Any],
+    mixtral_dir: Path,
+    tmp_path: Path,
+    wanted: dict[str, Any],
+    snapshot: Snapshot,
+) -> None:
+    damage(stopped(mixtral_dir, tmp_path / "out"))
+    steps = Steps()
+    compress(mixtral_dir, tmp_path / "out", EXACT, resume=True, progress=steps)
+    assert encoded(steps) == GROUPS
+    assert snapshot(tmp_path / "out") == wanted
+
+
+def test_killed_after_the_weight_files_have_their_names(
+    mixtral_dir: Path,
+    tmp_path: Path,
+    wanted: dict[str, Any],
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end(*given: Any) -> None:
+        raise Cancelled("here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compress_module, "finish_packed", end)
+        with pytest.raises(Cancelled):
+            compress(mixtral_dir, tmp_path / "out", EXACT)
+    assert (tmp_path / "out.partial" / "model.safetensors").is_file()
+    steps = Steps()
+    compress(mixtral_dir, tmp_path / "out", EXACT, resume=True, progress=steps)
+    assert encoded(steps) == 0
+    assert snapshot(tmp_path / "out") == wanted
+
+
+def test_a_group_of_another_machine_is_read_back(
+    mixtral_dir: Path,
+    tmp_path: Path,
+    wanted: dict[str, Any],
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(encode_module, "writer_of", lambda run: f"{run}@elsewhere")
+    steps = Steps()
+    compress(mixtral_dir, tmp_path / "out", EXACT, progress=steps)
+    assert sum("read back" in message for _, _, message in steps.calls) == GROUPS
+    assert snapshot(tmp_path / "out") == wanted
+
+
+def test_there_must_be_room_for_the_output_once(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ders_core.packed.open import open_checkpoint
+
+    after = resolve(EXACT, open_checkpoint(mixtral_dir)).bytes_after
+    beside = sum(file.stat().st_size for file in mixtral_dir.glob("*.json"))
+    free = after - 1
+
+    def disk_usage(place: Any) -> SimpleNamespace:
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("ders_core.files.output.shutil.disk_usage", disk_usage)
+    with raises_saying(OutputError, "free", tmp_path):
+        compress(mixtral_dir, tmp_path / "out", EXACT)
+    assert not list(tmp_path.iterdir())
+    free = after + beside
+    with pytest.raises(Cancelled):
+        compress(mixtral_dir, tmp_path / "out", EXACT, progress=Steps(7))
+    free = after // 2 + beside  # all groups are written: about a half of the bytes
+    compress(mixtral_dir, tmp_path / "out", EXACT, resume=True)

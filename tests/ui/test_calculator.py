@@ -1,0 +1,125 @@
+"""Calculators compute, report, fail and end as the app needs it. These here find an empty module
+instead of torch, and start at once; `test_without_torch.py` has one as it is."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.messages import raises_saying
+
+from ders_core.errors import CheckpointError, DersError
+from ders_core.ui import calculator
+from ders_core.ui.calculator import calculate, warm
+
+FUNCTIONS = """
+import os, signal, time
+from ders_core.errors import CheckpointError
+
+def add(first, second, *, progress):
+    for done in range(first):
+        progress(done, first, "adding")
+    return first + second, os.getpid()
+
+def refuse(*, progress):
+    raise CheckpointError("model.safetensors is damaged")
+
+def fail(*, progress):
+    return 1 / 0
+
+def count(*, progress):
+    for number in range(10**6):
+        progress(number, 10**6, "counting")
+        time.sleep(0.01)
+
+def hang(*, progress):
+    progress(0, 1, "waiting")
+    time.sleep(60)
+
+def die(*, progress):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "some_functions.py").write_text(FUNCTIONS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(calculator, "_computes_here", lambda: False)
+    yield importlib.import_module("some_functions")
+    for idle in calculator._idle:
+        idle.end()
+    calculator._idle.clear()
+    del sys.modules["some_functions"]
+
+
+def ended(process: int) -> bool:
+    """Whether a process ends within some seconds."""
+    for _ in range(500):
+        if not psutil.pid_exists(process):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_results_progress_and_errors_come_back_and_one_process_does_it_all(functions: Any) -> None:
+    told: list[tuple[int, int, str]] = []
+    warm()
+    warm()
+    total, process = calculate(functions.add, 2, 40, progress=lambda *step: told.append(step))
+    assert (total, told) == (42, [(0, 2, "adding"), (1, 2, "adding")])
+    assert process != os.getpid()
+    with raises_saying(CheckpointError, "model.safetensors", "damaged"):
+        calculate(functions.refuse)
+    with raises_saying(DersError, "ZeroDivisionError", "ders app"):
+        calculate(functions.fail)
+    assert calculate(functions.add, 0, 1) == (1, process)
+    assert len(calculator._idle) == 1
+
+
+def test_what_progress_raises_stops_the_work(
+    functions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, process = calculate(functions.add, 0, 1)
+
+    def leave(*step: object) -> None:
+        raise KeyError("another page was asked for")
+
+    with pytest.raises(KeyError):
+        calculate(functions.count, progress=leave)
+    assert calculate(functions.add, 0, 2) == (2, process)  # it stopped, and goes on with others
+    monkeypatch.setattr(calculator, "PATIENCE", 0.05)
+    with pytest.raises(KeyError):
+        calculate(functions.hang, progress=leave)
+    assert ended(process)
+    assert calculate(functions.add, 0, 3)[0] == 3
+
+
+def test_a_process_that_dies_is_a_sentence_or_replaced(functions: Any) -> None:
+    with raises_saying(DersError, "ended", "memory", "again"):
+        calculate(functions.die)
+    _, process = calculate(functions.add, 0, 1)
+    os.kill(process, signal.SIGKILL)  # while it is idle
+    assert ended(process)
+    total, other = calculate(functions.add, 0, 1)
+    assert (total, other != process) == (1, True)
+
+
+def test_none_outlives_its_use(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, process = calculate(functions.add, 0, 1)
+    calculator._idle.pop()._pipe.close()  # as when the app ends
+    assert ended(process)
+    monkeypatch.setattr(calculator, "IDLE_SECONDS", 0.05)
+    _, idle = calculate(functions.add, 0, 1)
+    assert ended(idle)
+    assert calculate(functions.add, 0, 2)[0] == 2
