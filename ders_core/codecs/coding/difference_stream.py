@@ -38,10 +38,6 @@ NOISE_BITS = BITS
 MOST_LOW = 32
 FAR_BYTES = 5
 
-ALWAYS = Table(np.array([1 << BITS]))
-ALWAYS_RARE = Table(np.array([1 << MOST_BITS]), MOST_BITS)
-"""Of contexts without entries."""
-
 
 def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
     """uint8 `[n]`; None if it would take as many bytes as the weights. Both: floats `[n]` on the
@@ -161,13 +157,18 @@ def _rare_ones(tables: Sequence[LevelTables | None], width: int) -> np.ndarray:
     return of_rare
 
 
+def _always(bits: int) -> Table:
+    """Of a context without entries."""
+    return Table(np.array([1 << bits]), bits)
+
+
 def _usual(tables: Sequence[LevelTables | None]) -> Tables:
-    return Tables([ALWAYS if table is None else table.usual for table in tables])
+    return Tables([_always(BITS) if table is None else table.usual for table in tables])
 
 
 def _rare(tables: Sequence[LevelTables | None]) -> Tables:
     rare = (None if table is None else table.rare for table in tables)
-    return Tables([ALWAYS_RARE if table is None else table for table in rare])
+    return Tables([_always(MOST_BITS) if table is None else table for table in rare])
 
 
 def _uniform(lows: np.ndarray, begin: int) -> Tables:
