@@ -6,6 +6,7 @@ docs/format.md has the rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from ders_core.codecs.coding.differences import CONTEXTS, Base, Parts, Split, bits_of
 from ders_core.codecs.coding.frequencies import entropy_bytes
@@ -38,9 +39,11 @@ NOISE_BITS = BITS
 MOST_LOW = 32
 FAR_BYTES = 5
 
-ALWAYS = Table(np.array([1 << BITS]))
-ALWAYS_RARE = Table(np.array([1 << MOST_BITS]), MOST_BITS)
-"""Of contexts without entries."""
+
+@cache
+def _always(bits: int) -> Table:
+    """Of contexts without entries."""
+    return Table(np.array([1 << bits]), bits)
 
 
 def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
@@ -162,12 +165,12 @@ def _rare_ones(tables: Sequence[LevelTables | None], width: int) -> np.ndarray:
 
 
 def _usual(tables: Sequence[LevelTables | None]) -> Tables:
-    return Tables([ALWAYS if table is None else table.usual for table in tables])
+    return Tables([_always(BITS) if table is None else table.usual for table in tables])
 
 
 def _rare(tables: Sequence[LevelTables | None]) -> Tables:
     rare = (None if table is None else table.rare for table in tables)
-    return Tables([ALWAYS_RARE if table is None else table for table in rare])
+    return Tables([_always(MOST_BITS) if table is None else table for table in rare])
 
 
 def _uniform(lows: np.ndarray, begin: int) -> Tables:
