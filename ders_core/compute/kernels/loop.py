@@ -20,8 +20,11 @@ def loop(function: Function) -> Function:
     except RuntimeError:  # neither the package's folder nor a cache of the user can be written to
         return part_apart(function)
     # numba compiles again where the loop's own file has changed; parts of it are in other files
-    kept = compiled._cache._cache_file
-    kept._source_stamp = (kept._source_stamp, _stamps())
+    try:
+        kept = compiled._cache._cache_file
+        kept._source_stamp = (kept._source_stamp, _stamps())
+    except AttributeError:  # a numba that keeps machine code in another way
+        return part_apart(function)
     return compiled  # type: ignore[no-any-return]
 
 
