@@ -190,6 +190,24 @@ def test_every_float_is_converted_as_torch_does(dtype: torch.dtype) -> None:
         assert torch.equal(weight[numbers].view(whole), plain[numbers].view(whole))
 
 
+@pytest.mark.parametrize("fields", GRIDS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_deltas_beyond_float32_leave_weights_that_are_not_finite(fields: dict[str, Any]) -> None:
+    """Which whoever encodes refuses by name: no index is read outside of a table. Other rows are as
+    they would be, unless levels or a gain are those of the whole matrix."""
+    codec = Quantized(**fields)
+    weight, base = gauss((16, 300)), gauss((16, 300), 1)
+    weight[3, 5], base[3, 5], weight[3, 6], base[3, 6] = 3e38, -3e38, -3e38, 3e38
+
+    def bad_rows() -> list[int]:
+        synthesized = codec.unpack(codec.pack(weight, base, context()), base, context())
+        return (~synthesized.isfinite()).any(1).nonzero().flatten().tolist()
+
+    assert 3 in bad_rows()
+    assert 3 in plainly(bad_rows)
+    if fields.get("grid") != "learned" and fields.get("gain") != "auto":
+        assert bad_rows() == plainly(bad_rows) == [3]
+
+
 @settings(deadline=None, max_examples=2000 if LONG else 30)
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 70), bits=st.integers(1, 8))
 def test_planes_and_trits(seed: int, count: int, bits: int) -> None:

@@ -6,7 +6,6 @@ docs/format.md has the rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 from ders_core.codecs.coding.differences import CONTEXTS, Base, Parts, Split, bits_of
 from ders_core.codecs.coding.frequencies import entropy_bytes
@@ -38,12 +37,6 @@ NOISE_BITS = BITS
 
 MOST_LOW = 32
 FAR_BYTES = 5
-
-
-@cache
-def _always(bits: int) -> Table:
-    """Of contexts without entries."""
-    return Table(np.array([1 << bits]), bits)
 
 
 def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
@@ -162,6 +155,11 @@ def _rare_ones(tables: Sequence[LevelTables | None], width: int) -> np.ndarray:
         if table is not None and table.rare is not None:
             row[: len(table.rare.frequencies)] = table.rare.frequencies > 0
     return of_rare
+
+
+def _always(bits: int) -> Table:
+    """Of a context without entries."""
+    return Table(np.array([1 << bits]), bits)
 
 
 def _usual(tables: Sequence[LevelTables | None]) -> Tables:

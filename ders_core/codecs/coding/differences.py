@@ -6,6 +6,7 @@ larger the base's exponent is: the exponent is its context.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,6 @@ stands for all smaller ones too."""
 
 CHUNK = 1 << 20
 """Weights at a time in numpy."""
-
-FRACTION_BITS = {"bfloat16": 7, "float16": 10, "float32": 23}
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,16 @@ class Base:
     @cached_property
     def contexts(self) -> np.ndarray:
         """uint8 `[n]`."""
-        fraction = FRACTION_BITS[str(self.dtype).removeprefix("torch.")]
+        fraction = -int(math.log2(torch.finfo(self.dtype).eps))
         mask = self.half // (1 << fraction) - 1
         found = np.empty(self.bits.size, dtype=np.uint8)
         if not found.size:
             return found
         top = int((self.bits & self.half - 1).max()) >> fraction
         if kernels.takes():
-            from ders_core.compute.kernels import ordered as loops
+            from ders_core.compute.kernels import float_counts
 
-            loops.find_contexts(self.bits, fraction, mask, top, CONTEXTS - 1, found)
+            float_counts.find_contexts(self.bits, fraction, mask, top, CONTEXTS - 1, found)
             return found
         for piece in pieces(found.size, CHUNK):
             exponents = self.bits[piece] >> fraction & mask
@@ -98,9 +97,9 @@ class Base:
         """How many weights have each context, int64 `[CONTEXTS]`."""
         counts = np.zeros(CONTEXTS, dtype=np.int64)
         if kernels.takes():
-            from ders_core.compute.kernels import ordered as loops
+            from ders_core.compute.kernels import float_counts
 
-            loops.count_contexts(self.contexts, counts)
+            float_counts.count_contexts(self.contexts, counts)
             return counts
         for piece in pieces(self.contexts.size, CHUNK):
             counts += np.bincount(self.contexts[piece], minlength=CONTEXTS)
@@ -110,9 +109,9 @@ class Base:
         """The sum of distances in each context, int64 `[CONTEXTS]`. weight: `bits_of`."""
         sums = np.zeros(CONTEXTS, dtype=np.int64)
         if kernels.takes():
-            from ders_core.compute.kernels import ordered as loops
+            from ders_core.compute.kernels import float_counts
 
-            loops.sum_distances(self.bits, weight, self.half, self.contexts, sums)
+            float_counts.sum_distances(self.bits, weight, self.half, self.contexts, sums)
             return sums
         for piece, difference in self._differences(weight):
             for number in range(CONTEXTS):
@@ -125,9 +124,9 @@ class Base:
         context, and in the last column how often others: int64 `[CONTEXTS, 2·farthest + 1]`."""
         counts = np.zeros((CONTEXTS, 2 * farthest + 1), dtype=np.int64)
         if kernels.takes():
-            from ders_core.compute.kernels import ordered as loops
+            from ders_core.compute.kernels import float_counts
 
-            loops.count_codes(self.bits, weight, self.half, self.contexts, lows, counts)
+            float_counts.count_codes(self.bits, weight, self.half, self.contexts, lows, counts)
             return counts
         for piece, difference in self._differences(weight):
             contexts = self.contexts[piece].astype(np.int64)
@@ -147,10 +146,10 @@ class Base:
         tables = split.lows, split.firsts, split.spans, split.of_rare
         arrays = parts.symbols, parts.noise, parts.rare, parts.of_contexts, parts.far
         if kernels.takes():
-            from ders_core.compute.kernels import ordered as loops
+            from ders_core.compute.kernels import float_counts
 
             given = self.bits, weight, self.half, self.contexts, *tables, *arrays
-            loops.split(*given)
+            float_counts.split(*given)
             return parts.without_room()
         rare_count = far_count = 0
         for piece, difference in self._differences(weight):
@@ -174,10 +173,10 @@ class Base:
     def contexts_of_rare(self, symbols: np.ndarray, spans: np.ndarray) -> np.ndarray:
         """uint8: of the symbols that say that a rare one comes."""
         if kernels.takes():
-            from ders_core.compute.kernels import ordered as loops
+            from ders_core.compute.kernels import float_counts
 
             found = np.empty(symbols.size + 1, dtype=np.uint8)
-            return found[: loops.find_rare(symbols, self.contexts, spans, found)]
+            return found[: float_counts.find_rare(symbols, self.contexts, spans, found)]
         of_rare: np.ndarray = symbols == (spans + 1).astype(np.uint16)[self.contexts]
         contexts: np.ndarray = self.contexts[of_rare]
         return contexts
@@ -189,15 +188,14 @@ class Base:
         tables = split.lows, split.firsts, split.spans
         rare, far = np.append(parts.rare, np.uint16(0)), np.append(parts.far, 0)
         if kernels.takes():
-            from ders_core.compute.kernels import ordered as loops
+            from ders_core.compute.kernels import float_counts
 
             given = parts.symbols, parts.noise, rare, far
-            if loops.join(self.bits, self.half, self.contexts, *tables, *given, weight):
+            if float_counts.join(self.bits, self.half, self.contexts, *tables, *given, weight):
                 raise damaged()
         else:
             self._join_plainly(tables, parts, weight)
-        size = self.dtype.itemsize
-        return torch.from_numpy(weight).to(integers(size)).view(self.dtype)
+        return torch.from_numpy(weight).to(_integer_of(self.dtype)).view(self.dtype)
 
     def _join_plainly(
         self, tables: tuple[np.ndarray, ...], parts: Parts, weight: np.ndarray
@@ -230,15 +228,15 @@ class Base:
             yield piece, _ordered(weight[piece], self.half) - start
 
 
-def integers(size: int) -> torch.dtype:
-    """Signed whole numbers of as many bytes as a float has, 2 or 4."""
-    return torch.int16 if size == 2 else torch.int32
-
-
 def bits_of(values: torch.Tensor) -> np.ndarray:
     """The bits of floats `[n]` as signed numbers, int32."""
-    bits: np.ndarray = values.view(integers(values.element_size())).to(torch.int32).numpy()
+    bits: np.ndarray = values.view(_integer_of(values.dtype)).to(torch.int32).numpy()
     return bits
+
+
+def _integer_of(dtype: torch.dtype) -> torch.dtype:
+    """Of as many bits."""
+    return torch.int16 if dtype.itemsize == 2 else torch.int32
 
 
 def _ordered(bits: np.ndarray, half: int) -> np.ndarray:

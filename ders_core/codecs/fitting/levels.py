@@ -81,6 +81,7 @@ class Levels:
         first, borders, fine = self._shortcut
         flat, ends = values.reshape(-1), borders.to(values.device)
         place = (flat - float(self.borders[0])).mul_(fine).add_(2).clamp_(0, BINS - 1)
+        place.nan_to_num_(0.0)  # of deltas beyond float32, which are refused once they are decoded
         code = first.to(values.device).index_select(0, place.to(torch.int32))
         for _ in range(2):  # a bin and the one below it hold no more borders
             code += flat >= ends.index_select(0, code)

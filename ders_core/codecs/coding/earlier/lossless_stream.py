@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ders_core.codecs.coding.differences import integers
 from ders_core.codecs.coding.earlier.ans import Model, Stack
 from ders_core.codecs.coding.packing import packed_bytes, unpack
 from ders_core.codecs.coding.stream import Reader, damaged
@@ -45,10 +44,15 @@ def read(reader: Reader, start: torch.Tensor, expert: torch.Tensor) -> None:
         expert[begin : begin + CHUNK] = _unordered(steps + _ordered(base), expert.dtype)
 
 
+def _integer_of(size: int) -> torch.dtype:
+    """Of so many bytes."""
+    return torch.int16 if size == 2 else torch.int32
+
+
 def _ordered(values: torch.Tensor) -> torch.Tensor:
     """int64 that count floats in their order; −0 comes just before 0."""
     size = values.element_size()
-    bits = values.view(integers(size)).long()
+    bits = values.view(_integer_of(size)).long()
     return torch.where(bits < 0, -(1 << (8 * size - 1)) - 1 - bits, bits)
 
 
@@ -58,13 +62,13 @@ def _unordered(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if numbers.numel() and (int(numbers.min()) < -half or int(numbers.max()) >= half):
         raise damaged()
     bits = torch.where(numbers < 0, -half - 1 - numbers, numbers)
-    return bits.to(integers(dtype.itemsize)).view(dtype)
+    return bits.to(_integer_of(dtype.itemsize)).view(dtype)
 
 
 def _exponents(values: torch.Tensor) -> torch.Tensor:
     """The exponent field, int64."""
     fraction = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}[values.dtype]
-    bits = values.view(integers(values.element_size())).long()
+    bits = values.view(_integer_of(values.element_size())).long()
     return (bits >> fraction) & ((1 << (8 * values.element_size() - 1 - fraction)) - 1)
 
 
