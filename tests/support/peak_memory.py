@@ -9,12 +9,15 @@ import torch
 from support import forks
 
 
-def peak_of_loading(checkpoint: Path) -> int:
-    """By how many KiB the peak of a process grows when transformers loads a checkpoint there."""
+def peak_of_loading(checkpoint: Path, small: Path) -> int:
+    """By how many KiB the peak of a process grows when transformers loads a checkpoint there.
+
+    small: one that is loaded before, so that what is imported and compiled for it does not count.
+    """
     forks.start()
     receiver, sender = forks.FORKS.Pipe(duplex=False)
     with receiver:
-        process = forks.FORKS.Process(target=_load, args=(checkpoint, sender))
+        process = forks.FORKS.Process(target=_load, args=(checkpoint, small, sender))
         process.start()
         sender.close()
         grown: int = receiver.recv()  # EOFError if the load fails
@@ -22,12 +25,14 @@ def peak_of_loading(checkpoint: Path) -> int:
     return grown
 
 
-def _load(checkpoint: Path, sender: Connection) -> None:
+def _load(checkpoint: Path, small: Path, sender: Connection) -> None:
     from transformers import AutoModelForCausalLM, MixtralForCausalLM  # before the measurement
 
     import ders_core.hf  # noqa: F401  teaches transformers the packed format
 
     torch.set_num_threads(1)
+    AutoModelForCausalLM.from_pretrained(small, dtype=torch.bfloat16)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is in memory now
     before = _peak()
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
     assert isinstance(model, MixtralForCausalLM)
