@@ -63,11 +63,12 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
 
     # One click opens the demo that comes with the studio, and shows how alike its experts are.
     page.get_by_role("button", name="Try the demo").click()
-    expect(page.get_by_text("Colour of the map")).to_be_visible()
+    expect(page.get_by_text("Colour of the map").first).to_be_visible()
     assert studio.store.list() == []  # nothing was trained, and no analysis was asked for
     expect(page.get_by_text("The experts share one start").first).to_be_visible()
     expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
     calm(page)
+    expect(page.get_by_text("Colour of the map")).to_have_count(1)  # nothing of an earlier draw
     demo = studio.workspace / "demo"
     figures = json.loads((demo / "demo.json").read_text())
     assert figures["mean_cosine"] >= 0.99

@@ -12,6 +12,7 @@ import torch
 from support.messages import raises_saying
 
 from ders_core.errors import CheckpointError
+from ders_core.packed.manifest import FORMAT_VERSION
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import is_packed
 from ders_core.packed.reader import PackedCheckpoint
@@ -133,7 +134,7 @@ def recipe_without_name(manifest: dict[str, Any]) -> None:
 
 
 def format_version(manifest: dict[str, Any]) -> None:
-    manifest["format_version"] = 4
+    manifest["format_version"] = FORMAT_VERSION + 1
 
 
 def no_format_version(manifest: dict[str, Any]) -> None:
@@ -163,7 +164,7 @@ def no_format_version(manifest: dict[str, Any]) -> None:
         (unknown_tensor, ["lacks", "'another.weight'"]),
         (seed_of_words, [MANIFEST, "recipe"]),
         (recipe_without_name, [MANIFEST, "recipe"]),
-        (format_version, ["version 4", "install"]),
+        (format_version, [f"version {FORMAT_VERSION + 1}", "install"]),
         (no_format_version, ["version"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
