@@ -14,21 +14,23 @@ from threading import Lock
 _lock = Lock()
 _blocks = 0
 """How many blocks are running, in all threads, and need it to stand still."""
+_was_on = False
 
 
 @contextmanager
 def few_collections() -> Iterator[None]:
     """Within the block nothing is collected, in any thread; for a block of a few seconds that makes
     no cycles."""
-    global _blocks
+    global _blocks, _was_on
     with _lock:
-        was_on = gc.isenabled() or _blocks > 0
+        if not _blocks:
+            _was_on = gc.isenabled()
+            gc.disable()
         _blocks += 1
-        gc.disable()
     try:
         yield
     finally:
         with _lock:
             _blocks -= 1
-            if was_on and not _blocks:
+            if _was_on and not _blocks:
                 gc.enable()

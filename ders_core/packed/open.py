@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.compute.collector import paused_collector
 from ders_core.files.address import as_local, is_file
+from ders_core.files.few_collections import few_collections
 from ders_core.files.json_object import read_json
 from ders_core.files.store import Store, TensorStore
 from ders_core.packed.names import MANIFEST, QUANT_METHOD
@@ -21,7 +21,7 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
     must be local. Raises CheckpointError if the directory is not a checkpoint, is damaged, or holds
     nothing that looks like experts.
     """
-    with paused_collector():
+    with few_collections():
         store: Store = TensorStore.open(place)
         if _names_our_method(store.config):
             from ders_core.packed.original import OriginalStore

@@ -16,7 +16,7 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from support.messages import raises_saying
 from support.shell import ders
-from support.studio_process import HANG_UP, processes_of, running_studio
+from support.studio_process import HANG_UP, environments_of, running_studio
 
 from ders_core.errors import DersError
 from ders_core.ui.address import Listening, base_path_of
@@ -73,7 +73,7 @@ def test_what_is_printed_opens_the_studio(
         assert "streamlit" in page.lower()
         assert health == "ok"
         assert studio.app.poll() is None
-        environments = [process.environ() for process in processes_of(studio.workspace)]
+        environments = list(environments_of(studio.workspace).values())
         assert any(DEMO_VARIABLE in names for names in environments) == ("--demo" in options)
         while not opened.exists() or not opened.read_text().endswith("\n"):
             assert studio.app.poll() is None

@@ -33,7 +33,7 @@ def test_blocks_may_be_in_blocks_and_end_by_errors() -> None:
 
 def test_who_switched_it_off_finds_it_off() -> None:
     gc.disable()
-    with few_collections():
+    with few_collections(), few_collections():
         pass
     assert not gc.isenabled()
 

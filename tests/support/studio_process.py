@@ -97,12 +97,18 @@ def running_studio(
 
 def processes_of(workspace: Path) -> list[psutil.Process]:
     """The living processes whose environment names the workspace; zombies are not among them."""
-    processes = []
+    return list(environments_of(workspace))
+
+
+def environments_of(workspace: Path) -> dict[psutil.Process, dict[str, str]]:
+    """The same with their environments: a process may be gone when it is asked for it later."""
+    environments = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(WORKSPACE_VARIABLE) == str(workspace):
-                processes.append(process)
-    return processes
+            environment = process.environ()
+            if environment.get(WORKSPACE_VARIABLE) == str(workspace):
+                environments[process] = environment
+    return environments
 
 
 def end_processes(workspace: Path) -> None:
