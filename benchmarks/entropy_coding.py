@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from unittest.mock import patch
 
 import numba
 import numpy as np
 import torch
+from kernels import SHAPE, Work, seconds
 
 import ders_core
 from ders_core.codecs import Codec, EncodeContext, Entropy, Lossless
@@ -28,20 +28,7 @@ from ders_core.codecs.coding.prng import random_uniform
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.rounding import Nearest, Unbiased
 
-SHAPE = (2048, 1024)
-REPEATS = 5
 BITS = (0.06, 0.2, 0.6, 1, 1.3, 5)
-
-Work = Callable[[], object]
-
-
-def seconds(work: Work, repeats: int = REPEATS) -> float:
-    times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return min(times)
 
 
 def works(delta: torch.Tensor) -> Iterator[tuple[str, Work]]:

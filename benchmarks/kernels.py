@@ -1,5 +1,6 @@
 """Compiled loops against the same in plain torch and numpy: ns an entry, millions of entries a
-second, how many times faster, and the time as a multiple of a copy of the same bytes.
+second, how many times faster, and the time as a multiple of a copy of the same bytes. Those of
+entropy coding are in `entropy_coding.py`.
 
 Each is called once before it is timed, and its least processor time of five is told, on one thread.
 The copy is of what the work reads and writes: its inputs and outputs, once.
@@ -21,10 +22,8 @@ import numpy as np
 import torch
 
 import ders_core
-from ders_core.codecs import Codec, EncodeContext, Entropy, Quantized, Sparse
-from ders_core.codecs.coding.prng import random_positions, random_uniform
-from ders_core.codecs.curvature import Curvature
-from ders_core.codecs.fitting.rounding import Nearest, Unbiased
+from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
+from ders_core.codecs.coding.prng import random_positions
 from ders_core.codecs.synthesis import difference
 from ders_core.decompose.averages import mean_of, median_of
 from ders_core.decompose.distortion import compare, is_finite
@@ -53,10 +52,10 @@ SPARSE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def seconds(work: Work) -> float:
-    work()
+def seconds(work: Work, repeats: int = REPEATS) -> float:
+    """The least processor time of several calls."""
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         began = time.process_time()
         work()
         times.append(time.process_time() - began)
@@ -108,34 +107,10 @@ def dense_works() -> dict[str, tuple[Work, int]]:
     return found
 
 
-def entropy_works() -> dict[str, tuple[Work, int]]:
-    """The same of what entropy coding does."""
-    generator = torch.Generator().manual_seed(0)
-    delta = torch.randn(SHAPE, generator=generator)
-    values = delta.flatten()
-    rows, columns = (torch.rand(length, generator=generator) ** 4 + 0.01 for length in SHAPE)
-    context = EncodeContext(torch.bfloat16, 1, None, Curvature(columns, rows))
-    rounded = 8 * ENTRIES
-    found: dict[str, tuple[Work, int]] = {
-        "unbiased rounding, step 2 σ": (lambda: Unbiased(1).coded(values, 2.0, None, 1), rounded),
-        "unbiased rounding, step σ/10": (lambda: Unbiased(1).coded(values, 0.1, None, 1), rounded),
-        "nearest multiple, step σ": (lambda: Nearest(0.44).coded(values, 1.0, None, 1), rounded),
-        "random numbers": (lambda: random_uniform(ENTRIES, 1), 4 * ENTRIES),
-        "random positions, a tenth": (
-            lambda: random_positions(ENTRIES, ENTRIES // 10, 1),
-            8 * (ENTRIES // 10),
-        ),
-    }
-    for bits in (0.2, 1, 5):
-        codec = Entropy(bits=bits, rounding="unbiased", steps="sensitive")
-        parts = codec.encode(delta, context)
-        moved = nbytes(delta, *parts.values())
-        found[f"entropy, {bits} bits: encode"] = (partial(codec.encode, delta, context), moved)
-        found[f"entropy, {bits} bits: decode"] = (
-            partial(codec.decode, parts, SHAPE, context),
-            moved,
-        )
-    return found
+def positions_works() -> dict[str, tuple[Work, int]]:
+    """The same of drawing positions."""
+    kept = ENTRIES // 10
+    return {"random positions, a tenth": (partial(random_positions, ENTRIES, kept, 1), 8 * kept)}
 
 
 def copied(count: int) -> float:
@@ -154,10 +129,11 @@ def main(words: list[str]) -> None:
     )
     print(f"{SHAPE[0]} × {SHAPE[1]} entries; loops and plain: ns an entry")
     print(f"{'':36}{'loops':>8}{'M/s':>8}{'plain':>8}{'ratio':>8}{'/ copy':>8}")
-    for name, (work, moved) in (dense_works() | entropy_works()).items():
+    for name, (work, moved) in (dense_works() | positions_works()).items():
         if words and not any(word in name for word in words):
             continue
         entries = ENTRIES * (EXPERTS if "of each" in name else 1)
+        work()
         fast, copy = 1e9 * seconds(work) / entries, 1e9 * copied(moved) / entries
         with patch("ders_core.compute.kernels._installed", return_value=False):
             slow = 1e9 * seconds(work) / entries

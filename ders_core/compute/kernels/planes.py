@@ -23,7 +23,6 @@ SPREAD = np.array(
 TRITS = np.array(
     [[byte // power % 3 for power in (1, 3, 9, 27, 81)] for byte in range(256)], np.uint8
 )
-MOST_TRITS = 3**5
 
 
 @part_apart
