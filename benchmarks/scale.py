@@ -41,7 +41,7 @@ from ders_core.decompose.averages import around_mean
 from ders_core.jobs import Engine
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
+from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
 from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
@@ -141,7 +141,7 @@ def profile(place: Path, name: str) -> None:
             staged=str(Path(staging) / "group.safetensors"),
         )
         with cProfile.Profile() as profiler:
-            report(lambda: encode_group(task).seconds)
+            report(lambda: encode(task).seconds)
     text = io.StringIO()
     pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(10)
     lines = [line for line in text.getvalue().splitlines() if line[:1] == " " and "{" in line]

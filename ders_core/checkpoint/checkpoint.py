@@ -13,6 +13,7 @@ from ders_core.checkpoint.dense import dense_ffns
 from ders_core.checkpoint.grouping import WEIGHT_DTYPES, CodedTensors, gather
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
+from ders_core.checkpoint.others import OtherTensor, Surroundings, can_be_coded, other_tensor
 from ders_core.checkpoint.quantized import Scheme, detect
 from ders_core.checkpoint.recognition import (
     Recognition,
@@ -21,6 +22,7 @@ from ders_core.checkpoint.recognition import (
     recognise,
     walk,
 )
+from ders_core.checkpoint.stacks import MatrixStack
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_file
 from ders_core.files.dtype import Dtype
@@ -43,6 +45,9 @@ class Checkpoint:
         self.store = store
         self.scheme: Scheme | None = detect(self.config, self.tensors)
         weights = self.scheme.weights(self.tensors) if self.scheme else {}
+        self._of_codes = {
+            part.name for weight in weights.values() for part in (weight.codes, weight.scales)
+        }
         coded = CodedTensors(
             {weight.codes.name: weight for weight in weights.values()}, numbers_dtype(self.config)
         )
@@ -185,6 +190,33 @@ class Checkpoint:
             for name in names
             if name not in experts
         ]
+
+    @cached_property
+    def others(self) -> Mapping[str, OtherTensor]:
+        """The tensors outside the experts that a codec can take, by name, in the order of the
+        files; codes and their scales are none."""
+        shared = [
+            matrix.info.name
+            for group in self.groups()
+            for matrix in (group.shared, group.shared_bias)
+            if matrix is not None
+        ]
+        infos = [info for info in self.other_tensors() if info.name not in self._of_codes]
+        ffns = dense_ffns({info.name: info.spec for info in infos})
+        names = [weight.tensor for ffn in ffns for weight in ffn.weights.values()]
+        around = Surroundings.of(self.blocks, shared, names)
+        return {info.name: other_tensor(info, around) for info in infos if can_be_coded(info)}
+
+    def stack(self, key: tuple[int, str] | str, extended: bool = False) -> MatrixStack:
+        """What is encoded as one: a group by its layer and projection, another tensor by its name.
+
+        extended: as of `groups`. Raises CheckpointError if there is none.
+        """
+        if not isinstance(key, str):
+            return self.group(*key, extended)
+        if key not in self.others:
+            raise CheckpointError(f"{self.path.name} has no tensor {key!r} that a codec can take")
+        return self.others[key]
 
     def shared_expert(self, layer: int) -> list[TensorReader]:
         """The always-on expert's tensors of a layer, if it has one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from ders_core.checkpoint.groups import ExpertGroup
+from ders_core.checkpoint.stacks import MatrixStack
 from ders_core.checkpoint.streaming import matrices
 from ders_core.files.writer import tensor_bytes
 from ders_core.later import torch
@@ -26,10 +26,10 @@ class WeightsDigest:
         for chunk in tensor_bytes(weights):
             self._sha256.update(chunk)
 
-    def add_biases(self, group: ExpertGroup) -> None:
+    def add_biases(self, stack: MatrixStack) -> None:
         """The group's biases, after its weights. Raises CheckpointError."""
-        if group.biases:
-            self.add(group.read_biases())
+        if stack.added:
+            self.add(stack.read_biases())
 
     @property
     def sha256(self) -> str:
@@ -37,10 +37,10 @@ class WeightsDigest:
         return self._sha256.hexdigest()
 
 
-def group_digest(group: ExpertGroup) -> str:
+def stack_digest(stack: MatrixStack) -> str:
     """Read a group once, for its hex SHA-256 (see `WeightsDigest`). Raises CheckpointError."""
     digest = WeightsDigest()
-    for _ in matrices(group, seen=digest.add):
+    for _ in matrices(stack, seen=digest.add):
         pass
-    digest.add_biases(group)
+    digest.add_biases(stack)
     return digest.sha256

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
-from ders_core.checkpoint.groups import ExpertGroup
+from ders_core.checkpoint.stacks import MatrixStack
 from ders_core.compute.buffers import borrow
 from ders_core.compute.threads import in_this_mode, one_thread_each
 from ders_core.later import torch
@@ -30,29 +30,29 @@ SLABS, MATRICES = 3, 2
 
 
 def slabs(
-    group: ExpertGroup, device: torch.device | str = "cpu"
+    stack: MatrixStack, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, weights `[K, rows, in]` in storage dtype on `device`) over a group, in order.
 
     A tensor is overwritten once the next one is requested. Raises CheckpointError if a file ends
     too early.
     """
-    experts, out, width = group.shape
-    step = max(1, SLAB_BYTES // max(experts * width * group.dtype.itemsize, 1))
+    experts, out, width = stack.shape
+    step = max(1, SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
     rows = [slice(begin, min(begin + step, out)) for begin in range(0, out, step)]
 
     def fill(memory: torch.Tensor, part: slice) -> torch.Tensor:
         shape = (experts, part.stop - part.start, width)
         slab = memory.view(-1)[: math.prod(shape)].view(shape)
-        group.read_into(slab, part)
+        stack.read_into(slab, part)
         return slab
 
     shape = (experts, min(step, out), width)
-    return _ahead(rows, fill, shape, group.dtype.torch, torch.device(device), SLABS)
+    return _ahead(rows, fill, shape, stack.dtype.torch, torch.device(device), SLABS)
 
 
 def matrices(
-    group: ExpertGroup,
+    stack: MatrixStack,
     device: torch.device | str = "cpu",
     seen: Callable[[torch.Tensor], None] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
@@ -61,14 +61,14 @@ def matrices(
     seen: called with each weight on the CPU as soon as it is read, in order, in the thread that
     reads.
     """
-    everyone, shape = range(group.shape[0]), group.shape[1:]
+    everyone, shape = range(stack.shape[0]), stack.shape[1:]
     return _ahead(
-        everyone, _whole(group, seen), shape, group.dtype.torch, torch.device(device), MATRICES
+        everyone, _whole(stack, seen), shape, stack.dtype.torch, torch.device(device), MATRICES
     )
 
 
 def each_matrix(
-    group: ExpertGroup,
+    stack: MatrixStack,
     use: Callable[[int, torch.Tensor], R],
     threads: int = 1,
     device: torch.device | str = "cpu",
@@ -81,10 +81,10 @@ def each_matrix(
     it is the caller's. On a GPU it must be 1. What has begun when the caller leaves is waited for.
     """
     if threads == 1:
-        for number, weight in matrices(group, device, seen):
+        for number, weight in matrices(stack, device, seen):
             yield number, use(number, weight)
         return
-    fill, where, experts = _whole(group, seen), torch.device(device), iter(range(group.shape[0]))
+    fill, where, experts = _whole(stack, seen), torch.device(device), iter(range(stack.shape[0]))
     use = in_this_mode(use)
     running: deque[tuple[int, _Buffer, Future[R]]] = deque()
 
@@ -98,7 +98,7 @@ def each_matrix(
         one_thread_each(threads, where) as pool,
     ):
         buffers = range(threads + 1)  # one is read while the others are worked on
-        free = deque(_Buffer(group.shape[1:], group.dtype.torch, where, memory) for _ in buffers)
+        free = deque(_Buffer(stack.shape[1:], stack.dtype.torch, where, memory) for _ in buffers)
         try:
             while True:
                 while free and (expert := next(experts, None)) is not None:
@@ -117,12 +117,12 @@ def each_matrix(
 
 
 def _whole(
-    group: ExpertGroup, seen: Callable[[torch.Tensor], None] | None
+    stack: MatrixStack, seen: Callable[[torch.Tensor], None] | None
 ) -> Callable[[torch.Tensor, int], torch.Tensor]:
     """What reads an expert into memory of its shape. seen: as of `matrices`."""
 
     def fill(memory: torch.Tensor, expert: int) -> torch.Tensor:
-        group.experts[expert].read_into(memory, slice(0, group.shape[1]))
+        stack.matrices[expert].read_into(memory, slice(0, stack.shape[1]))
         if seen is not None:
             seen(memory)
         return memory

@@ -9,11 +9,12 @@ experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from ders_core.codecs import Codec, Keep, Parts, make_codec
+from ders_core.codecs.codec import prefixed
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -229,26 +230,69 @@ def _span(lengths: Sequence[int], row: int) -> tuple[int, int]:
     return ends[row], ends[row + 1]
 
 
+@dataclass(frozen=True)
+class BaseForm:
+    """How the bases of a group lie in a packed file.
+
+    count: how many are stacked; None for one that is not. codec: of the bases themselves, against
+    zeros; `keep`: as they are. lengths: of its variable-length parts; None: the most.
+    """
+
+    count: int | None = None
+    codec: Codec = field(default_factory=Keep)
+    lengths: Lengths | None = None
+
+    @property
+    def is_coded(self) -> bool:
+        return not isinstance(self.codec, Keep)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bytes are known before the bases are."""
+        return self.codec.exact
+
+    @property
+    def stacked(self) -> GroupCodec:
+        """The codec of all bases, as of a stack of matrices."""
+        return GroupCodec.same(self.codec, self.count or 1)
+
+    def specs(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
+        """Part -> dtype and shape, for bases `[out, in]`: `base`, or `base.<part>` each."""
+        if not self.is_coded:
+            whole = shape if self.count is None else (self.count, *shape)
+            return {"base": TensorSpec(dtype, whole)}
+        return prefixed("base", self.stacked.specs(shape, dtype, self.lengths))
+
+    def fits(self, shape: tuple[int, int], dtype: Dtype) -> bool:
+        """Whether lengths from a file belong to the bases' parts, and the codec is settled."""
+        lengths = self.lengths or {}
+        if not self.is_coded:
+            return not lengths
+        return self.codec.settled and self.stacked.fits(lengths, shape, dtype)
+
+
+_ONE_BASE = BaseForm()
+
+
 def packed_parts(
     codec: GroupCodec,
     shape: tuple[int, int, int],
     dtype: Dtype,
     *,
-    bases: int | None = None,
+    base: BaseForm | None = _ONE_BASE,
     biases: bool = False,
     lengths: Lengths | None = None,
 ) -> dict[str, TensorSpec]:
     """Part -> dtype and shape of a group of `shape` (experts, out, in) stored as `dtype`.
 
-    bases: how many there are, None for one that is not stacked; a group that is kept has none.
-    biases: whether experts have them; they stay as they are, `[experts, out]`. lengths: of
-    variable-length parts; without them, the most.
+    base: None if there is none; a group that is kept has none. biases: whether experts have them;
+    they stay as they are, `[experts, out]`. lengths: of variable-length parts; without them, the
+    most.
     """
     experts, out, width = shape
     parts = codec.specs((out, width), dtype, lengths)
-    if not codec.keeps:
-        base = (out, width) if bases is None else (bases, out, width)
-        parts = {"base": TensorSpec(dtype, base), **parts}
+    if base is not None and not codec.keeps:
+        parts = {**base.specs((out, width), dtype), **parts}
     if biases:
         parts["bias"] = TensorSpec(dtype, (experts, out))
     return parts

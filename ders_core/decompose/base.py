@@ -71,6 +71,8 @@ class Base(BaseModel, ABC):
     """Its place in lists for people, and among the candidates of `auto`; ties by name."""
     needs_calibration: ClassVar[bool] = False
     """Whether `BaseContext.tokens` must be there."""
+    is_stored: ClassVar[bool] = True
+    """Whether there is a base to store; without one it is zero."""
     tried_by_auto: ClassVar[bool] = False
     """Whether `base: auto` tries it; then `start` must return one."""
 

@@ -64,7 +64,7 @@ def check_finite(group: ExpertGroup, weights: torch.Tensor) -> None:
 def not_finite(group: ExpertGroup, expert: int) -> CheckpointError:
     """The error for an expert with a weight that is not finite."""
     return CheckpointError(
-        f"{group.expert_name(expert)} holds values that are not finite (NaN or infinity); "
+        f"{group.matrix_name(expert)} holds values that are not finite (NaN or infinity); "
         "the checkpoint is damaged"
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import ExpertGroup, MatrixStack
 from ders_core.checkpoint.streaming import each_matrix
 from ders_core.decompose.distortion import is_finite
 from ders_core.errors import CheckpointError
@@ -21,10 +21,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Decomposition:
-    """base: `[out, in]` in storage dtype, or `[bases, out, in]`, and then `bases` holds the number
-    of each expert's base. Deltas come one at a time, `[out, in]` float32."""
+    """group: of experts, or another stack. base: `[out, in]` in storage dtype, or `[bases, out,
+    in]`, and then `bases` holds the number of each matrix's base. Deltas come one at a time, `[out,
+    in]` float32."""
 
-    group: ExpertGroup
+    group: MatrixStack
     base: torch.Tensor
     bases: tuple[int, ...] | None = None
 
@@ -56,7 +57,7 @@ class Decomposition:
     def _checked(self, expert: int, weight: torch.Tensor) -> torch.Tensor:
         if not is_finite(weight):
             raise CheckpointError(
-                f"{self.group.expert_name(expert)} holds values that are not finite (NaN or "
+                f"{self.group.matrix_name(expert)} holds values that are not finite (NaN or "
                 "infinity); the checkpoint is damaged, or keep this group as it is (codec: keep)"
             )
         return weight
@@ -68,6 +69,12 @@ class Decomposition:
     def deltas(self, experts: Sequence[int] | None = None) -> Iterable[torch.Tensor]:
         """The deltas of `experts` (default: all), one at a time; can be iterated again."""
         return _Deltas(self, range(self.group.shape[0]) if experts is None else experts)
+
+
+def without_base(stack: MatrixStack, device: torch.device | str) -> Decomposition:
+    """A stack whose deltas are its matrices: the base is zero."""
+    shape, dtype = stack.shape[1:], stack.dtype.torch
+    return Decomposition(stack, torch.zeros(shape, dtype=dtype, device=device))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Original tensors made out of packed experts, at once or piece by piece."""
+"""Original tensors made out of packed matrices, at once or piece by piece."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ders_core.checkpoint.axes import EXPERT
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.later import torch
-from ders_core.packed.experts import PackedExperts
+from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.reassembly import Assembled, Member
 
 
@@ -21,7 +21,7 @@ class Assembler:
     method raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
     """
 
-    experts: PackedExperts
+    matrices: PackedMatrices
     tensors: Mapping[str, Assembled]
     coded: Mapping[str, QuantizedWeight]
 
@@ -56,8 +56,8 @@ class Assembler:
     def matrix(self, member: Member, device: torch.device | str = "cpu") -> torch.Tensor:
         """A member's Ŵ_i `[out, in]`, or its bias `[out, 1]`."""
         if member.bias:
-            return self.experts.bias(member.group, member.expert).to(device).unsqueeze(1)
-        return self.experts.weight(member.group, member.expert, device)
+            return self.matrices.bias(member.stack, member.number).to(device).unsqueeze(1)
+        return self.matrices.weight(member.stack, member.number, device)
 
     def _expert(self, tensor: Assembled, expert: int, device: torch.device | str) -> torch.Tensor:
         """The numbers `[n]` of one expert in a tensor whose slowest axis counts them."""

@@ -10,22 +10,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
-    model_validator,
 )
 
-from ders_core.checkpoint.axes import EXPERT, IN, MATRIX, OUT, PART, Axes
-from ders_core.checkpoint.layouts import PROJECTIONS
-from ders_core.checkpoint.matrix import Matrix, Slot
-from ders_core.codecs.group import GroupCodec
 from ders_core.errors import CheckpointError, sentence_of
 from ders_core.files.address import is_file
 from ders_core.files.json_object import read_json
 from ders_core.files.links import check_within
 from ders_core.files.untrusted_json import EVERY_KEY
 from ders_core.packed.names import MANIFEST, QUANT_METHOD
+from ders_core.packed.stacks import PackedGroup, PackedStack, PackedTensor
 from ders_core.recipe import Recipe
 
 ROLLBACK = "ders_rollback"
@@ -34,102 +28,6 @@ FORMAT_VERSION = 4
 READABLE = (1, 2, 3, 4)
 BASE_MODEL = "base_model"
 """The entry of `quantization_config` that holds the original's name on the hub."""
-
-
-class PackedSource(BaseModel):
-    """Where one expert's weight or bias was stored: a tensor, its axes, and which part of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tensor: str
-    axes: str = str(MATRIX)
-    """See `ders_core.checkpoint.axes`."""
-    experts: int = Field(default=1, ge=1, lt=1 << 32)
-    """How many experts the tensor holds; `expert` is which of them this is."""
-    expert: int = Field(default=0, ge=0)
-    parts: int = Field(default=1, ge=1, le=3)
-    """How many projections the tensor holds; `part` is which of them this is."""
-    part: int = Field(default=0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, data: Any) -> Any:
-        """A name alone is a tensor that is one expert's matrix."""
-        return {"tensor": data} if isinstance(data, str) else data
-
-    @model_validator(mode="after")
-    def _check(self) -> PackedSource:
-        Axes.parse(self.axes)
-        if self.expert >= self.experts or self.part >= self.parts:
-            raise ValueError(
-                f"{self.tensor!r} has {self.experts} experts and {self.parts} parts, so it has no "
-                f"expert {self.expert}, part {self.part}"
-            )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _shorten(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        changed = {
-            key: value
-            for key, value in fields.items()
-            if value != type(self).model_fields[key].default
-        }
-        return self.tensor if list(changed) == ["tensor"] else changed
-
-    @classmethod
-    def of(cls, matrix: Matrix) -> PackedSource:
-        """The place of a matrix of the source checkpoint."""
-        slot = matrix.slot
-        return cls(
-            tensor=matrix.info.name,
-            axes=str(slot.axes),
-            experts=slot.sizes.get(EXPERT, 1),
-            expert=slot.expert,
-            parts=slot.sizes.get(PART, 1),
-            part=slot.part,
-        )
-
-    def slot(self, shape: tuple[int, int]) -> Slot:
-        """The same place again, for a matrix `[out, in]`, or a bias `[out, 1]`."""
-        sizes = {EXPERT: self.experts, PART: self.parts, OUT: shape[0], IN: shape[1]}
-        axes = Axes.parse(self.axes)
-        present = {axis: size for axis, size in sizes.items() if axis in axes.order}
-        return Slot(axes, present, self.expert, self.part)
-
-
-class PackedGroup(BaseModel):
-    """One packed group: where its parts are, how to read them, and where they came from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layer: int
-    projection: str
-    prefix: str
-    """The parts are the tensors `<prefix>.<part>`; the base is `<prefix>.base`."""
-    codec: dict[str, Any] | tuple[dict[str, Any], ...]
-    """With the codec `keep` there is no base, and `<prefix>.weight` holds the weights. Several
-    codecs have the parts `<prefix>.<number>.<part>`."""
-    uses: tuple[int, ...] | None = None
-    """With several codecs, the number of each expert's codec."""
-    lengths: dict[str, tuple[int, ...]] = {}
-    """Parts whose length depends on the data: the length for each expert that has the part."""
-    shape: tuple[int, int, int]
-    """(experts, out, in)"""
-    dtype: str
-    experts: tuple[PackedSource, ...]
-    """Where each expert's weight was stored."""
-    biases: tuple[PackedSource, ...] = ()
-    """Where each expert's bias was stored; `<prefix>.bias` `[experts, out]` holds the values."""
-    stored: str | None = None
-    """The scheme of codes in which the source holds the weights; its scales are carried over."""
-    bases: tuple[int, ...] | None = None
-    """With several bases, `<prefix>.base` is `[bases, out, in]`; this is the number of each
-    expert's base."""
-
-    def group_codec(self) -> GroupCodec:
-        """The experts' codecs. Raises CodecError if the manifest names an unknown one."""
-        return GroupCodec.load(self.codec, self.uses, self.shape[0])
 
 
 class Encoded(BaseModel):
@@ -181,11 +79,18 @@ class Manifest(BaseModel):
     source: Source
     recipe: dict[str, Any]
     groups: tuple[PackedGroup, ...]
+    others: tuple[PackedTensor, ...] = ()
+    """The coded tensors outside the experts."""
     checksums: dict[str, str]
     """Tensor name -> hex SHA-256 of its bytes."""
     encoded: dict[str, Encoded] = {}
-    """Prefix of a group -> what it was encoded from. Empty in versions 1 and 2, and for a source
-    that was on no disk."""
+    """Prefix of a group or another tensor -> what it was encoded from. Empty in versions 1 and 2,
+    and for a source that was on no disk."""
+
+    @property
+    def stacks(self) -> tuple[PackedStack, ...]:
+        """All that is coded."""
+        return (*self.groups, *self.others)
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -216,18 +121,11 @@ class Manifest(BaseModel):
                 f"{directory / MANIFEST}: the recipe cannot be read ({problem}); install the "
                 "package that it names a base or a codec of, or copy the directory again"
             ) from error
-        for group in manifest.groups:
-            count = group.shape[0]
-            if (
-                group.projection not in PROJECTIONS
-                or min(group.shape) < 1
-                or len(group.experts) != count
-                or len(group.biases) not in (0, count)
-                or (group.bases is not None and not _numbers_bases(group.bases, count))
-            ):
+        for stack in manifest.stacks:
+            if not stack.is_consistent:
                 raise CheckpointError(
-                    f"{directory / MANIFEST}: layer {group.layer}, {group.projection} contradicts "
-                    "itself; copy the directory again"
+                    f"{directory / MANIFEST}: {stack.title} contradicts itself; copy the directory "
+                    "again"
                 )
         for name in manifest.source.files:
             if Path(name).name != name or not name.endswith(".safetensors"):
@@ -242,11 +140,6 @@ def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
         if isinstance(codec, dict) and codec.get("method") == "magnitude":
             codec["positions"] = "fixed"
     return data
-
-
-def _numbers_bases(bases: tuple[int, ...], experts: int) -> bool:
-    """Whether every expert has a base, and every base an expert."""
-    return len(bases) == experts and set(bases) == set(range(max(bases) + 1))
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from ders_core.files.store import TensorStore
 from ders_core.files.tensor import TensorReader
 from ders_core.later import torch
 from ders_core.packed.assembler import Assembler
-from ders_core.packed.experts import PackedExperts
 from ders_core.packed.manifest import Manifest
+from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.reassembly import assemble, find_scheme
 from ders_core.packed.synthesized import Synthesis, SynthesizedTensor
@@ -30,13 +30,13 @@ class OriginalTensors:
         self,
         store: TensorStore,
         manifest: Manifest,
-        experts: PackedExperts,
+        matrices: PackedMatrices,
         config: Mapping[str, Any],
     ) -> None:
         self._store = store
         coded: dict[str, QuantizedWeight] = {}
-        assembled = assemble(manifest.groups, store.path / MANIFEST)
-        self.assembler = Assembler(experts, assembled, coded)
+        assembled = assemble(manifest.stacks, store.path / MANIFEST)
+        self.assembler = Assembler(matrices, assembled, coded)
         synthesis = Synthesis(store.path, self.assembler)
         self.readers: dict[str, TensorReader] = {}
         """Every tensor by its name, to be read in parts."""

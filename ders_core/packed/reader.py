@@ -16,8 +16,8 @@ from ders_core.files.store import TensorStore
 from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.files.writer import json_text
 from ders_core.packed.checksums import checksums
-from ders_core.packed.experts import PackedExperts
 from ders_core.packed.manifest import BASE_MODEL, ROLLBACK, Manifest, described
+from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.original_tensors import OriginalTensors
@@ -29,7 +29,7 @@ ABSENT = object()
 class PackedCheckpoint:
     """A packed checkpoint in a local directory. Opening it reads headers and the manifest.
 
-    store: the packed tensors as files hold them. experts: reads the packed groups. original: the
+    store: the packed tensors as files hold them. matrices: reads what is coded. original: the
     original's tensors. Raises CheckpointError if the directory is damaged or its tensors do not fit
     the manifest.
     """
@@ -38,8 +38,8 @@ class PackedCheckpoint:
         self.store = TensorStore.open(as_local(path))
         self.manifest = Manifest.read(self.store.path)
         seed = int(self.manifest.recipe.get("seed", 0))
-        self.experts = PackedExperts(self.store, self.manifest.groups, seed)
-        self.original = OriginalTensors(self.store, self.manifest, self.experts, self.config)
+        self.matrices = PackedMatrices(self.store, self.manifest.stacks, seed)
+        self.original = OriginalTensors(self.store, self.manifest, self.matrices, self.config)
 
     @property
     def path(self) -> Path:

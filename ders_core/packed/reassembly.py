@@ -1,9 +1,9 @@
-"""Which tensors of the original hold the experts of packed groups, and at which places."""
+"""Which tensors of the original hold the matrices of packed stacks, and at which places."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +14,22 @@ from ders_core.checkpoint.quantized import SCHEMES, Scheme
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
-from ders_core.packed.manifest import PackedGroup
+from ders_core.packed.stacks import PackedStack, Place
 
 
 @dataclass(frozen=True)
 class Member:
-    """One expert's weight or bias, and its place in an original tensor."""
+    """One matrix or its bias, and its place in an original tensor."""
 
-    group: PackedGroup
-    expert: int
+    stack: PackedStack
+    number: int
     bias: bool
     slot: Slot
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """An original tensor that is put together from the members of packed groups.
+    """An original tensor that is put together from the members of packed stacks.
 
     spec: on disk. numbers: of its values; they differ from `spec` where the original holds codes.
     """
@@ -61,34 +61,34 @@ class Assembled:
         return by_piece
 
 
-def assemble(groups: Iterable[PackedGroup], manifest: Path) -> dict[str, Assembled]:
-    """The original tensors that hold the groups' experts, by name.
+def assemble(stacks: Iterable[PackedStack], manifest: Path) -> dict[str, Assembled]:
+    """The original tensors that hold the stacks' matrices, by name.
 
-    manifest: the file that an error names. Raises CheckpointError unless the groups cover every
+    manifest: the file that an error names. Raises CheckpointError unless the stacks cover every
     such tensor exactly once.
     """
     tensors: dict[str, Assembled] = {}
-    for group in groups:
-        _, out, width = group.shape
-        for bias, sources in ((False, group.experts), (True, group.biases)):
-            for expert, source in enumerate(sources):
-                slot = source.slot((out, 1 if bias else width))
-                if slot.axes.is_bias != bias:
-                    raise CheckpointError(
-                        f"{manifest}: {source.tensor!r} contradicts itself; copy the directory "
-                        "again"
-                    )
-                numbers = TensorSpec(Dtype[group.dtype], slot.axes.shape(slot.sizes))
-                scheme = find_scheme(group.stored) if group.stored and not bias else None
-                spec = scheme.codes(numbers.shape) if scheme else numbers
-                assembled = tensors.setdefault(source.tensor, Assembled(spec, numbers))
-                assembled.members.append(Member(group, expert, bias, slot))
+    for stack in stacks:
+        dtype = Dtype[stack.dtype]
+        for place in _places(stack, manifest):
+            numbers = TensorSpec(dtype, place.shape)
+            scheme = find_scheme(stack.stored) if stack.stored and not place.bias else None
+            spec = scheme.codes(numbers.shape) if scheme else numbers
+            assembled = tensors.setdefault(place.tensor, Assembled(spec, numbers))
+            assembled.members.append(Member(stack, place.number, place.bias, place.slot))
     for name, assembled in tensors.items():
         if not _is_complete(assembled):
             raise CheckpointError(
                 f"{manifest}: the parts of {name!r} do not make it whole; copy the directory again"
             )
     return tensors
+
+
+def _places(stack: PackedStack, manifest: Path) -> Iterator[Place]:
+    try:
+        yield from stack.places()
+    except CheckpointError as error:
+        raise CheckpointError(f"{manifest}: {error}; copy the directory again") from error
 
 
 def _is_complete(assembled: Assembled) -> bool:

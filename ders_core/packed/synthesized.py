@@ -112,8 +112,8 @@ class Synthesis:
     def sources(self, name: str) -> tuple[FileTensor, ...]:
         """All parts of the groups whose experts are in the tensor."""
         members = self._assembler.tensors[name].members
-        groups = {member.group.prefix: member.group for member in members}
-        parts = self._assembler.experts.parts
+        groups = {member.stack.prefix: member.stack for member in members}
+        parts = self._assembler.matrices.parts
         return tuple(tensor for group in groups.values() for tensor in parts(group))
 
     def read_into(self, name: str, out: torch.Tensor, first: int) -> None:
@@ -154,8 +154,8 @@ class Synthesis:
             if place is not None:
                 begin, end, column = place
                 make = partial(self._matrix, member, lines.turned)
-                key = (f"{member.group.prefix}{'.bias' if member.bias else ''}", member.expert)
-                part = self._part(key, member.group.shape[0], begin, end, make)
+                key = (f"{member.stack.prefix}{'.bias' if member.bias else ''}", member.number)
+                part = self._part(key, member.stack.stacked[0], begin, end, make)
                 return part.view(shape[0], -1)[:, column : column + shape[1]]
         return None
 
@@ -165,7 +165,7 @@ class Synthesis:
         return (matrix.T if turned else matrix).reshape(-1)
 
     def _piece(self, name: str, number: int, begin: int, end: int) -> torch.Tensor:
-        experts = self._assembler.tensors[name].members[0].group.shape[0]
+        experts = self._assembler.tensors[name].members[0].stack.stacked[0]
         make = partial(self._assembler.piece, name, number)
         return self._part((name, number), experts, begin, end, make)
 

@@ -28,13 +28,13 @@ from ders_core.packed.manifest import (
     FORMAT_VERSION,
     Encoded,
     Manifest,
-    PackedGroup,
     Source,
     described,
     public_recipe,
 )
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.stacks import PackedGroup, PackedTensor
 from ders_core.recipe import Recipe
 
 UNKNOWN = ""
@@ -72,8 +72,11 @@ class PackedContents:
     """Copied as they are: tokenizer, generation config and the like."""
     hub_name: str | None = None
     """`owner/repo` of the source on the hub, if it is from there."""
+    others: Sequence[PackedTensor] = ()
+    """The coded tensors outside the experts."""
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
-    """Prefix of a group -> what it was encoded from; empty if the source is on no disk."""
+    """Prefix of a group or another tensor -> what it was encoded from; empty if the source is on no
+    disk."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ def _write_manifest(
         source=contents.source,
         recipe=public_recipe(contents.recipe),
         groups=tuple(contents.groups),
+        others=tuple(contents.others),
         checksums=dict(checksums),
         encoded=dict(contents.encoded),
     )

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
@@ -32,31 +32,27 @@ from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
 from ders_core.files.output import UNFINISHED, new_target, output_directory
 from ders_core.files.side_files import SideFile, local_bytes
 from ders_core.files.tensor import FileTensor, TensorReader
-from ders_core.packed.manifest import (
-    FORMAT_VERSION,
-    Encoded,
-    PackedGroup,
-    PackedSource,
-    Source,
-    public_recipe,
-)
+from ders_core.packed.manifest import FORMAT_VERSION, Encoded, Source, public_recipe
 from ders_core.packed.open import open_checkpoint
+from ders_core.packed.stacks import PackedGroup, PackedSource, PackedTensor
 from ders_core.packed.writer import PackedContents, finish_packed, write_packed
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
+from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
 from ders_core.pipeline.plan import (
+    Key,
     Plan,
     PlanEntry,
     carried_specs,
     check_files,
-    group_specs,
     resolve,
+    specs_of,
+    stack_of,
     weight_files,
 )
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.renewal import outdated
-from ders_core.pipeline.report import Report, ReportEntry
-from ders_core.pipeline.staging import Key, StagedGroup, Staging, check_against, check_foreign
+from ders_core.pipeline.report import OtherReport, Report, ReportEntry
+from ders_core.pipeline.staging import StagedGroup, Staging, check_against, check_foreign
 from ders_core.recipe import Recipe
 
 
@@ -111,7 +107,7 @@ def compress(
         staging, run = Staging(partial, files), uuid4().hex
         renewed = _discard_outdated(source, plan, staging, meter)
         _encode_groups(source, plan, staging, device, run, runner, meter)
-        groups = staging.read(entry.key for entry in plan.entries if entry.packed)
+        groups = staging.read(plan.keys)
         if outdated(source, groups, recipe.extended, meter):  # some by a process that saw others
             check_inputs()
             raise CheckpointError(
@@ -128,7 +124,7 @@ def compress(
             written = finish_packed(partial, contents, files, checksums)
         meter.finish("written")
         staging.remove()
-    entries = _report_entries(plan, groups)
+    entries, others = _reports(plan, groups)
     seconds = time.monotonic() - started
     return Report(
         entries,
@@ -140,6 +136,7 @@ def compress(
         renewed,
         _predicted(recipe, entries),
         beside.linked_out,
+        others,
     )
 
 
@@ -170,7 +167,7 @@ def _sha256(path: Path) -> str:
 
 def _discard_outdated(source: Checkpoint, plan: Plan, staging: Staging, meter: Meter) -> int:
     """Forget the staged groups whose weights have changed; returns how many there were."""
-    keys = [entry.key for entry in plan.entries if entry.packed and staging.holds(entry.key)]
+    keys = [key for key in plan.keys if staging.holds(key)]
     staged = staging.read(keys)
     changed = outdated(source, staged, plan.recipe.extended, meter)
     for key in changed:
@@ -190,7 +187,7 @@ def _encode_groups(
     meter: Meter,
 ) -> None:
     """Encode every group that is to be packed and is not encoded yet."""
-    missing = [entry for entry in plan.entries if entry.packed and not staging.holds(entry.key)]
+    missing = [key for key in plan.keys if not staging.holds(key)]
     calibration = plan.recipe.calibration and Calibration.open(plan.recipe.calibration)
     encoded = [entry.key for entry in plan.entries if not entry.codec.keeps]
     removal = removal_costs(calibration, encoded) if calibration else {}
@@ -199,34 +196,31 @@ def _encode_groups(
         EncodeTask(
             source=CheckpointRef(source.place, source.identity),
             recipe=plan.recipe,
-            key=entry.key,
+            key=key,
             device=device,
-            staged=str(staging.file(entry.key)),
-            places=_places(source, plan, entry, staging),
+            staged=str(staging.file(key)),
+            places=_places(source, plan, key, staging),
             run=run,
-            ahead=following.key if following else None,
+            ahead=following,
             groups=len(encoded),
-            removal=removal.get(entry.key, ()),
+            removal=removal.get(key, ()) if not isinstance(key, str) else (),
             held=held,
         )
-        for entry, following in with_next(missing)
+        for key, following in with_next(missing)
     ]
-    encoding = sum(source.group(*task.key).nbytes for task in tasks)
-    meter.at(meter.done + plan.bytes_before - encoding, f"{len(tasks)} groups to encode")
-    for entry in runner(encode_group, tasks):
-        name = f"layer {entry.layer}, {entry.projection}"
-        meter.advance(entry.bytes_before, f"encoded {name} ({entry.codec})")
+    encoding = sum(source.stack(task.key).nbytes for task in tasks)
+    meter.at(meter.done + plan.bytes_before - encoding, f"{len(tasks)} to encode")
+    for report in runner(encode, tasks):
+        meter.advance(report.bytes_before, f"encoded {report.title} ({report.codec})")
 
 
 def _places(
-    source: Checkpoint, plan: Plan, entry: PlanEntry, staging: Staging
+    source: Checkpoint, plan: Plan, key: Key, staging: Staging
 ) -> dict[str, FileTensor] | None:
-    """Where a group's tensors are to be written; None if it is staged."""
+    """Where the tensors of a group or another tensor are to be written; None if it is staged."""
     if staging.places is None:
         return None
-    group = source.group(*entry.key, plan.recipe.extended)
-    bases = plan.recipe.base.count(group.shape[0]).most
-    return {name: staging.places[name] for name in group_specs(group, entry.codec, bases)}
+    return {name: staging.places[name] for name in specs_of(source, plan, key)}
 
 
 def _write_rest(
@@ -242,7 +236,7 @@ def _write_rest(
     assert staging.places is not None
     checksums = {name: sha256 for group in groups for name, sha256 in group.checksums.items()}
     for group in check_foreign(groups, run):
-        meter.report(f"read back layer {group.report.layer}, {group.report.projection}")
+        meter.report(f"read back {group.report.title}")
     for name in carried:
         place = staging.places[name]
         message = f"writing {place.file.name.removesuffix(UNFINISHED)}"
@@ -269,13 +263,14 @@ def _contents(
         groups=[
             _packed_group(source.group(*key, plan.recipe.extended), group, source.scheme)
             for key, group in staged.items()
+            if not isinstance(key, str)
         ],
-        encoded={
-            source.group(*key).prefix: Encoded.of(
-                group.sha256, group.report.rel_error_delta, group.report.rel_error_weight
-            )
+        others=[
+            _packed_tensor(stack_of(source, plan.recipe, key), group)
             for key, group in staged.items()
-        },
+            if isinstance(key, str)
+        ],
+        encoded={source.stack(key).prefix: _measured(group) for key, group in staged.items()},
         source=_source(source),
         layout=source.family,
         config=source.config,
@@ -300,7 +295,31 @@ def _packed_group(group: ExpertGroup, staged: StagedGroup, scheme: Scheme | None
         biases=tuple(map(PackedSource.of, group.biases)),
         stored=scheme.name if scheme and group.is_quantized else None,
         bases=staged.bases,
+        base_codec=staged.base_codec,
+        base_lengths=dict(staged.base_lengths),
+        without_base=staged.without_base,
     )
+
+
+def _packed_tensor(stack: MatrixStack, staged: StagedGroup) -> PackedTensor:
+    """What the manifest says of a tensor outside the experts."""
+    assert isinstance(stack, OtherTensor)
+    return PackedTensor(
+        name=stack.name,
+        codec=staged.codec,
+        lengths=dict(staged.lengths),
+        shape=stack.info.shape,
+        pieces=stack.shape[0],
+        dtype=stack.dtype.name,
+    )
+
+
+def _measured(staged: StagedGroup) -> Encoded:
+    report = staged.report
+    of_delta = report.rel_error_weight
+    if isinstance(report, ReportEntry):
+        of_delta = report.rel_error_delta
+    return Encoded.of(staged.sha256, of_delta, report.rel_error_weight)
 
 
 def _source(checkpoint: Checkpoint) -> Source:
@@ -319,21 +338,19 @@ def _source(checkpoint: Checkpoint) -> Source:
     )
 
 
-def _report_entries(plan: Plan, staged: Mapping[Key, StagedGroup]) -> tuple[ReportEntry, ...]:
-    """One entry a group, in the plan's order; a group that stays as it is has no error."""
-    return tuple(
-        staged[entry.key].report
-        if entry.packed
-        else ReportEntry(
-            *entry.key,
-            entry.codec.label,
-            entry.bytes_before,
-            entry.bytes_before,
-            0.0,
-            0.0,
-            0.0,
-            gain=1.0,
-            noise=0.0,
-        )
-        for entry in plan.entries
+def _reports(
+    plan: Plan, staged: Mapping[Key, StagedGroup]
+) -> tuple[tuple[ReportEntry, ...], tuple[OtherReport, ...]]:
+    """One entry a group, in the plan's order, and one for each other tensor that is coded; a group
+    that stays as it is has no error."""
+    of_keys = {key: group.report for key, group in staged.items()}
+    entries = tuple(of_keys.get(entry.key) or _unchanged(entry) for entry in plan.entries)
+    groups = tuple(entry for entry in entries if isinstance(entry, ReportEntry))
+    return groups, tuple(each for each in of_keys.values() if isinstance(each, OtherReport))
+
+
+def _unchanged(entry: PlanEntry) -> ReportEntry:
+    nbytes = entry.bytes_before
+    return ReportEntry(
+        *entry.key, entry.codec.label, nbytes, nbytes, 0.0, 0.0, 0.0, gain=1.0, noise=0.0
     )

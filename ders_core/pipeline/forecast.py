@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.codecs.group import GroupCodec
+from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
+from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.base import BaseContext
-from ders_core.decompose.decomposition import Decomposition
+from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.decompose.distortion import Squares
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
-from ders_core.pipeline.plan import Plan, PlanEntry
+from ders_core.pipeline.encoder import store_bases
+from ders_core.pipeline.knowledge import (
+    Knowledge,
+    Losses,
+    encode_expert,
+    group_knowledge,
+    tensor_knowledge,
+)
+from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.report import Outlook
 from ders_core.recipe import Recipe
@@ -65,6 +72,16 @@ class ForecastEntry:
 
 
 @dataclass(frozen=True)
+class OtherForecast:
+    """A tensor outside the experts that is coded; as `ForecastEntry`."""
+
+    name: str
+    bytes_after: int
+    rel_error_weight: float | None
+    noise_cost: float | None
+
+
+@dataclass(frozen=True)
 class Forecast:
     """bytes_after: of weight files. predicted_kl: nats a token on text like the calibration's; None
     without gradients, and where a group is not told by a sample."""
@@ -72,6 +89,7 @@ class Forecast:
     entries: tuple[ForecastEntry, ...]
     bytes_after: int
     predicted_kl: float | None
+    others: tuple[OtherForecast, ...] = ()
 
     @property
     def outlook(self) -> Outlook:
@@ -96,38 +114,60 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
     encoded = [entry.key for entry in plan.entries if not entry.codec.keeps]
     removal = removal_costs(calibration, encoded) if calibration else {}
     context = BaseContext("cpu", calibration.tokens_per_expert if calibration else None)
-    meter = Meter(len(plan.entries), progress)
+    meter = Meter(len(plan.entries) + len(plan.others), progress)
     entries = []
     for entry in plan.entries:
         group = checkpoint.group(*entry.key, recipe.extended)
         if entry.codec.keeps:
             entries.append(_kept(entry))
-        elif recipe.base.files or not _can_be_sampled(entry.codec):
+        elif recipe.base.files or not _can_be_sampled(entry):
             entries.append(ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None))
         else:
-            known = Knowledge(
-                calibration.moments(*entry.key) if calibration else None,
-                calibration.curvatures(group) if calibration else None,
-                removal.get(entry.key, ()),
-                len(encoded),
-                calibration.router_curvatures(group) if calibration else None,
-            )
+            known = group_knowledge(group, calibration, removal.get(entry.key, ()), len(encoded))
             with torch.inference_mode():
                 entries.append(_sampled(entry, group, recipe, known, context))
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
+    others = []
+    for other in plan.others:
+        with torch.inference_mode():
+            others.append(_other(other, checkpoint, recipe, calibration))
+        meter.advance(1, f"foretold {other.name}")
     saved = sum(e.bytes_after - f.bytes_after for e, f in zip(plan.entries, entries, strict=True))
+    saved += sum(o.bytes_after - f.bytes_after for o, f in zip(plan.others, others, strict=True))
     costs = [entry.costs for entry in entries if entry.noise or entry.gain != 1]
     told = [cost for cost in costs if cost is not None]
     kl = predicted_kl(calibration, told) if calibration and len(told) == len(costs) else None
-    return Forecast(tuple(entries), plan.bytes_after - saved, kl)
+    return Forecast(tuple(entries), plan.bytes_after - saved, kl, tuple(others))
+
+
+def _other(
+    entry: OtherEntry, checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None
+) -> OtherForecast:
+    if not entry.codec.acts_by_rows:
+        return OtherForecast(entry.name, entry.bytes_after, None, None)
+    stack = stack_of(checkpoint, recipe, entry.key)
+    codec = GroupCodec.same(entry.codec, stack.shape[0])
+    rows = _Rows.of(stack)
+    known = tensor_knowledge(cast(OtherTensor, stack), calibration)
+    known = known.of_rows(rows.pieces, rows.share)
+    decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
+    sample = _encoded("none", decomposition, codec, None, recipe.seed, known, rows.chosen)
+    ragged = codec.ragged_bytes(entry.matrix, stack.dtype)
+    return OtherForecast(
+        entry.name,
+        entry.bytes_after - ragged + min(round(sample.ragged * rows.whole), ragged),
+        sample.squares.relative[1],
+        sample.cost * rows.whole if known.curvatures else None,
+    )
 
 
 def _kept(entry: PlanEntry) -> ForecastEntry:
     return ForecastEntry(*entry.key, KEPT, entry.bytes_after, 1.0, 0.0, 0.0)
 
 
-def _can_be_sampled(codec: GroupCodec) -> bool:
-    return all(each.acts_by_rows for each in codec.codecs)
+def _can_be_sampled(entry: PlanEntry) -> bool:
+    by_rows = all(codec.acts_by_rows for codec in entry.codec.codecs)
+    return by_rows and (entry.base is None or entry.base.codec.acts_by_rows)
 
 
 @dataclass(frozen=True)
@@ -143,44 +183,68 @@ class _Sample:
     cost: float
     router: float
     ragged: int
+    ragged_base: int
 
 
 def _sampled(
     entry: PlanEntry, group: ExpertGroup, recipe: Recipe, known: Knowledge, context: BaseContext
 ) -> ForecastEntry:
-    experts, out, width = group.shape
-    pieces = _spread(out, max(SAMPLE // width, 1))
-    share = sum(piece.stop - piece.start for piece in pieces) / out
-    chosen = _chosen(experts)
-    of_rows = known.of_rows(pieces, share)
-    decompositions = recipe.base.decompositions(group.of_rows(pieces), context)
+    rows, form = _Rows.of(group), entry.base
+    of_rows = known.of_rows(rows.pieces, rows.share)
+    decompositions = recipe.base.decompositions(group.of_rows(rows.pieces), context)
     samples = (
-        _encoded(name, decomposition, entry.codec, recipe.seed, of_rows, chosen)
+        _encoded(name, decomposition, entry.codec, form, recipe.seed, of_rows, rows.chosen)
         for name, decomposition in decompositions
     )
     best = min(samples, key=lambda sample: sample.loss)
-    whole = experts / len(chosen) / share
-    most = entry.codec.ragged_bytes((out, width), group.dtype)
+    shape = (group.shape[1], group.shape[2])
+    most = entry.codec.ragged_bytes(shape, group.dtype)
+    after = entry.bytes_after - most + min(round(best.ragged * rows.whole), most)
+    if form is not None and form.is_coded:
+        most = form.stacked.ragged_bytes(shape, group.dtype)
+        after += min(round(best.ragged_base / rows.share), most) - most
     return ForecastEntry(
         *entry.key,
         best.base,
-        entry.bytes_after - most + min(round(best.ragged * whole), most),
+        after,
         best.squares.gain,
         best.squares.noise,
-        best.cost * whole if known.curvatures else None,
+        best.cost * rows.whole if known.curvatures else None,
         best.output,
-        best.router * whole if known.routers else None,
+        best.router * rows.whole if known.routers else None,
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is encoded of a stack. pieces: of the rows of each matrix; share: of all rows. chosen:
+    which matrices. whole: by what figures of the sample are multiplied for the whole."""
+
+    pieces: list[slice]
+    share: float
+    chosen: list[int]
+    whole: float
+
+    @classmethod
+    def of(cls, stack: MatrixStack) -> _Rows:
+        count, out, width = stack.shape
+        pieces = _spread(out, max(SAMPLE // width, 1))
+        share = sum(piece.stop - piece.start for piece in pieces) / out
+        chosen = _chosen(count)
+        return cls(pieces, share, chosen, count / len(chosen) / share)
 
 
 def _encoded(
     base_name: str,
     decomposition: Decomposition,
     group_codec: GroupCodec,
+    form: BaseForm | None,
     seed: int,
     known: Knowledge,
     experts: Sequence[int],
 ) -> _Sample:
+    stored = store_bases(decomposition, form, known, seed)
+    decomposition = stored.decomposition
     fitted = group_codec.fit(decomposition.deltas)
     losses, ragged = Losses(), 0
     for expert in experts:
@@ -198,6 +262,7 @@ def _encoded(
         losses.noise_cost,
         losses.router_noise,
         ragged,
+        stored.ragged_bytes,
     )
 
 

@@ -1,17 +1,18 @@
-"""One expert encoded, with what is known of its group's inputs and of what errors cost."""
+"""One matrix encoded, with what is known of its inputs and of what errors cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint import ExpertGroup, MatrixStack, OtherTensor
 from ders_core.codecs import Codec, EncodeContext, Parts
-from ders_core.codecs.coding.prng import expert_seed
+from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import difference
 from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
+from ders_core.pipeline.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,20 @@ class Knowledge:
     def router(self, expert: int) -> Curvature | None:
         return self.routers[expert] if self.routers else None
 
-    def context(self, group: ExpertGroup, expert: int, seed: int) -> EncodeContext:
+    def on(self, device: str) -> Knowledge:
+        """The same for work on a device."""
+        return self if self.moments is None else replace(self, moments=self.moments.to(device))
+
+    def base_context(self, stack: MatrixStack, number: int, seed: int) -> EncodeContext:
+        """What the codec of a base may know."""
+        assert isinstance(stack, ExpertGroup)
+        return EncodeContext(stack.dtype.torch, base_seed(seed, *stack.key, number), self.moments)
+
+    def context(self, stack: MatrixStack, expert: int, seed: int) -> EncodeContext:
+        """What the codec of a matrix may know."""
         return EncodeContext(
-            group.dtype.torch,
-            expert_seed(seed, *group.key, expert),
+            stack.dtype.torch,
+            _seed(stack, expert, seed),
             self.moments,
             self.curvatures[expert] if self.curvatures else None,
             self.removal[expert] if expert < len(self.removal) else None,
@@ -46,6 +57,36 @@ class Knowledge:
         routers = self.routers and tuple(each.of_rows(pieces) for each in self.routers)
         removal = tuple(share * each for each in self.removal)
         return replace(self, curvatures=curvatures, routers=routers, removal=removal)
+
+
+def group_knowledge(
+    group: ExpertGroup,
+    calibration: Calibration | None,
+    removal: tuple[float, ...] = (),
+    groups: int = 1,
+) -> Knowledge:
+    """What a calibration knows of a group. removal, groups: as of `Knowledge`."""
+    if calibration is None:
+        return Knowledge(None, None, removal, groups)
+    return Knowledge(
+        calibration.moments(*group.key),
+        calibration.curvatures(group),
+        removal,
+        groups,
+        calibration.router_curvatures(group),
+    )
+
+
+def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Knowledge:
+    """What a calibration knows of a tensor outside the experts."""
+    return Knowledge()
+
+
+def _seed(stack: MatrixStack, number: int, seed: int) -> int:
+    if isinstance(stack, OtherTensor):
+        return tensor_seed(seed, stack.name, number)
+    assert isinstance(stack, ExpertGroup)
+    return expert_seed(seed, *stack.key, number)
 
 
 @dataclass(frozen=True)

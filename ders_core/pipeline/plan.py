@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.codecs.group import GroupCodec, packed_parts
+from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack
+from ders_core.checkpoint.others import Kind, OtherTensor
+from ders_core.codecs import Codec, Keep
+from ders_core.codecs.group import BaseForm, GroupCodec, packed_parts
 from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.files.spec import TensorSpec
@@ -15,6 +18,17 @@ from ders_core.files.writer import METADATA, file_bytes, file_order, shards
 from ders_core.pipeline.calibration import Calibration
 from ders_core.recipe import Recipe
 from ders_core.recipe.numbers import parse_numbers, spell_numbers
+from ders_core.recipe.rule import GroupRule
+
+PIECE = 1 << 22
+"""Values of a tensor outside the experts that are encoded as one matrix, about: threads share the
+pieces out."""
+
+WHOLE = 1 << 26
+"""The same, where a codec does not act on rows."""
+
+Key = tuple[int, str] | str
+"""Of what is encoded as one: layer and projection of a group, or the name of another tensor."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +45,33 @@ class PlanEntry:
     """False where bytes_after is an upper bound, because it depends on the data."""
     packed: bool
     """False where the experts stay in the file under their original names."""
+    base: BaseForm | None
+    """How bases lie in the file, with the most that there can be; None without a base."""
 
     @property
     def key(self) -> tuple[int, str]:
         """Layer and projection."""
         return self.layer, self.projection
+
+
+@dataclass(frozen=True)
+class OtherEntry:
+    """What happens to a tensor outside the experts that is coded; as `PlanEntry`."""
+
+    name: str
+    kind: Kind
+    codec: Codec
+    shape: tuple[int, ...]
+    bytes_before: int
+    bytes_after: int
+    exact: bool
+    matrix: tuple[int, int]
+    """(out, in) of each matrix that it is cut into."""
+
+    @property
+    def key(self) -> str:
+        """The tensor's name."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -46,6 +82,23 @@ class Plan:
     entries: tuple[PlanEntry, ...]
     bytes_before: int
     bytes_after: int
+    others: tuple[OtherEntry, ...] = ()
+    """The tensors outside the experts that are coded, in the order of the files."""
+
+    @property
+    def keys(self) -> list[Key]:
+        """All that is coded or moved, in the order in which it is written."""
+        groups: list[Key] = [entry.key for entry in self.entries if entry.packed]
+        return groups + [entry.key for entry in self.others]
+
+    def entry(self, key: Key) -> PlanEntry | OtherEntry:
+        """What happens to a group or another tensor."""
+        return self._by_key[key]
+
+    @cached_property
+    def _by_key(self) -> dict[Key, PlanEntry | OtherEntry]:
+        by_key: dict[Key, PlanEntry | OtherEntry] = {entry.key: entry for entry in self.entries}
+        return by_key | {other.key: other for other in self.others}
 
     @property
     def ratio(self) -> float:
@@ -55,19 +108,34 @@ class Plan:
     @property
     def exact(self) -> bool:
         """Whether bytes_after is exact, and no upper bound."""
-        return all(entry.exact for entry in self.entries)
+        exact = [entry.exact for entry in self.entries]
+        return all(exact) and all(other.exact for other in self.others)
 
     @property
     def remarks(self) -> list[str]:
         """What codecs will do otherwise than they were asked, each once."""
-        remarks = (entry.codec.remark((entry.shape[1], entry.shape[2])) for entry in self.entries)
+        remarks = [entry.codec.remark((entry.shape[1], entry.shape[2])) for entry in self.entries]
+        for entry in self.entries:
+            if entry.base is not None and not entry.codec.keeps:
+                remarks.append(entry.base.codec.remark((entry.shape[1], entry.shape[2])))
+        for other in self.others:
+            remarks.append(other.codec.remark(other.matrix))
         return list(dict.fromkeys(filter(None, remarks)))
 
     def to_dict(self) -> dict[str, Any]:
         """As `ders plan --json` prints it."""
         groups = [
-            {**asdict(entry), "codec": entry.codec.label, "shape": list(entry.shape)}
+            {
+                **asdict(entry),
+                "codec": entry.codec.label,
+                "shape": list(entry.shape),
+                "base": _base_label(entry),
+            }
             for entry in self.entries
+        ]
+        others = [
+            {**asdict(other), "codec": other.codec.label, "shape": list(other.shape)}
+            for other in self.others
         ]
         return {
             "recipe": self.recipe.name,
@@ -77,22 +145,54 @@ class Plan:
             "exact": self.exact,
             "remarks": self.remarks,
             "groups": groups,
+            "others": others,
         }
 
 
-def group_specs(group: ExpertGroup, codec: GroupCodec, bases: int | None) -> dict[str, TensorSpec]:
-    """The tensors that a packed group takes. bases: how many are stacked, at most; None for one."""
-    parts = packed_parts(codec, group.shape, group.dtype, bases=bases, biases=bool(group.biases))
-    return {f"{group.prefix}.{part}": spec for part, spec in parts.items()}
+def _base_label(entry: PlanEntry) -> str:
+    """How the bases are stored, in a few words."""
+    if entry.codec.keeps or entry.base is None:
+        return "none"
+    return entry.base.codec.label
+
+
+def specs_of(checkpoint: Checkpoint, plan: Plan, key: Key) -> dict[str, TensorSpec]:
+    """The tensors that something of the plan takes, by their full names; at most, unless it is
+    exact."""
+    stack, entry = stack_of(checkpoint, plan.recipe, key), plan.entry(key)
+    if isinstance(entry, PlanEntry):
+        codec, base = entry.codec, entry.base
+    else:
+        codec, base = GroupCodec.same(entry.codec, stack.shape[0]), None
+    return stack_specs(stack, codec, base)
+
+
+def stack_of(checkpoint: Checkpoint, recipe: Recipe, key: Key) -> MatrixStack:
+    """What a recipe encodes as one: a group, or another tensor cut into matrices."""
+    stack = checkpoint.stack(key, recipe.extended)
+    if isinstance(stack, OtherTensor):
+        return _cut(stack, recipe.codec_of_tensor(stack))
+    return stack
+
+
+def _cut(tensor: OtherTensor, codec: Codec) -> OtherTensor:
+    """In as many pieces as suit threads and memory, where the codec acts on rows."""
+    return tensor.cut(PIECE if codec.acts_by_rows else WHOLE)
+
+
+def stack_specs(
+    stack: MatrixStack, codec: GroupCodec, base: BaseForm | None
+) -> dict[str, TensorSpec]:
+    """The tensors that a packed stack takes."""
+    biases = bool(stack.added)
+    parts = packed_parts(codec, stack.shape, stack.dtype, base=base, biases=biases)
+    return {f"{stack.prefix}.{part}": spec for part, spec in parts.items()}
 
 
 def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     """The tensors that stay as they are, in their order on disk."""
     packed = {
-        name
-        for entry in plan.entries
-        if entry.packed
-        for name in checkpoint.group(*entry.key, plan.recipe.extended).sources
+        name for key in plan.keys for name in checkpoint.stack(key, plan.recipe.extended).sources
     }
     return {
         name: checkpoint.tensors[name].spec
@@ -104,14 +204,18 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
 
 def weight_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, TensorSpec]]:
     """The weight files of the output and the tensors in each, in their order; those of an `exact`
-    plan are what is written."""
+    plan are what is written. Raises CheckpointError if two tensors would have one name."""
     specs = carried_specs(checkpoint, plan)
-    for entry in plan.entries:
-        if entry.packed:
-            group = checkpoint.group(*entry.key, plan.recipe.extended)
-            bases = plan.recipe.base.count(group.shape[0]).most
-            # the order in which parts are staged and sharded
-            specs |= file_order(group_specs(group, entry.codec, bases))
+    for key in plan.keys:
+        # the order in which parts are staged and sharded
+        added = file_order(specs_of(checkpoint, plan, key))
+        double = next((name for name in added if name in specs), None)
+        if double is not None:
+            raise CheckpointError(
+                f"{checkpoint.path} has a tensor {double!r}, whose name a part of the packed form "
+                "needs; rename it"
+            )
+        specs |= added
     return shards(specs)
 
 
@@ -147,24 +251,81 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         )
     codecs = {group.key: recipe.group_codec(*group.key, group.shape[0]) for group in groups}
     rewritten = _rewritten(groups, codecs)
-    entries = []
-    for group in groups:
-        codec = codecs[group.key]
-        after, count = group.nbytes, recipe.base.count(group.shape[0])
-        if not codec.keeps:
-            recipe.base.check(group)
-        packed = not codec.keeps or not rewritten.isdisjoint(group.sources)
-        if packed:
-            parts = group_specs(group, codec, count.most)
-            after = sum(spec.nbytes for spec in parts.values())
-        exact = codec.exact and (codec.keeps or count.exact)
-        entries.append(
-            PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed)
-        )
-    plan = Plan(recipe, tuple(entries), checkpoint.bytes_total, 0)
+    entries = tuple(
+        _group_entry(recipe, group, codecs[group.key], not rewritten.isdisjoint(group.sources))
+        for group in groups
+    )
+    packed = {entry.key for entry in entries if entry.packed}
+    inside = {name for group in groups if group.key in packed for name in group.sources}
+    others = _other_entries(recipe, checkpoint, inside)
+    plan = Plan(recipe, entries, checkpoint.bytes_total, 0, others)
     files = weight_files(checkpoint, plan)
     after = sum(file_bytes(tensors, METADATA) for tensors in files.values())
     return replace(plan, bytes_after=after)
+
+
+def _group_entry(
+    recipe: Recipe, group: ExpertGroup, codec: GroupCodec, is_rewritten: bool
+) -> PlanEntry:
+    after, count = group.nbytes, recipe.base.count(group.shape[0])
+    base = base_form(recipe, group)
+    if not codec.keeps:
+        recipe.base.check(group)
+    packed = not codec.keeps or is_rewritten
+    if packed:
+        after = sum(spec.nbytes for spec in stack_specs(group, codec, base).values())
+    exact = codec.exact and (codec.keeps or (count.exact and (base is None or base.exact)))
+    return PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed, base)
+
+
+def base_form(recipe: Recipe, group: ExpertGroup) -> BaseForm | None:
+    """How a recipe stores the bases of a group, the most that there can be; None without any."""
+    if not recipe.base.is_stored:
+        return None
+    most = recipe.base.count(group.shape[0]).most
+    return BaseForm(most, recipe.codec_of_base(*group.key))
+
+
+def _other_entries(
+    recipe: Recipe, checkpoint: Checkpoint, inside: Collection[str]
+) -> tuple[OtherEntry, ...]:
+    """inside: the tensors that groups take, an always-on expert's among them."""
+    if not recipe.others:
+        return ()
+    _check_others(recipe, checkpoint)
+    entries = []
+    for other in checkpoint.others.values():
+        codec = recipe.codec_of_tensor(other)
+        if isinstance(codec, Keep) or other.name in inside:
+            continue
+        stack = _cut(other, codec)
+        pieces, *matrix = stack.shape
+        specs = stack_specs(stack, GroupCodec.same(codec, pieces), None)
+        entries.append(
+            OtherEntry(
+                other.name,
+                other.kind,
+                codec,
+                other.info.shape,
+                other.nbytes,
+                sum(spec.nbytes for spec in specs.values()),
+                codec.exact,
+                (matrix[0], matrix[1]),
+            )
+        )
+    return tuple(entries)
+
+
+def _check_others(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Names and layers are those of this checkpoint: what no tensor has is a mistake."""
+    for number, rule in enumerate(recipe.others, 1):
+        is_particular = bool(rule.names) or rule.layers != "all"
+        if is_particular and not any(rule.selects(other) for other in checkpoint.others.values()):
+            about = rule.names[0] if rule.names else f"layers {rule.layers}"
+            raise RecipeError(
+                f"others, rule {number} is about {about!r}, but {checkpoint.path.name} has no such "
+                "tensor outside the experts that a codec could take"
+            )
 
 
 def _rewritten(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec]) -> set[str]:
@@ -184,12 +345,18 @@ def _rewritten(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], Group
 
 def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:
     known = set(checkpoint.moe_layers)
-    for number, rule in enumerate(recipe.rules, 1):
+    rules: list[tuple[str, GroupRule]] = [
+        (f"rule {number}", rule) for number, rule in enumerate(recipe.rules, 1)
+    ]
+    rules += [
+        (f"base_codec, rule {number},", rule) for number, rule in enumerate(recipe.base_codec, 1)
+    ]
+    for name, rule in rules:
         for layers in parse_numbers(rule.layers) or []:
             unknown = next((layer for layer in layers if layer not in known), None)
             if unknown is not None:
                 raise RecipeError(
-                    f"rule {number} names layer {unknown}, but the MoE layers of "
+                    f"{name} names layer {unknown}, but the MoE layers of "
                     f"{checkpoint.path.name} are {spell_numbers(known)}"
                 )
 

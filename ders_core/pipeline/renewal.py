@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.checkpoint.digest import group_digest
+from ders_core.checkpoint.digest import stack_digest
 from ders_core.compute.progress import Meter
-from ders_core.pipeline.staging import Key, StagedGroup
+from ders_core.pipeline.plan import Key
+from ders_core.pipeline.staging import StagedGroup
 
 
 def outdated(
@@ -16,17 +17,15 @@ def outdated(
     """The staged groups whose weights are not those that the source holds now.
 
     A group that was encoded from files with the same stamps is not read again; of others the
-    weights are hashed. extended: as of `Checkpoint.group`. Raises CheckpointError.
+    weights are hashed. extended: as of `Checkpoint.stack`. Raises CheckpointError.
     """
     keys = []
     for key, group in staged.items():
         if group.version == source.store.version:
             continue
-        layer, projection = key
-        meter.report(
-            f"layer {layer}, {projection}: comparing it with the source, which was written"
-        )
-        if group_digest(source.group(*key, extended)) == group.sha256:
+        stack = source.stack(key, extended)
+        meter.report(f"{stack.title}: comparing it with the source, which was written")
+        if stack_digest(stack) == group.sha256:
             group.confirm(source.store.version)
         else:
             keys.append(key)

@@ -43,9 +43,35 @@ class ReportEntry:
     noise_cost: float | None = None
     router_noise: float | None = None
 
+    base_codec: str = KEPT
+    """How the base itself is coded."""
+
+    @property
+    def title(self) -> str:
+        return f"layer {self.layer}, {self.projection}"
+
     @property
     def is_replaced(self) -> bool:
         return self.codec != KEPT
+
+
+@dataclass(frozen=True)
+class OtherReport:
+    """A tensor outside the experts that is coded; as `ReportEntry`."""
+
+    name: str
+    kind: str
+    codec: str
+    bytes_before: int
+    bytes_after: int
+    rel_error_weight: float
+    seconds: float
+    remark: str = ""
+    noise_cost: float | None = None
+
+    @property
+    def title(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -105,6 +131,8 @@ class Report:
     renewed: int = 0
     predicted_kl: float | None = None
     linked_out: tuple[str, ...] = ()
+    others: tuple[OtherReport, ...] = ()
+    """The tensors outside the experts that are coded."""
 
     @property
     def ratio(self) -> float:
@@ -118,7 +146,9 @@ class Report:
     @property
     def remarks(self) -> list[str]:
         """Those of the groups, each once."""
-        return list(dict.fromkeys(entry.remark for entry in self.entries if entry.remark))
+        remarks = [entry.remark for entry in self.entries]
+        remarks += [other.remark for other in self.others]
+        return list(dict.fromkeys(filter(None, remarks)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"ratio": self.ratio}
@@ -136,4 +166,5 @@ class Report:
             data.get("renewed", 0),
             data.get("predicted_kl"),
             tuple(data.get("linked_out", ())),
+            tuple(OtherReport(**other) for other in data.get("others", ())),
         )

@@ -16,6 +16,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,16 @@ from ders_core.files.output import UNFINISHED
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, Specs, write_json
 from ders_core.packed.writer import CheckWritten
-from ders_core.pipeline.report import ReportEntry
+from ders_core.pipeline.plan import Key
+from ders_core.pipeline.report import OtherReport, ReportEntry
 
 DIRECTORY = ".ders-groups"
-
-Key = tuple[int, str]
-"""(layer, projection) of a group."""
 
 
 @dataclass(frozen=True)
 class StagedGroup:
-    """One encoded group. codec, uses, lengths, bases: as in `PackedGroup`, plain values.
+    """One encoded group, or another tensor. codec, uses, lengths, bases, base_codec, base_lengths,
+    without_base: as in `PackedGroup`, plain values.
 
     note: the file that describes it. tensors: full name -> where it is written. checksums: full
     name -> hex SHA-256 of what was encoded. sha256: of the weights that were encoded
@@ -47,7 +47,7 @@ class StagedGroup:
     """
 
     note: Path
-    report: ReportEntry
+    report: ReportEntry | OtherReport
     codec: Any
     uses: tuple[int, ...] | None
     lengths: Mapping[str, tuple[int, ...]]
@@ -57,6 +57,9 @@ class StagedGroup:
     sha256: str
     version: str
     by: str
+    base_codec: dict[str, Any] | None
+    base_lengths: Mapping[str, tuple[int, ...]]
+    without_base: bool
 
     @classmethod
     def read(cls, note: Path, tensors: Mapping[str, FileTensor]) -> StagedGroup:
@@ -65,7 +68,7 @@ class StagedGroup:
         told = read_json(note)
         return cls(
             note=note,
-            report=ReportEntry(**told["entry"]),
+            report=_report(told["entry"]),
             codec=told["codec"],
             uses=told["uses"],
             lengths=told["lengths"],
@@ -75,6 +78,9 @@ class StagedGroup:
             sha256=told["sha256"],
             version=told["version"],
             by=told.get("by", ""),
+            base_codec=told.get("base_codec"),
+            base_lengths=told.get("base_lengths", {}),
+            without_base=told.get("without_base", False),
         )
 
     def confirm(self, version: str) -> None:
@@ -132,6 +138,8 @@ class Staging:
 
     def file(self, key: Key) -> Path:
         """Where the group's tensors are staged, if they are; its note is named after it."""
+        if isinstance(key, str):  # a name of any characters and length
+            return self._directory / f"other-{sha256(key.encode()).hexdigest()[:32]}.safetensors"
         layer, projection = key
         return self._directory / f"{layer:05d}-{projection}.safetensors"
 
@@ -157,6 +165,10 @@ class Staging:
 
     def remove(self) -> None:
         shutil.rmtree(self._directory)
+
+
+def _report(entry: Mapping[str, Any]) -> ReportEntry | OtherReport:
+    return OtherReport(**entry) if "name" in entry else ReportEntry(**entry)
 
 
 def check_against(groups: Iterable[StagedGroup]) -> CheckWritten:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.checkpoint.streaming import each_matrix
 from ders_core.compute.progress import Meter, Progress, quiet
@@ -19,9 +19,10 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import torch
 from ders_core.packed.checksums import checksums
-from ders_core.packed.manifest import Encoded, PackedGroup
+from ders_core.packed.manifest import Encoded
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.stacks import PackedStack, PackedTensor
 
 AGREEMENT = 0.01
 """Two measurements of one error differ by no larger share."""
@@ -44,12 +45,22 @@ class GroupError:
 
 
 @dataclass(frozen=True)
+class OtherError:
+    """The error of a coded tensor outside the experts: ‖Ŵ−W‖/‖W‖."""
+
+    name: str
+    rel_error_weight: float
+
+
+@dataclass(frozen=True)
 class Verification:
-    """problems: sentences. groups: empty if nothing was compared. tensors: how many there are."""
+    """problems: sentences. groups, others: empty if nothing was compared. tensors: how many there
+    are."""
 
     problems: tuple[str, ...]
     groups: tuple[GroupError, ...]
     tensors: int
+    others: tuple[OtherError, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -61,6 +72,7 @@ class Verification:
             "problems": list(self.problems),
             "tensors": self.tensors,
             "groups": [asdict(group) for group in self.groups],
+            "others": [asdict(other) for other in self.others],
         }
 
 
@@ -86,7 +98,8 @@ def verify(
     meter = Meter(
         checkpoint.store.bytes_total
         + sum(group.nbytes for group in groups)
-        + sum(tensor.nbytes for tensor in carried.values()),
+        + sum(tensor.nbytes for tensor in carried.values())
+        + (sum(map(_original_bytes, checkpoint.manifest.others)) if original else 0),
         progress,
     )
     problems = checkpoint.checksum_problems(meter.advance) + checkpoint.config_problems()
@@ -98,15 +111,37 @@ def verify(
             f"{checkpoint.path} was packed from another checkpoint than {original.path}"
         )
     problems += _carried_problems(checkpoint, original, meter)
-    errors = []
+    packed_groups = {(group.layer, group.projection): group for group in checkpoint.manifest.groups}
+    group_errors, other_errors = [], []
     for group, following in with_next(groups):
         if following is not None:
             following.read_ahead()
-        error, others = _compared(checkpoint, original, group)
-        errors.append(error)
-        problems += others
-        meter.advance(group.nbytes, f"compared layer {group.layer}, {group.projection}")
-    return Verification(tuple(problems), tuple(errors), count)
+        packed_group = packed_groups.get(group.key)
+        if packed_group is None:
+            squares = _carried_error(checkpoint, group)  # its tensors were compared as such
+        else:
+            squares, found = _compared(checkpoint, original, group, packed_group)
+            problems += found
+        group_errors.append(GroupError(*group.key, *squares.relative, squares.gain, squares.noise))
+        meter.advance(group.nbytes, f"compared {group.title}")
+    for entry in checkpoint.manifest.others:
+        tensor = _other(checkpoint, original, entry)
+        squares, found = _compared(checkpoint, original, tensor, entry)
+        problems += found
+        other_errors.append(OtherError(entry.name, squares.relative[1]))
+        meter.advance(tensor.nbytes, f"compared {tensor.title}")
+    return Verification(tuple(problems), tuple(group_errors), count, tuple(other_errors))
+
+
+def _other(checkpoint: PackedCheckpoint, original: Checkpoint, entry: PackedTensor) -> OtherTensor:
+    """The original's tensor, cut as the packed one is."""
+    tensor = original.others.get(entry.name)
+    if tensor is None or (tensor.info.shape, tensor.dtype.name) != (entry.shape, entry.dtype):
+        raise CheckpointError(
+            f"{original.path} has no {entry.name!r} of {entry.dtype} {list(entry.shape)} outside "
+            f"its experts, and {checkpoint.path} has; they are different models"
+        )
+    return tensor.cut_into(entry.pieces)
 
 
 def _carried_problems(
@@ -130,96 +165,90 @@ def _carried_problems(
     return problems
 
 
+def _original_bytes(tensor: PackedTensor) -> int:
+    return math.prod(tensor.shape) * Dtype[tensor.dtype].itemsize
+
+
 def _compared(
-    checkpoint: PackedCheckpoint, original: Checkpoint, group: ExpertGroup
-) -> tuple[GroupError, list[str]]:
-    """The error of one group, and what is wrong with it."""
-    groups = {(entry.layer, entry.projection): entry for entry in checkpoint.manifest.groups}
-    packed = groups.get(group.key)
-    if packed is None:
-        error = _carried_error(checkpoint, group)
-        return error, []  # its tensors were compared as such
+    checkpoint: PackedCheckpoint, original: Checkpoint, stack: MatrixStack, packed: PackedStack
+) -> tuple[Squares, list[str]]:
+    """The errors of one stack, and what is wrong with it."""
     digest = WeightsDigest()
-    error = _group_error(checkpoint, packed, group, digest)
-    encoded = checkpoint.manifest.encoded.get(packed.prefix)
-    where = f"layer {group.layer}, {group.projection}"
+    squares = _squares(checkpoint, packed, stack, digest)
+    of_delta, of_weight = squares.relative
+    encoded, where = checkpoint.manifest.encoded.get(packed.prefix), stack.title
     if encoded is not None and encoded.sha256 != digest.sha256:
-        return error, [f"{where}: {original.path} holds other weights than were packed"]
-    if checkpoint.experts.is_lossless(packed):
-        if error.rel_error_weight == 0:
-            return error, []
-        return error, [
-            f"{where}: its error is {error.rel_error_weight:.3g}, but it was packed without loss"
-        ]
-    if encoded is not None and not _agrees(error, encoded, Dtype[packed.dtype].torch):
-        return error, [
-            f"{where}: its error ‖Ŵ−W‖/‖W‖ is {error.rel_error_weight:.6g}, but it was "
+        return squares, [f"{where}: {original.path} holds other weights than were packed"]
+    if checkpoint.matrices.is_lossless(packed):
+        if of_weight == 0:
+            return squares, []
+        return squares, [f"{where}: its error is {of_weight:.3g}, but it was packed without loss"]
+    if encoded is not None and not _agrees(of_delta, of_weight, encoded, stack.dtype.torch):
+        return squares, [
+            f"{where}: its error ‖Ŵ−W‖/‖W‖ is {of_weight:.6g}, but it was "
             f"{encoded.rel_error_weight:.6g} when it was packed; copy {checkpoint.path} again"
         ]
-    return error, []
+    return squares, []
 
 
-def _agrees(error: GroupError, encoded: Encoded, dtype: torch.dtype) -> bool:
-    """Whether an error is the one that was measured while encoding.
+def _agrees(of_delta: float, of_weight: float, encoded: Encoded, dtype: torch.dtype) -> bool:
+    """Whether errors are those that were measured while encoding.
 
     Another device or machine may round single values of the weights to the neighbour: that is
     within `AGREEMENT`, and a small part of the dtype's own rounding.
     """
     rounding = torch.finfo(dtype).eps / 16
     near = math.isclose(
-        error.rel_error_weight,
+        of_weight,
         encoded.rel_error_weight,
         rel_tol=AGREEMENT,
         abs_tol=rounding,
     )
-    share = error.rel_error_weight / error.rel_error_delta if error.rel_error_delta else 1.0
+    share = of_weight / of_delta if of_delta else 1.0
     return near and math.isclose(
-        error.rel_error_delta,
+        of_delta,
         encoded.rel_error_delta,
         rel_tol=AGREEMENT,
         abs_tol=rounding / share if share else 0.0,
     )
 
 
-def _group_error(
-    checkpoint: PackedCheckpoint, packed: PackedGroup, group: ExpertGroup, digest: WeightsDigest
-) -> GroupError:
-    """The error of a packed group. digest: gets the original's weights."""
-    if packed.shape != group.shape:
+def _squares(
+    checkpoint: PackedCheckpoint, packed: PackedStack, stack: MatrixStack, digest: WeightsDigest
+) -> Squares:
+    """The errors of a packed stack. digest: gets the original's weights."""
+    if packed.stacked != stack.shape:
         raise CheckpointError(
-            f"layer {group.layer}, {group.projection} has shape {list(group.shape)} in the "
-            f"original and {list(packed.shape)} in {checkpoint.path}; they are different models"
+            f"{stack.title} has shape {list(stack.shape)} in the original and "
+            f"{list(packed.stacked)} in {checkpoint.path}; they are different models"
         )
-    experts, out, width = group.shape
-    threads = threads_for(experts, WORKING_BYTES_A_WEIGHT * out * width, torch.device("cpu"))
+    count, out, width = stack.shape
+    threads = threads_for(count, WORKING_BYTES_A_WEIGHT * out * width, torch.device("cpu"))
 
-    def compared(expert: int, weight: torch.Tensor) -> Squares:
-        base = checkpoint.experts.base(packed, expert)
-        return compare(checkpoint.experts.weight(packed, expert), weight, base)
+    def compared(number: int, weight: torch.Tensor) -> Squares:
+        base = checkpoint.matrices.base(packed, number)
+        return compare(checkpoint.matrices.weight(packed, number), weight, base)
 
     squares = Squares()
     with one_thread(), torch.inference_mode():
-        for _, one in each_matrix(group, compared, threads, seen=digest.add):
+        for _, one in each_matrix(stack, compared, threads, seen=digest.add):
             squares += one
-        if packed.biases:
-            biases = compare(checkpoint.experts.biases(packed), group.read_biases())
+        if packed.has_biases:
+            biases = compare(checkpoint.matrices.biases(packed), stack.read_biases())
             squares += Squares(error=biases.error)
-            digest.add_biases(group)
-    return GroupError(*group.key, *squares.relative, squares.gain, squares.noise)
+            digest.add_biases(stack)
+    return squares
 
 
-def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> GroupError:
+def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> Squares:
     """The error of a group that stays under its original names, which must be 0."""
     squares = Squares()
     for matrix in (*group.experts, *group.biases):
-        carried = checkpoint.store.tensors.get(matrix.info.name)
-        if carried is None or (carried.dtype, carried.nbytes) != (
-            matrix.info.dtype,
-            matrix.info.nbytes,
-        ):
+        carried = checkpoint.original.readers.get(matrix.info.name)
+        if carried is None or carried.spec != matrix.info.spec:
             raise CheckpointError(
                 f"{matrix.info.name!r} is {matrix.info.dtype.name} {list(matrix.info.shape)} in "
                 f"the original and not in {checkpoint.path}; they are different models"
             )
-        squares += compare(matrix.within(checkpoint.store.tensors).read(), matrix.read())
-    return GroupError(*group.key, *squares.relative, squares.gain, squares.noise)
+        squares += compare(matrix.within(checkpoint.original.readers).read(), matrix.read())
+    return squares

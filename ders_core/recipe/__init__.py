@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from ders_core.decompose.bases.dense import DenseBase
     from ders_core.recipe.loading import FIRST_PRESET, load_recipe, presets
     from ders_core.recipe.recipe import Recipe
-    from ders_core.recipe.rule import Rule
+    from ders_core.recipe.rule import BaseRule, OtherRule, Rule
 
 __all__ = [
     "FIRST_PRESET",
+    "BaseRule",
     "ClusteredBase",
     "DenseBase",
+    "OtherRule",
     "Recipe",
     "Rule",
     "load_recipe",
@@ -28,7 +30,7 @@ __getattr__ = names_later(
     {
         ".loading": ("FIRST_PRESET", "load_recipe", "presets"),
         ".recipe": ("Recipe",),
-        ".rule": ("Rule",),
+        ".rule": ("BaseRule", "OtherRule", "Rule"),
         "ders_core.decompose.bases.clusters": ("ClusteredBase",),
         "ders_core.decompose.bases.dense": ("DenseBase",),
     },

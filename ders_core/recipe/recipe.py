@@ -20,14 +20,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ders_core.checkpoint.others import OtherTensor
 from ders_core.codecs import Codec, Keep
 from ders_core.codecs.codec import NEEDS, Need
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.base import Base, make_base
 from ders_core.decompose.bases.mean import MeanBase
 from ders_core.errors import RecipeError, gravest
-from ders_core.recipe.rule import Rule
+from ders_core.recipe.rule import BaseRule, CodecRule, OtherRule, Rule
 from ders_core.recipe.yaml_text import line_of, load_mapping
+
+RARE = ("extended", "calibration", "base_codec", "others")
+"""Fields that are written only where they say something."""
 
 
 def _base(value: Any) -> Base:
@@ -35,6 +39,13 @@ def _base(value: Any) -> Base:
         return make_base(value)
     except RecipeError as error:
         raise PydanticCustomError("base", "{problem}", {"problem": str(error)}) from error
+
+
+def _rules(value: Any) -> Any:
+    """A codec's word, or a codec with its parameters, is one rule for all."""
+    if isinstance(value, str):
+        value = {"codec": value}
+    return [value] if isinstance(value, dict) else value
 
 
 class Recipe(BaseModel):
@@ -55,6 +66,12 @@ class Recipe(BaseModel):
     """Treat a shared (always-on) expert as one more expert of the same base, where its shape allows
     (extended DeRS)."""
     rules: tuple[Rule, ...] = ()
+    base_codec: Annotated[tuple[BaseRule, ...], BeforeValidator(_rules)] = ()
+    """How the bases themselves are coded: a codec, or rules by layer and projection. A base that no
+    rule selects is stored as it is."""
+    others: Annotated[tuple[OtherRule, ...], BeforeValidator(_rules)] = ()
+    """How tensors outside the experts are coded: a codec, or rules. A tensor that no rule selects
+    is stored as it is."""
 
     @field_validator("name")
     @classmethod
@@ -67,11 +84,7 @@ class Recipe(BaseModel):
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit rarely used fields that have their default."""
         fields: dict[str, Any] = handler(self)
-        return {
-            key: value
-            for key, value in fields.items()
-            if value or key not in ("extended", "calibration")
-        }
+        return {key: value for key, value in fields.items() if value or key not in RARE}
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Recipe:
@@ -80,25 +93,45 @@ class Recipe(BaseModel):
                 f"base: {self.base.name} needs a calibration, which counts the choices of experts"
             )
             raise PydanticCustomError("base", "{problem}", {"problem": problem, "loc": ("base",)})
+        if self.base_codec and not self.base.is_stored:
+            problem = f"base_codec: base: {self.base.name} leaves no base to code; leave it out"
+            loc = ("base_codec",)
+            raise PydanticCustomError("base", "{problem}", {"problem": problem, "loc": loc})
         if self.needs_of_calibration != "nothing" and self.calibration is None:
-            number = next(
-                number
-                for number, rule in enumerate(self.rules)
-                if rule.codec.needs_of_calibration == self.needs_of_calibration
+            field, number, rule = next(
+                entry
+                for entry in self._codec_rules
+                if entry[2].codec.needs_of_calibration == self.needs_of_calibration
             )
             how = " --gradients" if self.needs_of_calibration == "gradients" else ""
+            which = f"rule {number + 1}" if field == "rules" else f"{field}, rule {number + 1}"
             problem = (
-                f"rule {number + 1}: {self.rules[number].codec.label!r} needs a calibration; run "
-                f"ders calibrate{how} and give its file as `calibration`"
+                f"{which}: {rule.codec.label!r} needs a calibration; run ders calibrate{how} and "
+                "give its file as `calibration`"
             )
-            loc = ("rules", number)
-            raise PydanticCustomError("rules", "{problem}", {"problem": problem, "loc": loc})
+            raise PydanticCustomError(
+                "rules", "{problem}", {"problem": problem, "loc": (field, number)}
+            )
         return self
+
+    @property
+    def _codec_rules(self) -> list[tuple[str, int, CodecRule]]:
+        """Every rule, with the field that it is in and its number there."""
+        fields: dict[str, tuple[CodecRule, ...]] = {
+            "rules": self.rules,
+            "base_codec": self.base_codec,
+            "others": self.others,
+        }
+        return [
+            (field, number, rule)
+            for field, rules in fields.items()
+            for number, rule in enumerate(rules)
+        ]
 
     @property
     def needs_of_calibration(self) -> Need:
         """The most that a codec of its rules needs."""
-        needs = {rule.codec.needs_of_calibration for rule in self.rules}
+        needs = {rule.codec.needs_of_calibration for _, _, rule in self._codec_rules}
         return max(needs, key=NEEDS.index, default="nothing")
 
     @property
@@ -128,6 +161,18 @@ class Recipe(BaseModel):
         if last is None or last.is_of_all_experts:
             return GroupCodec.same(Keep() if last is None else last.codec, experts)
         return GroupCodec.of([self.codec(layer, projection, expert) for expert in range(experts)])
+
+    def codec_of_base(self, layer: int, projection: str) -> Codec:
+        """The codec of a group's bases."""
+        matching = (
+            rule.codec for rule in reversed(self.base_codec) if rule.is_of(layer, projection)
+        )
+        return next(matching, Keep())
+
+    def codec_of_tensor(self, tensor: OtherTensor) -> Codec:
+        """The codec of a tensor outside the experts."""
+        matching = (rule.codec for rule in reversed(self.others) if rule.selects(tensor))
+        return next(matching, Keep())
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:

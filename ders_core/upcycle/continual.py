@@ -20,8 +20,8 @@ from ders_core.codecs.coding.prng import expert_seed
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.progress import Meter
 from ders_core.errors import RecipeError
-from ders_core.packed.manifest import PackedGroup
 from ders_core.packed.patch import write_rollback
+from ders_core.packed.stacks import PackedGroup
 from ders_core.recipe import Recipe
 from ders_core.recipe.summarise import rules_for
 from ders_core.upcycle.config import UpcycleConfig

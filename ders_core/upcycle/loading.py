@@ -23,8 +23,8 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.json_object import read_json
 from ders_core.hf.moe_ffn import FFNShape
 from ders_core.hf.silence import silent
-from ders_core.packed.manifest import PackedGroup
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.stacks import PackedGroup
 from ders_core.upcycle.architecture import shared_gate
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.experts import ExpertLinear

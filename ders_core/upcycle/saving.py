@@ -14,7 +14,7 @@ from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.files.side_files import SideFile
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
-from ders_core.packed.manifest import PackedGroup, PackedSource
+from ders_core.packed.stacks import PackedGroup, PackedSource
 from ders_core.packed.writer import PackedContents, source_on_no_disk, write_packed
 from ders_core.recipe import DenseBase, Recipe
 from ders_core.recipe.summarise import rules_for

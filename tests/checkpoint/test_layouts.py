@@ -82,7 +82,7 @@ def test_dbrx_stacks_experts_along_rows(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write(tmp_path / "m", tensors, **config))
     same(checkpoint, 5, weights)
     assert checkpoint.top_k == 2
-    assert checkpoint.group(5, "down").expert_name(2) == f"{block}.experts.mlp.w2 (expert 2)"
+    assert checkpoint.group(5, "down").matrix_name(2) == f"{block}.experts.mlp.w2 (expert 2)"
 
 
 def test_dbrx_without_a_number_of_experts_is_refused(tmp_path: Path) -> None:

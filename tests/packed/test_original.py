@@ -25,7 +25,7 @@ from ders_core.codecs import Chain, Entropy, Keep, LowRank, Quantized, Sparse
 from ders_core.decompose.bases.median import MedianBase
 from ders_core.errors import CheckpointError, DersError
 from ders_core.packed import synthesized
-from ders_core.packed.experts import PackedExperts
+from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.manifest import Manifest
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import open_checkpoint
@@ -182,13 +182,13 @@ def test_slabs_make_each_expert_once(
 ) -> None:
     monkeypatch.setattr("ders_core.checkpoint.streaming.SLAB_BYTES", 4000)
     made: list[int] = []
-    weight = PackedExperts.weight
+    weight = PackedMatrices.weight
 
-    def counted(self: PackedExperts, group: Any, expert: int, device: Any = "cpu") -> Any:
+    def counted(self: PackedMatrices, group: Any, expert: int, device: Any = "cpu") -> Any:
         made.append(expert)
         return weight(self, group, expert, device)
 
-    monkeypatch.setattr(PackedExperts, "weight", counted)
+    monkeypatch.setattr(PackedMatrices, "weight", counted)
     group = open_checkpoint(packed_dir).group(1, "up")
     assert len(list(slabs(group))) > 3
     assert sorted(made) == [0, 1, 2, 3]

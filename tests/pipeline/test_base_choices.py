@@ -72,7 +72,7 @@ def bases(checkpoint: Path) -> dict[tuple[int, str], torch.Tensor]:
     packed = PackedCheckpoint(checkpoint)
     tensors = {}
     for group in packed.manifest.groups:
-        base = packed.experts.base(group)
+        base = packed.matrices.base(group)
         assert base is not None
         tensors[group.layer, group.projection] = base
     return tensors
@@ -204,7 +204,7 @@ def output_error(
     moments = load_file(calibration)[f"{group.layer}.{SIDES[group.projection]}.moments"].double()
     error = whole = 0.0
     for expert, weight in enumerate(group.read().double()):
-        lost = packed.experts.weight(packed.manifest.groups[number], expert).double() - weight
+        lost = packed.matrices.weight(packed.manifest.groups[number], expert).double() - weight
         error += float(((lost @ moments) * lost).sum())
         whole += float(((weight @ moments) * weight).sum())
     return math.sqrt(error / whole)

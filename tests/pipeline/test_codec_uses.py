@@ -112,7 +112,7 @@ def test_each_expert_is_what_its_codec_gives(
         returned = after.group(*group.key).read()
         for expert, wanted in enumerate(synthesized(group, codecs)):
             assert torch.equal(returned[expert], wanted)
-            assert torch.equal(packed.experts.weight(groups[group.key], expert), wanted)
+            assert torch.equal(packed.matrices.weight(groups[group.key], expert), wanted)
             same = torch.equal(
                 returned[expert].view(torch.int16), group.read(expert).view(torch.int16)
             )
@@ -340,4 +340,4 @@ def test_swapped_lengths_are_an_error_and_no_crash(damaged: Path) -> None:
     packed = PackedCheckpoint(damaged)
     for expert in (0, 1):
         with raises_saying(CodecError, "damaged"):
-            packed.experts.weight(packed.manifest.groups[0], expert)
+            packed.matrices.weight(packed.manifest.groups[0], expert)

@@ -216,7 +216,7 @@ def test_a_dense_parent_is_the_base(
     assert len(packed.manifest.groups) == 6
     for group in packed.manifest.groups:
         name = f"model.layers.{group.layer}.mlp.{group.projection}_proj.weight"
-        base = packed.experts.base(group)
+        base = packed.matrices.base(group)
         assert base is not None
         assert torch.equal(base, parent[name])
     for file in ("ders_manifest.json", "config.json"):

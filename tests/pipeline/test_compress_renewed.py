@@ -17,7 +17,7 @@ from support.compress_support import Snapshot, Steps, refused
 from support.messages import raises_saying
 from support.shell import ders
 
-from ders_core.checkpoint.digest import group_digest
+from ders_core.checkpoint.digest import stack_digest
 from ders_core.codecs import Lossless
 from ders_core.errors import Cancelled, CheckpointError, OutputError
 from ders_core.packed.manifest import Manifest
@@ -115,9 +115,9 @@ def test_weights_are_hashed_only_if_a_file_was_written(
 
     def counted(group: Any) -> str:
         hashed.append(group.key)
-        return group_digest(group)
+        return stack_digest(group)
 
-    monkeypatch.setattr("ders_core.pipeline.renewal.group_digest", counted)
+    monkeypatch.setattr("ders_core.pipeline.renewal.stack_digest", counted)
     with pytest.raises(Cancelled):
         compress(source, begun, LOSSLESS, resume=True, progress=Steps(1))
     assert hashed == []
@@ -181,7 +181,7 @@ def test_the_manifest_knows_the_weights_that_were_encoded(
     for prefix, known in manifest.encoded.items():
         whole = b"".join(stored[matrix.tensor] for matrix in groups[prefix].experts)
         assert known.sha256 == hashlib.sha256(whole).hexdigest()
-        assert known.sha256 == group_digest(
+        assert known.sha256 == stack_digest(
             open_checkpoint(source).group(groups[prefix].layer, groups[prefix].projection)
         )
 

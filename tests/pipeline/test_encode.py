@@ -11,7 +11,7 @@ import pytest
 from ders_core.codecs import Keep, Quantized
 from ders_core.files.header import read_header
 from ders_core.packed.open import open_checkpoint
-from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode_group
+from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
 from ders_core.recipe import ClusteredBase, DenseBase, Recipe, Rule
 
 RULES = (Rule(codec=Quantized(bits=2)), Rule(codec=Keep(), experts="1"))
@@ -37,9 +37,9 @@ def test_a_task_arrives_as_it_was_sent(
     sent = replace(task, recipe=task.recipe.model_copy(update={"base": base}))
     assert pickle.loads(pickle.dumps(sent)) == sent
     arrived = pickle.loads(pickle.dumps(task))
-    entry = encode_group(replace(arrived, staged=str(tmp_path / "arrived.safetensors")))
+    entry = encode(replace(arrived, staged=str(tmp_path / "arrived.safetensors")))
     assert (entry.layer, entry.projection, entry.base) == (1, "up", "mean")
-    encode_group(task)
+    encode(task)
     files = [tmp_path / f"{name}.safetensors" for name in ("group", "arrived")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert sum(info.nbytes for info in read_header(files[0])[0].values()) == entry.bytes_after

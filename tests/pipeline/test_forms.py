@@ -69,7 +69,7 @@ def test_what_shares_a_tensor_with_an_encoded_group_is_kept_exactly(
             assert torch.equal(got, group.read())
         else:
             stored = next(g for g in packed.manifest.groups if g.projection == projection)
-            expected = torch.stack([packed.experts.weight(stored, expert) for expert in range(K)])
+            expected = torch.stack([packed.matrices.weight(stored, expert) for expert in range(K)])
             assert torch.equal(got, expected)
             error = float((got.double() - group.read().double()).norm())
             entry = next(e for e in report.entries if e.projection == projection)
@@ -161,7 +161,7 @@ def test_experts_of_two_starts_get_two_bases(tmp_path: Path, clusters: Any) -> N
         members = open_checkpoint(path).group(group.layer, group.projection).read().double()
         for expert in range(K):
             mean = members[expert % 2 :: 2].mean(0)
-            base = packed.experts.base(group, expert)
+            base = packed.matrices.base(group, expert)
             assert base is not None
             torch.testing.assert_close(base.double(), mean, rtol=2**-8, atol=1e-6)
     both = zip(first.entries, second.entries, strict=True)

@@ -195,7 +195,7 @@ def test_codes_are_written_again_under_the_same_scales(
             continue
         stored = next(g for g in packed.manifest.groups if (g.layer, g.projection) == group.key)
         for expert in range(group.shape[0]):
-            wanted = packed.experts.weight(stored, expert).float()
+            wanted = packed.matrices.weight(stored, expert).float()
             # codes of 3 bits of precision: a sixteenth of the value, or half the smallest step
             apart = (got[expert].float() - wanted).abs()
             largest = float(group.read(expert).abs().max())

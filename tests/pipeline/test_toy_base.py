@@ -74,7 +74,7 @@ def test_from_the_recipe_to_the_original_again(
     for group in packed.manifest.groups:
         weights = source.group(group.layer, group.projection).read()
         expected = midrange(weights).to(weights.dtype)
-        base = packed.experts.base(group)
+        base = packed.matrices.base(group)
         assert base is not None
         assert torch.equal(base, expected)
     assert verify(tmp_path / "packed", mixtral_dir).ok

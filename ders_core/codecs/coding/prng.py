@@ -20,7 +20,21 @@ _MASK32 = 0xFFFFFFFF
 
 def expert_seed(seed: int, layer: int, projection: str, expert: int) -> int:
     """The 62-bit seed of one expert's weight, from the recipe's seed."""
-    digest = hashlib.sha256(f"ders/1/{seed}/{layer}/{projection}/{expert}".encode()).digest()
+    return _seed(f"ders/1/{seed}/{layer}/{projection}/{expert}")
+
+
+def base_seed(seed: int, layer: int, projection: str, base: int) -> int:
+    """As `expert_seed`, of a base that is coded itself."""
+    return _seed(f"ders/1/{seed}/{layer}/{projection}/base/{base}")
+
+
+def tensor_seed(seed: int, name: str, piece: int) -> int:
+    """As `expert_seed`, of a piece of a tensor outside the experts."""
+    return _seed(f"ders/1/{seed}/tensor/{piece}/{name}")
+
+
+def _seed(text: str) -> int:
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 2
 
 

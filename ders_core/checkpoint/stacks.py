@@ -1,0 +1,131 @@
+"""Stacks of matrices: several of one shape and dtype, as views, wherever they lie on a disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import ClassVar, Self, TypeVar
+
+from ders_core.checkpoint.matrix import Matrix, MatrixRows
+from ders_core.files.dtype import Dtype
+from ders_core.files.remote import concurrently
+from ders_core.files.tensor import FileTensor
+from ders_core.later import np, torch
+
+T = TypeVar("T")
+
+
+class MatrixStack(ABC):
+    """K matrices of one shape and dtype, as views: `[K, out, in]`.
+
+    It is what is encoded as one: the experts of a group, or a tensor outside of them.
+    """
+
+    @property
+    @abstractmethod
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The K matrices; at least one."""
+
+    @property
+    @abstractmethod
+    def prefix(self) -> str:
+        """In a packed checkpoint its parts are the tensors `<prefix>.<part>`."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What it is, as messages name it."""
+
+    one_of_many: ClassVar[str] = "expert"
+    """What one of the matrices is called where a tensor holds several."""
+
+    @abstractmethod
+    def of_rows(self, pieces: Sequence[slice]) -> Self:
+        """The same rows of every matrix, as a stack. pieces: with a start and an end, one after
+        another."""
+
+    def rows_of_matrices(self, pieces: Sequence[slice]) -> tuple[Matrix, ...]:
+        """The matrices of `of_rows`."""
+        return tuple(
+            MatrixRows(matrix.info, matrix.slot, matrix, tuple(pieces)) for matrix in self.matrices
+        )
+
+    @property
+    def added(self) -> tuple[Matrix, ...]:
+        """What is stored with the matrices as it is: biases, `[out, 1]` each."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, out, in)"""
+        return len(self.matrices), *self.matrices[0].shape
+
+    @property
+    def dtype(self) -> Dtype:
+        return self.matrices[0].dtype
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes on disk, biases included."""
+        return sum(matrix.nbytes for matrix in (*self.matrices, *self.added))
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the tensors that hold the stack, or a part of it."""
+        matrices = (*self.matrices, *self.added)
+        return tuple(dict.fromkeys(matrix.info.name for matrix in matrices))
+
+    def matrix_name(self, number: int) -> str:
+        """One matrix, as an error message names it."""
+        matrix = self.matrices[number]
+        alone = matrix.nbytes == matrix.info.nbytes
+        return matrix.info.name if alone else f"{matrix.info.name} ({self.one_of_many} {number})"
+
+    def read(self, number: int | None = None, rows: slice | None = None) -> torch.Tensor:
+        """`[K, rows, in]`, or `[rows, in]` of one matrix, in the storage dtype."""
+        if number is not None:
+            return self.matrices[number].read(rows)
+        return torch.stack(self._each(lambda matrix: matrix.read(rows)))
+
+    def read_into(self, out: torch.Tensor, rows: slice) -> None:
+        """Read rows of every matrix into `[K, rows, in]`, contiguous and in the storage dtype."""
+        places = list(zip(self.matrices, out.unbind(), strict=True))
+        if self.matrices[0].info.is_remote:
+            concurrently(lambda place: place[0].read_into(place[1], rows), places)
+        else:
+            for matrix, place in places:
+                matrix.read_into(place, rows)
+
+    def read_biases(self) -> torch.Tensor:
+        """`[K, out]` in the storage dtype."""
+        return torch.stack([bias.read()[:, 0] for bias in self.added])
+
+    def read_ahead(self) -> None:
+        """Ask the system to read the matrices from a local disk into its page cache, without
+        waiting for it."""
+        tensors = {info.name: info for matrix in self.matrices for info in matrix.info.sources()}
+        threading.Thread(target=_will_need, args=(list(tensors.values()),), daemon=True).start()
+
+    def middle(self, lines: int, values: int) -> np.ndarray:
+        """`[K, n]` float32: a few rows of each matrix (see `Matrix.middle`)."""
+        return np.stack(self._each(lambda matrix: matrix.middle(lines, values)))
+
+    def _each(self, read: Callable[[Matrix], T]) -> list[T]:
+        """What is read of each matrix; of several at once where each read is a walk."""
+        if self.matrices[0].info.is_remote:
+            return list(concurrently(read, self.matrices))
+        return [read(matrix) for matrix in self.matrices]
+
+
+def _will_need(tensors: list[FileTensor]) -> None:
+    if tensors[0].is_remote or not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):
+        for tensor in tensors:
+            with open(tensor.file, "rb") as file:
+                begin, count = tensor.begin, tensor.nbytes
+                os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)

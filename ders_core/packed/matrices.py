@@ -1,0 +1,154 @@
+"""The coded matrices of a packed checkpoint: Ŵ_i = W_base + F(Δ_i), from their stacks' parts."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from ders_core.codecs import EncodeContext
+from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
+from ders_core.errors import CheckpointError, CodecError
+from ders_core.files.dtype import Dtype
+from ders_core.files.store import TensorStore
+from ders_core.files.tensor import FileTensor
+from ders_core.later import torch
+from ders_core.packed.stacks import PackedStack
+
+KEPT_BASES = 3
+"""gate, up and down of one layer: checkpoints list an expert's projections side by side."""
+
+
+class PackedMatrices:
+    """Reads the stacks of a packed checkpoint. Safe to use from several threads.
+
+    store: the packed tensors. seed: the recipe's. Raises CheckpointError if a stack's parts are not
+    what its codec writes.
+    """
+
+    def __init__(self, store: TensorStore, stacks: Iterable[PackedStack], seed: int) -> None:
+        self._store, self._seed = store, seed
+        self._parts: dict[str, list[FileTensor]] = {}
+        self._codecs: dict[str, GroupCodec] = {}
+        self._base_forms: dict[str, BaseForm | None] = {}
+        for stack in stacks:
+            self._check(stack)
+        self._bases: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()  # transformers reads from several threads
+
+    def weight(
+        self, stack: PackedStack, number: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """Ŵ_i `[out, in]` of one matrix, in the stack's dtype.
+
+        Raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
+        """
+        codec, dtype = self._codecs[stack.prefix], Dtype[stack.dtype]
+        if codec.keeps:
+            return self._row(stack, "weight", number).to(device)
+        parts = self._take(stack, "", codec, number, stack.lengths, device)
+        base = self._base_on(stack, number, device)
+        seed = stack.seed(self._seed, number)
+        return codec.expert(number).unpack(parts, base, EncodeContext(dtype.torch, seed))
+
+    def bias(self, stack: PackedStack, number: int) -> torch.Tensor:
+        """`[out]` of one expert, in the stack's dtype."""
+        return self._row(stack, "bias", number)
+
+    def biases(self, stack: PackedStack) -> torch.Tensor:
+        """`[experts, out]`, in the stack's dtype."""
+        return self._tensor(stack, "bias").read()
+
+    def base(self, stack: PackedStack, number: int = 0) -> torch.Tensor | None:
+        """The base `[out, in]` of one matrix, in the stack's dtype, not to be written to: zeros
+        where there is none; None with the codec `keep`."""
+        if self._codecs[stack.prefix].keeps:
+            return None
+        return self._base_on(stack, number, "cpu")
+
+    def is_lossless(self, stack: PackedStack) -> bool:
+        """Whether every matrix's codec keeps all bits; a coded base is the one that they know."""
+        return all(codec.lossless for codec in self._codecs[stack.prefix].codecs)
+
+    def parts(self, stack: PackedStack) -> list[FileTensor]:
+        """All tensors of a stack on disk."""
+        return self._parts[stack.prefix]
+
+    def _tensor(self, stack: PackedStack, part: str) -> FileTensor:
+        return self._store.tensors[f"{stack.prefix}.{part}"]
+
+    def _row(self, stack: PackedStack, part: str, number: int) -> torch.Tensor:
+        return self._tensor(stack, part).read(slice(number, number + 1))[0]
+
+    def _take(
+        self,
+        stack: PackedStack,
+        head: str,
+        codec: GroupCodec,
+        number: int,
+        lengths: Lengths,
+        device: torch.device | str,
+    ) -> Mapping[str, torch.Tensor]:
+        """The parts of one matrix, or of one base; head: what their names begin with."""
+
+        def read(part: str, rows: slice) -> torch.Tensor:
+            return self._tensor(stack, f"{head}{part}").read(rows).to(device)
+
+        _, out, width = stack.stacked
+        return codec.take(number, read, (out, width), Dtype[stack.dtype], lengths)
+
+    def _base_on(self, stack: PackedStack, number: int, device: torch.device | str) -> torch.Tensor:
+        """The base on a device; the last few are kept there."""
+        form, which = self._base_forms[stack.prefix], stack.base_of(number)
+        key = f"{stack.prefix if form else stack.stacked[1:]}#{which}#{stack.dtype}@{device}"
+        with self._lock:
+            if key not in self._bases:
+                self._bases[key] = self._made_base(stack, form, which, device)
+                while len(self._bases) > KEPT_BASES:
+                    self._bases.popitem(last=False)
+            self._bases.move_to_end(key)
+            return self._bases[key]
+
+    def _made_base(
+        self, stack: PackedStack, form: BaseForm | None, which: int, device: torch.device | str
+    ) -> torch.Tensor:
+        shape, dtype = stack.stacked[1:], Dtype[stack.dtype].torch
+        if form is not None and not form.is_coded:
+            rows = None if form.count is None else slice(which, which + 1)
+            return self._tensor(stack, "base").read(rows).reshape(shape).to(device)
+        zeros = torch.zeros(shape, dtype=dtype, device=device)
+        if form is None:
+            return zeros
+        parts = self._take(stack, "base.", form.stacked, which, form.lengths or {}, device)
+        context = EncodeContext(dtype, stack.base_seed(self._seed, which))
+        return form.codec.unpack(parts, zeros, context)
+
+    def _check(self, stack: PackedStack) -> None:
+        """Take the codecs of a stack whose parts on disk are exactly those that they write."""
+        where = f"{self._store.path}: {stack.title}"
+        try:
+            codec, form = stack.group_codec(), stack.base_form()
+        except CodecError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        shape, dtype = stack.stacked[1:], Dtype.__members__.get(stack.dtype)
+        fits = dtype is not None and codec.fits(stack.lengths, shape, dtype)
+        if fits and dtype is not None and form is not None:
+            fits = form.fits(shape, dtype) and not (codec.keeps and form.is_coded)
+        if dtype is None or not fits or not codec.settled:
+            raise CheckpointError(f"{where}: the manifest is malformed; copy the directory again")
+        for part, spec in packed_parts(
+            codec,
+            stack.stacked,
+            dtype,
+            base=form,
+            biases=stack.has_biases,
+            lengths=stack.lengths,
+        ).items():
+            tensor = self._store.tensors.get(f"{stack.prefix}.{part}")
+            if tensor is None or tensor.spec != spec:
+                raise CheckpointError(
+                    f"{where}: the part {part!r} is missing or not what {codec.label!r} writes; "
+                    "copy the directory again"
+                )
+            self._parts.setdefault(stack.prefix, []).append(tensor)
+        self._codecs[stack.prefix], self._base_forms[stack.prefix] = codec, form

@@ -1,0 +1,175 @@
+"""One decomposition as it is packed: bases, then the delta of each matrix, and what they lose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ders_core.checkpoint import MatrixStack
+from ders_core.codecs import Parts
+from ders_core.codecs.group import BaseForm, GroupCodec, Stacked
+from ders_core.decompose.decomposition import Decomposition
+from ders_core.decompose.distortion import Squares, is_finite
+from ders_core.errors import CheckpointError
+from ders_core.later import torch
+from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
+from ders_core.pipeline.placed import PlacedGroup
+
+AS_IT_IS = "keep"
+"""The label of bases that are stored as they are."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A stack against one base.
+
+    base: its kind. form: how bases are stored, with the lengths of their parts; None without any.
+    tensors: by their parts' names; empty if they are `placed`, written to their places already.
+    output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments. noise_cost, router_noise: as of
+    `ReportEntry`.
+    """
+
+    base: str
+    codec: GroupCodec
+    tensors: Mapping[str, Stacked]
+    lengths: Mapping[str, tuple[int, ...]]
+    form: BaseForm | None = None
+    bases: tuple[int, ...] | None = None
+    squares: Squares = field(default_factory=Squares)
+    output: float | None = None
+    noise_cost: float | None = None
+    router_noise: float | None = None
+    placed: PlacedGroup | None = None
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖."""
+        return self.squares.relative
+
+    @property
+    def loss(self) -> float:
+        """What a choice of bases makes small: the error of outputs, if known, else of weights."""
+        return self.errors[1] if self.output is None else self.output
+
+    @property
+    def base_label(self) -> str:
+        """How the base is coded, in a few words."""
+        return AS_IT_IS if self.form is None else self.form.codec.label
+
+
+@dataclass(frozen=True)
+class StoredBases:
+    """Bases as they are stored, and the decomposition against what they give back."""
+
+    decomposition: Decomposition
+    form: BaseForm | None
+    tensors: Mapping[str, Stacked]
+
+    @property
+    def ragged_bytes(self) -> int:
+        """Of the parts whose length depends on the data."""
+        ragged = (self.form.lengths or {}) if self.form is not None else {}
+        return sum(self.tensors[f"base.{part}"].spec.nbytes for part in ragged)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """codec: of the matrices. form: of the bases, None without any. seed: the recipe's. threads: as
+    of `Decomposition.each`."""
+
+    codec: GroupCodec
+    form: BaseForm | None
+    seed: int
+    known: Knowledge
+    threads: int
+
+    def encode(
+        self,
+        base: str,
+        decomposition: Decomposition,
+        seen: Callable[[torch.Tensor], None] | None = None,
+        placed: PlacedGroup | None = None,
+    ) -> Encoding:
+        """The base and all parts over the matrices, on the CPU; and the errors.
+
+        base: the name of its kind. seen: as of `Decomposition.each`. placed: gets base and parts,
+        each matrix's as soon as it is encoded. Sums are taken in the order of the matrices. Raises
+        CheckpointError for values that a codec cannot give back, CodecError.
+        """
+        stored = store_bases(decomposition, self.form, self.known, self.seed)
+        decomposition, form = stored.decomposition, stored.form
+        stack, known = decomposition.group, self.known
+        fitted = self.codec.fit(decomposition.deltas)
+
+        def encode_one(number: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
+            coder, start = fitted.expert(number), decomposition.base_of(number)
+            context = known.context(stack, number, self.seed)
+            encoded = encode_expert(coder, weight, start, context, known.router(number))
+            _check_finite(encoded.synthesized, stack, stack.matrix_name(number), coder.label)
+            return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
+
+        parts, losses = list[Parts](), Losses()
+        if placed is not None:
+            for part, tensor in stored.tensors.items():
+                for piece in tensor.pieces:
+                    placed.append(part, piece)
+        encoded = decomposition.each(encode_one, self.threads, seen)
+        for number, (packed, lost) in enumerate(encoded):
+            losses += lost
+            if placed is None:
+                parts.append(packed)
+                continue
+            for part, piece in packed.items():
+                placed.append(fitted.part_name(number, part), piece)
+        tensors, lengths = fitted.stack(parts) if placed is None else ({}, {})
+        return Encoding(
+            base,
+            fitted,
+            {**stored.tensors, **tensors} if placed is None else {},
+            lengths,
+            form,
+            decomposition.bases,
+            losses.squares,
+            losses.output_error,
+            losses.noise_cost if known.curvatures else None,
+            losses.router_noise if known.routers else None,
+            placed,
+        )
+
+
+def store_bases(
+    decomposition: Decomposition, form: BaseForm | None, known: Knowledge, seed: int
+) -> StoredBases:
+    """Bases in the form that they get; deltas are taken against what that gives back."""
+    if form is None:
+        return StoredBases(decomposition, None, {})
+    base, stacked = decomposition.base, decomposition.bases is not None
+    form = replace(form, count=len(base) if stacked else None)
+    if not form.is_coded:
+        return StoredBases(decomposition, form, {"base": Stacked.whole(base.cpu())})
+    bases = list(base) if stacked else [base]
+    zeros = torch.zeros_like(bases[0])
+    codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
+    parts, given_back = list[Parts](), []
+    for number, each in enumerate(bases):
+        context = known.base_context(decomposition.group, number, seed)
+        packed = codec.expert(number).pack(each, zeros, context)
+        again = codec.expert(number).unpack(packed, zeros, context)
+        where = f"{decomposition.group.title}: the base"
+        _check_finite(again, decomposition.group, where, codec.label)
+        given_back.append(again)
+        parts.append({name: part.cpu() for name, part in packed.items()})
+    tensors, lengths = codec.stack(parts)
+    return StoredBases(
+        replace(decomposition, base=torch.stack(given_back) if stacked else given_back[0]),
+        replace(form, codec=codec.codecs[0], lengths=lengths),
+        {f"base.{part}": tensor for part, tensor in tensors.items()},
+    )
+
+
+def _check_finite(weight: torch.Tensor, stack: MatrixStack, what: str, codec: str) -> None:
+    if not is_finite(weight):
+        raise CheckpointError(
+            f"{what}: its values are too large for codec {codec!r} in {stack.dtype.name}; keep it "
+            "as it is (codec: keep)"
+        )
