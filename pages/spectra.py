@@ -5,10 +5,10 @@ import streamlit as st
 from ders_core import figures
 from ders_core.analysis import EXACT_BELOW, expected, of_group, rank_for_energy
 from ders_core.codecs import Codec, Keep, Strength
-from ders_core.codecs.group import GroupCodec
+from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.errors import DersError
 from ders_core.later import pd
-from ders_core.pipeline.plan import group_specs
+from ders_core.pipeline.plan import stack_specs
 from ders_core.pipeline.quality import GAIN, NOISE
 from ders_core.recipe import Recipe, Rule
 from ders_core.ui import frame, kept, reads, session
@@ -163,7 +163,7 @@ with st.container(border=True):
     except DersError as error:
         show_error(error)
         st.stop()
-    after = sum(spec.nbytes for spec in group_specs(group, codec, None).values())
+    after = sum(spec.nbytes for spec in stack_specs(group, codec, BaseForm()).values())
     loss = expected(analysis, layer, projection, codec.expert(0))
     cells = st.columns(5)
     cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +22,7 @@ from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
     from ders_core.pipeline.forecast import Forecast
-    from ders_core.pipeline.plan import Plan
+    from ders_core.pipeline.plan import OtherEntry, Plan
 
 
 def plan(
@@ -64,6 +65,14 @@ def plan(
             for entry in planned.entries
         ],
     )
+    if planned.others:
+        print_table(
+            ["other tensors", "codec", "before", "after"],
+            [
+                [f"{kind} ({len(entries)})", codec, *_sizes(entries)]
+                for (kind, codec), entries in _by_kind_and_codec(planned).items()
+            ],
+        )
     for remark in planned.remarks:
         print(f"note: {remark}")
     bound = "" if planned.exact else "at most "
@@ -71,6 +80,23 @@ def plan(
         f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
         f"{bytes_text(planned.bytes_after)} ({share_text(planned.ratio)} of original)"
     )
+
+
+def _by_kind_and_codec(planned: Plan) -> dict[tuple[str, str], list[OtherEntry]]:
+    sets: dict[tuple[str, str], list[OtherEntry]] = {}
+    for entry in planned.others:
+        sets.setdefault((entry.kind, entry.codec.label), []).append(entry)
+    return sets
+
+
+def _sizes(entries: Sequence[OtherEntry]) -> tuple[str, str]:
+    """Before and after, of tensors of one kind and codec."""
+    before, after = (
+        sum(entry.bytes_before for entry in entries),
+        sum(entry.bytes_after for entry in entries),
+    )
+    bound = "" if all(entry.exact for entry in entries) else "≤ "
+    return bytes_text(before), bound + bytes_text(after)
 
 
 def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:

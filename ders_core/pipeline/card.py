@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ders_core.codecs.group import BaseForm
 from ders_core.files.links import leads_out
 from ders_core.files.untrusted_yaml import YamlFault, parse_foreign_yaml
 from ders_core.packed.reader import PackedCheckpoint
@@ -50,6 +51,13 @@ def model_card(
         ("Groups replaced", f"{len(packed.manifest.groups)} ({', '.join(codecs) or 'none'})"),
         ("Original's identity", f"`{source.identity[:16]}`"),
     ]
+    forms = sorted({form.codec.label for form in _base_forms(packed) if form.is_coded})
+    if forms:
+        rows.insert(-1, ("Bases", ", ".join(forms)))
+    others = packed.manifest.others
+    if others:
+        labels = sorted({other.group_codec().label for other in others})
+        rows.insert(-1, ("Other tensors coded", f"{len(others)} ({', '.join(labels)})"))
     if format == "patch":
         wanted = f"{base[0]} (`{base[1][:16]}`)" if base else "any with the same bases, packed"
         rows.append(("Base that it is applied to", wanted))
@@ -70,6 +78,11 @@ def model_card(
             f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```\n",
         ]
     )
+
+
+def _base_forms(packed: PackedCheckpoint) -> list[BaseForm]:
+    forms = (group.base_form() for group in packed.manifest.groups)
+    return [form for form in forms if form is not None]
 
 
 def is_ours(card: str) -> bool:

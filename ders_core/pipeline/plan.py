@@ -13,6 +13,7 @@ from ders_core.codecs import Codec, Keep
 from ders_core.codecs.group import BaseForm, GroupCodec, packed_parts
 from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError, RecipeError
+from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import METADATA, file_bytes, file_order, shards
 from ders_core.pipeline.calibration import Calibration
@@ -45,6 +46,7 @@ class PlanEntry:
     """False where bytes_after is an upper bound, because it depends on the data."""
     packed: bool
     """False where the experts stay in the file under their original names."""
+    dtype: Dtype
     base: BaseForm | None
     """How bases lie in the file, with the most that there can be; None without a base."""
 
@@ -95,6 +97,11 @@ class Plan:
         """What happens to a group or another tensor."""
         return self._by_key[key]
 
+    def other(self, name: str) -> OtherEntry | None:
+        """What happens to a tensor outside the experts; None if it stays."""
+        entry = self._by_key.get(name)
+        return entry if isinstance(entry, OtherEntry) else None
+
     @cached_property
     def _by_key(self) -> dict[Key, PlanEntry | OtherEntry]:
         by_key: dict[Key, PlanEntry | OtherEntry] = {entry.key: entry for entry in self.entries}
@@ -129,6 +136,7 @@ class Plan:
                 **asdict(entry),
                 "codec": entry.codec.label,
                 "shape": list(entry.shape),
+                "dtype": entry.dtype.name,
                 "base": _base_label(entry),
             }
             for entry in self.entries
@@ -275,7 +283,9 @@ def _group_entry(
     if packed:
         after = sum(spec.nbytes for spec in stack_specs(group, codec, base).values())
     exact = codec.exact and (codec.keeps or (count.exact and (base is None or base.exact)))
-    return PlanEntry(*group.key, codec, group.shape, group.nbytes, after, exact, packed, base)
+    return PlanEntry(
+        *group.key, codec, group.shape, group.nbytes, after, exact, packed, group.dtype, base
+    )
 
 
 def base_form(recipe: Recipe, group: ExpertGroup) -> BaseForm | None:

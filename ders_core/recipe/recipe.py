@@ -26,7 +26,7 @@ from ders_core.codecs.codec import NEEDS, Need
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.base import Base, make_base
 from ders_core.decompose.bases.mean import MeanBase
-from ders_core.errors import RecipeError, gravest
+from ders_core.errors import RecipeError, gravest, sentence_of
 from ders_core.recipe.rule import BaseRule, CodecRule, OtherRule, Rule
 from ders_core.recipe.yaml_text import line_of, load_mapping
 
@@ -146,6 +146,14 @@ class Recipe(BaseModel):
         if self.calibration is not None:
             changes["calibration"] = Path(self.calibration.name)
         return self.model_copy(update=changes)
+
+    def changed(self, **fields: Any) -> Recipe:
+        """The recipe with other values of some fields. Raises RecipeError if they do not go
+        together, as where a codec needs a calibration and there is none."""
+        try:
+            return Recipe.model_validate({**dict(self), **fields})
+        except ValidationError as error:
+            raise RecipeError(sentence_of(error)) from error
 
     def codec(self, layer: int, projection: str, expert: int = 0) -> Codec:
         """The codec of one expert's weight."""

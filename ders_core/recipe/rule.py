@@ -136,12 +136,19 @@ class OtherRule(CodecRule):
     )
     """Of tensors; `*` stands for any characters."""
 
+    def is_of_kind(self, kind: Kind) -> bool:
+        """Whether it is about all tensors of this kind, and nothing else."""
+        return self.kinds == (kind,) and not self.names and parse_numbers(self.layers) is None
+
+    def may_select(self, kind: Kind) -> bool:
+        """Whether it can be about tensors of this kind."""
+        return kind in (self.kinds or (KINDS if self.names else USUAL_KINDS))
+
     def selects(self, tensor: OtherTensor) -> bool:
         """Whether the rule gives its codec to this tensor."""
         if self.names and not any(fnmatchcase(tensor.name, name) for name in self.names):
             return False
-        kinds = self.kinds or (KINDS if self.names else USUAL_KINDS)
-        if tensor.kind not in kinds:
+        if not self.may_select(tensor.kind):
             return False
         if tensor.layer is None:
             return parse_numbers(self.layers) is None

@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
-from pydantic import ValidationError
-
 from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.codecs import Codec
 from ders_core.codecs.group import GroupCodec
-from ders_core.errors import RecipeError, sentence_of
 from ders_core.recipe.numbers import spell_numbers
 from ders_core.recipe.recipe import Recipe
 from ders_core.recipe.rule import Rule
@@ -60,7 +57,4 @@ def _rule(
 def with_codecs(recipe: Recipe, codecs: Mapping[Key, GroupCodec]) -> Recipe:
     """The recipe with other rules, and the same name, seed and base. Raises RecipeError if a codec
     needs a calibration and the recipe has none."""
-    try:
-        return Recipe.model_validate({**dict(recipe), "rules": rules_for(codecs)})
-    except ValidationError as error:
-        raise RecipeError(sentence_of(error)) from error
+    return recipe.changed(rules=rules_for(codecs))

@@ -43,7 +43,8 @@ def base_row(recipe: Recipe, source: Checkpoint, change: Change) -> None:
     if start is None:
         _fields(recipe, kind, change)
     elif label != recipe.base.label:
-        change(recipe.model_copy(update={"base": start}))
+        coded = recipe.base_codec if start.is_stored else ()
+        change(recipe.model_copy(update={"base": start, "base_codec": coded}))
         st.rerun()
 
 

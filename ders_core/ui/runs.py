@@ -26,6 +26,7 @@ from ders_core.pipeline.quality import (
     TOP1_AGREEMENT,
     WEIGHT_ERROR,
 )
+from ders_core.pipeline.report import KEPT, ReportEntry
 
 LEADING = (KL.key, PREDICTED_KL.key, "ratio", "bytes_after")
 COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LEADING))
@@ -102,4 +103,9 @@ def readable(job: Job) -> RunResult | None:
 def groups(result: RunResult) -> pd.DataFrame:
     """The report of a run, one row for each group."""
     entries = result.report.entries if result.report else ()
-    return pd.DataFrame([asdict(entry) for entry in entries])
+    return pd.DataFrame([asdict(entry) | {"base": _base(entry)} for entry in entries])
+
+
+def _base(entry: ReportEntry) -> str:
+    """The kind of base, and how it is coded."""
+    return entry.base if entry.base_codec == KEPT else f"{entry.base}, {entry.base_codec}"

@@ -103,10 +103,12 @@ class UpcycledCheckpoint:
     def _sets(self, group: PackedGroup, dtype: torch.dtype) -> list[SavedSet]:
         """A group's sets of deltas, the oldest first."""
         codec = group.group_codec().codec
-        if codec is None or group.bases is not None:
+        plain_base = group.bases is None and group.base_codec is None and not group.without_base
+        if codec is None or not plain_base or self.packed.manifest.others:
             raise CheckpointError(
                 f"{self.packed.path}: layer {group.layer}, {group.projection} has several codecs "
-                "or bases, which no training leaves; give what `ders upcycle` wrote"
+                "or bases, or bases and other tensors are coded, which no training leaves; give "
+                "what `ders upcycle` wrote"
             )
         experts, out, width = group.shape
         seed = int(self.packed.manifest.recipe.get("seed", 0))

@@ -25,8 +25,8 @@ from ders_core.codecs import Chain, Entropy, Keep, LowRank, Quantized, Sparse
 from ders_core.decompose.bases.median import MedianBase
 from ders_core.errors import CheckpointError, DersError
 from ders_core.packed import synthesized
-from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.manifest import Manifest
+from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint

@@ -102,10 +102,12 @@ def least_bytes(packed: PackedCheckpoint, base: str | Path | None) -> int:
 def delta_tensors(packed: PackedCheckpoint) -> set[str]:
     """The names of the tensors that hold deltas: every part of a group but its base."""
     prefixes = tuple(f"{group.prefix}." for group in packed.manifest.groups)
+    bases = {f"{prefix}base" for prefix in prefixes}
+    parts_of_bases = tuple(f"{base}." for base in bases)
     return {
         name
         for name in packed.store.tensors
-        if name.startswith(prefixes) and not name.endswith(".base")
+        if name.startswith(prefixes) and name not in bases and not name.startswith(parts_of_bases)
     }
 
 
