@@ -186,7 +186,7 @@ def test_a_forecast_tells_the_bytes_of_streams(mixtral_dir: Path, tmp_path: Path
 def test_large_tensors_are_cut_between_rows(tmp_path: Path) -> None:
     """Pieces have seeds of their own, and come back as one tensor, rows in their order."""
     tensors, config = FORMS["phi"]
-    rows, width = 3 * 4099, 1024  # the rows have a prime factor
+    rows, width = 7 * 601, 1024  # two pieces would do, but the rows are odd
     random = torch.Generator().manual_seed(0)
     large = torch.randn(rows, width, generator=random).bfloat16()
     source = write(tmp_path / "source", {**tensors, "model.wide_embedding.weight": large}, config)
@@ -195,7 +195,7 @@ def test_large_tensors_are_cut_between_rows(tmp_path: Path) -> None:
     packed = PackedCheckpoint(tmp_path / "packed")
     (entry,) = packed.manifest.others
     pieces, height, _ = entry.stacked
-    assert pieces == 4099
+    assert pieces == 7
     assert height * width <= PIECE
     back = packed.original.read(entry.name)
     codec = make_codec({"codec": "sparse", "drop_rate": 0.5})
