@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from ders_core.calibrate.gradients import measure_gradients, tokens_read
 from ders_core.calibrate.locate import WeightLocation, locate_weights
+from ders_core.calibrate.measure_others import OtherMeasure
 from ders_core.calibrate.observer import InputObserver, Sums
+from ders_core.calibrate.others import locate_others, other_bytes
 from ders_core.calibrate.projections import locate_projections
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
@@ -33,7 +35,9 @@ from ders_core.files.texts import Texts, as_paths
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
+from ders_core.pipeline.others import OtherNotes
 from ders_core.pipeline.sensitivity import ROWS
+from ders_core.units import bytes_text
 
 
 @unchanged_inputs()
@@ -49,6 +53,7 @@ def calibrate(
     dtype: torch.dtype | None = None,
     max_width: int = 8192,
     gradients: bool = False,
+    others: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = quiet,
 ) -> Calibration:
@@ -63,7 +68,10 @@ def calibrate(
     the diagonal alone, 4·in bytes. gradients: measure also how much an error in each weight costs
     (`Calibration.curvatures`, `shrinkage` and `tipping`), by a backward pass of every window alone,
     and of some windows once more where the routers' choices can be seen; the device holds a
-    window's activations and, in float32, the mean of each group. progress counts tokens, with
+    window's activations and, in float32, the mean of each group. others: measure also what an error
+    in each matrix costs that holds no routed expert (`Calibration.others`), and its inputs' second
+    moments, 4·in² bytes for each input, once for matrices that share it; gradients are measured
+    then too. progress counts tokens, with
     gradients those of all passes. The checkpoint is hashed at the end.
     Raises CheckpointError if it, or a text, is written meanwhile; OutputError if `out` exists or
     cannot be written; EvaluationError if the text is too short, the model does not run on text,
@@ -88,21 +96,35 @@ def calibrate(
     if dtype is None:
         dtype = shared_dtype([facts], where)
     tokens = windows.numel()
+    gradients = gradients or others
     more = tokens_read(windows) if gradients else 0
     meter = Meter(tokens + more, progress)
-    with new_file(target, needs=_moment_bytes(checkpoint, max_width)) as aside:
+    needs = _moment_bytes(checkpoint, max_width)
+    if others:
+        needs += other_bytes(checkpoint, max_width)
+    with new_file(target, needs=needs) as aside:
         meter.report("loading the model")
         with loaded(model, where.type, dtype, trust_remote_code) as network:
             network.set_experts_implementation("eager")  # expert after expert, by plain products
             locations = locate_weights(network, checkpoint)
             costs: Mapping[str, torch.Tensor] = {}
+            of_others: Mapping[str, torch.Tensor] = {}
+            notes: OtherNotes | None = None
             if gradients:  # first, because it is what a model may not be able to do
                 held = {location.layer for location in locations.values()}
                 located = locate_projections(network, checkpoint, held)
-                costs = measure_gradients(network, located, windows, meter)
+                measure = OtherMeasure.nothing()
+                if others:
+                    room = bytes_text(other_bytes(checkpoint, max_width))
+                    meter.report(f"finding other matrices, whose moments take up to {room}")
+                    found = locate_others(network, checkpoint, located)
+                    measure = OtherMeasure.of(network, found, max_width)
+                costs = measure_gradients(network, located, windows, meter, measure)
+                if others:
+                    of_others, notes = measure.tensors_of_file(tokens)
             sums = _measure(network, checkpoint, locations, windows, batch, max_width, meter)
             tensors = _tensors(checkpoint, sums, tokens)
-            tensors |= _of_layers(tensors, costs)
+            tensors |= _of_layers(tensors, costs) | dict(of_others)
             computed = dtype_label(network.dtype)
         store = checkpoint.store
         meter.report("hashing the checkpoint, to know it again")
@@ -116,6 +138,7 @@ def calibrate(
             store.version,
             computed,
             [path.resolve().name for path in as_paths(text)],
+            notes,
         )
     return Calibration.open(target)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ders_core.calibrate.banks import Bank
+from ders_core.calibrate.trouble import Trouble
+from ders_core.errors import EvaluationError
 from ders_core.pipeline.sensitivity import COLUMNS, ROWS, SHRINKAGE
 
 
@@ -14,29 +16,46 @@ from ders_core.pipeline.sensitivity import COLUMNS, ROWS, SHRINKAGE
 class Marginals:
     """Sums over tokens t with inputs x_t and gradients g_t of one group's experts.
 
-    columns: Σ x_tj²·‖g_t‖² `[experts, in]`. rows: Σ g_ti²·‖x_t‖² `[experts, out]`. Both float64, on
-    the model's device. calls: the products to which a gradient came back.
+    key: layer and projection. columns: Σ x_tj²·‖g_t‖² `[experts, in]`. rows: Σ g_ti²·‖x_t‖²
+    `[experts, out]`. Both float64, on the model's device. calls: the products to which a gradient
+    came back.
     """
 
+    key: tuple[int, str]
     columns: torch.Tensor
     rows: torch.Tensor
     calls: int = 0
 
     @classmethod
-    def zeros(cls, weights: Bank) -> Marginals:
+    def zeros(cls, key: tuple[int, str], weights: Bank) -> Marginals:
         """weights: `[out, in]` of each expert."""
         columns, rows = _marginals(weights)
-        return cls(columns=columns, rows=rows)
+        return cls(key=key, columns=columns, rows=rows)
+
+    def enter(self, part: int, rows: slice, x: torch.Tensor, source: torch.Tensor) -> None:
+        """Nothing is added up of inputs alone."""
 
     def add(
-        self, expert: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
+        self, part: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
     ) -> None:
-        """Add tokens' inputs x `[n, in]`, and the gradients `[n, rows]` after these rows of the
-        expert's weight. window: the number of that which they are of."""
+        """Add an expert's tokens. part: the expert."""
         self.calls += 1
         x_squared, squared = x.float().square(), gradient.float().square()
-        self.columns[expert] += squared.sum(1) @ x_squared
-        self.rows[expert, rows] += x_squared.sum(1) @ squared
+        self.columns[part] += squared.sum(1) @ x_squared
+        self.rows[part, rows] += x_squared.sum(1) @ squared
+
+    def refuse(self, trouble: Trouble, part: int) -> None:
+        """Raise EvaluationError."""
+        words = {
+            Trouble.AT_ONCE: "multiplies every token with all experts at once",
+            Trouble.ANOTHER_FORM: (
+                "multiplies with its experts' weights in another form than they have"
+            ),
+        }.get(trouble, f"computes expert {part} in other ways than by products of its inputs")
+        raise EvaluationError(
+            f"layer {self.key[0]}, {self.key[1]}: the model {words}, so what each expert costs "
+            "cannot be told apart; calibrate without gradients"
+        )
 
 
 @dataclass(kw_only=True)
@@ -53,12 +72,13 @@ class Costs(Marginals):
     shrinkage: torch.Tensor
 
     @classmethod
-    def empty(cls, weights: Bank, routed: int, windows: int) -> Costs:
+    def empty(cls, key: tuple[int, str], weights: Bank, routed: int, windows: int) -> Costs:
         mean = torch.zeros_like(weights[0], dtype=torch.float32)
         for weight in weights[:routed]:
             mean += weight
         columns, rows = _marginals(weights)
         return cls(
+            key=key,
             columns=columns,
             rows=rows,
             weights=weights,
@@ -67,12 +87,12 @@ class Costs(Marginals):
         )
 
     def add(
-        self, expert: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
+        self, part: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
     ) -> None:
-        super().add(expert, rows, window, x, gradient)
-        if expert < self.shrinkage.shape[1]:
-            delta = self.weights[expert][rows].float() - self.mean[rows]
-            self.shrinkage[window, expert] += (x.float() @ delta.T * gradient.float()).sum()
+        super().add(part, rows, window, x, gradient)
+        if part < self.shrinkage.shape[1]:
+            delta = self.weights[part][rows].float() - self.mean[rows]
+            self.shrinkage[window, part] += (x.float() @ delta.T * gradient.float()).sum()
 
     def tensors(self, tokens: int) -> dict[str, torch.Tensor]:
         """By their kinds in a calibration file, float32, on the CPU. tokens: of all windows."""

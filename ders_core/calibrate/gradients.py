@@ -1,4 +1,4 @@
-"""One backward pass for each window: what errors in experts' weights cost.
+"""One backward pass for each window: what errors in weights cost.
 
 The gradients are of log p of labels that are drawn from the model itself. Those of the text's own
 next tokens would give another matrix than the curvature of KL.
@@ -6,7 +6,7 @@ next tokens would give another matrix than the curvature of KL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,10 @@ from transformers import PreTrainedModel
 
 from ders_core.calibrate.choices import watched_choices
 from ders_core.calibrate.costs import Costs
-from ders_core.calibrate.gradient_observer import GradientObserver
+from ders_core.calibrate.gradient_observer import GradientObserver, Sums
+from ders_core.calibrate.joint import Joint, JointTokens
+from ders_core.calibrate.measure_others import OtherMeasure
+from ders_core.calibrate.placement import Key
 from ders_core.calibrate.projections import LocatedGroup, regions_of
 from ders_core.calibrate.routers import chosen_windows, measure_routers
 from ders_core.calibrate.swaps import Swaps
@@ -36,31 +39,47 @@ def tokens_read(windows: torch.Tensor) -> int:
 
 
 def measure_gradients(
-    model: PreTrainedModel, located: list[LocatedGroup], windows: torch.Tensor, meter: Meter
+    model: PreTrainedModel,
+    located: list[LocatedGroup],
+    windows: torch.Tensor,
+    meter: Meter,
+    others: OtherMeasure | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The calibration file's tensors of gradients. Every token of `windows` `[n, window]` predicts
-    one label. What tipped choices cost is among them if every layer's choices can be seen.
+    """The calibration file's tensors of the experts' gradients. Every token of `windows`
+    `[n, window]` predicts one label. What tipped choices cost is among them if every layer's
+    choices can be seen, and what errors cost that experts share if their tokens can be told.
+    others: sums of other matrices, to which is added.
 
     Raises EvaluationError if the model cannot be differentiated, does not predict tokens, or
     computes values that are not finite, and if the device's memory is too small.
     """
-    regions = regions_of(located)
+    others = others or OtherMeasure.nothing()
+    regions = regions_of(located, others.tensors)
     draws = torch.Generator(model.device).manual_seed(SEED)
     try:
-        costs = {
-            each.group.key: Costs.empty(each.weights, each.routed, len(windows)) for each in located
+        costs: dict[tuple[int, str], Costs] = {
+            each.group.key: Costs.empty(each.group.key, each.weights, each.routed, len(windows))
+            for each in located
         }
+        joints: dict[Key, Joint] = {
+            each.group.key: Joint.empty(len(each.weights), each.routed, each.weights[0])
+            for each in located
+        }
+        sums: dict[Key, Sums] = {**costs, **others.sums}
         swaps = Swaps()
         routers: dict[str, torch.Tensor] = {}
         with torch.enable_grad(), _differentiable(model):
             with watched_choices(model, located, swaps.computed):
                 for number, rows in enumerate(windows.split(1)):
-                    observer = GradientObserver(regions, costs, number)
-                    _one_pass(model, rows.to(model.device), observer, draws)
+                    joint = JointTokens(joints)
+                    observer = GradientObserver(regions, sums, number, joint)
+                    with others.lookups():
+                        _one_pass(model, rows.to(model.device), observer, draws, others)
+                    joint.finish(rows.numel())
                     regions.forget_copies()
                     _check_reached(observer, costs)
                     meter.advance(rows.numel(), "measuring gradients")
-            reached = {layer for (layer, _), sums in costs.items() if sums.calls}
+            reached = {layer for (layer, _), each in costs.items() if each.calls}
             layers = swaps.tipping(len(windows), reached)
             some = chosen_windows(windows)
             if layers:
@@ -75,9 +94,10 @@ def measure_gradients(
             "calibrate without gradients"
         ) from error
     return routers | {
-        f"{layer}.{projection}.{kind}": tensor
-        for (layer, projection), sums in costs.items()
-        for kind, tensor in sums.tensors(windows.numel()).items()
+        f"{key[0]}.{key[1]}.{kind}": tensor
+        for measured in (costs, joints)
+        for key, summed in measured.items()
+        for kind, tensor in summed.tensors(windows.numel()).items()
     }
 
 
@@ -86,6 +106,7 @@ def _one_pass(
     tokens: torch.Tensor,
     observer: GradientObserver,
     draws: torch.Generator,
+    others: OtherMeasure,
 ) -> None:
     """Forward and backward of one window `[1, window]`."""
     with observer:
@@ -96,6 +117,7 @@ def _one_pass(
                 "without gradients"
             )
         gradient = _sampled_gradient(model, logits.detach(), draws)
+        others.add_inputs()
         observer.is_backward = True
         try:
             logits.backward(gradient)
@@ -137,6 +159,8 @@ def _differentiable(model: PreTrainedModel) -> Iterator[None]:
         ) from error
 
     def begin(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if output.requires_grad:  # its lookup is observed
+            return output
         return output.detach().requires_grad_().clone()  # a leaf may not be written to, a copy may
 
     alike = {module for module in model.modules() if _has_weight_of(module, first)}
@@ -155,11 +179,11 @@ def _has_weight_of(module: torch.nn.Module, first: torch.nn.Module) -> bool:
     )
 
 
-def _check_reached(observer: GradientObserver, costs: dict[tuple[int, str], Costs]) -> None:
+def _check_reached(observer: GradientObserver, costs: Mapping[Key, Costs]) -> None:
     """Raise EvaluationError if no gradient comes back to experts that have had inputs."""
-    for layer, projection in sorted(observer.multiplied):
-        if not costs[layer, projection].calls:
+    for key in observer.multiplied:
+        if key in costs and not costs[key].calls:
             raise EvaluationError(
-                f"layer {layer}, {projection}: no gradient comes back to its experts, because the "
+                f"layer {key[0]}, {key[1]}: no gradient comes back to its experts, because the "
                 "model computes them without gradients; calibrate without gradients"
             )

@@ -1,4 +1,4 @@
-"""Where the rows of experts' projections lie in a model's memory, and which of them a matrix shows.
+"""Where the rows of weights lie in a model's memory, and which of them a matrix shows.
 
 A model may keep gate and up in one tensor, one after another or row by row in turn, transposed or
 not, and multiply with all of it or a part. Addresses and strides tell the rows in every form.
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ders_core.errors import EvaluationError
+Key = tuple[int, str] | str
+"""A group of experts, by layer and projection, or another tensor of the checkpoint, by its name."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Rows of a projection, and the lines of a matrix that hold them."""
+    """Rows of a weight, and the lines of a matrix that hold them."""
 
     rows: slice
     lines: slice
@@ -25,12 +26,12 @@ class Lines:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the weight `[rows, columns]` of one expert's projection lies: the address of its first
-    value, and the bytes from one row and one column to the next."""
+    """Where a weight `[rows, columns]` lies: the address of its first value, and the bytes from one
+    row and one column to the next. part: which of the weights with this key it is; of a group of
+    experts, the expert's number."""
 
-    layer: int
-    projection: str
-    expert: int
+    key: Key
+    part: int
     start: int
     row_step: int
     column_step: int
@@ -38,10 +39,10 @@ class Placement:
     columns: int
 
     @classmethod
-    def of(cls, layer: int, projection: str, expert: int, weight: torch.Tensor) -> Placement:
+    def of(cls, key: Key, part: int, weight: torch.Tensor) -> Placement:
         """weight: `[out, in]`, a view of the model's memory."""
         steps = (step * weight.itemsize for step in weight.stride())
-        return cls(layer, projection, expert, weight.data_ptr(), *steps, *weight.shape)
+        return cls(key, part, weight.data_ptr(), *steps, *weight.shape)
 
     def lines_in(self, matrix: torch.Tensor, axis: int) -> Lines | None:
         """The lines along `axis` of a matrix that are rows of this weight; None if none are."""
@@ -72,7 +73,8 @@ class Placement:
 
 @dataclass(frozen=True)
 class Region:
-    """The memory of one expert's weights that lie together, from `start` to before `end`."""
+    """The memory of weights that lie together, such as one expert's, from `start` to before
+    `end`."""
 
     start: int
     end: int
@@ -82,10 +84,14 @@ class Region:
     def of(cls, matrix: torch.Tensor, placements: Iterable[Placement]) -> Region:
         return cls(matrix.data_ptr(), _end(matrix), tuple(placements))
 
+    def contains(self, matrix: torch.Tensor) -> bool:
+        """Whether a matrix that begins here ends here too: it shows no other region's weights."""
+        return _end(matrix) <= self.end
+
 
 @dataclass
 class Regions:
-    """The regions of a model's experts, found by address."""
+    """The regions of a model's weights, found by address."""
 
     known: list[Region]
     copies: list[Region] = field(default_factory=list)
@@ -97,24 +103,19 @@ class Regions:
 
     def hold(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor begins in one of the regions."""
-        return self._at(tensor) is not None
+        return self.find(tensor) is not None
 
     def find(self, matrix: torch.Tensor) -> Region | None:
-        """The region in which a matrix begins.
-
-        Raises EvaluationError if the matrix ends outside: the model multiplies with several experts
-        at once, so no input is one expert's.
-        """
-        region = self._at(matrix)
-        if region is not None and _end(matrix) > region.end:
-            raise EvaluationError(
-                f"layer {region.placements[0].layer}: the model multiplies every token with all "
-                "experts at once, so what each of them costs cannot be told apart"
-            )
-        return region
+        """The region in which a matrix begins."""
+        address = matrix.data_ptr()
+        for regions in (self.known, self.copies):
+            number = bisect_right(regions, address, key=lambda region: region.start) - 1
+            if number >= 0 and address < regions[number].end:
+                return regions[number]
+        return None
 
     def follow(self, source: torch.Tensor, copy: torch.Tensor) -> None:
-        """Know a copy of an expert's weights, or of several experts' `[experts, ...]`."""
+        """Know a copy of a weight, or of several experts' `[experts, ...]`."""
         if source.dim() not in (2, 3) or not self.hold(source):
             return
         pairs = zip(source, copy, strict=True) if source.dim() == 3 else [(source, copy)]
@@ -123,21 +124,13 @@ class Regions:
         self.copies = sorted([*self.copies, *copies], key=lambda region: region.start)
 
     def _copied(self, source: torch.Tensor, copy: torch.Tensor) -> Iterable[Region]:
-        region = self._at(source)
-        if region is not None and _end(source) <= region.end:
+        region = self.find(source)
+        if region is not None and region.contains(source):
             placements = (each.copied(source, copy) for each in region.placements)
             yield Region.of(copy, (each for each in placements if each is not None))
 
     def forget_copies(self) -> None:
         self.copies, self.held = [], []
-
-    def _at(self, tensor: torch.Tensor) -> Region | None:
-        address = tensor.data_ptr()
-        for regions in (self.known, self.copies):
-            number = bisect_right(regions, address, key=lambda region: region.start) - 1
-            if number >= 0 and address < regions[number].end:
-                return regions[number]
-        return None
 
 
 def _end(matrix: torch.Tensor) -> int:

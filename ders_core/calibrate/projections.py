@@ -83,14 +83,19 @@ def _with_shared(model: PreTrainedModel, located: list[LocatedGroup]) -> list[Lo
     return complete
 
 
-def regions_of(located: Iterable[LocatedGroup]) -> Regions:
-    """The memory of all these experts."""
+def regions_of(
+    located: Iterable[LocatedGroup], others: Iterable[tuple[torch.Tensor, Placement]] = ()
+) -> Regions:
+    """The memory of all these experts, and of other matrices with what lies in them."""
     matrices: dict[int, torch.Tensor] = {}
     placements: dict[int, list[Placement]] = {}
     for each in located:
         for expert, (weight, matrix) in enumerate(zip(each.weights, each.matrices, strict=True)):
             matrices[matrix.data_ptr()] = matrix
             placements.setdefault(matrix.data_ptr(), []).append(
-                Placement.of(*each.group.key, expert, weight)
+                Placement.of(each.group.key, expert, weight)
             )
+    for matrix, placement in others:
+        matrices.setdefault(matrix.data_ptr(), matrix)
+        placements.setdefault(matrix.data_ptr(), []).append(placement)
     return Regions([Region.of(matrices[start], placements[start]) for start in matrices])

@@ -46,7 +46,7 @@ def measure_routers(
     signs. The model lets gradients run through it. Raises EvaluationError as `GradientObserver`
     does.
     """
-    sums = {each.group.key: Marginals.zeros(each.weights) for each in located}
+    sums = {each.group.key: Marginals.zeros(each.group.key, each.weights) for each in located}
     weights = {each.layer: math.sqrt(each.swap) * each.density for each in layers}
     margins = _Margins(weights, torch.Generator().manual_seed(seed))
     with watched_choices(model, located, margins.computed):

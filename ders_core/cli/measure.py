@@ -16,7 +16,7 @@ from ders_core.cli.options import (
     TextOption,
     TrustOption,
 )
-from ders_core.units import share_text
+from ders_core.units import bytes_text, share_text
 
 
 def evaluate(
@@ -72,6 +72,22 @@ def calibrate(
             help="measure also how much an error in each weight costs; takes several times as long",
         ),
     ] = False,
+    others: Annotated[
+        bool,
+        typer.Option(
+            "--others",
+            help="with --gradients, measure the matrices that are no experts' too: attention, "
+            "dense FFNs, embeddings",
+        ),
+    ] = False,
+    max_width: Annotated[
+        int,
+        typer.Option(
+            "--max-width",
+            min=0,
+            help="of inputs wider than this keep the second moments' diagonal alone",
+        ),
+    ] = 8192,
     trust_remote_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -90,6 +106,8 @@ def calibrate(
             window=window,
             dtype=parse_dtype(dtype),
             gradients=gradients,
+            others=others,
+            max_width=max_width,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
@@ -104,6 +122,10 @@ def calibrate(
             "dtype": calibration.dtype,
             "gradients": calibration.has_gradients,
             "routers": calibration.has_routers,
+            "bases": calibration.has_bases,
+            "others": len(calibration.others.names),
+            "left_out": dict(calibration.notes.left_out),
+            "bytes": calibration.path.stat().st_size,
         }
         print_json(counts | shown)
         return
@@ -117,8 +139,16 @@ def calibrate(
             ["computed in", calibration.dtype],
             ["gradients", _measured(calibration.has_gradients)],
             ["what tipped choices of experts cost", _measured(calibration.has_routers)],
+            ["what errors of bases cost", _measured(calibration.has_bases)],
+            [
+                "other matrices",
+                f"{len(calibration.others.names)} measured" if others else "not measured",
+            ],
+            ["file", bytes_text(calibration.path.stat().st_size)],
         ],
     )
+    for name, reason in calibration.notes.left_out.items():
+        print(f"left out: {name}: {reason}")
     print(f"written: {output}")
 
 

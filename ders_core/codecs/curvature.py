@@ -24,6 +24,15 @@ class Curvature:
     columns: torch.Tensor
     rows: torch.Tensor
 
+    @classmethod
+    def sum(cls, curvatures: Sequence[Curvature]) -> Curvature:
+        """Of an error that several weights share, if they were independent of each other."""
+        columns, rows = (
+            torch.stack([getattr(each, kind) for each in curvatures]).double().sum(0).float()
+            for kind in ("columns", "rows")
+        )
+        return cls(columns, rows)
+
     @property
     def total(self) -> float:
         """Σ_ij C_ij."""

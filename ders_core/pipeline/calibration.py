@@ -4,14 +4,15 @@ gradients were measured, how much an error in each weight costs.
 One safetensors file. Its metadata names the checkpoint that was measured. For each MoE layer it
 holds `<layer>.in.moments` (of the block's input, which gate and up share), `<layer>.mid.moments`
 (of the activation, which down takes), both float32, and `<layer>.routed` int64. With
-gradients it holds the tensors of `ders_core.pipeline.sensitivity`.
+gradients it holds the tensors of `ders_core.pipeline.sensitivity`, of `tipping` and, since version
+2, of `bases`; and if other tensors were measured, those of `others`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ders_core.checkpoint import PROJECTIONS, Checkpoint, ExpertGroup
@@ -27,11 +28,14 @@ from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
 from ders_core.later import torch
-from ders_core.pipeline import sensitivity, tipping
+from ders_core.pipeline import bases, sensitivity, tipping
+from ders_core.pipeline.others import OtherNotes, OtherTensors, is_other, read_moments
+from ders_core.pipeline.others import fits as fits_other
 from ders_core.pipeline.text_names import parse_text_names, text_names_field
 
 FORMAT = "ders-calibration"
-VERSION = "1"
+VERSIONS = ("1", "2")
+"""A file of version 1 knows nothing of bases and other tensors; otherwise they are alike."""
 IN, MID = "in", "mid"
 SIDES = {projection: MID if projection == "down" else IN for projection in PROJECTIONS}
 """On which side of the activation a projection's input is."""
@@ -46,7 +50,8 @@ class Calibration:
     checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
     content, version: `Store.content` and `Store.version` of its files. dtype: in which the model
     was computed. The three are "" in files of before there were these. texts: the names of the
-    texts that it read, without their directories, which may be cut and may not be all.
+    texts that it read, without their directories, which may be cut and may not be all. others: what
+    it knows of tensors that hold no routed expert.
     """
 
     path: Path
@@ -57,6 +62,7 @@ class Calibration:
     version: str = ""
     dtype: str = ""
     texts: tuple[str, ...] = ()
+    notes: OtherNotes = field(default_factory=OtherNotes)
 
     @classmethod
     def open(cls, path: str | Path) -> Calibration:
@@ -73,10 +79,11 @@ class Calibration:
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{file} is not a calibration file; make one with ders calibrate")
         version = metadata.get("version", "")
-        if version != VERSION:
+        if version not in VERSIONS:
             raise CheckpointError(
                 f"{file} has version {version[:20]!r} of the calibration format, and only "
-                f"{VERSION!r} is known here; run ders calibrate again, or update DeRS Studio"
+                f"{' and '.join(VERSIONS)} are known here; run ders calibrate again, or update "
+                "DeRS Studio"
             )
         checkpoint, tokens = metadata.get("checkpoint", ""), metadata.get("tokens", "")
         if not re.fullmatch(r"[0-9a-f]{64}", checkpoint) or not re.fullmatch(
@@ -88,7 +95,7 @@ class Calibration:
         for name, info in tensors.items():
             _check_form(file, name, info)
         sensitivity.check_together(file, tensors)
-        return cls(
+        calibration = cls(
             file,
             checkpoint,
             int(tokens),
@@ -97,7 +104,10 @@ class Calibration:
             version=metadata.get("files", ""),
             dtype=metadata.get("dtype", ""),
             texts=parse_text_names(metadata.get("texts")),
+            notes=OtherNotes.parse(file, metadata.get("others")),
         )
+        calibration.others.check_together()
+        return calibration
 
     @property
     def layers(self) -> list[int]:
@@ -116,17 +126,7 @@ class Calibration:
         info = self.tensors.get(f"{layer}.{SIDES[projection]}.moments")
         if info is None:
             return None
-        moments = info.read()
-        square = moments.dim() == 2
-        diagonal = moments.diagonal() if square else moments
-        symmetric = not square or torch.equal(moments, moments.T)
-        finite = bool(torch.isfinite(moments).all())
-        if not finite or not symmetric or bool((diagonal < 0).any()):
-            raise CheckpointError(
-                f"{self.path}: {info.name!r} holds no second moments (they are finite, symmetric, "
-                "and not negative); the file is damaged, so run ders calibrate again"
-            )
-        return moments
+        return read_moments(self.path, info)
 
     @property
     def has_gradients(self) -> bool:
@@ -145,6 +145,42 @@ class Calibration:
             return None
         routed = self.routed(group.layer)
         return sensitivity.read_curvatures(self.path, self.tensors, group, routed)
+
+    @property
+    def has_bases(self) -> bool:
+        """Whether it knows what errors cost that all experts of a layer share, of every layer."""
+        ending = f".{sensitivity.ROWS}"
+        of_experts = [
+            name.removesuffix(ending)
+            for name in self.tensors
+            if name.endswith(ending) and not is_other(name)
+        ]
+        return bool(of_experts) and all(f"{e}.{bases.PAIRS}" in self.tensors for e in of_experts)
+
+    def base_curvature(
+        self, group: ExpertGroup, members: Sequence[int] | None = None
+    ) -> Curvature | None:
+        """How much an error in the base costs that some experts of a group share: columns `[in]`,
+        rows `[out]`. members: their numbers in the group; None for all.
+
+        It is that of the sum of the experts' gradients for each token. Where that was not measured
+        it is the sum of the experts' curvatures, which is too low: by a third on a model that
+        gives each token two experts. None if gradients were not measured. Raises CheckpointError if
+        the values cannot be such.
+        """
+        curvatures = self.curvatures(group)
+        if curvatures is None:
+            return None
+        members = list(range(len(curvatures))) if members is None else sorted(set(members))
+        measured = bases.read_base_curvature(
+            self.path, self.tensors, group, curvatures, members, self.tokens
+        )
+        return measured or Curvature.sum([curvatures[member] for member in members])
+
+    @property
+    def others(self) -> OtherTensors:
+        """What it knows of tensors that hold no routed expert, by their names."""
+        return OtherTensors(self.path, self.tensors, self.notes, self.tokens)
 
     @property
     def has_routers(self) -> bool:
@@ -238,6 +274,7 @@ class Calibration:
                         f"layer needs {size}; the file is damaged, so run ders calibrate again"
                     )
             sensitivity.check_shapes(self.path, self.tensors, group)
+        self.others.check_shapes({name: each.shape for name, each in checkpoint.tensors.items()})
 
     def _has_content_of(self, checkpoint: Checkpoint, step: Advance) -> bool:
         store = checkpoint.store
@@ -256,32 +293,39 @@ def write_calibration(
     version: str = "",
     dtype: str = "",
     texts: Sequence[str] = (),
+    others: OtherNotes | None = None,
 ) -> None:
     """Write a calibration file. tensors: by their names in the file, on the CPU. The other
-    parameters are as of `Calibration`. Raises OSError."""
+    parameters are as of `Calibration`; others: None if they were not measured. Raises OSError."""
+    kinds = {name.rpartition(".")[2] for name in tensors}
+    is_new = others is not None or not kinds.isdisjoint(bases.OF_BASES)
     specs = file_order({name: TensorSpec.like(tensor) for name, tensor in tensors.items()})
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[is_new],
         "checkpoint": checkpoint,
         "tokens": str(tokens),
         **({"content": content, "files": version} if content else {}),
         **({"dtype": dtype} if dtype else {}),
         **({"texts": text_names_field(texts)} if texts else {}),
+        **({"others": others.text()} if others else {}),
     }
     write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)
 
 
 def _check_form(file: Path, name: str, info: FileTensor) -> None:
     """Raise CheckpointError unless a calibration file may hold such a tensor."""
-    if sensitivity.is_sensitivity(name):
+    named = bool(_NAME.fullmatch(name))
+    if is_other(name):
+        named = fits = fits_other(info)
+    elif sensitivity.is_sensitivity(name):
         fits = sensitivity.fits(info)
     else:
         counts = name.endswith(".routed")
         dtype, dims = (Dtype.I64, (1,)) if counts else (Dtype.F32, (1, 2))
         square = len(set(info.shape)) == 1 and info.shape[0] > 0
         fits = info.dtype is dtype and len(info.shape) in dims and square
-    if not _NAME.fullmatch(name) or not fits:
+    if not named or not fits:
         raise CheckpointError(
             f"{file}: tensor {name[:80]!r} does not belong in a calibration; the file is damaged, "
             "so run ders calibrate again"

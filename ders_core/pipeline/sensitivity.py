@@ -23,15 +23,19 @@ from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
 from ders_core.later import torch
-from ders_core.pipeline import tipping
+from ders_core.pipeline import bases, tipping
+from ders_core.pipeline.others import is_other
 
 COLUMNS, ROWS, SHRINKAGE = "columns", "rows", "shrinkage"
 KINDS = (COLUMNS, ROWS, SHRINKAGE)
 NAMES = (
-    rf"({'|'.join(PROJECTIONS)})\.({'|'.join(KINDS + tipping.OF_GROUPS)})"
+    rf"({'|'.join(PROJECTIONS)})\.({'|'.join(KINDS + tipping.OF_GROUPS + bases.OF_BASES)})"
     rf"|({'|'.join(tipping.OF_LAYERS)})"
 )
 """A regular expression of the tensors' names, behind `<layer>.`."""
+
+_ALL = KINDS + tipping.OF_GROUPS + tipping.OF_LAYERS + bases.OF_BASES
+_VECTORS = (*tipping.OF_LAYERS, bases.BASE_COLUMNS, bases.BASE_ROWS)
 
 BORROWED = 32
 """Tokens of its group's average that each expert's marginals are blended with. An expert that met
@@ -44,13 +48,13 @@ _DAMAGED = "the file is damaged, so run ders calibrate --gradients again"
 
 
 def is_sensitivity(name: str) -> bool:
-    """Whether a tensor of this name is one that gradients give."""
-    return name.rpartition(".")[2] in KINDS + tipping.OF_GROUPS + tipping.OF_LAYERS
+    """Whether a tensor of this name is one that gradients give of experts."""
+    return name.rpartition(".")[2] in _ALL and not is_other(name)
 
 
 def fits(info: FileTensor) -> bool:
     """Whether a tensor of gradients has the dtype and dimensions of one."""
-    dims = 1 if info.name.rpartition(".")[2] in tipping.OF_LAYERS else 2
+    dims = 1 if info.name.rpartition(".")[2] in _VECTORS else 2
     return info.dtype is Dtype.F32 and len(info.shape) == dims and min(info.shape) > 0
 
 
@@ -81,6 +85,7 @@ def check_together(file: Path, tensors: Mapping[str, FileTensor]) -> None:
                 f"{file}: columns, rows and shrinkage of {prefix!r} do not fit each other or those "
                 f"of other layers: their shapes are {shapes}; {_DAMAGED}"
             )
+        bases.check_together(file, tensors, prefix)
     _check_routers(file, tensors, prefixes)
 
 
@@ -112,12 +117,13 @@ def check_shapes(file: Path, tensors: Mapping[str, FileTensor], group: ExpertGro
     group: without the always-on expert."""
     experts, out, width = group.shape
     counts = (experts, len(group.with_shared().experts))
-    needed = {
+    needed: dict[str, list[tuple[int, ...]]] = {
         COLUMNS: [(count, width) for count in counts],
         ROWS: [(count, out) for count in counts],
     }
     needed[tipping.ROUTER_COLUMNS], needed[tipping.ROUTER_ROWS] = needed[COLUMNS], needed[ROWS]
-    for kind in KINDS + tipping.OF_GROUPS:
+    needed |= bases.shapes(group)
+    for kind in KINDS + tipping.OF_GROUPS + bases.OF_BASES:
         info = tensors.get(f"{group.layer}.{group.projection}.{kind}")
         if info is None:
             continue

@@ -51,7 +51,7 @@ def rewrite(calibration: Calibration, tmp_path: Path) -> Callable[..., Path]:
     ("metadata", "facts"),
     [
         ({"format": "pt"}, ["calibration file", "ders calibrate"]),
-        ({"version": "2"}, ["version '2'", "'1'", "update"]),
+        ({"version": "3"}, ["version '3'", "'1'", "update"]),
         ({"checkpoint": "me"}, ["measured", "ders calibrate"]),
         ({"tokens": "-3"}, ["measured"]),
         ({"tokens": "0"}, ["measured"]),

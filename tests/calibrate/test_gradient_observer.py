@@ -40,11 +40,11 @@ def run(
     expert's `[out, in]` in it. act: of x and the stack; gives products `[n, out]`."""
     regions = Regions(
         [
-            Region.of(matrix, [Placement.of(0, name, k, views[name][k]) for name in views])
+            Region.of(matrix, [Placement.of((0, name), k, views[name][k]) for name in views])
             for k, matrix in enumerate(stack)
         ]
     )
-    costs = {(0, name): Costs.empty(tuple(views[name]), EXPERTS, 1) for name in views}
+    costs = {(0, name): Costs.empty((0, name), tuple(views[name]), EXPERTS, 1) for name in views}
     observer = GradientObserver(regions, costs, 0)
     with observer:
         products = act(X.clone().requires_grad_().clone(), stack)

@@ -1,0 +1,202 @@
+"""What a calibration file knows of tensors that hold no routed expert: attention, dense FFNs,
+always-on experts, embeddings, the output layer.
+
+For a matrix `[n, m]` with the name NAME in the checkpoint's original layout, n and m as it lies
+there, float32, with T the calibration's tokens:
+
+- `other.NAME.columns` `[m]` and `other.NAME.rows` `[n]`: the marginals of its curvature, as those
+  of an expert's weight. Of a product with inputs x_t and gradients g_t after it
+  Σ_t x_tj² g_ti² / T; of lookups of row i with gradients g_t after them Σ_t g_tj² / T. Where a
+  tensor is used in several ways, as a tied embedding, they are added up.
+- `other.NAME.token_rows` in the place of `rows`, where each row is a token of the vocabulary.
+- `other.NAME.moments` `[m, m]`, or the diagonal `[m]`: E[x xᵀ] of the inputs of its products. Of a
+  matrix `[in, out]`, whose inputs run along the rows, `other.NAME.row_moments` `[n, n]` or `[n]`.
+  Absent where there is no product, and where it is another tensor's whose inputs are the same.
+
+The metadata `others` is a JSON object. Its `left_out` says of each matrix that was not measured why
+not; `inputs` names, for a tensor without moments of its own, the one that has the same inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ders_core.codecs.curvature import Curvature
+from ders_core.errors import CheckpointError
+from ders_core.files.dtype import Dtype
+from ders_core.files.tensor import FileTensor
+from ders_core.later import torch
+
+PREFIX = "other."
+COLUMNS, ROWS, TOKEN_ROWS = "columns", "rows", "token_rows"
+MOMENTS, ROW_MOMENTS = "moments", "row_moments"
+_DIMS = {COLUMNS: (1,), ROWS: (1,), TOKEN_ROWS: (1,), MOMENTS: (1, 2), ROW_MOMENTS: (1, 2)}
+
+_AXES = {COLUMNS: 1, MOMENTS: 1, ROWS: 0, TOKEN_ROWS: 0, ROW_MOMENTS: 0}
+"""Along which axis of the tensor each kind runs."""
+
+_CLOSE = 1e-3
+"""By how much the sums of columns and rows may differ: far above float32's rounding."""
+
+_DAMAGED = "the file is damaged, so run ders calibrate --others again"
+
+
+def is_other(name: str) -> bool:
+    """Whether a calibration's tensor of this name tells of another tensor."""
+    return name.startswith(PREFIX)
+
+
+def fits(info: FileTensor) -> bool:
+    """Whether such a tensor has a name, dtype and shape that one may have."""
+    subject, _, kind = info.name.removeprefix(PREFIX).rpartition(".")
+    square = len(set(info.shape)) == 1 and info.shape[0] > 0
+    known = info.dtype is Dtype.F32 and len(info.shape) in _DIMS.get(kind, ())
+    return bool(subject) and known and square
+
+
+@dataclass(frozen=True)
+class OtherNotes:
+    """left_out: name -> why it was not measured. inputs: name -> the tensor with the same inputs,
+    which has the moments."""
+
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """As the file's metadata has it."""
+        return json.dumps({"left_out": dict(self.left_out), "inputs": dict(self.inputs)})
+
+    @classmethod
+    def parse(cls, file: Path, text: str | None) -> OtherNotes:
+        """Raises CheckpointError if they are not such."""
+        if text is None:
+            return cls()
+        try:
+            values: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        values = values if isinstance(values, dict) else {}
+        notes = [values.get(kind) for kind in ("left_out", "inputs")]
+        for each in notes:
+            pairs = each.items() if isinstance(each, dict) else [(None, None)]
+            if not all(isinstance(word, str) for pair in pairs for word in pair):
+                raise CheckpointError(
+                    f"{file}: the metadata 'others' must be an object with left_out and inputs, "
+                    f"objects of texts; {_DAMAGED}"
+                )
+        return cls(*notes)
+
+
+@dataclass(frozen=True)
+class OtherTensors:
+    """What one file holds of others. tensors: all of the file's. tokens: the calibration's."""
+
+    file: Path
+    tensors: Mapping[str, FileTensor]
+    notes: OtherNotes
+    tokens: int
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors that were measured, as in the checkpoint's original layout."""
+        ending = f".{COLUMNS}"
+        return sorted(
+            name.removeprefix(PREFIX).removesuffix(ending)
+            for name in self.tensors
+            if is_other(name) and name.endswith(ending)
+        )
+
+    def check_together(self) -> None:
+        """Raise CheckpointError unless each has both marginals, and moments of one kind at most."""
+        for subject, held in self._subjects().items():
+            rows = [kind for kind in (ROWS, TOKEN_ROWS) if kind in held]
+            if COLUMNS not in held or len(rows) != 1 or {MOMENTS, ROW_MOMENTS} <= held.keys():
+                raise CheckpointError(
+                    f"{self.file}: of {subject!r} there must be {COLUMNS}, either {ROWS} or "
+                    f"{TOKEN_ROWS}, and no more than one of {MOMENTS} and {ROW_MOMENTS}; there are "
+                    f"{', '.join(held)}; {_DAMAGED}"
+                )
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError unless all have the sizes of the checkpoint's tensors. shapes: of
+        all of these."""
+        for subject, held in self._subjects().items():
+            shape = shapes.get(subject, ())
+            if len(shape) != 2 or any(
+                info.shape[0] != shape[_AXES[kind]] for kind, info in held.items()
+            ):
+                sizes = ", ".join(f"{kind} {list(info.shape)}" for kind, info in held.items())
+                raise CheckpointError(
+                    f"{self.file}: {subject!r} has the shape {list(shape)} in the checkpoint, "
+                    f"which does not fit {sizes}; {_DAMAGED}"
+                )
+
+    def _subjects(self) -> dict[str, dict[str, FileTensor]]:
+        """Name -> what is known of it, by its kind."""
+        subjects: dict[str, dict[str, FileTensor]] = {}
+        for name, info in self.tensors.items():
+            if is_other(name):
+                subject, _, kind = name.removeprefix(PREFIX).rpartition(".")
+                subjects.setdefault(subject, {})[kind] = info
+        return subjects
+
+    def curvature(self, name: str) -> Curvature | None:
+        """Of the tensor `[n, m]` as it lies in the original layout: columns `[m]`, rows `[n]`; None
+        if it was not measured.
+
+        Nothing costs nothing: all has met one more token, in which all was alike. Of a vocabulary,
+        no row costs less than the average row: calibration meets a small part of the tokens, and
+        what it did not meet it does not know. Raises CheckpointError if the values cannot be
+        marginals.
+        """
+        columns_info = self.tensors.get(f"{PREFIX}{name}.{COLUMNS}")
+        if columns_info is None:
+            return None
+        of_tokens = self.tensors.get(f"{PREFIX}{name}.{TOKEN_ROWS}")
+        rows_info = of_tokens or self.tensors[f"{PREFIX}{name}.{ROWS}"]
+        columns, rows = (info.read().double() for info in (columns_info, rows_info))
+        values = torch.cat([columns, rows])
+        known = bool((torch.isfinite(values) & (values >= 0)).all())
+        if not known or not torch.allclose(columns.sum(), rows.sum(), _CLOSE, 0):
+            raise CheckpointError(
+                f"{self.file}: {columns_info.name!r} and {rows_info.name!r} hold no marginals of "
+                f"one matrix (they are finite, not negative, and have one sum); {_DAMAGED}"
+            )
+        columns, rows = (
+            (self.tokens * each + each.mean()) / (self.tokens + 1) for each in (columns, rows)
+        )
+        if of_tokens is not None:
+            floor = rows.clamp(min=float(rows.mean()))
+            columns, rows = columns * (floor.sum() / rows.sum().clamp(min=1e-300)), floor
+        return Curvature(columns.float(), rows.float())
+
+    def moments(self, name: str) -> tuple[torch.Tensor, int] | None:
+        """E[x xᵀ] of the inputs x of products with a tensor, `[in, in]` float32, symmetric, or its
+        diagonal `[in]`; and the axis of the tensor along which inputs run: 1, or 0 where it is
+        `[in, out]`. None if they were not measured. Raises CheckpointError if the values cannot be
+        such a matrix."""
+        of_inputs = self.notes.inputs.get(name, name)
+        for kind, axis in ((MOMENTS, 1), (ROW_MOMENTS, 0)):
+            info = self.tensors.get(f"{PREFIX}{of_inputs}.{kind}")
+            if info is not None:
+                return read_moments(self.file, info), axis
+        return None
+
+
+def read_moments(file: Path, info: FileTensor) -> torch.Tensor:
+    """E[x xᵀ], or its diagonal. Raises CheckpointError if the values cannot be such a matrix."""
+    moments = info.read()
+    square = moments.dim() == 2
+    diagonal = moments.diagonal() if square else moments
+    symmetric = not square or torch.equal(moments, moments.T)
+    finite = bool(torch.isfinite(moments).all())
+    if not finite or not symmetric or bool((diagonal < 0).any()):
+        raise CheckpointError(
+            f"{file}: {info.name!r} holds no second moments (they are finite, symmetric, "
+            "and not negative); the file is damaged, so run ders calibrate again"
+        )
+    return moments
