@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,12 +18,15 @@ from ders_core.cli.options import (
     RecipeOption,
     SchedulerOption,
 )
-from ders_core.errors import CheckpointError
+from ders_core.errors import CheckpointError, RecipeError
 from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
+    from ders_core.checkpoint import Checkpoint
     from ders_core.pipeline.forecast import Forecast
     from ders_core.pipeline.plan import OtherEntry, Plan
+    from ders_core.recipe import Recipe
+    from ders_core.recipe.budget import Budget
 
 
 def plan(
@@ -32,15 +36,23 @@ def plan(
         bool,
         typer.Option("--predict", help="encode a sample, and tell bytes, gain, noise and KL"),
     ] = False,
+    settle: Annotated[
+        Path | None,
+        typer.Option("--settle", help="write the rules that a budget becomes to this new file"),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Predicted bytes of a recipe, group by group; nothing is written."""
+    """Predicted bytes of a recipe, group by group; nothing is compressed."""
     from ders_core.packed.open import open_checkpoint
     from ders_core.pipeline.plan import check_files, resolve
     from ders_core.recipe import load_recipe
 
     chosen = load_recipe(recipe)
     source = open_checkpoint(checkpoint)
+    if chosen.budget is not None:
+        chosen = _settled(chosen, chosen.budget, source, settle, hidden=as_json)
+    elif settle is not None:
+        raise RecipeError(f"{chosen.name} has no budget that could be settled; leave --settle out")
     planned = resolve(chosen, source)
     check_files(chosen, source)  # refused here rather than when the run starts
     if predict:
@@ -97,6 +109,33 @@ def _sizes(entries: Sequence[OtherEntry]) -> tuple[str, str]:
     )
     bound = "" if all(entry.exact for entry in entries) else "≤ "
     return bytes_text(before), bound + bytes_text(after)
+
+
+def _settled(
+    recipe: Recipe, budget: Budget, source: Checkpoint, file: Path | None, *, hidden: bool
+) -> Recipe:
+    """The recipe with rules in the place of its budget; written to a file if there is one.
+    hidden: nothing is printed."""
+    from ders_core.files.output import new_file, new_target
+    from ders_core.files.writer import write_text
+    from ders_core.pipeline.budget import settled
+
+    if file is not None:
+        new_target(file)
+    with progress_bar("budget", hidden=hidden) as progress:
+        result = settled(recipe, budget, source, progress=progress)
+    if file is not None:
+        with new_file(file) as partial:
+            write_text(partial, result.recipe.to_yaml())
+    if hidden:
+        return result.recipe
+    print(f"budget of {budget.label}: knob {result.knob:.4g}")
+    if result.told is not None:
+        share = share_text(result.told.bytes_after / result.plan.bytes_before)
+        print(f"about {bytes_text(result.told.bytes_after)} ({share} of original)")
+        if result.told.outlook.text:
+            print(result.told.outlook.text)
+    return result.recipe
 
 
 def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:

@@ -36,6 +36,7 @@ from ders_core.packed.manifest import FORMAT_VERSION, Encoded, Source, public_re
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.stacks import PackedGroup, PackedSource, PackedTensor
 from ders_core.packed.writer import PackedContents, finish_packed, write_packed
+from ders_core.pipeline.budget import settle
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
 from ders_core.pipeline.plan import (
@@ -49,7 +50,7 @@ from ders_core.pipeline.plan import (
     stack_of,
     weight_files,
 )
-from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
+from ders_core.pipeline.predicted import GroupCost, others_cost, predicted_kl, removal_costs
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import OtherReport, Report, ReportEntry
 from ders_core.pipeline.staging import StagedGroup, Staging, check_against, check_foreign
@@ -74,12 +75,13 @@ def compress(
     interrupted run of the same checkpoint and recipe; groups whose weights have changed since are
     encoded again. runner: executes the tasks, one for each group. progress counts bytes checked,
     read for encoding, and written.
-    Raises DersError and its children, also if a file is written while it is read. Then
+    A budget is settled first (`ders_core.pipeline.budget`). Raises DersError and its children, also if a file is written while it is read. Then
     there is no `out`, and `<out>.partial` keeps the groups that are finished.
     """
     started = time.monotonic()
     new_target(out, resume=resume)
     source = open_checkpoint(checkpoint)
+    recipe = settle(recipe, source, progress=progress)
     plan = resolve(recipe, source)
     files = weight_files(source, plan) if plan.exact else None
     carried = carried_specs(source, plan)
@@ -134,13 +136,15 @@ def compress(
         seconds,
         beside.left_aside,
         renewed,
-        _predicted(recipe, entries),
+        _predicted(recipe, entries, others),
         beside.linked_out,
         others,
     )
 
 
-def _predicted(recipe: Recipe, entries: Sequence[ReportEntry]) -> float | None:
+def _predicted(
+    recipe: Recipe, entries: Sequence[ReportEntry], others: Sequence[OtherReport]
+) -> float | None:
     if recipe.calibration is None:
         return None
     encoded = [entry for entry in entries if entry.rel_error_weight]
@@ -158,7 +162,9 @@ def _predicted(recipe: Recipe, entries: Sequence[ReportEntry]) -> float | None:
     ]
     if len(costs) < len(encoded):  # resumed: an earlier version encoded some of them
         return None
-    return predicted_kl(Calibration.open(recipe.calibration), costs)
+    of_others = others_cost((other.rel_error_weight, other.noise_cost) for other in others)
+    kl = predicted_kl(Calibration.open(recipe.calibration), costs)
+    return None if kl is None or of_others is None else kl + of_others
 
 
 def _sha256(path: Path) -> str:

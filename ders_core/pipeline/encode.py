@@ -114,7 +114,9 @@ def _encoded(
         codec = recipe.group_codec(*stack.key, stack.shape[0])
         if codec.keeps:
             return _kept(stack, codec, digest), {}
-        known = group_knowledge(stack, calibration, task.removal, task.groups)
+        known = group_knowledge(
+            stack, calibration, task.removal, task.groups, recipe.base.is_stored
+        )
         form = base_form(recipe, stack)
         context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
         tried = recipe.base.decompositions(stack, context)

@@ -104,7 +104,9 @@ class Encoder:
         def encode_one(number: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
             coder, start = fitted.expert(number), decomposition.base_of(number)
             context = known.context(stack, number, self.seed)
-            encoded = encode_expert(coder, weight, start, context, known.router(number))
+            encoded = encode_expert(
+                coder, weight, start, context, known.router(number), shrinks=known.shrinks
+            )
             _check_finite(encoded.synthesized, stack, stack.matrix_name(number), coder.label)
             return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
 
@@ -152,7 +154,8 @@ def store_bases(
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
     parts, given_back = list[Parts](), []
     for number, each in enumerate(bases):
-        context = known.base_context(decomposition.group, number, seed)
+        members = _members(decomposition, number)
+        context = known.base_context(decomposition.group, number, members, seed)
         packed = codec.expert(number).pack(each, zeros, context)
         again = codec.expert(number).unpack(packed, zeros, context)
         where = f"{decomposition.group.title}: the base"
@@ -165,6 +168,13 @@ def store_bases(
         replace(form, codec=codec.codecs[0], lengths=lengths),
         {f"base.{part}": tensor for part, tensor in tensors.items()},
     )
+
+
+def _members(decomposition: Decomposition, base: int) -> list[int]:
+    """The experts that have a base."""
+    if decomposition.bases is None:
+        return list(range(decomposition.group.shape[0]))
+    return [expert for expert, each in enumerate(decomposition.bases) if each == base]
 
 
 def _check_finite(weight: torch.Tensor, stack: MatrixStack, what: str, codec: str) -> None:

@@ -24,7 +24,7 @@ from ders_core.pipeline.knowledge import (
     tensor_knowledge,
 )
 from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
-from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
+from ders_core.pipeline.predicted import GroupCost, others_cost, predicted_kl, removal_costs
 from ders_core.pipeline.report import Outlook
 from ders_core.recipe import Recipe
 
@@ -123,7 +123,13 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
         elif recipe.base.files or not _can_be_sampled(entry):
             entries.append(ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None))
         else:
-            known = group_knowledge(group, calibration, removal.get(entry.key, ()), len(encoded))
+            known = group_knowledge(
+                group,
+                calibration,
+                removal.get(entry.key, ()),
+                len(encoded),
+                recipe.base.is_stored,
+            )
             with torch.inference_mode():
                 entries.append(_sampled(entry, group, recipe, known, context))
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
@@ -137,6 +143,8 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
     costs = [entry.costs for entry in entries if entry.noise or entry.gain != 1]
     told = [cost for cost in costs if cost is not None]
     kl = predicted_kl(calibration, told) if calibration and len(told) == len(costs) else None
+    of_others = others_cost((other.rel_error_weight, other.noise_cost) for other in others)
+    kl = None if kl is None or of_others is None else kl + of_others
     return Forecast(tuple(entries), plan.bytes_after - saved, kl, tuple(others))
 
 
@@ -251,7 +259,9 @@ def _encoded(
         codec, base = fitted.expert(expert), decomposition.base_of(expert)
         weight = decomposition.weight(expert)
         context = known.context(decomposition.group, expert, seed)
-        encoded = encode_expert(codec, weight, base, context, known.router(expert))
+        encoded = encode_expert(
+            codec, weight, base, context, known.router(expert), shrinks=known.shrinks
+        )
         losses += encoded.losses
         ragged += sum(encoded.parts[name].nbytes for name in codec.ragged)
     return _Sample(

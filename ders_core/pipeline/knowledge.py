@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ders_core.checkpoint import ExpertGroup, MatrixStack, OtherTensor
 from ders_core.codecs import Codec, EncodeContext, Parts
@@ -17,16 +18,19 @@ from ders_core.pipeline.calibration import Calibration
 
 @dataclass(frozen=True)
 class Knowledge:
-    """moments: on the device that encodes. curvatures, routers: of each expert, the second of how
-    far errors move later choices. removal: as of
-    `EncodeContext`, of each expert; fewer where it is not known of the last. groups: how many of
-    the model are encoded."""
+    """moments: on the device that encodes. curvatures, routers: of each matrix, the second of how
+    far errors move later choices. removal: as of `EncodeContext`, of each expert; fewer where it is
+    not known of the last. groups: how many of the model are encoded. of_base: the curvature of a
+    base that these experts share. shrinks: whether what is missing of the deltas is no part of the
+    noise; its cost is known otherwise then (`ders_core.pipeline.predicted`)."""
 
     moments: torch.Tensor | None = None
     curvatures: tuple[Curvature, ...] | None = None
     removal: tuple[float, ...] = ()
     groups: int = 1
     routers: tuple[Curvature, ...] | None = None
+    of_base: Callable[[Sequence[int]], Curvature | None] | None = None
+    shrinks: bool = True
 
     def router(self, expert: int) -> Curvature | None:
         return self.routers[expert] if self.routers else None
@@ -35,10 +39,14 @@ class Knowledge:
         """The same for work on a device."""
         return self if self.moments is None else replace(self, moments=self.moments.to(device))
 
-    def base_context(self, stack: MatrixStack, number: int, seed: int) -> EncodeContext:
-        """What the codec of a base may know."""
+    def base_context(
+        self, stack: MatrixStack, number: int, members: Sequence[int], seed: int
+    ) -> EncodeContext:
+        """What the codec of a base may know. members: the experts that have it."""
         assert isinstance(stack, ExpertGroup)
-        return EncodeContext(stack.dtype.torch, base_seed(seed, *stack.key, number), self.moments)
+        curvature = self.of_base(members) if self.of_base is not None else None
+        own_seed = base_seed(seed, *stack.key, number)
+        return EncodeContext(stack.dtype.torch, own_seed, self.moments, curvature)
 
     def context(self, stack: MatrixStack, expert: int, seed: int) -> EncodeContext:
         """What the codec of a matrix may know."""
@@ -56,7 +64,15 @@ class Knowledge:
         curvatures = self.curvatures and tuple(each.of_rows(pieces) for each in self.curvatures)
         routers = self.routers and tuple(each.of_rows(pieces) for each in self.routers)
         removal = tuple(share * each for each in self.removal)
-        return replace(self, curvatures=curvatures, routers=routers, removal=removal)
+        whole = self.of_base
+
+        def of_base(members: Sequence[int]) -> Curvature | None:
+            curvature = whole(members) if whole is not None else None
+            return curvature and curvature.of_rows(pieces)
+
+        return replace(
+            self, curvatures=curvatures, routers=routers, removal=removal, of_base=of_base
+        )
 
 
 def group_knowledge(
@@ -64,22 +80,38 @@ def group_knowledge(
     calibration: Calibration | None,
     removal: tuple[float, ...] = (),
     groups: int = 1,
+    shrinks: bool = True,
 ) -> Knowledge:
-    """What a calibration knows of a group. removal, groups: as of `Knowledge`."""
+    """What a calibration knows of a group. removal, groups, shrinks: as of `Knowledge`."""
     if calibration is None:
-        return Knowledge(None, None, removal, groups)
+        return Knowledge(None, None, removal, groups, shrinks=shrinks)
     return Knowledge(
         calibration.moments(*group.key),
         calibration.curvatures(group),
         removal,
         groups,
         calibration.router_curvatures(group),
+        partial(calibration.base_curvature, group),
+        shrinks,
     )
 
 
 def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Knowledge:
     """What a calibration knows of a tensor outside the experts."""
-    return Knowledge()
+    if calibration is None:
+        return Knowledge(shrinks=False)
+    curvature, inputs = (
+        calibration.others.curvature(tensor.name),
+        calibration.others.moments(tensor.name),
+    )
+    moments, axis = inputs if inputs is not None else (None, 1)
+    pieces, rows, _ = tensor.shape
+    curvatures = None
+    if curvature is not None:
+        ends = range(rows, pieces * rows + 1, rows)
+        curvatures = tuple(curvature.of_rows([slice(end - rows, end)]) for end in ends)
+    # of a matrix that lies `[in, out]`, the moments are those of its rows, which no codec takes
+    return Knowledge(moments if axis == 1 else None, curvatures, shrinks=False)
 
 
 def _seed(stack: MatrixStack, number: int, seed: int) -> int:
@@ -131,9 +163,11 @@ def encode_expert(
     base: torch.Tensor,
     context: EncodeContext,
     router: Curvature | None = None,
+    *,
+    shrinks: bool = True,
 ) -> EncodedExpert:
-    """Pack one expert's weight `[out, in]`, unpack it again, and compare. router: as of
-    `Knowledge.router`. Raises CodecError."""
+    """Pack one matrix `[out, in]`, unpack it again, and compare. router: as of `Knowledge.router`;
+    shrinks: as of `Knowledge`. Raises CodecError."""
     parts = codec.pack(weight, base, context)
     synthesized = codec.unpack(parts, base, context)
     squares = compare(synthesized, weight, base)
@@ -142,7 +176,8 @@ def encode_expert(
         output = output_squared(synthesized.float() - weight.float(), context.moments)
         energy = output_squared(weight, context.moments)
     if context.curvature is not None:
-        noise = difference(synthesized, base).sub_(difference(weight, base), alpha=squares.gain)
+        kept = squares.gain if shrinks else 1.0
+        noise = difference(synthesized, base).sub_(difference(weight, base), alpha=kept)
         noise_cost = context.curvature.cost(noise)
         router_noise = router.cost(noise) if router is not None else 0.0
     losses = Losses(squares, output, energy, noise_cost, router_noise)

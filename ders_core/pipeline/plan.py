@@ -240,6 +240,23 @@ def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounte
             f"{calibration.path} has no gradients, which a knob needs; run ders calibrate "
             "--gradients"
         )
+    if recipe.others:
+        _check_measured(recipe, checkpoint, calibration)
+
+
+def _check_measured(recipe: Recipe, checkpoint: Checkpoint, calibration: Calibration) -> None:
+    """Raise CheckpointError unless gradients were measured of every tensor that a knob is for."""
+    measured = set(calibration.others.names)
+    for other in checkpoint.others.values():
+        codec = recipe.codec_of_tensor(other)
+        if codec.needs_of_calibration == "gradients" and other.name not in measured:
+            why = calibration.others.notes.left_out.get(other.name)
+            told = f" ({why})" if why else ""
+            raise CheckpointError(
+                f"{calibration.path} does not know what errors of {other.name!r} cost{told}, which "
+                "a knob needs; run ders calibrate --others, or leave the tensor as it is (codec: "
+                "keep)"
+            )
 
 
 def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
@@ -249,6 +266,11 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     the base cannot serve a group, or if the recipe is extended and no shared expert is like the
     others.
     """
+    if recipe.budget is not None:
+        raise RecipeError(
+            "the recipe has a budget, which must become rules first; ders plan --settle FILE "
+            "writes a recipe that has them"
+        )
     _check_layers(recipe, checkpoint)
     groups = checkpoint.groups(recipe.extended)
     _check_experts(recipe, groups)

@@ -17,6 +17,9 @@ from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.tipping import tipping_cost
 
 Key = tuple[int, str]
+WHOLE = "none"
+"""The base of weights that are coded without one; all of their error is noise."""
+
 EXACT = 0.01
 """Gains this near to 1 cost nothing to speak of, whatever the base is."""
 
@@ -56,7 +59,7 @@ def predicted_kl(calibration: Calibration, groups: Sequence[GroupCost]) -> float
     costs = [group.noise_cost for group in groups]
     if not calibration.has_gradients or None in costs:
         return None
-    if any(group.base != "mean" and abs(1 - group.gain) > EXACT for group in groups):
+    if any(group.base not in ("mean", WHOLE) and abs(1 - group.gain) > EXACT for group in groups):
         return None
     gains = {group.key: group.gain for group in groups if group.base == "mean"}
     shrinking = shrinkage_cost(calibration, gains)
@@ -64,6 +67,19 @@ def predicted_kl(calibration: Calibration, groups: Sequence[GroupCost]) -> float
         return None
     noise = sum(filter(None, costs)) + products_cost(groups)
     return noise + shrinking + _tipping(calibration, groups)
+
+
+def others_cost(errors: Iterable[tuple[float | None, float | None]]) -> float | None:
+    """What errors of tensors outside the experts cost, in nats a token; None if that is not known
+    of one. errors: the relative error and the cost of each."""
+    total = 0.0
+    for error, cost in errors:
+        if error == 0:
+            continue
+        if cost is None:
+            return None
+        total += cost
+    return total
 
 
 def products_cost(groups: Sequence[GroupCost]) -> float:

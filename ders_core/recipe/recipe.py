@@ -27,10 +27,11 @@ from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.base import Base, make_base
 from ders_core.decompose.bases.mean import MeanBase
 from ders_core.errors import RecipeError, gravest, sentence_of
+from ders_core.recipe.budget import Budget
 from ders_core.recipe.rule import BaseRule, CodecRule, OtherRule, Rule
 from ders_core.recipe.yaml_text import line_of, load_mapping
 
-RARE = ("extended", "calibration", "base_codec", "others")
+RARE = ("extended", "calibration", "budget", "base_codec", "others")
 """Fields that are written only where they say something."""
 
 
@@ -54,7 +55,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
+    """2 for a recipe with a budget."""
     name: str = Field(min_length=1, max_length=80)
     seed: int = Field(default=0, ge=0, lt=2**63)
     base: Annotated[Base, BeforeValidator(_base), PlainSerializer(Base.dump)] = MeanBase()
@@ -69,6 +71,9 @@ class Recipe(BaseModel):
     base_codec: Annotated[tuple[BaseRule, ...], BeforeValidator(_rules)] = ()
     """How the bases themselves are coded: a codec, or rules by layer and projection. A base that no
     rule selects is stored as it is."""
+    budget: Budget | None = None
+    """How large the whole may get, or what it may cost: one knob codes all matrices then, and the
+    rules are exceptions (`ders_core.pipeline.budget`)."""
     others: Annotated[tuple[OtherRule, ...], BeforeValidator(_rules)] = ()
     """How tensors outside the experts are coded: a codec, or rules. A tensor that no rule selects
     is stored as it is."""
@@ -93,6 +98,12 @@ class Recipe(BaseModel):
                 f"base: {self.base.name} needs a calibration, which counts the choices of experts"
             )
             raise PydanticCustomError("base", "{problem}", {"problem": problem, "loc": ("base",)})
+        if self.budget is not None and (self.version == 1 or self.calibration is None):
+            lacks = "version: 2" if self.version == 1 else "a calibration with gradients, --others"
+            problem = f"budget: a recipe with a budget needs {lacks}"
+            raise PydanticCustomError(
+                "budget", "{problem}", {"problem": problem, "loc": ("budget",)}
+            )
         if self.base_codec and not self.base.is_stored:
             problem = f"base_codec: base: {self.base.name} leaves no base to code; leave it out"
             loc = ("base_codec",)

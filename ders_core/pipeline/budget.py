@@ -1,0 +1,187 @@
+"""From a budget to the knob that meets it, by samples of every matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.codecs import Lossless
+from ders_core.compute.progress import Progress, quiet
+from ders_core.errors import CodecError, RecipeError
+from ders_core.files.inputs import unchanged_inputs
+from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.forecast import Forecast, forecast
+from ders_core.pipeline.plan import Plan, check_files, resolve
+from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
+from ders_core.recipe.budget import Budget, codec_of_deltas, codec_of_matrices, names_apart
+from ders_core.recipe.rule import MOST_NAMES, USUAL_KINDS
+from ders_core.units import bytes_text
+
+SPARE = 0.004
+"""Share of a budget of bytes that is left free: a sample tells bytes within about as much."""
+
+CLOSE = 0.01
+"""Octaves: a knob whose bytes or KL are so near to the budget, and within it, is taken."""
+
+MOST_TRIED = 12
+
+FIRST = 2.0**-16
+"""The knob that is tried first; its unit is √(nats a token)."""
+
+LEAST, MOST = -60, 12
+"""The knobs that are tried, as powers of 2."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A recipe whose budget has become rules. plan: of the recipe. told: what a sample foretells;
+    None where the budget is a knob, which needs no sample."""
+
+    recipe: Recipe
+    knob: float
+    plan: Plan
+    told: Forecast | None
+
+
+def settle(recipe: Recipe, checkpoint: Checkpoint, *, progress: Progress = quiet) -> Recipe:
+    """The recipe with rules in the place of its budget; one without a budget as it is.
+
+    Raises as `settled`.
+    """
+    if recipe.budget is None:
+        return recipe
+    return settled(recipe, recipe.budget, checkpoint, progress=progress).recipe
+
+
+@unchanged_inputs()
+def settled(
+    recipe: Recipe, budget: Budget, checkpoint: Checkpoint, *, progress: Progress = quiet
+) -> Settled:
+    """Find the knob that meets a budget, and write it out as rules.
+
+    The recipe's own rules come last, so they count where they select something. Tensors that the
+    calibration did not measure are kept without loss. The same recipe, checkpoint and calibration
+    give the same knob. progress counts knobs tried. Raises RecipeError if the budget cannot be met,
+    CheckpointError if the calibration lacks what a knob needs.
+    """
+    assert recipe.calibration is not None, "a recipe with a budget has one"
+    measured = set(Calibration.open(recipe.calibration).others.names)
+    unknown = [
+        name
+        for name, other in checkpoint.others.items()
+        if other.kind in USUAL_KINDS and name not in measured
+    ]
+    check_files(with_knob(recipe, FIRST, unknown), checkpoint)
+    if budget.knob is not None:
+        chosen = with_knob(recipe, budget.knob, unknown)
+        return Settled(chosen, budget.knob, resolve(chosen, checkpoint), None)
+    search = _Search(recipe, unknown, checkpoint, budget, progress)
+    return search.settled()
+
+
+def with_knob(recipe: Recipe, knob: float, unknown: Collection[str]) -> Recipe:
+    """The recipe with rules for all matrices by one knob before its own rules, and no budget.
+    unknown: tensors outside the experts that are kept without loss."""
+    matrices = codec_of_matrices(knob)
+    apart = [OtherRule(names=names, codec=Lossless()) for names in names_apart(unknown, MOST_NAMES)]
+    stored = recipe.base.is_stored
+    base_rules = (BaseRule(codec=matrices), *recipe.base_codec) if stored else ()
+    return recipe.changed(
+        version=1,
+        budget=None,
+        rules=(Rule(codec=codec_of_deltas(knob) if stored else matrices), *recipe.rules),
+        base_codec=base_rules,
+        others=(OtherRule(codec=matrices), *apart, *recipe.others),
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A knob that was tried. at: its logarithm to base 2. over: by how many octaves it is above
+    what the budget allows; negative where it is within. settled: None where it is too small for
+    any code."""
+
+    at: float
+    over: float
+    settled: Settled | None
+
+
+class _Search:
+    """Looks for the knob that comes nearest to the budget from within."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        unknown: Collection[str],
+        checkpoint: Checkpoint,
+        budget: Budget,
+        progress: Progress,
+    ) -> None:
+        self._recipe, self._unknown, self._checkpoint = recipe, unknown, checkpoint
+        self._budget, self._progress = budget, progress
+        self._coarser = 1 if budget.kl is None else -1  # which way less is taken of the budget
+        most = budget.bytes or (budget.share or 0.0) * checkpoint.bytes_total
+        self._most = budget.kl if budget.kl is not None else most * (1 - SPARE)
+
+    def settled(self) -> Settled:
+        """By false position between a knob that is over the budget and one within it; until there
+        are both, in steps that double."""
+        over: _Point | None = None
+        within: _Point | None = None
+        at, step = math.log2(FIRST), 1.0
+        for number in range(MOST_TRIED):
+            self._progress(number, MOST_TRIED, f"trying knob {2**at:.3g}")
+            point = self._try(at)
+            if -CLOSE <= point.over <= 0 and point.settled is not None:
+                return point.settled
+            if point.over > 0:
+                over = point
+            else:
+                within = point
+            if over is None or within is None:
+                at += (1 if over else -1) * self._coarser * step
+                step *= 2
+            else:
+                at = _between(over, within)
+            if not LEAST <= at <= MOST:
+                break
+        if within is None or within.settled is None:
+            raise RecipeError(self._refusal(over))
+        return within.settled
+
+    def _try(self, at: float) -> _Point:
+        recipe = with_knob(self._recipe, 2**at, self._unknown)
+        plan = resolve(recipe, self._checkpoint)
+        try:
+            told = forecast(plan, self._checkpoint)
+        except CodecError:  # steps finer than can be told
+            return _Point(at, math.inf * self._coarser, None)
+        taken = told.bytes_after if self._budget.kl is None else told.predicted_kl
+        if taken is None:
+            raise RecipeError(
+                "the KL of this recipe cannot be foretold, so it cannot have a budget of KL; "
+                "give a share or bytes"
+            )
+        over = math.log2(taken / self._most) if taken else -math.inf
+        return _Point(at, over, Settled(recipe, 2**at, plan, told))
+
+    def _refusal(self, over: _Point | None) -> str:
+        label = self._budget.label
+        told = over.settled.told if over is not None and over.settled is not None else None
+        if self._budget.kl is not None or told is None:
+            return f"no knob meets the budget of {label}; give a larger one"
+        return (
+            f"no knob meets the budget of {label}: what is not coded by it takes "
+            f"{bytes_text(told.bytes_after)} at least; give a larger one, or fewer rules beside it"
+        )
+
+
+def _between(one: _Point, other: _Point) -> float:
+    """Where the line through both meets the budget, not too near to either; the middle, where one
+    of them is no number."""
+    share = 0.5
+    if math.isfinite(one.over) and math.isfinite(other.over):
+        share = min(max(one.over / (one.over - other.over), 0.1), 0.9)
+    return one.at + share * (other.at - one.at)
