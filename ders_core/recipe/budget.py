@@ -1,8 +1,8 @@
 """A budget in a recipe: how large a file may get, or what it may cost. One knob decides the rest.
 
 Every matrix is rounded to multiples of s_ij = knob · C_ij^(−½), with C the curvature of KL in its
-entries, and the multiples are entropy-coded: what is sensitive gets more bits, in experts, bases and
-other tensors alike (reverse water-filling over the whole model).
+entries, and the multiples are entropy-coded: what is sensitive gets more bits, in experts, bases
+and other tensors alike (reverse water-filling over the whole model).
 """
 
 from __future__ import annotations

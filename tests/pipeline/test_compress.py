@@ -24,7 +24,7 @@ from ders_core.codecs import Quantized
 from ders_core.compute import threads as threads_module
 from ders_core.compute.threads import threads_of_torch
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.pipeline import encode as encode_module
+from ders_core.pipeline import encoder as encoder_module
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.knowledge import encode_expert
 from ders_core.pipeline.report import Outlook, Report
@@ -134,18 +134,18 @@ def test_same_bytes_however_many_threads(
     busy, most, lock = 0, 0, threading.Lock()
     encode = encode_expert
 
-    def spy(*arguments: Any) -> Any:
+    def spy(*arguments: Any, **options: Any) -> Any:
         nonlocal busy, most
         with lock:
             busy += 1
             most = max(most, busy)
         time.sleep(0.002)
-        encoded = encode(*arguments)
+        encoded = encode(*arguments, **options)
         with lock:
             busy -= 1
         return encoded
 
-    monkeypatch.setattr(encode_module, "encode_expert", spy)
+    monkeypatch.setattr(encoder_module, "encode_expert", spy)
     with threads_of_torch(threads):
         compress(mixtral_dir, tmp_path / "out", mix)
         assert torch.get_num_threads() == threads
@@ -171,14 +171,14 @@ def test_tasks_compute_on_one_thread(
 ) -> None:
     """The matrices here are too small for threads to split a sum, so look at the setting itself."""
     seen: set[int] = set()
-    for name in ("_encode", "encode_expert"):
-        encode = getattr(encode_module, name)
+    for name in ("store_bases", "encode_expert"):
+        encode = getattr(encoder_module, name)
 
-        def spy(*arguments: Any, encode: Any = encode) -> Any:
+        def spy(*arguments: Any, encode: Any = encode, **options: Any) -> Any:
             seen.add(torch.get_num_threads())
-            return encode(*arguments)
+            return encode(*arguments, **options)
 
-        monkeypatch.setattr(encode_module, name, spy)
+        monkeypatch.setattr(encoder_module, name, spy)
     with threads_of_torch(3):
         compress(mixtral_dir, tmp_path / "out", TWO_BITS)
     assert seen == {1}

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.pipeline.calibration import SIDES, Calibration, write_calibration
+from ders_core.pipeline.others import OtherNotes
 
 WINDOWS, TOKENS = 6, 300
 
 
 def with_gradients(
-    checkpoint: Checkpoint, path: Path, cost: float = 1e-2, routers: bool = False
+    checkpoint: Checkpoint,
+    path: Path,
+    cost: float = 1e-2,
+    routers: bool = False,
+    others: Sequence[str] = (),
 ) -> Calibration:
-    """Loud and quiet inputs and rows, each group's numbers others. cost: Σ C of an expert. routers:
-    whether what tipped choices cost is known."""
+    """Loud and quiet inputs and rows, each group's numbers others. cost: Σ C of an expert, and of
+    another tensor. routers: whether what tipped choices cost is known. others: the tensors outside
+    the experts that were measured."""
     random = torch.Generator().manual_seed(3)
     tensors: dict[str, torch.Tensor] = {}
     for group in checkpoint.groups():
@@ -36,5 +43,10 @@ def with_gradients(
             marginals *= cost / marginals.sum(1, keepdim=True)
             tensors[f"{name}.{kind}"] = marginals
         tensors[f"{name}.shrinkage"] = torch.randn(WINDOWS, experts, generator=random) + 1
-    write_calibration(path, checkpoint.identity, TOKENS, tensors)
+    for name in others:
+        for kind, length in zip(("rows", "columns"), checkpoint.tensors[name].shape, strict=True):
+            marginals = torch.rand(length, generator=random).square() + 1e-3
+            tensors[f"other.{name}.{kind}"] = marginals * (cost / marginals.sum())
+    notes = OtherNotes() if others else None
+    write_calibration(path, checkpoint.identity, TOKENS, tensors, others=notes)
     return Calibration.open(path)

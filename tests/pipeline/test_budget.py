@@ -1,0 +1,201 @@
+"""A budget becomes one knob: it is met, foretold, and set aside where rules say otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.gradient_calibrations import with_gradients
+from support.messages import raises_saying
+
+from ders_core.codecs import Entropy, Keep, Lossless
+from ders_core.errors import CheckpointError, RecipeError
+from ders_core.packed.open import open_checkpoint
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.budget import settle, settled
+from ders_core.pipeline.compress import compress
+from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.verify import verify
+from ders_core.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def unmeasured() -> str:
+    return "model.layers.0.self_attn.k_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def calibration(
+    mixtral_dir: Path, unmeasured: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Of all matrices but one. Errors of the whole size of a weight cost several nats."""
+    source = open_checkpoint(mixtral_dir)
+    others = [
+        name
+        for name, other in source.others.items()
+        if other.kind in ("attention", "embedding", "head") and name != unmeasured
+    ]
+    path = tmp_path_factory.mktemp("budget") / "c.safetensors"
+    with_gradients(source, path, cost=10.0, others=others)
+    return path
+
+
+def asking(calibration: Path, budget: dict[str, Any], **fields: Any) -> Recipe:
+    data = {"version": 2, "name": "b", "seed": 5, "calibration": calibration, "budget": budget}
+    return Recipe.model_validate(data | fields)
+
+
+@pytest.mark.parametrize("share", [0.3, "45%"])
+def test_a_share_is_met(
+    mixtral_dir: Path, calibration: Path, tmp_path: Path, share: float | str
+) -> None:
+    """By the files themselves, and not by much less than there may be."""
+    recipe = asking(calibration, {"share": share})
+    report = compress(mixtral_dir, tmp_path / "out", recipe)
+    most = 0.3 if share == 0.3 else 0.45
+    written = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert 0.97 * most <= written / report.bytes_before <= most
+    assert verify(tmp_path / "out", mixtral_dir).ok
+    manifest = PackedCheckpoint(tmp_path / "out").manifest
+    assert "budget" not in manifest.recipe  # it travels as the rules that it became
+
+
+def test_one_knob_for_all(mixtral_dir: Path, calibration: Path, unmeasured: str) -> None:
+    """Deltas by chance, bases and others to the nearest; what was not measured loses nothing."""
+    source = open_checkpoint(mixtral_dir)
+    plan = resolve(settle(asking(calibration, {"knob": 0.01}), source), source)
+    for entry in plan.entries:
+        assert isinstance(entry.codec.codec, Entropy)
+        assert entry.codec.codec.rounding == "unbiased"
+        assert entry.base is not None
+        assert isinstance(entry.base.codec, Entropy)
+        assert entry.base.codec.rounding == "nearest"
+        assert entry.base.codec.knob == 0.01
+    codecs = {other.name: other.codec for other in plan.others}
+    assert isinstance(codecs.pop(unmeasured), Lossless)
+    assert {codec.knob for codec in codecs.values() if isinstance(codec, Entropy)} == {0.01}
+    assert len(codecs) == 9  # attention of two layers but one, embeddings, the output layer
+    assert not any("norm" in name or "gate" in name for name in codecs)
+
+
+def test_steps_are_those_of_the_knob(mixtral_dir: Path, calibration: Path, tmp_path: Path) -> None:
+    """Errors of a matrix, over knob · C^(-1/2), are spread over a step: their mean square is 1/12,
+    more where steps have factors of a quarter of an octave."""
+    compress(mixtral_dir, tmp_path / "out", asking(calibration, {"knob": 5e-5}))
+    name = "lm_head.weight"
+    source = open_checkpoint(mixtral_dir)
+    error = PackedCheckpoint(tmp_path / "out").original.read(name).double()
+    error -= source.tensors[name].read().double()
+    from ders_core.pipeline.calibration import Calibration
+
+    curvature = Calibration.open(calibration).others.curvature(name)
+    assert curvature is not None
+    entries = torch.outer(curvature.rows.double(), curvature.columns.double()) / curvature.total
+    mean_square = float((error.square() * entries).mean()) / 5e-5**2
+    assert 0.8 / 12 < mean_square < 1.25 / 12
+
+
+def test_a_budget_of_kl(mixtral_dir: Path, calibration: Path, tmp_path: Path) -> None:
+    """Predicted KL is what was asked; a tenth of it takes more bytes."""
+    source = open_checkpoint(mixtral_dir)
+    sizes = []
+    for kl in (0.02, 0.002):
+        recipe = asking(calibration, {"kl": kl})
+        assert recipe.budget is not None
+        found = settled(recipe, recipe.budget, source)
+        assert found.told is not None
+        assert found.told.predicted_kl is not None
+        assert 0.97 * kl <= found.told.predicted_kl <= kl
+        sizes.append(found.told.bytes_after)
+    assert sizes[0] < sizes[1]
+    report = compress(mixtral_dir, tmp_path / "out", asking(calibration, {"kl": 0.02}))
+    assert report.predicted_kl == pytest.approx(0.02, rel=0.15)
+
+
+def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:
+    source = open_checkpoint(mixtral_dir)
+    recipe = asking(
+        calibration,
+        {"bytes": source.bytes_total // 2},
+        rules=[{"layers": 0, "codec": "keep"}],
+        base_codec=[{"projections": "down", "codec": "keep"}],
+        others=[{"kinds": "embedding", "codec": "keep"}],
+    )
+    plan = resolve(settle(recipe, source), source)
+    for entry in plan.entries:
+        assert entry.codec.keeps == (entry.layer == 0)
+        assert entry.base is not None
+        assert isinstance(entry.base.codec, Keep) == (entry.projection == "down")
+    assert "model.embed_tokens.weight" not in {other.name for other in plan.others}
+
+
+def test_the_same_knob_each_time(mixtral_dir: Path, calibration: Path) -> None:
+    source, recipe = open_checkpoint(mixtral_dir), asking(calibration, {"share": 0.3})
+    assert settle(recipe, source) == settle(recipe, source)
+
+
+def test_without_a_base_weights_are_rounded_to_the_nearest(
+    mixtral_dir: Path, calibration: Path
+) -> None:
+    source = open_checkpoint(mixtral_dir)
+    plan = resolve(settle(asking(calibration, {"knob": 0.01}, base="none"), source), source)
+    for entry in plan.entries:
+        assert isinstance(entry.codec.codec, Entropy)
+        assert entry.codec.codec.rounding == "nearest"
+        assert entry.base is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "fields", "facts"),
+    [
+        ({"share": 0.0001}, {}, ["budget", "larger"]),
+        ({"share": 0.2}, {"rules": [{"codec": "keep"}]}, ["budget", "larger"]),
+    ],
+)
+def test_what_no_knob_meets(
+    mixtral_dir: Path,
+    calibration: Path,
+    budget: dict[str, Any],
+    fields: dict[str, Any],
+    facts: list[str],
+) -> None:
+    with raises_saying(RecipeError, *facts):
+        settle(asking(calibration, budget, **fields), open_checkpoint(mixtral_dir))
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("version: 1\nname: b\ncalibration: c\nbudget: {share: 0.3}", ["line 4", "version: 2"]),
+        ("version: 2\nname: b\nbudget: {share: 0.3}", ["line 3", "calibration"]),
+        ("version: 2\nname: b\ncalibration: c\nbudget: {share: 130%}", ["line 4", "share"]),
+        ("version: 2\nname: b\ncalibration: c\nbudget: {bytes: 3XB}", ["line 4", "3XB"]),
+        ("version: 2\nname: b\ncalibration: c\nbudget: {kl: 1, knob: 2}", ["line 4", "one of"]),
+        ("version: 2\nname: b\ncalibration: c\nbudget: {}", ["line 4", "one of"]),
+    ],
+)
+def test_budgets_that_say_nothing(text: str, facts: list[str]) -> None:
+    with raises_saying(RecipeError, *facts):
+        Recipe.from_yaml(text)
+
+
+def test_units() -> None:
+    text = "version: 2\nname: b\ncalibration: c\nbudget: {bytes: 6.5GB}"
+    recipe = Recipe.from_yaml(text)
+    assert recipe.budget is not None
+    assert recipe.budget.bytes == 6_500_000_000
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_a_calibration_of_experts_alone_is_not_enough(mixtral_dir: Path, tmp_path: Path) -> None:
+    """Then nothing but experts could be coded by the knob: others stay without loss. Without
+    gradients there is no knob at all."""
+    from ders_core.pipeline.calibration import write_calibration
+
+    source = open_checkpoint(mixtral_dir)
+    tensors = {"0.routed": torch.tensor([3, 3, 3, 3]), "1.routed": torch.tensor([3, 3, 3, 3])}
+    write_calibration(tmp_path / "c.safetensors", source.identity, 9, tensors)
+    with raises_saying(CheckpointError, "gradients"):
+        settle(asking(tmp_path / "c.safetensors", {"knob": 0.01}), source)
