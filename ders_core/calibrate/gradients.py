@@ -84,7 +84,8 @@ def measure_gradients(
             some = chosen_windows(windows)
             if layers:
                 routers = swaps.tensors(layers)
-                routers |= measure_routers(model, located, regions, some, layers, SEED, meter)
+                experts = regions_of(located)
+                routers |= measure_routers(model, located, experts, some, layers, SEED, meter)
             else:
                 meter.advance(some.numel(), "routers are not seen")
     except torch.OutOfMemoryError as error:
