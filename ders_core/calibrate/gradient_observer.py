@@ -53,12 +53,12 @@ class GradientObserver(TorchDispatchMode):
     errors in weights cost.
 
     A weight of `[out, in]` is summed over `in` in the forward pass, over `out` in the backward
-    pass. Gradients come in the reverse order of the inputs of the same weight. joint: sees also
-    which tokens these are.
+    pass. Gradients come in the reverse order of the inputs of the same weight. sums: by the keys of
+    the weights. joint: sees also which tokens these are.
     """
 
     regions: Regions
-    sums: Mapping[Key, Sums]
+    sums: Mapping[Any, Sums]
     window: int
     joint: JointTokens | None = None
     waiting: dict[Place, list[_Input]] = field(default_factory=dict)

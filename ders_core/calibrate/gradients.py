@@ -65,7 +65,7 @@ def measure_gradients(
             each.group.key: Joint.empty(len(each.weights), each.routed, each.weights[0])
             for each in located
         }
-        sums: dict[Key, Sums] = {**costs, **others.sums}
+        sums: dict[Any, Sums] = {**costs, **others.sums}
         swaps = Swaps()
         routers: dict[str, torch.Tensor] = {}
         with torch.enable_grad(), _differentiable(model):
@@ -84,7 +84,8 @@ def measure_gradients(
             some = chosen_windows(windows)
             if layers:
                 routers = swaps.tensors(layers)
-                routers |= measure_routers(model, located, regions, some, layers, SEED, meter)
+                experts = regions_of(located)
+                routers |= measure_routers(model, located, experts, some, layers, SEED, meter)
             else:
                 meter.advance(some.numel(), "routers are not seen")
     except torch.OutOfMemoryError as error:
@@ -179,7 +180,7 @@ def _has_weight_of(module: torch.nn.Module, first: torch.nn.Module) -> bool:
     )
 
 
-def _check_reached(observer: GradientObserver, costs: Mapping[Key, Costs]) -> None:
+def _check_reached(observer: GradientObserver, costs: Mapping[Any, Costs]) -> None:
     """Raise EvaluationError if no gradient comes back to experts that have had inputs."""
     for key in observer.multiplied:
         if key in costs and not costs[key].calls:

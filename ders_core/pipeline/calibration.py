@@ -80,10 +80,10 @@ class Calibration:
             raise CheckpointError(f"{file} is not a calibration file; make one with ders calibrate")
         version = metadata.get("version", "")
         if version not in VERSIONS:
+            known = " and ".join(map(repr, VERSIONS))
             raise CheckpointError(
-                f"{file} has version {version[:20]!r} of the calibration format, and only "
-                f"{' and '.join(VERSIONS)} are known here; run ders calibrate again, or update "
-                "DeRS Studio"
+                f"{file} has version {version[:20]!r} of the calibration format, and only {known} "
+                "are known here; run ders calibrate again, or update DeRS Studio"
             )
         checkpoint, tokens = metadata.get("checkpoint", ""), metadata.get("tokens", "")
         if not re.fullmatch(r"[0-9a-f]{64}", checkpoint) or not re.fullmatch(

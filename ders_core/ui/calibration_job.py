@@ -24,6 +24,10 @@ GRADIENTS = (
     "which takes several times as long. Then steps can be smaller where errors cost more, the best "
     "gain is known, and KL is predicted before a run."
 )
+OTHERS = (
+    "Measures attention, dense FFNs, always-on experts and embeddings too, with gradients: what an "
+    "error in each of them costs, and their inputs, which make the file several times as large."
+)
 DOMAIN = (
     "Predictions speak of text like that: of another language or domain KL may be much higher. "
     "Give several texts, a mixture of what the model is for."
@@ -48,7 +52,9 @@ def calibration_texts(path: Path) -> None:
     if calibration.texts:
         read += f" of {plain(listed(calibration.texts))}"
     gradients = "with" if calibration.has_gradients else "without"
-    st.caption(f"{read}, {gradients} gradients.{_unknown(calibration)}", help=DOMAIN)
+    others = len(calibration.others.names)
+    more = f" Other matrices: {others}." if others else ""
+    st.caption(f"{read}, {gradients} gradients.{more}{_unknown(calibration)}", help=DOMAIN)
 
 
 def _unknown(calibration: Calibration) -> str:
@@ -85,6 +91,9 @@ def _form(source: Checkpoint) -> None:
     gradients = kept.field(
         st.toggle, "Gradients", key="calibration_gradients", start=False, help=GRADIENTS
     )
+    others = kept.field(
+        st.toggle, "Other matrices", key="calibration_others", start=False, help=OTHERS
+    )
     trusted = trust_switch(source, "calibration_trust")
     if not st.button("Measure", key="calibration_start", type="primary"):
         return
@@ -97,6 +106,7 @@ def _form(source: Checkpoint) -> None:
             "text": [str(path) for path in allowed],
             "max_tokens": int(tokens),
             "gradients": gradients,
+            "others": others,
             "trust_remote_code": trusted,
         }
         if not allowed:

@@ -120,12 +120,14 @@ def test_calibrate(workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_
     text.write_text(tiny_text)
     spec = {"checkpoint": str(mixtral_dir), "text": str(text), "max_tokens": 62, "window": 32}
     for gradients in (False, True):
-        job = do(workspace, "calibrate", spec | {"gradients": gradients, "device": "cpu"})
+        measured = {"gradients": gradients, "others": gradients}
+        job = do(workspace, "calibrate", spec | measured | {"device": "cpu"})
         result = result_of(job)
         calibration = Calibration.open(result["path"])
         assert calibration.path.parent == workspace.run_dir(job.id)
         assert result["tokens"] == calibration.tokens == 64
         assert result["gradients"] == calibration.has_gradients == gradients
+        assert result["others"] == len(calibration.others.names) == 10 * gradients
         calibration.check(open_checkpoint(mixtral_dir))
 
 

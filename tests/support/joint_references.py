@@ -38,7 +38,8 @@ class Loop:
             weight = getattr(self.shared, f"{projection}_proj").weight
         error = torch.zeros_like(weight, requires_grad=True)
         self.errors[token, projection, expert] = error
-        return weight + error
+        changed: torch.Tensor = weight + error
+        return changed
 
     def expert(self, token: int, x: torch.Tensor, number: int) -> torch.Tensor:
         gate, up = (self.weight(token, name, number) @ x for name in ("gate", "up"))
@@ -49,7 +50,7 @@ class Loop:
         for token, row in enumerate(x):
             each = zip(chosen[token].tolist(), weights[token], strict=True)
             tokens.append(sum(share * self.expert(token, row, k) for k, share in each))
-        return torch.stack(tokens)  # type: ignore[arg-type]
+        return torch.stack(tokens)
 
     def always(self, x: torch.Tensor) -> torch.Tensor:
         count = len(self.experts.down_proj)

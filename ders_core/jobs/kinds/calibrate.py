@@ -17,12 +17,14 @@ FILE = "calibration.safetensors"
 
 class CalibrateSpec(Spec):
     """Measure the experts' inputs on a text. text: one path, or several. gradients: measure also
-    how much an error in each weight costs. trust_remote_code: run code that comes with the model,
-    with the worker's rights."""
+    how much an error in each weight costs. others: and of the matrices that hold no routed expert,
+    with gradients. trust_remote_code: run code that comes with the model, with the worker's
+    rights."""
 
     checkpoint: str
     text: str | tuple[str, ...]
     gradients: bool = False
+    others: bool = False
     device: Device = "auto"
     max_tokens: int = Field(default=8192, ge=1)
     window: int = Field(default=512, ge=2)
@@ -30,12 +32,14 @@ class CalibrateSpec(Spec):
 
 
 class CalibrateResult(Result):
-    """path: of the file. tokens: how many were read. dtype: in which the model was computed."""
+    """path: of the file. tokens: how many were read. dtype: in which the model was computed.
+    others: how many matrices that hold no routed expert were measured."""
 
     path: str
     tokens: int
     dtype: str
     gradients: bool
+    others: int = 0
 
 
 @KINDS.register
@@ -69,6 +73,7 @@ class Calibrate(Kind[CalibrateSpec, CalibrateResult]):
                     max_tokens=spec.max_tokens,
                     window=spec.window,
                     gradients=spec.gradients,
+                    others=spec.others,
                     trust_remote_code=spec.trust_remote_code,
                     progress=context.progress,
                 )
@@ -77,6 +82,7 @@ class Calibrate(Kind[CalibrateSpec, CalibrateResult]):
                 "tokens": calibration.tokens,
                 "dtype": calibration.dtype,
                 "gradients": calibration.has_gradients,
+                "others": len(calibration.others.names),
             }
 
         return CalibrateResult.model_validate(context.step("calibrate", measure))
