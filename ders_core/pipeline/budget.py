@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Lossless
@@ -101,11 +101,16 @@ def with_knob(recipe: Recipe, knob: float, unknown: Collection[str]) -> Recipe:
 class _Point:
     """A knob that was tried. at: its logarithm to base 2. over: by how many octaves it is above
     what the budget allows; negative where it is within. settled: None where it is too small for
-    any code."""
+    any code. weight: of `over` in false position."""
 
     at: float
     over: float
     settled: Settled | None
+    weight: float = 1.0
+
+    def lighter(self, is_again: bool) -> _Point:
+        """The point with half the weight, if the other side was found again."""
+        return replace(self, weight=self.weight / 2) if is_again else self
 
 
 class _Search:
@@ -126,23 +131,24 @@ class _Search:
         self._most = budget.kl if budget.kl is not None else most * (1 - SPARE)
 
     def settled(self) -> Settled:
-        """By false position between a knob that is over the budget and one within it; until there
-        are both, in steps that double."""
+        """By false position (Illinois) between a knob that is over the budget and one within it;
+        until there are both, in steps as long as bits and KL let expect."""
         over: _Point | None = None
         within: _Point | None = None
-        at, step = math.log2(FIRST), 1.0
+        at = math.log2(FIRST)
         for number in range(MOST_TRIED):
             self._progress(number, MOST_TRIED, f"trying knob {2**at:.3g}")
             point = self._try(at)
             if -CLOSE <= point.over <= 0 and point.settled is not None:
                 return point.settled
             if point.over > 0:
+                within = within and within.lighter(over is not None)
                 over = point
             else:
+                over = over and over.lighter(within is not None)
                 within = point
             if over is None or within is None:
-                at += (1 if over else -1) * self._coarser * step
-                step *= 2
+                at += self._step(point)
             else:
                 at = _between(over, within)
             if not LEAST <= at <= MOST:
@@ -150,6 +156,18 @@ class _Search:
         if within is None or within.settled is None:
             raise RecipeError(self._refusal(over))
         return within.settled
+
+    def _step(self, point: _Point) -> float:
+        """Octaves to the knob that should be on the other side: KL goes with the knob's square, and
+        an octave is a bit for each entry, or less where most are zero."""
+        if not math.isfinite(point.over):
+            return math.copysign(2.0, point.over) * self._coarser
+        if self._budget.kl is not None:
+            octaves = abs(point.over) / 2
+        else:
+            bits = 8 * self._most * abs(2**point.over - 1)
+            octaves = bits / (self._checkpoint.bytes_total / self._checkpoint.dtype.itemsize)
+        return math.copysign(min(1.2 * octaves + 0.05, 8.0), point.over) * self._coarser
 
     def _try(self, at: float) -> _Point:
         recipe = with_knob(self._recipe, 2**at, self._unknown)
@@ -171,7 +189,10 @@ class _Search:
         label = self._budget.label
         told = over.settled.told if over is not None and over.settled is not None else None
         if self._budget.kl is not None or told is None:
-            return f"no knob meets the budget of {label}; give a larger one"
+            return (
+                f"no knob meets the budget of {label}; give a larger one, or code everything without "
+                "loss (preset lossless-whole)"
+            )
         return (
             f"no knob meets the budget of {label}: what is not coded by it takes "
             f"{bytes_text(told.bytes_after)} at least; give a larger one, or fewer rules beside it"
@@ -181,7 +202,8 @@ class _Search:
 def _between(one: _Point, other: _Point) -> float:
     """Where the line through both meets the budget, not too near to either; the middle, where one
     of them is no number."""
+    first, second = one.weight * one.over, other.weight * other.over
     share = 0.5
-    if math.isfinite(one.over) and math.isfinite(other.over):
-        share = min(max(one.over / (one.over - other.over), 0.1), 0.9)
+    if math.isfinite(first) and math.isfinite(second):
+        share = min(max(first / (first - second), 0.02), 0.98)
     return one.at + share * (other.at - one.at)

@@ -75,7 +75,8 @@ def compress(
     interrupted run of the same checkpoint and recipe; groups whose weights have changed since are
     encoded again. runner: executes the tasks, one for each group. progress counts bytes checked,
     read for encoding, and written. A budget is settled first (`ders_core.pipeline.budget`).
-    Raises DersError and its children, also if a file is written while it is read. Then there is no `out`, and `<out>.partial` keeps the groups that are finished.
+    Raises DersError and its children, also if a file is written while it is read. Then there is no
+    `out`, and `<out>.partial` keeps the groups that are finished.
     """
     started = time.monotonic()
     new_target(out, resume=resume)
