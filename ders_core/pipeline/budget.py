@@ -190,8 +190,8 @@ class _Search:
         told = over.settled.told if over is not None and over.settled is not None else None
         if self._budget.kl is not None or told is None:
             return (
-                f"no knob meets the budget of {label}; give a larger one, or code everything without "
-                "loss (preset lossless-whole)"
+                f"no knob meets the budget of {label}; give a larger one, or code everything "
+                "without loss (preset lossless-whole)"
             )
         return (
             f"no knob meets the budget of {label}: what is not coded by it takes "
