@@ -21,14 +21,15 @@ from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, same_inputs
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import file_order, write_file, write_json
+from ders_core.files.writer import file_order, write_file
 from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
+from ders_core.pipeline.notes import note_of, write_note
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.report import ReportEntry
-from ders_core.pipeline.staging import note_of, writer_of
+from ders_core.pipeline.staging import writer_of
 from ders_core.recipe import Recipe
 
 
@@ -285,5 +286,5 @@ def _stage(
         "by": writer_of(task.run),
         **read,
     }
-    write_json(note_of(Path(task.staged)), note)
+    write_note(note_of(Path(task.staged)), note)
     return entry

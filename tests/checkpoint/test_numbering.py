@@ -22,7 +22,7 @@ def entry(block: str, *names: str, shared: tuple[str, ...] = ()) -> Layout:
         {
             "family": "f",
             "block": block,
-            "experts": {name: "down" for name in names},
+            "experts": dict.fromkeys(names, "down"),
             "shared": dict.fromkeys(shared, "down"),
         }
     )
