@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,14 +214,15 @@ def _encode(
     stored, parts, losses = decomposition.base.cpu(), list[Parts](), Losses()
     if placed is not None:
         placed.append("base", stored)
-    encoded = decomposition.each(encode_one, threads, seen)
-    for expert, (packed, lost) in enumerate(encoded):
-        losses += lost
-        if placed is None:
-            parts.append(packed)
-            continue
-        for part, piece in packed.items():
-            placed.append(fitted.part_name(expert, part), piece)
+    # closed here, also where writing fails: threads and memory would stay with the error's frames
+    with closing(decomposition.each(encode_one, threads, seen)) as encoded:
+        for expert, (packed, lost) in enumerate(encoded):
+            losses += lost
+            if placed is None:
+                parts.append(packed)
+                continue
+            for part, piece in packed.items():
+                placed.append(fitted.part_name(expert, part), piece)
     tensors, lengths = fitted.stack(parts) if placed is None else ({}, {})
     return _Encoded(
         base,
