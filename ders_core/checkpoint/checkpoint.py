@@ -13,6 +13,7 @@ from ders_core.checkpoint.dense import dense_ffns
 from ders_core.checkpoint.grouping import WEIGHT_DTYPES, CodedTensors, gather
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import LAYOUT_FILE, Layout
+from ders_core.checkpoint.numbering import NumberedNames
 from ders_core.checkpoint.others import OtherTensor, Surroundings, can_be_coded, other_tensor
 from ders_core.checkpoint.quantized import Scheme, detect
 from ders_core.checkpoint.recognition import (
@@ -52,7 +53,8 @@ class Checkpoint:
             {weight.codes.name: weight for weight in weights.values()}, numbers_dtype(self.config)
         )
         specs = coded.specs(self.tensors)
-        recognition = recognise(self.path, self.config, specs)
+        names = NumberedNames.of(specs)
+        recognition = recognise(self.path, self.config, specs, names)
         if recognition is None:
             raise CheckpointError(
                 f"{self.path} holds no experts that can be recognised "
@@ -65,7 +67,7 @@ class Checkpoint:
         declared = declared_experts(self.config)
         known = min(declared) if len(declared) == 1 else None
         with few_collections():
-            groups = gather(self.layout, self.tensors, known, coded)
+            groups = gather(self.layout, self.tensors, known, coded, names)
         self._groups = {group.key: group for group in groups}
         self._check_config(declared)
 

@@ -11,6 +11,7 @@ from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.layouts import PROJECTIONS, Layout, Match, Weights
 from ders_core.checkpoint.matrix import Matrix, QuantizedMatrix, Slot
 from ders_core.checkpoint.names import number_of
+from ders_core.checkpoint.numbering import NumberedNames
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
@@ -45,14 +46,14 @@ class CodedTensors:
 
     def matrix(self, tensor: TensorReader, slot: Slot) -> Matrix:
         """The matrix at `slot` of a tensor's numbers."""
-        weight = self.weights.get(tensor.name)
+        weight = self.weights.get(tensor.name) if self.weights else None
         if weight is None:
             return Matrix(tensor, slot)
         return QuantizedMatrix(tensor, slot, weight, self.numbers)
 
     def shape(self, tensor: TensorReader) -> tuple[int, ...]:
         """The shape of a tensor's numbers: not that of the tensor where it holds codes."""
-        weight = self.weights.get(tensor.name)
+        weight = self.weights.get(tensor.name) if self.weights else None
         return tensor.shape if weight is None else weight.shape
 
     def specs(self, tensors: Mapping[str, TensorReader]) -> dict[str, TensorSpec]:
@@ -66,29 +67,37 @@ class CodedTensors:
 
 
 def gather(
-    layout: Layout, tensors: Mapping[str, TensorReader], experts: int | None, coded: CodedTensors
+    layout: Layout,
+    tensors: Mapping[str, TensorReader],
+    experts: int | None,
+    coded: CodedTensors,
+    names: NumberedNames | None = None,
 ) -> list[ExpertGroup]:
     """All groups of a checkpoint that follows the layout, by layer and then gate, up, down.
 
-    experts: the number that the config names, for tensors whose shapes do not show it. Raises
-    CheckpointError if experts are missing, unlike, or not stored as the layout says.
+    experts: the number that the config names, for tensors whose shapes do not show it. names: of
+    the tensors, if that is at hand. Raises CheckpointError if experts are missing, unlike, or not
+    stored as the layout says.
     """
     blocks: dict[tuple[str, int], _BlockTensors] = {}
     others: dict[str, TensorReader] = {}
-    for name, tensor in tensors.items():
-        match = layout.match(name)
-        if match is None:
+    matches = layout.match_each(names or NumberedNames.of(tensors))
+    for (name, tensor), found in zip(tensors.items(), matches, strict=True):
+        if found is None:
             others[name] = tensor
         else:
+            match, expert = found
             place = match.stack, match.layer
             members = blocks.get(place) or blocks.setdefault(place, _BlockTensors(match))
-            members.weights.append((match.weights, match.expert, tensor))
+            members.weights.append((match.weights, expert, tensor))
     by_layer = {(members.match.scope, members.match.layer): members for members in blocks.values()}
-    for name, tensor in others.items() if layout.shared else ():
-        match = layout.match_shared(name)
-        if match is not None and (match.scope, match.layer) in by_layer:
-            members = by_layer[match.scope, match.layer]
-            members.shared.append((match.weights, match.expert, tensor))
+    if layout.shared:
+        matches = layout.match_each_shared(NumberedNames.of(others))
+        for tensor, found in zip(others.values(), matches, strict=True):
+            if found is not None and (found[0].scope, found[0].layer) in by_layer:
+                match, expert = found
+                members = by_layer[match.scope, match.layer]
+                members.shared.append((match.weights, expert, tensor))
     held = {
         projection
         for members in blocks.values()
@@ -155,8 +164,9 @@ def _separate_runs(groups: list[ExpertGroup]) -> list[ExpertGroup]:
 _Matrices = dict[tuple[str, bool], dict[int, Matrix]]
 """(projection, whether biases) -> expert's number -> matrix"""
 
-_Cut = tuple[dict[int, Matrix], list[Slot]]
-"""Of one projection that a tensor holds: where its matrices go, and their places in the tensor."""
+_Cut = list[tuple[dict[int, Matrix], int, Slot]]
+"""Of a tensor: for each matrix in it the dictionary that it goes to, which of the tensor's experts
+has it, and its place in the tensor."""
 
 
 def _matrices(
@@ -168,7 +178,7 @@ def _matrices(
 ) -> _Matrices:
     """Cut tensors into experts' matrices."""
     matrices: _Matrices = {}
-    cuts: dict[tuple[int, tuple[int, ...]], list[_Cut]] = {}  # one for tensors that are alike
+    cuts: dict[tuple[int, tuple[int, ...]], _Cut] = {}  # one for tensors that are alike
     for weights, named, tensor in members:
         shape = coded.shape(tensor)
         form = id(weights), shape
@@ -177,10 +187,13 @@ def _matrices(
             slots = _slots(layout, weights, tensor.name, shape, experts, where)
             kinds = [(projection, weights.parsed.is_bias) for projection in weights.holds]
             by_expert = [matrices.setdefault(kind, {}) for kind in kinds]
-            cut = cuts[form] = list(zip(by_expert, slots, strict=True))
-        for of_projection, slots_of_projection in cut:
-            for number, slot in enumerate(slots_of_projection):
-                of_projection[number if named is None else named] = coded.matrix(tensor, slot)
+            cut = cuts[form] = [
+                (of_projection, number, slot)
+                for of_projection, of_experts in zip(by_expert, slots, strict=True)
+                for number, slot in enumerate(of_experts)
+            ]
+        for of_projection, number, slot in cut:
+            of_projection[number if named is None else named] = coded.matrix(tensor, slot)
     return matrices
 
 

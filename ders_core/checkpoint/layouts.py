@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,7 +27,14 @@ from pydantic import (
 )
 
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
-from ders_core.checkpoint.names import PLACEHOLDERS, FirstOf, NameTemplate, number_of
+from ders_core.checkpoint.names import (
+    MOST_DIGITS,
+    PLACEHOLDERS,
+    FirstOf,
+    NameTemplate,
+    number_of,
+)
+from ders_core.checkpoint.numbering import NumberedNames, numbers_in
 from ders_core.errors import CheckpointError, gravest
 from ders_core.files.address import file_size, is_file, read_bytes
 from ders_core.files.links import check_within
@@ -168,6 +175,15 @@ class Layout(BaseModel):
         """The match of an always-on expert's tensor, or None for any other name."""
         return _match(tensor, self._shared_names, self._shared_weights)
 
+    def match_each(self, names: NumberedNames) -> Iterator[tuple[Match, int | None] | None]:
+        """For each name what `match` finds, in a small part of the time: a match of which all but
+        the expert is the name's, and the name's expert."""
+        return _match_each(names, self._names, self._weights)
+
+    def match_each_shared(self, names: NumberedNames) -> Iterator[tuple[Match, int | None] | None]:
+        """As `match_each`, of `match_shared`."""
+        return _match_each(names, self._shared_names, self._shared_weights)
+
 
 def _match(tensor: str, names: FirstOf, weights: Sequence[Weights]) -> Match | None:
     found = names.fill(tensor)
@@ -187,6 +203,52 @@ def _match(tensor: str, names: FirstOf, weights: Sequence[Weights]) -> Match | N
             )
         found = names.fill_after(tensor, number + 1)
     return None
+
+
+_NOTHING, _ALL = -2, -1
+"""Of a kind of names: none matches; no number is the expert's alone, so each is looked at."""
+
+
+def _match_each(
+    numbered: NumberedNames, names: FirstOf, weights: Sequence[Weights]
+) -> Iterator[tuple[Match, int | None] | None]:
+    """Look one name up of those that differ in the expert's number only."""
+    if not names.leaves_numbers or any(len(digits) > MOST_DIGITS for digits in numbered.numbers):
+        for name in numbered.names:
+            match = _match(name, names, weights)
+            yield match and (match, match.expert)
+        return
+    forms: dict[str, tuple[int, int, dict[tuple[str, ...], Match | None]]] = {
+        kind: (count, _number_of_expert(kind, names), {}) for kind, count in numbered.counts.items()
+    }
+    numbers, begin = numbered.numbers, 0
+    for name, kind in zip(numbered.names, numbered.kinds, strict=True):
+        count, place, known = forms[kind]
+        at, end = begin + place, begin + count
+        if place == _NOTHING:
+            yield None
+        elif place == _ALL:
+            match = _match(name, names, weights)
+            yield match and (match, match.expert)
+        else:
+            others = (*numbers[begin:at], *numbers[at + 1 : end])
+            if others not in known:
+                known[others] = _match(name, names, weights)
+            match = known[others]
+            yield match and (match, int(numbers[at]))
+        begin = end
+
+
+def _number_of_expert(kind: str, names: FirstOf) -> int:
+    """Which of the numbers of a kind of names is the expert's; _NOTHING, or _ALL."""
+    found = names.fill(kind)
+    if found is None:
+        return _NOTHING
+    _, filled = found
+    numbers = numbers_in(kind)
+    if filled.expert not in numbers or filled.expert[1] <= filled.block:
+        return _ALL
+    return numbers.index(filled.expert)
 
 
 class _Registry(BaseModel):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ders_core.checkpoint.numbering import holds_number
+
 PLACEHOLDERS = {"stack": ".", "layer": r"\d", "expert": r"\d", "n": r"\d", "any": r"\w"}
 """What each stands for one or more of, as a regular expression's class of characters."""
 
@@ -83,6 +85,11 @@ class NameTemplate:
         self._layer, self._expert = places["layer"], places.get("expert")
         self.expression = self._plain() if _is_plain(self._elements) else None
         """A regular expression that finds what `fill` finds; None where none does so quickly."""
+        self.leaves_numbers = self.expression is not None and not any(
+            holds_number(each.text) for each in self._elements
+        )
+        """Whether every number of a name (`numbering.NUMBER`) is filled in as a part of one
+        placeholder: then names that differ in numbers only fill the template alike."""
 
     @cached_property
     def _compiled(self) -> re.Pattern[str] | None:
@@ -118,6 +125,8 @@ class FirstOf:
 
     def __init__(self, templates: Sequence[NameTemplate]) -> None:
         self._templates = tuple(templates)
+        self.leaves_numbers = all(template.leaves_numbers for template in templates)
+        """As of each template."""
         expressions = [template.expression for template in templates]
         plain = [each for each in expressions if each is not None]
         self._together: re.Pattern[str] | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, PART
 from ders_core.checkpoint.layouts import Layout, Match, known_layouts, user_layouts
+from ders_core.checkpoint.numbering import NumberedNames
 from ders_core.checkpoint.structure import by_structure
 from ders_core.files.spec import TensorSpec
 
@@ -42,15 +43,18 @@ class Recognition:
 
 
 def recognise(
-    path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]
+    path: Path,
+    config: Mapping[str, Any],
+    specs: Mapping[str, TensorSpec],
+    names: NumberedNames | None = None,
 ) -> Recognition | None:
     """The layout that fits best: a user's entry, else a known family's, else one by structure.
 
     path: the directory, where a user's entry may be. specs: of each tensor, with the shape of the
-    numbers where codes are stored. None if nothing looks like experts. Raises CheckpointError for
-    a user's entry that is malformed.
+    numbers where codes are stored. names: of the tensors, if that is at hand. None if nothing looks
+    like experts. Raises CheckpointError for a user's entry that is malformed.
     """
-    samples = _samples(specs)
+    samples = _samples(names or NumberedNames.of(specs))
     claim = _best(user_layouts(path), samples, specs, ())
     if claim is not None:
         custom = claim.layout
@@ -156,13 +160,13 @@ def _mappings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         ]
 
 
-def _samples(names: Iterable[str]) -> dict[str, tuple[str, int]]:
+def _samples(names: NumberedNames) -> dict[str, tuple[str, int]]:
     """Names that differ only in numbers are one kind: kind -> (its first name, how many)."""
     samples: dict[str, tuple[str, int]] = {}
-    for name in names:
-        kind = re.sub(r"(?<![A-Za-z])\d+", "#", name)
-        first, count = samples.get(kind, (name, 0))
-        samples[kind] = (first, count + 1)
+    for first, count in names.samples().values():
+        kind = re.sub(r"(?<![A-Za-z])\d+", "#", first)
+        same, others = samples.get(kind, (first, 0))
+        samples[kind] = (same, count + others)
     return samples
 
 

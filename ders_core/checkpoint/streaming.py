@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
@@ -73,7 +73,7 @@ def each_matrix(
     threads: int = 1,
     device: torch.device | str = "cpu",
     seen: Callable[[torch.Tensor], None] | None = None,
-) -> Iterator[tuple[int, R]]:
+) -> Generator[tuple[int, R], None, None]:
     """(expert, `use(expert, its weight)`), in order; weights and `seen` as of `matrices`.
 
     use: must not keep the weight, whose memory the next expert takes. threads: how many experts

@@ -6,7 +6,7 @@ rounding is part of the deltas and not an error of every expert. One expert is i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,10 +38,10 @@ class Decomposition:
         use: Callable[[int, torch.Tensor], R],
         threads: int = 1,
         seen: Callable[[torch.Tensor], None] | None = None,
-    ) -> Iterator[R]:
+    ) -> Generator[R, None, None]:
         """`use(i, W_i)` of each expert in order, W_i `[out, in]` in storage dtype on the base's
         device. threads, seen, and what `use` may do: as of `each_matrix`. Raises CheckpointError
-        for values that are not finite, and what `use` raises."""
+        for values that are not finite, and what `use` raises. Close it where it is left early."""
 
         def checked(expert: int, weight: torch.Tensor) -> R:
             return use(expert, self._checked(expert, weight))

@@ -49,16 +49,19 @@ class ModelFiles:
         held: file -> its tensors. A single entry that no file holds is left over from a save (a
         tied lm_head, an old buffer): transformers does not look at it either.
         """
-        listed_in: dict[str, list[str]] = {file: [] for file in held}
+        firsts: dict[str, str] = {}
+        unseen = set(self.weight_map.values())
         for name, file in self.weight_map.items():
-            listed_in[file].append(name)
-        for file, tensors in held.items():
-            listed = listed_in[file]
-            if listed and not any(name in tensors for name in listed):
-                raise CheckpointError(
-                    f"{self.index} says that {listed[0]!r} is in {file}, but it holds nothing of "
-                    "what the index says; the index and the shards are from different checkpoints"
-                )
+            firsts.setdefault(file, name)
+            if file in unseen and name in held[file]:
+                unseen.remove(file)
+                if not unseen:
+                    break
+        for file in filter(unseen.__contains__, held):
+            raise CheckpointError(
+                f"{self.index} says that {firsts[file]!r} is in {file}, but it holds nothing of "
+                "what the index says; the index and the shards are from different checkpoints"
+            )
 
 
 def model_files(directory: Path, listing: Listing, config: Mapping[str, Any]) -> ModelFiles:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import lt
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -170,7 +171,9 @@ class TensorStore:
             raise CheckpointError(f"{where}: cannot be read: {error.strerror or error}") from error
         held = {name: header for name, (header, _) in zip(model.names, headers, strict=True)}
         model.check(held)
-        tensors = {name: tensor for header in held.values() for name, tensor in header.items()}
+        tensors: dict[str, FileTensor] = {}
+        for header in held.values():
+            tensors |= header
         store = cls(
             directory,
             config,
@@ -201,7 +204,8 @@ class TensorStore:
 
     @cached_property
     def identity(self) -> str:
-        return content_identity(self.config, self._samples())
+        with few_collections():
+            return content_identity(self.config, self._samples())
 
     @cached_property
     def version(self) -> str:
@@ -249,17 +253,21 @@ def content_identity(
     of the range `middle`) of each tensor, in the order in which the files hold them.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    described: dict[int, tuple[TensorSpec, str]] = {}  # with the spec, so that no other has its id
     for name, spec, sample in samples:
-        dtype, shape = spec.stored
-        digest.update(f"{name}:{dtype}:{shape}".encode())
-        digest.update(sample)
+        known = described.get(id(spec))
+        if known is None:
+            known = described[id(spec)] = spec, ":{}:{}".format(*spec.stored)
+        digest.update((name + known[1]).encode() + sample)
     return digest.hexdigest()
 
 
 def middle(begin: int, end: int) -> tuple[int, int]:
     """The byte range that is sampled of a tensor at the bytes `begin` … `end`."""
-    first = max(begin, (begin + end - SAMPLE_BYTES) // 2)
-    return first, first + min(SAMPLE_BYTES, end - begin)
+    if end - begin <= SAMPLE_BYTES:
+        return begin, end
+    first = (begin + end - SAMPLE_BYTES) // 2
+    return first, first + SAMPLE_BYTES
 
 
 def _in_order(
@@ -267,6 +275,9 @@ def _in_order(
 ) -> tuple[str, ...]:
     """The names of those of a file's tensors that are read from it, in the order of their bytes."""
     there = [tensor for name, tensor in header.items() if tensors[name] is tensor]
+    begins = [tensor.begin for tensor in there]
+    if all(map(lt, begins, begins[1:])):  # as in most files
+        return tuple(tensor.name for tensor in there)
     return tuple(
         tensor.name for tensor in sorted(there, key=lambda info: (info.begin, info.end, info.name))
     )

@@ -125,8 +125,9 @@ def _check(value: Any, texts: bool) -> int:
         if texts:
             for text in _texts(level):
                 _check_text(text)
-        objects = [item for item in level if isinstance(item, dict)]
-        lists = [item for item in level if isinstance(item, list)]
+        kinds = set(map(type, level))  # what the parser makes: few levels hold both
+        objects = [item for item in level if type(item) is dict] if dict in kinds else []
+        lists = [item for item in level if type(item) is list] if list in kinds else []
         if not objects and not lists:
             return keys
         keys += sum(map(len, objects))

@@ -107,6 +107,10 @@ def compress(
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
         staging, run = Staging(partial, files), uuid4().hex
+        if staging.damaged:
+            meter.report(
+                f"{staging.damaged} groups are not as they were written: to be encoded again"
+            )
         renewed = _discard_outdated(source, plan, staging, meter)
         _encode_groups(source, plan, staging, device, run, runner, meter)
         groups = staging.read(plan.keys)

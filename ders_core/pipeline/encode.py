@@ -19,16 +19,17 @@ from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, same_inputs
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import file_order, write_file, write_json
+from ders_core.files.writer import file_order, write_file
 from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
+from ders_core.pipeline.notes import note_of, write_note
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.plan import Key, base_form, stack_of
 from ders_core.pipeline.report import OtherReport, ReportEntry
-from ders_core.pipeline.staging import note_of, writer_of
+from ders_core.pipeline.staging import writer_of
 from ders_core.recipe import Recipe
 
 
@@ -94,7 +95,7 @@ def encode(task: EncodeTask) -> ReportEntry | OtherReport:
     read = {"sha256": digest.sha256, "version": checkpoint.store.version}
     nbytes, checksums = _write(stack, best, parts, task)
     report = _report(stack, best, others, nbytes, time.monotonic() - started)
-    write_json(note_of(Path(task.staged)), _note(best, report, checksums, task) | read)
+    write_note(note_of(Path(task.staged)), _note(best, report, checksums, task) | read)
     return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from ders_core.checkpoint import MatrixStack
@@ -115,14 +116,15 @@ class Encoder:
             for part, tensor in stored.tensors.items():
                 for piece in tensor.pieces:
                     placed.append(part, piece)
-        encoded = decomposition.each(encode_one, self.threads, seen)
-        for number, (packed, lost) in enumerate(encoded):
-            losses += lost
-            if placed is None:
-                parts.append(packed)
-                continue
-            for part, piece in packed.items():
-                placed.append(fitted.part_name(number, part), piece)
+        # closed here, also where writing fails: else threads and memory stay with the error
+        with closing(decomposition.each(encode_one, self.threads, seen)) as encoded:
+            for number, (packed, lost) in enumerate(encoded):
+                losses += lost
+                if placed is None:
+                    parts.append(packed)
+                    continue
+                for part, piece in packed.items():
+                    placed.append(fitted.part_name(number, part), piece)
         tensors, lengths = fitted.stack(parts) if placed is None else ({}, {})
         return Encoding(
             base,

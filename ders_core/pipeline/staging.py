@@ -20,15 +20,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ders_core.errors import OutputError
+from ders_core.errors import CheckpointError, OutputError
 from ders_core.files.checksum import checksum
 from ders_core.files.header import read_header
 from ders_core.files.in_place import laid_out, reserve
-from ders_core.files.json_object import read_json
 from ders_core.files.output import UNFINISHED
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import METADATA, Specs, write_json
+from ders_core.files.writer import METADATA, Specs
 from ders_core.packed.writer import CheckWritten
+from ders_core.pipeline.notes import note_of, read_note, staged_of, write_note
 from ders_core.pipeline.plan import Key
 from ders_core.pipeline.report import OtherReport, ReportEntry
 
@@ -63,9 +63,8 @@ class StagedGroup:
 
     @classmethod
     def read(cls, note: Path, tensors: Mapping[str, FileTensor]) -> StagedGroup:
-        """Read the note. tensors: with those of the group. Raises CheckpointError if the note is
-        damaged."""
-        told = read_json(note)
+        """Read the note, which is whole. tensors: with those of the group."""
+        told = _told(note)
         return cls(
             note=note,
             report=_report(told["entry"]),
@@ -77,15 +76,15 @@ class StagedGroup:
             checksums=told["checksums"],
             sha256=told["sha256"],
             version=told["version"],
-            by=told.get("by", ""),
-            base_codec=told.get("base_codec"),
-            base_lengths=told.get("base_lengths", {}),
-            without_base=told.get("without_base", False),
+            by=told["by"],
+            base_codec=told["base_codec"],
+            base_lengths=told["base_lengths"],
+            without_base=told["without_base"],
         )
 
     def confirm(self, version: str) -> None:
         """Note that files of another version hold the same weights."""
-        write_json(self.note, read_json(self.note) | {"version": version})
+        write_note(self.note, _told(self.note) | {"version": version})
 
     def discard(self) -> None:
         """Forget that the group is finished, so that it is encoded again."""
@@ -118,6 +117,26 @@ class Staging:
         staged."""
         if files is not None:
             self.places = self._reserved(files)
+        self.damaged = self._sweep()
+        """How many groups were finished, and are to be encoded again."""
+
+    def _sweep(self) -> int:
+        """Remove notes that are damaged or do not fit their group's tensors; how many they were."""
+        notes = list(self._directory.glob("*.json"))
+        damaged = [note for note in notes if not self._is_whole(note)]
+        for note in damaged:
+            note.unlink()
+        return len(damaged)
+
+    def _is_whole(self, note: Path) -> bool:
+        told = read_note(note)
+        if told is None:
+            return False
+        try:
+            there = read_header(staged_of(note))[0] if self.places is None else self.places
+        except (CheckpointError, OSError):
+            return False
+        return there.keys() >= told["checksums"].keys()
 
     def _reserved(self, files: Mapping[str, Specs]) -> dict[str, FileTensor]:
         places: dict[str, FileTensor] = {}
@@ -144,13 +163,11 @@ class Staging:
         return self._directory / f"{layer:05d}-{projection}.safetensors"
 
     def holds(self, key: Key) -> bool:
-        """Whether the group is encoded. Of a staged one both files are there, for `remove` may be
-        interrupted."""
-        file = self.file(key)
-        return note_of(file).is_file() and (self.places is not None or file.is_file())
+        """Whether the group is encoded."""
+        return note_of(self.file(key)).is_file()
 
     def read(self, keys: Iterable[Key]) -> dict[Key, StagedGroup]:
-        """The groups with these keys. Raises CheckpointError if one is damaged."""
+        """The groups with these keys, which are finished."""
         groups = {}
         for key in keys:
             file = self.file(key)
@@ -198,6 +215,12 @@ def writer_of(run: str) -> str:
     return f"{run}@{platform.node()}"
 
 
-def note_of(file: Path) -> Path:
-    """The note of a group that is, or would be, staged in this file."""
-    return file.with_suffix(".json")
+def _told(note: Path) -> dict[str, Any]:
+    """Raises OutputError if the note was damaged while the run goes on."""
+    told = read_note(note)
+    if told is None:
+        raise OutputError(
+            f"{note} was changed or removed by something else while it was used; resume, and its "
+            "group is encoded again"
+        )
+    return told

@@ -13,6 +13,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,13 @@ job may need these, and then both take many times as long."""
 PATIENCE = 2.0
 """Seconds in which a calculator must stop when it is asked to."""
 
+PULSE = 0.5
+"""Seconds without a message after which the last one is told again: a page that nobody waits for
+any more stops then, also if the calculator hangs."""
+
+SILENCE = 600.0
+"""Seconds without a message after which a calculator is given up."""
+
 _turns = threading.Semaphore(AT_ONCE)
 _lock = threading.Lock()
 _idle: list[_Calculator] = []
@@ -48,8 +56,9 @@ def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = 
     imported torch.
 
     function: of a module, as pickle finds it; arguments and result can be pickled. progress: called
-    in this thread; what it raises stops the work. Raises the function's DersError; any other error
-    is told as one.
+    in this thread, now and then with what it was told already; what it raises stops the work.
+    Raises the function's DersError; any other error is told as one, and so is a process that ends,
+    hangs or sends what cannot be read.
     """
     if _computes_here():
         return function(*arguments, progress=progress)
@@ -132,19 +141,29 @@ class _Calculator:
         self.is_ready = False
         with _ending():
             self._pipe.send(request)
+        step, heard = (0, 0, "starting to compute"), time.monotonic()
         while True:
             with _ending():
-                is_last, value = self._pipe.recv()
-            if is_last:
-                self.is_ready = True
-                if isinstance(value, DersError):
-                    raise value
-                return value
+                if self._pipe.poll(PULSE):
+                    is_last, value = self._pipe.recv()
+                    if is_last:
+                        self.is_ready = True
+                        break
+                    done, total, message = value
+                    step, heard = (done, total, message), time.monotonic()
+            if time.monotonic() - heard > SILENCE:
+                raise DersError(
+                    f"the process that computes said nothing for {SILENCE:.0f} seconds, so it was "
+                    "ended; try again"
+                )
             try:
-                progress(*value)
+                progress(*step)
             except BaseException:
                 self._stop()
                 raise
+        if isinstance(value, DersError):
+            raise value
+        return value
 
     def _stop(self) -> None:
         """Ask for the end of the request; it is ready again if that comes soon."""
@@ -158,15 +177,16 @@ class _Calculator:
 
     def end(self) -> None:
         self._pipe.close()
-        self._process.terminate()
+        self._process.kill()  # one that hangs hears nothing else
 
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """Raise `_Ended` where a pipe breaks."""
+    """Raise `_Ended` where a pipe breaks, or something comes out of it that nobody has sent so:
+    unpickling that can raise anything."""
     try:
         yield
-    except (EOFError, OSError) as error:
+    except Exception as error:
         raise _Ended from error
 
 

@@ -7,6 +7,7 @@ seed; the long form before each one, and at random times besides. Groups are enc
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -71,6 +72,7 @@ COMMANDS = {
 
 JOBS: dict[str, dict[str, Any]] = {
     "run": {"checkpoint": "MODEL", "recipe": RECIPE.to_yaml(), "workers": 3, "device": "cpu"},
+    "evaluate": {"model": "PACKED", "reference": "MODEL", "text": "TEXT", "max_tokens": 64},
     "analyze": {"checkpoint": "MODEL", "device": "cpu"},
     "export": {"packed": "PACKED", "out": "OUT"},
     "calibrate": {"checkpoint": "MODEL", "text": "TEXT", "max_tokens": 64, "window": 16},
@@ -208,12 +210,18 @@ def work(workspace: Path, root: Path) -> None:
 
 
 def results(workspace: Path) -> Contents:
-    """What jobs leave to be used: weights, tables, manifests; no log, and no times."""
-    return {
+    """What jobs leave to be used: weights, tables, manifests, figures; no log, and no times."""
+    left = contents(workspace)
+    found = {
         name: value
-        for name, value in contents(workspace).items()
+        for name, value in left.items()
         if name.endswith((".safetensors", ".parquet", ".npz", "config.json", "manifest.json"))
     }
+    for name in left:
+        if name.endswith("quality.json"):
+            figures = json.loads(left[name]) | {"seconds": None}
+            found[name] = json.dumps(figures).encode()
+    return found
 
 
 @pytest.mark.parametrize("kind", JOBS)

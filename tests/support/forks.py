@@ -25,6 +25,9 @@ IMPORTED = [
     "ders_core.analysis",
     "ders_core.evaluate",
     "ders_core.calibrate",
+    "ders_core.compute.kernels.averages",  # and with it numba
+    "ders_core.compute.kernels.levels",
+    "ders_core.compute.kernels.sums",
     "ders_core.hf",
     "ders_core.jobs.worker",
     "ders_core.pipeline.compress",

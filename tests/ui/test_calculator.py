@@ -21,7 +21,7 @@ from ders_core.ui import calculator
 from ders_core.ui.calculator import calculate, warm
 
 FUNCTIONS = """
-import os, signal, time
+import os, signal, sys, time
 from ders_core.errors import CheckpointError
 
 def add(first, second, *, progress):
@@ -46,6 +46,23 @@ def hang(*, progress):
 
 def die(*, progress):
     os.kill(os.getpid(), signal.SIGKILL)
+
+def halt(*, progress):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def starve(*, progress):
+    raise MemoryError
+
+def garble(text, *, progress):
+    os.write(int(sys.argv[1]), len(text).to_bytes(4, "big") + text)
+    time.sleep(60)
+
+class Odd:
+    def __reduce__(self):
+        return getattr, (sys.modules[__name__], "only_here")
+
+def odd(*, progress):
+    return Odd()
 """
 
 
@@ -77,7 +94,8 @@ def test_results_progress_and_errors_come_back_and_one_process_does_it_all(funct
     warm()
     warm()
     total, process = calculate(functions.add, 2, 40, progress=lambda *step: told.append(step))
-    assert (total, told) == (42, [(0, 2, "adding"), (1, 2, "adding")])
+    steps = list(dict.fromkeys(step for step in told if "start" not in step[2]))
+    assert (total, steps) == (42, [(0, 2, "adding"), (1, 2, "adding")])
     assert process != os.getpid()
     with raises_saying(CheckpointError, "model.safetensors", "damaged"):
         calculate(functions.refuse)
@@ -113,6 +131,40 @@ def test_a_process_that_dies_is_a_sentence_or_replaced(functions: Any) -> None:
     assert ended(process)
     total, other = calculate(functions.add, 0, 1)
     assert (total, other != process) == (1, True)
+
+
+def test_garbage_is_a_sentence(functions: Any) -> None:
+    for text in (b"", b"\x80\x04N.", b"\x80\x04]\x94(K\x01K\x02K\x03e."):
+        with raises_saying(DersError, "ended", "again"):
+            calculate(functions.garble, text)
+    with raises_saying(DersError, "MemoryError"):
+        calculate(functions.starve)
+    with raises_saying(DersError, "ended", "again"):
+        calculate(functions.odd)
+    assert calculate(functions.add, 0, 1)[0] == 1
+
+
+def test_a_process_that_hangs_is_left_and_ended(
+    functions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calculator, "PULSE", 0.05)
+    monkeypatch.setattr(calculator, "PATIENCE", 0.05)
+    _, process = calculate(functions.add, 0, 1)
+    steps: list[object] = []
+
+    def leave(*step: object) -> None:
+        steps.append(step)
+        if len(steps) == 3:
+            raise KeyError("another page was asked for")
+
+    with pytest.raises(KeyError):
+        calculate(functions.halt, progress=leave)
+    assert ended(process)
+    _, process = calculate(functions.add, 0, 1)
+    monkeypatch.setattr(calculator, "SILENCE", 0.2)
+    with raises_saying(DersError, "nothing", "again"):
+        calculate(functions.halt)
+    assert ended(process)
 
 
 def test_none_outlives_its_use(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:

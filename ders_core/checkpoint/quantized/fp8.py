@@ -33,8 +33,8 @@ SCALE_DTYPES = (
     Dtype.F8_E8M0,
     Dtype.U8,  # E8M0 under its older name: the power of two 2^(byte − 127)
 )
-SURE_SCALE = re.compile(r"(weight|proj)_scale_inv$|\.qscale_weight$")
-"""Names that nothing but a scale of fp8 codes has."""
+SURE_SCALES = ("weight_scale_inv", "proj_scale_inv", ".qscale_weight")
+"""Ends of names that nothing but a scale of fp8 codes has."""
 
 ACTIVATION_SCALE = re.compile(r"[._](input_scale|activation_scale|qscale_act)$")
 CACHE_SCALE = re.compile(r"attn\.([\w.]+\.)?[kv]_scale$")
@@ -186,8 +186,8 @@ class Fp8(Scheme):
     @classmethod
     def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
         return any(
-            (info.dtype == CODES and len(info.shape) > 1) or SURE_SCALE.search(info.name)
-            for info in tensors.values()
+            (info.dtype is CODES and len(info.shape) > 1) or name.endswith(SURE_SCALES)
+            for name, info in tensors.items()
         )
 
     @classmethod
@@ -221,7 +221,7 @@ class Fp8(Scheme):
                     )
                 pairs[name] = scales
         used = set(pairs.values())
-        lonely = next((n for n in tensors if SURE_SCALE.search(n) and n not in used), None)
+        lonely = next((n for n in tensors if n.endswith(SURE_SCALES) and n not in used), None)
         if lonely is not None:
             raise CheckpointError(
                 f"{tensors[lonely].file_name}: {lonely!r} holds scales, but there is no F8_E4M3 "
@@ -300,7 +300,7 @@ def _scale_names(name: str) -> Iterator[str]:
 def _why(tensors: Mapping[str, TensorReader]) -> str:
     """Why scales are missing, and what to do: of a few weights, or of all."""
     codes = [name for name, info in tensors.items() if info.dtype == CODES]
-    found = any(SURE_SCALE.search(name) for name in tensors)
+    found = any(name.endswith(SURE_SCALES) for name in tensors)
     if found or any(scales in tensors for name in codes for scales in _scale_names(name)):
         return "a shard may be missing"
     return (

@@ -156,7 +156,8 @@ class Mxfp4(Scheme):
 
     @classmethod
     def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
-        return any(_is_blocks(info) or _is_scales(info) for info in tensors.values())
+        bytes_alone = (info for info in tensors.values() if info.dtype is Dtype.U8)
+        return any(_is_blocks(info) or _is_scales(info) for info in bytes_alone)
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any]) -> Mxfp4:

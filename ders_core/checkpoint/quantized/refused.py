@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
+from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
 
 ORIGINAL = "give the bfloat16, float16 or float32 original"
@@ -143,7 +144,7 @@ def refuse_method(method: str) -> NoReturn:
 
 def refuse_tensors(tensors: Mapping[str, TensorReader]) -> None:
     """Raise CheckpointError if tensors of a format that is not read are in the checkpoint."""
-    kinds = _kinds(tensors.values())
+    kinds = _kinds(tensors)
     for refused in REFUSED:
         for sign in refused.signs:
             tensor = _find(sign, kinds, tensors)
@@ -152,18 +153,33 @@ def refuse_tensors(tensors: Mapping[str, TensorReader]) -> None:
                     f"{tensor.file_name}: {tensor.name!r} shows that the weights are quantized as "
                     f"{refused.name}, which is not read; {refused.advice}"
                 )
+    if not any(_is_odd(info) for info in kinds):
+        return
     for info in tensors.values():
-        odd = info.dtype in INTEGERS and len(info.shape) >= 2 and info.name.endswith(".weight")
-        if "expert" in info.name and (odd or info.dtype == Dtype.F8_E5M2):
+        if "expert" in info.name and _is_odd(info):
             raise CheckpointError(
                 f"{info.file_name}: {info.name!r} is stored as {info.dtype.name}, in a quantized "
                 f"form that is not known here; {ORIGINAL}"
             )
 
 
-def _kinds(infos: Iterable[TensorReader]) -> list[TensorReader]:
+def _is_odd(info: TensorReader) -> bool:
+    """Whether an expert's tensor would be no plain weight."""
+    if info.dtype == Dtype.F8_E5M2:
+        return True
+    is_weight = info.name.rpartition(".")[2] == "weight"
+    return info.dtype in INTEGERS and len(info.shape) >= 2 and is_weight
+
+
+def _kinds(tensors: Mapping[str, TensorReader]) -> list[TensorReader]:
     """One tensor for each dtype and last part of a name: few, however many experts there are."""
-    kinds = {(i.name.rpartition(".")[2], i.dtype, len(i.shape) > 1): i for i in infos}
+    alike: dict[tuple[str, int], tuple[TensorSpec, TensorReader]] = {}
+    for name, info in tensors.items():
+        spec = info.spec  # held, so that no other has its id
+        alike[name.rpartition(".")[2], id(spec)] = spec, info
+    kinds = {
+        (part, spec.dtype, len(spec.shape) > 1): info for (part, _), (spec, info) in alike.items()
+    }
     return list(kinds.values())
 
 
