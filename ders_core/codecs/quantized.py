@@ -35,6 +35,7 @@ from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of,
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -253,7 +254,7 @@ class Quantized(DeltaCodec):
     def _no_codes(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Memory for the codes of a matrix."""
         length = self.parts(shape, Dtype.F32)["codes"].shape
-        return torch.empty(length, dtype=torch.uint8, device=device)
+        return fresh(length, torch.uint8, device)
 
     def _pack(self, codes: torch.Tensor, packed: torch.Tensor, begin: int, count: int) -> None:
         """Write codes of the values from `begin` on into those of all."""
@@ -295,7 +296,7 @@ class Quantized(DeltaCodec):
 
     def _learn(self, delta: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """Levels for values that are normalised by their block's best uniform scale."""
-        normed = torch.empty_like(delta)
+        normed = fresh(delta.shape, delta.dtype, delta.device)
         coarse = uniform(2 ** (self.bits or 0))
         blocks = self._blocks(delta.shape[1])
         block_weights = blocks.split_weights(weights, delta.device)
