@@ -153,8 +153,8 @@ class Pusher:
 
 
 class Popper:
-    """A stack to pop from: states uint32 `[lanes]`, words uint16 `[n]`. Raises CodecError for
-    states that no stack can have."""
+    """A stack to pop from: states uint32 `[lanes]`, words uint16 `[n]`, which are copied. Raises
+    CodecError for states that no stack can have."""
 
     def __init__(self, states: np.ndarray, words: np.ndarray) -> None:
         if states.size and states.min() < START:
@@ -166,26 +166,33 @@ class Popper:
     def pop(self, count: int, table: Table) -> np.ndarray:
         """uint16 `[count]`, symbols of a frequency above 0. Raises CodecError if too few words are
         left."""
-        if table.alone is not None or not count:
-            return np.full(count, table.alone or 0, dtype=np.uint16)
-        symbols = self._room(count)
+        symbols = np.empty(count, dtype=np.uint16)
+        self.fill(symbols, table)
+        return symbols
+
+    def fill(self, symbols: np.ndarray, table: Table) -> None:
+        """The same into an array."""
+        if table.alone is not None or not symbols.size:
+            symbols.fill(table.alone or 0)
+            return
+        self._check_lanes()
         if not kernels.takes():
-            contexts = np.zeros(count, dtype=np.uint8)
+            contexts = np.zeros(symbols.size, dtype=np.uint8)
             self._pop_plainly(symbols, contexts, table.slots[None], table.info[None], table.bits)
-            return symbols
+            return
         from ders_core.compute.kernels import rans
 
         tables = table.slots, table.info, table.bits
         at = rans.pop(self._states, *tables, self._words, self._at, self._end, symbols)
         self._move_to(at)
-        return symbols
 
     def pop_mixed(self, contexts: np.ndarray, tables: Tables) -> np.ndarray:
         """uint16 `[n]`. contexts: uint8 `[n]`, which table each symbol has."""
         if tables.alone or not contexts.size:
             alone: np.ndarray = tables.slots[:, 0][contexts]
             return alone
-        symbols = self._room(contexts.size)
+        self._check_lanes()
+        symbols = np.empty(contexts.size, dtype=np.uint16)
         given = tables.slots, tables.info, tables.bits
         if not kernels.takes():
             self._pop_plainly(symbols, contexts, *given)
@@ -196,10 +203,9 @@ class Popper:
         self._move_to(rans.pop_mixed(self._states, *given, *places, contexts, symbols))
         return symbols
 
-    def _room(self, count: int) -> np.ndarray:
+    def _check_lanes(self) -> None:
         if not self._states.size:
             raise damaged()
-        return np.empty(count, dtype=np.uint16)
 
     def _move_to(self, at: int) -> None:
         if not 0 <= at <= self._end:
