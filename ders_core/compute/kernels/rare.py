@@ -9,8 +9,8 @@ import numpy as np
 
 from ders_core.compute.kernels.loop import loop, part_apart
 
-BLOCK = 64
-"""Symbols that are counted at once, four in a number of 64 bits."""
+BLOCK = 1 << 10
+"""Numbers of 64 bits, four symbols each, whose rare ones are counted at once."""
 
 ONES, HIGH, LOW = (
     np.uint64(0x0001000100010001),
@@ -45,15 +45,15 @@ def flags(word: np.uint64, escapes: np.uint64) -> np.uint64:
 @loop
 def count(symbols: np.ndarray, escape: np.uint16) -> int:
     """How many are rare."""
-    total, whole = 0, symbols.size // BLOCK * BLOCK
+    total, words = 0, symbols[: symbols.size // 4 * 4].view(np.uint64)
     escapes = np.uint64(np.uint64(escape) * ONES)
-    for begin in range(0, whole, BLOCK):
-        found = np.uint64(0)
-        for word in symbols[begin : begin + BLOCK].view(np.uint64):
-            found += flags(word, escapes)
+    for begin in range(0, words.size, BLOCK):
+        block, found = words[begin : begin + BLOCK], np.uint64(0)
+        for number in range(block.size):
+            found += flags(block[number], escapes)
         total += int(np.uint64(found * ONES) >> np.uint64(48))
-    for symbol in symbols[whole:]:
-        total += int(symbol == escape)
+    for place in range(4 * words.size, symbols.size):
+        total += int(symbols[place] == escape)
     return total
 
 
