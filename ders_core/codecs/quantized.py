@@ -21,7 +21,6 @@ from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import (
     CHUNK,
-    CHUNK_OF_LOOPS,
     Lines,
     coded,
     decoded,
@@ -34,7 +33,6 @@ from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
-from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
@@ -289,7 +287,7 @@ class Quantized(DeltaCodec):
     def _row_chunks(self, shape: tuple[int, int], device: torch.device) -> list[slice]:
         """Rows in pieces, whose codes fill whole bytes; for a matrix without rows one empty
         piece."""
-        values = chunk_values(device, CHUNK_OF_LOOPS if kernels.can_run(device) else CHUNK)
+        values = chunk_values(device, CHUNK)
         many = TRITS if self.bits is None else 8
         step = max(values // max(shape[1], 1) // many, 1) * many
         return list(pieces(shape[0], step)) or [slice(0, 0)]

@@ -116,7 +116,7 @@ def test_loops_write_the_same_bytes_over_several_pieces(
     """Without a compiler, both directions, of odd length; with low bits, rare differences and some
     that have no symbol."""
     shape = (290, 461)
-    assert 2 * differences.PIECE < math.prod(shape)
+    assert math.prod(shape) > 2 * differences.PIECE
     base = gauss(shape, 0, 0.02).to(dtype)
     weight = (base.float() + gauss(shape, 1, 0.02 * share)).to(dtype)
     weight[::50, ::30] *= -3e4
@@ -139,12 +139,13 @@ def test_damaged_streams_are_refused_or_read_as_others(place: int, flip: int, cu
         stream = stream[:at]
     else:
         stream[at] ^= flip
-    outcomes = []
+    outcomes, refusals = [], set()
     for compiled in (True, False):
         with patch("ders_core.compute.kernels._installed", return_value=compiled):
             try:
                 outcomes.append(bits_of(codec.unpack({"stream": stream}, base, model_context)))
             except CodecError as error:
-                assert "damaged" in str(error)
                 outcomes.append(torch.zeros(0))
+                refusals.add(str(error))
+    assert all("damaged" in refusal for refusal in refusals)
     assert torch.equal(*outcomes)

@@ -23,11 +23,7 @@ from ders_core.compute.sums import halved_sum
 from ders_core.later import np, torch
 
 CHUNK = 1 << 19
-"""Values at a time on the CPU, for what no loop does: many for the cost of a call, few for a
-matrix."""
-
-CHUNK_OF_LOOPS = 1 << 17
-"""Values at a time for loops, which cost next to nothing to call: they stay in a core's cache."""
+"""Values at a time on the CPU: many for the cost of a call, few for a matrix."""
 
 
 @dataclass(frozen=True)
