@@ -48,7 +48,10 @@ else:
         libraries look for the real one."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self.__name__), name)
+            module = self.__dict__.get("imported")
+            if module is None:  # asked for whole: another thread may be importing it just now
+                self.__dict__["imported"] = module = import_module(self.__name__)
+            return getattr(module, name)
 
     np, pd, torch = _Later("numpy"), _Later("pandas"), _Later("torch")
     pa, pq = _Later("pyarrow"), _Later("pyarrow.parquet")

@@ -12,6 +12,7 @@ from ders_core.codecs.coding import difference_stream
 from ders_core.codecs.coding.earlier import lossless_stream
 from ders_core.codecs.coding.stream import Reader, damaged
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.compute.buffers import fresh
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -68,10 +69,10 @@ class Lossless(Codec):
         if form == CODED:
             expert = difference_stream.read(reader, start)
         elif form == EARLIER:
-            expert = torch.empty_like(start)
+            expert = fresh(start.shape, start.dtype)
             lossless_stream.read(reader, start, expert)
         elif form == RAW:
-            expert = torch.empty_like(start)
+            expert = fresh(start.shape, start.dtype)
             stored = torch.from_numpy(reader.take(start.nbytes, "<u1").copy())
             expert.view(torch.uint8).copy_(stored)
         else:

@@ -21,7 +21,6 @@ from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import (
     CHUNK,
-    CHUNK_OF_LOOPS,
     Lines,
     coded,
     decoded,
@@ -34,7 +33,7 @@ from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
-from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -253,7 +252,7 @@ class Quantized(DeltaCodec):
     def _no_codes(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Memory for the codes of a matrix."""
         length = self.parts(shape, Dtype.F32)["codes"].shape
-        return torch.empty(length, dtype=torch.uint8, device=device)
+        return fresh(length, torch.uint8, device)
 
     def _pack(self, codes: torch.Tensor, packed: torch.Tensor, begin: int, count: int) -> None:
         """Write codes of the values from `begin` on into those of all."""
@@ -288,14 +287,14 @@ class Quantized(DeltaCodec):
     def _row_chunks(self, shape: tuple[int, int], device: torch.device) -> list[slice]:
         """Rows in pieces, whose codes fill whole bytes; for a matrix without rows one empty
         piece."""
-        values = chunk_values(device, CHUNK_OF_LOOPS if kernels.can_run(device) else CHUNK)
+        values = chunk_values(device, CHUNK)
         many = TRITS if self.bits is None else 8
         step = max(values // max(shape[1], 1) // many, 1) * many
         return list(pieces(shape[0], step)) or [slice(0, 0)]
 
     def _learn(self, delta: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """Levels for values that are normalised by their block's best uniform scale."""
-        normed = torch.empty_like(delta)
+        normed = fresh(delta.shape, delta.dtype, delta.device)
         coarse = uniform(2 ** (self.bits or 0))
         blocks = self._blocks(delta.shape[1])
         block_weights = blocks.split_weights(weights, delta.device)

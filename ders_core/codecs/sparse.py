@@ -29,6 +29,7 @@ from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import at_least
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -233,7 +234,7 @@ class Sparse(DeltaCodec):
         chosen = self._selection.select(entries, context)
         is_fitted = self._scaling == "least_squares" or self._target is not None
         pieces = list(chosen.places) if is_fitted else chosen.places
-        values = torch.empty(self.kept(entries.shape), dtype=torch.float32, device=entries.device)
+        values = fresh((self.kept(entries.shape),), torch.float32, entries.device)
         begin = 0
         for places in pieces:
             kept = entries.at_or_zero(places)
@@ -300,7 +301,7 @@ def _added(
     """base + values at the places, in the base's dtype: `[n]`."""
     from ders_core.compute.kernels import entries
 
-    weight, kind, begin = torch.empty_like(base), kernels.kind_of(base.dtype), 0
+    weight, kind, begin = fresh(base.shape, base.dtype), kernels.kind_of(base.dtype), 0
     entries.copy(kernels.bits(base), kind, kernels.bits(weight))
     for places in pieces:
         kept = values[begin : begin + places.numel()]
@@ -341,7 +342,7 @@ def _by_row(
     shape: tuple[int, int],
 ) -> torch.Tensor:
     """Each value times the factor of its row."""
-    scaled, begin = torch.empty_like(values), 0
+    scaled, begin = fresh(values.shape, values.dtype, values.device), 0
     for places in pieces:
         piece = slice(begin, begin + places.numel())
         rows = places.clamp_min(0) // max(shape[1], 1)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ders_core.later import torch
+from ders_core.later import np, torch
+
+LARGE_BYTES = 1 << 22
+"""From here on numpy asks the system for large pages."""
+
+ALIGNED_BYTES = 64
 
 KEPT_BYTES = 1 << 29
 """How much returned memory is kept for the next borrower, at most."""
@@ -15,6 +20,20 @@ KEPT_BYTES = 1 << 29
 KEPT_SMALL_BYTES = 31 << 20
 """glibc keeps freed blocks of up to this size once one block of this size was freed. It returns
 larger blocks to the system, which hands them out again page by page."""
+
+
+def fresh(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """An uninitialised tensor. On the CPU a large one has large pages where the system has them: to
+    touch 4 KiB at a time for the first time takes longer than most loops do."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE_BYTES or torch.device(device).type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    block = torch.from_numpy(np.empty(size + ALIGNED_BYTES, dtype=np.uint8))
+    begin = -block.data_ptr() % ALIGNED_BYTES
+    return block[begin : begin + size].view(dtype).view(tuple(shape))
+
 
 _lock = threading.Lock()
 _free: list[torch.Tensor] = []
@@ -49,4 +68,4 @@ def _take(size: int) -> torch.Tensor:
             best = min(fitting, key=torch.Tensor.numel)
             _free[:] = [free for free in _free if free is not best]
             return best
-    return torch.empty(size, dtype=torch.uint8)
+    return fresh((size,), torch.uint8)

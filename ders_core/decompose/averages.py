@@ -11,6 +11,7 @@ from dataclasses import replace
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import CHUNK, row_pieces
 from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.later import np, torch
@@ -67,7 +68,7 @@ def median_of(part: torch.Tensor) -> torch.Tensor:
 def _for_loops(part: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, int]:
     """(memory for the average, the experts' bits `[K, n]`, their kind)."""
     bits = kernels.bits(part)
-    average = torch.empty(part.shape[1:], dtype=part.dtype)
+    average = fresh(part.shape[1:], part.dtype)
     return average, bits.reshape(len(bits), -1), kernels.kind_of(part.dtype)
 
 
@@ -87,7 +88,7 @@ def elementwise(
     chosen = replace(group, experts=tuple(group.experts[expert] for expert in members))
     lying = chosen.as_it_lies()
     _, out, width = lying.shape
-    base = torch.empty(out, width, dtype=group.dtype.torch)
+    base = fresh((out, width), group.dtype.torch)
     for rows, slab in slabs(lying):
         if kernels.takes_stored(slab):  # loops take pieces themselves
             base[rows] = value(slab)

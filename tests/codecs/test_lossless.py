@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -107,20 +108,28 @@ def test_what_would_not_shrink_is_stored_as_it_is(dtype: torch.dtype) -> None:
     assert packed(noise[0], noise[1]).numel() <= 1 + noise[0].nbytes
 
 
-def test_it_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a compiler, larger matrices are coded in pieces; both directions, of odd length. The
-    bytes are those of compiled loops."""
-    base = gauss((90, 111), 0, 0.02).bfloat16()
-    weight = (base.float() + gauss((90, 111), 1, 0.0006)).bfloat16()
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("share", [0.03, 0.5])
+def test_loops_write_the_same_bytes_over_several_pieces(
+    dtype: torch.dtype, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a compiler, both directions, of odd length; with low bits, rare differences and some
+    that have no symbol."""
+    shape = (290, 461)
+    assert math.prod(shape) > 2 * differences.PIECE
+    base = gauss(shape, 0, 0.02).to(dtype)
+    weight = (base.float() + gauss(shape, 1, 0.02 * share)).to(dtype)
+    weight[::50, ::30] *= -3e4
+    base[:, -20:] = weight[:, -20:]
     whole = packed(weight, base)
     monkeypatch.setattr(kernels, "_installed", lambda: False)
-    monkeypatch.setattr(differences, "CHUNK", 1000)
     assert torch.equal(packed(weight, base), whole)
 
 
 @settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 10**6), flip=st.integers(1, 255), cut=st.booleans())
 def test_damaged_streams_are_refused_or_read_as_others(place: int, flip: int, cut: bool) -> None:
+    """By loops and by numpy alike: the same weights, or a refusal of both."""
     base = gauss((20, 30), 0, 0.02).bfloat16()
     weight = (base.float() + gauss((20, 30), 1, 0.0006)).bfloat16()
     codec, model_context = Lossless(), context(torch.bfloat16)
@@ -130,11 +139,13 @@ def test_damaged_streams_are_refused_or_read_as_others(place: int, flip: int, cu
         stream = stream[:at]
     else:
         stream[at] ^= flip
-    try:
-        decoded = codec.unpack({"stream": stream}, base, model_context)
-    except CodecError as error:
-        refusal = str(error)
-    else:
-        refusal = "damaged"
-        assert decoded.shape == base.shape
-    assert "damaged" in refusal
+    outcomes, refusals = [], set()
+    for compiled in (True, False):
+        with patch("ders_core.compute.kernels._installed", return_value=compiled):
+            try:
+                outcomes.append(bits_of(codec.unpack({"stream": stream}, base, model_context)))
+            except CodecError as error:
+                outcomes.append(torch.zeros(0))
+                refusals.add(str(error))
+    assert all("damaged" in refusal for refusal in refusals)
+    assert torch.equal(*outcomes)

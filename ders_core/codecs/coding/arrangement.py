@@ -23,10 +23,10 @@ class Arrangement:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """int64 `[in]`: the columns, sorted."""
+        """uint32 `[in]`: the columns, sorted."""
         if self._steps is None:
-            return np.arange(self.shape[1])
-        return np.argsort(self._steps.columns.numpy(), kind="stable")
+            return np.arange(self.shape[1], dtype=np.uint32)
+        return np.argsort(self._steps.columns.numpy(), kind="stable").astype(np.uint32)
 
     @cached_property
     def kinds(self) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ders_core.codecs.coding.differences import CONTEXTS, Base, Parts, Split, bits_of
+from ders_core.codecs.coding.differences import CONTEXTS, PIECE, Base, Split, bits_of
 from ders_core.codecs.coding.frequencies import entropy_bytes
 from ders_core.codecs.coding.level_stream import NOTHING_CODED, lanes_log2_of
 from ders_core.codecs.coding.level_tables import LevelTables, eighths_of
@@ -21,6 +21,8 @@ from ders_core.codecs.coding.rans import (
     Tables,
 )
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.codecs.coding.weights_read import Coded, read_onto
+from ders_core.compute.buffers import fresh
 from ders_core.later import np, torch
 
 FINE = 64
@@ -32,9 +34,6 @@ COARSER = 4
 FARTHEST = 1 << 11
 """Upper parts of differences up to here may have symbols."""
 
-NOISE_BITS = BITS
-"""Low bits at a time."""
-
 MOST_LOW = 32
 FAR_BYTES = 5
 
@@ -43,7 +42,7 @@ def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
     """uint8 `[n]`; None if it would take as many bytes as the weights. Both: floats `[n]` on the
     CPU."""
     start, bits = Base(base), bits_of(weight)
-    lows = _lows(start.distances(bits), start.context_counts)
+    lows = _lows(*start.distances(bits))
     lows, counts = _coarsened(lows, start.codes(bits, lows, FARTHEST))
     noise_bits = int((counts.sum(1) * lows).sum())
     taken = sum(entropy_bytes(row) for row in counts) + noise_bits / 8
@@ -54,7 +53,7 @@ def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
         LevelTables.of(row[: span + 1]) if row.any() else None
         for row, span in zip(counted, spans.tolist(), strict=True)
     ]
-    split = Split(lows, firsts, spans, _rare_ones(tables, counted.shape[1]))
+    split = Split(lows, firsts, spans, _usual(tables), _rare(tables))
     parts = start.split(bits, split, counted)
     writer = Writer()
     for low, first, span, table in zip(lows, firsts, spans, tables, strict=True):
@@ -64,7 +63,20 @@ def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
             table.put(writer)
     writer.put_small([len(parts.far)])
     writer.put_small(_unsigned(parts.far))
-    _put_coded(writer, start.contexts, split, tables, parts, counted)
+    writer.put_small([len(parts.noise)])
+    writer.put(parts.noise, "u1")
+    if split.usual.alone and split.rare.alone:
+        writer.put([NOTHING_CODED], "u1")
+        return writer.tensor()
+    pairs = zip(counted, tables, strict=True)
+    lanes_log2 = lanes_log2_of(sum(eighths_of(*pair) for pair in pairs if pair[1]) // 8)
+    pusher = Pusher(1 << lanes_log2)
+    cells = parts.cells, split.usual, parts.rare, split.rare
+    pusher.push_pieces(*cells, parts.rare_ends, PIECE)
+    states, words = pusher.stack()
+    writer.put([lanes_log2], "u1")
+    writer.put(states, "<u4")
+    writer.put(words, "<u2")
     return writer.tensor()
 
 
@@ -78,11 +90,14 @@ def read(reader: Reader, base: torch.Tensor) -> torch.Tensor:
         low, levels = reader.small(2)
         if low > MOST_LOW or levels > 2 * FARTHEST + 1:
             raise damaged()
-        lows[number], spans[number] = low, max(levels - 1, 0)
+        lows[number], spans[number] = low, levels - 1
         if levels:
             firsts[number] = _signed(reader.small_array(1))[0]
+            if abs(firsts[number]) > FARTHEST:
+                raise damaged()
         tables.append(LevelTables.take(reader, levels) if levels else None)
     far = _signed(reader.small_array(reader.small(1)[0]))
+    noise = reader.take(reader.small(1)[0], "u1")
     lanes_log2 = reader.number("u1")
     if MOST_LANES_LOG2 < lanes_log2 != NOTHING_CODED:
         raise damaged()
@@ -90,17 +105,11 @@ def read(reader: Reader, base: torch.Tensor) -> torch.Tensor:
         reader.take(0 if lanes_log2 == NOTHING_CODED else 1 << lanes_log2, "<u4"),
         reader.rest("<u2"),
     )
-    contexts = start.contexts
-    occurring = start.context_counts > 0
-    if any(table is None for table, occurs in zip(tables, occurring, strict=True) if occurs):
-        raise damaged()
-    symbols = popper.pop_mixed(contexts, _usual(tables))
-    of_contexts = start.contexts_of_rare(symbols, spans)
-    rare = popper.pop_mixed(of_contexts, _rare(tables))
-    noise = _popped_noise(contexts, lows * occurring, popper)
+    split = Split(lows, firsts, spans, _usual(tables), _rare(tables))
+    weight = fresh(base.shape, base.dtype)
+    read_onto(start, Coded(split, far, noise), popper, bits_of(weight))
     popper.done()
-    split = Split(lows, firsts, spans, np.empty(0))
-    return start.join(split, Parts(symbols, noise, rare, of_contexts, far))
+    return weight
 
 
 def _lows(distances: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -149,14 +158,6 @@ def _windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return first - FARTHEST, spans, counted
 
 
-def _rare_ones(tables: Sequence[LevelTables | None], width: int) -> np.ndarray:
-    of_rare = np.zeros((CONTEXTS, width), dtype=bool)
-    for row, table in zip(of_rare, tables, strict=True):
-        if table is not None and table.rare is not None:
-            row[: len(table.rare.frequencies)] = table.rare.frequencies > 0
-    return of_rare
-
-
 def _always(bits: int) -> Table:
     """Of a context without entries."""
     return Table(np.array([1 << bits]), bits)
@@ -169,53 +170,6 @@ def _usual(tables: Sequence[LevelTables | None]) -> Tables:
 def _rare(tables: Sequence[LevelTables | None]) -> Tables:
     rare = (None if table is None else table.rare for table in tables)
     return Tables([_always(MOST_BITS) if table is None else table for table in rare])
-
-
-def _uniform(lows: np.ndarray, begin: int) -> Tables:
-    """Of the low bits from `begin` on."""
-    bits = np.clip(lows - begin, 0, NOISE_BITS).tolist()
-    return Tables([Table(np.full(1 << low, 1 << BITS - low)) for low in bits])
-
-
-def _put_coded(
-    writer: Writer,
-    contexts: np.ndarray,
-    split: Split,
-    tables: Sequence[LevelTables | None],
-    parts: Parts,
-    counted: np.ndarray,
-) -> None:
-    """Lanes and words."""
-    pushes = [
-        (parts.symbols, contexts, _usual(tables)),
-        (parts.rare, parts.of_contexts, _rare(tables)),
-    ]
-    for begin in range(0, int(split.lows.max()), NOISE_BITS):
-        low = parts.noise >> np.uint32(begin) & np.uint32((1 << NOISE_BITS) - 1)
-        pushes.append((low.astype(np.uint16), contexts, _uniform(split.lows, begin)))
-    pushes = [push for push in pushes if push[0].size and not push[2].alone]
-    taken = sum(eighths_of(row, table) for row, table in zip(counted, tables, strict=True) if table)
-    bits = taken // 8 + int((counted.sum(1) * split.lows).sum())
-    lanes_log2 = lanes_log2_of(bits) if pushes else NOTHING_CODED
-    writer.put([lanes_log2], "u1")
-    if pushes:
-        pusher = Pusher(1 << lanes_log2)
-        for push in reversed(pushes):
-            pusher.push_mixed(*push)
-        states, words = pusher.stack()
-        writer.put(states, "<u4")
-        writer.put(words, "<u2")
-
-
-def _popped_noise(contexts: np.ndarray, lows: np.ndarray, popper: Popper) -> np.ndarray:
-    """The low bits: uint32 `[n]`, or `[0]` where there are none."""
-    if not lows.any():
-        return np.zeros(0, dtype=np.uint32)
-    noise = popper.pop_mixed(contexts, _uniform(lows, 0)).astype(np.uint32)
-    for begin in range(NOISE_BITS, int(lows.max()), NOISE_BITS):
-        popped = popper.pop_mixed(contexts, _uniform(lows, begin))
-        noise |= popped.astype(np.uint32) << np.uint32(begin)
-    return noise
 
 
 def _unsigned(numbers: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from ders_core.codecs.coding.steps import Steps, powers
 from ders_core.codecs.coding.stream import damaged
 from ders_core.codecs.synthesis import combine
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.later import np, torch
 
 
@@ -19,13 +20,14 @@ from ders_core.later import np, torch
 class CodedEntries:
     """sections: of each class, the levels that its entries have; of no class, where there are no
     entries. levels: float32. common: the number of the level that entries have that a section
-    leaves out."""
+    leaves out. symbols: uint16, of all sections that have one for each entry, side by side."""
 
     arrangement: Arrangement
     steps: Steps | None
     levels: np.ndarray
     common: int
     sections: Sequence[Popped]
+    symbols: np.ndarray
 
     @classmethod
     def of(
@@ -35,9 +37,10 @@ class CodedEntries:
         levels: np.ndarray,
         common: int,
         sections: Sequence[Popped],
+        symbols: np.ndarray,
     ) -> CodedEntries:
         """Raises CodecError if an entry may be no number."""
-        entries = cls(arrangement, steps, levels, common, sections)
+        entries = cls(arrangement, steps, levels, common, sections, symbols)
         if steps is not None and levels.size and sections:
             farthest = np.float32(np.abs(levels).max())
             with np.errstate(over="ignore"):
@@ -56,23 +59,40 @@ class CodedEntries:
             return self._plainly()
         from ders_core.compute.kernels import arranged
 
-        delta = torch.empty(out, width)
+        delta = fresh((out, width), torch.float32)
         arranged.expand(self._as_loops_take_it(), delta.numpy())
         return delta
 
     def onto(self, base: torch.Tensor) -> torch.Tensor:
         """base + the entries, `[out, in]` in the base's dtype, on the CPU."""
-        takes = self.sections and kernels.takes(base)
-        if not takes or base.dtype not in (torch.bfloat16, torch.float32):
+        if not (self.sections and kernels.takes_stored(base)):
+            return combine(base, self.matrix())
+        if self._is_sparse:
+            return self._sparsely_onto(base)
+        if base.dtype not in (torch.bfloat16, torch.float32):
             return combine(base, self.matrix())
         from ders_core.compute.kernels import arranged
 
-        weight, coded = torch.empty_like(base), self._as_loops_take_it()
+        weight, coded = fresh(base.shape, base.dtype), self._as_loops_take_it()
         if base.dtype == torch.float32:
             arranged.expand_onto_float32(coded, base.numpy(), weight.numpy())
         else:
             bits = (tensor.view(torch.uint16).numpy() for tensor in (base, weight))
             arranged.expand_onto_bfloat16(coded, *bits)
+        return weight
+
+    @property
+    def _is_sparse(self) -> bool:
+        """Whether no class has a symbol for each entry, and those left out are 0 (and not −0)."""
+        common = self.levels[self.common]
+        return not (self.symbols.size or common or np.signbit(common))
+
+    def _sparsely_onto(self, base: torch.Tensor) -> torch.Tensor:
+        from ders_core.compute.kernels import arranged
+
+        weight = fresh(base.shape, base.dtype)
+        bits = kernels.bits(base), kernels.bits(weight)
+        arranged.add_others(self._as_loops_take_it(), kernels.kind_of(base.dtype), *bits)
         return weight
 
     def _plainly(self) -> torch.Tensor:
@@ -95,16 +115,14 @@ class CodedEntries:
         ones = np.ones(out, np.float32), np.ones(width, np.float32)
         row_steps, column_steps = ones if self.steps is None else self.steps.factors()
         dense, dense_sizes, run_sizes = [], [], []
-        symbols, others = [np.empty(0, np.uint16)], [np.empty(0, np.uint16)]
+        others = [np.zeros(1, np.uint16)]
         end = np.array([np.iinfo(np.int64).max])
         places = [end]
         for section in self.sections:
             dense.append(section.places is None)
             dense_sizes.append(len(section.symbols) if section.places is None else 0)
             run_sizes.append(0 if section.places is None else len(section.places) + 1)
-            if section.places is None:
-                symbols.append(section.symbols)
-            else:
+            if section.places is not None:
                 places += [section.places, end]
                 others += [section.symbols, np.zeros(1, np.uint16)]
         at = np.where(dense, _begins(dense_sizes), 1 + _begins(run_sizes))
@@ -119,9 +137,9 @@ class CodedEntries:
             np.array(dense),
             at,
             np.zeros(len(dense), dtype=np.int64),
-            symbols[1] if len(symbols) == 2 else np.concatenate(symbols),
+            self.symbols,
             np.concatenate(places),
-            np.concatenate([np.zeros(1, np.uint16), *others]),
+            np.concatenate(others),
         )
 
 

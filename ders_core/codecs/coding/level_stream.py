@@ -146,9 +146,16 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
     if arrangement.class_count != classes or not (level_count or not shape[0] * shape[1]):
         raise damaged()
     sizes = arrangement.sizes.tolist() if heads else []
-    sections = [head.pop(size, common, popper) for head, size in zip(heads, sizes, strict=True)]
+    counts = [
+        size if head.has_symbols(common) else 0 for head, size in zip(heads, sizes, strict=True)
+    ]
+    symbols, sections, begin = np.empty(sum(counts), dtype=np.uint16), [], 0
+    for head, size, count in zip(heads, sizes, counts, strict=True):
+        room = symbols[begin : begin + count]
+        sections.append(head.pop(size, common, popper, room))
+        begin += count
     popper.done()
-    return CodedEntries.of(arrangement, steps, levels, common, sections)
+    return CodedEntries.of(arrangement, steps, levels, common, sections, symbols)
 
 
 # the factors of rows and columns: their exponents

@@ -105,22 +105,29 @@ class LevelTables:
             Push(rare, self.rare, np.where(of_rare, counts, 0)),
         ]
 
-    def pop(self, count: int, popper: Popper) -> np.ndarray:
-        """Numbers of levels, uint16 `[count]`."""
-        symbols = popper.pop(count, self.usual)
-        if self.rare is not None:
-            places = np.flatnonzero(symbols == len(self.rare.frequencies))
-            symbols[places] = popper.pop(len(places), self.rare)
-        return symbols
+    def fill(self, symbols: np.ndarray, popper: Popper) -> None:
+        """Pop numbers of levels into uint16 `[n]`."""
+        popper.fill(symbols, self.usual)
+        if self.rare is None:
+            return
+        escape = np.uint16(len(self.rare.frequencies))
+        if kernels.takes():
+            from ders_core.compute.kernels import rare
+
+            count = rare.count(symbols, escape)
+            rare.put(symbols, escape, popper.pop(count, self.rare))
+            return
+        places = np.flatnonzero(symbols == escape)
+        symbols[places] = popper.pop(len(places), self.rare)
 
 
 def _parted(symbols: np.ndarray, of_rare: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(symbols with one number for all rare ones, the rare ones): uint16. count: of rare ones."""
     if kernels.takes():
-        from ders_core.compute.kernels import arranged
+        from ders_core.compute.kernels.rare import part
 
         usual, rare = np.empty_like(symbols), np.empty(count, dtype=np.uint16)
-        arranged.part(symbols, of_rare, usual, rare)
+        part(symbols, of_rare, usual, rare)
         return usual, rare
     places = of_rare[symbols]
     return np.where(places, np.uint16(len(of_rare)), symbols), symbols[places]

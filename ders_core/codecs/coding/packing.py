@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.errors import CodecError
 from ders_core.later import np, torch
@@ -56,7 +57,7 @@ def unpack(packed: torch.Tensor, bits: int, count: int, dtype: torch.dtype) -> t
     if bits <= BYTE and is_whole and kernels.takes(packed):
         from ders_core.compute.kernels import planes
 
-        codes = torch.empty(count, dtype=torch.uint8)
+        codes = fresh((count,), torch.uint8)
         planes.unpack_planes(packed.numpy(), bits, codes.numpy())
         return codes.to(dtype)
     values = torch.empty(stride * 8, dtype=dtype, device=packed.device)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import at_least, chunk_values, pieces
 from ders_core.later import np, torch
 
@@ -59,7 +60,7 @@ def random_uniform(
 
     begin: how many of the seed's numbers to leave out first.
     """
-    numbers = torch.empty(count, dtype=torch.float32, device=device)
+    numbers = fresh((count,), torch.float32, device)
     if kernels.takes(numbers):
         from ders_core.compute.kernels import draws
 
@@ -152,7 +153,7 @@ def random_positions(
     The first `count` values of a keyed permutation of [0, size) (Feistel network with cycle
     walking; Black and Rogaway 2002). Returns int64 `[count]`, in the permutation's order.
     """
-    positions = torch.empty(count, dtype=torch.int64, device=device)
+    positions = fresh((count,), torch.int64, device)
     begin = 0
     for chunk in position_chunks(size, count, seed, device):
         positions[begin : begin + chunk.numel()] = chunk

@@ -11,7 +11,7 @@ Here is numpy, which works on all lanes at once; `compute.kernels.rans` gives th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from ders_core.codecs.coding.stream import damaged
@@ -64,33 +64,48 @@ class Table:
 
 
 class Tables:
-    """Several tables of as many bits: which one a symbol has, its context says."""
+    """Several tables of as many bits: which one a symbol has, its context says.
+
+    Their symbols of a frequency above 0 are *cells*, counted from one table to the next; there are
+    at most 2^16. symbols, contexts: int64 `[cells]`, of each cell.
+    """
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self.bits, self._tables = tables[0].bits, tables
         self.alone = all(table.alone is not None for table in tables)
         """Whether symbols take no bits."""
+        occurring = [np.flatnonzero(table.frequencies) for table in tables]
+        self.symbols = np.concatenate(occurring)
+        self.contexts = np.repeat(np.arange(len(tables)), [len(each) for each in occurring])
+
+    def cells(self, width: int) -> np.ndarray:
+        """int32 `[contexts, width]`: the cell of each symbol below the width; −1 where it has
+        none."""
+        found = np.full((len(self._tables), width), -1, dtype=np.int32)
+        numbers = np.flatnonzero(self.symbols < width)
+        found[self.contexts[numbers], self.symbols[numbers]] = numbers
+        return found
 
     @cached_property
     def info(self) -> np.ndarray:
-        """uint32 `[contexts, symbols]`: as of a table."""
-        return self._padded([table.info for table in self._tables], np.uint32)
+        """uint32 `[cells]`: as of a table."""
+        return self._of_cells([table.info for table in self._tables])
 
     @cached_property
     def inverse(self) -> np.ndarray:
-        """uint64 `[contexts, symbols]`: as of a table."""
-        return self._padded([table.inverse for table in self._tables], np.uint64)
+        """uint64 `[cells]`: as of a table."""
+        return self._of_cells([table.inverse for table in self._tables])
 
     @cached_property
     def slots(self) -> np.ndarray:
-        """uint16 `[contexts, 2^bits]`: as of a table."""
-        return np.stack([table.slots for table in self._tables])
+        """uint16 `[contexts, 2^bits]`: the cell of each slot."""
+        widest = max(len(table.frequencies) for table in self._tables)
+        pairs = zip(self._tables, self.cells(widest), strict=True)
+        return np.stack([cells[table.slots].astype(np.uint16) for table, cells in pairs])
 
-    def _padded(self, rows: Sequence[np.ndarray], dtype: type[np.number]) -> np.ndarray:
-        padded = np.zeros((len(rows), max(map(len, rows))), dtype=dtype)
-        for row, numbers in zip(padded, rows, strict=True):
-            row[: len(numbers)] = numbers
-        return padded
+    def _of_cells(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
+        pairs = zip(numbers, self._tables, strict=True)
+        return np.concatenate([each[table.frequencies > 0] for each, table in pairs])
 
 
 class Pusher:
@@ -111,23 +126,35 @@ class Pusher:
 
         room = np.empty(symbols.size + 1, dtype=np.uint16)
         tables = table.info, table.inverse, table.bits
-        at = rans.push(self._states, *tables, np.ascontiguousarray(symbols), room)
+        given = np.ascontiguousarray(symbols), room, room.size
+        at = rans.push(self._states, *tables, *given)
         self._words.append(room[at:].copy())
 
-    def push_mixed(self, symbols: np.ndarray, contexts: np.ndarray, tables: Tables) -> None:
-        """contexts: uint8 `[n]`, which table each symbol has."""
-        if tables.alone or not symbols.size:
-            return
+    def push_pieces(
+        self,
+        cells: np.ndarray,
+        usual: Tables,
+        rare_cells: np.ndarray,
+        rare: Tables,
+        rare_ends: np.ndarray,
+        size: int,
+    ) -> None:
+        """Cells of the usual tables, uint16 `[n]`, so many at a time; after each piece the rare
+        cells that belong to it, up to its end, int64, among all of them."""
+        begins = [0, *rare_ends.tolist()[:-1]]
         if not kernels.takes():
-            cells = contexts.astype(np.int64) * tables.info.shape[1] + symbols
-            self._push_plainly(cells, tables.info.reshape(-1), tables.bits)
+            for number in reversed(range(len(rare_ends))):
+                of_piece = slice(begins[number], int(rare_ends[number]))
+                self._push_plainly(rare_cells[of_piece], rare.info, rare.bits)
+                piece = cells[number * size : (number + 1) * size]
+                self._push_plainly(piece, usual.info, usual.bits)
             return
         from ders_core.compute.kernels import rans
 
-        room = np.empty(symbols.size + 1, dtype=np.uint16)
-        given = tables.info, tables.inverse, tables.bits
-        at = rans.push_mixed(self._states, *given, symbols, contexts, room)
-        self._words.append(room[at:].copy())
+        room = np.empty(cells.size + rare_cells.size + 1, dtype=np.uint16)
+        of_usual, of_rare = ((tables.info, tables.inverse, tables.bits) for tables in (usual, rare))
+        given = *of_usual, cells, *of_rare, rare_cells, rare_ends, size
+        self._words.append(room[rans.push_pieces(self._states, *given, room) :])
 
     def _push_plainly(self, symbols: np.ndarray, info: np.ndarray, bits: int) -> None:
         """The same as a loop does. info: uint32, of each symbol."""
@@ -145,7 +172,7 @@ class Pusher:
             moved = (quotient << bits) + firsts[some] + (state - quotient * frequency)
             states[: len(some)] = moved
         self._states = states.astype(np.uint32)
-        self._words.append(np.concatenate(words[::-1]))
+        self._words.append(np.concatenate([np.empty(0, np.uint16), *words[::-1]]))
 
     def stack(self) -> tuple[np.ndarray, np.ndarray]:
         """(states uint32 `[lanes]`, words uint16 `[n]`)."""
@@ -153,8 +180,8 @@ class Pusher:
 
 
 class Popper:
-    """A stack to pop from: states uint32 `[lanes]`, words uint16 `[n]`. Raises CodecError for
-    states that no stack can have."""
+    """A stack to pop from: states uint32 `[lanes]`, words uint16 `[n]`, which are copied. Raises
+    CodecError for states that no stack can have."""
 
     def __init__(self, states: np.ndarray, words: np.ndarray) -> None:
         if states.size and states.min() < START:
@@ -166,40 +193,49 @@ class Popper:
     def pop(self, count: int, table: Table) -> np.ndarray:
         """uint16 `[count]`, symbols of a frequency above 0. Raises CodecError if too few words are
         left."""
-        if table.alone is not None or not count:
-            return np.full(count, table.alone or 0, dtype=np.uint16)
-        symbols = self._room(count)
+        symbols = np.empty(count, dtype=np.uint16)
+        self.fill(symbols, table)
+        return symbols
+
+    def fill(self, symbols: np.ndarray, table: Table) -> None:
+        """The same into an array."""
+        if table.alone is not None or not symbols.size:
+            symbols.fill(table.alone or 0)
+            return
+        self._check_lanes()
         if not kernels.takes():
-            contexts = np.zeros(count, dtype=np.uint8)
+            contexts = np.zeros(symbols.size, dtype=np.uint8)
             self._pop_plainly(symbols, contexts, table.slots[None], table.info[None], table.bits)
-            return symbols
+            return
         from ders_core.compute.kernels import rans
 
         tables = table.slots, table.info, table.bits
         at = rans.pop(self._states, *tables, self._words, self._at, self._end, symbols)
         self._move_to(at)
-        return symbols
 
     def pop_mixed(self, contexts: np.ndarray, tables: Tables) -> np.ndarray:
-        """uint16 `[n]`. contexts: uint8 `[n]`, which table each symbol has."""
+        """Cells, uint16 `[n]`, without a loop. contexts: uint8 `[n]`, which table each has."""
         if tables.alone or not contexts.size:
             alone: np.ndarray = tables.slots[:, 0][contexts]
             return alone
-        symbols = self._room(contexts.size)
-        given = tables.slots, tables.info, tables.bits
-        if not kernels.takes():
-            self._pop_plainly(symbols, contexts, *given)
-            return symbols
-        from ders_core.compute.kernels import rans
+        self._check_lanes()
+        cells = np.empty(contexts.size, dtype=np.uint16)
+        self._pop_plainly(cells, contexts, tables.slots, tables.info, tables.bits)
+        return cells
 
-        places = self._words, self._at, self._end
-        self._move_to(rans.pop_mixed(self._states, *given, *places, contexts, symbols))
-        return symbols
+    @property
+    def has_lanes(self) -> bool:
+        return bool(self._states.size)
 
-    def _room(self, count: int) -> np.ndarray:
-        if not self._states.size:
+    def lend(self, read: Callable[[np.ndarray, np.ndarray, int, int], int]) -> None:
+        """Let a loop pop. read: takes states, words, and where those that are left begin and end,
+        and returns where they begin then. Without lanes it may pop what takes no bits."""
+        states = self._states if self.has_lanes else np.full(1, START, dtype=np.uint32)
+        self._move_to(read(states, self._words, self._at, self._end))
+
+    def _check_lanes(self) -> None:
+        if not self.has_lanes:
             raise damaged()
-        return np.empty(count, dtype=np.uint16)
 
     def _move_to(self, at: int) -> None:
         if not 0 <= at <= self._end:
@@ -214,18 +250,16 @@ class Popper:
         info: np.ndarray,
         bits: int,
     ) -> None:
-        """The same as a loop does. slots: `[contexts, 2^bits]`. info: `[contexts, symbols]`."""
-        count, lanes, width = len(symbols), len(self._states), info.shape[1]
+        """The same as a loop does. slots: `[contexts, 2^bits]`, numbers of info."""
+        count, lanes = len(symbols), len(self._states)
         symbol_of, frequencies, firsts = slots.reshape(-1), info & 0xFFFF, info >> 16
-        frequencies, firsts = frequencies.reshape(-1), firsts.reshape(-1)
         for begin in range(0, count, lanes):
             state = self._states[: count - begin]
             context = contexts[begin : begin + lanes].astype(np.int64)
             slot = state & np.uint32((1 << bits) - 1)
             symbol = symbol_of[(context << bits) + slot]
             symbols[begin : begin + lanes] = symbol
-            cell = context * width + symbol
-            state = frequencies[cell] * (state >> np.uint32(bits)) + slot - firsts[cell]
+            state = frequencies[symbol] * (state >> np.uint32(bits)) + slot - firsts[symbol]
             short = np.flatnonzero(state < START)
             self._move_to(self._at + len(short))
             words = self._words[self._at - len(short) : self._at]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.coding.rans import BITS, Table
 from ders_core.codecs.coding.stream import damaged
+from ders_core.compute import kernels
 from ders_core.later import np
 
 MOST = 255
@@ -59,12 +60,11 @@ class Gaps:
         chance, goes_on, ends = 1 << 32, self.goes_on, [1 << BITS]
         for _ in range(MOST):
             chance = chance * goes_on >> UNIT_BITS
-            ends.append(chance >> 32 - BITS)
-        left = np.array(ends)
-        lost = left[:-1] - left[1:]
-        none = np.flatnonzero((lost == 0) | (left[1:] == 0))
-        most = int(none[0]) if len(none) else MOST
-        return Table(np.append(lost[:most], left[most]))
+            left = chance >> 32 - BITS
+            if left in (0, ends[-1]):
+                break
+            ends.append(left)
+        return Table(-np.diff(ends, append=0))
 
     def low_table(self) -> Table:
         """Of low parts: all alike."""
@@ -84,6 +84,12 @@ def coded(gaps: np.ndarray, kind: Gaps, most: int) -> tuple[np.ndarray, np.ndarr
 def places_of(symbols: np.ndarray, low: np.ndarray, kind: Gaps, most: int) -> np.ndarray:
     """The inverse, and summed up: the places of the entries after the gaps, int64 `[n]`, ascending.
     low: as many as symbols below `most`; the last symbol is one of them."""
+    if kernels.takes():
+        from ders_core.compute.kernels import gaps
+
+        found = np.empty(low.size + 1, dtype=np.int64)
+        gaps.sum_up(symbols, low, kind.low_bits, most, found)
+        return found[:-1]
     ends = np.flatnonzero(symbols < most)
     high = np.cumsum(symbols, dtype=np.int64)[ends]
     whole = (high << kind.low_bits) + np.cumsum(low, dtype=np.int64)

@@ -40,10 +40,10 @@ def _gaps_of(symbols: np.ndarray, common: int, count: int) -> tuple[np.ndarray, 
     """(how many common symbols come before each other one int64, those others uint16). count: of
     others."""
     if kernels.takes():
-        from ders_core.compute.kernels import arranged
+        from ders_core.compute.kernels.gaps import find
 
         gaps, others = np.empty(count + 1, np.int64), np.empty(count + 1, np.uint16)
-        arranged.find_gaps(symbols, np.uint16(common), gaps, others)
+        find(symbols, np.uint16(common), gaps, others)
         return gaps[:count], others[:count]
     places = np.flatnonzero(symbols != common)
     return np.diff(places, prepend=-1) - 1, symbols[places]
@@ -92,14 +92,21 @@ class Head:
     gaps: runs.Gaps | None = None
     count: int = 0
 
-    def pop(self, size: int, common: int, popper: Popper) -> Popped:
-        """size: how many entries the class has. Raises CodecError if it cannot have them."""
+    def has_symbols(self, common: int) -> bool:
+        """Whether there is a symbol for each entry."""
+        return self.form == DENSE or (self.form == ALONE and self.alone != common)
+
+    def pop(self, size: int, common: int, popper: Popper, room: np.ndarray) -> Popped:
+        """size: how many entries the class has. room: uint16 `[size]` for their symbols, or `[0]`
+        where there are none of each. Raises CodecError if it cannot have them."""
         if self.tables is None:
             if self.alone == common:
                 return Popped(np.empty(0, np.uint16), np.empty(0, np.int64))
-            return Popped(np.full(size, self.alone, dtype=np.uint16))
+            room.fill(self.alone)
+            return Popped(room)
         if self.gaps is None:
-            return Popped(self.tables.pop(size, popper))
+            self.tables.fill(room, popper)
+            return Popped(room)
         if self.count > size:
             raise damaged()
         table = self.gaps.table()
@@ -110,7 +117,9 @@ class Head:
         places = runs.places_of(high, low, self.gaps, most)
         if others and (places[-1] >= size or high[-1] == most):
             raise damaged()
-        return Popped(self.tables.pop(others, popper), places)
+        of_others = np.empty(others, dtype=np.uint16)
+        self.tables.fill(of_others, popper)
+        return Popped(of_others, places)
 
 
 def read_section(reader: Reader, levels: int) -> Head:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.later import np, torch
 
 PER_OCTAVE = 4
@@ -49,7 +50,7 @@ class Steps:
         if kernels.takes(delta):
             from ders_core.compute.kernels import arranged
 
-            scaled = torch.empty_like(delta)
+            scaled = fresh(delta.shape, torch.float32)
             arranged.divide(delta.numpy(), rows.numpy(), columns.numpy(), scaled.numpy())
             return scaled
         return (delta * rows.unsqueeze(1)).mul_(columns)

@@ -10,6 +10,9 @@ from ders_core.later import np, torch
 MOST_DIGITS = 5
 """Of a number that is mostly small: below 2³⁵."""
 
+FEW = 16
+"""So many numbers are sooner read one by one."""
+
 
 class Writer:
     """Puts arrays behind each other."""
@@ -57,8 +60,19 @@ class Reader:
 
     def small(self, count: int) -> list[int]:
         """What `put_small` put; below 2³⁵."""
-        numbers: list[int] = self.small_array(count).tolist()
-        return numbers
+        if count > FEW:
+            numbers: list[int] = self.small_array(count).tolist()
+            return numbers
+        return [self._one_small() for _ in range(count)]
+
+    def _one_small(self) -> int:
+        number, data = 0, self._bytes[self._at : self._at + MOST_DIGITS].tolist()
+        for place, digit in enumerate(data):
+            number |= (digit & 127) << 7 * place
+            if digit < 128:
+                self._at += place + 1
+                return number
+        raise damaged()
 
     def small_array(self, count: int) -> np.ndarray:
         """The same, int64 `[count]`."""
@@ -77,11 +91,12 @@ class Reader:
         return numbers
 
     def rest(self, dtype: str) -> np.ndarray:
-        """All that is left."""
-        left = len(self._bytes) - self._at
-        if left % np.dtype(dtype).itemsize:
+        """All that is left: no copy, and not aligned."""
+        if (len(self._bytes) - self._at) % np.dtype(dtype).itemsize:
             raise damaged()
-        return self.take(left // np.dtype(dtype).itemsize, dtype)
+        piece = self._bytes[self._at :].view(dtype)
+        self._at = len(self._bytes)
+        return piece
 
 
 def damaged() -> CodecError:

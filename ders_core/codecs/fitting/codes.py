@@ -17,16 +17,13 @@ from ders_core.codecs.coding.packing import (
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.compute.sums import halved_sum
 from ders_core.later import np, torch
 
 CHUNK = 1 << 19
-"""Values at a time on the CPU, for what no loop does: many for the cost of a call, few for a
-matrix."""
-
-CHUNK_OF_LOOPS = 1 << 17
-"""Values at a time for loops, which cost next to nothing to call: they stay in a core's cache."""
+"""Values at a time on the CPU: many for the cost of a call, few for a matrix."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +128,9 @@ def decoded(
     shape = (lines.scale.shape[0], blocks.width)
     count = shape[0] * shape[1]
     if base is None:
-        out = torch.empty(shape, dtype=torch.float32, device=packed.device)
+        out = fresh(shape, torch.float32, packed.device)
     else:
-        out = torch.empty(shape, dtype=base.dtype, device=base.device)
+        out = fresh(shape, base.dtype, base.device)
     stored = (out,) if base is None else (out, base)
     needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
     is_whole = packed.numel() == needed and lines.scale.shape[1] == blocks.count

@@ -18,6 +18,9 @@ machine's arithmetic do not decide what a file means."""
 BINS = 1 << 12
 """Into which values are sorted before they are compared with a border."""
 
+FEW = 16
+"""Levels that are compared with every value, which takes no longer than to look them up."""
+
 HISTOGRAM_BINS = 1 << 14
 SWEEPS = 60
 
@@ -50,6 +53,22 @@ class Levels:
         return code, ends, fine
 
     @cached_property
+    def _of_bins(self) -> torch.Tensor | None:
+        """The level nearest to the middle of each bin, float32 `[BINS]`; None where levels are few
+        enough, or too close, to be told apart value by value."""
+        if self.uniform or self.count <= FEW or self._shortcut is None:
+            return None
+        _, ends, fine = self._shortcut
+        middles = float(ends[0]) + (torch.arange(BINS).double() - 1.5) / fine
+        return self.table[torch.bucketize(middles, self.borders.double(), right=True)]
+
+    @cached_property
+    def rough(self) -> np.ndarray:
+        """What `snap_roughly_` looks up, float32; `[0]` where it is `snap_`."""
+        of_bins = self._of_bins
+        return np.empty(0, dtype=np.float32) if of_bins is None else of_bins.numpy()
+
+    @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
         """(table, borders, bins, fine) as `compute.kernels.levels` wants them."""
         none = np.empty(0, dtype=np.int32)
@@ -80,9 +99,7 @@ class Levels:
             return torch.bucketize(values, self.borders.to(values.device), right=True)
         first, borders, fine = self._shortcut
         flat, ends = values.reshape(-1), borders.to(values.device)
-        place = (flat - float(self.borders[0])).mul_(fine).add_(2).clamp_(0, BINS - 1)
-        place.nan_to_num_(0.0)  # of deltas beyond float32, which are refused once they are decoded
-        code = first.to(values.device).index_select(0, place.to(torch.int32))
+        code = first.to(values.device).index_select(0, self._bins(flat, fine))
         for _ in range(2):  # a bin and the one below it hold no more borders
             code += flat >= ends.index_select(0, code)
         return code.view(values.shape)
@@ -93,6 +110,21 @@ class Levels:
             return values.copy_(self.at(self.nearest(values)))
         lowest = float(self.table[0])
         return values.sub_(lowest - 0.5).floor_().clamp_(0, self.count - 1).add_(lowest)
+
+    def snap_roughly_(self, values: torch.Tensor) -> torch.Tensor:
+        """The same, but near a border it may be the other level, where there are many: errors are
+        as large, so a search for a scale need not care."""
+        if self._of_bins is None or self._shortcut is None:
+            return self.snap_(values)
+        places = self._bins(values.reshape(-1), self._shortcut[2])
+        levels = self._of_bins.to(values.device).index_select(0, places)
+        return values.copy_(levels.view(values.shape))
+
+    def _bins(self, flat: torch.Tensor, fine: float) -> torch.Tensor:
+        """int32 `[n]`."""
+        place = (flat - float(self.borders[0])).mul_(fine).add_(2).clamp_(0, BINS - 1)
+        place.nan_to_num_(0.0)  # of deltas beyond float32, which are refused once they are decoded
+        return place.to(torch.int32)
 
     def at(self, codes: torch.Tensor) -> torch.Tensor:
         """The levels that codes of any integer or float dtype stand for, float32."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from ders_core.codecs.coding.prng import draw_keys, random_uniform, uniform_of
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import largest_magnitude, pieces
 from ders_core.later import np, torch
 
@@ -52,7 +53,7 @@ class Rounding(ABC):
         None if there is one."""
         if not kernels.takes(values, *([] if classes is None else [classes])):
             return self._coded_plainly(values, step, classes, class_count)
-        codes = torch.empty(values.numel(), dtype=torch.int32)
+        codes = fresh(values.shape, torch.int32)
         counts = torch.zeros(class_count, CODES, dtype=torch.int64)
         of_places = torch.zeros_like(codes, dtype=torch.uint8) if classes is None else classes
         loop, numbers = self._loop()
@@ -68,7 +69,7 @@ class Rounding(ABC):
         self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same as `coded`, without compiled loops."""
-        codes = torch.empty(values.numel(), dtype=torch.int32)
+        codes = fresh(values.shape, torch.int32)
         counts = torch.zeros(class_count * CODES, dtype=torch.int64)
         for piece in pieces(values.numel(), CHUNK):
             codes[piece] = self.codes(values[piece], step, piece.start).add_(FARTHEST)

@@ -79,6 +79,7 @@ def _compiled_scales(blocks: torch.Tensor, weights: torch.Tensor, levels: Levels
         blocks.numpy(),
         weights.numpy(),
         *levels.arrays,
+        levels.rough,
         np.array([share / levels.reach for share in SHRINKS], dtype=np.float32),
         np.array(SPREADS, dtype=np.float32),
         np.float32(gaussian),
@@ -246,7 +247,8 @@ def _compiled_lines(
 
 
 def _level(values: torch.Tensor, levels: Levels, scale: torch.Tensor) -> torch.Tensor:
-    return levels.snap_(values / torch.where(scale > 0, scale, 1.0).unsqueeze(-1))
+    inverse = 1 / torch.where(scale > TINY, scale, 1.0)
+    return levels.snap_roughly_(values * inverse.unsqueeze(-1))
 
 
 def _gaussian_scale(levels: Levels) -> float:

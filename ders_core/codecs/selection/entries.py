@@ -7,6 +7,7 @@ from functools import cached_property
 
 from ders_core.codecs.synthesis import difference
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values
 from ders_core.later import torch
 
@@ -93,7 +94,7 @@ class DifferenceEntries(Entries):
         if kernels.takes_stored(self._flat_weight, self._flat_base) and kernels.takes(places):
             from ders_core.compute.kernels import entries
 
-            values = torch.empty(places.numel(), dtype=torch.float32)
+            values = fresh(places.shape, torch.float32)
             both = kernels.bits(self._flat_weight), kernels.bits(self._flat_base)
             kind = kernels.kind_of(self._weight.dtype)
             entries.gather(*both, kind, places.numpy(), values.numpy())

@@ -1,6 +1,6 @@
 """Matrices to and from the order of `codecs.coding.arrangement`: class after class.
 
-order: int64 `[in]`, columns sorted. edges: int64 `[kinds, classes + 1]`, where each class begins
+order: uint32 `[in]`, columns sorted. edges: int64 `[kinds, classes + 1]`, where each class begins
 among them. kinds: int64 `[out]`, which row of edges each row has.
 """
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ders_core.compute.kernels.entries import copy
+from ders_core.compute.kernels.floats import narrow, widen
 from ders_core.compute.kernels.loop import loop
 from ders_core.compute.kernels.synthesis import add_bfloat16, add_float32
 
@@ -62,36 +64,8 @@ def arrange(
             filled = symbols[begin : begin + count]
             columns = order[edge[number] : edge[number + 1]]
             for place in range(count):
-                filled[place] = numbers[np.uint32(given[np.uint64(columns[place])])]
+                filled[place] = numbers[np.uint32(given[columns[place]])]
             begins[number] = begin + count
-
-
-@loop
-def find_gaps(symbols: np.ndarray, common: np.uint16, gaps: np.ndarray, others: np.ndarray) -> None:
-    """Fill gaps, int64, with how many common symbols come before each other one, and others,
-    uint16, with those; both one longer than there are others."""
-    count, gap = np.uint64(0), np.int64(0)
-    for place in range(symbols.size):
-        symbol = symbols[place]
-        other = np.int64(symbol != common)
-        gaps[count], others[count] = gap, symbol
-        count += np.uint64(other)
-        gap = (gap + 1) * (1 - other)
-
-
-@loop
-def part(symbols: np.ndarray, of_rare: np.ndarray, usual: np.ndarray, rare: np.ndarray) -> None:
-    """Fill usual with symbols, and one more than the last where they are rare; fill rare with
-    those, in order. All uint16, but for of_rare: bool, of each symbol."""
-    last, count = np.uint16(of_rare.size), np.uint64(0)
-    for place in range(symbols.size):
-        symbol = symbols[place]
-        if of_rare[symbol]:
-            rare[count] = symbol
-            count += np.uint64(1)
-            usual[place] = last
-        else:
-            usual[place] = symbol
 
 
 @loop
@@ -119,18 +93,18 @@ def expand_row(row: int, coded: tuple[Any, ...], filled: np.ndarray) -> None:
             coded = symbols[at[number] : at[number] + count]
             for place in range(count):
                 value = np.float32(np.float32(levels[coded[place]] * step) * steps[place])
-                filled[np.uint64(columns[place])] = value
+                filled[columns[place]] = value
             at[number] += count
             continue
         if common != 0:
             usual = np.float32(common * step)
             for place in range(count):
-                filled[np.uint64(columns[place])] = np.float32(usual * steps[place])
+                filled[columns[place]] = np.float32(usual * steps[place])
         before, following = passed[number], np.uint64(at[number])
         while places[following] < before + count:
             place = places[following] - before
             value = np.float32(np.float32(levels[others[following]] * step) * steps[place])
-            filled[np.uint64(columns[place])] = value
+            filled[columns[place]] = value
             following += one
         at[number], passed[number] = np.int64(following), before + count
 
@@ -158,3 +132,27 @@ def expand_onto_float32(coded: tuple[Any, ...], base: np.ndarray, weight: np.nda
     for row in range(weight.shape[0]):
         expand_row(row, coded, delta)
         add_float32(base[row], delta, weight[row])
+
+
+@loop
+def add_others(coded: tuple[Any, ...], kind: int, base: np.ndarray, weight: np.ndarray) -> None:
+    """The same for bits of floats `[out, in]`, of a kind of `floats`, where no class is dense and
+    the common level is 0."""
+    order, edges, kinds, row_steps, column_steps, levels = coded[:6]
+    at, passed, places, others = coded[8], coded[9], coded[11], coded[12]
+    one = np.uint64(1)
+    for row in range(weight.shape[0]):
+        step, edge, below, filled = row_steps[row], edges[kinds[row]], base[row], weight[row]
+        copy(below, kind, filled)
+        for number in range(at.size):
+            before, following = passed[number], np.uint64(at[number])
+            begin = edge[number] - before
+            end = edge[number + 1] - begin
+            while places[following] < end:
+                sorted_place = np.uint64(begin + places[following])
+                column = order[sorted_place]
+                value = np.float32(levels[others[following]] * step) * column_steps[sorted_place]
+                total = np.float32(value + widen(below[column], kind))
+                filled[column] = narrow(total, kind)
+                following += one
+            at[number], passed[number] = np.int64(following), end

@@ -110,7 +110,7 @@ def decode(
     rows, width = weights.shape
     many = 8 if bits > 0 else 5
     many = 1 if width % many == 0 else many  # rows that fill bytes
-    codes = np.empty(many * width, np.uint8)
+    codes, deltas = np.empty(many * width, np.uint8), np.empty(size, np.float32)
     lowest = table[0]
     for begin in range(0, rows, many):
         here = min(many, rows - begin)
@@ -134,12 +134,17 @@ def decode(
                         level = np.float32(np.float32(coded[place]) + lowest)
                         value = np.float32(level * scale) + widen(below[place], kind)
                         out[place] = narrow(np.float32(value), kind)
+                    continue
+                for place in range(count):
+                    deltas[place] = table[coded[place]] * scale
+                if offsets.shape[0] > 0:
+                    for place in range(count):
+                        deltas[place] += offset
+                if base.shape[0] > 0:
+                    below = base[begin + row, start : start + count]
+                    for place in range(count):
+                        value = np.float32(deltas[place] + widen(below[place], kind))
+                        out[place] = narrow(value, kind)
                 else:
                     for place in range(count):
-                        delta = np.float32(table[coded[place]] * scale)
-                        if offsets.shape[0] > 0:
-                            delta = np.float32(delta + offset)
-                        if base.shape[0] > 0:
-                            lower = widen(base[begin + row, start + place], kind)
-                            delta = np.float32(delta + lower)
-                        out[place] = narrow(delta, kind)
+                        out[place] = narrow(deltas[place], kind)

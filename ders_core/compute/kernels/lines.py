@@ -73,8 +73,8 @@ def best_lines(
                 ahead = np.float32(middle - np.float32(tried * centre))
             for place in range(padded):
                 moved[place] = unit[place] - ahead
-            step = tried if tried > zero else one
-            snap_uniform(moved, step, table, levels)
+            inverse = one / (tried if tried > tiny else one)
+            snap_uniform(moved, inverse, table, levels)
             if is_step:
                 continue
             for place in range(padded):

@@ -20,8 +20,10 @@ def push(
     bits: int,
     symbols: np.ndarray,
     words: np.ndarray,
+    end: int,
 ) -> int:
-    """words: uint16, one more than symbols; is filled from the end. Returns where they begin.
+    """words: uint16, at least one more before the end than symbols; is filled from there backwards.
+    Returns where they begin.
 
     inverse: uint64, ⌈2^(32 + bits) / frequency⌉ of each symbol: x / frequency is
     (x · inverse) >> (32 + bits) for every state x that is pushed to.
@@ -30,7 +32,7 @@ def push(
     shift, top = np.uint64(32 + bits), np.uint32(32 - bits)
     low_half, half = np.uint32(0xFFFF), np.uint32(16)
     size = np.uint32(1 << bits)
-    at = np.uint64(words.size)
+    at = np.uint64(end)
     while left > 0:
         rest = left % lanes
         count = rest if rest else lanes
@@ -91,39 +93,30 @@ def pop(
 
 
 @loop
-def push_mixed(
+def push_pieces(
     states: np.ndarray,
     info: np.ndarray,
     inverse: np.ndarray,
     bits: int,
-    symbols: np.ndarray,
-    contexts: np.ndarray,
+    cells: np.ndarray,
+    rare_info: np.ndarray,
+    rare_inverse: np.ndarray,
+    rare_bits: int,
+    rare: np.ndarray,
+    rare_ends: np.ndarray,
+    size: int,
     words: np.ndarray,
 ) -> int:
-    """The same as `push` with several tables: info and inverse are `[contexts, symbols]`. contexts:
-    uint8 `[n]`, which of them each symbol has."""
-    one, lanes, left = np.uint64(1), np.uint64(states.size), np.uint64(symbols.size)
-    shift, top = np.uint64(32 + bits), np.uint32(32 - bits)
-    low_half, half = np.uint32(0xFFFF), np.uint32(16)
-    size = np.uint32(1 << bits)
-    at = np.uint64(words.size)
-    while left > 0:
-        rest = left % lanes
-        count = rest if rest else lanes
-        for number in range(count):
-            lane = count - one - np.uint64(number)
-            left -= one
-            symbol, context = symbols[left], contexts[left]
-            entry, state = info[context, symbol], states[lane]
-            frequency = np.uint32(entry & low_half)
-            full = np.uint32(np.uint32(state >> top) >= frequency)
-            words[at - one] = np.uint16(state & low_half)
-            at -= np.uint64(full)
-            state = np.uint32(state >> np.uint32(full << np.uint32(4)))
-            quotient = np.uint32((np.uint64(state) * inverse[context, symbol]) >> shift)
-            added = np.uint32(quotient * np.uint32(size - frequency))
-            states[lane] = np.uint32(np.uint32(state + np.uint32(entry >> half)) + added)
-    return int(np.int64(at))
+    """Push so many cells at a time, and after each piece the rare ones of it, up to its end. Words:
+    as of `push`, one more than there are of both."""
+    at = words.size
+    for number in range(rare_ends.size - 1, -1, -1):
+        first = rare_ends[number - 1] if number > 0 else 0
+        some = rare[first : rare_ends[number]]
+        at = push(states, rare_info, rare_inverse, rare_bits, some, words, at)
+        some = cells[number * size : (number + 1) * size]
+        at = push(states, info, inverse, bits, some, words, at)
+    return at
 
 
 @loop
@@ -138,26 +131,28 @@ def pop_mixed(
     contexts: np.ndarray,
     symbols: np.ndarray,
 ) -> int:
-    """The same as `pop` with several tables: slots are `[contexts, 2^bits]`, info is
-    `[contexts, symbols]`. contexts: uint8 `[n]`, which of them each symbol has."""
-    one, lanes, count = np.uint64(1), np.uint64(states.size), np.uint64(symbols.size)
+    """The same as `pop` with several tables: slots are `[contexts, 2^bits]`. contexts: uint8
+    `[n]`, which of them each symbol has."""
+    lanes, count = np.uint64(states.size), np.uint64(symbols.size)
     mask, shift = np.uint32((1 << bits) - 1), np.uint32(bits)
     low_half, half, least = np.uint32(0xFFFF), np.uint32(16), np.uint32(1 << 16)
-    at, last, place = np.uint64(begin), np.uint64(end), np.uint64(0)
+    at, last, place, flat = np.uint64(begin), np.uint64(end), np.uint64(0), slots.reshape(-1)
     while place < count:
-        for lane in range(min(lanes, count - place)):
-            state, context = states[lane], contexts[place]
+        here = min(lanes, count - place)
+        some, given = symbols[place : place + here], contexts[place : place + here]
+        for lane in range(here):
+            state = states[lane]
             slot = np.uint32(state & mask)
-            symbol = slots[context, slot]
-            entry = info[context, symbol]
+            symbol = flat[np.uint32(np.uint32(np.uint32(given[lane]) << shift) | slot)]
+            entry = info[symbol]
             begun = np.uint32(slot - np.uint32(entry >> half))
             state = np.uint32(np.uint32(entry & low_half) * np.uint32(state >> shift) + begun)
             small = np.uint32(state < least)
             longer = np.uint32(np.uint32(state << half) | np.uint32(words[at]))
             states[lane] = longer if small else state
             at += np.uint64(small)
-            symbols[place] = symbol
-            place += one
+            some[lane] = symbol
+        place += here
         if at > last:
             return -1
     return int(np.int64(at))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.levels import snap, snap_uniform
+from ders_core.compute.kernels.levels import snap_to_table, snap_uniform
 from ders_core.compute.kernels.loop import loop, part_apart
 from ders_core.compute.kernels.sums import halved, halved_apart
 
@@ -29,6 +29,7 @@ def best_scales(
     borders: np.ndarray,
     bins: np.ndarray,
     fine: np.float32,
+    rough: np.ndarray,
     shrinks: np.ndarray,
     spreads: np.ndarray,
     gaussian: np.float32,
@@ -41,13 +42,15 @@ def best_scales(
     """scales: `[n]`, gets the scale of each block.
 
     blocks: `[n, size]`. weights: `[m, size]`, of block i those in row i mod m; `[0, size]` for 1.
-    table, borders, bins, fine: as of `levels`. reach: the outermost level. shrinks: scales of a
-    block whose largest magnitude is 1. spreads: multiples of `gaussian` times its root mean square.
+    table, borders, bins, fine, rough: as of `levels`. reach: the outermost level. shrinks: scales
+    of a block whose largest magnitude is 1. spreads: multiples of `gaussian` times its root mean
+    square.
     """
     count, size = blocks.shape
     padded = (size + 3) // 4 * 4
     unit, heavy = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
     levels, terms = np.empty(padded, np.float32), np.empty(padded, np.float32)
+    products, is_uniform = np.empty(padded, np.float32), borders.size == 0
     is_one_magnitude = table.size == 2
     for place in range(size):
         heavy[place] = 1
@@ -79,9 +82,9 @@ def best_scales(
             scales[block] = np.float32(mean * largest) / reach
             continue
         spread = np.float32(np.float32(np.sqrt(mean)) * gaussian)
-        best, least, first, power = zero, np.float32(np.inf), 0, one
-        again = spreads.size + shrinks.size  # the best one, for its levels; then refinements of it
-        for attempt in range(again + 1 + refinements):
+        best, least, first = zero, np.float32(np.inf), 0
+        again = spreads.size + shrinks.size  # from there on refinements
+        for attempt in range(again + refinements):
             number = attempt - spreads.size if attempt >= spreads.size else attempt + shrinks.size
             if attempt < spreads.size:
                 scale = np.float32(spread * spreads[attempt])
@@ -92,51 +95,43 @@ def best_scales(
                 bound = np.float32(np.float32(short * short) * np.float32(one - caution))
                 if weights.shape[0] == 0 and bound > least:
                     continue
+            else:  # the best scale for the levels that the best one so far gives
+                inverse = one / (best if best > tiny else one)
+                if is_uniform:
+                    snap_uniform(unit, inverse, table, levels)
+                else:
+                    snap_to_table(unit, inverse, table, borders, bins, fine, rough, levels)
+                for place in range(padded):
+                    weighed = np.float32(levels[place] * heavy[place])
+                    products[place] = unit[place] * weighed
+                    terms[place] = levels[place] * weighed
+                power = max(halved_apart(terms, padded), tiny)
+                scale = max(np.float32(halved_apart(products, padded) / power), zero)
+            inverse, left = one / (scale if scale > tiny else one), padded
+            if is_uniform:
+                snap_uniform(unit, inverse, table, levels)
             else:
-                scale = best
-            sums = 3 if attempt > again else 1
-            for left_over in range(sums - 1, -1, -1):
-                left = padded
-                if left_over == 2:  # of the squares of the levels
-                    for place in range(padded):
-                        level = levels[place]
-                        terms[place] = level * np.float32(level * heavy[place])
-                elif left_over == 1:  # of their products with the values
-                    for place in range(padded):
-                        terms[place] = unit[place] * np.float32(levels[place] * heavy[place])
-                else:  # of the errors
-                    step = scale if scale > zero else one
-                    if borders.size == 0:
-                        snap_uniform(unit, step, table, levels)
-                    else:
-                        snap(unit, step, table, borders, bins, fine, levels)
-                    if padded > 16:  # the first two steps of the sum at once
-                        left = padded // 4
-                        for place in range(left):
-                            second, third = place + left, place + 2 * left
-                            fourth = third + left
-                            terms[place] = (
-                                weighed_square(unit[place], levels[place], scale, heavy[place])
-                                + weighed_square(unit[third], levels[third], scale, heavy[third])
-                            ) + (
-                                weighed_square(unit[second], levels[second], scale, heavy[second])
-                                + weighed_square(unit[fourth], levels[fourth], scale, heavy[fourth])
-                            )
-                    else:
-                        for place in range(padded):
-                            terms[place] = weighed_square(
-                                unit[place], levels[place], scale, heavy[place]
-                            )
-                found = halved(terms, left)
-                if left_over == 2:
-                    power = max(found, tiny)
-                elif left_over == 1:
-                    scale = max(np.float32(found / power), zero)
+                snap_to_table(unit, inverse, table, borders, bins, fine, rough, levels)
+            if padded > 16:  # the first two steps of the sum at once
+                left = padded // 4
+                for place in range(left):
+                    second, third = place + left, place + 2 * left
+                    fourth = third + left
+                    terms[place] = (
+                        weighed_square(unit[place], levels[place], scale, heavy[place])
+                        + weighed_square(unit[third], levels[third], scale, heavy[third])
+                    ) + (
+                        weighed_square(unit[second], levels[second], scale, heavy[second])
+                        + weighed_square(unit[fourth], levels[fourth], scale, heavy[fourth])
+                    )
+            else:
+                for place in range(padded):
+                    terms[place] = weighed_square(unit[place], levels[place], scale, heavy[place])
+            found = halved(terms, left)
             if found < least:
                 best, least, first = scale, found, number
-            elif attempt < again:
-                if found == least and number < first:
-                    best, first = scale, number
-            elif attempt > again:
+            elif attempt >= again:
                 break
+            elif found == least and number < first:
+                best, first = scale, number
         scales[block] = best * largest

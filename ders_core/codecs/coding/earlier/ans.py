@@ -36,7 +36,7 @@ class Stack:
         import constriction
 
         try:
-            self._coder = constriction.stream.stack.AnsCoder(words)
+            self._coder = constriction.stream.stack.AnsCoder(np.array(words))
         except ValueError as error:
             raise damaged() from error
 
