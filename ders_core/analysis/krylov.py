@@ -8,6 +8,7 @@ chapter 5; Ubaru, Chen and Saad 2017).
 
 from __future__ import annotations
 
+from ders_core.compute.krylov import Dense, Krylov
 from ders_core.later import np, torch
 
 HEAD = 16
@@ -25,10 +26,6 @@ HEAD_STEPS, SETTLED = 10, 0.005
 """The head is done when no value has grown by more than this share in a step, but after this many
 steps at the latest. The curve has all of delta when no larger share of its energy is missing."""
 
-PASSES, ORTHOGONAL = 6, 1e-5
-"""A block is orthogonal to the basis when no cosine is above the second; float32 leaves about 1e-7,
-and up to 5e-6 in a pass that still has much to remove. Only a delta of zeros needs four passes."""
-
 
 def product_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it, else float32. Δ's rounding is noise of 2⁻⁹ in each
@@ -43,11 +40,11 @@ def head(delta: torch.Tensor) -> np.ndarray:
     Within SETTLED or so of each: below 0.1 % where they stand out from the others, about 1 % where
     the spectrum is flat.
     """
-    space = _Krylov(delta)
+    space = Krylov(Dense(delta), BLOCK, seed=0)
     sigma = np.zeros(HEAD)
     for step in range(HEAD_STEPS):
         space.grow()
-        before, sigma = sigma, space.values()[0][:HEAD]
+        before, sigma = sigma, space.values()[0][:HEAD].numpy()
         if step and bool((sigma - before <= SETTLED * sigma).all()):
             break
     return sigma
@@ -68,14 +65,14 @@ def curve(delta: torch.Tensor, energy: float) -> np.ndarray:
     within 1 % for a delta of exactly low rank, up to 12 · BLOCK if at least MOSTLY of the values
     are nothing; it is too low where much of the spectrum is real and yet below that.
     """
-    space = _Krylov(delta)
+    space = Krylov(Dense(delta), BLOCK, seed=0)
     rounding = _Rounding(delta)
     size = min(delta.shape)
     for step in range(1, MORE_STEPS + 1):
         space.grow()
         if step < STEPS:
             continue
-        sigma, weights = space.values()
+        sigma, weights = (each.numpy() for each in space.values())
         squares = np.where(sigma > rounding.floor(energy, sigma[0]), sigma**2, 0.0)
         whole = _is_whole(squares, weights, size, energy)
         nothing = float(weights[sigma < NEARLY * sigma[HEAD]].sum())
@@ -160,53 +157,3 @@ class _Rounding:
         bulk: float = 2 * self._spread * energy**0.5
         images: float = (BLOCK / self._short) ** 0.5 * largest
         return self._share * (bulk + images)
-
-
-class _Krylov:
-    """An orthonormal basis of the Krylov space of ΔᵀΔ, a block longer after each step."""
-
-    def __init__(self, delta: torch.Tensor) -> None:
-        self._delta = delta if delta.shape[0] >= delta.shape[1] else delta.mT
-        size = self._delta.shape[1]
-        random = torch.Generator().manual_seed(0)
-        start = torch.randn(size, BLOCK, generator=random).to(delta.device)
-        self._next = torch.linalg.qr(start)[0]
-        self._basis = torch.empty(size, 0, device=delta.device)
-        self._images: list[torch.Tensor] = []
-        self._gram = torch.empty(0, 0, dtype=torch.float64)
-
-    def grow(self) -> None:
-        """Add a block to the basis."""
-        if self._images:
-            # QR parts the weak directions of the image from the strong ones, whose rounding would
-            # drown them in the product. Row by row again, as the product is quick with.
-            left = torch.linalg.qr(self._images[-1].float())[0].contiguous()
-            image = left.to(self._delta.dtype)
-            self._next = self._orthogonal((self._delta.mT @ image).float())
-        self._basis = torch.cat((self._basis, self._next), 1)
-        self._images.append(self._delta @ self._next.to(self._delta.dtype))
-        latest = self._images[-1].double()
-        column = torch.cat([image.double().mT @ latest for image in self._images]).cpu()
-        above, corner = column.split([len(self._gram), BLOCK])
-        self._gram = torch.cat(
-            (torch.cat((self._gram, above), 1), torch.cat((above.mT, corner), 1))
-        )
-
-    def _orthogonal(self, block: torch.Tensor) -> torch.Tensor:
-        """Orthonormal, and to the basis too.
-
-        Twice is enough for what is new in the block (Parlett 1998, §6.9). Where a block has nothing
-        new, QR makes columns up, and these may be in the space: then once more, or more.
-        """
-        for turn in range(PASSES):
-            block = block - self._basis @ (self._basis.mT @ block)
-            block = torch.linalg.qr(block)[0]
-            if turn and float((self._basis.mT @ block).abs().max()) < ORTHOGONAL:
-                break
-        return block
-
-    def values(self) -> tuple[np.ndarray, np.ndarray]:
-        """(singular values of Δ in the space, descending; the share of the density at each)."""
-        squares, vectors = torch.linalg.eigh(self._gram)
-        weights = vectors[:BLOCK].square().sum(0) / BLOCK
-        return squares.clamp_min(0).sqrt().flip(0).numpy(), weights.flip(0).numpy()

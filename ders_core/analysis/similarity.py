@@ -11,14 +11,13 @@ deltas is multiplied in float64 too.
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass, replace
 
+from ders_core.analysis.chunk_sums import ChunkSums, Workspace, count_bins, is_finite
 from ders_core.analysis.dwarfs import corrected
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
-from ders_core.compute.magnitude import is_comfortable, scale_of
-from ders_core.compute.pieces import chunk_values
+from ders_core.compute.pieces import pieces
 from ders_core.compute.threads import side_by_side
 from ders_core.decompose.clusters import check_finite
 from ders_core.later import np, torch
@@ -26,12 +25,6 @@ from ders_core.later import np, torch
 BINS = 128
 REACH = 8.0
 """The histogram spans ± this many standard deviations; values beyond are in the outermost bins."""
-
-CHUNK_VALUES = 1 << 18
-"""Of all experts, on the CPU; they and the intermediate results fit into the cache."""
-
-CLOSE = 1e-2
-"""Where two deltas differ by a smaller share of their energies, the difference needs float64."""
 
 SAMPLE_VALUES = 1 << 22
 """Histograms of larger groups take evenly spaced rows, with at least this many values."""
@@ -77,103 +70,25 @@ def group_statistics(
     """
     experts, out, width = group.shape
     where = torch.device(device)
-    step = max(1, chunk_values(where, CHUNK_VALUES) // max(experts * width, 1))
     totals = _Totals(experts, out, width)
-    workspace = _Workspace(group, where, step, max(1, experts * out * width // SAMPLE_VALUES))
+    workspace = Workspace(group, where, max(1, experts * out * width // SAMPLE_VALUES))
     with side_by_side(where) as pool:
         for rows, weights in slabs(group, where):
-            begins = range(rows.start, rows.stop, step)
-            parts = weights.split(step, 1)
-            for begin, part, sums in zip(
-                begins, parts, pool.map(workspace.sums, begins, parts), strict=True
-            ):
-                if not math.isfinite(float(sums.gram.trace())):
-                    check_finite(group, part.flatten(1))
-                chunk = slice(begin, begin + part.shape[1])
+            parts = list(pieces(rows.stop - rows.start, workspace.step))
+
+            def work(
+                part: slice, first: int = rows.start, weights: torch.Tensor = weights
+            ) -> ChunkSums:
+                return workspace.sums(first, weights, part)
+
+            for part, sums in zip(parts, pool.map(work, parts), strict=True):
+                if not is_finite(sums):
+                    check_finite(group, weights[:, part].flatten(1))
+                chunk = slice(rows.start + part.start, rows.start + part.stop)
                 totals.add(chunk, sums)
                 if base is not None:
                     base[chunk] = sums.base
     return corrected(totals.finish(), group, where)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Of one chunk, on the CPU. base: `[rows, in]` in storage dtype. gram: of the K deltas
-    `[K, K]`. energy: Σ W_base². powers: Σ Δ, Σ Δ·W_base, Σ Δ³ and Σ Δ⁴ `[4, K]`. rows, columns:
-    Σ Δ². sample: deltas."""
-
-    base: torch.Tensor
-    gram: torch.Tensor
-    energy: float
-    powers: torch.Tensor
-    max_abs: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
-    sample: torch.Tensor | None
-
-
-class _Workspace(threading.local):
-    """One thread's memory, used for one chunk after another."""
-
-    def __init__(self, group: ExpertGroup, device: torch.device, step: int, every: int) -> None:
-        experts, out, width = group.shape
-        size = min(step, out) * width
-        self._dtype, self._every = group.dtype.torch, every
-        self._single = torch.empty(3, experts * size, device=device)
-
-    def sums(self, begin: int, weights: torch.Tensor) -> _Sums:
-        """weights: `[K, rows, in]` in storage dtype, from the row `begin` on."""
-        experts, rows, width = weights.shape
-        size = rows * width
-        values, deltas, squares = self._single[:, : experts * size].view(3, experts, size)
-        values.copy_(weights.flatten(1))
-        stored = values.mean(0).to(self._dtype)
-        base = stored.float()
-        torch.sub(values, base, out=deltas)
-        torch.mul(deltas, deltas, out=squares)
-        tops, base_energy = squares.amax(1), float(base.square().sum())
-        scale = base_scale = 1.0
-        if not is_comfortable(float(tops.max())):
-            scale = scale_of(deltas)
-            torch.mul(deltas.div_(scale), deltas, out=squares)
-            tops = squares.amax(1)
-        if not is_comfortable(base_energy):
-            base_scale = scale_of(base)
-            base = base / base_scale
-            base_energy = float(base.square().sum())
-        powers = [deltas.sum(1).double() * scale, (deltas @ base).double() * (scale * base_scale)]
-        for factor, power in ((deltas, 3), (squares, 4)):
-            torch.mul(squares, factor, out=values)
-            powers.append(values.sum(1).double() * scale**power)
-        energy = squares.sum(0).view(rows, width)
-        chosen = [row for row in range(rows) if (begin + row) % self._every == 0]
-        sample = deltas.view(experts, rows, width)[:, chosen].flatten() if chosen else None
-        return _Sums(
-            stored.view(rows, width).cpu(),
-            _gram(deltas) * scale**2,
-            base_energy * base_scale**2,
-            torch.stack(powers).cpu(),
-            tops.double().sqrt().cpu() * scale,
-            energy.sum(1, dtype=torch.float64).cpu() * scale**2,
-            energy.sum(0, dtype=torch.float64).cpu() * scale**2,
-            sample.cpu() * scale if sample is not None else None,
-        )
-
-
-def _gram(deltas: torch.Tensor) -> torch.Tensor:
-    """`[K, K]` float64 on the CPU, of `[K, n]` float32; multiplied in float64 if two are close.
-
-    The products in float32 are right to 1e−6 of ‖a‖·‖b‖, so ‖a − b‖² to 1e−4 where it is above
-    CLOSE of ‖a‖² + ‖b‖².
-    """
-    gram = (deltas @ deltas.T).double().cpu()
-    energy = gram.diagonal()
-    sums = energy[:, None] + energy[None, :]
-    close = (sums - 2 * gram < CLOSE * sums).fill_diagonal_(False)
-    if not bool(close.any()):
-        return gram
-    exact = deltas.double()
-    return (exact @ exact.T).cpu()
 
 
 class _Totals:
@@ -189,7 +104,7 @@ class _Totals:
         self.columns = torch.zeros(width, dtype=torch.float64)
         self.sample: list[torch.Tensor] = []
 
-    def add(self, rows: slice, sums: _Sums) -> None:
+    def add(self, rows: slice, sums: ChunkSums) -> None:
         self.gram += sums.gram
         self.base_energy += sums.energy
         self.powers += sums.powers
@@ -207,12 +122,11 @@ class _Totals:
         half = REACH * math.sqrt(max(second - mean**2, 0.0))
         if not half or not self.sample:
             return np.linspace(-1, 1, BINS + 1), np.zeros(BINS, dtype=np.int64)
-        sample = torch.cat(self.sample)
         counts = torch.zeros(BINS, dtype=torch.int64)
-        for part in sample.split(CHUNK_VALUES):
-            place = part.mul(BINS / 2 / half).add_(BINS / 2).floor_().clamp_(0, BINS - 1)
-            counts += torch.bincount(place.to(torch.int32), minlength=BINS)
-        scaled = (counts.double() * (experts * self.size / len(sample))).round().long()
+        for sample in self.sample:
+            count_bins(sample, BINS / 2 / half, counts)
+        size = sum(map(len, self.sample))
+        scaled = (counts.double() * (experts * self.size / size)).round().long()
         return np.linspace(-half, half, BINS + 1), scaled.numpy()
 
     def finish(self) -> GroupStatistics:

@@ -198,18 +198,8 @@ class Quantized(DeltaCodec):
             )
         parts |= self._stored_scales(delta, weights, levels, context.dtype)
         lines = self._lines(parts)
-        scale, size = lines.scale, self._blocks(shape[1]).size
-        offset = torch.zeros_like(scale) if lines.offset is None else lines.offset
-        codes = torch.empty(shape, dtype=torch.uint8, device=delta.device)
-
-        def round_column(values: torch.Tensor, column: int) -> torch.Tensor:
-            step, shift = scale[:, column // size], offset[:, column // size]
-            code = levels.nearest((values - shift) / torch.where(step > 0, step, 1.0))
-            codes[:, column] = code
-            return levels.at(code) * step + shift
-
         moments = context.moments.to(delta.device)
-        compensated(delta, moments, round_column)
+        codes = compensated(delta, moments, lines, levels, self._blocks(shape[1]))
         parts["codes"] = self._no_codes(shape, delta.device)
         self._pack(codes, parts["codes"], 0, codes.numel())
         target = target_of(self.gain)

@@ -12,10 +12,11 @@ import torch
 from support.messages import raises_saying
 
 from ders_core.analysis import Analysis, analyze, expected, of_group, rank_for_energy
-from ders_core.analysis.krylov import HEAD, STEPS, _Krylov, curve, head
+from ders_core.analysis.krylov import BLOCK, HEAD, STEPS, curve, head
 from ders_core.analysis.spectra import spectrum_of
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import LowRank
+from ders_core.compute.krylov import Dense, Krylov
 from ders_core.figures import report_html
 
 SHAPE = (1200, 900)
@@ -132,7 +133,7 @@ def test_noise_above_the_rounding_is_kept(dtype: torch.dtype, noise: float, erro
 def test_the_squares_of_a_low_rank_do_not_exceed_its_energy(dtype: torch.dtype) -> None:
     """The basis stays orthonormal when a step has nothing new to add to it."""
     delta = low_rank(5)
-    space = _Krylov(delta.to(dtype))
+    space = Krylov(Dense(delta.to(dtype)), BLOCK, seed=0)
     for _ in range(STEPS):
         space.grow()
     squares = space.values()[0] ** 2

@@ -77,7 +77,7 @@ def test_histogram_spans_the_whole_group_whatever_comes_first(
     group_of: MakeGroup, monkeypatch: pytest.MonkeyPatch, first: float
 ) -> None:
     """The first chunk's deltas are zero, or smaller or larger than all that follow."""
-    monkeypatch.setattr("ders_core.analysis.similarity.CHUNK_VALUES", 3 * 20 * 4)
+    monkeypatch.setattr("ders_core.analysis.chunk_sums.LOOP_VALUES", 3 * 20 * 4)
     torch.manual_seed(5)
     spread = torch.full((40, 1), 0.05)
     spread[:4] = first
@@ -125,7 +125,7 @@ def test_chunks_do_not_change_the_result(
     weights = torch.randn(37, 20) + 0.01 * torch.randn(3, 37, 20)
     group = group_of(weights)
     whole = group_statistics(group)
-    monkeypatch.setattr("ders_core.analysis.similarity.CHUNK_VALUES", 3 * 20 * 5)
+    monkeypatch.setattr("ders_core.analysis.chunk_sums.LOOP_VALUES", 3 * 20 * 5)
     pieces = group_statistics(group)
     np.testing.assert_allclose(pieces.one_minus_cos, whole.one_minus_cos, rtol=1e-5)
     np.testing.assert_allclose(pieces.norm_delta, whole.norm_delta, rtol=1e-6)

@@ -2,13 +2,17 @@
 
 GPTQ (Frantar et al., arXiv 2210.17323), after Optimal Brain Surgeon (Hassibi and Stork 1992): with
 H = E[x xᵀ] of the inputs, it minimises E‖(Δ̂ − Δ)x‖² column by column, the weightiest column first.
+A block of columns is rounded by itself; one product then brings its errors to all that follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from ders_core.later import torch
+from ders_core.codecs.fitting.blocks import Blocks
+from ders_core.codecs.fitting.codes import Lines
+from ders_core.codecs.fitting.levels import Levels
+from ders_core.codecs.fitting.once import OfTheLast
+from ders_core.compute import kernels
+from ders_core.later import np, torch
 
 DAMPING = 0.01
 """Share of H's mean diagonal that is added to it."""
@@ -16,35 +20,112 @@ DAMPING = 0.01
 BLOCK = 128
 """Columns between two updates of all that follow."""
 
-Round = Callable[["torch.Tensor", int], "torch.Tensor"]
-"""(values `[out]` of a column, its number) -> what they will be decoded as; it notes the codes."""
+SMALL = 256
+"""Triangles of this size are inverted by substitution, larger ones by products of their parts."""
 
 
-def compensated(delta: torch.Tensor, moments: torch.Tensor, round_column: Round) -> None:
-    """Call `round_column` for every column of `delta` `[out, in]`, with errors made up for.
+def compensated(
+    delta: torch.Tensor, moments: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks
+) -> torch.Tensor:
+    """Codes of `delta` `[out, in]` float32, uint8, rounded with errors made up for.
 
-    moments: `[in, in]` float32, symmetric.
+    moments: `[in, in]` float32, symmetric; not written to as long as it lives, so that what all
+    experts with these inputs need is computed once.
     """
-    order = moments.diagonal().argsort(descending=True, stable=True)
-    rest = delta[:, order].clone()
-    factor = _inverse_factor(moments[order][:, order])
-    width = delta.shape[1]
-    for begin in range(0, width, BLOCK):
-        end = min(begin + BLOCK, width)
-        errors = torch.empty(delta.shape[0], end - begin, device=delta.device)
-        for column in range(begin, end):
-            values = rest[:, column].clone()
-            lost = (values - round_column(values, int(order[column]))) / factor[column, column]
-            errors[:, column - begin] = lost
-            rest[:, column + 1 : end] -= torch.outer(lost, factor[column, column + 1 : end])
-        rest[:, end:] -= errors @ factor[begin:end, end:]
+    order, factor = _order_and_factor(moments)
+    rest = delta[:, order]
+    codes = torch.empty(delta.shape, dtype=torch.uint8, device=delta.device)
+    by_loops = kernels.takes(rest, factor, order, codes, *lines.tensors)
+    block = _by_loops if by_loops else _in_torch
+    for begin in range(0, delta.shape[1], BLOCK):
+        end = min(begin + BLOCK, delta.shape[1])
+        errors = block(rest, slice(begin, end), factor, order, lines, levels, blocks, codes)
+        rest[:, end:].addmm_(errors, factor[begin:end, end:], alpha=-1)
+    return codes
 
 
-def _inverse_factor(moments: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of the damped inverse, `[in, in]` float32."""
-    diagonal = moments.diagonal().double()
-    damping = DAMPING * float(diagonal.mean()) or 1.0
-    damped = moments.double() + damping * torch.eye(len(moments), device=moments.device).double()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor.float()
+def _by_loops(
+    rest: torch.Tensor,
+    columns: slice,
+    factor: torch.Tensor,
+    order: torch.Tensor,
+    lines: Lines,
+    levels: Levels,
+    blocks: Blocks,
+    codes: torch.Tensor,
+) -> torch.Tensor:
+    """Round some columns of rest; returns their errors `[out, n]`. codes: gets theirs."""
+    from ders_core.compute.kernels import compensation as loops
+
+    errors = np.empty((len(rest), columns.stop - columns.start), dtype=np.float32)
+    loops.compensate(
+        rest.numpy(),
+        columns.start,
+        factor.numpy(),
+        order.numpy(),
+        blocks.size,
+        *lines.arrays,
+        *levels.arrays,
+        codes.numpy(),
+        errors,
+    )
+    return torch.from_numpy(errors)
+
+
+def _in_torch(
+    rest: torch.Tensor,
+    columns: slice,
+    factor: torch.Tensor,
+    order: torch.Tensor,
+    lines: Lines,
+    levels: Levels,
+    blocks: Blocks,
+    codes: torch.Tensor,
+) -> torch.Tensor:
+    """The same; the columns of rest are overwritten."""
+    begin, end = columns.start, columns.stop
+    errors = torch.empty(len(rest), end - begin, device=rest.device)
+    for number, column in zip(range(begin, end), order[columns].tolist(), strict=True):
+        values = rest[:, number]
+        step = lines.scale[:, column // blocks.size]
+        shift = 0.0 if lines.offset is None else lines.offset[:, column // blocks.size]
+        code = levels.nearest((values - shift) / torch.where(step > 0, step, 1.0))
+        codes[:, column] = code
+        lost = (values - (levels.at(code) * step + shift)) / factor[number, number]
+        errors[:, number - begin] = lost
+        rest[:, number + 1 : end] -= torch.outer(lost, factor[number, number + 1 : end])
+    return errors
+
+
+def _compute_order_and_factor(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the columns, the weightiest first; the upper triangular U with UᵀU = H⁻¹ of the damped
+    moments in that order, float32).
+
+    With R the upper triangular factor of H = R·Rᵀ, which is the Cholesky factor of the reversed
+    matrix, reversed, U is R⁻¹.
+    """
+    diagonal = moments.diagonal()
+    order = diagonal.argsort(descending=True, stable=True)
+    turned = order.flip(0)
+    damped = moments[turned][:, turned].double()
+    damped.diagonal().add_(DAMPING * float(diagonal.double().mean()) or 1.0)
+    upper = torch.linalg.cholesky(damped).flip(0, 1)
+    _invert(upper)
+    return order, upper.float().contiguous()
+
+
+def _invert(upper: torch.Tensor) -> None:
+    """An upper triangular matrix becomes its inverse, in place."""
+    size = len(upper)
+    if size <= SMALL:
+        unit = torch.eye(size, dtype=upper.dtype, device=upper.device)
+        upper.copy_(torch.linalg.solve_triangular(upper, unit, upper=True))
+        return
+    half = size // 2
+    first, corner, last = upper[:half, :half], upper[:half, half:], upper[half:, half:]
+    _invert(first)
+    _invert(last)
+    corner.copy_(first @ corner @ last).neg_()
+
+
+_order_and_factor = OfTheLast(_compute_order_and_factor)

@@ -28,6 +28,11 @@ def kind_of(dtype: torch.dtype) -> int:
     return _kinds()[dtype]
 
 
+def is_kind(dtype: torch.dtype) -> bool:
+    """Whether `kind_of` knows this dtype."""
+    return dtype in _kinds()
+
+
 def can_run(device: torch.device) -> bool:
     """Whether loops can work on what is on this device."""
     return device.type == "cpu" and _installed()

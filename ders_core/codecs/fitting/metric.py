@@ -1,0 +1,93 @@
+"""The metric of outputs: E‖E·x‖² = ‖E·C‖² with C·Cᵀ = E[x xᵀ]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ders_core.codecs.fitting.once import OfTheLast
+from ders_core.compute.krylov import Dense, Krylov
+from ders_core.later import torch
+
+DAMPING = 1e-4
+"""Share of the largest second moment that is added to all: no direction of the input is free."""
+
+EXACT_BELOW = 512
+"""Moments of so many inputs have their largest eigenvalue computed exactly, others to about 1 %."""
+
+WIDTH, STEPS = 8, 4
+"""Of the Krylov space for that."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """factor: C over `scale`, lower triangular `[in, in]`, or a diagonal `[in]`; float32."""
+
+    factor: torch.Tensor
+    scale: float
+
+    def weighed(self, matrix: torch.Tensor) -> torch.Tensor:
+        """`[n, in]` times C over scale."""
+        return matrix * self.factor if self.factor.dim() == 1 else matrix @ self.factor
+
+    def plain(self, weighed: torch.Tensor) -> torch.Tensor:
+        """The inverse: `[n, in]` times the inverse of C over scale."""
+        if self.factor.dim() == 1:
+            return weighed / self.factor
+        solved: torch.Tensor = torch.linalg.solve_triangular(
+            self.factor, weighed, upper=False, left=False
+        )
+        return solved
+
+
+class Weighed:
+    """Δ·C over the metric's scale, as an operator: it is never multiplied out."""
+
+    def __init__(self, delta: torch.Tensor, metric: Metric) -> None:
+        self._delta, self._factor = Dense(delta), metric.factor
+        self._is_diagonal = metric.factor.dim() == 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._delta.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self._delta.device
+
+    def times(self, block: torch.Tensor) -> torch.Tensor:
+        if self._is_diagonal:
+            return self._delta.times(self._factor[:, None] * block)
+        return self._delta.times(self._factor @ block)
+
+    def back(self, block: torch.Tensor) -> torch.Tensor:
+        image = self._delta.back(block)
+        if self._is_diagonal:
+            return self._factor[:, None] * image
+        return self._factor.mT @ image
+
+
+def _compute_metric(moments: torch.Tensor) -> Metric:
+    is_full = moments.dim() == 2
+    diagonal = moments.diagonal() if is_full else moments
+    height = float(diagonal.max()) if diagonal.numel() else 0.0
+    height = height if height > 0 else 1.0
+    unit = moments.double() / height
+    if not is_full:
+        return Metric((unit.clamp_min(0) + DAMPING).sqrt().float(), height**0.5)
+    unit.diagonal().add_(DAMPING * (_largest(unit) or 1.0))
+    return Metric(torch.linalg.cholesky(unit).float(), height**0.5)
+
+
+def _largest(moments: torch.Tensor) -> float:
+    """The largest eigenvalue."""
+    if len(moments) <= EXACT_BELOW:
+        return max(float(torch.linalg.eigvalsh(moments)[-1]), 0.0) if len(moments) else 0.0
+    space = Krylov(Dense(moments.float()), WIDTH, seed=0)
+    for _ in range(STEPS):
+        space.grow()
+    return float(space.values()[0][0])
+
+
+metric_of = OfTheLast(_compute_metric)
+"""The metric of second moments `[in, in]` or a diagonal `[in]`, damped; computed once for all
+experts with these inputs. Moments must not be written to as long as they live."""

@@ -1,0 +1,109 @@
+"""The sums of a chunk against brute force in float64, against torch, and in their own order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from ders_core.analysis.chunk_sums import ChunkSums, Workspace, count_bins
+from ders_core.analysis.similarity import group_statistics
+from ders_core.checkpoint import ExpertGroup
+from ders_core.compute import kernels
+from ders_core.compute.threads import threads_of_torch
+
+MakeGroup = Callable[[torch.Tensor], ExpertGroup]
+
+
+def close_experts(
+    shape: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    start = torch.randn(shape[1:], generator=random)
+    return (start + 0.05 * torch.randn(shape, generator=random)).to(dtype)
+
+
+def sums_of(group: ExpertGroup, weights: torch.Tensor, part: slice, every: int = 2) -> ChunkSums:
+    return Workspace(group, torch.device("cpu"), every).sums(3, weights, part)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 6, 5), (3, 9, 70), (9, 5, 523)])
+@pytest.mark.parametrize("by_loops", [True, False])
+def test_sums_are_those_of_float64(
+    group_of: MakeGroup,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    by_loops: bool,
+) -> None:
+    if not by_loops:
+        monkeypatch.setattr(kernels, "can_run", lambda device: False)
+    weights, part = close_experts(shape, dtype), slice(1, shape[1] - 1)
+    sums = sums_of(group_of(weights), weights, part)
+    exact = weights[:, part].double()
+    base = sums.base.double()
+    step = exact.mean(0).abs() * torch.finfo(dtype).eps + 1e-6
+    assert bool(((base - exact.mean(0)).abs() <= step).all())
+    deltas = exact - base
+    flat, along = deltas.flatten(1), base.flatten()
+    scale = float(flat.abs().sum(1).max())
+    gram = flat @ flat.T
+    torch.testing.assert_close(sums.gram, gram, rtol=1e-6, atol=1e-7 * float(gram.trace()))
+    assert sums.energy == pytest.approx(float(along.square().sum()), rel=1e-6)
+    wanted = torch.stack([flat.sum(1), flat @ along, (flat**3).sum(1), (flat**4).sum(1)])
+    torch.testing.assert_close(sums.powers, wanted, rtol=1e-5, atol=1e-6 * scale)
+    torch.testing.assert_close(sums.max_abs, flat.abs().amax(1), rtol=1e-6, atol=0.0)
+    energy = deltas.square().sum(0)
+    torch.testing.assert_close(sums.rows, energy.sum(1), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(sums.columns, energy.sum(0), rtol=1e-5, atol=1e-12)
+    chosen = [row for row in range(part.stop - part.start) if (3 + part.start + row) % 2 == 0]
+    assert sums.sample is not None
+    sampled = deltas[:, chosen].flatten().sort().values
+    torch.testing.assert_close(sums.sample.double().sort().values, sampled, rtol=1e-6, atol=1e-7)
+
+
+def test_products_are_summed_in_one_order(group_of: MakeGroup) -> None:
+    """Eight sums side by side in float32, of 512 values; these are added in float64."""
+    weights = close_experts((3, 4, 1200))
+    sums = sums_of(group_of(weights), weights, slice(0, 4))
+    deltas = (weights.float() - sums.base.float()).numpy()
+    wanted = np.zeros((3, 3))
+    for row in range(4):
+        for begin in range(0, 1200, 512):
+            piece = deltas[:, row, begin : begin + 512]
+            for left in range(3):
+                for right in range(left, 3):
+                    products = (piece[left] * piece[right]).reshape(-1, 8)
+                    lanes = np.zeros(8, dtype=np.float32)
+                    for product in products:
+                        lanes = lanes + product
+                    folded = lanes.astype(np.float64)
+                    while len(folded) > 1:
+                        folded = folded[: len(folded) // 2] + folded[len(folded) // 2 :]
+                    wanted[left, right] += folded[0]
+    upper = np.triu_indices(3)
+    np.testing.assert_array_equal(sums.gram.numpy()[upper], wanted[upper])
+
+
+def test_threads_do_not_change_a_bit(group_of: MakeGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ders_core.analysis.chunk_sums.LOOP_VALUES", 4 * 300 * 2)
+    group = group_of(close_experts((4, 50, 300)))
+    found = []
+    for threads in (1, 3):
+        with threads_of_torch(threads):
+            found.append(group_statistics(group))
+    for name, values in vars(found[0]).items():
+        np.testing.assert_array_equal(values, getattr(found[1], name), err_msg=name)
+
+
+def test_bins_are_those_of_torch() -> None:
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(2))
+    values[:3] = torch.tensor([1e9, -1e9, 0.0])
+    loops, plain = torch.zeros(2, 128, dtype=torch.int64)
+    count_bins(values, 12.5, loops)
+    count_bins(values.view(-1, 1).expand(-1, 2)[:, 0], 12.5, plain)  # loops want it contiguous
+    assert torch.equal(loops, plain)
+    assert int(loops.sum()) == len(values)
