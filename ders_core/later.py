@@ -45,10 +45,13 @@ else:
 
     class _Later(ModuleType):
         """Stands for a module until one of its names is needed. Not in `sys.modules`, where other
-        libraries look for the real one."""
+        libraries look for the real one. Keeps each name that was used: to ask the module again
+        takes fifty times as long as an attribute, and small tensors are a hundred names each."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self.__name__), name)
+            value = getattr(import_module(self.__name__), name)
+            setattr(self, name, value)
+            return value
 
     np, pd, torch = _Later("numpy"), _Later("pandas"), _Later("torch")
     pa, pq = _Later("pyarrow"), _Later("pyarrow.parquet")
