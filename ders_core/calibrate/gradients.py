@@ -91,8 +91,8 @@ def measure_gradients(
     except torch.OutOfMemoryError as error:
         raise EvaluationError(
             f"a window of {windows.shape[1]} tokens with its gradients does not fit into the "
-            f"memory of {device_label(model.device)} besides the model; give a smaller window, or "
-            "calibrate without gradients"
+            f"memory of {device_label(model.device)} besides the model; give a smaller window, "
+            "or max_width if other matrices are measured, or calibrate without gradients"
         ) from error
     return routers | {
         f"{key[0]}.{key[1]}.{kind}": tensor

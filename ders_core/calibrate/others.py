@@ -8,7 +8,7 @@ distances: q, k and v in one, gate and up in turn, one that was cut into three.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,7 @@ UNLIKE = "the model keeps its rows in another order, or among others that are eq
 EQUAL = "several matrices of the model have the same values"
 SHAPE = "it is no matrix of numbers"
 ROUTER = "it is a router"
+CODES = "its values are codes"
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ def locate_others(
     search = _Search(model, located)
     others, later = Others(), list[TensorReader]()
     for tensor in checkpoint.other_tensors():
-        if tensor.dtype not in WEIGHT_DTYPES or len(tensor.shape) < 2:
-            continue  # norms, biases, codes
-        if tensor.name in routers or len(tensor.shape) > 2 or 0 in tensor.shape:
-            others.left_out[tensor.name] = ROUTER if tensor.name in routers else SHAPE
+        if len(tensor.shape) < 2:
+            continue  # norms and biases
+        reason = _reason(tensor, routers)
+        if reason:
+            others.left_out[tensor.name] = reason
             continue
         found = search.as_it_is(tensor)
         if isinstance(found, LocatedTensor):
@@ -94,6 +96,15 @@ def locate_others(
         else:
             others.left_out[tensor.name] = found
     return others
+
+
+def _reason(tensor: TensorReader, routers: Collection[str | None]) -> str | None:
+    """Why a tensor is none of these matrices."""
+    if tensor.name in routers:
+        return ROUTER
+    if tensor.dtype not in WEIGHT_DTYPES:
+        return CODES
+    return SHAPE if len(tensor.shape) > 2 or 0 in tensor.shape else None
 
 
 def other_bytes(checkpoint: Checkpoint, max_width: int) -> int:

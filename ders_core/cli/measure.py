@@ -76,7 +76,7 @@ def calibrate(
         bool,
         typer.Option(
             "--others",
-            help="with --gradients, measure the matrices that are no experts' too: attention, "
+            help="measure also, with gradients, the matrices that are no experts': attention, "
             "dense FFNs, embeddings",
         ),
     ] = False,

@@ -164,9 +164,9 @@ class Calibration:
         rows `[out]`. members: their numbers in the group; None for all.
 
         It is that of the sum of the experts' gradients for each token. Where that was not measured
-        it is the sum of the experts' curvatures, which is too low: by a third on a model that
-        gives each token two experts. None if gradients were not measured. Raises CheckpointError if
-        the values cannot be such.
+        it is the sum of the experts' curvatures, which is too low where a token's experts agree:
+        half, on a model just upcycled that gives each token two experts. None if gradients were not
+        measured. Raises CheckpointError if the values cannot be such.
         """
         curvatures = self.curvatures(group)
         if curvatures is None:
