@@ -136,7 +136,8 @@ class Staging:
             there = read_header(staged_of(note))[0] if self.places is None else self.places
         except (CheckpointError, OSError):
             return False
-        return there.keys() >= told["checksums"].keys()
+        written: Mapping[str, str] = told["checksums"]
+        return there.keys() >= written.keys()
 
     def _reserved(self, files: Mapping[str, Specs]) -> dict[str, FileTensor]:
         places: dict[str, FileTensor] = {}
