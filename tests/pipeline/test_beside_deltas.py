@@ -272,8 +272,13 @@ def test_damage_is_found(mixtral_dir: Path, tmp_path: Path) -> None:
         others = [{**good["others"][0], **change}, *good["others"][1:]]
         file.write_text(json.dumps({**good, "others": others}))
         refused(*facts)
-    for change in ({"without_base": True}, {"base_codec": None}, {"base_lengths": {"codes": [1]}}):
-        groups = [{**good["groups"][0], **change}, *good["groups"][1:]]
+    of_bases: list[dict[str, Any]] = [
+        {"without_base": True},
+        {"base_codec": None},
+        {"base_lengths": {"codes": [1]}},
+    ]
+    for wrong in of_bases:
+        groups = [{**good["groups"][0], **wrong}, *good["groups"][1:]]
         file.write_text(json.dumps({**good, "groups": groups}))
         refused("layer 0")
     file.write_text(json.dumps({**good, "others": [*good["others"], good["others"][0]]}))

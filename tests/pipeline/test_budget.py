@@ -47,19 +47,17 @@ def asking(calibration: Path, budget: dict[str, Any], **fields: Any) -> Recipe:
     return Recipe.model_validate(data | fields)
 
 
-@pytest.mark.parametrize("share", [0.3, "45%"])
-def test_a_share_is_met(
-    mixtral_dir: Path, calibration: Path, tmp_path: Path, share: float | str
-) -> None:
-    """By the files themselves, and not by much less than there may be."""
-    recipe = asking(calibration, {"share": share})
+def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) -> None:
+    """By the files themselves, and not by much less than there may be; the same each time."""
+    recipe = asking(calibration, {"share": "30%"})
     report = compress(mixtral_dir, tmp_path / "out", recipe)
-    most = 0.3 if share == 0.3 else 0.45
     written = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
-    assert 0.97 * most <= written / report.bytes_before <= most
+    assert 0.97 * 0.3 <= written / report.bytes_before <= 0.3
     assert verify(tmp_path / "out", mixtral_dir).ok
     manifest = PackedCheckpoint(tmp_path / "out").manifest
     assert "budget" not in manifest.recipe  # it travels as the rules that it became
+    again = settle(recipe, open_checkpoint(mixtral_dir))
+    assert again.public().model_dump(mode="json") == manifest.recipe
 
 
 def test_one_knob_for_all(mixtral_dir: Path, calibration: Path, unmeasured: str) -> None:
@@ -113,7 +111,7 @@ def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:
     source = open_checkpoint(mixtral_dir)
     recipe = asking(
         calibration,
-        {"bytes": source.bytes_total // 2},
+        {"knob": 0.01},
         rules=[{"layers": 0, "codec": "keep"}],
         base_codec=[{"projections": "down", "codec": "keep"}],
         others=[{"kinds": "embedding", "codec": "keep"}],
@@ -124,11 +122,6 @@ def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:
         assert entry.base is not None
         assert isinstance(entry.base.codec, Keep) == (entry.projection == "down")
     assert "model.embed_tokens.weight" not in {other.name for other in plan.others}
-
-
-def test_the_same_knob_each_time(mixtral_dir: Path, calibration: Path) -> None:
-    source, recipe = open_checkpoint(mixtral_dir), asking(calibration, {"share": 0.3})
-    assert settle(recipe, source) == settle(recipe, source)
 
 
 def test_without_a_base_weights_are_rounded_to_the_nearest(

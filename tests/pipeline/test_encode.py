@@ -12,6 +12,7 @@ from ders_core.codecs import Keep, Quantized
 from ders_core.files.header import read_header
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
+from ders_core.pipeline.report import ReportEntry
 from ders_core.recipe import ClusteredBase, DenseBase, Recipe, Rule
 
 RULES = (Rule(codec=Quantized(bits=2)), Rule(codec=Keep(), experts="1"))
@@ -38,6 +39,7 @@ def test_a_task_arrives_as_it_was_sent(
     assert pickle.loads(pickle.dumps(sent)) == sent
     arrived = pickle.loads(pickle.dumps(task))
     entry = encode(replace(arrived, staged=str(tmp_path / "arrived.safetensors")))
+    assert isinstance(entry, ReportEntry)
     assert (entry.layer, entry.projection, entry.base) == (1, "up", "mean")
     encode(task)
     files = [tmp_path / f"{name}.safetensors" for name in ("group", "arrived")]

@@ -226,7 +226,7 @@ BASES = ("mean", "median", "routed", "auto", "clusters: auto", "dense: PATH")
         ("name: good", "name: ''", 3, ["name"]),
         ("name: good", "name: [a]", 3, ["name"]),
         ("name: good", 'name: "a\\nb"', 3, ["name", "one line"]),
-        ("version: 1", "version: 2", 2, ["version"]),
+        ("version: 1", "version: 3", 2, ["version"]),
         ("base: mean", "base: middle", 5, ["'middle'", *BASES, "from 2 on"]),
         ("base: mean", "base: routed", 5, ["base: routed", "calibration"]),
         ("base: mean", "base: {clusters: 1}", 5, ["{'clusters': 1}", *BASES, "from 2 on"]),
