@@ -24,7 +24,7 @@ from ders_core.checkpoint.quantized import fp8
 from ders_core.codecs import Chain, Codec, Entropy, Keep, Lossless, LowRank, Quantized, Sparse
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
-from ders_core.recipe import ClusteredBase, Recipe, Rule
+from ders_core.recipe import BaseRule, ClusteredBase, OtherRule, Recipe, Rule
 
 HERE = Path(__file__).parent
 CODECS: dict[str, Codec] = {
@@ -158,6 +158,18 @@ FORMS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
             )
         },
     ),
+    "v4-whole": (
+        close,
+        {
+            "rules": (Rule(codec=THREE_BITS),),
+            "base_codec": (
+                BaseRule(codec=Quantized(bits=6, group_size=8)),
+                BaseRule(codec=Quantized(bits=8, group_size=0), projections=("down",)),
+            ),
+            "others": (OtherRule(kinds=("router",), codec=Quantized(bits=5, group_size=0)),),
+        },
+    ),
+    "v4-plain": (source, {"base": "none", "rules": (Rule(codec=Quantized(bits=4, group_size=8)),)}),
     "v2-median": (close, {"base": "median", "rules": (Rule(codec=Quantized(bits=3)),)}),
     "v2-experts": (
         source,
