@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from random import Random
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.bounded_time import at_most
+from support.large_workspaces import make_many_tensors
 
 from ders_core.checkpoint.layouts import Layout, known_layouts
-from ders_core.checkpoint.names import MOST_DIGITS
+from ders_core.checkpoint.names import MOST_DIGITS, FirstOf
 from ders_core.checkpoint.numbering import NumberedNames
+from ders_core.packed.open import open_checkpoint
 
 PARTS = ("0", "1", "07", "12", "٣", "1٣", "w1", "w12", "e_1", "1_e", "a", "é", "\n", "", "9" * 19)
 
@@ -136,3 +139,25 @@ def test_no_names_take_long() -> None:
     with at_most(20):
         for layout in layouts:
             assert check(layout, names) == 0
+
+
+def test_experts_are_not_looked_up_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, as many names are matched by themselves."""
+    looked_up = 0
+    fill = FirstOf.fill
+
+    def counted(self: FirstOf, name: str) -> object:
+        nonlocal looked_up
+        looked_up += 1
+        return fill(self, name)
+
+    monkeypatch.setattr(FirstOf, "fill", counted)
+    counts = []
+    for experts in (3, 30):
+        make_many_tensors(tmp_path / str(experts), 2, experts)
+        looked_up = 0
+        assert open_checkpoint(tmp_path / str(experts)).num_experts == experts
+        counts.append(looked_up)
+    assert counts[0] == counts[1] > 0
