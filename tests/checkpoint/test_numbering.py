@@ -74,7 +74,7 @@ def test_drawn_names(layout: Layout) -> None:
     texts = [re.sub(r"\{stack\}", "m.3", layout.block + f".{name}") for name in layout.experts]
     texts += [f"m.3.{name}" for name in layout.shared]
     names = []
-    for _ in range(400):
+    for _ in range(150):
         name = re.sub(r"\{\w+\}", lambda _: draw.choice(PARTS), draw.choice(texts))
         parts = name.split(".")
         if draw.random() < 0.3:
@@ -86,7 +86,7 @@ def test_drawn_names(layout: Layout) -> None:
     assert check(layout, [name for name in whole if "\n" not in name]) > 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.sampled_from(LAYOUTS),
     st.lists(
@@ -135,7 +135,7 @@ def test_no_names_take_long() -> None:
         entry("{stack}.{layer}", "{any}" * 8 + "!", "x"),
         entry("{stack}.{layer}.mlp", "experts.{expert}.w1", "w{expert}.{any}.a"),
     ]
-    names = ["m" + ".1" * 20_000, "1" * 40_000 + ".a", "." * 40_000, f"m.{'9' * MOST_DIGITS}0." * 9]
+    names = ["m" + ".1" * 5_000, "1" * 10_000 + ".a", "." * 10_000, f"m.{'9' * MOST_DIGITS}0." * 9]
     with at_most(20):
         for layout in layouts:
             assert check(layout, names) == 0
