@@ -108,8 +108,8 @@ def gather(
     groups: list[ExpertGroup] = []
     for index, stack, members in _numbered(blocks, tensors):
         match = members.match
-        names = (f"{match.block}.{name}" for name in layout.router)
-        router = next((name for name in names if name in tensors), None)
+        routers = (f"{match.block}.{name}" for name in layout.router)
+        router = next((name for name in routers if name in tensors), None)
         block = Block(match.block, index, stack, match.layer, router)
         rows = tensors[router].shape[0] if router and tensors[router].shape else experts
         matrices = _matrices(layout, members.weights, rows, f"layer {index}", coded)

@@ -216,7 +216,7 @@ def _match_each(
     if not names.leaves_numbers or any(len(digits) > MOST_DIGITS for digits in numbered.numbers):
         for name in numbered.names:
             match = _match(name, names, weights)
-            yield match and (match, match.expert)
+            yield None if match is None else (match, match.expert)
         return
     forms: dict[str, tuple[int, int, dict[tuple[str, ...], Match | None]]] = {
         kind: (count, _number_of_expert(kind, names), {}) for kind, count in numbered.counts.items()
@@ -229,13 +229,13 @@ def _match_each(
             yield None
         elif place == _ALL:
             match = _match(name, names, weights)
-            yield match and (match, match.expert)
+            yield None if match is None else (match, match.expert)
         else:
             others = (*numbers[begin:at], *numbers[at + 1 : end])
             if others not in known:
                 known[others] = _match(name, names, weights)
             match = known[others]
-            yield match and (match, int(numbers[at]))
+            yield None if match is None else (match, int(numbers[at]))
         begin = end
 
 

@@ -17,6 +17,10 @@ from ders_core.files.spec import TensorSpec
 from ders_core.later import np, torch
 
 CHUNK_BYTES = 8 << 20
+MAPPED_BYTES = 1 << 20
+"""A few values that lie together are read: mapping a file costs several times as much. More of them
+are mapped."""
+
 REMOTE_CHUNK_BYTES = 64 << 20
 """One read of a file at an address; it is split into several requests."""
 
@@ -151,21 +155,27 @@ class FileTensor:
     def words(self, offset: int, shape: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
         """Touches and raises as `strided`."""
         size, steps = self.dtype.itemsize, tuple(step * self.dtype.itemsize for step in strides)
-        if self.is_remote:
-            count = span(shape, strides)
+        count = span(shape, strides)
+        if self.is_remote or (count == math.prod(shape) and count * size <= MAPPED_BYTES):
             begin = self.begin + offset * size
-            data = read_range(self.file, begin, begin + count * size)
+            with reading(self.file):
+                data = read_range(self.file, begin, begin + count * size)
+            if len(data) < count * size:
+                raise self._ends_early()
             flat = np.frombuffer(data, WORDS[size])
             return np.array(np.lib.stride_tricks.as_strided(flat, shape, steps), order="C")
         with reading(self.file):
             if self.file.stat().st_size < self.end:
-                raise CheckpointError(
-                    f"{self.file.name} ends inside tensor {self.name!r}; it was changed while it "
-                    "was open, so copy it again"
-                )
+                raise self._ends_early()
             mapped = np.memmap(self.file, WORDS[size], "r", self.begin, (self.nbytes // size,))
         view = np.lib.stride_tricks.as_strided(mapped[offset:], shape, steps)
         return np.array(view, order="C")
+
+    def _ends_early(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file.name} ends inside tensor {self.name!r}; it was changed while it was open, "
+            "so copy it again"
+        )
 
     def raw(self) -> Iterator[bytes]:
         """Raises CheckpointError if the file cannot be read to the tensor's end."""

@@ -136,8 +136,7 @@ class Staging:
             there = read_header(staged_of(note))[0] if self.places is None else self.places
         except (CheckpointError, OSError):
             return False
-        written: Mapping[str, str] = told["checksums"]
-        return there.keys() >= written.keys()
+        return set(told["checksums"]) <= there.keys()
 
     def _reserved(self, files: Mapping[str, Specs]) -> dict[str, FileTensor]:
         places: dict[str, FileTensor] = {}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from random import Random
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.bounded_time import at_most
+from support.large_workspaces import make_many_tensors
 
 from ders_core.checkpoint.layouts import Layout, known_layouts
-from ders_core.checkpoint.names import MOST_DIGITS
+from ders_core.checkpoint.names import MOST_DIGITS, FirstOf
 from ders_core.checkpoint.numbering import NumberedNames
+from ders_core.packed.open import open_checkpoint
 
 PARTS = ("0", "1", "07", "12", "٣", "1٣", "w1", "w12", "e_1", "1_e", "a", "é", "\n", "", "9" * 19)
 
@@ -71,7 +74,7 @@ def test_drawn_names(layout: Layout) -> None:
     texts = [re.sub(r"\{stack\}", "m.3", layout.block + f".{name}") for name in layout.experts]
     texts += [f"m.3.{name}" for name in layout.shared]
     names = []
-    for _ in range(400):
+    for _ in range(150):
         name = re.sub(r"\{\w+\}", lambda _: draw.choice(PARTS), draw.choice(texts))
         parts = name.split(".")
         if draw.random() < 0.3:
@@ -83,7 +86,7 @@ def test_drawn_names(layout: Layout) -> None:
     assert check(layout, [name for name in whole if "\n" not in name]) > 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.sampled_from(LAYOUTS),
     st.lists(
@@ -132,7 +135,29 @@ def test_no_names_take_long() -> None:
         entry("{stack}.{layer}", "{any}" * 8 + "!", "x"),
         entry("{stack}.{layer}.mlp", "experts.{expert}.w1", "w{expert}.{any}.a"),
     ]
-    names = ["m" + ".1" * 20_000, "1" * 40_000 + ".a", "." * 40_000, f"m.{'9' * MOST_DIGITS}0." * 9]
+    names = ["m" + ".1" * 5_000, "1" * 10_000 + ".a", "." * 10_000, f"m.{'9' * MOST_DIGITS}0." * 9]
     with at_most(20):
         for layout in layouts:
             assert check(layout, names) == 0
+
+
+def test_experts_are_not_looked_up_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, as many names are matched by themselves."""
+    looked_up = 0
+    fill = FirstOf.fill
+
+    def counted(self: FirstOf, name: str) -> object:
+        nonlocal looked_up
+        looked_up += 1
+        return fill(self, name)
+
+    monkeypatch.setattr(FirstOf, "fill", counted)
+    counts = []
+    for experts in (3, 30):
+        make_many_tensors(tmp_path / str(experts), 2, experts)
+        looked_up = 0
+        assert open_checkpoint(tmp_path / str(experts)).num_experts == experts
+        counts.append(looked_up)
+    assert counts[0] == counts[1] > 0

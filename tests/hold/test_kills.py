@@ -80,6 +80,10 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
+LONG_ALONE = ("evaluate",)
+"""Kinds that write nothing but figures at their end."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What commands read, by the words that stand for it. Nothing may change there."""
@@ -173,9 +177,12 @@ def test_a_killed_command(
     place = tmp_path / "undisturbed"
     place.mkdir()
     out = place / "out"
-    began = time.monotonic()
-    first = run(command, inputs.words(COMMANDS[name], out), place=place)
-    seconds = time.monotonic() - began
+    for _ in range(rounds(1, 2)):  # the first may compile loops, so its time tells nothing
+        shutil.rmtree(place)
+        place.mkdir()
+        began = time.monotonic()
+        first = run(command, inputs.words(COMMANDS[name], out), place=place)
+        seconds = time.monotonic() - began
     whole = undisturbed(first, place)
     assert first.changes
     drawn = random.Random(f"{SEED} {name}")
@@ -229,6 +236,8 @@ def test_a_killed_workers_job(
     kind: str, inputs: Inputs, tmp_path: Path, rounds: Rounds, tally: Counter[str]
 ) -> None:
     """The next worker takes the job up by itself, and finishes it."""
+    if kind in LONG_ALONE and rounds(1, 2) == 1:
+        pytest.skip("part of the long form")
     place, root = tmp_path / "studio", tmp_path.parent
 
     def filed() -> JobStore:
@@ -245,10 +254,11 @@ def test_a_killed_workers_job(
         assert temporary(place) == []
         return results(place)
 
-    store = filed()
-    began = time.monotonic()
-    first = run(work, place, root, place=place)
-    seconds = time.monotonic() - began
+    for _ in range(rounds(1, 2)):  # the first may compile loops, so its time tells nothing
+        store = filed()
+        began = time.monotonic()
+        first = run(work, place, root, place=place)
+        seconds = time.monotonic() - began
     whole = finished(store, first)
     assert whole
     assert first.changes
@@ -261,7 +271,8 @@ def test_a_killed_workers_job(
         store = filed()
         killed = run(work, place, root, place=place, **death)
         assert killed.killed or "seconds" in death, killed.printed
-        tally["kills before a change" if "fatal" in death else "kills at random times"] += 1
+        if killed.killed:
+            tally["kills before a change" if "fatal" in death else "kills at random times"] += 1
         inputs.check()
         assert finished(store, run(work, place, root, place=place)) == whole, death
         inputs.check()
