@@ -126,7 +126,89 @@ def test_loops_write_the_same_bytes_over_several_pieces(
     assert torch.equal(packed(weight, base), whole)
 
 
-@settings(max_examples=200, deadline=None)
+def read_as_the_page_says(stream: bytes, base: torch.Tensor) -> list[int]:
+    """docs/format.md in Python's integers: the bits of bfloat16 weights, signed."""
+    data = iter(stream)
+
+    def small() -> int:
+        digits = []
+        while not digits or digits[-1] >= 128:
+            digits.append(next(data))
+        return sum((digit & 127) << 7 * place for place, digit in enumerate(digits))
+
+    def signed() -> int:
+        number = small()
+        return -(number + 1) // 2 if number % 2 else number // 2
+
+    def counted(number: int) -> int:
+        return -(1 << 15) - 1 - number if number < 0 else number
+
+    assert next(data) == 2
+    heads = []  # low bits, first upper part, frequencies, those of rare levels
+    for _ in range(16):
+        low, levels = small(), small()
+        if not levels:
+            heads.append((low, 0, [], []))
+            continue
+        first, start, span = signed(), small(), small()
+        numbers = [0] * start + [small() for _ in range(span)] + [0] * (levels - start - span)
+        usual = [0 if number % 2 else number // 2 for number in numbers]
+        rare = [number // 2 if number % 2 else 0 for number in numbers]
+        heads.append((low, first, [*usual, (1 << 12) - sum(usual)], rare))
+    far = iter([signed() for _ in range(small())])
+    noise = int.from_bytes(bytes(next(data) for _ in range(small())), "little")
+    lanes = 1 << next(data)
+    x = [int.from_bytes(bytes(next(data) for _ in range(4)), "little") for _ in range(lanes)]
+    slots = [
+        [[(n, i) for n, f in enumerate(table) for i in range(f)] for table in head[2:]]
+        for head in heads
+    ]
+
+    def pop(number: int, context: int, which: int) -> int:
+        lane, size = number % lanes, (1 << 12, 1 << 14)[which]
+        symbol, within = slots[context][which][x[lane] % size]
+        x[lane] = heads[context][2 + which][symbol] * (x[lane] // size) + within
+        if x[lane] < 2**16:
+            x[lane] = x[lane] * 2**16 + next(data) + 256 * next(data)
+        return symbol
+
+    bits = base.flatten().view(torch.int16).tolist()
+    exponents = [number >> 7 & 255 for number in bits]
+    contexts = [min(max(exponents) - exponent, 15) for exponent in exponents]
+    found = []
+    for begin in range(0, len(bits), 1 << 16):
+        here = contexts[begin : begin + (1 << 16)]
+        levels_of = [pop(number, context, 0) for number, context in enumerate(here)]
+        escapes = [
+            number
+            for number, context in enumerate(here)
+            if levels_of[number] == len(heads[context][2]) - 1
+        ]
+        for number, place in enumerate(escapes):
+            levels_of[place] = pop(number, here[place], 1)
+        for number, context in enumerate(here):
+            low, first, frequencies, _ = heads[context]
+            is_far = levels_of[number] == len(frequencies) - 2
+            upper = next(far) if is_far else first + levels_of[number]
+            weight = counted(bits[begin + number]) + (upper << low) + noise % (1 << low)
+            noise >>= low
+            found.append(counted(weight))
+    assert not list(data)
+    assert not noise
+    assert x == [1 << 16] * lanes
+    return found
+
+
+def test_streams_are_as_the_page_says() -> None:
+    """More than a piece; with low bits, rare levels and some that are far."""
+    base = gauss((1, 66000), 0, 0.02).bfloat16()
+    weight = (base.float() + gauss((1, 66000), 1, 0.005)).bfloat16()
+    weight[:, ::9000] *= -3e4
+    stream = bytes(packed(weight, base).tolist())
+    assert read_as_the_page_says(stream, base) == bits_of(weight).flatten().tolist()
+
+
+@settings(max_examples=100, deadline=None)
 @given(place=st.integers(0, 10**6), flip=st.integers(1, 255), cut=st.booleans())
 def test_damaged_streams_are_refused_or_read_as_others(place: int, flip: int, cut: bool) -> None:
     """By loops and by numpy alike: the same weights, or a refusal of both."""

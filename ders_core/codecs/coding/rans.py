@@ -205,7 +205,7 @@ class Popper:
         self._check_lanes()
         if not kernels.takes():
             contexts = np.zeros(symbols.size, dtype=np.uint8)
-            self._pop_plainly(symbols, contexts, table.slots[None], table.info[None], table.bits)
+            self._pop_plainly(symbols, contexts, table.slots, table.info, table.bits)
             return
         from ders_core.compute.kernels import rans
 
@@ -250,7 +250,7 @@ class Popper:
         info: np.ndarray,
         bits: int,
     ) -> None:
-        """The same as a loop does. slots: `[contexts, 2^bits]`, numbers of info."""
+        """The same as a loop does. slots: `[contexts · 2^bits]` of any shape, numbers of info."""
         count, lanes = len(symbols), len(self._states)
         symbol_of, frequencies, firsts = slots.reshape(-1), info & 0xFFFF, info >> 16
         for begin in range(0, count, lanes):

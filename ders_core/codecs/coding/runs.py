@@ -73,6 +73,13 @@ class Gaps:
 
 def coded(gaps: np.ndarray, kind: Gaps, most: int) -> tuple[np.ndarray, np.ndarray]:
     """(symbols of high parts uint16 `[m]`, low parts uint16 `[n]`) of gaps, int64 `[n]`."""
+    if kernels.takes():
+        from ders_core.compute.kernels import gaps as loops
+
+        high_parts = np.empty(loops.count_pieces(gaps, kind.low_bits, most), dtype=np.uint16)
+        low = np.empty(gaps.size, dtype=np.uint16)
+        loops.split(gaps, kind.low_bits, most, high_parts, low)
+        return high_parts, low
     high = gaps >> kind.low_bits
     pieces = high // most
     ends = np.cumsum(pieces + 1)

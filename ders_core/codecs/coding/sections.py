@@ -42,9 +42,9 @@ def _gaps_of(symbols: np.ndarray, common: int, count: int) -> tuple[np.ndarray, 
     if kernels.takes():
         from ders_core.compute.kernels.gaps import find
 
-        gaps, others = np.empty(count + 1, np.int64), np.empty(count + 1, np.uint16)
+        gaps, others = np.empty(count, np.int64), np.empty(count, np.uint16)
         find(symbols, np.uint16(common), gaps, others)
-        return gaps[:count], others[:count]
+        return gaps, others
     places = np.flatnonzero(symbols != common)
     return np.diff(places, prepend=-1) - 1, symbols[places]
 

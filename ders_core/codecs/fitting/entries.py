@@ -9,6 +9,7 @@ from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Rounding
+from ders_core.compute.pieces import largest_magnitude
 from ders_core.later import np, torch
 
 
@@ -24,6 +25,11 @@ class Entries:
     def values(self) -> torch.Tensor:
         """float32 `[out · in]`."""
         return self.matrix.view(-1)
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude; 0 if there are no entries."""
+        return largest_magnitude(self.values)
 
     def coded_with(self, step: float, rounding: Rounding) -> Coded:
         """All entries with this step."""

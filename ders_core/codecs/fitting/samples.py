@@ -19,7 +19,7 @@ from ders_core.codecs.fitting.rounding import (
     Unbiased,
 )
 from ders_core.compute import kernels
-from ders_core.compute.pieces import CHUNK, largest_magnitude, pieces
+from ders_core.compute.pieces import CHUNK, pieces
 from ders_core.later import np, torch
 
 
@@ -69,7 +69,7 @@ class _Counted(Sample):
         self._entries = entries
         counts = magnitudes(entries)
         together = counts.sum(0)
-        self._largest = largest_magnitude(entries.values)
+        self._largest = entries.largest
         usual = np.flatnonzero(together[1:]) + 1
         half = np.searchsorted(np.cumsum(together[usual]), together[usual].sum() / 2)
         middle = float(_of_bins(usual[[half]])[0]) / self._largest if len(usual) else 1.0
@@ -127,7 +127,7 @@ class _Spread(Sample):
 
     def __init__(self, entries: Entries, stride: int) -> None:
         self._entries = entries
-        self._values = entries.values[::stride] / largest_magnitude(entries.values)
+        self._values = entries.values[::stride] / entries.largest
         steps = entries.steps
         self._classes = None if steps is None else steps.classes[::stride].contiguous()
         self._grown = entries.values.numel() / self._values.numel()
@@ -153,7 +153,7 @@ class _Sorted(Sample):
     of them, so a trial looks up where codes begin."""
 
     def __init__(self, entries: Entries, stride: int) -> None:
-        values = entries.values[::stride] / largest_magnitude(entries.values)
+        values = entries.values[::stride] / entries.largest
         self._sorted = np.sort(values.numpy()).astype(np.float64)
         self._sums = np.concatenate([[0.0], self._sorted.cumsum()])
         self._energy = float(np.square(self._sorted).sum())

@@ -203,6 +203,11 @@ def best_lines(
     unit = (values - low.unsqueeze(-1)) / safe.unsqueeze(-1)  # 0 … 1
     total = halved_sum(weights.expand_as(values)).clamp_min(TINY)
     middle = halved_sum(unit * weights) / total
+
+    def snapped(scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        step = torch.where(scale > 0, scale, 1.0).unsqueeze(-1)
+        return levels.snap_((unit - offset.unsqueeze(-1)) / step)
+
     slope, shift = torch.full_like(low, 1 / levels.reach), torch.zeros_like(low)
     least = torch.full_like(low, torch.inf)
     for number in range(len(SHRINKS) + REFINEMENTS):
@@ -210,13 +215,13 @@ def best_lines(
             kept = SHRINKS[number]
             tried = torch.full_like(low, kept / levels.reach), torch.full_like(low, (1 - kept) / 2)
         else:
-            level = _level(unit - shift.unsqueeze(-1), levels, slope)
+            level = snapped(slope, shift)
             centre = halved_sum(level * weights) / total
             apart = (level - centre.unsqueeze(-1)) * weights
             power = halved_sum(apart * level).clamp_min(TINY)
             fitted = (halved_sum(apart * (unit - middle.unsqueeze(-1))) / power).clamp_min(0)
             tried = fitted, middle - fitted * centre
-        level = _level(unit - tried[1].unsqueeze(-1), levels, tried[0])
+        level = snapped(*tried)
         ahead = level * tried[0].unsqueeze(-1) + tried[1].unsqueeze(-1)
         error = halved_sum((unit - ahead).square_() * weights)
         better = error < least

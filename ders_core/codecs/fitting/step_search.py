@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Rounding
 from ders_core.codecs.fitting.samples import Sample, sample_of
-from ders_core.compute.pieces import largest_magnitude
 from ders_core.later import torch
 
 FINEST = 512
@@ -98,7 +97,7 @@ def _first_guess(
     entries: Entries, roundings: Sequence[Rounding], limit: int
 ) -> tuple[float, Rounding]:
     """(step, rounding) with the least squared error on a sample, within `limit` bytes in all."""
-    largest = largest_magnitude(entries.values)
+    largest = entries.largest
     if not largest:
         return 1.0, roundings[0]
     sample = sample_of(entries, roundings[0])

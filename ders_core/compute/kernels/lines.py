@@ -71,10 +71,10 @@ def best_lines(
                     terms[place] = np.float32(apart) * np.float32(unit[place] - middle)
                 tried = max(np.float32(halved_apart(terms, padded) / power), zero)
                 ahead = np.float32(middle - np.float32(tried * centre))
+            step = tried if tried > zero else one
             for place in range(padded):
-                moved[place] = unit[place] - ahead
-            inverse = one / (tried if tried > tiny else one)
-            snap_uniform(moved, inverse, table, levels)
+                moved[place] = np.float32(unit[place] - ahead) / step
+            snap_uniform(moved, one, table, levels)
             if is_step:
                 continue
             for place in range(padded):
