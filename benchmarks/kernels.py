@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -22,11 +23,19 @@ import numpy as np
 import torch
 
 import ders_core
+from ders_core.analysis.chunk_sums import Workspace
+from ders_core.checkpoint import ExpertGroup
+from ders_core.checkpoint.axes import Axes
+from ders_core.checkpoint.groups import Block
+from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
 from ders_core.codecs.coding.prng import random_positions
 from ders_core.codecs.synthesis import difference
+from ders_core.compute.pieces import pieces
 from ders_core.decompose.averages import mean_of, median_of
 from ders_core.decompose.distortion import compare, is_finite
+from ders_core.files.spec import TensorSpec
+from ders_core.files.tensor import FileTensor
 
 SHAPE = (2048, 1024)
 ENTRIES = SHAPE[0] * SHAPE[1]
@@ -66,6 +75,23 @@ def nbytes(*tensors: torch.Tensor) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+class SumsOfSimilarity:
+    """What an analysis sums of a group's weights, a chunk at a time."""
+
+    def __init__(self, experts: torch.Tensor) -> None:
+        axes = Axes.parse("out in")
+        slot = Slot(axes, {"out": SHAPE[0], "in": SHAPE[1]})
+        info = FileTensor("w", TensorSpec.like(experts[0]), Path("none"), 0, experts[0].nbytes)
+        matrices = tuple(Matrix(info, slot) for _ in experts)
+        self._group = ExpertGroup(Block("block", 0, 0, 0, None), "gate", matrices)
+        self._experts = experts
+
+    def __call__(self) -> None:
+        workspace = Workspace(self._group, torch.device("cpu"), every=14)
+        for part in pieces(SHAPE[0], workspace.step):
+            workspace.sums(0, self._experts, part)
+
+
 def dense_works() -> dict[str, tuple[Work, int]]:
     """What is done to whole weights: the work, and the bytes of its inputs and outputs."""
     generator = torch.Generator().manual_seed(1)
@@ -89,6 +115,8 @@ def dense_works() -> dict[str, tuple[Work, int]]:
             partial(average, experts),
             nbytes(experts, base),
         )
+    sums = SumsOfSimilarity(experts)
+    found[f"sums of similarity of {EXPERTS}, an entry of each"] = (sums, nbytes(experts, base))
     codecs: dict[str, Codec] = {
         **{f"quantized, {name}": Quantized(**fields) for name, fields in QUANTIZED.items()},
         **{f"sparse, {name}": Sparse(**fields) for name, fields in SPARSE.items()},
@@ -128,7 +156,7 @@ def main(words: list[str]) -> None:
         f"on {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
     )
     print(f"{SHAPE[0]} × {SHAPE[1]} entries; loops and plain: ns an entry")
-    print(f"{'':36}{'loops':>8}{'M/s':>8}{'plain':>8}{'ratio':>8}{'/ copy':>8}")
+    print(f"{'':40}{'loops':>8}{'M/s':>8}{'plain':>8}{'ratio':>8}{'/ copy':>8}")
     for name, (work, moved) in (dense_works() | positions_works()).items():
         if words and not any(word in name for word in words):
             continue
@@ -138,7 +166,7 @@ def main(words: list[str]) -> None:
         with patch("ders_core.compute.kernels._installed", return_value=False):
             slow = 1e9 * seconds(work) / entries
         numbers = f"{fast:8.2f}{1e3 / fast:8.0f}{slow:8.2f}{slow / fast:8.1f}{fast / copy:8.1f}"
-        print(f"{name:36}{numbers}", flush=True)
+        print(f"{name:40}{numbers}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ders_core.analysis.similarity import GroupStatistics, group_statistics
 from ders_core.analysis.spectra import SPECTRA, Spectra, Spectrum, group_spectra
 from ders_core.analysis.tables import COLUMNS, SMALL, Analysis
 from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.decompose.clusters import Clusters
@@ -120,6 +121,7 @@ def analyze(
 def analyze_group(task: AnalyzeTask) -> GroupTables:
     """Read one group and compute its rows of every table. Raises CheckpointError, also if a file
     was written meanwhile."""
+    keep_small_blocks()
     with same_inputs(task.held):  # what was read in several passes is one content
         checkpoint: Checkpoint = opened(open_checkpoint, task.checkpoint, task.identity)
         checkpoint.store.hold()

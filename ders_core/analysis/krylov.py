@@ -22,8 +22,9 @@ MORE_STEPS, MOSTLY, NEARLY = 20, 0.3, 0.05
 MOSTLY of the values seem to be nothing, below NEARLY of the last of the head: a delta of low rank,
 whose null space the first steps do not part from its smallest values."""
 
-HEAD_STEPS, SETTLED = 10, 0.005
-"""The head is done when no value has grown by more than this share in a step, but after this many
+HEAD_STEPS, SETTLED, SAFETY = 10, 0.005, 5
+"""The head is done when no value has grown by more than this share in a step, or when that much is
+SAFETY times what it still misses if its growth goes on as a geometric series; but after this many
 steps at the latest. The curve has all of delta when no larger share of its energy is missing."""
 
 
@@ -41,11 +42,15 @@ def head(delta: torch.Tensor) -> np.ndarray:
     the spectrum is flat.
     """
     space = Krylov(Dense(delta), BLOCK, seed=0)
-    sigma = np.zeros(HEAD)
+    sigma = grown = np.zeros(HEAD)
     for step in range(HEAD_STEPS):
         space.grow()
         before, sigma = sigma, space.values()[0][:HEAD].numpy()
-        if step and bool((sigma - before <= SETTLED * sigma).all()):
+        grown_before, grown = grown, sigma - before
+        slower = grown_before - grown
+        missing = np.divide(grown**2, slower, out=np.full(HEAD, np.inf), where=slower > 0)
+        settled = (grown <= SETTLED * sigma) | (SAFETY * missing <= SETTLED * sigma)
+        if step and bool(settled.all()):
             break
     return sigma
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from ders_core.analysis.krylov import curve, head, product_dtype
 from ders_core.checkpoint import ExpertGroup
+from ders_core.compute import kernels
 from ders_core.compute.buffers import borrow
 from ders_core.compute.magnitude import scale_for
 from ders_core.compute.pieces import chunk_values, row_pieces
@@ -145,6 +146,13 @@ class _Desk(threading.local):
         """Δ_i `[out, in]`, rounded once; valid until the next one."""
         group.experts[expert].read_into(self._weight, slice(0, group.shape[1]))
         weight = self._weight.to(self._base.device)
+        if self._delta.dtype == torch.float32 and kernels.takes_stored(weight, self._base):
+            from ders_core.compute.kernels import differences
+
+            minuend, subtrahend = (kernels.bits(each).reshape(-1) for each in (weight, self._base))
+            kind, deltas = kernels.kind_of(weight.dtype), self._delta.view(-1).numpy()
+            differences.subtract(minuend, subtrahend, kind, deltas)
+            return self._delta
         if weight.dtype == self._delta.dtype:
             return torch.sub(weight, self._base, out=self._delta)
         for rows in row_pieces(weight.shape, chunk_values(weight.device)):

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ders_core.compute.pieces import pieces
 from ders_core.later import torch
 
 PASSES, ORTHOGONAL = 6, 1e-5
 """A block is orthogonal to the basis when no cosine is above the second; float32 leaves about 1e-7,
 and up to 5e-6 in a pass that still has much to remove. Only a matrix of zeros needs four passes."""
+
+
+ROWS = 128
+"""Rows of a matrix that a processor multiplies with few columns at once: they stay in its cache."""
 
 
 class Operator(Protocol):
@@ -46,10 +51,17 @@ class Dense:
         return self._matrix.device
 
     def times(self, block: torch.Tensor) -> torch.Tensor:
-        return self._matrix @ block.to(self._matrix.dtype)
+        block = block.to(self._matrix.dtype)
+        if self.device.type != "cpu":
+            return self._matrix @ block
+        image = block.new_empty(self.shape[0], block.shape[1])
+        for rows in pieces(self.shape[0], ROWS):
+            torch.mm(self._matrix[rows], block, out=image[rows])
+        return image
 
     def back(self, block: torch.Tensor) -> torch.Tensor:
-        return self._matrix.mT @ block.to(self._matrix.dtype)
+        product: torch.Tensor = (block.to(self._matrix.dtype).mT @ self._matrix).mT
+        return product
 
 
 class Krylov:

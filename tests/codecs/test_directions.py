@@ -16,7 +16,8 @@ SHAPE = (420, 360)
 def with_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
     """`SHAPE`, with these singular values."""
     left, right = (torch.linalg.qr(gauss((side, SHAPE[1]), side, 1.0))[0] for side in SHAPE)
-    return (left * spectrum) @ right.T
+    matrix: torch.Tensor = (left * spectrum) @ right.T
+    return matrix
 
 
 NUMBERS = torch.arange(SHAPE[1]) + 1.0

@@ -58,6 +58,7 @@ def _by_loops(
     from ders_core.compute.kernels import compensation as loops
 
     errors = np.empty((len(rest), columns.stop - columns.start), dtype=np.float32)
+    table, borders, bins, fine = levels.arrays
     loops.compensate(
         rest.numpy(),
         columns.start,
@@ -65,7 +66,10 @@ def _by_loops(
         order.numpy(),
         blocks.size,
         *lines.arrays,
-        *levels.arrays,
+        table,
+        borders,
+        bins,
+        fine,
         codes.numpy(),
         errors,
     )
