@@ -24,7 +24,16 @@ from support import forks
 
 from ders_core.files.content import CACHE_VARIABLE
 
-LONGEST_FIRST = ("browser/test_walk.py",)
+LONGEST_FIRST = (
+    "browser/test_walk.py",
+    "hold/test_kills.py",
+    "families/test_families.py",
+    "codecs/test_conformance.py",
+    "upcycle/test_upcycled_families.py",
+    "packed/test_original.py",
+    "upcycle/test_training.py",
+    "jobs/test_worker.py",
+)
 """Files that would keep one process busy after the others have run out of tests."""
 
 TESTS = Path(__file__).parent

@@ -45,10 +45,10 @@ def loaded(
     try:
         yield model
     finally:
-        model.to("meta")
+        model.to("meta")  # the weights go, whatever else a circle of references holds
         del model
-        gc.collect()
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.empty_cache()
 
 

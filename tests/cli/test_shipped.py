@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from ders_core.demo.unpack import TRAINED
+
 ROOT = Path(__file__).parents[2]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Of every file below a directory."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
@@ -25,10 +33,10 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
     code = (
         "from ders_core.files.package_data import shipped; "
         "from ders_core.recipe import presets; "
-        "from ders_core.demo.unpack import unpack_demo; unpack_demo('demo'); "
+        "from ders_core.demo.unpack import TRAINED; "
         "import ders_core; print(ders_core.__file__); print(shipped('app.py').is_file(), "
         "len(list(shipped('pages').glob('*.py'))), 'keep' in presets(), "
-        "shipped('.streamlit/config.toml').is_file())"
+        "shipped('.streamlit/config.toml').is_file()); print(TRAINED)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -38,8 +46,9 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
         cwd=tmp_path / "site",
         env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin"},
     )
-    where, facts = done.stdout.splitlines()
+    where, facts, demo = done.stdout.splitlines()
     assert where.startswith(str(tmp_path))
     assert facts == "True 7 True True"
-    demo = tmp_path / "site" / "demo"
-    assert {path.name for path in demo.iterdir()} >= {"moe", "dense", "heldout.txt", "demo.json"}
+    assert demo.startswith(str(tmp_path))
+    assert contents(Path(demo)) == contents(TRAINED)
+    assert {"demo.json", "heldout.txt.gz", "moe/ders_manifest.json"} <= contents(TRAINED).keys()

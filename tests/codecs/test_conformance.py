@@ -52,7 +52,7 @@ def test_labels_tell_examples_apart() -> None:
 
 
 @pytest.mark.parametrize("codec", EXAMPLES, ids=lambda codec: codec.label)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     out=st.integers(1, 24),
     width=st.integers(1, 40),

@@ -186,8 +186,8 @@ def read_as_the_page_says(stream: bytes, base: torch.Tensor) -> list[int]:
         ]
         for number, place in enumerate(escapes):
             levels_of[place] = pop(number, here[place], 1)
-        for number, context in enumerate(here):
-            low, first, frequencies, _ = heads[context]
+        for number, of_number in enumerate(here):
+            low, first, frequencies, _ = heads[of_number]
             is_far = levels_of[number] == len(frequencies) - 2
             upper = next(far) if is_far else first + levels_of[number]
             weight = counted(bits[begin + number]) + (upper << low) + noise % (1 << low)

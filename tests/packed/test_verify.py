@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +65,16 @@ def independent_errors(
     return errors
 
 
-@pytest.mark.parametrize("preset", [None, *sorted(presets())])
-@pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_dir"])
+DIRECTORIES = ("mixtral_dir", "qwen2_moe_dir")
+
+
+@pytest.mark.parametrize(
+    ("preset", "directory"),
+    [
+        *((None, directory) for directory in DIRECTORIES),
+        *zip(sorted(presets()), itertools.cycle(DIRECTORIES), strict=False),  # by turns
+    ],
+)
 def test_reported_and_verified_errors_are_those_of_float64(
     preset: str | None,
     directory: str,

@@ -43,22 +43,26 @@ def bytes_of_groups(source: Path, packed: Path) -> dict[tuple[int, str], int]:
     return sizes
 
 
-@pytest.fixture(params=[None, 16_000, 44_000])
-def shard_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
-    if request.param is not None:
-        monkeypatch.setattr(shards, "__defaults__", (request.param,))
-    limit: int | None = request.param
-    return limit
-
-
 @pytest.fixture(scope="module")
 def encoded_once(tmp_path_factory: pytest.TempPathFactory) -> EncodedOnce:
     """Shards are made of the same groups, whatever their limit."""
     return EncodedOnce(tmp_path_factory.mktemp("encoded"))
 
 
-@pytest.mark.parametrize("directory", ["mixtral_dir", "qwen2_moe_sharded_dir"])
-@pytest.mark.parametrize("preset", PRESETS)
+DIRECTORIES = ("mixtral_dir", "qwen2_moe_sharded_dir")
+LIMITS = (16_000, 44_000)
+"""Bytes of a file of weights, which presets and checkpoints have by turns."""
+
+
+@pytest.mark.parametrize(
+    ("preset", "directory", "shard_limit"),
+    [
+        (preset, directory, limit)
+        for number, preset in enumerate(PRESETS)
+        for turn, directory in enumerate(DIRECTORIES)
+        for limit in (None, LIMITS[(number + turn) % 2])
+    ],
+)
 def test_predicted_bytes_are_written(
     preset: str,
     directory: str,
@@ -66,7 +70,10 @@ def test_predicted_bytes_are_written(
     encoded_once: EncodedOnce,
     tmp_path: Path,
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if shard_limit is not None:
+        monkeypatch.setattr(shards, "__defaults__", (shard_limit,))
     source: Path = request.getfixturevalue(directory)
     plan = resolve(presets()[preset], open_checkpoint(source))
     report = compress(source, tmp_path / "out", presets()[preset], runner=encoded_once)

@@ -27,6 +27,14 @@ REFERENCES = "[...document.querySelectorAll('[src], link[href]')].map(e => e.src
 """What a document loads, its icon too, which a browser without a window does not fetch."""
 
 
+STILL = """
+const still = new CSSStyleSheet();
+still.replaceSync("*, *::before, *::after { animation-iteration-count: 1 !important }");
+document.adoptedStyleSheets = [still];
+"""
+"""What turns and pulses without end keeps a core busy for as long as a test waits."""
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Chromium. Its absence fails in CI and skips, loudly, elsewhere."""
@@ -65,6 +73,7 @@ def visits(browser: Browser, studio: Studio) -> Iterator[Callable[..., BrowserCo
     def new_context(**options: Any) -> BrowserContext:
         contexts.append(browser.new_context(**options))
         contexts[-1].on("page", watch)
+        contexts[-1].add_init_script(STILL)
         assert contexts[-1].request.get(studio.door).ok  # the context has the cookie now
         return contexts[-1]
 

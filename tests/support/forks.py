@@ -18,20 +18,33 @@ from socket import socket
 from traceback import print_exc
 
 FORKS = multiprocessing.get_context("forkserver")
+PACKAGE = Path(__file__).parents[2] / "ders_core"
 IMPORTED = [
+    "numba",
+    "pandas",
+    "plotly.io",
+    "pyarrow.parquet",
     "torch",
     "transformers",
     "ders_core.cli.main",
-    "ders_core.analysis",
+    "ders_core.analysis.analyzer",
     "ders_core.evaluate",
     "ders_core.calibrate",
     "ders_core.compute.kernels.averages",  # and with it numba
     "ders_core.compute.kernels.levels",
     "ders_core.compute.kernels.sums",
+    "ders_core.figures.report",
     "ders_core.hf",
     "ders_core.jobs.worker",
     "ders_core.pipeline.compress",
+    "ders_core.upcycle.upcycler",
+    *sorted(
+        f"ders_core.{folder}.{file.stem}".replace("/", ".")
+        for folder in ("compute/kernels", "decompose/bases", "upcycle/forms")
+        for file in (PACKAGE / folder).glob("[a-z]*.py")
+    ),
 ]
+"""Modules; what the package imports later, when it is used, is named here itself."""
 
 
 def start() -> None:
