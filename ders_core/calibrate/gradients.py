@@ -84,8 +84,9 @@ def measure_gradients(
             some = chosen_windows(windows)
             if layers:
                 routers = swaps.tensors(layers)
-                experts = regions_of(located)
-                routers |= measure_routers(model, located, experts, some, layers, SEED, meter)
+                routers |= measure_routers(
+                    model, located, regions, some, layers, SEED, meter, others
+                )
             else:
                 meter.advance(some.numel(), "routers are not seen")
     except torch.OutOfMemoryError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from ders_core.calibrate.other_sums import OtherSums, share_inputs
 from ders_core.calibrate.others import Others
 from ders_core.calibrate.placement import Placement
 from ders_core.pipeline.others import PREFIX, OtherNotes
+from ders_core.pipeline.tipping import ROUTER_COLUMNS, ROUTER_ROWS
 
 
 @dataclass
@@ -27,6 +28,9 @@ class OtherMeasure:
     vocabularies: set[str] = field(default_factory=set)
     read_by: set[str] = field(default_factory=set)
     shared: dict[str, str] | None = None
+    routers: dict[str, OtherSums] = field(default_factory=dict)
+    """Sums of the gradients of routers' margins, where those were measured."""
+    router_tokens: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, others: Others, max_width: int) -> OtherMeasure:
@@ -67,6 +71,19 @@ class OtherMeasure:
         for each in self.sums.values():
             each.add_inputs()
 
+    @contextmanager
+    def router_window(self, tokens: int) -> Iterator[None]:
+        """Of a window of so many tokens, gradients are those of routers' margins."""
+        if not self.routers:
+            for name, each in self.sums.items():
+                self.routers[name] = OtherSums.empty(each.tensor, 0)
+                self.routers[name].inputs = None
+        with LookupObserver(self.routers.values()) if self.routers else nullcontext():
+            yield
+        for each in self.routers.values():
+            each.add_inputs()  # forgets them
+        self.router_tokens += tokens
+
     def tensors_of_file(self, tokens: int) -> tuple[dict[str, torch.Tensor], OtherNotes]:
         """By their names in a calibration file, and its notes. tokens: of all windows."""
         troubles = {
@@ -81,10 +98,18 @@ class OtherMeasure:
             for name, each in known.items()
             for kind, tensor in each.tensors(tokens, name in self.vocabularies).items()
         }
+        routers = {
+            f"{PREFIX}{name}.{kind}": tensor
+            for name, each in self.routers.items()
+            if name in known
+            for kind, tensor in each.marginals(
+                self.router_tokens, ROUTER_COLUMNS, ROUTER_ROWS
+            ).items()
+        }
         inputs = {
             name: one for name, one in (self.shared or {}).items() if name in known and one in known
         }
-        return measured, OtherNotes(self.left_out | troubles, inputs)
+        return measured | routers, OtherNotes(self.left_out | troubles, inputs)
 
 
 def _address(embeddings: Callable[[], object]) -> int | None:

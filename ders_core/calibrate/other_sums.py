@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,17 @@ import torch
 from ders_core.calibrate.input_sums import InputSums
 from ders_core.calibrate.others import LocatedTensor
 from ders_core.calibrate.trouble import Trouble
-from ders_core.pipeline.others import COLUMNS, MOMENTS, ROW_MOMENTS, ROWS, TOKEN_ROWS
+from ders_core.pipeline.others import (
+    COHERENCE,
+    COLUMNS,
+    MOMENTS,
+    ROW_MOMENTS,
+    ROWS,
+    TOKEN_ROWS,
+)
+
+TOKENS = 1024
+"""Tokens that are multiplied with all of a window's at once."""
 
 InputKey = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 """Address, version, shape and strides of what entered a product."""
@@ -22,7 +32,8 @@ class OtherSums:
 
     rows: `[n]` and columns: `[m]`: the marginals of Σ_t x_tj² g_ti², float64, on the model's
     device; x and g change places where inputs run along the rows. inputs: Σ x xᵀ by the axis along
-    which the inputs run; None: another tensor has the same. lookups: how many rows were looked up.
+    which the inputs run; None: another tensor has the same, or they are not wanted. together:
+    Σ ‖Σ_t g_t x_tᵀ‖² over products, apart: Σ_t ‖g_t x_tᵀ‖². lookups: how many rows were looked up.
     trouble: why it cannot be measured.
     """
 
@@ -33,6 +44,8 @@ class OtherSums:
     inputs: dict[int, InputSums] | None = field(default_factory=dict)
     entered: list[tuple[int, torch.Tensor, InputKey]] = field(default_factory=list)
     """Axis, values and key of the inputs of this window's products."""
+    together: float = 0.0
+    apart: float = 0.0
     products: int = 0
     lookups: int = 0
     trouble: Trouble | None = None
@@ -69,6 +82,9 @@ class OtherSums:
         after[some.start : some.stop : some.step] += x_squared.sum(1) @ squared
         before += squared.sum(1) @ x_squared
         self.products += 1
+        self.apart += float(squared.sum(1) @ x_squared.sum(1))
+        for of_inputs, of_gradients in _pairs(x.float(), gradient.float()):
+            self.together += float((of_inputs * of_gradients).sum(dtype=torch.float64))
 
     def look_up(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
         """Add the gradients `[n, m]` after lookups of these rows `[n]`."""
@@ -101,15 +117,27 @@ class OtherSums:
             return Trouble.INFINITE
         return None if bool(self.rows.any()) else Trouble.NO_COST
 
+    def marginals(self, tokens: int, columns: str, rows: str) -> dict[str, torch.Tensor]:
+        """By these names, float32, on the CPU. tokens: of all windows."""
+        sums = {columns: self.columns, rows: self.rows}
+        return {kind: (summed / tokens).float().cpu() for kind, summed in sums.items()}
+
     def tensors(self, tokens: int, of_tokens: bool) -> dict[str, torch.Tensor]:
         """By their kinds in a calibration file, float32, on the CPU. tokens: of all windows.
         of_tokens: whether rows are a vocabulary's tokens."""
-        kinds = {COLUMNS: self.columns, TOKEN_ROWS if of_tokens else ROWS: self.rows}
-        measured = {kind: (summed / tokens).float().cpu() for kind, summed in kinds.items()}
+        measured = self.marginals(tokens, COLUMNS, TOKEN_ROWS if of_tokens else ROWS)
+        if self.apart:
+            measured[COHERENCE] = torch.tensor([max(self.together, 0.0) / self.apart])
         if self.inputs and len(self.inputs) == 1:
             ((axis, inputs),) = self.inputs.items()
             measured[MOMENTS if axis else ROW_MOMENTS] = inputs.mean()
         return measured
+
+
+def _pairs(x: torch.Tensor, gradient: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The products of every two tokens' inputs, and of their gradients: `[n, tokens]` at a time."""
+    for some_x, some_gradients in zip(x.split(TOKENS), gradient.split(TOKENS), strict=True):
+        yield some_x @ x.T, some_gradients @ gradient.T
 
 
 def share_inputs(sums: Mapping[str, OtherSums]) -> dict[str, str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ders_core.calibrate.choices import Block, watched_choices
 from ders_core.calibrate.costs import Marginals
-from ders_core.calibrate.gradient_observer import GradientObserver
+from ders_core.calibrate.gradient_observer import GradientObserver, Sums
+from ders_core.calibrate.measure_others import OtherMeasure
 from ders_core.calibrate.placement import Regions
 from ders_core.calibrate.projections import LocatedGroup
 from ders_core.compute.progress import Meter
@@ -39,25 +41,28 @@ def measure_routers(
     layers: list[Tipping],
     seed: int,
     meter: Meter,
+    others: OtherMeasure,
 ) -> dict[str, torch.Tensor]:
     """The marginals of the squared gradients of margins, by their names in a calibration file.
 
     windows: `[n, window]`, all of which are read. layers: of the choices that matter. seed: of
-    signs. The model lets gradients run through it. Raises EvaluationError as `GradientObserver`
-    does.
+    signs. others: other matrices, to whose router sums is added. The model lets gradients run
+    through it. Raises EvaluationError as `GradientObserver` does.
     """
     sums = {each.group.key: Marginals.zeros(each.group.key, each.weights) for each in located}
     weights = {each.layer: math.sqrt(each.swap) * each.density for each in layers}
     margins = _Margins(weights, torch.Generator().manual_seed(seed))
     with watched_choices(model, located, margins.computed):
         for rows in windows.split(1):
-            observer = GradientObserver(regions, sums, 0)
-            with observer:
-                run(model, rows.to(model.device))
-                total = margins.take()
-                observer.is_backward = True
-                if total is not None:
-                    total.backward()
+            with others.router_window(rows.numel()):
+                every: dict[Any, Sums] = {**sums, **others.routers}
+                observer = GradientObserver(regions, every, 0)
+                with observer:
+                    run(model, rows.to(model.device))
+                    total = margins.take()
+                    observer.is_backward = True
+                    if total is not None:
+                        total.backward()
             regions.forget_copies()
             meter.advance(rows.numel(), "measuring routers")
     tensors: dict[str, torch.Tensor] = {}

@@ -177,6 +177,22 @@ class Calibration:
         )
         return measured or Curvature.sum([curvatures[member] for member in members])
 
+    def base_router_curvature(
+        self, group: ExpertGroup, members: Sequence[int] | None = None
+    ) -> Curvature | None:
+        """As `base_curvature`, but of how far errors move later choices; None where that was not
+        measured. It is the sum of the experts' `router_curvatures`, as many times larger as the
+        base's curvature is than the sum of theirs: an estimate."""
+        routers, curvatures = self.router_curvatures(group), self.curvatures(group)
+        base = self.base_curvature(group, members)
+        if routers is None or curvatures is None or base is None:
+            return None
+        some = range(len(routers)) if members is None else sorted(set(members))
+        summed = Curvature.sum([routers[member] for member in some])
+        alone = sum(curvatures[member].total for member in some)
+        ratio = base.total / alone if alone else 1.0
+        return Curvature(ratio * summed.columns, ratio * summed.rows)
+
     @property
     def others(self) -> OtherTensors:
         """What it knows of tensors that hold no routed expert, by their names."""

@@ -8,6 +8,12 @@ there, float32, with T the calibration's tokens:
   of an expert's weight. Of a product with inputs x_t and gradients g_t after it
   Σ_t x_tj² g_ti² / T; of lookups of row i with gradients g_t after them Σ_t g_tj² / T. Where a
   tensor is used in several ways, as a tied embedding, they are added up.
+- `other.NAME.coherence` `[1]`: Σ_w ‖Σ_t g_t x_tᵀ‖² / Σ_t ‖g_t x_tᵀ‖², with the inner sum over the
+  tokens of a window w. It is 1 where what an error does at one token hangs together with nothing
+  that it does at others; errors of values, which attention averages over tokens, add up. Absent
+  where there are only lookups.
+- `other.NAME.router_columns` and `.router_rows`: the marginals of the squared gradients of routers'
+  margins, as those of experts (`ders_core.pipeline.tipping`); absent where choices are not seen.
 - `other.NAME.token_rows` in the place of `rows`, where each row is a token of the vocabulary.
 - `other.NAME.moments` `[m, m]`, or the diagonal `[m]`: E[x xᵀ] of the inputs of its products. Of a
   matrix `[in, out]`, whose inputs run along the rows, `other.NAME.row_moments` `[n, n]` or `[n]`.
@@ -20,6 +26,7 @@ not; `inputs` names, for a tensor without moments of its own, the one that has t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +37,18 @@ from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
 from ders_core.later import torch
+from ders_core.pipeline.tipping import OF_GROUPS, ROUTER_COLUMNS, ROUTER_ROWS
 
 PREFIX = "other."
 COLUMNS, ROWS, TOKEN_ROWS = "columns", "rows", "token_rows"
-MOMENTS, ROW_MOMENTS = "moments", "row_moments"
-_DIMS = {COLUMNS: (1,), ROWS: (1,), TOKEN_ROWS: (1,), MOMENTS: (1, 2), ROW_MOMENTS: (1, 2)}
+MOMENTS, ROW_MOMENTS, COHERENCE = "moments", "row_moments", "coherence"
+_VECTOR, _SQUARE = (1,), (1, 2)
+_DIMS = dict.fromkeys((COLUMNS, ROWS, TOKEN_ROWS, COHERENCE, *OF_GROUPS), _VECTOR) | dict.fromkeys(
+    (MOMENTS, ROW_MOMENTS), _SQUARE
+)
 
 _AXES = {COLUMNS: 1, MOMENTS: 1, ROWS: 0, TOKEN_ROWS: 0, ROW_MOMENTS: 0}
+_AXES |= {ROUTER_COLUMNS: 1, ROUTER_ROWS: 0}
 """Along which axis of the tensor each kind runs."""
 
 _CLOSE = 1e-3
@@ -114,11 +126,13 @@ class OtherTensors:
         """Raise CheckpointError unless each has both marginals, and moments of one kind at most."""
         for subject, held in self._subjects().items():
             rows = [kind for kind in (ROWS, TOKEN_ROWS) if kind in held]
-            if COLUMNS not in held or len(rows) != 1 or {MOMENTS, ROW_MOMENTS} <= held.keys():
+            routers = len(held.keys() & set(OF_GROUPS))
+            both = {MOMENTS, ROW_MOMENTS} <= held.keys()
+            if COLUMNS not in held or len(rows) != 1 or both or routers == 1:
                 raise CheckpointError(
                     f"{self.file}: of {subject!r} there must be {COLUMNS}, either {ROWS} or "
-                    f"{TOKEN_ROWS}, and no more than one of {MOMENTS} and {ROW_MOMENTS}; there are "
-                    f"{', '.join(held)}; {_DAMAGED}"
+                    f"{TOKEN_ROWS}, no more than one of {MOMENTS} and {ROW_MOMENTS}, and both of "
+                    f"{' and '.join(OF_GROUPS)} or none; there are {', '.join(held)}; {_DAMAGED}"
                 )
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -127,7 +141,8 @@ class OtherTensors:
         for subject, held in self._subjects().items():
             shape = shapes.get(subject, ())
             if len(shape) != 2 or any(
-                info.shape[0] != shape[_AXES[kind]] for kind, info in held.items()
+                info.shape[0] != (shape[_AXES[kind]] if kind in _AXES else 1)
+                for kind, info in held.items()
             ):
                 sizes = ", ".join(f"{kind} {list(info.shape)}" for kind, info in held.items())
                 raise CheckpointError(
@@ -150,14 +165,37 @@ class OtherTensors:
 
         Nothing costs nothing: all has met one more token, in which all was alike. Of a vocabulary,
         no row costs less than the average row: calibration meets a small part of the tokens, and
-        what it did not meet it does not know. Raises CheckpointError if the values cannot be
+        what it did not meet it does not know. All are multiplied by the coherence, where it is more
+        than 1. Raises CheckpointError if the values cannot be
         marginals.
         """
         columns_info = self.tensors.get(f"{PREFIX}{name}.{COLUMNS}")
         if columns_info is None:
             return None
         of_tokens = self.tensors.get(f"{PREFIX}{name}.{TOKEN_ROWS}")
-        rows_info = of_tokens or self.tensors[f"{PREFIX}{name}.{ROWS}"]
+        columns, rows = self._marginals(
+            columns_info, of_tokens or self.tensors[f"{PREFIX}{name}.{ROWS}"]
+        )
+        if of_tokens is not None:
+            floor = rows.clamp(min=float(rows.mean()))
+            columns, rows = columns * (floor.sum() / rows.sum().clamp(min=1e-300)), floor
+        factor = self._coherence(name)
+        return Curvature((factor * columns).float(), (factor * rows).float())
+
+    def router_curvature(self, name: str) -> Curvature | None:
+        """As `curvature`, but of how far errors move later choices of experts, as
+        `Calibration.router_curvatures`; None where that was not measured. Raises CheckpointError if
+        the values cannot be marginals."""
+        infos = [self.tensors.get(f"{PREFIX}{name}.{kind}") for kind in OF_GROUPS]
+        if infos[0] is None or infos[1] is None:
+            return None
+        columns, rows = self._marginals(infos[0], infos[1])
+        return Curvature(columns.float(), rows.float())
+
+    def _marginals(
+        self, columns_info: FileTensor, rows_info: FileTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of columns and rows, float64, with one more token in which all was alike."""
         columns, rows = (info.read().double() for info in (columns_info, rows_info))
         values = torch.cat([columns, rows])
         known = bool((torch.isfinite(values) & (values >= 0)).all())
@@ -166,13 +204,20 @@ class OtherTensors:
                 f"{self.file}: {columns_info.name!r} and {rows_info.name!r} hold no marginals of "
                 f"one matrix (they are finite, not negative, and have one sum); {_DAMAGED}"
             )
-        columns, rows = (
-            (self.tokens * each + each.mean()) / (self.tokens + 1) for each in (columns, rows)
-        )
-        if of_tokens is not None:
-            floor = rows.clamp(min=float(rows.mean()))
-            columns, rows = columns * (floor.sum() / rows.sum().clamp(min=1e-300)), floor
-        return Curvature(columns.float(), rows.float())
+        count = self.tokens
+        more = [(count * each + each.mean()) / (count + 1) for each in (columns, rows)]
+        return more[0], more[1]
+
+    def _coherence(self, name: str) -> float:
+        """1 or more. Raises CheckpointError if it is no such number."""
+        info = self.tensors.get(f"{PREFIX}{name}.{COHERENCE}")
+        value = 1.0 if info is None else float(info.read())
+        if not 0 <= value < math.inf:
+            raise CheckpointError(
+                f"{self.file}: the coherence of {name!r} must be a number from 0 on, and is "
+                f"{value}; {_DAMAGED}"
+            )
+        return max(value, 1.0)
 
     def moments(self, name: str) -> tuple[torch.Tensor, int] | None:
         """E[x xᵀ] of the inputs x of products with a tensor, `[in, in]` float32, symmetric, or its

@@ -77,6 +77,12 @@ def test_every_set_of_experts_has_its_own_sum(
             ratio = pairs[members][:, members].sum() / pairs.diagonal()[members].sum()
             assert found.total == pytest.approx(alone * float(ratio), rel=1e-4)
             assert (len(found.columns), len(found.rows)) == group.shape[:0:-1]
+            routers = calibration.router_curvatures(group)
+            of_routers = calibration.base_router_curvature(group, members)
+            assert routers is not None
+            assert of_routers is not None
+            apart = sum(routers[member].total for member in members)
+            assert of_routers.total == pytest.approx(apart * float(ratio), rel=1e-4)
 
 
 def test_of_all_routed_experts_it_is_as_measured(

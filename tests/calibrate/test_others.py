@@ -54,6 +54,11 @@ def agree(calibration: Calibration, truth: OtherReference, names: set[str]) -> N
         assert close(tensors[f"other.{name}.columns"], squares.sum(0))
         assert close(rows, squares.sum(1))
         found = calibration.others.moments(name)
+        coherence = tensors.get(f"other.{name}.coherence")
+        assert (coherence is not None) == (name in truth.together)
+        if coherence is not None:
+            wanted = truth.together[name] / truth.apart[name]
+            assert float(coherence) == pytest.approx(wanted, rel=1e-4)
         if name in truth.moments:
             total, count = truth.moments[name]
             assert found is not None
@@ -99,6 +104,27 @@ def test_every_other_matrix_costs_what_autograd_says(
     assert f"{attention}.o_proj.weight" not in measured.notes.inputs
 
 
+def test_what_it_does_to_later_choices_is_that_of_an_expert(
+    measured: Calibration, saved: Callable[[str], Path]
+) -> None:
+    """The always-on expert is measured as the last of the extended group too."""
+    tensors = load_file(measured.path)
+    for projection in ("gate", "up", "down"):
+        name = f"model.layers.0.mlp.shared_expert.{projection}_proj.weight"
+        for kind in ("router_columns", "router_rows"):
+            wanted = tensors[f"0.{projection}.{kind}"][6]
+            assert close(tensors[f"other.{name}.{kind}"], wanted.double())
+            assert float(wanted.sum()) > 0
+        found = measured.others.router_curvature(name)
+        assert found is not None
+        assert (len(found.rows), len(found.columns)) == open_checkpoint(saved("qwen2_moe")).tensors[
+            name
+        ].shape
+    for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.v_proj.weight"):
+        assert float(tensors[f"other.{name}.router_rows"].sum()) > 0
+    assert not bool(tensors["other.lm_head.weight.router_rows"].any())  # no router is behind it
+
+
 def tied() -> Any:
     """One matrix reads tokens and answers. Scores and embeddings are scaled, as Granite's are."""
     config = transformers.GraniteMoeSharedConfig(
@@ -127,7 +153,8 @@ def test_tied_embeddings_and_fused_matrices(
     rows = load_file(calibration.path)["other.model.embed_tokens.weight.token_rows"]
     curvature = calibration.others.curvature("model.embed_tokens.weight")
     assert curvature is not None
-    met = (rows * READ + rows.mean()) / (READ + 1)
+    coherence = float(load_file(calibration.path)["other.model.embed_tokens.weight.coherence"])
+    met = max(coherence, 1) * (rows * READ + rows.mean()) / (READ + 1)
     assert torch.allclose(curvature.rows, met.clamp(min=float(met.mean())))
     assert int((curvature.rows > met).sum()) > len(rows) // 3  # tokens hardly met
     assert float(curvature.columns.double().sum()) == pytest.approx(curvature.total)
@@ -293,6 +320,12 @@ HEAD = "other.lm_head.weight"
         ),
         (lambda t: t | {f"{HEAD}.columns": t[f"{HEAD}.columns"] * 1.01}, ["lm_head", "one sum"]),
         (lambda t: t | {f"{HEAD}.columns": -t[f"{HEAD}.columns"]}, ["lm_head", "not negative"]),
+        (
+            lambda t: {k: v for k, v in t.items() if k != f"{HEAD}.router_rows"},
+            ["router_rows", "none"],
+        ),
+        (lambda t: t | {f"{HEAD}.coherence": torch.ones(2)}, ["lm_head", "coherence [2]"]),
+        (lambda t: t | {f"{HEAD}.coherence": torch.tensor([-1.0])}, ["coherence", "-1.0"]),
         (lambda t: t | {f"{HEAD}.moments": t[f"{HEAD}.moments"].triu()}, ["moments", "symmetric"]),
     ],
 )

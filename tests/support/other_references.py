@@ -29,10 +29,13 @@ def by_name(model: Any) -> dict[str, torch.Tensor]:
 @dataclass
 class OtherReference:
     """float64. squares: name -> Σ_t (∂ log p / ∂W_t)_ij², of all tokens t, `[out, in]`. moments:
-    name -> Σ x xᵀ and the number of x."""
+    name -> Σ x xᵀ and the number of x. together, apart: name -> the squared gradient of W, of each
+    product and of each of its tokens, added up."""
 
     squares: dict[str, torch.Tensor] = field(default_factory=dict)
     moments: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    together: dict[str, float] = field(default_factory=dict)
+    apart: dict[str, float] = field(default_factory=dict)
 
 
 def other_reference(directory: Path, windows: torch.Tensor, weights_of: Weights) -> OtherReference:
@@ -70,7 +73,11 @@ def other_reference(directory: Path, windows: torch.Tensor, weights_of: Weights)
                 lines = _lines(weight, multiplied)
                 if lines is not None and error.grad is not None:
                     gradient = error.grad.flatten(0, -2)[:, lines]
-                    truth.squares[name] += gradient.square().T @ x.square()
+                    squares = gradient.square().T @ x.square()
+                    truth.squares[name] += squares
+                    whole = float((gradient.T @ x).square().sum())
+                    truth.together[name] = truth.together.get(name, 0) + whole
+                    truth.apart[name] = truth.apart.get(name, 0) + float(squares.sum())
                     total, count = truth.moments.get(name, (0, 0))
                     truth.moments[name] = total + x.T @ x, count + len(x)
             for looked_up, ids, error in lookups:
