@@ -239,6 +239,25 @@ def groups_table(result: RunResult) -> None:
     )
 
 
+def others_table(result: RunResult) -> None:
+    """The tensors outside the experts that were coded, by kind."""
+    table = runs.others(result)
+    if table.empty:
+        return
+    st.dataframe(
+        table.assign(
+            bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
+        ),
+        hide_index=True,
+        column_config={
+            "kind": st.column_config.TextColumn("other tensors"),
+            "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
+            "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
+            WEIGHT_ERROR.key: figure_column(WEIGHT_ERROR),
+        },
+    )
+
+
 def details(job: Job) -> None:
     """One run: size, steps, groups, log, recipe, and its buttons."""
     word, colour = STATES[job.state]
@@ -259,6 +278,7 @@ def details(job: Job) -> None:
             )
         if result is not None:
             groups_table(result)
+            others_table(result)
         log_tail(job, 40)
         with st.expander("Recipe", key=f"recipe_{job.id}"):
             st.code(str(job.spec.get("recipe", "")), language="yaml")

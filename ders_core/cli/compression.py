@@ -247,6 +247,14 @@ def verify(
                     for group in verification.groups
                 ],
             )
+        if verification.others:
+            print_table(
+                ["other tensors", WEIGHT_ERROR.short],
+                [
+                    [other.name, WEIGHT_ERROR.text(other.rel_error_weight)]
+                    for other in verification.others
+                ],
+            )
         if verification.ok:
             print(f"{packed}: all {verification.tensors} tensors are as they were written")
     if not verification.ok:

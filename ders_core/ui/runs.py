@@ -106,6 +106,22 @@ def groups(result: RunResult) -> pd.DataFrame:
     return pd.DataFrame([asdict(entry) | {"base": _base(entry)} for entry in entries])
 
 
+def others(result: RunResult) -> pd.DataFrame:
+    """The tensors outside the experts that a run coded, one row for each kind and codec: tensors,
+    bytes before and after, and the largest error."""
+    entries = result.report.others if result.report else ()
+    if not entries:
+        return pd.DataFrame()
+    table = pd.DataFrame([asdict(entry) for entry in entries])
+    sums = table.groupby(["kind", "codec"], sort=False).agg(
+        tensors=("name", "count"),
+        bytes_before=("bytes_before", "sum"),
+        bytes_after=("bytes_after", "sum"),
+        **{WEIGHT_ERROR.key: ("rel_error_weight", "max")},
+    )
+    return sums.reset_index()
+
+
 def _base(entry: ReportEntry) -> str:
     """The kind of base, and how it is coded."""
     return entry.base if entry.base_codec == KEPT else f"{entry.base}, {entry.base_codec}"
