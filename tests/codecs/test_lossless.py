@@ -131,7 +131,7 @@ def read_as_the_page_says(stream: bytes, base: torch.Tensor) -> list[int]:
     data = iter(stream)
 
     def small() -> int:
-        digits = []
+        digits: list[int] = []
         while not digits or digits[-1] >= 128:
             digits.append(next(data))
         return sum((digit & 127) << 7 * place for place, digit in enumerate(digits))
@@ -144,57 +144,61 @@ def read_as_the_page_says(stream: bytes, base: torch.Tensor) -> list[int]:
         return -(1 << 15) - 1 - number if number < 0 else number
 
     assert next(data) == 2
-    heads = []  # low bits, first upper part, frequencies, those of rare levels
+    lows_and_firsts, tables = [], []  # tables of usual and of rare levels
     for _ in range(16):
         low, levels = small(), small()
         if not levels:
-            heads.append((low, 0, [], []))
+            lows_and_firsts.append((low, 0))
+            tables.append(([1 << 12], [1 << 14]))
             continue
         first, start, span = signed(), small(), small()
         numbers = [0] * start + [small() for _ in range(span)] + [0] * (levels - start - span)
         usual = [0 if number % 2 else number // 2 for number in numbers]
         rare = [number // 2 if number % 2 else 0 for number in numbers]
-        heads.append((low, first, [*usual, (1 << 12) - sum(usual)], rare))
+        lows_and_firsts.append((low, first))
+        tables.append(([*usual, (1 << 12) - sum(usual)], rare))
     far = iter([signed() for _ in range(small())])
-    noise = int.from_bytes(bytes(next(data) for _ in range(small())), "little")
+    noise = iter(
+        [byte >> bit & 1 for byte in [next(data) for _ in range(small())] for bit in range(8)]
+    )
     lanes = 1 << next(data)
     x = [int.from_bytes(bytes(next(data) for _ in range(4)), "little") for _ in range(lanes)]
     slots = [
-        [[(n, i) for n, f in enumerate(table) for i in range(f)] for table in head[2:]]
-        for head in heads
+        [[(n, i) for n, f in enumerate(table) for i in range(f)] for table in pair]
+        for pair in tables
     ]
 
-    def pop(number: int, context: int, which: int) -> int:
-        lane, size = number % lanes, (1 << 12, 1 << 14)[which]
-        symbol, within = slots[context][which][x[lane] % size]
-        x[lane] = heads[context][2 + which][symbol] * (x[lane] // size) + within
+    def pop(number: int, which: int, rare: int) -> int:
+        lane, size = number % lanes, (1 << 12, 1 << 14)[rare]
+        symbol, within = slots[which][rare][x[lane] % size]
+        x[lane] = tables[which][rare][symbol] * (x[lane] // size) + within
         if x[lane] < 2**16:
             x[lane] = x[lane] * 2**16 + next(data) + 256 * next(data)
         return symbol
 
     bits = base.flatten().view(torch.int16).tolist()
     exponents = [number >> 7 & 255 for number in bits]
-    contexts = [min(max(exponents) - exponent, 15) for exponent in exponents]
+    top = max(exponents)
+    contexts = [min(top - exponent, 15) for exponent in exponents]
     found = []
     for begin in range(0, len(bits), 1 << 16):
         here = contexts[begin : begin + (1 << 16)]
-        levels_of = [pop(number, context, 0) for number, context in enumerate(here)]
+        levels_of = [pop(number, which, 0) for number, which in enumerate(here)]
         escapes = [
             number
-            for number, context in enumerate(here)
-            if levels_of[number] == len(heads[context][2]) - 1
+            for number, which in enumerate(here)
+            if levels_of[number] == len(tables[which][0]) - 1
         ]
         for number, place in enumerate(escapes):
             levels_of[place] = pop(number, here[place], 1)
-        for number, of_number in enumerate(here):
-            low, first, frequencies, _ = heads[of_number]
-            is_far = levels_of[number] == len(frequencies) - 2
+        for number, which in enumerate(here):
+            low, first = lows_and_firsts[which]
+            is_far = levels_of[number] == len(tables[which][0]) - 2
             upper = next(far) if is_far else first + levels_of[number]
-            weight = counted(bits[begin + number]) + (upper << low) + noise % (1 << low)
-            noise >>= low
-            found.append(counted(weight))
+            low_bits = sum(next(noise) << bit for bit in range(low))
+            found.append(counted(counted(bits[begin + number]) + (upper << low) + low_bits))
     assert not list(data)
-    assert not noise
+    assert not any(noise)
     assert x == [1 << 16] * lanes
     return found
 

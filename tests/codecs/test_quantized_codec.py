@@ -177,6 +177,22 @@ def test_nearest_is_the_nearest_level(values: list[float], bits: int) -> None:
         np.testing.assert_array_equal(double(levels.at(codes)), table[codes.numpy()])
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_rough_level_is_about_as_near(bits: int) -> None:
+    """What searches for scales use: exact for few levels, and else off by a bin at most, of which
+    there are 2^12 over all borders."""
+    values = gauss((20000,), 0, 1.2)
+    levels = normal(bits)
+    exact, rough = (double(snap(values.clone())) for snap in (levels.snap_, levels.snap_roughly_))
+    if levels.count <= 16:
+        np.testing.assert_array_equal(exact, rough)
+    distances = (np.abs(snapped - double(values)) for snapped in (exact, rough))
+    nearest, about = distances
+    width = float(levels.borders[-1] - levels.borders[0]) / 4000
+    assert (about - nearest).max() <= 2 * width
+    assert np.square(about).sum() <= 1.002 * np.square(nearest).sum()
+
+
 def test_learnt_levels_find_few_values_exactly() -> None:
     levels = torch.tensor([-2.0, 0.25, 0.5, 3.0])
     values = levels[torch.randint(4, (3, 200), generator=torch.Generator().manual_seed(0))]

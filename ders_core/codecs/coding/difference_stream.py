@@ -69,7 +69,8 @@ def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
         writer.put([NOTHING_CODED], "u1")
         return writer.tensor()
     pairs = zip(counted, tables, strict=True)
-    lanes_log2 = lanes_log2_of(sum(eighths_of(*pair) for pair in pairs if pair[1]) // 8)
+    eighths = sum(eighths_of(row, table) for row, table in pairs if table is not None)
+    lanes_log2 = lanes_log2_of(eighths // 8)
     pusher = Pusher(1 << lanes_log2)
     cells = parts.cells, split.usual, parts.rare, split.rare
     pusher.push_pieces(*cells, parts.rare_ends, PIECE)

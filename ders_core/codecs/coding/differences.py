@@ -64,7 +64,7 @@ class Base:
         self.top = largest >> self.fraction
 
     @property
-    def numbers(self) -> tuple[int, ...]:
+    def numbers(self) -> tuple[int, int, int, int, int]:
         """See `compute.kernels.float_counts`."""
         return self.half, self.fraction, self.mask, self.top, CONTEXTS - 1
 

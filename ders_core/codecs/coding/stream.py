@@ -66,9 +66,9 @@ class Reader:
         return [self._one_small() for _ in range(count)]
 
     def _one_small(self) -> int:
-        number, data = 0, self._bytes[self._at : self._at + MOST_DIGITS].tolist()
-        for place, digit in enumerate(data):
-            number |= (digit & 127) << 7 * place
+        number = 0
+        for place, digit in enumerate(self._bytes[self._at : self._at + MOST_DIGITS]):
+            number |= (int(digit) & 127) << 7 * place
             if digit < 128:
                 self._at += place + 1
                 return number

@@ -30,7 +30,7 @@ class Coded:
         symbols, contexts = tables.symbols, tables.contexts
         split = self.split
         spans = split.spans[contexts]
-        found = symbols + split.firsts[contexts] << split.lows[contexts]
+        found: np.ndarray = symbols + split.firsts[contexts] << split.lows[contexts]
         found[symbols == spans] = FAR
         found[symbols > spans] = RARE
         found[spans < 0] = NONE
