@@ -29,6 +29,7 @@ from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import at_least
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -300,7 +301,7 @@ def _added(
     """base + values at the places, in the base's dtype: `[n]`."""
     from ders_core.compute.kernels import entries
 
-    weight, kind, begin = torch.empty_like(base), kernels.kind_of(base.dtype), 0
+    weight, kind, begin = fresh(tuple(base.shape), base.dtype), kernels.kind_of(base.dtype), 0
     entries.copy(kernels.bits(base), kind, kernels.bits(weight))
     for places in pieces:
         kept = values[begin : begin + places.numel()]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.later import torch
 
 
 def difference(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """Δ = W − W_base `[out, in]` in float32; both in any float dtype."""
-    delta = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    delta = fresh(tuple(weight.shape), torch.float32, weight.device)
     if kernels.takes_stored(weight, base):
         from ders_core.compute.kernels import differences
 
@@ -24,7 +25,7 @@ def difference(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 
 def combine(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """Synthesis (DeRS eq. 2): Ŵ = W_base + F(Δ), added in float32, in the base's dtype."""
-    weight = torch.empty_like(base)
+    weight = fresh(tuple(base.shape), base.dtype, base.device)
     for rows in row_pieces(base.shape, chunk_values(base.device)):
         add(base[rows], delta[rows], weight[rows])
     return weight

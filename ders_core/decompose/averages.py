@@ -11,6 +11,7 @@ from dataclasses import replace
 from ders_core.checkpoint import ExpertGroup
 from ders_core.checkpoint.streaming import slabs
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import CHUNK, row_pieces
 from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.later import np, torch
@@ -87,7 +88,7 @@ def elementwise(
     chosen = replace(group, experts=tuple(group.experts[expert] for expert in members))
     lying = chosen.as_it_lies()
     _, out, width = lying.shape
-    base = torch.empty(out, width, dtype=group.dtype.torch)
+    base = fresh((out, width), group.dtype.torch)
     for rows, slab in slabs(lying):
         if kernels.takes_stored(slab):  # loops take pieces themselves
             base[rows] = value(slab)

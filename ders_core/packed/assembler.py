@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ders_core.checkpoint.axes import EXPERT
 from ders_core.checkpoint.quantized import QuantizedWeight
+from ders_core.compute.buffers import fresh
 from ders_core.later import torch
 from ders_core.packed.experts import PackedExperts
 from ders_core.packed.reassembly import Assembled, Member
@@ -48,7 +49,7 @@ class Assembler:
         member, spec = tensor.members[0], tensor.numbers
         if len(tensor.members) == 1 and member.slot.is_contiguous:
             return self.matrix(member, device).reshape(spec.shape)
-        flat = torch.empty(math.prod(spec.shape), dtype=spec.dtype.torch, device=device)
+        flat = fresh((math.prod(spec.shape),), spec.dtype.torch, device)
         for member in tensor.members:
             member.slot.view(flat).copy_(self.matrix(member, device))
         return flat.view(spec.shape)
@@ -63,7 +64,7 @@ class Assembler:
         """The numbers `[n]` of one expert in a tensor whose slowest axis counts them."""
         sizes = tensor.members[0].slot.sizes
         count = math.prod(tensor.numbers.shape) // sizes[EXPERT]
-        flat = torch.empty(count, dtype=tensor.numbers.dtype.torch, device=device)
+        flat = fresh((count,), tensor.numbers.dtype.torch, device)
         for member in tensor.by_piece[expert]:
             slot = replace(member.slot, sizes={**sizes, EXPERT: 1}, expert=0)
             slot.view(flat).copy_(self.matrix(member, device))

@@ -12,6 +12,7 @@ from ders_core.codecs.coding.steps import Steps, powers
 from ders_core.codecs.coding.stream import damaged
 from ders_core.codecs.synthesis import combine
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.later import np, torch
 
 
@@ -56,7 +57,7 @@ class CodedEntries:
             return self._plainly()
         from ders_core.compute.kernels import arranged
 
-        delta = torch.empty(out, width)
+        delta = fresh((out, width), torch.float32)
         arranged.expand(self._as_loops_take_it(), delta.numpy())
         return delta
 
@@ -67,7 +68,7 @@ class CodedEntries:
             return combine(base, self.matrix())
         from ders_core.compute.kernels import arranged
 
-        weight, coded = torch.empty_like(base), self._as_loops_take_it()
+        weight, coded = fresh(tuple(base.shape), base.dtype), self._as_loops_take_it()
         if base.dtype == torch.float32:
             arranged.expand_onto_float32(coded, base.numpy(), weight.numpy())
         else:

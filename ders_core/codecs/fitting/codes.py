@@ -17,6 +17,7 @@ from ders_core.codecs.coding.packing import (
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.compute.sums import halved_sum
 from ders_core.later import np, torch
@@ -131,9 +132,9 @@ def decoded(
     shape = (lines.scale.shape[0], blocks.width)
     count = shape[0] * shape[1]
     if base is None:
-        out = torch.empty(shape, dtype=torch.float32, device=packed.device)
+        out = fresh(shape, torch.float32, packed.device)
     else:
-        out = torch.empty(shape, dtype=base.dtype, device=base.device)
+        out = fresh(shape, base.dtype, base.device)
     stored = (out,) if base is None else (out, base)
     needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
     is_whole = packed.numel() == needed and lines.scale.shape[1] == blocks.count
