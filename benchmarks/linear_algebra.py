@@ -22,7 +22,7 @@ from kernels import seconds
 
 import ders_core
 from ders_core.analysis.krylov import head
-from ders_core.codecs import Codec, EncodeContext, LowRank, Quantized
+from ders_core.codecs import DeltaCodec, EncodeContext, LowRank, Quantized
 from ders_core.codecs.fitting import gptq, metric
 from ders_core.compute.krylov import Dense
 
@@ -44,7 +44,7 @@ class Case:
     products: float | None = None
 
 
-def encoded(codec: Codec, delta: torch.Tensor, context: EncodeContext) -> torch.Tensor:
+def encoded(codec: DeltaCodec, delta: torch.Tensor, context: EncodeContext) -> torch.Tensor:
     """The delta as it comes back."""
     parts = codec.encode(delta, context)
     return codec.decode(parts, (OUT, WIDTH), context)

@@ -211,7 +211,10 @@ def read_rows(tensor: TensorReader, rows: slice | None) -> torch.Tensor:
 
 def read_elements(tensor: TensorReader, first: int, count: int) -> torch.Tensor:
     """`TensorReader.elements` in terms of `read_into`."""
-    values = torch.empty(count, dtype=tensor.dtype.torch)
+    # numpy's memory, for which Linux takes huge pages: touching small ones costs as much as reading
+    size = count * tensor.dtype.torch.itemsize
+    memory = np.empty(max(size, 1), dtype=np.uint8)  # of nothing there is no view
+    values = torch.from_numpy(memory)[:size].view(tensor.dtype.torch)
     tensor.read_into(values, first)
     return values
 

@@ -10,6 +10,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.pools import in_order
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import side_by_side, threads_for
@@ -47,6 +48,7 @@ def synthesize(
     meanwhile, OutputError if `out` cannot be written; then there is no `out`.
     """
     new_target(out)
+    keep_small_blocks()
     source = PackedCheckpoint(packed)
     meter = checked(source, progress)
     with output_directory(out, needs=original_bytes(source)) as partial:
