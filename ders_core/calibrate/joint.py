@@ -105,13 +105,14 @@ class Joint:
 
         inputs, gradients = padded(x), padded(gradient)
         of_slot = experts.new_zeros(number * most).index_copy_(0, at, experts).view(number, most)
-        products = (inputs @ inputs.mT) * (gradients @ gradients.mT)
+        of_inputs, of_gradients = inputs @ inputs.mT, gradients @ gradients.mT
+        products = of_inputs * of_gradients
         place = of_slot[:, :, None] * len(self.pairs) + of_slot[:, None]
         self.pairs.view(-1).index_add_(0, place.flatten(), products.flatten().double())
-        inputs = inputs * (of_slot < self.routed)[..., None]
-        within, across = inputs @ inputs.mT, gradients @ gradients.mT
-        self.rows[rows] += (within @ gradients * gradients).sum((0, 1))
-        self.columns += (across @ inputs * inputs).sum((0, 1))
+        is_routed = of_slot < self.routed
+        both = is_routed[:, :, None] & is_routed[:, None]
+        self.rows[rows] += ((of_inputs * both) @ gradients * gradients).sum((0, 1))
+        self.columns += ((of_gradients * both) @ inputs * inputs).sum((0, 1))
 
     def tensors(self, tokens: int) -> dict[str, torch.Tensor]:
         """By their kinds in a calibration file, float32, on the CPU; none if they are not known.

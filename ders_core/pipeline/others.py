@@ -184,8 +184,9 @@ class OtherTensors:
 
     def router_curvature(self, name: str) -> Curvature | None:
         """As `curvature`, but of how far errors move later choices of experts, as
-        `Calibration.router_curvatures`; None where that was not measured. Raises CheckpointError if
-        the values cannot be marginals."""
+        `Calibration.router_curvatures`; None where that was not measured. It counts for all routers
+        behind the tensor: `tipping_cost` takes its noise by a layer before theirs, of attention in
+        layer l by l − 1. Raises CheckpointError if the values cannot be marginals."""
         infos = [self.tensors.get(f"{PREFIX}{name}.{kind}") for kind in OF_GROUPS]
         if infos[0] is None or infos[1] is None:
             return None

@@ -18,10 +18,10 @@ from ders_core.errors import CheckpointError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 
-FEW = 2 * (WINDOW - 1)
-"""Tokens that are asked for: two windows."""
+FEW = WINDOW - 1
+"""Tokens that are asked for: one window."""
 
-READ = 2 * WINDOW
+READ = WINDOW
 ROUTED, ALL = list(range(6)), list(range(7))
 
 Measured = tuple[Calibration, list[list[Errors]]]
@@ -34,7 +34,7 @@ def measured(
     """Six experts, top-2, and an always-on one of their shape."""
     directory, out = saved("qwen2_moe"), tmp_path_factory.mktemp("bases") / "c"
     calibration = measure(directory, out, text_file, gradients=True, max_tokens=FEW)
-    return calibration, joint_gradients(directory, windows_of(directory, text_file)[:2])
+    return calibration, joint_gradients(directory, windows_of(directory, text_file)[:1])
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
