@@ -50,7 +50,7 @@ from ders_core.pipeline.plan import (
     stack_of,
     weight_files,
 )
-from ders_core.pipeline.predicted import GroupCost, others_cost, predicted_kl, removal_costs
+from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import OtherReport, Report, ReportEntry
 from ders_core.pipeline.staging import StagedGroup, Staging, check_against, check_foreign
@@ -166,9 +166,8 @@ def _predicted(
     ]
     if len(costs) < len(encoded):  # resumed: an earlier version encoded some of them
         return None
-    of_others = others_cost((other.rel_error_weight, other.noise_cost) for other in others)
-    kl = predicted_kl(Calibration.open(recipe.calibration), costs)
-    return None if kl is None or of_others is None else kl + of_others
+    of_others = [other.costs for other in others]
+    return predicted_kl(Calibration.open(recipe.calibration), costs, of_others)
 
 
 def _sha256(path: Path) -> str:

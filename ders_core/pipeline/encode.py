@@ -28,6 +28,7 @@ from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.notes import note_of, write_note
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.plan import Key, base_form, stack_of
+from ders_core.pipeline.predicted import routers_behind
 from ders_core.pipeline.report import OtherReport, ReportEntry
 from ders_core.pipeline.staging import writer_of
 from ders_core.recipe import Recipe
@@ -207,6 +208,8 @@ def _report(
             seconds,
             remark,
             encoded.noise_cost,
+            encoded.router_noise,
+            routers_behind(stack),
         )
     assert isinstance(stack, ExpertGroup)
     return ReportEntry(

@@ -24,7 +24,13 @@ from ders_core.pipeline.knowledge import (
     tensor_knowledge,
 )
 from ders_core.pipeline.plan import OtherEntry, Plan, PlanEntry, stack_of
-from ders_core.pipeline.predicted import GroupCost, others_cost, predicted_kl, removal_costs
+from ders_core.pipeline.predicted import (
+    GroupCost,
+    OtherCost,
+    predicted_kl,
+    removal_costs,
+    routers_behind,
+)
 from ders_core.pipeline.report import Outlook
 from ders_core.recipe import Recipe
 
@@ -79,6 +85,12 @@ class OtherForecast:
     bytes_after: int
     rel_error_weight: float | None
     noise_cost: float | None
+    router_noise: float | None
+    before: int
+
+    @property
+    def costs(self) -> OtherCost:
+        return OtherCost(self.rel_error_weight, self.noise_cost, self.router_noise, self.before)
 
 
 @dataclass(frozen=True)
@@ -142,21 +154,22 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
     saved += sum(o.bytes_after - f.bytes_after for o, f in zip(plan.others, others, strict=True))
     costs = [entry.costs for entry in entries if entry.noise or entry.gain != 1]
     told = [cost for cost in costs if cost is not None]
-    kl = predicted_kl(calibration, told) if calibration and len(told) == len(costs) else None
-    of_others = others_cost((other.rel_error_weight, other.noise_cost) for other in others)
-    kl = None if kl is None or of_others is None else kl + of_others
+    kl = None
+    if calibration and len(told) == len(costs):
+        kl = predicted_kl(calibration, told, [other.costs for other in others])
     return Forecast(tuple(entries), plan.bytes_after - saved, kl, tuple(others))
 
 
 def _other(
     entry: OtherEntry, checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None
 ) -> OtherForecast:
+    stack = cast(OtherTensor, stack_of(checkpoint, recipe, entry.key))
+    before = routers_behind(stack)
     if not entry.codec.acts_by_rows:
-        return OtherForecast(entry.name, entry.bytes_after, None, None)
-    stack = stack_of(checkpoint, recipe, entry.key)
+        return OtherForecast(entry.name, entry.bytes_after, None, None, None, before)
     codec = GroupCodec.same(entry.codec, stack.shape[0])
     rows = _Rows.of(stack)
-    known = tensor_knowledge(cast(OtherTensor, stack), calibration)
+    known = tensor_knowledge(stack, calibration)
     known = known.of_rows(rows.pieces, rows.share)
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
     sample = _encoded("none", decomposition, codec, None, recipe.seed, known, rows.chosen)
@@ -166,6 +179,8 @@ def _other(
         entry.bytes_after - ragged + min(round(sample.ragged * rows.whole), ragged),
         sample.squares.relative[1],
         sample.cost * rows.whole if known.curvatures else None,
+        sample.router * rows.whole if known.routers else None,
+        before,
     )
 
 

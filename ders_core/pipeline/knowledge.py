@@ -105,13 +105,22 @@ def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Kn
         calibration.others.moments(tensor.name),
     )
     moments, axis = inputs if inputs is not None else (None, 1)
+    return Knowledge(
+        # of a matrix that lies `[in, out]`, they are those of its rows, which no codec takes
+        moments if axis == 1 else None,
+        _of_pieces(tensor, curvature),
+        routers=_of_pieces(tensor, calibration.others.router_curvature(tensor.name)),
+        shrinks=False,
+    )
+
+
+def _of_pieces(tensor: OtherTensor, curvature: Curvature | None) -> tuple[Curvature, ...] | None:
+    """The curvature of each piece of a tensor."""
+    if curvature is None:
+        return None
     pieces, rows, _ = tensor.shape
-    curvatures = None
-    if curvature is not None:
-        ends = range(rows, pieces * rows + 1, rows)
-        curvatures = tuple(curvature.of_rows([slice(end - rows, end)]) for end in ends)
-    # of a matrix that lies `[in, out]`, the moments are those of its rows, which no codec takes
-    return Knowledge(moments if axis == 1 else None, curvatures, shrinks=False)
+    starts = range(0, pieces * rows, rows)
+    return tuple(curvature.of_rows([slice(start, start + rows)]) for start in starts)
 
 
 def _seed(stack: MatrixStack, number: int, seed: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ders_core.checkpoint import OtherTensor
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.tipping import tipping_cost
@@ -19,6 +20,9 @@ from ders_core.pipeline.tipping import tipping_cost
 Key = tuple[int, str]
 WHOLE = "none"
 """The base of weights that are coded without one; all of their error is noise."""
+
+OTHERS = "others"
+"""In the place of a projection, for all tensors outside the experts before a layer's routers."""
 
 EXACT = 0.01
 """Gains this near to 1 cost nothing to speak of, whatever the base is."""
@@ -53,10 +57,14 @@ def shrinkage_cost(calibration: Calibration, gains: Mapping[Key, float]) -> floa
     return float(total.square().sum()) / calibration.tokens / 2
 
 
-def predicted_kl(calibration: Calibration, groups: Sequence[GroupCost]) -> float | None:
-    """Of a model whose groups were encoded so; None without gradients, and where deltas from
-    another base than the mean shrink. groups: those in which anything is lost."""
-    costs = [group.noise_cost for group in groups]
+def predicted_kl(
+    calibration: Calibration, groups: Sequence[GroupCost], others: Sequence[OtherCost] = ()
+) -> float | None:
+    """Of a model that was encoded so; None without gradients, where they are not known of a tensor,
+    and where deltas from another base than the mean shrink. groups: those in which anything is
+    lost. others: tensors outside the experts, likewise."""
+    others = [other for other in others if other.error != 0]
+    costs = [group.noise_cost for group in groups] + [other.noise_cost for other in others]
     if not calibration.has_gradients or None in costs:
         return None
     if any(group.base not in ("mean", WHOLE) and abs(1 - group.gain) > EXACT for group in groups):
@@ -66,20 +74,27 @@ def predicted_kl(calibration: Calibration, groups: Sequence[GroupCost]) -> float
     if shrinking is None:
         return None
     noise = sum(filter(None, costs)) + products_cost(groups)
-    return noise + shrinking + _tipping(calibration, groups)
+    return noise + shrinking + _tipping(calibration, groups, others)
 
 
-def others_cost(errors: Iterable[tuple[float | None, float | None]]) -> float | None:
-    """What errors of tensors outside the experts cost, in nats a token; None if that is not known
-    of one. errors: the relative error and the cost of each."""
-    total = 0.0
-    for error, cost in errors:
-        if error == 0:
-            continue
-        if cost is None:
-            return None
-        total += cost
-    return total
+@dataclass(frozen=True)
+class OtherCost:
+    """A tensor outside the experts as it was coded. error: ‖Ŵ−W‖/‖W‖, None if it is not known.
+    noise_cost: ½ Σ C E². router_noise, before: how far its errors move choices, of all routers
+    behind that layer."""
+
+    error: float | None
+    noise_cost: float | None
+    router_noise: float | None
+    before: int
+
+
+def routers_behind(tensor: OtherTensor) -> int:
+    """The layer behind which the first routers are that errors of a tensor reach: attention's reach
+    those of its own layer, a dense FFN's the next ones, embeddings' all."""
+    if tensor.layer is None:
+        return -1
+    return tensor.layer if tensor.kind in ("ffn", "shared") else tensor.layer - 1
 
 
 def products_cost(groups: Sequence[GroupCost]) -> float:
@@ -103,11 +118,17 @@ def products_cost(groups: Sequence[GroupCost]) -> float:
     return total
 
 
-def _tipping(calibration: Calibration, groups: Sequence[GroupCost]) -> float:
+def _tipping(
+    calibration: Calibration, groups: Sequence[GroupCost], others: Sequence[OtherCost]
+) -> float:
     layers = calibration.tipping()
     if layers is None:
         return 0.0
-    return tipping_cost(layers, {group.key: group.router_noise or 0.0 for group in groups})
+    noises = {group.key: group.router_noise or 0.0 for group in groups}
+    for other in others:
+        key = (other.before, OTHERS)
+        noises[key] = noises.get(key, 0.0) + (other.router_noise or 0.0)
+    return tipping_cost(layers, noises)
 
 
 def removal_costs(calibration: Calibration, keys: Iterable[Key]) -> dict[Key, tuple[float, ...]]:

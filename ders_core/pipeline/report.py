@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
+from ders_core.pipeline.predicted import OtherCost
 from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL
 
 KEPT = "keep"
@@ -68,10 +69,17 @@ class OtherReport:
     seconds: float
     remark: str = ""
     noise_cost: float | None = None
+    router_noise: float | None = None
+    before: int = -1
+    """The layer behind which the first routers are that its errors reach; −1: all."""
 
     @property
     def title(self) -> str:
         return self.name
+
+    @property
+    def costs(self) -> OtherCost:
+        return OtherCost(self.rel_error_weight, self.noise_cost, self.router_noise, self.before)
 
 
 @dataclass(frozen=True)

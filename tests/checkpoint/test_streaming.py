@@ -136,7 +136,7 @@ def test_an_expert_that_fails_ends_the_others(tmp_path: Path) -> None:
     assert busy == {5}
     flow = each_matrix(group, work, 3)
     next(flow)
-    flow.close()  # type: ignore[attr-defined]
+    flow.close()
     assert busy == {5}
     names = {thread.name.split("_")[0] for thread in threading.enumerate()}
     assert not names & {"read-ahead", "compute"}
