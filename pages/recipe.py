@@ -12,27 +12,26 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.codecs.gain import Gain
 from ders_core.errors import DersError
 from ders_core.files.missing import cleaned
-from ders_core.later import pd
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
 from ders_core.pipeline.quality import GAIN, NOISE
 from ders_core.recipe import Recipe, presets
 from ders_core.recipe.summarise import with_codecs
-from ders_core.ui import beside_table, frame, kept, reads, session
+from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.base_row import base_row
+from ders_core.ui.beside_section import beside_section
 from ders_core.ui.calibration_job import calibration_job, calibration_texts
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.plain import plain, show_error
+from ders_core.ui.recipe_columns import table_columns
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
     FIRST_CHOICE,
-    OTHER,
     apply_edits,
     calibration_sentence,
     codec_from,
     codecs_of,
     menu,
-    strengths_sentence,
     table,
 )
 from ders_core.units import bytes_text, share_text
@@ -181,21 +180,6 @@ def gain_choice() -> Gain | None:
     return GAINS.get(chosen)
 
 
-def table_columns() -> dict[str, Any]:
-    """How codecs, strengths and sizes are shown in a table, by their columns."""
-    return {
-        "codec": st.column_config.SelectboxColumn("codec", options=[*menu(), OTHER], required=True),
-        "strength": st.column_config.NumberColumn(
-            "strength", help=strengths_sentence(), format="%g"
-        ),
-        "before": st.column_config.NumberColumn("now, MB", format="%.3g"),
-        "after": st.column_config.NumberColumn("after, MB", format="%.3g"),
-        "share": st.column_config.ProgressColumn(
-            "of original", format="%.3g %%", min_value=0.0, max_value=100.0
-        ),
-    }
-
-
 def group_table(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
     rows = table(plan, reads.analysis(source), foretold(source, recipe))
     key = f"{EDITOR}_{st.session_state.get('recipe_round', 0)}"
@@ -223,38 +207,6 @@ def group_table(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
     )
     st.caption(
         "Edit codec and strength in the table; groups that no rule selects are kept as they are."
-    )
-
-
-def take_beside(rows: pd.DataFrame, key: str) -> None:
-    """Turn the edited rows of bases and other tensors into rules; called when a cell changes."""
-    edits: dict[int, dict[str, Any]] = st.session_state[key]["edited_rows"]
-    try:
-        change(beside_table.apply_edits(session.recipe(), rows, edits))
-    except DersError as error:
-        st.session_state["recipe_error"] = str(error)
-        fresh()
-
-
-def beside(plan: Plan, source: Checkpoint) -> None:
-    """Codecs of bases and of tensors outside the experts."""
-    rows = beside_table.table(plan, source)
-    key = f"beside_{st.session_state.get('recipe_round', 0)}"
-    st.data_editor(
-        rows.drop(columns="before_codec"),
-        key=key,
-        hide_index=True,
-        disabled=["what", "before", "after", "share"],
-        on_change=take_beside,
-        args=(rows, key),
-        column_config={
-            "what": st.column_config.TextColumn("beside the deltas", width="medium"),
-            **table_columns(),
-        },
-    )
-    st.caption(
-        "What is not a delta. Bases are what experts have in common; deltas are taken against what "
-        "the coded base gives back. Sizes of lossless and entropy-coded forms are upper bounds."
     )
 
 
@@ -419,7 +371,7 @@ with as_table:
     set_many(planned, source)
     group_table(planned, recipe, source)
 with around:
-    beside(planned, source)
+    beside_section(planned, source, change, fresh)
 with as_yaml:
     yaml_tab(recipe)
 with changed:

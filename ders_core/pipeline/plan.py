@@ -17,9 +17,8 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import METADATA, file_bytes, file_order, shards
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.selectors import check_experts, check_layers, check_others
 from ders_core.recipe import Recipe
-from ders_core.recipe.numbers import parse_numbers, spell_numbers
-from ders_core.recipe.rule import GroupRule
 
 PIECE = 1 << 22
 """Values of a tensor outside the experts that are encoded as one matrix, about: threads share the
@@ -271,9 +270,9 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
             "the recipe has a budget, which must become rules first; ders plan --settle FILE "
             "writes a recipe that has them"
         )
-    _check_layers(recipe, checkpoint)
+    check_layers(recipe, checkpoint)
     groups = checkpoint.groups(recipe.extended)
-    _check_experts(recipe, groups)
+    check_experts(recipe, groups)
     if recipe.extended and groups == checkpoint.groups():
         raise RecipeError(
             f"the recipe is extended, but {checkpoint.path.name} has no shared expert of its "
@@ -324,7 +323,7 @@ def _other_entries(
     """inside: the tensors that groups take, an always-on expert's among them."""
     if not recipe.others:
         return ()
-    _check_others(recipe, checkpoint)
+    check_others(recipe, checkpoint)
     entries = []
     for other in checkpoint.others.values():
         codec = recipe.codec_of_tensor(other)
@@ -348,18 +347,6 @@ def _other_entries(
     return tuple(entries)
 
 
-def _check_others(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Names and layers are those of this checkpoint: what no tensor has is a mistake."""
-    for number, rule in enumerate(recipe.others, 1):
-        is_particular = bool(rule.names) or rule.layers != "all"
-        if is_particular and not any(rule.selects(other) for other in checkpoint.others.values()):
-            about = rule.names[0] if rule.names else f"layers {rule.layers}"
-            raise RecipeError(
-                f"others, rule {number} is about {about!r}, but {checkpoint.path.name} has no such "
-                "tensor outside the experts that a codec could take"
-            )
-
-
 def _rewritten(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec]) -> set[str]:
     """The tensors that cannot stay as they are: they hold a group that is encoded, or one that
     shares a tensor with such a group."""
@@ -373,32 +360,3 @@ def _rewritten(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], Group
             if not names.isdisjoint(group.sources) and not names.issuperset(group.sources)
         ]
     return names
-
-
-def _check_layers(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    known = set(checkpoint.moe_layers)
-    rules: list[tuple[str, GroupRule]] = [
-        (f"rule {number}", rule) for number, rule in enumerate(recipe.rules, 1)
-    ]
-    rules += [
-        (f"base_codec, rule {number},", rule) for number, rule in enumerate(recipe.base_codec, 1)
-    ]
-    for name, rule in rules:
-        for layers in parse_numbers(rule.layers) or []:
-            unknown = next((layer for layer in layers if layer not in known), None)
-            if unknown is not None:
-                raise RecipeError(
-                    f"{name} names layer {unknown}, but the MoE layers of "
-                    f"{checkpoint.path.name} are {spell_numbers(known)}"
-                )
-
-
-def _check_experts(recipe: Recipe, groups: list[ExpertGroup]) -> None:
-    most = max((group.shape[0] for group in groups), default=0)
-    for number, rule in enumerate(recipe.rules, 1):
-        for experts in parse_numbers(rule.experts) or []:
-            if experts.stop > most:
-                raise RecipeError(
-                    f"rule {number} names expert {experts.stop - 1}, but the experts are "
-                    f"0-{most - 1}"
-                )
