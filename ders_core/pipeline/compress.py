@@ -218,7 +218,9 @@ def _encode_groups(
         for key, following in with_next(missing)
     ]
     encoding = sum(source.stack(task.key).nbytes for task in tasks)
-    meter.at(meter.done + plan.bytes_before - encoding, f"{len(tasks)} to encode")
+    others = sum(isinstance(key, str) for key in missing)
+    what = f"{len(missing) - others} groups" + (f" and {others} other tensors" if others else "")
+    meter.at(meter.done + plan.bytes_before - encoding, f"{what} to encode")
     for report in runner(encode, tasks):
         meter.advance(report.bytes_before, f"encoded {report.title} ({report.codec})")
 

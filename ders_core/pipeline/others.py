@@ -36,6 +36,7 @@ from ders_core.codecs.curvature import Curvature
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
+from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.later import torch
 from ders_core.pipeline.tipping import OF_GROUPS, ROUTER_COLUMNS, ROUTER_ROWS
 
@@ -88,8 +89,8 @@ class OtherNotes:
         if text is None:
             return cls()
         try:
-            values: Any = json.loads(text)
-        except (ValueError, RecursionError):
+            values: Any = parse_json(text)
+        except JsonFault:
             values = None
         values = values if isinstance(values, dict) else {}
         notes = [values.get(kind) for kind in ("left_out", "inputs")]

@@ -57,7 +57,12 @@ def independent_errors(
         synthesized = np.stack([after[name].double().numpy() for name in group.sources])
         error = float(np.linalg.norm(synthesized - original))
         if group.key in groups:
-            base = parts[f"{groups[group.key].prefix}.base"].double().numpy()
+            prefix = groups[group.key].prefix
+            if f"{prefix}.base" in parts:
+                base = parts[f"{prefix}.base"].double().numpy()
+            else:  # coded without loss: the mean as it is stored; or none
+                stored = group.read().float().mean(0).bfloat16().double().numpy()
+                base = 0.0 if groups[group.key].without_base else stored
             against_delta = error / float(np.linalg.norm(original - base))
         else:
             against_delta = 0.0

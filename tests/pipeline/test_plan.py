@@ -21,6 +21,7 @@ PRESETS = sorted(presets())
 DATA_DECIDE = {
     *("mixed", "sparse-magnitude0.9", "entropy-1bit", "entropy-2bit", "chain-1bit", "lossless"),
     *("unbiased-1.3bit", "unbiased-0.6bit", "unbiased-0.2bit", "chain-lowrank-unbiased"),
+    "lossless-whole",
 }
 
 

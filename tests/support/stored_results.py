@@ -42,9 +42,23 @@ LATER = {
     "noise": 0.17,
     "noise_cost": 0.1,
     "router_noise": 0.01,
+    "base_codec": "keep",
 }
 """What entries of earlier versions lack."""
 
+OTHER = {
+    "name": "lm_head.weight",
+    "kind": "head",
+    "codec": "8-bit",
+    "bytes_before": 2000,
+    "bytes_after": 1100,
+    "rel_error_weight": 0.004,
+    "seconds": 0.1,
+    "remark": "",
+    "noise_cost": 0.001,
+    "router_noise": None,
+    "before": -1,
+}
 REPORT = {
     "entries": [ENTRY | LATER],
     "bytes_before": 1000,
@@ -56,6 +70,7 @@ REPORT = {
     "renewed": 0,
     "ratio": 0.3,
     "predicted_kl": 0.2,
+    "others": [OTHER],
 }
 RUN = {
     "packed": "/w/runs/00001/packed",
@@ -102,7 +117,9 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
             "tokens": 8192,
             "dtype": "float32",
             "gradients": True,
+            "others": 9,
         },
+        {"path": "/w/c.safetensors", "tokens": 8192, "dtype": "float32", "gradients": True},
     ),
     "evaluate": (QUALITY, {"tokens": 10, "perplexity": 2.0, "device": "CPU", "seconds": 1.0}),
     "export": (
@@ -121,6 +138,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         RUN | {"verification": VERIFICATION | {"groups": [VERIFIED]}},  # nor a gain
         RUN | {"verification": {"ok": True}},
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "linked_out"}},
+        RUN | {"report": {key: REPORT[key] for key in REPORT if key != "others"}},
     ),
     "upcycle": (
         {
