@@ -62,7 +62,7 @@ def independent_errors(
                 base = parts[f"{prefix}.base"].double().numpy()
             else:  # coded without loss: the mean as it is stored; or none
                 stored = group.read().float().mean(0).bfloat16().double().numpy()
-                base = 0.0 if groups[group.key].without_base else stored
+                base = np.zeros_like(stored) if groups[group.key].without_base else stored
             against_delta = error / float(np.linalg.norm(original - base))
         else:
             against_delta = 0.0
