@@ -20,6 +20,7 @@ from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.base_row import base_row
 from ders_core.ui.beside_section import beside_section
+from ders_core.ui.budget_section import budget_section
 from ders_core.ui.calibration_job import calibration_job, calibration_texts
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.plain import plain, show_error
@@ -222,7 +223,8 @@ def yaml_tab(recipe: Recipe) -> None:
     if st.button("Apply the text", key="yaml_apply"):
         try:
             parsed = Recipe.from_yaml(text)
-            reads.plan(frame.need_checkpoint(), parsed)
+            if parsed.budget is None:
+                reads.plan(frame.need_checkpoint(), parsed)
         except DersError as error:
             show_error(error)
         else:
@@ -357,6 +359,10 @@ base_and_calibration(recipe, source)
 problem = st.session_state.pop("recipe_error", None)
 if problem:
     show_error(problem)
+if recipe.budget is not None:
+    budget_section(recipe, recipe.budget, source, change)
+    yaml_tab(recipe)
+    st.stop()
 try:
     planned = reads.plan(source, recipe)
 except DersError as error:

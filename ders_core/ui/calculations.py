@@ -9,6 +9,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress
 from ders_core.errors import CheckpointError
 from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.budget import settle
 from ders_core.pipeline.forecast import Forecast, forecast
 from ders_core.pipeline.plan import check_files, resolve
 from ders_core.recipe import Recipe
@@ -23,6 +24,13 @@ def foretell(place: str, version: str, recipe_yaml: str, *, progress: Progress) 
     plan = resolve(recipe, source)
     check_files(recipe, source)
     return forecast(plan, source, progress=progress)
+
+
+def rules_of_budget(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> str:
+    """The recipe, as YAML, with rules in the place of its budget; otherwise as `foretell`."""
+    return settle(
+        Recipe.from_yaml(recipe_yaml), _opened(place, version), progress=progress
+    ).to_yaml()
 
 
 def first_look(place: str, version: str, *, progress: Progress) -> Summary:

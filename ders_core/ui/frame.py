@@ -95,8 +95,11 @@ def _predicted(source: Checkpoint | None) -> str:
     """The size of the open checkpoint under the current recipe."""
     if source is None:
         return ""
+    recipe = session.recipe()
+    if recipe.budget is not None:
+        return f"→ {recipe.budget.label}"
     try:
-        plan = reads.plan(source, session.recipe())
+        plan = reads.plan(source, recipe)
     except DersError:
         return "does not fit this checkpoint"
     bound = "" if plan.exact else "at most "
