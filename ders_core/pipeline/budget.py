@@ -12,7 +12,7 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import CodecError, RecipeError
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.forecast import Forecast, forecast
+from ders_core.pipeline.forecast import SAMPLE, Forecast, forecast
 from ders_core.pipeline.plan import Plan, check_files, resolve
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.recipe.budget import Budget, codec_of_deltas, codec_of_matrices, names_apart
@@ -25,7 +25,10 @@ SPARE = 0.004
 CLOSE = 0.01
 """Octaves: a knob whose bytes or KL are so near to the budget, and within it, is taken."""
 
-MOST_TRIED = 12
+LARGER = 8
+"""Times the usual sample: what tells by how much that is off."""
+
+MOST_TRIED = 16
 
 FIRST = 2.0**-16
 """The knob that is tried first; its unit is √(nats a token)."""
@@ -93,6 +96,7 @@ def with_knob(recipe: Recipe, knob: float, unknown: Collection[str]) -> Recipe:
         budget=None,
         rules=(Rule(codec=codec_of_deltas(knob) if stored else matrices), *recipe.rules),
         base_codec=base_rules,
+        base_error="shared" if stored else None,
         others=(OtherRule(codec=matrices), *apart, *recipe.others),
     )
 
@@ -107,6 +111,10 @@ class _Point:
     over: float
     settled: Settled | None
     weight: float = 1.0
+
+    def below(self, octaves: float) -> _Point:
+        """The point, where so much more is allowed."""
+        return replace(self, over=self.over - octaves)
 
     def lighter(self, is_again: bool) -> _Point:
         """The point with half the weight, if the other side was found again."""
@@ -126,6 +134,7 @@ class _Search:
     ) -> None:
         self._recipe, self._unknown, self._checkpoint = recipe, unknown, checkpoint
         self._budget, self._progress = budget, progress
+        self._moved: float | None = None
         self._coarser = 1 if budget.kl is None else -1  # which way less is taken of the budget
         most = budget.bytes or (budget.share or 0.0) * checkpoint.bytes_total
         self._most = budget.kl if budget.kl is not None else most * (1 - SPARE)
@@ -140,7 +149,12 @@ class _Search:
             self._progress(number, MOST_TRIED, f"trying knob {2**at:.3g}")
             point = self._try(at)
             if -CLOSE <= point.over <= 0 and point.settled is not None:
-                return point.settled
+                moved = self._with_a_larger_sample(point.settled)
+                if moved <= CLOSE:
+                    return point.settled
+                # tables weigh less in the whole than in the sample: there is room for more
+                point = point.below(moved)
+                over, within = over and over.below(moved), within and within.below(moved)
             if point.over > 0:
                 within = within and within.lighter(over is not None)
                 over = point
@@ -156,6 +170,16 @@ class _Search:
         if within is None or within.settled is None:
             raise RecipeError(self._refusal(over))
         return within.settled
+
+    def _with_a_larger_sample(self, settled: Settled) -> float:
+        """By how many octaves fewer bytes are foretold with `LARGER` times the sample; asked once,
+        and no matter of KL."""
+        if self._budget.kl is not None or self._moved is not None or settled.told is None:
+            return 0.0
+        more = forecast(settled.plan, self._checkpoint, sample=LARGER * SAMPLE)
+        self._moved = max(math.log2(settled.told.bytes_after / more.bytes_after), 0.0)
+        self._most *= 2**self._moved
+        return self._moved
 
     def _step(self, point: _Point) -> float:
         """Octaves to the knob that should be on the other side: KL goes with the knob's square, and

@@ -123,7 +123,9 @@ def _encoded(
         context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
         tried = recipe.base.decompositions(stack, context)
     known = known.on(task.device)
-    encoder = Encoder(codec, form, recipe.seed, known, _threads(stack, codec, task.device))
+    threads = _threads(stack, codec, task.device)
+    is_shared = recipe.base_error == "shared"
+    encoder = Encoder(codec, form, recipe.seed, known, threads, is_shared)
     placed = PlacedGroup(stack.prefix, task.places) if task.places is not None else None
     return _best(_each(tried, encoder, ahead, digest, placed))
 
@@ -223,8 +225,8 @@ def _report(
         others,
         encoded.output,
         remark,
-        encoded.squares.gain,
-        encoded.squares.noise,
+        encoded.own.gain,
+        encoded.own.noise,
         encoded.noise_cost,
         encoded.router_noise,
         encoded.base_label,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from ders_core.checkpoint import MatrixStack
 from ders_core.codecs import Parts
 from ders_core.codecs.group import BaseForm, GroupCodec, Stacked
+from ders_core.codecs.synthesis import difference
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.later import torch
-from ders_core.pipeline.knowledge import Knowledge, Losses, encode_expert
+from ders_core.pipeline.knowledge import Knowledge, Losses, Shared, encode_expert
 from ders_core.pipeline.placed import PlacedGroup
 
 AS_IT_IS = "keep"
@@ -26,7 +27,7 @@ class Encoding:
 
     base: its kind. form: how bases are stored, with the lengths of their parts; None without any.
     tensors: by their parts' names; empty if they are `placed`, written to their places already.
-    output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments. noise_cost, router_noise: as of
+    own: as of `Losses`. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments. noise_cost, router_noise: as of
     `ReportEntry`.
     """
 
@@ -37,6 +38,7 @@ class Encoding:
     form: BaseForm | None = None
     bases: tuple[int, ...] | None = None
     squares: Squares = field(default_factory=Squares)
+    own: Squares = field(default_factory=Squares)
     output: float | None = None
     noise_cost: float | None = None
     router_noise: float | None = None
@@ -60,11 +62,23 @@ class Encoding:
 
 @dataclass(frozen=True)
 class StoredBases:
-    """Bases as they are stored, and the decomposition against what they give back."""
+    """Bases as they are stored, and the decomposition against what they give back.
+
+    origin: the decomposition before, if deltas are taken against that. cost, router_noise: of the
+    bases' own errors, as of `ReportEntry`, where all experts share them; None where they are not
+    known.
+    """
 
     decomposition: Decomposition
     form: BaseForm | None
     tensors: Mapping[str, Stacked]
+    origin: Decomposition | None = None
+    cost: float | None = 0.0
+    router_noise: float | None = 0.0
+
+    def start_of(self, number: int) -> torch.Tensor | None:
+        """What a delta is taken against, if it is not what the base gives back."""
+        return None if self.origin is None else self.origin.base_of(number)
 
     @property
     def ragged_bytes(self) -> int:
@@ -76,13 +90,14 @@ class StoredBases:
 @dataclass(frozen=True)
 class Encoder:
     """codec: of the matrices. form: of the bases, None without any. seed: the recipe's. threads: as
-    of `Decomposition.each`."""
+    of `Decomposition.each`. is_shared: whether experts share their base's error."""
 
     codec: GroupCodec
     form: BaseForm | None
     seed: int
     known: Knowledge
     threads: int
+    is_shared: bool = False
 
     def encode(
         self,
@@ -97,16 +112,22 @@ class Encoder:
         each matrix's as soon as it is encoded. Sums are taken in the order of the matrices. Raises
         CheckpointError for values that a codec cannot give back, CodecError.
         """
-        stored = store_bases(decomposition, self.form, self.known, self.seed)
+        stored = store_bases(decomposition, self.form, self.known, self.seed, self.is_shared)
+        fitted = self.codec.fit((stored.origin or stored.decomposition).deltas)
         decomposition, form = stored.decomposition, stored.form
         stack, known = decomposition.group, self.known
-        fitted = self.codec.fit(decomposition.deltas)
 
         def encode_one(number: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
             coder, start = fitted.expert(number), decomposition.base_of(number)
             context = known.context(stack, number, self.seed)
             encoded = encode_expert(
-                coder, weight, start, context, known.router(number), shrinks=known.shrinks
+                coder,
+                weight,
+                start,
+                context,
+                known.router(number),
+                shrinks=known.shrinks,
+                origin=stored.start_of(number),
             )
             _check_finite(encoded.synthesized, stack, stack.matrix_name(number), coder.label)
             return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
@@ -134,17 +155,23 @@ class Encoder:
             form,
             decomposition.bases,
             losses.squares,
+            losses.own,
             losses.output_error,
-            losses.noise_cost if known.curvatures else None,
-            losses.router_noise if known.routers else None,
+            total(losses.noise_cost, stored.cost) if known.curvatures else None,
+            total(losses.router_noise, stored.router_noise) if known.routers else None,
             placed,
         )
 
 
 def store_bases(
-    decomposition: Decomposition, form: BaseForm | None, known: Knowledge, seed: int
+    decomposition: Decomposition,
+    form: BaseForm | None,
+    known: Knowledge,
+    seed: int,
+    is_shared: bool = False,
 ) -> StoredBases:
-    """Bases in the form that they get; deltas are taken against what that gives back."""
+    """Bases in the form that they get. Deltas are taken against what that gives back; if experts
+    share its error, against the bases as they were."""
     if form is None:
         return StoredBases(decomposition, None, {})
     base, stacked = decomposition.base, decomposition.bases is not None
@@ -155,6 +182,8 @@ def store_bases(
     zeros = torch.zeros_like(bases[0])
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
     parts, given_back = list[Parts](), []
+    cost: float | None = 0.0
+    router_noise: float | None = 0.0
     for number, each in enumerate(bases):
         members = _members(decomposition, number)
         context = known.base_context(decomposition.group, number, members, seed)
@@ -163,13 +192,31 @@ def store_bases(
         where = f"{decomposition.group.title}: the base"
         _check_finite(again, decomposition.group, where, codec.label)
         given_back.append(again)
+        if is_shared:
+            error = difference(again, each)
+            cost = total(cost, cost_of(known.of_base, members, error))
+            router_noise = total(router_noise, cost_of(known.routers_of_base, members, error))
         parts.append({name: part.cpu() for name, part in packed.items()})
     tensors, lengths = codec.stack(parts)
     return StoredBases(
         replace(decomposition, base=torch.stack(given_back) if stacked else given_back[0]),
         replace(form, codec=codec.codecs[0], lengths=lengths),
         {f"base.{part}": tensor for part, tensor in tensors.items()},
+        decomposition if is_shared else None,
+        cost,
+        router_noise,
     )
+
+
+def total(one: float | None, other: float | None) -> float | None:
+    """The sum of two costs; None if one is not known."""
+    return None if one is None or other is None else one + other
+
+
+def cost_of(of_base: Shared | None, members: Sequence[int], error: torch.Tensor) -> float | None:
+    """What an error costs that these experts share; None if it was not measured."""
+    curvature = of_base(members) if of_base is not None else None
+    return None if curvature is None else curvature.cost(error)
 
 
 def _members(decomposition: Decomposition, base: int) -> list[int]:

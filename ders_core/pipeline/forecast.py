@@ -113,11 +113,14 @@ class Forecast:
 
 
 @unchanged_inputs()
-def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) -> Forecast:
+def forecast(
+    plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet, sample: int = SAMPLE
+) -> Forecast:
     """Encode a sample of each group's rows and experts as the recipe says, on the CPU.
 
-    plan: of this checkpoint; its files were checked (`check_files`). A low rank is no matter of
-    rows, and a base that is read from a file is not sampled: there gain and noise are None. Raises
+    plan: of this checkpoint; its files were checked (`check_files`). sample: values of a matrix that
+    are encoded, about; tables weigh the more, the fewer they are. A low rank is no matter of rows,
+    and a base that is read from a file is not sampled: there gain and noise are None. Raises
     CheckpointError, also if a file is written meanwhile, and CodecError.
     """
     checkpoint.store.hold()
@@ -143,12 +146,12 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
                 recipe.base.is_stored,
             )
             with torch.inference_mode():
-                entries.append(_sampled(entry, group, recipe, known, context))
+                entries.append(_sampled(entry, group, recipe, known, context, sample))
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
     others = []
     for other in plan.others:
         with torch.inference_mode():
-            others.append(_other(other, checkpoint, recipe, calibration))
+            others.append(_other(other, checkpoint, recipe, calibration, sample))
         meter.advance(1, f"foretold {other.name}")
     saved = sum(e.bytes_after - f.bytes_after for e, f in zip(plan.entries, entries, strict=True))
     saved += sum(o.bytes_after - f.bytes_after for o, f in zip(plan.others, others, strict=True))
@@ -161,25 +164,29 @@ def forecast(plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet) 
 
 
 def _other(
-    entry: OtherEntry, checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None
+    entry: OtherEntry,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    sample: int,
 ) -> OtherForecast:
     stack = cast(OtherTensor, stack_of(checkpoint, recipe, entry.key))
     before = routers_behind(stack)
     if not entry.codec.acts_by_rows:
         return OtherForecast(entry.name, entry.bytes_after, None, None, None, before)
     codec = GroupCodec.same(entry.codec, stack.shape[0])
-    rows = _Rows.of(stack)
+    rows = _Rows.of(stack, sample)
     known = tensor_knowledge(stack, calibration)
     known = known.of_rows(rows.pieces, rows.share)
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
-    sample = _encoded("none", decomposition, codec, None, recipe.seed, known, rows.chosen)
+    told = _encoded("none", decomposition, codec, None, recipe, known, rows.chosen)
     ragged = codec.ragged_bytes(entry.matrix, stack.dtype)
     return OtherForecast(
         entry.name,
-        entry.bytes_after - ragged + min(round(sample.ragged * rows.whole), ragged),
-        sample.squares.relative[1],
-        sample.cost * rows.whole if known.curvatures else None,
-        sample.router * rows.whole if known.routers else None,
+        entry.bytes_after - ragged + min(round(told.ragged * rows.whole), ragged),
+        told.squares.relative[1],
+        told.cost * rows.whole if known.curvatures else None,
+        told.router * rows.whole if known.routers else None,
         before,
     )
 
@@ -197,7 +204,7 @@ def _can_be_sampled(entry: PlanEntry) -> bool:
 class _Sample:
     """A sample of a group against one base. loss: what a choice of bases makes small. output: as
     `ReportEntry.rel_error_output`. cost, router: as its `noise_cost` and `router_noise`, of the
-    sample. ragged: bytes of parts whose length depends on the data."""
+    sample. ragged: bytes of parts whose length depends on the data. base_cost, base_router: as of `StoredBases`."""
 
     base: str
     squares: Squares
@@ -207,16 +214,23 @@ class _Sample:
     router: float
     ragged: int
     ragged_base: int
+    base_cost: float | None
+    base_router: float | None
 
 
 def _sampled(
-    entry: PlanEntry, group: ExpertGroup, recipe: Recipe, known: Knowledge, context: BaseContext
+    entry: PlanEntry,
+    group: ExpertGroup,
+    recipe: Recipe,
+    known: Knowledge,
+    context: BaseContext,
+    sample: int,
 ) -> ForecastEntry:
-    rows, form = _Rows.of(group), entry.base
+    rows, form = _Rows.of(group, sample), entry.base
     of_rows = known.of_rows(rows.pieces, rows.share)
     decompositions = recipe.base.decompositions(group.of_rows(rows.pieces), context)
     samples = (
-        _encoded(name, decomposition, entry.codec, form, recipe.seed, of_rows, rows.chosen)
+        _encoded(name, decomposition, entry.codec, form, recipe, of_rows, rows.chosen)
         for name, decomposition in decompositions
     )
     best = min(samples, key=lambda sample: sample.loss)
@@ -232,10 +246,15 @@ def _sampled(
         after,
         best.squares.gain,
         best.squares.noise,
-        best.cost * rows.whole if known.curvatures else None,
+        _whole(best.cost, best.base_cost, rows) if known.curvatures else None,
         best.output,
-        best.router * rows.whole if known.routers else None,
+        _whole(best.router, best.base_router, rows) if known.routers else None,
     )
+
+
+def _whole(of_matrices: float, of_bases: float | None, rows: _Rows) -> float | None:
+    """A cost of a sample's matrices and bases, of all rows and experts."""
+    return None if of_bases is None else of_matrices * rows.whole + of_bases / rows.share
 
 
 @dataclass(frozen=True)
@@ -249,9 +268,9 @@ class _Rows:
     whole: float
 
     @classmethod
-    def of(cls, stack: MatrixStack) -> _Rows:
+    def of(cls, stack: MatrixStack, sample: int) -> _Rows:
         count, out, width = stack.shape
-        pieces = _spread(out, max(SAMPLE // width, 1))
+        pieces = _spread(out, max(sample // width, 1))
         share = sum(piece.stop - piece.start for piece in pieces) / out
         chosen = _chosen(count)
         return cls(pieces, share, chosen, count / len(chosen) / share)
@@ -262,32 +281,41 @@ def _encoded(
     decomposition: Decomposition,
     group_codec: GroupCodec,
     form: BaseForm | None,
-    seed: int,
+    recipe: Recipe,
     known: Knowledge,
     experts: Sequence[int],
 ) -> _Sample:
-    stored = store_bases(decomposition, form, known, seed)
+    seed = recipe.seed
+    stored = store_bases(decomposition, form, known, seed, recipe.base_error == "shared")
     decomposition = stored.decomposition
-    fitted = group_codec.fit(decomposition.deltas)
+    fitted = group_codec.fit((stored.origin or decomposition).deltas)
     losses, ragged = Losses(), 0
     for expert in experts:
         codec, base = fitted.expert(expert), decomposition.base_of(expert)
         weight = decomposition.weight(expert)
         context = known.context(decomposition.group, expert, seed)
         encoded = encode_expert(
-            codec, weight, base, context, known.router(expert), shrinks=known.shrinks
+            codec,
+            weight,
+            base,
+            context,
+            known.router(expert),
+            shrinks=known.shrinks,
+            origin=stored.start_of(expert),
         )
         losses += encoded.losses
         ragged += sum(encoded.parts[name].nbytes for name in codec.ragged)
     return _Sample(
         base_name,
-        losses.squares,
+        losses.own,
         losses.squares.error if known.moments is None else losses.output,
         losses.output_error,
         losses.noise_cost,
         losses.router_noise,
         ragged,
         stored.ragged_bytes,
+        stored.cost,
+        stored.router_noise,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ders_core.checkpoint import ExpertGroup, MatrixStack, OtherTensor
-from ders_core.codecs import Codec, EncodeContext, Parts
+from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import difference
@@ -15,21 +15,26 @@ from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
 
+Shared = Callable[[Sequence[int]], "Curvature | None"]
+"""Of experts by their numbers: the curvature of an error that they share."""
+
 
 @dataclass(frozen=True)
 class Knowledge:
     """moments: on the device that encodes. curvatures, routers: of each matrix, the second of how
     far errors move later choices. removal: as of `EncodeContext`, of each expert; fewer where it is
-    not known of the last. groups: how many of the model are encoded. of_base: the curvature of a
-    base that these experts share. shrinks: whether what is missing of the deltas is no part of the
-    noise; its cost is known otherwise then (`ders_core.pipeline.predicted`)."""
+    not known of the last. groups: how many of the model are encoded. of_base, routers_of_base: of a
+    base that experts share, and of how far its errors move choices. shrinks: whether what is
+    missing of the deltas is no part of the noise; its cost is known otherwise then
+    (`ders_core.pipeline.predicted`)."""
 
     moments: torch.Tensor | None = None
     curvatures: tuple[Curvature, ...] | None = None
     removal: tuple[float, ...] = ()
     groups: int = 1
     routers: tuple[Curvature, ...] | None = None
-    of_base: Callable[[Sequence[int]], Curvature | None] | None = None
+    of_base: Shared | None = None
+    routers_of_base: Shared | None = None
     shrinks: bool = True
 
     def router(self, expert: int) -> Curvature | None:
@@ -64,15 +69,27 @@ class Knowledge:
         curvatures = self.curvatures and tuple(each.of_rows(pieces) for each in self.curvatures)
         routers = self.routers and tuple(each.of_rows(pieces) for each in self.routers)
         removal = tuple(share * each for each in self.removal)
-        whole = self.of_base
-
-        def of_base(members: Sequence[int]) -> Curvature | None:
-            curvature = whole(members) if whole is not None else None
-            return curvature and curvature.of_rows(pieces)
-
         return replace(
-            self, curvatures=curvatures, routers=routers, removal=removal, of_base=of_base
+            self,
+            curvatures=curvatures,
+            routers=routers,
+            removal=removal,
+            of_base=_of_rows(self.of_base, pieces),
+            routers_of_base=_of_rows(self.routers_of_base, pieces),
         )
+
+
+def _of_rows(whole: Shared | None, pieces: Sequence[slice]) -> Shared | None:
+    """As `whole`, of some rows alone."""
+    if whole is None:
+        return None
+    measured = whole
+
+    def of_members(members: Sequence[int]) -> Curvature | None:
+        curvature = measured(members)
+        return curvature and curvature.of_rows(pieces)
+
+    return of_members
 
 
 def group_knowledge(
@@ -92,6 +109,7 @@ def group_knowledge(
         groups,
         calibration.router_curvatures(group),
         partial(calibration.base_curvature, group),
+        partial(calibration.base_router_curvature, group),
         shrinks,
     )
 
@@ -132,11 +150,13 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class Losses:
-    """What one or more experts lose. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖², 0 without second
+    """What one or more experts lose. own: of the deltas alone, where the base has an error that all
+    experts share; else as `squares`. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖², 0 without second
     moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0 without gradients. router_noise:
     ½ Σ R E², 0 where it is not known."""
 
     squares: Squares = field(default_factory=Squares)
+    own: Squares = field(default_factory=Squares)
     output: float = 0.0
     energy: float = 0.0
     noise_cost: float = 0.0
@@ -145,6 +165,7 @@ class Losses:
     def __add__(self, other: Losses) -> Losses:
         return Losses(
             self.squares + other.squares,
+            self.own + other.own,
             self.output + other.output,
             self.energy + other.energy,
             self.noise_cost + other.noise_cost,
@@ -174,20 +195,26 @@ def encode_expert(
     router: Curvature | None = None,
     *,
     shrinks: bool = True,
+    origin: torch.Tensor | None = None,
 ) -> EncodedExpert:
     """Pack one matrix `[out, in]`, unpack it again, and compare. router: as of `Knowledge.router`;
-    shrinks: as of `Knowledge`. Raises CodecError."""
-    parts = codec.pack(weight, base, context)
-    synthesized = codec.unpack(parts, base, context)
-    squares = compare(synthesized, weight, base)
+    shrinks: as of `Knowledge`. origin: what the delta is taken against, if it is not the base that
+    it will be added to; then costs are those of the delta alone. Raises CodecError."""
+    start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
+    parts = codec.pack(weight, start, context)
+    judged = synthesized = codec.unpack(parts, base, context)
+    squares = own = compare(synthesized, weight, base)
+    if start is not base:
+        judged = codec.unpack(parts, start, context)
+        own = compare(judged, weight, start)
     output = energy = noise_cost = router_noise = 0.0
     if context.moments is not None:
         output = output_squared(synthesized.float() - weight.float(), context.moments)
         energy = output_squared(weight, context.moments)
     if context.curvature is not None:
-        kept = squares.gain if shrinks else 1.0
-        noise = difference(synthesized, base).sub_(difference(weight, base), alpha=kept)
+        kept = own.gain if shrinks else 1.0
+        noise = difference(judged, start).sub_(difference(weight, start), alpha=kept)
         noise_cost = context.curvature.cost(noise)
         router_noise = router.cost(noise) if router is not None else 0.0
-    losses = Losses(squares, output, energy, noise_cost, router_noise)
+    losses = Losses(squares, own, output, energy, noise_cost, router_noise)
     return EncodedExpert(parts, synthesized, losses)

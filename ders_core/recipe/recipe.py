@@ -31,7 +31,7 @@ from ders_core.recipe.budget import Budget
 from ders_core.recipe.rule import BaseRule, CodecRule, OtherRule, Rule
 from ders_core.recipe.yaml_text import line_of, load_mapping
 
-RARE = ("extended", "calibration", "budget", "base_codec", "others")
+RARE = ("extended", "base_error", "calibration", "budget", "base_codec", "others")
 """Fields that are written only where they say something."""
 
 
@@ -71,6 +71,10 @@ class Recipe(BaseModel):
     base_codec: Annotated[tuple[BaseRule, ...], BeforeValidator(_rules)] = ()
     """How the bases themselves are coded: a codec, or rules by layer and projection. A base that no
     rule selects is stored as it is."""
+    base_error: Literal["absorbed", "shared"] | None = None
+    """What becomes of a coded base's error; None: absorbed. absorbed: deltas are taken against what
+    it gives back, and hold it. shared: against the base as it was, and all experts have it; for
+    deltas below their steps, which take fewer bits then."""
     budget: Budget | None = None
     """How large the whole may get, or what it may cost: one knob codes all matrices then, and the
     rules are exceptions (`ders_core.pipeline.budget`)."""

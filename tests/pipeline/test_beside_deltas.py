@@ -93,6 +93,32 @@ def test_deltas_are_taken_against_the_base_that_comes_back(
     assert 0.02 < far < 0.5
 
 
+def test_a_shared_error_of_the_base_is_in_every_expert(mixtral_dir: Path, tmp_path: Path) -> None:
+    """Deltas of 8 bits against the mean as it was: what is wrong is what the base lost. Lossless
+    experts stay exact."""
+    coarse = {"codec": "quantized", "bits": 3, "group_size": 32}
+    fine = {"codec": "quantized", "bits": 8, "group_size": 16}
+    rules = [fine, {"layers": 1, "codec": "lossless"}]
+    chosen = recipe(rules=rules, base_codec=coarse, base_error="shared")
+    report = compress(mixtral_dir, tmp_path / "packed", chosen)
+    assert verify(tmp_path / "packed", mixtral_dir).ok
+    packed = PackedCheckpoint(tmp_path / "packed")
+    for group, entry in zip(packed.manifest.groups, report.entries, strict=True):
+        experts = open_checkpoint(mixtral_dir).group(group.layer, group.projection).read()
+        stored = packed.matrices.base(group)
+        assert stored is not None
+        of_base = stored.double() - experts.float().mean(0).bfloat16().double()
+        for number, weight in enumerate(experts):
+            lost = packed.matrices.weight(group, number).double() - weight.double()
+            if group.layer == 1:
+                assert not lost.any()
+            else:
+                assert float((lost - of_base).norm()) < 0.1 * float(of_base.norm())
+        assert entry.gain == pytest.approx(1.0, abs=0.01)
+        assert entry.noise is not None
+        assert entry.noise < 0.05
+
+
 def test_coded_base_is_what_the_codec_alone_gives(mixtral_dir: Path, tmp_path: Path) -> None:
     fields = {"codec": "quantized", "bits": 6, "group_size": 32, "scale_bits": 16}
     compress(mixtral_dir, tmp_path / "packed", recipe(base_codec=fields))
