@@ -27,8 +27,8 @@ class Encoding:
 
     base: its kind. form: how bases are stored, with the lengths of their parts; None without any.
     tensors: by their parts' names; empty if they are `placed`, written to their places already.
-    own: as of `Losses`. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments. noise_cost, router_noise: as of
-    `ReportEntry`.
+    own: as of `Losses`. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments. noise_cost,
+    router_noise: as of `ReportEntry`.
     """
 
     base: str

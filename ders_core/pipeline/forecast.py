@@ -118,8 +118,8 @@ def forecast(
 ) -> Forecast:
     """Encode a sample of each group's rows and experts as the recipe says, on the CPU.
 
-    plan: of this checkpoint; its files were checked (`check_files`). sample: values of a matrix that
-    are encoded, about; tables weigh the more, the fewer they are. A low rank is no matter of rows,
+    plan: of this checkpoint; its files were checked (`check_files`). sample: values of a matrix to
+    encode, about; tables weigh the more, the fewer they are. A low rank is no matter of rows,
     and a base that is read from a file is not sampled: there gain and noise are None. Raises
     CheckpointError, also if a file is written meanwhile, and CodecError.
     """
@@ -204,7 +204,8 @@ def _can_be_sampled(entry: PlanEntry) -> bool:
 class _Sample:
     """A sample of a group against one base. loss: what a choice of bases makes small. output: as
     `ReportEntry.rel_error_output`. cost, router: as its `noise_cost` and `router_noise`, of the
-    sample. ragged: bytes of parts whose length depends on the data. base_cost, base_router: as of `StoredBases`."""
+    sample's matrices; base_cost, base_router: of its bases, as of `StoredBases`. ragged,
+    ragged_base: bytes of parts whose length depends on the data, likewise."""
 
     base: str
     squares: Squares
