@@ -16,7 +16,11 @@ from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
-from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
+from ders_core.codecs.fitting.sensitive_steps import (
+    coarse_enough,
+    steps_by_curvature,
+    steps_by_inputs,
+)
 from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
@@ -155,6 +159,8 @@ class Entropy(DeltaCodec):
         shape = (delta.shape[0], delta.shape[1])
         limit, matrix = self._limit(shape), delta.cpu()
         steps = self._steps(shape, context, limit)
+        if steps is not None and self.knob is not None:
+            steps = coarse_enough(steps, matrix, self.knob)
         scaled = matrix if steps is None else steps.divided(matrix)
         entries = Entries(scaled.contiguous(), steps)
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from ders_core.codecs.coding.steps import LARGEST, PER_OCTAVE, SMALLEST, Steps
 from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.fitting.rounding import EXACT_CODES
 from ders_core.later import torch
 
 LEAST_SHARE = 0.03
 """Of the mean curvature of all rows (columns): no row (column) is taken to be less sensitive. With
 far larger errors there than elsewhere KL no longer grows with their squares alone."""
+
+MOST_COARSE_ROWS = 0.5
+"""Share of rows whose steps may be made coarser: with more of them, the knob is too small."""
 
 LEAST = 2.0**-90
 
@@ -24,6 +28,21 @@ def steps_by_curvature(curvature: Curvature) -> Steps:
     if not total > LEAST:
         return Steps.even((curvature.rows.numel(), curvature.columns.numel()))
     return Steps(_exponents(curvature.rows), _exponents(curvature.columns.double() / total))
+
+
+def coarse_enough(steps: Steps, matrix: torch.Tensor, knob: float) -> Steps:
+    """Steps with which no row of `[out, in]` has multiples beyond `EXACT_CODES`, which would share
+    codes and have large errors: its steps are made coarser, unless most rows are so. A model's most
+    frequent tokens have such rows in the embedding."""
+    finest = float(EXACT_CODES - 1) * knob
+    largest = steps.divided(matrix).abs_().amax(1, keepdim=False) if matrix.numel() else None
+    if largest is None:
+        return steps
+    beyond = largest > finest
+    if not beyond.any() or float(beyond.double().mean()) > MOST_COARSE_ROWS:
+        return steps
+    more = torch.log2(largest.double() / finest).clamp_min_(0).mul_(PER_OCTAVE).ceil_().long()
+    return Steps((steps.rows + more).clamp_(SMALLEST, LARGEST), steps.columns)
 
 
 def steps_by_inputs(importance: torch.Tensor, out: int) -> Steps:
