@@ -193,9 +193,8 @@ def test_a_forecast_from_few_rows_is_near(
     )
     plan = resolve(recipe, source)
     whole = forecast(plan, source)
-    monkeypatch.setattr(module, "SAMPLE", 32 * 20)
     monkeypatch.setattr(module, "BLOCK", 4)
-    sample = forecast(plan, source)
+    sample = forecast(plan, source, sample=32 * 20)
     for entry, other in zip(sample.entries, whole.entries, strict=True):
         assert entry.noise == pytest.approx(other.noise, rel=0.1)
         assert entry.noise != other.noise
