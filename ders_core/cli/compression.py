@@ -49,6 +49,7 @@ def plan(
 
     chosen = load_recipe(recipe)
     source = open_checkpoint(checkpoint)
+    is_settled = chosen.budget is not None and chosen.budget.knob is None
     if chosen.budget is not None:
         chosen = _settled(chosen, chosen.budget, source, settle, hidden=as_json)
     elif settle is not None:
@@ -87,6 +88,8 @@ def plan(
         )
     for remark in planned.remarks:
         print(f"note: {remark}")
+    if is_settled:
+        return  # a sample told more than the bounds of streams do
     bound = "" if planned.exact else "at most "
     print(
         f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
