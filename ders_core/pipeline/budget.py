@@ -140,6 +140,14 @@ class _Search:
         self._most = budget.kl if budget.kl is not None else most * (1 - SPARE)
 
     def settled(self) -> Settled:
+        """What was found, with the bytes that the larger sample lets expect."""
+        found = self._found()
+        if not self._moved or found.told is None:
+            return found
+        nbytes = round(found.told.bytes_after / 2**self._moved)
+        return replace(found, told=replace(found.told, bytes_after=nbytes))
+
+    def _found(self) -> Settled:
         """By false position (Illinois) between a knob that is over the budget and one within it;
         until there are both, in steps as long as bits and KL let expect."""
         over: _Point | None = None
@@ -150,11 +158,13 @@ class _Search:
             point = self._try(at)
             if -CLOSE <= point.over <= 0 and point.settled is not None:
                 moved = self._with_a_larger_sample(point.settled)
-                if moved <= CLOSE:
+                if 0 <= moved <= CLOSE:
                     return point.settled
-                # tables weigh less in the whole than in the sample: there is room for more
+                # tables weigh less in the whole than in the sample, and experts are not alike
                 point = point.below(moved)
                 over, within = over and over.below(moved), within and within.below(moved)
+                if over is not None and over.over <= 0:  # what was too much is not any more
+                    point, at, over = over, over.at, None
             if point.over > 0:
                 within = within and within.lighter(over is not None)
                 over = point
@@ -172,12 +182,12 @@ class _Search:
         return within.settled
 
     def _with_a_larger_sample(self, settled: Settled) -> float:
-        """By how many octaves fewer bytes are foretold with `LARGER` times the sample; asked once,
-        and no matter of KL."""
+        """By how many octaves fewer bytes are foretold with `LARGER` times the sample, of rows and
+        of experts; asked once, and no matter of KL."""
         if self._budget.kl is not None or self._moved is not None or settled.told is None:
             return 0.0
         more = forecast(settled.plan, self._checkpoint, sample=LARGER * SAMPLE)
-        self._moved = max(math.log2(settled.told.bytes_after / more.bytes_after), 0.0)
+        self._moved = math.log2(settled.told.bytes_after / more.bytes_after)
         self._most *= 2**self._moved
         return self._moved
 

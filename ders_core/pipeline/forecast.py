@@ -44,7 +44,7 @@ KEPT = "none"
 """The base of a group that stays as it is."""
 
 EXPERTS = 4
-"""Experts of a group that are encoded, at most."""
+"""Experts of a group that are encoded, at most; more with a larger sample."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class _Rows:
         count, out, width = stack.shape
         pieces = _spread(out, max(sample // width, 1))
         share = sum(piece.stop - piece.start for piece in pieces) / out
-        chosen = _chosen(count)
+        chosen = _chosen(count, EXPERTS * max(sample // SAMPLE, 1))
         return cls(pieces, share, chosen, count / len(chosen) / share)
 
 
@@ -330,7 +330,7 @@ def _spread(out: int, count: int) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
-def _chosen(experts: int) -> list[int]:
+def _chosen(experts: int, most: int) -> list[int]:
     """Experts to encode, spread evenly."""
-    count = min(experts, EXPERTS)
+    count = min(experts, most)
     return [number * experts // count for number in range(count)]
