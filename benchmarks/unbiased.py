@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -29,16 +28,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from gains import measure_deltas
 from unbiased_forms import BITS, FORMS, KNOBS, Trial
 from unbiased_models import MODELS, Model, calibration, gradients_are_known
+from versions import versions
 from window_kl import WINDOW, Reference
 
-import ders_core
 from ders_core import compress, open_checkpoint
-from ders_core.compute.device import device_label
 from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import resolve
 
@@ -201,11 +197,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    print(
-        f"ders-studio {ders_core.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}, "
-        f"{device_label('cpu')}, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    print(versions())
     print(
         "asked: bits an entry, or the knob k. bits: of deltas as stored, with tables, an entry. "
         "KL: nats a token, float32. ratio: predicted to measured. pack s: seconds of compressing."

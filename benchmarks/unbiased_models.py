@@ -98,16 +98,20 @@ def calibration(model: Model, needs: Need, place: Path) -> Path | None:
     """A calibration that holds what a form needs, made unless it is there."""
     if needs == "nothing":
         return None
-    file = place / f"{needs}.safetensors"
+    more: dict[str, Any] = {"gradients": True} if needs == "gradients" else {}
+    return calibrated(model, place / f"{needs}.safetensors", CALIBRATION_TOKENS, **more)
+
+
+def calibrated(model: Model, file: Path, tokens: int, **more: Any) -> Path:
+    """The calibration in a file, made unless it is there."""
     if not file.exists():
-        print(f"calibrating for {needs}", file=sys.stderr, flush=True)
-        place.mkdir(parents=True, exist_ok=True)
-        more: dict[str, Any] = {"gradients": True} if needs == "gradients" else {}
+        print(f"calibrating: {file.stem}", file=sys.stderr, flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         calibrate(
             model.moe,
             file,
             text=model.calibration_text,
-            max_tokens=CALIBRATION_TOKENS,
+            max_tokens=tokens,
             window=256,
             batch=4,
             dtype=torch.float32,

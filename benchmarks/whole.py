@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -33,15 +32,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from unbiased_models import CALIBRATION_TOKENS, MODELS, Model
+from unbiased_models import CALIBRATION_TOKENS, MODELS, Model, calibrated
+from versions import versions
 from window_kl import WINDOW, Reference
 
-import ders_core
 from ders_core import compress, open_checkpoint
-from ders_core.calibrate import calibrate
-from ders_core.compute.device import device_label
 from ders_core.errors import DersError
 from ders_core.recipe import Recipe
 
@@ -123,26 +118,6 @@ def measure(trial: Trial, model: Model, known: Path, reference: Reference) -> di
     }
 
 
-def calibration(model: Model, place: Path, tokens: int) -> Path:
-    """Made unless it is there."""
-    file = place / f"others-{tokens}.safetensors"
-    if not file.exists():
-        print("calibrating", file=sys.stderr, flush=True)
-        place.mkdir(parents=True, exist_ok=True)
-        calibrate(
-            model.moe,
-            file,
-            text=model.calibration_text,
-            max_tokens=tokens,
-            window=256,
-            batch=4,
-            dtype=torch.float32,
-            gradients=True,
-            others=True,
-        )
-    return file
-
-
 def table(name: str, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
     work: Path = options.work
@@ -151,24 +126,24 @@ def table(name: str, options: argparse.Namespace) -> None:
     identity = original.identity
     predictions = work / "predictions" / f"{name}-{options.tokens}-{identity[:12]}"
     reference = Reference.of(model.moe, model.heldout_text, options.tokens, predictions)
-    known = calibration(
-        model, work / "calibrations" / f"{name}-{identity[:12]}", options.calibration_tokens
-    )
+    tokens = options.calibration_tokens
+    file = work / "calibrations" / f"{name}-{identity[:12]}" / f"others-{tokens}.safetensors"
+    known = calibrated(model, file, tokens, gradients=True, others=True)
     print(f"\n## {name}: {(MODELS[name].__doc__ or '').splitlines()[0]}")
     print(
         f"original {original.bytes_total / 1e6:.2f} MB; {len(reference.windows)} windows of "
         f"{WINDOW} tokens, perplexity {reference.perplexity:.4g}; calibrated on "
-        f"{options.calibration_tokens} tokens"
+        f"{tokens} tokens"
     )
     print(HEADER)
-    file = work / "whole.jsonl"
+    trials_done = work / "whole.jsonl"
     for trial in trials(options):
-        key = [identity, options.tokens, options.calibration_tokens, asdict(trial)]
-        measured = finished(file, key)
+        key = [identity, options.tokens, tokens, asdict(trial)]
+        measured = finished(trials_done, key)
         if measured is None:
             print(f"{name}: {trial.label}", file=sys.stderr, flush=True)
             measured = measure(trial, model, known, reference)
-            with open(file, "a") as lines:
+            with open(trials_done, "a") as lines:
                 lines.write(json.dumps({"key": key, "measured": measured}) + "\n")
         print(line(trial, measured), flush=True)
 
@@ -213,11 +188,7 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    print(
-        f"ders-studio {ders_core.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}, "
-        f"{device_label('cpu')}, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    print(versions())
     for name in options.models:
         table(name, options)
 

@@ -85,7 +85,8 @@ class OtherTensor(MatrixStack):
 class Surroundings:
     """What is known of a checkpoint's tensors outside the experts, by their names.
 
-    routers, shared, ffns: those of the blocks and of dense FFNs. scopes: what names of a stack's
+    routers: the modules of the blocks' routers. shared, ffns: always-on experts' tensors, and those
+    of dense FFNs. scopes: what names of a stack's
     layers begin with -> what is added to the number after it.
     """
 
@@ -103,7 +104,7 @@ class Surroundings:
             match = re.search(rf"(?<![^.]){block.layer}(?![^.])", block.name)
             if match is not None:
                 scopes.setdefault(block.name[: match.start()], block.index - block.layer)
-        routers = frozenset(block.router for block in blocks if block.router)
+        routers = frozenset(_module(block.router) for block in blocks if block.router)
         return cls(routers, frozenset(shared), frozenset(ffns), scopes)
 
     def layer(self, name: str) -> int | None:
@@ -115,8 +116,7 @@ class Surroundings:
         return None
 
     def kind(self, name: str, shape: tuple[int, ...]) -> Kind:
-        module = name.rpartition(".")[0]
-        if any(module == router.rpartition(".")[0] for router in self.routers):
+        if _module(name) in self.routers:
             return "router"
         if name in self.shared:
             return "shared"
@@ -150,6 +150,11 @@ def pieces_of(shape: tuple[int, ...], most: int) -> int:
 def can_be_coded(info: TensorReader) -> bool:
     """Whether a codec can take the tensor: plain numbers, at least one."""
     return info.dtype in FLOATS and math.prod(info.shape) > 0
+
+
+def _module(name: str) -> str:
+    """What a tensor's name begins with, without its last part."""
+    return name.rpartition(".")[0]
 
 
 @cache

@@ -295,7 +295,7 @@ class PackedTensor(BaseModel):
         return tensor_seed(recipe_seed, self.name, piece)
 
     def base_seed(self, recipe_seed: int, base: int) -> int:
-        raise NotImplementedError("it has no base")
+        raise AssertionError(f"{self.title} has no base")
 
     def places(self) -> Iterator[Place]:
         sizes = sizes_of(self.shape, self.pieces)

@@ -96,7 +96,7 @@ def with_knob(recipe: Recipe, knob: float, unknown: Collection[str]) -> Recipe:
         budget=None,
         rules=(Rule(codec=codec_of_deltas(knob) if stored else matrices), *recipe.rules),
         base_codec=base_rules,
-        base_error="shared" if stored else None,
+        base_error="shared" if stored else "absorbed",
         others=(OtherRule(codec=matrices), *apart, *recipe.others),
     )
 

@@ -55,12 +55,12 @@ class EncodeTask:
     """All that a process needs to encode one group or another tensor. It is pickled, so it holds
     values and no open files.
 
-    key: which. device: where to encode. staged: the file to write, by
-    whose name the note beside it goes. places: where to write its tensors instead, by their
-    full names. run: a name of the run that the task belongs to.
-    ahead: the key of the group that is encoded soon after; its bytes are read beforehand. groups:
-    how many are encoded in all. removal: as of `EncodeContext`, of each expert; fewer where it is
-    not known of the last. held: the files that the run has opened, which the task must read.
+    key: which. device: where to encode. staged: the file to write, by whose name the note beside it
+    goes. places: where to write its tensors instead, by their full names. run: a name of the run
+    that the task belongs to. ahead: the key of what is encoded soon after; its bytes are read
+    beforehand. groups: how many are encoded in all. removal: as of `EncodeContext`, of each expert;
+    fewer where it is not known of the last. held: the files that the run has opened, which the task
+    must read.
     """
 
     source: CheckpointRef
@@ -123,9 +123,7 @@ def _encoded(
         context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
         tried = recipe.base.decompositions(stack, context)
     known = known.on(task.device)
-    threads = _threads(stack, codec, task.device)
-    is_shared = recipe.base_error == "shared"
-    encoder = Encoder(codec, form, recipe.seed, known, threads, is_shared)
+    encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, task.device))
     placed = PlacedGroup(stack.prefix, task.places) if task.places is not None else None
     return _best(_each(tried, encoder, ahead, digest, placed))
 

@@ -7,15 +7,22 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from ders_core.checkpoint import MatrixStack
-from ders_core.codecs import Parts
+from ders_core.codecs import DeltaCodec, Parts
 from ders_core.codecs.group import BaseForm, GroupCodec, Stacked
 from ders_core.codecs.synthesis import difference
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.later import torch
-from ders_core.pipeline.knowledge import Knowledge, Losses, Shared, encode_expert
+from ders_core.pipeline.knowledge import (
+    EncodedExpert,
+    Knowledge,
+    Losses,
+    Shared,
+    encode_expert,
+)
 from ders_core.pipeline.placed import PlacedGroup
+from ders_core.recipe import Recipe
 
 AS_IT_IS = "keep"
 """The label of bases that are stored as they are."""
@@ -96,8 +103,20 @@ class Encoder:
     form: BaseForm | None
     seed: int
     known: Knowledge
-    threads: int
-    is_shared: bool = False
+    is_shared: bool
+    threads: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        codec: GroupCodec,
+        form: BaseForm | None,
+        known: Knowledge,
+        threads: int = 1,
+    ) -> Encoder:
+        """As the recipe says."""
+        return cls(codec, form, recipe.seed, known, recipe.base_error == "shared", threads)
 
     def encode(
         self,
@@ -112,24 +131,14 @@ class Encoder:
         each matrix's as soon as it is encoded. Sums are taken in the order of the matrices. Raises
         CheckpointError for values that a codec cannot give back, CodecError.
         """
-        stored = store_bases(decomposition, self.form, self.known, self.seed, self.is_shared)
-        fitted = self.codec.fit((stored.origin or stored.decomposition).deltas)
+        stored, fitted = self.prepared(decomposition)
         decomposition, form = stored.decomposition, stored.form
         stack, known = decomposition.group, self.known
 
         def encode_one(number: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
-            coder, start = fitted.expert(number), decomposition.base_of(number)
-            context = known.context(stack, number, self.seed)
-            encoded = encode_expert(
-                coder,
-                weight,
-                start,
-                context,
-                known.router(number),
-                shrinks=known.shrinks,
-                origin=stored.start_of(number),
-            )
-            _check_finite(encoded.synthesized, stack, stack.matrix_name(number), coder.label)
+            encoded = self.one(stored, fitted, number, weight)
+            label = fitted.expert(number).label
+            _check_finite(encoded.synthesized, stack, stack.matrix_name(number), label)
             return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
 
         parts, losses = list[Parts](), Losses()
@@ -162,13 +171,35 @@ class Encoder:
             placed,
         )
 
+    def prepared(self, decomposition: Decomposition) -> tuple[StoredBases, GroupCodec]:
+        """Bases in the form that they get, and the codec settled on the deltas."""
+        # what knows the base itself, and not a delta alone, takes it as it comes back
+        is_shared = self.is_shared and any(isinstance(c, DeltaCodec) for c in self.codec.codecs)
+        stored = store_bases(decomposition, self.form, self.known, self.seed, is_shared)
+        return stored, self.codec.fit((stored.origin or stored.decomposition).deltas)
+
+    def one(
+        self, stored: StoredBases, fitted: GroupCodec, number: int, weight: torch.Tensor
+    ) -> EncodedExpert:
+        """One matrix `[out, in]`. stored, fitted: of `prepared`. Raises CodecError."""
+        decomposition, known = stored.decomposition, self.known
+        return encode_expert(
+            fitted.expert(number),
+            weight,
+            decomposition.base_of(number),
+            known.context(decomposition.group, number, self.seed),
+            known.router(number),
+            shrinks=known.shrinks,
+            origin=stored.start_of(number),
+        )
+
 
 def store_bases(
     decomposition: Decomposition,
     form: BaseForm | None,
     known: Knowledge,
     seed: int,
-    is_shared: bool = False,
+    is_shared: bool,
 ) -> StoredBases:
     """Bases in the form that they get. Deltas are taken against what that gives back; if experts
     share its error, against the bases as they were."""

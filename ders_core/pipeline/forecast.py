@@ -15,11 +15,10 @@ from ders_core.decompose.distortion import Squares
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.encoder import store_bases
+from ders_core.pipeline.encoder import Encoder
 from ders_core.pipeline.knowledge import (
     Knowledge,
     Losses,
-    encode_expert,
     group_knowledge,
     tensor_knowledge,
 )
@@ -286,26 +285,13 @@ def _encoded(
     known: Knowledge,
     experts: Sequence[int],
 ) -> _Sample:
-    seed = recipe.seed
-    stored = store_bases(decomposition, form, known, seed, recipe.base_error == "shared")
-    decomposition = stored.decomposition
-    fitted = group_codec.fit((stored.origin or decomposition).deltas)
+    encoder = Encoder.of(recipe, group_codec, form, known)
+    stored, fitted = encoder.prepared(decomposition)
     losses, ragged = Losses(), 0
     for expert in experts:
-        codec, base = fitted.expert(expert), decomposition.base_of(expert)
-        weight = decomposition.weight(expert)
-        context = known.context(decomposition.group, expert, seed)
-        encoded = encode_expert(
-            codec,
-            weight,
-            base,
-            context,
-            known.router(expert),
-            shrinks=known.shrinks,
-            origin=stored.start_of(expert),
-        )
+        encoded = encoder.one(stored, fitted, expert, decomposition.weight(expert))
         losses += encoded.losses
-        ragged += sum(encoded.parts[name].nbytes for name in codec.ragged)
+        ragged += sum(encoded.parts[name].nbytes for name in fitted.expert(expert).ragged)
     return _Sample(
         base_name,
         losses.own,

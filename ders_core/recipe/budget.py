@@ -74,11 +74,6 @@ def codec_of_matrices(knob: float) -> Codec:
     return _entropy(knob=knob)
 
 
-def exactly(name: str) -> str:
-    """A pattern that only this name fits."""
-    return glob.escape(name)
-
-
 def _entropy(**fields: Any) -> Codec:
     return make_codec({"codec": "entropy", "steps": "sensitive", **fields})
 
@@ -100,6 +95,6 @@ def _bytes(text: str) -> int:
 
 
 def names_apart(names: Collection[str], most: int) -> list[tuple[str, ...]]:
-    """Patterns of these names, `most` of them at a time."""
-    patterns = [exactly(name) for name in names]
+    """Patterns that only these names fit, `most` of them at a time."""
+    patterns = [glob.escape(name) for name in names]
     return [tuple(patterns[first : first + most]) for first in range(0, len(patterns), most)]

@@ -71,8 +71,8 @@ class Recipe(BaseModel):
     base_codec: Annotated[tuple[BaseRule, ...], BeforeValidator(_rules)] = ()
     """How the bases themselves are coded: a codec, or rules by layer and projection. A base that no
     rule selects is stored as it is."""
-    base_error: Literal["absorbed", "shared"] | None = None
-    """What becomes of a coded base's error; None: absorbed. absorbed: deltas are taken against what
+    base_error: Literal["absorbed", "shared"] = "absorbed"
+    """What becomes of a coded base's error. absorbed: deltas are taken against what
     it gives back, and hold it. shared: against the base as it was, and all experts have it; for
     deltas below their steps, which take fewer bits then."""
     budget: Budget | None = None
@@ -93,7 +93,12 @@ class Recipe(BaseModel):
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit rarely used fields that have their default."""
         fields: dict[str, Any] = handler(self)
-        return {key: value for key, value in fields.items() if value or key not in RARE}
+        usual = type(self).model_fields
+        return {
+            key: value
+            for key, value in fields.items()
+            if key not in RARE or getattr(self, key) != usual[key].default
+        }
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Recipe:

@@ -7,12 +7,10 @@ from collections.abc import Callable
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.errors import DersError
 from ders_core.recipe import Recipe
 from ders_core.recipe.budget import Budget
+from ders_core.ui.calculation_bar import with_bar
 from ders_core.ui.calculations import rules_of_budget
-from ders_core.ui.calculator import calculate
-from ders_core.ui.plain import plain, show_error
 
 
 def budget_section(
@@ -25,17 +23,7 @@ def budget_section(
     )
     if not st.button("Find the knob", key="budget_settle", type="primary"):
         return
-    bar = st.progress(0.0, "encoding samples")
-
-    def show(done: int, total: int, words: str) -> None:
-        bar.progress(done / total if total else 0.0, plain(words))
-
-    try:
-        version = source.store.version
-        text = calculate(rules_of_budget, source.place, version, recipe.to_yaml(), progress=show)
-    except DersError as error:
-        bar.empty()
-        show_error(error)
-        return
-    change(Recipe.from_yaml(text))
-    st.rerun()
+    text = with_bar(rules_of_budget, source, recipe, "encoding samples")
+    if text is not None:
+        change(Recipe.from_yaml(text))
+        st.rerun()

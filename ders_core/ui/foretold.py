@@ -5,13 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
-from ders_core.errors import DersError
 from ders_core.pipeline.forecast import Forecast
 from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL, Figure
 from ders_core.recipe import Recipe
+from ders_core.ui.calculation_bar import with_bar
 from ders_core.ui.calculations import foretell
-from ders_core.ui.calculator import calculate
-from ders_core.ui.plain import plain, show_error
 
 _KEY = "studio_forecasts"
 _KEPT = 16
@@ -57,17 +55,8 @@ def forecast_button(source: Checkpoint, recipe: Recipe) -> None:
         "a calibration that has gradients the KL. Nothing is written.",
     ):
         return
-    bar = st.progress(0.0, "encoding a sample")
-
-    def show(done: int, total: int, words: str) -> None:
-        bar.progress(done / total if total else 0.0, plain(words))
-
-    try:
-        version = source.store.version
-        told = calculate(foretell, source.place, version, recipe.to_yaml(), progress=show)
-    except DersError as error:
-        bar.empty()
-        show_error(error)
+    told = with_bar(foretell, source, recipe, "encoding a sample")
+    if told is None:
         return
     earlier = st.session_state.get(_KEY, {})
     latest = list(earlier.items())[1 - _KEPT :]

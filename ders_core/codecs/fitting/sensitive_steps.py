@@ -34,10 +34,10 @@ def coarse_enough(steps: Steps, matrix: torch.Tensor, knob: float) -> Steps:
     """Steps with which no row of `[out, in]` has multiples beyond `EXACT_CODES`, which would share
     codes and have large errors: its steps are made coarser, unless most rows are so. A model's most
     frequent tokens have such rows in the embedding."""
-    finest = float(EXACT_CODES - 1) * knob
-    largest = steps.divided(matrix).abs_().amax(1, keepdim=False) if matrix.numel() else None
-    if largest is None:
+    if not matrix.numel():
         return steps
+    finest = float(EXACT_CODES - 1) * knob
+    largest = steps.divided(matrix).abs_().amax(1)
     beyond = largest > finest
     if not beyond.any() or float(beyond.double().mean()) > MOST_COARSE_ROWS:
         return steps
