@@ -14,11 +14,15 @@ from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
 from ders_core.jobs.results import PackedResult, packed_kinds, packed_result
 from ders_core.pipeline.formats import Format
+from ders_core.pipeline.original_form import DTYPES
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.job_pages import JobPage, job_page
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, share_text, visible
+
+Asked = dict[str, str | None]
+"""What a job is to be told beside the format, by the names of its spec."""
 
 
 def packed_size(result: PackedResult) -> str:
@@ -36,28 +40,43 @@ def patch_size(result: PackedResult) -> str:
         return plain(error)
 
 
-def packed_code(result: PackedResult, path: str, base: str | None) -> str:
+def packed_code(result: PackedResult, path: str, asked: Asked) -> str:
     return f"from ders_core.hf import load_model\n\nmodel = load_model({path!r})"
 
 
-def original_code(result: PackedResult, path: str, base: str | None) -> str:
+def original_code(result: PackedResult, path: str, asked: Asked) -> str:
     auto = reads.auto_class(result.packed)
     load = f'model = {auto}.from_pretrained({path!r}, dtype="auto")'
     return f"from transformers import {auto}\n\n{load}"
 
 
-def patch_code(result: PackedResult, path: str, base: str | None) -> str:
+def patch_code(result: PackedResult, path: str, asked: Asked) -> str:
+    base = asked.get("base")
     place = shlex.quote(base) if base else "BASE"
     return f"ders apply {place} {shlex.quote(path)} OUT\nders rollback OUT BASE_AGAIN"
 
 
-def no_base(job: Job) -> str | None:
-    """The format needs no base."""
-    return None
+def ask_nothing(job: Job) -> Asked:
+    """The format needs nothing else."""
+    return {}
 
 
-def ask_base(job: Job) -> str | None:
-    return kept.field(
+def ask_dtype(job: Job) -> Asked:
+    dtype = kept.field(
+        st.selectbox,
+        "Dtype of the weights",
+        key=f"dtype_{job.id}",
+        start="auto",
+        options=list(DTYPES),
+        help="auto: the original's. Base and delta are added in float32 and rounded once: where "
+        "experts differ little from their base, float32 keeps what 16 bits round away, in twice "
+        "the bytes.",
+    )
+    return {"dtype": dtype}
+
+
+def ask_base(job: Job) -> Asked:
+    base = kept.field(
         st.text_input,
         "Base",
         key=f"base_{job.id}",
@@ -67,21 +86,23 @@ def ask_base(job: Job) -> str | None:
         "tensors that it holds byte for byte need not travel. Empty: the patch is for packed "
         "checkpoints that have the same bases.",
     )
+    return {"base": base}
 
 
 @dataclass(frozen=True)
 class FormatCard:
     """How one export format is shown. suffix: of the suggested directory. size: bytes as text,
-    before anything is written. code: how to use what is written, in `language`."""
+    before anything is written. ask: draws fields for what else the job is to be told, and gives
+    that. code: how to use what is written, in `language`."""
 
     format: Format
     title: str
     about: str
     suffix: str
     size: Callable[[PackedResult], str]
-    code: Callable[[PackedResult, str, str | None], str]
+    code: Callable[[PackedResult, str, Asked], str]
     language: str = "python"
-    base: Callable[[Job], str | None] = no_base
+    ask: Callable[[Job], Asked] = ask_nothing
 
 
 CARDS = (
@@ -100,6 +121,7 @@ CARDS = (
         "synthesized",
         original_size,
         original_code,
+        ask=ask_dtype,
     ),
     FormatCard(
         "patch",
@@ -150,22 +172,24 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             help="It must not exist yet, and be below: "
             + plain(", ".join(str(root) for root in session.workspace().roots)),
         )
-        base = card.base(job)
+        asked = card.ask(job)
         if st.button("Export", key=f"export_{card.format}", type="primary"):
             try:
-                submit_export(result, card.format, path, base)
+                submit_export(result, card.format, path, asked)
             except DersError as error:
                 show_error(error)
-        st.code(card.code(result, path, base), language=card.language, wrap_lines=True)
+        st.code(card.code(result, path, asked), language=card.language, wrap_lines=True)
 
 
-def submit_export(result: PackedResult, format: Format, path: str, base: str | None) -> None:
+def submit_export(result: PackedResult, format: Format, path: str, asked: Asked) -> None:
     """File the job. Raises DersError if a path is not allowed or the directory exists."""
     workspace = session.workspace()
     target = workspace.check_allowed(Path(path or ""))
     if target.exists():
         raise DersError(f"{target} exists already; choose another name")
+    base = asked.get("base")
     spec = {
+        **asked,
         "packed": result.packed,
         "out": str(target),
         "format": format,

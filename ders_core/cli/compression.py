@@ -17,6 +17,7 @@ from ders_core.cli.options import (
     PackedArg,
     RecipeOption,
     SchedulerOption,
+    WrittenDtypeOption,
 )
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.units import bytes_text, listed, share_text
@@ -265,13 +266,13 @@ def verify(
         raise CheckpointError(first + (f" (and {len(others)} more)" if others else ""))
 
 
-def synthesize(packed: PackedArg, out: OutArg) -> None:
+def synthesize(packed: PackedArg, out: OutArg, dtype: WrittenDtypeOption = "auto") -> None:
     """Bring a packed checkpoint back to its original layout."""
     from ders_core.files.store import TensorStore
     from ders_core.pipeline.synthesize import synthesize as run_synthesize
 
     with progress_bar("synthesize") as progress:
-        sums = run_synthesize(packed, out, progress=progress)
+        sums = run_synthesize(packed, out, dtype=dtype, progress=progress)
     print(f"{out}: {len(sums)} tensors written")
     print_links(TensorStore.open(packed).beside.linked_out)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ders_core.cli.console import print_links, progress_bar
+from ders_core.cli.options import WrittenDtypeOption
 from ders_core.pipeline.formats import FORMATS, Format, canonical
 from ders_core.units import bytes_text
 
@@ -38,6 +39,7 @@ def export(
     quality: Annotated[
         Path | None, typer.Option(help="JSON of `ders eval --json`, for the model card")
     ] = None,
+    dtype: WrittenDtypeOption = "auto",
 ) -> None:
     """Write a packed checkpoint packed, in its original layout, or as a patch.
 
@@ -50,7 +52,13 @@ def export(
     measured = read_quality(quality).to_dict() if quality is not None else None
     with progress_bar("export") as progress:
         result = write_export(
-            packed, out, canonical(format), base=base, quality=measured, progress=progress
+            packed,
+            out,
+            canonical(format),
+            base=base,
+            quality=measured,
+            dtype=dtype,
+            progress=progress,
         )
     for check in result.checks:
         print(f"ok: {check.name} ({check.detail})")

@@ -29,6 +29,14 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="of the computation: auto, float32, bfloat16 or float16")
 ]
+WrittenDtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="of the weights that are written, rounded once: auto (as they were), float32, "
+        "bfloat16 or float16",
+    ),
+]
 TrustOption = Annotated[
     bool,
     typer.Option(

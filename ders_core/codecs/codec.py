@@ -180,6 +180,16 @@ class Codec(BaseModel, ABC):
         Raises CodecError if the parts contradict themselves.
         """
 
+    def unpack_as(
+        self,
+        dtype: torch.dtype,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        """Ŵ `[out, in]` as `unpack`, in another dtype of floats, rounded to it once."""
+        return self.unpack(parts, base, context).to(dtype)
+
     def dump(self) -> dict[str, Any]:
         """The codec as it is written in a recipe."""
         return {"codec": self.name, **self.model_dump(exclude_none=True)}
@@ -207,6 +217,18 @@ class DeltaCodec(Codec):
     ) -> torch.Tensor:
         shape = (base.shape[0], base.shape[1])
         return combine(base, self.decode(parts, shape, context).to(base.device))
+
+    def unpack_as(
+        self,
+        dtype: torch.dtype,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        """As of `Codec`; the sum is taken in float32 and rounded from there, not from the
+        base's dtype."""
+        start = base if dtype is base.dtype else base.float()
+        return self.unpack(parts, start, context).to(dtype)
 
 
 def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:

@@ -135,8 +135,8 @@ def check_packing(
     (parts, Ŵ).
 
     Inputs stay as they are, parts are as promised and the same each time, Ŵ has the dtype and shape
-    of the base and is finite; a codec of deltas gives W_base + F(W − W_base), rounded once; a
-    lossless one gives W.
+    of the base and is finite; a codec of deltas gives W_base + F(W − W_base), rounded once, to any
+    dtype; a lossless one gives W.
     """
     shape = (weight.shape[0], weight.shape[1])
     before = weight.clone(), base.clone()
@@ -159,7 +159,9 @@ def check_packing(
         delta = weight.float() - base.float()
         encoded, decoded = check_encoding(codec, delta, context)
         assert same_parts(encoded, parts), "packing is not deterministic, or differs from encode"
-        assert same_bits(restored, (decoded + base.float()).to(base.dtype))
+        total = decoded + base.float()
+        assert same_bits(restored, total.to(base.dtype))
+        assert same_bits(codec.unpack_as(torch.float32, parts, base, plain), total)
     return parts, restored
 
 

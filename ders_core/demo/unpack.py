@@ -18,6 +18,7 @@ from ders_core.files.output import new_target, output_directory
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, file_bytes, file_order, tensor_bytes, write_file
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.original_form import OriginalForm
 from ders_core.pipeline.synthesize import checked, original_bytes, write_original
 
 TRAINED = Path(__file__).parent / "trained"
@@ -39,11 +40,12 @@ def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
     target = new_target(out)
     figures = read_json(TRAINED / FIGURES)
     packed = PackedCheckpoint(TRAINED / MOE)
-    meter = checked(packed, progress)
+    form = OriginalForm(packed)
+    meter = checked(form, progress)
     parent = parent_tensors(packed)
     specs = file_order({name: tensor.spec for name, tensor in parent.items()})
     texts = {name: _text(TRAINED / f"{name}{GZ}") for name in (CALIBRATION, HELD_OUT)}
-    needs = original_bytes(packed) + file_bytes(specs, METADATA) + sum(map(len, texts.values()))
+    needs = original_bytes(form) + file_bytes(specs, METADATA) + sum(map(len, texts.values()))
     with output_directory(target, needs=needs) as partial:
         for name, text in texts.items():
             (partial / name).write_bytes(text)
@@ -57,7 +59,7 @@ def unpack_demo(out: str | Path, *, progress: Progress = quiet) -> DemoResult:
             METADATA,
         )
         (partial / MOE).mkdir()
-        write_original(packed, partial / MOE, meter)
+        write_original(form, partial / MOE, meter)
         shutil.copyfile(TRAINED / FIGURES, partial / FIGURES)
     return DemoResult.of(target, figures["perplexities"], figures["mean_cosine"])
 

@@ -1,8 +1,9 @@
 """A packed checkpoint in transformers: `from_pretrained` of any class gives an ordinary model.
 
 The experts' weights are synthesized while transformers fills the model, one tensor of the original
-at a time, under the original's names; the conversions of transformers then put them where the model
-wants them. So there is no second full copy, and packed checkpoints of every family load.
+at a time, under the original's names, and rounded once, to the dtype that is asked for; the
+conversions of transformers then put them where the model wants them. So there is no second full
+copy, and packed checkpoints of every family load.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.packed.model_tensors import ModelTensors
@@ -129,7 +131,7 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
         if state_dict is not None or not _are_ours(checkpoint_files, load_config):
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
-        tensors = packed.model_tensors()
+        tensors = packed.model_tensors(_coded_dtype(load_config))
         lazy = {parameter: LazyTensor(tensors, name) for name, parameter in tensors.names().items()}
         plain = replace(
             load_config,
@@ -157,6 +159,15 @@ def _are_ours(checkpoint_files: list[str] | None, load_config: Any) -> TypeGuard
         and len(checkpoint_files) > 0
         and not Path(checkpoint_files[0]).name.startswith("adapter_model.")
     )
+
+
+def _coded_dtype(load_config: Any) -> Dtype | None:
+    """The dtype in which coded weights are synthesized: the model's, so that what base and delta
+    add up to is not rounded to the checkpoint's dtype before; None for the checkpoint's."""
+    dtype = load_config.dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        return None
+    return Dtype.of(dtype)
 
 
 def _offloadable(packed: PackedCheckpoint) -> dict[str, str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from ders_core.checkpoint.axes import EXPERT
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.compute.buffers import fresh
+from ders_core.files.dtype import Dtype
+from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.reassembly import Assembled, Member
@@ -18,13 +20,24 @@ from ders_core.packed.reassembly import Assembled, Member
 class Assembler:
     """Makes the assembled tensors of a packed checkpoint, by name.
 
-    coded: the weights that the original stores as codes, by the name of the codes' tensor. Every
-    method raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
+    coded: the weights that the original stores as codes, by the name of the codes' tensor. dtype:
+    of the numbers, rounded to it once; None: as they are stored. Every method raises
+    CheckpointError if a file cannot be read, CodecError if a part is damaged.
     """
 
     matrices: PackedMatrices
     tensors: Mapping[str, Assembled]
     coded: Mapping[str, QuantizedWeight]
+    dtype: Dtype | None = None
+
+    def in_dtype(self, dtype: Dtype | None) -> Assembler:
+        """The same, whose numbers are of that dtype."""
+        return replace(self, dtype=dtype)
+
+    def numbers_spec(self, name: str) -> TensorSpec:
+        """Dtype and shape of `numbers`."""
+        spec = self.tensors[name].numbers
+        return spec if self.dtype is None else TensorSpec(self.dtype, spec.shape)
 
     def pieces(self, name: str, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
         """The stored elements in order, in equal pieces `[n]` (see `Assembled.pieces`)."""
@@ -35,7 +48,7 @@ class Assembler:
         """One of the pieces `[n]`: numbers, or codes where the original stores codes."""
         tensor = self.tensors[name]
         if tensor.pieces > 1:
-            numbers = self._expert(tensor, number, device)
+            numbers = self._expert(name, number, device)
         else:
             numbers = self.numbers(name, device)
         if tensor.is_coded:
@@ -46,7 +59,7 @@ class Assembler:
     def numbers(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """All numbers, in their shape (see `Assembled.numbers`)."""
         tensor = self.tensors[name]
-        member, spec = tensor.members[0], tensor.numbers
+        member, spec = tensor.members[0], self.numbers_spec(name)
         if len(tensor.members) == 1 and member.slot.is_contiguous:
             return self.matrix(member, device).reshape(spec.shape)
         flat = fresh((math.prod(spec.shape),), spec.dtype.torch, device)
@@ -56,15 +69,18 @@ class Assembler:
 
     def matrix(self, member: Member, device: torch.device | str = "cpu") -> torch.Tensor:
         """A member's Ŵ_i `[out, in]`, or its bias `[out, 1]`."""
+        dtype = None if self.dtype is None else self.dtype.torch
         if member.bias:
-            return self.matrices.bias(member.stack, member.number).to(device).unsqueeze(1)
-        return self.matrices.weight(member.stack, member.number, device)
+            bias = self.matrices.bias(member.stack, member.number)
+            return bias.to(device, dtype).unsqueeze(1)
+        return self.matrices.weight(member.stack, member.number, device, dtype)
 
-    def _expert(self, tensor: Assembled, expert: int, device: torch.device | str) -> torch.Tensor:
+    def _expert(self, name: str, expert: int, device: torch.device | str) -> torch.Tensor:
         """The numbers `[n]` of one expert in a tensor whose slowest axis counts them."""
+        tensor, spec = self.tensors[name], self.numbers_spec(name)
         sizes = tensor.members[0].slot.sizes
-        count = math.prod(tensor.numbers.shape) // sizes[EXPERT]
-        flat = fresh((count,), tensor.numbers.dtype.torch, device)
+        count = math.prod(spec.shape) // sizes[EXPERT]
+        flat = fresh((count,), spec.dtype.torch, device)
         for member in tensor.by_piece[expert]:
             slot = replace(member.slot, sizes={**sizes, EXPERT: 1}, expert=0)
             slot.view(flat).copy_(self.matrix(member, device))

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-from ders_core.codecs import EncodeContext
+from ders_core.codecs import DeltaCodec, EncodeContext
 from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.dtype import Dtype
@@ -22,12 +22,20 @@ KEPT_BASES = 3
 class PackedMatrices:
     """Reads the stacks of a packed checkpoint. Safe to use from several threads.
 
-    store: the packed tensors. seed: the recipe's. Raises CheckpointError if a stack's parts are not
-    what its codec writes.
+    store: the packed tensors. seed: the recipe's. is_shared: whether deltas were taken against
+    bases before these were coded. Raises CheckpointError if a stack's parts are not what its codec
+    writes.
     """
 
-    def __init__(self, store: TensorStore, stacks: Iterable[PackedStack], seed: int) -> None:
-        self._store, self._seed = store, seed
+    def __init__(
+        self,
+        store: TensorStore,
+        stacks: Iterable[PackedStack],
+        seed: int,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        self._store, self._seed, self._is_shared = store, seed, is_shared
         self._parts: dict[str, list[FileTensor]] = {}
         self._codecs: dict[str, GroupCodec] = {}
         self._base_forms: dict[str, BaseForm | None] = {}
@@ -37,19 +45,28 @@ class PackedMatrices:
         self._lock = threading.Lock()  # transformers reads from several threads
 
     def weight(
-        self, stack: PackedStack, number: int, device: torch.device | str = "cpu"
+        self,
+        stack: PackedStack,
+        number: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Ŵ_i `[out, in]` of one matrix, in the stack's dtype.
+        """Ŵ_i `[out, in]` of one matrix, in the stack's dtype or in `dtype`, which base and delta
+        are added in float32 and rounded to once.
 
         Raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
         """
-        codec, dtype = self._codecs[stack.prefix], Dtype[stack.dtype]
-        if codec.keeps:
-            return self._row(stack, "weight", number).to(device)
-        parts = self._take(stack, "", codec, number, stack.lengths, device)
-        base = self._base_on(stack, number, device)
-        seed = stack.seed(self._seed, number)
-        return codec.expert(number).unpack(parts, base, EncodeContext(dtype.torch, seed))
+        group, stored = self._codecs[stack.prefix], Dtype[stack.dtype].torch
+        wanted = dtype or stored
+        if group.keeps:
+            return self._row(stack, "weight", number).to(device, wanted)
+        parts = self._take(stack, "", group, number, stack.lengths, device)
+        codec = group.expert(number)
+        # a delta that was taken against the base before its own rounding knows nothing of that
+        unrounded = wanted is not stored and self._is_shared and isinstance(codec, DeltaCodec)
+        base = self._base_on(stack, number, device, torch.float32 if unrounded else stored)
+        context = EncodeContext(stored, stack.seed(self._seed, number))
+        return codec.unpack_as(wanted, parts, base, context)
 
     def bias(self, stack: PackedStack, number: int) -> torch.Tensor:
         """`[out]` of one expert, in the stack's dtype."""
@@ -64,7 +81,7 @@ class PackedMatrices:
         where there is none; None with the codec `keep`."""
         if self._codecs[stack.prefix].keeps:
             return None
-        return self._base_on(stack, number, "cpu")
+        return self._base_on(stack, number, "cpu", Dtype[stack.dtype].torch)
 
     def is_lossless(self, stack: PackedStack) -> bool:
         """Whether every matrix's codec keeps all bits; a coded base is the one that they know."""
@@ -97,31 +114,38 @@ class PackedMatrices:
         _, out, width = stack.stacked
         return codec.take(number, read, (out, width), Dtype[stack.dtype], lengths)
 
-    def _base_on(self, stack: PackedStack, number: int, device: torch.device | str) -> torch.Tensor:
+    def _base_on(
+        self, stack: PackedStack, number: int, device: torch.device | str, dtype: torch.dtype
+    ) -> torch.Tensor:
         """The base on a device; the last few are kept there."""
         form, which = self._base_forms[stack.prefix], stack.base_of(number)
-        key = f"{stack.prefix if form else stack.stacked[1:]}#{which}#{stack.dtype}@{device}"
+        key = f"{stack.prefix if form else stack.stacked[1:]}#{which}#{dtype}@{device}"
         with self._lock:
             if key not in self._bases:
-                self._bases[key] = self._made_base(stack, form, which, device)
+                self._bases[key] = self._made_base(stack, form, which, device, dtype)
                 while len(self._bases) > KEPT_BASES:
                     self._bases.popitem(last=False)
             self._bases.move_to_end(key)
             return self._bases[key]
 
     def _made_base(
-        self, stack: PackedStack, form: BaseForm | None, which: int, device: torch.device | str
+        self,
+        stack: PackedStack,
+        form: BaseForm | None,
+        which: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        shape, dtype = stack.stacked[1:], Dtype[stack.dtype].torch
+        shape, stored = stack.stacked[1:], Dtype[stack.dtype].torch
         if form is not None and not form.is_coded:
             rows = None if form.count is None else slice(which, which + 1)
-            return self._tensor(stack, "base").read(rows).reshape(shape).to(device)
-        zeros = torch.zeros(shape, dtype=dtype, device=device)
+            return self._tensor(stack, "base").read(rows).reshape(shape).to(device, dtype)
         if form is None:
-            return zeros
+            return torch.zeros(shape, dtype=dtype, device=device)
+        zeros = torch.zeros(shape, dtype=stored, device=device)
         parts = self._take(stack, "base.", form.stacked, which, form.lengths or {}, device)
-        context = EncodeContext(dtype, stack.base_seed(self._seed, which))
-        return form.codec.unpack(parts, zeros, context)
+        context = EncodeContext(stored, stack.base_seed(self._seed, which))
+        return form.codec.unpack_as(dtype, parts, zeros, context)
 
     def _check(self, stack: PackedStack) -> None:
         """Take the codecs of a stack whose parts on disk are exactly those that they write."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+from ders_core.packed.assembler import Assembler
 from ders_core.packed.original_tensors import OriginalTensors
 
 
@@ -14,11 +15,17 @@ from ders_core.packed.original_tensors import OriginalTensors
 class ModelTensors:
     """The parameters of a model whose weights are plain numbers, by the original's names.
 
-    numbers: the dtype of weights that the original stores as codes.
+    numbers: the dtype of weights that the original stores as codes. dtype: of what the packed
+    checkpoint codes, rounded to it once; None: as it is stored. Other tensors are as they are.
     """
 
     original: OriginalTensors
     numbers: Dtype
+    dtype: Dtype | None = None
+
+    @property
+    def _assembler(self) -> Assembler:
+        return self.original.assembler.in_dtype(self.dtype)
 
     def names(self) -> dict[str, str]:
         """Name in the original -> name in the model; scales are left out."""
@@ -29,10 +36,10 @@ class ModelTensors:
 
     def spec(self, name: str) -> TensorSpec:
         """Dtype and shape of what `read` gives. Raises CheckpointError as it does."""
-        assembler = self.original.assembler
+        assembler = self._assembler
         packed, coded = assembler.tensors.get(name), assembler.coded.get(name)
         if packed is not None:
-            spec = packed.numbers
+            spec = assembler.numbers_spec(name)
         elif coded is not None:
             spec = TensorSpec(self.numbers, coded.shape)
         else:
@@ -48,11 +55,11 @@ class ModelTensors:
         Raises CheckpointError if there is no such tensor or a file cannot be read, CodecError if a
         part is damaged.
         """
-        assembler = self.original.assembler
+        assembler = self._assembler
         packed, coded = assembler.tensors.get(name), assembler.coded.get(name)
-        if packed is not None and packed.is_coded:
+        if packed is not None:
             values = assembler.numbers(name)
-        elif packed is None and coded is not None:
+        elif coded is not None:
             experts = [coded.read(expert) for expert in range(coded.experts)]
             values = torch.stack(experts).to(self.numbers.torch).view(coded.shape)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 from ders_core.checkpoint.checkpoint import numbers_dtype
 from ders_core.errors import one_line
 from ders_core.files.address import as_local
+from ders_core.files.dtype import Dtype
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.files.side_files import Beside
 from ders_core.files.store import TensorStore
@@ -37,8 +38,13 @@ class PackedCheckpoint:
     def __init__(self, path: str | Path) -> None:
         self.store = TensorStore.open(as_local(path))
         self.manifest = Manifest.read(self.store.path)
-        seed = int(self.manifest.recipe.get("seed", 0))
-        self.matrices = PackedMatrices(self.store, self.manifest.stacks, seed)
+        recipe = self.manifest.recipe
+        self.matrices = PackedMatrices(
+            self.store,
+            self.manifest.stacks,
+            int(recipe.get("seed", 0)),
+            is_shared=recipe.get("base_error") == "shared",
+        )
         self.original = OriginalTensors(self.store, self.manifest, self.matrices, self.config)
 
     @property
@@ -127,9 +133,10 @@ class PackedCheckpoint:
         """Bytes of the packed weight files."""
         return self.store.bytes_total
 
-    def model_tensors(self) -> ModelTensors:
-        """The parameters of a model whose weights are plain numbers."""
-        return ModelTensors(self.original, numbers_dtype(self.config))
+    def model_tensors(self, dtype: Dtype | None = None) -> ModelTensors:
+        """The parameters of a model whose weights are plain numbers. dtype: in which coded ones are
+        wanted, rounded to it once; None: as they are stored."""
+        return ModelTensors(self.original, numbers_dtype(self.config), dtype)
 
     def checksum_problems(self, step: Callable[[int, str], None]) -> list[str]:
         """One sentence for each difference from the manifest's checksums.

@@ -21,6 +21,7 @@ from ders_core.packed.patch import least_bytes, make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
+from ders_core.pipeline.original_form import OriginalForm
 from ders_core.pipeline.quality import check_quality
 from ders_core.pipeline.synthesize import original_bytes, synthesize
 from ders_core.units import bytes_text
@@ -53,13 +54,20 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Order:
-    """What `export` was asked to write. base: for a patch. quality, outlook: for the model card."""
+    """What `export` was asked to write. base: for a patch. quality, outlook: for the model card.
+    dtype: a word of `DTYPES`."""
 
     source: PackedCheckpoint
     base: str | Path | None
     quality: Mapping[str, Any] | None
     outlook: Mapping[str, Any] | None
     progress: Progress
+    dtype: str
+
+    @property
+    def form(self) -> OriginalForm:
+        """What the format `original` is written as."""
+        return OriginalForm.of(self.source, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ def export(
     base: str | Path | None = None,
     quality: Mapping[str, Any] | None = None,
     outlook: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
     progress: Progress = quiet,
     ready: Callable[[ExportResult, Path], None] | None = None,
 ) -> ExportResult:
@@ -84,22 +93,24 @@ def export(
 
     base: the directory that a patch will be applied to (see `ders_core.packed.patch.make_patch`).
     quality: `Quality.to_dict()` of an evaluation, outlook: `asdict(report.outlook)` of the
-    compression, for the model card. progress counts bytes, written and then read back. ready: gets
-    the result and the finished directory right before that is renamed to `out`. Raises
+    compression, for the model card. dtype: of the format original, a word of
+    `ders_core.pipeline.original_form.DTYPES`. progress counts bytes, written and then read back.
+    ready: gets the result and the finished directory right before that is renamed to `out`. Raises
     CheckpointError if `packed` is damaged or a file that is read is written meanwhile,
-    EvaluationError if quality is something else,
-    OutputError if the format is unknown, `out` cannot be written, or a check fails; then there is
-    no `out`.
+    EvaluationError if quality is something else, OutputError if the format or the dtype is unknown,
+    `out` cannot be written, or a check fails; then there is no `out`.
     """
     chosen = canonical(format)
     if chosen not in FORMATS:
         raise OutputError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
     if base is not None and chosen != "patch":
         raise OutputError(f"a base belongs to the format patch, not to {chosen}; leave it out")
+    if dtype != "auto" and chosen != "original":
+        raise OutputError(f"a dtype belongs to the format original, not to {chosen}; leave it out")
     if quality is not None:
         quality = check_quality(quality, "quality").to_dict()
     target = new_target(out)
-    order = _Order(PackedCheckpoint(packed), base, quality, outlook, progress)
+    order = _Order(PackedCheckpoint(packed), base, quality, outlook, progress, dtype)
     with output_directory(target, needs=_needs(order, chosen)) as partial:
         written = _WRITERS[chosen](order, partial)
         failed = next((check for check in written.checks if not check.ok), None)
@@ -116,7 +127,7 @@ def _needs(order: _Order, format: Format) -> int:
     was read, and compared again then."""
     source = order.source
     if format == "original":
-        return original_bytes(source)
+        return original_bytes(order.form)
     beside = local_bytes(source.beside.files)
     if format == "packed":
         return source.bytes_total + beside
@@ -148,13 +159,14 @@ def _write_packed(order: _Order, partial: Path) -> _Written:
 def _write_original(order: _Order, partial: Path) -> _Written:
     """The synthesized checkpoint."""
     source, directory = order.source, partial / "checkpoint"
-    written = synthesize(source.path, directory, progress=order.progress)
+    written = synthesize(source.path, directory, dtype=order.dtype, progress=order.progress)
     store = TensorStore.open(directory)
     _write_card(order, directory, "original", store.bytes_total)
     read_back = _read_back(store, written, order.progress)
-    original = source.original
-    wrong = [name for name in original.names() if store.tensors[name].spec != original.spec(name)]
-    detail = f"{wrong[0]!r} has another shape or dtype" if wrong else "names, shapes and dtypes"
+    form, names = order.form, source.original.names()
+    wrong = [name for name in names if store.tensors[name].spec != form.spec(name)]
+    same = "names, shapes and dtypes" if form.dtype is None else f"in {form.dtype.value}"
+    detail = f"{wrong[0]!r} has another shape or dtype" if wrong else same
     layout = Check("has the original's layout", not wrong, detail)
     _move_up(directory)
     return _Written(store.bytes_total, (read_back, layout))

@@ -1,6 +1,7 @@
 """Synthesize: write a packed checkpoint in its original layout again, tensor by tensor.
 
-File names, tensor names, order, shapes and dtypes, config and side files are the original's.
+File names, tensor names, order, shapes and dtypes, config and side files are the original's, unless
+another dtype is asked for.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import index_name
 from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import copy_side_files, local_bytes
-from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import (
     NO_METADATA,
-    file_bytes,
     tensor_bytes,
     write_file,
     write_index,
@@ -31,6 +30,7 @@ from ders_core.files.writer import (
 from ders_core.later import torch
 from ders_core.packed.assembler import Assembler
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.original_form import OriginalForm
 
 WORKING_BYTES_A_WEIGHT = 10
 """What synthesizing an expert holds at most, with the expert itself."""
@@ -38,30 +38,39 @@ WORKING_BYTES_A_WEIGHT = 10
 
 @unchanged_inputs()
 def synthesize(
-    packed: str | Path, out: str | Path, *, device: str = "cpu", progress: Progress = quiet
+    packed: str | Path,
+    out: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    progress: Progress = quiet,
 ) -> dict[str, str]:
     """Write the new directory `out`; returns the hex SHA-256 of every tensor written.
 
+    dtype: a word of `ders_core.pipeline.original_form.DTYPES`: base and delta are added in float32
+    and rounded once, to the original's dtype (`auto`) or to that one, of which config.json then
+    tells too.
     Checksums are checked first. A tensor that holds many experts is in memory an expert at a time,
     as many of them as threads synthesize (`ders_core.compute.threads`). progress counts bytes
     checked and written. Raises CheckpointError if the packed checkpoint is damaged, or is written
-    meanwhile, OutputError if `out` cannot be written; then there is no `out`.
+    meanwhile, or has no other dtype, OutputError if `out` cannot be written, or a value is beyond
+    the dtype; then there is no `out`.
     """
     new_target(out)
     keep_small_blocks()
-    source = PackedCheckpoint(packed)
-    meter = checked(source, progress)
-    with output_directory(out, needs=original_bytes(source)) as partial:
-        return write_original(source, partial, meter, device)
+    form = OriginalForm.of(PackedCheckpoint(packed), dtype)
+    meter = checked(form, progress)
+    with output_directory(out, needs=original_bytes(form)) as partial:
+        return write_original(form, partial, meter, device)
 
 
-def checked(source: PackedCheckpoint, progress: Progress) -> Meter:
+def checked(form: OriginalForm, progress: Progress) -> Meter:
     """The meter of a synthesis whose packed bytes are counted: they have the checksums that they
     must have. Raises CheckpointError if not."""
+    source = form.source
     if not source.original.names():
         raise CheckpointError(f"{source.path} holds no tensors; copy the directory again")
-    total = sum(map(file_bytes, _files(source).values()))
-    meter = Meter(source.store.bytes_total + total, progress)
+    meter = Meter(source.store.bytes_total + form.weight_bytes, progress)
     problems = source.checksum_problems(meter.advance)
     if problems:
         raise CheckpointError(f"{source.path}: {problems[0]}; copy the directory again")
@@ -69,24 +78,24 @@ def checked(source: PackedCheckpoint, progress: Progress) -> Meter:
 
 
 def write_original(
-    source: PackedCheckpoint, directory: Path, meter: Meter, device: str = "cpu"
+    form: OriginalForm, directory: Path, meter: Meter, device: str = "cpu"
 ) -> dict[str, str]:
     """Write the original's files into an empty directory; as of `synthesize`. meter: of
     `checked`."""
-    files = _files(source)
+    source, files = form.source, form.files
     side_files = source.beside.files
     checksums: dict[str, str] = {}
     assembled = source.original.assembler.tensors
     names = [name for specs in files.values() for name in specs if name in assembled]
-    with closing(_pieces(source.original.assembler, names, device)) as flow:
+    with closing(_pieces(form.assembler, names, device)) as flow:
         for file, specs in files.items():
 
             def read(name: str, file: str = file) -> Iterable[bytes | memoryview]:
                 if name not in assembled:
-                    raw = source.original.readers[name].raw()
-                    yield from counted(raw, meter.advance, f"writing {file}")
+                    yield from counted(form.carried(name), meter.advance, f"writing {file}")
                     return
                 for piece in islice(flow, assembled[name].pieces):
+                    form.check(name, piece)
                     yield from counted(tensor_bytes(piece), meter.advance, f"writing {file}")
 
             metadata = source.manifest.source.metadata.get(file, NO_METADATA)
@@ -94,23 +103,15 @@ def write_original(
     index = index_name(source.config, files)
     if index is not None:
         write_index(directory / index, files, source.manifest.source.index)
-    write_text(directory / "config.json", source.config_text)
+    write_text(directory / "config.json", form.config_text)
     copy_side_files(side_files, directory)
     meter.finish("written")
     return checksums
 
 
-def original_bytes(source: PackedCheckpoint) -> int:
+def original_bytes(form: OriginalForm) -> int:
     """Bytes of the files that `synthesize` writes: exact for weights, side files included."""
-    return sum(map(file_bytes, _files(source).values())) + local_bytes(source.beside.files)
-
-
-def _files(source: PackedCheckpoint) -> dict[str, dict[str, TensorSpec]]:
-    """The original's weight files, and the tensors in each."""
-    return {
-        file: {name: source.original.spec(name) for name in names}
-        for file, names in source.manifest.source.files.items()
-    }
+    return form.weight_bytes + local_bytes(form.source.beside.files)
 
 
 def _pieces(assembler: Assembler, names: Sequence[str], device: str) -> Generator[torch.Tensor]:

@@ -278,6 +278,13 @@ def test_what_was_kept_answers_as_transformers_reads_the_original(
     assert torch.equal(got, wanted)
 
 
+def test_codes_are_not_written_in_another_dtype(source: Path, tmp_path: Path) -> None:
+    compress(source, tmp_path / "packed", recipe(Quantized(bits=4)))
+    with raises_saying(CheckpointError, tmp_path / "packed", "codes", "float32"):
+        synthesize(tmp_path / "packed", tmp_path / "out", dtype="float32")
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_scales_are_named(fp8_dir: Path, tmp_path: Path) -> None:
     tensors = read(fp8_dir)
     gone = next(name for name in tensors if name.endswith("experts.2.up_proj.weight_scale_inv"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 class ExportSpec(Spec):
     """Write a packed checkpoint to a new directory. base: the checkpoint that a patch will be
-    applied to. quality, outlook: measured and predicted figures for the model card."""
+    applied to. dtype: of the weights, for the format original. quality, outlook: measured and
+    predicted figures for the model card."""
 
     packed: str
     out: str
     format: Annotated[Format, BeforeValidator(canonical)] = "packed"
     base: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quality: dict[str, Any] | None = None
     outlook: dict[str, float | None] | None = None
 
@@ -87,6 +89,7 @@ class Export(Kind[ExportSpec, ExportResult]):
                 base=base,
                 quality=spec.quality,
                 outlook=spec.outlook,
+                dtype=spec.dtype,
                 progress=context.progress,
                 ready=ready,
             ).to_dict()
