@@ -22,6 +22,7 @@ from ders_core.pipeline.quality import (
     NOISE_COST,
     OUTPUT_ERROR,
     PERPLEXITY,
+    ROUNDING,
     WEIGHT_ERROR,
 )
 from ders_core.ui import frame, kept, reads, runs, session
@@ -223,7 +224,7 @@ def groups_table(result: RunResult) -> None:
     ]
     if GAIN.key in known:
         known.remove(DELTA_ERROR.key)
-    shown = (GAIN, NOISE, NOISE_COST, DELTA_ERROR, WEIGHT_ERROR, OUTPUT_ERROR)
+    shown = (GAIN, NOISE, NOISE_COST, DELTA_ERROR, WEIGHT_ERROR, OUTPUT_ERROR, ROUNDING)
     st.dataframe(
         table.assign(
             bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6

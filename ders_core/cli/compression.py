@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ders_core.recipe import Recipe
     from ders_core.recipe.budget import Budget
 
+WORTH_TELLING = 0.005
+"""Share of an error that is rounding."""
+
 
 def plan(
     checkpoint: CheckpointArg,
@@ -185,6 +188,7 @@ def compress(
     from ders_core.compute.device import resolve_device
     from ders_core.jobs import Engine
     from ders_core.pipeline.compress import compress as run_compress
+    from ders_core.pipeline.quality import ROUNDING
     from ders_core.recipe import load_recipe
 
     where = resolve_device(device).type
@@ -215,6 +219,11 @@ def compress(
     )
     if report.outlook.text:
         print(report.outlook.text)
+    if report.rounding is not None and abs(report.rounding) >= WORTH_TELLING:
+        print(
+            f"rounding to the checkpoint's dtype: {ROUNDING.text(report.rounding)} of the error "
+            "(mean over the replaced groups), which loading in float32 leaves out"
+        )
     if report.left_aside:
         print(f"left aside, as no part of the model: {listed(report.left_aside)}")
     print_links(report.linked_out)

@@ -210,6 +210,7 @@ def _report(
             encoded.noise_cost,
             encoded.router_noise,
             routers_behind(stack),
+            encoded.rounding,
         )
     assert isinstance(stack, ExpertGroup)
     return ReportEntry(
@@ -228,6 +229,7 @@ def _report(
         encoded.noise_cost,
         encoded.router_noise,
         encoded.base_label,
+        encoded.rounding,
     )
 
 

@@ -35,7 +35,7 @@ class Encoding:
     base: its kind. form: how bases are stored, with the lengths of their parts; None without any.
     tensors: by their parts' names; empty if they are `placed`, written to their places already.
     own: as of `Losses`. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments. noise_cost,
-    router_noise: as of `ReportEntry`.
+    router_noise, rounding: as of `ReportEntry`.
     """
 
     base: str
@@ -50,6 +50,7 @@ class Encoding:
     noise_cost: float | None = None
     router_noise: float | None = None
     placed: PlacedGroup | None = None
+    rounding: float = 0.0
 
     @property
     def errors(self) -> tuple[float, float]:
@@ -73,7 +74,7 @@ class StoredBases:
 
     origin: the decomposition before, if deltas are taken against that. cost, router_noise: of the
     bases' own errors, as of `ReportEntry`, where all experts share them; None where they are not
-    known.
+    known. unrounded: the decomposition against what they give back in float32, likewise.
     """
 
     decomposition: Decomposition
@@ -82,10 +83,15 @@ class StoredBases:
     origin: Decomposition | None = None
     cost: float | None = 0.0
     router_noise: float | None = 0.0
+    unrounded: Decomposition | None = None
 
     def start_of(self, number: int) -> torch.Tensor | None:
         """What a delta is taken against, if it is not what the base gives back."""
         return None if self.origin is None else self.origin.base_of(number)
+
+    def unrounded_of(self, number: int) -> torch.Tensor:
+        """The base, in float32 if its rounding is not known to the delta."""
+        return (self.unrounded or self.decomposition).base_of(number)
 
     @property
     def ragged_bytes(self) -> int:
@@ -136,7 +142,8 @@ class Encoder:
         stack, known = decomposition.group, self.known
 
         def encode_one(number: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
-            encoded = self.one(stored, fitted, number, weight)
+            is_first = fitted.members(fitted.uses[number])[0] == number
+            encoded = self.one(stored, fitted, number, weight, probes=is_first)
             label = fitted.expert(number).label
             _check_finite(encoded.synthesized, stack, stack.matrix_name(number), label)
             return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
@@ -169,6 +176,7 @@ class Encoder:
             total(losses.noise_cost, stored.cost) if known.curvatures else None,
             total(losses.router_noise, stored.router_noise) if known.routers else None,
             placed,
+            losses.probe.rounding,
         )
 
     def prepared(self, decomposition: Decomposition) -> tuple[StoredBases, GroupCodec]:
@@ -179,9 +187,16 @@ class Encoder:
         return stored, self.codec.fit((stored.origin or stored.decomposition).deltas)
 
     def one(
-        self, stored: StoredBases, fitted: GroupCodec, number: int, weight: torch.Tensor
+        self,
+        stored: StoredBases,
+        fitted: GroupCodec,
+        number: int,
+        weight: torch.Tensor,
+        *,
+        probes: bool = False,
     ) -> EncodedExpert:
-        """One matrix `[out, in]`. stored, fitted: of `prepared`. Raises CodecError."""
+        """One matrix `[out, in]`. stored, fitted: of `prepared`. probes: whether to measure what
+        rounding does. Raises CodecError."""
         decomposition, known = stored.decomposition, self.known
         return encode_expert(
             fitted.expert(number),
@@ -191,6 +206,7 @@ class Encoder:
             known.router(number),
             shrinks=known.shrinks,
             origin=stored.start_of(number),
+            rounded_from=stored.unrounded_of(number) if probes else None,
         )
 
 
@@ -212,7 +228,7 @@ def store_bases(
     bases = list(base) if stacked else [base]
     zeros = torch.zeros_like(bases[0])
     codec = form.stacked.fit(lambda chosen: [bases[number].float() for number in chosen])
-    parts, given_back = list[Parts](), []
+    parts, given_back, unrounded = list[Parts](), [], []
     cost: float | None = 0.0
     router_noise: float | None = 0.0
     for number, each in enumerate(bases):
@@ -224,18 +240,24 @@ def store_bases(
         _check_finite(again, decomposition.group, where, codec.label)
         given_back.append(again)
         if is_shared:
+            unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
             error = difference(again, each)
             cost = total(cost, cost_of(known.of_base, members, error))
             router_noise = total(router_noise, cost_of(known.routers_of_base, members, error))
         parts.append({name: part.cpu() for name, part in packed.items()})
     tensors, lengths = codec.stack(parts)
+
+    def against(bases: list[torch.Tensor]) -> Decomposition:
+        return replace(decomposition, base=torch.stack(bases) if stacked else bases[0])
+
     return StoredBases(
-        replace(decomposition, base=torch.stack(given_back) if stacked else given_back[0]),
+        against(given_back),
         replace(form, codec=codec.codecs[0], lengths=lengths),
         {f"base.{part}": tensor for part, tensor in tensors.items()},
         decomposition if is_shared else None,
         cost,
         router_noise,
+        against(unrounded) if is_shared else None,
     )
 
 

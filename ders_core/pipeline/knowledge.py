@@ -11,6 +11,7 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import difference
+from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
 from ders_core.pipeline.calibration import Calibration
@@ -149,11 +150,28 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """‖Ŵ−W‖² of some experts, rounded to the dtype of the weights, and before that."""
+
+    rounded: float = 0.0
+    unrounded: float = 0.0
+
+    def __add__(self, other: Probe) -> Probe:
+        return Probe(self.rounded + other.rounded, self.unrounded + other.unrounded)
+
+    @property
+    def rounding(self) -> float:
+        """The share of ‖Ŵ−W‖² that is rounding; below 0 where that brings weights nearer to what
+        they were."""
+        return 1 - self.unrounded / self.rounded if self.rounded else 0.0
+
+
+@dataclass(frozen=True)
 class Losses:
     """What one or more experts lose. own: of the deltas alone, where the base has an error that all
     experts share; else as `squares`. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖², 0 without second
     moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0 without gradients. router_noise:
-    ½ Σ R E², 0 where it is not known."""
+    ½ Σ R E², 0 where it is not known. probe: of the experts whose rounding was measured."""
 
     squares: Squares = field(default_factory=Squares)
     own: Squares = field(default_factory=Squares)
@@ -161,6 +179,7 @@ class Losses:
     energy: float = 0.0
     noise_cost: float = 0.0
     router_noise: float = 0.0
+    probe: Probe = field(default_factory=Probe)
 
     def __add__(self, other: Losses) -> Losses:
         return Losses(
@@ -170,6 +189,7 @@ class Losses:
             self.energy + other.energy,
             self.noise_cost + other.noise_cost,
             self.router_noise + other.router_noise,
+            self.probe + other.probe,
         )
 
     @property
@@ -196,12 +216,18 @@ def encode_expert(
     *,
     shrinks: bool = True,
     origin: torch.Tensor | None = None,
+    rounded_from: torch.Tensor | None = None,
 ) -> EncodedExpert:
     """Pack one matrix `[out, in]`, unpack it again, and compare. router: as of `Knowledge.router`;
     shrinks: as of `Knowledge`. origin: what the delta is taken against, if it is not the base that
-    it will be added to; then costs are those of the delta alone. Raises CodecError."""
+    it will be added to; then costs are those of the delta alone. rounded_from: that base, in
+    float32 if the delta does not know its rounding, to measure what rounding does; None: not
+    measured. Raises CodecError."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     parts = codec.pack(weight, start, context)
+    before: float | None = None
+    if rounded_from is not None and isinstance(codec, DeltaCodec):
+        before = _unrounded(codec, parts, rounded_from, weight, context)
     judged = synthesized = codec.unpack(parts, base, context)
     squares = own = compare(synthesized, weight, base)
     if start is not base:
@@ -216,5 +242,21 @@ def encode_expert(
         noise = difference(judged, start).sub_(difference(weight, start), alpha=kept)
         noise_cost = context.curvature.cost(noise)
         router_noise = router.cost(noise) if router is not None else 0.0
-    losses = Losses(squares, own, output, energy, noise_cost, router_noise)
+    probe = Probe() if before is None else Probe(squares.error, before)
+    losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe)
     return EncodedExpert(parts, synthesized, losses)
+
+
+def _unrounded(
+    codec: Codec,
+    parts: Parts,
+    base: torch.Tensor,
+    weight: torch.Tensor,
+    context: EncodeContext,
+) -> float:
+    """‖Ŵ−W‖² of the sum in float32, which is not rounded to the dtype of the weight."""
+    wide = codec.unpack_as(torch.float32, parts, base, context)
+    squares = Squares()
+    for rows in row_pieces(weight.shape, chunk_values(weight.device)):
+        squares += compare(wide[rows], weight[rows].float())
+    return squares.error

@@ -220,6 +220,17 @@ OUTPUT_ERROR = Figure(
     "√(E‖(Ŵ−W)x‖² / E‖Wx‖²) on the calibration's inputs.",
 )
 
+ROUNDING = Figure(
+    "rounding",
+    "rounding's share of the error",
+    "rounding",
+    "%.2g %%",
+    "How much of ‖Ŵ−W‖² is rounding to the checkpoint's dtype, which loading in float32 (or "
+    "`ders synthesize --dtype float32`) leaves out; below 0: rounding brings weights nearer to the "
+    "original.",
+    scale=100,
+)
+
 EVALUATED = (KL, PERPLEXITY, REFERENCE_PERPLEXITY, TOP1_AGREEMENT, ROUTING_AGREEMENT, TOKENS)
 """The numbers of `Quality`; what the compression costs comes first."""
 

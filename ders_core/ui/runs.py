@@ -22,6 +22,7 @@ from ders_core.pipeline.quality import (
     PERPLEXITY_CHANGE,
     PREDICTED_KL,
     REFERENCE_PERPLEXITY,
+    ROUNDING,
     ROUTING_AGREEMENT,
     TOP1_AGREEMENT,
     WEIGHT_ERROR,
@@ -41,7 +42,7 @@ MEANS, MEAN = (GAIN, NOISE, WEIGHT_ERROR), "The mean over the groups that are re
 GROUP_COLUMNS = (
     *("layer", "projection", "codec", "base", "bytes_before", "bytes_after"),
     *(GAIN.key, NOISE.key, NOISE_COST.key, DELTA_ERROR.key, WEIGHT_ERROR.key, OUTPUT_ERROR.key),
-    *("seconds", "remark"),
+    *(ROUNDING.key, "seconds", "remark"),
 )
 """Of the groups of one run."""
 
@@ -101,9 +102,13 @@ def readable(job: Job) -> RunResult | None:
 
 
 def groups(result: RunResult) -> pd.DataFrame:
-    """The report of a run, one row for each group."""
+    """The report of a run, one row for each group; figures times their scale."""
     entries = result.report.entries if result.report else ()
-    return pd.DataFrame([asdict(entry) | {"base": _base(entry)} for entry in entries])
+    rows = [asdict(entry) | {"base": _base(entry)} for entry in entries]
+    for row, entry in zip(rows, entries, strict=True):
+        if entry.rounding is not None:
+            row[ROUNDING.key] = ROUNDING.scale * entry.rounding
+    return pd.DataFrame(rows)
 
 
 def others(result: RunResult) -> pd.DataFrame:

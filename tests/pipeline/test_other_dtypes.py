@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from ders_core.codecs.group import GroupCodec, Lengths
 from ders_core.errors import OutputError
 from ders_core.files.dtype import Dtype
 from ders_core.hf import load_model
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.packed.stacks import PackedStack
+from ders_core.packed.stacks import PackedGroup, PackedStack
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
 from ders_core.pipeline.original_form import DTYPES
+from ders_core.pipeline.report import Report
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 
@@ -46,13 +49,18 @@ LAYERS = Recipe(
 
 
 @pytest.fixture(scope="module", params=["absorbed", "shared"])
-def packed(
+def made(
     request: pytest.FixtureRequest, mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+) -> tuple[Path, Report]:
     """One checkpoint with codecs of deltas, of weights and of bases, and other tensors."""
     place = tmp_path_factory.mktemp("dtypes") / "packed"
-    compress(mixtral_dir, place, LAYERS.model_copy(update={"base_error": request.param}))
-    return place
+    recipe = LAYERS.model_copy(update={"base_error": request.param})
+    return place, compress(mixtral_dir, place, recipe)
+
+
+@pytest.fixture(scope="module")
+def packed(made: tuple[Path, Report]) -> Path:
+    return made[0]
 
 
 def decoded(
@@ -112,6 +120,37 @@ def test_float32_is_the_sum_within_its_last_bit(packed: Path) -> None:
         near, far = ((each.double() - wanted).square().sum() for each in (wide, stored))
         assert near < 1e-6 * far
     assert kinds == {True, False}
+
+
+def test_reports_tell_how_much_of_an_error_is_rounding(
+    made: tuple[Path, Report], mixtral_dir: Path
+) -> None:
+    """As ‖Ŵ−W‖² in float64 with and without the rounding, of the first expert of each codec."""
+    packed, report = PackedCheckpoint(made[0]), made[1]
+    original, sums = open_checkpoint(mixtral_dir), dict[str, list[torch.Tensor]]()
+    for stack, number, wanted in exact_weights(made[0]):
+        codec = stack.group_codec()
+        if codec.members(codec.uses[number])[0] != number or wanted is None:
+            continue
+        key = (stack.layer, stack.projection) if isinstance(stack, PackedGroup) else stack.name
+        exact = original.stack(key).read(number).double()
+        stored = packed.matrices.weight(stack, number).double()
+        errors = [(each - exact).square().sum() for each in (stored, wanted)]
+        title = stack.title if isinstance(stack, PackedGroup) else stack.name
+        sums.setdefault(title, []).append(torch.stack(errors))
+    shares = {}
+    for title, each in sums.items():
+        with_rounding, without = torch.stack(each).sum(0).tolist()
+        shares[title] = 1 - without / with_rounding
+    told = {entry.title: entry.rounding for entry in report.entries}
+    told |= {other.title: other.rounding for other in report.others}
+    # float32's own rounding is within 2⁻²⁴ of weights, which are at most some times their errors
+    assert {title: told.pop(title) for title in shares} == pytest.approx(shares, abs=1e-6)
+    assert set(told.values()) == {0.0, None}  # lossless, and not coded
+    assert max(shares.values()) > 1e-4
+    assert report.rounding == pytest.approx(
+        statistics.fmean(entry.rounding or 0.0 for entry in report.entries if entry.is_replaced)
+    )
 
 
 def test_transformers_gets_what_is_asked_for(packed: Path, tmp_path: Path) -> None:
