@@ -15,6 +15,7 @@ from ders_core.files.missing import cleaned
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
 from ders_core.pipeline.quality import GAIN, NOISE
+from ders_core.pipeline.without_loss import lossless_note
 from ders_core.recipe import Recipe, presets
 from ders_core.recipe.summarise import with_codecs
 from ders_core.ui import frame, kept, reads, session
@@ -101,6 +102,8 @@ def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
             forecast_cells(told)
     else:
         forecast_button(source, recipe)
+    if told is not None and (note := lossless_note(plan, told)):
+        st.info(plain(f"{note[0].upper()}{note[1:]}."), icon=":material/compress:")
     for remark in plan.remarks:
         st.caption(plain(remark))
 

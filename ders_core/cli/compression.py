@@ -64,7 +64,8 @@ def plan(
         from ders_core.pipeline.forecast import forecast
 
         with progress_bar("predict") as progress:
-            _print_forecast(planned, forecast(planned, source, progress=progress), as_json)
+            foretold = forecast(planned, source, progress=progress, with_lossless=True)
+            _print_forecast(planned, foretold, as_json)
         return
     if as_json:
         print_json(planned.to_dict())
@@ -146,6 +147,8 @@ def _settled(
 
 
 def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
+    from ders_core.pipeline.without_loss import lossless_note
+
     if as_json:
         print_json(foretold.to_dict())
         return
@@ -171,6 +174,8 @@ def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
     )
     if foretold.outlook.text:
         print(foretold.outlook.text)
+    if note := lossless_note(planned, foretold):
+        print(f"note: {note}")
 
 
 def compress(

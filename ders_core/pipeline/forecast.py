@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
+from ders_core.codecs import EncodeContext, Lossless
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.base import BaseContext
@@ -48,8 +49,9 @@ EXPERTS = 4
 
 @dataclass(frozen=True)
 class ForecastEntry:
-    """One group. bytes_after: foretold where `Plan` has an upper bound. The other figures are as of
-    `ReportEntry`; None where a sample does not tell."""
+    """One group. bytes_after: foretold where `Plan` has an upper bound. bytes_lossless: with the
+    same base and the codec `lossless`; None if that was not asked, or nothing is lost. The other
+    figures are as of `ReportEntry`; None where a sample does not tell."""
 
     layer: int
     projection: str
@@ -60,6 +62,7 @@ class ForecastEntry:
     noise_cost: float | None
     rel_error_output: float | None = None
     router_noise: float | None = None
+    bytes_lossless: int | None = None
 
     @property
     def costs(self) -> GroupCost | None:
@@ -86,6 +89,7 @@ class OtherForecast:
     noise_cost: float | None
     router_noise: float | None
     before: int
+    bytes_lossless: int | None = None
 
     @property
     def costs(self) -> OtherCost:
@@ -113,12 +117,18 @@ class Forecast:
 
 @unchanged_inputs()
 def forecast(
-    plan: Plan, checkpoint: Checkpoint, *, progress: Progress = quiet, sample: int = SAMPLE
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    progress: Progress = quiet,
+    sample: int = SAMPLE,
+    with_lossless: bool = False,
 ) -> Forecast:
     """Encode a sample of each group's rows and experts as the recipe says, on the CPU.
 
     plan: of this checkpoint; its files were checked (`check_files`). sample: values of a matrix to
-    encode, about; tables weigh the more, the fewer they are. A low rank is no matter of rows,
+    encode, about; tables weigh the more, the fewer they are. with_lossless: encode it by `lossless`
+    too, where the recipe loses something. A low rank is no matter of rows,
     and a base that is read from a file is not sampled: there gain and noise are None. Raises
     CheckpointError, also if a file is written meanwhile, and CodecError.
     """
@@ -133,9 +143,9 @@ def forecast(
     for entry in plan.entries:
         group = checkpoint.group(*entry.key, recipe.extended)
         if entry.codec.keeps:
-            entries.append(_kept(entry))
+            told = _kept(entry)
         elif recipe.base.files or not _can_be_sampled(entry):
-            entries.append(ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None))
+            told = ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None)
         else:
             known = group_knowledge(
                 group,
@@ -145,12 +155,17 @@ def forecast(
                 recipe.base.is_stored,
             )
             with torch.inference_mode():
-                entries.append(_sampled(entry, group, recipe, known, context, sample))
+                told = _sampled(
+                    entry, group, recipe, known, context, sample, with_lossless=with_lossless
+                )
+        entries.append(told)
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
     others = []
     for other in plan.others:
         with torch.inference_mode():
-            others.append(_other(other, checkpoint, recipe, calibration, sample))
+            others.append(
+                _other(other, checkpoint, recipe, calibration, sample, with_lossless=with_lossless)
+            )
         meter.advance(1, f"foretold {other.name}")
     saved = sum(e.bytes_after - f.bytes_after for e, f in zip(plan.entries, entries, strict=True))
     saved += sum(o.bytes_after - f.bytes_after for o, f in zip(plan.others, others, strict=True))
@@ -168,16 +183,20 @@ def _other(
     recipe: Recipe,
     calibration: Calibration | None,
     sample: int,
+    *,
+    with_lossless: bool,
 ) -> OtherForecast:
     stack = cast(OtherTensor, stack_of(checkpoint, recipe, entry.key))
-    before = routers_behind(stack)
+    before, rows = routers_behind(stack), _Rows.of(stack, sample)
+    decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
+    lossless = None
+    if with_lossless and not entry.codec.lossless:
+        lossless = _lossless_bytes(decomposition, rows, entry.bytes_before)
     if not entry.codec.acts_by_rows:
-        return OtherForecast(entry.name, entry.bytes_after, None, None, None, before)
+        return OtherForecast(entry.name, entry.bytes_after, None, None, None, before, lossless)
     codec = GroupCodec.same(entry.codec, stack.shape[0])
-    rows = _Rows.of(stack, sample)
     known = tensor_knowledge(stack, calibration)
     known = known.of_rows(rows.pieces, rows.share)
-    decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
     told = _encoded("none", decomposition, codec, None, recipe, known, rows.chosen)
     ragged = codec.ragged_bytes(entry.matrix, stack.dtype)
     return OtherForecast(
@@ -187,7 +206,18 @@ def _other(
         told.cost * rows.whole if known.curvatures else None,
         told.router * rows.whole if known.routers else None,
         before,
+        lossless,
     )
+
+
+def _lossless_bytes(decomposition: Decomposition, rows: _Rows, most: int) -> int:
+    """Of all matrices of a stack, foretold from those of a sample. most: as they are stored."""
+    codec, taken = Lossless(), 0
+    for number in rows.chosen:
+        weight = decomposition.weight(number)
+        context = EncodeContext(weight.dtype, 0)
+        taken += codec.pack(weight, decomposition.base_of(number), context)["stream"].nbytes
+    return min(round(taken * rows.whole), most)
 
 
 def _kept(entry: PlanEntry) -> ForecastEntry:
@@ -204,7 +234,8 @@ class _Sample:
     """A sample of a group against one base. loss: what a choice of bases makes small. output: as
     `ReportEntry.rel_error_output`. cost, router: as its `noise_cost` and `router_noise`, of the
     sample's matrices; base_cost, base_router: of its bases, as of `StoredBases`. ragged,
-    ragged_base: bytes of parts whose length depends on the data, likewise."""
+    ragged_base: bytes of parts whose length depends on the data, likewise. stored: against the
+    bases as they are stored."""
 
     base: str
     squares: Squares
@@ -216,6 +247,7 @@ class _Sample:
     ragged_base: int
     base_cost: float | None
     base_router: float | None
+    stored: Decomposition
 
 
 def _sampled(
@@ -225,6 +257,8 @@ def _sampled(
     known: Knowledge,
     context: BaseContext,
     sample: int,
+    *,
+    with_lossless: bool,
 ) -> ForecastEntry:
     rows, form = _Rows.of(group, sample), entry.base
     of_rows = known.of_rows(rows.pieces, rows.share)
@@ -236,10 +270,16 @@ def _sampled(
     best = min(samples, key=lambda sample: sample.loss)
     shape = (group.shape[1], group.shape[2])
     most = entry.codec.ragged_bytes(shape, group.dtype)
-    after = entry.bytes_after - most + min(round(best.ragged * rows.whole), most)
+    fixed = sum(spec.nbytes for spec in entry.codec.specs(shape, group.dtype).values()) - most
+    of_deltas = min(round(best.ragged * rows.whole), most)
+    after = entry.bytes_after - most + of_deltas
     if form is not None and form.is_coded:
         most = form.stacked.ragged_bytes(shape, group.dtype)
         after += min(round(best.ragged_base / rows.share), most) - most
+    lossless = None
+    if with_lossless and not all(codec.lossless for codec in entry.codec.codecs):
+        taken = _lossless_bytes(best.stored, rows, entry.bytes_before)
+        lossless = after - fixed - of_deltas + taken
     return ForecastEntry(
         *entry.key,
         best.base,
@@ -249,6 +289,7 @@ def _sampled(
         _whole(best.cost, best.base_cost, rows) if known.curvatures else None,
         best.output,
         _whole(best.router, best.base_router, rows) if known.routers else None,
+        lossless,
     )
 
 
@@ -303,6 +344,7 @@ def _encoded(
         stored.ragged_bytes,
         stored.cost,
         stored.router_noise,
+        stored.decomposition,
     )
 
 

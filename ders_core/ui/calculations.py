@@ -23,7 +23,7 @@ def foretell(place: str, version: str, recipe_yaml: str, *, progress: Progress) 
     source, recipe = _opened(place, version), Recipe.from_yaml(recipe_yaml)
     plan = resolve(recipe, source)
     check_files(recipe, source)
-    return forecast(plan, source, progress=progress)
+    return forecast(plan, source, progress=progress, with_lossless=True)
 
 
 def rules_of_budget(place: str, version: str, recipe_yaml: str, *, progress: Progress) -> str:
