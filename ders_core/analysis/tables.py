@@ -34,6 +34,7 @@ from ders_core.analysis.saved import (
     read_spectra,
     read_table,
 )
+from ders_core.analysis.saving import SharedEnergy, saving
 from ders_core.analysis.verdict import SINGLE, Verdict, judge
 from ders_core.files.directory import replaced_directory
 from ders_core.files.dtype import Dtype
@@ -127,7 +128,24 @@ class Analysis:
         if compared.empty:
             return SINGLE
         mean = float(compared["mean_one_minus_cos"].mean())
-        return judge(1.0 - mean, self._starts())
+        return judge(1.0 - mean, self._starts(), saving(self._energies(), sampled=False))
+
+    def _energies(self) -> list[SharedEnergy]:
+        """Of each group with several experts, whose weights are not all zeros."""
+        bits, energies = 8 * Dtype[self.meta["dtype"]].itemsize, []
+        squares = self.experts.assign(
+            weight=self.experts["norm"] ** 2, delta=self.experts["norm_delta"] ** 2
+        )
+        sums = squares.groupby(["layer", "projection"])[["weight", "delta"]].sum()
+        for row in self.groups[self.groups["experts"] > 1].to_dict("records"):
+            whole, one = sums.loc[(row["layer"], row["projection"])]
+            if whole > 0:
+                share = float(one / whole)
+                several = {int(row["clusters"]): share * float(row["cluster_gain"])}
+                values = int(row["experts"]) * int(row["out"]) * int(row["in"])
+                of_deltas = several | {1: share}
+                energies.append(SharedEnergy(int(row["experts"]), values, bits, of_deltas))
+        return energies
 
     def _starts(self) -> Starts | None:
         """Those of the model; None where one base is best."""
@@ -249,6 +267,7 @@ class Analysis:
             "verdict": verdict.verdict,
             "mean_cosine": verdict.mean_cosine,
             "starts": asdict(verdict.starts) if verdict.starts else None,
+            "saving": asdict(verdict.saving) if verdict.saving else None,
         }
         yield json.dumps(head, ensure_ascii=False)[:-1]
         large = {"similarity": self.pairs, "spectra": self.curves}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ders_core.analysis.origins import Starts, common_starts, starts_of
+from ders_core.analysis.saving import Saving, SharedEnergy, saving
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.decompose.clusters import cluster, not_finite
 from ders_core.later import np
@@ -28,12 +31,13 @@ SAMPLED_VALUES = 8192
 class Verdict:
     """mean_cosine: over pairs of experts, then over groups; an expert of zeros has cosine 0 with
     every other one. starts: the sets of experts that share a start each, None where one base is
-    best. `single`: no layer has two experts."""
+    best. saving: what decomposition saves. `single`: no layer has two experts."""
 
     verdict: Literal["upcycled", "partly", "scratch", "single"]
     mean_cosine: float
     sentence: str
     starts: Starts | None = None
+    saving: Saving | None = None
 
     @property
     def short(self) -> str:
@@ -52,13 +56,25 @@ SINGLE = Verdict(
 """Of a model without pairs of experts."""
 
 
-def judge(mean_cosine: float, starts: Starts | None = None) -> Verdict:
+def judge(
+    mean_cosine: float, starts: Starts | None = None, saving: Saving | None = None
+) -> Verdict:
     """`upcycled` from 0.5 on, `scratch` below 0.1, `partly` between. Upcycled experts are usually
     above 0.95, experts trained from scratch below 0.1.
 
     starts: clear sets of experts, alike within and unlike between, are `partly` too, whatever the
-    mean of all pairs is: low for many small sets, high for a large and a small one.
+    mean of all pairs is: low for many small sets, high for a large and a small one. saving: told
+    after that.
     """
+    verdict = _of_cosines(mean_cosine, starts)
+    if saving is None:
+        return verdict
+    sentence = f"{verdict.sentence} {saving.sentence}"
+    return replace(verdict, sentence=sentence, saving=saving)
+
+
+def _of_cosines(mean_cosine: float, starts: Starts | None) -> Verdict:
+    """The verdict without what is saved."""
     figure = f"mean cosine of experts {mean_cosine:.4f}"
     if starts is not None and starts.within >= UPCYCLED > starts.between:
         return Verdict(
@@ -138,19 +154,40 @@ def sampled_verdict(checkpoint: Checkpoint) -> Verdict:
     samples = [_rows(group) for group in chosen]
     cosines = [mean_pair_cosine(weights) for weights in samples]
     bits = [8 * group.dtype.itemsize for group in chosen]
-    starts = [_sampled_starts(*sample) for sample in zip(samples, bits, strict=True)]
-    return judge(float(np.mean(cosines)), common_starts(starts))
+    sets = [_sampled_sets(*sample) for sample in zip(samples, bits, strict=True)]
+    energies = [
+        SharedEnergy(len(weights), math.prod(group.shape), dtype_bits, of_deltas)
+        for group, weights, dtype_bits, (_, of_deltas) in zip(
+            chosen, samples, bits, sets, strict=True
+        )
+        if of_deltas
+    ]
+    starts = common_starts([starts for starts, _ in sets])
+    return judge(float(np.mean(cosines)), starts, saving(energies, sampled=True))
 
 
-def _sampled_starts(weights: np.ndarray, bits: int) -> Starts | None:
-    """From evenly spaced values of `[K, n]`."""
+def _sampled_sets(weights: np.ndarray, bits: int) -> tuple[Starts | None, dict[int, float]]:
+    """The starts, and ΣΔ²/ΣW² by the number of bases; from evenly spaced values of `[K, n]`."""
     size = weights.shape[1]
     places = np.linspace(0, size - 1, min(SAMPLED_VALUES, size)).astype(np.int64)
     sample = weights[:, places].astype(np.float64)
     centred = sample - sample.mean(0)
     assignment = cluster(centred @ centred.T, bits=bits).assignment
     unit = _unit_rows(sample)
-    return starts_of(1.0 - unit @ unit.T, assignment)
+    return starts_of(1.0 - unit @ unit.T, assignment), _of_deltas(sample, assignment)
+
+
+def _of_deltas(sample: np.ndarray, assignment: Sequence[int]) -> dict[int, float]:
+    """ΣΔ²/ΣW² with one base, and with one for each set; empty for weights of zeros."""
+    whole = float(np.square(sample).sum())
+    if not whole:
+        return {}
+    left = 0.0
+    for number in set(assignment):
+        members = sample[np.asarray(assignment) == number]
+        left += float(np.square(members - members.mean(0)).sum())
+    one = float(np.square(sample - sample.mean(0)).sum())
+    return {1: one / whole, len(set(assignment)): left / whole}
 
 
 def _rows(group: ExpertGroup) -> np.ndarray:

@@ -72,6 +72,15 @@ def of_entropy_coding(bits: float) -> float:
     return math.sqrt(_interpolated(ENTROPY_CODED, bits))
 
 
+def bits_of_entropy_coding(errors: np.ndarray) -> np.ndarray:
+    """The inverse of `of_entropy_coding`, of errors above 0 and up to 1."""
+    logs = np.log(np.square(errors))
+    points, known = list(ENTROPY_CODED), np.log(list(ENTROPY_CODED.values()))
+    few: np.ndarray = np.interp(-logs, -known, points)
+    many = (math.log(GISH_PIERCE) - logs) / math.log(4)
+    return np.where(logs < known[-1], many, few)
+
+
 def of_unbiased_rounding(bits: float) -> float:
     """Between the points of the table the logarithm is interpolated."""
     if bits > max(UNBIASED):
