@@ -73,6 +73,8 @@ class Base(BaseModel, ABC):
     """Whether `BaseContext.tokens` must be there."""
     is_stored: ClassVar[bool] = True
     """Whether there is a base to store; without one it is zero."""
+    is_optional: ClassVar[bool] = False
+    """Whether a group whose experts share nothing goes without a base."""
     tried_by_auto: ClassVar[bool] = False
     """Whether `base: auto` tries it; then `start` must return one."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, write_file
 from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
@@ -32,6 +33,9 @@ from ders_core.pipeline.predicted import routers_behind
 from ders_core.pipeline.report import OtherReport, ReportEntry
 from ders_core.pipeline.staging import writer_of
 from ders_core.recipe import Recipe
+
+WITHOUT = "none"
+"""What reports call the base of a stack without any."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _encoded(
     if isinstance(stack, OtherTensor):
         codec = GroupCodec.same(recipe.codec_of_tensor(stack), stack.shape[0])
         known, form = tensor_knowledge(stack, calibration), None
-        tried = iter([("none", without_base(stack, task.device))])
+        tried = iter([(WITHOUT, without_base(stack, task.device))])
     else:
         assert isinstance(stack, ExpertGroup)
         codec = recipe.group_codec(*stack.key, stack.shape[0])
@@ -125,7 +129,30 @@ def _encoded(
     known = known.on(task.device)
     encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, task.device))
     placed = PlacedGroup(stack.prefix, task.places) if task.places is not None else None
-    return _best(_each(tried, encoder, ahead, digest, placed))
+    best, others = _best(_each(tried, encoder, ahead, digest, placed))
+    return (
+        _or_none(best, others, stack, encoder, task) if recipe.base.is_optional else (best, others)
+    )
+
+
+def _or_none(
+    best: Encoding,
+    others: dict[str, float],
+    stack: MatrixStack,
+    encoder: Encoder,
+    task: EncodeTask,
+) -> tuple[Encoding, dict[str, float]]:
+    """The stack without a base, if the best one does not pay."""
+    if best.form is None:
+        return best, others
+    least = bits_to_spare(stack.shape, best.form, stack.dtype)
+    if not is_doubtful(best.squares, least):
+        return best, others
+    alone = replace(encoder, form=None, known=replace(encoder.known, shrinks=False))
+    plain = alone.encode(WITHOUT, without_base(stack, task.device))
+    if pays(best.loss, plain.loss, least):
+        return best, others | {WITHOUT: plain.errors[1]}
+    return plain, others | {best.base: best.errors[1]}
 
 
 def _threads(stack: MatrixStack, codec: GroupCodec, device: str) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
@@ -15,6 +16,7 @@ from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.decompose.distortion import Squares
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import torch
+from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder
 from ders_core.pipeline.knowledge import (
@@ -41,7 +43,7 @@ BLOCK = 16
 """Rows that are read at once."""
 
 KEPT = "none"
-"""The base of a group that stays as it is."""
+"""The base of a group that stays as it is, or whose weights are coded without one."""
 
 EXPERTS = 4
 """Experts of a group that are encoded, at most; more with a larger sample."""
@@ -267,12 +269,23 @@ def _sampled(
         _encoded(name, decomposition, entry.codec, form, recipe, of_rows, rows.chosen)
         for name, decomposition in decompositions
     )
-    best = min(samples, key=lambda sample: sample.loss)
-    shape = (group.shape[1], group.shape[2])
+    best, shape = min(samples, key=lambda sample: sample.loss), (group.shape[1], group.shape[2])
+    planned = entry.bytes_after
+    if form is not None and recipe.base.is_optional:
+        least = bits_to_spare(group.shape, form, group.dtype)
+        if is_doubtful(best.squares, least):
+            alone, known_alone = (
+                without_base(group.of_rows(rows.pieces), "cpu"),
+                replace(of_rows, shrinks=False),
+            )
+            plain = _encoded(KEPT, alone, entry.codec, None, recipe, known_alone, rows.chosen)
+            if not pays(math.sqrt(best.loss), math.sqrt(plain.loss), least):
+                planned -= sum(spec.nbytes for spec in form.specs(shape, group.dtype).values())
+                best, form = plain, None
     most = entry.codec.ragged_bytes(shape, group.dtype)
     fixed = sum(spec.nbytes for spec in entry.codec.specs(shape, group.dtype).values()) - most
     of_deltas = min(round(best.ragged * rows.whole), most)
-    after = entry.bytes_after - most + of_deltas
+    after = planned - most + of_deltas
     if form is not None and form.is_coded:
         most = form.stacked.ragged_bytes(shape, group.dtype)
         after += min(round(best.ragged_base / rows.share), most) - most

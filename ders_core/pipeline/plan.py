@@ -303,7 +303,8 @@ def _group_entry(
     packed = not codec.keeps or is_rewritten
     if packed:
         after = sum(spec.nbytes for spec in stack_specs(group, codec, base).values())
-    exact = codec.exact and (codec.keeps or (count.exact and (base is None or base.exact)))
+    is_known = count.exact and not recipe.base.is_optional
+    exact = codec.exact and (codec.keeps or (is_known and (base is None or base.exact)))
     return PlanEntry(
         *group.key, codec, group.shape, group.nbytes, after, exact, packed, group.dtype, base
     )

@@ -120,7 +120,10 @@ def test_auto_takes_the_base_with_the_least_error(mixtral_dir: Path, tmp_path: P
         best = min(errors, key=lambda base: errors[base])
         assert entry.base == best
         assert entry.rel_error_weight == errors[best]
-        assert entry.other_bases == {b: e for b, e in errors.items() if b != best}
+        others = {b: e for b, e in errors.items() if b != best}
+        without = entry.other_bases.get("none", 1.0)  # tried where deltas are large, and worse
+        assert {**entry.other_bases, "none": without} == {**others, "none": without}
+        assert without > 1.2 * errors[best]
         chosen.append(best)
     assert set(chosen) == {"mean", "median"}
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report

@@ -1,4 +1,5 @@
-"""`auto`: several kinds of base are tried for each group, and the least error decides."""
+"""`auto`: several kinds of base are tried for each group, and the least error decides; a group
+whose experts share nothing goes without."""
 
 from __future__ import annotations
 
@@ -16,8 +17,12 @@ class AutoBase(Base):
 
     name: ClassVar[str] = "auto"
     label: ClassVar[str] = "least error"
-    summary: ClassVar[str] = "`least error` tries several bases for each group and keeps the best."
+    summary: ClassVar[str] = (
+        "`least error` tries several bases for each group and keeps the best, or none for experts "
+        "that share nothing."
+    )
     order: ClassVar[int] = 40
+    is_optional: ClassVar[bool] = True
 
     def count(self, experts: int) -> BaseCount:
         counts = {base.count(experts) for base in _candidates()}
