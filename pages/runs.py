@@ -12,6 +12,7 @@ from ders_core.files.texts import text_files
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
 from ders_core.later import pd
+from ders_core.pipeline.budget import check_budget
 from ders_core.pipeline.plan import check_files
 from ders_core.pipeline.quality import (
     COMPARED,
@@ -110,8 +111,11 @@ def new_run() -> None:
     if not started:
         return
     try:
-        reads.plan(source, recipe)
-        check_files(recipe, source)
+        if recipe.budget is not None:
+            check_budget(recipe, source)  # the run finds the knob
+        else:
+            reads.plan(source, recipe)
+            check_files(recipe, source)
         checked = str(session.workspace().check_allowed(text)) if text else None
         if checked is not None:
             text_files(checked)
@@ -277,6 +281,9 @@ def details(job: Job) -> None:
             st.caption(
                 f"took {duration_text(job.seconds)}, peak memory {bytes_text(job.peak_memory)}"
             )
+        if result is not None and result.report is not None and result.report.missed:
+            missed = result.report.missed
+            st.warning(plain(f"{missed[0].upper()}{missed[1:]}."))
         if result is not None:
             groups_table(result)
             others_table(result)
@@ -308,11 +315,11 @@ def past() -> None:
         return
     rows = runs.ended(page.jobs)
     chosen = comparison(page, rows)
-    without_result = rows["remark"].notna() | (rows["state"] != "done")
+    noteworthy = rows["remark"].notna() | (rows["state"] != "done")
     if chosen:
         opened(chosen, ASKED)
     else:
-        opened([page.jobs[row] for row in without_result.to_numpy().nonzero()[0]], UNASKED)
+        opened([page.jobs[row] for row in noteworthy.to_numpy().nonzero()[0]], UNASKED)
         st.caption("Select runs in the table to see their layers, log and recipe.")
 
 

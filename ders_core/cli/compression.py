@@ -232,6 +232,8 @@ def compress(
     if report.left_aside:
         print(f"left aside, as no part of the model: {listed(report.left_aside)}")
     print_links(report.linked_out)
+    if report.missed:
+        raise RecipeError(f"{out} is whole and misses its budget: {report.missed}")
 
 
 def verify(

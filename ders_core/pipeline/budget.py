@@ -25,6 +25,10 @@ SPARE = 0.004
 CLOSE = 0.01
 """Octaves: a knob whose bytes or KL are so near to the budget, and within it, is taken."""
 
+TOLD = 0.05
+"""Share by which a predicted KL may be above a budget and count as met: predictions from a sample
+and from all rows differ by as much."""
+
 LARGER = 8
 """Times the usual sample: what tells by how much that is off."""
 
@@ -69,6 +73,17 @@ def settled(
     give the same knob. progress counts knobs tried. Raises RecipeError if the budget cannot be met,
     CheckpointError if the calibration lacks what a knob needs.
     """
+    unknown = check_budget(recipe, checkpoint)
+    if budget.knob is not None:
+        chosen = with_knob(recipe, budget.knob, unknown)
+        return Settled(chosen, budget.knob, resolve(chosen, checkpoint), None)
+    search = _Search(recipe, unknown, checkpoint, budget, progress)
+    return search.settled()
+
+
+def check_budget(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
+    """Refuse what no search for a knob is needed to refuse; reads headers only. Returns the tensors
+    outside the experts that the calibration did not measure. Raises as `settled`."""
     assert recipe.calibration is not None, "a recipe with a budget has one"
     measured = set(Calibration.open(recipe.calibration).others.names)
     unknown = [
@@ -76,12 +91,30 @@ def settled(
         for name, other in checkpoint.others.items()
         if other.kind in USUAL_KINDS and name not in measured
     ]
-    check_files(with_knob(recipe, FIRST, unknown), checkpoint)
-    if budget.knob is not None:
-        chosen = with_knob(recipe, budget.knob, unknown)
-        return Settled(chosen, budget.knob, resolve(chosen, checkpoint), None)
-    search = _Search(recipe, unknown, checkpoint, budget, progress)
-    return search.settled()
+    tried = with_knob(recipe, FIRST, unknown)
+    check_files(tried, checkpoint)
+    resolve(tried, checkpoint)
+    return unknown
+
+
+def missed(budget: Budget, bytes_before: int, bytes_after: int, kl: float | None) -> str:
+    """By how much a finished run misses its budget, in one sentence; empty if it is met, or if that
+    is not known. kl: as it is predicted from all that was encoded."""
+    if budget.kl is not None:
+        if kl is None or kl <= budget.kl * (1 + TOLD):
+            return ""
+        return (
+            f"the predicted KL is {kl:.3g} nats a token, above the budget of {budget.kl:g}: a "
+            "sample foretold less, so give a smaller budget to stay within"
+        )
+    most = budget.bytes if budget.share is None else budget.share * bytes_before
+    if most is None or bytes_after <= most:
+        return ""
+    return (
+        f"the weight files take {bytes_text(bytes_after)}, {bytes_text(bytes_after - most)} more "
+        f"than the budget of {budget.label}: a sample foretold fewer, so give a smaller budget to "
+        "stay within"
+    )
 
 
 def with_knob(recipe: Recipe, knob: float, unknown: Collection[str]) -> Recipe:

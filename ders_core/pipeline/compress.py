@@ -36,7 +36,7 @@ from ders_core.packed.manifest import FORMAT_VERSION, Encoded, Source, public_re
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.stacks import PackedGroup, PackedSource, PackedTensor
 from ders_core.packed.writer import PackedContents, finish_packed, write_packed
-from ders_core.pipeline.budget import settle
+from ders_core.pipeline.budget import missed, settle
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
 from ders_core.pipeline.plan import (
@@ -74,13 +74,15 @@ def compress(
     checked first. device: where deltas are encoded, "cpu" or "cuda". resume: continue an
     interrupted run of the same checkpoint and recipe; groups whose weights have changed since are
     encoded again. runner: executes the tasks, one for each group. progress counts bytes checked,
-    read for encoding, and written. A budget is settled first (`ders_core.pipeline.budget`).
+    read for encoding, and written. A budget is settled first (`ders_core.pipeline.budget`); the
+    report says if it is missed.
     Raises DersError and its children, also if a file is written while it is read. Then there is no
     `out`, and `<out>.partial` keeps the groups that are finished.
     """
     started = time.monotonic()
     new_target(out, resume=resume)
     source = open_checkpoint(checkpoint)
+    budget = recipe.budget
     recipe = settle(recipe, source, progress=progress)
     plan = resolve(recipe, source)
     files = weight_files(source, plan) if plan.exact else None
@@ -131,7 +133,7 @@ def compress(
         meter.finish("written")
         staging.remove()
     entries, others = _reports(plan, groups)
-    seconds = time.monotonic() - started
+    seconds, kl = time.monotonic() - started, _predicted(recipe, entries, others)
     return Report(
         entries,
         plan.bytes_before,
@@ -140,9 +142,10 @@ def compress(
         seconds,
         beside.left_aside,
         renewed,
-        _predicted(recipe, entries, others),
+        kl,
         beside.linked_out,
         others,
+        missed(budget, plan.bytes_before, written.bytes_total, kl) if budget is not None else "",
     )
 
 

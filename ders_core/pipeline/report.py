@@ -147,6 +147,9 @@ class Report:
     linked_out: tuple[str, ...] = ()
     others: tuple[OtherReport, ...] = ()
     """The tensors outside the experts that are coded."""
+    missed: str = ""
+    """By how much the recipe's budget is missed, as a sentence; empty where it is met, and without
+    one."""
 
     @property
     def ratio(self) -> float:
@@ -189,4 +192,5 @@ class Report:
             data.get("predicted_kl"),
             tuple(data.get("linked_out", ())),
             tuple(OtherReport(**other) for other in data.get("others", ())),
+            data.get("missed", ""),
         )

@@ -19,7 +19,8 @@ def budget_section(
     """Finds the knob, with a bar meanwhile; the rules that it gives become the current recipe."""
     st.info(
         f"This recipe has a budget: {budget.label}. One knob decides how finely each matrix is "
-        "coded; samples of all of them tell which knob meets it."
+        "coded; samples of all of them tell which knob meets it. A run finds it by itself; its "
+        "rules, bytes and KL can be seen here before."
     )
     if not st.button("Find the knob", key="budget_settle", type="primary"):
         return

@@ -79,13 +79,15 @@ def finished(jobs: Sequence[Job]) -> pd.DataFrame:
 
 
 def ended(jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row for each run, in their order: figures of those that have some, and why others have
-    none."""
+    """One row for each run, in their order: figures of those that have some, why others have none,
+    and whether a budget was missed."""
     rows = []
     for job in jobs:
         result, remark = None, job.error
         try:
             result = RunResult.of(job)
+            if result is not None and result.report is not None:
+                remark = remark or result.report.missed or None
         except JobError as error:
             remark = str(error)
         figures = row(job, result) if result is not None else {"id": job.id, "name": job.title}

@@ -9,16 +9,19 @@ import pytest
 import torch
 from support.gradient_calibrations import with_gradients
 from support.messages import raises_saying
+from support.shell import ders, error_of
 
 from ders_core.codecs import Entropy, Keep, Lossless
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.pipeline.budget import settle, settled
+from ders_core.pipeline.budget import missed, settle, settled
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
+from ders_core.recipe.budget import Budget
+from ders_core.units import bytes_text
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,36 @@ def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     assert "budget" not in manifest.recipe  # it travels as the rules that it became
     again = settle(recipe, open_checkpoint(mixtral_dir))
     assert again.public().model_dump(mode="json") == manifest.recipe
+
+
+def test_a_run_that_misses_its_budget_says_so(
+    mixtral_dir: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how much, with an exit status, and what was written stays."""
+    monkeypatch.setattr("ders_core.pipeline.budget.SPARE", -0.1)  # the sample foretells too little
+    file = tmp_path / "budget.yaml"
+    file.write_text(asking(calibration, {"share": "30%"}).to_yaml())
+    done = ders("compress", mixtral_dir, tmp_path / "out", "--recipe", file, "--device", "cpu")
+    assert done.returncode == 1
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
+    over = sum(sizes) - 0.3 * open_checkpoint(mixtral_dir).bytes_total
+    assert over > 0
+    line = error_of(done)
+    for fact in (str(tmp_path / "out"), bytes_text(sum(sizes)), bytes_text(over), "budget"):
+        assert fact in line
+    assert verify(tmp_path / "out", mixtral_dir).ok
+
+
+def test_what_counts_as_missed() -> None:
+    share, nbytes, kl = (Budget(share=0.25), Budget(bytes=1000), Budget(kl=0.01))
+    assert not missed(share, 4000, 1000, None)
+    assert "250 B" in missed(share, 4000, 1250, None)
+    assert not missed(nbytes, 4000, 1000, None)
+    assert "1 B" in missed(nbytes, 4000, 1001, None)
+    assert not missed(kl, 4000, 5000, 0.01)
+    assert "0.02" in missed(kl, 4000, 5000, 0.02)
+    assert not missed(kl, 4000, 5000, None)
+    assert not missed(Budget(knob=1.0), 4000, 5000, 1.0)  # it promises nothing else
 
 
 def test_one_knob_for_all(mixtral_dir: Path, calibration: Path, unmeasured: str) -> None:

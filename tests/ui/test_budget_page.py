@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from streamlit.testing.v1 import AppTest
 from support.gradient_calibrations import with_gradients
 from support.recipe_pages import recipe_of
 from support.studio_pages import on, opened, words
 
 from ders_core.codecs import Entropy
-from ders_core.jobs import Workspace
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.kinds.run import RunResult
 from ders_core.packed.open import open_checkpoint
+from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.budget import settle
 from ders_core.recipe import Recipe
+
+
+def test_a_run_settles_its_budget(
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    work: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Started from the page without *Find the knob*; a miss is told in the run's details."""
+    monkeypatch.setattr("ders_core.pipeline.budget.SPARE", -0.1)  # the sample foretells too little
+    source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
+    with_gradients(source, path, cost=10.0, others=["lm_head.weight"])
+    asked = Recipe.from_yaml(
+        f"version: 2\nname: whole\ncalibration: {path}\nbudget: {{share: 60%}}\n"
+    )
+    on(opened(app, mixtral_dir), "recipe")
+    next(area for area in app.text_area if area.label == "YAML").set_value(asked.to_yaml()).run()
+    app.button(key="yaml_apply").click().run()
+    assert recipe_of(app) == asked
+    on(app, "runs")
+    app.button(key="run_start").click().run()
+    assert not app.exception
+    assert not app.error
+    work()
+    job = JobStore(workspace.store_path).list(kind="run")[0]
+    assert (job.state, job.error) == ("done", None)
+    result = RunResult.of(job)
+    assert result is not None
+    assert result.report is not None
+    manifest = PackedCheckpoint(result.packed).manifest
+    assert manifest.recipe == settle(asked, source).public().model_dump(mode="json")
+    assert "60" in result.report.missed or "0.6" in result.report.missed
+    on(app, "runs")
+    assert "budget" in " ".join(warning.value for warning in app.warning)
 
 
 def test_a_budget_becomes_rules(app: AppTest, mixtral_dir: Path, workspace: Workspace) -> None:

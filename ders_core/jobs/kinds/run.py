@@ -163,6 +163,8 @@ def _compress(
             f"since the earlier attempt: {report.renewed}",
             "warning",
         )
+    if report.missed:
+        context.log(report.missed, "warning")
     return report.to_dict()
 
 
