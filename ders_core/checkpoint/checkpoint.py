@@ -206,7 +206,7 @@ class Checkpoint:
         infos = [info for info in self.other_tensors() if info.name not in self._of_codes]
         ffns = dense_ffns({info.name: info.spec for info in infos})
         names = [weight.tensor for ffn in ffns for weight in ffn.weights.values()]
-        around = Surroundings.of(self.blocks, shared, names)
+        around = Surroundings.of(self.blocks, shared, names, self.layout.kinds)
         return {info.name: other_tensor(info, around) for info in infos if can_be_coded(info)}
 
     def stack(self, key: tuple[int, str] | str, extended: bool = False) -> MatrixStack:

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from ders_core.checkpoint.axes import EXPERT, PART, Axes
+from ders_core.checkpoint.kinds import Kind
 from ders_core.checkpoint.names import (
     MOST_DIGITS,
     PLACEHOLDERS,
@@ -49,6 +50,9 @@ LAYOUT_FILE = "ders_layout.yaml"
 USER_LAYOUTS = "DERS_LAYOUTS"
 MOST_NAMES, MOST_ENTRIES = 64, 16
 """Of the weights of an entry and of its routers; of the entries in a file."""
+
+LONGEST_PATTERN = 400
+"""Characters of a pattern for names of other tensors."""
 
 MOST_BYTES = 1 << 18
 """Of a user's file."""
@@ -118,6 +122,11 @@ class Layout(BaseModel):
     shared: Mapping[str, Weights] = Field(default={}, max_length=MOST_NAMES)
     """The always-on expert's tensors, if there is one; a name with `{layer}` is complete and does
     not follow the block's."""
+    kinds: Mapping[Annotated[str, Field(min_length=1, max_length=LONGEST_PATTERN)], Kind] = Field(
+        default={}, max_length=MOST_NAMES
+    )
+    """What tensors outside the experts are, by patterns of their whole names (`*`: any characters),
+    the first that fits; for those whose names say nothing, or something else (`kinds.yaml`)."""
 
     @field_validator("router", mode="before")
     @classmethod

@@ -7,23 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache
-from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
 from ders_core.checkpoint.groups import Block
+from ders_core.checkpoint.kinds import KINDS as KINDS
+from ders_core.checkpoint.kinds import SMALL, kind_by_words
+from ders_core.checkpoint.kinds import Kind as Kind
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.checkpoint.stacks import MatrixStack
 from ders_core.files.dtype import Dtype
-from ders_core.files.package_data import plain_yaml
 from ders_core.files.tensor import TensorReader
-
-Kind = Literal[
-    "attention", "ffn", "shared", "embedding", "head", "router", "norm", "vector", "other"
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""What a tensor outside the experts can be. vector: of one dimension, and no norm."""
 
 FLOATS = (Dtype.BF16, Dtype.F16, Dtype.F32)
 """The dtypes of tensors that a codec may have."""
@@ -86,18 +80,23 @@ class Surroundings:
     """What is known of a checkpoint's tensors outside the experts, by their names.
 
     routers: the modules of the blocks' routers. shared, ffns: always-on experts' tensors, and those
-    of dense FFNs. scopes: what names of a stack's
-    layers begin with -> what is added to the number after it.
+    of dense FFNs. scopes: what names of a stack's layers begin with -> what is added to the number
+    after it. stated: the layout's own patterns of names -> kinds, which count before all else.
     """
 
     routers: frozenset[str]
     shared: frozenset[str]
     ffns: frozenset[str]
     scopes: Mapping[str, int]
+    stated: Mapping[str, Kind]
 
     @classmethod
     def of(
-        cls, blocks: Sequence[Block], shared: Sequence[str], ffns: Sequence[str]
+        cls,
+        blocks: Sequence[Block],
+        shared: Sequence[str],
+        ffns: Sequence[str],
+        stated: Mapping[str, Kind],
     ) -> Surroundings:
         scopes: dict[str, int] = {}
         for block in blocks:
@@ -105,7 +104,7 @@ class Surroundings:
             if match is not None:
                 scopes.setdefault(block.name[: match.start()], block.index - block.layer)
         routers = frozenset(_module(block.router) for block in blocks if block.router)
-        return cls(routers, frozenset(shared), frozenset(ffns), scopes)
+        return cls(routers, frozenset(shared), frozenset(ffns), scopes, stated)
 
     def layer(self, name: str) -> int | None:
         """The layer that a tensor belongs to."""
@@ -116,12 +115,18 @@ class Surroundings:
         return None
 
     def kind(self, name: str, shape: tuple[int, ...]) -> Kind:
+        """What a tensor is. One of one dimension is small, whatever its neighbours are."""
+        is_vector = math.prod(shape) == max(shape, default=0)
+        said = (kind for pattern, kind in self.stated.items() if fnmatchcase(name, pattern))
+        stated = next(said, None)
+        if stated is not None and (stated in SMALL or not is_vector):
+            return stated
         if _module(name) in self.routers:
             return "router"
         if name in self.shared:
             return "shared"
-        word = _kind_by_words(name)
-        if math.prod(shape) == max(shape, default=0):
+        word = kind_by_words(name)
+        if is_vector:
             return "norm" if word == "norm" else "vector"
         return "ffn" if name in self.ffns else word
 
@@ -155,22 +160,3 @@ def can_be_coded(info: TensorReader) -> bool:
 def _module(name: str) -> str:
     """What a tensor's name begins with, without its last part."""
     return name.rpartition(".")[0]
-
-
-@cache
-def _words() -> dict[Kind, list[str]]:
-    words: dict[Kind, list[str]] = plain_yaml(Path(__file__).with_name("kinds.yaml"))
-    return words
-
-
-@cache
-def _kind_of_part(part: str) -> Kind | None:
-    """What a part of a name between dots says."""
-    pairs = ((kind, word) for kind, words in _words().items() for word in words)
-    return next((kind for kind, word in pairs if fnmatchcase(part, word)), None)
-
-
-def _kind_by_words(name: str) -> Kind:
-    """The innermost part that says something decides: an attention's norm is a norm."""
-    parts = (_kind_of_part(part) for part in reversed(name.split(".")))
-    return next((kind for kind in parts if kind is not None), "other")

@@ -23,6 +23,7 @@ from support.moe_families import (
     NO_MOE,
     PART_OF_ANOTHER,
     TOKENS,
+    VOCABULARY,
     Family,
     default_of,
     family_of,
@@ -54,6 +55,7 @@ from ders_core.pipeline.calibration import IN, SIDES
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe, Rule
+from ders_core.recipe.rule import USUAL_KINDS
 
 SEED = 5
 CODECS: tuple[Codec, ...] = (
@@ -182,6 +184,23 @@ def test_all_experts_are_found(case: Case) -> None:
     assert sum(len(group.experts) * group.shape[1] * group.shape[2] for group in groups) == sum(
         held
     )
+
+
+def test_other_tensors_are_named(case: Case) -> None:
+    """Routers' parts, always-on experts, attention's projections by the model's own words, which no
+    layout reads; and what has a row for each word of the vocabulary, outside of the layers."""
+    for name, other in open_checkpoint(case.path).others.items():
+        is_matrix = sum(size > 1 for size in other.info.shape) > 1
+        if re.search(r"router|e_score_correction|expert_bias|balancing", name):
+            assert other.kind not in USUAL_KINDS, name
+        elif not is_matrix:
+            assert other.kind in ("router", "norm", "vector", "shared"), name
+        elif re.search(r"shared?_experts?\.", name):
+            assert other.kind == "shared", name
+        elif re.search(r"\.\d+\..*[._](q|k|v|q_a)_proj\.weight", name):
+            assert other.kind == "attention", name
+        elif other.info.shape[0] == VOCABULARY and not re.search(r"\.\d+\.|attn", name):
+            assert other.kind in ("embedding", "head"), name
 
 
 def _is_experts(name: str, tensor: torch.Tensor, model_type: str) -> bool:

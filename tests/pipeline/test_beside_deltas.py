@@ -236,10 +236,10 @@ def test_large_tensors_are_cut_between_rows(tmp_path: Path) -> None:
 
 
 def test_transformers_loads_what_is_coded(mixtral_dir: Path, tmp_path: Path) -> None:
-    """The same parameters as of the synthesized checkpoint."""
+    """The same parameters as of the checkpoint that is synthesized in that dtype."""
     chosen = recipe(base_codec={**QUANTIZED, "bits": 8}, others={**QUANTIZED, "bits": 8})
     compress(mixtral_dir, tmp_path / "packed", chosen)
-    synthesize(tmp_path / "packed", tmp_path / "back")
+    synthesize(tmp_path / "packed", tmp_path / "back", dtype="float32")
     packed = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32)
     original = AutoModelForCausalLM.from_pretrained(mixtral_dir, dtype=torch.float32)
