@@ -32,10 +32,10 @@ def is_doubtful(squares: Squares, least: float) -> bool:
     squares: against that base. At equal error a Gaussian delta takes ½ log2(ΣW²/ΣΔ²) bits less than
     the weight itself.
     """
-    return squares.delta > 0 and squares.weight <= squares.delta * 4.0**least
+    return squares.delta > 0 and squares.weight <= squares.delta * math.pow(4, least)
 
 
 def pays(loss: float, without: float, least: float) -> bool:
     """Whether a base spares so many bits. loss, without: errors, as norms, of the same codec with
     it and without; each bit halves an error."""
-    return without > loss * 2.0**least
+    return without > loss * math.pow(2, least)

@@ -145,9 +145,9 @@ def forecast(
     for entry in plan.entries:
         group = checkpoint.group(*entry.key, recipe.extended)
         if entry.codec.keeps:
-            told = _kept(entry)
+            group_told = _kept(entry)
         elif recipe.base.files or not _can_be_sampled(entry):
-            told = ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None)
+            group_told = ForecastEntry(*entry.key, "", entry.bytes_after, None, None, None)
         else:
             known = group_knowledge(
                 group,
@@ -157,10 +157,10 @@ def forecast(
                 recipe.base.is_stored,
             )
             with torch.inference_mode():
-                told = _sampled(
+                group_told = _sampled(
                     entry, group, recipe, known, context, sample, with_lossless=with_lossless
                 )
-        entries.append(told)
+        entries.append(group_told)
         meter.advance(1, f"foretold layer {entry.layer}, {entry.projection}")
     others = []
     for other in plan.others:

@@ -15,14 +15,14 @@ from support.messages import raises_saying
 from support.shell import ders
 from transformers import AutoModelForCausalLM
 
-from ders_core.codecs import EncodeContext, Entropy, Keep, Lossless, Quantized, Sparse
+from ders_core.codecs import DeltaCodec, EncodeContext, Entropy, Keep, Lossless, Quantized, Sparse
 from ders_core.codecs.group import GroupCodec, Lengths
 from ders_core.errors import OutputError
 from ders_core.files.dtype import Dtype
 from ders_core.hf import load_model
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.packed.stacks import PackedGroup, PackedStack
+from ders_core.packed.stacks import PackedGroup, PackedStack, PackedTensor
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
 from ders_core.pipeline.original_form import DTYPES
@@ -79,7 +79,8 @@ def decoded(
 
     parts = codec.take(number, read, shape, Dtype[stack.dtype], lengths)
     member = codec.expert(number)
-    delta = member.decode(parts, shape, EncodeContext(torch.bfloat16, seed))  # type: ignore[attr-defined]
+    assert isinstance(member, DeltaCodec)
+    delta = member.decode(parts, shape, EncodeContext(torch.bfloat16, seed))
     assert delta.dtype is torch.float32
     return delta.double()
 
@@ -122,6 +123,11 @@ def test_float32_is_the_sum_within_its_last_bit(packed: Path) -> None:
     assert kinds == {True, False}
 
 
+def _name(stack: PackedStack) -> str:
+    assert isinstance(stack, PackedTensor)
+    return stack.name
+
+
 def test_reports_tell_how_much_of_an_error_is_rounding(
     made: tuple[Path, Report], mixtral_dir: Path
 ) -> None:
@@ -132,11 +138,11 @@ def test_reports_tell_how_much_of_an_error_is_rounding(
         codec = stack.group_codec()
         if codec.members(codec.uses[number])[0] != number or wanted is None:
             continue
-        key = (stack.layer, stack.projection) if isinstance(stack, PackedGroup) else stack.name
+        key = (stack.layer, stack.projection) if isinstance(stack, PackedGroup) else _name(stack)
         exact = original.stack(key).read(number).double()
         stored = packed.matrices.weight(stack, number).double()
         errors = [(each - exact).square().sum() for each in (stored, wanted)]
-        title = stack.title if isinstance(stack, PackedGroup) else stack.name
+        title = stack.title if isinstance(stack, PackedGroup) else _name(stack)
         sums.setdefault(title, []).append(torch.stack(errors))
     shares = {}
     for title, each in sums.items():
