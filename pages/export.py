@@ -21,8 +21,7 @@ from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, share_text, visible
 
-Asked = dict[str, str | None]
-"""What a job is to be told beside the format, by the names of its spec."""
+Asked = dict[str, str | None]  # what a job is told beside the format, by the names of its spec
 
 
 def packed_size(result: PackedResult) -> str:

@@ -119,7 +119,10 @@ def test_the_dtype_is_the_checkpoints_unless_asked(
         wide = load_model(directory, dtype=torch.float32).state_dict()
         narrow = load_model(directory).state_dict()
         assert {tensor.dtype for tensor in wide.values()} == {torch.float32}
-        assert all(torch.equal(wide[name], narrow[name].float()) for name in wide)
+        assert all(torch.equal(wide[name].bfloat16(), narrow[name]) for name in wide)
+        # what is packed is added in float32, and rounded to the checkpoint's dtype for that alone
+        same = all(torch.equal(wide[name], narrow[name].float()) for name in wide)
+        assert same == (directory is mixtral_dir)
 
 
 def test_few_experts_are_in_memory_beside_the_model(
