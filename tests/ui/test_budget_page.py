@@ -16,7 +16,7 @@ from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.kinds.run import RunResult
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.pipeline.budget import settle
+from ders_core.pipeline.budget import check_budget, settle, with_knob
 from ders_core.recipe import Recipe
 
 
@@ -28,12 +28,13 @@ def test_a_run_settles_its_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Started from the page without *Find the knob*; a miss is told in the run's details."""
-    monkeypatch.setattr("ders_core.pipeline.budget.SPARE", -0.1)  # the sample foretells too little
     source, path = open_checkpoint(mixtral_dir), workspace.path / "gradients.safetensors"
     with_gradients(source, path, cost=10.0, others=["lm_head.weight"])
     asked = Recipe.from_yaml(
-        f"version: 2\nname: whole\ncalibration: {path}\nbudget: {{share: 60%}}\n"
+        f"version: 2\nname: whole\ncalibration: {path}\nbudget: {{share: 20%}}\n"
     )
+    found = with_knob(asked, 2.0**-10, check_budget(asked, source))  # no search: too fine a knob
+    monkeypatch.setattr("ders_core.pipeline.compress.settle", lambda *_, progress: found)
     on(opened(app, mixtral_dir), "recipe")
     next(area for area in app.text_area if area.label == "YAML").set_value(asked.to_yaml()).run()
     app.button(key="yaml_apply").click().run()
@@ -49,8 +50,8 @@ def test_a_run_settles_its_budget(
     assert result is not None
     assert result.report is not None
     manifest = PackedCheckpoint(result.packed).manifest
-    assert manifest.recipe == settle(asked, source).public().model_dump(mode="json")
-    assert "60" in result.report.missed or "0.6" in result.report.missed
+    assert manifest.recipe == found.public().model_dump(mode="json")
+    assert "0.2 of the original" in result.report.missed
     on(app, "runs")
     assert "budget" in " ".join(warning.value for warning in app.warning)
 
