@@ -24,6 +24,7 @@ from ders_core.codecs.fitting.sensitive_steps import (
 from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.tunable import Tunable, Values
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -241,6 +242,32 @@ class Entropy(DeltaCodec):
         if base.device.type != "cpu" or not level_stream.is_one(stream):
             return super().unpack(parts, base, context)
         return level_stream.read(stream, (base.shape[0], base.shape[1])).onto(base)
+
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        """The levels; 0 stays 0, which entries that are left out have. Streams of earlier format
+        versions stay as they are."""
+        stream = parts["stream"]
+        if not level_stream.is_one(stream):
+            return super().tunable(parts, shape, context)
+        entries, device = level_stream.read(stream, shape), stream.device
+        if not entries.sections:
+            return Tunable.fixed(torch.zeros(shape, device=device))
+        numbers = entries.numbers().view(-1).to(device)
+        stored = torch.from_numpy(entries.levels.copy()).to(device)
+        factors = [] if entries.steps is None else entries.steps.factors()
+        scaled = [torch.from_numpy(each).to(device) for each in factors]
+
+        def decode(values: Values) -> torch.Tensor:
+            levels = values["levels"] * (stored != 0)
+            delta = levels.index_select(0, numbers).view(shape)
+            return delta * scaled[0].unsqueeze(1) * scaled[1] if scaled else delta
+
+        def store(values: Values) -> Parts:
+            return {"stream": level_stream.with_levels(stream, values["levels"])}
+
+        return Tunable(decode, {"levels": stored}, {"levels": "levels"}, store)
 
     def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """As for Gaussian values of one variance. Unknown where steps differ."""
