@@ -132,7 +132,9 @@ class Chain(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:
         stages = {
-            str(number): stage.tunable(within(str(number), parts), shape, _of_stage(context, number))
+            str(number): stage.tunable(
+                within(str(number), parts), shape, _of_stage(context, number)
+            )
             for number, stage in enumerate(self.stages)
         }
         return Tunable.joined(stages, lambda deltas: torch.stack([*deltas.values()]).sum(0))

@@ -279,7 +279,11 @@ def check_tuning(codec: Codec) -> None:
     """What it names as tunable gives the delta that it decodes, before and after values change;
     gradients are those of differences; what is stored again fits in the same places, and values
     that did not change give the same bits."""
-    for shape, dtype in (((13, 29), torch.bfloat16), ((16, 128), torch.float32), ((0, 5), DTYPES[0])):
+    for shape, dtype in (
+        ((13, 29), torch.bfloat16),
+        ((16, 128), torch.float32),
+        ((0, 5), DTYPES[0]),
+    ):
         base = gaussian(shape, 1, 1.0).to(dtype)
         weight = (base.float() + gaussian(shape, 2)).to(dtype)
         settled, context = codec.fit([weight.float() - base.float()]), EncodeContext(dtype, 5)

@@ -166,7 +166,7 @@ def decoded(
 
 
 def unpacked(packed: torch.Tensor, bits: int | None, shape: tuple[int, int]) -> torch.Tensor:
-    """The codes of a matrix, uint8 `[out, in]`. bits: as of `decoded`. Raises CodecError likewise."""
+    """The codes of a matrix, uint8 `[out, in]`; bits, and what is raised, as of `decoded`."""
     count = shape[0] * shape[1]
     if bits is None:
         return unpack_trits(packed, count).view(shape)
