@@ -114,10 +114,7 @@ def _print(result: RepairResult) -> None:
             ["KL, nats a token (95 %)", *kl],
             [
                 "top-1 agreement",
-                *(
-                    share_text(each.top1_agreement or 0.0)
-                    for each in (result.before, result.after)
-                ),
+                *(share_text(each.top1_agreement or 0.0) for each in (result.before, result.after)),
             ],
             [
                 "perplexity",

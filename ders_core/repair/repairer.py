@@ -16,14 +16,20 @@ from transformers import PreTrainedModel
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.compute.progress import Meter, Progress, Tell, quiet
 from ders_core.errors import CheckpointError, EvaluationError, RecipeError
 from ders_core.evaluate.forward import loaded
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.reference import reference_store
 from ders_core.files.address import is_remote
 from ders_core.files.inputs import check_inputs, unchanged_inputs
-from ders_core.files.output import check_room, new_target, output_directory, partial_path
+from ders_core.files.output import (
+    STATE,
+    check_room,
+    new_target,
+    output_directory,
+    partial_path,
+)
 from ders_core.files.store import TensorStore
 from ders_core.files.texts import Texts, as_paths
 from ders_core.hf.describe import ModelFacts, describe, load_config
@@ -80,15 +86,14 @@ def repair(
     started = time.monotonic()
     where, chosen = resolve_device(device), settings or RepairSettings()
     target = new_target(out, resume=resume)
-    work = _Work.of(packed, original, text, heldout, chosen, where, trust_remote_code)
+    meter = Meter(chosen.steps, progress)
+    work = _Work.of(packed, original, text, heldout, chosen, where, trust_remote_code, meter.report)
     if not resume:
         check_room(target.parent, output_bytes(work.packed))
-    meter = Meter(chosen.steps, progress)
     folder = partial_path(target) / CHECKPOINTS
     found = find_checkpoints(folder) if resume else Checkpoints()
     resumed = found.sentence if resume and folder.is_dir() else ""
-    meter.at(found.step, "checking the packed checkpoint")
-    work.check_packed(meter)
+    meter.at(found.step, "reading the packed checkpoint")
     described = work.description(meter)
     needs = output_bytes(work.packed)
     with output_directory(target, work=described, resume=resume, needs=needs) as partial:
@@ -99,13 +104,21 @@ def repair(
         try:
             trained = _train_and_measure(work, partial, folder, found, meter)
         except EvaluationError:
-            for path in (folder, *partial.glob("*.safetensors")):  # it would end so once more
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _leave_nothing(partial)  # it would end so once more
             raise
         check_inputs()
         shutil.rmtree(folder)
         meter.finish("written")
         return trained.result(work, target, resumed, time.monotonic() - started)
+
+
+def _leave_nothing(partial: Path) -> None:
+    """Remove what was written, so that nothing could be continued."""
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != STATE:
+            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,7 @@ class _Work:
         settings: RepairSettings,
         where: torch.device,
         trust: bool,
+        tell: Tell,
     ) -> _Work:
         """Opens and refuses."""
         checkpoint, teacher = PackedCheckpoint(packed), open_checkpoint(original)
@@ -152,6 +166,10 @@ class _Work:
             )
         facts = describe(teacher.path, trust_remote_code=trust)
         texts = read_windows(facts, text, heldout, settings, trust)
+        tell("checking the packed checkpoint")
+        problems = checkpoint.checksum_problems(lambda _, message: tell(message))
+        if problems:
+            raise CheckpointError(f"{checkpoint.path}: {problems[0]}; copy the directory again")
         stands_for = open_checkpoint(checkpoint.path)
         collected = collect(checkpoint, stands_for, settings.train, where)
         trained = sum(leaf.start.numel() for leaf in collected.leaves)
@@ -183,12 +201,6 @@ class _Work:
             memory,
             trust,
         )
-
-    def check_packed(self, meter: Meter) -> None:
-        """Raises CheckpointError if a tensor is damaged."""
-        problems = self.packed.checksum_problems(lambda _, message: meter.report(message))
-        if problems:
-            raise CheckpointError(f"{self.packed.path}: {problems[0]}; copy the directory again")
 
     def description(self, meter: Meter) -> dict[str, Any]:
         """What tells this repair from others, as JSON."""

@@ -42,16 +42,20 @@ def read_windows(
     settings: RepairSettings,
     trust_remote_code: bool,
 ) -> RepairText:
-    """The windows of the texts as the original's tokenizer splits them; of a text no more than all
-    steps can read. Raises EvaluationError for a text that cannot be read or is too short."""
+    """The windows of the texts as the original's tokenizer splits them; of a text no more than is
+    needed. Raises EvaluationError for a text that cannot be read or is too short."""
     tokenizer = load_tokenizer(facts.path, trust_remote_code=trust_remote_code)
     window = fitting_window(settings.window, [facts.positions])
     reach = settings.steps * settings.batch * window
+    if heldout is None:
+        reach = max(reach, HELD_OUT * settings.heldout_tokens)
 
     def windows(path: Texts, tokens: int) -> torch.Tensor:
-        rows = token_windows(
-            tokenizer, read_text(path, tokenizer), window, tokens, before=facts.encoder_decoder
-        )
+        words = read_text(path, tokenizer)
+        try:
+            rows = token_windows(tokenizer, words, window, tokens, before=facts.encoder_decoder)
+        except EvaluationError as error:
+            raise EvaluationError(f"{', '.join(map(str, as_paths(path)))}: {error}") from error
         check_vocabulary(rows, facts.vocabulary, tokenizer, facts.path)
         return rows
 
