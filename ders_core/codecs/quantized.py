@@ -221,7 +221,7 @@ class Quantized(DeltaCodec):
     ) -> Tunable:
         """Scales, in 8 bits the rows' largest alone, offsets, and levels that were learnt."""
         kinds: dict[str, TunedKind] = {"tops" if self.scale_bits == 8 else "scales": "scales"}
-        kinds |= {name: name for name in ("offsets", "levels") if name in parts}  # type: ignore[misc]
+        kinds |= {name: name for name in ("offsets", "levels") if name in parts}
         blocks, fixed = self._blocks(shape[1]), self._fixed_levels()
         codes = unpacked(parts["codes"], self.bits, shape)
         table = None if fixed is None else fixed.table.to(codes.device)

@@ -146,7 +146,7 @@ class _Owners:
     """The parameters of a model, by address and by value."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._named = dict(model.named_parameters())
+        self._named: dict[str, nn.Parameter] = dict(model.named_parameters())
 
     def of(self, view: torch.Tensor) -> nn.Parameter:
         """The parameter in whose memory a view lies."""

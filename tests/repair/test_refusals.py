@@ -1,4 +1,4 @@
-"""What a repair refuses, in one sentence and without an output; and how it is stopped and resumed."""
+"""What a repair refuses, in one sentence and without an output; how one is stopped and resumed."""
 
 from __future__ import annotations
 
