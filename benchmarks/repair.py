@@ -1,9 +1,9 @@
 """What a repair brings: KL on held-out text before and after, of the demo in one and two bits.
 
 `python benchmarks/repair.py WORK` unpacks the demo into WORK, packs it with each preset and repairs
-each packed one on the demo's calibration text, with everything that is small and with scales alone.
-The baseline of each line is the same packed checkpoint before the repair, on the same windows of the
-demo's held-out text.
+each packed one on the demo's calibration text, with everything that is small, and with scales and
+levels alone. The baseline of each line is the same packed checkpoint before the repair, on the same
+windows of the demo's held-out text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ders_core.recipe import load_recipe
 from ders_core.repair import DEFAULT_TRAIN, RepairSettings
 from ders_core.repair.repairer import repair
 
-PRESETS = ["quantized-1bit", "quantized-1bit-unbiased", "quantized-2bit", "entropy-1bit"]
+PRESETS = ["quantized-1bit", "quantized-2bit", "entropy-1bit"]
 SMALLEST = ("scales", "levels")
 """What needs no values besides those that codes have."""
 
@@ -84,9 +84,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--heldout-tokens", type=int, default=8192)
+    parser.add_argument("--heldout-tokens", type=int, default=4096)
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)

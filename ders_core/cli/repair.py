@@ -46,7 +46,7 @@ def repair(
     window: Annotated[int, typer.Option(help="tokens of context")] = 256,
     rate: Annotated[
         float, typer.Option(help="learning rate, as a share of the size of each tensor's values")
-    ] = 2e-3,
+    ] = 3e-3,
     heldout_tokens: Annotated[int, typer.Option(help="measure on no more than these")] = 16384,
     seed: Annotated[int, typer.Option(help="of the order of windows")] = 0,
     device: DeviceOption = "auto",

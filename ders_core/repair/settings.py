@@ -43,7 +43,7 @@ class RepairSettings(BaseModel):
     steps: int = Field(default=300, ge=1)
     batch: int = Field(default=8, ge=1)
     window: int = Field(default=256, ge=2)
-    rate: float = Field(default=2e-3, gt=0, le=1)
+    rate: float = Field(default=3e-3, gt=0, le=1)
     heldout_tokens: int = Field(default=16384, ge=2)
     save_every: int = Field(default=50, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
