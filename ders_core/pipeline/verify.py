@@ -23,7 +23,7 @@ from ders_core.packed.checksums import checksums
 from ders_core.packed.manifest import Encoded
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.packed.stacks import PackedStack, PackedTensor
+from ders_core.packed.stacks import PackedGroup, PackedStack, PackedTensor
 
 AGREEMENT = 0.01
 """Two measurements of one error differ by no larger share."""
@@ -186,6 +186,7 @@ def encoded_anew(
         if isinstance(packed, PackedTensor):
             stack: MatrixStack = _other(checkpoint, original, packed)
         else:
+            assert isinstance(packed, PackedGroup)
             stack = original.group(packed.layer, packed.projection, extended)
         digest = WeightsDigest()
         squares = _squares(checkpoint, packed, stack, digest)

@@ -10,6 +10,7 @@ import torch
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import EncodeContext
 from ders_core.codecs.group import GroupCodec, Lengths
+from ders_core.compute.progress import Tell, untold
 from ders_core.files.dtype import Dtype
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.stacks import PackedGroup, PackedStack, PackedTensor
@@ -78,11 +79,14 @@ def collect(
     original: Checkpoint,
     words: Collection[str],
     device: torch.device,
+    tell: Tell = untold,
 ) -> Collected:
-    """original: what `packed` stands for, which knows the kinds of tensors. words: of
-    `settings.TRAINABLE`. Raises CheckpointError and CodecError for damaged parts."""
+    """original: what was packed, which knows the kinds of tensors. words: of
+    `settings.TRAINABLE`. tell: called with a message before each stack. Raises CheckpointError and
+    CodecError for damaged parts."""
     found = Collected()
     for stack in packed.manifest.stacks:
+        tell(f"reading {stack.title}")
         read = _read_stack(packed, stack, words, device)
         if read is not None and read.leaves:
             (found.groups if isinstance(stack, PackedGroup) else found.others).append(read)
@@ -261,7 +265,7 @@ def _stack(read: ReadStack, places: Mapping[int, Places]) -> tuple[TunedStack, l
     leaves = [leaf for matrix in known for leaf in matrix.delta.leaves.values()] + free
     if not leaves:
         return None
-    return TunedStack(known, bases, Dtype[read.stack.dtype].torch), leaves
+    return TunedStack(known, bases), leaves
 
 
 def _base_leaves(bases: Sequence[Base]) -> Iterator[Leaf]:

@@ -33,7 +33,9 @@ class Place:
         if gradient.stride() != self.parameter.stride():
             gradient = torch.empty_like(self.parameter).copy_(gradient)
         begin = (self.view.data_ptr() - self.parameter.data_ptr()) // self.view.itemsize
-        return gradient.as_strided(self.view.shape, self.view.stride(), begin)
+        return gradient.as_strided(
+            self.view.shape, self.view.stride(), gradient.storage_offset() + begin
+        )
 
 
 class Places:
@@ -88,21 +90,24 @@ class Located:
 
 
 def locate(
-    model: PreTrainedModel,
+    known: PreTrainedModel,
     checkpoint: Checkpoint,
+    alike: PreTrainedModel,
     layers: Collection[int],
     matrices: Collection[str],
     plain: Collection[str],
 ) -> Located:
-    """Find in the model the experts of these layers, other matrices, and tensors that the model
+    """Find in a model the experts of these layers, other matrices, and tensors that the model
     holds as they are on disk, such as norms and routers, by their names there.
 
-    checkpoint: what the model was loaded from, packed or not. Raises EvaluationError if experts are
-    not found; other tensors that are not are `missing`.
+    They are found by their values, which those of a packed model are not: in `known`, which was
+    loaded from `checkpoint`, the original. The places are those of `alike`, a model of the same
+    class and shapes. Raises EvaluationError if experts are not found; other tensors that are not
+    are `missing`.
     """
-    found, owners = Located(), _Owners(model)
+    found, owners = Located(), _Owners(known, alike)
     try:
-        groups = locate_projections(model, checkpoint, layers)
+        groups = locate_projections(known, checkpoint, layers)
     except EvaluationError as error:
         raise EvaluationError(
             f"{checkpoint.path}: the model that transformers makes of it keeps its experts in a "
@@ -110,59 +115,63 @@ def locate(
         ) from error
     for group in groups:
         found.experts[group.group.key] = [
-            Places([Place(slice(0, weight.shape[0], 1), weight, owners.of(weight))])
-            for weight in group.weights
+            Places([owners.place(slice(0, weight.shape[0], 1), weight)]) for weight in group.weights
         ]
     if matrices:
-        everything = locate_projections(model, checkpoint, checkpoint.moe_layers)
-        others = locate_others(model, checkpoint, everything)
+        everything = locate_projections(known, checkpoint, checkpoint.moe_layers)
+        others = locate_others(known, checkpoint, everything)
         for tensor in others.tensors:
             if tensor.name in matrices:
                 found.tensors[tensor.name] = Places(
-                    [_place(piece, owners) for piece in tensor.pieces]
+                    [owners.place(_rows(piece), piece.weight) for piece in tensor.pieces]
                 )
         for name in sorted(set(matrices) - found.tensors.keys()):
             reason = others.left_out.get(name, "it is no matrix of the model's")
             found.missing[name] = reason
     for name in plain:
-        parameter = owners.alike(checkpoint.tensors[name])
-        if parameter is None:
+        whole = owners.find(checkpoint.tensors[name])
+        if whole is None:
             found.missing[name] = "the model holds no tensor with its values, or several"
         else:
-            whole = parameter.detach().view(checkpoint.tensors[name].shape)
             rows = slice(0, whole.shape[0], 1) if whole.dim() else slice(None)
-            found.tensors[name] = Places([Place(rows, whole, parameter)])
+            found.tensors[name] = Places([owners.place(rows, whole)])
     return found
 
 
-def _place(piece: Piece, owners: _Owners) -> Place:
-    rows = piece.rows
-    return Place(
-        slice(rows.start, rows.stop, rows.step or 1), piece.weight, owners.of(piece.weight)
-    )
+def _rows(piece: Piece) -> slice:
+    return slice(piece.rows.start, piece.rows.stop, piece.rows.step or 1)
 
 
 class _Owners:
-    """The parameters of a model, by address and by value."""
+    """The parameters of one model, by address and by value, and those of another by their
+    names."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._named: dict[str, nn.Parameter] = dict(model.named_parameters())
+    def __init__(self, known: PreTrainedModel, alike: PreTrainedModel) -> None:
+        self._named: dict[str, nn.Parameter] = dict(known.named_parameters())
+        self._alike: dict[str, nn.Parameter] = dict(alike.named_parameters())
 
-    def of(self, view: torch.Tensor) -> nn.Parameter:
-        """The parameter in whose memory a view lies."""
+    def place(self, rows: slice, view: torch.Tensor) -> Place:
+        """The same elements of the other model as a view shows of this one."""
         address = view.data_ptr()
-        for parameter in self._named.values():
+        for name, parameter in self._named.items():
             begin = parameter.data_ptr()
             if begin <= address < begin + parameter.numel() * parameter.itemsize:
-                return parameter
+                other = self._alike[name]
+                if other.stride() != parameter.stride():
+                    raise AssertionError(f"{name} lies otherwise in the two models")
+                first = (address - begin) // view.itemsize
+                seen = other.detach().as_strided(
+                    view.shape, view.stride(), other.storage_offset() + first
+                )
+                return Place(rows, seen, other)
         raise AssertionError("a view of no parameter")
 
-    def alike(self, tensor: TensorReader) -> nn.Parameter | None:
-        """The parameter of this name and value; else the one with this value whose name is the most
-        alike, if one is."""
+    def find(self, tensor: TensorReader) -> torch.Tensor | None:
+        """The whole parameter of this name and value; else the one with this value whose name is
+        the most alike, if one is."""
         values = tensor.read()
         same = {
-            name: parameter
+            name: parameter.detach()
             for name, parameter in self._named.items()
             if parameter.shape == values.shape
             and parameter.is_contiguous()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import shutil
 import time
 from collections import Counter
@@ -14,14 +13,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.progress import Meter, Progress, Tell, quiet
-from ders_core.errors import CheckpointError, EvaluationError, RecipeError
+from ders_core.compute.progress import Meter, Progress, quiet
+from ders_core.errors import EvaluationError
 from ders_core.evaluate.forward import loaded
 from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.reference import reference_store
-from ders_core.files.address import is_remote
+from ders_core.evaluate.reference import ReferenceStore, reference_store
 from ders_core.files.inputs import check_inputs, unchanged_inputs
 from ders_core.files.output import (
     STATE,
@@ -30,23 +27,19 @@ from ders_core.files.output import (
     output_directory,
     partial_path,
 )
-from ders_core.files.store import TensorStore
-from ders_core.files.texts import Texts, as_paths
-from ders_core.hf.describe import ModelFacts, describe, load_config
+from ders_core.files.texts import Texts
+from ders_core.hf.describe import ModelFacts
 from ders_core.hf.silence import silent
 from ders_core.packed.manifest import Repair
-from ders_core.packed.open import open_checkpoint
-from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
-from ders_core.repair.collect import Collected, Placed, collect, place
+from ders_core.repair.collect import Placed, place
 from ders_core.repair.measure import Interval, Measured, compare, keep_answers
-from ders_core.repair.memory import Needed, check_memory, needed
 from ders_core.repair.places import locate
-from ders_core.repair.result import RepairResult
+from ders_core.repair.result import NotBetter, RepairResult
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student
-from ders_core.repair.text import RepairText, read_windows
 from ders_core.repair.trainer import RepairTrainer, Watch
+from ders_core.repair.work import Work
 from ders_core.repair.writing import complete, output_bytes, write_descriptions, write_weights
 from ders_core.upcycle.checkpoints import Checkpoints, clear, find_checkpoints
 
@@ -87,7 +80,7 @@ def repair(
     where, chosen = resolve_device(device), settings or RepairSettings()
     target = new_target(out, resume=resume)
     meter = Meter(chosen.steps, progress)
-    work = _Work.of(packed, original, text, heldout, chosen, where, trust_remote_code, meter.report)
+    work = Work.of(packed, original, text, heldout, chosen, where, trust_remote_code, meter.report)
     if not resume:
         check_room(target.parent, output_bytes(work.packed))
     folder = partial_path(target) / CHECKPOINTS
@@ -102,14 +95,14 @@ def repair(
         if resumed:
             meter.report(resumed)
         try:
-            trained = _train_and_measure(work, partial, folder, found, meter)
-        except EvaluationError:
+            outcome = _train_and_measure(work, partial, folder, found, meter)
+        except NotBetter:
             _leave_nothing(partial)  # it would end so once more
             raise
         check_inputs()
         shutil.rmtree(folder)
         meter.finish("written")
-        return trained.result(work, target, resumed, time.monotonic() - started)
+        return outcome.result(work, target, resumed, time.monotonic() - started)
 
 
 def _leave_nothing(partial: Path) -> None:
@@ -122,118 +115,28 @@ def _leave_nothing(partial: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What a repair has to do, as far as it is known before a weight is read."""
-
-    packed: PackedCheckpoint
-    stands_for: Checkpoint
-    """The packed checkpoint as its original."""
-    original: Checkpoint
-    facts: ModelFacts
-    texts: RepairText
-    names: tuple[tuple[str, ...], tuple[str, ...]]
-    """Of the texts and of the held-out ones."""
-    settings: RepairSettings
-    where: torch.device
-    collected: Collected
-    memory: Needed
-    trust: bool
-
-    @classmethod
-    def of(
-        cls,
-        packed: str | Path,
-        original: str | Path,
-        text: Texts,
-        heldout: Texts | None,
-        settings: RepairSettings,
-        where: torch.device,
-        trust: bool,
-        tell: Tell,
-    ) -> _Work:
-        """Opens and refuses."""
-        checkpoint, teacher = PackedCheckpoint(packed), open_checkpoint(original)
-        if is_remote(teacher.path):
-            raise CheckpointError(
-                f"{teacher.path} is not on this machine, and a repair runs it; download it first"
-            )
-        wanted = checkpoint.manifest.source.identity
-        if teacher.identity != wanted:
-            raise CheckpointError(
-                f"{checkpoint.path} was packed from another checkpoint than {teacher.path} "
-                f"(identity {wanted[:16]}, not {teacher.identity[:16]}); give the one that was "
-                "packed"
-            )
-        facts = describe(teacher.path, trust_remote_code=trust)
-        texts = read_windows(facts, text, heldout, settings, trust)
-        tell("checking the packed checkpoint")
-        problems = checkpoint.checksum_problems(lambda _, message: tell(message))
-        if problems:
-            raise CheckpointError(f"{checkpoint.path}: {problems[0]}; copy the directory again")
-        stands_for = open_checkpoint(checkpoint.path)
-        collected = collect(checkpoint, stands_for, settings.train, where)
-        trained = sum(leaf.start.numel() for leaf in collected.leaves)
-        if not trained:
-            raise RecipeError(
-                f"{checkpoint.path} holds nothing of {', '.join(settings.train)} that could be "
-                "trained; choose other parts with --train, or keep it as it is"
-            )
-        memory = needed(
-            facts,
-            load_config(TensorStore.open(teacher.path), trust_remote_code=trust),
-            [each.stack.stacked for each in (*collected.groups, *collected.others)],
-            trained,
-            texts.training.shape[1],
-            settings,
-        )
-        check_memory(memory, where)
-        names = (_names(text), () if heldout is None else _names(heldout))
-        return cls(
-            checkpoint,
-            stands_for,
-            teacher,
-            facts,
-            texts,
-            names,
-            settings,
-            where,
-            collected,
-            memory,
-            trust,
-        )
-
-    def description(self, meter: Meter) -> dict[str, Any]:
-        """What tells this repair from others, as JSON."""
-        return {
-            "packed": self.packed.store.content(lambda _, message: meter.report(message)),
-            "original": self.original.identity,
-            "settings": self.settings.model_dump(mode="json"),
-            "texts": [_digest(self.texts.training), _digest(self.texts.heldout)],
-            "device": self.where.type,
-        }
-
-    @property
-    def tokens(self) -> int:
-        settings = self.settings
-        return settings.steps * settings.batch * self.texts.training.shape[1]
-
-
-@dataclass(frozen=True)
 class _Trained:
-    """of_original: on the held-out windows. trained: word -> values."""
+    """of_original, before: on the held-out windows. counts: word -> values that were trained."""
 
     of_original: Totals
     before: Measured
-    after: Measured
-    trained: dict[str, int]
+    counts: dict[str, int]
     left_out: tuple[str, ...]
 
-    def quality(self, measured: Measured, work: _Work, seconds: float = 0.0) -> Quality:
+
+@dataclass(frozen=True)
+class _Outcome:
+    """after: as it was written."""
+
+    trained: _Trained
+    after: Measured
+
+    def quality(self, measured: Measured, work: Work, seconds: float = 0.0) -> Quality:
         totals = measured.totals
         return Quality(
             tokens=totals.tokens,
             perplexity=totals.perplexity,
-            reference_perplexity=self.of_original.perplexity,
+            reference_perplexity=self.trained.of_original.perplexity,
             kl=totals.kl / totals.tokens,
             top1_agreement=totals.same_top / totals.tokens,
             routing_agreement=totals.routing_agreement,
@@ -244,21 +147,21 @@ class _Trained:
 
     @property
     def change(self) -> Interval:
-        pairs = zip(self.after.kl, self.before.kl, strict=True)
+        pairs = zip(self.after.kl, self.trained.before.kl, strict=True)
         return Interval.of([after - before for after, before in pairs])
 
-    def result(self, work: _Work, out: Path, resumed: str, seconds: float) -> RepairResult:
+    def result(self, work: Work, out: Path, resumed: str, seconds: float) -> RepairResult:
         return RepairResult(
             out=str(out),
             steps=work.settings.steps,
             tokens=work.tokens,
-            trained=self.trained,
-            before=self.quality(self.before, work),
+            trained=self.trained.counts,
+            before=self.quality(self.trained.before, work),
             after=self.quality(self.after, work),
-            kl_before=Interval.of(self.before.kl),
+            kl_before=Interval.of(self.trained.before.kl),
             kl_after=Interval.of(self.after.kl),
             change=self.change,
-            left_out=self.left_out,
+            left_out=self.trained.left_out,
             repeated=work.texts.repeated,
             bytes=work.packed.bytes_total,
             needed=work.memory.total,
@@ -269,43 +172,54 @@ class _Trained:
 
 
 def _train_and_measure(
-    work: _Work, partial: Path, folder: Path, found: Checkpoints, meter: Meter
-) -> _Trained:
-    """Train, write, and measure what was written. Raises EvaluationError if it is not better."""
+    work: Work, partial: Path, folder: Path, found: Checkpoints, meter: Meter
+) -> _Outcome:
+    """Train, write, and measure what was written. Raises NotBetter if it is not better."""
     heldout, batch = work.texts.heldout, work.settings.batch
     predicted = heldout.shape[1] // (2 if work.facts.encoder_decoder else 1) - 1
     tokens = len(heldout) * predicted
     with reference_store(tokens, _vocabulary(work.facts)) as store:
-        with _model(work.original.path, work) as teacher:
-            meter.report("measuring the original")
-            of_original = keep_answers(teacher, heldout, batch, store, meter.report)
-            with _model(work.packed.path, work) as network:
-                before = compare(network, heldout, batch, store, "the packed model", meter.report)
-                meter.report("finding what is trained in the model")
-                placed = _placed(work, network)
-                student = Student(network, placed)
-                _train(student, teacher, work, folder, found, meter)
-                changes = [change for unit in placed.units for change in unit.changes()]
-                checksums = write_weights(partial, work.packed, changes, meter.report)
+        trained = _train(work, partial, folder, found, store, meter)
         gc.collect()
-        counts = Counter[str]()
-        for leaf in placed.leaves:
-            counts[leaf.kind] += leaf.start.numel()
-        _write_beside(partial, work, checksums, counts)
         with _model(partial, work) as network:
             after = compare(network, heldout, batch, store, "the repaired model", meter.report)
-    trained = _Trained(of_original, before, after, dict(counts), tuple(placed.left_out))
-    _check_better(trained, work)
+    outcome = _Outcome(trained, after)
+    _check_better(outcome, work)
     figures = {
-        "kl_before": float(f"{before.mean:.6g}"),
+        "kl_before": float(f"{trained.before.mean:.6g}"),
         "kl_after": float(f"{after.mean:.6g}"),
     }
-    quality = trained.quality(after, work)
-    complete(partial, work.original, figures, quality, meter.report)
-    return trained
+    complete(partial, work.original, figures, outcome.quality(after, work), meter.report)
+    return outcome
 
 
-def _model(path: Path, work: _Work) -> Any:
+def _train(
+    work: Work,
+    partial: Path,
+    folder: Path,
+    found: Checkpoints,
+    store: ReferenceStore,
+    meter: Meter,
+) -> _Trained:
+    """Both models are in memory, and nothing of them when it is done."""
+    heldout, batch = work.texts.heldout, work.settings.batch
+    with _model(work.original.path, work) as teacher, _model(work.packed.path, work) as network:
+        meter.report("measuring the original")
+        of_original = keep_answers(teacher, heldout, batch, store, meter.report)
+        before = compare(network, heldout, batch, store, "the packed model", meter.report)
+        meter.report("finding what is trained in the model")
+        placed = _placed(work, teacher, network)
+        _fit(Student(network, placed), teacher, work, folder, found, meter)
+        changes = [change for unit in placed.units for change in unit.changes()]
+    checksums = write_weights(partial, work.packed, changes, meter.report)
+    counts = Counter[str]()
+    for leaf in placed.leaves:
+        counts[leaf.kind] += leaf.start.numel()
+    _write_beside(partial, work, checksums, counts)
+    return _Trained(of_original, before, dict(counts), tuple(placed.left_out))
+
+
+def _model(path: Path, work: Work) -> Any:
     return loaded(path, work.where.type, torch.float32, work.trust)
 
 
@@ -318,11 +232,12 @@ def _vocabulary(facts: ModelFacts) -> int:
     return facts.vocabulary
 
 
-def _placed(work: _Work, network: PreTrainedModel) -> Placed:
+def _placed(work: Work, teacher: PreTrainedModel, network: PreTrainedModel) -> Placed:
     collected = work.collected
     located = locate(
+        teacher,
+        work.original,
         network,
-        work.stands_for,
         collected.layers,
         collected.coded | collected.matrices,
         collected.plain.keys() - collected.matrices,
@@ -336,10 +251,10 @@ def _placed(work: _Work, network: PreTrainedModel) -> Placed:
     return placed
 
 
-def _train(
+def _fit(
     student: Student,
     teacher: PreTrainedModel,
-    work: _Work,
+    work: Work,
     folder: Path,
     found: Checkpoints,
     meter: Meter,
@@ -362,13 +277,13 @@ def _train(
                 raise watch.stopped
     for leaf in student.leaves:
         if not bool(torch.isfinite(leaf.stored()).all()):
-            raise EvaluationError(
+            raise NotBetter(
                 f"the repair made values of {leaf.name} that cannot be stored; give a lower rate"
             )
 
 
 def _write_beside(
-    partial: Path, work: _Work, checksums: dict[str, str], counts: Counter[str]
+    partial: Path, work: Work, checksums: dict[str, str], counts: Counter[str]
 ) -> None:
     texts, heldout = work.names
     note = Repair(
@@ -384,23 +299,15 @@ def _write_beside(
     write_descriptions(partial, work.packed, checksums, note)
 
 
-def _check_better(trained: _Trained, work: _Work) -> None:
-    """Raise EvaluationError unless KL is lower, beyond chance."""
-    change = trained.change
+def _check_better(outcome: _Outcome, work: Work) -> None:
+    """Raise NotBetter unless KL is lower, beyond chance."""
+    change = outcome.change
     if change.high < 0:
         return
-    before, after = trained.before.mean, trained.after.mean
-    raise EvaluationError(
+    before, after = outcome.trained.before.mean, outcome.after.mean
+    raise NotBetter(
         f"the repair was not kept: on {work.texts.heldout.numel()} tokens that it did not train "
         f"on, KL was {before:.4g} before and {after:.4g} after, and the difference lies between "
         f"{change.low:.2g} and {change.high:.2g}; give more text, a lower rate or fewer steps, or "
         "keep the packed checkpoint as it is"
     )
-
-
-def _names(texts: Texts) -> tuple[str, ...]:
-    return tuple(path.name for path in as_paths(texts))
-
-
-def _digest(windows: torch.Tensor) -> str:
-    return hashlib.sha256(windows.numpy().tobytes()).hexdigest()

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ders_core.errors import EvaluationError
 from ders_core.pipeline.quality import Quality
 from ders_core.repair.measure import Interval
+
+
+class NotBetter(EvaluationError):
+    """A repair whose result is not kept: it would come to the same once more."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from ders_core.compute.progress import Meter
-from ders_core.errors import Cancelled, EvaluationError
+from ders_core.errors import Cancelled
 from ders_core.repair.divergence import mean_divergence
+from ders_core.repair.result import NotBetter
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student, predictions
 from ders_core.repair.tuned import Leaf
@@ -88,7 +89,7 @@ class RepairTrainer(WholeTrainer):
         student.write()
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not bool(torch.isfinite(loss)):
-            raise EvaluationError(
+            raise NotBetter(
                 f"the repair diverged at step {self.state.global_step + 1}: its loss is not "
                 "finite; give a lower rate"
             )

@@ -189,18 +189,17 @@ class Tuned(Protocol):
 
 @dataclass(frozen=True)
 class TunedStack:
-    """Matrices that share bases. dtype: in which weights are stored once they are synthesized."""
+    """Matrices that share bases. Ŵ is not rounded after the addition: where a model is computed in
+    fewer bits, that rounding is not what a training could mend."""
 
     matrices: Sequence[TunedMatrix]
     bases: Sequence[Base]
-    dtype: torch.dtype
 
     @torch.no_grad()
     def write(self) -> None:
         bases = [base.used() for base in self.bases]
         for matrix in self.matrices:
-            weight = bases[matrix.base] + matrix.delta.used()
-            matrix.places.write(weight.to(self.dtype).float())
+            matrix.places.write(bases[matrix.base] + matrix.delta.used())
 
     def pull(self) -> None:
         totals: dict[int, torch.Tensor] = {}

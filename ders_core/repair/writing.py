@@ -46,8 +46,8 @@ def write_weights(
         stored = packed.store.tensors[name]
         values = stored.read()
         for part in parts:
-            rows = slice(None) if part.rows is None else part.rows
-            values[rows] = part.values.to(values.dtype).cpu().view(values[rows].shape)
+            rows = values if part.rows is None else values[part.rows]
+            rows.copy_(part.values.view(rows.shape))
         place: FileTensor = replace(stored, file=directory / stored.file.name)
         sha256 = write_at(place, tensor_bytes(values))
         if sha256 != packed.manifest.checksums[name]:

@@ -15,6 +15,7 @@ from ders_core.codecs import Keep
 from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError, RecipeError
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.export import export
 from ders_core.recipe import Recipe, Rule
 from ders_core.repair import RepairSettings, memory
 from ders_core.repair.repairer import repair
@@ -28,10 +29,10 @@ def run(loud_dir: Path, tuned_dir: Path, repair_texts: tuple[Path, Path], tmp_pa
 
     def start(**changed: Any) -> Any:
         fields = {key: changed.pop(key) for key in [*changed] if key in RepairSettings.model_fields}
-        inputs = {"packed": tuned_dir, "original": loud_dir, "out": tmp_path / "out"} | changed
-        places = [inputs.pop(name) for name in ("packed", "original", "out")]
-        texts = {"text": repair_texts[0], "heldout": repair_texts[1]} | inputs
-        return repair(*places, settings=settings(**fields), device="cpu", **texts)
+        places = {"packed": tuned_dir, "original": loud_dir, "out": tmp_path / "out"}
+        texts = {"text": repair_texts[0], "heldout": repair_texts[1]}
+        inputs: dict[str, Any] = {**places, **texts, **changed}
+        return repair(**inputs, settings=settings(**fields), device="cpu")
 
     return start
 
@@ -134,7 +135,8 @@ def test_a_stopped_repair_goes_on_and_comes_to_the_same(
 def test_the_command(
     tuned_dir: Path, loud_dir: Path, repair_texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    words = ["repair", tuned_dir, "--original", loud_dir, "--text", repair_texts[0]]
+    export(tuned_dir, tmp_path / "home", quality={"tokens": 9, "perplexity": 9.0, "kl": 0.123})
+    words = ["repair", tmp_path / "home", "--original", loud_dir, "--text", repair_texts[0]]
     words += ["--window", 32, "--batch", 4, "--steps", 6, "--rate", 0.005, "--device", "cpu"]
     done = ders(*words, "-o", tmp_path / "out", "--train", "bases,norms", "--train", "scales")
     assert done.returncode == 0, done.stderr
@@ -145,6 +147,10 @@ def test_the_command(
         "norms",
         "scales",
     }
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "0.123" not in card  # what was true before
+    assert "Repaired" in card
+    assert "train.txt" in card
     refused = ders(*words, "-o", tmp_path / "out")
     assert refused.returncode == 1
     assert str(tmp_path / "out") in error_of(refused)
