@@ -124,7 +124,10 @@ def _print(result: RepairResult) -> None:
     )
     print(f"of the original: perplexity {result.before.reference_perplexity:.4g}")
     print(f"trained: {trained}; {result.steps} steps, {result.tokens:,} tokens")
-    print(f"measured on {result.before.tokens:,} tokens that were not trained on")
+    print(
+        f"measured on {result.before.tokens:,} tokens that were not trained on; memory: about "
+        f"{bytes_text(result.needed)}"
+    )
     print(f"{result.out}: {bytes_text(result.bytes)}, in {result.seconds:.0f} s on {result.device}")
 
 

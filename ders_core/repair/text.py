@@ -66,7 +66,8 @@ def read_windows(
         training = torch.cat([first for first, _ in pairs])
         held = _spread(torch.cat([last for _, last in pairs]), most)
     else:
-        training, held = torch.cat(texts), windows(heldout, most * (window - 1))
+        others = [windows(path, most * (window - 1)) for path in as_paths(heldout)]
+        training, held = torch.cat(texts), _spread(torch.cat(others), most)
     new = _unseen(held, training)
     kept = held[new]
     if len(kept) < LEAST_WINDOWS:

@@ -199,7 +199,8 @@ class TunedStack:
     def write(self) -> None:
         bases = [base.used() for base in self.bases]
         for matrix in self.matrices:
-            matrix.places.write(bases[matrix.base] + matrix.delta.used())
+            base = bases[matrix.base]
+            matrix.places.write(base + matrix.delta.used().to(base.device))
 
     def pull(self) -> None:
         totals: dict[int, torch.Tensor] = {}

@@ -86,6 +86,7 @@ class Work:
                 "trained; choose other parts with --train, or keep it as it is"
             )
         memory = memory_for(trained)
+        tell(f"needs {memory.text}")
         check_memory(memory, where)
         names = (_names(text), () if heldout is None else _names(heldout))
         return cls(

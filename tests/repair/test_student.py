@@ -29,13 +29,11 @@ from ders_core.repair.student import Student, predictions
 CPU = torch.device("cpu")
 
 
-def student_of(
-    packed_dir: Path, *words: str, dtype: torch.dtype = torch.float32
-) -> tuple[Student, Placed]:
+def student_of(packed_dir: Path, dtype: torch.dtype = torch.float32) -> tuple[Student, Placed]:
     """Of a packed directory beside its original, `plain`."""
     plain_dir = packed_dir.with_name("plain")
     packed, original = PackedCheckpoint(packed_dir), open_checkpoint(plain_dir)
-    found = collect(packed, original, words or TRAINABLE, CPU)
+    found = collect(packed, original, TRAINABLE, CPU)
     network, known = load_model(packed_dir, dtype=dtype), load_model(plain_dir, dtype=dtype)
     plain, coded = found.plain.keys() - found.matrices, found.coded | found.matrices
     located = locate(known, original, network, found.layers, coded, plain)
@@ -172,10 +170,10 @@ def test_the_loss_is_that_of_torch() -> None:
     torch.testing.assert_close(said.grad.double(), plain.grad, rtol=1e-4, atol=1e-8)
 
 
-def test_what_is_chosen_is_trained_and_nothing_else(tuned_dir: Path) -> None:
-    for word in ("scales", "norms", "bases", "levels"):
-        _, placed = student_of(tuned_dir, word)
-        assert {leaf.kind for leaf in placed.leaves} == {word}
+def test_what_is_chosen_is_trained_and_nothing_else(tuned_dir: Path, loud_dir: Path) -> None:
+    packed, original = PackedCheckpoint(tuned_dir), open_checkpoint(loud_dir)
+    for word in ("scales", "norms", "bases", "levels", "attention", "heads"):
+        assert {leaf.kind for leaf in collect(packed, original, [word], CPU).leaves} == {word}
 
 
 @pytest.mark.parametrize("step", [1, 3])
