@@ -181,6 +181,10 @@ class Codec(BaseModel, ABC):
         Raises CodecError if the parts contradict themselves.
         """
 
+    def dump(self) -> dict[str, Any]:
+        """The codec as it is written in a recipe."""
+        return {"codec": self.name, **self.model_dump(exclude_none=True)}
+
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable | None:
@@ -188,10 +192,6 @@ class Codec(BaseModel, ABC):
         stay; parts are not changed. None where Ŵ is not W_base + F(Δ), so that not even the base
         may change. Raises CodecError as `unpack` does."""
         return None
-
-    def dump(self) -> dict[str, Any]:
-        """The codec as it is written in a recipe."""
-        return {"codec": self.name, **self.model_dump(exclude_none=True)}
 
 
 class DeltaCodec(Codec):
@@ -208,6 +208,12 @@ class DeltaCodec(Codec):
         """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
         parts contradict themselves."""
 
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        """As of every codec. A codec that says no more has nothing to tune, but its base has."""
+        return Tunable.fixed(self.decode(parts, shape, context))
+
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         return self.encode(difference(weight, base), context)
 
@@ -216,12 +222,6 @@ class DeltaCodec(Codec):
     ) -> torch.Tensor:
         shape = (base.shape[0], base.shape[1])
         return combine(base, self.decode(parts, shape, context).to(base.device))
-
-    def tunable(
-        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
-    ) -> Tunable:
-        """As of every codec. A codec that says no more has nothing to tune, but its base has."""
-        return Tunable.fixed(self.decode(parts, shape, context))
 
 
 def prefixed(prefix: str, specs: Mapping[str, V]) -> dict[str, V]:
