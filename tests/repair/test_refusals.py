@@ -11,6 +11,7 @@ from support.messages import raises_saying
 from support.repair_support import STEPS, Repaired, settings
 from support.shell import ders, error_of
 
+import ders_core.repair
 from ders_core.codecs import Keep
 from ders_core.errors import Cancelled, CheckpointError, EvaluationError, OutputError, RecipeError
 from ders_core.packed.reader import PackedCheckpoint
@@ -18,7 +19,6 @@ from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
 from ders_core.recipe import Recipe, Rule
 from ders_core.repair import RepairSettings, memory
-from ders_core.repair.repairer import repair
 from ders_core.repair.result import NotBetter
 
 Repair = Callable[..., Any]
@@ -33,7 +33,8 @@ def run(loud_dir: Path, tuned_dir: Path, repair_texts: tuple[Path, Path], tmp_pa
         places = {"packed": tuned_dir, "original": loud_dir, "out": tmp_path / "out"}
         texts = {"text": repair_texts[0], "heldout": repair_texts[1]}
         inputs: dict[str, Any] = {**places, **texts, **changed}
-        return repair(**inputs, settings=settings(**fields), device="cpu")
+        call: Any = ders_core.repair  # the package is called as its function
+        return call(**inputs, settings=settings(**fields), device="cpu")
 
     return start
 
