@@ -70,8 +70,8 @@ def codec_of_deltas(knob: float) -> Codec:
 
 
 def codec_of_matrices(knob: float) -> Codec:
-    """Whole matrices are rounded to the nearest multiple, the least error at a step."""
-    return _entropy(knob=knob)
+    """Whole matrices are rounded to the nearest multiple, and later columns make up for errors."""
+    return _entropy(knob=knob, rounding="compensated")
 
 
 def _entropy(**fields: Any) -> Codec:
