@@ -61,7 +61,8 @@ def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
 
 
 def test_one_knob_for_all(mixtral_dir: Path, calibration: Path, unmeasured: str) -> None:
-    """Deltas by chance, bases and others so that errors make up; what was not measured loses nothing."""
+    """Deltas by chance, bases and others so that later columns make up for errors; what was not
+    measured loses nothing."""
     source = open_checkpoint(mixtral_dir)
     plan = resolve(settle(asking(calibration, {"knob": 0.01}), source), source)
     for entry in plan.entries:

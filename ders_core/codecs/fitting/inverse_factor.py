@@ -15,7 +15,7 @@ def inverse_factor(matrix: torch.Tensor) -> torch.Tensor:
     matrix, reversed, U is R⁻¹. Of an error in column j that those after it make up for as well as
     they can, 1/U_jj² is left.
     """
-    upper = torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
+    upper: torch.Tensor = torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
     _invert(upper)
     return upper
 

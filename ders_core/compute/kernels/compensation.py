@@ -108,12 +108,13 @@ def compensate_multiples(
                 whole = np.rint(min(max(ratio, -limit), limit))
                 found[row] = np.int32(whole) + middle
                 lost[row] = np.float32(values[row] - np.float32(whole * step)) / diagonal
-                beyond += abs(ratio) > limit
+                if abs(ratio) > limit:
+                    beyond += 1
             for row in range(count if beyond else 0):
                 ratio = np.float32(values[row] / step)
                 if abs(ratio) > limit:
                     octaves = np.log2(np.float64(abs(ratio)) / most) * per_octave
-                    code = most + np.int32(min(np.rint(octaves), np.float64(middle - most)))
+                    code = most + int(min(np.rint(octaves), np.float64(middle - most)))
                     found[row] = middle + code if ratio > 0 else middle - code
                     level = np.float32(sizes[found[row]] * step)
                     lost[row] = np.float32(values[row] - level) / diagonal
