@@ -11,6 +11,10 @@ from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.later import torch
 
+DAMPING = 0.05
+"""Added to each input's correlation with itself before all are scaled to 1 there: a calibration's
+correlations are believed so far. Directions that its text does not know cost something too."""
+
 
 @dataclass(frozen=True)
 class Curvature:
@@ -51,8 +55,8 @@ class Curvature:
         """What an error `[out, in]` on any device costs, in float64.
 
         moments: E[x xᵀ] `[in, in]` of the inputs, symmetric. With them it is
-        ½ Σ_i rows_i / Σ columns · E_i M E_iᵀ, with M = D^½ R D^½ of columns D and the correlation R
-        of inputs: errors that hang together along a row may cost more or less than independent
+        ½ Σ_i rows_i / Σ columns · E_i M E_iᵀ, with M = D^½ R D^½ of columns D and the damped
+        correlation R of inputs: errors that hang together along a row may cost more or less than independent
         ones, which cost ½ Σ C_ij E_ij².
         """
         total, device = self.total, error.device
@@ -79,12 +83,12 @@ def _pieces(error: torch.Tensor) -> Iterator[slice]:
 def _correlation(moments: torch.Tensor) -> torch.Tensor:
     powers = moments.diagonal().double()
     inverse = torch.where(powers > 0, powers, math.inf).rsqrt()
-    correlation = (moments * inverse).mul_(inverse[:, None]).float()
+    correlation = (moments * (inverse / (1 + DAMPING))).mul_(inverse[:, None]).float()
     correlation.fill_diagonal_(1.0)
     return correlation
 
 
 correlation_of = OfTheLast(_correlation)
-"""E[x_i x_j] / √(E[x_i²] E[x_j²]) `[n, n]` float32, 1 on the diagonal; what never occurs hangs
-together with nothing. Of E[x xᵀ] float32, symmetric, which must not be written to as long as it
-lives."""
+"""E[x_i x_j] / √(E[x_i²] E[x_j²]) `[n, n]` float32, damped, and 1 on the diagonal; what never occurs
+hangs together with nothing. Of E[x xᵀ] float32, symmetric, which must not be written to as long as
+it lives."""

@@ -12,8 +12,8 @@ from support.codec_support import context, gauss, inputs, second_moments
 
 from ders_core.codecs import Codec, EncodeContext, Entropy, make_codec
 from ders_core.codecs.coding import level_stream
-from ders_core.codecs.curvature import Curvature, correlation_of
-from ders_core.codecs.fitting.compensated import DAMPING, succession_of
+from ders_core.codecs.curvature import DAMPING, Curvature, correlation_of
+from ders_core.codecs.fitting.compensated import succession_of
 from ders_core.codecs.fitting.rounding import EXACT_CODES
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing import curvature
@@ -81,6 +81,7 @@ def test_what_an_error_costs() -> None:
         for one in range(9):
             for other in range(9):
                 related = float(moments[one, other]) / math.sqrt(powers[one] * powers[other])
+                related /= 1 if one == other else 1 + DAMPING
                 weight = math.sqrt(float(costs.columns[one]) * float(costs.columns[other]))
                 product = float(error[row, one]) * float(error[row, other])
                 wanted += float(costs.rows[row]) * weight * related * product / 2
@@ -109,9 +110,7 @@ def test_what_is_left_is_what_least_squares_leaves() -> None:
     brute force with the damped correlation."""
     moments = related_inputs(20)
     succession = succession_of(moments)
-    related = correlation_of(moments).double() + DAMPING * torch.eye(20).double()
-    related /= 1 + DAMPING
-    ordered = related[succession.order][:, succession.order]
+    ordered = correlation_of(moments).double()[succession.order][:, succession.order]
     left = succession.factor.diagonal().pow(-2)
     for place in range(20):
         later = ordered[place + 1 :, place + 1 :]

@@ -1,7 +1,7 @@
 """Multiples of a step for which later columns make up: successive cancellation with a rate for each
 column.
 
-Errors e of a row cost ½ c·e M eᵀ, with M = D^½ R D^½ of the columns' curvature D and the
+Errors e of a row cost ½ c·e M eᵀ, with M = D^½ R D^½ of the columns' curvature D and the damped
 correlation R of the inputs. Rounded one after another, each column leaves its error to those after
 it, and what remains of it costs 1/U_jj², UᵀU = M⁻¹: never more than D_j, and far less where inputs
 hang together. So steps s_j ∝ U_jj cost least (reverse water-filling over the columns, as WaterSIC,
@@ -30,10 +30,6 @@ from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import pieces
 from ders_core.later import np, torch
 
-DAMPING = 0.01
-"""What is added to each input's correlation with itself: as far as a calibration's correlations are
-not believed."""
-
 BLOCK = 128
 """Columns between two updates of all that follow."""
 
@@ -44,7 +40,7 @@ CHUNK = 1 << 19
 @dataclass(frozen=True)
 class Succession:
     """order: int64 `[in]`, the columns in their turn, those with the weightiest inputs first.
-    factor: `inverse_factor` of the damped correlation of inputs in that order, float64."""
+    factor: `inverse_factor` of the correlation of inputs in that order, float64."""
 
     order: torch.Tensor
     factor: torch.Tensor
@@ -69,9 +65,7 @@ def _known(curvature: Curvature) -> torch.Tensor:
 
 def _succession(moments: torch.Tensor) -> Succession:
     order = moments.diagonal().argsort(descending=True, stable=True)
-    damped = correlation_of(moments)[order][:, order].double()
-    damped.diagonal().add_(DAMPING)
-    return Succession(order, inverse_factor(damped * (1 / (1 + DAMPING))))
+    return Succession(order, inverse_factor(correlation_of(moments)[order][:, order].double()))
 
 
 succession_of = OfTheLast(_succession)
