@@ -21,12 +21,14 @@ from typing import Any
 
 import pytest
 from support.fatal_changes import Ended, run
+from support.gradient_calibrations import with_gradients
 
 from ders_core.cli.main import main
 from ders_core.codecs import LowRank, Quantized
 from ders_core.jobs.store import JobStore
 from ders_core.jobs.worker import run_worker
 from ders_core.jobs.workspace import ROOTS_VARIABLE, Workspace
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch import apply_patch
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
@@ -46,6 +48,14 @@ RECIPE = Recipe(
     name="two",
     rules=(Rule(codec=Quantized(bits=2)), Rule(codec=LowRank(rank=2), projections=("up",))),
 )
+WHOLE = """
+name: whole
+base_codec: [{codec: entropy, bits: 3}, {codec: quantized, bits: 4, projections: down}]
+rules: [{codec: quantized, bits: 2}, {codec: lossless, projections: up}]
+others: [{codec: entropy, bits: 4}, {codec: quantized, bits: 4, kinds: attention}]
+"""
+"""Of bases and other tensors too, some of which are staged until their lengths are known."""
+
 OTHER = Recipe(name="other", rules=(Rule(codec=Quantized(bits=4)),))
 
 UPCYCLE = """
@@ -57,7 +67,10 @@ training: {{steps: 3, batch: 1, save_every: 1, warmup: 1}}
 
 COMMANDS = {
     "compress": "compress MODEL OUT --recipe RECIPE --workers 3 --device cpu",
+    "compress-whole": "compress MODEL OUT --recipe WHOLE --workers 3 --device cpu",
+    "plan-settle": "plan MODEL --recipe BUDGET --settle OUT.yaml",
     "synthesize": "synthesize PACKED OUT",
+    "synthesize-whole": "synthesize CODED OUT",
     "export": "export PACKED OUT",
     "export-original": "export PACKED OUT --format original",
     "export-patch": "export PACKED OUT --format patch --base OTHER",
@@ -134,14 +147,23 @@ def inputs(
         "PATCH": place / "patch",
         "APPLIED": place / "applied",
         "TEXT": place / "text.txt",
+        "CODED": place / "coded",
         "RECIPE": place / "recipe.yaml",
+        "WHOLE": place / "whole.yaml",
+        "BUDGET": place / "budget.yaml",
+        "GRADIENTS": place / "gradients.safetensors",
         "CONFIG": place / "upcycle.yaml",
     }
     places["TEXT"].write_text(tiny_text)
     places["RECIPE"].write_text(RECIPE.to_yaml())
+    places["WHOLE"].write_text(WHOLE)
+    with_gradients(open_checkpoint(mixtral_dir), places["GRADIENTS"])
+    budget = {"calibration": str(places["GRADIENTS"]), "budget": {"knob": 0.01}}
+    places["BUDGET"].write_text(json.dumps({"version": 2, "name": "b", **budget}))
     places["CONFIG"].write_text(UPCYCLE.format(text=places["TEXT"]))
     compress(mixtral_dir, places["PACKED"], RECIPE)
     compress(mixtral_dir, places["OTHER"], OTHER)
+    compress(mixtral_dir, places["CODED"], Recipe.from_yaml(WHOLE))
     export(places["PACKED"], places["PATCH"], "patch", base=places["OTHER"])
     apply_patch(places["OTHER"], places["PATCH"], places["APPLIED"])
     return Inputs(places, contents(*places.values()))
