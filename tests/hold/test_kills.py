@@ -25,6 +25,7 @@ from support.gradient_calibrations import with_gradients
 
 from ders_core.cli.main import main
 from ders_core.codecs import LowRank, Quantized
+from ders_core.files.scratch import sweep_scratch
 from ders_core.jobs.store import JobStore
 from ders_core.jobs.worker import run_worker
 from ders_core.jobs.workspace import ROOTS_VARIABLE, Workspace
@@ -188,8 +189,15 @@ def undisturbed(ended: Ended, place: Path) -> Contents:
 
 
 def temporary(place: Path) -> list[str]:
-    """Temporary files that stayed. torch makes an empty folder when its compiler is imported."""
-    return [path.name for path in (place / "tmp").iterdir() if not path.match("torchinductor_*")]
+    """Temporary files that stayed. torch makes an empty folder when its compiler is imported. A
+    directory that was killed before it said whose it is stays for a minute."""
+    left = [path for path in (place / "tmp").iterdir() if not path.match("torchinductor_*")]
+    for path in left:
+        if path.is_dir() and not any(each.stat().st_size for each in path.iterdir()):
+            for each in (*path.iterdir(), path):
+                os.utime(each, (0, 0))
+            sweep_scratch(place / "tmp", path.name[:-8])
+    return [path.name for path in left if path.exists()]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
