@@ -17,9 +17,6 @@ from ders_core.ui.plain import plain
 RECIPES = {
     "markup in a name": f"name: a\nothers: {{codec: lossless, names: [{json.dumps(LONG_NAME)}]}}\n",
     "controls": 'name: a\nothers: {codec: lossless, names: ["\\e[31m\\u202e\\0\\n"]}\n',
-    "half a character": 'name: a\nothers: {codec: lossless, names: ["\\ud800"]}\n',
-    "a long name": f"name: a\nothers: {{codec: lossless, names: [{'x' * 5000}]}}\n",
-    "many names": f"name: a\nothers: {{codec: lossless, names: [{', '.join(['x'] * 5000)}]}}\n",
     "long layers": f"name: a\nothers: {{codec: lossless, layers: '{'7,' * 30_000}7'}}\n",
     "a long codec": f"name: a\nothers: {{codec: {'x' * 70_000}}}\n",
     "a calibration": "version: 2\nname: a\nbudget: {kl: 1}\ncalibration: '![x](evil.test/y)'\n",

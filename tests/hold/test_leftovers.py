@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.messages import raises_saying
@@ -139,7 +140,7 @@ def test_a_directory_that_was_swept_before_it_had_an_owner_is_made_again(
     opened = os.open
     swept: list[str | Path] = []
 
-    def after_a_sweep(path: str | Path, *words: int, **more: int | None) -> int:
+    def after_a_sweep(path: str | Path, *words: int, **more: Any) -> int:
         if Path(path).name != OWNER or len(swept) == 2:
             return opened(path, *words, **more)
         swept.append(path)
@@ -243,6 +244,7 @@ def test_hidden_directories_of_the_dead_are_removed(
 RIVAL = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from ders_core.errors import OutputError
 from ders_core.files.output_lock import output_lock
 target, inside = Path(sys.argv[1]), Path(sys.argv[1] + ".inside")
