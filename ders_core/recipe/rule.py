@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import (
@@ -144,10 +144,6 @@ class OtherRule(CodecRule):
         """Whether it can be about tensors of this kind."""
         return kind in (self.kinds or (KINDS if self.names else USUAL_KINDS))
 
-    @cached_property
-    def _patterns(self) -> NamePatterns:
-        return NamePatterns(self.names)
-
     def selects(self, tensor: OtherTensor) -> bool:
         """Whether the rule gives its codec to this tensor."""
         if not self.may_select(tensor.kind):
@@ -156,7 +152,13 @@ class OtherRule(CodecRule):
             is_of_layer = _ranges(self.layers) is None
         else:
             is_of_layer = _contains(self.layers, tensor.layer)
-        return is_of_layer and (not self.names or self._patterns.fit(tensor.name))
+        return is_of_layer and (not self.names or _patterns(self.names).fit(tensor.name))
+
+
+@lru_cache(maxsize=4096)
+def _patterns(names: tuple[str, ...]) -> NamePatterns:
+    """Of a rule, which is asked about every tensor outside the experts."""
+    return NamePatterns(names)
 
 
 @lru_cache(maxsize=4096)
