@@ -2,7 +2,7 @@
 
 The names below are the public ones; each is imported when it is first used, so that
 `import ders_core` alone stays quick. What runs models is imported from `ders_core.hf`,
-`ders_core.evaluate`, `ders_core.calibrate` and `ders_core.upcycle`.
+`ders_core.evaluate`, `ders_core.calibrate`, `ders_core.repair` and `ders_core.upcycle`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import streamlit as st
 from ders_core import figures
 from ders_core.compute.device import available_devices
 from ders_core.errors import DersError
+from ders_core.files.address import is_address
 from ders_core.files.texts import text_files
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
@@ -38,6 +39,7 @@ from ders_core.ui.job_progress import (
 )
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import figure_column, plot
+from ders_core.ui.repair_job import repair_form, repairs
 from ders_core.ui.trust import trust_switch
 from ders_core.units import bytes_text, duration_text, share_text
 
@@ -285,9 +287,13 @@ def details(job: Job) -> None:
         with st.container(horizontal=True):
             if job.state == "done":
                 st.page_link("pages/export.py", label="Export", icon=":material/download:")
+                if result is not None and not is_address(job.spec["checkpoint"]):
+                    repair_form(job, result)
             elif job.state in ("failed", "cancelled"):
                 resume_button(job, f"again_{job.id}")
             delete_button(job)
+        if result is not None:
+            repairs(result)
 
 
 def opened(jobs: list[Job], most: int) -> None:

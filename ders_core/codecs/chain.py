@@ -20,6 +20,7 @@ from ders_core.codecs.codec import (
     register,
     within,
 )
+from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -126,6 +127,17 @@ class Chain(DeltaCodec):
         for other in others:
             first += other
         return first
+
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        stages = {
+            str(number): stage.tunable(
+                within(str(number), parts), shape, _of_stage(context, number)
+            )
+            for number, stage in enumerate(self.stages)
+        }
+        return Tunable.joined(stages, lambda deltas: torch.stack([*deltas.values()]).sum(0))
 
 
 class _Residuals:

@@ -23,6 +23,7 @@ from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine as combine
 from ders_core.codecs.synthesis import difference as difference
+from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError, sentence_of
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -184,6 +185,14 @@ class Codec(BaseModel, ABC):
         """The codec as it is written in a recipe."""
         return {"codec": self.name, **self.model_dump(exclude_none=True)}
 
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable | None:
+        """What is small in the parts of one expert `[out, in]` and may be tuned while the codes
+        stay; parts are not changed. None where Ŵ is not W_base + F(Δ), so that not even the base
+        may change. Raises CodecError as `unpack` does."""
+        return None
+
 
 class DeltaCodec(Codec):
     """A codec that needs to know nothing but the delta: Ŵ = W_base + F(Δ) (DeRS eq. 2)."""
@@ -198,6 +207,12 @@ class DeltaCodec(Codec):
     ) -> torch.Tensor:
         """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
         parts contradict themselves."""
+
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        """As of every codec. A codec that says no more has nothing to tune, but its base has."""
+        return Tunable.fixed(self.decode(parts, shape, context))
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         return self.encode(difference(weight, base), context)

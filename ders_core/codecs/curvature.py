@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ders_core.codecs.fitting.once import OfTheLast
+from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.later import torch
 
@@ -44,14 +47,44 @@ class Curvature:
         share = float(chosen.double().sum()) / total if total else 0.0
         return Curvature(self.columns * share, chosen)
 
-    def cost(self, error: torch.Tensor) -> float:
-        """½ Σ C_ij E_ij² of an error `[out, in]` on any device, in float64."""
-        total = self.total
+    def cost(self, error: torch.Tensor, moments: torch.Tensor | None = None) -> float:
+        """What an error `[out, in]` on any device costs, in float64.
+
+        moments: E[x xᵀ] `[in, in]` of the inputs, symmetric. With them it is
+        ½ Σ_i rows_i / Σ columns · E_i M E_iᵀ, with M = D^½ R D^½ of columns D and the correlation R
+        of inputs: errors that hang together along a row may cost more or less than independent
+        ones, which cost ½ Σ C_ij E_ij².
+        """
+        total, device = self.total, error.device
         if not total:
             return 0.0
-        columns = self.columns.to(error.device).double()
-        rows, summed = self.rows.to(error.device).double(), 0.0
-        for piece in row_pieces(error.shape, chunk_values(error.device)):
-            weighed = error[piece].double().square() @ columns
-            summed += float(weighed @ rows[piece])
+        columns, rows = self.columns.to(device).double(), self.rows.to(device).double()
+        if moments is None or moments.dim() == 1:
+            parts = (error[piece].double().square() @ columns for piece in _pieces(error))
+        else:
+            scale = scale_of(error)
+            related, root = correlation_of(moments).to(device), columns.sqrt().float() * scale
+            weighed = ((error[piece].float() / scale).mul_(root) for piece in _pieces(error))
+            parts = ((each @ related).mul_(each).sum(1, dtype=torch.float64) for each in weighed)
+        summed = sum(
+            float(part @ rows[piece]) for part, piece in zip(parts, _pieces(error), strict=True)
+        )
         return summed / total / 2
+
+
+def _pieces(error: torch.Tensor) -> Iterator[slice]:
+    return row_pieces(error.shape, chunk_values(error.device))
+
+
+def _correlation(moments: torch.Tensor) -> torch.Tensor:
+    powers = moments.diagonal().double()
+    inverse = torch.where(powers > 0, powers, math.inf).rsqrt()
+    correlation = (moments * inverse).mul_(inverse[:, None]).float()
+    correlation.fill_diagonal_(1.0)
+    return correlation
+
+
+correlation_of = OfTheLast(_correlation)
+"""E[x_i x_j] / √(E[x_i²] E[x_j²]) `[n, n]` float32, 1 on the diagonal; what never occurs hangs
+together with nothing. Of E[x xᵀ] float32, symmetric, which must not be written to as long as it
+lives."""

@@ -14,16 +14,14 @@ from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.fitting import gaussian_error
+from ders_core.codecs.fitting.by_knob import coded_by_knob
 from ders_core.codecs.fitting.entries import Coded, Entries
-from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
-from ders_core.codecs.fitting.sensitive_steps import (
-    coarse_enough,
-    steps_by_curvature,
-    steps_by_inputs,
-)
+from ders_core.codecs.fitting.rounding import Apart, Nearest, Unbiased
+from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
 from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.tunable import Tunable, Values
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -53,9 +51,11 @@ class Entropy(DeltaCodec):
     rounding `nearest`: the level is the centroid of all entries that round to k, with an adaptive
     zero: the least squared error (entropy-coded scalar quantization). For a Gaussian it is 0.2 dB
     above the Shannon bound at 0.1 bit, 1.4 dB at 1 bit and 1.53 dB (¼ bit) at many (Gish and Pierce
-    1968). `unbiased`: an entry is rounded upwards with the probability of its remainder, by chance
-    drawn from the seed, and the level is k·s: a larger error of weights and, because errors of
-    many weights cancel, a far smaller one of the model (QSGD, arXiv 1610.02132).
+    1968). `compensated` (with a knob): column by column, and those after it make up for errors as
+    the inputs' second moments let them, where these are known and that pays. `unbiased`: an entry
+    is rounded upwards with the probability of its remainder, by chance drawn from the seed, and the
+    level is k·s: a larger error of weights and, because errors of many weights cancel, a far
+    smaller one of the model (QSGD, arXiv 1610.02132).
 
     steps `even`: a matrix has one step. `sensitive`: with a calibration that has gradients steps
     are smaller for rows and columns where errors cost more, s_ij ∝ C_ij^(−½) (reverse
@@ -68,7 +68,10 @@ class Entropy(DeltaCodec):
 
     name: ClassVar[str] = "entropy"
     summary: ClassVar[str] = "Rounds entries to multiples of a step and entropy-codes them."
-    source: ClassVar[str] = "Gish and Pierce 1968; QSGD (arXiv 1610.02132); ANS (arXiv 1311.2540)"
+    source: ClassVar[str] = (
+        "Gish and Pierce 1968; QSGD (arXiv 1610.02132); ANS (arXiv 1311.2540); WaterSIC (arXiv "
+        "2603.04956)"
+    )
     choices: ClassVar[tuple[Choice, ...]] = (
         Choice("unbiased rounding", {**UNBIASED, "steps": "even"}, BITS, {"gain": "auto"}),
         Choice(
@@ -94,8 +97,9 @@ class Entropy(DeltaCodec):
     knob: float | None = Field(
         default=None, gt=0, description="instead of bits: one for the whole model"
     )
-    rounding: Literal["nearest", "unbiased"] = Field(
-        default="nearest", description="to the nearest multiple, or up or down by chance"
+    rounding: Literal["nearest", "unbiased", "compensated"] = Field(
+        default="nearest",
+        description="to the nearest multiple, up or down by chance, or so that errors make up",
     )
     steps: Literal["even", "sensitive"] = Field(
         default="even", description="one step for a matrix, or smaller where errors cost more"
@@ -108,13 +112,15 @@ class Entropy(DeltaCodec):
             raise ValueError("give either bits or a knob, and not both")
         if self.knob is not None and self.steps != "sensitive":
             raise ValueError("a knob multiplies sensitive steps: give `steps: sensitive` with it")
+        if self.rounding == "compensated" and self.knob is None:
+            raise ValueError("compensated rounding goes with a knob: give that instead of bits")
         return self
 
     @property
     def label(self) -> str:
         strength = f"{self.bits:g} bits" if self.bits is not None else f"knob {self.knob:g}"
         extras = [
-            "unbiased" if self.rounding == "unbiased" else "",
+            self.rounding if self.rounding != "nearest" else "",
             "sensitive steps" if self.steps == "sensitive" else "",
             label_of(self.gain),
         ]
@@ -129,8 +135,9 @@ class Entropy(DeltaCodec):
         }
 
     def fields_beside_strength(self) -> dict[str, Any]:
-        """Bits take the place of a knob."""
-        return {k: v for k, v in super().fields_beside_strength().items() if k != "knob"}
+        """Bits take the place of a knob, with which alone rounding is compensated."""
+        gone = {"knob"} | ({"rounding"} if self.rounding == "compensated" else set())
+        return {k: v for k, v in super().fields_beside_strength().items() if k not in gone}
 
     @property
     def needs_of_calibration(self) -> Need:
@@ -156,55 +163,59 @@ class Entropy(DeltaCodec):
         return {"stream": TensorSpec(Dtype.U8, (self._limit(shape),))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        shape = (delta.shape[0], delta.shape[1])
-        limit, matrix = self._limit(shape), delta.cpu()
-        steps = self._steps(shape, context, limit)
-        if steps is not None and self.knob is not None:
-            steps = coarse_enough(steps, matrix, self.knob)
-        scaled = matrix if steps is None else steps.divided(matrix)
-        entries = Entries(scaled.contiguous(), steps)
+        matrix = delta.cpu()
+        coded = self._by_bits if self.knob is None else self._by_knob
+        return {"stream": coded(matrix, context).to(delta.device)}
+
+    def _by_bits(self, matrix: torch.Tensor, context: EncodeContext) -> torch.Tensor:
+        limit = self._limit((matrix.shape[0], matrix.shape[1]))
+        entries = Entries.of(matrix, self._steps_of_bits(matrix, context, limit))
+        roundings: Sequence[Apart] = [Nearest(threshold) for threshold in THRESHOLDS]
+        if self.rounding == "unbiased":
+            roundings = (Unbiased(context.seed),)
 
         def write(coded: Coded) -> torch.Tensor:
             return self._written(entries, coded, matrix, context)
 
-        if self.knob is None:
-            stream = within(entries, self._roundings(context), limit, write)
-        else:
-            coded = entries.coded_with(self.knob, self._roundings(context)[0])
-            stream = write(coded)
-            if coded.far_share > MOST_FAR or stream.numel() > limit:
-                raise CodecError(
-                    f"a knob of {self.knob:g} is too small for these deltas: they take more than "
-                    f"{8 * MOST_BYTES} bits an entry, or steps finer than can be told; give a "
-                    "larger one"
-                )
-        return {"stream": stream.to(delta.device)}
+        return within(entries, roundings, limit, write)
 
-    def _roundings(self, context: EncodeContext) -> Sequence[Rounding]:
-        if self.rounding == "unbiased":
-            return (Unbiased(context.seed),)
-        return [Nearest(threshold) for threshold in THRESHOLDS]
-
-    def _steps(self, shape: tuple[int, int], context: EncodeContext, limit: int) -> Steps | None:
+    def _steps_of_bits(
+        self, matrix: torch.Tensor, context: EncodeContext, limit: int
+    ) -> Steps | None:
         """Factors that leave most of the bytes for the codes: of columns alone or none, if those
         of rows would take too many."""
         if self.steps == "even":
             return None
-        if context.curvature is None and self.knob is not None:
+        even = Steps.even((matrix.shape[0], matrix.shape[1]))
+        if context.curvature is not None:
+            best = steps_by_curvature(context.curvature)
+        elif context.importance is not None:
+            best = steps_by_inputs(context.importance, len(matrix))
+        else:
+            return even
+        tried = [best, Steps(even.rows, best.columns), even]
+        most = MOST_FOR_FACTORS * limit
+        return next((steps for steps in tried if level_stream.factor_bytes(steps) <= most), even)
+
+    def _by_knob(self, matrix: torch.Tensor, context: EncodeContext) -> torch.Tensor:
+        assert self.knob is not None
+        if context.curvature is None:
             raise CodecError(
                 "a knob needs a calibration with gradients: run ders calibrate --gradients and "
                 "name its file in the recipe"
             )
-        even = Steps.even(shape)
-        if context.curvature is not None:
-            best = steps_by_curvature(context.curvature)
-        elif context.importance is not None:
-            best = steps_by_inputs(context.importance, shape[0])
-        else:
-            return even
-        tried = [best] if self.knob is not None else [best, Steps(even.rows, best.columns), even]
-        most = MOST_FOR_FACTORS * limit
-        return next((steps for steps in tried if level_stream.factor_bytes(steps) <= most), even)
+        by_chance = Unbiased(context.seed) if self.rounding == "unbiased" else None
+        moments = context.moments if self.rounding == "compensated" else None
+        entries, coded = coded_by_knob(matrix, self.knob, context.curvature, moments, by_chance)
+        stream = self._written(entries, coded, matrix, context)
+        limit = self._limit((matrix.shape[0], matrix.shape[1]))
+        if coded.far_share > MOST_FAR or stream.numel() > limit:
+            raise CodecError(
+                f"a knob of {self.knob:g} is too small for these deltas: they take more than "
+                f"{8 * MOST_BYTES} bits an entry, or steps finer than can be told; give a "
+                "larger one"
+            )
+        return stream
 
     def _written(
         self, entries: Entries, coded: Coded, matrix: torch.Tensor, context: EncodeContext
@@ -212,12 +223,7 @@ class Entropy(DeltaCodec):
         """The stream of codes, with levels of the gain that was asked for."""
         levels = coded.levels(entries.values)
         if self.gain is not None:
-            occurring = coded.counts.sum(0).nonzero().flatten()
-            of_codes = torch.zeros(coded.counts.shape[1])
-            of_codes[occurring] = levels
-            decoded = of_codes.index_select(0, coded.codes).view(matrix.shape)
-            if entries.steps is not None:
-                entries.steps.multiply_(decoded)
+            decoded = entries.decoded(coded, levels)
             by_chance = self.rounding == "unbiased"
             levels *= gain_factor(self.gain, matrix, decoded, context, by_chance=by_chance)
         return entries.write(coded, levels)
@@ -241,6 +247,32 @@ class Entropy(DeltaCodec):
         if base.device.type != "cpu" or not level_stream.is_one(stream):
             return super().unpack(parts, base, context)
         return level_stream.read(stream, (base.shape[0], base.shape[1])).onto(base)
+
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        """The levels; 0 stays 0, which entries that are left out have. Streams of earlier format
+        versions stay as they are."""
+        stream = parts["stream"]
+        if not level_stream.is_one(stream):
+            return super().tunable(parts, shape, context)
+        entries, device = level_stream.read(stream, shape), stream.device
+        if not entries.sections:
+            return Tunable.fixed(torch.zeros(shape, device=device))
+        numbers = entries.numbers().view(-1).to(device)
+        stored = torch.from_numpy(entries.levels.copy()).to(device)
+        factors = [] if entries.steps is None else entries.steps.factors()
+        scaled = [torch.from_numpy(each).to(device) for each in factors]
+
+        def decode(values: Values) -> torch.Tensor:
+            levels = values["levels"] * (stored != 0)
+            delta = levels.index_select(0, numbers).view(shape)
+            return delta * scaled[0].unsqueeze(1) * scaled[1] if scaled else delta
+
+        def store(values: Values) -> Parts:
+            return {"stream": level_stream.with_levels(stream, values["levels"])}
+
+        return Tunable(decode, {"levels": stored}, {"levels": "levels"}, store)
 
     def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """As for Gaussian values of one variance. Unknown where steps differ."""

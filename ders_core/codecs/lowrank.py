@@ -14,6 +14,7 @@ from ders_core.codecs.fitting.directions import OVERSAMPLING, STEPS, Triples, ha
 from ders_core.codecs.fitting.metric import Metric, Weighed, metric_of
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.tunable import Tunable, Values
 from ders_core.compute.krylov import Dense
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import largest_magnitude
@@ -231,6 +232,37 @@ class LowRank(DeltaCodec):
             return torch.zeros(shape)  # no part to take a device from
         left = self._decode_factor("left", parts, rank, shape[0], context)
         return left.T @ self._decode_factor("right", parts, rank, shape[1], context)
+
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        """Both factors; of factors in a few bits, their scales."""
+        if self.factor_bits is None:
+
+            def decode(values: Values) -> torch.Tensor:
+                return values["left"] @ values["right"]
+
+            factors = {"left": parts["left"], "right": parts["right"]}
+            return Tunable(decode, factors, dict.fromkeys(factors, "factors"), dict)
+        rank = self._rank(shape, Dtype.of(context.dtype))
+        if not rank:
+            return Tunable.fixed(torch.zeros(shape))
+        bands = {
+            f"{side}.{name}": coder.tunable(
+                within(f"{side}.{name}", parts), (len(directions), length), context
+            )
+            for name, coder, directions in self._coders(rank)
+            for side, length in (("left", shape[0]), ("right", shape[1]))
+        }
+
+        def multiplied(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            left, right = (
+                torch.cat([part for name, part in rows.items() if name.startswith(side)])
+                for side in ("left.", "right.")
+            )
+            return left.T @ right
+
+        return Tunable.joined(bands, multiplied)
 
     def _encode_factor(self, side: str, rows: torch.Tensor, context: EncodeContext) -> Parts:
         """rows: `[rank, length]`."""

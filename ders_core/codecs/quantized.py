@@ -25,6 +25,7 @@ from ders_core.codecs.fitting.codes import (
     coded,
     decoded,
     gain_factors,
+    unpacked,
 )
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
@@ -33,6 +34,7 @@ from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
+from ders_core.codecs.tunable import Tunable, TunedKind, Values
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
@@ -213,6 +215,31 @@ class Quantized(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
         return self._decoded(parts, shape[1], None)
+
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        """Scales, in 8 bits the rows' largest alone, offsets, and levels that were learnt."""
+        kinds: dict[str, TunedKind] = {"tops" if self.scale_bits == 8 else "scales": "scales"}
+        kinds |= {name: name for name in ("offsets", "levels") if name in parts}
+        blocks, fixed = self._blocks(shape[1]), self._fixed_levels()
+        codes = unpacked(parts["codes"], self.bits, shape)
+        table = None if fixed is None else fixed.table.to(codes.device)
+        shares = parts["scales"].float() if self.scale_bits == 8 else None
+
+        def decode(values: Values) -> torch.Tensor:
+            levels = values["levels"] if table is None else table
+            delta = levels.index_select(0, codes.view(-1).int()).view(shape)
+            if shares is None:
+                scale = values["scales"]
+            else:
+                scale = shares * (values["tops"] / FULL_SCALE).unsqueeze(1)
+            split = blocks.split(delta) * scale.unsqueeze(-1)
+            if "offsets" in values:
+                split = split + values["offsets"].unsqueeze(-1)
+            return blocks.join(split)
+
+        return Tunable(decode, {name: parts[name] for name in kinds}, kinds, dict)
 
     def _rounded(
         self,

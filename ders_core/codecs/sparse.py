@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -28,6 +29,7 @@ from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.tunable import Tunable, Values
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import at_least
@@ -283,15 +285,36 @@ class Sparse(DeltaCodec):
         values, pieces = self._stored(parts, shape, context)
         return _scattered(values, pieces, shape)
 
+    def tunable(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Tunable:
+        """The kept values; of values in a few bits, their scales and levels."""
+        stored, pieces = self._stored(parts, shape, context)
+        pairs = [*_placed(torch.arange(stored.numel(), device=stored.device), pieces)]
+        nothing = torch.zeros(0, dtype=torch.int64, device=stored.device)
+        order = torch.cat([nothing, *(kept for kept, _ in pairs)])
+        places = torch.cat([nothing, *(place for _, place in pairs)])
+        coder = self._coder.tunable(parts)
+        gain = self._decoding_gain(shape)
+
+        def decode(values: Values) -> torch.Tensor:
+            kept = coder.decode(values).index_select(0, order) * gain
+            flat = torch.zeros(math.prod(shape), device=kept.device)
+            return flat.index_copy(0, places, kept).view(shape)
+
+        return replace(coder, decode=decode)
+
+    def _decoding_gain(self, shape: tuple[int, int]) -> float:
+        return self._selection.decoding_gain(shape) if self._scaling == "unbiased" else 1.0
+
     def _stored(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> tuple[torch.Tensor, Iterable[torch.Tensor]]:
         """The kept values `[kept]`, float32, and their flat places a piece at a time (−1: none)."""
         selection = self._selection
         values = self._coder.decode(parts)[: selection.count(shape)]
-        if self._scaling == "unbiased":
-            gain = selection.decoding_gain(shape)
-            values = values if gain == 1 else values * gain
+        gain = self._decoding_gain(shape)
+        values = values if gain == 1 else values * gain
         return values, selection.places(parts, shape, context.seed, values.device)
 
 

@@ -52,6 +52,28 @@ class Encoded(BaseModel):
         )
 
 
+class Repair(BaseModel):
+    """One training of small parts after the packing, by KL to the original."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trained: dict[str, int]
+    """What was trained, such as `scales` -> how many values."""
+    steps: int
+    texts: tuple[str, ...]
+    """Names of what was trained on, without the folders above."""
+    heldout: tuple[str, ...] = ()
+    """Names of what was measured with; empty: parts of the texts that were held out."""
+    tokens: int
+    """Read in all steps together."""
+    heldout_tokens: int
+    kl_before: float
+    """Nats a token on what was held out, rounded to six digits."""
+    kl_after: float
+    replaced: dict[str, str] = {}
+    """Carried tensor that was trained -> hex SHA-256 of its bytes before."""
+
+
 class Source(BaseModel):
     """The checkpoint that was packed."""
 
@@ -85,7 +107,17 @@ class Manifest(BaseModel):
     """Tensor name -> hex SHA-256 of its bytes."""
     encoded: dict[str, Encoded] = {}
     """Prefix of a group or another tensor -> what it was encoded from. Empty in versions 1 and 2,
-    and for a source that was on no disk."""
+    and for a source that was on no disk. After a repair, how far it is now."""
+    repairs: tuple[Repair, ...] = Field(default=(), exclude_if=lambda repairs: not repairs)
+    """In their order."""
+
+    @property
+    def original_checksums(self) -> dict[str, str]:
+        """Name -> hex SHA-256 of the bytes that the original has, of carried tensors."""
+        before = dict(self.checksums)
+        for repair in reversed(self.repairs):
+            before |= repair.replaced
+        return before
 
     @property
     def stacks(self) -> tuple[PackedStack, ...]:

@@ -28,6 +28,7 @@ from ders_core.packed.manifest import (
     FORMAT_VERSION,
     Encoded,
     Manifest,
+    Repair,
     Source,
     described,
     public_recipe,
@@ -77,6 +78,8 @@ class PackedContents:
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
     """Prefix of a group or another tensor -> what it was encoded from; empty if the source is on no
     disk."""
+    repairs: Sequence[Repair] = ()
+    """What was trained after the packing."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def _write_manifest(
         others=tuple(contents.others),
         checksums=dict(checksums),
         encoded=dict(contents.encoded),
+        repairs=tuple(contents.repairs),
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     if contents.source.identity == UNKNOWN:

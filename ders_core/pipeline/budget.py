@@ -26,7 +26,12 @@ CLOSE = 0.01
 """Octaves: a knob whose bytes or KL are so near to the budget, and within it, is taken."""
 
 LARGER = 8
-"""Times the usual sample: what tells by how much that is off."""
+"""Times the usual sample, of rows and of experts: tables weigh less in it, and experts are not
+alike. What is taken is judged by it, with errors made up for; knobs are tried without, which needs
+no moments of inputs and far less time."""
+
+MOST_JUDGED = 4
+"""Knobs that are judged so."""
 
 MOST_TRIED = 16
 
@@ -84,10 +89,13 @@ def settled(
     return search.settled()
 
 
-def with_knob(recipe: Recipe, knob: float, unknown: Collection[str]) -> Recipe:
+def with_knob(
+    recipe: Recipe, knob: float, unknown: Collection[str], *, compensated: bool = True
+) -> Recipe:
     """The recipe with rules for all matrices by one knob before its own rules, and no budget.
-    unknown: tensors outside the experts that are kept without loss."""
-    matrices = codec_of_matrices(knob)
+    unknown: tensors outside the experts that are kept without loss. compensated: as of
+    `codec_of_matrices`."""
+    matrices = codec_of_matrices(knob, compensated=compensated)
     apart = [OtherRule(names=names, codec=Lossless()) for names in names_apart(unknown, MOST_NAMES)]
     stored = recipe.base.is_stored
     base_rules = (BaseRule(codec=matrices), *recipe.base_codec) if stored else ()
@@ -104,12 +112,10 @@ def with_knob(recipe: Recipe, knob: float, unknown: Collection[str]) -> Recipe:
 @dataclass(frozen=True)
 class _Point:
     """A knob that was tried. at: its logarithm to base 2. over: by how many octaves it is above
-    what the budget allows; negative where it is within. settled: None where it is too small for
-    any code. weight: of `over` in false position."""
+    what the budget allows; negative where it is within. weight: of `over` in false position."""
 
     at: float
     over: float
-    settled: Settled | None
     weight: float = 1.0
 
     def below(self, octaves: float) -> _Point:
@@ -121,8 +127,22 @@ class _Point:
         return replace(self, weight=self.weight / 2) if is_again else self
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """A knob with what a larger sample tells. over: as of `_Point`."""
+
+    settled: Settled
+    told: Forecast
+    over: float
+
+
 class _Search:
-    """Looks for the knob that comes nearest to the budget from within."""
+    """Looks for the knob that comes nearest to the budget from within.
+
+    Knobs are tried with a small sample; the one that seems to meet the budget is judged by a larger
+    one, and if that tells otherwise, the search goes on from there with as much more or less
+    allowed.
+    """
 
     def __init__(
         self,
@@ -134,20 +154,14 @@ class _Search:
     ) -> None:
         self._recipe, self._unknown, self._checkpoint = recipe, unknown, checkpoint
         self._budget, self._progress = budget, progress
-        self._moved: float | None = None
+        self._allowed = 0.0  # octaves by which small samples may be above the budget
+        self._judged = list[_Judged]()
+        self._least = math.inf  # bytes
         self._coarser = 1 if budget.kl is None else -1  # which way less is taken of the budget
         most = budget.bytes or (budget.share or 0.0) * checkpoint.bytes_total
         self._most = budget.kl if budget.kl is not None else most * (1 - SPARE)
 
     def settled(self) -> Settled:
-        """What was found, with the bytes that the larger sample lets expect."""
-        found = self._found()
-        if not self._moved or found.told is None:
-            return found
-        nbytes = round(found.told.bytes_after / 2**self._moved)
-        return replace(found, told=replace(found.told, bytes_after=nbytes))
-
-    def _found(self) -> Settled:
         """By false position (Illinois) between a knob that is over the budget and one within it;
         until there are both, in steps as long as bits and KL let expect."""
         over: _Point | None = None
@@ -156,15 +170,18 @@ class _Search:
         for number in range(MOST_TRIED):
             self._progress(number, MOST_TRIED, f"trying knob {2**at:.3g}")
             point = self._try(at)
-            if -CLOSE <= point.over <= 0 and point.settled is not None:
-                moved = self._with_a_larger_sample(point.settled)
-                if 0 <= moved <= CLOSE:
-                    return point.settled
-                # tables weigh less in the whole than in the sample, and experts are not alike
+            if -CLOSE <= point.over <= 0:
+                judged = self._judge(at)
+                if -CLOSE <= judged.over <= 0 or len(self._judged) == MOST_JUDGED:
+                    break
+                moved = point.over - judged.over
+                self._allowed += moved
                 point = point.below(moved)
                 over, within = over and over.below(moved), within and within.below(moved)
                 if over is not None and over.over <= 0:  # what was too much is not any more
                     point, at, over = over, over.at, None
+                elif within is not None and within.over > 0:
+                    point, at, within = within, within.at, None
             if point.over > 0:
                 within = within and within.lighter(over is not None)
                 over = point
@@ -177,19 +194,34 @@ class _Search:
                 at = _between(over, within)
             if not LEAST <= at <= MOST:
                 break
-        if within is None or within.settled is None:
-            raise RecipeError(self._refusal(over))
-        return within.settled
+        return self._best(within)
 
-    def _with_a_larger_sample(self, settled: Settled) -> float:
-        """By how many octaves fewer bytes are foretold with `LARGER` times the sample, of rows and
-        of experts; asked once, and no matter of KL."""
-        if self._budget.kl is not None or self._moved is not None or settled.told is None:
-            return 0.0
-        more = forecast(settled.plan, self._checkpoint, sample=LARGER * SAMPLE)
-        self._moved = math.log2(settled.told.bytes_after / more.bytes_after)
-        self._most *= 2**self._moved
-        return self._moved
+    def _best(self, within: _Point | None) -> Settled:
+        """Of all that were judged, the one that comes nearest to the budget from within."""
+        if not any(each.over <= 0 for each in self._judged) and within is not None:
+            self._judge(within.at)
+        fitting = [each for each in self._judged if each.over <= 0]
+        if not fitting:
+            raise RecipeError(self._refusal())
+        return max(fitting, key=lambda each: each.over).settled
+
+    def _judge(self, at: float) -> _Judged:
+        recipe = with_knob(self._recipe, 2**at, self._unknown)
+        plan = resolve(recipe, self._checkpoint)
+        told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE)
+        settled = Settled(recipe, 2**at, plan, told)
+        self._judged.append(_Judged(settled, told, self._over(told)))
+        return self._judged[-1]
+
+    def _over(self, told: Forecast) -> float:
+        """By how many octaves what is foretold is above the budget."""
+        taken = told.bytes_after if self._budget.kl is None else told.predicted_kl
+        if taken is None:
+            raise RecipeError(
+                "the KL of this recipe cannot be foretold, so it cannot have a budget of KL; "
+                "give a share or bytes"
+            )
+        return math.log2(taken / self._most) if taken else -math.inf
 
     def _step(self, point: _Point) -> float:
         """Octaves to the knob that should be on the other side: KL goes with the knob's square, and
@@ -204,32 +236,24 @@ class _Search:
         return math.copysign(min(1.2 * octaves + 0.05, 8.0), point.over) * self._coarser
 
     def _try(self, at: float) -> _Point:
-        recipe = with_knob(self._recipe, 2**at, self._unknown)
-        plan = resolve(recipe, self._checkpoint)
+        recipe = with_knob(self._recipe, 2**at, self._unknown, compensated=False)
         try:
-            told = forecast(plan, self._checkpoint)
+            told = forecast(resolve(recipe, self._checkpoint), self._checkpoint)
         except CodecError:  # steps finer than can be told
-            return _Point(at, math.inf * self._coarser, None)
-        taken = told.bytes_after if self._budget.kl is None else told.predicted_kl
-        if taken is None:
-            raise RecipeError(
-                "the KL of this recipe cannot be foretold, so it cannot have a budget of KL; "
-                "give a share or bytes"
-            )
-        over = math.log2(taken / self._most) if taken else -math.inf
-        return _Point(at, over, Settled(recipe, 2**at, plan, told))
+            return _Point(at, math.inf * self._coarser)
+        self._least = min(self._least, told.bytes_after)
+        return _Point(at, self._over(told) - self._allowed)
 
-    def _refusal(self, over: _Point | None) -> str:
+    def _refusal(self) -> str:
         label = self._budget.label
-        told = over.settled.told if over is not None and over.settled is not None else None
-        if self._budget.kl is not None or told is None:
+        if self._budget.kl is not None or not math.isfinite(self._least):
             return (
                 f"no knob meets the budget of {label}; give a larger one, or code everything "
                 "without loss (preset lossless-whole)"
             )
         return (
             f"no knob meets the budget of {label}: what is not coded by it takes "
-            f"{bytes_text(told.bytes_after)} at least; give a larger one, or fewer rules beside it"
+            f"{bytes_text(self._least)} at least; give a larger one, or fewer rules beside it"
         )
 
 

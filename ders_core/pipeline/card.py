@@ -11,6 +11,7 @@ import yaml
 from ders_core.codecs.group import BaseForm
 from ders_core.files.links import leads_out
 from ders_core.files.untrusted_yaml import YamlFault, parse_foreign_yaml
+from ders_core.packed.manifest import Repair
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.formats import Format
 from ders_core.pipeline.quality import GAIN, KL, NOISE, PREDICTED_KL, evaluated_rows, figure_rows
@@ -58,6 +59,9 @@ def model_card(
     if others:
         labels = sorted({other.group_codec().label for other in others})
         rows.insert(-1, ("Other tensors coded", f"{len(others)} ({', '.join(labels)})"))
+    repairs = packed.manifest.repairs
+    if repairs:
+        rows.insert(-1, ("Repaired", "; ".join(map(_repaired, repairs))))
     if format == "patch":
         wanted = f"{base[0]} (`{base[1][:16]}`)" if base else "any with the same bases, packed"
         rows.append(("Base that it is applied to", wanted))
@@ -77,6 +81,17 @@ def model_card(
             "## Recipe\n",
             f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```\n",
         ]
+    )
+
+
+def _repaired(repair: Repair) -> str:
+    """What was trained after the packing, on what, and what it came to."""
+    trained = ", ".join(f"{count:,} {word}" for word, count in repair.trained.items())
+    texts = ", ".join(f"`{name}`" for name in repair.texts)
+    heldout = ", ".join(f"`{name}`" for name in repair.heldout) or "parts of it that were held out"
+    return (
+        f"{trained}, by {repair.steps} steps on {texts}; KL {KL.text(repair.kl_before)} before and "
+        f"{KL.text(repair.kl_after)} after, on {heldout}"
     )
 
 

@@ -225,8 +225,10 @@ def store_bases(
         given_back.append(again)
         if is_shared:
             error = difference(again, each)
-            cost = total(cost, cost_of(known.of_base, members, error))
-            router_noise = total(router_noise, cost_of(known.routers_of_base, members, error))
+            cost = total(cost, cost_of(known.of_base, members, error, known.moments))
+            router_noise = total(
+                router_noise, cost_of(known.routers_of_base, members, error, known.moments)
+            )
         parts.append({name: part.cpu() for name, part in packed.items()})
     tensors, lengths = codec.stack(parts)
     return StoredBases(
@@ -244,10 +246,16 @@ def total(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one + other
 
 
-def cost_of(of_base: Shared | None, members: Sequence[int], error: torch.Tensor) -> float | None:
-    """What an error costs that these experts share; None if it was not measured."""
+def cost_of(
+    of_base: Shared | None,
+    members: Sequence[int],
+    error: torch.Tensor,
+    moments: torch.Tensor | None,
+) -> float | None:
+    """What an error costs that these experts share; None if it was not measured. moments: as of
+    `Curvature.cost`."""
     curvature = of_base(members) if of_base is not None else None
-    return None if curvature is None else curvature.cost(error)
+    return None if curvature is None else curvature.cost(error, moments)
 
 
 def _members(decomposition: Decomposition, base: int) -> list[int]:

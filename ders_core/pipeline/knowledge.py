@@ -214,7 +214,7 @@ def encode_expert(
     if context.curvature is not None:
         kept = own.gain if shrinks else 1.0
         noise = difference(judged, start).sub_(difference(weight, start), alpha=kept)
-        noise_cost = context.curvature.cost(noise)
-        router_noise = router.cost(noise) if router is not None else 0.0
+        noise_cost = context.curvature.cost(noise, context.moments)
+        router_noise = router.cost(noise, context.moments) if router is not None else 0.0
     losses = Losses(squares, own, output, energy, noise_cost, router_noise)
     return EncodedExpert(parts, synthesized, losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ders_core.packed.checksums import checksums
 from ders_core.packed.manifest import Encoded
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.packed.stacks import PackedStack, PackedTensor
+from ders_core.packed.stacks import PackedGroup, PackedStack, PackedTensor
 
 AGREEMENT = 0.01
 """Two measurements of one error differ by no larger share."""
@@ -149,7 +150,7 @@ def _carried_problems(
 ) -> list[str]:
     """One sentence for each tensor that is not the original's though it was to stay as it is."""
     problems = []
-    promised, compared = checkpoint.manifest.checksums, []
+    promised, compared = checkpoint.manifest.original_checksums, []
     for name, tensor in checkpoint.original.carried().items():
         reader = original.tensors.get(name)
         if reader is None:
@@ -167,6 +168,35 @@ def _carried_problems(
 
 def _original_bytes(tensor: PackedTensor) -> int:
     return math.prod(tensor.shape) * Dtype[tensor.dtype].itemsize
+
+
+def encoded_anew(
+    checkpoint: PackedCheckpoint, original: Checkpoint, step: Callable[[str], None]
+) -> dict[str, Encoded]:
+    """What the manifest is to say of each coded stack after small parts of it were changed: the
+    weights that it was encoded from, and how far it is from them now. Empty where the manifest
+    says nothing. step: called with a message after each stack. Raises CheckpointError if the
+    original holds other weights than were packed."""
+    before = checkpoint.manifest.encoded
+    extended = bool(checkpoint.manifest.recipe.get("extended"))
+    anew: dict[str, Encoded] = {}
+    for packed in checkpoint.manifest.stacks:
+        if packed.prefix not in before:
+            continue
+        if isinstance(packed, PackedTensor):
+            stack: MatrixStack = _other(checkpoint, original, packed)
+        else:
+            assert isinstance(packed, PackedGroup)
+            stack = original.group(packed.layer, packed.projection, extended)
+        digest = WeightsDigest()
+        squares = _squares(checkpoint, packed, stack, digest)
+        if digest.sha256 != before[packed.prefix].sha256:
+            raise CheckpointError(
+                f"{stack.title}: {original.path} holds other weights than were packed"
+            )
+        anew[packed.prefix] = Encoded.of(digest.sha256, *squares.relative)
+        step(f"measured {stack.title}")
+    return anew
 
 
 def _compared(

@@ -69,9 +69,10 @@ def codec_of_deltas(knob: float) -> Codec:
     return _entropy(knob=OF_DELTAS * knob, rounding="unbiased")
 
 
-def codec_of_matrices(knob: float) -> Codec:
-    """Whole matrices are rounded to the nearest multiple, the least error at a step."""
-    return _entropy(knob=knob)
+def codec_of_matrices(knob: float, *, compensated: bool = True) -> Codec:
+    """Whole matrices are rounded to the nearest multiple. compensated: later columns make up for
+    errors."""
+    return _entropy(knob=knob, **({"rounding": "compensated"} if compensated else {}))
 
 
 def _entropy(**fields: Any) -> Codec:

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from ders_core.errors import OutputError
-from ders_core.upcycle.checkpoints import TRAINED, begin, publish, writing
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
 from ders_core.upcycle.moe_block import Blocks, expert_linears
+from ders_core.upcycle.whole_trainer import WholeTrainer
 
 SCHEDULERS = {
     "cosine": "cosine",
@@ -83,9 +81,8 @@ def parameter_groups(
     ]
 
 
-class UpcyclingTrainer(Trainer):
-    """Adds the routers' balance to the loss; its checkpoints hold only what is trained, and appear
-    whole or not at all (`ders_core.upcycle.checkpoints`)."""
+class UpcyclingTrainer(WholeTrainer):
+    """Adds the routers' balance to the loss."""
 
     def __init__(
         self,
@@ -98,7 +95,6 @@ class UpcyclingTrainer(Trainer):
     ) -> None:
         self.blocks, self.weight = blocks, config.router.balance
         self.balances: list[float] = []
-        self._aside: Path | None = None
         optimizer = torch.optim.AdamW(parameter_groups(model, blocks, config))
         super().__init__(
             model=model,
@@ -124,46 +120,8 @@ class UpcyclingTrainer(Trainer):
         loss = loss + self.weight * balance / share
         return (loss, outputs) if return_outputs else loss
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder, first = Path(self.args.output_dir), self.args.should_save
-        if first:
-            begin(folder)
-        self.accelerator.wait_for_everyone()
-        with writing(folder) as self._aside:
-            super()._save_checkpoint(model, trial)
-        self._aside = None
-        self.accelerator.wait_for_everyone()
-        if first:
-            publish(folder, self.state.global_step, self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """Where the `Trainer` makes a checkpoint."""
-        return str(self._aside or self.args.output_dir)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:
-            return
-        directory = Path(output_dir or self.args.output_dir)
-        directory.mkdir(exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        tensors = {
-            name: tensor.detach().contiguous() for name, tensor in kept(model, self.blocks).items()
-        }
-        save_file(tensors, directory / TRAINED)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        stored = load_file(Path(resume_from_checkpoint) / TRAINED)
-        tensors = kept(self.accelerator.unwrap_model(self.model), self.blocks)
-        if stored.keys() != tensors.keys():
-            raise OutputError(
-                f"{resume_from_checkpoint} was written by a training of other parameters; remove it"
-            )
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(stored[name])
+    def kept(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        return kept(model, self.blocks)
 
 
 def kept(model: nn.Module, blocks: Blocks) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from support.codec_support import gauss
 
 from ders_core.codecs import EncodeContext, Entropy
 from ders_core.codecs.coding.prng import random_uniform, uniform_of
-from ders_core.codecs.fitting.rounding import EXACT_CODES, Nearest, Rounding, Unbiased
+from ders_core.codecs.fitting.rounding import EXACT_CODES, Apart, Nearest, Unbiased
 from ders_core.codecs.testing import curvature
 from ders_core.compute import kernels
 from ders_core.compute.kernels import grouping
@@ -33,7 +33,7 @@ ODD = (0.0, -0.0, 1e-45, -1e-45, 0.5, -1.5, EXACT_CODES, -EXACT_CODES, 3e38, -3e
     spread=st.sampled_from((0.1, 3.0, 2000.0, 1e7)),
 )
 def test_rounding_and_counting(
-    rounding: Rounding, seed: int, count: int, classes: int, step: float, spread: float
+    rounding: Apart, seed: int, count: int, classes: int, step: float, spread: float
 ) -> None:
     random = np.random.default_rng(seed)
     drawn = random.standard_normal(count) * spread * step

@@ -61,7 +61,8 @@ def test_a_share_is_met(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
 
 
 def test_one_knob_for_all(mixtral_dir: Path, calibration: Path, unmeasured: str) -> None:
-    """Deltas by chance, bases and others to the nearest; what was not measured loses nothing."""
+    """Deltas by chance, bases and others so that later columns make up for errors; what was not
+    measured loses nothing."""
     source = open_checkpoint(mixtral_dir)
     plan = resolve(settle(asking(calibration, {"knob": 0.01}), source), source)
     for entry in plan.entries:
@@ -69,7 +70,7 @@ def test_one_knob_for_all(mixtral_dir: Path, calibration: Path, unmeasured: str)
         assert entry.codec.codec.rounding == "unbiased"
         assert entry.base is not None
         assert isinstance(entry.base.codec, Entropy)
-        assert entry.base.codec.rounding == "nearest"
+        assert entry.base.codec.rounding == "compensated"
         assert entry.base.codec.knob == 0.01
     codecs = {other.name: other.codec for other in plan.others}
     assert isinstance(codecs.pop(unmeasured), Lossless)
@@ -128,14 +129,14 @@ def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:
     assert "model.embed_tokens.weight" not in {other.name for other in plan.others}
 
 
-def test_without_a_base_weights_are_rounded_to_the_nearest(
+def test_without_a_base_weights_are_rounded_as_bases_are(
     mixtral_dir: Path, calibration: Path
 ) -> None:
     source = open_checkpoint(mixtral_dir)
     plan = resolve(settle(asking(calibration, {"knob": 0.01}, base="none"), source), source)
     for entry in plan.entries:
         assert isinstance(entry.codec.codec, Entropy)
-        assert entry.codec.codec.rounding == "nearest"
+        assert entry.codec.codec.rounding == "compensated"
         assert entry.base is None
 
 

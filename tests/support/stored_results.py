@@ -15,6 +15,16 @@ QUALITY = {
     "device": "CPU",
     "seconds": 1.5,
 }
+REPAIRED = {
+    "steps": 300,
+    "tokens": 614_400,
+    "trained": {"scales": 1000, "bases": 20_000},
+    "kl_before": {"mean": 0.06, "low": 0.05, "high": 0.07},
+    "kl_after": {"mean": 0.009, "low": 0.008, "high": 0.01},
+    "left_out": ["x stays as it is: it is no matrix of the model's"],
+    "repeated": 1,
+    "resumed": "",
+}
 WITHOUT_DTYPE = {key: value for key, value in QUALITY.items() if key != "dtype"}
 VERIFIED = {"layer": 0, "projection": "up", "rel_error_delta": 0.2, "rel_error_weight": 0.01}
 VERIFICATION = {
@@ -106,6 +116,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
     "evaluate": {"model": "/models/moe", "text": "/t.txt"},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
+    "repair": {"checkpoint": "/w/runs/00001/packed", "original": "/models/moe", "text": "/t.txt"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
     "upcycle": {"dense": "/models/dense", "config": "name: x"},
 }
@@ -128,6 +139,18 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
             "format": "packed",
             "bytes": 300,
             "checks": [{"name": "it opens", "ok": True, "detail": "9 tensors"}],
+        },
+    ),
+    "repair": (
+        {
+            "packed": "/w/runs/00003/packed",
+            "repaired": REPAIRED,
+            "quality": QUALITY,
+            "verification": VERIFICATION,
+            "bytes_before": 1_000_000,
+            "bytes_after": 300_000,
+            "ratio": 0.3,
+            "device": "cpu",
         },
     ),
     "run": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ders_core.codecs.coding.arrangement import Arrangement
@@ -62,6 +62,11 @@ class CodedEntries:
         delta = fresh((out, width), torch.float32)
         arranged.expand(self._as_loops_take_it(), delta.numpy())
         return delta
+
+    def numbers(self) -> torch.Tensor:
+        """Which level each entry has: int32 `[out, in]` on the CPU."""
+        counted = np.arange(len(self.levels), dtype=np.float32)
+        return replace(self, levels=counted, steps=None).matrix().to(torch.int32)
 
     def onto(self, base: torch.Tensor) -> torch.Tensor:
         """base + the entries, `[out, in]` in the base's dtype, on the CPU."""

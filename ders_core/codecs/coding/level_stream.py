@@ -6,6 +6,7 @@ docs/format.md has the rules; `sections.py` codes the entries of one class.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
@@ -121,27 +122,56 @@ def is_one(stream: torch.Tensor) -> bool:
     return stream[:2].tolist() == [0xFF, 0xFF]
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a stream begins with, up to its levels. exponents: none without steps."""
+
+    lanes_log2: int
+    exponents: Sequence[tuple[int, Table | None]]
+    levels: np.ndarray
+    common: int
+    classes: int
+
+    @classmethod
+    def take(cls, reader: Reader) -> _Start:
+        reader.take(1, "<u2")
+        form = reader.number("u1")
+        lanes_log2, with_steps = form & WITH_STEPS - 1, form >= WITH_STEPS
+        if form >= 2 * WITH_STEPS or MOST_LANES_LOG2 < lanes_log2 != NOTHING_CODED:
+            raise damaged()
+        exponents = [_take_exponents(reader) for _ in ("rows", "columns")] if with_steps else []
+        level_count, common, *class_count = reader.small(3 if with_steps else 2)
+        classes = class_count[0] if class_count else 1
+        if level_count > MOST_LEVELS or not common < max(level_count, 1) or classes > MOST_CLASSES:
+            raise damaged()
+        levels = reader.take(level_count, "<f4").astype(np.float32)
+        if not np.isfinite(levels).all():
+            raise damaged()
+        return cls(lanes_log2, exponents, levels, common, classes)
+
+
+def with_levels(stream: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The same codes, that stand for other levels: a stream of the same length. levels: float32, as
+    many as the stream has. Raises CodecError for what no stream can hold."""
+    reader = Reader(stream)
+    _Start.take(reader)
+    raw = np.ascontiguousarray(levels.cpu().numpy().astype("<f4")).view(np.uint8)
+    changed = stream.clone()
+    changed[reader.position - len(raw) : reader.position] = torch.from_numpy(raw)
+    return changed
+
+
 def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
     """Decode the levels of all entries of a matrix `[out, in]`. Raises CodecError for what no
     stream can hold."""
     reader = Reader(stream)
-    reader.take(1, "<u2")
-    form = reader.number("u1")
-    lanes_log2, with_steps = form & WITH_STEPS - 1, form >= WITH_STEPS
-    if form >= 2 * WITH_STEPS or MOST_LANES_LOG2 < lanes_log2 != NOTHING_CODED:
-        raise damaged()
-    exponents = [_take_exponents(reader) for _ in shape] if with_steps else []
-    level_count, common, *class_count = reader.small(3 if with_steps else 2)
-    classes = class_count[0] if class_count else 1
-    if level_count > MOST_LEVELS or not common < max(level_count, 1) or classes > MOST_CLASSES:
-        raise damaged()
-    levels = reader.take(level_count, "<f4").astype(np.float32)
-    if not np.isfinite(levels).all():
-        raise damaged()
+    start = _Start.take(reader)
+    lanes_log2, exponents, classes = start.lanes_log2, start.exponents, start.classes
+    levels, common, level_count = start.levels, start.common, len(start.levels)
     heads = [read_section(reader, level_count) for _ in range(classes if level_count else 0)]
     lanes = 0 if lanes_log2 == NOTHING_CODED else 1 << lanes_log2
     popper = Popper(reader.take(lanes, "<u4"), reader.rest("<u2"))
-    steps = _popped_steps(shape, exponents, popper) if with_steps else None
+    steps = _popped_steps(shape, exponents, popper) if exponents else None
     arrangement = Arrangement(shape, steps)
     if arrangement.class_count != classes or not (level_count or not shape[0] * shape[1]):
         raise damaged()

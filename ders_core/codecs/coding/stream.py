@@ -47,6 +47,11 @@ class Reader:
         self._bytes = stream.cpu().numpy()
         self._at = 0
 
+    @property
+    def position(self) -> int:
+        """How many bytes were taken."""
+        return self._at
+
     def take(self, count: int, dtype: str) -> np.ndarray:
         size = count * np.dtype(dtype).itemsize
         if count < 0 or size > len(self._bytes) - self._at:

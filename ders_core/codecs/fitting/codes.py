@@ -154,10 +154,7 @@ def decoded(
             kernels.bits(out),
         )
         return out
-    if bits is None:
-        codes = unpack_trits(packed, count).view(shape)
-    else:
-        codes = unpack(packed, bits, count, torch.uint8).view(shape)
+    codes = unpacked(packed, bits, shape)
     for rows in row_pieces(shape, chunk_values(packed.device, CHUNK)):
         here = lines.of_rows(rows)
         delta = blocks.split(levels.at(codes[rows])).mul_(here.scale.unsqueeze(-1))
@@ -166,3 +163,11 @@ def decoded(
         joined = blocks.join(delta)
         out[rows] = joined if base is None else joined.add_(base[rows].float())
     return out
+
+
+def unpacked(packed: torch.Tensor, bits: int | None, shape: tuple[int, int]) -> torch.Tensor:
+    """The codes of a matrix, uint8 `[out, in]`; bits, and what is raised, as of `decoded`."""
+    count = shape[0] * shape[1]
+    if bits is None:
+        return unpack_trits(packed, count).view(shape)
+    return unpack(packed, bits, count, torch.uint8).view(shape)

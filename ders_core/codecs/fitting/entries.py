@@ -21,6 +21,12 @@ class Entries:
     matrix: torch.Tensor
     steps: Steps | None = None
 
+    @classmethod
+    def of(cls, matrix: torch.Tensor, steps: Steps | None) -> Entries:
+        """matrix: float32 `[out, in]` on the CPU, as it is."""
+        scaled = matrix if steps is None else steps.divided(matrix)
+        return cls(scaled.contiguous(), steps)
+
     @property
     def values(self) -> torch.Tensor:
         """float32 `[out · in]`."""
@@ -44,6 +50,15 @@ class Entries:
     def stream_bytes(self, counts: np.ndarray, slack: float = 1.0) -> float:
         """counts: `[classes, CODES]`."""
         return level_stream.stream_bytes(self.steps, counts, slack)
+
+    def decoded(self, coded: Coded, levels: torch.Tensor) -> torch.Tensor:
+        """What codes with these levels give back, float32 `[out, in]`, in the matrix's own units.
+        levels: of the codes that occur."""
+        occurring = coded.counts.sum(0).nonzero().flatten()
+        of_codes = torch.zeros(coded.counts.shape[1])
+        of_codes[occurring] = levels
+        decoded = of_codes.index_select(0, coded.codes).view(self.matrix.shape)
+        return decoded if self.steps is None else self.steps.multiply_(decoded)
 
     @cached_property
     def _arrangement(self) -> Arrangement:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import Lines
+from ders_core.codecs.fitting.inverse_factor import inverse_factor
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute import kernels
@@ -19,9 +20,6 @@ DAMPING = 0.01
 
 BLOCK = 128
 """Columns between two updates of all that follow."""
-
-SMALL = 256
-"""Triangles of this size are inverted by substitution, larger ones by products of their parts."""
 
 
 def compensated(
@@ -102,34 +100,13 @@ def _in_torch(
 
 
 def _compute_order_and_factor(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the columns, the weightiest first; the upper triangular U with UᵀU = H⁻¹ of the damped
-    moments in that order, float32).
-
-    With R the upper triangular factor of H = R·Rᵀ, which is the Cholesky factor of the reversed
-    matrix, reversed, U is R⁻¹.
-    """
+    """(the columns, the weightiest first; `inverse_factor` of the damped moments in that order,
+    float32)."""
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True)
-    turned = order.flip(0)
-    damped = moments[turned][:, turned].double()
+    damped = moments[order][:, order].double()
     damped.diagonal().add_(DAMPING * float(diagonal.double().mean()) or 1.0)
-    upper = torch.linalg.cholesky(damped).flip(0, 1)
-    _invert(upper)
-    return order, upper.float().contiguous()
-
-
-def _invert(upper: torch.Tensor) -> None:
-    """An upper triangular matrix becomes its inverse, in place."""
-    size = len(upper)
-    if size <= SMALL:
-        unit = torch.eye(size, dtype=upper.dtype, device=upper.device)
-        upper.copy_(torch.linalg.solve_triangular(upper, unit, upper=True))
-        return
-    half = size // 2
-    first, corner, last = upper[:half, :half], upper[:half, half:], upper[half:, half:]
-    _invert(first)
-    _invert(last)
-    corner.copy_(first @ corner @ last).neg_()
+    return order, inverse_factor(damped).float().contiguous()
 
 
 _order_and_factor = OfTheLast(_compute_order_and_factor)

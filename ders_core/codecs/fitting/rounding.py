@@ -28,7 +28,29 @@ CHUNK = 1 << 19
 
 
 class Rounding(ABC):
-    """Pure: the same values, step and places give the same codes.
+    """Pure: the same matrix and step give the same codes."""
+
+    @abstractmethod
+    def coded(
+        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(codes int32 `[n]`, increased by FARTHEST; how often each occurs in each class, int64
+        `[class_count, CODES]`). values: float32 `[n]`, of the whole matrix. classes: uint8 `[n]`;
+        None if there is one."""
+
+    @abstractmethod
+    def levels(
+        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+    ) -> torch.Tensor:
+        """What the codes that occur are decoded as, float32, in ascending order of codes.
+
+        codes: int64 or int32 `[n]`, increased by FARTHEST. counts: how often each occurs,
+        `[2·FARTHEST + 1]`.
+        """
+
+
+class Apart(Rounding):
+    """Each value is rounded by itself.
 
     aim, enough: shares of the bytes allowed that a step is corrected to, and from which on it is
     not. sample: how many values tell the step to begin with. coarsest: log2 of the largest step, in
@@ -48,9 +70,6 @@ class Rounding(ABC):
     def coded(
         self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(codes int32 `[n]`, increased by FARTHEST; how often each occurs in each class, int64
-        `[class_count, CODES]`). values: float32 `[n]`, of the whole matrix. classes: uint8 `[n]`;
-        None if there is one."""
         if not kernels.takes(values, *([] if classes is None else [classes])):
             return self._coded_plainly(values, step, classes, class_count)
         codes = fresh(values.shape, torch.int32)
@@ -87,19 +106,9 @@ class Rounding(ABC):
     def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
         """int32 codes of the values at these places, where multiples share codes."""
 
-    @abstractmethod
-    def levels(
-        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
-    ) -> torch.Tensor:
-        """What the codes that occur are decoded as, float32, in ascending order of codes.
-
-        codes: int64 or int32 `[n]`, increased by FARTHEST. counts: how often each occurs,
-        `[2·FARTHEST + 1]`.
-        """
-
 
 @dataclass(frozen=True)
-class Nearest(Rounding):
+class Nearest(Apart):
     """To the nearest multiple; a level is the mean of the values that became it (Lloyd 1957).
 
     threshold: added before the fraction is cut: the smaller, the wider the interval that becomes
@@ -140,7 +149,7 @@ class Nearest(Rounding):
 
 
 @dataclass(frozen=True)
-class Unbiased(Rounding):
+class Unbiased(Apart):
     """Upwards with the probability of the remainder, so that the mean of what a value becomes is
     the value (QSGD, arXiv 1610.02132). Chance is drawn from the seed and a value's place."""
 

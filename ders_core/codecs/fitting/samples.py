@@ -14,8 +14,8 @@ from ders_core.codecs.fitting.rounding import (
     EXACT_CODES,
     FARTHEST,
     PER_OCTAVE,
+    Apart,
     Nearest,
-    Rounding,
     Unbiased,
 )
 from ders_core.compute import kernels
@@ -38,11 +38,11 @@ class Sample(ABC):
     typical: float
 
     @abstractmethod
-    def try_out(self, step: float, rounding: Rounding) -> Trial:
+    def try_out(self, step: float, rounding: Apart) -> Trial:
         """step: in largest values."""
 
 
-def sample_of(entries: Entries, rounding: Rounding) -> Sample:
+def sample_of(entries: Entries, rounding: Apart) -> Sample:
     """Each n-th entry, as many as this kind of rounding wants."""
     stride = -(-entries.values.numel() // rounding.sample)
     if isinstance(rounding, Unbiased):
@@ -78,7 +78,7 @@ class _Counted(Sample):
         self._counts = counts[self._classes, bins].astype(np.float64)
         self._values = np.minimum(_of_bins(bins) / self._largest, 1.0)
 
-    def try_out(self, step: float, rounding: Rounding) -> Trial:
+    def try_out(self, step: float, rounding: Apart) -> Trial:
         ratio = self._values / step
         beyond = np.log2(np.maximum(ratio / EXACT_CODES, 1.0)) * PER_OCTAVE
         place = np.minimum(ratio, EXACT_CODES) + np.minimum(beyond, FARTHEST - EXACT_CODES)
@@ -134,7 +134,7 @@ class _Spread(Sample):
         usual = self._values[self._values != 0].abs()
         self.typical = float(usual.median()) if usual.numel() else 1.0
 
-    def try_out(self, step: float, rounding: Rounding) -> Trial:
+    def try_out(self, step: float, rounding: Apart) -> Trial:
         codes, counts = rounding.coded(self._values, step, self._classes, self._entries.class_count)
         together = counts.sum(0)
         occurring = together.nonzero().flatten()
@@ -161,7 +161,7 @@ class _Sorted(Sample):
         magnitudes = np.abs(self._sorted[self._sorted != 0])
         self.typical = float(np.median(magnitudes)) if len(magnitudes) else 1.0
 
-    def try_out(self, step: float, rounding: Rounding) -> Trial:
+    def try_out(self, step: float, rounding: Apart) -> Trial:
         assert isinstance(rounding, Nearest)
         ends = (_ends(1 / step + rounding.threshold) - rounding.threshold) * step
         below = np.searchsorted(self._sorted, -ends[::-1], "right")

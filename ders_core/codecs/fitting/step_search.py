@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ders_core.codecs.fitting.entries import Coded, Entries
-from ders_core.codecs.fitting.rounding import Rounding
+from ders_core.codecs.fitting.rounding import Apart
 from ders_core.codecs.fitting.samples import Sample, sample_of
 from ders_core.later import torch
 
@@ -23,14 +23,14 @@ SLACK = 1.0002
 """What the coder may take above the entropy."""
 
 REFINEMENTS = 5
-"""How often a step is corrected that takes less than `Rounding.enough` of the bytes."""
+"""How often a step is corrected that takes less than `Apart.enough` of the bytes."""
 
 MOST_ATTEMPTS = 1 << 10
 
 
 def within(
     entries: Entries,
-    roundings: Sequence[Rounding],
+    roundings: Sequence[Apart],
     limit: int,
     write: Callable[[Coded], torch.Tensor],
 ) -> torch.Tensor:
@@ -67,7 +67,7 @@ def within(
     return best
 
 
-def _even_out(sample: Sample, rounding: Rounding, limit: int, finest: float) -> float:
+def _even_out(sample: Sample, rounding: Apart, limit: int, finest: float) -> float:
     """The step that takes `aim` of the limit, in largest values: false position (Illinois) in its
     logarithm."""
 
@@ -93,9 +93,7 @@ def _even_out(sample: Sample, rounding: Rounding, limit: int, finest: float) -> 
     return math.exp2(middle)
 
 
-def _first_guess(
-    entries: Entries, roundings: Sequence[Rounding], limit: int
-) -> tuple[float, Rounding]:
+def _first_guess(entries: Entries, roundings: Sequence[Apart], limit: int) -> tuple[float, Apart]:
     """(step, rounding) with the least squared error on a sample, within `limit` bytes in all."""
     largest = entries.largest
     if not largest:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
 from ders_core.codecs.quantized import Quantized
+from ders_core.codecs.tunable import Tunable
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -33,6 +34,10 @@ class ValueCoder(ABC):
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The values, float32 `[n]`; beyond the first `count` there may be padding."""
 
+    @abstractmethod
+    def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
+        """What `decode` gives, as a codec's `tunable` gives a delta."""
+
 
 class PlainValues(ValueCoder):
     """In the model's dtype."""
@@ -48,6 +53,10 @@ class PlainValues(ValueCoder):
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return parts["values"].float()
+
+    def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
+        kept = {"values": parts["values"]}
+        return Tunable(lambda values: values["values"], kept, {"values": "values"}, dict)
 
 
 @dataclass(frozen=True)
@@ -80,3 +89,10 @@ class QuantizedValues(ValueCoder):
         scales = coded["scales"]
         shape = (scales.shape[0], VALUES_PER_SCALE)
         return self.codec.decode(coded, shape, EncodeContext(scales.dtype, 0)).view(-1)
+
+    def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
+        coded = within("values", parts)
+        scales = coded["scales"]
+        shape = (scales.shape[0], VALUES_PER_SCALE)
+        rows = self.codec.tunable(coded, shape, EncodeContext(scales.dtype, 0))
+        return Tunable.joined({"values": rows}, lambda decoded: decoded["values"].reshape(-1))

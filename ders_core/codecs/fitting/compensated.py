@@ -1,0 +1,167 @@
+"""Multiples of a step for which later columns make up: successive cancellation with a rate for each
+column.
+
+Errors e of a row cost ½ c·e M eᵀ, with M = D^½ R D^½ of the columns' curvature D and the
+correlation R of the inputs. Rounded one after another, each column leaves its error to those after
+it, and what remains of it costs 1/U_jj², UᵀU = M⁻¹: never more than D_j, and far less where inputs
+hang together. So steps s_j ∝ U_jj cost least (reverse water-filling over the columns, as WaterSIC,
+arXiv 2603.04956; the rounding is GPTQ's, arXiv 2210.17323).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ders_core.codecs.coding.steps import Steps, powers
+from ders_core.codecs.curvature import Curvature, correlation_of
+from ders_core.codecs.fitting.inverse_factor import inverse_factor
+from ders_core.codecs.fitting.once import OfTheLast
+from ders_core.codecs.fitting.rounding import (
+    CODES,
+    EXACT_CODES,
+    FARTHEST,
+    PER_OCTAVE,
+    Rounding,
+    multiples,
+)
+from ders_core.codecs.fitting.sensitive_steps import LEAST, LEAST_SHARE
+from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
+from ders_core.compute.pieces import pieces
+from ders_core.later import np, torch
+
+DAMPING = 0.01
+"""What is added to each input's correlation with itself: as far as a calibration's correlations are
+not believed."""
+
+BLOCK = 128
+"""Columns between two updates of all that follow."""
+
+CHUNK = 1 << 19
+"""Codes that are counted at a time."""
+
+
+@dataclass(frozen=True)
+class Succession:
+    """order: int64 `[in]`, the columns in their turn, those with the weightiest inputs first.
+    factor: `inverse_factor` of the damped correlation of inputs in that order, float64."""
+
+    order: torch.Tensor
+    factor: torch.Tensor
+
+    def left(self, curvature: Curvature) -> Curvature:
+        """What errors cost that are made up for. curvature: of all entries."""
+        remaining = torch.empty_like(self.order, dtype=torch.float64)
+        remaining[self.order] = self.factor.diagonal().pow(-2)
+        return replace(curvature, columns=(_known(curvature) * remaining).float())
+
+    def rounding(self, curvature: Curvature, steps: Steps) -> Compensated:
+        """In units of these steps. curvature: of all entries."""
+        scale = _known(curvature).rsqrt() * powers(-steps.columns)
+        return Compensated(self.order, (self.factor * scale[self.order]).float().contiguous())
+
+
+def _known(curvature: Curvature) -> torch.Tensor:
+    """Of columns, float64: none is taken to cost nothing."""
+    columns = curvature.columns.double()
+    return columns.clamp_min(max(LEAST_SHARE * float(columns.mean()), LEAST))
+
+
+def _succession(moments: torch.Tensor) -> Succession:
+    order = moments.diagonal().argsort(descending=True, stable=True)
+    damped = correlation_of(moments)[order][:, order].double()
+    damped.diagonal().add_(DAMPING)
+    return Succession(order, inverse_factor(damped * (1 / (1 + DAMPING))))
+
+
+succession_of = OfTheLast(_succession)
+"""Of second moments of inputs `[in, in]` float32, symmetric; computed once for all matrices with
+these inputs. Moments must not be written to as long as they live."""
+
+
+@dataclass(frozen=True)
+class Compensated(Rounding):
+    """To the nearest multiple, column by column. order: as of `Succession`. factor: float32
+    `[in, in]`, upper triangular, of the metric in units of steps."""
+
+    order: torch.Tensor
+    factor: torch.Tensor
+
+    def coded(
+        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        width = len(self.order)
+        rest = values.view(-1, width)[:, self.order]
+        codes = fresh(rest.shape, torch.int32)
+        block = _by_loops if kernels.takes(rest, codes, self.factor) else _in_torch
+        for begin in range(0, width, BLOCK):
+            end = min(begin + BLOCK, width)
+            errors = block(rest, slice(begin, end), self, step, codes)
+            rest[:, end:].addmm_(errors, self.factor[begin:end, end:], alpha=-1)
+        codes = codes.view(-1)
+        return codes, _counted(codes, classes, class_count)
+
+    def levels(
+        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+    ) -> torch.Tensor:
+        return _sizes()[counts.nonzero().flatten()] * step
+
+
+def _sizes() -> torch.Tensor:
+    """The multiple that each code stands for, float32 `[CODES]`."""
+    return multiples(torch.arange(-FARTHEST, FARTHEST + 1)).float()
+
+
+def _by_loops(
+    rest: torch.Tensor, columns: slice, rounding: Compensated, step: float, codes: torch.Tensor
+) -> torch.Tensor:
+    """Round some columns of rest; returns their errors `[out, n]`. codes: gets theirs."""
+    from ders_core.compute.kernels import compensation as loops
+
+    errors = np.empty((len(rest), columns.stop - columns.start), dtype=np.float32)
+    loops.compensate_multiples(
+        rest.numpy(),
+        columns.start,
+        rounding.factor.numpy(),
+        rounding.order.numpy(),
+        np.float32(step),
+        _sizes().numpy(),
+        EXACT_CODES,
+        PER_OCTAVE,
+        codes.numpy(),
+        errors,
+    )
+    return torch.from_numpy(errors)
+
+
+def _in_torch(
+    rest: torch.Tensor, columns: slice, rounding: Compensated, step: float, codes: torch.Tensor
+) -> torch.Tensor:
+    """The same; the columns of rest are overwritten."""
+    begin, end = columns.start, columns.stop
+    factor, sizes = rounding.factor, _sizes().to(rest.device)
+    errors = torch.empty(len(rest), end - begin, device=rest.device)
+    for number, column in zip(range(begin, end), rounding.order[columns].tolist(), strict=True):
+        values = rest[:, number]
+        ratio = values / step
+        code = ratio.clamp(-EXACT_CODES, EXACT_CODES).round_()
+        far = (ratio.abs() > EXACT_CODES).nonzero().flatten()
+        if far.numel():
+            octaves = torch.log2(ratio[far].abs().double() / EXACT_CODES) * PER_OCTAVE
+            beyond = EXACT_CODES + octaves.round_().clamp_max_(FARTHEST - EXACT_CODES).float()
+            code[far] = torch.copysign(beyond, ratio[far])
+        own = code.int().add_(FARTHEST)
+        codes[:, column] = own
+        lost = (values - sizes[own] * step) / factor[number, number]
+        errors[:, number - begin] = lost
+        rest[:, number + 1 : end] -= torch.outer(lost, factor[number, number + 1 : end])
+    return errors
+
+
+def _counted(codes: torch.Tensor, classes: torch.Tensor | None, class_count: int) -> torch.Tensor:
+    """As of `Rounding.coded`."""
+    counts = torch.zeros(class_count * CODES, dtype=torch.int64)
+    for piece in pieces(codes.numel(), CHUNK):
+        places = codes[piece] if classes is None else classes[piece].long() * CODES + codes[piece]
+        counts += torch.bincount(places, minlength=counts.numel())
+    return counts.view(class_count, CODES)
