@@ -38,7 +38,9 @@ else:
     from ders_core.jobs import default_workspace
     from ders_core.ui.demo import DEMO_VARIABLE, expect_demo
     from ders_core.ui.guard.start import protection
+    from ders_core.ui.large_pieces import send_large_pieces
 
     if DEMO_VARIABLE in os.environ:
         expect_demo(default_workspace())
+    send_large_pieces()
     app = st.App(__file__, middleware=protection(), on_script_error=fault)

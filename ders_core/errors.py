@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+LONGEST = 2000
+"""Characters of a message."""
+
+
 class DersError(Exception):
     """Any fault that a user can understand and mend.
 
     Messages quote names and texts from files that may be anyone's: what cannot be printed in one
-    line is written as escapes.
+    line is written as escapes, and of a message that they make longer than `LONGEST` characters
+    the middle is left out.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(one_line(message))
+        super().__init__(shortened(one_line(message)))
 
 
 class CheckpointError(DersError):
@@ -157,3 +162,12 @@ def one_line(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def shortened(text: str) -> str:
+    """The text without its middle, if it is longer than `LONGEST`: what is wrong stands at the
+    beginning of a message, and what to do at its end."""
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2 - 2
+    return f"{text[:half]} … {text[-half:]}"

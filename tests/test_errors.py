@@ -8,7 +8,15 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from ders_core.errors import Fault, gravest, sentence_of
+from ders_core.errors import (
+    LONGEST,
+    CheckpointError,
+    DersError,
+    Fault,
+    RecipeError,
+    gravest,
+    sentence_of,
+)
 
 
 class Inner(BaseModel):
@@ -80,3 +88,13 @@ def test_a_key_that_no_terminal_can_print_and_a_long_value() -> None:
     assert sentence.isprintable()
     sentence.encode()
     assert "given" not in sentence_of(error_of({"name": ["x" * 200]}))
+
+
+@pytest.mark.parametrize("kind", [CheckpointError, RecipeError])
+def test_a_message_stays_bearable_whatever_it_quotes(kind: type[DersError]) -> None:
+    long = str(kind(f"moe: {'x' * 70_000} is unknown; choose another name"))
+    assert len(long) <= LONGEST
+    assert long.startswith("moe: x")
+    assert long.endswith("; choose another name")
+    whole = "y" * LONGEST
+    assert str(kind(whole)) == whole

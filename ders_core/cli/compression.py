@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 WORTH_TELLING = 0.005
 """Share of an error that is rounding."""
+
+
+SETTLED_BYTES = 1 << 14
+"""Of a recipe, with room to spare."""
 
 
 def plan(
@@ -124,17 +129,16 @@ def _settled(
 ) -> Recipe:
     """The recipe with rules in the place of its budget; written to a file if there is one.
     hidden: nothing is printed."""
-    from ders_core.files.output import new_file, new_target
+    from ders_core.files.output import new_file
     from ders_core.files.writer import write_text
     from ders_core.pipeline.budget import settled
 
-    if file is not None:
-        new_target(file)
-    with progress_bar("budget", hidden=hidden) as progress:
-        result = settled(recipe, budget, source, progress=progress)
-    if file is not None:
-        with new_file(file) as partial:
-            write_text(partial, result.recipe.to_yaml())
+    place = nullcontext() if file is None else new_file(file, needs=SETTLED_BYTES)
+    with place as aside:
+        with progress_bar("budget", hidden=hidden) as progress:
+            result = settled(recipe, budget, source, progress=progress)
+        if aside is not None:
+            write_text(aside, result.recipe.to_yaml())
     if hidden:
         return result.recipe
     print(f"budget of {budget.label}: knob {result.knob:.4g}")

@@ -25,7 +25,7 @@ def new_directory(path: Path, *, needs: int = 1) -> Iterator[Path]:
     nothing. needs: bytes that will be written at least. Raises OutputError if `path` exists or
     cannot be written, if possible before the block.
     """
-    new_target(path)
+    path = new_target(path)
     with ExitStack() as stack:
         with writing(path):
             check_room(path.parent, needs)

@@ -266,7 +266,7 @@ def new_file(path: Path, *, needs: int = 1) -> Iterator[Path]:
     Raises OutputError, before the block where that can be, if `path` exists or cannot be written;
     CheckpointError if the system refuses the block to read another file.
     """
-    new_target(path)
+    path = new_target(path)
     with ExitStack() as stack:
         with writing(path):
             check_room(path.parent, needs)

@@ -5,6 +5,7 @@ In each lies a file that says whose it is, locked as long as its process lives.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -27,8 +28,11 @@ MAKER = b"ders-studio\n"
 _RANDOM = re.compile(r"[a-z0-9_]{8}")
 """What tempfile puts at the end of a name."""
 
-EMPTY_SECONDS = 3600.0
-"""After so long an empty directory has no process any more that is about to put its OWNER there."""
+EMPTY_SECONDS = 60.0
+"""After so long a directory without an OWNER, or with one that says nothing yet, is of no process
+that is about to write it. One that was stopped in that very moment makes another directory."""
+
+TRIES = 3
 
 
 @contextmanager
@@ -60,12 +64,7 @@ def scratch_in(place: Path, prefix: str) -> Iterator[Path]:
     What dead processes left there under the same prefix is removed first. Raises OSError.
     """
     sweep_scratch(place, prefix)
-    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=place)).resolve()
-    try:
-        handle = _owned(directory)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+    directory, handle = _made(place, prefix)
     try:
         yield directory
     finally:
@@ -100,6 +99,23 @@ def _place() -> Path | None:
     return None
 
 
+def _made(place: Path, prefix: str) -> tuple[Path, int]:
+    """Make a directory with an OWNER; returns both, the latter open and locked."""
+    for left in reversed(range(TRIES)):
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=place)).resolve()
+        try:
+            handle = _owned(directory)
+            if is_at(handle, directory / OWNER):
+                return directory, handle
+            os.close(handle)
+        except BaseException as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            if left and isinstance(error, FileNotFoundError):
+                continue  # swept: this process had been stopped for long
+            raise
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+
+
 def _owned(directory: Path) -> int:
     """Put the file OWNER into a directory, locked; returns it, open."""
     handle = os.open(directory / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -120,15 +136,22 @@ def _sweep(directory: Path) -> None:
     try:
         handle = os.open(directory / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        if time.time() - facts.st_mtime > EMPTY_SECONDS:
+        if _is_old(facts):
             os.rmdir(directory)  # refused unless it is empty
         return
     try:
-        ours = os.fstat(handle).st_uid == os.getuid() and os.pread(handle, 64, 0) == MAKER
+        owner = os.fstat(handle)
+        words = os.pread(handle, 64, 0)
+        begun = not words and _is_old(owner) and os.listdir(directory) == [OWNER]
+        ours = owner.st_uid == os.getuid() and (words == MAKER or begun)
         if ours and try_lock(handle) and is_at(handle, directory / OWNER):
             _remove(directory)
     finally:
         os.close(handle)
+
+
+def _is_old(facts: os.stat_result) -> bool:
+    return time.time() - facts.st_mtime > EMPTY_SECONDS
 
 
 def _remove(directory: Path) -> None:

@@ -93,6 +93,9 @@ MIGRATIONS = (
         kind, CASE WHEN json_valid(spec) THEN json_extract(spec, '$.name') END
     );
     """,
+    """
+    CREATE INDEX jobs_by_kind_and_state ON jobs (kind, state);
+    """,
 )
 """Migration n brings a file of `user_version` n to n + 1. `ders_core.jobs.which` repeats what its
 indexes hold, word for word, so that they are used. kl and size: of the result, for sorting; NULL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from ders_core.checkpoint.layouts import Projection
 from ders_core.checkpoint.others import KINDS, Kind, OtherTensor
 from ders_core.codecs import Codec, make_codec
 from ders_core.errors import CodecError, gravest
+from ders_core.recipe.name_patterns import NamePatterns
 from ders_core.recipe.numbers import parse_numbers
 
 USUAL_KINDS = tuple(kind for kind in KINDS if kind not in ("router", "norm", "vector"))
@@ -146,13 +146,19 @@ class OtherRule(CodecRule):
 
     def selects(self, tensor: OtherTensor) -> bool:
         """Whether the rule gives its codec to this tensor."""
-        if self.names and not any(fnmatchcase(tensor.name, name) for name in self.names):
-            return False
         if not self.may_select(tensor.kind):
             return False
         if tensor.layer is None:
-            return parse_numbers(self.layers) is None
-        return _contains(self.layers, tensor.layer)
+            is_of_layer = _ranges(self.layers) is None
+        else:
+            is_of_layer = _contains(self.layers, tensor.layer)
+        return is_of_layer and (not self.names or _patterns(self.names).fit(tensor.name))
+
+
+@lru_cache(maxsize=4096)
+def _patterns(names: tuple[str, ...]) -> NamePatterns:
+    """Of a rule, which is asked about every tensor outside the experts."""
+    return NamePatterns(names)
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from ders_core.errors import (
     JobError,
     OutputError,
 )
+from ders_core.files.directory import new_directory
 from ders_core.files.output import (
     STATE,
     new_file,
@@ -31,6 +34,8 @@ from ders_core.files.side_files import SideFile, copy_side_files
 from ders_core.units import bytes_text
 
 WORK = {"recipe": "two", "seed": 3}
+
+Begin = Callable[[Path], AbstractContextManager[Path]]
 
 
 def refusal(path: Path, **options: object) -> str:
@@ -320,3 +325,16 @@ def test_files_are_copied_by_content(tmp_path: Path) -> None:
     copy_side_files([SideFile("a.json", tmp_path / "a.json")], tmp_path / "out")
     assert not (tmp_path / "out" / "a.json").is_symlink()
     assert (tmp_path / "out" / "a.json").read_text() == "x"
+
+
+@pytest.mark.parametrize("begin", [new_file, new_directory])
+def test_a_new_place_below_home(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--settle=~/a`: no shell replaces a ~ there."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with begin(Path("~/folder/a")) as aside:
+        aside.mkdir() if begin is new_directory else aside.write_text("x")
+    assert (tmp_path / "home" / "folder" / "a").exists()
+    assert [place.name for place in tmp_path.iterdir()] == ["home"]

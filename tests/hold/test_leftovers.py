@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.messages import raises_saying
@@ -110,10 +111,14 @@ def test_temporary_directories_of_the_dead_are_removed_and_no_other(
     fresh.mkdir()
     old = temporary / "ders-eval-old00000"
     old.mkdir()
-    os.utime(old, (0, time.time() - EMPTY_SECONDS - 60))
+    begun = temporary / "ders-eval-begun000"  # as between the last two
+    begun.mkdir()
+    (begun / OWNER).touch()
+    for place in (old, begun / OWNER):
+        os.utime(place, (0, time.time() - EMPTY_SECONDS - 60))
     linked = temporary / "ders-eval-linked00"
     linked.symlink_to(foreign)
-    assert len(names(temporary)) == 7
+    assert len(names(temporary)) == 8
     assert ders("--version").returncode == 0  # any start
     kept = names(temporary)
     assert len(kept) == 5
@@ -126,6 +131,32 @@ def test_temporary_directories_of_the_dead_are_removed_and_no_other(
     sweep_scratch(temporary)
     assert len(names(temporary)) == 4
     assert (foreign / "precious").read_text() == "x"
+
+
+def test_a_directory_that_was_swept_before_it_had_an_owner_is_made_again(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was stopped for long, between any two of its steps."""
+    opened = os.open
+    swept: list[str | Path] = []
+
+    def after_a_sweep(path: str | Path, *words: int, **more: Any) -> int:
+        if Path(path).name != OWNER or len(swept) == 2:
+            return opened(path, *words, **more)
+        swept.append(path)
+        if len(swept) == 1:  # before the file is made, then after it
+            Path(path).parent.rmdir()
+            return opened(path, *words, **more)
+        handle = opened(path, *words, **more)
+        shutil.rmtree(Path(path).parent)
+        return handle
+
+    monkeypatch.setattr(os, "open", after_a_sweep)
+    with scratch_directory("eval") as place:
+        assert len(swept) == 2
+        (place / "a").touch()
+        assert names(temporary) == [place.name]
+    assert names(temporary) == []
 
 
 def test_nothing_remains_after_success_and_after_an_error(temporary: Path) -> None:
@@ -213,6 +244,7 @@ def test_hidden_directories_of_the_dead_are_removed(
 RIVAL = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from ders_core.errors import OutputError
 from ders_core.files.output_lock import output_lock
 target, inside = Path(sys.argv[1]), Path(sys.argv[1] + ".inside")

@@ -161,6 +161,30 @@ def test_orders_come_from_indexes(tmp_path: Path, order: Order) -> None:
             assert "SCAN jobs" not in steps
 
 
+def test_states_are_counted_in_the_order_of_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every page of jobs counts them, and again every other second while it is open."""
+    path = tmp_path / "ders.sqlite"
+    fill_with_runs(path, 50, failed=5)
+    asked: list[str] = []
+    connect = sqlite3.connect
+
+    def watched(*words: Any, **options: Any) -> sqlite3.Connection:
+        db: sqlite3.Connection = connect(*words, **options)
+        db.set_trace_callback(asked.append)
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    assert JobStore(path).counts("run") == {"done": 45, "failed": 5}
+    monkeypatch.undo()
+    (query,) = [each for each in asked if each.startswith("SELECT state")]
+    with connection(path) as db:
+        plan = [row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert len(plan) == 1  # nothing is sorted first
+    assert "USING COVERING INDEX jobs_by_kind_and_state" in plan[0]
+
+
 @pytest.mark.parametrize("which", ["CHECKPOINT", "NAME"])
 def test_parameters_are_found_by_indexes(tmp_path: Path, which: str) -> None:
     from ders_core.jobs import which as words

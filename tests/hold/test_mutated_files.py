@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ from support.every_file import write_tree
 from support.every_reader import (
     is_line,
     read_analysis,
+    read_budget,
     read_calibration,
     read_cards,
     read_dense_config,
@@ -70,6 +72,9 @@ class Target:
     """One of so many seeds is tried, where reading is slow."""
 
 
+OTHER_FORMS = ("whole", "plain")
+"""Packed with coded bases and other tensors, and without a base."""
+
 TARGETS: Mapping[str, Target] = {
     "config": Target("original/config.json", damaged_json, read_original, every=3),
     "weights": Target(f"original/{SINGLE}", damaged_weights, read_weights),
@@ -80,9 +85,18 @@ TARGETS: Mapping[str, Target] = {
     "packed config": Target("packed/config.json", damaged_json, read_packed, every=2),
     "packed weights": Target(f"packed/{SINGLE}", damaged_weights, read_packed),
     "manifest": Target(f"packed/{MANIFEST}", damaged_json, read_manifest),
+    **{
+        f"{name} {what}": Target(f"{name}/{file}", damage, partial(read, name=name), every=3)
+        for name in OTHER_FORMS
+        for what, file, damage, read in (
+            ("weights", SINGLE, damaged_weights, read_packed),
+            ("manifest", MANIFEST, damaged_json, read_manifest),
+        )
+    },
     "patch": Target(f"patch/{PATCH_FILE}", damaged_json, read_patch),
     "patch weights": Target("patch/patch.safetensors", damaged_weights, read_patch),
     "recipe": Target("recipe.yaml", damaged_yaml, read_recipe),
+    "budget": Target("budget.yaml", damaged_yaml, read_budget, every=2),
     "upcycle": Target("upcycle.yaml", damaged_yaml, read_upcycle),
     "meta": Target(f"analysis/{META}", damaged_json, read_analysis),
     **{
@@ -91,6 +105,9 @@ TARGETS: Mapping[str, Target] = {
     },
     "state": Target(f"begun.partial/{STATE}", damaged_json, read_state, refuses=False),
     "calibration": Target("calibration.safetensors", damaged_weights, read_calibration),
+    "gradients": Target(
+        "gradients.safetensors", damaged_weights, partial(read_calibration, name="gradients")
+    ),
     "quality": Target("quality.json", damaged_json, read_measured),
     "texts": Target("texts.jsonl", damaged_bytes, read_texts),
     "card": Target(f"packed/{CARD}", damaged_bytes, read_cards, refuses=False, every=4),
@@ -144,7 +161,8 @@ def attack(tree: Path, target: Target, seed: int) -> bool:
 def test_damaged_files_are_refused_in_one_sentence(
     working: Path, name: str, rounds: Callable[[int, int], int], tally: Counter[str]
 ) -> None:
-    shutil.copy(working / "packed" / SINGLE, working / "packed.whole")
+    for packed in ("packed", *OTHER_FORMS):
+        shutil.copy(working / packed / SINGLE, working / f"{packed}.whole")
     if name in WITH_LAYOUT:
         shutil.copy(working / "layout.yaml", working / "original" / LAYOUT_FILE)
     target = TARGETS[name]

@@ -10,22 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from unittest.mock import patch
 
 import pytest
 import torch
-from support.bounded_time import at_most
 from support.codec_support import gauss
-from support.every_reader import is_line
 from support.mutations import damaged_bytes
+from support.two_readings import is_refused
 
 from ders_core.codecs import Codec, EncodeContext, Entropy, Lossless
 from ders_core.codecs.testing import curvature
-from ders_core.errors import CodecError
 
 SHAPE = (24, 60)
 SHAPES = (SHAPE, SHAPE, SHAPE, SHAPE, (60, 24), (1, 1), (24, 61), (3, 480))
-SECONDS = 20
 
 HEAD = 60
 """Bytes that hold most of what is not words."""
@@ -78,26 +74,7 @@ def attack(target: Target, stream: torch.Tensor, base: torch.Tensor, seed: int) 
     parts["stream"] = parts["stream"][: len(damaged)]
     shape = rng.choice(SHAPES)
     near = base.flatten().repeat(2)[: shape[0] * shape[1]].view(shape)
-    outcomes: list[torch.Tensor | None] = []
-    refusals: list[str] = []
-    for compiled in (True, False):
-        with (
-            at_most(SECONDS),
-            patch("ders_core.compute.kernels._installed", return_value=compiled),
-        ):
-            try:
-                weight = target.codec.unpack(parts, near, EncodeContext(near.dtype, 5))
-            except CodecError as error:
-                refusals.append(str(error))
-                outcomes.append(None)
-                continue
-        assert weight.shape == shape
-        outcomes.append(weight.contiguous().view(torch.uint8))
-    assert all(map(is_line, refusals)), refusals
-    one, other = outcomes
-    assert (one is None) == (other is None), "compiled loops and numpy disagree"
-    assert one is None or other is None or torch.equal(one, other)
-    return one is None
+    return is_refused(target.codec, parts, near)
 
 
 @pytest.mark.parametrize("name", TARGETS)

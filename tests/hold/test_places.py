@@ -7,6 +7,7 @@ stands for it elsewhere.
 
 from __future__ import annotations
 
+import json
 import os
 import pkgutil
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.gradient_calibrations import with_gradients
 from support.messages import raises_saying
 from support.patched_checkpoints import other, packed  # noqa: F401 (fixtures)
 from support.shell import ders, error_of
@@ -25,6 +27,7 @@ from ders_core.demo.corpus import DOMAINS, Corpus
 from ders_core.errors import DersError, OutputError
 from ders_core.files import output
 from ders_core.files.output import new_file, output_directory, partial_path
+from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch import apply_patch, rollback
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
@@ -53,7 +56,12 @@ def inputs(
     export(packed, place / "patch", "patch")
     apply_patch(other, place / "patch", place / "applied")
     (place / "text.txt").write_text(tiny_text)
+    calibration = place / "gradients.safetensors"
+    with_gradients(open_checkpoint(mixtral_dir), calibration)
+    budget = {"version": 2, "name": "b", "calibration": str(calibration), "budget": {"knob": 0.01}}
+    (place / "budget.yaml").write_text(json.dumps(budget))
     return {
+        "BUDGET": place / "budget.yaml",
         "CKPT": mixtral_dir,
         "PACKED": packed,
         "OTHER": other,
@@ -65,6 +73,8 @@ def inputs(
 
 VERBS: dict[str, tuple[str, ...]] = {
     "compress": ("compress", "CKPT", "OUT", "--recipe", "quantized-2bit", "--workers", "1"),
+    "whole": ("compress", "CKPT", "OUT", "--recipe", "lossless-whole", "--workers", "1"),
+    "settle": ("plan", "CKPT", "--recipe", "BUDGET", "--settle", "OUT.yaml"),
     "synthesize": ("synthesize", "PACKED", "OUT"),
     "export": ("export", "PACKED", "OUT", "--format", "packed"),
     "original": ("export", "PACKED", "OUT", "--format", "original"),
@@ -106,6 +116,7 @@ def test_a_full_disk_is_seen_before_the_work(
         "ders_core.demo.build.read_corpus",
         "ders_core.demo.unpack.write_original",
         "ders_core.analysis.analyze",
+        "ders_core.pipeline.budget.settled",
     ):
         monkeypatch.setattr(place, never)
     with disk.room(0):
@@ -155,7 +166,7 @@ def test_a_disk_that_becomes_full(
             break
         assert done.returncode == 1
         assert str(out) in error_of(done)
-        if verb == "compress" and left:  # finished groups, which can be continued
+        if verb in ("compress", "whole") and left:  # finished groups, which can be continued
             assert "--resume" in error_of(done)
             assert {name.split("/")[0] for name in left} == {"out.partial"}
             assert not [name for name in left if name.endswith(".tmp")]
@@ -239,6 +250,7 @@ def test_a_place_that_vanishes(
         ("json", "ders_core.analysis.analyze"),
         ("parquet", "ders_core.analysis.analyze"),
         ("calibrate", "ders_core.calibrate.calibrator._measure"),
+        ("settle", "ders_core.pipeline.budget.settled"),
         ("demo", "ders_core.demo.unpack.write_original"),
         ("build", "ders_core.demo.build.joined"),
     ],

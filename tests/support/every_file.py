@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from support.gradient_calibrations import with_gradients
 
 from ders_core.analysis import analyze
 from ders_core.files.model_files import INDEX, SINGLE
@@ -32,6 +33,41 @@ rules:
     codec: chain
     stages: [{codec: lowrank, rank: 2}, {codec: sparse, drop_rate: 0.9, method: magnitude}]
   - {projections: down, experts: 0-1, codec: entropy, bits: 1.5}
+"""
+
+WHOLE = """\
+version: 1
+name: whole
+base: mean
+base_codec:
+  - {codec: quantized, bits: 4, group_size: 8}
+  - {projections: [up], layers: "0", codec: entropy, bits: 2}
+rules:
+  - {codec: entropy, bits: 1.5}
+  - {projections: [down], codec: sparse, drop_rate: 0.5}
+others:
+  - {codec: quantized, bits: 4, group_size: 8}
+  - {kinds: router, codec: entropy, bits: 3}
+"""
+
+PLAIN = """\
+version: 1
+name: plain
+base: none
+rules:
+  - {codec: quantized, bits: 4, group_size: 8}
+  - {projections: [up], codec: entropy, bits: 3}
+"""
+
+BUDGET = """\
+version: 2
+name: small
+calibration: CALIBRATION
+budget: {knob: 0.001}
+rules:
+  - {layers: "1", projections: [up], codec: quantized, bits: 2, group_size: 8}
+others:
+  - {names: ["*.gate.weight"], kinds: [router, other], layers: "0", codec: lossless}
 """
 
 UPCYCLE = """\
@@ -120,6 +156,8 @@ def write_tree(place: Path) -> None:
     (place / "sharded" / INDEX).write_text(json.dumps(index))
     (place / "original" / CARD).write_text(CARD_TEXT)
     compress(place / "original", place / "packed", Recipe.from_yaml(RECIPE))
+    compress(place / "original", place / "whole", Recipe.from_yaml(WHOLE))
+    compress(place / "original", place / "plain", Recipe.from_yaml(PLAIN))
     export(place / "packed", place / "patch", "patch")
     checkpoint = open_checkpoint(place / "original")
     analyze(checkpoint).save(place / "analysis")
@@ -137,6 +175,12 @@ def write_tree(place: Path) -> None:
             )
         },
         texts=["a.txt"],
+    )
+    with_gradients(
+        checkpoint, place / "gradients.safetensors", routers=True, others=["model.embed.weight"]
+    )
+    (place / "budget.yaml").write_text(
+        BUDGET.replace("CALIBRATION", str(place / "gradients.safetensors"))
     )
     (place / "begun.partial").mkdir()
     (place / "begun.partial" / STATE).write_text(json.dumps({"work": {"recipe": {"seed": 1}}}))

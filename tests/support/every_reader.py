@@ -27,6 +27,7 @@ from ders_core.files.texts import read_documents
 from ders_core.hf.classes import named_class
 from ders_core.packed.open import is_packed, open_checkpoint
 from ders_core.packed.patch import patch_problems
+from ders_core.pipeline.budget import settled
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.card import front_matter, read_card
 from ders_core.pipeline.plan import resolve
@@ -34,6 +35,7 @@ from ders_core.pipeline.quality import read_quality
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, load_recipe
+from ders_core.recipe.budget import Budget
 from ders_core.upcycle import DenseModel, load_config
 
 
@@ -74,30 +76,30 @@ def read_dense_config(tree: Path) -> None:
     assert dense.parameters > 0
 
 
-def read_packed(tree: Path) -> None:
-    is_packed(tree / "packed")
+def read_packed(tree: Path, name: str = "packed") -> None:
+    is_packed(tree / name)
     try:
-        verification = verify(tree / "packed", tree / "original")
+        verification = verify(tree / name, tree / "original")
         assert all(map(is_line, verification.problems))
         if verification.ok:
-            assert_intact(tree)
+            assert_intact(tree, name)
     finally:
-        look(tree / "packed")
+        look(tree / name)
 
 
-def synthesize_packed(tree: Path) -> None:
+def synthesize_packed(tree: Path, name: str = "packed") -> None:
     out = tree / "again"
     try:
-        synthesize(tree / "packed", out)
+        synthesize(tree / name, out)
     finally:
         left = [out, out.with_name("again.partial")]
         assert not left[1].exists()
         shutil.rmtree(out, ignore_errors=True)
 
 
-def read_manifest(tree: Path) -> None:
-    read_packed(tree)
-    synthesize_packed(tree)
+def read_manifest(tree: Path, name: str = "packed") -> None:
+    read_packed(tree, name)
+    synthesize_packed(tree, name)
 
 
 def read_layout(tree: Path) -> None:
@@ -111,6 +113,18 @@ def read_recipe(tree: Path) -> None:
     recipe = load_recipe(tree / "recipe.yaml")
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     resolve(recipe, open_checkpoint(tree / "original"))
+
+
+def read_budget(tree: Path) -> None:
+    """The recipe, and the rules that it becomes; a share, bytes or a KL is not searched for."""
+    recipe = load_recipe(tree / "budget.yaml")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    checkpoint = open_checkpoint(tree / "original")
+    budget = recipe.budget or Budget(knob=1e-3)
+    if budget.knob is None:
+        budget = Budget(knob=1e-3)
+    rules = settled(recipe.changed(budget=budget), budget, checkpoint).recipe
+    assert Recipe.from_yaml(rules.to_yaml()) == rules
 
 
 def read_upcycle(tree: Path) -> None:
@@ -143,14 +157,22 @@ def read_state(tree: Path) -> None:
             pass
 
 
-def read_calibration(tree: Path) -> None:
-    calibration = Calibration.open(tree / "calibration.safetensors")
+def read_calibration(tree: Path, name: str = "calibration") -> None:
+    calibration = Calibration.open(tree / f"{name}.safetensors")
     checkpoint = open_checkpoint(tree / "original")
     calibration.check(checkpoint)
     for group in checkpoint.groups():
         calibration.moments(group.layer, group.projection)
         calibration.tokens_per_expert(group)
         calibration.curvatures(group)
+        calibration.shrinkage(group.layer, group.projection)
+        calibration.base_curvature(group)
+        calibration.base_router_curvature(group)
+    calibration.tipping()
+    for other in calibration.others.names:
+        calibration.others.curvature(other)
+        calibration.others.router_curvature(other)
+        calibration.others.moments(other)
 
 
 def read_measured(tree: Path) -> None:
@@ -172,10 +194,10 @@ def is_line(text: str) -> bool:
     return bool(text.strip()) and "\n" not in text and text.encode() is not None
 
 
-def assert_intact(tree: Path) -> None:
+def assert_intact(tree: Path, name: str) -> None:
     """The packed tensors are the ones that were written, as safetensors' own library reads them."""
-    now = load((tree / "packed" / SINGLE).read_bytes())
-    then = load((tree / "packed.whole").read_bytes())
+    now = load((tree / name / SINGLE).read_bytes())
+    then = load((tree / f"{name}.whole").read_bytes())
     assert now.keys() == then.keys()
     for name, tensor in now.items():
         assert (tensor.dtype, tensor.shape) == (then[name].dtype, then[name].shape)
