@@ -56,8 +56,8 @@ class Curvature:
 
         moments: E[x xᵀ] `[in, in]` of the inputs, symmetric. With them it is
         ½ Σ_i rows_i / Σ columns · E_i M E_iᵀ, with M = D^½ R D^½ of columns D and the damped
-        correlation R of inputs: errors that hang together along a row may cost more or less than independent
-        ones, which cost ½ Σ C_ij E_ij².
+        correlation R of inputs: errors that hang together along a row may cost more or less than
+        independent ones, which cost ½ Σ C_ij E_ij².
         """
         total, device = self.total, error.device
         if not total:
@@ -89,6 +89,6 @@ def _correlation(moments: torch.Tensor) -> torch.Tensor:
 
 
 correlation_of = OfTheLast(_correlation)
-"""E[x_i x_j] / √(E[x_i²] E[x_j²]) `[n, n]` float32, damped, and 1 on the diagonal; what never occurs
-hangs together with nothing. Of E[x xᵀ] float32, symmetric, which must not be written to as long as
-it lives."""
+"""E[x_i x_j] / √(E[x_i²] E[x_j²]) `[n, n]` float32, damped, and 1 on the diagonal; what never
+occurs hangs together with nothing. Of E[x xᵀ] float32, symmetric, which must not be written to as
+long as it lives."""
