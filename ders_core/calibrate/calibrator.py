@@ -32,7 +32,7 @@ from ders_core.files.address import as_local
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.output import new_file, new_target
 from ders_core.files.texts import Texts, as_paths
-from ders_core.hf import describe, load_tokenizer, shared_dtype
+from ders_core.hf import as_stored, describe, load_tokenizer, shared_dtype
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
 from ders_core.pipeline.others import OtherNotes
@@ -104,7 +104,8 @@ def calibrate(
         needs += other_bytes(checkpoint, max_width)
     with new_file(target, needs=needs) as aside:
         meter.report("loading the model")
-        with loaded(model, where.type, dtype, trust_remote_code) as network:
+        # weights are found by their values
+        with as_stored(), loaded(model, where.type, dtype, trust_remote_code) as network:
             network.set_experts_implementation("eager")  # expert after expert, by plain products
             locations = locate_weights(network, checkpoint)
             costs: Mapping[str, torch.Tensor] = {}

@@ -6,11 +6,18 @@ auto classes the upcycled models that transformers has no class for.
 
 from ders_core.hf.describe import describe, shared_dtype
 from ders_core.hf.load import load_model, load_tokenizer
-from ders_core.hf.plugin import install
+from ders_core.hf.plugin import as_stored, install
 from ders_core.hf.save import save_packed
 from ders_core.hf.upcycled import register
 
 install()
 register()
 
-__all__ = ["describe", "load_model", "load_tokenizer", "save_packed", "shared_dtype"]
+__all__ = [
+    "as_stored",
+    "describe",
+    "load_model",
+    "load_tokenizer",
+    "save_packed",
+    "shared_dtype",
+]

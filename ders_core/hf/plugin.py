@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -161,11 +162,25 @@ def _are_ours(checkpoint_files: list[str] | None, load_config: Any) -> TypeGuard
     )
 
 
+_AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
+
+
+@contextmanager
+def as_stored() -> Iterator[None]:
+    """Within it, weights are rounded to the checkpoint's dtype before they get the model's: they
+    are what `PackedCheckpoint` gives back, value by value."""
+    token = _AS_STORED.set(True)
+    try:
+        yield
+    finally:
+        _AS_STORED.reset(token)
+
+
 def _coded_dtype(load_config: Any) -> Dtype | None:
     """The dtype in which coded weights are synthesized: the model's, so that what base and delta
     add up to is not rounded to the checkpoint's dtype before; None for the checkpoint's."""
     dtype = load_config.dtype
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if _AS_STORED.get() or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         return None
     return Dtype.of(dtype)
 

@@ -43,6 +43,7 @@ FAMILIES: dict[str, Any] = {  # an expert alone on disk; all experts of a layer 
     "granite": lambda: GraniteMoeForCausalLM(GraniteMoeConfig(**SIZES, tie_word_embeddings=True)),
 }
 BLOCK = (8, 8)
+DTYPES = [torch.bfloat16, torch.float32]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -52,35 +53,31 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """A packed checkpoint, and what `synthesize` makes of it."""
+def places(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`packed`, and by the name of each dtype what `synthesize` makes of it."""
     place = tmp_path_factory.mktemp("places")
     torch.manual_seed(0)
     FAMILIES[request.param]().to(torch.bfloat16).save_pretrained(place / "original")
     compress(place / "original", place / "packed", THREE_BITS)
-    synthesize(place / "packed", place / "dense")
-    return place / "packed", place / "dense"
+    for dtype in DTYPES:
+        synthesize(place / "packed", place / str(dtype), dtype=str(dtype).removeprefix("torch."))
+    return place
 
 
 @pytest.mark.filterwarnings("ignore:Passing a dict with `cpu`")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device_map", ["auto", {"": "disk"}])
-def test_offloaded(
-    pair: tuple[Path, Path], device_map: Any, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    packed, dense = pair
+def test_offloaded(places: Path, device_map: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     limits = {"max_memory": {"cpu": 60_000}} if device_map == "auto" else {}
     model = AutoModelForCausalLM.from_pretrained(
-        packed,
+        places / "packed",
         device_map=device_map,
         dtype=dtype,
         offload_folder=str(tmp_path / "offload"),
         **limits,
     )
     assert "disk" in model.hf_device_map.values()
-    expected = AutoModelForCausalLM.from_pretrained(dense, dtype=dtype)
+    expected = AutoModelForCausalLM.from_pretrained(places / str(dtype), dtype=dtype)
     assert torch.equal(logits(model), logits(expected))
 
 

@@ -214,7 +214,7 @@ def test_wherever_the_process_dies_a_training_goes_on(
         return call
 
     monkeypatch.setattr(torch, "save", watched(torch.save))
-    monkeypatch.setattr("ders_core.upcycle.trainer.save_file", watched(save_file))
+    monkeypatch.setattr("ders_core.upcycle.whole_trainer.save_file", watched(save_file))
     for name in ("sync_tree", "sync_directory", "_remove"):
         monkeypatch.setattr(checkpoints, name, watched(getattr(checkpoints, name)))
     with monkeypatch.context() as patch:

@@ -88,7 +88,7 @@ def _result(number: int) -> dict[str, Any]:
     return RUN | {
         **sizes,
         "packed": f"/w/runs/{number:05d}/packed",
-        "report": REPORT | sizes | {"entries": entries},
+        "report": REPORT | sizes | {"entries": entries, "missed": ""},
         "quality": None if kl is None else QUALITY | {"kl": kl},
     }
 
