@@ -69,7 +69,7 @@ class Curvature:
             scale = scale_of(error)
             related, root = correlation_of(moments).to(device), columns.sqrt().float() * scale
             weighed = ((error[piece].float() / scale).mul_(root) for piece in _pieces(error))
-            parts = ((each @ related).mul_(each).sum(1, dtype=torch.float64) for each in weighed)
+            parts = ((each @ related).mul_(each).sum(1).double() for each in weighed)
         summed = sum(
             float(part @ rows[piece]) for part, piece in zip(parts, _pieces(error), strict=True)
         )

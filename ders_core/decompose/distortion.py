@@ -136,4 +136,4 @@ def output_squared(error: torch.Tensor, moments: torch.Tensor) -> float:
     scale = scale_of(rows)
     rows = rows / scale
     weighted = rows * moments if moments.dim() == 1 else rows @ moments
-    return max(float((weighted * rows).sum(dtype=torch.float64)), 0.0) * scale**2
+    return max(float(weighted.mul_(rows).sum(1).sum(dtype=torch.float64)), 0.0) * scale**2

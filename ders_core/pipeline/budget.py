@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from ders_core.checkpoint import Checkpoint
@@ -29,12 +29,15 @@ TOLD = 0.05
 """Share by which a predicted KL may be above a budget and count as met: predictions from a sample
 and from all rows differ by as much."""
 
+AIM = CLOSE / 3
+"""How far within the budget."""
+
 LARGER = 8
 """Times the usual sample, of rows and of experts: tables weigh less in it, and experts are not
 alike. What is taken is judged by it, with errors made up for; knobs are tried without, which needs
 no moments of inputs and far less time."""
 
-MOST_JUDGED = 4
+MOST_JUDGED = 6
 """Knobs that are judged so."""
 
 MOST_TRIED = 16
@@ -145,37 +148,26 @@ def with_knob(
 @dataclass(frozen=True)
 class _Point:
     """A knob that was tried. at: its logarithm to base 2. over: by how many octaves it is above
-    what the budget allows; negative where it is within. weight: of `over` in false position."""
+    what the budget allows; negative where it is within. settled: what came of it, if it was judged.
+    weight: of `over` in false position."""
 
     at: float
     over: float
+    settled: Settled | None = None
     weight: float = 1.0
 
-    def below(self, octaves: float) -> _Point:
-        """The point, where so much more is allowed."""
-        return replace(self, over=self.over - octaves)
+    @property
+    def meets(self) -> bool:
+        return -CLOSE <= self.over <= 0
 
     def lighter(self, is_again: bool) -> _Point:
         """The point with half the weight, if the other side was found again."""
         return replace(self, weight=self.weight / 2) if is_again else self
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A knob with what a larger sample tells. over: as of `_Point`."""
-
-    settled: Settled
-    told: Forecast
-    over: float
-
-
 class _Search:
-    """Looks for the knob that comes nearest to the budget from within.
-
-    Knobs are tried with a small sample; the one that seems to meet the budget is judged by a larger
-    one, and if that tells otherwise, the search goes on from there with as much more or less
-    allowed.
-    """
+    """Looks for the knob that comes nearest to the budget from within: first with small samples, in
+    which no error is made up for, then from there with larger ones, as it will be encoded."""
 
     def __init__(
         self,
@@ -187,34 +179,38 @@ class _Search:
     ) -> None:
         self._recipe, self._unknown, self._checkpoint = recipe, unknown, checkpoint
         self._budget, self._progress = budget, progress
-        self._allowed = 0.0  # octaves by which small samples may be above the budget
-        self._judged = list[_Judged]()
         self._least = math.inf  # bytes
+        self._slope: float | None = None
         self._coarser = 1 if budget.kl is None else -1  # which way less is taken of the budget
         most = budget.bytes or (budget.share or 0.0) * checkpoint.bytes_total
         self._most = budget.kl if budget.kl is not None else most * (1 - SPARE)
 
     def settled(self) -> Settled:
-        """By false position (Illinois) between a knob that is over the budget and one within it;
-        until there are both, in steps as long as bits and KL let expect."""
+        tried = self._near(self._try, math.log2(FIRST), MOST_TRIED)
+        judged = self._near(self._judge, tried[-1].at, MOST_JUDGED)
+        fitting = [point for point in judged if point.over <= 0 and point.settled is not None]
+        if not fitting:
+            raise RecipeError(self._refusal())
+        found = max(fitting, key=lambda point: point.over).settled
+        assert found is not None
+        return found
+
+    def _near(self, ask: Callable[[float], _Point], at: float, most: int) -> list[_Point]:
+        """The knobs that were asked for, the last of which meets the budget if one does.
+
+        By false position (Illinois) between a knob that is over the budget and one within it; until
+        there are both, in steps as long as bits and KL let expect.
+        """
+        asked = list[_Point]()
         over: _Point | None = None
         within: _Point | None = None
-        at = math.log2(FIRST)
-        for number in range(MOST_TRIED):
-            self._progress(number, MOST_TRIED, f"trying knob {2**at:.3g}")
-            point = self._try(at)
-            if -CLOSE <= point.over <= 0:
-                judged = self._judge(at)
-                if -CLOSE <= judged.over <= 0 or len(self._judged) == MOST_JUDGED:
-                    break
-                moved = point.over - judged.over
-                self._allowed += moved
-                point = point.below(moved)
-                over, within = over and over.below(moved), within and within.below(moved)
-                if over is not None and over.over <= 0:  # what was too much is not any more
-                    point, at, over = over, over.at, None
-                elif within is not None and within.over > 0:
-                    point, at, within = within, within.at, None
+        while len(asked) < most and LEAST <= at <= MOST:
+            self._progress(len(asked), most, f"trying knob {2**at:.3g}")
+            point = ask(at)
+            asked.append(point)
+            if point.meets:
+                break
+            self._learn(asked)
             if point.over > 0:
                 within = within and within.lighter(over is not None)
                 over = point
@@ -225,26 +221,17 @@ class _Search:
                 at += self._step(point)
             else:
                 at = _between(over, within)
-            if not LEAST <= at <= MOST:
-                break
-        return self._best(within)
+        return asked
 
-    def _best(self, within: _Point | None) -> Settled:
-        """Of all that were judged, the one that comes nearest to the budget from within."""
-        if not any(each.over <= 0 for each in self._judged) and within is not None:
-            self._judge(within.at)
-        fitting = [each for each in self._judged if each.over <= 0]
-        if not fitting:
-            raise RecipeError(self._refusal())
-        return max(fitting, key=lambda each: each.over).settled
-
-    def _judge(self, at: float) -> _Judged:
+    def _judge(self, at: float) -> _Point:
         recipe = with_knob(self._recipe, 2**at, self._unknown)
         plan = resolve(recipe, self._checkpoint)
-        told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE)
-        settled = Settled(recipe, 2**at, plan, told)
-        self._judged.append(_Judged(settled, told, self._over(told)))
-        return self._judged[-1]
+        try:
+            told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE)
+        except CodecError:  # steps finer than can be told
+            return _Point(at, math.inf * self._coarser)
+        self._least = min(self._least, told.bytes_after)
+        return _Point(at, self._over(told), Settled(recipe, 2**at, plan, told))
 
     def _over(self, told: Forecast) -> float:
         """By how many octaves what is foretold is above the budget."""
@@ -256,17 +243,27 @@ class _Search:
             )
         return math.log2(taken / self._most) if taken else -math.inf
 
+    def _learn(self, asked: list[_Point]) -> None:
+        """How many octaves of bytes or KL an octave of the knob is."""
+        if len(asked) > 1:
+            last, before = asked[-1], asked[-2]
+            slope = abs(last.over - before.over) / abs(last.at - before.at)
+            self._slope = slope if math.isfinite(slope) and slope > 0 else self._slope
+
     def _step(self, point: _Point) -> float:
-        """Octaves to the knob that should be on the other side: KL goes with the knob's square, and
-        an octave is a bit for each entry, or less where most are zero."""
+        """Octaves to the knob that should be on the other side, or a little further. At first KL is
+        taken to go with the knob's square, and an octave to be a bit for each entry."""
         if not math.isfinite(point.over):
             return math.copysign(2.0, point.over) * self._coarser
-        if self._budget.kl is not None:
-            octaves = abs(point.over) / 2
+        if self._slope is not None:
+            octaves = 1.05 * abs(point.over) / self._slope + CLOSE
+        elif self._budget.kl is not None:
+            octaves = 0.6 * abs(point.over) + 0.05
         else:
             bits = 8 * self._most * abs(2**point.over - 1)
-            octaves = bits / (self._checkpoint.bytes_total / self._checkpoint.dtype.itemsize)
-        return math.copysign(min(1.2 * octaves + 0.05, 8.0), point.over) * self._coarser
+            entries = self._checkpoint.bytes_total / self._checkpoint.dtype.itemsize
+            octaves = 1.2 * bits / entries + 0.05
+        return math.copysign(min(octaves, 8.0), point.over) * self._coarser
 
     def _try(self, at: float) -> _Point:
         recipe = with_knob(self._recipe, 2**at, self._unknown, compensated=False)
@@ -274,8 +271,7 @@ class _Search:
             told = forecast(resolve(recipe, self._checkpoint), self._checkpoint)
         except CodecError:  # steps finer than can be told
             return _Point(at, math.inf * self._coarser)
-        self._least = min(self._least, told.bytes_after)
-        return _Point(at, self._over(told) - self._allowed)
+        return _Point(at, self._over(told))
 
     def _refusal(self) -> str:
         label = self._budget.label
@@ -291,9 +287,9 @@ class _Search:
 
 
 def _between(one: _Point, other: _Point) -> float:
-    """Where the line through both meets the budget, not too near to either; the middle, where one
-    of them is no number."""
-    first, second = one.weight * one.over, other.weight * other.over
+    """Where the line through both meets the budget from within, not too near to either; the middle,
+    where one of them is no number."""
+    first, second = (each.weight * (each.over + AIM) for each in (one, other))
     share = 0.5
     if math.isfinite(first) and math.isfinite(second):
         share = min(max(first / (first - second), 0.02), 0.98)
