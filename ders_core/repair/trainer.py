@@ -26,7 +26,7 @@ from ders_core.repair.result import NotBetter
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student, predictions
 from ders_core.repair.tuned import Leaf
-from ders_core.upcycle.whole_trainer import WholeTrainer
+from ders_core.upcycle.whole_trainer import WholeTrainer, arguments_in, collate
 
 KEPT = 2
 """Training checkpoints that are kept."""
@@ -74,7 +74,7 @@ class RepairTrainer(WholeTrainer):
             model=student,
             args=_arguments(settings, directory, device),
             train_dataset=Rows(windows),
-            data_collator=_collate,
+            data_collator=collate,
             optimizers=(torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0), None),
         )
         self.remove_callback(PrinterCallback)
@@ -142,8 +142,10 @@ class Watch(TrainerCallback):
 
 
 def _arguments(settings: RepairSettings, directory: Path, device: str) -> TrainingArguments:
-    made = TrainingArguments(
-        output_dir=str(directory),
+    return arguments_in(
+        directory,
+        device,
+        settings.seed,
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch,
         learning_rate=settings.rate,
@@ -152,18 +154,4 @@ def _arguments(settings: RepairSettings, directory: Path, device: str) -> Traini
         max_grad_norm=0.0,  # Adam does not care how large gradients are
         save_steps=settings.save_every,
         save_total_limit=KEPT,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        use_cpu=device == "cpu",
-        dataloader_pin_memory=device != "cpu",
-        remove_unused_columns=False,
     )
-    made._n_gpu = min(made.n_gpu, 1)
-    return made
-
-
-def _collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ders_core.upcycle.config import UpcycleConfig
 from ders_core.upcycle.data import Windows
 from ders_core.upcycle.moe_block import Blocks, expert_linears
-from ders_core.upcycle.whole_trainer import WholeTrainer
+from ders_core.upcycle.whole_trainer import WholeTrainer, arguments_in, collate
 
 SCHEDULERS = {
     "cosine": "cosine",
@@ -25,8 +25,10 @@ SCHEDULERS = {
 def arguments(config: UpcycleConfig, directory: Path, device: str) -> TrainingArguments:
     """The arguments of the `Trainer`."""
     training = config.training
-    made = TrainingArguments(
-        output_dir=str(directory),
+    return arguments_in(
+        directory,
+        device,
+        config.seed,
         max_steps=training.steps,
         per_device_train_batch_size=training.batch,
         gradient_accumulation_steps=training.accumulation,
@@ -40,18 +42,8 @@ def arguments(config: UpcycleConfig, directory: Path, device: str) -> TrainingAr
         activation_checkpointing_kwargs={"use_reentrant": False},
         save_steps=training.save_every,
         save_total_limit=training.keep,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=device == "cpu",
-        dataloader_pin_memory=device != "cpu",
-        remove_unused_columns=False,
         ddp_find_unused_parameters=False,
     )
-    made._n_gpu = min(made.n_gpu, 1)  # a process has one GPU; several need torchrun
-    return made
 
 
 def parameter_groups(
@@ -100,7 +92,7 @@ class UpcyclingTrainer(WholeTrainer):
             model=model,
             args=arguments(config, directory, device),
             train_dataset=windows,
-            data_collator=_collate,
+            data_collator=collate,
             optimizers=(optimizer, None),
         )
 
@@ -131,7 +123,3 @@ def kept(model: nn.Module, blocks: Blocks) -> dict[str, torch.Tensor]:
     linears = [linear for *_, linear in expert_linears(blocks)]
     held = {id(buffer) for linear in linears for buffer in linear.deltas.buffers()}
     return trained | {name: each for name, each in model.named_buffers() if id(each) in held}
-
-
-def _collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from ders_core.errors import OutputError
 from ders_core.upcycle.checkpoints import TRAINED, begin, publish, writing
@@ -63,3 +63,27 @@ class WholeTrainer(Trainer):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(stored[name])
+
+
+def arguments_in(directory: Path, device: str, seed: int, **fields: Any) -> TrainingArguments:
+    """Of a training in this process and on this device, which tells each step and no service.
+    fields: all others."""
+    made = TrainingArguments(
+        output_dir=str(directory),
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device != "cpu",
+        remove_unused_columns=False,
+        **fields,
+    )
+    made._n_gpu = min(made.n_gpu, 1)  # a process has one GPU; several need torchrun
+    return made
+
+
+def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Rows as one batch."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
