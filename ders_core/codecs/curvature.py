@@ -11,9 +11,9 @@ from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.later import torch
 
-DAMPING = 0.05
-"""Added to each input's correlation with itself before all are scaled to 1 there: a calibration's
-correlations are believed so far. Directions that its text does not know cost something too."""
+DAMPING = 0.005
+"""Added to each input's correlation with itself before all are scaled to 1 there: no direction is
+free, however many tokens were read."""
 
 
 @dataclass(frozen=True)

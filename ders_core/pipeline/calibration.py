@@ -254,6 +254,11 @@ class Calibration:
             )
         return counts
 
+    def inputs(self, layer: int) -> int:
+        """How many different inputs a layer's moments know: a token that several experts get is
+        one. Raises CheckpointError as `routed` does."""
+        return min(self.tokens, int(self.routed(layer).sum()))
+
     def tokens_per_expert(self, group: ExpertGroup) -> list[int]:
         """How many tokens each expert of a group saw, `[K]`; a shared one sees all.
         Raises CheckpointError as `routed` does."""

@@ -204,6 +204,7 @@ class Encoder:
             decomposition.base_of(number),
             known.context(decomposition.group, number, self.seed),
             known.router(number),
+            known.moments,
             shrinks=known.shrinks,
             origin=stored.start_of(number),
             rounded_from=stored.unrounded_of(number) if probes else None,
@@ -242,9 +243,9 @@ def store_bases(
         if is_shared:
             unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
             error = difference(again, each)
-            cost = total(cost, cost_of(known.of_base, members, error, known.moments))
+            cost = total(cost, cost_of(known.of_base, members, error, known.believed))
             router_noise = total(
-                router_noise, cost_of(known.routers_of_base, members, error, known.moments)
+                router_noise, cost_of(known.routers_of_base, members, error, known.believed)
             )
         parts.append({name: part.cpu() for name, part in packed.items()})
     tensors, lengths = codec.stack(parts)

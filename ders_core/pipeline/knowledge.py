@@ -14,6 +14,7 @@ from ders_core.codecs.synthesis import difference
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
+from ders_core.pipeline.believed import believed
 from ders_core.pipeline.calibration import Calibration
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
@@ -22,7 +23,9 @@ Shared = Callable[[Sequence[int]], "Curvature | None"]
 
 @dataclass(frozen=True)
 class Knowledge:
-    """moments: on the device that encodes. curvatures, routers: of each matrix, the second of how
+    """moments, believed: E[x xᵀ] of inputs as it was measured, for what errors do to outputs, and
+    as far as it is believed (`ders_core.pipeline.believed`), for codecs and what errors cost; on
+    the device that encodes. curvatures, routers: of each matrix, the second of how
     far errors move later choices. removal: as of `EncodeContext`, of each expert; fewer where it is
     not known of the last. groups: how many of the model are encoded. of_base, routers_of_base: of a
     base that experts share, and of how far its errors move choices. shrinks: whether what is
@@ -30,6 +33,7 @@ class Knowledge:
     (`ders_core.pipeline.predicted`)."""
 
     moments: torch.Tensor | None = None
+    believed: torch.Tensor | None = None
     curvatures: tuple[Curvature, ...] | None = None
     removal: tuple[float, ...] = ()
     groups: int = 1
@@ -43,7 +47,9 @@ class Knowledge:
 
     def on(self, device: str) -> Knowledge:
         """The same for work on a device."""
-        return self if self.moments is None else replace(self, moments=self.moments.to(device))
+        if self.moments is None or self.believed is None:
+            return self
+        return replace(self, moments=self.moments.to(device), believed=self.believed.to(device))
 
     def base_context(
         self, stack: MatrixStack, number: int, members: Sequence[int], seed: int
@@ -52,14 +58,14 @@ class Knowledge:
         assert isinstance(stack, ExpertGroup)
         curvature = self.of_base(members) if self.of_base is not None else None
         own_seed = base_seed(seed, *stack.key, number)
-        return EncodeContext(stack.dtype.torch, own_seed, self.moments, curvature)
+        return EncodeContext(stack.dtype.torch, own_seed, self.believed, curvature)
 
     def context(self, stack: MatrixStack, expert: int, seed: int) -> EncodeContext:
         """What the codec of a matrix may know."""
         return EncodeContext(
             stack.dtype.torch,
             _seed(stack, expert, seed),
-            self.moments,
+            self.believed,
             self.curvatures[expert] if self.curvatures else None,
             self.removal[expert] if expert < len(self.removal) else None,
             self.groups,
@@ -102,9 +108,11 @@ def group_knowledge(
 ) -> Knowledge:
     """What a calibration knows of a group. removal, groups, shrinks: as of `Knowledge`."""
     if calibration is None:
-        return Knowledge(None, None, removal, groups, shrinks=shrinks)
+        return Knowledge(removal=removal, groups=groups, shrinks=shrinks)
+    moments = calibration.moments(*group.key)
     return Knowledge(
-        calibration.moments(*group.key),
+        moments,
+        None if moments is None else believed(moments, calibration.inputs(group.layer)),
         calibration.curvatures(group),
         removal,
         groups,
@@ -124,9 +132,11 @@ def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Kn
         calibration.others.moments(tensor.name),
     )
     moments, axis = inputs if inputs is not None else (None, 1)
+    if axis == 0:  # of a matrix that lies `[in, out]`, they are those of its rows: no codec's
+        moments = None
     return Knowledge(
-        # of a matrix that lies `[in, out]`, they are those of its rows, which no codec takes
-        moments if axis == 1 else None,
+        moments,
+        None if moments is None else believed(moments, calibration.tokens),
         _of_pieces(tensor, curvature),
         routers=_of_pieces(tensor, calibration.others.router_curvature(tensor.name)),
         shrinks=False,
@@ -213,15 +223,16 @@ def encode_expert(
     base: torch.Tensor,
     context: EncodeContext,
     router: Curvature | None = None,
+    moments: torch.Tensor | None = None,
     *,
     shrinks: bool = True,
     origin: torch.Tensor | None = None,
     rounded_from: torch.Tensor | None = None,
 ) -> EncodedExpert:
     """Pack one matrix `[out, in]`, unpack it again, and compare. router: as of `Knowledge.router`;
-    shrinks: as of `Knowledge`. origin: what the delta is taken against, if it is not the base that
-    it will be added to; then costs are those of the delta alone. rounded_from: that base, in
-    float32 if the delta does not know its rounding, to measure what rounding does; None: not
+    moments, shrinks: as of `Knowledge`. origin: what the delta is taken against, if it is not the
+    base that it will be added to; then costs are those of the delta alone. rounded_from: that base,
+    in float32 if the delta does not know its rounding, to measure what rounding does; None: not
     measured. Raises CodecError."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     parts = codec.pack(weight, start, context)
@@ -234,9 +245,9 @@ def encode_expert(
         judged = codec.unpack(parts, start, context)
         own = compare(judged, weight, start)
     output = energy = noise_cost = router_noise = 0.0
-    if context.moments is not None:
-        output = output_squared(synthesized.float() - weight.float(), context.moments)
-        energy = output_squared(weight, context.moments)
+    if moments is not None:
+        output = output_squared(synthesized.float() - weight.float(), moments)
+        energy = output_squared(weight, moments)
     if context.curvature is not None:
         kept = own.gain if shrinks else 1.0
         noise = difference(judged, start).sub_(difference(weight, start), alpha=kept)
