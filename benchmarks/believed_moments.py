@@ -34,14 +34,15 @@ from ders_core.pipeline.believed import DOUBT, believed
 WINDOW, BATCH = 256, 8
 JUDGED = 12288
 """Tokens of the windows that judge."""
-TOKENS = (1024, 4096, 16384, 49152)
+TOKENS = (1024, 4096, 16384)
 TIMES = (0.01, 0.25, 0.5, 1.0, 2.0, 4.0)
 MODULES = (
     "model.layers.3.self_attn.q_proj",
     "model.layers.10.mlp.gate_proj",
     "model.layers.10.mlp.down_proj",
-    "model.layers.20.self_attn.o_proj",
 )
+LAYERS = 11
+"""As many as these are in."""
 ROWS = 128
 """Of each matrix."""
 BITS = 2.5
@@ -71,7 +72,9 @@ def inputs(directory: Path) -> dict[str, torch.Tensor]:
     model = AutoModelForCausalLM.from_pretrained(directory / "dense", dtype=torch.float32)
     ids = tokenizer((directory / "calib.txt").read_text(), return_tensors="pt").input_ids[0]
     windows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
-    windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))]
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
+    windows = windows[order[: (max(TOKENS) + JUDGED) // WINDOW]]
+    model.model.layers = model.model.layers[:LAYERS]
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in MODULES}
 
     def keep(name: str, module: nn.Module, entered: tuple[torch.Tensor, ...]) -> None:

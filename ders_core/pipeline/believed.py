@@ -9,7 +9,7 @@ DOUBT = 1.5
 
 A matrix that was rounded by correlations of few tokens looks far better to these tokens than to
 others. With this number it costs others least at equal bytes, or within 2 % of that, from 1024 to
-49,152 tokens of 576 and 1536 inputs, and what it is thought to cost is what it costs them
+16,384 tokens of 576 and 1536 inputs, and what it is thought to cost is what it costs them
 (`benchmarks/believed_moments.py`)."""
 
 
