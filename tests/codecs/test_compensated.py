@@ -19,6 +19,7 @@ from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing import curvature
 from ders_core.compute import kernels
 from ders_core.errors import CodecError
+from ders_core.pipeline.believed import believed
 
 OUT, WIDTH = 67, 150
 
@@ -26,7 +27,7 @@ OUT, WIDTH = 67, 150
 def related_inputs(width: int) -> torch.Tensor:
     """E[x xᵀ] of inputs that hang together, float32, symmetric."""
     mixed = inputs(width) @ gauss((width, width), 4, width**-0.5) + 0.1 * gauss((1, width), 9, 1.0)
-    return second_moments(mixed)
+    return believed(second_moments(mixed), len(mixed))
 
 
 def known_of(moments: torch.Tensor | None, out: int = OUT) -> EncodeContext:
@@ -139,7 +140,8 @@ def test_where_it_does_not_pay_values_are_rounded_to_the_nearest() -> None:
     """With few bits for an entry, of inputs that hang together loosely; and never is the merit
     worse."""
     loud = torch.linspace(0.05, 2.0, WIDTH)
-    moments = second_moments(gauss((2000, WIDTH)) @ (gauss((WIDTH, WIDTH), 7) * loud))
+    seen = gauss((2000, WIDTH)) @ (gauss((WIDTH, WIDTH), 7) * loud)
+    moments = believed(second_moments(seen), len(seen))
     delta, known, chosen = gauss((OUT, WIDTH), scale=0.02), known_of(moments), set()
     assert known.curvature is not None
     for knob in (1e-3, 1e-2):
