@@ -85,7 +85,7 @@ KINDS = ("usual", "grid", "outliers", "zeros", "extremes")
     seed=st.integers(0, 10**6),
     rows=st.integers(0, 9),
     per_row=st.integers(1, 3),
-    size=st.sampled_from([1, 2, 3, 5, 8, 16, 17, 20, 32, 100, 128, 700]),
+    size=st.sampled_from([1, 2, 3, 5, 8, 16, 17, 20, 32, 64, 100, 128, 256, 700]),
     kind=st.sampled_from(KINDS),
     weighed=st.sampled_from(["no", "columns", "blocks", "padded"]),
 )
