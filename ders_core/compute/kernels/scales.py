@@ -19,6 +19,22 @@ from ders_core.compute.kernels.levels import snap
 from ders_core.compute.kernels.loop import loop, part_apart
 from ders_core.compute.kernels.sums import halved, halved_apart
 
+Search = tuple[
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.float32,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.float32,
+    np.float32,
+    np.float32,
+    np.float32,
+    int,
+]
+"""What `best_scales` takes between weights and scales."""
+
 
 @part_apart
 def weighed_square(
