@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest.mock import patch
@@ -66,6 +67,8 @@ def one(what: str, place: Path, rest: list[str]) -> None:
                 report(lambda: verify(place, original).ok)
         case "load", [threads, device]:
             load(place, int(threads), device)
+        case "warm", []:
+            report(lambda: warm(place))
         case "open", []:
             report(lambda: summarize(place).bytes_total)
         case "similarity", [how]:
@@ -100,18 +103,30 @@ def compressed(place: Path, out: Path, name: str, threads: int, device: str) -> 
     return sum(columns)
 
 
-def calibrate(source: Path, path: Path, experts: int) -> None:
-    """A calibration of one layer, of inputs that hang together. Down's inputs are wider than those
-    whose full second moments `ders calibrate` measures: it has their diagonal."""
+def warm(place: Path) -> int:
+    """Compile the loops, on a small checkpoint."""
+    analyze(open_checkpoint(place), spectra="head")
+    for name in RECIPES:
+        with tempfile.TemporaryDirectory(dir=place.parent) as desk:
+            compressed(place, Path(desk) / "packed", name, 1, "cpu")
+            synthesize(Path(desk) / "packed", Path(desk) / "back")
+    return len(RECIPES)
+
+
+def calibrate(source: Path, experts: int, hidden: int, ffn: int) -> None:
+    """A calibration of one layer, beside the checkpoint's directory, of inputs that hang together.
+    Mixtral's inputs of down are wider than those whose full second moments `ders calibrate`
+    measures: it has their diagonal."""
     random = torch.Generator().manual_seed(0)
-    inputs = torch.randn(2 * HIDDEN, HIDDEN, generator=random) * torch.logspace(0, -1, HIDDEN)
-    inputs += 0.3 * torch.randn(2 * HIDDEN, 1, generator=random)
+    inputs = torch.randn(2 * hidden, hidden, generator=random) * torch.logspace(0, -1, hidden)
+    inputs += 0.3 * torch.randn(2 * hidden, 1, generator=random)
     tensors = {
         "0.in.moments": inputs.T @ inputs / len(inputs),
-        "0.mid.moments": torch.rand(SHAPES["w2"][1], generator=random) + 0.01,
+        "0.mid.moments": torch.rand(ffn, generator=random) + 0.01,
         "0.routed": torch.full((experts,), len(inputs)),
     }
-    write_calibration(path, open_checkpoint(source).identity, len(inputs), tensors)
+    identity = open_checkpoint(source).identity
+    write_calibration(source.parent / CALIBRATION, identity, len(inputs), tensors)
 
 
 def load(place: Path, threads: int, device: str) -> None:
