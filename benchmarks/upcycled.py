@@ -1,7 +1,7 @@
 """A synthetic upcycled checkpoint in Mixtral's shape: what the benchmarks of scale run on.
 
 Each expert is a common base plus a low-rank update, noise and a few outliers, so that the cosine of
-two experts is above 0.999, as in the paper.
+two experts is above 0.999, as in the paper. All other tensors are there too, with few words.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ BASE, NOISE, OUTLIER = 0.02, 0.0005, 0.008
 """Standard deviations; one entry in 1000 is an outlier."""
 RANK, ROWS = 16, 256
 SHAPES = {"w1": (FFN, HIDDEN), "w3": (FFN, HIDDEN), "w2": (HIDDEN, FFN)}
+HEADS, PAIRS, WORDS = 32, 8, 256
+"""Heads of attention, those of keys and values, and words of the vocabulary."""
 
 
 def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> None:
@@ -47,12 +49,12 @@ def make_holes(directory: Path, layers: int) -> None:
             weights.truncate(file_bytes(specs))
 
 
-def first_layers(source: Path, directory: Path, layers: int) -> Path:
+def first_layers(source: Path, directory: Path, layers: int, *, experts: int = EXPERTS) -> Path:
     """The first layers of a checkpoint made here, as links to its shards."""
     if not directory.exists():
         directory.mkdir()
         names = [path.name for path in weight_files(source)]
-        _describe(directory, layers, EXPERTS, names[:layers])
+        _describe(directory, layers, experts, names[:layers])
         for name in names[:layers]:
             (directory / name).symlink_to(source / name)
     return directory
@@ -69,9 +71,9 @@ def _describe(
             for part, shape in SHAPES.items()
             for expert in range(experts)
         }
-        specs[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = TensorSpec(
-            Dtype.BF16, (experts, HIDDEN)
-        )
+        specs |= {
+            name: TensorSpec(Dtype.BF16, shape) for name, shape in _others(layer, experts).items()
+        }
         files[names[layer] if names else f"model-{layer + 1:05d}-of-{layers:05d}.safetensors"] = (
             specs
         )
@@ -82,12 +84,35 @@ def _describe(
         "hidden_size": HIDDEN,
         "intermediate_size": FFN,
         "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": PAIRS,
+        "vocab_size": WORDS,
         "num_local_experts": experts,
         "num_experts_per_tok": 2,
         "dtype": "bfloat16",
     }
     write_json(directory / "config.json", config)
     return files
+
+
+def _others(layer: int, experts: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's tensors outside of the experts; with the first one, of the model's."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "block_sparse_moe.gate": (experts, HIDDEN),
+        "input_layernorm": (HIDDEN,),
+        "post_attention_layernorm": (HIDDEN,),
+    }
+    for name in "qkvo":
+        out = HIDDEN if name in "qo" else HIDDEN // HEADS * PAIRS
+        shapes[f"self_attn.{name}_proj"] = (out, HIDDEN)
+    found = {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes.items()}
+    if layer == 0:
+        found |= {
+            "model.embed_tokens.weight": (WORDS, HIDDEN),
+            "model.norm.weight": (HIDDEN,),
+            "lm_head.weight": (WORDS, HIDDEN),
+        }
+    return found
 
 
 def _filled(specs: dict[str, TensorSpec]) -> Callable[[str], Iterable[memoryview]]:
@@ -102,10 +127,12 @@ def _name(layer: int, expert: int, part: str) -> str:
 def _bytes(name: str, spec: TensorSpec) -> Iterable[memoryview]:
     """A tensor's bytes, a few rows at a time; the name decides the values."""
     words = name.split(".")
-    layer, part = int(words[2]), words[-2]
-    if part == "gate":
-        yield from tensor_bytes(torch.randn(spec.shape, generator=_random(layer)).bfloat16())
+    part = words[-2]
+    if part not in SHAPES:
+        values = torch.randn(spec.shape, generator=_random(len(name))) * BASE
+        yield from tensor_bytes(values.bfloat16())
         return
+    layer = int(words[2])
     common = _random(layer, list(SHAPES).index(part))
     single = _random(layer, list(SHAPES).index(part), int(words[5]))
     out, width = spec.shape

@@ -29,6 +29,7 @@ from ders_core.codecs.fitting.codes import (
 )
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
+from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
@@ -158,7 +159,14 @@ class Quantized(DeltaCodec):
         if levels is None or _compensates(context) or self.gain == "auto":
             return super().pack(weight, base, context)
         shape, device = (weight.shape[0], weight.shape[1]), weight.device
-        weights = _weights(context.importance, device)
+        weights, blocks = _weights(context.importance, device), self._blocks(shape[1])
+        is_plain = self.scale_bits == 16 and self.grid != "affine"
+        if is_plain and can_pass_once(weight, base, context.dtype, blocks):
+            packed, target = self._no_codes(shape, device), target_of(self.gain)
+            scales = quantized_in_one_pass(
+                weight, base, weights, levels, blocks, target, context.dtype, self.bits, packed
+            )
+            return {"scales": scales, "codes": packed}
 
         def read(rows: slice) -> torch.Tensor:
             return difference(weight[rows], base[rows])

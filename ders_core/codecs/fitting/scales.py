@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
 from ders_core.compute.sums import halved_sum
 from ders_core.later import np, torch
+
+if TYPE_CHECKING:
+    from ders_core.compute.kernels.scales import Search
 
 SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Shares of the group's largest magnitude that are tried as the outermost level."""
@@ -38,7 +42,9 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
     """
     size = values.shape[-1]
     blocks = values.reshape(-1, size)
-    if (heights := _of_blocks(weights, values)) is not None and kernels.takes(blocks, heights):
+    if (heights := weights_of_blocks(weights, values)) is not None and kernels.takes(
+        blocks, heights
+    ):
         return _compiled_scales(blocks, heights, levels).view(values.shape[:-1])
     heavy = None if weights is None else weights.expand_as(values).reshape(-1, size)
     largest = (blocks if heavy is None else blocks * (heavy > 0)).abs().amax(-1)
@@ -56,7 +62,7 @@ def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Leve
     return (_refined(unit, heavy, levels, best, least) * largest).view(values.shape[:-1])
 
 
-def _of_blocks(weights: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor | None:
+def weights_of_blocks(weights: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor | None:
     """Weights as `[m, size]`, of block i those in row i mod m, `[0, size]` where all are 1; None if
     that cannot be said."""
     size = values.shape[-1]
@@ -70,26 +76,27 @@ def _of_blocks(weights: torch.Tensor | None, values: torch.Tensor) -> torch.Tens
 
 
 def _compiled_scales(blocks: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.Tensor:
-    """As `best_scales`. blocks: `[n, size]`. weights: as of `_of_blocks`."""
+    """As `best_scales`. blocks: `[n, size]`. weights: as of `weights_of_blocks`."""
     from ders_core.compute.kernels.scales import best_scales as search
 
     scales = torch.empty(len(blocks), dtype=torch.float32)
-    gaussian = _gaussian_scale(levels) if levels.count > 2 else 1.0
-    search(
-        blocks.numpy(),
-        weights.numpy(),
+    search(blocks.numpy(), weights.numpy(), *search_arguments(levels), scales.numpy())
+    return scales
+
+
+def search_arguments(levels: Levels) -> Search:
+    """What `compute.kernels.scales.best_scales` takes besides blocks, weights and scales."""
+    return (
         *levels.arrays,
         levels.rough,
         np.array([share / levels.reach for share in SHRINKS], dtype=np.float32),
         np.array(SPREADS, dtype=np.float32),
-        np.float32(gaussian),
+        np.float32(_gaussian_scale(levels) if levels.count > 2 else 1.0),
         np.float32(levels.reach),
         np.float32(CAUTION),
         np.float32(TINY),
         REFINEMENTS,
-        scales.numpy(),
     )
-    return scales
 
 
 def _best_at_once(
@@ -193,7 +200,9 @@ def best_lines(
     if weights is None:
         weights = values.new_ones((1,) * (values.dim() - 1) + values.shape[-1:])
     blocks = values.reshape(-1, values.shape[-1])
-    if (heights := _of_blocks(weights, values)) is not None and kernels.takes(blocks, heights):
+    if (heights := weights_of_blocks(weights, values)) is not None and kernels.takes(
+        blocks, heights
+    ):
         scales, offsets = _compiled_lines(blocks, heights, levels)
         return scales.view(values.shape[:-1]), offsets.view(values.shape[:-1])
     real = (weights > 0).expand_as(values)
@@ -233,7 +242,7 @@ def best_lines(
 def _compiled_lines(
     blocks: torch.Tensor, weights: torch.Tensor, levels: Levels
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `best_lines`. blocks: `[n, size]`. weights: as of `_of_blocks`."""
+    """As `best_lines`. blocks: `[n, size]`. weights: as of `weights_of_blocks`."""
     from ders_core.compute.kernels.lines import best_lines as search
 
     scales, offsets = torch.empty(2, len(blocks), dtype=torch.float32)

@@ -3,14 +3,21 @@ of a kind of `floats`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from ders_core.compute.kernels.floats import BFLOAT16, FLOAT16, widen
 from ders_core.compute.kernels.loop import loop
-from ders_core.compute.kernels.sums import halved, halved_apart
+from ders_core.compute.kernels.sums import halved as halved_of
+from ders_core.compute.kernels.sums import halved_apart
+from ders_core.compute.kernels.vectors import PLACE, doubled, halved, load_bfloat16, struct_of
 
-PIECE = 256
-"""Values whose squares are summed before these sums are."""
+PIECE, LANES = 256, 8
+"""Values whose squares are summed before these sums are; so many are worked on at once."""
 
 
 @loop
@@ -34,6 +41,30 @@ def count_beyond(values: np.ndarray, kind: int) -> int:
     return count
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def squares_of_piece(context: Any, synthesized: Any, weights: Any, base: Any, begin: Any) -> Any:
+    """The sums of `squares` for PIECE values in bfloat16, from one on: a tuple of float64."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sources = [
+            struct_of(target, builder, signature, arguments, number).data for number in range(3)
+        ]
+
+        def terms(number: int) -> Sequence[Any]:
+            place = builder.add(arguments[3], PLACE(LANES * number))
+            made, exact, start = (
+                doubled(builder, load_bfloat16(builder, source, place, LANES)) for source in sources
+            )
+            error, delta = builder.fsub(exact, made), builder.fsub(exact, start)
+            pairs = (error, error), (delta, delta), (exact, exact), (error, delta)
+            return [builder.fmul(*pair) for pair in pairs]
+
+        totals = halved(builder, PIECE // LANES, terms, builder.fadd)
+        return target.make_tuple(builder, signature.return_type, totals)
+
+    return types.UniTuple(types.float64, 4)(synthesized, weights, base, types.int64), generate
+
+
 @loop
 def squares(
     synthesized: np.ndarray, weights: np.ndarray, base: np.ndarray, kind: int, sums: np.ndarray
@@ -50,6 +81,11 @@ def squares(
     for number in range(count):
         begin = number * PIECE
         size = min(PIECE, weights.size - begin)
+        if size == PIECE and kind == BFLOAT16:
+            found = squares_of_piece(synthesized, weights, base, begin)
+            for which in range(4):
+                partial[which, number] = found[which]
+            continue
         if size < PIECE:
             exact[:], error[:], delta[:] = 0, 0, 0
         for place in range(size):
@@ -69,6 +105,6 @@ def squares(
                     left[place + quarter] * right[place + quarter]
                     + left[place + 3 * quarter] * right[place + 3 * quarter]
                 )
-            partial[which, number] = halved(terms, quarter)
+            partial[which, number] = halved_of(terms, quarter)
     for which in range(4):
         sums[which] = halved_apart(partial[which], partial.shape[1])

@@ -13,6 +13,9 @@ import numpy as np
 
 from ders_core.compute.kernels.loop import loop, part_apart
 
+TURNS = 4
+"""Sums side by side of what is added up for each context."""
+
 
 @part_apart
 def ordered(bits: np.signedinteger, half: int) -> int:
@@ -40,11 +43,16 @@ def sum_distances(
     sums: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """sums, counts: int64 `[contexts]`: adds how far weights are, and how many there are."""
+    """sums, counts: int64 `[contexts]`: adds how far weights are, and how many there are. In turns:
+    a processor waits for a sum before it adds to the same one again."""
+    turns = np.zeros((TURNS, 2, sums.size), np.int64)
     for place in range(base.size):
-        context = context_of(base[place], fraction, mask, top, last)
-        sums[context] += abs(ordered(weight[place], half) - ordered(base[place], half))
-        counts[context] += 1
+        turn, context = turns[place % TURNS], context_of(base[place], fraction, mask, top, last)
+        turn[0, context] += abs(ordered(weight[place], half) - ordered(base[place], half))
+        turn[1, context] += 1
+    for number in range(TURNS):
+        sums += turns[number, 0]
+        counts += turns[number, 1]
 
 
 @loop

@@ -100,6 +100,24 @@ def snap_to_table(
 
 
 @part_apart
+def snap(
+    values: np.ndarray,
+    inverse: np.float32,
+    table: np.ndarray,
+    borders: np.ndarray,
+    bins: np.ndarray,
+    fine: np.float32,
+    rough: np.ndarray,
+    levels: np.ndarray,
+) -> None:
+    """The same for either kind of levels."""
+    if borders.size == 0:
+        snap_uniform(values, inverse, table, levels)
+    else:
+        snap_to_table(values, inverse, table, borders, bins, fine, rough, levels)
+
+
+@part_apart
 def nearest(
     values: np.ndarray,
     step: np.float32,

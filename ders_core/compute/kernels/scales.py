@@ -7,9 +7,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from ders_core.compute.kernels.levels import snap_to_table, snap_uniform
+from ders_core.compute.kernels.even_levels import (
+    SIZES,
+    largest_magnitude,
+    squared_error,
+    sum_magnitudes,
+    sum_products,
+    sum_squares,
+)
+from ders_core.compute.kernels.levels import snap
 from ders_core.compute.kernels.loop import loop, part_apart
 from ders_core.compute.kernels.sums import halved, halved_apart
+
+Search = tuple[
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.float32,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.float32,
+    np.float32,
+    np.float32,
+    np.float32,
+    int,
+]
+"""What `best_scales` takes between weights and scales."""
 
 
 @part_apart
@@ -19,6 +43,30 @@ def weighed_square(
     """The weighed squared error of one value."""
     error = np.float32(value - np.float32(level * scale))
     return np.float32(np.float32(error * error) * weight)
+
+
+@part_apart
+def squared(
+    unit: np.ndarray, levels: np.ndarray, scale: np.float32, heavy: np.ndarray, terms: np.ndarray
+) -> np.floating:
+    """The weighed squared error of a block. terms: is overwritten."""
+    left = unit.size
+    if left > 16:  # the first two steps of the sum at once
+        left //= 4
+        for place in range(left):
+            second, third = place + left, place + 2 * left
+            fourth = third + left
+            terms[place] = (
+                weighed_square(unit[place], levels[place], scale, heavy[place])
+                + weighed_square(unit[third], levels[third], scale, heavy[third])
+            ) + (
+                weighed_square(unit[second], levels[second], scale, heavy[second])
+                + weighed_square(unit[fourth], levels[fourth], scale, heavy[fourth])
+            )
+    else:
+        for place in range(left):
+            terms[place] = weighed_square(unit[place], levels[place], scale, heavy[place])
+    return halved(terms, left)
 
 
 @loop
@@ -50,8 +98,9 @@ def best_scales(
     padded = (size + 3) // 4 * 4
     unit, heavy = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
     levels, terms = np.empty(padded, np.float32), np.empty(padded, np.float32)
-    products, is_uniform = np.empty(padded, np.float32), borders.size == 0
-    is_one_magnitude = table.size == 2
+    products, is_quick = np.empty(padded, np.float32), borders.size == 0 and size in SIZES
+    is_one_magnitude, is_weighed = table.size == 2, weights.shape[0] > 0
+    lowest, top = table[0], np.float32(table.size - 1)
     for place in range(size):
         heavy[place] = 1
     total, totals = np.float32(size), np.empty(weights.shape[0], np.float32)
@@ -61,23 +110,29 @@ def best_scales(
         totals[number] = max(halved_apart(terms, padded), tiny)
     one, zero = np.float32(1), np.float32(0)
     for block in range(count):
-        if weights.shape[0] > 0:
+        if is_weighed:
             heavy[:size] = weights[block % weights.shape[0]]
             total = totals[block % weights.shape[0]]
-        largest = zero
-        for place in range(size):
-            magnitude = abs(blocks[block, place]) if heavy[place] > zero else zero
-            largest = max(largest, magnitude)
+        if is_quick:
+            largest = largest_magnitude(blocks[block], heavy, is_weighed, None)
+        else:
+            largest = zero
+            for place in range(size):
+                magnitude = abs(blocks[block, place]) if heavy[place] > zero else zero
+                largest = max(largest, magnitude)
         divisor = largest if largest > zero else one
         for place in range(size):
             unit[place] = blocks[block, place] / divisor
-        if is_one_magnitude:
-            for place in range(padded):
-                terms[place] = abs(unit[place]) * heavy[place]
+        if is_quick and is_one_magnitude:
+            mean = np.float32(sum_magnitudes(unit, heavy, is_weighed, None) / total)
+        elif is_quick:
+            mean = np.float32(sum_squares(unit, heavy, is_weighed, None) / total)
         else:
             for place in range(padded):
-                terms[place] = np.float32(unit[place] * unit[place]) * heavy[place]
-        mean = np.float32(halved(terms, padded) / total)
+                size_of = abs(unit[place])
+                power = size_of if is_one_magnitude else np.float32(size_of * size_of)
+                terms[place] = power * heavy[place]
+            mean = np.float32(halved(terms, padded) / total)
         if is_one_magnitude:
             scales[block] = np.float32(mean * largest) / reach
             continue
@@ -93,41 +148,26 @@ def best_scales(
                 # no error is below that of the largest value, where the levels do not reach it
                 short = max(np.float32(one - caution - np.float32(reach * scale)), zero)
                 bound = np.float32(np.float32(short * short) * np.float32(one - caution))
-                if weights.shape[0] == 0 and bound > least:
+                if not is_weighed and bound > least:
                     continue
             else:  # the best scale for the levels that the best one so far gives
                 inverse = one / (best if best > tiny else one)
-                if is_uniform:
-                    snap_uniform(unit, inverse, table, levels)
+                if is_quick:
+                    shared, power = sum_products(unit, heavy, is_weighed, (inverse, lowest, top))
                 else:
-                    snap_to_table(unit, inverse, table, borders, bins, fine, rough, levels)
-                for place in range(padded):
-                    weighed = np.float32(levels[place] * heavy[place])
-                    products[place] = unit[place] * weighed
-                    terms[place] = levels[place] * weighed
-                power = max(halved_apart(terms, padded), tiny)
-                scale = max(np.float32(halved_apart(products, padded) / power), zero)
-            inverse, left = one / (scale if scale > tiny else one), padded
-            if is_uniform:
-                snap_uniform(unit, inverse, table, levels)
+                    snap(unit, inverse, table, borders, bins, fine, rough, levels)
+                    for place in range(padded):
+                        weighed = np.float32(levels[place] * heavy[place])
+                        products[place] = unit[place] * weighed
+                        terms[place] = levels[place] * weighed
+                    shared, power = halved_apart(products, padded), halved_apart(terms, padded)
+                scale = max(np.float32(shared / max(power, tiny)), zero)
+            inverse = one / (scale if scale > tiny else one)
+            if is_quick:
+                found = squared_error(unit, heavy, is_weighed, (scale, inverse, lowest, top))
             else:
-                snap_to_table(unit, inverse, table, borders, bins, fine, rough, levels)
-            if padded > 16:  # the first two steps of the sum at once
-                left = padded // 4
-                for place in range(left):
-                    second, third = place + left, place + 2 * left
-                    fourth = third + left
-                    terms[place] = (
-                        weighed_square(unit[place], levels[place], scale, heavy[place])
-                        + weighed_square(unit[third], levels[third], scale, heavy[third])
-                    ) + (
-                        weighed_square(unit[second], levels[second], scale, heavy[second])
-                        + weighed_square(unit[fourth], levels[fourth], scale, heavy[fourth])
-                    )
-            else:
-                for place in range(padded):
-                    terms[place] = weighed_square(unit[place], levels[place], scale, heavy[place])
-            found = halved(terms, left)
+                snap(unit, inverse, table, borders, bins, fine, rough, levels)
+                found = squared(unit, levels, scale, heavy, terms)
             if found < least:
                 best, least, first = scale, found, number
             elif attempt >= again:

@@ -6,6 +6,7 @@ on every processor, also on those whose registers hold fewer lanes. Nothing is f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -33,7 +34,27 @@ def store(builder: Any, vector: Any, data: Any, place: Any) -> None:
 
 def zeros(number: ir.Type, lanes: int) -> Any:
     """A vector of zeros."""
-    return ir.Constant(ir.VectorType(number, lanes), [0.0] * lanes)
+    return constants(number, lanes, 0.0)
+
+
+def constants(number: ir.Type, lanes: int, value: float) -> Any:
+    """A vector that has a known number in all lanes."""
+    return ir.Constant(ir.VectorType(number, lanes), [value] * lanes)
+
+
+def everywhere(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector that has a number in all lanes."""
+    nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(nothing, value, _LANE(0))
+    return builder.shuffle_vector(first, first, constants(_LANE, lanes, 0))
+
+
+def load_bfloat16(builder: Any, data: Any, place: Any, lanes: int) -> Any:
+    """The bfloat16 values from a place on, in float32."""
+    stored = builder.load(_at(builder, data, place, ir.VectorType(ir.IntType(16), lanes)), align=2)
+    bits = builder.zext(stored, ir.VectorType(_LANE, lanes))
+    shifted = builder.shl(bits, constants(_LANE, lanes, 16))
+    return builder.bitcast(shifted, ir.VectorType(FLOAT, lanes))
 
 
 def doubled(builder: Any, vector: Any) -> Any:
@@ -52,6 +73,33 @@ def folded(builder: Any, vector: Any, join: Any) -> Any:
         ]
         vector = join(*(builder.shuffle_vector(vector, vector, half) for half in halves))
     return builder.extract_element(vector, _LANE(0))
+
+
+Join = Callable[[Any, Any], Any]
+"""Makes one of two vectors, or of two numbers."""
+
+
+def halved(
+    builder: Any, count: int, terms: Callable[[int], Sequence[Any]], join: Join
+) -> list[Any]:
+    """All terms joined, in the order of `compute.sums.halved_sum`: a number for each of several
+    sums. count: how many vectors of 8 there are, a power of two. terms: the vectors, of each sum,
+    with a number of others before them."""
+
+    def joined(first: int, apart: int) -> Sequence[Any]:
+        """Of the first vector, and those that are multiples of `apart` after it."""
+        if apart == count:
+            return terms(first)
+        pairs = zip(joined(first, 2 * apart), joined(first + apart, 2 * apart), strict=True)
+        return [join(*pair) for pair in pairs]
+
+    totals = []
+    for vector in joined(0, 1):
+        total = builder.extract_element(vector, _LANE(0))
+        for lane in range(1, vector.type.count):
+            total = join(total, builder.extract_element(vector, _LANE(lane)))
+        totals.append(total)
+    return totals
 
 
 def _at(builder: Any, data: Any, place: Any, kind: Any) -> Any:
