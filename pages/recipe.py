@@ -348,6 +348,7 @@ def file_row(recipe: Recipe) -> None:
 
 
 frame.need_frame()
+frame.head("Recipe", "Which codec each group of experts gets, and how many bytes that leaves.")
 source = frame.need_checkpoint()
 recipe = session.recipe()
 st.pills(

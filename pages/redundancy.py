@@ -69,6 +69,10 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str]:
 
 
 frame.need_frame()
+frame.head(
+    "Redundancy",
+    "How much the experts of each layer differ, and where: what they share is stored once.",
+)
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
 st.markdown(f"**{analysis.verdict.sentence}**")
