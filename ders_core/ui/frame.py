@@ -78,6 +78,7 @@ def sidebar() -> None:
     shut_down_left()
     if os.environ.pop(DEMO_VARIABLE, None):
         open_demo()
+    session.show_in_address()
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()
