@@ -36,6 +36,7 @@ if __name__ == "__main__":
     draw()
 else:
     from ders_core.jobs import default_workspace
+    from ders_core.ui.ahead import import_ahead
     from ders_core.ui.demo import DEMO_VARIABLE, expect_demo
     from ders_core.ui.guard.start import protection
     from ders_core.ui.large_pieces import send_large_pieces
@@ -43,4 +44,5 @@ else:
     if DEMO_VARIABLE in os.environ:
         expect_demo(default_workspace())
     send_large_pieces()
+    import_ahead()
     app = st.App(__file__, middleware=protection(), on_script_error=fault)

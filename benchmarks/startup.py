@@ -3,7 +3,8 @@
 Commands run on a header of 90 GB (32 layers of Mixtral's shapes, whose weights are holes in the
 files) and on the shipped demo, packed. Each is the median of several runs, in turns with the
 others, after one that is not counted. Of the studio: the first page of a server that has just
-started, the same again, and *Try the demo* until its plots are there, in a fresh workspace each.
+started, the same again, and *Try the demo* until its plots are there, in a fresh workspace each: of
+that also the CPU seconds of the server and of the process beside it that makes the demo.
 
     python benchmarks/startup.py [--runs 7] [--without-browser] > FILE
 """
@@ -33,6 +34,7 @@ LAYERS = 32
 NOTHING, TORCH = "python -c pass", "python -c 'import torch'"
 STUDIOS = 3
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CALCULATOR = "ders_core.ui.calculator"
 PLOTS = 4
 """That the Redundancy page shows at once."""
 
@@ -80,11 +82,12 @@ def table(timed: dict[str, list[tuple[float, float]]]) -> Iterator[str]:
 
 def studios(torch_seconds: float) -> Iterator[str]:
     from playwright.sync_api import sync_playwright
-    from studio_load import DRAWN, FLAGS, PATIENCE, ready, studio
+    from studio_load import DRAWN, FLAGS, PATIENCE, cpu_of, ready, studio
+    from support.studio_process import processes_of
 
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     stages: dict[str, list[float]] = {"first page": [], "again": [], "demo: click to plots": []}
-    memory = []
+    memory, used = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         for _ in range(STUDIOS):
@@ -97,17 +100,24 @@ def studios(torch_seconds: float) -> Iterator[str]:
                     tab.goto(app.address)
                     ready(tab)
                     stages[stage].append(time.perf_counter() - began)
-                began = time.perf_counter()
+                began, before = time.perf_counter(), cpu_of(server)
                 tab.get_by_role("button", name="Try the demo").click()
                 plots = f"{DRAWN} .js-plotly-plot .main-svg >> nth={PLOTS - 1}"
                 tab.wait_for_selector(plots, state="attached")
                 stages["demo: click to plots"].append(time.perf_counter() - began)
+                beside = [
+                    each for each in processes_of(app.workspace) if CALCULATOR in each.cmdline()
+                ]
+                used.append((cpu_of(server) - before, sum(map(cpu_of, beside))))
                 memory.append(server.memory_info().rss / 1e6)
                 context.close()
         browser.close()
     for stage, seconds in stages.items():
         median = statistics.median(seconds)
         yield f"studio, {stage:30}{median:9.2f}{median / torch_seconds:28.2f}"
+    of_server, of_beside = map(statistics.median, zip(*used, strict=True))
+    yield f"CPU seconds from the click on: {of_server:.2f} of the server"
+    yield f"CPU seconds of the process beside it: {of_beside:.2f}"
     yield f"memory of the server afterwards: {statistics.median(memory):.0f} MB"
 
 

@@ -7,6 +7,10 @@ holds open.
 
     python benchmarks/studio_load.py [--runs 10000] [--layers 64] [--experts 512] > FILE
     python benchmarks/studio_load.py --visitors-only [--visits 1000] > FILE
+    python benchmarks/studio_load.py --without-browser > FILE
+
+Without a browser only the server's CPU and memory are told, of visitors who open each page: figures
+that other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -188,6 +192,7 @@ def main() -> None:
     parser.add_argument("--visits", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--visitors-only", action="store_true")
+    parser.add_argument("--without-browser", action="store_true")
     parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
     executable = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -199,6 +204,9 @@ def main() -> None:
             place / "full" / "workspace" / "ders.sqlite", options.runs, options.runs // 50
         )
         print(describe(options, tensors), flush=True)
+        if options.without_browser:
+            print_looks(options, place, checkpoint)
+            return
         if not options.visitors_only:
             print_draws(options, place, checkpoint, executable)
         for line in descriptors(place / "full", checkpoint, options.visits, 30.0):
@@ -207,18 +215,69 @@ def main() -> None:
         shutil.rmtree(place)
 
 
-def print_draws(
-    options: argparse.Namespace, place: Path, checkpoint: Path, executable: str | None
-) -> None:
-    """The table of pages."""
+def make_baseline(place: Path, checkpoint: Path) -> Path:
+    """A tiny checkpoint for the empty workspace; and for the full one an analysis."""
     tiny = place / "tiny"
     make_many_tensors(tiny, 2, 4)
     opened = open_checkpoint(checkpoint)
     analysis = Workspace(place / "full" / "workspace").analysis_dir(opened.identity)
     save_drawn_analysis(analysis, opened, POINTS)
     pairs = sum(group.shape[0] ** 2 for group in opened.groups())
+    print(f"an analysis of {pairs} pairs of experts, with {POINTS} singular values of each expert")
+    return tiny
+
+
+@dataclass(frozen=True)
+class Look:
+    """A visitor's look at one page: CPU seconds of the server, then its megabytes resident."""
+
+    cpu: float
+    memory: float
+
+
+def looks(place: Path, checkpoint: Path) -> Iterator[tuple[str, Look]]:
+    """The server until it is idle, then the first look at every page, and the second."""
+    with studio(place, checkpoint) as (started, server):
+        before = -1.0
+        while cpu_of(server) > before:
+            before = cpu_of(server)
+            time.sleep(5)
+        yield "start, and imports ahead", Look(cpu_of(server), server.memory_info().rss / 1e6)
+        for again in ("", ", again"):
+            for page in PAGES:
+                before = cpu_of(server)
+                Visitor(started.door).look("" if page == PAGES[0] else page.lower())
+                yield (
+                    f"{page}{again}",
+                    Look(cpu_of(server) - before, server.memory_info().rss / 1e6),
+                )
+
+
+def print_looks(options: argparse.Namespace, place: Path, checkpoint: Path) -> None:
+    """The server's CPU and memory, of the full workspace and the empty one."""
+    tiny = make_baseline(place, checkpoint)
     print(
-        f"an analysis of {pairs} pairs of experts, with {POINTS} singular values of each expert\n"
+        "CPU seconds of the server for one look at a page, and megabytes resident; empty: no run, "
+        f"no analysis, a small checkpoint\n\n{'':26}{'CPU s':>8}{'empty':>8}{'MB':>8}{'empty':>8}",
+        flush=True,
+    )
+    for full, empty in zip(
+        looks(place / "full", checkpoint), looks(place / "empty", tiny), strict=True
+    ):
+        (page, of_full), (_, of_empty) = full, empty
+        print(
+            f"{page:26}{of_full.cpu:8.2f}{of_empty.cpu:8.2f}"
+            f"{of_full.memory:8.0f}{of_empty.memory:8.0f}",
+            flush=True,
+        )
+
+
+def print_draws(
+    options: argparse.Namespace, place: Path, checkpoint: Path, executable: str | None
+) -> None:
+    """The table of pages."""
+    tiny = make_baseline(place, checkpoint)
+    print(
         f"seconds from the address to a page that can be used, the quickest of {options.repeats}; "
         "again: by a browser that kept the studio's code; MB: resident, of the server; empty: no "
         "run, no analysis, 59 tensors\n",

@@ -89,7 +89,7 @@ def first_screen(source: Checkpoint) -> None:
         if analysis is None
         else (analysis.verdict, "")
     )
-    st.subheader(plain(frame.label(source)), anchor=False)
+    st.markdown(f"#### {plain(frame.label(source))}")
     st.markdown(
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
         f"{verdict.sentence}{seen}"
@@ -208,6 +208,10 @@ def tables(source: Checkpoint) -> None:
 
 
 frame.need_frame()
+frame.head(
+    "Checkpoint",
+    "Open a Mixture-of-Experts model: how alike its experts are, and how many bytes can go.",
+)
 open_row()
 path = session.current().checkpoint
 if path is None:

@@ -224,6 +224,10 @@ def exports() -> None:
 
 
 frame.need_frame()
+frame.head(
+    "Export",
+    "Write a finished run as files that other programs load; they are checked before they count.",
+)
 page = job_page("exported", packed_kinds(), ["done"], ("newest", "oldest", "name", "size"))
 by_id = finished_runs(page)
 if page.is_all and not by_id:

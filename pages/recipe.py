@@ -25,6 +25,7 @@ from ders_core.ui.budget_section import budget_section
 from ders_core.ui.calibration_job import calibration_job, calibration_texts
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.plain import plain, show_error
+from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_columns import table_columns
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
@@ -59,11 +60,8 @@ def fresh() -> None:
     st.session_state["recipe_round"] = st.session_state.get("recipe_round", 0) + 1
 
 
-def choose_preset() -> None:
-    name = st.session_state.get("preset")
-    if name:
-        change(presets()[name])
-        st.session_state["preset"] = None
+def choose_preset(name: str) -> None:
+    change(presets()[name])
 
 
 def take_edits(plan: Plan, key: str) -> None:
@@ -348,15 +346,10 @@ def file_row(recipe: Recipe) -> None:
 
 
 frame.need_frame()
+frame.head("Recipe", "Which codec each group of experts gets, and how many bytes that leaves.")
 source = frame.need_checkpoint()
 recipe = session.recipe()
-st.pills(
-    "Start from a preset",
-    list(presets()),
-    key="preset",
-    on_change=choose_preset,
-    help="Commented copies of these are in sample_configs/.",
-)
+preset_cards(source, choose_preset)
 file_row(recipe)
 base_and_calibration(recipe, source)
 problem = st.session_state.pop("recipe_error", None)

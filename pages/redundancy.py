@@ -52,6 +52,7 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str]:
             st.selectbox,
             "Layer",
             key="red_layer",
+            address="layer",
             start=layers[0],
             of=source.path,
             options=layers,
@@ -61,6 +62,7 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str]:
             st.selectbox,
             "Projection",
             key="red_projection",
+            address="projection",
             start=projections[0],
             of=source.path,
             options=projections,
@@ -69,6 +71,10 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str]:
 
 
 frame.need_frame()
+frame.head(
+    "Redundancy",
+    "How much the experts of each layer differ, and where: what they share is stored once.",
+)
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
 st.markdown(f"**{analysis.verdict.sentence}**")

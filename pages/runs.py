@@ -231,12 +231,11 @@ def groups_table(result: RunResult) -> None:
     if GAIN.key in known:
         known.remove(DELTA_ERROR.key)
     shown = (GAIN, NOISE, NOISE_COST, DELTA_ERROR, WEIGHT_ERROR, OUTPUT_ERROR, ROUNDING)
-    st.dataframe(
-        table.assign(
+    st.dataframe(  # of the report: hidden columns could be shown
+        table[known].assign(
             bytes_before=table["bytes_before"] / 1e6, bytes_after=table["bytes_after"] / 1e6
         ),
         hide_index=True,
-        column_order=known,
         column_config={
             "bytes_before": st.column_config.NumberColumn("before, MB", format="%.3g"),
             "bytes_after": st.column_config.NumberColumn("after, MB", format="%.3g"),
@@ -330,6 +329,10 @@ def past() -> None:
 
 
 frame.need_frame()
+frame.head(
+    "Runs",
+    "Compress with the current recipe in the background, measure what it costs, compare runs.",
+)
 counts = session.job_store().counts(KIND)
 new_run()
 active(ended_count(counts))

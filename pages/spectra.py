@@ -22,6 +22,10 @@ from ders_core.units import bytes_text, share_text
 FIRST = "low rank"  # the codec that the page shows first: spectra are about ranks
 
 frame.need_frame()
+frame.head(
+    "Spectra",
+    "How the energy of the deltas is spread over directions, and what a codec keeps of it.",
+)
 source = frame.need_checkpoint()
 analysis = need_analysis(source)
 if analysis.curves.empty:
@@ -37,6 +41,7 @@ layer = kept.field(
     controls[0].selectbox,
     "Layer",
     key="spec_layer",
+    address="spectra-layer",
     start=layers[0],
     of=source.path,
     options=layers,
@@ -45,6 +50,7 @@ projection = kept.field(
     controls[1].selectbox,
     "Projection",
     key="spec_projection",
+    address="spectra-projection",
     start=projections[0],
     of=source.path,
     options=projections,

@@ -298,6 +298,10 @@ def new() -> None:
 
 
 frame.need_frame()
+frame.head(
+    "Upcycle",
+    "Make a light Mixture of Experts of a dense model: choose, train, watch, open the result.",
+)
 counts = session.job_store().counts("upcycle")
 active = sum(counts.get(state, 0) for state in ACTIVE)
 if st.session_state.pop(TO_RUNS, active > 0):  # at first, and after a start

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import compress, filterfalse, groupby
 
 from ders_core.checkpoint.axes import EXPERT, PART
 from ders_core.checkpoint.groups import Block, ExpertGroup
@@ -21,8 +21,14 @@ from ders_core.files.tensor import TensorReader
 WEIGHT_DTYPES = (Dtype.F32, Dtype.F16, Dtype.BF16)
 
 
-_Member = tuple[Weights, int | None, TensorReader]
-"""A tensor with what its name says: what it holds, and of which expert; None if of all."""
+@dataclass
+class _Column:
+    """Tensors of one block whose names differ in the expert's number only. experts: these numbers;
+    None if the name has none, and the tensor is of all."""
+
+    match: Match
+    experts: list[int | None] = field(default_factory=list)
+    tensors: list[TensorReader] = field(default_factory=list)
 
 
 @dataclass
@@ -30,8 +36,8 @@ class _BlockTensors:
     """The tensors of one MoE block. match: of the first of them."""
 
     match: Match
-    weights: list[_Member] = field(default_factory=list)
-    shared: list[_Member] = field(default_factory=list)
+    weights: list[_Column] = field(default_factory=list)
+    shared: list[_Column] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,14 @@ class CodedTensors:
     weights: Mapping[str, QuantizedWeight]
     numbers: Dtype
 
-    def matrix(self, tensor: TensorReader, slot: Slot) -> Matrix:
-        """The matrix at `slot` of a tensor's numbers."""
-        weight = self.weights.get(tensor.name) if self.weights else None
+    def matrices(self, tensors: Iterable[TensorReader], slot: Slot) -> list[Matrix]:
+        """The matrix at `slot` of each tensor's numbers."""
+        if not self.weights:
+            return [Matrix(tensor, slot) for tensor in tensors]
+        return [self._matrix(tensor, slot) for tensor in tensors]
+
+    def _matrix(self, tensor: TensorReader, slot: Slot) -> Matrix:
+        weight = self.weights.get(tensor.name)
         if weight is None:
             return Matrix(tensor, slot)
         return QuantizedMatrix(tensor, slot, weight, self.numbers)
@@ -54,7 +65,7 @@ class CodedTensors:
     def shape(self, tensor: TensorReader) -> tuple[int, ...]:
         """The shape of a tensor's numbers: not that of the tensor where it holds codes."""
         weight = self.weights.get(tensor.name) if self.weights else None
-        return tensor.shape if weight is None else weight.shape
+        return tensor.spec.shape if weight is None else weight.shape
 
     def specs(self, tensors: Mapping[str, TensorReader]) -> dict[str, TensorSpec]:
         """Storage dtype and shape of the numbers of every tensor, by name."""
@@ -80,33 +91,22 @@ def gather(
     stored as the layout says.
     """
     blocks: dict[tuple[str, int], _BlockTensors] = {}
-    others: dict[str, TensorReader] = {}
     matches = layout.match_each(names or NumberedNames.of(tensors))
-    for (name, tensor), found in zip(tensors.items(), matches, strict=True):
-        if found is None:
-            others[name] = tensor
-        else:
-            match, expert = found
-            place = match.stack, match.layer
-            members = blocks.get(place) or blocks.setdefault(place, _BlockTensors(match))
-            members.weights.append((match.weights, expert, tensor))
+    columns, others = _columns(matches, tensors)
+    for column in columns:
+        match = column.match
+        members = blocks.setdefault((match.stack, match.layer), _BlockTensors(match))
+        members.weights.append(column)
     by_layer = {(members.match.scope, members.match.layer): members for members in blocks.values()}
     if layout.shared:
-        matches = layout.match_each_shared(NumberedNames.of(others))
-        for tensor, found in zip(others.values(), matches, strict=True):
-            if found is not None and (found[0].scope, found[0].layer) in by_layer:
-                match, expert = found
-                members = by_layer[match.scope, match.layer]
-                members.shared.append((match.weights, expert, tensor))
-    held = {
-        projection
-        for members in blocks.values()
-        for weights, _, _ in members.weights
-        for projection in weights.holds
-    }
+        for column in _columns(layout.match_each_shared(NumberedNames.of(others)), others)[0]:
+            owner = by_layer.get((column.match.scope, column.match.layer))
+            if owner is not None:
+                owner.shared.append(column)
+    held = {projection for column in columns for projection in column.match.weights.holds}
     projections = [projection for projection in PROJECTIONS if projection in held]
     groups: list[ExpertGroup] = []
-    for index, stack, members in _numbered(blocks, tensors):
+    for index, stack, members in _numbered(blocks, tensors, others):
         match = members.match
         routers = (f"{match.block}.{name}" for name in layout.router)
         router = next((name for name in routers if name in tensors), None)
@@ -119,18 +119,45 @@ def gather(
     return sorted(_separate_runs(groups), key=lambda group: group.layer)
 
 
+def _columns(
+    matches: Iterable[tuple[Match, int | None] | None], tensors: Mapping[str, TensorReader]
+) -> tuple[list[_Column], dict[str, TensorReader]]:
+    """The tensors with a match, and all others. matches: one for each tensor."""
+    columns: dict[int, _Column] = {}  # each holds its match, so that no other has its id
+    others: dict[str, TensorReader] = {}
+    for (name, tensor), found in zip(tensors.items(), matches, strict=True):
+        if found is None:
+            others[name] = tensor
+            continue
+        match, expert = found
+        column = columns.get(id(match))
+        if column is None:
+            column = columns[id(match)] = _Column(match)
+        column.experts.append(expert)
+        column.tensors.append(tensor)
+    return list(columns.values()), others
+
+
 def _numbered(
-    blocks: Mapping[tuple[str, int], _BlockTensors], names: Collection[str]
+    blocks: Mapping[tuple[str, int], _BlockTensors],
+    tensors: Collection[str],
+    others: Collection[str],
 ) -> Iterator[tuple[int, int, _BlockTensors]]:
-    """(layer's index, stack's number, block): the stack with the most bytes first."""
-    stacks: dict[str, int] = {}
-    for (stack, _), members in blocks.items():
-        size = sum(tensor.nbytes for *_, tensor in members.weights)
-        stacks[stack] = stacks.get(stack, 0) + size
+    """(layer's index, stack's number, block): the stack with the most bytes first.
+
+    tensors: the names of all tensors; others: of those without a match.
+    """
+    stacks = dict.fromkeys((stack for stack, _ in blocks), 0)
+    if len(stacks) > 1:
+        for (stack, _), members in blocks.items():
+            stacks[stack] += sum(
+                tensor.nbytes for column in members.weights for tensor in column.tensors
+            )
     # equal stacks in reversed order of names: encoder before decoder, thinker before talker
     order = sorted(sorted(stacks, reverse=True), key=lambda stack: -stacks[stack])
     prefixes = {stack: stack.partition("*")[0] for stack in order}
     lengths = dict.fromkeys(prefixes.values(), 0)
+    names = _names_of_layers(blocks, tensors, others, prefixes.values())
     for prefix in lengths:
         behind = (name[len(prefix) :] for name in names if name.startswith(prefix))
         for digits in {text.partition(".")[0] for text in behind if "." in text}:
@@ -142,6 +169,21 @@ def _numbered(
         for layer in sorted(layer for other, layer in blocks if other == stack):
             yield first + layer, number, blocks[stack, layer]
         first += lengths[prefixes[stack]]
+
+
+def _names_of_layers(
+    blocks: Mapping[tuple[str, int], _BlockTensors],
+    tensors: Collection[str],
+    others: Collection[str],
+    prefixes: Collection[str],
+) -> Collection[str]:
+    """Names in which the numbers behind the prefixes are those of all names: one for each column of
+    experts, since in a block's own name they are the same."""
+    columns = [column for members in blocks.values() for column in members.weights]
+    of_blocks = dict.fromkeys(f"{column.match.block}." for column in columns)
+    if any(prefix.startswith(block) for prefix in prefixes for block in of_blocks):
+        return tensors  # a stack inside of a block
+    return [*of_blocks, *others]
 
 
 def _separate_runs(groups: list[ExpertGroup]) -> list[ExpertGroup]:
@@ -164,36 +206,29 @@ def _separate_runs(groups: list[ExpertGroup]) -> list[ExpertGroup]:
 _Matrices = dict[tuple[str, bool], dict[int, Matrix]]
 """(projection, whether biases) -> expert's number -> matrix"""
 
-_Cut = list[tuple[dict[int, Matrix], int, Slot]]
-"""Of a tensor: for each matrix in it the dictionary that it goes to, which of the tensor's experts
-has it, and its place in the tensor."""
-
 
 def _matrices(
     layout: Layout,
-    members: list[_Member],
+    columns: list[_Column],
     experts: int | None,
     where: str,
     coded: CodedTensors,
 ) -> _Matrices:
     """Cut tensors into experts' matrices."""
     matrices: _Matrices = {}
-    cuts: dict[tuple[int, tuple[int, ...]], _Cut] = {}  # one for tensors that are alike
-    for weights, named, tensor in members:
-        shape = coded.shape(tensor)
-        form = id(weights), shape
-        cut = cuts.get(form)
-        if cut is None:
-            slots = _slots(layout, weights, tensor.name, shape, experts, where)
-            kinds = [(projection, weights.parsed.is_bias) for projection in weights.holds]
-            by_expert = [matrices.setdefault(kind, {}) for kind in kinds]
-            cut = cuts[form] = [
-                (of_projection, number, slot)
-                for of_projection, of_experts in zip(by_expert, slots, strict=True)
-                for number, slot in enumerate(of_experts)
-            ]
-        for of_projection, number, slot in cut:
-            of_projection[number if named is None else named] = coded.matrix(tensor, slot)
+    for column in columns:
+        weights = column.match.weights
+        shapes = [coded.shape(tensor) for tensor in column.tensors]
+        for shape in dict.fromkeys(shapes):
+            alike = [each == shape for each in shapes]
+            tensors = list(compress(column.tensors, alike))
+            named = list(compress(column.experts, alike))
+            slots = _slots(layout, weights, tensors[0].name, shape, experts, where)
+            for projection, of_experts in zip(weights.holds, slots, strict=True):
+                of_projection = matrices.setdefault((projection, weights.parsed.is_bias), {})
+                for number, slot in enumerate(of_experts):
+                    numbers = (number if name is None else name for name in named)
+                    of_projection |= zip(numbers, coded.matrices(tensors, slot), strict=True)
     return matrices
 
 
@@ -276,10 +311,10 @@ def _complete(where: str, experts: dict[int, Matrix], count: int) -> tuple[Matri
     """The matrices of experts 0 … count - 1. Raises CheckpointError if one is missing."""
     if not experts:
         raise CheckpointError(f"{where}: all experts are missing; a shard may be missing")
-    missing = next((index for index in range(count) if index not in experts), None)
+    missing = next(filterfalse(experts.__contains__, range(count)), None)
     if missing is not None:
         raise CheckpointError(f"{where}: expert {missing} is missing; a shard may be missing")
-    return tuple(experts[index] for index in range(count))
+    return tuple(map(experts.__getitem__, range(count)))
 
 
 def _runs(
@@ -291,16 +326,15 @@ def _runs(
     """Slices of consecutive experts of one shape and dtype; a run of one among others is damage."""
     columns = [*weights.items(), *((f"{name} bias", column) for name, column in biases.items())]
     count = len(columns[0][1])
-    forms = list(
-        zip(
-            *([(matrix.shape, matrix.dtype) for matrix in column] for _, column in columns),
-            strict=True,
-        )
-    )
+    forms = [[(matrix.shape, matrix.dtype) for matrix in column] for _, column in columns]
     runs: list[slice] = []
-    for _, members in groupby(range(count), key=lambda expert: forms[expert]):
-        numbers = list(members)
-        runs.append(slice(numbers[0], numbers[-1] + 1))
+    if all(of_column.count(of_column[0]) == count for of_column in forms):
+        runs.append(slice(0, count))
+    else:
+        rows = list(zip(*forms, strict=True))
+        for _, members in groupby(range(count), key=rows.__getitem__):
+            numbers = list(members)
+            runs.append(slice(numbers[0], numbers[-1] + 1))
     lonely = next((run.start for run in runs if run.stop - run.start == 1), None)
     if len(runs) > 1 and lonely is not None:
         odd = lonely or 1

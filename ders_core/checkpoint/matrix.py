@@ -111,15 +111,19 @@ class Matrix:
 
         They are at most `lines` rows, or columns of a matrix that is stored transposed.
         """
+        shape, offset = self.middle_place(lines, values)
+        words = self.info.words(offset, shape, self.slot.strides)
+        return as_float32(words, self.info.dtype).reshape(-1)
+
+    def middle_place(self, lines: int, values: int) -> tuple[tuple[int, int], int]:
+        """The shape of what `middle` takes, and where it begins among the tensor's elements."""
         out, width = self.slot.shape
         across = self.lies_across
         length, most = (out, width) if across else (width, out)
         count = min(max(values // length, 1), lines, most)
         begin = (most - count) // 2
         shape = (out, count) if across else (count, width)
-        offset = self.slot.offset + begin * self.slot.strides[1 if across else 0]
-        words = self.info.words(offset, shape, self.slot.strides)
-        return as_float32(words, self.info.dtype).reshape(-1)
+        return shape, self.slot.offset + begin * self.slot.strides[1 if across else 0]
 
     def within(self, tensors: Mapping[str, TensorReader]) -> Matrix:
         """The same slot, in other tensors of the same names."""

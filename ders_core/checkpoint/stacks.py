@@ -12,8 +12,9 @@ from typing import ClassVar, Self, TypeVar
 
 from ders_core.checkpoint.matrix import Matrix, MatrixRows
 from ders_core.files.dtype import Dtype
+from ders_core.files.numbers import as_float32
 from ders_core.files.remote import concurrently
-from ders_core.files.tensor import FileTensor
+from ders_core.files.tensor import FileTensor, words_of_each
 from ders_core.later import np, torch
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class MatrixStack(ABC):
     @cached_property
     def nbytes(self) -> int:
         """Bytes on disk, biases included."""
-        return sum(matrix.nbytes for matrix in (*self.matrices, *self.added))
+        return _nbytes(self.matrices) + _nbytes(self.added)
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -112,13 +113,30 @@ class MatrixStack(ABC):
 
     def middle(self, lines: int, values: int) -> np.ndarray:
         """`[K, n]` float32: a few rows of each matrix (see `Matrix.middle`)."""
+        if {Matrix} == set(map(type, self.matrices)) and len(self._slots) == 1:
+            shape, offset = self.matrices[0].middle_place(lines, values)
+            tensors = [matrix.info for matrix in self.matrices]
+            words = words_of_each(tensors, offset, shape, self.matrices[0].slot.strides)
+            if words is not None:
+                return as_float32(words, self.dtype).reshape(len(tensors), -1)
         return np.stack(self._each(lambda matrix: matrix.middle(lines, values)))
+
+    @property
+    def _slots(self) -> set[int]:
+        """Which slots the matrices have, by their ids."""
+        return {id(matrix.slot) for matrix in self.matrices}
 
     def _each(self, read: Callable[[Matrix], T]) -> list[T]:
         """What is read of each matrix; of several at once where each read is a walk."""
         if self.matrices[0].info.is_remote:
             return list(concurrently(read, self.matrices))
         return [read(matrix) for matrix in self.matrices]
+
+
+def _nbytes(matrices: tuple[Matrix, ...]) -> int:
+    """Bytes on disk: of those of one type, which have one shape, the same for each."""
+    types = list(map(type, matrices))
+    return sum(types.count(kind) * matrices[types.index(kind)].nbytes for kind in set(types))
 
 
 def _will_need(tensors: list[FileTensor]) -> None:

@@ -111,7 +111,9 @@ def _indexed(directory: Path, listing: Listing, index: str) -> ModelFiles:
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{directory / index} has no weight_map; download it again")
-    files = {str(name): str(file) for name, file in weight_map.items()}
+    files = weight_map
+    if set(map(type, files.values())) != {str}:
+        files = {name: str(file) for name, file in weight_map.items()}
     names = sorted(set(files.values()))
     for name in names:
         _check_name(directory, listing, name, index)

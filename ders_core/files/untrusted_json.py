@@ -59,7 +59,7 @@ def parse_json(
         raise JsonFault(f"it has {len(content)} bytes, and at most {MOST_BYTES} are read")
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
-        if sum(map(text.count, ",[{")) > MOST_VALUES:
+        if len(text) > MOST_VALUES and sum(map(text.count, ",[{")) > MOST_VALUES:
             raise JsonFault(f"it holds more than {MOST_VALUES} values")
         raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
         has_long = _LONG_NUMBER in raw.translate(_DIGITS_AS_ZEROS)
@@ -125,14 +125,20 @@ def _check(value: Any, texts: bool) -> int:
         if texts:
             for text in _texts(level):
                 _check_text(text)
-        kinds = set(map(type, level))  # what the parser makes: few levels hold both
-        objects = [item for item in level if type(item) is dict] if dict in kinds else []
-        lists = [item for item in level if type(item) is list] if list in kinds else []
+        kinds = set(map(type, level))
+        objects, lists = _of_type(dict, level, kinds), _of_type(list, level, kinds)
         if not objects and not lists:
             return keys
         keys += sum(map(len, objects))
         level = [*chain.from_iterable(map(dict.values, objects)), *chain.from_iterable(lists)]
     raise JsonFault(f"it is nested too deeply: more than {MOST_DEPTH} levels")
+
+
+def _of_type(wanted: type, level: list[Any], kinds: set[type]) -> list[Any]:
+    """The values of one type, as the parser makes them. kinds: the types of the level."""
+    if wanted not in kinds:
+        return []
+    return level if len(kinds) == 1 else [item for item in level if type(item) is wanted]
 
 
 def _texts(values: list[Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -285,8 +285,7 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         for group in groups
     )
     packed = {entry.key for entry in entries if entry.packed}
-    inside = {name for group in groups if group.key in packed for name in group.sources}
-    others = _other_entries(recipe, checkpoint, inside)
+    others = _other_entries(recipe, checkpoint, [group for group in groups if group.key in packed])
     plan = Plan(recipe, entries, checkpoint.bytes_total, 0, others)
     files = weight_files(checkpoint, plan)
     after = sum(file_bytes(tensors, METADATA) for tensors in files.values())
@@ -319,12 +318,13 @@ def base_form(recipe: Recipe, group: ExpertGroup) -> BaseForm | None:
 
 
 def _other_entries(
-    recipe: Recipe, checkpoint: Checkpoint, inside: Collection[str]
+    recipe: Recipe, checkpoint: Checkpoint, packed: list[ExpertGroup]
 ) -> tuple[OtherEntry, ...]:
-    """inside: the tensors that groups take, an always-on expert's among them."""
+    """packed: the groups that take tensors, an always-on expert's among them."""
     if not recipe.others:
         return ()
     check_others(recipe, checkpoint)
+    inside = {name for group in packed for name in group.sources}
     entries = []
     for other in checkpoint.others.values():
         codec = recipe.codec_of_tensor(other)
@@ -350,8 +350,10 @@ def _other_entries(
 
 def _rewritten(groups: list[ExpertGroup], codecs: Mapping[tuple[int, str], GroupCodec]) -> set[str]:
     """The tensors that cannot stay as they are: they hold a group that is encoded, or one that
-    shares a tensor with such a group."""
+    shares a tensor with such a group. Empty if every group is encoded."""
     names: set[str] = set()
+    if not any(codec.keeps for codec in codecs.values()):
+        return names
     waiting = [group for group in groups if not codecs[group.key].keeps]
     while waiting:
         names |= {name for group in waiting for name in group.sources}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from ders_core.errors import RecipeError
@@ -31,6 +32,12 @@ class Presets(Mapping[str, Recipe]):
         if name not in self._read:
             self._read[name] = Recipe.from_yaml(self._files[name].read_text(encoding="utf-8"))
         return self._read[name]
+
+    def about(self, name: str) -> str:
+        """What a preset is for: the comment that its file begins with, as one line."""
+        lines = self._files[name].read_text(encoding="utf-8").splitlines()
+        comment = takewhile(lambda line: line.startswith("#"), lines)
+        return " ".join(line.removeprefix("#").strip() for line in comment)
 
     def __contains__(self, name: object) -> bool:
         return name in self._files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from ders_core.checkpoint import Checkpoint
@@ -12,7 +11,6 @@ from ders_core.compute.progress import Tell
 from ders_core.files.in_place import write_at
 from ders_core.files.side_files import local_bytes
 from ders_core.files.spec import TensorSpec
-from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import tensor_bytes, write_json, write_text
 from ders_core.packed.manifest import Encoded, Repair
 from ders_core.packed.names import MANIFEST
@@ -48,7 +46,7 @@ def write_weights(
         for part in parts:
             rows = values if part.rows is None else values[part.rows]
             rows.copy_(part.values.view(rows.shape))
-        place: FileTensor = replace(stored, file=directory / stored.file.name)
+        place = stored._replace(file=directory / stored.file.name)
         sha256 = write_at(place, tensor_bytes(values))
         if sha256 != packed.manifest.checksums[name]:
             checksums[name] = sha256

@@ -82,12 +82,14 @@ def calculate(function: Callable[..., R], *arguments: Any, progress: Progress = 
             ) from error
 
 
-def warm() -> None:
-    """Start a calculator unless there is one, so that the first result comes sooner."""
+def warm() -> bool:
+    """Start a calculator unless there is one, so that the first result comes sooner. Returns
+    whether one waits for work; False where this process computes itself."""
     with _lock:
         if not _computes_here() and not _idle:
             with suppress(OSError):
                 _idle.append(_Calculator())
+        return bool(_idle)
 
 
 def _computes_here() -> bool:

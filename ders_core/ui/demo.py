@@ -6,6 +6,7 @@ No job does it: it would wait behind others.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from ders_core.compute.progress import Progress
@@ -20,6 +21,9 @@ DEMO_VARIABLE = "DERS_OPEN_DEMO"
 _ONE = threading.Lock()
 """Two people may ask for the demo at once."""
 
+_EXPECTED: set[Path] = set()
+"""Workspaces for which it was made ahead, or could not be."""
+
 
 def ready_demo(workspace: Workspace) -> Path:
     """The demo's MoE, unpacked unless it is there, and analysed unless its analysis is there.
@@ -33,9 +37,17 @@ def ready_demo(workspace: Workspace) -> Path:
 
 
 def expect_demo(workspace: Workspace) -> None:
-    """Prepare for `ready_demo`, which somebody may ask for next."""
-    if not (workspace.demo / MOE).exists():
-        warm()
+    """Make the demo in a process beside, once for a workspace, since somebody may ask for it next:
+    `ready_demo` then waits for what is left to do. If it cannot be made, `ready_demo` says why."""
+    if workspace.path in _EXPECTED or (workspace.demo / MOE).exists() or not warm():
+        return
+    _EXPECTED.add(workspace.path)
+    threading.Thread(target=_make_ahead, args=(workspace,), daemon=True).start()
+
+
+def _make_ahead(workspace: Workspace) -> None:
+    with suppress(DersError):
+        ready_demo(workspace)
 
 
 def make_demo(workspace: Workspace, *, progress: Progress) -> None:

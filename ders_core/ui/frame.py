@@ -49,6 +49,12 @@ def need_frame() -> None:
         st.rerun()
 
 
+def head(title: str, about: str) -> None:
+    """What a page begins with: its name, and a sentence that says what it is for."""
+    st.subheader(title, anchor=False)
+    st.caption(about)
+
+
 def show(page: Any) -> None:
     """Run a page. What a person can mend is one sentence on it; the rest of the studio goes on."""
     try:
@@ -72,6 +78,7 @@ def sidebar() -> None:
     shut_down_left()
     if os.environ.pop(DEMO_VARIABLE, None):
         open_demo()
+    session.show_in_address()
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()

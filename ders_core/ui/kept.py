@@ -6,7 +6,7 @@ a value is drawn by `field`, which keeps that value outside of the widget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ def field(
     of: str | Path | None = None,
     draft_of: str | None = None,
     lasting: bool = True,
+    address: str | None = None,
     **options: Any,
 ) -> T:
     """Draw a widget whose value stays until a person changes it, and return the value.
@@ -66,12 +67,16 @@ def field(
     of: what the value belongs to, such as a checkpoint; each has a value of its own.
     draft_of: a text that the value is a change to; the value is dropped when the text changes.
     lasting: also kept for the next session.
+    address: the parameter of the page's address that holds the value, of a widget with `options`: a
+    copied link shows what is chosen here, and so does a reload.
 
     A kept value that is no longer possible (not among `options`) is replaced by `start`; one
     outside of `min_value` and `max_value` by the nearest.
     """
     state, name = st.session_state, _name(key, of)
     mark = None if draft_of is None else crc32(draft_of.encode())
+    if address is not None and key not in _drawn():
+        _take_from_address(address, name, options["options"])
     entry, drawn = _entries().get(name), _drawn().get(key)
     if entry is not None and entry.draft_of != mark:
         state.pop(key, None)
@@ -91,7 +96,18 @@ def field(
     chosen: T = draw(label, key=key, on_change=_changed, args=(key, name, mark, lasting), **options)
     if chosen != known:  # set by the page
         _keep(name, Entry(chosen, mark), lasting)
+    if address is not None and st.query_params.get(address) != str(chosen):
+        st.query_params[address] = str(chosen)
     return chosen
+
+
+def _take_from_address(address: str, name: str, offered: Sequence[Any]) -> None:
+    """For this session, what the address says, if that is offered: a link that was followed changes
+    nothing for others."""
+    told = st.query_params.get(address)
+    chosen = next((option for option in offered if str(option) == told), None)
+    if chosen is not None:
+        _entries()[name] = Entry(chosen)
 
 
 def value(key: str, otherwise: T, of: str | Path | None = None) -> T:

@@ -134,13 +134,14 @@ def other_tensors(source: Checkpoint) -> pd.DataFrame:
     return _other_tensors(source.store.version, source)
 
 
-@st.cache_data(show_spinner=False, max_entries=64)
+@st.cache_resource(show_spinner=False, max_entries=64)
 def _plan(version: str, recipe_yaml: str, _source: Checkpoint) -> Plan:
     return resolve(Recipe.from_yaml(recipe_yaml), _source)
 
 
 def plan(source: Checkpoint, recipe: Recipe) -> Plan:
-    """Predicted bytes of a recipe. Raises RecipeError if it does not fit the checkpoint."""
+    """Predicted bytes of a recipe; all sessions share the plan. Raises RecipeError if it does not
+    fit the checkpoint."""
     with _one_sentence(source.path):
         return _plan(source.store.version, recipe.to_yaml(), source)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
+from ders_core.demo.result import CALIBRATION, HELD_OUT
 from ders_core.errors import DersError
 from ders_core.files.texts import text_files
 from ders_core.jobs import Job, Which
@@ -12,6 +15,7 @@ from ders_core.jobs.results import PackedResult
 from ders_core.pipeline.quality import KL
 from ders_core.repair.settings import DEFAULT_TRAIN, TRAINABLE, RepairSettings
 from ders_core.ui import kept, session
+from ders_core.ui.frame import demo_text
 from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
@@ -24,17 +28,24 @@ ABOUT = (
     "the training never saw."
 )
 MOST_SHOWN = 3
+_STARTED = "repair_started"
+"""The run whose repair has just started, so that its form closes."""
 
 
 def repair_form(job: Job, result: PackedResult) -> None:
-    """A popover with the form. job: the run that made the packed checkpoint."""
-    with st.popover("Repair…", icon=":material/healing:"):
+    """A popover with the form, which closes when the repair has started. job: the run that made
+    the packed checkpoint. Of the demo, its own texts are filled in."""
+    model, popover = Path(job.spec["checkpoint"]), f"repair_{job.id}"
+    if st.session_state.get(_STARTED) == job.id:
+        del st.session_state[_STARTED]
+        st.session_state[popover] = False
+    with st.popover("Repair…", icon=":material/healing:", key=popover, on_change="rerun"):
         st.caption(ABOUT)
         texts = kept.field(
             st.text_area,
             "Texts to train on",
             key=f"repair_texts_{job.id}",
-            start="",
+            start=_demo_text(CALIBRATION, model),
             placeholder="files or directories, one a line",
             help="UTF-8 text, .jsonl, or directories of such files: like the text that matters.",
             height=90,
@@ -43,7 +54,7 @@ def repair_form(job: Job, result: PackedResult) -> None:
             st.text_input,
             "Text to measure with",
             key=f"repair_heldout_{job.id}",
-            start="",
+            start=_demo_text(HELD_OUT, model),
             placeholder="a file or directory; none: the last eighth of each text",
         )
         trained = kept.field(
@@ -65,6 +76,11 @@ def repair_form(job: Job, result: PackedResult) -> None:
         )
         if st.button("Repair", type="primary", key=f"repair_start_{job.id}"):
             _start(job, result, texts, heldout, trained, int(steps))
+
+
+def _demo_text(name: str, model: Path) -> str:
+    """A text of the demo as a field shows it; empty if the model is not one of the demo's."""
+    return str(demo_text(name, model) or "")
 
 
 def _start(
@@ -95,6 +111,7 @@ def _start(
     except DersError as error:
         show_error(error)
     else:
+        st.session_state[_STARTED] = job.id
         st.rerun()
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 import streamlit as st
 
 from ders_core.errors import DersError
+from ders_core.files.address import is_address
 from ders_core.jobs import JobStore, Workspace, default_workspace
 from ders_core.recipe import FIRST_PRESET, Recipe, presets
 from ders_core.ui.opened import Open
+
+ADDRESS = "checkpoint"
+"""The parameter of a page's address that holds the path of the open checkpoint."""
 
 UNDO = 50
 _KEY = "studio_open"
@@ -28,11 +32,30 @@ def job_store() -> JobStore:
 
 
 def current() -> Open:
-    """The state of this session."""
+    """The state of this session: what was saved, with the checkpoint that the address names."""
     if _KEY not in st.session_state:
-        st.session_state[_KEY] = Open.load(workspace())
+        st.session_state[_KEY] = _linked(Open.load(workspace()))
     opened: Open = st.session_state[_KEY]
     return opened
+
+
+def _linked(opened: Open) -> Open:
+    """With the checkpoint of a link that was followed, for this session alone. A link opens none at
+    a remote address, and none outside the allowed roots."""
+    place = st.query_params.get(ADDRESS)
+    if place is None or place == opened.checkpoint or is_address(place):
+        return opened
+    try:
+        return opened.with_checkpoint(workspace().check_checkpoint(place))
+    except DersError:
+        return opened
+
+
+def show_in_address() -> None:
+    """Let the page's address name the open checkpoint, so that a copied link opens it."""
+    place = current().checkpoint
+    if place is not None and not is_address(place) and st.query_params.get(ADDRESS) != place:
+        st.query_params[ADDRESS] = place
 
 
 def _keep(opened: Open) -> None:

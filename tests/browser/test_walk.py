@@ -100,7 +100,8 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
 
     # A preset changes the prediction at once.
     go(page, "Recipe")
-    page.get_by_test_id("stButtonGroup").get_by_text("quantized-2bit").click()
+    page.get_by_text("Start from a preset").click()
+    page.locator(".st-key-preset_quantized-2bit button").click()
     plan = resolve(presets()["quantized-2bit"], checkpoint)
     sidebar = page.get_by_test_id("stSidebar")
     expect(sidebar.get_by_text("quantized-2bit")).to_be_visible()

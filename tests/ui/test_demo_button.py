@@ -17,7 +17,7 @@ from ders_core.analysis import Analysis
 from ders_core.demo.unpack import TRAINED
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
-from ders_core.ui.demo import DEMO_VARIABLE, ready_demo
+from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, make_demo, ready_demo
 from ders_core.ui.opened import RECENT, Open
 
 
@@ -83,6 +83,27 @@ def test_what_is_there_is_not_made_again(
     (directory / "meta.json").write_text("{}")
     assert ready_demo(workspace) == moe
     assert Analysis.load(directory).to_json() == before.to_json()
+
+
+def test_it_is_made_before_somebody_asks_for_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, in a process beside; never where the app computes itself."""
+    asked, done = list[object](), threading.Event()
+
+    def computed(function: object, of: Workspace) -> None:
+        asked.append((function, of))
+        done.set()
+
+    monkeypatch.setattr("ders_core.ui.demo.calculate", computed)
+    monkeypatch.setattr("ders_core.ui.demo.warm", lambda: False)
+    expect_demo(workspace)
+    assert asked == []
+    monkeypatch.setattr("ders_core.ui.demo.warm", lambda: True)
+    expect_demo(workspace)
+    expect_demo(workspace)
+    assert done.wait(60)
+    assert asked == [(make_demo, workspace)]
 
 
 def test_a_demo_that_cannot_be_unpacked_is_a_sentence(

@@ -36,7 +36,8 @@ def test_gain_and_noise_without_a_calibration(app: AppTest, mixtral_dir: Path) -
     cells = shown(app)
     assert (cells["Gain"], cells["Noise"]) == (f"{outlook.gain:.3g}", f"{outlook.noise:.3g}")
     assert "After, about" in cells
-    app.pills(key="preset").set_value("quantized-2bit").run()
+    app.session_state["presets"] = True  # the row of cards is open
+    app.run().button(key="preset_quantized-2bit").click().run()
     assert not {"Gain", "Noise"} & shown(app).keys()  # of another recipe
 
 

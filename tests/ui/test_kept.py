@@ -19,7 +19,7 @@ from ders_core.recipe import presets
 
 APP = Path(__file__).parents[2] / "app.py"
 PAGES = sorted(page.stem for page in (APP.parent / "pages").glob("*.py"))
-MENUS = ("preset", "recipe_load_")
+MENUS = ("recipe_load_",)
 """How keys of menus begin, which act when something is chosen, and are empty again."""
 ONE_SESSION = {"run_trust", "calibration_trust"}
 """Keys of what a person allows for one session only."""

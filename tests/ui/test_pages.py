@@ -228,7 +228,8 @@ def test_recipe_presets_edits_undo_and_files(
 ) -> None:
     opened(app, mixtral_dir)
     on(app, "recipe")
-    app.pills(key="preset").set_value("quantized-2bit").run()
+    app.session_state["presets"] = True  # the row of cards is open
+    app.run().button(key="preset_quantized-2bit").click().run()
     checkpoint = open_checkpoint(mixtral_dir)
     wanted = resolve(presets()["quantized-2bit"], checkpoint)
     shown = {metric.label: metric.value for metric in app.metric}

@@ -52,8 +52,10 @@ def test_a_finished_run_is_repaired(
     assert "/etc/hostname" in app.error[0].value
     app.text_area(key=f"repair_texts_{finished.id}").set_value(f"{text}\n").run()
     app.number_input(key=f"repair_steps_{finished.id}").set_value(40).run()
+    app.session_state[f"repair_{finished.id}"] = True  # the form is open
     app.button(key=start).click().run()
     assert not app.error
+    assert app.session_state[f"repair_{finished.id}"] is False
     store = JobStore(workspace.store_path)
     job = store.list(kind="repair")[0]
     spec = Repair().parse(job.spec)
@@ -69,3 +71,22 @@ def test_a_finished_run_is_repaired(
         assert isinstance(fact, dict)
         assert str(fact["mean"]) in shown
     assert "scales" in shown
+
+
+def test_texts_of_the_demo_are_filled_in(
+    app: AppTest,
+    mixtral_dir: Path,
+    text: Path,
+    finished: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = {("calibration.txt", mixtral_dir): text, ("heldout.txt", mixtral_dir): mixtral_dir}
+    monkeypatch.setattr("ders_core.ui.repair_job.demo_text", lambda *of: texts[of])
+    opened(app, mixtral_dir)
+    app.session_state["runs_table"] = {"selection": {"rows": [0], "columns": []}}
+    on(app, "runs")
+    assert app.text_area(key=f"repair_texts_{finished.id}").value == str(text)
+    assert app.text_input(key=f"repair_heldout_{finished.id}").value == str(mixtral_dir)
+    columns = [str(column) for table in app.dataframe for column in table.value]
+    assert {"rel_error_output", "other_bases"}.isdisjoint(columns)
+    assert "noise" in columns

@@ -8,7 +8,7 @@ from typing import Any
 from ders_core.checkpoint.quantized.fp8 import Fp8
 from ders_core.checkpoint.quantized.mxfp4 import Mxfp4
 from ders_core.checkpoint.quantized.refused import refuse_method, refuse_tensors
-from ders_core.checkpoint.quantized.scheme import Scheme
+from ders_core.checkpoint.quantized.scheme import Scheme, one_of_each
 from ders_core.errors import CheckpointError
 from ders_core.files.tensor import TensorReader
 
@@ -33,8 +33,9 @@ def detect(config: Mapping[str, Any], tensors: Mapping[str, TensorReader]) -> Sc
         return None
     if method is not None and not any(method in scheme.methods for scheme in SCHEMES):
         refuse_method(method)
-    refuse_tensors(tensors)
-    schemes = [scheme for scheme in SCHEMES if scheme.is_in(tensors)]
+    kinds = one_of_each(tensors)
+    refuse_tensors(tensors, kinds)
+    schemes = [scheme for scheme in SCHEMES if scheme.is_in(kinds)]
     if len(schemes) > 1:
         names = " and ".join(scheme.name for scheme in schemes)
         raise CheckpointError(

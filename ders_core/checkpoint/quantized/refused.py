@@ -8,7 +8,6 @@ from typing import NoReturn
 
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
-from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import TensorReader
 
 ORIGINAL = "give the bfloat16, float16 or float32 original"
@@ -142,9 +141,14 @@ def refuse_method(method: str) -> NoReturn:
     )
 
 
-def refuse_tensors(tensors: Mapping[str, TensorReader]) -> None:
-    """Raise CheckpointError if tensors of a format that is not read are in the checkpoint."""
-    kinds = _kinds(tensors)
+def refuse_tensors(
+    tensors: Mapping[str, TensorReader], one_of_each: Mapping[str, TensorReader]
+) -> None:
+    """Raise CheckpointError if tensors of a format that is not read are in the checkpoint.
+
+    one_of_each: one of each kind of them (see `scheme.one_of_each`).
+    """
+    kinds = _kinds(one_of_each)
     for refused in REFUSED:
         for sign in refused.signs:
             tensor = _find(sign, kinds, tensors)
@@ -171,14 +175,11 @@ def _is_odd(info: TensorReader) -> bool:
     return info.dtype in INTEGERS and len(info.shape) >= 2 and is_weight
 
 
-def _kinds(tensors: Mapping[str, TensorReader]) -> list[TensorReader]:
+def _kinds(one_of_each: Mapping[str, TensorReader]) -> list[TensorReader]:
     """One tensor for each dtype and last part of a name: few, however many experts there are."""
-    alike: dict[tuple[str, int], tuple[TensorSpec, TensorReader]] = {}
-    for name, info in tensors.items():
-        spec = info.spec  # held, so that no other has its id
-        alike[name.rpartition(".")[2], id(spec)] = spec, info
     kinds = {
-        (part, spec.dtype, len(spec.shape) > 1): info for (part, _), (spec, info) in alike.items()
+        (name.rpartition(".")[2], info.dtype, len(info.shape) > 1): info
+        for name, info in one_of_each.items()
     }
     return list(kinds.values())
 

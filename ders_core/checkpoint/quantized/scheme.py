@@ -71,6 +71,18 @@ class QuantizedWeight(ABC):
         return first, max(first, last)
 
 
+def one_of_each(tensors: Mapping[str, TensorReader]) -> dict[str, TensorReader]:
+    """A tensor for each last part of a name, dtype and shape: few, however many experts there are.
+
+    A scheme is seen by them, since its names differ in their last part.
+    """
+    alike: dict[tuple[str, str, int], tuple[TensorSpec, TensorReader]] = {}
+    for name, info in tensors.items():
+        spec = info.spec  # held, so that no other has its id
+        alike[*name.rpartition(".")[1:], id(spec)] = spec, info
+    return {info.name: info for _, info in alike.values()}
+
+
 class Scheme(ABC):
     """A way of storing weights as codes and scales."""
 
@@ -83,7 +95,8 @@ class Scheme(ABC):
     @classmethod
     @abstractmethod
     def is_in(cls, tensors: Mapping[str, TensorReader]) -> bool:
-        """Whether any tensor is stored in this scheme."""
+        """Whether any tensor is stored in this scheme. tensors: one of each kind is enough (see
+        `one_of_each`)."""
 
     @classmethod
     @abstractmethod

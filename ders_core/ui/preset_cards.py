@@ -1,0 +1,89 @@
+"""The recipes that ship with the package, as cards: what each is for, and the bytes it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
+from ders_core.pipeline.plan import Plan
+from ders_core.recipe import presets
+from ders_core.ui import reads
+from ders_core.ui.plain import plain
+from ders_core.units import bytes_text, share_text
+
+COLUMNS = 3
+ROW = "presets"
+"""Key of the row that opens."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """plan: None where the preset does not fit the checkpoint; why: what says so."""
+
+    name: str
+    about: str
+    plan: Plan | None
+    why: str = ""
+
+    @property
+    def size(self) -> str:
+        """Predicted bytes, in words."""
+        if self.plan is None:
+            return f"does not fit: {self.why}"
+        bound = "" if self.plan.exact else "at most "
+        share = share_text(self.plan.ratio)
+        return f"**{bound}{bytes_text(self.plan.bytes_after)}**, {share} of original"
+
+
+def preset_cards(source: Checkpoint, choose: Callable[[str], None]) -> None:
+    """A row that opens and shows the cards, the smallest file first. choose: called with the name
+    of the preset that is taken, before the page is drawn."""
+    row = st.expander("Start from a preset", key=ROW, on_change="rerun")
+    if not row.open:
+        return
+    with row:
+        st.caption("The smallest file first. Commented copies of these are in sample_configs/.")
+        cards = cards_of(source)
+        for first in range(0, len(cards), COLUMNS):
+            for place, card in zip(
+                st.columns(COLUMNS), cards[first : first + COLUMNS], strict=False
+            ):
+                with place.container(border=True, height="stretch"):
+                    _draw(card, choose)
+
+
+def _draw(card: Card, choose: Callable[[str], None]) -> None:
+    st.markdown(f"**{plain(card.name)}**  \n{card.size}")
+    st.caption(card.about)
+    st.button(
+        "Use it",
+        key=f"preset_{card.name}",
+        disabled=card.plan is None,
+        on_click=_take,
+        args=(card.name, choose),
+    )
+
+
+def _take(name: str, choose: Callable[[str], None]) -> None:
+    st.session_state[ROW] = False  # what was taken is below
+    choose(name)
+
+
+def cards_of(source: Checkpoint) -> Sequence[Card]:
+    """By predicted bytes; then those that do not fit."""
+    cards = []
+    for name, recipe in presets().items():
+        about = presets().about(name)
+        try:
+            cards.append(Card(name, about, reads.plan(source, recipe)))
+        except DersError as error:
+            cards.append(Card(name, about, None, plain(error)))
+    return sorted(cards, key=_order)
+
+
+def _order(card: Card) -> tuple[bool, int]:
+    return card.plan is None, card.plan.bytes_after if card.plan else 0

@@ -1,0 +1,63 @@
+"""The presets as cards: what each leaves of the open checkpoint, and what it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from support.recipe_pages import recipe_of
+from support.studio_pages import on, opened, words
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.errors import RecipeError
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.plan import Plan, resolve
+from ders_core.recipe import Recipe, presets
+from ders_core.ui import reads
+from ders_core.ui.preset_cards import ROW, cards_of
+from ders_core.units import bytes_text
+
+
+def names_of(app: AppTest) -> list[str]:
+    keys = [str(button.key) for button in app.button]
+    return [key.removeprefix("preset_") for key in keys if key.startswith("preset_")]
+
+
+def test_the_smallest_file_comes_first_and_one_click_takes_it(
+    app: AppTest, mixtral_dir: Path
+) -> None:
+    opened(app, mixtral_dir)
+    on(app, "recipe")
+    assert names_of(app) == []  # nothing is planned before somebody asks
+    app.session_state[ROW] = True
+    app.run()
+    source, names = open_checkpoint(mixtral_dir), names_of(app)
+    sizes = [resolve(presets()[name], source).bytes_after for name in names]
+    assert set(names) == set(presets())
+    assert sizes == sorted(sizes)
+    shown = words(app)
+    assert all(f"{bytes_text(size)}**" in shown for size in sizes)
+    assert "The paper sees no loss at 2 bits" in shown
+    app.button(key="preset_lossless").click().run()
+    assert recipe_of(app) == presets()["lossless"]
+    assert names_of(app) == []  # what was taken is below
+
+
+def test_one_that_does_not_fit_comes_last_and_says_why(
+    app: AppTest, mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(source: Checkpoint, recipe: Recipe) -> Plan:
+        if recipe.name == "keep":
+            raise RecipeError("layer 0 has no experts")
+        return resolve(recipe, source)
+
+    monkeypatch.setattr(reads, "plan", plan)
+    *others, last = cards_of(open_checkpoint(mixtral_dir))
+    assert (last.name, last.plan) == ("keep", None)
+    assert "layer 0 has no experts" in last.size
+    assert all(card.plan is not None for card in others)
+    opened(app, mixtral_dir)
+    app.session_state[ROW] = True
+    on(app, "recipe")
+    assert app.button(key="preset_keep").disabled
