@@ -18,7 +18,7 @@ from support.mutations import damaged_bytes
 from support.two_readings import is_refused
 
 from ders_core.codecs import Codec, EncodeContext, Entropy, Lossless
-from ders_core.codecs.testing import curvature
+from ders_core.codecs.testing.inputs import curvature
 
 SHAPE = (24, 60)
 SHAPES = (SHAPE, SHAPE, SHAPE, SHAPE, (60, 24), (1, 1), (24, 61), (3, 480))
