@@ -2,12 +2,14 @@
 
 The `Trainer` writes the files of a checkpoint one after another. It does so in a folder that nobody
 reads; when the disk has all of them, the folder gets its name. Disks fail and people edit, so a
-checkpoint is also read before a training goes on from it: nothing in it is executed.
+checkpoint is also read before a training goes on from it: nothing in it is executed, and every byte
+is the one that the checkpoint's seal tells of.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -26,6 +28,7 @@ from ders_core.errors import CheckpointError, OutputError
 from ders_core.files.aside import sync_directory, sync_tree
 from ders_core.files.header import read_header
 from ders_core.files.json_object import read_json
+from ders_core.files.writer import write_json
 
 TRAINED = "trained.safetensors"
 """File of a training checkpoint: trained parameters and positions; the rest is the dense model."""
@@ -40,6 +43,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 
 RANDOM = re.compile(r"rng_state(_\d+)?\.pth")
 RANDOM_KEYS = ("python", "numpy", "cpu")
+
+SEAL = "sealed.json"
+"""File that tells the SHA-256 of every other one of a checkpoint."""
 
 NAME = re.compile(r"checkpoint-(\d+)")
 ASIDE = ".writing"
@@ -116,7 +122,7 @@ def problem(path: Path) -> str | None:
         random = sorted(name for name in os.listdir(path) if RANDOM.fullmatch(name))
     except OSError as error:
         return f"it cannot be listed ({error.strerror})"
-    for name in (TRAINED, STATE, OPTIMIZER, SCHEDULER, *(random or ["rng_state.pth"])):
+    for name in (TRAINED, STATE, OPTIMIZER, SCHEDULER, *(random or ["rng_state.pth"]), SEAL):
         file = path / name
         try:
             if not file.is_file():
@@ -161,6 +167,7 @@ def publish(folder: Path, step: int, keep: int) -> None:
     Raises OutputError."""
     with writing(folder) as aside:
         name = f"checkpoint-{step}"
+        write_json(aside / name / SEAL, _digests(aside / name))
         sync_tree(aside / name)
         if not (folder / name).exists():  # else of this step too, and whole
             os.rename(aside / name, folder / name)
@@ -178,6 +185,8 @@ def _content_problem(file: Path) -> str | None:
         elif file.name == STATE:
             if read_json(file).get("global_step") != _step(file.parent):
                 return f"{file.name} is of another step"
+        elif file.name == SEAL:
+            return _seal_problem(file)
         else:
             return _pickle_problem(file)
     except CheckpointError as error:
@@ -185,6 +194,23 @@ def _content_problem(file: Path) -> str | None:
     except OSError as error:
         return f"{file.name} cannot be read ({error.strerror})"
     return None
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """The hex SHA-256 of each file of a checkpoint but its seal, by name. Raises OSError."""
+    digests = {}
+    for file in sorted(path.iterdir()):
+        if file.name != SEAL:
+            with open(file, "rb") as opened:
+                digests[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return digests
+
+
+def _seal_problem(seal: Path) -> str | None:
+    """Which file is not the one that was written. Raises CheckpointError, OSError."""
+    told, digests = read_json(seal), _digests(seal.parent)
+    changed = [name for name in sorted(told | digests) if told.get(name) != digests.get(name)]
+    return f"{changed[0]} is not as it was written" if changed else None
 
 
 def _pickle_problem(file: Path) -> str | None:

@@ -16,7 +16,7 @@ from ders_core.codecs.curvature import DAMPING, Curvature, correlation_of
 from ders_core.codecs.fitting.compensated import succession_of
 from ders_core.codecs.fitting.rounding import EXACT_CODES
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
-from ders_core.codecs.testing import curvature
+from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
 from ders_core.errors import CodecError
 from ders_core.pipeline.believed import believed

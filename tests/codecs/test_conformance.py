@@ -13,14 +13,9 @@ from hypothesis import strategies as st
 from support.codec_support import STRENGTHS, context, gauss, inputs, second_moments
 
 from ders_core.codecs import CODECS, Codec, EncodeContext, Expected, Keep, Parts, make_codec
-from ders_core.codecs.testing import (
-    CHECKS,
-    DTYPES,
-    check_class,
-    check_codec,
-    check_packing,
-    examples_of,
-)
+from ders_core.codecs.testing import CHECKS, check_class, check_codec, examples_of
+from ders_core.codecs.testing.inputs import DTYPES
+from ders_core.codecs.testing.packing import check_packing
 from ders_core.compute.threads import one_thread
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from support.codec_support import context, double, gauss, read_or_refused, relative, round_trip
 
 from ders_core.codecs import Entropy, Quantized
-from ders_core.codecs.testing import DTYPES
+from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.errors import CodecError
 
 

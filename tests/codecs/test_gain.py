@@ -11,7 +11,7 @@ from support.codec_support import double, gauss
 
 from ders_core.codecs import make_codec
 from ders_core.codecs.codec import DeltaCodec, EncodeContext
-from ders_core.codecs.testing import curvature, second_moments
+from ders_core.codecs.testing.inputs import curvature, second_moments
 from ders_core.errors import CodecError
 
 SHAPE = (48, 128)

@@ -14,7 +14,7 @@ from support.codec_support import gauss
 from ders_core.codecs import EncodeContext, Entropy
 from ders_core.codecs.coding.prng import random_uniform, uniform_of
 from ders_core.codecs.fitting.rounding import EXACT_CODES, Apart, Nearest, Unbiased
-from ders_core.codecs.testing import curvature
+from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
 from ders_core.compute.kernels import grouping
 from ders_core.compute.kernels.multiples import BLOCK

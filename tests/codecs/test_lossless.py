@@ -15,7 +15,8 @@ from support.codec_support import context, gauss
 
 from ders_core.codecs import Lossless
 from ders_core.codecs.coding import differences
-from ders_core.codecs.testing import DTYPES, check_promise
+from ders_core.codecs.testing.inputs import DTYPES
+from ders_core.codecs.testing.packing import check_promise
 from ders_core.compute import kernels
 from ders_core.errors import CodecError
 

@@ -20,7 +20,7 @@ from support.codec_support import (
 )
 
 from ders_core.codecs import LowRank
-from ders_core.codecs.testing import DTYPES
+from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.files.dtype import Dtype
 
 

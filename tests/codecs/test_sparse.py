@@ -23,7 +23,7 @@ from support.codec_support import (
 
 from ders_core.codecs import Sparse
 from ders_core.codecs.coding.prng import random_positions
-from ders_core.codecs.testing import DTYPES
+from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.files.dtype import Dtype
 
 

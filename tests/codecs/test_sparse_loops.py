@@ -16,7 +16,7 @@ from ders_core.codecs import Sparse
 from ders_core.codecs.coding.packing import pack, unpack
 from ders_core.codecs.coding.prng import random_positions
 from ders_core.codecs.fitting.select import largest
-from ders_core.codecs.testing import DTYPES
+from ders_core.codecs.testing.inputs import DTYPES
 
 T = TypeVar("T")
 

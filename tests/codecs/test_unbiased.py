@@ -21,7 +21,7 @@ from ders_core.codecs.coding.stream import Reader, Writer
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Unbiased, multiples
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
-from ders_core.codecs.testing import curvature
+from ders_core.codecs.testing.inputs import curvature
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 

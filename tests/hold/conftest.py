@@ -12,6 +12,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 from support.large_workspaces import make_many_tensors
+from support.store_reads import Reads, counted_reads
 
 from ders_core.jobs.workspace import Workspace
 
@@ -84,3 +85,9 @@ def moe(tmp_path: Path) -> Path:
     """A small checkpoint."""
     make_many_tensors(tmp_path / "moe", 2, 4)
     return tmp_path / "moe"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    """What is read of job stores from now on."""
+    return counted_reads(monkeypatch)

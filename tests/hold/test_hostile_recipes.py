@@ -3,25 +3,18 @@ markup; the text can be mended there."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
-from support.hostile_workspace import LONG_NAME
+from support.hostile_workspace import LONG_NAME, RECIPES
 from support.studio_pages import on, opened
 
 from ders_core.errors import LONGEST
 from ders_core.jobs import Workspace
 from ders_core.ui.plain import plain
 
-RECIPES = {
-    "markup in a name": f"name: a\nothers: {{codec: lossless, names: [{json.dumps(LONG_NAME)}]}}\n",
-    "controls": 'name: a\nothers: {codec: lossless, names: ["\\e[31m\\u202e\\0\\n"]}\n',
-    "long layers": f"name: a\nothers: {{codec: lossless, layers: '{'7,' * 30_000}7'}}\n",
-    "a long codec": f"name: a\nothers: {{codec: {'x' * 70_000}}}\n",
-    "a calibration": "version: 2\nname: a\nbudget: {kl: 1}\ncalibration: '![x](evil.test/y)'\n",
-}
-SHOWN = {"markup in a name": LONG_NAME, "a calibration": "![x](evil.test/y)"}
+SHOWN = dict.fromkeys(("markup in a name", "markup in a key"), LONG_NAME)
+SHOWN["a calibration"] = "![x](evil.test/y)"
 """What the sentence quotes."""
 
 

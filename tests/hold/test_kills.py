@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from support.fatal_changes import Ended, run
 from support.gradient_calibrations import with_gradients
+from support.repair_support import write_texts
 
 from ders_core.cli.main import main
 from ders_core.codecs import LowRank, Quantized
@@ -34,6 +35,7 @@ from ders_core.packed.patch import apply_patch
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
 from ders_core.recipe import Recipe, Rule
+from ders_core.repair.settings import RepairSettings
 
 Rounds = Callable[[int, int], int]
 Contents = dict[str, bytes]
@@ -66,6 +68,10 @@ data: {{texts: [{text}], window: 16}}
 training: {{steps: 3, batch: 1, save_every: 1, warmup: 1}}
 """
 
+TRAINING = (
+    "--text TRAIN --heldout HELD --steps 4 --batch 4 --window 32 --rate 0.005 --heldout-tokens 310"
+)
+
 COMMANDS = {
     "compress": "compress MODEL OUT --recipe RECIPE --workers 3 --device cpu",
     "compress-whole": "compress MODEL OUT --recipe WHOLE --workers 3 --device cpu",
@@ -82,6 +88,8 @@ COMMANDS = {
     "analyze-parquet": "analyze MODEL -o OUT.parquet --device cpu",
     "calibrate": "calibrate MODEL -o OUT.safetensors --text TEXT --max-tokens 64 --window 16",
     "upcycle": "upcycle DENSE OUT --config CONFIG --device cpu",
+    "repair": f"repair PACKED --original MODEL -o OUT {TRAINING} --device cpu",
+    "repair-whole": f"repair CODED --original MODEL -o OUT {TRAINING} --device cpu",
 }
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -91,10 +99,11 @@ JOBS: dict[str, dict[str, Any]] = {
     "export": {"packed": "PACKED", "out": "OUT"},
     "calibrate": {"checkpoint": "MODEL", "text": "TEXT", "max_tokens": 64, "window": 16},
     "upcycle": {"dense": "DENSE", "config": "UPCYCLE", "device": "cpu"},
+    "repair": {"checkpoint": "PACKED", "original": "MODEL", "text": "TRAIN", "heldout": "HELD"}
+    | {"steps": 4, "batch": 4, "window": 32, "rate": 0.005, "device": "cpu"},
 }
 
-
-LONG_ALONE = ("evaluate", "plan-settle", "synthesize-whole")
+LONG_ALONE = ("evaluate", "plan-settle", "synthesize-whole", "repair-whole")
 """Kinds that write nothing but figures at their end, and commands that write as others do."""
 
 
@@ -156,6 +165,7 @@ def inputs(
         "CONFIG": place / "upcycle.yaml",
     }
     places["TEXT"].write_text(tiny_text)
+    places["TRAIN"], places["HELD"] = write_texts(place, tiny_text)
     places["RECIPE"].write_text(RECIPE.to_yaml())
     places["WHOLE"].write_text(WHOLE)
     with_gradients(open_checkpoint(mixtral_dir), places["GRADIENTS"])
@@ -170,7 +180,14 @@ def inputs(
     return Inputs(places, contents(*places.values()))
 
 
+def save_often() -> None:
+    """Repairs write a training checkpoint after every other step from now on."""
+    RepairSettings.model_fields["save_every"].default = 2
+    RepairSettings.model_rebuild(force=True)
+
+
 def command(words: Sequence[str]) -> None:
+    save_often()
     sys.argv = ["ders", *words]
     main()
 
@@ -244,6 +261,7 @@ def test_a_killed_command(
 
 
 def work(workspace: Path, root: Path) -> None:
+    save_often()
     os.environ[ROOTS_VARIABLE] = str(root)
     run_worker(Workspace(workspace), stop_when_idle=True)
 

@@ -3,10 +3,8 @@ bounded by what they show. All bounds are counts, none is of seconds."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +19,18 @@ from support.large_workspaces import (
     fill_with_runs,
     kl_of,
     make_many_tensors,
-    size_of,
 )
+from support.store_reads import STEPS, Reads
 from support.studio_pages import on, opened, words
 
 from ders_core.checkpoint import checkpoint as checkpoints
 from ders_core.files import store as tensor_stores
-from ders_core.jobs import JobStore, Which, Workspace
-from ders_core.jobs.claims import Claims
-from ders_core.jobs.schema import connection
-from ders_core.jobs.which import ORDERS, PAGE, SORTED, Order
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.which import PAGE
 from ders_core.packed.open import open_checkpoint
 from ders_core.ui import reads as reads_of_pages
 
 PAGES = ("checkpoint", "redundancy", "spectra", "recipe", "runs", "export", "upcycle")
-STEPS = 1000
-"""Steps of SQLite's machine between two counts."""
-
-
-class Reads:
-    """What was read of job stores. rows: that left SQLite; steps: thousands of its machine's."""
-
-    def __init__(self) -> None:
-        self.rows = self.steps = self.parsed = 0
-
-    def step(self) -> None:
-        self.steps += 1
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    """Counts from now on."""
-    from ders_core.jobs import store
-    from ders_core.jobs.job import job_of
-
-    reads = Reads()
-
-    class Cursor(sqlite3.Cursor):
-        def fetchall(self) -> list[Any]:
-            rows = super().fetchall()
-            reads.rows += len(rows)
-            return rows
-
-        def fetchone(self) -> Any:
-            row = super().fetchone()
-            reads.rows += row is not None
-            return row
-
-    class Connection(sqlite3.Connection):
-        def __init__(self, *words: Any, **options: Any) -> None:
-            super().__init__(*words, **options)
-            self.set_progress_handler(reads.step, STEPS)
-
-        def cursor(self, factory: Any = Cursor) -> Any:
-            return super().cursor(factory)
-
-    def counted(row: sqlite3.Row) -> Any:
-        reads.parsed += 1
-        return job_of(row)
-
-    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Connection))
-    monkeypatch.setattr(store, "job_of", counted)
-    return reads
 
 
 def drawn(app: AppTest) -> int:
@@ -92,157 +40,6 @@ def drawn(app: AppTest) -> int:
         return 1 + sum(map(count, getattr(node, "children", {}).values()))
 
     return count(app._tree)
-
-
-def test_pages_of_jobs_are_those_of_a_list_that_is_sorted_and_cut(tmp_path: Path) -> None:
-    path = tmp_path / "ders.sqlite"
-    fill_with_runs(path, 120, failed=10, waiting=15)
-    store = JobStore(path)
-    assert store.counts("run") == {"done": 95, "failed": 10, "queued": 15}
-    assert store.counts("export") == {}
-    failed = [number for number in range(1, 106) if number % 10 == 0]
-    done = [number for number in range(1, 106) if number % 10]
-    assert [job.id for job in store.page(Which(("run",), ("failed",)))] == failed[::-1]
-    last = float("inf")
-    measured = {number: kl_of(number) for number in done}
-    sorted_by: dict[Order, list[int]] = {
-        "newest": done[::-1],
-        "oldest": done,
-        "name": sorted(done, key=lambda number: f"run {number}"),
-        "KL": sorted(done, key=lambda n: (last if measured[n] is None else measured[n], -n)),
-        "size": sorted(done, key=lambda number: (size_of(number), -number)),
-    }
-    assert sorted_by.keys() == set(ORDERS)
-    which = Which(("run",), ("done",))
-    for order, numbers in sorted_by.items():
-        turned = [
-            job.id for first in range(0, 120, PAGE) for job in store.page(which, order, first=first)
-        ]
-        assert turned == numbers
-    some = Which(("run",), ("done", "failed"), "UN 1")
-    named = [number for number in range(1, 106) if str(number).startswith("1")]
-    assert [job.id for job in store.page(some, "oldest", most=-1)] == named
-    assert store.count(some) == len(named)
-    assert store.count(Which(name="%")) == store.count(Which(name="run_1")) == 0
-    newest = store.newest(Which(("run",), checkpoint="/models/moe1"))
-    assert newest is not None
-    assert newest.id == 118
-    assert store.newest(Which(("analyze",))) is None
-
-
-def test_free_names(tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "ders.sqlite")
-    spec = {"checkpoint": "/m", "recipe": "name: x"}
-    taken = []
-    for _ in range(9):
-        name = store.free_name("run", "small")
-        assert name not in taken
-        taken.append(name)
-        store.submit("run", {**spec, "name": name})
-    assert taken == ["small", *(f"small ({number})" for number in range(2, 10))]
-    assert store.free_name("upcycle", "small") == "small"
-    assert store.free_name("run", "smal") == "smal"
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_orders_come_from_indexes(tmp_path: Path, order: Order) -> None:
-    path = tmp_path / "ders.sqlite"
-    fill_with_runs(path, 50)
-    with connection(path) as db:
-        for which in (Which(("run",), ("done", "failed")), Which(("run",), name="7")):
-            condition, values = which.condition()
-            plan = db.execute(
-                f"EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE {condition}"
-                f" ORDER BY {SORTED[order]} LIMIT 25",
-                values,
-            ).fetchall()
-            steps = " ".join(row["detail"] for row in plan)
-            assert "USING COVERING INDEX" in steps  # spec and result of no row are read
-            assert "SCAN jobs" not in steps
-
-
-def test_states_are_counted_in_the_order_of_an_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every page of jobs counts them, and again every other second while it is open."""
-    path = tmp_path / "ders.sqlite"
-    fill_with_runs(path, 50, failed=5)
-    asked: list[str] = []
-    connect = sqlite3.connect
-
-    def watched(*words: Any, **options: Any) -> sqlite3.Connection:
-        db: sqlite3.Connection = connect(*words, **options)
-        db.set_trace_callback(asked.append)
-        return db
-
-    monkeypatch.setattr(sqlite3, "connect", watched)
-    assert JobStore(path).counts("run") == {"done": 45, "failed": 5}
-    monkeypatch.undo()
-    (query,) = [each for each in asked if each.startswith("SELECT state")]
-    with connection(path) as db:
-        plan = [row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {query}")]
-    assert len(plan) == 1  # nothing is sorted first
-    assert "USING COVERING INDEX jobs_by_kind_and_state" in plan[0]
-
-
-@pytest.mark.parametrize("which", ["CHECKPOINT", "NAME"])
-def test_parameters_are_found_by_indexes(tmp_path: Path, which: str) -> None:
-    from ders_core.jobs import which as words
-
-    JobStore(tmp_path / "ders.sqlite")
-    with connection(tmp_path / "ders.sqlite") as db:
-        plan = db.execute(
-            f"EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE kind IN ('run') AND"
-            f" {getattr(words, which)} = 'x' ORDER BY id DESC LIMIT 1"
-        ).fetchall()
-    assert f"jobs_by_{which.lower()} (kind=? AND <expr>=?)" in plan[0]["detail"]
-
-
-def test_a_store_of_the_former_version_is_brought_to_this_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ders_core.jobs import schema
-
-    path = tmp_path / "ders.sqlite"
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
-        fill_with_runs(path, 60, failed=6)
-        with connection(path) as db:
-            assert db.execute("PRAGMA user_version").fetchone()[0] == 1
-            assert not db.execute(
-                "SELECT * FROM sqlite_master WHERE name LIKE 'jobs_by_k%'"
-            ).fetchall()
-            db.execute('UPDATE jobs SET result = \'{"quality": {"kl": NaN}}\' WHERE id = 59')
-    store = JobStore(path)
-    jobs = {job.id: job for job in store.list()}
-    assert sorted(jobs) == list(range(1, 61))
-    assert {n for n, job in jobs.items() if job.state == "failed"} == set(range(10, 61, 10))
-    assert (jobs[58].title, (jobs[58].result or {})["quality"]["kl"]) == ("run 58", kl_of(58))
-    done = [number for number in range(1, 61) if number % 10 and number != 59]
-    best = min((number for number in done if kl_of(number)), key=lambda n: kl_of(n) or 0)
-    found = store.page(Which(("run",), ("done",)), "KL", most=-1)
-    assert found[0].id == best
-    assert {59, 56, 49} <= {job.id for job in found[-9:]}  # without a KL they are the last
-    with connection(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
-    claims = Claims(path, "me")
-    claims.beat(None, (), 0, 0.0)
-    number = store.submit("analyze", {"checkpoint": "/m"}).id
-    claim = claims.claim()
-    assert claim is not None
-    assert claim.job.id == number
-
-
-def test_a_claim_looks_at_no_other_job(tmp_path: Path, reads: Reads) -> None:
-    path = tmp_path / "ders.sqlite"
-    fill_with_runs(path, 2000, waiting=1500)
-    claims = Claims(path, "me")
-    claims.beat(None, (), 0, 0.0)
-    reads.rows = reads.steps = 0
-    claim = claims.claim()
-    assert claim is not None
-    assert claim.job.id == 501
-    assert (reads.rows, reads.steps) <= (10, 1)
 
 
 def test_what_pages_read_and_draw_does_not_grow_with_the_runs(

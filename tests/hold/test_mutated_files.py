@@ -45,6 +45,7 @@ from support.mutations import (
     damaged_weights,
     damaged_yaml,
 )
+from support.seeded_attacks import refusals
 
 from ders_core.analysis.tables import COLUMNS, META
 from ders_core.checkpoint.layouts import LAYOUT_FILE
@@ -72,8 +73,11 @@ class Target:
     """One of so many seeds is tried, where reading is slow."""
 
 
-OTHER_FORMS = ("whole", "plain")
-"""Packed with coded bases and other tensors, and without a base."""
+OTHER_FORMS = ("whole", "plain", "kinds")
+"""Packed with coded bases and other tensors; without a base; with a layout of its own, whose kinds
+of tensors the recipe names."""
+
+read_kinds = partial(read_packed, name="kinds")
 
 TARGETS: Mapping[str, Target] = {
     "config": Target("original/config.json", damaged_json, read_original, every=3),
@@ -93,6 +97,7 @@ TARGETS: Mapping[str, Target] = {
             ("manifest", MANIFEST, damaged_json, read_manifest),
         )
     },
+    "kinds layout": Target(f"kinds/{LAYOUT_FILE}", damaged_yaml, read_kinds, every=3),
     "patch": Target(f"patch/{PATCH_FILE}", damaged_json, read_patch),
     "patch weights": Target("patch/patch.safetensors", damaged_weights, read_patch),
     "recipe": Target("recipe.yaml", damaged_yaml, read_recipe),
@@ -168,17 +173,10 @@ def test_damaged_files_are_refused_in_one_sentence(
     target = TARGETS[name]
     target.read(working)
     tried = [*KEPT.get(name, ()), *range(0, rounds(18, 2400), target.every)]
-    failures: dict[int, BaseException] = {}
-    refused = 0
-    for seed in tried:
+
+    def one(seed: int) -> bool:
         tally["damaged files"] += 1
-        try:
-            refused += attack(working, target, seed)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            failures[seed] = error
+        return attack(working, target, seed)
+
+    refused = refusals(name, tried, one)
     assert refused > 0 or not target.refuses, "nothing was damaged"
-    if failures:
-        seed, first = next(iter(failures.items()))
-        raise AssertionError(f"{name}: seeds {sorted(failures)}; the first: {first!r}") from first

@@ -16,6 +16,7 @@ from support.bounded_time import at_most
 from support.every_file import write_tree
 from support.every_reader import is_line
 from support.mutations import Damage, damaged_bytes, damaged_json
+from support.seeded_attacks import refusals
 
 from ders_core.codecs import Entropy, LowRank, Quantized
 from ders_core.errors import Cancelled, DersError
@@ -75,16 +76,16 @@ def attack(begun: dict[str, bytes], out: Path, original: Path, recipe: Recipe, s
     name = rng.choice(sorted(name for name in begun if name != STATE))
     damage = DAMAGES.get(Path(name).suffix, damaged_bytes)
     (partial / name).write_bytes(damage(rng, begun[name]))
-    refusals: list[str] = []
+    refused: list[str] = []
     while not out.exists():
         try:
             with at_most(SECONDS):
                 compress(original, out, recipe, resume=True)
         except DersError as error:
-            refusals.append(str(error))
-        assert len(refusals) <= GROUPS, f"{name}: refused for ever: {refusals[-1]}"
-    assert all(map(is_line, refusals)), refusals
-    return len(refusals)
+            refused.append(str(error))
+        assert len(refused) <= GROUPS, f"{name}: refused for ever: {refused[-1]}"
+    assert all(map(is_line, refused)), refused
+    return len(refused)
 
 
 @pytest.mark.parametrize("way", RECIPES)
@@ -98,17 +99,12 @@ def test_a_damaged_journal(
         compress(original, out, recipe, progress=stop_after(4))
     begun = contents(partial_path(out))
     assert len(begun) > 4
-    failures: dict[int, BaseException] = {}
-    for seed in range(rounds(5, 1500)):
+
+    def one(seed: int) -> int:
         tally["damaged journals"] += 1
-        try:
-            attack(begun, out, original, recipe, seed)
-            assert contents(out) == whole, "other bytes"
-            assert [file.name for file in out.parent.iterdir()] == ["out"]
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            failures[seed] = error
-    if failures:
-        seed, first = next(iter(failures.items()))
-        raise AssertionError(f"{way}: seeds {sorted(failures)}; the first: {first!r}") from first
+        refused = attack(begun, out, original, recipe, seed)
+        assert contents(out) == whole, "other bytes"
+        assert [file.name for file in out.parent.iterdir()] == ["out"]
+        return refused
+
+    refusals(way, range(rounds(5, 1500)), one)

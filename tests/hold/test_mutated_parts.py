@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.codec_support import gauss
 from support.mutations import damaged_bytes
+from support.seeded_attacks import refusals
 from support.two_readings import is_refused
 
 from ders_core.codecs import CODECS, Codec, EncodeContext, make_codec
@@ -50,7 +51,6 @@ def damaged(rng: Random, codec: Codec, parts: Parts) -> Parts:
 def test_damaged_parts_are_refused_or_read_alike(
     name: str, rounds: Callable[[int, int], int], tally: Counter[str]
 ) -> None:
-    failures: dict[str, BaseException] = {}
     for number, codec in enumerate(examples(name)):
         dtype = DTYPES[number % len(DTYPES)]
         base = gauss(SHAPE, 1, 1.0).to(dtype)
@@ -58,14 +58,11 @@ def test_damaged_parts_are_refused_or_read_alike(
         settled = codec.fit([weight.float() - base.float()])
         parts = settled.pack(weight, base, EncodeContext(dtype, 5))
         assert not is_refused(settled, parts, base)
-        for seed in range(rounds(1, 2000)):
+
+        def one(
+            seed: str, settled: Codec = settled, parts: Parts = parts, base: torch.Tensor = base
+        ) -> bool:
             tally["damaged parts"] += 1
-            try:
-                is_refused(settled, damaged(Random(f"{codec.label} {seed}"), settled, parts), base)
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                failures[f"{codec.label} {seed}"] = error
-    if failures:
-        where, first = next(iter(failures.items()))
-        raise AssertionError(f"{list(failures)}; the first, {where}: {first!r}") from first
+            return is_refused(settled, damaged(Random(seed), settled, parts), base)
+
+        refusals(name, [f"{codec.label} {seed}" for seed in range(rounds(1, 2000))], one)

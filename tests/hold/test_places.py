@@ -20,6 +20,7 @@ import pytest
 from support.gradient_calibrations import with_gradients
 from support.messages import raises_saying
 from support.patched_checkpoints import other, packed  # noqa: F401 (fixtures)
+from support.repair_support import write_texts
 from support.shell import ders, error_of
 from support.small_disks import SmallDisk, small_disk
 
@@ -56,6 +57,7 @@ def inputs(
     export(packed, place / "patch", "patch")
     apply_patch(other, place / "patch", place / "applied")
     (place / "text.txt").write_text(tiny_text)
+    train, held = write_texts(place, tiny_text)
     calibration = place / "gradients.safetensors"
     with_gradients(open_checkpoint(mixtral_dir), calibration)
     budget = {"version": 2, "name": "b", "calibration": str(calibration), "budget": {"knob": 0.01}}
@@ -68,6 +70,8 @@ def inputs(
         "PATCH": place / "patch",
         "APPLIED": place / "applied",
         "TEXT": place / "text.txt",
+        "TRAIN": train,
+        "HELD": held,
     }
 
 
@@ -87,8 +91,15 @@ VERBS: dict[str, tuple[str, ...]] = {
     "calibrate": ("calibrate", "CKPT", "-o", "OUT", "--text", "TEXT", "--max-tokens", "64"),
     "demo": ("demo", "OUT"),
     "build": ("demo", "OUT", "--build", "--steps", "2"),
+    "repair": (
+        *("repair", "PACKED", "-o", "OUT", "--original", "CKPT", "--text", "TRAIN"),
+        *("--heldout", "HELD", "--window", "32", "--batch", "4", "--steps", "4"),
+    ),
 }
-SLOW = {"build", "html"}
+CONTINUED = {"compress", "whole", "repair"}
+"""Verbs that leave what is finished when the disk becomes full, and go on from there."""
+
+SLOW = {"build", "html", "repair"}
 """Verbs whose work takes seconds before they write: that is part of the long form alone."""
 
 
@@ -117,6 +128,7 @@ def test_a_full_disk_is_seen_before_the_work(
         "ders_core.demo.unpack.write_original",
         "ders_core.analysis.analyze",
         "ders_core.pipeline.budget.settled",
+        "ders_core.repair.repairer._train_and_measure",
     ):
         monkeypatch.setattr(place, never)
     with disk.room(0):
@@ -156,6 +168,7 @@ def test_a_disk_that_becomes_full(
         pytest.skip("part of the long form")
     monkeypatch.setattr(output, "check_room", lambda *_: None)
     monkeypatch.setattr("ders_core.files.directory.check_room", lambda *_: None)
+    monkeypatch.setattr("ders_core.repair.repairer.check_room", lambda *_: None)
     out, needed = disk.place / "out", 100_000
     for number in range(rounds(1, 12)):
         with disk.room(number * needed // 12 + (8192 if disk.mounted else 3000)):
@@ -166,7 +179,7 @@ def test_a_disk_that_becomes_full(
             break
         assert done.returncode == 1
         assert str(out) in error_of(done)
-        if verb in ("compress", "whole") and left:  # finished groups, which can be continued
+        if verb in CONTINUED and left:
             assert "--resume" in error_of(done)
             assert {name.split("/")[0] for name in left} == {"out.partial"}
             assert not [name for name in left if name.endswith(".tmp")]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.messages import raises_saying
+from support.repair_support import write_texts
 from support.shell import ders, error_of
 
 from ders_core.analysis import analyze
@@ -118,6 +119,8 @@ COMMANDS = {
     "calibrate": "calibrate moe -o OUT --text text.txt --max-tokens 64",
     "upcycle": "upcycle dense OUT --config first.yaml",
     "continue": "upcycle upcycled OUT --config second.yaml --continue",
+    "repair": "repair plain -o OUT --original moe --text words/train.txt --heldout"
+    " words/heldout.txt --steps 4 --batch 4 --window 32 --rate 0.005 --device cpu",
 }
 
 ATTACKS = [
@@ -141,6 +144,7 @@ ATTACKS = [
     ("calibrate", "moe/model.safetensors", "calibrating"),
     ("upcycle", "heldout.txt", "step 1"),
     ("upcycle", "dense/model.safetensors", "measuring what"),
+    ("repair", "plain/model.safetensors", "step 2"),
 ]
 LONG_ATTACKS = [
     ("compress", "moe/model.safetensors", ""),
@@ -155,6 +159,10 @@ LONG_ATTACKS = [
     ("calibrate", "text.txt", "calibrating"),
     ("upcycle", "dense/model.safetensors", "texts"),
     ("continue", "upcycled/model.safetensors", "step 1"),
+    ("repair", "words/heldout.txt", "reading the packed"),
+    ("repair", "moe/model.safetensors", "measuring the repaired"),
+    ("repair", "plain/ders_manifest.json", "writing"),
+    ("repair", "moe/tokenizer.json", "measuring the packed"),
 ]
 
 
@@ -172,6 +180,10 @@ def test_a_replaced_input_is_refused(
         pytest.skip("in the long form")
     if command == "continue":
         run(room, "upcycle dense upcycled --config first.yaml")
+    if command == "repair" and not (room / "words").exists():
+        (room / "words").mkdir()
+        write_texts(room / "words", (room / "text.txt").read_text(encoding="utf-8"))
+        run(room, "compress moe plain --recipe quantized-2bit --workers 1")
     file, out = room / name, tmp_path / "out"
     replaced = replace_at(file, message)
     words = COMMANDS[command].replace("OUT", str(out)).split()

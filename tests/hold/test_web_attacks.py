@@ -248,6 +248,19 @@ def settled(page: Page, name: str) -> str:
     return " ".join([page.locator("body").inner_text(), *fields]).replace("\n", " ")
 
 
+def is_text_alone(page: Page, what: str) -> None:
+    """Nothing of the hostile names became markup anywhere in the page."""
+    everywhere = page.locator("body")
+    assert everywhere.locator("img").count() == 0, what
+    assert everywhere.locator("a[href*='evil'], a[href*='pixel']").count() == 0, what
+    coloured = page.locator("[class*=stMarkdownColored], [class*=stMarkdownBadge]")
+    assert not [words for words in coloured.all_inner_texts() if "FAKED" in words], what
+    for tag in ("b", "del", "em", "code", ".katex", "[role=img]"):
+        inside = page.get_by_test_id("stMarkdownContainer").locator(tag).all_inner_texts()
+        assert not {"y", "s", "u", "c", "x^2", "😄", "home"} & set(inside), (what, tag)
+    assert page.get_by_test_id("stException").count() == 0, what
+
+
 SIDEBAR = (f"{NAME} / moe", RECIPE)
 EXPECTED = {"Recipe": RECIPE, "Upcycle": f"{NAME} / dense {NAME}"}
 """What else a page shows, where it is not the name of a run or of the model's type."""
@@ -267,15 +280,7 @@ def test_foreign_names_are_shown_as_they_are(
         text = settled(page, name)
         assert not [words for words in SIDEBAR if words not in text], name
         assert EXPECTED.get(name, LONG_NAME) in text, name
-        everywhere = page.locator("body")
-        assert everywhere.locator("img").count() == 0, name
-        assert everywhere.locator("a[href*='evil'], a[href*='pixel']").count() == 0, name
-        coloured = page.locator("[class*=stMarkdownColored], [class*=stMarkdownBadge]")
-        assert not [words for words in coloured.all_inner_texts() if "FAKED" in words], name
-        for tag in ("b", "del", "em", "code", ".katex", "[role=img]"):
-            inside = page.get_by_test_id("stMarkdownContainer").locator(tag).all_inner_texts()
-            assert not {"y", "s", "u", "c", "x^2", "😄", "home"} & set(inside), (name, tag)
-        assert page.get_by_test_id("stException").count() == 0, name
+        is_text_alone(page, name)
         if name == "Runs":
             labels = page.locator(".js-plotly-plot .textpoint")
             expect(labels).to_have_count(2)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ders_core.codecs import DeltaCodec, EncodeContext, Parts, make_codec
-from ders_core.codecs.testing import check_encoding, gaussian
+from ders_core.codecs.testing.inputs import gaussian
+from ders_core.codecs.testing.packing import check_encoding
 from ders_core.errors import CodecError
 
 gauss = gaussian

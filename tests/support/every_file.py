@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from support.gradient_calibrations import with_gradients
 
 from ders_core.analysis import analyze
+from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.files.model_files import INDEX, SINGLE
 from ders_core.files.output import STATE
 from ders_core.packed.open import open_checkpoint
@@ -96,6 +98,28 @@ LAYOUT = """\
     "experts.{expert}.w3.weight": up
   router: [gate.weight, router]
   shared: {shared.w1.weight: gate}
+  kinds: {"*.embed.weight": vector, "odd.*": router}
+"""
+
+OWN_LAYOUT = """\
+- family: own
+  models: [mixtral]
+  block: "{stack}.{layer}.block_sparse_moe"
+  experts:
+    "experts.{expert}.w1.weight": gate
+    "experts.{expert}.w3.weight": up
+    "experts.{expert}.w2.weight": down
+  kinds: {"*.gate.weight": attention, "model.embed*": head}
+"""
+"""Of `original`, with kinds that its tensors' names do not tell; `OF_KINDS` codes by them."""
+
+OF_KINDS = """\
+version: 1
+name: by kind
+rules: [{codec: quantized, bits: 4, group_size: 8}]
+others:
+  - {kinds: attention, layers: "1", codec: quantized, bits: 3, group_size: 8}
+  - {kinds: head, codec: entropy, bits: 3}
 """
 
 CHAT = (
@@ -158,6 +182,9 @@ def write_tree(place: Path) -> None:
     compress(place / "original", place / "packed", Recipe.from_yaml(RECIPE))
     compress(place / "original", place / "whole", Recipe.from_yaml(WHOLE))
     compress(place / "original", place / "plain", Recipe.from_yaml(PLAIN))
+    shutil.copytree(place / "original", place / "own")
+    (place / "own" / LAYOUT_FILE).write_text(OWN_LAYOUT)
+    compress(place / "own", place / "kinds", Recipe.from_yaml(OF_KINDS))
     export(place / "packed", place / "patch", "patch")
     checkpoint = open_checkpoint(place / "original")
     analyze(checkpoint).save(place / "analysis")

@@ -79,7 +79,7 @@ def read_dense_config(tree: Path) -> None:
 def read_packed(tree: Path, name: str = "packed") -> None:
     is_packed(tree / name)
     try:
-        verification = verify(tree / name, tree / "original")
+        verification = verify(tree / name, tree / ("own" if name == "kinds" else "original"))
         assert all(map(is_line, verification.problems))
         if verification.ok:
             assert_intact(tree, name)

@@ -38,11 +38,13 @@ IMPORTED = [
     "ders_core.jobs.worker",
     "ders_core.pipeline.compress",
     "ders_core.upcycle.upcycler",
+    "ders_core.repair.repairer",
     *sorted(
         f"ders_core.{folder}.{file.stem}".replace("/", ".")
-        for folder in ("compute/kernels", "decompose/bases", "upcycle/forms")
+        for folder in ("compute/kernels", "decompose/bases", "jobs/kinds", "upcycle/forms")
         for file in (PACKAGE / folder).glob("[a-z]*.py")
     ),
+    "tests.support.before_forks",  # found from the folder in which tests are run
 ]
 """Modules; what the package imports later, when it is used, is named here itself."""
 

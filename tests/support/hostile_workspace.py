@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from support.stored_results import QUALITY, RUN
+from support.stored_results import QUALITY, REPAIRED, RESULTS, RUN
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
@@ -26,6 +26,18 @@ RECIPE = "![x](pixel.png) :red[FAKED] :smile: **b** `c` $x^2$ www.evil.test -> [
 """The same in the 80 characters that a recipe's name may have."""
 
 
+RECIPES = {
+    "markup in a name": f"name: a\nothers: {{codec: lossless, names: [{json.dumps(LONG_NAME)}]}}\n",
+    "markup in a key": f"# {LONG_NAME}\nname: a\n{json.dumps(LONG_NAME)}: 1\n",
+    "controls": 'name: a\nothers: {codec: lossless, names: ["\\e[31m\\u202e\\0\\n"]}\n',
+    "a surrogate": 'name: "\\ud800 :red[FAKED]"\n',
+    "long layers": f"name: a\nothers: {{codec: lossless, layers: '{'7,' * 30_000}7'}}\n",
+    "a long codec": f"name: a\nothers: {{codec: {'x' * 70_000}}}\n",
+    "a calibration": "version: 2\nname: a\nbudget: {kl: 1}\ncalibration: '![x](evil.test/y)'\n",
+}
+"""Of which the last alone can be read; it needs what is not there."""
+
+
 def hostile_workspace(path: Path, moe: Path, dense: Path) -> None:
     """Make it: an open checkpoint, a dense model, recipes, and jobs that have ended.
 
@@ -41,12 +53,15 @@ def hostile_workspace(path: Path, moe: Path, dense: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config))
     recipe = presets()["quantized-2bit"].model_copy(update={"name": RECIPE}).to_yaml()
     workspace.recipes.mkdir()
-    (workspace.recipes / "hostile.yaml").write_text(recipe)
+    (workspace.recipes / "hostile.yaml").write_text(f"# {LONG_NAME}\n{recipe}")
+    for number, text in enumerate(RECIPES.values()):
+        (workspace.recipes / f"{number} {RECIPE}.yaml").write_text(text)
     opened = {"checkpoint": str(checkpoint), "recipe": recipe, "recent": [str(checkpoint)]}
     (path / "studio.json").write_text(json.dumps(opened | {"dense": str(parent)}))
     claims = Claims(store.path, "ended")
     claims.announce(os.getpid())
-    run = {"checkpoint": str(checkpoint), "recipe": recipe, "name": LONG_NAME}
+    noted = f"# {LONG_NAME}\n{recipe}"
+    run = {"checkpoint": str(checkpoint), "recipe": noted, "name": LONG_NAME}
     for number in range(2):
         store.submit("run", run, f"{number} {LONG_NAME}")
         claim = claims.claim()
@@ -61,7 +76,15 @@ def hostile_workspace(path: Path, moe: Path, dense: Path) -> None:
     claim.complete({"out": export["out"], "format": "packed", "bytes": 300, "checks": [check]})
     analysis = {"checkpoint": str(checkpoint)}
     upcycle = {"dense": str(parent), "config": "name: x", "name": LONG_NAME}
-    for kind, spec in (("run", run), ("analyze", analysis), ("upcycle", upcycle)):
+    repair = {"checkpoint": str(path / NAME / "gone"), "original": str(checkpoint)}
+    repair |= {"text": LONG_NAME, "name": LONG_NAME}
+    store.submit("repair", repair, LONG_NAME)
+    claim = claims.claim()
+    assert claim is not None
+    figures = REPAIRED | {"trained": {LONG_NAME: 1}, "left_out": [LONG_NAME], "resumed": LONG_NAME}
+    claim.complete(RESULTS["repair"][0] | {"repaired": figures})
+    failing = {"run": run, "analyze": analysis, "upcycle": upcycle, "repair": repair}
+    for kind, spec in failing.items():
         store.submit(kind, spec, LONG_NAME)
         claim = claims.claim()
         assert claim is not None
