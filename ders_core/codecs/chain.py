@@ -27,7 +27,7 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
-LADDER_STEP = 1.5
+LADDER_STEP = 2.0
 """Octaves between the knobs of its ladder."""
 
 SEED_STEP = 0x9E3779B97F4A7C15

@@ -41,7 +41,7 @@ decides."""
 MOST_BYTES = 2
 """Of an entry, where a knob decides."""
 
-LADDER_STEP = 0.5
+LADDER_STEP = 1.0
 """Octaves between the knobs of its ladder."""
 
 BITS = Strength("bits", "most bits per entry", 1, 0.02, 8, 0.05, 0.1)
@@ -143,14 +143,14 @@ class Entropy(DeltaCodec):
         """Knobs: with them the strength of one matrix is the same as that of another where an error
         costs as much. Deltas are rounded by chance, and to the nearest too, which is better where
         bits are many."""
+        knobs = context.knobs(LADDER_STEP)
+        forms: list[tuple[tuple[float, ...], dict[str, Any]]] = [(knobs, {"rounding": "unbiased"})]
         if context.part == "matrices":
-            forms: list[dict[str, Any]] = [{"rounding": "compensated"}]
-        else:
-            forms = [{"rounding": "unbiased"}, {"rounding": "nearest", "gain": "auto"}]
+            forms = [(knobs, {"rounding": "compensated"})]
+        else:  # with large steps the nearest multiple is 0, and deltas shrink
+            forms.append((knobs[len(knobs) // 2 :], {"gain": "auto"}))
         return tuple(
-            cls(knob=knob, steps="sensitive", **form)
-            for form in forms
-            for knob in context.knobs(LADDER_STEP)
+            cls(knob=knob, steps="sensitive", **form) for some, form in forms for knob in some
         )
 
     def between(self, other: Codec, share: float) -> Entropy | None:

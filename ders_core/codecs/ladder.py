@@ -10,7 +10,7 @@ Part = Literal["deltas", "matrices"]
 """deltas: of experts, against a base. matrices: bases, tensors outside the experts, and experts
 without a base."""
 
-LEAST, MOST = -5.0, 2.5
+LEAST, MOST = -6.0, 2.0
 """Of knobs, as powers of 2 over the root of a model's weights: with one knob for all, KL is about a
 twelfth of its square times the weights, until errors are as large as deltas."""
 

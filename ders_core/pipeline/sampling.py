@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ders_core.checkpoint import MatrixStack
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.decomposition import Decomposition
+from ders_core.files.dtype import Dtype
 from ders_core.later import torch
 from ders_core.pipeline.encoder import Encoder, StoredBases
 from ders_core.pipeline.knowledge import Losses
@@ -74,13 +75,11 @@ def encoded_sample(
     return stored, matrices
 
 
-def foretold_bytes(
-    codec: GroupCodec, shape: tuple[int, int], stack: MatrixStack, ragged: float
-) -> int:
-    """Of a stack's parts. ragged: what those take, of the whole, whose length depends on the
-    data."""
-    most = codec.ragged_bytes(shape, stack.dtype)
-    fixed = sum(spec.nbytes for spec in codec.specs(shape, stack.dtype).values()) - most
+def foretold_bytes(codec: GroupCodec, shape: tuple[int, int], dtype: Dtype, ragged: float) -> int:
+    """Of a stack's parts, for matrices `[out, in]`. ragged: what those take, of the whole, whose
+    length depends on the data."""
+    most = codec.ragged_bytes(shape, dtype)
+    fixed = sum(spec.nbytes for spec in codec.specs(shape, dtype).values()) - most
     return fixed + min(round(ragged), most)
 
 

@@ -29,8 +29,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Solution:
-    """chosen: the number of the option of each choice. loss, size: their sums. bound: a loss that no
-    choice within the limit is below. is_exact: whether `loss` is known to be the least."""
+    """chosen: the number of the option of each choice. loss, size: their sums. bound: a loss that
+    no choice within the limit is below. is_exact: whether `loss` is known to be the least."""
 
     chosen: np.ndarray
     size: float
@@ -51,7 +51,7 @@ def least_size(choices: Sequence[Options]) -> float:
 
 def least_loss(choices: Sequence[Options], limit: float) -> Solution | None:
     """The best found; None if not even the smallest options fit."""
-    hulls = [_hull(options) for options in choices]
+    hulls = [hull_of(options) for options in choices]
     steps = _Steps.of(choices, hulls)
     if steps.start_size > limit:
         return None
@@ -62,16 +62,14 @@ def least_loss(choices: Sequence[Options], limit: float) -> Solution | None:
     return _searched(choices, found, limit, price)
 
 
-def _of(
-    choices: Sequence[Options], chosen: np.ndarray, bound: float, is_exact: bool
-) -> Solution:
+def _of(choices: Sequence[Options], chosen: np.ndarray, bound: float, is_exact: bool) -> Solution:
     pairs = list(zip(choices, chosen.tolist(), strict=True))
     size = float(sum(options.sizes[number] for options, number in pairs))
     loss = float(sum(options.losses[number] for options, number in pairs))
     return Solution(chosen, size, loss, bound, is_exact)
 
 
-def _hull(options: Options) -> np.ndarray:
+def hull_of(options: Options) -> np.ndarray:
     """The options on the lower convex hull, from the smallest to the one that loses least."""
     order = np.lexsort((options.losses, options.sizes))
     losses = options.losses[order]
@@ -151,9 +149,7 @@ class _Steps:
         return chosen, bound, price
 
 
-def _searched(
-    choices: Sequence[Options], found: Solution, limit: float, price: float
-) -> Solution:
+def _searched(choices: Sequence[Options], found: Solution, limit: float, price: float) -> Solution:
     """The best of what can be better than `found`: an option whose loss, with its size at that
     price, is more above the least of its choice than `found` is above the bound is in none."""
     reduced = [options.losses + price * options.sizes for options in choices]
@@ -165,8 +161,7 @@ def _searched(
     ]
     states = _States.none()
     rest_size = sum(
-        float(options.sizes[numbers].min())
-        for options, numbers in zip(choices, open_, strict=True)
+        float(options.sizes[numbers].min()) for options, numbers in zip(choices, open_, strict=True)
     )
     rest_least = sum(least)
     is_exact = True
