@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.gradient_calibrations import with_gradients
+from support.scored_model import UNMEASURED, Scored
 
-from ders_core.checkpoint import Checkpoint
+from ders_core.codecs import CODECS
 from ders_core.packed.open import open_checkpoint
-from ders_core.tune import Scores, score
+from ders_core.tune.scoring import score
 
-UNMEASURED = "model.layers.0.self_attn.k_proj.weight"
-
-
-@dataclass(frozen=True)
-class Scored:
-    checkpoint: Checkpoint
-    calibration: Path
-    directory: Path
-    scores: Scores
+FORMS = ("entropy", "keep", "lossless", "lowrank", "quantized")
+"""Enough to choose from: continuous and other strengths, by rows and whole."""
 
 
 @pytest.fixture(scope="session")
@@ -37,5 +30,8 @@ def scored(mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Score
     ]
     file = place / "c.safetensors"
     with_gradients(checkpoint, file, cost=10.0, routers=True, others=others)
-    scores = score(checkpoint, file, directory=place / "scores")
+    with pytest.MonkeyPatch.context() as patch:
+        some = {name: CODECS[name] for name in FORMS}
+        patch.setattr("ders_core.tune.candidates.CODECS", some)
+        scores = score(checkpoint, file, directory=place / "scores")
     return Scored(checkpoint, file, place / "scores", scores)

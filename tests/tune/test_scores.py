@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.messages import raises_saying
+from support.scored_model import UNMEASURED, Scored
 
 from ders_core.codecs import Codec, Keep, Lossless, Quantized
 from ders_core.errors import CheckpointError
@@ -14,7 +15,6 @@ from ders_core.pipeline.compress import compress
 from ders_core.tune import Bound, as_recipe, load_scores, save_scores, score, solve
 from ders_core.tune.scores import FEW_TOKENS
 from ders_core.tune.units import Unit
-from tests.tune.conftest import UNMEASURED, Scored
 
 
 @pytest.mark.parametrize("share", [0.5, 0.3])

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.scored_model import Scored
 from support.shell import ders, error_of
 
 from ders_core.codecs import Keep
@@ -16,7 +17,6 @@ from ders_core.jobs.worker import run_worker
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import load_recipe
-from tests.tune.conftest import Scored
 
 
 @pytest.fixture(autouse=True)
@@ -29,16 +29,16 @@ def _kept_scores(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_budget_becomes_a_recipe_that_keeps_to_it(scored: Scored, tmp_path: Path) -> None:
     place, recipe = scored.checkpoint.path, tmp_path / "small.yaml"
     known = ("--calibration", scored.calibration)
-    done = ders("tune", place, "--budget", "40%", *known, "-o", recipe, "--keep", "1", "--json")
+    done = ders("tune", place, "--budget", "65%", *known, "-o", recipe, "--keep", "1", "--json")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
-    assert printed["bytes_after"] <= 0.4 * printed["bytes_before"]
+    assert printed["bytes_after"] <= 0.65 * printed["bytes_before"]
     tuned = load_recipe(recipe)
     assert tuned.name == "small"
     assert tuned.codec(1, "gate") == Keep()
     assert tuned.codec(0, "gate") != Keep()
     report = compress(place, tmp_path / "packed", tuned)
-    assert report.bytes_after <= 0.4 * report.bytes_before
+    assert report.bytes_after <= 0.65 * report.bytes_before
     assert report.predicted_kl == pytest.approx(printed["predicted_kl"], rel=0.2)
 
 
