@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.precision import dtype_label
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
-from ders_core.evaluate.corpus import read_text
+from ders_core.evaluate.domains import Domain, read_domains
 from ders_core.evaluate.forward import Answers, answers, loaded
+from ders_core.evaluate.measured import Measured, figures
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.reference import reference_store
-from ders_core.evaluate.windows import (
-    check_sizes,
-    check_vocabulary,
-    fitting_window,
-    token_windows,
-)
+from ders_core.evaluate.windows import check_sizes, fitting_window
+from ders_core.evaluate.worst_tokens import WorstTokens
 from ders_core.files.inputs import unchanged_inputs
-from ders_core.files.texts import Texts
+from ders_core.files.named_texts import NamedTexts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.hf.describe import ModelFacts
-from ders_core.pipeline.quality import Quality
+from ders_core.pipeline.quality import DomainQuality, Quality
 
 
 @unchanged_inputs()
@@ -34,7 +34,7 @@ def evaluate(
     model: str | Path,
     reference: str | Path | None = None,
     *,
-    text: Texts,
+    text: NamedTexts,
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
@@ -47,6 +47,7 @@ def evaluate(
 
     Both are directories, packed or not. text: one or more files or directories of UTF-8 text or
     `.jsonl` (see `ders_core.files.texts`); chats are written by the reference's chat template.
+    A mapping names texts that are measured apart too, with max_tokens shared out equally.
     window: tokens of context, not overlapping, and no more than the models' context; an encoder
     reads as many before. batch: windows at once. dtype: of the computation; by default the
     checkpoints', but float32 where the device has no instructions for it (see
@@ -65,56 +66,86 @@ def evaluate(
     window = fitting_window(window, (each.positions for each in models))
     if dtype is None:
         dtype = shared_dtype(models, where)
-    windows = _windows(models, text, window, max_tokens, trust_remote_code)
-    before = windows.shape[1] // 2 if models[0].encoder_decoder else 0
-    tokens = windows[:, before + 1 :].numel()
+    tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in models]
+    domains = read_domains(models, tokenizers, text, window, max_tokens)
+    tokens = sum(domain.predicted for domain in domains)
     meter = Meter(len(paths) * tokens, progress)
     computed: list[torch.dtype] = []
 
-    def measure(path: str | Path, role: str, take: Callable[[int, Answers], None]) -> None:
+    def measure(path: str | Path, role: str, take: Callable[[_Seen], None]) -> None:
         changed = "" if dtype is None else f" in {dtype_label(dtype)}"
         meter.report(f"loading {role}{changed}")
         with loaded(path, where.type, dtype, trust_remote_code) as network:
             computed.append(network.dtype)
-            for number, window_answers in enumerate(answers(network, windows, batch)):
-                take(number, window_answers)
-                meter.advance(window_answers.targets.numel(), f"measuring {role}")
+            for seen in _seen(network, domains, batch):
+                take(seen)
+                meter.advance(seen.answers.targets.numel(), f"measuring {role}")
 
-    model_totals, reference_totals = Totals(), Totals()
+    of_model, worst = [Measured() for _ in domains], WorstTokens()
+    of_reference: list[Totals] | None = None
     if reference is None:
-        measure(model, "the model", lambda _, window_answers: model_totals.add(window_answers))
+        measure(model, "the model", lambda seen: of_model[seen.domain].totals.add(seen.answers))
     else:
+        of_reference = [Totals() for _ in domains]
         with reference_store(tokens, _shared_vocabulary(models)) as store:
 
-            def keep(number: int, window_answers: Answers) -> None:
-                reference_totals.add(window_answers)
-                store.write(number, window_answers)
+            def keep(seen: _Seen) -> None:
+                of_reference[seen.domain].add(seen.answers)
+                store.write(seen.number, seen.answers)
 
-            def compare(number: int, window_answers: Answers) -> None:
-                model_totals.add(window_answers)
-                model_totals.compare(window_answers, store.read(number))
+            def compare(seen: _Seen) -> None:
+                kept = store.read(seen.number)
+                token_kl = of_model[seen.domain].compare(seen.answers, kept)
+                top = seen.answers.log_probs.argmax(-1)
+                worst.add(seen.domain, seen.window, token_kl, kept.top, top)
 
             measure(reference, "the original", keep)
             measure(model, "the compressed model", compare)
-    tokens_seen = model_totals.tokens
-    compared = reference is not None
     return Quality(
-        tokens=tokens_seen,
-        perplexity=model_totals.perplexity,
-        reference_perplexity=reference_totals.perplexity if compared else None,
-        kl=model_totals.kl / tokens_seen if compared else None,
-        top1_agreement=model_totals.same_top / tokens_seen if compared else None,
-        routing_agreement=model_totals.routing_agreement,
+        **figures(of_model, of_reference),
+        domains=_by_domain(domains, of_model, of_reference),
+        worst=worst.as_text(domains, tokenizers[0]),
         dtype=dtype_label(computed[-1]),
         device=device_label(where),
         seconds=time.monotonic() - started,
     )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A model's answers to a window. number: of all windows; window: of those of its domain."""
+
+    answers: Answers
+    number: int
+    domain: int
+    window: int
+
+
+def _seen(network: PreTrainedModel, domains: Sequence[Domain], batch: int) -> Iterator[_Seen]:
+    number = count()
+    for place, domain in enumerate(domains):
+        for window, window_answers in enumerate(answers(network, domain.windows, batch)):
+            yield _Seen(window_answers, next(number), place, window)
+
+
+def _by_domain(
+    domains: Sequence[Domain], of_model: Sequence[Measured], of_reference: Sequence[Totals] | None
+) -> tuple[DomainQuality, ...]:
+    """Each text alone; empty if texts have no names."""
+    return tuple(
+        DomainQuality(
+            name=domain.name,
+            **figures([of_model[place]], of_reference and [of_reference[place]]),
+        )
+        for place, domain in enumerate(domains)
+        if domain.name
+    )
+
+
 def check_evaluation(
     model: str | Path,
     *,
-    text: Texts,
+    text: NamedTexts,
     max_tokens: int = 8192,
     window: int = 512,
     trust_remote_code: bool = False,
@@ -123,37 +154,8 @@ def check_evaluation(
     and without its weights: so that other work is not done in vain."""
     facts = describe(model, trust_remote_code=trust_remote_code)
     fitting = fitting_window(window, [facts.positions])
-    _windows([facts], text, fitting, max_tokens, trust_remote_code)
-
-
-def _windows(
-    models: Sequence[ModelFacts],
-    texts: Texts,
-    window: int,
-    max_tokens: int,
-    trust_remote_code: bool,
-) -> torch.Tensor:
-    """The windows of the texts. Raises EvaluationError if the models' tokenizers disagree, or make
-    tokens that a model does not know."""
-    first, *others = models
-    if any(other.encoder_decoder != first.encoder_decoder for other in others):
-        raise EvaluationError(
-            f"of {first.path} and {others[0].path} one has an encoder and the other has none, so "
-            "they cannot be compared"
-        )
-    rows: list[torch.Tensor] = []
-    tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in models]
-    text = read_text(texts, tokenizers[0])
-    for each, tokenizer in zip(models, tokenizers, strict=True):
-        windows = token_windows(tokenizer, text, window, max_tokens, before=each.encoder_decoder)
-        check_vocabulary(windows, each.vocabulary, tokenizer, each.path)
-        rows.append(windows)
-    if not all(torch.equal(rows[0], other) for other in rows[1:]):
-        raise EvaluationError(
-            f"{others[0].path} splits the text into other tokens than {first.path}; only models "
-            "with one tokenizer can be compared"
-        )
-    return rows[0]
+    tokenizer = load_tokenizer(facts.path, trust_remote_code=trust_remote_code)
+    read_domains([facts], [tokenizer], text, fitting, max_tokens)
 
 
 def _shared_vocabulary(models: Sequence[ModelFacts]) -> int:
