@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.precision import dtype_label
+from ders_core.compute.device import resolve_device
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.domains import Domain, read_domains
-from ders_core.evaluate.forward import Answers, answers, loaded
-from ders_core.evaluate.measured import Measured, figures
-from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.reference import reference_store
+from ders_core.evaluate.measured import Measured
+from ders_core.evaluate.original import Original, original_answers, quality_of
+from ders_core.evaluate.running import Runner
 from ders_core.evaluate.windows import check_sizes, fitting_window
-from ders_core.evaluate.worst_tokens import WorstTokens
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.named_texts import NamedTexts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.hf.describe import ModelFacts
-from ders_core.pipeline.quality import DomainQuality, Quality
+from ders_core.pipeline.quality import Quality
 
 
 @unchanged_inputs()
@@ -68,78 +63,55 @@ def evaluate(
         dtype = shared_dtype(models, where)
     tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in models]
     domains = read_domains(models, tokenizers, text, window, max_tokens)
-    tokens = sum(domain.predicted for domain in domains)
-    meter = Meter(len(paths) * tokens, progress)
-    computed: list[torch.dtype] = []
-
-    def measure(path: str | Path, role: str, take: Callable[[_Seen], None]) -> None:
-        changed = "" if dtype is None else f" in {dtype_label(dtype)}"
-        meter.report(f"loading {role}{changed}")
-        with loaded(path, where.type, dtype, trust_remote_code) as network:
-            computed.append(network.dtype)
-            for seen in _seen(network, domains, batch):
-                take(seen)
-                meter.advance(seen.answers.targets.numel(), f"measuring {role}")
-
-    of_model, worst = [Measured() for _ in domains], WorstTokens()
-    of_reference: list[Totals] | None = None
+    meter = Meter(len(paths) * sum(domain.predicted for domain in domains), progress)
+    runner = Runner(where, dtype, batch, trust_remote_code, meter)
     if reference is None:
-        measure(model, "the model", lambda seen: of_model[seen.domain].totals.add(seen.answers))
+        quality = _alone(model, domains, runner)
     else:
-        of_reference = [Totals() for _ in domains]
-        with reference_store(tokens, _shared_vocabulary(models)) as store:
+        vocabulary = _shared_vocabulary(models)
+        with original_answers(reference, domains, tokenizers[0], vocabulary, runner) as original:
+            quality = original.compare(model)
+    return quality.model_copy(update={"seconds": time.monotonic() - started})
 
-            def keep(seen: _Seen) -> None:
-                of_reference[seen.domain].add(seen.answers)
-                store.write(seen.number, seen.answers)
 
-            def compare(seen: _Seen) -> None:
-                kept = store.read(seen.number)
-                token_kl = of_model[seen.domain].compare(seen.answers, kept)
-                top = seen.answers.log_probs.argmax(-1)
-                worst.add(seen.domain, seen.window, token_kl, kept.top, top)
+@contextmanager
+def original_on_text(
+    original: str | Path,
+    text: NamedTexts,
+    *,
+    device: str = "cpu",
+    max_tokens: int = 8192,
+    window: int = 512,
+    batch: int = 8,
+    trust_remote_code: bool = False,
+    progress: Progress = quiet,
+) -> Iterator[Original]:
+    """Run an original once, for any number of packed checkpoints that are made of it within the
+    block. Parameters are those of `evaluate`; progress counts the tokens of the original, and then
+    says what is measured. Raises as `evaluate`."""
+    where = resolve_device(device)
+    check_sizes(window, max_tokens, batch)
+    facts = describe(original, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(facts.path, trust_remote_code=trust_remote_code)
+    window = fitting_window(window, [facts.positions])
+    domains = read_domains([facts], [tokenizer], text, window, max_tokens)
+    meter = Meter(sum(domain.predicted for domain in domains), progress)
+    runner = Runner(where, shared_dtype([facts], where), batch, trust_remote_code, meter)
+    vocabulary = _shared_vocabulary([facts, facts])
+    with original_answers(original, domains, tokenizer, vocabulary, runner) as ran:
+        yield ran
 
-            measure(reference, "the original", keep)
-            measure(model, "the compressed model", compare)
-    return Quality(
-        **figures(of_model, of_reference),
-        domains=_by_domain(domains, of_model, of_reference),
-        worst=worst.as_text(domains, tokenizers[0]),
-        dtype=dtype_label(computed[-1]),
-        device=device_label(where),
-        seconds=time.monotonic() - started,
+
+def _alone(model: str | Path, domains: Sequence[Domain], runner: Runner) -> Quality:
+    """A model without an original."""
+    measured = [Measured() for _ in domains]
+    dtype = runner.run(
+        model,
+        "the model",
+        domains,
+        lambda seen: measured[seen.domain].totals.add(seen.answers),
     )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A model's answers to a window. number: of all windows; window: of those of its domain."""
-
-    answers: Answers
-    number: int
-    domain: int
-    window: int
-
-
-def _seen(network: PreTrainedModel, domains: Sequence[Domain], batch: int) -> Iterator[_Seen]:
-    number = count()
-    for place, domain in enumerate(domains):
-        for window, window_answers in enumerate(answers(network, domain.windows, batch)):
-            yield _Seen(window_answers, next(number), place, window)
-
-
-def _by_domain(
-    domains: Sequence[Domain], of_model: Sequence[Measured], of_reference: Sequence[Totals] | None
-) -> tuple[DomainQuality, ...]:
-    """Each text alone; empty if texts have no names."""
-    return tuple(
-        DomainQuality(
-            name=domain.name,
-            **figures([of_model[place]], of_reference and [of_reference[place]]),
-        )
-        for place, domain in enumerate(domains)
-        if domain.name
-    )
+    return quality_of(domains, measured, None, (), dtype, runner.where, 0.0)
 
 
 def check_evaluation(

@@ -1,0 +1,170 @@
+"""A series of sizes from the smallest to one that loses nothing, each tuned and measured.
+
+Between two measured points nothing is interpolated: where the KL rises much faster than predicted,
+sizes between are measured until the cliff is narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.compute.progress import Progress, quiet
+from ders_core.later import np
+from ders_core.tune.assembled import assembled
+from ders_core.tune.bounds import Bound
+from ders_core.tune.constraints import Constraint
+from ders_core.tune.measuring import Measuring, Setting
+from ders_core.tune.scores import Candidate, Scores, UnitScores
+from ders_core.tune.trials import Trial
+from ders_core.tune.by_hand import best_uniform
+from ders_core.tune.workbench import Workbench
+
+POINTS = 6
+STEEP = 2.0
+"""A KL that rises by this much more than predicted, between two sizes, is a cliff."""
+
+NARROW = 0.03
+"""Sizes of a cliff that are nearer than this share of each other are near enough."""
+
+SEARCHED = 3
+"""Sizes that are measured to narrow each cliff, at most."""
+
+
+@dataclass(frozen=True)
+class Cliff:
+    """Between two sizes in bytes that were measured, the KL rises much more than predicted. kl:
+    nats a token. rise: measured over predicted rise."""
+
+    small: int
+    large: int
+    kl_small: float
+    kl_large: float
+    rise: float
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.large <= self.small * (1 + NARROW)
+
+
+@dataclass(frozen=True)
+class Series:
+    """tuned, uniform: the smallest first. cliffs: what was looked for between tuned points."""
+
+    tuned: tuple[Trial, ...]
+    uniform: tuple[Trial, ...]
+    cliffs: tuple[Cliff, ...]
+    factors: dict[str, float]
+
+
+def series(
+    checkpoint: Checkpoint,
+    scores: Scores,
+    calibration: Path,
+    directory: Path,
+    setting: Setting,
+    *,
+    points: int = POINTS,
+    constraints: Sequence[Constraint] = (),
+    friendly: bool = False,
+    name: str = "tuned",
+    progress: Progress = quiet,
+) -> Series:
+    """Parameters are those of `ders_core.tune.prove.prove`; what was measured is used again.
+
+    At each size the best uniform recipe by prediction is measured too. Raises DersError as
+    compression and evaluation do.
+    """
+    with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
+        bench = Workbench(measuring, scores, calibration, constraints, friendly, name)
+        for size in _sizes(scores, points):
+            bound = Bound("bytes", size)
+            _measure(bench, bound)
+            for form, allocation in list(best_uniform(scores, bound).items())[:1]:
+                if not bench.is_known(allocation):
+                    bench.measured(allocation, bound, "uniform", form)
+        for cliff in _cliffs(bench):
+            _narrow(bench, cliff)
+        return Series(
+            _of(bench, "tuned"), _of(bench, "uniform"), tuple(_cliffs(bench)), bench.factors
+        )
+
+
+def _measure(bench: Workbench, bound: Bound) -> None:
+    allocation = bench.solved(bound)
+    if allocation is not None and not bench.is_known(allocation):
+        bench.measured(allocation, bound, "tuned")
+
+
+def _sizes(scores: Scores, points: int) -> list[float]:
+    """In bytes, with equal ratios between neighbours."""
+    bound = Bound("bytes", scores.bytes_total)
+    least, whole = (
+        assembled(scores, bound, [smallest(each) for each in scores.units]).nbytes
+        for smallest in (_smallest, _smallest_lossless)
+    )
+    sizes: list[float] = np.geomspace(least, whole, points + 2)[1:-1].tolist()
+    return sizes
+
+
+def _smallest(scored: UnitScores) -> Candidate:
+    return min(scored.candidates, key=lambda candidate: candidate.nbytes)
+
+
+def _smallest_lossless(scored: UnitScores) -> Candidate:
+    lossless = [candidate for candidate in scored.candidates if candidate.codec.lossless]
+    return min(lossless, key=lambda candidate: candidate.nbytes)
+
+
+def _of(bench: Workbench, role: str) -> tuple[Trial, ...]:
+    trials = [trial for trial in bench.trials if trial.role == role]
+    return tuple(sorted(trials, key=lambda trial: trial.measured.nbytes))
+
+
+def _cliffs(bench: Workbench) -> list[Cliff]:
+    found = []
+    for small, large in pairwise(_of(bench, "tuned")):
+        measured = small.measured.kl - large.measured.kl
+        predicted = sum(small.costs.values()) - sum(large.costs.values())
+        if predicted > 0 and measured > STEEP * _usual(bench) * predicted:
+            found.append(
+                Cliff(
+                    small.measured.nbytes,
+                    large.measured.nbytes,
+                    small.measured.kl,
+                    large.measured.kl,
+                    measured / predicted,
+                )
+            )
+    return found
+
+
+def _usual(bench: Workbench) -> float:
+    """Measured over predicted KL, of the tuned trial in the middle."""
+    ratios = [
+        trial.measured.kl / sum(trial.costs.values())
+        for trial in _of(bench, "tuned")
+        if sum(trial.costs.values()) > 0
+    ]
+    return float(np.median(ratios)) if ratios else 1.0
+
+
+def _narrow(bench: Workbench, cliff: Cliff) -> None:
+    """Halve the cliff: the half that rises more is halved again."""
+    low, high = cliff.small, cliff.large
+    for _ in range(SEARCHED):
+        if high <= low * (1 + NARROW):
+            return
+        before = len(bench.trials)
+        _measure(bench, Bound("bytes", (low * high) ** 0.5))
+        if len(bench.trials) == before:
+            return
+        middle = bench.trials[-1].measured
+        kls = {each.measured.nbytes: each.measured.kl for each in _of(bench, "tuned")}
+        if kls[low] - middle.kl > middle.kl - kls[high]:
+            high = middle.nbytes
+        else:
+            low = middle.nbytes
