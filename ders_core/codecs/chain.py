@@ -20,11 +20,15 @@ from ders_core.codecs.codec import (
     register,
     within,
 )
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+LADDER_STEP = 2.0
+"""Octaves between the knobs of its ladder."""
 
 SEED_STEP = 0x9E3779B97F4A7C15
 """Between the seeds of two stages (the golden ratio of 2⁶⁴)."""
@@ -59,6 +63,25 @@ class Chain(DeltaCodec):
         if not isinstance(value, list | tuple):
             raise ValueError("stages is a list of codecs with their parameters")
         return tuple(_stage(number, item) for number, item in enumerate(value, 1))
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        """Of deltas: a few directions, and what they leave by a knob, or in few bits."""
+        if context.part == "matrices":
+            return ()
+        few = {"codec": "lowrank", "rank": 4, "factor_bits": 8}
+        rests: list[dict[str, Any]] = [
+            {"codec": "entropy", "knob": knob, "steps": "sensitive", "rounding": "unbiased"}
+            for knob in context.knobs(LADDER_STEP)
+        ]
+        rests += [
+            {"codec": "quantized", "bits": bits, "scale_bits": 8, "gain": "auto"} for bits in (1, 2)
+        ]
+        return tuple(cls.model_validate({"stages": [few, rest]}) for rest in rests)
+
+    @property
+    def is_hardware_friendly(self) -> bool:
+        return all(stage.is_hardware_friendly for stage in self.stages)
 
     def dump(self) -> dict[str, Any]:
         return {"codec": self.name, "stages": [stage.dump() for stage in self.stages]}

@@ -14,12 +14,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine as combine
 from ders_core.codecs.synthesis import difference as difference
@@ -137,6 +138,24 @@ class Codec(BaseModel, ABC):
             ),
             None,
         )
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        """Its forms in the strengths that an automatic choice tries, the lightest of a form first;
+        none by default."""
+        return ()
+
+    def between(self, other: Codec, share: float) -> Self | None:
+        """The codec of a strength between this and another one of a ladder, where strengths are
+        continuous and bytes and errors follow smoothly; None where they do not. share: 0 for this,
+        1 for the other."""
+        return None
+
+    @property
+    def is_hardware_friendly(self) -> bool:
+        """Whether a matrix unit or a lookup decodes it: all codes have one width, N of M are kept,
+        or the rank is low."""
+        return False
 
     def fields_beside_strength(self) -> dict[str, Any]:
         """The parameters that stay when the strength of its choice is set to another value."""

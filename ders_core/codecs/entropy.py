@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Need, Parts, register
+from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts, register
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
@@ -20,6 +20,7 @@ from ders_core.codecs.fitting.rounding import Apart, Nearest, Unbiased
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
 from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
 from ders_core.errors import CodecError
@@ -39,6 +40,9 @@ decides."""
 
 MOST_BYTES = 2
 """Of an entry, where a knob decides."""
+
+LADDER_STEP = 1.0
+"""Octaves between the knobs of its ladder."""
 
 BITS = Strength("bits", "most bits per entry", 1, 0.02, 8, 0.05, 0.1)
 UNBIASED: Mapping[str, Any] = {"knob": None, "rounding": "unbiased"}
@@ -133,6 +137,29 @@ class Entropy(DeltaCodec):
             for key, value in super().dump().items()
             if key not in ("rounding", "steps") or value != type(self).model_fields[key].default
         }
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        """Knobs: with them the strength of one matrix is the same as that of another where an error
+        costs as much. Deltas are rounded by chance, and to the nearest too, which is better where
+        bits are many."""
+        knobs = context.knobs(LADDER_STEP)
+        forms: list[tuple[tuple[float, ...], dict[str, Any]]] = [(knobs, {"rounding": "unbiased"})]
+        if context.part == "matrices":
+            forms = [(knobs, {"rounding": "compensated"})]
+        else:  # with large steps the nearest multiple is 0, and deltas shrink
+            forms.append((knobs[len(knobs) // 2 :], {"gain": "auto"}))
+        return tuple(
+            cls(knob=knob, steps="sensitive", **form) for some, form in forms for knob in some
+        )
+
+    def between(self, other: Codec, share: float) -> Entropy | None:
+        """Of two knobs."""
+        if not isinstance(other, Entropy) or self.knob is None or other.knob is None:
+            return None
+        knob = math.exp((1 - share) * math.log(self.knob) + share * math.log(other.knob))
+        found = self.model_copy(update={"knob": float(f"{knob:.6g}")})
+        return found if other.model_copy(update={"knob": found.knob}) == found else None
 
     def fields_beside_strength(self) -> dict[str, Any]:
         """Bits take the place of a knob, with which alone rounding is compensated."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -26,6 +27,14 @@ class Keep(Codec):
     lossless: ClassVar[bool] = True
     menu_place: ClassVar[int] = 0
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        return (cls(),)
+
+    @property
+    def is_hardware_friendly(self) -> bool:
+        return True
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from ders_core.codecs.codec import Codec, EncodeContext, Parts, register
 from ders_core.codecs.coding import difference_stream
 from ders_core.codecs.coding.earlier import lossless_stream
 from ders_core.codecs.coding.stream import Reader, damaged
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.compute.buffers import fresh
 from ders_core.files.dtype import Dtype
@@ -38,6 +39,10 @@ class Lossless(Codec):
     lossless: ClassVar[bool] = True
     menu_place: ClassVar[int] = 1
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        return (cls(),)
 
     @property
     def label(self) -> str:

@@ -9,9 +9,18 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, prefixed, register, within
+from ders_core.codecs.codec import (
+    Codec,
+    DeltaCodec,
+    EncodeContext,
+    Parts,
+    prefixed,
+    register,
+    within,
+)
 from ders_core.codecs.fitting.directions import OVERSAMPLING, STEPS, Triples, has_room, leading
 from ders_core.codecs.fitting.metric import Metric, Weighed, metric_of
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
@@ -100,6 +109,17 @@ class LowRank(DeltaCodec):
             if key not in omitted
             or (key != "leading_bits" and value != type(self).model_fields[key].default)
         }
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        """Of deltas, ranks with factors in 8 bits."""
+        if context.part == "matrices":
+            return ()
+        return tuple(cls(rank=rank, factor_bits=8) for rank in (1, 4, 16, 64))
+
+    @property
+    def is_hardware_friendly(self) -> bool:
+        return True
 
     def fields_beside_strength(self) -> dict[str, Any]:
         """A rank takes the place of energy and bits."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.packing import (
     TRITS,
     pack_piece,
@@ -32,6 +32,7 @@ from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uni
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
 from ders_core.codecs.tunable import Tunable, TunedKind, Values
@@ -116,6 +117,22 @@ class Quantized(DeltaCodec):
             for key, value in super().dump().items()
             if key not in ("grid", "scale_bits") or value != type(self).model_fields[key].default
         }
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        """Deltas so that they do not shrink; whole matrices in blocks half as long."""
+        if context.part == "matrices":
+            return tuple(cls(bits=bits, group_size=64) for bits in (2, 3, 4, 5, 6, 8))
+        few = cls(grid="ternary", scale_bits=8, gain="auto")
+        return (
+            cls(bits=1, scale_bits=8, gain="auto"),
+            few,
+            *(cls(bits=bits, scale_bits=8, gain="auto") for bits in (2, 3, 4, 6)),
+        )
+
+    @property
+    def is_hardware_friendly(self) -> bool:
+        return self.bits is not None
 
     def fields_beside_strength(self) -> dict[str, Any]:
         """The ternary grid has no bits: with bits the grid is the default one again."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
 from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
@@ -22,6 +22,7 @@ from ders_core.codecs.gain import (
     label_of,
     target_of,
 )
+from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.selection.drawn import RandomSelection
 from ders_core.codecs.selection.entries import DifferenceEntries, Entries, MatrixEntries
 from ders_core.codecs.selection.pattern import PatternSelection
@@ -152,6 +153,23 @@ class Sparse(DeltaCodec):
             label_of(self.gain),
         ]
         return ", ".join([name, *filter(None, extras)])
+
+    @classmethod
+    def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
+        """Of deltas: patterns, the largest, and random draws, so that deltas do not shrink."""
+        if context.part == "matrices":
+            return ()
+        patterns = ("1:16", "1:8", "1:4", "2:4")
+        rates = (0.99, 0.97, 0.9)
+        return (
+            *(cls(pattern=pattern, value_bits=8, gain="auto") for pattern in patterns),
+            *(cls(drop_rate=r, method="magnitude", value_bits=8, gain="auto") for r in rates),
+            *(cls(drop_rate=rate, value_bits=8, gain="auto") for rate in rates),
+        )
+
+    @property
+    def is_hardware_friendly(self) -> bool:
+        return self.pattern is not None
 
     def dump(self) -> dict[str, Any]:
         """Omit budget, spread and positions that have their default."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
+from ders_core.checkpoint import Checkpoint, ExpertGroup, OtherTensor
 from ders_core.codecs import EncodeContext, Lossless
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.compute.progress import Meter, Progress, quiet
@@ -34,19 +34,11 @@ from ders_core.pipeline.predicted import (
     routers_behind,
 )
 from ders_core.pipeline.report import Outlook
+from ders_core.pipeline.sampling import SAMPLE, Rows, encoded_sample
 from ders_core.recipe import Recipe
-
-SAMPLE = 1 << 17
-"""Values of an expert that are encoded, about."""
-
-BLOCK = 16
-"""Rows that are read at once."""
 
 KEPT = "none"
 """The base of a group that stays as it is, or whose weights are coded without one."""
-
-EXPERTS = 4
-"""Experts of a group that are encoded, at most; more with a larger sample."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +181,7 @@ def _other(
     with_lossless: bool,
 ) -> OtherForecast:
     stack = cast(OtherTensor, stack_of(checkpoint, recipe, entry.key))
-    before, rows = routers_behind(stack), _Rows.of(stack, sample)
+    before, rows = routers_behind(stack), Rows.of(stack, sample)
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
     lossless = None
     if with_lossless and not entry.codec.lossless:
@@ -212,7 +204,7 @@ def _other(
     )
 
 
-def _lossless_bytes(decomposition: Decomposition, rows: _Rows, most: int) -> int:
+def _lossless_bytes(decomposition: Decomposition, rows: Rows, most: int) -> int:
     """Of all matrices of a stack, foretold from those of a sample. most: as they are stored."""
     codec, taken = Lossless(), 0
     for number in rows.chosen:
@@ -262,7 +254,7 @@ def _sampled(
     *,
     with_lossless: bool,
 ) -> ForecastEntry:
-    rows, form = _Rows.of(group, sample), entry.base
+    rows, form = Rows.of(group, sample), entry.base
     of_rows = known.of_rows(rows.pieces, rows.share)
     decompositions = recipe.base.decompositions(group.of_rows(rows.pieces), context)
     samples = (
@@ -306,28 +298,9 @@ def _sampled(
     )
 
 
-def _whole(of_matrices: float, of_bases: float | None, rows: _Rows) -> float | None:
+def _whole(of_matrices: float, of_bases: float | None, rows: Rows) -> float | None:
     """A cost of a sample's matrices and bases, of all rows and experts."""
     return None if of_bases is None else of_matrices * rows.whole + of_bases / rows.share
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What is encoded of a stack. pieces: of the rows of each matrix; share: of all rows. chosen:
-    which matrices. whole: by what figures of the sample are multiplied for the whole."""
-
-    pieces: list[slice]
-    share: float
-    chosen: list[int]
-    whole: float
-
-    @classmethod
-    def of(cls, stack: MatrixStack, sample: int) -> _Rows:
-        count, out, width = stack.shape
-        pieces = _spread(out, max(sample // width, 1))
-        share = sum(piece.stop - piece.start for piece in pieces) / out
-        chosen = _chosen(count, EXPERTS * max(sample // SAMPLE, 1))
-        return cls(pieces, share, chosen, count / len(chosen) / share)
 
 
 def _encoded(
@@ -340,12 +313,11 @@ def _encoded(
     experts: Sequence[int],
 ) -> _Sample:
     encoder = Encoder.of(recipe, group_codec, form, known)
-    stored, fitted = encoder.prepared(decomposition)
+    stored, matrices = encoded_sample(encoder, decomposition, experts)
     losses, ragged = Losses(), 0
-    for expert in experts:
-        encoded = encoder.one(stored, fitted, expert, decomposition.weight(expert))
-        losses += encoded.losses
-        ragged += sum(encoded.parts[name].nbytes for name in fitted.expert(expert).ragged)
+    for matrix in matrices:
+        losses += matrix.losses
+        ragged += matrix.ragged
     return _Sample(
         base_name,
         losses.own,
@@ -359,19 +331,3 @@ def _encoded(
         stored.router_noise,
         stored.decomposition,
     )
-
-
-def _spread(out: int, count: int) -> list[slice]:
-    """About `count` of `out` rows, in blocks spread evenly."""
-    if count >= out:
-        return [slice(0, out)]
-    blocks = max(count // BLOCK, 1)
-    length = min(max(count // blocks, 1), out // blocks)
-    starts = (number * out // blocks for number in range(blocks))
-    return [slice(start, start + length) for start in starts]
-
-
-def _chosen(experts: int, most: int) -> list[int]:
-    """Experts to encode, spread evenly."""
-    count = min(experts, most)
-    return [number * experts // count for number in range(count)]

@@ -24,9 +24,10 @@ taken to reach all later ones alike, in units of 1/ρ_l.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from ders_core.later import torch
 
@@ -60,6 +61,11 @@ class Tipping:
         return float(least.values.max()), count / tokens, swap
 
     @property
+    def reach(self) -> float:
+        """The largest margin of the tokens that tell density and cost at zero."""
+        return self._near[0]
+
+    @property
     def density(self) -> float:
         """ρ: the share of tokens in a unit of the margin, at zero; 0 if it cannot be told."""
         reach, share, _ = self._near
@@ -73,7 +79,7 @@ class Tipping:
     def cost(self, deviation: float) -> float:
         """(1/T) Σ_t c_t Φ(−m_t/σ), in nats a token. deviation: σ. Below half of `_near`'s reach
         few tokens would tell, and it is taken to be in proportion to σ."""
-        least = self._near[0] / 2
+        least = self.reach / 2
         if not (deviation > 0 and least > 0):
             return 0.0
         used = max(deviation, least)
@@ -81,17 +87,75 @@ class Tipping:
         return float((tipped * self.swaps.double()).mean()) * deviation / used
 
 
-def tipping_cost(layers: Sequence[Tipping], noises: Mapping[tuple[int, str], float]) -> float:
+class Choices(Protocol):
+    """What tipped choices cost in one layer; `Tipping` has it from tokens."""
+
+    @property
+    def layer(self) -> int: ...
+
+    @property
+    def density(self) -> float: ...
+
+    @property
+    def swap(self) -> float: ...
+
+    def cost(self, deviation: float) -> float: ...
+
+
+def tipping_cost(layers: Sequence[Choices], noises: Mapping[tuple[int, str], float]) -> float:
     """What tipped choices cost, in nats a token. noises: of each group in which anything is lost,
     by layer and projection, ½ Σ R E²."""
-    later = {layer: sum(s.swap for s in layers if s.layer > layer) for layer, _ in noises}
     total = 0.0
-    for each in layers:
-        variance = sum(
-            2 * noise / later[layer]
-            for (layer, _), noise in noises.items()
-            if layer < each.layer and later[layer]
-        )
+    for each, variance in _variances(layers, noises):
         if each.density and variance:
             total += each.cost(math.sqrt(variance) / each.density)
     return total
+
+
+STEP = 0.05
+"""The share of a deviation by which a slope is measured."""
+
+
+def tipping_slopes(
+    layers: Sequence[Choices], noises: Mapping[tuple[int, str], float], sources: Iterable[int]
+) -> dict[int, float]:
+    """What one more ½ R E² in a layer adds to `tipping_cost`, by the layer. sources: the layers
+    that are asked about. Nothing where no noise reaches a choice: there the cost goes with the
+    root of the noise, and has no slope."""
+    asked = list(sources)
+    later = _later_swaps(layers, asked)
+    slopes = dict.fromkeys(asked, 0.0)
+    for each, variance in _variances(layers, noises):
+        if not (each.density and variance):
+            continue
+        deviation = math.sqrt(variance) / each.density
+        rise = each.cost(deviation * (1 + STEP)) - each.cost(deviation * (1 - STEP))
+        slope = rise / (4 * STEP * variance)  # (1 + h)² − (1 − h)² = 4h
+        for layer in slopes:
+            if layer < each.layer and later[layer]:
+                slopes[layer] += slope * 2 / later[layer]
+    return slopes
+
+
+def _later_swaps(layers: Sequence[Choices], sources: Iterable[int]) -> dict[int, float]:
+    """Σ s of the choices behind each layer."""
+    return {source: sum(s.swap for s in layers if s.layer > source) for source in set(sources)}
+
+
+def _variances(
+    layers: Sequence[Choices], noises: Mapping[tuple[int, str], float]
+) -> Iterable[tuple[Choices, float]]:
+    """Each layer's choices with s ρ² σ² of their margins over s."""
+    later = _later_swaps(layers, (layer for layer, _ in noises))
+    by_layer = dict.fromkeys(later, 0.0)
+    for (layer, _), noise in noises.items():
+        by_layer[layer] += noise
+    for each in layers:
+        yield (
+            each,
+            sum(
+                2 * noise / later[layer]
+                for layer, noise in by_layer.items()
+                if layer < each.layer and later[layer]
+            ),
+        )

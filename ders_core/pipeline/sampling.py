@@ -1,0 +1,99 @@
+"""A sample of a stack's rows and matrices, encoded: what foretells the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ders_core.checkpoint import MatrixStack
+from ders_core.codecs.group import GroupCodec
+from ders_core.decompose.decomposition import Decomposition
+from ders_core.files.dtype import Dtype
+from ders_core.later import torch
+from ders_core.pipeline.encoder import Encoder, StoredBases
+from ders_core.pipeline.knowledge import Losses
+
+SAMPLE = 1 << 17
+"""Values of an expert that are encoded, about."""
+
+BLOCK = 16
+"""Rows that are read at once."""
+
+EXPERTS = 4
+"""Experts of a group that are encoded, at most; more with a larger sample."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is encoded of a stack. pieces: of the rows of each matrix; share: of all rows. chosen:
+    which matrices. whole: by what figures of the sample are multiplied for the whole."""
+
+    pieces: list[slice]
+    share: float
+    chosen: list[int]
+    whole: float
+
+    @classmethod
+    def of(cls, stack: MatrixStack, sample: int) -> Rows:
+        """sample: values of a matrix, about."""
+        return cls.of_some(stack, sample, EXPERTS * max(sample // SAMPLE, 1))
+
+    @classmethod
+    def of_some(cls, stack: MatrixStack, sample: int, most: int) -> Rows:
+        """Of at most so many matrices. sample: values of each, about."""
+        count, out, width = stack.shape
+        pieces = spread(out, max(sample // width, 1))
+        share = sum(piece.stop - piece.start for piece in pieces) / out
+        chosen = evenly(count, most)
+        return cls(pieces, share, chosen, count / len(chosen) / share)
+
+
+@dataclass(frozen=True)
+class SampledMatrix:
+    """One matrix of a sample as it was encoded. ragged: bytes of parts whose length depends on the
+    data."""
+
+    losses: Losses
+    ragged: int
+
+
+def encoded_sample(
+    encoder: Encoder,
+    decomposition: Decomposition,
+    chosen: Sequence[int],
+    weight: Callable[[int], torch.Tensor] | None = None,
+) -> tuple[StoredBases, list[SampledMatrix]]:
+    """The bases, and each chosen matrix. weight: gives a matrix of the decomposition that has been
+    read already. Raises CheckpointError and CodecError."""
+    stored, fitted = encoder.prepared(decomposition)
+    read = weight or decomposition.weight
+    matrices = []
+    for number in chosen:
+        encoded = encoder.one(stored, fitted, number, read(number))
+        ragged = sum(encoded.parts[name].nbytes for name in fitted.expert(number).ragged)
+        matrices.append(SampledMatrix(encoded.losses, ragged))
+    return stored, matrices
+
+
+def foretold_bytes(codec: GroupCodec, shape: tuple[int, int], dtype: Dtype, ragged: float) -> int:
+    """Of a stack's parts, for matrices `[out, in]`. ragged: what those take, of the whole, whose
+    length depends on the data."""
+    most = codec.ragged_bytes(shape, dtype)
+    fixed = sum(spec.nbytes for spec in codec.specs(shape, dtype).values()) - most
+    return fixed + min(round(ragged), most)
+
+
+def spread(out: int, count: int) -> list[slice]:
+    """About `count` of `out` rows, in blocks spread evenly."""
+    if count >= out:
+        return [slice(0, out)]
+    blocks = max(count // BLOCK, 1)
+    length = min(max(count // blocks, 1), out // blocks)
+    starts = (number * out // blocks for number in range(blocks))
+    return [slice(start, start + length) for start in starts]
+
+
+def evenly(matrices: int, most: int) -> list[int]:
+    """Matrices to encode, spread evenly."""
+    count = min(matrices, most)
+    return [number * matrices // count for number in range(count)]

@@ -1,0 +1,167 @@
+"""From scores and a bound to the codec of each unit. Numbers alone: no weights are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ders_core.errors import RecipeError
+from ders_core.tune.bounds import Bound, Measure
+from ders_core.tune.constraints import Constraint
+from ders_core.tune.knapsack import Solution, least_loss, least_size
+from ders_core.tune.problem import Problem
+from ders_core.tune.scores import Candidate, Scores, UnitScores
+from ders_core.units import bytes_text
+
+ROUNDS = 6
+"""How often what meets is weighed again at what was found, at most."""
+
+SETTLED = 1e-3
+"""A round that makes the KL smaller by less than this share is the last one."""
+
+TRIES, NEAR = 24, 2e-3
+"""Sizes that are tried for a bound of KL; how near to it is near enough, as a share."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a unit gets. candidate: None for a base that is not there, because its group stays as it
+    is."""
+
+    scored: UnitScores
+    candidate: Candidate | None
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """nbytes: of the weight files, foretold. read: bytes that are read for a token. predicted_kl:
+    nats a token on text like the calibration's. size, most: what is taken and what there may be, in
+    the bound's measure; for a bound of KL both are bytes. gap: how far the sum of losses may be
+    above the least there is, as a share of that."""
+
+    bound: Bound
+    chosen: tuple[Chosen, ...]
+    nbytes: int
+    read: float
+    predicted_kl: float
+    size: float
+    most: float
+    gap: float
+
+
+def solve(
+    scores: Scores,
+    bound: Bound,
+    *,
+    constraints: Sequence[Constraint] = (),
+    friendly: bool = False,
+) -> Allocation:
+    """The allocation with the least predicted KL within a bound; for a bound of KL, with the least
+    bytes. constraints: where several are about a unit, all of them count. friendly: forms alone
+    that hardware decodes easily. Raises RecipeError if nothing meets bound and constraints."""
+    return Solver(scores, bound.measure, constraints=constraints, friendly=friendly).solve(bound)
+
+
+class Solver:
+    """Solves again and again with the same scores and constraints, for bounds of one measure."""
+
+    def __init__(
+        self,
+        scores: Scores,
+        measure: Measure,
+        *,
+        constraints: Sequence[Constraint] = (),
+        friendly: bool = False,
+    ) -> None:
+        """Raises RecipeError if the constraints leave a unit nothing."""
+        self._scores = scores
+        self._problem = Problem.of(scores, measure, constraints, friendly=friendly)
+
+    def solve(self, bound: Bound) -> Allocation:
+        """As the function of this name. bound: of the solver's measure."""
+        if bound.measure == "kl":
+            return self._least_bytes(bound)
+        total = self._scores.bytes_total
+        return self._least_kl(bound, bound.most * (total if bound.measure == "share" else 1.0))
+
+    def _least_kl(self, bound: Bound, most: float) -> Allocation:
+        """In rounds: losses are added up as they meet near what was found last."""
+        problem, coupling = self._problem, self._scores.coupling
+        best: Allocation | None = None
+        nothing = problem.loss([None] * len(self._scores.units))
+        slopes = coupling.apart(nothing)
+        for _ in range(ROUNDS):
+            tables = [choice.options(slopes) for choice in problem.choices]
+            options = [each for each, _ in tables]
+            found = least_loss(options, most - problem.size_beside)
+            if found is None:
+                raise self._refusal(bound, least_size(options) + problem.size_beside)
+            picks = [pairs[n] for (_, pairs), n in zip(tables, found.chosen, strict=True)]
+            candidates = problem.candidates(picks)
+            loss = problem.loss(candidates)
+            kl = coupling.kl(loss)
+            before = math.inf if best is None else best.predicted_kl
+            if kl < before:
+                best = self._allocation(bound, most, kl, found, candidates)
+            if kl > before * (1 - SETTLED):
+                break
+            slopes = coupling.slopes(loss)
+        assert best is not None, "the first round finds something"
+        return best
+
+    def _least_bytes(self, bound: Bound) -> Allocation:
+        """By halving between the smallest size that there is and one that loses nothing."""
+        problem = self._problem
+        slopes = self._scores.coupling.apart(problem.loss([None] * len(self._scores.units)))
+        options = [choice.options(slopes)[0] for choice in problem.choices]
+        low = least_size(options) + problem.size_beside
+        found = self._least_kl(bound, sum(float(each.sizes.max()) for each in options) + low)
+        if found.predicted_kl > bound.most:
+            raise RecipeError(
+                f"no choice keeps to {bound.label}: the least that is predicted is "
+                f"{found.predicted_kl:.3g}; give a larger one, or fewer constraints"
+            )
+        high = found.size
+        for _ in range(TRIES):
+            if high - low <= NEAR * high or found.predicted_kl >= bound.most * (1 - NEAR):
+                break
+            tried = self._least_kl(bound, math.sqrt(low * high))
+            if tried.predicted_kl <= bound.most:
+                found, high = tried, tried.size
+            else:
+                low = tried.most
+        return found
+
+    def _allocation(
+        self,
+        bound: Bound,
+        most: float,
+        kl: float,
+        found: Solution,
+        candidates: Sequence[Candidate | None],
+    ) -> Allocation:
+        beside = self._scores.bytes_beside
+        pairs = list(zip(self._scores.units, candidates, strict=True))
+        return Allocation(
+            bound,
+            tuple(Chosen(*pair) for pair in pairs),
+            sum(each.nbytes for _, each in pairs if each is not None) + beside,
+            sum(scored.read * each.nbytes for scored, each in pairs if each is not None) + beside,
+            kl,
+            found.size + self._problem.size_beside,
+            most,
+            found.gap,
+        )
+
+    def _refusal(self, bound: Bound, least: float) -> RecipeError:
+        if bound.measure == "bits":
+            needed = f"{least:.3g} bits a weight"
+        elif bound.measure == "share":
+            needed = f"{bytes_text(least)}, {least / self._scores.bytes_total:.1%} of the original"
+        else:
+            needed = bytes_text(least)
+        return RecipeError(
+            f"nothing keeps to {bound.label}: the least that the constraints allow takes {needed}; "
+            "give a larger budget, or fewer constraints"
+        )

@@ -1,0 +1,77 @@
+"""What one knob for the whole model would lose at the same size, by the same scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ders_core.codecs import Codec, Entropy
+from ders_core.recipe.budget import codec_of_deltas, codec_of_matrices
+from ders_core.tune.finer import with_finer
+from ders_core.tune.problem import Problem
+from ders_core.tune.scores import Candidate, Scores
+
+STEP = 1 / 8
+"""Octaves between the knobs that are compared."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """knob: of the whole model. nbytes, predicted_kl: as of `Allocation`."""
+
+    knob: float
+    nbytes: int
+    predicted_kl: float
+
+
+def one_knob(scores: Scores, most: float) -> Rival | None:
+    """The best of one knob for all (a `budget` in a recipe), within `most` bytes of weight files;
+    None if none is.
+
+    Units that have no knob lose nothing. Figures of knobs between those that were encoded are
+    interpolated, as those of the solver are.
+    """
+    ladders = [_ladder(with_finer(scored.candidates)) for scored in scores.units]
+    problem = Problem.of(scores, "bytes", (), friendly=False)
+    knobs = {knob for ladder in ladders for knob in ladder}
+    if not knobs:
+        return None
+    least, octaves = min(knobs), math.log2(max(knobs) / min(knobs))
+    for number in range(int(octaves / STEP) + 1):
+        knob = least * 2 ** (number * STEP)
+        chosen = [
+            _at(ladder, scored.candidates, _knob_of(scored.unit.part == "deltas", knob))
+            for ladder, scored in zip(ladders, scores.units, strict=True)
+        ]
+        nbytes = sum(candidate.nbytes for candidate in chosen) + scores.bytes_beside
+        if nbytes <= most:
+            return Rival(knob, nbytes, scores.coupling.kl(problem.loss(chosen)))
+    return None
+
+
+def _knob_of(is_deltas: bool, knob: float) -> float:
+    codec: Codec = codec_of_deltas(knob) if is_deltas else codec_of_matrices(knob)
+    assert isinstance(codec, Entropy)
+    assert codec.knob is not None
+    return codec.knob
+
+
+def _ladder(candidates: list[Candidate]) -> dict[float, Candidate]:
+    """By their knobs, those that a budget gives."""
+    return {
+        candidate.codec.knob: candidate
+        for candidate in candidates
+        if isinstance(candidate.codec, Entropy)
+        and candidate.codec.knob is not None
+        and candidate.codec.rounding != "nearest"
+    }
+
+
+def _at(
+    ladder: dict[float, Candidate], candidates: tuple[Candidate, ...], knob: float
+) -> Candidate:
+    """The candidate with the nearest knob; without any, the smallest that loses nothing."""
+    if not ladder:
+        exact = [candidate for candidate in candidates if candidate.codec.lossless]
+        return min(exact, key=lambda candidate: candidate.nbytes)
+    return ladder[min(ladder, key=lambda each: abs(math.log(each / knob)))]
