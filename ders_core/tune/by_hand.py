@@ -81,7 +81,7 @@ def _common(ladders: Sequence[Ladder]) -> list[str]:
 
 def _of(ladder: Ladder, codec: str | None) -> Candidate:
     """The candidate of a codec; of a unit that cannot have it, the smallest that loses nothing."""
-    if codec in ladder:
+    if codec is not None and codec in ladder:
         return ladder[codec]
     lossless = [candidate for candidate in ladder.values() if candidate.codec.lossless]
     return min(lossless, key=lambda candidate: candidate.nbytes)

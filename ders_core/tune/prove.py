@@ -18,11 +18,11 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.pipeline.quality import kl_text
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.bounds import Bound
+from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.measuring import Measuring, Setting
 from ders_core.tune.scores import Scores
 from ders_core.tune.trials import Trial
-from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.workbench import Workbench
 
 ROUNDS = 3
@@ -88,9 +88,7 @@ def prove(
     """
     with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
         bench = Workbench(measuring, scores, calibration, constraints, friendly, name)
-        target: Allocation | None = solve(
-            scores, bound, constraints=constraints, friendly=friendly
-        )
+        target: Allocation | None = solve(scores, bound, constraints=constraints, friendly=friendly)
         for number in range(ROUNDS):
             if target is None:
                 break

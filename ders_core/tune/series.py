@@ -16,11 +16,11 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.later import np
 from ders_core.tune.assembled import assembled
 from ders_core.tune.bounds import Bound
+from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.measuring import Measuring, Setting
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.tune.trials import Trial
-from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.workbench import Workbench
 
 POINTS = 6

@@ -32,8 +32,7 @@ def synthetic_scores(seed: int = 0, layers: int = 2) -> Scores:
 
 
 def _scored(unit: Unit, random: np.random.Generator, read: float) -> UnitScores:
-    part = "deltas" if unit.part == "deltas" else "matrices"
-    context = LadderContext(part, 20 * WEIGHTS)
+    context = LadderContext("deltas" if unit.part == "deltas" else "matrices", 20 * WEIGHTS)
     codecs = [codec for each in CODECS.values() for codec in each.ladder(context)]
     sensitivity = float(np.exp(random.normal(0, 1)))
     placed = dict[str, int]()

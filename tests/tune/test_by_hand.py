@@ -11,8 +11,8 @@ from ders_core.codecs import Codec
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.assembled import assembled
 from ders_core.tune.bounds import Bound
-from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.tune.by_hand import best_uniform
+from ders_core.tune.scores import Candidate, Scores, UnitScores
 
 BUDGETS = (Bound("share", 0.6), Bound("share", 0.25), Bound("bits", 1.5), Bound("kl", 0.02))
 
@@ -43,9 +43,7 @@ def brute_force(scores: Scores, bound: Bound, form: str) -> Allocation | None:
         if bound.measure == "kl":
             if tried.predicted_kl <= bound.most and (best is None or tried.size < best.size):
                 best = tried
-        elif tried.size <= tried.most and (
-            best is None or tried.predicted_kl < best.predicted_kl
-        ):
+        elif tried.size <= tried.most and (best is None or tried.predicted_kl < best.predicted_kl):
             best = tried
     return best
 

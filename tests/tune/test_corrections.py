@@ -10,8 +10,8 @@ from support.synthetic_scores import synthetic_scores
 
 from ders_core.tune.allocate import solve
 from ders_core.tune.bounds import Bound
-from ders_core.tune.corrections import corrected, costs_by_form, fitted_factors
 from ders_core.tune.by_hand import best_uniform
+from ders_core.tune.corrections import corrected, costs_by_form, fitted_factors
 
 FORMS = ("quantized", "entropy", "lowrank")
 
@@ -22,9 +22,7 @@ FORMS = ("quantized", "entropy", "lowrank")
     seed=st.integers(0, 2**31),
     scale=st.sampled_from([1e-4, 1.0]),
 )
-def test_factors_are_found_again(
-    factors: tuple[float, ...], seed: int, scale: float
-) -> None:
+def test_factors_are_found_again(factors: tuple[float, ...], seed: int, scale: float) -> None:
     """Of each form alone, and of two mixtures."""
     random = np.random.default_rng(seed)
     costs = [{form: scale * float(random.uniform(0.5, 2))} for form in FORMS]
