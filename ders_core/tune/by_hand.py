@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from ders_core.tune.allocate import Allocation
 from ders_core.tune.assembled import assembled, most_of, predicted_kl, size_of
 from ders_core.tune.bounds import Bound
+from ders_core.tune.constraints import Constraint, allowed
 from ders_core.tune.finer import runs, with_finer
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 
@@ -18,12 +19,22 @@ Ladder = Mapping[str, Candidate]
 """The candidates of a unit by their codecs as JSON, which are compared faster than codecs."""
 
 
-def best_uniform(scores: Scores, bound: Bound) -> dict[str, Allocation]:
+def best_uniform(
+    scores: Scores,
+    bound: Bound,
+    *,
+    constraints: Sequence[Constraint] = (),
+    friendly: bool = False,
+) -> dict[str, Allocation]:
     """The best of each form that keeps to the bound, by prediction, the best form first.
 
-    The form is the word of the deltas' codec.
+    The form is the word of the deltas' codec. constraints, friendly: as of `solve`.
     """
-    ladders = [_ladder(each) for each in scores.units]
+    ladders = [
+        _ladder(each, allowed(each, constraints, friendly=friendly)) for each in scores.units
+    ]
+    if not all(ladders):
+        return {}
     is_delta = [each.unit.part == "deltas" for each in scores.units]
     deltas = [ladder for ladder, delta in zip(ladders, is_delta, strict=True) if delta]
     matrices = [ladder for ladder, delta in zip(ladders, is_delta, strict=True) if not delta]
@@ -46,10 +57,9 @@ def _rank(allocation: Allocation) -> float:
     return allocation.size if by_size else allocation.predicted_kl
 
 
-def _ladder(scored: UnitScores) -> Ladder:
+def _ladder(scored: UnitScores, candidates: Sequence[Candidate]) -> Ladder:
     """Of deltas with the strengths between those that were encoded."""
-    is_delta = scored.unit.part == "deltas"
-    tried = with_finer(scored.candidates) if is_delta else scored.candidates
+    tried = with_finer(candidates) if scored.unit.part == "deltas" else candidates
     return {json.dumps(candidate.codec.dump()): candidate for candidate in tried}
 
 
@@ -80,10 +90,13 @@ def _common(ladders: Sequence[Ladder]) -> list[str]:
 
 
 def _of(ladder: Ladder, codec: str | None) -> Candidate:
-    """The candidate of a codec; of a unit that cannot have it, the smallest that loses nothing."""
+    """The candidate of a codec; of a unit that cannot have it, the smallest that loses nothing, or
+    if all lose something the one that loses least."""
     if codec is not None and codec in ladder:
         return ladder[codec]
     lossless = [candidate for candidate in ladder.values() if candidate.codec.lossless]
+    if not lossless:
+        return min(ladder.values(), key=lambda candidate: candidate.noise)
     return min(lossless, key=lambda candidate: candidate.nbytes)
 
 

@@ -18,7 +18,6 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.pipeline.quality import kl_text
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.bounds import Bound
-from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.measuring import Measuring, Setting
 from ders_core.tune.scores import Scores
@@ -101,9 +100,8 @@ def prove(
 
 
 def _measure_uniform(bench: Workbench, bound: Bound) -> None:
-    for form, allocation in list(best_uniform(bench.scores, bound).items())[:UNIFORM]:
-        if not bench.is_known(allocation):
-            bench.measured(allocation, bound, "uniform", form)
+    for form, allocation in bench.uniform(bound, UNIFORM):
+        bench.measured(allocation, bound, "uniform", form)
 
 
 def _next(bench: Workbench, bound: Bound, last: Trial) -> Allocation | None:

@@ -6,7 +6,7 @@ sizes between are measured until the cliff is narrow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +14,14 @@ from pathlib import Path
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
 from ders_core.later import np
-from ders_core.tune.assembled import assembled
+from ders_core.tune.assembled import size_of
 from ders_core.tune.bounds import Bound
-from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.measuring import Measuring, Setting
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.tune.trials import Trial
 from ders_core.tune.workbench import Workbench
+from ders_core.units import bytes_text
 
 POINTS = 6
 STEEP = 2.0
@@ -46,8 +46,11 @@ class Cliff:
     rise: float
 
     @property
-    def is_narrow(self) -> bool:
-        return self.large <= self.small * (1 + NARROW)
+    def sentence(self) -> str:
+        return (
+            f"between {bytes_text(self.small)} and {bytes_text(self.large)} the KL falls from "
+            f"{self.kl_small:.3g} to {self.kl_large:.3g}, {self.rise:.2g} times as far as predicted"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Series:
     tuned: tuple[Trial, ...]
     uniform: tuple[Trial, ...]
     cliffs: tuple[Cliff, ...]
-    factors: dict[str, float]
+    factors: Mapping[str, float]
 
 
 def series(
@@ -83,9 +86,8 @@ def series(
         for size in _sizes(scores, points):
             bound = Bound("bytes", size)
             _measure(bench, bound)
-            for form, allocation in list(best_uniform(scores, bound).items())[:1]:
-                if not bench.is_known(allocation):
-                    bench.measured(allocation, bound, "uniform", form)
+            for form, allocation in bench.uniform(bound, 1):
+                bench.measured(allocation, bound, "uniform", form)
         for cliff in _cliffs(bench):
             _narrow(bench, cliff)
         return Series(
@@ -103,20 +105,17 @@ def _sizes(scores: Scores, points: int) -> list[float]:
     """In bytes, with equal ratios between neighbours."""
     bound = Bound("bytes", scores.bytes_total)
     least, whole = (
-        assembled(scores, bound, [smallest(each) for each in scores.units]).nbytes
-        for smallest in (_smallest, _smallest_lossless)
+        size_of(scores, bound, [_smallest(each, lossless=lossless) for each in scores.units])
+        for lossless in (False, True)
     )
     sizes: list[float] = np.geomspace(least, whole, points + 2)[1:-1].tolist()
     return sizes
 
 
-def _smallest(scored: UnitScores) -> Candidate:
-    return min(scored.candidates, key=lambda candidate: candidate.nbytes)
-
-
-def _smallest_lossless(scored: UnitScores) -> Candidate:
-    lossless = [candidate for candidate in scored.candidates if candidate.codec.lossless]
-    return min(lossless, key=lambda candidate: candidate.nbytes)
+def _smallest(scored: UnitScores, *, lossless: bool) -> Candidate:
+    """lossless: of those that lose nothing."""
+    of_kind = [each for each in scored.candidates if each.codec.lossless or not lossless]
+    return min(of_kind, key=lambda candidate: candidate.nbytes)
 
 
 def _of(bench: Workbench, role: str) -> tuple[Trial, ...]:

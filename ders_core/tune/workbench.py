@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.as_recipe import as_recipe
 from ders_core.tune.bounds import Bound
+from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.corrections import corrected, costs_by_form, fitted_factors
 from ders_core.tune.measuring import Measuring
@@ -39,6 +40,15 @@ class Workbench:
             return solve(scores, bound, constraints=self.constraints, friendly=self.friendly)
         except RecipeError:
             return None
+
+    def uniform(self, bound: Bound, most: int) -> Iterator[tuple[str, Allocation]]:
+        """Forms and their best uniform recipes that were not measured yet, of the `most` best."""
+        found = best_uniform(
+            self.scores, bound, constraints=self.constraints, friendly=self.friendly
+        )
+        for form, allocation in list(found.items())[:most]:
+            if not self.is_known(allocation):
+                yield form, allocation
 
     def is_known(self, allocation: Allocation) -> bool:
         """Whether its recipe was measured."""

@@ -140,11 +140,30 @@ FIGURES = {
     "resumed": "",
 }
 
+TRIAL = {
+    "role": "tuned",
+    "form": "",
+    "recipe": "name: tuned",
+    "predicted_kl": 0.2,
+    "foretold_bytes": 290,
+    "size": 300.0,
+    "most": 310.0,
+    "keeps": True,
+    "costs": {"quantized": 0.2},
+    "measured": {"nbytes": 300, "expert_bytes": 200, "quality": QUALITY},
+}
+
 PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
     "evaluate": {"model": "/models/moe", "text": {"code": ["/c.txt"], "prose": "/p.txt"}},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
+    "prove": {
+        "checkpoint": "/models/moe",
+        "calibration": "/c.safetensors",
+        "text": "/t.txt",
+        "budget": "40%",
+    },
     "repair": {"checkpoint": "/w/runs/00001/packed", "original": "/models/moe", "text": "/t.txt"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
     "upcycle": {"dense": "/models/dense", "config": "name: x"},
@@ -173,6 +192,17 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
             "format": "packed",
             "bytes": 300,
             "checks": [{"name": "it opens", "ok": True, "detail": "9 tensors"}],
+        },
+    ),
+    "prove": (
+        {
+            "bound": "40 % of the original",
+            "sentence": "of 2 recipes that were measured the tuned one is best",
+            "trials": [TRIAL, TRIAL | {"role": "uniform", "form": "quantized", "keeps": False}],
+            "best": 0,
+            "factors": {"quantized": 1.25},
+            "remarks": ["quantized costs 1.7 times what was predicted"],
+            "bytes_before": 1000,
         },
     ),
     "repair": (

@@ -12,6 +12,7 @@ from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.assembled import assembled
 from ders_core.tune.bounds import Bound
 from ders_core.tune.by_hand import best_uniform
+from ders_core.tune.constraints import Constraint
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 
 BUDGETS = (Bound("share", 0.6), Bound("share", 0.25), Bound("bits", 1.5), Bound("kl", 0.02))
@@ -99,3 +100,15 @@ def test_what_is_assembled_again_is_what_was_solved() -> None:
 
 def test_nothing_fits() -> None:
     assert best_uniform(synthetic_scores(), Bound("share", 0.001)) == {}
+
+
+def test_constraints_hold_for_uniform_recipes() -> None:
+    scores, bound = synthetic_scores(), Bound("share", 0.4)
+    forms = (Constraint(parts=("deltas",), without=("entropy", "chain")),)
+    assert best_uniform(scores, bound, constraints=forms).keys() == {
+        "quantized",
+        "sparse",
+        "lowrank",
+    }
+    for allocation in best_uniform(scores, bound, friendly=True).values():
+        assert all(c.candidate.codec.is_hardware_friendly for c in allocation.chosen if c.candidate)
