@@ -61,7 +61,11 @@ def prove(
         ),
     ] = None,
     friendly: Annotated[
-        bool, typer.Option("--friendly", help="only forms that hardware decodes easily")
+        bool,
+        typer.Option(
+            "--hardware-friendly",
+            help="only codes of one width, N:M patterns and low rank",
+        ),
     ] = False,
     device: DeviceOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=2, help="measure on no more than these")] = 8192,
