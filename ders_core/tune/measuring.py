@@ -13,6 +13,7 @@ from ders_core.compute.progress import Progress, quiet
 from ders_core.evaluate.evaluator import original_on_text
 from ders_core.evaluate.original import Original
 from ders_core.files.checksum import file_checksum
+from ders_core.files.inputs import leave_out
 from ders_core.files.named_texts import NamedTexts, by_name
 from ders_core.files.texts import text_files
 from ders_core.pipeline.compress import compress
@@ -65,6 +66,7 @@ class Measuring:
         self.files = TrialFiles(self.directory, context)
 
     def __enter__(self) -> Measuring:
+        leave_out(self.directory)  # packed checkpoints come and go there
         return self
 
     def __exit__(

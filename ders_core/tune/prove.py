@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.pipeline.quality import kl_text
 from ders_core.tune.allocate import Allocation, solve
 from ders_core.tune.bounds import Bound
@@ -66,6 +67,7 @@ class Proof:
         )
 
 
+@unchanged_inputs()
 def prove(
     checkpoint: Checkpoint,
     scores: Scores,
@@ -83,7 +85,8 @@ def prove(
 
     scores: of the checkpoint by the calibration, which recipes name. directory: keeps what was
     measured, as it comes, and is used again; packed checkpoints are removed from it. Raises
-    RecipeError if nothing meets the bound; DersError as compression and evaluation do.
+    RecipeError if nothing meets the bound; DersError as compression and evaluation do;
+    CheckpointError if a file that is read is written meanwhile.
     """
     with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
         bench = Workbench(measuring, scores, calibration, constraints, friendly, name)

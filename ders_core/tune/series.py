@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
+from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import np
 from ders_core.tune.assembled import size_of
 from ders_core.tune.bounds import Bound
@@ -63,6 +64,7 @@ class Series:
     factors: Mapping[str, float]
 
 
+@unchanged_inputs()
 def series(
     checkpoint: Checkpoint,
     scores: Scores,
@@ -79,7 +81,7 @@ def series(
     """Parameters are those of `ders_core.tune.prove.prove`; what was measured is used again.
 
     At each size the best uniform recipe by prediction is measured too. Raises DersError as
-    compression and evaluation do.
+    compression and evaluation do, and CheckpointError if a file that is read is written meanwhile.
     """
     with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
         bench = Workbench(measuring, scores, calibration, constraints, friendly, name)
