@@ -2,8 +2,8 @@
 
 Predictions err by form: an error that hangs together over a model costs more than its curvature
 says, and a text unlike the calibration's makes everything cost more. Factors are fitted to all that
-was measured by least squares of relative errors, each held near 1 as by one measurement that is ten
-times as uncertain, so that a form that was hardly used keeps its prediction.
+was measured by least squares of relative errors, each held near 1 as by one measurement that is
+thirty times as uncertain, so that a form that was hardly used keeps its prediction.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ders_core.tune.allocate import Allocation
 from ders_core.tune.assembled import predicted_kl
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 
-HELD = 0.1
+HELD = 0.03
 """How much an assumption that a factor is 1 weighs, beside a measurement."""
 
 MOST_FACTOR = 30.0

@@ -14,16 +14,17 @@ from ders_core.errors import RecipeError
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
-from ders_core.tune import measuring
+from ders_core.tune import measuring, scoring
 from ders_core.tune.bounds import Bound
-from ders_core.tune.constraints import Constraint
+from ders_core.tune.candidates import codecs_for
 from ders_core.tune.measuring import Setting
 from ders_core.tune.prove import ROUNDS, UNIFORM, Proof, prove
 from ders_core.tune.scores import Scores
 from ders_core.tune.scoring import score
 
 SIZES: dict[str, Any] = {"max_tokens": 310, "window": 32, "batch": 10}
-FORMS = (Constraint(parts=("deltas",), only=("quantized", "lowrank", "lossless", "keep")),)
+FORMS = ("quantized", "lowrank", "keep")
+"""All forms in all strengths would take a minute to score."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Tuning:
             bound,
             self.trials,
             self.setting,
-            **({"constraints": FORMS} | options),
+            **options,
         )
 
 
@@ -54,7 +55,15 @@ def tuning(pair: Any, text_file: Path, tmp_path_factory: pytest.TempPathFactory)
     place = tmp_path_factory.mktemp("tuning")
     checkpoint = open_checkpoint(pair.original)
     calibration = with_gradients(checkpoint, place / "calibration.safetensors")
-    scores = score(checkpoint, calibration.path, directory=place / "scores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            scoring,
+            "codecs_for",
+            lambda *given, **options: [
+                codec for codec in codecs_for(*given, **options) if codec.name in FORMS
+            ],
+        )
+        scores = score(checkpoint, calibration.path, directory=place / "scores")
     setting = Setting(text_file, **SIZES)
     return Tuning(pair.original, calibration.path, scores, place / "trials", setting)
 
