@@ -112,7 +112,7 @@ def tipping_cost(layers: Sequence[Choices], noises: Mapping[tuple[int, str], flo
     return total
 
 
-STEP = 0.05
+STEP = 0.02
 """The share of a deviation by which a slope is measured."""
 
 

@@ -19,7 +19,7 @@ from ders_core.pipeline.tipping import Tipping, tipping_cost, tipping_slopes
 Key = tuple[int, str]
 """Layer and projection of a group."""
 
-POINTS, PER_OCTAVE = 64, 4
+POINTS, PER_OCTAVE = 96, 8
 """Of a curve."""
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from ders_core.later import np
 from ders_core.tune.scores import Candidate
 
-PARTS = 8
+PARTS = 6
 """Into which a step of a ladder is divided."""
 
 TINY = 1e-30

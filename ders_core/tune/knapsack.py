@@ -1,10 +1,10 @@
 """One option of each choice, so that sizes stay within a limit and the sum of losses is least.
 
-The multiple-choice knapsack problem (Sinha and Zoltners 1979). Its relaxation, in which options may
-be mixed, is solved exactly by taking the steps along all lower convex hulls in the order of what a
-byte saves; it bounds what any choice can reach. A choice is made of the steps that fit, and then
-improved by a search over what the bound leaves open: dynamic programming over Pareto-best states,
-exact as long as there are no more than `MOST_STATES` of them.
+The multiple-choice knapsack problem (Sinha and Zoltners 1979). With a price for size each choice is
+made alone; the price at which sizes meet the limit gives a bound that no choice is below
+(Everett 1963), which is that of mixtures of options. What is left of the limit is filled with the
+moves that save most, and then dynamic programming over Pareto-best states searches what the bound
+leaves open: exact as long as there are no more than `MOST_STATES` of them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from dataclasses import dataclass
 
 from ders_core.later import np
 
-MOST_STATES = 4000
-CLOSE = 1e-5
+MOST_STATES = 2000
+
+CLOSE = 1e-4
 """A choice whose loss is within this share of the bound is not searched for improvements."""
+
+HALVINGS = 64
+"""Of the price's logarithm, at most."""
+
+LEAST_PRICE, MOST_PRICE = 1e-40, 1e40
+
+MOST_MOVES = 1000
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Solution:
     @property
     def gap(self) -> float:
         """How far the loss is above the bound, as a share of it; 0 where nothing is lost."""
-        return (self.loss - self.bound) / self.bound if self.bound > 0 else 0.0
+        return max(self.loss - self.bound, 0.0) / self.bound if self.bound > 0 else 0.0
 
 
 def least_size(choices: Sequence[Options]) -> float:
@@ -51,102 +59,85 @@ def least_size(choices: Sequence[Options]) -> float:
 
 def least_loss(choices: Sequence[Options], limit: float) -> Solution | None:
     """The best found; None if not even the smallest options fit."""
-    hulls = [hull_of(options) for options in choices]
-    steps = _Steps.of(choices, hulls)
-    if steps.start_size > limit:
+    table = _Table.of(choices)
+    smallest = table.sizes.argmin(1)
+    if table.size_of(smallest) > limit:
         return None
-    chosen, bound, price = steps.relaxed(limit)
-    found = _of(choices, chosen, bound, False)
-    if found.loss - bound <= CLOSE * abs(bound):
-        return _of(choices, chosen, bound, found.loss <= bound)
+    chosen, bound, price = table.priced(limit, smallest)
+    chosen = table.filled(chosen, limit)
+    loss = table.loss_of(chosen)
+    found = Solution(chosen, table.size_of(chosen), loss, bound, loss <= bound)
+    if loss - bound <= CLOSE * abs(bound):
+        return found
     return _searched(choices, found, limit, price)
 
 
-def _of(choices: Sequence[Options], chosen: np.ndarray, bound: float, is_exact: bool) -> Solution:
-    pairs = list(zip(choices, chosen.tolist(), strict=True))
-    size = float(sum(options.sizes[number] for options, number in pairs))
-    loss = float(sum(options.losses[number] for options, number in pairs))
-    return Solution(chosen, size, loss, bound, is_exact)
-
-
-def hull_of(options: Options) -> np.ndarray:
-    """The options on the lower convex hull, from the smallest to the one that loses least."""
-    order = np.lexsort((options.losses, options.sizes))
-    losses = options.losses[order]
-    below = np.ones(len(order), bool)
-    below[1:] = losses[1:] < np.minimum.accumulate(losses)[:-1]
-    hull = list[int]()
-    sizes, losses_all = options.sizes, options.losses
-    for number in order[below].tolist():
-        while len(hull) > 1:
-            first, last = hull[-2], hull[-1]
-            rise = (losses_all[last] - losses_all[first]) * (sizes[number] - sizes[first])
-            if rise < (losses_all[number] - losses_all[first]) * (sizes[last] - sizes[first]):
-                break
-            hull.pop()
-        hull.append(number)
-    return np.array(hull)
-
-
 @dataclass(frozen=True)
-class _Steps:
-    """Steps from one option on a hull to the next, those first that save most for their size.
-    choice, target: whose, and to which option."""
+class _Table:
+    """All options: `[choices, most options]`, infinite where a choice has fewer."""
 
-    start: np.ndarray
-    start_size: float
-    start_loss: float
-    choice: np.ndarray
-    target: np.ndarray
     sizes: np.ndarray
     losses: np.ndarray
 
     @classmethod
-    def of(cls, choices: Sequence[Options], hulls: Sequence[np.ndarray]) -> _Steps:
-        start = np.array([hull[0] for hull in hulls])
-        choice = np.concatenate(
-            [np.full(len(hull) - 1, number) for number, hull in enumerate(hulls)]
-        )
-        target = np.concatenate([hull[1:] for hull in hulls]).astype(int)
-        pairs = list(zip(choices, hulls, strict=True))
-        sizes = np.concatenate([np.diff(options.sizes[hull]) for options, hull in pairs])
-        losses = np.concatenate([np.diff(options.losses[hull]) for options, hull in pairs])
-        order = np.argsort(losses / sizes, kind="stable")  # of one choice they are in order already
-        firsts = list(zip(choices, start.tolist(), strict=True))
-        return cls(
-            start,
-            float(sum(options.sizes[first] for options, first in firsts)),
-            float(sum(options.losses[first] for options, first in firsts)),
-            choice[order],
-            target[order],
-            sizes[order],
-            losses[order],
-        )
+    def of(cls, choices: Sequence[Options]) -> _Table:
+        shape = len(choices), max(len(options.sizes) for options in choices)
+        sizes, losses = np.full(shape, np.inf), np.full(shape, np.inf)
+        for number, options in enumerate(choices):
+            sizes[number, : len(options.sizes)] = options.sizes
+            losses[number, : len(options.losses)] = options.losses
+        return cls(sizes, losses)
 
-    def relaxed(self, limit: float) -> tuple[np.ndarray, float, float]:
-        """What fits of the steps, the bound, and what a unit of size saves where it ends."""
-        chosen = self.start.copy()
-        room = limit - self.start_size
-        taken = np.cumsum(self.sizes)
-        fits = int(np.searchsorted(taken, room, side="right"))
-        chosen[self.choice[:fits]] = self.target[:fits]  # the last one of a choice counts
-        bound = self.start_loss + float(self.losses[:fits].sum())
-        if fits == len(self.sizes):
-            return chosen, bound, 0.0
-        room -= float(taken[fits - 1]) if fits else 0.0
-        price = float(-self.losses[fits] / self.sizes[fits])
-        bound -= price * room
-        stopped = set[int]()
-        for step in range(fits, len(self.sizes)):
-            choice = int(self.choice[step])
-            if choice in stopped:
-                continue
-            if self.sizes[step] <= room:
-                chosen[choice] = self.target[step]
-                room -= float(self.sizes[step])
+    def size_of(self, chosen: np.ndarray) -> float:
+        return float(self._of(self.sizes, chosen).sum())
+
+    def loss_of(self, chosen: np.ndarray) -> float:
+        return float(self._of(self.losses, chosen).sum())
+
+    def _of(self, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return values[np.arange(len(chosen)), chosen]
+
+    def priced(self, limit: float, smallest: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """What the least price gives at which it fits, the best bound, and its price. smallest: the
+        choice that takes least, which fits."""
+        free = self._at(0.0)
+        bound, best_price = self.loss_of(free), 0.0
+        if self.size_of(free) <= limit:
+            return free, bound, best_price
+        chosen, low, high = smallest, np.log(LEAST_PRICE), np.log(MOST_PRICE)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            price = float(np.exp(middle))
+            tried = self._at(price)
+            size = self.size_of(tried)
+            told = self.loss_of(tried) + price * (size - limit)
+            if told > bound:
+                bound, best_price = told, price
+            if size <= limit:
+                chosen, high = tried, middle
             else:
-                stopped.add(choice)
-        return chosen, bound, price
+                low = middle
+        return chosen, bound, best_price
+
+    def _at(self, price: float) -> np.ndarray:
+        """The best option of each choice where size has a price."""
+        return (self.losses + price * self.sizes if price else self.losses).argmin(1)
+
+    def filled(self, chosen: np.ndarray, limit: float) -> np.ndarray:
+        """After moves of single choices, each the one that saves most of those that fit."""
+        chosen = chosen.copy()
+        room = limit - self.size_of(chosen)
+        for _ in range(MOST_MOVES):
+            more = self.sizes - self._of(self.sizes, chosen)[:, None]
+            saved = self._of(self.losses, chosen)[:, None] - self.losses
+            saved = np.where(more <= room, saved, 0.0)
+            best = int(saved.argmax())
+            if not saved.flat[best] > 0:
+                break
+            choice, option = divmod(best, saved.shape[1])
+            room -= float(more[choice, option])
+            chosen[choice] = option
+        return chosen
 
 
 def _searched(choices: Sequence[Options], found: Solution, limit: float, price: float) -> Solution:
@@ -159,37 +150,35 @@ def _searched(choices: Sequence[Options], found: Solution, limit: float, price: 
         np.flatnonzero(each - low <= room + 1e-12 * abs(low))
         for each, low in zip(reduced, least, strict=True)
     ]
-    states = _States.none()
-    rest_size = sum(
+    smallest = [
         float(options.sizes[numbers].min()) for options, numbers in zip(choices, open_, strict=True)
-    )
-    rest_least = sum(least)
-    is_exact = True
-    trail = list[_States]()
-    for options, numbers, low in zip(choices, open_, least, strict=True):
-        rest_size -= float(options.sizes[numbers].min())
-        rest_least -= low
+    ]
+    states, rest_size, rest_least = _States.none(), sum(smallest), sum(least)
+    is_exact, trail = True, list[_States]()
+    for number, (options, numbers) in enumerate(zip(choices, open_, strict=True)):
+        rest_size -= smallest[number]
+        rest_least -= least[number]
         states = states.with_choice(options, numbers)
-        bounds = states.losses + price * states.sizes + rest_least - price * limit
-        keep = (states.sizes + rest_size <= limit) & (bounds <= found.loss)
-        states, bounds = states.of(keep), bounds[keep]
-        best = states.best_of_sizes()
-        states, bounds = states.of(best), bounds[best]
+        if len(numbers) > 1:
+            bounds = states.losses + price * (states.sizes - limit) + rest_least
+            fits = states.sizes + rest_size <= limit * (1 + 1e-12)
+            states = states.of(fits & (bounds <= found.loss)).best_of_sizes()
         if len(states.sizes) > MOST_STATES:
             is_exact = False
+            bounds = states.losses + price * states.sizes
             lowest = np.argpartition(bounds, MOST_STATES)[:MOST_STATES]
             states = states.of(np.sort(lowest))
         trail.append(states)
-        if not len(states.sizes):
-            return Solution(found.chosen, found.size, found.loss, found.bound, is_exact)
-    last = int(states.losses.argmin())
-    if not states.losses[last] < found.loss:
+    fits = states.sizes <= limit
+    if not (fits.any() and states.losses[fits].min() < found.loss):
         return Solution(found.chosen, found.size, found.loss, found.bound, is_exact)
+    last = int(np.where(fits, states.losses, np.inf).argmin())
+    size, loss = float(states.sizes[last]), float(states.losses[last])
     chosen = np.empty(len(choices), int)
     for number in reversed(range(len(choices))):
         chosen[number] = trail[number].option[last]
         last = int(trail[number].before[last])
-    return _of(choices, chosen, found.bound, is_exact)
+    return Solution(chosen, size, loss, found.bound, is_exact)
 
 
 @dataclass(frozen=True)
@@ -218,10 +207,10 @@ class _States:
     def of(self, some: np.ndarray) -> _States:
         return _States(self.sizes[some], self.losses[some], self.option[some], self.before[some])
 
-    def best_of_sizes(self) -> np.ndarray:
+    def best_of_sizes(self) -> _States:
         """Those that lose less than all that are as small."""
         order = np.lexsort((self.losses, self.sizes))
         losses = self.losses[order]
         better = np.ones(len(order), bool)
         better[1:] = losses[1:] < np.minimum.accumulate(losses)[:-1]
-        return order[better]
+        return self.of(order[better])

@@ -17,7 +17,7 @@ from ders_core.tune.bounds import Measure
 from ders_core.tune.constraints import Constraint, allowed
 from ders_core.tune.coupling import Key, Loss, Slopes
 from ders_core.tune.finer import with_finer
-from ders_core.tune.knapsack import Options, hull_of
+from ders_core.tune.knapsack import Options
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 
 MOST_PAIRS = 1000
@@ -160,6 +160,24 @@ def _pairs(first: Options, second: Options) -> np.ndarray:
         place = places[-1]
         places.append((place[0] + (axis == 0), place[1] + (axis == 1)))
     return np.array([[hulls[0][one], hulls[1][other]] for one, other in places])
+
+
+def hull_of(options: Options) -> np.ndarray:
+    """The options on the lower convex hull, from the smallest to the one that loses least."""
+    sizes, losses = options.sizes, options.losses
+    order = np.lexsort((losses, sizes))
+    below = np.ones(len(order), bool)
+    below[1:] = losses[order][1:] < np.minimum.accumulate(losses[order])[:-1]
+    hull = list[int]()
+    for number in order[below].tolist():
+        while len(hull) > 1:
+            first, last = hull[-2], hull[-1]
+            rise = (losses[last] - losses[first]) * (sizes[number] - sizes[first])
+            if rise < (losses[number] - losses[first]) * (sizes[last] - sizes[first]):
+                break
+            hull.pop()
+        hull.append(number)
+    return np.array(hull)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ders_core.tune.finer import with_finer
 from ders_core.tune.problem import Problem
 from ders_core.tune.scores import Candidate, Scores
 
-STEP = 1 / 8
+STEP = 1 / 6
 """Octaves between the knobs that are compared."""
 
 

@@ -77,7 +77,7 @@ class Prove(Kind[ProveSpec, ProveResult]):
     result = ProveResult
 
     def title(self, spec: ProveSpec) -> str:
-        return spec.name or f"Tune {place_label(spec.checkpoint)}"
+        return spec.name or f"Prove {place_label(spec.checkpoint)}"
 
     def run(self, context: TaskContext, spec: ProveSpec) -> ProveResult:
         bound = spec.bound

@@ -1,0 +1,171 @@
+"""The command that turns a budget into a recipe: tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, TrustOption
+from ders_core.units import bytes_text, listed, share_text
+
+if TYPE_CHECKING:
+    from ders_core.tune import Tuned
+
+RECIPE_BYTES = 1 << 16
+"""Of a recipe, with room to spare."""
+
+
+def tune(
+    checkpoint: CheckpointArg,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="RECIPE", help="a new YAML file")
+    ],
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="a share such as 40%, bytes such as 6GB, bits a weight of an expert such as "
+            "2.5bits, or bytes read a token such as 900MB/token"
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", help="instead of a budget: nats a token, with the least bytes"),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", metavar="FILE", help="of ders calibrate --gradients --others"
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text",
+            metavar="PATH",
+            help="instead of a calibration: text to make one with, beside the recipe; may be "
+            "repeated",
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="of the text, at most")] = 12288,
+    friendly: Annotated[
+        bool,
+        typer.Option(
+            "--hardware-friendly",
+            help="only codes of one width, N:M patterns and low rank",
+        ),
+    ] = False,
+    per_expert: Annotated[
+        bool, typer.Option("--per-expert", help="choose for each expert, not for each group")
+    ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", metavar="LAYERS", help="layers that stay as they are: 0,5-7"),
+    ] = None,
+    forbid: Annotated[
+        list[str] | None,
+        typer.Option("--forbid", metavar="CODEC", help="a codec not to use; may be repeated"),
+    ] = None,
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find the recipe that loses least within a budget, or the smallest within a loss.
+
+    Writes RECIPE; ders compress --recipe RECIPE packs by it.
+    """
+    from ders_core.files.output import new_file, new_target
+    from ders_core.files.writer import write_text
+    from ders_core.packed.open import open_checkpoint
+    from ders_core.tune.constraints import Constraint
+    from ders_core.tune.demand import check_known, demanded_bound, kept_layers
+
+    bound = demanded_bound(budget, max_kl)
+    check_known(calibration, text)
+    constraints = [kept_layers(keep)] if keep is not None else []
+    constraints += [Constraint(without=tuple(forbid))] if forbid else []
+    source = open_checkpoint(checkpoint)
+    target = new_target(output)
+    with progress_bar("tune", hidden=as_json) as progress:
+        progress(0, 0, STARTING)
+        if calibration is None:
+            from ders_core.calibrate import calibrate
+
+            calibration = target.with_name(f"{target.stem}.calibration.safetensors")
+            calibrate(
+                checkpoint,
+                calibration,
+                text=text or [],
+                device=device,
+                max_tokens=max_tokens,
+                gradients=True,
+                others=True,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+        from ders_core.tune import tune as run_tune
+
+        tuned = run_tune(
+            source,
+            bound,
+            calibration,
+            constraints=constraints,
+            friendly=friendly,
+            per_expert=per_expert,
+            name=target.stem[:80],
+            progress=progress,
+        )
+        with new_file(target, needs=RECIPE_BYTES) as aside:
+            write_text(aside, tuned.recipe.to_yaml())
+    if as_json:
+        print_json(tuned.to_dict())
+        return
+    _print(tuned, target)
+
+
+def _print(tuned: Tuned, target: Path) -> None:
+    allocation, told, scores = tuned.allocation, tuned.told, tuned.scores
+    chosen = [(each.scored, each.candidate) for each in allocation.chosen]
+    print_table(
+        ["what", "codec", "form", "bits", "predicted KL", "error"],
+        [
+            [
+                scored.unit.label,
+                candidate.codec.label,
+                candidate.codec.name,
+                f"{scored.bits(candidate):.2f}",
+                f"{candidate.noise:.2g}",
+                share_text(candidate.error),
+            ]
+            for scored, candidate in chosen
+            if candidate is not None
+        ],
+    )
+    print(
+        "bits: of a weight; predicted KL: what its errors cost, in nats a token; error: of weights"
+    )
+    for rare in scores.rare:
+        print(f"note: {rare.sentence}")
+    if scores.unmeasured:
+        names = listed(scores.unmeasured)
+        print(f"note: not measured by the calibration, so kept without loss: {names}")
+    share = share_text(told.bytes_after / scores.bytes_total)
+    print(f"budget: {allocation.bound.label}")
+    print(f"about {bytes_text(told.bytes_after)} ({share} of original)")
+    if told.outlook.text:
+        print(told.outlook.text)
+    print(
+        f"predicted by the scores: {allocation.predicted_kl:.3g} nats a token, at most "
+        f"{share_text(allocation.gap)} above the least sum that these forms allow"
+    )
+    if tuned.one_knob is not None:
+        knob = tuned.one_knob
+        print(
+            f"one knob for all in {bytes_text(knob.nbytes)}: {knob.predicted_kl:.3g} nats a token"
+        )
+    print(f"written: {target}")
+
+
+COMMANDS = {"tune": tune}

@@ -1,0 +1,138 @@
+"""From a budget to a recipe: calibrate if there is no calibration, score, allocate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
+from ders_core.jobs.workspace import place_label
+
+if TYPE_CHECKING:
+    from ders_core.jobs.context import TaskContext
+
+CALIBRATION = "calibration.safetensors"
+RECIPE = "recipe.yaml"
+SCORES = "scores"
+"""The folder of the workspace that keeps scores."""
+
+
+class TuneSpec(Spec):
+    """Find the recipe that loses least within a budget, or the smallest within a KL.
+
+    budget: as `ders tune --budget` has it; max_kl: instead, nats a token. calibration: a file with
+    gradients and others; text: instead, to make one with. friendly: only forms that hardware
+    decodes easily. keep: layers that stay as they are. trust_remote_code: run code that comes with
+    the model, with the worker's rights."""
+
+    checkpoint: str
+    budget: str = ""
+    max_kl: float | None = Field(default=None, gt=0)
+    calibration: str = ""
+    text: str | tuple[str, ...] = ()
+    name: str = ""
+    friendly: bool = False
+    per_expert: bool = False
+    keep: str = ""
+    forbid: tuple[str, ...] = ()
+    device: Device = "auto"
+    max_tokens: int = Field(default=12288, ge=1)
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> TuneSpec:
+        if bool(self.budget) == (self.max_kl is not None):
+            raise ValueError("give either a budget, such as 40%, or a maximal KL")
+        if bool(self.calibration) == bool(self.text):
+            raise ValueError("give either a calibration, or text to make one with")
+        return self
+
+
+class TuneResult(Result):
+    """recipe: path of the YAML file. calibration: path of the file that it needs. bytes_before,
+    bytes_after: of weight files, the second foretold. predicted_kl: nats a token. gap: as of
+    `ders_core.tune.Allocation`. units: what each got, as `ders tune --json` prints it."""
+
+    recipe: str
+    calibration: str
+    bytes_before: int
+    bytes_after: int
+    predicted_kl: float | None
+    gap: float
+    rare: tuple[str, ...] = ()
+    units: tuple[dict[str, Any], ...] = ()
+
+
+@KINDS.register
+class Tune(Kind[TuneSpec, TuneResult]):
+    """From a budget to the recipe that loses least within it."""
+
+    name = "tune"
+    steps = ("calibrate", "tune")
+    spec = TuneSpec
+    result = TuneResult
+
+    def title(self, spec: TuneSpec) -> str:
+        return spec.name or f"Tune {place_label(spec.checkpoint)}"
+
+    def run(self, context: TaskContext, spec: TuneSpec) -> TuneResult:
+        checkpoint = context.allowed(spec.checkpoint)
+        if spec.calibration:
+            given = context.allowed(spec.calibration)
+            calibration = context.step("calibrate", lambda: str(given))
+        else:
+            calibration = context.step("calibrate", lambda: _calibrated(context, spec, checkpoint))
+        tuned = context.step("tune", lambda: _tuned(context, spec, checkpoint, Path(calibration)))
+        return TuneResult.model_validate(tuned)
+
+
+def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Path) -> str:
+    from ders_core.calibrate import calibrate
+
+    out = context.directory() / CALIBRATION
+    if not out.exists():  # of an attempt that died right after
+        calibrate(
+            checkpoint,
+            out,
+            text=context.allowed_texts(spec.text),
+            device=context.device(spec.device),
+            max_tokens=spec.max_tokens,
+            gradients=True,
+            others=True,
+            trust_remote_code=spec.trust_remote_code,
+            progress=context.progress,
+        )
+    return str(out)
+
+
+def _tuned(
+    context: TaskContext, spec: TuneSpec, checkpoint: Path, calibration: Path
+) -> dict[str, Any]:
+    from ders_core.files.writer import write_text
+    from ders_core.packed.open import open_checkpoint
+    from ders_core.tune.constraints import Constraint
+    from ders_core.tune.demand import demanded_bound, kept_layers
+    from ders_core.tune.tuner import tune
+
+    constraints = [kept_layers(spec.keep)] if spec.keep else []
+    constraints += [Constraint(without=spec.forbid)] if spec.forbid else []
+    tuned = tune(
+        open_checkpoint(checkpoint),
+        demanded_bound(spec.budget or None, spec.max_kl),
+        calibration,
+        constraints=constraints,
+        friendly=spec.friendly,
+        per_expert=spec.per_expert,
+        name=(spec.name or "tuned")[:80],
+        directory=context.workspace.path / SCORES,
+        progress=context.progress,
+    )
+    recipe = context.directory() / RECIPE
+    write_text(recipe, tuned.recipe.to_yaml())
+    values = tuned.to_dict()
+    names = ("bytes_before", "bytes_after", "predicted_kl", "gap", "rare", "units")
+    return {"recipe": str(recipe), "calibration": str(calibration)} | {
+        name: values[name] for name in names
+    }
