@@ -26,7 +26,8 @@ from ders_core.units import bytes_text
 
 POINTS = 6
 STEEP = 2.0
-"""A KL that rises by this much more than predicted, between two sizes, is a cliff."""
+"""A KL that rises by this factor more than predicted, from one size to the next smaller one, is a
+cliff. What costs more than predicted at all sizes is none."""
 
 NARROW = 0.03
 """Sizes of a cliff that are nearer than this share of each other are near enough."""
@@ -37,8 +38,8 @@ SEARCHED = 3
 
 @dataclass(frozen=True)
 class Cliff:
-    """Between two sizes in bytes that were measured, the KL rises much more than predicted. kl:
-    nats a token. rise: measured over predicted rise."""
+    """Between two sizes in bytes that were measured, the KL rises much more than predicted. kl_small,
+    kl_large: nats a token. rise: by what factor more than predicted."""
 
     small: int
     large: int
@@ -50,7 +51,8 @@ class Cliff:
     def sentence(self) -> str:
         return (
             f"between {bytes_text(self.small)} and {bytes_text(self.large)} the KL falls from "
-            f"{self.kl_small:.3g} to {self.kl_large:.3g}, {self.rise:.2g} times as far as predicted"
+            f"{self.kl_small:.3g} to {self.kl_large:.3g}, by {self.rise:.2g} times the predicted "
+            "factor"
         )
 
 
@@ -128,44 +130,44 @@ def _of(bench: Workbench, role: str) -> tuple[Trial, ...]:
 def _cliffs(bench: Workbench) -> list[Cliff]:
     found = []
     for small, large in pairwise(_of(bench, "tuned")):
-        measured = small.measured.kl - large.measured.kl
-        predicted = sum(small.costs.values()) - sum(large.costs.values())
-        if predicted > 0 and measured > STEEP * _usual(bench) * predicted:
+        rise = _rise(small, large)
+        if rise > STEEP:
             found.append(
                 Cliff(
                     small.measured.nbytes,
                     large.measured.nbytes,
                     small.measured.kl,
                     large.measured.kl,
-                    measured / predicted,
+                    rise,
                 )
             )
     return found
 
 
-def _usual(bench: Workbench) -> float:
-    """Measured over predicted KL, of the tuned trial in the middle."""
-    ratios = [
-        trial.measured.kl / sum(trial.costs.values())
-        for trial in _of(bench, "tuned")
-        if sum(trial.costs.values()) > 0
-    ]
-    return float(np.median(ratios)) if ratios else 1.0
+def _rise(small: Trial, large: Trial) -> float:
+    """By how much more than predicted the KL of the smaller one is the larger; 1 as predicted, and
+    where nothing is lost."""
+    predicted = [sum(trial.costs.values()) for trial in (small, large)]
+    kls = [trial.measured.kl for trial in (small, large)]
+    if min(*predicted, *kls) <= 0:
+        return 1.0
+    return kls[0] / kls[1] * predicted[1] / predicted[0]
 
 
 def _narrow(bench: Workbench, cliff: Cliff) -> None:
     """Halve the cliff: the half that rises more is halved again."""
-    low, high = cliff.small, cliff.large
+    by_size = {trial.measured.nbytes: trial for trial in _of(bench, "tuned")}
+    low, high = by_size[cliff.small], by_size[cliff.large]
     for _ in range(SEARCHED):
-        if high <= low * (1 + NARROW):
+        small, large = low.measured.nbytes, high.measured.nbytes
+        if large <= small * (1 + NARROW):
             return
         before = len(bench.trials)
-        _measure(bench, Bound("bytes", (low * high) ** 0.5))
+        _measure(bench, Bound("bytes", (small * large) ** 0.5))
         if len(bench.trials) == before:
             return
-        middle = bench.trials[-1].measured
-        kls = {each.measured.nbytes: each.measured.kl for each in _of(bench, "tuned")}
-        if kls[low] - middle.kl > middle.kl - kls[high]:
-            high = middle.nbytes
+        middle = bench.trials[-1]
+        if _rise(low, middle) > _rise(middle, high):
+            high = middle
         else:
-            low = middle.nbytes
+            low = middle
