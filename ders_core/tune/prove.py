@@ -25,8 +25,8 @@ from ders_core.tune.scores import Scores
 from ders_core.tune.trials import Trial
 from ders_core.tune.workbench import Workbench
 
-ROUNDS = 3
-"""How often is solved, at most."""
+ROUNDS = 5
+"""How often is solved, at most; most proofs need two or three."""
 
 UNIFORM = 4
 """Forms whose best uniform recipe is measured, at most."""
@@ -91,13 +91,17 @@ def prove(
     with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
         bench = Workbench(measuring, scores, calibration, constraints, friendly, name)
         target: Allocation | None = solve(scores, bound, constraints=constraints, friendly=friendly)
+        tightened = bound
         for number in range(ROUNDS):
             if target is None:
                 break
             trial = bench.measured(target, bound, "tuned")
             if not number:
                 _measure_uniform(bench, bound)
-            target = _next(bench, bound, trial)
+            if not trial.keeps:
+                share = TIGHTER * _allowed_share(bound, trial)
+                tightened = replace(tightened, most=tightened.most * share)
+            target = _next(bench, tightened)
     trials = tuple(bench.trials)
     return Proof(bound, trials, _best(bound, trials), bench.factors, _remarks(bench))
 
@@ -107,17 +111,11 @@ def _measure_uniform(bench: Workbench, bound: Bound) -> None:
         bench.measured(allocation, bound, "uniform", form)
 
 
-def _next(bench: Workbench, bound: Bound, last: Trial) -> Allocation | None:
-    """What is measured next; None if nothing is new."""
-    targets = [bound]
-    if not last.keeps:  # sizes that were missed are missed again; factors may have learned of KLs
-        tighter = bound.most * TIGHTER * _allowed_share(bound, last)
-        targets = [*(targets if bound.measure == "kl" else []), replace(bound, most=tighter)]
-    for target in targets:
-        found = bench.solved(target)
-        if found is not None and not bench.is_known(found):
-            return found
-    return None
+def _next(bench: Workbench, bound: Bound) -> Allocation | None:
+    """What is measured next, by scores that know the factors; None if it was measured already, or
+    nothing keeps to a bound as tight."""
+    found = bench.solved(bound)
+    return None if found is None or bench.is_known(found) else found
 
 
 def _allowed_share(bound: Bound, missed: Trial) -> float:

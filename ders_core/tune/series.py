@@ -38,8 +38,9 @@ SEARCHED = 3
 
 @dataclass(frozen=True)
 class Cliff:
-    """Between two sizes in bytes that were measured, the KL rises much more than predicted. kl_small,
-    kl_large: nats a token. rise: by what factor more than predicted."""
+    """Between two sizes in bytes that were measured, the KL rises much more than predicted.
+
+    kl_small, kl_large: nats a token. rise: by what factor more than predicted."""
 
     small: int
     large: int
