@@ -53,7 +53,8 @@ class Table:
         """factor: of a byte in the measure."""
         table = np.array(
             [[c.nbytes, c.noise, c.output, c.router, 1 - c.gain] for c in candidates], float
-        ).T
+        )
+        table = table.reshape(-1, 5).T
         table[0] *= max(factor, TIE)
         column = scores.column.get(number)
         return cls(number, scores.units[number], tuple(candidates), column, *table)

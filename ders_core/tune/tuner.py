@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
+from ders_core.pipeline.budget import LARGER
 from ders_core.pipeline.forecast import Forecast, forecast
 from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.sampling import SAMPLE
 from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation, Solver
 from ders_core.tune.as_recipe import as_recipe
@@ -19,6 +21,12 @@ from ders_core.tune.constraints import Constraint
 from ders_core.tune.scores import Scores
 from ders_core.tune.scoring import score
 from ders_core.tune.uniform import Rival, one_knob
+
+MOST_TRIED = 3
+"""Sizes that are asked for, until a larger sample is within the bound too."""
+
+SPARE = 0.002
+"""Share of a size that is left free where more was taken than foretold."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,9 @@ def tune(
 
     calibration: of this checkpoint, with gradients and others (`ders calibrate --gradients
     --others`). constraints, friendly: as of `solve`. per_expert, directory: as of `score`.
-    Raises RecipeError if nothing meets the bound, CheckpointError as `score` does.
+    What scores foretell of bytes is compared with a larger sample of the recipe, and a smaller size
+    is asked for where that takes more. Raises RecipeError if nothing meets the bound,
+    CheckpointError as `score` does.
     """
     scores = score(
         checkpoint,
@@ -85,7 +95,24 @@ def tune(
         progress=progress,
     )
     solver = Solver(scores, bound.measure, constraints=constraints, friendly=friendly)
-    allocation = solver.solve(bound)
-    recipe = as_recipe(allocation, checkpoint, calibration, name=name)
-    told = forecast(resolve(recipe, checkpoint), checkpoint, progress=progress)
-    return Tuned(recipe, allocation, scores, told, one_knob(scores, allocation.nbytes))
+    asked, tried = bound, 0
+    while True:
+        allocation = solver.solve(asked)
+        recipe = as_recipe(allocation, checkpoint, calibration, name=name)
+        plan = resolve(recipe, checkpoint)
+        told = forecast(plan, checkpoint, progress=progress, sample=LARGER * SAMPLE)
+        tried += 1
+        over = _over(bound, told.bytes_after, checkpoint.bytes_total)
+        if over <= 1 or tried == MOST_TRIED:
+            break
+        asked = replace(asked, most=asked.most / over * (1 - SPARE))
+    rival = one_knob(scores, allocation.nbytes)
+    return Tuned(recipe, replace(allocation, bound=bound), scores, told, rival)
+
+
+def _over(bound: Bound, nbytes: int, before: int) -> float:
+    """The weight files as a multiple of what the bound allows; 0 where it is about something
+    else."""
+    if bound.measure not in ("bytes", "share"):
+        return 0.0
+    return nbytes / (bound.most * (before if bound.measure == "share" else 1))

@@ -34,7 +34,7 @@ from ders_core.upcycle import UpcycleConfig
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ELSEWHERE = ("ders demo", "ders app", "ders worker", "ders repair")
+ELSEWHERE = ("ders demo", "ders app", "ders worker", "ders repair", "ders tune")
 """Commands that other tests run."""
 
 

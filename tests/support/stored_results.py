@@ -166,6 +166,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
     "repair": {"checkpoint": "/w/runs/00001/packed", "original": "/models/moe", "text": "/t.txt"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
+    "tune": {"checkpoint": "/models/moe", "budget": "40%", "calibration": "/c.safetensors"},
     "upcycle": {"dense": "/models/dense", "config": "name: x"},
 }
 RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -227,6 +228,18 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "linked_out"}},
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "others"}},
         RUN | {"quality": EARLIER},
+    ),
+    "tune": (
+        {
+            "recipe": "/w/runs/00004/recipe.yaml",
+            "calibration": "/c.safetensors",
+            "bytes_before": 1_000_000,
+            "bytes_after": 400_000,
+            "predicted_kl": 0.002,
+            "gap": 0.0001,
+            "rare": ["layer 0: 1 of 8 experts saw fewer than 100 tokens"],
+            "units": [{"unit": "layer 0, gate", "codec": "lossless", "bytes": 9, "bits": 3.0}],
+        },
     ),
     "upcycle": (
         {

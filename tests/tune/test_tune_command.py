@@ -1,0 +1,94 @@
+"""`ders tune` and the job: a recipe that `ders compress` takes, and refusals in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.scored_model import Scored
+from support.shell import ders, error_of
+
+from ders_core.codecs import Keep
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.kinds.tune import SCORES, TuneResult
+from ders_core.jobs.worker import run_worker
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.compress import compress
+from ders_core.recipe import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def _kept_scores(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the fixture lie in the user's cache."""
+    assert scored.directory.name == SCORES
+    monkeypatch.setenv("DERS_CACHE", str(scored.directory.parent))
+
+
+def test_a_budget_becomes_a_recipe_that_keeps_to_it(scored: Scored, tmp_path: Path) -> None:
+    place, recipe = scored.checkpoint.path, tmp_path / "small.yaml"
+    known = ("--calibration", scored.calibration)
+    done = ders("tune", place, "--budget", "65%", *known, "-o", recipe, "--keep", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["bytes_after"] <= 0.65 * printed["bytes_before"]
+    tuned = load_recipe(recipe)
+    assert tuned.name == "small"
+    assert tuned.codec(1, "gate") == Keep()
+    assert tuned.codec(0, "gate") != Keep()
+    report = compress(place, tmp_path / "packed", tuned)
+    assert report.bytes_after <= 0.65 * report.bytes_before
+    assert report.predicted_kl == pytest.approx(printed["predicted_kl"], rel=0.2)
+
+
+def test_a_kl_becomes_a_table(scored: Scored, tmp_path: Path) -> None:
+    place, recipe = scored.checkpoint.path, tmp_path / "r.yaml"
+    known = ("--calibration", scored.calibration)
+    done = ders("tune", place, "--max-kl", "0.05", *known, "-o", recipe, "--hardware-friendly")
+    assert done.returncode == 0, done.stderr
+    for fact in ("layer 0, gate", "0.05 nats", "written", "not measured"):
+        assert fact in done.stdout
+    codecs = [rule.codec for rule in load_recipe(recipe).rules]
+    assert all(codec.is_hardware_friendly for codec in codecs)
+
+
+def test_what_cannot_be_done_is_said(scored: Scored, tmp_path: Path) -> None:
+    place, recipe = scored.checkpoint.path, tmp_path / "r.yaml"
+    known = ("--calibration", scored.calibration)
+    for words, fact in (
+        (("--budget", "1%", *known), "the least"),
+        (("--budget", "big", *known), "'big'"),
+        (("--budget", "40%"), "either"),
+        (known, "either"),
+        (("--budget", "40%", *known, "--keep", "x"), "layers"),
+        (("--budget", "40%", *known, "--forbid", "x"), "unknown codec"),
+    ):
+        assert fact in error_of(ders("tune", place, *words, "-o", recipe))
+        assert not recipe.exists()
+
+
+def test_a_job_tunes(
+    scored: Scored,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DERS_ROOTS", str(tmp_path_factory.getbasetemp()))
+    workspace = Workspace(tmp_path / "workspace")
+    shutil.copytree(scored.directory, workspace.path / SCORES)
+    store = JobStore(workspace.store_path)
+    spec = {
+        "checkpoint": str(scored.checkpoint.path),
+        "budget": "50%",
+        "calibration": str(scored.calibration),
+    }
+    number = store.submit("tune", spec, "tuned").id
+    run_worker(workspace, stop_when_idle=True)
+    job = store.get(number)
+    assert job.state == "done", job.error
+    result = TuneResult.of(job)
+    assert result is not None
+    assert result.bytes_after <= 0.5 * open_checkpoint(scored.checkpoint.path).bytes_total
+    assert load_recipe(result.recipe).calibration == scored.calibration
+    assert {unit["unit"] for unit in result.units} >= {"layer 0, gate", "layer 0, gate, base"}
