@@ -1,4 +1,4 @@
-"""A tiny Mixtral with a calibration whose numbers are chosen, and its scores, made once; and a model
+"""A tiny Mixtral with a calibration whose numbers are chosen, and its scores, made once; and one
 whose experts matter, to measure."""
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from support.evaluate_support import measure
 from support.gradient_calibrations import with_gradients
 
 from ders_core.errors import RecipeError
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.kinds.prove import ProveResult
+from ders_core.jobs.worker import run_worker
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
@@ -152,3 +156,31 @@ def test_a_kl_is_kept_to_with_few_bytes(tuning: Tuning, proof: Proof) -> None:
 def test_what_cannot_be_met_is_said_before_anything_is_measured(tuning: Tuning) -> None:
     with pytest.raises(RecipeError, match="least"):
         tuning.prove(Bound("share", 0.001))
+
+
+def test_the_job_proves_with_scores_of_the_workspace(
+    tuning: Tuning, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DERS_ROOTS", str(tuning.original.parents[2]))
+    workspace = Workspace(tmp_path / "workspace")
+    shutil.copytree(tuning.calibration.parent / "scores", workspace.scores)
+    spec = {
+        "checkpoint": str(tuning.original),
+        "calibration": str(tuning.calibration),
+        "text": {"mill": str(text_file)},
+        "budget": "55%",
+        "device": "cpu",
+        "max_tokens": 300,
+    }
+    number = JobStore(workspace.store_path).submit("prove", spec, "prove").id
+    run_worker(workspace, stop_when_idle=True)
+    job = JobStore(workspace.store_path).get(number)
+    assert (job.state, job.error) == ("done", None)
+    result = ProveResult.of(job)
+    assert result is not None
+    assert result.best is not None
+    best = result.trials[result.best]
+    assert best.keeps
+    assert best.measured.kl == min(t.measured.kl for t in result.trials if t.keeps)
+    assert best.measured.quality.domains[0].name == "mill"
+    assert best.measured.nbytes <= 0.55 * result.bytes_before
