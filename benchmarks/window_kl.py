@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import answers, loaded
+from ders_core.evaluate.interval import Interval
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.reference import ReferenceStore
 from ders_core.evaluate.windows import token_windows
@@ -20,8 +20,6 @@ from ders_core.hf import load_tokenizer
 
 WINDOW = 256
 BATCH = 4
-RESAMPLES = 10_000
-INTERVAL = 0.95
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,8 @@ class WindowKL:
 
     def interval(self) -> tuple[float, float]:
         """Of the mean, from windows drawn again with replacement."""
-        values = np.asarray(self.kl)
-        drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-        low, high = np.quantile(values[drawn].mean(1), [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-        return float(low), float(high)
+        interval = Interval.of(self.kl)
+        return interval.low, interval.high
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -9,7 +11,6 @@ from ders_core import figures
 from ders_core.compute.device import available_devices
 from ders_core.errors import DersError
 from ders_core.files.address import is_address
-from ders_core.files.texts import text_files
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import RunResult
 from ders_core.later import pd
@@ -20,12 +21,15 @@ from ders_core.pipeline.quality import (
     DELTA_ERROR,
     GAIN,
     KL,
+    KL_HIGH,
+    KL_LOW,
     NOISE,
     NOISE_COST,
     OUTPUT_ERROR,
     PERPLEXITY,
     ROUNDING,
     WEIGHT_ERROR,
+    kl_text,
 )
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
@@ -39,15 +43,18 @@ from ders_core.ui.job_progress import (
     resume_button,
     submit,
 )
+from ders_core.ui.measured_texts import texts_table, worst_tokens
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import figure_column, plot
 from ders_core.ui.repair_job import repair_form, repairs
+from ders_core.ui.text_field import checked_texts
 from ders_core.ui.trust import trust_switch
-from ders_core.units import bytes_text, duration_text, share_text
+from ders_core.units import bytes_text, duration_text, share_text, visible
 
 KIND = "run"
 TABLE = "runs_table"
-PLOTTED = ["name", "ratio", KL.key, "bytes_after", PERPLEXITY.key]  # of a run, in the plot
+PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
+"""Of a run, in the plot."""
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
 
 
@@ -71,13 +78,15 @@ def new_run() -> None:
             placeholder=store.free_name(KIND, recipe.name),
         )
         text = kept.field(
-            columns[1].text_input,
+            columns[1].text_area,
             "Text to evaluate on",
             key="run_text",
             start=str(held_out) if held_out else "",
             placeholder="a file or directory; none: compress only",
             help="Held-out text (UTF-8, .jsonl, or a directory of such files): perplexity of both "
-            "models, KL and agreement per token.",
+            "models, KL and agreement per token. Several texts, one a line, are read as one; with "
+            "names, such as code=FILE, each is measured apart too.",
+            height="content",
         )
         tokens = kept.field(
             columns[2].number_input,
@@ -118,9 +127,7 @@ def new_run() -> None:
         else:
             reads.plan(source, recipe)
             check_files(recipe, source)
-        checked = str(session.workspace().check_allowed(text)) if text else None
-        if checked is not None:
-            text_files(checked)
+        texts = checked_texts(text)
         submit(
             KIND,
             {
@@ -129,7 +136,7 @@ def new_run() -> None:
                 "name": store.free_name(KIND, name.strip() or recipe.name),
                 "device": device,
                 "workers": int(workers) or None,
-                "text": checked,
+                "text": texts,
                 "max_tokens": int(tokens),
                 "trust_remote_code": trusted,
             },
@@ -158,7 +165,8 @@ def size_quality(points: tuple[object, ...], _measured: pd.DataFrame) -> go.Figu
 def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
     follow(TABLE, rows["id"].tolist())
-    shown = ["name", "state", *runs.COLUMNS, "device", "remark"]
+    domains = [name for name in map(str, rows.columns) if name.startswith(runs.DOMAIN)]
+    shown = ["name", "state", *runs.COLUMNS, *domains, "device", "remark"]
     percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
     event = st.dataframe(
         rows[["id", *shown]].assign(
@@ -179,6 +187,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
                 "of original", format="%.3g %%", min_value=0.0, max_value=100.0
             ),
             **{figure.key: figure_column(figure) for figure in COMPARED},
+            **{name: text_column(name.removeprefix(runs.DOMAIN)) for name in domains},
             **{figure.key: figure_column(figure, runs.MEAN) for figure in runs.MEANS},
         },
     )
@@ -199,6 +208,13 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     return [page.jobs[row] for row in chosen]
 
 
+def text_column(name: str) -> Any:
+    """The KL on one of several texts."""
+    return st.column_config.NumberColumn(
+        f"KL, {visible(name)}", format=KL.format, help="KL on the text of this name alone."
+    )
+
+
 def problem(job: Job) -> str:
     """Why a run failed, or why its result cannot be shown; "" without a problem."""
     try:
@@ -210,9 +226,9 @@ def problem(job: Job) -> str:
 
 def result_line(result: RunResult) -> str:
     """What a run costs, measured or else predicted; then what it saves."""
-    kl = result.quality.kl if result.quality else None
+    quality = result.quality.to_dict() if result.quality else {}
     words = [
-        f"KL {KL.text(kl)} nats a token" if kl is not None else "",
+        f"KL {kl_text(quality)} nats a token" if quality.get(KL.key) is not None else "",
         result.outlook.text,
         f"{bytes_text(result.bytes_before)} → {bytes_text(result.bytes_after)} "
         f"({share_text(result.ratio)} of original) on {result.device}",
@@ -285,6 +301,9 @@ def details(job: Job) -> None:
         if result is not None and result.report is not None and result.report.missed:
             missed = result.report.missed
             st.warning(plain(f"{missed[0].upper()}{missed[1:]}."))
+        if result is not None and result.quality is not None:
+            texts_table(result.quality)
+            worst_tokens(result.quality, f"worst_{job.id}")
         if result is not None:
             groups_table(result)
             others_table(result)

@@ -12,11 +12,21 @@ from typing import Annotated
 import typer
 
 import ders_core
-from ders_core.cli import analysis, compression, export, measure, repair, studio, tune, upcycle
+from ders_core.cli import (
+    analysis,
+    compression,
+    export,
+    measure,
+    prove,
+    repair,
+    studio,
+    tune,
+    upcycle,
+)
 from ders_core.errors import DersError
 from ders_core.files.scratch import sweep_scratch
 
-FAMILIES = (analysis, compression, studio, measure, tune, repair, export, upcycle)
+FAMILIES = (analysis, compression, studio, measure, tune, prove, repair, export, upcycle)
 """Each has COMMANDS, from a command's word to its function, in the order of `ders --help`."""
 
 app = typer.Typer(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.evaluation import print_domains, print_worst
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -21,7 +22,15 @@ from ders_core.units import bytes_text, share_text
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
-    text: TextOption,
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            metavar="[NAME=]PATH",
+            help="UTF-8 text, .jsonl of texts or chats, or a directory of them; may be repeated. "
+            "Texts with names are measured apart too",
+        ),
+    ],
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
     ] = None,
@@ -31,7 +40,9 @@ def evaluate(
     trust_remote_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Perplexity; with --reference also KL, top-1 agreement and routing agreement."""
+    """Perplexity; with --reference also KL with its interval, the tokens that changed most, top-1
+    agreement and routing agreement."""
+    from ders_core.files.named_texts import parse_named
     from ders_core.pipeline.quality import evaluated_rows
 
     with progress_bar("eval", hidden=as_json) as progress:
@@ -42,7 +53,7 @@ def evaluate(
         quality = run_evaluate(
             model,
             reference,
-            text=text,
+            text=parse_named(text),
             device=device,
             max_tokens=max_tokens,
             dtype=parse_dtype(dtype),
@@ -53,6 +64,8 @@ def evaluate(
         print_json(quality.to_dict())
         return
     print_table(["", ""], [list(row) for row in evaluated_rows(quality.to_dict())])
+    print_domains(quality)
+    print_worst(quality)
 
 
 def calibrate(

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ders_core.compute.device import device_label, resolve_device
-from ders_core.compute.precision import dtype_label
+from ders_core.compute.device import resolve_device
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
-from ders_core.evaluate.corpus import read_text
-from ders_core.evaluate.forward import Answers, answers, loaded
-from ders_core.evaluate.metrics import Totals
-from ders_core.evaluate.reference import reference_store
-from ders_core.evaluate.windows import (
-    check_sizes,
-    check_vocabulary,
-    fitting_window,
-    token_windows,
-)
+from ders_core.evaluate.domains import Domain, read_domains
+from ders_core.evaluate.measured import Measured
+from ders_core.evaluate.original import Original, original_answers, quality_of
+from ders_core.evaluate.running import Runner
+from ders_core.evaluate.windows import check_sizes, fitting_window
 from ders_core.files.inputs import unchanged_inputs
-from ders_core.files.texts import Texts
+from ders_core.files.named_texts import NamedTexts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.hf.describe import ModelFacts
 from ders_core.pipeline.quality import Quality
@@ -34,7 +29,7 @@ def evaluate(
     model: str | Path,
     reference: str | Path | None = None,
     *,
-    text: Texts,
+    text: NamedTexts,
     device: str = "cpu",
     max_tokens: int = 8192,
     window: int = 512,
@@ -47,6 +42,7 @@ def evaluate(
 
     Both are directories, packed or not. text: one or more files or directories of UTF-8 text or
     `.jsonl` (see `ders_core.files.texts`); chats are written by the reference's chat template.
+    A mapping names texts that are measured apart too, with max_tokens shared out equally.
     window: tokens of context, not overlapping, and no more than the models' context; an encoder
     reads as many before. batch: windows at once. dtype: of the computation; by default the
     checkpoints', but float32 where the device has no instructions for it (see
@@ -65,56 +61,63 @@ def evaluate(
     window = fitting_window(window, (each.positions for each in models))
     if dtype is None:
         dtype = shared_dtype(models, where)
-    windows = _windows(models, text, window, max_tokens, trust_remote_code)
-    before = windows.shape[1] // 2 if models[0].encoder_decoder else 0
-    tokens = windows[:, before + 1 :].numel()
-    meter = Meter(len(paths) * tokens, progress)
-    computed: list[torch.dtype] = []
-
-    def measure(path: str | Path, role: str, take: Callable[[int, Answers], None]) -> None:
-        changed = "" if dtype is None else f" in {dtype_label(dtype)}"
-        meter.report(f"loading {role}{changed}")
-        with loaded(path, where.type, dtype, trust_remote_code) as network:
-            computed.append(network.dtype)
-            for number, window_answers in enumerate(answers(network, windows, batch)):
-                take(number, window_answers)
-                meter.advance(window_answers.targets.numel(), f"measuring {role}")
-
-    model_totals, reference_totals = Totals(), Totals()
+    tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in models]
+    domains = read_domains(models, tokenizers, text, window, max_tokens)
+    meter = Meter(len(paths) * sum(domain.predicted for domain in domains), progress)
+    runner = Runner(where, dtype, batch, trust_remote_code, meter)
     if reference is None:
-        measure(model, "the model", lambda _, window_answers: model_totals.add(window_answers))
+        quality = _alone(model, domains, runner)
     else:
-        with reference_store(tokens, _shared_vocabulary(models)) as store:
+        vocabulary = _shared_vocabulary(models)
+        with original_answers(reference, domains, tokenizers[0], vocabulary, runner) as original:
+            quality = original.compare(model)
+    return quality.model_copy(update={"seconds": time.monotonic() - started})
 
-            def keep(number: int, window_answers: Answers) -> None:
-                reference_totals.add(window_answers)
-                store.write(number, window_answers)
 
-            def compare(number: int, window_answers: Answers) -> None:
-                model_totals.add(window_answers)
-                model_totals.compare(window_answers, store.read(number))
+@contextmanager
+def original_on_text(
+    original: str | Path,
+    text: NamedTexts,
+    *,
+    device: str = "cpu",
+    max_tokens: int = 8192,
+    window: int = 512,
+    batch: int = 8,
+    trust_remote_code: bool = False,
+    progress: Progress = quiet,
+) -> Iterator[Original]:
+    """Run an original once, for any number of packed checkpoints that are made of it within the
+    block. Parameters are those of `evaluate`; progress counts the tokens of the original, and then
+    says what is measured. Raises as `evaluate`."""
+    where = resolve_device(device)
+    check_sizes(window, max_tokens, batch)
+    facts = describe(original, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(facts.path, trust_remote_code=trust_remote_code)
+    window = fitting_window(window, [facts.positions])
+    domains = read_domains([facts], [tokenizer], text, window, max_tokens)
+    meter = Meter(sum(domain.predicted for domain in domains), progress)
+    runner = Runner(where, shared_dtype([facts], where), batch, trust_remote_code, meter)
+    vocabulary = _shared_vocabulary([facts, facts])
+    with original_answers(original, domains, tokenizer, vocabulary, runner) as ran:
+        yield ran
 
-            measure(reference, "the original", keep)
-            measure(model, "the compressed model", compare)
-    tokens_seen = model_totals.tokens
-    compared = reference is not None
-    return Quality(
-        tokens=tokens_seen,
-        perplexity=model_totals.perplexity,
-        reference_perplexity=reference_totals.perplexity if compared else None,
-        kl=model_totals.kl / tokens_seen if compared else None,
-        top1_agreement=model_totals.same_top / tokens_seen if compared else None,
-        routing_agreement=model_totals.routing_agreement,
-        dtype=dtype_label(computed[-1]),
-        device=device_label(where),
-        seconds=time.monotonic() - started,
+
+def _alone(model: str | Path, domains: Sequence[Domain], runner: Runner) -> Quality:
+    """A model without an original."""
+    measured = [Measured() for _ in domains]
+    dtype = runner.run(
+        model,
+        "the model",
+        domains,
+        lambda seen: measured[seen.domain].totals.add(seen.answers),
     )
+    return quality_of(domains, measured, None, (), dtype, runner.where, 0.0)
 
 
 def check_evaluation(
     model: str | Path,
     *,
-    text: Texts,
+    text: NamedTexts,
     max_tokens: int = 8192,
     window: int = 512,
     trust_remote_code: bool = False,
@@ -123,37 +126,8 @@ def check_evaluation(
     and without its weights: so that other work is not done in vain."""
     facts = describe(model, trust_remote_code=trust_remote_code)
     fitting = fitting_window(window, [facts.positions])
-    _windows([facts], text, fitting, max_tokens, trust_remote_code)
-
-
-def _windows(
-    models: Sequence[ModelFacts],
-    texts: Texts,
-    window: int,
-    max_tokens: int,
-    trust_remote_code: bool,
-) -> torch.Tensor:
-    """The windows of the texts. Raises EvaluationError if the models' tokenizers disagree, or make
-    tokens that a model does not know."""
-    first, *others = models
-    if any(other.encoder_decoder != first.encoder_decoder for other in others):
-        raise EvaluationError(
-            f"of {first.path} and {others[0].path} one has an encoder and the other has none, so "
-            "they cannot be compared"
-        )
-    rows: list[torch.Tensor] = []
-    tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in models]
-    text = read_text(texts, tokenizers[0])
-    for each, tokenizer in zip(models, tokenizers, strict=True):
-        windows = token_windows(tokenizer, text, window, max_tokens, before=each.encoder_decoder)
-        check_vocabulary(windows, each.vocabulary, tokenizer, each.path)
-        rows.append(windows)
-    if not all(torch.equal(rows[0], other) for other in rows[1:]):
-        raise EvaluationError(
-            f"{others[0].path} splits the text into other tokens than {first.path}; only models "
-            "with one tokenizer can be compared"
-        )
-    return rows[0]
+    tokenizer = load_tokenizer(facts.path, trust_remote_code=trust_remote_code)
+    read_domains([facts], [tokenizer], text, fitting, max_tokens)
 
 
 def _shared_vocabulary(models: Sequence[ModelFacts]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -33,13 +34,15 @@ class Totals:
         self.loss -= float(picked.double().sum())
         self.tokens += answers.targets.numel()
 
-    def compare(self, answers: Answers, reference: Kept) -> None:
+    def compare(self, answers: Answers, reference: Kept) -> torch.Tensor:
         """KL(reference ‖ model) and agreements with the reference's answers to the same window.
 
         Routings are compared if both were seen, with as many MoE layers and as many experts.
+        Returns the KL of each token, `[tokens]` float64.
         """
         device = answers.log_probs.device
-        self.kl += divergence(reference.log_probs.to(device), answers.log_probs)
+        token_kl = divergences(reference.log_probs.to(device), answers.log_probs)
+        self.kl += float(token_kl.sum())
         self.same_top += int((reference.top.to(device) == answers.log_probs.argmax(-1)).sum())
         if (
             reference.chosen is None
@@ -47,10 +50,16 @@ class Totals:
             or reference.chosen.shape != answers.chosen.shape
         ):
             self.unrouted += 1
-            return
+            return token_kl
         shares = overlap(reference.chosen.to(device), answers.chosen)
         self.same_experts += float(shares.double().sum())
         self.routed += shares.numel()
+        return token_kl
+
+    @classmethod
+    def joined(cls, parts: Sequence[Totals]) -> Totals:
+        """The sums of several texts together."""
+        return cls(*(sum(getattr(part, each.name) for part in parts) for each in fields(cls)))
 
     @property
     def routing_agreement(self) -> float | None:
@@ -63,20 +72,20 @@ class Totals:
         return math.exp(mean) if mean < 700 else math.inf
 
 
-def divergence(reference: torch.Tensor, model: torch.Tensor) -> float:
-    """Σ over tokens of KL(reference ‖ model) in nats; log-probabilities `[tokens, vocabulary]`.
+def divergences(reference: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """KL(reference ‖ model) of each token in nats, `[tokens]` float64; log-probabilities
+    `[tokens, vocabulary]`.
 
     Both are normalised once more in float64, a few rows at a time. Without that, a row that float32
     lets sum to 1 + 1e-7 would outweigh the KL of two models that are nearly the same, and KL could
     be negative; with it, only the rounding of float64, about 1e-16, is cut off at 0.
     """
-    total = 0.0
+    tokens = []
     for reference_rows, model_rows in zip(reference.split(ROWS), model.split(ROWS), strict=True):
         first = reference_rows.double().log_softmax(-1)
         second = model_rows.double().log_softmax(-1)
-        terms = (first.exp() * (first - second)).sum(-1)
-        total += float(terms.clamp_min(0).sum())
-    return total
+        tokens.append((first.exp() * (first - second)).sum(-1).clamp_min(0))
+    return torch.cat(tokens)
 
 
 def overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

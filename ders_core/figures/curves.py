@@ -183,7 +183,8 @@ def value_histogram(analysis: Analysis, layer: int, projection: str) -> go.Figur
 def size_quality(runs: pd.DataFrame) -> go.Figure:
     """Finished runs: share of the original's size against KL, with the Pareto line.
 
-    runs: columns name, ratio, kl; bytes_after and perplexity are shown on hover.
+    runs: columns name, ratio, kl; kl_low and kl_high are drawn as its interval where they are
+    known; bytes_after and perplexity are shown on hover.
     """
     ordered = runs.sort_values(["ratio", "kl"])
     best = ordered["kl"].cummin()
@@ -206,6 +207,11 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         textposition="top center",
         name="runs",
         marker={"size": 11, "color": "#0072b2"},
+        error_y={
+            "array": ordered["kl_high"].astype(float) - ordered["kl"],
+            "arrayminus": ordered["kl"] - ordered["kl_low"].astype(float),
+            "color": QUIET,
+        },
         customdata=np.stack(
             [ordered["bytes_after"].astype(float) / 1e6, ordered["perplexity"].astype(float)], -1
         ),

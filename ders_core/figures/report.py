@@ -21,7 +21,7 @@ from ders_core.files.output import new_file
 
 SUFFIXES = (".html", ".json", ".parquet")
 
-_STYLE = """
+PAGE_STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
 color:#1f2933;background:#fff}
 table{border-collapse:collapse;font-size:13px}th,td{padding:.25rem .75rem;text-align:right;
@@ -47,7 +47,7 @@ def report_html(analysis: Analysis) -> str:
         figures.append((f"Layer {layer}, {projection}", about, of_group))
     parts = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}: redundancy "
-        f"of experts</title><style>{_STYLE}</style></head><body>",
+        f"of experts</title><style>{PAGE_STYLE}</style></head><body>",
         f"<h1>{name}: how alike its experts are</h1>",
         f"<p class='lead'>{html.escape(analysis.verdict.sentence)}</p>",
         _table(analysis),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ders_core.errors import Cancelled, CheckpointError, StoreUnavailable
 from ders_core.files.aside import sweep_asides
@@ -21,6 +21,10 @@ from ders_core.jobs.job import Job, StepState
 from ders_core.jobs.pace import Sample, add_sample
 from ders_core.jobs.stop import Stop
 from ders_core.jobs.workspace import Workspace
+
+if TYPE_CHECKING:
+    from ders_core.files.named_texts import NamedTexts
+    from ders_core.jobs.kind import TextSpec
 
 WRITE_EVERY = 0.25
 """Seconds between two accesses to the store; a stop request waits at most so long."""
@@ -66,6 +70,12 @@ class TaskContext:
         paths = tuple(self.allowed(name) for name in names)
         check_texts(paths)
         return paths
+
+    def allowed_named_texts(self, texts: TextSpec) -> NamedTexts:
+        """The same of texts that may have names, which are kept."""
+        if not isinstance(texts, dict):
+            return self.allowed_texts(texts)
+        return {name: self.allowed_texts(paths) for name, paths in texts.items()}
 
     def checkpoint(self, place: str) -> Path:
         """A checkpoint of the spec, a path or an address.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ders_core.jobs.job import Job
 
 Device = Literal["auto", "cpu", "cuda"]
+TextSpec = str | tuple[str, ...] | dict[str, str | tuple[str, ...]]
+"""A path, several, or each of a name."""
 
 
 class Spec(BaseModel):

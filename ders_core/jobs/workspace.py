@@ -59,6 +59,11 @@ class Workspace:
     def analyses(self) -> Path:
         return self.path / "analysis"
 
+    @property
+    def scores(self) -> Path:
+        """What tuning found out of each checkpoint."""
+        return self.path / "scores"
+
     def analysis_dir(self, identity: str) -> Path:
         """Directory of a checkpoint's analysis. Raises JobError if `identity` is not one."""
         if not identity.isalnum():

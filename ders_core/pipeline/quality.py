@@ -16,15 +16,16 @@ from ders_core.files.missing import advice, local_path
 from ders_core.files.untrusted_json import parse_json
 
 
-class Quality(BaseModel):
+class TextQuality(BaseModel):
     """tokens: predicted ones. perplexity: exp of the mean cross-entropy, without auxiliary losses.
 
-    kl: mean KL(reference ‖ model) in nats a token. top1_agreement: share of tokens whose most
-    likely prediction is the same. routing_agreement: mean over tokens and MoE layers of the share
-    of experts given to a token that are the same, after everything that a model does to its
-    router's scores; also None if that cannot be seen in the model. The four figures of the
-    comparison are None without a reference. dtype: in which was computed; "" in results of earlier
-    versions.
+    kl: mean KL(reference ‖ model) in nats a token. kl_low, kl_high: where that mean lies with a
+    probability of 95 %, by the bootstrap over windows; None of too few windows. kl_p95, kl_p99:
+    percentiles over tokens. top1_agreement: share of tokens whose most likely prediction is the
+    same. routing_agreement: mean over tokens and MoE layers of the share of experts given to a
+    token that are the same, after everything that a model does to its router's scores; also None if
+    that cannot be seen in the model. All figures of the comparison are None without a reference;
+    those that earlier versions did not measure are None in their results.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -33,11 +34,12 @@ class Quality(BaseModel):
     perplexity: float
     reference_perplexity: float | None = None
     kl: float | None = None
+    kl_low: float | None = None
+    kl_high: float | None = None
+    kl_p95: float | None = None
+    kl_p99: float | None = None
     top1_agreement: float | None = None
     routing_agreement: float | None = None
-    dtype: str = ""
-    device: str
-    seconds: float
 
     @property
     def perplexity_change(self) -> float | None:
@@ -46,9 +48,41 @@ class Quality(BaseModel):
             return None
         return self.perplexity / self.reference_perplexity - 1
 
+
+class DomainQuality(TextQuality):
+    """One of several texts that were measured apart, by its name."""
+
+    name: str
+
+
+class WorstToken(BaseModel):
+    """A token at which the two models differ most. kl: nats. before: the text before it. came: the
+    token that came. original, model: what each held for most likely. domain: "" for a text without
+    a name."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    domain: str = ""
+    before: str
+    came: str
+    original: str
+    model: str
+    kl: float
+
+
+class Quality(TextQuality):
+    """All texts together. domains: each alone, if they were given names. worst: the largest KL
+    first. dtype: in which was computed; "" in results of earlier versions."""
+
+    domains: tuple[DomainQuality, ...] = ()
+    worst: tuple[WorstToken, ...] = ()
+    dtype: str = ""
+    device: str
+    seconds: float
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `ders eval --json` prints them."""
-        return self.model_dump()
+        return self.model_dump(mode="json")
 
 
 def check_quality(measured: Mapping[str, Any], where: str) -> Quality:
@@ -146,6 +180,34 @@ KL = Figure(
     "%.3g",
     "KL(original ‖ compressed), nats a token; 0: the same.",
 )
+KL_LOW = Figure(
+    "kl_low",
+    "KL, lower end of its interval",
+    "KL from",
+    "%.3g",
+    "The mean KL lies above with a probability of 97.5 %: windows of the text were drawn again.",
+)
+KL_HIGH = Figure(
+    "kl_high",
+    "KL, upper end of its interval",
+    "KL to",
+    "%.3g",
+    "The mean KL lies below with a probability of 97.5 %: windows of the text were drawn again.",
+)
+KL_P95 = Figure(
+    "kl_p95",
+    "KL of the 95th percentile of tokens",
+    "KL 95 %",
+    "%.3g",
+    "One token in 20 has a larger KL.",
+)
+KL_P99 = Figure(
+    "kl_p99",
+    "KL of the 99th percentile of tokens",
+    "KL 99 %",
+    "%.3g",
+    "One token in 100 has a larger KL.",
+)
 TOP1_AGREEMENT = Figure(
     "top1_agreement",
     "same most likely token",
@@ -231,8 +293,19 @@ ROUNDING = Figure(
     scale=100,
 )
 
-EVALUATED = (KL, PERPLEXITY, REFERENCE_PERPLEXITY, TOP1_AGREEMENT, ROUTING_AGREEMENT, TOKENS)
-"""The numbers of `Quality`; what the compression costs comes first."""
+EVALUATED = (
+    KL,
+    KL_LOW,
+    KL_HIGH,
+    KL_P95,
+    KL_P99,
+    PERPLEXITY,
+    REFERENCE_PERPLEXITY,
+    TOP1_AGREEMENT,
+    ROUTING_AGREEMENT,
+    TOKENS,
+)
+"""The numbers of `TextQuality`; what the compression costs comes first."""
 
 OUTLOOK = (PREDICTED_KL, GAIN, NOISE)
 """What a report says of the whole model."""
@@ -242,6 +315,8 @@ COMPARED = (
     PREDICTED_KL,
     GAIN,
     NOISE,
+    KL_P95,
+    KL_P99,
     PERPLEXITY,
     PERPLEXITY_CHANGE,
     TOP1_AGREEMENT,
@@ -261,10 +336,23 @@ def figure_rows(figures: Sequence[Figure], values: Mapping[str, Any]) -> list[tu
 
 
 def evaluated_rows(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, value) of each measured figure, and of how it was computed; measured:
-    `Quality.to_dict()`."""
-    rows = figure_rows(EVALUATED, measured)
+    """(label, value) of each measured figure, the KL with its interval, and of how it was computed;
+    measured: `Quality.to_dict()`."""
+    ends = (KL, KL_LOW, KL_HIGH)
+    rows = figure_rows([figure for figure in EVALUATED if figure not in ends], measured)
+    if measured.get(KL.key) is not None:
+        rows.insert(0, (KL.label, kl_text(measured)))
     if measured.get("dtype"):
         device = measured.get("device")
         rows.append(("computed in", measured["dtype"] + (f" on {device}" if device else "")))
     return rows
+
+
+def kl_text(measured: Mapping[str, Any]) -> str:
+    """The KL with its interval of 95 %, where there is one: '0.012 (0.01 to 0.014)'.
+
+    measured: `TextQuality.model_dump()`.
+    """
+    low, high = measured.get(KL_LOW.key), measured.get(KL_HIGH.key)
+    interval = "" if low is None or high is None else f" ({KL.text(low)} to {KL.text(high)})"
+    return KL.text(measured[KL.key]) + interval

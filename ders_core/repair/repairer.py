@@ -17,6 +17,8 @@ from ders_core.compute.device import device_label, resolve_device
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.forward import loaded
+from ders_core.evaluate.interval import Interval
+from ders_core.evaluate.measured import Measured, figures
 from ders_core.evaluate.metrics import Totals
 from ders_core.evaluate.reference import ReferenceStore, reference_store
 from ders_core.files.inputs import check_inputs, unchanged_inputs
@@ -33,7 +35,7 @@ from ders_core.hf.silence import silent
 from ders_core.packed.manifest import Repair
 from ders_core.pipeline.quality import Quality
 from ders_core.repair.collect import Placed, place
-from ders_core.repair.measure import Interval, Measured, compare, keep_answers
+from ders_core.repair.measure import compare, keep_answers
 from ders_core.repair.places import locate
 from ders_core.repair.result import NotBetter, RepairResult
 from ders_core.repair.settings import RepairSettings
@@ -132,14 +134,8 @@ class _Outcome:
     after: Measured
 
     def quality(self, measured: Measured, work: Work, seconds: float = 0.0) -> Quality:
-        totals = measured.totals
         return Quality(
-            tokens=totals.tokens,
-            perplexity=totals.perplexity,
-            reference_perplexity=self.trained.of_original.perplexity,
-            kl=totals.kl / totals.tokens,
-            top1_agreement=totals.same_top / totals.tokens,
-            routing_agreement=totals.routing_agreement,
+            **figures([measured], [self.trained.of_original]),
             dtype="float32",
             device=device_label(work.where),
             seconds=seconds,

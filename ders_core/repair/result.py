@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ders_core.errors import EvaluationError
+from ders_core.evaluate.interval import Interval
 from ders_core.pipeline.quality import Quality
-from ders_core.repair.measure import Interval
 
 
 class NotBetter(EvaluationError):

@@ -22,12 +22,12 @@ def with_finer(candidates: Sequence[Candidate]) -> list[Candidate]:
     Butland 1984). Gains follow in the same way, not by logarithms.
     """
     found = list[Candidate]()
-    for run in _runs(candidates):
+    for run in runs(candidates):
         found += run if len(run) < 2 else _filled(run)
     return found
 
 
-def _runs(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+def runs(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     """Candidates that follow one another on a ladder."""
     run = list(candidates[:1])
     for before, candidate in pairwise(candidates):

@@ -15,6 +15,10 @@ from ders_core.pipeline.quality import (
     DELTA_ERROR,
     GAIN,
     KL,
+    KL_HIGH,
+    KL_LOW,
+    KL_P95,
+    KL_P99,
     NOISE,
     NOISE_COST,
     OUTPUT_ERROR,
@@ -33,7 +37,10 @@ LEADING = (KL.key, PREDICTED_KL.key, "ratio", "bytes_after")
 COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LEADING))
 """What a run costs, then what it saves, then the rest."""
 
-ROW = ["id", "name", "state", *COLUMNS, "device", "remark"]
+DOMAIN = "kl of "
+"""What the column of a text's KL begins with; its name follows."""
+
+ROW = ["id", "name", "state", *COLUMNS, KL_LOW.key, KL_HIGH.key, "device", "remark"]
 """Of a run that has ended."""
 
 MEANS, MEAN = (GAIN, NOISE, WEIGHT_ERROR), "The mean over the groups that are replaced."
@@ -62,13 +69,17 @@ def row(job: Job, result: RunResult) -> dict[str, Any]:
         PERPLEXITY.key: quality.perplexity if quality else None,
         REFERENCE_PERPLEXITY.key: quality.reference_perplexity if quality else None,
         PERPLEXITY_CHANGE.key: quality.perplexity_change if quality else None,
-        KL.key: quality.kl if quality else None,
+        **{
+            figure.key: getattr(quality, figure.key) if quality else None
+            for figure in (KL, KL_LOW, KL_HIGH, KL_P95, KL_P99)
+        },
         TOP1_AGREEMENT.key: quality.top1_agreement if quality else None,
         ROUTING_AGREEMENT.key: quality.routing_agreement if quality else None,
         PREDICTED_KL.key: outlook.predicted_kl,
         GAIN.key: outlook.gain,
         NOISE.key: outlook.noise,
         WEIGHT_ERROR.key: sum(entry.rel_error_weight for entry in replaced) / count,
+        **{f"{DOMAIN}{each.name}": each.kl for each in (quality.domains if quality else ())},
     }
 
 
@@ -80,7 +91,7 @@ def finished(jobs: Sequence[Job]) -> pd.DataFrame:
 
 def ended(jobs: Sequence[Job]) -> pd.DataFrame:
     """One row for each run, in their order: figures of those that have some, why others have none,
-    and whether a budget was missed."""
+    and whether a budget was missed. Texts that were measured apart have a column each."""
     rows = []
     for job in jobs:
         result, remark = None, job.error
@@ -92,7 +103,8 @@ def ended(jobs: Sequence[Job]) -> pd.DataFrame:
             remark = str(error)
         figures = row(job, result) if result is not None else {"id": job.id, "name": job.title}
         rows.append(dict.fromkeys(ROW) | figures | {"state": job.state, "remark": remark})
-    return pd.DataFrame(rows, columns=ROW)
+    domains = dict.fromkeys(name for each in rows for name in each if name.startswith(DOMAIN))
+    return pd.DataFrame(rows, columns=[*ROW, *domains])
 
 
 def readable(job: Job) -> RunResult | None:

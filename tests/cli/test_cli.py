@@ -116,6 +116,17 @@ def test_eval(mixtral_dir: Path, packed: Path, tmp_path: Path, tiny_text: str) -
     assert again["perplexity"] == quality["perplexity"]
     for key in ("perplexity", "reference_perplexity", "top1_agreement", "routing_agreement"):
         assert quality[key] > 0
+    named = ("--text", f"code={text}", "--text", f"prose={text}", "--max-tokens", "120")
+    shown = ders("eval", packed, "--reference", mixtral_dir, *named)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(("code ", "prose "))] == [
+        "code",
+        "prose",
+    ]
+    worst = lines[lines.index("the tokens that changed most") + 2 :]
+    assert len(worst) == 10
+    assert float(worst[0].split()[0]) >= float(worst[-1].split()[0]) > 0
 
 
 def test_analyze_writes_reports(mixtral_dir: Path, tmp_path: Path) -> None:

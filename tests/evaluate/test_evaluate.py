@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.evaluate_support import TOKENS, WINDOW, measure
 
-from ders_core.evaluate.metrics import divergence, overlap
+from ders_core.evaluate.metrics import divergences, overlap
 from ders_core.hf import load_model, load_tokenizer
 from ders_core.hf.routing import NONE
 
@@ -98,8 +98,8 @@ def test_divergence_and_overlap_by_hand() -> None:
     first = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
     second = torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
     wanted = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert divergence(first, second) == pytest.approx(wanted, rel=1e-6)
-    assert divergence(first, first) == 0
+    assert divergences(first, second).tolist() == pytest.approx([wanted, 0], rel=1e-6, abs=1e-12)
+    assert divergences(first, first).tolist() == [0, 0]
     chosen = torch.tensor([[[0, 1], [2, 3]]])
     other = torch.tensor([[[1, 0], [3, 4]]])
     assert overlap(chosen, other).tolist() == [[1.0, 0.5]]

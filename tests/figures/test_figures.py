@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -151,6 +152,8 @@ def test_the_pareto_line_leaves_out_what_is_beaten() -> None:
             "name": ["small", "beaten", "good", "large"],
             "ratio": [0.2, 0.3, 0.4, 0.9],
             "kl": [0.5, 0.6, 0.1, 0.0],
+            "kl_low": [0.4, None, 0.05, 0.0],
+            "kl_high": [0.7, None, 0.2, 0.0],
             "bytes_after": [2e6, 3e6, 4e6, 9e6],
             "perplexity": [9.0, 9.1, 8.0, 7.9],
         }
@@ -158,6 +161,9 @@ def test_the_pareto_line_leaves_out_what_is_beaten() -> None:
     line, dots = figures.size_quality(runs).data
     assert list(line.x) == [0.2, 0.4, 0.9]
     assert list(dots.text) == ["small", "beaten", "good", "large"]
+    assert list(dots.error_y.array)[::2] == pytest.approx([0.2, 0.1])
+    assert list(dots.error_y.arrayminus)[::2] == pytest.approx([0.1, 0.05])
+    assert math.isnan(dots.error_y.array[1])
 
 
 def test_the_report_stands_alone(analysis: Analysis) -> None:

@@ -113,6 +113,10 @@ def test_evaluate_alone(
     several = spec | {"text": [str(halves), f" '{tmp_path / '2.txt'}' "]}
     again = result_of(do(workspace, "evaluate", several))
     assert again["perplexity"] == result["perplexity"]
+    named = spec | {"text": {"one": str(text), "two": [str(text)]}, "max_tokens": 600}
+    domains = result_of(do(workspace, "evaluate", named))["domains"]
+    assert [each["name"] for each in domains] == ["one", "two"]
+    assert domains[1]["perplexity"] == result["perplexity"]
 
 
 def test_calibrate(workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_the_table_of_finished_runs(store: JobStore) -> None:
     assert (measured["gain"], measured["noise"]) == (0.9, 0.17)
     assert measured["predicted_kl"] == 0.2
     assert table["kl"].isna().tolist() == [False, True]
+    assert measured[["kl_low", "kl_high", "kl_p95", "kl_p99"]].tolist() == [0.2, 0.3, 0.9, 2.5]
+    assert measured[["kl of code", "kl of prose"]].tolist() == [0.4, 0.1]
+    shown = runs.ended(jobs)
+    assert [name for name in map(str, shown) if name.startswith("kl of ")] == [
+        "kl of code",
+        "kl of prose",
+    ]
+    assert shown["kl of code"].isna().tolist() == [False, True, True]
     assert unmeasured["ratio"] == 0.3
     result = runs.readable(jobs[0])
     assert result is not None

@@ -8,7 +8,9 @@ from ders_core.pipeline.quality import (
     NOISE_COST,
     OUTPUT_ERROR,
     Quality,
+    TextQuality,
     evaluated_rows,
+    kl_text,
 )
 
 MEASURED = Quality(
@@ -16,6 +18,10 @@ MEASURED = Quality(
     perplexity=12.345678,
     reference_perplexity=11.987654,
     kl=0.0123456,
+    kl_low=0.01,
+    kl_high=0.015,
+    kl_p95=0.05,
+    kl_p99=0.2,
     top1_agreement=0.98765,
     routing_agreement=0.87654,
     device="cpu",
@@ -25,7 +31,7 @@ MEASURED = Quality(
 
 def test_every_figure_of_an_evaluation_has_words() -> None:
     described = {figure.key for figure in EVALUATED}
-    assert described == Quality.model_fields.keys() - {"device", "dtype", "seconds"}
+    assert described == TextQuality.model_fields.keys()
     for figure in {*EVALUATED, *COMPARED, NOISE_COST, OUTPUT_ERROR}:
         assert figure.label
         assert figure.short
@@ -34,7 +40,13 @@ def test_every_figure_of_an_evaluation_has_words() -> None:
 
 def test_values_as_people_read_them() -> None:
     texts = [text for _, text in evaluated_rows(MEASURED.to_dict())]
-    assert texts == ["0.0123", "12.35", "11.99", "98.8 %", "87.7 %", "4096"]
+    kl = "0.0123 (0.01 to 0.015)"
+    assert texts == [kl, "0.05", "0.2", "12.35", "11.99", "98.8 %", "87.7 %", "4096"]
+
+
+def test_a_kl_without_an_interval() -> None:
+    earlier = {key: value for key, value in MEASURED.to_dict().items() if key != "kl_low"}
+    assert kl_text(earlier) == "0.0123"
 
 
 def test_how_it_was_computed_is_told() -> None:

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-QUALITY = {
+MEASURED = {
     "tokens": 511,
     "perplexity": 12.5,
     "reference_perplexity": 12.0,
     "kl": 0.25,
+    "kl_low": 0.2,
+    "kl_high": 0.3,
+    "kl_p95": 0.9,
+    "kl_p99": 2.5,
     "top1_agreement": 0.9,
     "routing_agreement": 0.8,
+}
+QUALITY = {
+    **MEASURED,
+    "domains": [MEASURED | {"name": "code", "kl": 0.4}, MEASURED | {"name": "prose", "kl": 0.1}],
+    "worst": [
+        {
+            "domain": "code",
+            "before": "def f(",
+            "came": "x",
+            "original": "x",
+            "model": "self",
+            "kl": 3.5,
+        }
+    ],
     "dtype": "float32",
     "device": "CPU",
     "seconds": 1.5,
@@ -25,7 +43,15 @@ REPAIRED = {
     "repeated": 1,
     "resumed": "",
 }
-WITHOUT_DTYPE = {key: value for key, value in QUALITY.items() if key != "dtype"}
+ONE_TEXT = QUALITY | {"domains": [], "worst": []}
+EARLIER = {
+    key: value
+    for key, value in QUALITY.items()
+    if key not in {"kl_low", "kl_high", "kl_p95", "kl_p99", "domains", "worst"}
+}
+"""Before KL had an interval, and texts had names."""
+
+WITHOUT_DTYPE = {key: value for key, value in EARLIER.items() if key != "dtype"}
 VERIFIED = {"layer": 0, "projection": "up", "rel_error_delta": 0.2, "rel_error_weight": 0.01}
 VERIFICATION = {
     "ok": True,
@@ -114,11 +140,30 @@ FIGURES = {
     "resumed": "",
 }
 
+TRIAL = {
+    "role": "tuned",
+    "form": "",
+    "recipe": "name: tuned",
+    "predicted_kl": 0.2,
+    "foretold_bytes": 290,
+    "size": 300.0,
+    "most": 310.0,
+    "keeps": True,
+    "costs": {"quantized": 0.2},
+    "measured": {"nbytes": 300, "expert_bytes": 200, "quality": QUALITY},
+}
+
 PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
-    "evaluate": {"model": "/models/moe", "text": "/t.txt"},
+    "evaluate": {"model": "/models/moe", "text": {"code": ["/c.txt"], "prose": "/p.txt"}},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
+    "prove": {
+        "checkpoint": "/models/moe",
+        "calibration": "/c.safetensors",
+        "text": "/t.txt",
+        "budget": "40%",
+    },
     "repair": {"checkpoint": "/w/runs/00001/packed", "original": "/models/moe", "text": "/t.txt"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
     "tune": {"checkpoint": "/models/moe", "budget": "40%", "calibration": "/c.safetensors"},
@@ -136,13 +181,29 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         },
         {"path": "/w/c.safetensors", "tokens": 8192, "dtype": "float32", "gradients": True},
     ),
-    "evaluate": (QUALITY, {"tokens": 10, "perplexity": 2.0, "device": "CPU", "seconds": 1.0}),
+    "evaluate": (
+        QUALITY,
+        ONE_TEXT,
+        EARLIER,
+        {"tokens": 10, "perplexity": 2.0, "device": "CPU", "seconds": 1.0},
+    ),
     "export": (
         {
             "out": "/w/exports/small",
             "format": "packed",
             "bytes": 300,
             "checks": [{"name": "it opens", "ok": True, "detail": "9 tensors"}],
+        },
+    ),
+    "prove": (
+        {
+            "bound": "40 % of the original",
+            "sentence": "of 2 recipes that were measured the tuned one is best",
+            "trials": [TRIAL, TRIAL | {"role": "uniform", "form": "quantized", "keeps": False}],
+            "best": 0,
+            "factors": {"quantized": 1.25},
+            "remarks": ["quantized costs 1.7 times what was predicted"],
+            "bytes_before": 1000,
         },
     ),
     "repair": (
@@ -166,6 +227,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         RUN | {"verification": {"ok": True}},
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "linked_out"}},
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "others"}},
+        RUN | {"quality": EARLIER},
     ),
     "tune": (
         {

@@ -1,4 +1,5 @@
-"""A tiny Mixtral with a calibration whose numbers are chosen, and its scores, made once."""
+"""A tiny Mixtral with a calibration whose numbers are chosen, and its scores, made once; and one
+whose experts matter, to measure."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from pathlib import Path
 import pytest
 from support.gradient_calibrations import with_gradients
 from support.scored_model import UNMEASURED, Scored
+from support.worse_models import pair, pair_of, text_file
 
 from ders_core.codecs import CODECS
 from ders_core.packed.open import open_checkpoint
 from ders_core.tune.scoring import score
+
+__all__ = ["pair", "pair_of", "scored", "text_file"]
 
 FORMS = ("entropy", "keep", "lossless", "lowrank", "quantized")
 """Enough to choose from: continuous and other strengths, by rows and whole."""

@@ -109,10 +109,10 @@ def test_what_is_typed_while_leaving_is_there_on_return(app: AppTest, mixtral_di
     app.run()
     app.button(key="open").click().run()
     on(app, "runs")
-    sent = states_with(app, app.text_input(key="run_text"), "typed")
+    sent = states_with(app, app.text_area(key="run_text"), "typed")
     app.switch_page("pages/export.py")
     app._run(sent)
-    assert on(app, "runs").text_input(key="run_text").value == "typed"
+    assert on(app, "runs").text_area(key="run_text").value == "typed"
 
 
 def script() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
-from support.stored_results import QUALITY
+from support.stored_results import PARAMETERS, QUALITY, RESULTS
 from support.studio_pages import on, opened, words
 
 from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
 from ders_core.packed.patch import apply_patch
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
@@ -31,7 +32,7 @@ def test_run_then_export(
     opened(app, mixtral_dir)
     on(app, "runs")
     assert "No runs" in words(app)
-    app.text_input[1].set_value(str(text))
+    app.text_area(key="run_text").set_value(str(text))
     app.number_input[0].set_value(512)
     app.number_input[1].set_value(1)
     app.button[0].click().run()
@@ -122,7 +123,7 @@ def test_code_of_a_model_runs_only_where_it_is_allowed(
     (with_code / "config.json").write_text(json.dumps(config), encoding="utf-8")
     on(opened(app, with_code), "runs")
     assert "code of its own" in words(app)
-    app.text_input(key="run_text").set_value(str(text)).run()
+    app.text_area(key="run_text").set_value(str(text)).run()
     app.number_input(key="run_workers").set_value(1).run()
     app.button(key="run_start").click().run()
     assert app.toggle(key="run_trust").value is False
@@ -140,7 +141,42 @@ def test_code_of_a_model_runs_only_where_it_is_allowed(
 def test_a_run_outside_the_roots_is_refused(app: AppTest, mixtral_dir: Path) -> None:
     opened(app, mixtral_dir)
     on(app, "runs")
-    app.text_input[1].set_value("/etc/hostname")
+    app.text_area(key="run_text").set_value("/etc/hostname")
     app.button[0].click().run()
     assert "/etc/hostname" in app.error[0].value
     assert "DERS_ROOTS" in app.error[0].value
+
+
+def test_texts_that_were_measured_apart_and_the_worst_tokens_are_shown(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    opened(app, mixtral_dir)
+    store = JobStore(workspace.store_path)
+    store.submit("run", PARAMETERS["run"], "two texts")
+    claim = Claims(workspace.store_path, "me").claim()
+    assert claim is not None
+    claim.complete(RESULTS["run"][0])
+    on(app, "runs")
+    of_runs, texts, worst = (frame.value for frame in app.dataframe[:3])
+    assert of_runs[["kl of code", "kl of prose"]].to_numpy().tolist() == [[0.4, 0.1]]
+    assert texts["text"].tolist() == ["code", "prose", "all together"]
+    assert texts["kl"].tolist() == [0.4, 0.1, 0.25]
+    assert texts["top1_agreement"].tolist() == [90.0] * 3
+    assert worst[["domain", "before", "came", "model"]].to_numpy().tolist() == [
+        ["code", "def f(", "x", "self"]
+    ]
+    assert "KL 0.25 (0.2 to 0.3) nats a token" in words(app)
+
+
+def test_texts_with_names_are_typed_a_line_each(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, text: Path
+) -> None:
+    on(opened(app, mixtral_dir), "runs")
+    app.text_area(key="run_text").set_value(f"code={text}\n{text}").run()
+    app.button(key="run_start").click().run()
+    assert "NAME=PATH" in app.error[0].value
+    app.text_area(key="run_text").set_value(f" code = {text} \n\nprose={text}\n").run()
+    app.button(key="run_start").click().run()
+    assert not app.error
+    filed = JobStore(workspace.store_path).list(kind="run")[0].spec["text"]
+    assert filed == {"code": [str(text)], "prose": [str(text)]}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
+from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec, TextSpec
 from ders_core.jobs.workspace import place_label
 from ders_core.pipeline.quality import Quality
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class EvaluateSpec(Spec):
-    """Measure a model, against a reference if there is one. text: one path, or several.
-    trust_remote_code: run code that comes with them, with the worker's rights."""
+    """Measure a model, against a reference if there is one. text: one path, or several that are
+    read as one text; or texts by names, which are measured apart too. trust_remote_code: run
+    code that comes with them, with the worker's rights."""
 
     model: str
     reference: str | None = None
-    text: str | tuple[str, ...]
+    text: TextSpec
     device: Device = "auto"
     max_tokens: int = Field(default=8192, ge=2)
     trust_remote_code: bool = False
@@ -45,7 +46,7 @@ class Evaluate(Kind[EvaluateSpec, EvaluateResult]):
     def run(self, context: TaskContext, spec: EvaluateSpec) -> EvaluateResult:
         from ders_core.evaluate import evaluate
 
-        model, text = context.allowed(spec.model), context.allowed_texts(spec.text)
+        model, text = context.allowed(spec.model), context.allowed_named_texts(spec.text)
         reference = context.allowed(spec.reference) if spec.reference is not None else None
         device = context.device(spec.device)
 

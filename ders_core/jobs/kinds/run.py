@@ -10,13 +10,14 @@ from pydantic import Field, field_serializer
 
 from ders_core.errors import OutputError
 from ders_core.files.address import is_remote
-from ders_core.jobs.kind import KINDS, Device, Kind, Spec
+from ders_core.jobs.kind import KINDS, Device, Kind, Spec, TextSpec
 from ders_core.jobs.results import PackedResult
 from ders_core.jobs.workspace import place_label
 from ders_core.pipeline.quality import Quality
 from ders_core.pipeline.report import Outlook, Report
 
 if TYPE_CHECKING:
+    from ders_core.files.named_texts import NamedTexts
     from ders_core.jobs.context import TaskContext
     from ders_core.recipe import Recipe
 
@@ -27,15 +28,16 @@ REPORT = "report.json"
 
 class RunSpec(Spec):
     """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: threads,
-    None for as many as there are cores. text: one path, or several. trust_remote_code: evaluate
-    with code that comes with the model, which runs with the worker's rights."""
+    None for as many as there are cores. text: one path, or several that are read as one text; or
+    texts by names, which are measured apart too. trust_remote_code: evaluate with code that comes
+    with the model, which runs with the worker's rights."""
 
     checkpoint: str
     recipe: str
     name: str = ""
     device: Device = "auto"
     workers: int | None = Field(default=None, ge=1)
-    text: str | tuple[str, ...] | None = None
+    text: TextSpec | None = None
     max_tokens: int = Field(default=8192, ge=2)
     trust_remote_code: bool = False
 
@@ -79,7 +81,7 @@ class Run(Kind[RunSpec, RunResult]):
         recipe = Recipe.from_yaml(spec.recipe)
         for path in recipe.files:
             context.allowed(str(path))
-        text = context.allowed_texts(spec.text) if spec.text is not None else None
+        text = context.allowed_named_texts(spec.text) if spec.text is not None else None
         directory = context.directory()
         write_text(directory / RECIPE, spec.recipe)
         packed, device = directory / PACKED, context.device(spec.device)
@@ -123,7 +125,7 @@ class Run(Kind[RunSpec, RunResult]):
         )
 
 
-def _check_evaluation(spec: RunSpec, checkpoint: Path, text: tuple[Path, ...]) -> None:
+def _check_evaluation(spec: RunSpec, checkpoint: Path, text: NamedTexts) -> None:
     """Refuse before hours of compression what the evaluation would refuse after them."""
     from ders_core.evaluate import check_evaluation
 
@@ -183,7 +185,7 @@ def _evaluate(
     spec: RunSpec,
     packed: Path,
     checkpoint: Path,
-    text: tuple[Path, ...],
+    text: NamedTexts,
     device: str,
 ) -> dict[str, Any]:
     from ders_core.evaluate import evaluate

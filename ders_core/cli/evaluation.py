@@ -1,0 +1,73 @@
+"""What `ders eval` prints of each text alone, and of the tokens that changed most."""
+
+from __future__ import annotations
+
+from ders_core.cli.console import print_table
+from ders_core.pipeline.quality import (
+    KL,
+    KL_P95,
+    KL_P99,
+    PERPLEXITY,
+    PERPLEXITY_CHANGE,
+    ROUTING_AGREEMENT,
+    TOKENS,
+    TOP1_AGREEMENT,
+    DomainQuality,
+    Figure,
+    Quality,
+    kl_text,
+)
+from ders_core.units import visible
+
+DOMAIN_COLUMNS = (
+    KL,
+    KL_P95,
+    KL_P99,
+    PERPLEXITY,
+    PERPLEXITY_CHANGE,
+    TOP1_AGREEMENT,
+    ROUTING_AGREEMENT,
+    TOKENS,
+)
+CONTEXT_SHOWN = 60
+"""Characters before a token that fit into a line."""
+
+
+def print_domains(quality: Quality) -> None:
+    """A row for each text with a name; what was not measured has no column."""
+    if not quality.domains:
+        return
+    known = [
+        figure
+        for figure in DOMAIN_COLUMNS
+        if any(getattr(domain, figure.key) is not None for domain in quality.domains)
+    ]
+    print()
+    print_table(
+        ["text", *(figure.short for figure in known)],
+        [[domain.name, *(_cell(domain, each) for each in known)] for domain in quality.domains],
+    )
+
+
+def _cell(domain: DomainQuality, figure: Figure) -> str:
+    value = getattr(domain, figure.key)
+    if value is None:
+        return ""
+    return kl_text(domain.model_dump()) if figure is KL else figure.text(value)
+
+
+def print_worst(quality: Quality) -> None:
+    """The tokens with the largest KL, each after the text before it; line ends are escaped."""
+    if not quality.worst:
+        return
+    print("\nthe tokens that changed most")
+    named = any(worst.domain for worst in quality.worst)
+    columns = ["KL", *(["text"] if named else []), "before", "came", "original said", "this says"]
+    rows = []
+    for worst in quality.worst:
+        before = visible(worst.before)
+        if len(before) > CONTEXT_SHOWN:
+            before = f"…{before[-CONTEXT_SHOWN:]}"
+        said = (repr(visible(each)) for each in (worst.came, worst.original, worst.model))
+        rows.append([KL.text(worst.kl), *([worst.domain] if named else []), before, *said])
+    print_table(columns, rows)

@@ -1,0 +1,174 @@
+"""A series of sizes from the smallest to one that loses nothing, each tuned and measured.
+
+Between two measured points nothing is interpolated: where the KL rises much faster than predicted,
+sizes between are measured until the cliff is narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.compute.progress import Progress, quiet
+from ders_core.files.inputs import unchanged_inputs
+from ders_core.later import np
+from ders_core.tune.assembled import size_of
+from ders_core.tune.bounds import Bound
+from ders_core.tune.constraints import Constraint
+from ders_core.tune.measuring import Measuring, Setting
+from ders_core.tune.scores import Candidate, Scores, UnitScores
+from ders_core.tune.trials import Trial
+from ders_core.tune.workbench import Workbench
+from ders_core.units import bytes_text
+
+POINTS = 6
+STEEP = 2.0
+"""A KL that rises by this factor more than predicted, from one size to the next smaller one, is a
+cliff. What costs more than predicted at all sizes is none."""
+
+NARROW = 0.03
+"""Sizes of a cliff that are nearer than this share of each other are near enough."""
+
+SEARCHED = 3
+"""Sizes that are measured to narrow each cliff, at most."""
+
+
+@dataclass(frozen=True)
+class Cliff:
+    """Between two sizes in bytes that were measured, the KL rises much more than predicted.
+
+    kl_small, kl_large: nats a token. rise: by what factor more than predicted."""
+
+    small: int
+    large: int
+    kl_small: float
+    kl_large: float
+    rise: float
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"between {bytes_text(self.small)} and {bytes_text(self.large)} the KL falls from "
+            f"{self.kl_small:.3g} to {self.kl_large:.3g}, by {self.rise:.2g} times the predicted "
+            "factor"
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """tuned, uniform: the smallest first. cliffs: what was looked for between tuned points."""
+
+    tuned: tuple[Trial, ...]
+    uniform: tuple[Trial, ...]
+    cliffs: tuple[Cliff, ...]
+    factors: Mapping[str, float]
+
+
+@unchanged_inputs()
+def series(
+    checkpoint: Checkpoint,
+    scores: Scores,
+    calibration: Path,
+    directory: Path,
+    setting: Setting,
+    *,
+    points: int = POINTS,
+    constraints: Sequence[Constraint] = (),
+    friendly: bool = False,
+    name: str = "tuned",
+    progress: Progress = quiet,
+) -> Series:
+    """Parameters are those of `ders_core.tune.prove.prove`; what was measured is used again.
+
+    At each size the best uniform recipe by prediction is measured too. Raises DersError as
+    compression and evaluation do, and CheckpointError if a file that is read is written meanwhile.
+    """
+    with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
+        bench = Workbench(measuring, scores, calibration, constraints, friendly, name)
+        for size in _sizes(scores, points):
+            bound = Bound("bytes", size)
+            _measure(bench, bound)
+            for form, allocation in bench.uniform(bound, 1):
+                bench.measured(allocation, bound, "uniform", form)
+        for cliff in _cliffs(bench):
+            _narrow(bench, cliff)
+        return Series(
+            _of(bench, "tuned"), _of(bench, "uniform"), tuple(_cliffs(bench)), bench.factors
+        )
+
+
+def _measure(bench: Workbench, bound: Bound) -> None:
+    allocation = bench.solved(bound)
+    if allocation is not None and not bench.is_known(allocation):
+        bench.measured(allocation, bound, "tuned")
+
+
+def _sizes(scores: Scores, points: int) -> list[float]:
+    """In bytes, with equal ratios between neighbours."""
+    bound = Bound("bytes", scores.bytes_total)
+    least, whole = (
+        size_of(scores, bound, [_smallest(each, lossless=lossless) for each in scores.units])
+        for lossless in (False, True)
+    )
+    sizes: list[float] = np.geomspace(least, whole, points + 2)[1:-1].tolist()
+    return sizes
+
+
+def _smallest(scored: UnitScores, *, lossless: bool) -> Candidate:
+    """lossless: of those that lose nothing."""
+    of_kind = [each for each in scored.candidates if each.codec.lossless or not lossless]
+    return min(of_kind, key=lambda candidate: candidate.nbytes)
+
+
+def _of(bench: Workbench, role: str) -> tuple[Trial, ...]:
+    trials = [trial for trial in bench.trials if trial.role == role]
+    return tuple(sorted(trials, key=lambda trial: trial.measured.nbytes))
+
+
+def _cliffs(bench: Workbench) -> list[Cliff]:
+    found = []
+    for small, large in pairwise(_of(bench, "tuned")):
+        rise = _rise(small, large)
+        if rise > STEEP:
+            found.append(
+                Cliff(
+                    small.measured.nbytes,
+                    large.measured.nbytes,
+                    small.measured.kl,
+                    large.measured.kl,
+                    rise,
+                )
+            )
+    return found
+
+
+def _rise(small: Trial, large: Trial) -> float:
+    """By how much more than predicted the KL of the smaller one is the larger; 1 as predicted, and
+    where nothing is lost."""
+    predicted = [sum(trial.costs.values()) for trial in (small, large)]
+    kls = [trial.measured.kl for trial in (small, large)]
+    if min(*predicted, *kls) <= 0:
+        return 1.0
+    return kls[0] / kls[1] * predicted[1] / predicted[0]
+
+
+def _narrow(bench: Workbench, cliff: Cliff) -> None:
+    """Halve the cliff: the half that rises more is halved again."""
+    by_size = {trial.measured.nbytes: trial for trial in _of(bench, "tuned")}
+    low, high = by_size[cliff.small], by_size[cliff.large]
+    for _ in range(SEARCHED):
+        small, large = low.measured.nbytes, high.measured.nbytes
+        if large <= small * (1 + NARROW):
+            return
+        before = len(bench.trials)
+        _measure(bench, Bound("bytes", (small * large) ** 0.5))
+        if len(bench.trials) == before:
+            return
+        middle = bench.trials[-1]
+        if _rise(low, middle) > _rise(middle, high):
+            high = middle
+        else:
+            low = middle

@@ -1,0 +1,186 @@
+"""Proofs on a real tiny model: what is measured, what is kept, and what is not measured twice."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.evaluate_support import measure
+from support.gradient_calibrations import with_gradients
+
+from ders_core.errors import RecipeError
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.kinds.prove import ProveResult
+from ders_core.jobs.worker import run_worker
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.compress import compress
+from ders_core.recipe import Recipe
+from ders_core.tune import measuring, scoring
+from ders_core.tune.bounds import Bound
+from ders_core.tune.candidates import codecs_for
+from ders_core.tune.measuring import Setting
+from ders_core.tune.prove import ROUNDS, UNIFORM, Proof, prove
+from ders_core.tune.scores import Scores
+from ders_core.tune.scoring import score
+
+SIZES: dict[str, Any] = {"max_tokens": 310, "window": 32, "batch": 10}
+FORMS = ("quantized", "lowrank", "keep")
+"""All forms in all strengths would take a minute to score."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A model, scores by a calibration whose numbers are chosen, and a directory of trials."""
+
+    original: Path
+    calibration: Path
+    scores: Scores
+    trials: Path
+    setting: Setting
+
+    def prove(self, bound: Bound, **options: Any) -> Proof:
+        checkpoint = open_checkpoint(self.original)
+        return prove(
+            checkpoint,
+            self.scores,
+            self.calibration,
+            bound,
+            self.trials,
+            self.setting,
+            **options,
+        )
+
+
+@pytest.fixture(scope="module")
+def tuning(pair: Any, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuning:
+    place = tmp_path_factory.mktemp("tuning")
+    checkpoint = open_checkpoint(pair.original)
+    calibration = with_gradients(checkpoint, place / "calibration.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            scoring,
+            "codecs_for",
+            lambda *given, **options: [
+                codec for codec in codecs_for(*given, **options) if codec.name in FORMS
+            ],
+        )
+        scores = score(checkpoint, calibration.path, directory=place / "scores")
+    setting = Setting(text_file, **SIZES)
+    return Tuning(pair.original, calibration.path, scores, place / "trials", setting)
+
+
+@pytest.fixture(scope="module")
+def proof(tuning: Tuning) -> Proof:
+    return tuning.prove(Bound("share", 0.55))
+
+
+def test_the_solution_and_uniform_recipes_are_measured(proof: Proof) -> None:
+    roles = [trial.role for trial in proof.trials]
+    assert roles[0] == "tuned"
+    assert 1 <= roles.count("tuned") <= ROUNDS
+    assert 1 <= roles.count("uniform") <= UNIFORM
+    recipes = [trial.recipe for trial in proof.trials]
+    assert len(set(recipes)) == len(recipes)
+    for trial in proof.trials:
+        if trial.role == "uniform":
+            rules = Recipe.from_yaml(trial.recipe).rules
+            assert {rule.codec.name for rule in rules} == {trial.form}
+            assert len(rules) == 1
+
+
+def test_the_best_of_all_that_was_measured_is_kept(proof: Proof) -> None:
+    keeping = [trial for trial in proof.trials if trial.keeps]
+    assert proof.best is not None
+    best = proof.trials[proof.best]
+    assert best.keeps
+    assert best.measured.kl == min(trial.measured.kl for trial in keeping)
+    assert all(trial.keeps == (trial.size <= trial.most) for trial in proof.trials)
+    assert f"{best.measured.kl:.3g}" in proof.sentence
+    assert best.label in proof.sentence
+
+
+def test_what_was_measured_is_what_the_recipe_gives(
+    proof: Proof, tuning: Tuning, text_file: Path, tmp_path: Path
+) -> None:
+    assert proof.best is not None
+    best = proof.trials[proof.best]
+    report = compress(tuning.original, tmp_path / "packed", Recipe.from_yaml(best.recipe))
+    assert report.bytes_after == best.measured.nbytes == best.size
+    quality = measure(tmp_path / "packed", tuning.original, text_file, batch=10)
+    assert quality.kl == pytest.approx(best.measured.kl, rel=1e-6)
+    assert quality.kl_low == pytest.approx(best.measured.quality.kl_low, rel=1e-6)
+
+
+def test_nothing_is_measured_twice(
+    proof: Proof, tuning: Tuning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any, **options: Any) -> Any:
+        pytest.fail("it was measured before")
+
+    monkeypatch.setattr(measuring, "compress", never)
+    monkeypatch.setattr(measuring, "original_on_text", never)
+    again = tuning.prove(Bound("share", 0.55))
+    assert again == proof
+    assert not list(tuning.trials.glob(f"{measuring.PACKING}*"))
+
+
+def test_another_text_is_another_trial(
+    proof: Proof, tuning: Tuning, tmp_path: Path, tiny_text: str
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(tiny_text[::-1], encoding="utf-8")
+    files = measuring.Measuring(
+        open_checkpoint(tuning.original), "c", tuning.trials, tuning.setting
+    ).files
+    moved = measuring.Measuring(
+        open_checkpoint(tuning.original), "c", tuning.trials, Setting(other, **SIZES)
+    ).files
+    assert files.name("name: x") != moved.name("name: x")
+    assert files.name("name: x") != files.name("name: y")
+
+
+def test_a_kl_is_kept_to_with_few_bytes(tuning: Tuning, proof: Proof) -> None:
+    kls = sorted(trial.measured.kl for trial in proof.trials)
+    bound = Bound("kl", kls[len(kls) // 2])
+    by_kl = tuning.prove(bound)
+    assert by_kl.best is not None
+    best = by_kl.trials[by_kl.best]
+    assert best.measured.kl <= bound.most
+    assert best.measured.nbytes == min(t.measured.nbytes for t in by_kl.trials if t.keeps)
+    assert all(trial.keeps == (trial.measured.kl <= bound.most) for trial in by_kl.trials)
+
+
+def test_what_cannot_be_met_is_said_before_anything_is_measured(tuning: Tuning) -> None:
+    with pytest.raises(RecipeError, match="least"):
+        tuning.prove(Bound("share", 0.001))
+
+
+def test_the_job_proves_with_scores_of_the_workspace(
+    tuning: Tuning, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DERS_ROOTS", str(tuning.original.parents[2]))
+    workspace = Workspace(tmp_path / "workspace")
+    shutil.copytree(tuning.calibration.parent / "scores", workspace.scores)
+    spec = {
+        "checkpoint": str(tuning.original),
+        "calibration": str(tuning.calibration),
+        "text": {"mill": str(text_file)},
+        "budget": "55%",
+        "device": "cpu",
+        "max_tokens": 300,
+    }
+    number = JobStore(workspace.store_path).submit("prove", spec, "prove").id
+    run_worker(workspace, stop_when_idle=True)
+    job = JobStore(workspace.store_path).get(number)
+    assert (job.state, job.error) == ("done", None)
+    result = ProveResult.of(job)
+    assert result is not None
+    assert result.best is not None
+    best = result.trials[result.best]
+    assert best.keeps
+    assert best.measured.kl == min(t.measured.kl for t in result.trials if t.keeps)
+    assert best.measured.quality.domains[0].name == "mill"
+    assert best.measured.nbytes <= 0.55 * result.bytes_before
