@@ -95,7 +95,8 @@ class _Table:
         return float(self._of(self.losses, chosen).sum())
 
     def _of(self, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        return values[np.arange(len(chosen)), chosen]
+        picked: np.ndarray = values[np.arange(len(chosen)), chosen]
+        return picked
 
     def priced(self, limit: float, smallest: np.ndarray) -> tuple[np.ndarray, float, float]:
         """What the least price gives at which it fits, the best bound, and its price. smallest: the
@@ -121,7 +122,8 @@ class _Table:
 
     def _at(self, price: float) -> np.ndarray:
         """The best option of each choice where size has a price."""
-        return (self.losses + price * self.sizes if price else self.losses).argmin(1)
+        best: np.ndarray = (self.losses + price * self.sizes if price else self.losses).argmin(1)
+        return best
 
     def filled(self, chosen: np.ndarray, limit: float) -> np.ndarray:
         """After moves of single choices, each the one that saves most of those that fit."""
