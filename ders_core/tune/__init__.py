@@ -13,7 +13,6 @@ from ders_core.later import names_later
 
 if TYPE_CHECKING:
     from ders_core.tune.allocate import Allocation, Chosen, Solver, solve
-    from ders_core.tune.as_recipe import as_recipe
     from ders_core.tune.bounds import Bound
     from ders_core.tune.constraints import Constraint
     from ders_core.tune.saved import load_scores, save_scores
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from ders_core.tune.tuner import Tuned, tune
     from ders_core.tune.uniform import Rival, one_knob
     from ders_core.tune.units import Unit
+    from ders_core.tune.written import as_recipe
 
 __all__ = [
     "Allocation",
@@ -49,7 +49,7 @@ __getattr__ = names_later(
     __name__,
     {
         ".allocate": ("Allocation", "Chosen", "Solver", "solve"),
-        ".as_recipe": ("as_recipe",),
+        ".written": ("as_recipe",),
         ".bounds": ("Bound",),
         ".constraints": ("Constraint",),
         ".saved": ("load_scores", "save_scores"),

@@ -61,7 +61,7 @@ class Table:
 
     def losses(self, slopes: Slopes) -> np.ndarray:
         """What each adds to the KL near a point, `[candidates]`."""
-        losses = self.noise + slopes.router[self.scored.before] * self.router
+        losses: np.ndarray = self.noise + slopes.router[self.scored.before] * self.router
         group = self.scored.unit.group
         if group is None:
             return losses
@@ -70,7 +70,8 @@ class Table:
         if self.column is None:
             return losses
         losses += slopes.missing[self.column] * self.missing
-        return losses + slopes.square[self.column] / 2 * self.missing**2
+        losses += slopes.square[self.column] / 2 * self.missing**2
+        return losses
 
 
 class Choice(ABC):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from ders_core.checkpoint import Checkpoint, OtherTensor
+from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.decompose.base import BaseContext
 from ders_core.errors import CheckpointError, OutputError
@@ -20,8 +20,7 @@ from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.plan import Plan, check_files, resolve
 from ders_core.pipeline.predicted import removal_costs, routers_behind
-from ders_core.recipe import OtherRule, Recipe, Rule
-from ders_core.recipe.recipe import BaseRule
+from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.tune.candidates import codecs_for
 from ders_core.tune.coupling import Coupling
 from ders_core.tune.saved import load_scores, save_scores
@@ -195,7 +194,7 @@ class _Scoring:
 
     def _scored(self, unit: Unit, candidates: tuple[Candidate, ...]) -> UnitScores:
         if unit.part == "tensor":
-            tensor = cast(OtherTensor, self._checkpoint.others[unit.name])
+            tensor = self._checkpoint.others[unit.name]
             rows = tensor.info.shape[0]
             read = 1 / rows if unit.kind == "embedding" else 1.0
             return UnitScores(unit, candidates, read, routers_behind(tensor))

@@ -15,12 +15,12 @@ from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.sampling import SAMPLE
 from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation, Solver
-from ders_core.tune.as_recipe import as_recipe
 from ders_core.tune.bounds import Bound
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.scores import Scores
 from ders_core.tune.scoring import score
 from ders_core.tune.uniform import Rival, one_knob
+from ders_core.tune.written import as_recipe
 
 MOST_TRIED = 3
 """Sizes that are asked for, until a larger sample is within the bound too."""

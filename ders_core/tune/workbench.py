@@ -9,7 +9,6 @@ from pathlib import Path
 from ders_core.errors import RecipeError
 from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation, solve
-from ders_core.tune.as_recipe import as_recipe
 from ders_core.tune.bounds import Bound
 from ders_core.tune.by_hand import best_uniform
 from ders_core.tune.constraints import Constraint
@@ -17,6 +16,7 @@ from ders_core.tune.corrections import corrected, costs_by_form, fitted_factors
 from ders_core.tune.measuring import Measuring
 from ders_core.tune.scores import Scores
 from ders_core.tune.trials import Measurement, Role, Trial
+from ders_core.tune.written import as_recipe
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.messages import raises_saying
@@ -59,13 +60,14 @@ def test_a_damaged_file_is_refused_and_made_again(scored: Scored, tmp_path: Path
     file = tmp_path / "scores.json"
     save_scores(scored.scores, file)
     fields = json.loads(file.read_text())
-    for damage in (
+    damages: list[dict[str, Any]] = [
         {"version": 9},
         {"units": []},
         {"shrinkage": [[1.0]]},
         {"tokens": 0},
         {"units": [fields["units"][0] | {"weights": -1}]},
-    ):
+    ]
+    for damage in damages:
         file.write_text(json.dumps(fields | damage))
         with raises_saying(CheckpointError, file.name):
             load_scores(file)

@@ -26,7 +26,7 @@ COARSE = (1.0, 3.0)
 def every_choice(scores: Scores) -> Iterator[list[Candidate | None]]:
     """All that a model can have: beside deltas that lose nothing no base that loses something, and
     none beside a group that stays."""
-    found = []
+    found: list[list[tuple[Candidate | None, ...]]] = []
     for number, scored in enumerate(scores.units):
         if scored.unit.part == "base":
             continue

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 CALIBRATION = "calibration.safetensors"
 RECIPE = "recipe.yaml"
-SCORES = "scores"
 """The folder of the workspace that keeps scores."""
 
 
@@ -79,16 +78,17 @@ class Tune(Kind[TuneSpec, TuneResult]):
 
     def run(self, context: TaskContext, spec: TuneSpec) -> TuneResult:
         checkpoint = context.allowed(spec.checkpoint)
-        if spec.calibration:
-            given = context.allowed(spec.calibration)
-            calibration = context.step("calibrate", lambda: str(given))
-        else:
-            calibration = context.step("calibrate", lambda: _calibrated(context, spec, checkpoint))
-        tuned = context.step("tune", lambda: _tuned(context, spec, checkpoint, Path(calibration)))
+        given = context.allowed(spec.calibration) if spec.calibration else None
+
+        def calibrated() -> dict[str, Any]:
+            return {"calibration": str(given or _calibrated(context, spec, checkpoint))}
+
+        calibration = Path(context.step("calibrate", calibrated)["calibration"])
+        tuned = context.step("tune", lambda: _tuned(context, spec, checkpoint, calibration))
         return TuneResult.model_validate(tuned)
 
 
-def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Path) -> str:
+def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Path) -> Path:
     from ders_core.calibrate import calibrate
 
     out = context.directory() / CALIBRATION
@@ -104,7 +104,7 @@ def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Path) -> str:
             trust_remote_code=spec.trust_remote_code,
             progress=context.progress,
         )
-    return str(out)
+    return out
 
 
 def _tuned(
@@ -126,7 +126,7 @@ def _tuned(
         friendly=spec.friendly,
         per_expert=spec.per_expert,
         name=(spec.name or "tuned")[:80],
-        directory=context.workspace.path / SCORES,
+        directory=context.workspace.scores,
         progress=context.progress,
     )
     recipe = context.directory() / RECIPE
