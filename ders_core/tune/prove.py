@@ -99,8 +99,7 @@ def prove(
             if not number:
                 _measure_uniform(bench, bound)
             if not trial.keeps:
-                share = TIGHTER * _allowed_share(bound, trial)
-                tightened = replace(tightened, most=tightened.most * share)
+                tightened = _tighter(tightened, bound, trial)
             target = _next(bench, tightened)
     trials = tuple(bench.trials)
     return Proof(bound, trials, _best(bound, trials), bench.factors, _remarks(bench))
@@ -118,11 +117,13 @@ def _next(bench: Workbench, bound: Bound) -> Allocation | None:
     return None if found is None or bench.is_known(found) else found
 
 
-def _allowed_share(bound: Bound, missed: Trial) -> float:
-    """What there may be, as a share of what was measured."""
+def _tighter(solved: Bound, bound: Bound, missed: Trial) -> Bound:
+    """The bound that is solved for next. solved: for what the solution was found that missed
+    `bound`. A KL was missed from what was predicted, which may be far below what there might be."""
     if bound.measure == "kl":
-        return bound.most / missed.measured.kl
-    return missed.most / missed.size
+        share = bound.most / missed.measured.kl
+        return replace(solved, most=TIGHTER * share * min(solved.most, missed.predicted_kl))
+    return replace(solved, most=TIGHTER * solved.most * missed.most / missed.size)
 
 
 def _best(bound: Bound, trials: Sequence[Trial]) -> int | None:
