@@ -34,8 +34,15 @@ from ders_core.upcycle import UpcycleConfig
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ELSEWHERE = ("ders demo", "ders app", "ders worker", "ders repair", "ders tune")
-"""Commands that other tests run."""
+ELSEWHERE = (
+    "ders demo",
+    "ders app",
+    "ders worker",
+    "ders repair",
+    "ders tune",
+    "ders compress demo/moe packed --recipe tuned.yaml",
+)
+"""Commands that other tests run, and one that needs what such a command writes."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
