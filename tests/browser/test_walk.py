@@ -41,7 +41,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(BACKSTOP)]
 def go(page: Page, name: str) -> None:
     link = page.get_by_test_id("stTopNavLink").get_by_text(name, exact=True)
     link.click(delay=100)  # as slowly as a person: a field that is left reaches the app first
-    expect(page).to_have_url(re.compile(rf"/{name.lower() if name != 'Checkpoint' else ''}(\?.*)?$"))
+    expect(page).to_have_url(
+        re.compile(rf"/{name.lower() if name != 'Checkpoint' else ''}(\?.*)?$")
+    )
 
 
 def calm(page: Page) -> None:

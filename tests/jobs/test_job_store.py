@@ -62,7 +62,11 @@ def test_submit_get_list(store: JobStore) -> None:
 @pytest.mark.parametrize(
     ("kind", "spec", "facts"),
     [
-        ("dance", {}, ["'dance'", "analyze, calibrate, evaluate, export, repair, run, upcycle"]),
+        (
+            "dance",
+            {},
+            ["'dance'", "evaluate, export, prove, repair, run, tune, upcycle"],
+        ),
         ("run", {"checkpoint": "/m"}, ["'run' needs", "'recipe'"]),
         ("run", {"checkpoint": "/m", "recipe": "", "workers": 0}, ["'run', workers: "]),
         (

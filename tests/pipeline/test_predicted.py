@@ -185,7 +185,7 @@ def test_a_forecast_is_near_what_comes(
 def test_a_forecast_from_few_rows_is_near(
     mixtral_dir: Path, measured: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ders_core.pipeline import forecast as module
+    from ders_core.pipeline import sampling as module
 
     recipe, source = (
         recipe_of(measured, {**ONE_BIT, "gain": "unbiased"}),
