@@ -23,20 +23,19 @@ if not scored:
         )
         tune_form(source, calibrations)
     st.stop()
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    labels = list(reversed(scored))
-    label = labels[0]
-    if len(labels) > 1:
-        label = kept.field(
-            st.selectbox,
-            "Scored with",
-            key="tune_scored",
-            start=labels[0],
-            of=source.path,
-            options=labels,
-            width=420,
-        )
-    with st.popover("Tune with another text", icon=":material/tune:"):
-        tune_form(source, calibrations)
+labels = list(reversed(scored))
+label = labels[0]
+if len(labels) > 1:
+    label = kept.field(
+        st.selectbox,
+        "Scored with",
+        key="tune_scored",
+        start=label,
+        of=source.path,
+        options=labels,
+        width=420,
+    )
 about_scores(scored[label])
 explorer(source, scored[label], measured(source))
+with st.popover("Tune with another text", icon=":material/tune:"):
+    tune_form(source, calibrations)

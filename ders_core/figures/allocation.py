@@ -10,7 +10,7 @@ from ders_core.figures.style import ACCENT, QUIET, SEQUENTIAL, finish, label_of
 from ders_core.later import np, pd
 from ders_core.units import bytes_text
 
-LEAST_BITS, MOST_BITS = 1 / 8, 16.0
+LEAST_BITS, MOST_BITS = 1 / 8, 8.0
 """Ends of the colours, the same for every size: figures beyond have the colour of the end."""
 
 MEASURED_COLOUR = "#0072b2"
@@ -66,7 +66,7 @@ def frontier(
     )
     figure.update_xaxes(title_text="size, share of original", tickformat=".0%")
     figure.update_yaxes(title_text="KL, nats a token", type="log", exponentformat="power")
-    return finish(figure, "Size against KL", height=420)
+    return finish(figure, "Size against KL", height=380)
 
 
 def bits_map(groups: pd.DataFrame) -> go.Figure:
@@ -106,7 +106,7 @@ def bits_map(groups: pd.DataFrame) -> go.Figure:
     )
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    height = max(420, 120 + 26 * len(grid.index))
+    height = max(380, 120 + 26 * len(grid.index))
     return finish(figure, "Bits a weight of an expert, base included", height=height)
 
 

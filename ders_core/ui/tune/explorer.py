@@ -33,17 +33,25 @@ def explorer(source: Checkpoint, known: Known, measured: pd.DataFrame) -> None:
     `ders_core.ui.tune.measured`."""
     scores = known.scores
     assert scores is not None, "it was scored with"
-    row = st.container(horizontal=True, vertical_alignment="bottom")
+    top, body, choices = st.container(), st.container(), st.container(horizontal=True)
     try:
-        with row:
+        with choices:
             wish = _wish(source, scores)
         sizes = outlook(known.version, wish, scores)
-        percent = _slider(source, sizes)
+        with top:
+            percent = _slider(source, sizes)
         found = allocation(known.version, wish, percent, scores)
     except DersError as error:
-        show_error(error)
+        with top:
+            show_error(error)
         return
-    _totals(found, scores, sizes)
+    with body:
+        _totals(found, scores, sizes)
+        _buttons(source, known, found, percent)
+        _pictures(found, scores, sizes, measured)
+
+
+def _pictures(found: Allocation, scores: Scores, sizes: Outlook, measured: pd.DataFrame) -> None:
     units = units_table(found, scores)
     wide, narrow = st.columns([3, 2])
     with wide:
@@ -62,9 +70,13 @@ def explorer(source: Checkpoint, known: Known, measured: pd.DataFrame) -> None:
             groups,
             alt="Layers by projections; colour shows how many bits a weight of an expert takes",
         )
-    _buttons(source, known, found, percent)
     with st.expander("What each matrix gets"):
         _table(units)
+        st.caption(
+            "By these scores, no choice within this size has a sum of losses that is smaller by "
+            f"more than {share_text(found.gap)}. The total is larger than the sum of this table "
+            "where errors meet."
+        )
 
 
 def _wish(source: Checkpoint, scores: Scores) -> Wish:
@@ -117,29 +129,22 @@ def _totals(found: Allocation, scores: Scores, sizes: Outlook) -> None:
         width="content",
     )
     cells.metric(
-        "Predicted KL",
-        f"{PREDICTED_KL.text(found.predicted_kl)} nats a token",
+        "Predicted KL, nats a token",
+        PREDICTED_KL.text(found.predicted_kl),
         help=PREDICTED_KL.help,
         width="content",
     )
     cells.metric(
-        "With one knob, no larger",
-        f"{PREDICTED_KL.text(knob)} nats a token" if knob is not None else "–",
-        help="Predicted KL of a recipe with a budget, which rounds every matrix by one rule and "
-        "mixes no forms.",
+        "Of one knob, no larger",
+        PREDICTED_KL.text(knob) if knob is not None else "–",
+        help="Predicted KL, in nats a token, of a recipe with a budget that is no larger: it "
+        "rounds every matrix by one rule and mixes no forms.",
         width="content",
     )
     cells.metric(
         "Read for a token",
         bytes_text(found.read),
         help="Bytes of weights on average: of experts as many as a token is given.",
-        width="content",
-    )
-    cells.metric(
-        "Above the least sum",
-        f"at most {share_text(found.gap)}",
-        help="How far the sum of predicted losses may be above the least that any choice within "
-        "this size has, by these scores.",
         width="content",
     )
 

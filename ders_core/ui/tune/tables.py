@@ -58,4 +58,5 @@ def groups_table(units: pd.DataFrame, scores: Scores) -> pd.DataFrame:
         base=of_base["codec"],
         bits=8 * both["bytes"] / pd.Series(deltas, of_deltas.index),
     )
-    return table.reset_index()
+    table = table.reset_index()
+    return table.astype({"layer": int})
