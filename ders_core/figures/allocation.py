@@ -13,7 +13,12 @@ from ders_core.units import bytes_text
 LEAST_BITS, MOST_BITS = 1 / 8, 8.0
 """Ends of the colours, the same for every size: figures beyond have the colour of the end."""
 
-MEASURED_COLOUR = "#0072b2"
+MEASURED = {
+    "run": ("measured run", "#0072b2", "circle"),
+    "tuned": ("measured, tuned", "#0072b2", "circle-open"),
+    "uniform": ("measured, uniform recipe", "#cc79a7", "square-open"),
+}
+"""Of each role: its name, colour and sign."""
 
 
 def frontier(
@@ -22,8 +27,8 @@ def frontier(
     """Size against KL, on a logarithmic scale: what loses nothing is not on it.
 
     curve, knob: `share` of the original and predicted `kl`, of tuned recipes and of one knob for
-    all. measured: of each recipe its `name`, `share`, `kl`, and the interval from `low` to `high`,
-    NaN without one. chosen: share and predicted KL of the mark.
+    all. measured: of each recipe its `name`, `role`, `share`, `kl`, and the interval from `low` to
+    `high`, NaN without one. chosen: share and predicted KL of the mark.
     """
     figure = go.Figure()
     for rows, name, line in (
@@ -40,20 +45,22 @@ def frontier(
             hovertemplate="%{x:.1%} of original<br>predicted KL %{y:.3g} nats a token"
             "<extra>%{fullData.name}</extra>",
         )
-    figure.add_scatter(
-        x=measured["share"],
-        y=measured["kl"],
-        mode="markers",
-        name="measured",
-        marker={"size": 9, "color": MEASURED_COLOUR},
-        error_y={
-            "array": measured["high"] - measured["kl"],
-            "arrayminus": measured["kl"] - measured["low"],
-        },
-        text=[label_of(name) for name in measured["name"]],
-        hovertemplate="%{text}<br>%{x:.1%} of original<br>measured KL %{y:.3g} nats a token"
-        "<extra></extra>",
-    )
+    for role, rows in measured.groupby("role", sort=False):
+        name, colour, sign = MEASURED[str(role)]
+        figure.add_scatter(
+            x=rows["share"],
+            y=rows["kl"],
+            mode="markers",
+            name=name,
+            marker={"size": 9, "color": colour, "symbol": sign},
+            error_y={
+                "array": rows["high"] - rows["kl"],
+                "arrayminus": rows["kl"] - rows["low"],
+            },
+            text=[label_of(each) for each in rows["name"]],
+            hovertemplate="%{text}<br>%{x:.1%} of original<br>measured KL %{y:.3g} nats a token"
+            "<extra></extra>",
+        )
     share, kl = chosen
     figure.add_scatter(
         x=[share] if kl > 0 else [],

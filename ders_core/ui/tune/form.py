@@ -118,7 +118,10 @@ def about_scores(known: Known) -> None:
     """What the scores rest on, in one line, and what they do not know."""
     scores = known.scores
     assert scores is not None, "it was scored with"
-    words = [f"Predicted from {known.label}, for text like that."]
+    words = [
+        f"Predicted from {known.label}, for text like that. What is measured is of the text of "
+        "its run."
+    ]
     words += [f"{each.sentence[0].upper()}{each.sentence[1:]}." for each in scores.rare]
     if scores.unmeasured:
         words.append(

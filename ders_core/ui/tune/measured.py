@@ -12,21 +12,22 @@ from ders_core.later import pd
 from ders_core.pipeline.quality import KL, KL_HIGH, KL_LOW
 from ders_core.ui import runs, session
 
-COLUMNS = ("name", "share", "kl", "low", "high")
+COLUMNS = ("name", "role", "share", "kl", "low", "high")
 
 
 def measured(source: Checkpoint) -> pd.DataFrame:
-    """A row for each of the newest: `name`, `share` of the original, `kl` in nats a token, and the
-    interval from `low` to `high`, NaN where there is none."""
+    """A row for each of the newest: `name`, `role` (run, tuned or uniform), `share` of the
+    original, `kl` in nats a token, and the interval from `low` to `high`, NaN where there is
+    none."""
     found = pd.concat([_runs(source), _trials(source)], ignore_index=True)
-    return found.astype(dict.fromkeys(COLUMNS[1:], float)).dropna(subset=["kl"])
+    return found.astype(dict.fromkeys(COLUMNS[2:], float)).dropna(subset=["kl"])
 
 
 def _runs(source: Checkpoint) -> pd.DataFrame:
     which = Which(("run",), ("done",), checkpoint=str(source.path))
     table = runs.finished(session.job_store().page(which))
     names = {"ratio": "share", KL.key: "kl", KL_LOW.key: "low", KL_HIGH.key: "high"}
-    return table.rename(columns=names).reindex(columns=COLUMNS)
+    return table.rename(columns=names).assign(role="run").reindex(columns=COLUMNS)
 
 
 def _trials(source: Checkpoint) -> pd.DataFrame:
@@ -40,5 +41,6 @@ def _trials(source: Checkpoint) -> pd.DataFrame:
                 found, quality = trial.measured, trial.measured.quality
                 share = found.nbytes / result.bytes_before
                 name = f"{job.title}, {trial.label}"
-                rows.append((name, share, found.kl, quality.kl_low, quality.kl_high))
+                interval = quality.kl_low, quality.kl_high
+                rows.append((name, trial.role, share, found.kl, *interval))
     return pd.DataFrame(rows, columns=COLUMNS)
