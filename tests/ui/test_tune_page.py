@@ -125,12 +125,18 @@ def test_the_recipe_is_loaded_with_what_was_chosen(
     assert any(entry.packed for entry in entries if entry.layer == 0)
 
 
-def test_damaged_scores_are_not_shown(app: AppTest, mixtral_dir: Path, kept: Kept) -> None:
+@pytest.mark.parametrize(
+    ("known", "changed"), [('"bytes"', '"b"'), ('"identity":"', '"identity":"f')]
+)
+def test_scores_that_are_damaged_or_of_something_else_are_not_shown(
+    app: AppTest, mixtral_dir: Path, kept: Kept, known: str, changed: str
+) -> None:
     on(opened(app, mixtral_dir), "tune")
     assert app.slider
-    write_text(kept.file, kept.file.read_text(encoding="utf-8").replace('"bytes"', '"b"', 1))
+    write_text(kept.file, kept.file.read_text(encoding="utf-8").replace(known, changed, 1))
     on(app, "tune")
     assert "not scored yet" in words(app)
+    assert len(app.selectbox(key="tune_calibration").options) == 2  # it can be scored with again
 
 
 def test_the_frontier_falls_from_the_least_size_to_no_loss(kept: Kept) -> None:
