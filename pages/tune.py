@@ -4,7 +4,7 @@ import streamlit as st
 
 from ders_core.ui import frame, kept
 from ders_core.ui.tune.explorer import explorer
-from ders_core.ui.tune.form import about_scores, tune_form, under_way
+from ders_core.ui.tune.form import about_scores, tune_form, tune_popover, under_way
 from ders_core.ui.tune.known import known
 from ders_core.ui.tune.measured import measured
 
@@ -37,5 +37,4 @@ if len(labels) > 1:
     )
 about_scores(scored[label])
 explorer(source, scored[label], measured(source))
-with st.popover("Tune with another text", icon=":material/tune:"):
-    tune_form(source, calibrations)
+tune_popover(source, calibrations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log2
+from textwrap import wrap
 
 import plotly.graph_objects as go
 
@@ -12,6 +13,9 @@ from ders_core.units import bytes_text
 
 LEAST_BITS, MOST_BITS = 1 / 8, 8.0
 """Ends of the colours, the same for every size: figures beyond have the colour of the end."""
+
+WIDTH = 40
+"""Of a hover text, in characters."""
 
 MEASURED = {
     "run": ("measured run", "#0072b2", "circle"),
@@ -118,8 +122,10 @@ def bits_map(groups: pd.DataFrame) -> go.Figure:
 
 
 def _hover(group: pd.Series) -> str:
-    return (
-        f"deltas: {label_of(group['deltas'])}<br>base: {label_of(group['base'])}<br>"
-        f"{group['bits']:.3g} bits a weight, {bytes_text(group['bytes'])}<br>"
-        f"predicted cost alone: {group['cost']:.3g} nats a token"
-    )
+    lines = [
+        *wrap(f"deltas: {group['deltas']}", WIDTH),
+        *wrap(f"base: {group['base']}", WIDTH),
+        f"{group['bits']:.3g} bits a weight, {bytes_text(group['bytes'])}",
+        f"predicted cost alone: {group['cost']:.3g} nats a token",
+    ]
+    return "<br>".join(map(label_of, lines))

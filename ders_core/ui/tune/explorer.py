@@ -22,8 +22,8 @@ from ders_core.ui.tune.tables import groups_table, units_table
 from ders_core.units import bytes_text, share_text
 
 COST = (
-    "What the matrix's own errors cost, as predicted. What meets errors of others, such as choices "
-    "of experts that tip, is in the total only."
+    "What the matrix's own errors cost, in nats a token, as predicted. What meets errors of "
+    "others, such as choices of experts that tip, is in the total only."
 )
 
 
@@ -73,9 +73,9 @@ def _pictures(found: Allocation, scores: Scores, sizes: Outlook, measured: pd.Da
     with st.expander("What each matrix gets"):
         _table(units)
         st.caption(
-            "By these scores, no choice within this size has a sum of losses that is smaller by "
-            f"more than {share_text(found.gap)}. The total is larger than the sum of this table "
-            "where errors meet."
+            f"By these scores, the sum of losses is at most {share_text(found.gap)} above the "
+            "least of any choice within this size. Predicted KL is not the sum of this table, "
+            "since errors meet."
         )
 
 
@@ -138,7 +138,7 @@ def _totals(found: Allocation, scores: Scores, sizes: Outlook) -> None:
         "Of one knob, no larger",
         PREDICTED_KL.text(knob) if knob is not None else "–",
         help="Predicted KL, in nats a token, of a recipe with a budget that is no larger: it "
-        "rounds every matrix by one rule and mixes no forms.",
+        "rounds every matrix by one rule, mixes no forms, and keeps no layers.",
         width="content",
     )
     cells.metric(
@@ -166,7 +166,12 @@ def _buttons(source: Checkpoint, known: Known, found: Allocation, percent: float
 
     with st.container(horizontal=True):
         if st.button(
-            "Load on the Recipe page", key="tune_load", type="primary", icon=":material/edit:"
+            "Load on the Recipe page",
+            key="tune_load",
+            type="primary",
+            icon=":material/edit:",
+            help="Makes it the current recipe. Of coded streams that page shows an upper bound, "
+            "which may be above the original, until *Predict* samples them.",
         ):
             session.set_recipe(recipe())
             st.switch_page("pages/recipe.py")
@@ -183,15 +188,12 @@ def _buttons(source: Checkpoint, known: Known, found: Allocation, percent: float
 
 def _table(units: pd.DataFrame) -> None:
     st.dataframe(
-        units[["matrix", "part", "codec", "bits", "bytes", "cost"]].assign(
-            bytes=units["bytes"] / 1e6
-        ),
+        units[["matrix", "codec", "bits", "bytes", "cost"]].assign(bytes=units["bytes"] / 1e6),
         hide_index=True,
         column_config={
+            "codec": st.column_config.TextColumn(width="medium"),
             "bits": st.column_config.NumberColumn("bits a weight", format="%.3g"),
             "bytes": st.column_config.NumberColumn("MB", format="%.3g"),
-            "cost": st.column_config.NumberColumn(
-                "predicted cost, nats a token", help=COST, format="%.3g"
-            ),
+            "cost": st.column_config.NumberColumn("predicted cost", help=COST, format="%.3g"),
         },
     )

@@ -24,6 +24,19 @@ KIND = "tune"
 START_BUDGET = "25%"
 MEASURE = "measure one on the texts"
 _RUNNING = "tune_running"
+_POPOVER = "tune_popover"
+_STARTED = "tune_started"
+"""Whether a tuning has just been filed, so that its form closes."""
+
+
+def tune_popover(source: Checkpoint, calibrations: Sequence[Known]) -> None:
+    """The form behind a button."""
+    if st.session_state.pop(_STARTED, False):
+        st.session_state[_POPOVER] = False
+    with st.popover(
+        "Tune with another text", icon=":material/tune:", key=_POPOVER, on_change="rerun"
+    ):
+        tune_form(source, calibrations)
 
 
 def tune_form(source: Checkpoint, calibrations: Sequence[Known]) -> None:
@@ -97,6 +110,7 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known]) -> None:
     except DersError as error:
         show_error(error)
     else:
+        st.session_state[_STARTED] = True
         st.rerun()
 
 
@@ -119,8 +133,8 @@ def about_scores(known: Known) -> None:
     scores = known.scores
     assert scores is not None, "it was scored with"
     words = [
-        f"Predicted from {known.label}, for text like that. What is measured is of the text of "
-        "its run."
+        f"Predicted from {known.label}, for text like that. Measured points are of the text "
+        "of their run."
     ]
     words += [f"{each.sentence[0].upper()}{each.sentence[1:]}." for each in scores.rare]
     if scores.unmeasured:
