@@ -1,5 +1,6 @@
 """Plotly figures of analysis tables and of runs; used by the pages and by the HTML report."""
 
+from ders_core.figures.allocation import bits_map, frontier
 from ders_core.figures.curves import energy_curve, size_quality, spectrum, value_histogram
 from ders_core.figures.maps import (
     Metric,
@@ -27,8 +28,10 @@ __all__ = [
     "SMOOTH",
     "Metric",
     "balance_curve",
+    "bits_map",
     "difference_energy",
     "energy_curve",
+    "frontier",
     "latest_loads",
     "loss_curves",
     "memory_curve",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ders_core.errors import RecipeError
 from ders_core.tune.bounds import Bound, Measure
 from ders_core.tune.constraints import Constraint
+from ders_core.tune.coupling import Loss
 from ders_core.tune.knapsack import Solution, least_loss, least_size
 from ders_core.tune.problem import Problem
 from ders_core.tune.scores import Candidate, Scores, UnitScores
@@ -85,12 +86,27 @@ class Solver:
         total = self._scores.bytes_total
         return self._least_kl(bound, bound.most * (total if bound.measure == "share" else 1.0))
 
+    @property
+    def sizes(self) -> tuple[float, float]:
+        """The least that everything takes, and the least at which nothing is lost that need not
+        be; in the measure, of a share or a KL in bytes."""
+        least = lossless = self._problem.size_beside
+        slopes = self._scores.coupling.apart(self._nothing)
+        for choice in self._problem.choices:
+            options, _ = choice.options(slopes)
+            least += float(options.sizes.min())
+            lossless += float(options.sizes[options.losses == options.losses.min()].min())
+        return least, lossless
+
+    @property
+    def _nothing(self) -> Loss:
+        return self._problem.loss([None] * len(self._scores.units))
+
     def _least_kl(self, bound: Bound, most: float) -> Allocation:
         """In rounds: losses are added up as they meet near what was found last."""
         problem, coupling = self._problem, self._scores.coupling
         best: Allocation | None = None
-        nothing = problem.loss([None] * len(self._scores.units))
-        slopes = coupling.apart(nothing)
+        slopes = coupling.apart(self._nothing)
         for _ in range(ROUNDS):
             tables = [choice.options(slopes) for choice in problem.choices]
             options = [each for each, _ in tables]
@@ -113,7 +129,7 @@ class Solver:
     def _least_bytes(self, bound: Bound) -> Allocation:
         """By halving between the smallest size that there is and one that loses nothing."""
         problem = self._problem
-        slopes = self._scores.coupling.apart(problem.loss([None] * len(self._scores.units)))
+        slopes = self._scores.coupling.apart(self._nothing)
         options = [choice.options(slopes)[0] for choice in problem.choices]
         low = least_size(options) + problem.size_beside
         found = self._least_kl(bound, sum(float(each.sizes.max()) for each in options) + low)

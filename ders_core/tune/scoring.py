@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from ders_core.pipeline.predicted import removal_costs, routers_behind
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
 from ders_core.tune.candidates import codecs_for
 from ders_core.tune.coupling import Coupling
-from ders_core.tune.saved import load_scores, save_scores
+from ders_core.tune.earlier import earlier_scores, is_measured, model_weights
+from ders_core.tune.saved import save_scores
 from ders_core.tune.scores import (
     FEW_TOKENS,
     Candidate,
@@ -61,8 +61,8 @@ def score(
         )
     digest = file_checksum(measured.path)
     file = _place(directory, checkpoint.identity, digest, per_expert=per_expert)
-    kept = _kept(file, checkpoint, digest, measured, per_expert=per_expert)
-    if kept is not None:
+    kept = file and earlier_scores(file, checkpoint, digest, measured, per_expert=per_expert)
+    if kept:
         progress(len(kept.units), len(kept.units), "scores of an earlier time are used again")
         return kept
     checkpoint.store.hold()
@@ -79,43 +79,6 @@ def _place(directory: Path | None, identity: str, digest: str, *, per_expert: bo
         place = directory or cache_directory() / "scores"
         return scores_file(place, identity, digest, per_expert=per_expert)
     return None
-
-
-def _kept(
-    file: Path | None,
-    checkpoint: Checkpoint,
-    digest: str,
-    calibration: Calibration,
-    *,
-    per_expert: bool,
-) -> Scores | None:
-    """Scores that were made of the same files, with the codecs that are known now."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        scores = load_scores(file)
-    except CheckpointError:  # of another version, or damaged: they are made again
-        return None
-    units = units_of(checkpoint, per_expert=per_expert)
-    same = (scores.identity, scores.calibration) == (checkpoint.identity, digest)
-    if not same or [each.unit for each in scores.units] != units:
-        return None
-    weights = _weights(units)
-    names = set(calibration.others.names)
-    for each in scores.units:
-        tried = codecs_for(each.unit, weights, gradients=_is_known(each.unit, names))
-        if not {candidate.codec for candidate in each.candidates} <= set(tried):
-            return None
-    return scores
-
-
-def _weights(units: Sequence[Unit]) -> int:
-    """Of the whole model."""
-    return sum(unit.weights for unit in units if unit.part != "base")
-
-
-def _is_known(unit: Unit, measured: set[str]) -> bool:
-    return unit.part != "tensor" or unit.name in measured
 
 
 def _skeleton(calibration: Path) -> Recipe:
@@ -144,7 +107,7 @@ class _Scoring:
         self._per_expert = per_expert
         self._recipe = _skeleton(calibration.path)
         self._units = units_of(checkpoint, per_expert=per_expert)
-        self._weights = _weights(self._units)
+        self._weights = model_weights(self._units)
         self._measured = set(calibration.others.names)
         self._meter = Meter(len(self._units), progress)
 
@@ -161,7 +124,7 @@ class _Scoring:
             tuple(self._all_scored(plan)),
             Coupling.of(self._calibration, columns),
             tuple(_rare(self._checkpoint, self._calibration)),
-            tuple(u.name for u in self._units if not _is_known(u, self._measured)),
+            tuple(u.name for u in self._units if not is_measured(u, self._measured)),
         )
 
     def _all_scored(self, plan: Plan) -> list[UnitScores]:
@@ -184,7 +147,7 @@ class _Scoring:
         for unit in self._units:
             if unit.part == "tensor":
                 known_of = partial(tensor_knowledge, calibration=self._calibration)
-                gradients = _is_known(unit, self._measured)
+                gradients = is_measured(unit, self._measured)
                 tried = codecs_for(unit, self._weights, gradients=gradients)
                 tensor = self._checkpoint.others[unit.name]
                 candidates = tensor_candidates(tensor, self._recipe, known_of, tried)

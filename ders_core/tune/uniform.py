@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ders_core.codecs import Codec, Entropy
@@ -26,17 +27,22 @@ class Rival:
 
 def one_knob(scores: Scores, most: float) -> Rival | None:
     """The best of one knob for all (a `budget` in a recipe), within `most` bytes of weight files;
-    None if none is.
+    None if none is."""
+    return next((rival for rival in knobs(scores) if rival.nbytes <= most), None)
+
+
+def knobs(scores: Scores) -> Iterator[Rival]:
+    """One knob for all in every strength, the largest file first.
 
     Units that have no knob lose nothing. Figures of knobs between those that were encoded are
     interpolated, as those of the solver are.
     """
     ladders = [_ladder(with_finer(scored.candidates)) for scored in scores.units]
-    problem = Problem.of(scores, "bytes", (), friendly=False)
-    knobs = {knob for ladder in ladders for knob in ladder}
-    if not knobs:
-        return None
-    least, octaves = min(knobs), math.log2(max(knobs) / min(knobs))
+    problem = Problem(scores, (), 0.0)
+    known = {knob for ladder in ladders for knob in ladder}
+    if not known:
+        return
+    least, octaves = min(known), math.log2(max(known) / min(known))
     for number in range(int(octaves / STEP) + 1):
         knob = least * 2 ** (number * STEP)
         chosen = [
@@ -44,9 +50,7 @@ def one_knob(scores: Scores, most: float) -> Rival | None:
             for ladder, scored in zip(ladders, scores.units, strict=True)
         ]
         nbytes = sum(candidate.nbytes for candidate in chosen) + scores.bytes_beside
-        if nbytes <= most:
-            return Rival(knob, nbytes, scores.coupling.kl(problem.loss(chosen)))
-    return None
+        yield Rival(knob, nbytes, scores.coupling.kl(problem.loss(chosen)))
 
 
 def _knob_of(is_deltas: bool, knob: float) -> float:

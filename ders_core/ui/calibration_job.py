@@ -9,13 +9,13 @@ import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
-from ders_core.files.texts import text_files
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.calibrate import CalibrateResult
 from ders_core.pipeline.calibration import Calibration
 from ders_core.ui import kept, session
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
+from ders_core.ui.text_field import checked_paths
 from ders_core.ui.trust import trust_switch
 from ders_core.units import listed
 
@@ -98,18 +98,16 @@ def _form(source: Checkpoint) -> None:
     if not st.button("Measure", key="calibration_start", type="primary"):
         return
     try:
-        allowed = [session.workspace().check_allowed(each) for each in texts.split("\n") if each]
-        for path in allowed:
-            text_files(path)
+        paths = checked_paths(texts)
         spec = {
             "checkpoint": str(source.path),
-            "text": [str(path) for path in allowed],
+            "text": paths,
             "max_tokens": int(tokens),
             "gradients": gradients,
             "others": others,
             "trust_remote_code": trusted,
         }
-        if not allowed:
+        if not paths:
             st.error("Name a text to calibrate on: a file or a directory.")
             return
         submit("calibrate", spec)

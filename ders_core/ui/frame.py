@@ -31,6 +31,7 @@ def navigation() -> Any:
         st.Page("pages/redundancy.py", title="Redundancy"),
         st.Page("pages/spectra.py", title="Spectra"),
         st.Page("pages/recipe.py", title="Recipe"),
+        st.Page("pages/tune.py", title="Tune"),
         st.Page("pages/runs.py", title="Runs"),
         st.Page("pages/export.py", title="Export"),
         st.Page("pages/upcycle.py", title="Upcycle"),

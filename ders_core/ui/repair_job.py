@@ -8,7 +8,6 @@ import streamlit as st
 
 from ders_core.demo.result import CALIBRATION, HELD_OUT
 from ders_core.errors import DersError
-from ders_core.files.texts import text_files
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.repair import RepairResult
 from ders_core.jobs.results import PackedResult
@@ -19,6 +18,7 @@ from ders_core.ui.frame import demo_text
 from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
+from ders_core.ui.text_field import checked_paths
 from ders_core.units import duration_text, listed
 
 KIND = "repair"
@@ -86,12 +86,8 @@ def _demo_text(name: str, model: Path) -> str:
 def _start(
     job: Job, result: PackedResult, texts: str, heldout: str, trained: list[str], steps: int
 ) -> None:
-    allowed = session.workspace().check_allowed
     try:
-        paths = [str(allowed(each)) for each in texts.split("\n") if each.strip()]
-        held = str(allowed(heldout.strip())) if heldout.strip() else None
-        for path in (*paths, *([held] if held else [])):
-            text_files(path)
+        paths, measured = checked_paths(texts), checked_paths(heldout)
         if not paths:
             st.error("Name a text to train on: a file or a directory.")
             return
@@ -100,7 +96,7 @@ def _start(
             "checkpoint": result.packed,
             "original": job.spec["checkpoint"],
             "text": paths,
-            "heldout": held,
+            "heldout": measured[0] if measured else None,
             "name": session.job_store().free_name(KIND, f"{job.title} repaired"),
             "train": list(settings.train),
             "steps": settings.steps,

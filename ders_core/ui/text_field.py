@@ -24,3 +24,12 @@ def checked_texts(typed: str) -> TextSpec | None:
     for paths in named.values():
         text_files(paths)
     return named if isinstance(texts, dict) else named[""]
+
+
+def checked_paths(typed: str) -> list[str]:
+    """Texts without names, for a job's spec, perhaps none. Raises as `checked_texts`."""
+    allowed = session.workspace().check_allowed
+    paths = [allowed(line.strip()) for line in typed.split("\n") if line.strip()]
+    for path in paths:
+        text_files(path)
+    return [str(path) for path in paths]

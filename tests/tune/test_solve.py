@@ -142,6 +142,22 @@ def test_more_room_never_loses_more() -> None:
     assert all(after <= 1.01 * before for before, after in pairwise(losses))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_it_tells_the_least_size_and_the_least_without_loss(seed: int) -> None:
+    scores = few(seed)
+    least, lossless = Solver(scores, "bytes").sizes
+    sizes = {True: list[int](), False: list[int]()}
+    for chosen in every_choice(scores):
+        loses = any(each is not None and not each.codec.lossless for each in chosen)
+        sizes[loses].append(sum(each.nbytes for each in chosen if each is not None))
+    assert least == min(sizes[True]) + scores.bytes_beside
+    assert lossless == min(sizes[False]) + scores.bytes_beside
+    assert solve(scores, Bound("bytes", lossless)).predicted_kl == 0
+    assert solve(scores, Bound("bytes", lossless - 1)).predicted_kl > 0
+    with pytest.raises(RecipeError):
+        solve(scores, Bound("bytes", least - 1))
+
+
 def test_constraints_are_kept() -> None:
     scores = made_scores(6)
     kept = Constraint(layers="1", projections=("gate",), only=("keep",))

@@ -48,7 +48,7 @@ def test_no_text_of_a_page_is_shown_by_accident(page: Path) -> None:
 def test_every_page_says_what_to_do_first(app: AppTest) -> None:
     app.run()
     assert "Mixture-of-Experts checkpoint" in words(app)
-    for page in ("redundancy", "spectra", "recipe", "runs"):
+    for page in ("redundancy", "spectra", "recipe", "tune", "runs"):
         on(app, page)
         assert "No checkpoint" in words(app)
         assert app.button(key="need_demo").label == "Try the demo"

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from support.page_scores import keep_scores
+
 from ders_core.analysis import analyze
 from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
@@ -35,7 +37,7 @@ def seen(app):
 
 app = AppTest.from_file(sys.argv[1], default_timeout=120).run()
 drawn = {"checkpoint": seen(app)}
-for page in ("redundancy", "spectra", "upcycle", "export", "runs"):
+for page in ("redundancy", "spectra", "tune", "upcycle", "export", "runs"):
     drawn[page] = seen(app.switch_page(f"pages/{page}.py").run())
 app.button(key="run_start").click().run()
 drawn["queued"] = seen(app)
@@ -54,6 +56,7 @@ def test_every_page_and_a_prediction(
 ) -> None:
     checkpoint = open_checkpoint(mixtral_dir)
     analyze(checkpoint, spectra="curve").save(workspace.analysis_dir(checkpoint.identity))
+    keep_scores(workspace, mixtral_dir)
     store, recipe = JobStore(workspace.store_path), presets()["quantized-2bit"]
     done = store.submit("run", {"checkpoint": str(mixtral_dir), "recipe": recipe.to_yaml()}, "two")
     work()
@@ -67,6 +70,8 @@ def test_every_page_and_a_prediction(
     assert "share one start" in drawn["checkpoint"]["text"]
     assert drawn["redundancy"]["plots"] >= 4
     assert drawn["spectra"]["plots"] >= 4
+    assert drawn["tune"]["plots"] >= 2
+    assert "Predicted KL" in drawn["tune"]["text"]
     assert "two" in drawn["runs"]["text"]
     assert "Gain: " in drawn["predicted"]["text"]
-    assert [job.state for job in store.list()] == ["queued", "done"]
+    assert [job.state for job in store.list(kind="run")] == ["queued", "done"]

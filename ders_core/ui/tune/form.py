@@ -1,0 +1,145 @@
+"""The form that files a tuning, and its panel while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.demo.result import CALIBRATION
+from ders_core.errors import DersError
+from ders_core.jobs import Which
+from ders_core.tune.bounds import Bound
+from ders_core.ui import kept, session
+from ders_core.ui.calibration_job import DOMAIN
+from ders_core.ui.frame import demo_text
+from ders_core.ui.job_progress import ACTIVE, job_panel, submit
+from ders_core.ui.plain import plain, show_error
+from ders_core.ui.text_field import checked_paths
+from ders_core.ui.trust import trust_switch
+from ders_core.ui.tune.known import Known
+
+KIND = "tune"
+START_BUDGET = "25%"
+MEASURE = "measure one on the texts"
+_RUNNING = "tune_running"
+_POPOVER = "tune_popover"
+_STARTED = "tune_started"
+"""Whether a tuning has just been filed, so that its form closes."""
+
+
+def tune_popover(source: Checkpoint, calibrations: Sequence[Known]) -> None:
+    """The form behind a button."""
+    if st.session_state.pop(_STARTED, False):
+        st.session_state[_POPOVER] = False
+    with st.popover(
+        "Tune with another text", icon=":material/tune:", key=_POPOVER, on_change="rerun"
+    ):
+        tune_form(source, calibrations)
+
+
+def tune_form(source: Checkpoint, calibrations: Sequence[Known]) -> None:
+    """Texts or a calibration, a budget, and the button. Of the demo, its own text is filled in."""
+    labels = {f"{each.label} ({each.calibration.path})": each for each in calibrations}
+    chosen = None
+    if labels:
+        chosen = kept.field(
+            st.selectbox,
+            "Calibration",
+            key="tune_calibration",
+            start=MEASURE,
+            of=source.path,
+            options=[MEASURE, *labels],
+            help="With gradients, and of other matrices too if they are to be coded: what the "
+            "calibration does not know loses nothing.",
+        )
+    calibration = labels.get(chosen or MEASURE)
+    texts, tokens, trusted = "", 0, False
+    if calibration is None:
+        texts = kept.field(
+            st.text_area,
+            "Texts",
+            key="tune_texts",
+            start=str(demo_text(CALIBRATION, source.path) or ""),
+            of=source.path,
+            placeholder="files or directories, one a line",
+            help="UTF-8 text, .jsonl, or directories of such files, not those that quality is "
+            f"measured on. {DOMAIN}",
+            height=90,
+        )
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        budget = kept.field(
+            st.text_input,
+            "Budget",
+            key="tune_budget",
+            start=START_BUDGET,
+            help="A share such as 40%, bytes such as 6GB, bits a weight of an expert such as "
+            "2.5bits, or bytes read a token such as 900MB/token. Other sizes are a move of the "
+            "slider afterwards.",
+            width=160,
+        )
+        if calibration is None:
+            tokens = kept.field(
+                st.number_input,
+                "Tokens",
+                key="tune_tokens",
+                start=12288,
+                min_value=256,
+                max_value=1_000_000,
+                step=1024,
+                width=160,
+            )
+    if calibration is None:
+        trusted = trust_switch(source, "tune_trust")
+    if not st.button("Tune", key="tune_start", type="primary", icon=":material/tune:"):
+        return
+    try:
+        Bound.parse(budget)
+        spec = {"checkpoint": str(source.path), "budget": budget.strip()}
+        if calibration is not None:
+            spec_of_known = {"calibration": str(calibration.calibration.path)}
+            submit(KIND, spec | spec_of_known)
+        else:
+            paths = checked_paths(texts)
+            if not paths:
+                st.error("Name a text to calibrate on: a file or a directory.")
+                return
+            made = {"text": paths, "max_tokens": int(tokens), "trust_remote_code": trusted}
+            submit(KIND, spec | made)
+    except DersError as error:
+        show_error(error)
+    else:
+        st.session_state[_STARTED] = True
+        st.rerun()
+
+
+@st.fragment(run_every=1.5)
+def under_way(source: Checkpoint) -> None:
+    """The panel of the newest tuning until it is done; the page is drawn again then."""
+    job = session.job_store().newest(Which((KIND,), checkpoint=str(source.path)))
+    if job is None:
+        return
+    if job.state in ACTIVE:
+        st.session_state[_RUNNING] = job.id
+    elif st.session_state.pop(_RUNNING, None) == job.id:
+        st.rerun()
+    if job.state != "done":
+        job_panel(job)
+
+
+def about_scores(known: Known) -> None:
+    """What the scores rest on, in one line, and what they do not know."""
+    scores = known.scores
+    assert scores is not None, "it was scored with"
+    words = [
+        f"Predicted from {known.label}, for text like that. Measured points are of the text "
+        "of their run."
+    ]
+    words += [f"{each.sentence[0].upper()}{each.sentence[1:]}." for each in scores.rare]
+    if scores.unmeasured:
+        words.append(
+            f"{len(scores.unmeasured)} matrices were not measured, and lose nothing: "
+            "calibrate with other matrices to code them."
+        )
+    st.caption(plain(" ".join(words)), help=DOMAIN)

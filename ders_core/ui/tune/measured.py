@@ -1,0 +1,46 @@
+"""What was measured of the open checkpoint: its runs, and the trials of its proofs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.errors import JobError
+from ders_core.jobs import Which
+from ders_core.jobs.kinds.prove import ProveResult
+from ders_core.later import pd
+from ders_core.pipeline.quality import KL, KL_HIGH, KL_LOW
+from ders_core.ui import runs, session
+
+COLUMNS = ("name", "role", "share", "kl", "low", "high")
+
+
+def measured(source: Checkpoint) -> pd.DataFrame:
+    """A row for each of the newest: `name`, `role` (run, tuned or uniform), `share` of the
+    original, `kl` in nats a token, and the interval from `low` to `high`, NaN where there is
+    none."""
+    found = pd.concat([_runs(source), _trials(source)], ignore_index=True)
+    return found.astype(dict.fromkeys(COLUMNS[2:], float)).dropna(subset=["kl"])
+
+
+def _runs(source: Checkpoint) -> pd.DataFrame:
+    which = Which(("run",), ("done",), checkpoint=str(source.path))
+    table = runs.finished(session.job_store().page(which))
+    names = {"ratio": "share", KL.key: "kl", KL_LOW.key: "low", KL_HIGH.key: "high"}
+    return table.rename(columns=names).assign(role="run").reindex(columns=COLUMNS)
+
+
+def _trials(source: Checkpoint) -> pd.DataFrame:
+    rows = []
+    which = Which(("prove",), ("done",), checkpoint=str(source.path))
+    for job in session.job_store().page(which):
+        with suppress(JobError):  # written by another version
+            result = ProveResult.of(job)
+            assert result is not None, "the job is done"
+            for trial in result.trials:
+                found, quality = trial.measured, trial.measured.quality
+                share = found.nbytes / result.bytes_before
+                name = f"{job.title}, {trial.label}"
+                interval = quality.kl_low, quality.kl_high
+                rows.append((name, trial.role, share, found.kl, *interval))
+    return pd.DataFrame(rows, columns=COLUMNS)

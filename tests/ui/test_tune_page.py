@@ -1,0 +1,154 @@
+"""The Tune page files the job, and shows what saved scores foretell of every size."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from support.page_scores import Kept, keep_scores
+from support.recipe_pages import recipe_of
+from support.studio_pages import on, opened, words
+
+from ders_core.files.writer import write_text
+from ders_core.jobs import JobStore, Workspace
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.plan import resolve
+from ders_core.tune.allocate import Allocation, solve
+from ders_core.tune.bounds import Bound
+from ders_core.tune.demand import kept_layers
+from ders_core.tune.uniform import one_knob
+from ders_core.tune.written import as_recipe
+from ders_core.ui.tune.solutions import SIZES, Wish, outlook
+from ders_core.units import bytes_text
+
+
+def metric(app: AppTest, label: str) -> str:
+    return next(each.value for each in app.metric if each.label.startswith(label))
+
+
+@pytest.fixture
+def kept(workspace: Workspace, mixtral_dir: Path) -> Kept:
+    return keep_scores(workspace, mixtral_dir)
+
+
+def test_it_says_what_to_do_first(app: AppTest, mixtral_dir: Path) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    assert "not scored yet" in words(app)
+    assert not app.slider
+
+
+def test_a_job_is_filed_with_texts_and_a_budget(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, text: Path
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    for typed, said in (("", "Name a text"), ("/etc/passwd", "outside")):
+        app.text_area(key="tune_texts").set_value(typed).run()
+        app.button(key="tune_start").click().run()
+        assert said in app.error[0].value
+    app.text_area(key="tune_texts").set_value(f"{text}\n").run()
+    app.text_input(key="tune_budget").set_value("a lot").run()
+    app.button(key="tune_start").click().run()
+    assert "a lot" in app.error[0].value
+    app.text_input(key="tune_budget").set_value("30% ").run()
+    app.button(key="tune_start").click().run()
+    assert not app.exception
+    (job,) = JobStore(workspace.store_path).list(kind="tune")
+    assert (job.spec["text"], job.spec["budget"]) == ([str(text)], "30%")
+    assert job.spec["checkpoint"] == str(mixtral_dir)
+    assert "waiting for the worker" in words(app)
+
+
+def test_a_known_calibration_can_be_scored_with(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, kept: Kept
+) -> None:
+    kept.file.unlink()
+    on(opened(app, mixtral_dir), "tune")
+    assert "not scored yet" in words(app)
+    menu = app.selectbox(key="tune_calibration")
+    menu.set_value(menu.options[1]).run()
+    app.button(key="tune_start").click().run()
+    (job,) = JobStore(workspace.store_path).list(kind="tune")
+    assert job.spec["calibration"] == str(kept.calibration)
+    assert not job.spec["text"]
+
+
+def test_a_move_of_the_slider_solves_again(app: AppTest, mixtral_dir: Path, kept: Kept) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    scores = kept.scores
+    for percent in (40.0, 60.0):
+        app.slider(key="tune_size").set_value(percent).run()
+        assert not app.exception
+        found = solve(scores, Bound("share", percent / 100))
+        rival = one_knob(scores, found.nbytes)
+        assert rival is not None
+        assert metric(app, "Predicted size").startswith(bytes_text(found.nbytes))
+        assert metric(app, "Predicted KL") == f"{found.predicted_kl:.3g}"
+        assert metric(app, "Of one knob") == f"{rival.predicted_kl:.3g}"
+        assert metric(app, "Read for a token") == bytes_text(found.read)
+        table = app.dataframe[0].value
+        assert table["codec"].tolist() == codecs(found)
+    said = words(app)
+    assert "2 of 4 experts saw fewer than 100 tokens" in said
+    assert "1 matrices were not measured" in said
+    assert len(app.get("plotly_chart")) >= 2
+
+
+def codecs(found: Allocation) -> list[str]:
+    return [
+        "none" if each.candidate is None else each.candidate.codec.label for each in found.chosen
+    ]
+
+
+def test_the_recipe_is_loaded_with_what_was_chosen(
+    app: AppTest, mixtral_dir: Path, kept: Kept
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    app.slider(key="tune_size").set_value(70.0).run()
+    app.multiselect(key="tune_keep").set_value([1]).run()
+    app.toggle(key="tune_friendly").set_value(True).run()
+    percent = float(str(app.slider(key="tune_size").value))
+    app.button(key="tune_load").click().run()
+    assert not app.exception
+    loaded, checkpoint = recipe_of(app), open_checkpoint(mixtral_dir)
+    found = solve(
+        kept.scores,
+        Bound("share", percent / 100),
+        constraints=[kept_layers("1")],
+        friendly=True,
+    )
+    name = f"tuned-{percent:.1f}"
+    assert loaded == as_recipe(found, checkpoint, kept.calibration, name=name)
+    entries = resolve(loaded, checkpoint).entries
+    assert {entry.packed for entry in entries if entry.layer == 1} == {False}
+    assert any(entry.packed for entry in entries if entry.layer == 0)
+
+
+@pytest.mark.parametrize(
+    ("known", "changed"), [('"bytes"', '"b"'), ('"identity":"', '"identity":"f')]
+)
+def test_scores_that_are_damaged_or_of_something_else_are_not_shown(
+    app: AppTest, mixtral_dir: Path, kept: Kept, known: str, changed: str
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    assert app.slider
+    write_text(kept.file, kept.file.read_text(encoding="utf-8").replace(known, changed, 1))
+    on(app, "tune")
+    assert "not scored yet" in words(app)
+    assert len(app.selectbox(key="tune_calibration").options) == 2  # it can be scored with again
+
+
+def test_the_frontier_falls_from_the_least_size_to_no_loss(kept: Kept) -> None:
+    scores = kept.scores
+    sizes = outlook("frontier", Wish(), scores)
+    points = list(zip(sizes.curve["share"], sizes.curve["kl"], strict=True))
+    assert len(points) == SIZES
+    assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in pairwise(points))
+    assert points[-1][1] == 0
+    least = solve(scores, Bound("share", sizes.least / 100)).nbytes / scores.bytes_total
+    assert 100 * least <= sizes.least <= 100 * least + 2
+    assert sizes.least <= sizes.start <= sizes.most
+    for share in (0.3, 0.5):
+        rival = one_knob(scores, share * scores.bytes_total)
+        assert sizes.knob_within(share) == (None if rival is None else rival.predicted_kl)
