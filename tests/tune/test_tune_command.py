@@ -12,7 +12,7 @@ from support.shell import ders, error_of
 
 from ders_core.codecs import Keep
 from ders_core.jobs import JobStore, Workspace
-from ders_core.jobs.kinds.tune import SCORES, TuneResult
+from ders_core.jobs.kinds.tune import TuneResult
 from ders_core.jobs.worker import run_worker
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
@@ -22,7 +22,7 @@ from ders_core.recipe import load_recipe
 @pytest.fixture(autouse=True)
 def _kept_scores(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the fixture lie in the user's cache."""
-    assert scored.directory.name == SCORES
+    assert scored.directory.name == Workspace(".").scores.name
     monkeypatch.setenv("DERS_CACHE", str(scored.directory.parent))
 
 
@@ -76,7 +76,7 @@ def test_a_job_tunes(
 ) -> None:
     monkeypatch.setenv("DERS_ROOTS", str(tmp_path_factory.getbasetemp()))
     workspace = Workspace(tmp_path / "workspace")
-    shutil.copytree(scored.directory, workspace.path / SCORES)
+    shutil.copytree(scored.directory, workspace.scores)
     store = JobStore(workspace.store_path)
     spec = {
         "checkpoint": str(scored.checkpoint.path),

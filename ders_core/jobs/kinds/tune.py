@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 CALIBRATION = "calibration.safetensors"
 RECIPE = "recipe.yaml"
-"""The folder of the workspace that keeps scores."""
 
 
 class TuneSpec(Spec):
