@@ -22,7 +22,7 @@ from ders_core.recipe import load_recipe
 @pytest.fixture(autouse=True)
 def _kept_scores(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the fixture lie in the user's cache."""
-    assert scored.directory.name == "scores"
+    assert scored.directory.name == Workspace(".").scores.name
     monkeypatch.setenv("DERS_CACHE", str(scored.directory.parent))
 
 
