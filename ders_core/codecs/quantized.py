@@ -19,14 +19,7 @@ from ders_core.codecs.coding.packing import (
 )
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks
-from ders_core.codecs.fitting.codes import (
-    CHUNK,
-    Lines,
-    coded,
-    decoded,
-    gain_factors,
-    unpacked,
-)
+from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors, unpacked
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
