@@ -77,6 +77,8 @@ def test_a_known_calibration_can_be_scored_with(
 def test_a_move_of_the_slider_solves_again(app: AppTest, mixtral_dir: Path, kept: Kept) -> None:
     on(opened(app, mixtral_dir), "tune")
     scores = kept.scores
+    slider = app.slider(key="tune_size")
+    assert slider.value == max(25.0, slider.min)  # the form's budget, as far as there is that size
     for percent in (40.0, 60.0):
         app.slider(key="tune_size").set_value(percent).run()
         assert not app.exception

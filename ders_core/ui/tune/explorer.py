@@ -11,11 +11,13 @@ from ders_core.later import pd
 from ders_core.pipeline.quality import PREDICTED_KL
 from ders_core.recipe import Recipe
 from ders_core.tune.allocate import Allocation
+from ders_core.tune.bounds import Bound
 from ders_core.tune.scores import Scores
 from ders_core.tune.written import as_recipe
 from ders_core.ui import kept, session
 from ders_core.ui.plain import show_error
 from ders_core.ui.plots import live_plot
+from ders_core.ui.tune.form import START_BUDGET
 from ders_core.ui.tune.known import Known
 from ders_core.ui.tune.solutions import STEP, Outlook, Wish, allocation, outlook
 from ders_core.ui.tune.tables import groups_table, units_table
@@ -39,7 +41,7 @@ def explorer(source: Checkpoint, known: Known, measured: pd.DataFrame) -> None:
             wish = _wish(source, scores)
         sizes = outlook(known.version, wish, scores)
         with top:
-            percent = _slider(source, sizes)
+            percent = _slider(source, scores, sizes)
         found = allocation(known.version, wish, percent, scores)
     except DersError as error:
         with top:
@@ -102,12 +104,12 @@ def _wish(source: Checkpoint, scores: Scores) -> Wish:
     return Wish(tuple(sorted(keep)), friendly)
 
 
-def _slider(source: Checkpoint, sizes: Outlook) -> float:
+def _slider(source: Checkpoint, scores: Scores, sizes: Outlook) -> float:
     return kept.field(
         st.slider,
         "Size of the file, % of original",
         key="tune_size",
-        start=sizes.start,
+        start=_asked(scores, sizes),
         of=source.path,
         min_value=sizes.least,
         max_value=sizes.most,
@@ -115,6 +117,18 @@ def _slider(source: Checkpoint, sizes: Outlook) -> float:
         format="%.1f %%",
         help="From the smallest file that there is to one that loses nothing.",
     )
+
+
+def _asked(scores: Scores, sizes: Outlook) -> float:
+    """The budget of the form in percent of the original, where it is a size of the file."""
+    try:
+        bound = Bound.parse(kept.value("tune_budget", START_BUDGET))
+    except DersError:
+        return sizes.start
+    shares = {"share": bound.most, "bytes": bound.most / scores.bytes_total}
+    if bound.measure not in shares:
+        return sizes.start
+    return min(max(round(100 * shares[bound.measure], 1), sizes.least), sizes.most)
 
 
 def _totals(found: Allocation, scores: Scores, sizes: Outlook) -> None:
