@@ -101,10 +101,23 @@ JOBS: dict[str, dict[str, Any]] = {
     "upcycle": {"dense": "DENSE", "config": "UPCYCLE", "device": "cpu"},
     "repair": {"checkpoint": "PACKED", "original": "MODEL", "text": "TRAIN", "heldout": "HELD"}
     | {"steps": 4, "batch": 4, "window": 32, "rate": 0.005, "device": "cpu"},
+    "tune": {"checkpoint": "MODEL", "budget": "50%", "calibration": "GRADIENTS", "device": "cpu"},
 }
 
-LONG_ALONE = ("evaluate", "plan-settle", "synthesize-whole", "repair-whole")
-"""Kinds that write nothing but figures at their end, and commands that write as others do."""
+RESULTS = (
+    ".safetensors",
+    ".parquet",
+    ".npz",
+    "config.json",
+    "manifest.json",
+    "recipe.yaml",
+    "-groups.json",
+)
+"""How names of files end that jobs leave to be used."""
+
+LONG_ALONE = ("evaluate", "plan-settle", "synthesize-whole", "repair-whole", "tune")
+"""Kinds that write nothing but figures at their end, and commands that write as others do; and what
+takes long."""
 
 
 @dataclass(frozen=True)
@@ -267,13 +280,10 @@ def work(workspace: Path, root: Path) -> None:
 
 
 def results(workspace: Path) -> Contents:
-    """What jobs leave to be used: weights, tables, manifests, figures; no log, and no times."""
+    """What jobs leave to be used: weights, tables, manifests, recipes, scores, figures; no log, and
+    no times."""
     left = contents(workspace)
-    found = {
-        name: value
-        for name, value in left.items()
-        if name.endswith((".safetensors", ".parquet", ".npz", "config.json", "manifest.json"))
-    }
+    found = {name: value for name, value in left.items() if name.endswith(RESULTS)}
     for name in left:
         if name.endswith("quality.json"):
             figures = json.loads(left[name]) | {"seconds": None}
