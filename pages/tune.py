@@ -13,7 +13,7 @@ frame.head("Tune", "How small the file can get, and what that costs: a codec for
 source = frame.need_checkpoint()
 calibrations = known(source)
 scored = {each.label: each for each in reversed(calibrations) if each.scores is not None}
-under_way(source)
+is_running = under_way(source)
 if not scored:
     with st.container(border=True):
         st.markdown(
@@ -21,7 +21,7 @@ if not scored:
             "gradients, tries every form and strength of codes on a sample of each matrix, and "
             "keeps what it found. Then a slider shows every size at once."
         )
-        tune_form(source, calibrations)
+        tune_form(source, calibrations, is_running=is_running)
     st.stop()
 labels = list(reversed(scored))
 label = labels[0]
@@ -37,4 +37,4 @@ if len(labels) > 1:
     )
 about_scores(scored[label])
 explorer(source, scored[label], measured(source))
-tune_popover(source, calibrations)
+tune_popover(source, calibrations, is_running=is_running)

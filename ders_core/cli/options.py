@@ -25,6 +25,10 @@ TextOption = Annotated[
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON")]
 RecipeOption = Annotated[str, typer.Option("--recipe", metavar="R", help="a YAML file or a preset")]
+FriendlyOption = Annotated[
+    bool,
+    typer.Option("--hardware-friendly", help="only codes of one width, N:M patterns and low rank"),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="of the computation: auto, float32, bfloat16 or float16")

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
-from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, TrustOption
+from ders_core.cli.options import (
+    CheckpointArg,
+    DeviceOption,
+    FriendlyOption,
+    JsonFlag,
+    TrustOption,
+)
 from ders_core.errors import RecipeError
 from ders_core.pipeline.quality import KL, kl_text
 from ders_core.units import bytes_text
@@ -60,13 +66,7 @@ def prove(
             help="measure a series of sizes instead of one, and draw it in a new file",
         ),
     ] = None,
-    friendly: Annotated[
-        bool,
-        typer.Option(
-            "--hardware-friendly",
-            help="only codes of one width, N:M patterns and low rank",
-        ),
-    ] = False,
+    friendly: FriendlyOption = False,
     device: DeviceOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=2, help="measure on no more than these")] = 8192,
     trust_remote_code: TrustOption = False,

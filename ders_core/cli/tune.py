@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
-from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, TrustOption
+from ders_core.cli.options import (
+    CheckpointArg,
+    DeviceOption,
+    FriendlyOption,
+    JsonFlag,
+    TrustOption,
+)
 from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
@@ -50,13 +56,7 @@ def tune(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="of the text, at most")] = 12288,
-    friendly: Annotated[
-        bool,
-        typer.Option(
-            "--hardware-friendly",
-            help="only codes of one width, N:M patterns and low rank",
-        ),
-    ] = False,
+    friendly: FriendlyOption = False,
     per_expert: Annotated[
         bool, typer.Option("--per-expert", help="choose for each expert, not for each group")
     ] = False,

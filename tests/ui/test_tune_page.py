@@ -58,6 +58,7 @@ def test_a_job_is_filed_with_texts_and_a_budget(
     assert (job.spec["text"], job.spec["budget"]) == ([str(text)], "30%")
     assert job.spec["checkpoint"] == str(mixtral_dir)
     assert "waiting for the worker" in words(app)
+    assert app.button(key="tune_start").disabled  # a second press would file it again
 
 
 def test_a_known_calibration_can_be_scored_with(

@@ -29,18 +29,19 @@ _STARTED = "tune_started"
 """Whether a tuning has just been filed, so that its form closes."""
 
 
-def tune_popover(source: Checkpoint, calibrations: Sequence[Known]) -> None:
-    """The form behind a button."""
+def tune_popover(source: Checkpoint, calibrations: Sequence[Known], *, is_running: bool) -> None:
+    """The form behind a button. is_running: as of `tune_form`."""
     if st.session_state.pop(_STARTED, False):
         st.session_state[_POPOVER] = False
     with st.popover(
         "Tune with another text", icon=":material/tune:", key=_POPOVER, on_change="rerun"
     ):
-        tune_form(source, calibrations)
+        tune_form(source, calibrations, is_running=is_running)
 
 
-def tune_form(source: Checkpoint, calibrations: Sequence[Known]) -> None:
-    """Texts or a calibration, a budget, and the button. Of the demo, its own text is filled in."""
+def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: bool) -> None:
+    """Texts or a calibration, a budget, and the button. Of the demo, its own text is filled in.
+    is_running: whether a tuning is filed or under way, which a second press must not file again."""
     labels = {f"{each.label} ({each.calibration.path})": each for each in calibrations}
     chosen = None
     if labels:
@@ -92,7 +93,9 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known]) -> None:
             )
     if calibration is None:
         trusted = trust_switch(source, "tune_trust")
-    if not st.button("Tune", key="tune_start", type="primary", icon=":material/tune:"):
+    if not st.button(
+        "Tune", key="tune_start", type="primary", icon=":material/tune:", disabled=is_running
+    ):
         return
     try:
         Bound.parse(budget)
@@ -115,17 +118,19 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known]) -> None:
 
 
 @st.fragment(run_every=1.5)
-def under_way(source: Checkpoint) -> None:
-    """The panel of the newest tuning until it is done; the page is drawn again then."""
+def under_way(source: Checkpoint) -> bool:
+    """The panel of the newest tuning until it is done; the page is drawn again then. Whether it is
+    filed or under way."""
     job = session.job_store().newest(Which((KIND,), checkpoint=str(source.path)))
     if job is None:
-        return
+        return False
     if job.state in ACTIVE:
         st.session_state[_RUNNING] = job.id
     elif st.session_state.pop(_RUNNING, None) == job.id:
         st.rerun()
     if job.state != "done":
         job_panel(job)
+    return job.state in ACTIVE
 
 
 def about_scores(known: Known) -> None:
