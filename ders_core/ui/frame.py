@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import streamlit as st
 
@@ -22,6 +24,11 @@ from ders_core.units import bytes_text, share_text
 
 REFRESH_SECONDS = 2
 _FRAMED = "studio_framed"
+_PAGE = "studio_page"
+"""The page that was drawn last, and the names of all."""
+
+_DRAWN_WHOLE = "studio_drawn_whole"
+"""Whether a page is being drawn, not the sidebar alone."""
 
 
 def navigation() -> Any:
@@ -36,7 +43,9 @@ def navigation() -> Any:
         st.Page("pages/export.py", title="Export"),
         st.Page("pages/upcycle.py", title="Upcycle"),
     ]
-    return st.navigation(pages, position="top")
+    page = st.navigation(pages, position="top")
+    st.session_state[_PAGE] = page, {other.url_path for other in pages}
+    return page
 
 
 def need_frame() -> None:
@@ -90,6 +99,7 @@ def sidebar() -> None:
             _entry("Checkpoint", strong(label(source)), detail)
         recipe = session.recipe()
         _entry("Recipe", strong(recipe.name), _predicted(source))
+        st.session_state[_DRAWN_WHOLE] = True
         _worker()
 
 
@@ -114,8 +124,30 @@ def _predicted(source: Checkpoint | None) -> str:
     return f"→ {bound}{bytes_text(plan.bytes_after)} ({share_text(plan.ratio)} of original)"
 
 
+def _draw_again_if_emptied() -> None:
+    """Go to the page that was drawn last, if this refresh was asked for by another one.
+
+    A browser that has not heard yet that `st.switch_page` left a page may ask for a refresh of that
+    page. Streamlit then takes all that the new page has drawn for the old one's, and removes it.
+    """
+    drawn, names = st.session_state[_PAGE]
+    asked_from = page_in_address(st.context.url or "", names, st.get_option("server.baseUrlPath"))
+    if st.context.url and asked_from != drawn.url_path:
+        st.switch_page(drawn)
+
+
+def page_in_address(address: str, names: Collection[str], base_path: str) -> str:
+    """Which of the pages of these names an address shows: the last part of its path; "", the first
+    page, if that names none or belongs to the base path."""
+    path = urlsplit(address).path.strip("/")
+    last = path.rpartition("/")[2]
+    return last if last in names and path != base_path.strip("/") else ""
+
+
 @st.fragment(run_every=REFRESH_SECONDS)
 def _worker() -> None:
+    if not st.session_state.pop(_DRAWN_WHOLE, False):
+        _draw_again_if_emptied()
     store = session.job_store()
     state = store.worker()
     waiting = store.count(Which(states=("queued",)))
