@@ -95,7 +95,10 @@ def first_screen(source: Checkpoint) -> None:
         f"{verdict.sentence}{seen}"
     )
     if summary.packed:
-        st.markdown(f"Packed: {summary.packed}. The page shows the original that it stands for.")
+        st.markdown(
+            f"Packed: {summary.packed}. In memory: {summary.in_memory}. The page shows the "
+            "original that it stands for."
+        )
     composition(source)
     if summary.left_aside:
         st.caption(f"No part of the model, and left aside: {plain(listed(summary.left_aside))}")

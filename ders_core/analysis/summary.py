@@ -10,14 +10,16 @@ from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import Checkpoint
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe.numbers import spell_numbers
+from ders_core.runtime.resident import resident_bytes
 from ders_core.units import bytes_text
 
 
 @dataclass(frozen=True)
 class Summary:
     """bytes_total: of the weight files; for packed ones those of the original. packed_bytes: of
-    packed files on disk. bytes_experts: of the routed experts' tensors. sure: how certain the
-    layout is, from 0 to 1; because: why, in words. stacks: path of each stack of layers -> its
+    packed files on disk. bytes_in_memory: of a packed model's weights that are synthesized, and of
+    those that stay packed (see `ders_core.runtime.modes`). bytes_experts: of the routed experts'
+    tensors. sure: how certain the layout is, from 0 to 1; because: why, in words. stacks: path of each stack of layers -> its
     layers. shared: the experts besides the routed ones, in words. stored: the scheme of weights
     that are quantized already. left_aside: files beside the weights that are no part of the model
     and do not travel with it; linked_out: links to files elsewhere, which do not either."""
@@ -37,6 +39,7 @@ class Summary:
     dtype: str
     bytes_total: int
     packed_bytes: int | None
+    bytes_in_memory: tuple[int, int] | None
     bytes_experts: int
     expert_share: float
     left_aside: tuple[str, ...]
@@ -54,6 +57,14 @@ class Summary:
         if self.packed_bytes is None:
             return None
         return f"{bytes_text(self.packed_bytes)} on disk, stands for {bytes_text(self.bytes_total)}"
+
+    @property
+    def in_memory(self) -> str | None:
+        """What a packed model's weights take when it is loaded, in words; None for another."""
+        if self.bytes_in_memory is None:
+            return None
+        whole, held = map(bytes_text, self.bytes_in_memory)
+        return f"{held} with experts that stay packed, {whole} with whole ones"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +90,7 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         dtype=source.dtype.name,
         bytes_total=source.bytes_total,
         packed_bytes=source.packed_bytes,
+        bytes_in_memory=resident_bytes(source),
         bytes_experts=source.bytes_experts,
         expert_share=source.expert_share,
         left_aside=beside.left_aside,

@@ -40,6 +40,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
             ["dtype", summary.dtype + (f", stored as {summary.stored}" if summary.stored else "")],
             ["size", bytes_text(summary.bytes_total)],
             *([["packed", summary.packed]] if summary.packed else []),
+            *([["in memory", summary.in_memory]] if summary.in_memory else []),
             [
                 "experts take",
                 f"{bytes_text(summary.bytes_experts)} ({share_text(summary.expert_share)})",

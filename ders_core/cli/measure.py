@@ -13,6 +13,7 @@ from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
     DtypeOption,
+    ExpertsOption,
     JsonFlag,
     TextOption,
     TrustOption,
@@ -37,6 +38,7 @@ def evaluate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     max_tokens: Annotated[int, typer.Option(min=2, help="stop after this many tokens")] = 8192,
+    experts: ExpertsOption = "synthesized",
     trust_remote_code: TrustOption = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -44,7 +46,9 @@ def evaluate(
     agreement and routing agreement."""
     from ders_core.files.named_texts import parse_named
     from ders_core.pipeline.quality import evaluated_rows
+    from ders_core.runtime.modes import parse_mode
 
+    mode = parse_mode(experts)
     with progress_bar("eval", hidden=as_json) as progress:
         progress(0, 0, STARTING)
         from ders_core.compute.precision import parse_dtype
@@ -58,6 +62,7 @@ def evaluate(
             max_tokens=max_tokens,
             dtype=parse_dtype(dtype),
             trust_remote_code=trust_remote_code,
+            mode=mode,
             progress=progress,
         )
     if as_json:

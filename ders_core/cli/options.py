@@ -33,6 +33,15 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="of the computation: auto, float32, bfloat16 or float16")
 ]
+ExpertsOption = Annotated[
+    str,
+    typer.Option(
+        "--experts",
+        metavar="MODE",
+        help="how a packed model holds its experts: synthesized (whole), cached (packed, the last "
+        "used whole) or packed",
+    ),
+]
 WrittenDtypeOption = Annotated[
     str,
     typer.Option(

@@ -151,6 +151,22 @@ class Chain(DeltaCodec):
             first += other
         return first
 
+    def product(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        shape: tuple[int, int],
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        """The sum of the stages'."""
+        first, *others = (
+            stage.product(within(str(number), parts), x, shape, _of_stage(context, number))
+            for number, stage in enumerate(self.stages)
+        )
+        for other in others:
+            first = first + other
+        return first
+
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:

@@ -237,6 +237,18 @@ class DeltaCodec(Codec):
         """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
         parts contradict themselves."""
 
+    def product(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        shape: tuple[int, int],
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        """x Δ̂ᵀ `[n, out]` in x's dtype. x: `[n, in]`, on the parts' device. A codec whose delta
+        need not be decoded for that does it otherwise, up to the rounding of sums. Raises
+        CodecError as `decode` does."""
+        return x @ self.decode(parts, shape, context).to(x.dtype).T
+
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:

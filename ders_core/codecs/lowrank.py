@@ -245,13 +245,38 @@ class LowRank(DeltaCodec):
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
-        if self.factor_bits is None:
-            return parts["left"].float() @ parts["right"].float()
         rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
             return torch.zeros(shape)  # no part to take a device from
+        left, right = self._factors(parts, rank, shape, context)
+        return left @ right
+
+    def product(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        shape: tuple[int, int],
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        """By the two thin factors."""
+        rank = self._rank(shape, Dtype.of(context.dtype))
+        if not rank:
+            return x.new_zeros(len(x), shape[0])
+        left, right = (factor.to(x.dtype) for factor in self._factors(parts, rank, shape, context))
+        return x @ right.T @ left.T
+
+    def _factors(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        rank: int,
+        shape: tuple[int, int],
+        context: EncodeContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """L `[out, rank]` and R `[rank, in]`, float32; the rank is at least 1."""
+        if self.factor_bits is None:
+            return parts["left"].float(), parts["right"].float()
         left = self._decode_factor("left", parts, rank, shape[0], context)
-        return left.T @ self._decode_factor("right", parts, rank, shape[1], context)
+        return left.T, self._decode_factor("right", parts, rank, shape[1], context)
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

@@ -22,6 +22,7 @@ from ders_core.files.named_texts import NamedTexts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
 from ders_core.hf.describe import ModelFacts
 from ders_core.pipeline.quality import Quality
+from ders_core.runtime.modes import Mode
 
 
 @unchanged_inputs()
@@ -36,6 +37,7 @@ def evaluate(
     batch: int = 8,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    mode: Mode = "synthesized",
     progress: Progress = quiet,
 ) -> Quality:
     """Measure `model` on a text, and compare it token by token with `reference`.
@@ -46,7 +48,8 @@ def evaluate(
     window: tokens of context, not overlapping, and no more than the models' context; an encoder
     reads as many before. batch: windows at once. dtype: of the computation; by default the
     checkpoints', but float32 where the device has no instructions for it (see
-    `ders_core.compute.precision`). trust_remote_code: run code that comes with a model. The
+    `ders_core.compute.precision`). trust_remote_code: run code that comes with a model. mode: how
+    packed models hold their experts (see `ders_core.runtime.modes`). The
     reference runs first; its predictions are kept on disk in float32 (float16 beyond 4 GB) until
     the model has run. progress counts the predicted tokens of both passes.
     Raises CheckpointError if one of the two cannot be loaded, or a file that was read is written
@@ -64,7 +67,7 @@ def evaluate(
     tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in models]
     domains = read_domains(models, tokenizers, text, window, max_tokens)
     meter = Meter(len(paths) * sum(domain.predicted for domain in domains), progress)
-    runner = Runner(where, dtype, batch, trust_remote_code, meter)
+    runner = Runner(where, dtype, batch, trust_remote_code, meter, mode)
     if reference is None:
         quality = _alone(model, domains, runner)
     else:

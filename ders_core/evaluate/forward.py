@@ -19,6 +19,8 @@ from ders_core.errors import DersError, EvaluationError
 from ders_core.hf import load_model
 from ders_core.hf.classes import words
 from ders_core.hf.routing import recorded_choices
+from ders_core.packed.open import is_packed
+from ders_core.runtime.modes import Mode
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,21 @@ class Answers:
 
 @contextmanager
 def loaded(
-    path: str | Path, device: str, dtype: torch.dtype | None, trust_remote_code: bool
+    path: str | Path,
+    device: str,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    mode: Mode = "synthesized",
 ) -> Iterator[PreTrainedModel]:
-    """A loaded model whose memory is freed when the block ends, whoever still holds it."""
-    model = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    """A loaded model whose memory is freed when the block ends, whoever still holds it. mode: how
+    it holds experts, if it is packed."""
+    model = load_model(
+        path,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        mode=mode if is_packed(path) else "synthesized",
+    )
     try:
         yield model
     finally:

@@ -14,6 +14,7 @@ from ders_core.compute.precision import dtype_label
 from ders_core.compute.progress import Meter
 from ders_core.evaluate.domains import Domain
 from ders_core.evaluate.forward import Answers, answers, loaded
+from ders_core.runtime.modes import Mode
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ class Seen:
 @dataclass(frozen=True)
 class Runner:
     """dtype: of the computation; None for the checkpoint's. batch: windows at once. trust: run code
-    that comes with a model. meter: counts predicted tokens."""
+    that comes with a model. meter: counts predicted tokens. mode: how packed models hold their
+    experts."""
 
     where: torch.device
     dtype: torch.dtype | None
     batch: int
     trust: bool
     meter: Meter
+    mode: Mode = "synthesized"
 
     def run(
         self,
@@ -50,7 +53,7 @@ class Runner:
         `take` raises."""
         changed = "" if self.dtype is None else f" in {dtype_label(self.dtype)}"
         self.meter.report(f"loading {role}{changed}")
-        with loaded(path, self.where.type, self.dtype, self.trust) as network:
+        with loaded(path, self.where.type, self.dtype, self.trust, self.mode) as network:
             for seen in self._seen(network, domains):
                 take(seen)
                 self.meter.advance(seen.answers.targets.numel(), f"measuring {role}")

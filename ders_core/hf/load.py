@@ -23,8 +23,13 @@ from ders_core.files.side_files import TOKENIZER_FILES
 from ders_core.files.stand_ins import START_BYTES, is_pointer, stand_in
 from ders_core.files.store import TensorStore
 from ders_core.hf.classes import named_class, refused, untrusted, words
+from ders_core.hf.plugin import experts_held
 from ders_core.hf.silence import silent
 from ders_core.packed.open import is_packed, open_checkpoint
+from ders_core.runtime.modes import Mode
+
+CACHE_BYTES = 2_000_000_000
+"""What the mode `cached` keeps if nobody says otherwise."""
 
 
 @unchanged_inputs()
@@ -34,17 +39,22 @@ def load_model(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    mode: Mode = "synthesized",
+    cache_bytes: int = CACHE_BYTES,
 ) -> PreTrainedModel:
     """A model from an original, dense or packed directory, in evaluation mode.
 
-    Packed experts are synthesized while they load (see `ders_core.hf.plugin`). dtype: by default
-    the checkpoint's. Threads load one after another.
+    mode: how it holds the experts of a packed checkpoint (see `ders_core.runtime.modes`): by
+    default they are synthesized while they load. cache_bytes: of whole weights that the mode
+    `cached` keeps. dtype: by default the checkpoint's. Threads load one after another.
     Raises CheckpointError if the directory is damaged or written meanwhile, or its tensors are not
     those of the model that its config describes; DersError if the device is absent or too small.
     """
     where = resolve_device(device)
     store = TensorStore.open(as_local(path))
-    with silent():
+    if mode != "synthesized" and not is_packed(store.path):
+        raise DersError(f"{store.path} is not packed, so its experts cannot be held {mode}")
+    with silent(), experts_held(mode, cache_bytes):
         try:
             model_class: Any = named_class(store.config) or AutoModelForCausalLM
             model, loading_info = model_class.from_pretrained(

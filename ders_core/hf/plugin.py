@@ -30,12 +30,16 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ders_core.errors import DersError
 from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.names import MANIFEST, QUANT_METHOD
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.runtime.attach import attach
+from ders_core.runtime.cache import WeightCache
+from ders_core.runtime.modes import Mode
 
 WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 """If set, transformers asks for each tensor when it needs it, not for many beforehand."""
@@ -85,7 +89,15 @@ class DersConfig(QuantizationConfigMixin):
 
 
 class DersQuantizer(HfQuantizer):
-    """Changes no module: the weights arrive synthesized (see `install`)."""
+    """Changes no module: the weights arrive synthesized (see `install`), or `attach` did."""
+
+    finish: Callable[[], None] | None = None
+    """What is left to do when the model is loaded: transformers clears buffers before."""
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> Any:
+        if self.finish is not None:
+            self.finish()
+        return model
 
     def update_attn_implementation(self, config: Any) -> Any:
         """transformers calls this with the config before it looks for the weight files: they are
@@ -96,7 +108,7 @@ class DersQuantizer(HfQuantizer):
         return config
 
     def is_serializable(self) -> bool:
-        return True
+        return bool(self.quantization_config.dequantize)
 
     @property
     def is_trainable(self) -> bool:
@@ -133,7 +145,12 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
         tensors = packed.model_tensors(_coded_dtype(load_config))
-        lazy = {parameter: LazyTensor(tensors, name) for name, parameter in tensors.names().items()}
+        taken = _attached(model, packed, load_config)
+        lazy = {
+            parameter: LazyTensor(tensors, name)
+            for name, parameter in tensors.names().items()
+            if name not in taken
+        }
         plain = replace(
             load_config,
             # with a quantizer, 5.17 keeps silent about shapes that do not fit; under ZeRO-3 it must
@@ -148,6 +165,25 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _attached(model: PreTrainedModel, packed: PackedCheckpoint, load_config: Any) -> frozenset[str]:
+    """Let the model hold the experts as it is asked to; the names of tensors that it does not take.
+    A model whose experts stay packed keeps its quantizer, which does not let it be saved. Raises
+    DersError where that cannot be."""
+    wanted = _MODE.get()
+    if wanted.mode == "synthesized":
+        return frozenset()
+    devices = set((load_config.device_map or {"": torch.device("cpu")}).values())
+    if len(devices) != 1 or is_deepspeed_zero3_enabled():
+        raise DersError(f"experts are held {wanted.mode} on one device; give device_map one")
+    attachment = attach(model, packed)
+    quantizer = load_config.hf_quantizer
+    quantizer.quantization_config.dequantize = False
+    cache = WeightCache(wanted.cache_bytes) if wanted.mode == "cached" else None
+    dtype, (device,) = load_config.dtype or model.dtype, devices
+    quantizer.finish = lambda: attachment.hold(device, dtype, cache)
+    return attachment.taken
+
+
 def _are_ours(checkpoint_files: list[str] | None, load_config: Any) -> TypeGuard[list[str]]:
     """Whether these are the files of a packed checkpoint.
 
@@ -160,6 +196,30 @@ def _are_ours(checkpoint_files: list[str] | None, load_config: Any) -> TypeGuard
         and len(checkpoint_files) > 0
         and not Path(checkpoint_files[0]).name.startswith("adapter_model.")
     )
+
+
+@dataclass(frozen=True)
+class ExpertsMode:
+    """How models that are loaded hold the experts. cache_bytes: of weights that are kept, with
+    `cached`."""
+
+    mode: Mode = "synthesized"
+    cache_bytes: int = 0
+
+
+SYNTHESIZED = ExpertsMode()
+
+_MODE: ContextVar[ExpertsMode] = ContextVar("experts_mode", default=SYNTHESIZED)
+
+
+@contextmanager
+def experts_held(mode: Mode, cache_bytes: int = 0) -> Iterator[None]:
+    """Within it, `from_pretrained` gives models that hold a packed checkpoint's experts so."""
+    token = _MODE.set(ExpertsMode(mode, cache_bytes))
+    try:
+        yield
+    finally:
+        _MODE.reset(token)
 
 
 _AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)

@@ -96,7 +96,8 @@ def _parts(name: str, child: nn.Module, block: nn.Module) -> Iterator[_Part]:
         return
     stack = next((p for p in child.parameters(recurse=False) if p.dim() == 3), None)
     if named or stack is not None:
-        yield _Part(child, None, len(members) if stack is None else len(stack), named)
+        counted = len(members) if stack is None else len(stack)
+        yield _Part(child, None, getattr(child, "num_experts", counted), named)
 
 
 class _Block:

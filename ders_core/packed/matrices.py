@@ -35,7 +35,7 @@ class PackedMatrices:
         *,
         is_shared: bool = False,
     ) -> None:
-        self._store, self._seed, self._is_shared = store, seed, is_shared
+        self._store, self.seed, self._is_shared = store, seed, is_shared
         self._parts: dict[str, list[FileTensor]] = {}
         self._codecs: dict[str, GroupCodec] = {}
         self._base_forms: dict[str, BaseForm | None] = {}
@@ -62,11 +62,17 @@ class PackedMatrices:
             return self._row(stack, "weight", number).to(device, wanted)
         parts = self._take(stack, "", group, number, stack.lengths, device)
         codec = group.expert(number)
-        # a delta that was taken against the base before its own rounding knows nothing of that
-        unrounded = wanted is not stored and self._is_shared and isinstance(codec, DeltaCodec)
-        base = self._base_on(stack, number, device, torch.float32 if unrounded else stored)
-        context = EncodeContext(stored, stack.seed(self._seed, number))
+        is_delta = isinstance(codec, DeltaCodec)
+        base_dtype = self.base_dtype(stack, wanted) if is_delta else stored
+        base = self._base_on(stack, number, device, base_dtype)
+        context = EncodeContext(stored, stack.seed(self.seed, number))
         return codec.unpack_as(wanted, parts, base, context)
+
+    def base_dtype(self, stack: PackedStack, wanted: torch.dtype) -> torch.dtype:
+        """In which a base is added to a delta, for weights in the dtype `wanted`: the stack's, or
+        float32 where a delta knows nothing of the base's own rounding."""
+        stored = Dtype[stack.dtype].torch
+        return torch.float32 if wanted is not stored and self._is_shared else stored
 
     def bias(self, stack: PackedStack, number: int) -> torch.Tensor:
         """`[out]` of one expert, in the stack's dtype."""
@@ -86,6 +92,15 @@ class PackedMatrices:
     def is_lossless(self, stack: PackedStack) -> bool:
         """Whether every matrix's codec keeps all bits; a coded base is the one that they know."""
         return all(codec.lossless for codec in self._codecs[stack.prefix].codecs)
+
+    def codes(self, stack: PackedStack) -> dict[str, torch.Tensor]:
+        """What its codecs wrote, each part over all matrices, as it is on disk; not the bases.
+
+        Raises CheckpointError if a file cannot be read.
+        """
+        shape, dtype = stack.stacked[1:], Dtype[stack.dtype]
+        specs = self._codecs[stack.prefix].specs(shape, dtype, stack.lengths)
+        return {part: self._tensor(stack, part).read() for part in specs}
 
     def parts(self, stack: PackedStack) -> list[FileTensor]:
         """All tensors of a stack on disk."""
@@ -122,20 +137,20 @@ class PackedMatrices:
         key = f"{stack.prefix if form else stack.stacked[1:]}#{which}#{dtype}@{device}"
         with self._lock:
             if key not in self._bases:
-                self._bases[key] = self._made_base(stack, form, which, device, dtype)
+                self._bases[key] = self.made_base(stack, which, device, dtype)
                 while len(self._bases) > KEPT_BASES:
                     self._bases.popitem(last=False)
             self._bases.move_to_end(key)
             return self._bases[key]
 
-    def _made_base(
-        self,
-        stack: PackedStack,
-        form: BaseForm | None,
-        which: int,
-        device: torch.device | str,
-        dtype: torch.dtype,
+    def made_base(
+        self, stack: PackedStack, which: int, device: torch.device | str, dtype: torch.dtype
     ) -> torch.Tensor:
+        """The base `[out, in]` of that number, rounded once, to `dtype`; zeros where there is none.
+
+        Raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
+        """
+        form = self._base_forms[stack.prefix]
         shape, stored = stack.stacked[1:], Dtype[stack.dtype].torch
         if form is not None and not form.is_coded:
             rows = None if form.count is None else slice(which, which + 1)
@@ -144,7 +159,7 @@ class PackedMatrices:
             return torch.zeros(shape, dtype=dtype, device=device)
         zeros = torch.zeros(shape, dtype=stored, device=device)
         parts = self._take(stack, "base.", form.stacked, which, form.lengths or {}, device)
-        context = EncodeContext(stored, stack.base_seed(self._seed, which))
+        context = EncodeContext(stored, stack.base_seed(self.seed, which))
         return form.codec.unpack_as(dtype, parts, zeros, context)
 
     def _check(self, stack: PackedStack) -> None:

@@ -47,8 +47,10 @@ from ders_core.codecs import (
     Sparse,
 )
 from ders_core.codecs.coding.prng import expert_seed
-from ders_core.hf.plugin import WITHOUT_THREADS
+from ders_core.errors import DersError
+from ders_core.hf.plugin import WITHOUT_THREADS, experts_held
 from ders_core.hf.routing import recorded_choices
+from ders_core.hf.upcycled import UPCYCLED
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import IN, SIDES
@@ -56,6 +58,7 @@ from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe, Rule
 from ders_core.recipe.rule import USUAL_KINDS
+from ders_core.runtime.modes import Mode
 
 SEED = 5
 CODECS: tuple[Codec, ...] = (
@@ -76,6 +79,23 @@ EXACT: tuple[Codec, ...] = (Lossless(), Keep(), Lossless())
 
 PARTLY_FLOAT32 = {"minimax", "nllb-moe"}
 """Families that run in bfloat16 only as `from_pretrained` makes them: some weights stay float32."""
+
+
+NOT_HELD = {
+    "dbrx",
+    "diffusion_gemma",
+    "ernie4_5_vl_moe",
+    "jetmoe",
+    "llama4",
+    "llama4_text",
+    "longcat_flash",
+    "nllb-moe",
+    "step3p7",
+    "switch_transformers",
+    *(f"{dense}_upcycled" for dense in UPCYCLED),
+}
+"""Families whose experts transformers does not compute by `use_experts_implementation`, or of which
+a layer has several sets. They are loaded with synthesized experts only."""
 
 
 @dataclass(frozen=True)
@@ -297,10 +317,30 @@ def test_logits_are_those_of_the_synthesized_weights(
     assert torch.equal(got, case.logits(directory))
     assert not torch.equal(got, logits)
     packed = PackedCheckpoint(tmp_path / "packed").manifest.groups
+    _check_held(case, tmp_path / "packed")
     coded = {group.projection: group.group_codec().codec for group in packed}
     assert {name for name, codec in coded.items() if codec != Keep()} == {
         name for name, codec in codecs.items() if codec != Keep()
     }
+
+
+def _check_held(case: Case, packed: Path) -> None:
+    """With experts that stay packed, the model answers as with synthesized ones, but for sums; or
+    it is refused."""
+
+    def answer(mode: Mode) -> torch.Tensor:
+        with experts_held(mode, cache_bytes=4096):
+            model = case.family.model_class.from_pretrained(packed, dtype=torch.float32)
+        return case.answer(model)
+
+    if case.family.model_type in NOT_HELD:
+        with pytest.raises(DersError, match="load it with the mode 'synthesized'"):
+            answer("packed")
+        return
+    expected = answer("synthesized")
+    modes: tuple[Mode, ...] = ("cached", "packed")
+    errors = {mode: float((answer(mode) - expected).abs().max()) for mode in modes}
+    assert max(errors.values()) <= 2e-5 * float(expected.abs().max()), errors
 
 
 def test_each_codec_meets_each_projection() -> None:

@@ -21,6 +21,9 @@ from ders_core.compute import pieces
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 
+ROUNDING, TINY = 1e-4, 1e-30
+"""Of a product in float32, relative to the sum of its terms' magnitudes; and beside that."""
+
 DAMAGES = 24
 """Bytes of each coded part that are changed, one at a time."""
 
@@ -81,15 +84,22 @@ def check_packing(
 def check_encoding(
     codec: DeltaCodec, delta: torch.Tensor, context: EncodeContext
 ) -> tuple[Parts, torch.Tensor]:
-    """Encode a delta `[out, in]` and decode it, without the moments: (parts, Δ̂ float32)."""
+    """Encode a delta `[out, in]` and decode it, without the moments: (parts, Δ̂ float32). Products
+    with it are those of what is decoded, up to the rounding of sums."""
     shape, before = (delta.shape[0], delta.shape[1]), delta.clone()
     parts = codec.encode(delta, context)
     assert same_bits(delta, before), "encode changed its input"
     check_promise(codec, parts, shape, context.dtype)
-    decoded = codec.decode(parts, shape, EncodeContext(context.dtype, context.seed))
+    plain = EncodeContext(context.dtype, context.seed)
+    decoded = codec.decode(parts, shape, plain)
     assert decoded.dtype is torch.float32
     assert tuple(decoded.shape) == shape
     assert bool(torch.isfinite(decoded).all())
+    x = gaussian((3, shape[1]), 7, 1.0)
+    product = codec.product(parts, x, shape, plain)
+    assert product.dtype is x.dtype
+    error = (product.double() - x.double() @ decoded.double().T).abs()
+    assert bool((error <= ROUNDING * (x.abs() @ decoded.abs().T) + TINY).all())
     return parts, decoded
 
 

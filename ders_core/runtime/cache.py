@@ -1,0 +1,32 @@
+"""Weights that were synthesized last, within so many bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+
+
+class WeightCache:
+    """Keeps what was used last. most: bytes; a weight that is larger than that is not kept."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.nbytes = 0
+        self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The weight of this key, made if it is not kept."""
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+            return found
+        made = make()
+        if made.nbytes <= self.most:
+            self._kept[key] = made
+            self.nbytes += made.nbytes
+            while self.nbytes > self.most:
+                _, oldest = self._kept.popitem(last=False)
+                self.nbytes -= oldest.nbytes
+        return made

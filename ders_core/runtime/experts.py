@@ -1,0 +1,157 @@
+"""The experts of a layer, computed from what is packed.
+
+With y = Σ_k w_k E_k(x) and W_i = W_base + Δ_i, W_base x is the same for all chosen experts, and
+Σ_k w_k W_base h_k = W_base Σ_k w_k h_k. So products with a base are taken once for a token, and
+only those with deltas for each of its experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ders_core.runtime.cache import WeightCache
+from ders_core.runtime.held import HeldGroup
+
+
+class PackedExperts(nn.Module):
+    """What takes the place of the weights in a module of transformers that holds a layer's experts.
+
+    groups: by projection, `gate` only where there is one. cache: of whole weights, from which every
+    product is then taken; None: products are those of bases and deltas.
+    """
+
+    def __init__(self, groups: Mapping[str, HeldGroup], cache: WeightCache | None) -> None:
+        super().__init__()
+        self.groups = nn.ModuleDict(groups)
+        self._cache = cache
+
+    def group(self, projection: str) -> HeldGroup:
+        group: Any = self.groups[projection]
+        assert isinstance(group, HeldGroup)
+        return group
+
+    def compute(
+        self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Σ_k w_k E_k(x) `[tokens, d]` in x's dtype, summed in float32.
+
+        owner: the module, which has the activation and the biases. x: `[tokens, d]`; chosen: int64
+        `[tokens, k]`, a number that no expert has stands for none; weights: of the same shape.
+        """
+        first = [_Shared(self.group(name), x) for name in ("gate", "up") if name in self.groups]
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        last = _Sums(self.group("down"), total)
+        for expert, rows, places in _routed(chosen, owner.num_experts):
+            taken, share = x[rows], weights.flatten()[places].unsqueeze(1)
+            inner = [self._product(each.group, expert, taken, each, rows) for each in first]
+            hidden = _activated(owner, expert, inner).to(x.dtype)
+            bias = owner.down_proj_bias[expert] if owner.has_bias else None
+            if self._splits(last.group, expert) and not owner.has_post_expert_norm:
+                last.add(expert, rows, hidden, share)
+                outer = last.group.delta_product(expert, hidden).float()
+            else:
+                outer = self._product(last.group, expert, hidden).float()
+            if bias is not None:
+                outer = outer + bias
+            if owner.has_post_expert_norm:
+                outer = owner.post_expert_norm(outer.to(x.dtype))
+            total.index_add_(0, rows, (outer * share).float())
+        return last.total(x.dtype).to(x.dtype)
+
+    def _splits(self, group: HeldGroup, expert: int) -> bool:
+        return self._cache is None and group.splits(expert)
+
+    def _product(
+        self,
+        group: HeldGroup,
+        expert: int,
+        x: torch.Tensor,
+        shared: _Shared | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x Ŵ_iᵀ. shared, rows: products of all tokens with bases, and which of them x is."""
+        if not self._splits(group, expert):
+            return nn.functional.linear(x, self._weight(group, expert).to(x.dtype))
+        delta = group.delta_product(expert, x)
+        if not group.bases:
+            return delta
+        base = group.base_of(expert)
+        if shared is None or rows is None:
+            return delta + group.base_product(base, x)
+        return delta + shared.product(base, rows)
+
+    def _weight(self, group: HeldGroup, expert: int) -> torch.Tensor:
+        if self._cache is None:
+            return group.weight(expert)
+        return self._cache.get((id(group), expert), lambda: group.weight(expert))
+
+
+class _Shared:
+    """The products of all tokens with a group's bases, each taken when it is first needed."""
+
+    def __init__(self, group: HeldGroup, x: torch.Tensor) -> None:
+        self.group, self._x = group, x
+        self._products: dict[int, torch.Tensor] = {}
+
+    def product(self, base: int, rows: torch.Tensor) -> torch.Tensor:
+        """Of the tokens of these rows."""
+        if self.group.bases > 1:  # each is of few experts, so of few tokens
+            return self.group.base_product(base, self._x[rows])
+        if base not in self._products:
+            self._products[base] = self.group.base_product(base, self._x)
+        return self._products[base][rows]
+
+
+class _Sums:
+    """Σ_k w_k h_k of every token, for each base, until the one product with it."""
+
+    def __init__(self, group: HeldGroup, total: torch.Tensor) -> None:
+        self.group, self._total = group, total
+        self._sums: dict[int, torch.Tensor] = {}
+
+    def add(
+        self, expert: int, rows: torch.Tensor, hidden: torch.Tensor, share: torch.Tensor
+    ) -> None:
+        if not self.group.bases:
+            return
+        base = self.group.base_of(expert)
+        if base not in self._sums:
+            shape = (len(self._total), hidden.shape[1])
+            self._sums[base] = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
+        self._sums[base].index_add_(0, rows, (hidden * share).float())
+
+    def total(self, dtype: torch.dtype) -> torch.Tensor:
+        """With the bases' products, which are taken in `dtype`."""
+        total = self._total
+        for base, summed in self._sums.items():
+            total = total + self.group.base_product(base, summed.to(dtype)).float()
+        return total
+
+
+def _routed(chosen: torch.Tensor, experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(expert, its tokens, its places in the flattened choice) of every expert that has any."""
+    flat = chosen.flatten()
+    known = torch.where((flat >= 0) & (flat < experts), flat, experts)
+    order = known.argsort(stable=True)
+    counts = known.bincount(minlength=experts + 1).tolist()
+    for expert, places in enumerate(order.split(counts)[:experts]):
+        if len(places):
+            yield expert, places // chosen.shape[1], places
+
+
+def _activated(owner: Any, expert: int, inner: list[torch.Tensor]) -> torch.Tensor:
+    """What the down projection is given `[n, inner]`, from products with gate and up."""
+    if not owner.has_gate:
+        (up,) = inner
+        up = up + owner.up_proj_bias[expert] if owner.has_bias else up
+        activated: torch.Tensor = owner.act_fn(up)
+        return activated
+    joined = torch.cat(inner, -1) if owner.is_concatenated else torch.stack(inner, -1).flatten(-2)
+    if owner.has_bias:
+        joined = joined + owner.gate_up_proj_bias[expert]
+    gated: torch.Tensor = owner._apply_gate(joined)
+    return gated

@@ -1,0 +1,61 @@
+"""How many bytes a packed model's weights take in memory, told from headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ders_core.checkpoint import Checkpoint, ExpertGroup
+from ders_core.files.dtype import Dtype
+from ders_core.packed.original import OriginalStore
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.stacks import PackedGroup
+
+Groups = Mapping[int, Mapping[str, ExpertGroup]]
+"""Layer -> projection -> group, as of the original."""
+
+
+def resident_bytes(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """Of all weights, synthesized and with packed experts, in the checkpoint's dtypes; None if the
+    checkpoint is not packed. A cache of whole weights comes on top."""
+    if not isinstance(checkpoint.store, OriginalStore):
+        return None
+    packed = checkpoint.store.packed
+    tensors = packed.model_tensors()
+    sizes = {name: tensors.spec(name).nbytes for name in tensors.names()}
+    layers = held_layers(packed, checkpoint)
+    taken = {
+        matrix.info.name
+        for groups in layers.values()
+        for group in groups.values()
+        for matrix in group.experts
+    }
+    rest = sum(size for name, size in sizes.items() if name not in taken)
+    coded = {(group.layer, group.projection): group for group in packed.manifest.groups}
+    held = 0
+    for groups in layers.values():
+        for group in groups.values():
+            whole = math.prod(group.shape) * group.dtype.itemsize
+            held += _held(coded[group.key]) if group.key in coded else whole
+    return sum(sizes.values()), rest + held
+
+
+def held_layers(packed: PackedCheckpoint, checkpoint: Checkpoint) -> Groups:
+    """Every layer of which something is coded."""
+    coded = {group.layer for group in packed.manifest.groups}
+    layers: dict[int, dict[str, ExpertGroup]] = {}
+    for group in checkpoint.groups():
+        if group.layer in coded:
+            layers.setdefault(group.layer, {})[group.projection] = group
+    return layers
+
+
+def _held(group: PackedGroup) -> int:
+    """What the codecs wrote, and the bases, decoded."""
+    (experts, out, width), dtype = group.shape, Dtype[group.dtype]
+    codec = group.group_codec()
+    codes = codec.specs((out, width), dtype, group.lengths)
+    bases = 0
+    if not codec.keeps and not group.without_base:
+        bases = 1 + max(group.base_of(expert) for expert in range(experts))
+    return sum(spec.nbytes for spec in codes.values()) + bases * out * width * dtype.itemsize
