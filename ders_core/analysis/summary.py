@@ -19,10 +19,11 @@ class Summary:
     """bytes_total: of the weight files; for packed ones those of the original. packed_bytes: of
     packed files on disk. bytes_in_memory: of a packed model's weights that are synthesized, and of
     those that stay packed (see `ders_core.runtime.modes`). bytes_experts: of the routed experts'
-    tensors. sure: how certain the layout is, from 0 to 1; because: why, in words. stacks: path of each stack of layers -> its
-    layers. shared: the experts besides the routed ones, in words. stored: the scheme of weights
-    that are quantized already. left_aside: files beside the weights that are no part of the model
-    and do not travel with it; linked_out: links to files elsewhere, which do not either."""
+    tensors. sure: how certain the layout is, from 0 to 1; because: why, in words. stacks: path of
+    each stack of layers -> its layers. shared: the experts besides the routed ones, in words.
+    stored: the scheme of weights that are quantized already. left_aside: files beside the weights
+    that are no part of the model and do not travel with it; linked_out: links to files elsewhere,
+    which do not either."""
 
     identity: str
     family: str

@@ -15,6 +15,7 @@ from ders_core.checkpoint import ExpertGroup
 from ders_core.errors import DersError
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.stacks import PackedGroup, PackedSource
 from ders_core.runtime.cache import WeightCache
 from ders_core.runtime.experts import PackedExperts
 from ders_core.runtime.held import HeldGroup, PackedHeldGroup, WholeGroup
@@ -68,9 +69,16 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
     """
     layers = held_layers(packed, open_checkpoint(packed.path))
     modules = dict(_modules(model, layers))
-    missing = sorted(layers.keys() - modules.keys())
+    coded = {(group.layer, group.projection): group for group in packed.manifest.groups}
+    otherwise = {
+        group.layer
+        for groups in layers.values()
+        for group in groups.values()
+        if group.key in coded and not _is_of(coded[group.key], group)
+    }
+    missing = (layers.keys() - modules.keys()) | otherwise
     if missing:
-        listed = ", ".join(map(str, missing[:4]))
+        listed = ", ".join(map(str, sorted(missing)[:4]))
         raise DersError(
             f"{packed.path}: transformers computes the experts of layer {listed} of this model in "
             "a way that packed weights do not fit; load it with the mode 'synthesized'"
@@ -87,6 +95,12 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
             for matrix in group.experts[: module.num_experts]
         }
     return Attachment(packed, layers, modules, frozenset(taken))
+
+
+def _is_of(coded: PackedGroup, group: ExpertGroup) -> bool:
+    """Whether it was packed from where the layout of today says that the group lies."""
+    places = [PackedSource.of(matrix) for matrix in group.experts]
+    return places == list(coded.experts[: len(places)])
 
 
 def _forward(

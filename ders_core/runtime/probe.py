@@ -50,7 +50,8 @@ def _small(module: Any) -> tuple[Any, dict[str, WholeGroup]]:
     projections = ("gate", "up") if module.has_gate else ("up",)
 
     def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random) / shape[-1] ** 0.5
+        values: torch.Tensor = torch.randn(*shape, generator=random) / shape[-1] ** 0.5
+        return values
 
     small: Any = copy.copy(module)
     small._parameters, small._modules = {}, {}

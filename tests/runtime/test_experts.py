@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ders_core.decompose.bases.clusters import ClusteredBase
 from ders_core.decompose.bases.none import NoBase
 from ders_core.errors import DersError
 from ders_core.hf import load_model
+from ders_core.packed.names import MANIFEST
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
@@ -109,9 +111,7 @@ def test_memory_is_that_of_the_packed_form(tmp_path: Path, mixtral_dir: Path) ->
         for layer in whole.model.layers
         for weights in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj)
     )
-    others = whole.get_memory_footprint() - whole.get_memory_footprint(
-        False
-    )  # of rotary embeddings
+    others = whole.get_memory_footprint() - whole.get_memory_footprint(False)  # of rotations
     saved = whole.get_memory_footprint() - held.get_memory_footprint()
     # of 4 experts at 16 bits stay one base and, of each, 2 bits and a scale of 16 for 16 weights
     assert saved == experts - experts / 4 - experts * 3 / 16
@@ -137,6 +137,22 @@ def test_it_is_not_saved_without_its_experts(packed: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="ders"):
         held.save_pretrained(tmp_path / "saved")
     assert not [*tmp_path.rglob("*.safetensors")]
+
+
+def test_projections_that_were_told_apart_otherwise_are_refused(
+    mixtral_dir: Path, tmp_path: Path
+) -> None:
+    """As by a layout of before, which took gate for up."""
+    out = tmp_path / "packed"
+    compress(mixtral_dir, out, Recipe(name="held", rules=(Rule(codec=Quantized(bits=2)),)))
+    manifest = json.loads((out / MANIFEST).read_text())
+    groups = {group["projection"]: group for group in manifest["groups"] if group["layer"] == 1}
+    gate, up = groups["gate"], groups["up"]
+    gate["experts"], up["experts"] = up["experts"], gate["experts"]
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    load_model(out)
+    with pytest.raises(DersError, match="layer 1 of this model"):
+        load_model(out, mode="packed")
 
 
 def test_what_is_not_packed_is_refused(mixtral_dir: Path) -> None:

@@ -1,0 +1,142 @@
+"""Memory and speed of a model whose experts stay packed, beside the same model with whole weights.
+
+`python benchmarks/runtime.py WORK` makes two models in WORK: the shipped demo, and one MoE layer
+of `--hidden` × `--inner` with 8 experts, in random weights that share a start. Each is packed with
+a few codecs and loaded in every mode. Tokens a second are the best of `--repeats`, of one pass over
+512 tokens and of passes over one and eight tokens, each a step of a sequence of its own. The
+baseline of each line is the same packed checkpoint with synthesized weights, and the best of
+transformers' own ways to compute experts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from versions import versions
+
+from ders_core.codecs import Codec, LowRank, Quantized, Sparse
+from ders_core.demo.unpack import unpack_demo
+from ders_core.hf import load_model
+from ders_core.pipeline.compress import compress
+from ders_core.recipe import Recipe, Rule
+from ders_core.runtime.modes import MODES, Mode
+
+CODECS: tuple[Codec, ...] = (
+    Quantized(bits=4),
+    Quantized(bits=2),
+    Quantized(bits=1),
+    Sparse(drop_rate=0.9),
+    LowRank(rank=16),
+)
+IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
+"""transformers' own ways to compute experts; the best of them is the baseline."""
+
+
+def one_layer(place: Path, hidden: int, inner: int) -> None:
+    """A Mixtral with one layer and a small vocabulary, whose experts share a start."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=256,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+    )
+    model = MixtralForCausalLM(config).to(torch.bfloat16)
+    with torch.no_grad():
+        experts = model.model.layers[0].mlp.experts
+        for weights in (experts.gate_up_proj, experts.down_proj):
+            for expert in range(1, len(weights)):
+                noise = 0.02 * weights[0].float().std() * torch.randn(weights[0].shape)
+                weights[expert] = weights[0] + noise.to(weights.dtype)
+    model.save_pretrained(place)
+
+
+def expert_bytes(model: PreTrainedModel) -> int:
+    """Of all that lies in modules of experts."""
+    return sum(
+        tensor.nbytes
+        for name, module in model.named_modules()
+        if name.endswith(".experts")
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+
+
+def seconds(model: PreTrainedModel, ids: torch.Tensor, repeats: int) -> float:
+    """Of the quickest pass, after one that does not count."""
+    found = []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        model(ids, use_cache=False)
+        found.append(time.perf_counter() - begun)
+    return min(found[1:])
+
+
+@torch.inference_mode()
+def speeds(model: PreTrainedModel, mode: Mode, repeats: int) -> list[float]:
+    """Tokens a second: of a pass over 512 tokens, and of steps of 1 and 8 sequences."""
+    found = []
+    for batch, length in ((1, 512), (1, 1), (8, 1)):
+        random = torch.Generator().manual_seed(batch)
+        ids = torch.randint(0, 200, (batch, length), generator=random)
+        ways = IMPLEMENTATIONS if mode == "synthesized" else IMPLEMENTATIONS[:1]
+        best = float("inf")
+        for way in ways:
+            model.set_experts_implementation(way)
+            best = min(best, seconds(model, ids, repeats))
+        found.append(batch * length / best)
+    return found
+
+
+def table(source: Path, work: Path, options: argparse.Namespace) -> None:
+    dtype = torch.float32
+    print(f"{'codec':20} {'mode':12} {'experts MB':>11} {'share':>6}", end="")
+    print("".join(f" {name:>18}" for name in ("512 tokens", "1 token", "8 tokens")), "(tokens/s)")
+    for codec in CODECS:
+        packed = work / f"{source.name}-{codec.label}".replace(" ", "-").replace("%", "")
+        if not packed.exists():
+            compress(source, packed, Recipe(name="one", rules=(Rule(codec=codec),)))
+        whole_bytes, whole = 0, [0.0]
+        for mode in MODES:
+            model = load_model(packed, dtype=dtype, mode=mode, cache_bytes=options.cache)
+            found, nbytes = speeds(model, mode, options.repeats), expert_bytes(model)
+            if mode == "synthesized":
+                whole_bytes, whole = nbytes, found
+            print(
+                f"{codec.label:16} {mode:12} {nbytes / 1e6:11.1f} {nbytes / whole_bytes:6.2f}",
+                end="",
+            )
+            pairs = zip(found, whole, strict=True)
+            print(
+                "".join(f" {rate:9.1f} ({rate / base:5.2f}x)" for rate, base in pairs), flush=True
+            )
+            del model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--inner", type=int, default=3584)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cache", type=int, default=0, help="bytes of weights that `cached` keeps")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    print(versions(), f"{torch.get_num_threads()} threads", sep=", ")
+    demo, layer = options.work / "demo", options.work / f"layer-{options.hidden}-{options.inner}"
+    if not demo.exists():
+        unpack_demo(demo)
+    if not layer.exists():
+        one_layer(layer, options.hidden, options.inner)
+    for title, source in (("shipped demo", demo / "moe"), (f"one layer, {layer.name}", layer)):
+        print(f"\n{title}, float32")
+        table(source, options.work, options)
+
+
+if __name__ == "__main__":
+    main()
