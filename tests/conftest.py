@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from support import forks
 
 from ders_core.files.content import CACHE_VARIABLE
@@ -35,6 +36,11 @@ LONGEST_FIRST = (
     "jobs/test_worker.py",
 )
 """Files that would keep one process busy after the others have run out of tests."""
+
+settings.register_profile(
+    "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")  # a busy machine is no fault
 
 TESTS = Path(__file__).parent
 VOCABULARY = 384
