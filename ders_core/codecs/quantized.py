@@ -18,11 +18,12 @@ from ders_core.codecs.coding.packing import (
     packed_trits_bytes,
 )
 from ders_core.codecs.fitting import gaussian_error
-from ders_core.codecs.fitting.blocks import Blocks
+from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors, unpacked
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
+from ders_core.codecs.fitting.plane_products import product_of_planes, takes_planes
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
@@ -169,7 +170,7 @@ class Quantized(DeltaCodec):
         if levels is None or _compensates(context) or self.gain == "auto":
             return super().pack(weight, base, context)
         shape, device = (weight.shape[0], weight.shape[1]), weight.device
-        weights, blocks = _weights(context.importance, device), self._blocks(shape[1])
+        weights, blocks = column_weights(context.importance, device), self._blocks(shape[1])
         is_plain = self.scale_bits == 16 and self.grid != "affine"
         if is_plain and can_pass_once(weight, base, context.dtype, blocks):
             packed, target = self._no_codes(shape, device), target_of(self.gain)
@@ -206,7 +207,7 @@ class Quantized(DeltaCodec):
     def _encoded(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         """With a gain of 1 where the best one is sought."""
         shape = (delta.shape[0], delta.shape[1])
-        weights = _weights(context.importance, delta.device)
+        weights = column_weights(context.importance, delta.device)
         parts: Parts = {}
         levels = self._fixed_levels()
         if levels is None:
@@ -233,6 +234,19 @@ class Quantized(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
         return self._decoded(parts, shape[1], None)
+
+    def product(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        shape: tuple[int, int],
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        """Of a few tokens on a CPU, from the planes of codes that are 1 apart."""
+        levels, blocks, codes = self._fixed_levels(), self._blocks(shape[1]), parts["codes"]
+        if levels is None or not takes_planes(codes, self.bits, levels, shape, blocks, x):
+            return super().product(parts, x, shape, context)
+        return product_of_planes(codes, self.bits or 0, self._lines(parts), levels, blocks, x)
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -381,14 +395,3 @@ class Quantized(DeltaCodec):
 def _compensates(context: EncodeContext) -> bool:
     """Whether rounding makes up for its errors; that needs the full matrix of second moments."""
     return context.moments is not None and context.moments.dim() == 2
-
-
-def _weights(importance: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """The weight of an error in each column, `[1, in]` float32, 1 on average; None if all are 1."""
-    if importance is None:
-        return None
-    power = importance.to(device).float().clamp_min(0)
-    mean = power.mean()
-    if not bool(mean > 0):
-        return None
-    return (power / mean).clamp_min(1e-6).unsqueeze(0)

@@ -46,3 +46,14 @@ class Blocks:
         if weights is None and self.count * self.size == self.width:
             return None
         return self.split(torch.ones(1, self.width, device=device) if weights is None else weights)
+
+
+def column_weights(importance: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """The weight of an error in each column, `[1, in]` float32, 1 on average; None if all are 1."""
+    if importance is None:
+        return None
+    power = importance.to(device).float().clamp_min(0)
+    mean = power.mean()
+    if not bool(mean > 0):
+        return None
+    return (power / mean).clamp_min(1e-6).unsqueeze(0)
