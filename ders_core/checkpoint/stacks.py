@@ -19,6 +19,10 @@ from ders_core.later import np, torch
 
 T = TypeVar("T")
 
+AHEAD_BYTES = 128 << 10
+"""Asked for at a time: Linux reads no more for one call than it reads ahead of a reader, which is
+this much unless it was set, however many bytes the call names."""
+
 
 class MatrixStack(ABC):
     """K matrices of one shape and dtype, as views: `[K, out, in]`.
@@ -145,5 +149,6 @@ def _will_need(tensors: list[FileTensor]) -> None:
     with suppress(OSError):
         for tensor in tensors:
             with open(tensor.file, "rb") as file:
-                begin, count = tensor.begin, tensor.nbytes
-                os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)
+                for begin in range(tensor.begin, tensor.end, AHEAD_BYTES):
+                    count = min(AHEAD_BYTES, tensor.end - begin)
+                    os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)

@@ -155,3 +155,24 @@ def test_a_file_that_ends_too_early_is_told_where_it_is_read(
     for threads in (1, 2):
         with raises_saying(CheckpointError, "a.safetensors", "'x'"):
             list(each_matrix(group, lambda expert, weight: None, threads))
+
+
+def test_all_of_a_group_is_asked_for_ahead_in_pieces_that_the_system_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = np.zeros((2, 300, 500), dtype=np.float32)
+    group = group_of(tmp_path / "a.safetensors", weights)
+    (tensor,), asked = group.matrices[0].info.sources(), list[tuple[int, int]]()
+    is_over = threading.Event()
+
+    def advise(handle: int, begin: int, count: int, advice: int) -> None:
+        asked.append((begin, begin + count))
+        if begin + count == tensor.end:
+            is_over.set()
+
+    monkeypatch.setattr("ders_core.checkpoint.stacks.os.posix_fadvise", advise)
+    group.read_ahead()
+    assert is_over.wait(60)
+    assert [begin for begin, _ in asked] == [tensor.begin, *(end for _, end in asked[:-1])]
+    assert asked[-1][1] == tensor.end
+    assert max(end - begin for begin, end in asked) <= 128 << 10  # what Linux reads for one call
