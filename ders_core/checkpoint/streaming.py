@@ -15,6 +15,8 @@ from typing import TypeVar
 
 from ders_core.checkpoint.stacks import MatrixStack
 from ders_core.compute.buffers import borrow
+from ders_core.compute.pieces import pieces
+from ders_core.compute.pools import in_order
 from ders_core.compute.threads import in_this_mode, one_thread_each
 from ders_core.later import torch
 
@@ -24,6 +26,9 @@ Shape = tuple[int, ...]
 
 SLAB_BYTES = 32 << 20
 """Of all experts together: large reads for the disk, and little memory."""
+
+CACHED_SLAB_BYTES = 8 << 20
+"""Of a slab that one thread both reads and works on: it is still in the processor's cache then."""
 
 SLABS, MATRICES = 3, 2
 """How many pieces are in memory at once."""
@@ -49,6 +54,38 @@ def slabs(
 
     shape = (experts, min(step, out), width)
     return _ahead(rows, fill, shape, stack.dtype.torch, torch.device(device), SLABS)
+
+
+def each_slab(
+    stack: MatrixStack, use: Callable[[slice, torch.Tensor], None], threads: int = 1
+) -> None:
+    """`use(rows, weights [K, rows, in])` over a group on the CPU, as of `slabs`.
+
+    Several threads do that at once, each from reading on, in any order; not more than fit into the
+    memory of `slabs`. use: must not keep the weights. Raises CheckpointError, and what `use`
+    raises.
+    """
+    experts, out, width = stack.shape
+    step = max(1, CACHED_SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
+    parts = list(pieces(out, step))
+    threads = min(threads, SLABS * SLAB_BYTES // CACHED_SLAB_BYTES)
+    use = in_this_mode(use)
+    with ExitStack() as memory, one_thread_each(threads, torch.device("cpu")) as pool:
+        shape, dtype = (experts * min(step, out) * width,), stack.dtype.torch
+        free = deque(memory.enter_context(borrow(shape, dtype)) for _ in range(threads))
+
+        def work(part: slice) -> None:
+            buffer = free.popleft()
+            try:
+                count = part.stop - part.start
+                slab = buffer[: experts * count * width].view(experts, count, width)
+                stack.read_into(slab, part)
+                use(part, slab)
+            finally:
+                free.append(buffer)
+
+        for _ in in_order(pool, work, parts, 2 * threads):
+            pass
 
 
 def matrices(

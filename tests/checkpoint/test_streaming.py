@@ -18,7 +18,7 @@ from ders_core.checkpoint import streaming
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.matrix import Matrix, Slot
-from ders_core.checkpoint.streaming import SLABS, each_matrix, matrices, slabs
+from ders_core.checkpoint.streaming import SLABS, each_matrix, each_slab, matrices, slabs
 from ders_core.errors import CheckpointError
 from ders_core.files.header import read_header
 
@@ -63,6 +63,49 @@ def test_pieces_make_the_group(
     numbered = [(expert, matrix.clone()) for expert, matrix in matrices(group)]
     assert [expert for expert, _ in numbered] == list(range(shape[0]))
     assert np.array_equal(torch.stack([matrix for _, matrix in numbered]).numpy(), weights)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 30), st.integers(1, 7)),
+    axes=st.sampled_from(["expert out in", "expert in out", "out expert in"]),
+    slab=st.integers(1, 600),
+    threads=st.integers(1, 5),
+)
+def test_every_slab_is_used_once_by_any_number_of_threads(
+    tmp_path: Path, shape: tuple[int, int, int], axes: str, slab: int, threads: int
+) -> None:
+    weights = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    group = group_of(tmp_path / "a.safetensors", weights, axes)
+    seen = torch.zeros(shape)
+
+    def use(rows: slice, values: torch.Tensor) -> None:
+        before = values.clone()
+        time.sleep(0.0001)
+        assert torch.equal(values, before)
+        seen[:, rows] += values + 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "CACHED_SLAB_BYTES", slab)
+        each_slab(group, use, threads)
+    assert np.array_equal(seen.numpy(), weights + 1)
+
+
+def test_a_slab_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((2, 50, 4), np.float32))
+    monkeypatch.setattr(streaming, "CACHED_SLAB_BYTES", 1)
+    begun: list[int] = []
+
+    def use(rows: slice, values: torch.Tensor) -> None:
+        begun.append(rows.start)
+        if rows.start == 5:
+            raise ArithmeticError("the fifth")
+
+    with pytest.raises(ArithmeticError, match="the fifth"):
+        each_slab(group, use, 2)
+    assert len(begun) < 20
 
 
 def test_a_piece_is_valid_until_the_next_and_memory_is_bounded(
