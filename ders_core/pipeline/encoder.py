@@ -149,10 +149,6 @@ class Encoder:
             return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
 
         parts, losses = list[Parts](), Losses()
-        if placed is not None:
-            for part, tensor in stored.tensors.items():
-                for piece in tensor.pieces:
-                    placed.append(part, piece)
         # closed here, also where writing fails: else threads and memory stay with the error
         with closing(decomposition.each(encode_one, self.threads, seen)) as encoded:
             for number, (packed, lost) in enumerate(encoded):
@@ -160,6 +156,8 @@ class Encoder:
                 if placed is None:
                     parts.append(packed)
                     continue
+                if number == 0:  # threads are at the next ones by now
+                    placed.append_all(stored.tensors)
                 for part, piece in packed.items():
                     placed.append(fitted.part_name(number, part), piece)
         tensors, lengths = fitted.stack(parts) if placed is None else ({}, {})
