@@ -210,10 +210,9 @@ class Losses:
 
 @dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight. synthesized: Ŵ `[out, in]`."""
+    """parts: on the device of the weight."""
 
     parts: Parts
-    synthesized: torch.Tensor
     losses: Losses
 
 
@@ -255,7 +254,7 @@ def encode_expert(
         router_noise = router.cost(noise, context.moments) if router is not None else 0.0
     probe = Probe() if before is None else Probe(squares.error, before)
     losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe)
-    return EncodedExpert(parts, synthesized, losses)
+    return EncodedExpert(parts, losses)
 
 
 def _unrounded(
