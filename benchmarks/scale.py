@@ -152,7 +152,8 @@ class Bench:
         rest = ""
         if cost is not None:
             used = cost.user + cost.system
-            rest = f"{cost.user:8.2f} {cost.system:8.2f} {cost.peak / 1e9:8.2f}"
+            shared = "" if cost.shared is None else f"{cost.shared:.0%}"
+            rest = f"{cost.user:8.2f} {cost.system:8.2f} {shared:>8} {cost.peak / 1e9:8.2f}"
             if layers:
                 weights = layers * self.experts * 3 * FFN * HIDDEN
                 least = products / self.machine.products or 1e-9 * self.machine.copy * weights
@@ -189,12 +190,14 @@ def run(bench: Bench, layers: int) -> None:
         f"{layers} layers of {bench.experts} experts, gate, up and down of {FFN}×{HIDDEN}, "
         f"bfloat16: {gigabytes(bench.full):.2f} GB\n"
         "s, user, sys: seconds of the clock, and of processors in user and in system mode, after "
-        "the imports;\nfiles dropped from the page cache before each; GB resident at most, imports "
+        "the imports;\nshared: of that time, how long two threads or more ran or waited for a "
+        "processor;\nfiles dropped from the page cache before each; GB resident at most, imports "
         "too (goal: <= 1.6 GB);\nns: user and sys, a weight of an expert; limit: the share of them "
         "that a copy of the weights takes,\nor the products of matrices that the work is made of, "
         "on a thread"
     )
-    heads = f"{'s':>8} {'ratio':>8}  {'goal':>8} {'user':>8} {'sys':>8} {'peak GB':>8} {'ns':>8}"
+    heads = f"{'s':>8} {'ratio':>8}  {'goal':>8} {'user':>8} {'sys':>8} {'shared':>8}"
+    heads += f" {'peak GB':>8} {'ns':>8}"
     print(f"\n{'':44} {heads}   limit")
     warm(bench.place / "small")
     analyses(bench, layers)
