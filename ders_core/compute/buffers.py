@@ -72,10 +72,10 @@ def _kept(size: int) -> np.ndarray:
 
 
 def _take(size: int) -> np.ndarray:
-    """uint8 memory, aligned: the smallest kept block of `size` to twice `size` bytes, or a new
-    one."""
+    """uint8 memory, aligned: the smallest kept block that is large enough, and no more than a
+    quarter larger, because it may be held for long; or a new one."""
     with _lock:
-        fitting = [free for free in _free if size <= free.size <= 2 * size]
+        fitting = [free for free in _free if size <= free.size <= size + size // 4]
         if fitting:
             best = min(fitting, key=lambda block: block.size)
             _free[:] = [free for free in _free if free is not best]

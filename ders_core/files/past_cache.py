@@ -68,14 +68,16 @@ class Writer:
 
 
 @contextmanager
-def written_from(path: Path, position: int, size: int) -> Iterator[Writer]:
+def written_from(
+    path: Path, position: int, size: int, *, past_cache: bool = True
+) -> Iterator[Writer]:
     """Yield what writes `size` bytes, or fewer, into a file that exists, from a position on; not
-    synced. The bytes around them stay as they are. Raises OSError."""
+    synced. The bytes around them stay as they are. past_cache: whether it may. Raises OSError."""
     file = os.open(path, os.O_WRONLY)
     direct: int | None = None
     try:
         desk = np.empty(0, np.uint8)
-        if size >= LARGE_BYTES and (direct := _opened_past_cache(path)) is not None:
+        if past_cache and size >= LARGE_BYTES and (direct := _opened_past_cache(path)) is not None:
             desk = _desks.pop() if _desks else np.frombuffer(mmap.mmap(-1, DESK_BYTES), np.uint8)
         writer = Writer(file, direct, position, desk)
         yield writer

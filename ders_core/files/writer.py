@@ -102,7 +102,8 @@ def write_file(
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
     read: yields the bytes of the tensor of that name. metadata: as of `encode_header`. sync: as in
-    `written_aside`. Returns the hex SHA-256 of each tensor's bytes. Raises OSError.
+    `written_aside`; what is not synced is read again soon, and stays in the page cache. Returns the
+    hex SHA-256 of each tensor's bytes. Raises OSError.
     """
     checksums: dict[str, str] = {}
     header = encode_header(specs, metadata)
@@ -111,7 +112,7 @@ def write_file(
         aside = stack.enter_context(written_aside(path, sync=sync))
         open(aside, "wb").close()
         pool = stack.enter_context(ThreadPoolExecutor(1, "checksum"))
-        file = stack.enter_context(written_from(aside, 0, size))
+        file = stack.enter_context(written_from(aside, 0, size, past_cache=sync))
         file.write(header)
         for name, spec in specs.items():
             digest, count = hashlib.sha256(), 0
