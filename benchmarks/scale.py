@@ -29,7 +29,7 @@ import psutil
 import torch
 from memory import make_checkpoint as make_small
 from processes import Measured, measure
-from scale_works import CALIBRATED, RECIPES, calibrate, operations
+from scale_works import ANALYSIS, CALIBRATED, RECIPES, calibrate, operations
 from upcycled import (
     EXPERTS,
     FFN,
@@ -53,6 +53,7 @@ GOALS = {"lossless": "report", "rank 64": "<= 10", CALIBRATED: "<= 10"} | {
 }
 WITH_ONE_THREAD = ("drop 0.9", "4 bits", "entropy, 1 bits")
 OF_ONE_LAYER = ("rank 64", CALIBRATED)
+ANALYSES = "analyze (over cat)", "analyze, heads of spectra"
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def run(bench: Bench, layers: int) -> None:
     heads = f"{'s':>8} {'ratio':>8}  {'goal':>8} {'user':>8} {'sys':>8} {'shared':>8}"
     heads += f" {'peak GB':>8} {'ns':>8}"
     print(f"\n{'':44} {heads}   limit")
-    warm(bench.place / "small")
+    warm(bench)
     analyses(bench, layers)
     for name in RECIPES:
         if bench.has(f"compress, {name}"):
@@ -209,12 +210,16 @@ def run(bench: Bench, layers: int) -> None:
     opening(bench)
 
 
-def warm(place: Path) -> None:
-    """Have the loops compiled, which a machine does once."""
+def warm(bench: Bench) -> None:
+    """Have the loops compiled that the chosen lines need, which a machine does once."""
+    place = bench.place / "small"
     place.mkdir()
+    names = [name for name in RECIPES if bench.has(f"compress, {name}", "memory: compress")]
+    if bench.has(*ANALYSES):
+        names.append(ANALYSIS)
     make_small(place / "model", 1, *SMALL)
     calibrate(place / "model", EXPERTS, *SMALL[::-1])
-    measure(WORKS, "warm", str(place / "model"))
+    measure(WORKS, "warm", str(place / "model"), *names)
 
 
 def with_threads(
@@ -238,13 +243,12 @@ def analyses(bench: Bench, layers: int) -> None:
     def analysed(spectra: str) -> Callable[[str], Measured]:
         return lambda threads: bench.cold("analyze", bench.full, spectra, threads, bench.device)
 
-    titles = "analyze (over cat)", "analyze, heads of spectra"
-    if not bench.has(*titles):
+    if not bench.has(*ANALYSES):
         return
     read = bench.read(bench.full)
-    with_threads(bench, titles[0], "<= 1.3", read, layers, analysed("none"))
+    with_threads(bench, ANALYSES[0], "<= 1.3", read, layers, analysed("none"))
     cost = analysed("head")("2")
-    bench.line(f"{titles[1]}, 2 threads", cost.seconds, read, "<= 2", cost, layers)
+    bench.line(f"{ANALYSES[1]}, 2 threads", cost.seconds, read, "<= 2", cost, layers)
 
 
 def codec(bench: Bench, name: str, layers: int) -> None:
