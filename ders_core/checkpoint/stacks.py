@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import ClassVar, Self, TypeVar
 
 from ders_core.checkpoint.matrix import Matrix, MatrixRows
+from ders_core.compute.memory import free_memory
 from ders_core.files.dtype import Dtype
 from ders_core.files.numbers import as_float32
 from ders_core.files.remote import concurrently
@@ -111,7 +112,9 @@ class MatrixStack(ABC):
 
     def read_ahead(self) -> None:
         """Ask the system to read the matrices from a local disk into its page cache, without
-        waiting for it."""
+        waiting for it; not if memory is short, where they would push out what is read now."""
+        if free_memory(torch.device("cpu")) < 2 * self.nbytes:
+            return
         tensors = {info.name: info for matrix in self.matrices for info in matrix.info.sources()}
         threading.Thread(target=_will_need, args=(list(tensors.values()),), daemon=True).start()
 

@@ -219,3 +219,16 @@ def test_all_of_a_group_is_asked_for_ahead_in_pieces_that_the_system_reads(
     assert [begin for begin, _ in asked] == [tensor.begin, *(end for _, end in asked[:-1])]
     assert asked[-1][1] == tensor.end
     assert max(end - begin for begin, end in asked) <= 128 << 10  # what Linux reads for one call
+
+
+def test_nothing_is_read_ahead_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((2, 5, 4), np.float32))
+    begun: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: begun.append(thread))
+    for free in (2 * group.nbytes - 1, 2 * group.nbytes):
+        monkeypatch.setattr("ders_core.checkpoint.stacks.free_memory", lambda device, n=free: n)
+        assert not begun
+        group.read_ahead()
+    assert len(begun) == 1
