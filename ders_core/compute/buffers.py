@@ -15,7 +15,7 @@ LARGE_BYTES = 1 << 22
 
 ALIGNED_BYTES = 64
 
-KEPT_BYTES = 1 << 29
+KEPT_BYTES = 1 << 28
 """How much returned memory is kept for the next borrower, at most."""
 
 KEPT_SMALL_BYTES = 31 << 20
