@@ -1,5 +1,6 @@
 """Run one measurement in a process of its own: its seconds after the imports, of the clock and of
-processors, and the most memory that it and its children held at once."""
+processors, the most memory that it and its children held at once, and whether it gave a second
+processor work."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.02
 MARK = "measured: "
 
 
@@ -23,7 +26,9 @@ MARK = "measured: "
 class Measured:
     """seconds: of the measured part; user, system: of processors in it, all threads together.
     peak: bytes resident, of the process and its children. imports: bytes resident before the
-    measured part. result: what it returned."""
+    measured part. result: what it returned. shared: the share of looks at the measured part at
+    which two threads or more ran or waited for a processor, so that others' work on this machine
+    does not count; None where the system does not tell."""
 
     seconds: float
     user: float
@@ -31,6 +36,7 @@ class Measured:
     peak: int
     imports: int
     result: Any
+    shared: float | None
 
 
 def report(measurement: Callable[[], Any]) -> None:
@@ -45,6 +51,7 @@ def report(measurement: Callable[[], Any]) -> None:
         "system": after.ru_stime - before.ru_stime,
         "imports": imports,
         "result": result,
+        "span": (begun, begun + seconds),
     }
     print(MARK + json.dumps(measured), flush=True)
 
@@ -55,18 +62,22 @@ def measure(script: str, *arguments: str) -> Measured:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         watch = _Watch(child.pid)
         out, _ = child.communicate()
-        peak = watch.stop()
+        watch.stop()
     lines = [line for line in out.splitlines() if line.startswith(MARK)]
     if child.returncode or not lines:
         raise SystemExit(f"{' '.join(arguments)} failed with {child.returncode}")
-    return Measured(peak=peak, **json.loads(lines[-1].removeprefix(MARK)))
+    measured = json.loads(lines[-1].removeprefix(MARK))
+    shared = watch.shared(*measured.pop("span"))
+    return Measured(peak=watch.peak, shared=shared, **measured)
 
 
 class _Watch:
-    """A thread that adds up the memory of a process and its children, many times a second."""
+    """A thread that looks many times a second at the memory of a process and its children, and at
+    the process's threads."""
 
     def __init__(self, pid: int) -> None:
-        self._root, self._peak = psutil.Process(pid), 0
+        self._root, self.peak = psutil.Process(pid), 0
+        self._looks: list[tuple[float, int]] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -79,9 +90,23 @@ class _Watch:
                     total += process.memory_info().rss
             except psutil.Error:
                 continue
-            self._peak = max(self._peak, total)
+            self.peak = max(self.peak, total)
+            self._looks.append((time.perf_counter(), _ready(self._root.pid)))
 
-    def stop(self) -> int:
+    def stop(self) -> None:
         self._over.set()
         self._thread.join()
-        return self._peak
+
+    def shared(self, begun: float, ended: float) -> float | None:
+        """As of `Measured`, between two times of this machine's clock."""
+        looks = [ready for at, ready in self._looks if begun <= at <= ended]
+        return sum(ready > 1 for ready in looks) / len(looks) if any(looks) else None
+
+
+def _ready(pid: int) -> int:
+    """How many of a process's threads run or wait for a processor; 0 where that is not known."""
+    ready = 0
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # the thread is over
+            ready += stat.read_text().rpartition(")")[2].split()[0] == "R"
+    return ready

@@ -29,7 +29,7 @@ import psutil
 import torch
 from memory import make_checkpoint as make_small
 from processes import Measured, measure
-from scale_works import CALIBRATED, RECIPES, calibrate, operations
+from scale_works import ANALYSIS, CALIBRATED, RECIPES, calibrate, operations
 from upcycled import (
     EXPERTS,
     FFN,
@@ -53,6 +53,7 @@ GOALS = {"lossless": "report", "rank 64": "<= 10", CALIBRATED: "<= 10"} | {
 }
 WITH_ONE_THREAD = ("drop 0.9", "4 bits", "entropy, 1 bits")
 OF_ONE_LAYER = ("rank 64", CALIBRATED)
+ANALYSES = "analyze (over cat)", "analyze, heads of spectra"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class Bench:
         rest = ""
         if cost is not None:
             used = cost.user + cost.system
-            rest = f"{cost.user:8.2f} {cost.system:8.2f} {cost.peak / 1e9:8.2f}"
+            shared = "" if cost.shared is None else f"{cost.shared:.0%}"
+            rest = f"{cost.user:8.2f} {cost.system:8.2f} {shared:>8} {cost.peak / 1e9:8.2f}"
             if layers:
                 weights = layers * self.experts * 3 * FFN * HIDDEN
                 least = products / self.machine.products or 1e-9 * self.machine.copy * weights
@@ -189,14 +191,16 @@ def run(bench: Bench, layers: int) -> None:
         f"{layers} layers of {bench.experts} experts, gate, up and down of {FFN}×{HIDDEN}, "
         f"bfloat16: {gigabytes(bench.full):.2f} GB\n"
         "s, user, sys: seconds of the clock, and of processors in user and in system mode, after "
-        "the imports;\nfiles dropped from the page cache before each; GB resident at most, imports "
+        "the imports;\nshared: of that time, how long two threads or more ran or waited for a "
+        "processor;\nfiles dropped from the page cache before each; GB resident at most, imports "
         "too (goal: <= 1.6 GB);\nns: user and sys, a weight of an expert; limit: the share of them "
         "that a copy of the weights takes,\nor the products of matrices that the work is made of, "
         "on a thread"
     )
-    heads = f"{'s':>8} {'ratio':>8}  {'goal':>8} {'user':>8} {'sys':>8} {'peak GB':>8} {'ns':>8}"
+    heads = f"{'s':>8} {'ratio':>8}  {'goal':>8} {'user':>8} {'sys':>8} {'shared':>8}"
+    heads += f" {'peak GB':>8} {'ns':>8}"
     print(f"\n{'':44} {heads}   limit")
-    warm(bench.place / "small")
+    warm(bench)
     analyses(bench, layers)
     for name in RECIPES:
         if bench.has(f"compress, {name}"):
@@ -206,12 +210,16 @@ def run(bench: Bench, layers: int) -> None:
     opening(bench)
 
 
-def warm(place: Path) -> None:
-    """Have the loops compiled, which a machine does once."""
+def warm(bench: Bench) -> None:
+    """Have the loops compiled that the chosen lines need, which a machine does once."""
+    place = bench.place / "small"
     place.mkdir()
+    names = [name for name in RECIPES if bench.has(f"compress, {name}", "memory: compress")]
+    if bench.has(*ANALYSES):
+        names.append(ANALYSIS)
     make_small(place / "model", 1, *SMALL)
     calibrate(place / "model", EXPERTS, *SMALL[::-1])
-    measure(WORKS, "warm", str(place / "model"))
+    measure(WORKS, "warm", str(place / "model"), *names)
 
 
 def with_threads(
@@ -235,13 +243,12 @@ def analyses(bench: Bench, layers: int) -> None:
     def analysed(spectra: str) -> Callable[[str], Measured]:
         return lambda threads: bench.cold("analyze", bench.full, spectra, threads, bench.device)
 
-    titles = "analyze (over cat)", "analyze, heads of spectra"
-    if not bench.has(*titles):
+    if not bench.has(*ANALYSES):
         return
     read = bench.read(bench.full)
-    with_threads(bench, titles[0], "<= 1.3", read, layers, analysed("none"))
+    with_threads(bench, ANALYSES[0], "<= 1.3", read, layers, analysed("none"))
     cost = analysed("head")("2")
-    bench.line(f"{titles[1]}, 2 threads", cost.seconds, read, "<= 2", cost, layers)
+    bench.line(f"{ANALYSES[1]}, 2 threads", cost.seconds, read, "<= 2", cost, layers)
 
 
 def codec(bench: Bench, name: str, layers: int) -> None:

@@ -28,6 +28,7 @@ from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
 
+ANALYSIS = "analysis"
 CALIBRATED = "4 bits, calibrated"
 CALIBRATION = "calibration.safetensors"
 RECIPES: Mapping[str, str] = {
@@ -67,8 +68,8 @@ def one(what: str, place: Path, rest: list[str]) -> None:
                 report(lambda: verify(place, original).ok)
         case "load", [threads, device]:
             load(place, int(threads), device)
-        case "warm", []:
-            report(lambda: warm(place))
+        case "warm", names:
+            report(lambda: warm(place, names))
         case "open", []:
             report(lambda: summarize(place).bytes_total)
         case "similarity", [how]:
@@ -103,14 +104,16 @@ def compressed(place: Path, out: Path, name: str, threads: int, device: str) -> 
     return sum(columns)
 
 
-def warm(place: Path) -> int:
-    """Compile the loops, on a small checkpoint."""
-    analyze(open_checkpoint(place), spectra="head")
-    for name in RECIPES:
+def warm(place: Path, names: list[str]) -> int:
+    """Compile the loops of these recipes, or of the analysis, on a small checkpoint."""
+    for name in names:
+        if name == ANALYSIS:
+            analyze(open_checkpoint(place), spectra="head")
+            continue
         with tempfile.TemporaryDirectory(dir=place.parent) as desk:
             compressed(place, Path(desk) / "packed", name, 1, "cpu")
             synthesize(Path(desk) / "packed", Path(desk) / "back")
-    return len(RECIPES)
+    return len(names)
 
 
 def calibrate(source: Path, experts: int, hidden: int, ffn: int) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import ClassVar, Self, TypeVar
 
 from ders_core.checkpoint.matrix import Matrix, MatrixRows
+from ders_core.compute.memory import free_memory
 from ders_core.files.dtype import Dtype
 from ders_core.files.numbers import as_float32
 from ders_core.files.remote import concurrently
@@ -18,6 +19,10 @@ from ders_core.files.tensor import FileTensor, words_of_each
 from ders_core.later import np, torch
 
 T = TypeVar("T")
+
+AHEAD_BYTES = 128 << 10
+"""Asked for at a time: Linux reads no more for one call than it reads ahead of a reader, which is
+this much unless it was set, however many bytes the call names."""
 
 
 class MatrixStack(ABC):
@@ -107,7 +112,9 @@ class MatrixStack(ABC):
 
     def read_ahead(self) -> None:
         """Ask the system to read the matrices from a local disk into its page cache, without
-        waiting for it."""
+        waiting for it; not if memory is short, where they would push out what is read now."""
+        if free_memory(torch.device("cpu")) < 2 * self.nbytes:
+            return
         tensors = {info.name: info for matrix in self.matrices for info in matrix.info.sources()}
         threading.Thread(target=_will_need, args=(list(tensors.values()),), daemon=True).start()
 
@@ -145,5 +152,6 @@ def _will_need(tensors: list[FileTensor]) -> None:
     with suppress(OSError):
         for tensor in tensors:
             with open(tensor.file, "rb") as file:
-                begin, count = tensor.begin, tensor.nbytes
-                os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)
+                for begin in range(tensor.begin, tensor.end, AHEAD_BYTES):
+                    count = min(AHEAD_BYTES, tensor.end - begin)
+                    os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)

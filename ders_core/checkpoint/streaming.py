@@ -11,10 +11,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from queue import SimpleQueue
 from typing import TypeVar
 
 from ders_core.checkpoint.stacks import MatrixStack
 from ders_core.compute.buffers import borrow
+from ders_core.compute.pieces import pieces
+from ders_core.compute.pools import in_order
 from ders_core.compute.threads import in_this_mode, one_thread_each
 from ders_core.later import torch
 
@@ -25,8 +28,14 @@ Shape = tuple[int, ...]
 SLAB_BYTES = 32 << 20
 """Of all experts together: large reads for the disk, and little memory."""
 
+CACHED_SLAB_BYTES = 8 << 20
+"""Of a slab that one thread both reads and works on: it is still in the processor's cache then."""
+
 SLABS, MATRICES = 3, 2
 """How many pieces are in memory at once."""
+
+UNUSED = 3
+"""How many results of `each_matrix` wait at most for a caller that is busy."""
 
 
 def slabs(
@@ -49,6 +58,38 @@ def slabs(
 
     shape = (experts, min(step, out), width)
     return _ahead(rows, fill, shape, stack.dtype.torch, torch.device(device), SLABS)
+
+
+def each_slab(
+    stack: MatrixStack, use: Callable[[slice, torch.Tensor], None], threads: int = 1
+) -> None:
+    """`use(rows, weights [K, rows, in])` over a group on the CPU, as of `slabs`.
+
+    Several threads do that at once, each from reading on, in any order; not more than fit into the
+    memory of `slabs`. use: must not keep the weights. Raises CheckpointError, and what `use`
+    raises.
+    """
+    experts, out, width = stack.shape
+    step = max(1, CACHED_SLAB_BYTES // max(experts * width * stack.dtype.itemsize, 1))
+    parts = list(pieces(out, step))
+    threads = min(threads, SLABS * SLAB_BYTES // CACHED_SLAB_BYTES)
+    use = in_this_mode(use)
+    with ExitStack() as memory, one_thread_each(threads, torch.device("cpu")) as pool:
+        shape, dtype = (experts * min(step, out) * width,), stack.dtype.torch
+        free = deque(memory.enter_context(borrow(shape, dtype)) for _ in range(threads))
+
+        def work(part: slice) -> None:
+            buffer = free.popleft()
+            try:
+                count = part.stop - part.start
+                slab = buffer[: experts * count * width].view(experts, count, width)
+                stack.read_into(slab, part)
+                use(part, slab)
+            finally:
+                free.append(buffer)
+
+        for _ in in_order(pool, work, parts, 2 * threads):
+            pass
 
 
 def matrices(
@@ -84,36 +125,48 @@ def each_matrix(
         for number, weight in matrices(stack, device, seen):
             yield number, use(number, weight)
         return
-    fill, where, experts = _whole(stack, seen), torch.device(device), iter(range(stack.shape[0]))
+    read, where, experts = _whole(stack, seen), torch.device(device), iter(range(stack.shape[0]))
     use = in_this_mode(use)
-    running: deque[tuple[int, _Buffer, Future[R]]] = deque()
+    running: deque[tuple[int, Future[_Buffer | None], Future[R]]] = deque()
+    free: SimpleQueue[_Buffer | None] = SimpleQueue()
 
-    def work(expert: int, buffer: _Buffer, filled: Future[None]) -> R:
-        filled.result()
-        return use(expert, buffer.take())
+    def filled(expert: int) -> _Buffer | None:
+        buffer = free.get()
+        if buffer is not None:
+            buffer.fill(read, expert)
+        return buffer
+
+    def work(expert: int, reading: Future[_Buffer | None]) -> R:
+        buffer = reading.result()
+        assert buffer is not None
+        try:
+            return use(expert, buffer.take())
+        finally:
+            free.put(buffer)
 
     with (
         ExitStack() as memory,
         ThreadPoolExecutor(1, "read-ahead") as reader,
         one_thread_each(threads, where) as pool,
     ):
-        buffers = range(threads + 1)  # one is read while the others are worked on
-        free = deque(_Buffer(stack.shape[1:], stack.dtype.torch, where, memory) for _ in buffers)
+        for _ in range(threads + 1):  # one is read while the others are worked on
+            free.put(_Buffer(stack.shape[1:], stack.dtype.torch, where, memory))
         try:
             while True:
-                while free and (expert := next(experts, None)) is not None:
-                    buffer = free.popleft()
-                    filled = reader.submit(buffer.fill, fill, expert)
-                    running.append((expert, buffer, pool.submit(work, expert, buffer, filled)))
+                while len(running) < threads + UNUSED and (
+                    (expert := next(experts, None)) is not None
+                ):
+                    reading = reader.submit(filled, expert)
+                    running.append((expert, reading, pool.submit(work, expert, reading)))
                 if not running:
                     return
-                first, buffer, worked = running.popleft()
-                result = worked.result()
-                free.append(buffer)
-                yield first, result
+                first, _, worked = running.popleft()
+                yield first, worked.result()
         finally:
-            for _, _, worked in running:
+            for _, reading, worked in running:
+                reading.cancel()
                 worked.cancel()
+            free.put(None)  # to the reader, if it waits
 
 
 def _whole(

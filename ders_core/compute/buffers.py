@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from weakref import finalize
 
 from ders_core.later import np, torch
 
@@ -14,7 +15,7 @@ LARGE_BYTES = 1 << 22
 
 ALIGNED_BYTES = 64
 
-KEPT_BYTES = 1 << 29
+KEPT_BYTES = 1 << 28
 """How much returned memory is kept for the next borrower, at most."""
 
 KEPT_SMALL_BYTES = 31 << 20
@@ -25,18 +26,23 @@ larger blocks to the system, which hands them out again page by page."""
 def fresh(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """An uninitialised tensor. On the CPU a large one has large pages where the system has them: to
-    touch 4 KiB at a time for the first time takes longer than most loops do."""
+    """An uninitialised tensor. On the CPU a large one has memory of an earlier one that is gone, or
+    large pages where the system has them: to touch 4 KiB at a time for the first time takes longer
+    than most loops do."""
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE_BYTES or torch.device(device).type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device)
-    block = torch.from_numpy(np.empty(size + ALIGNED_BYTES, dtype=np.uint8))
-    begin = -block.data_ptr() % ALIGNED_BYTES
-    return block[begin : begin + size].view(dtype).view(tuple(shape))
+    return torch.from_numpy(_kept(size)).view(dtype).view(tuple(shape))
 
 
-_lock = threading.Lock()
-_free: list[torch.Tensor] = []
+def fresh_array(count: int, dtype: type[np.generic]) -> np.ndarray:
+    """As `fresh`: a numpy array `[count]`."""
+    size = count * np.dtype(dtype).itemsize
+    return np.empty(count, dtype) if size < LARGE_BYTES else _kept(size).view(dtype)
+
+
+_lock = threading.RLock()  # a tensor may go while it is held
+_free: list[np.ndarray] = []
 
 
 def keep_small_blocks() -> None:
@@ -48,24 +54,39 @@ def keep_small_blocks() -> None:
 def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """Yield an uninitialised CPU tensor; its memory is reused when the block ends."""
     size = math.prod(shape) * dtype.itemsize
-    with torch.inference_mode(False):  # the next borrower may not be in inference mode
-        block = _take(size)
-        tensor = block[:size].view(dtype).view(shape)
+    block = _take(size)
+    with torch.inference_mode(False):  # whoever reads into it may not be in inference mode
+        tensor = torch.from_numpy(block[:size]).view(dtype).view(shape)
     try:
         yield tensor
     finally:
-        with _lock:
-            _free.append(block)
-            while sum(free.numel() for free in _free) > KEPT_BYTES:
-                _free.pop(0)
+        _give_back(block)
 
 
-def _take(size: int) -> torch.Tensor:
-    """The smallest kept block of `size` to twice `size` bytes, or a new one."""
+def _kept(size: int) -> np.ndarray:
+    """uint8 `[size]`, whose memory is kept for others once nothing shares it."""
+    block = _take(size)
+    memory = block[:size]
+    finalize(memory, _give_back, block).atexit = False
+    return memory
+
+
+def _take(size: int) -> np.ndarray:
+    """uint8 memory, aligned: the smallest kept block that is large enough, and no more than a
+    quarter larger, because it may be held for long; or a new one."""
     with _lock:
-        fitting = [free for free in _free if size <= free.numel() <= 2 * size]
+        fitting = [free for free in _free if size <= free.size <= size + size // 4]
         if fitting:
-            best = min(fitting, key=torch.Tensor.numel)
+            best = min(fitting, key=lambda block: block.size)
             _free[:] = [free for free in _free if free is not best]
             return best
-    return fresh((size,), torch.uint8)
+    whole = np.empty(size + ALIGNED_BYTES, dtype=np.uint8)
+    begin = -whole.ctypes.data % ALIGNED_BYTES
+    return whole[begin : begin + size]
+
+
+def _give_back(block: np.ndarray) -> None:
+    with _lock:
+        _free.append(block)
+        while sum(free.size for free in _free) > KEPT_BYTES:
+            _free.pop(0)

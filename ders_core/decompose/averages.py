@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ders_core.checkpoint import ExpertGroup
-from ders_core.checkpoint.streaming import slabs
+from ders_core.checkpoint.streaming import each_slab
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import CHUNK, row_pieces
+from ders_core.compute.threads import available_threads
 from ders_core.decompose.decomposition import Decomposition, decompose
 from ders_core.later import np, torch
 
@@ -89,10 +90,13 @@ def elementwise(
     lying = chosen.as_it_lies()
     _, out, width = lying.shape
     base = fresh((out, width), group.dtype.torch)
-    for rows, slab in slabs(lying):
+
+    def average(rows: slice, slab: torch.Tensor) -> None:
         if kernels.takes_stored(slab):  # loops take pieces themselves
             base[rows] = value(slab)
-            continue
+            return
         for part in row_pieces(slab.shape[1:], CHUNK // len(members)):
             base[rows][part] = value(slab[:, part])
+
+    each_slab(lying, average, available_threads())
     return base if lying is chosen else base.T.contiguous()

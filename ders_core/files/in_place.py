@@ -7,11 +7,11 @@ first. What was not written yet is a hole that takes no room on the disk.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ders_core.files.aside import written_aside
+from ders_core.files.past_cache import written_from
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import NO_METADATA, Specs, encode_header
 
@@ -55,18 +55,13 @@ class Growing:
 
     def append(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Write the next bytes. Raises OSError."""
-        handle = os.open(self.place.file, os.O_WRONLY)
-        try:
+        place = self.place
+        with written_from(place.file, self._position, place.nbytes) as file:
             for chunk in chunks:
                 self._digest.update(chunk)
-                rest = memoryview(chunk)
-                if self._position + len(rest) > self.place.end:
-                    raise AssertionError(f"{self.place.name}: above {self.place.nbytes} bytes")
-                while rest:
-                    count = os.pwrite(handle, rest, self._position)
-                    self._position, rest = self._position + count, rest[count:]
-        finally:
-            os.close(handle)
+                if self._position + len(chunk) > place.end:
+                    raise AssertionError(f"{place.name}: above {place.nbytes} bytes")
+                self._position += file.write(chunk)
 
     def finish(self) -> str:
         """Hex SHA-256 of the bytes, all of which must be written."""

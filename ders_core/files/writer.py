@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ders_core.files.aside import written_aside
+from ders_core.files.past_cache import written_from
 from ders_core.files.spec import TensorSpec
 from ders_core.files.tensor import CHUNK_BYTES
 from ders_core.later import torch
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 MAX_SHARD_BYTES = 4_000_000_000
 
 METADATA = {"format": "pt"}
 """transformers expects it in the header of every safetensors file."""
+
+HASHED_APART_BYTES = 1 << 16
+"""To hand over less to another thread takes longer than to hash it."""
 
 NO_METADATA: Mapping[str, str] = {}
 
@@ -93,20 +102,42 @@ def write_file(
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
     read: yields the bytes of the tensor of that name. metadata: as of `encode_header`. sync: as in
-    `written_aside`. Returns the hex SHA-256 of each tensor's bytes. Raises OSError.
+    `written_aside`; what is not synced is read again soon, and stays in the page cache. Returns the
+    hex SHA-256 of each tensor's bytes. Raises OSError.
     """
     checksums: dict[str, str] = {}
-    with written_aside(path, sync=sync) as aside, open(aside, "wb") as file:
-        file.write(encode_header(specs, metadata))
+    header = encode_header(specs, metadata)
+    size = len(header) + sum(spec.nbytes for spec in specs.values())
+    with ExitStack() as stack:
+        aside = stack.enter_context(written_aside(path, sync=sync))
+        open(aside, "wb").close()
+        pool = stack.enter_context(ThreadPoolExecutor(1, "checksum"))
+        file = stack.enter_context(written_from(aside, 0, size, past_cache=sync))
+        file.write(header)
         for name, spec in specs.items():
             digest, count = hashlib.sha256(), 0
-            for chunk in read(name):
-                digest.update(chunk)
+            for chunk in _hashed(read(name), digest, pool):
                 count += file.write(chunk)
             if count != spec.nbytes:
                 raise AssertionError(f"{name}: {count} bytes written, {spec.nbytes} promised")
             checksums[name] = digest.hexdigest()
     return checksums
+
+
+def _hashed(
+    chunks: Iterable[bytes | memoryview], digest: _Hash, pool: Executor
+) -> Iterator[bytes | memoryview]:
+    """The same chunks, each of which another thread adds to a digest while the caller uses it."""
+    for chunk in chunks:
+        if len(chunk) < HASHED_APART_BYTES:
+            digest.update(chunk)
+            yield chunk
+            continue
+        added = pool.submit(digest.update, chunk)
+        try:
+            yield chunk
+        finally:
+            added.result()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from ders_core.codecs import DeltaCodec, EncodeContext
 from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
+from ders_core.compute.buffers import fresh
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.store import TensorStore
@@ -124,7 +126,7 @@ class PackedMatrices:
         """The parts of one matrix, or of one base; head: what their names begin with."""
 
         def read(part: str, rows: slice) -> torch.Tensor:
-            return self._tensor(stack, f"{head}{part}").read(rows).to(device)
+            return _read(self._tensor(stack, f"{head}{part}"), rows).to(device)
 
         _, out, width = stack.stacked
         return codec.take(number, read, (out, width), Dtype[stack.dtype], lengths)
@@ -153,8 +155,8 @@ class PackedMatrices:
         form = self._base_forms[stack.prefix]
         shape, stored = stack.stacked[1:], Dtype[stack.dtype].torch
         if form is not None and not form.is_coded:
-            rows = None if form.count is None else slice(which, which + 1)
-            return self._tensor(stack, "base").read(rows).reshape(shape).to(device, dtype)
+            rows = slice(None) if form.count is None else slice(which, which + 1)
+            return _read(self._tensor(stack, "base"), rows).reshape(shape).to(device, dtype)
         if form is None:
             return torch.zeros(shape, dtype=dtype, device=device)
         zeros = torch.zeros(shape, dtype=stored, device=device)
@@ -191,3 +193,12 @@ class PackedMatrices:
                 )
             self._parts.setdefault(stack.prefix, []).append(tensor)
         self._codecs[stack.prefix], self._base_forms[stack.prefix] = codec, form
+
+
+def _read(tensor: FileTensor, rows: slice) -> torch.Tensor:
+    """Rows of a tensor, in memory that is used again (`fresh`). Raises CheckpointError."""
+    first, last, _ = rows.indices(tensor.shape[0])
+    values = fresh((max(last - first, 0), *tensor.shape[1:]), tensor.dtype.torch)
+    if values.numel():
+        tensor.read_into(values, first * math.prod(tensor.shape[1:]))
+    return values

@@ -224,6 +224,8 @@ def _encode_groups(
     others = sum(isinstance(key, str) for key in missing)
     what = f"{len(missing) - others} groups" + (f" and {others} other tensors" if others else "")
     meter.at(meter.done + plan.bytes_before - encoding, f"{what} to encode")
+    if tasks:
+        source.stack(tasks[0].key).read_ahead()  # of the others, each is read ahead by one before
     for report in runner(encode, tasks):
         meter.advance(report.bytes_before, f"encoded {report.title} ({report.codec})")
 

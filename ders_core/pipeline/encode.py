@@ -210,9 +210,7 @@ def _write(
             Path(task.staged), specs, lambda name: named[name].raw(), sync=False
         )
     placed = encoded.placed or PlacedGroup(stack.prefix, task.places)
-    for part, tensor in parts.items():
-        for piece in tensor.pieces:
-            placed.append(part, piece)
+    placed.append_all(parts)
     return placed.nbytes, placed.checksums()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -144,15 +145,11 @@ class Encoder:
         def encode_one(number: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
             is_first = fitted.members(fitted.uses[number])[0] == number
             encoded = self.one(stored, fitted, number, weight, probes=is_first)
-            label = fitted.expert(number).label
-            _check_finite(encoded.synthesized, stack, stack.matrix_name(number), label)
+            if not math.isfinite(encoded.losses.squares.error):  # as the matrix is finite
+                raise _too_large(stack, stack.matrix_name(number), fitted.expert(number).label)
             return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
 
         parts, losses = list[Parts](), Losses()
-        if placed is not None:
-            for part, tensor in stored.tensors.items():
-                for piece in tensor.pieces:
-                    placed.append(part, piece)
         # closed here, also where writing fails: else threads and memory stay with the error
         with closing(decomposition.each(encode_one, self.threads, seen)) as encoded:
             for number, (packed, lost) in enumerate(encoded):
@@ -160,6 +157,8 @@ class Encoder:
                 if placed is None:
                     parts.append(packed)
                     continue
+                if number == 0:  # threads are at the next ones by now
+                    placed.append_all(stored.tensors)
                 for part, piece in packed.items():
                     placed.append(fitted.part_name(number, part), piece)
         tensors, lengths = fitted.stack(parts) if placed is None else ({}, {})
@@ -237,8 +236,9 @@ def store_bases(
         context = known.base_context(decomposition.group, number, members, seed)
         packed = codec.expert(number).pack(each, zeros, context)
         again = codec.expert(number).unpack(packed, zeros, context)
-        where = f"{decomposition.group.title}: the base"
-        _check_finite(again, decomposition.group, where, codec.label)
+        if not is_finite(again):
+            where = f"{decomposition.group.title}: the base"
+            raise _too_large(decomposition.group, where, codec.label)
         given_back.append(again)
         if is_shared:
             unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
@@ -288,9 +288,8 @@ def _members(decomposition: Decomposition, base: int) -> list[int]:
     return [expert for expert, each in enumerate(decomposition.bases) if each == base]
 
 
-def _check_finite(weight: torch.Tensor, stack: MatrixStack, what: str, codec: str) -> None:
-    if not is_finite(weight):
-        raise CheckpointError(
-            f"{what}: its values are too large for codec {codec!r} in {stack.dtype.name}; keep it "
-            "as it is (codec: keep)"
-        )
+def _too_large(stack: MatrixStack, what: str, codec: str) -> CheckpointError:
+    return CheckpointError(
+        f"{what}: its values are too large for codec {codec!r} in {stack.dtype.name}; keep it as "
+        "it is (codec: keep)"
+    )

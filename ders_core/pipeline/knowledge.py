@@ -10,7 +10,7 @@ from ders_core.checkpoint import ExpertGroup, MatrixStack, OtherTensor
 from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
-from ders_core.codecs.synthesis import difference
+from ders_core.codecs.synthesis import combine, difference
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
@@ -210,10 +210,9 @@ class Losses:
 
 @dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight. synthesized: Ŵ `[out, in]`."""
+    """parts: on the device of the weight."""
 
     parts: Parts
-    synthesized: torch.Tensor
     losses: Losses
 
 
@@ -255,19 +254,20 @@ def encode_expert(
         router_noise = router.cost(noise, context.moments) if router is not None else 0.0
     probe = Probe() if before is None else Probe(squares.error, before)
     losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe)
-    return EncodedExpert(parts, synthesized, losses)
+    return EncodedExpert(parts, losses)
 
 
 def _unrounded(
-    codec: Codec,
+    codec: DeltaCodec,
     parts: Parts,
     base: torch.Tensor,
     weight: torch.Tensor,
     context: EncodeContext,
 ) -> float:
-    """‖Ŵ−W‖² of the sum in float32, which is not rounded to the dtype of the weight."""
-    wide = codec.unpack_as(torch.float32, parts, base, context)
+    """‖Ŵ−W‖² of the sum in float32, which is not rounded to the dtype of the weight. Only the delta
+    is whole in float32."""
+    delta = codec.decode(parts, (base.shape[0], base.shape[1]), context).to(base.device)
     squares = Squares()
     for rows in row_pieces(weight.shape, chunk_values(weight.device)):
-        squares += compare(wide[rows], weight[rows].float())
+        squares += compare(combine(base[rows].float(), delta[rows]), weight[rows].float())
     return squares.error

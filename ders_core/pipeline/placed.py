@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ders_core.codecs.group import Stacked
 from ders_core.files.dtype import Dtype
 from ders_core.files.in_place import Growing
 from ders_core.files.tensor import FileTensor
@@ -28,6 +29,12 @@ class PlacedGroup:
         if Dtype.of(piece.dtype) != spec.dtype or shape not in (spec.shape, spec.shape[1:]):
             raise AssertionError(f"{growing.place.name}: {piece.dtype} {shape}, planned: {spec}")
         growing.append(tensor_bytes(piece))
+
+    def append_all(self, tensors: Mapping[str, Stacked]) -> None:
+        """Write parts that are whole, on the CPU, by their names."""
+        for part, tensor in tensors.items():
+            for piece in tensor.pieces:
+                self.append(part, piece)
 
     def checksums(self) -> dict[str, str]:
         """Hex SHA-256 of each tensor by its full name; all must be complete."""

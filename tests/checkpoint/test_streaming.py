@@ -18,7 +18,7 @@ from ders_core.checkpoint import streaming
 from ders_core.checkpoint.axes import EXPERT, IN, OUT, Axes
 from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.matrix import Matrix, Slot
-from ders_core.checkpoint.streaming import SLABS, each_matrix, matrices, slabs
+from ders_core.checkpoint.streaming import SLABS, each_matrix, each_slab, matrices, slabs
 from ders_core.errors import CheckpointError
 from ders_core.files.header import read_header
 
@@ -63,6 +63,49 @@ def test_pieces_make_the_group(
     numbered = [(expert, matrix.clone()) for expert, matrix in matrices(group)]
     assert [expert for expert, _ in numbered] == list(range(shape[0]))
     assert np.array_equal(torch.stack([matrix for _, matrix in numbered]).numpy(), weights)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 30), st.integers(1, 7)),
+    axes=st.sampled_from(["expert out in", "expert in out", "out expert in"]),
+    slab=st.integers(1, 600),
+    threads=st.integers(1, 5),
+)
+def test_every_slab_is_used_once_by_any_number_of_threads(
+    tmp_path: Path, shape: tuple[int, int, int], axes: str, slab: int, threads: int
+) -> None:
+    weights = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    group = group_of(tmp_path / "a.safetensors", weights, axes)
+    seen = torch.zeros(shape)
+
+    def use(rows: slice, values: torch.Tensor) -> None:
+        before = values.clone()
+        time.sleep(0.0001)
+        assert torch.equal(values, before)
+        seen[:, rows] += values + 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "CACHED_SLAB_BYTES", slab)
+        each_slab(group, use, threads)
+    assert np.array_equal(seen.numpy(), weights + 1)
+
+
+def test_a_slab_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((2, 50, 4), np.float32))
+    monkeypatch.setattr(streaming, "CACHED_SLAB_BYTES", 1)
+    begun: list[int] = []
+
+    def use(rows: slice, values: torch.Tensor) -> None:
+        begun.append(rows.start)
+        if rows.start == 5:
+            raise ArithmeticError("the fifth")
+
+    with pytest.raises(ArithmeticError, match="the fifth"):
+        each_slab(group, use, 2)
+    assert len(begun) < 20
 
 
 def test_a_piece_is_valid_until_the_next_and_memory_is_bounded(
@@ -155,3 +198,37 @@ def test_a_file_that_ends_too_early_is_told_where_it_is_read(
     for threads in (1, 2):
         with raises_saying(CheckpointError, "a.safetensors", "'x'"):
             list(each_matrix(group, lambda expert, weight: None, threads))
+
+
+def test_all_of_a_group_is_asked_for_ahead_in_pieces_that_the_system_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = np.zeros((2, 300, 500), dtype=np.float32)
+    group = group_of(tmp_path / "a.safetensors", weights)
+    (tensor,), asked = group.matrices[0].info.sources(), list[tuple[int, int]]()
+    is_over = threading.Event()
+
+    def advise(handle: int, begin: int, count: int, advice: int) -> None:
+        asked.append((begin, begin + count))
+        if begin + count == tensor.end:
+            is_over.set()
+
+    monkeypatch.setattr("ders_core.checkpoint.stacks.os.posix_fadvise", advise)
+    group.read_ahead()
+    assert is_over.wait(60)
+    assert [begin for begin, _ in asked] == [tensor.begin, *(end for _, end in asked[:-1])]
+    assert asked[-1][1] == tensor.end
+    assert max(end - begin for begin, end in asked) <= 128 << 10  # what Linux reads for one call
+
+
+def test_nothing_is_read_ahead_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((2, 5, 4), np.float32))
+    begun: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: begun.append(thread))
+    for free in (2 * group.nbytes - 1, 2 * group.nbytes):
+        monkeypatch.setattr("ders_core.checkpoint.stacks.free_memory", lambda device, n=free: n)
+        assert not begun
+        group.read_ahead()
+    assert len(begun) == 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 
+import numpy as np
 import pytest
 import torch
 
-from ders_core.compute.buffers import ALIGNED_BYTES, LARGE_BYTES, fresh
+from ders_core.compute import buffers
+from ders_core.compute.buffers import ALIGNED_BYTES, LARGE_BYTES, borrow, fresh, fresh_array
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64])
@@ -28,3 +31,52 @@ def test_two_do_not_share_memory() -> None:
     one.fill_(1)
     other.fill_(2)
     assert int(one.max()) == 1
+
+
+def test_memory_is_used_again_once_nothing_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_free", [])
+    tensor = fresh((3, LARGE_BYTES), torch.uint8)
+    place, row = tensor.data_ptr(), tensor[1].numpy()[5:]
+    row[:] = 7
+    del tensor
+    other = fresh((3, LARGE_BYTES), torch.uint8)
+    assert other.data_ptr() != place  # a row of the first one is still there
+    other.fill_(1)
+    assert row.min() == 7
+    del row
+    array = fresh_array(LARGE_BYTES * 5 // 4, np.uint16)  # leaves a sixth of it
+    assert array.ctypes.data == place
+    del array, other
+    with borrow((LARGE_BYTES * 3,), torch.uint8) as borrowed:
+        assert borrowed.data_ptr() % ALIGNED_BYTES == 0
+        assert len(buffers._free) == 1
+    assert fresh((2 * LARGE_BYTES,), torch.uint8).data_ptr() != place  # would leave a third
+
+
+def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_free", [])
+    monkeypatch.setattr(buffers, "KEPT_BYTES", 3 * LARGE_BYTES)
+    tensors = [fresh((LARGE_BYTES,), torch.uint8) for _ in range(5)]
+    places = [tensor.data_ptr() for tensor in tensors]
+    while tensors:
+        del tensors[0]
+    assert [block.ctypes.data for block in buffers._free] == places[2:]
+
+
+def test_threads_never_share_memory() -> None:
+    """Tensors come and go in several threads; each keeps what its thread wrote."""
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            tensor = fresh((LARGE_BYTES + number,), torch.uint8)
+            tensor[::4096] = number
+            if int(tensor[::4096].min()) != number or int(tensor[::4096].max()) != number:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -70,7 +70,7 @@ def test_every_byte_of_a_tensor_is_written_once(
         return pwrite(handle, chunk, position)
 
     pwrite = os.pwrite
-    monkeypatch.setattr("ders_core.files.in_place.os.pwrite", spy)
+    monkeypatch.setattr("ders_core.files.past_cache.os.pwrite", spy)
     staging = tmp_path / "out.partial" / ".ders-groups"
 
     def look(done: int, total: int, message: str) -> None:

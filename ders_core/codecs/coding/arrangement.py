@@ -11,6 +11,7 @@ from functools import cached_property
 
 from ders_core.codecs.coding.steps import Steps
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh_array
 from ders_core.later import np, torch
 
 
@@ -76,7 +77,7 @@ class Arrangement:
 
         codes: int32 `[out · in]`. numbers: uint16, what each code stands for.
         """
-        symbols = np.empty(codes.numel(), dtype=np.uint16)
+        symbols = fresh_array(codes.numel(), np.uint16)
         if kernels.takes(codes):
             from ders_core.compute.kernels import arranged
 

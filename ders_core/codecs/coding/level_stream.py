@@ -16,6 +16,7 @@ from ders_core.codecs.coding.rans import BITS, MOST_LANES_LOG2, Popper, Pusher, 
 from ders_core.codecs.coding.sections import read_section, section_of
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
+from ders_core.compute.buffers import fresh_array
 from ders_core.later import np, torch
 
 MARK = 0xFFFF
@@ -179,7 +180,7 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
     counts = [
         size if head.has_symbols(common) else 0 for head, size in zip(heads, sizes, strict=True)
     ]
-    symbols, sections, begin = np.empty(sum(counts), dtype=np.uint16), [], 0
+    symbols, sections, begin = fresh_array(sum(counts), np.uint16), [], 0
     for head, size, count in zip(heads, sizes, counts, strict=True):
         room = symbols[begin : begin + count]
         sections.append(head.pop(size, common, popper, room))

@@ -8,6 +8,7 @@ from ders_core.codecs.coding.frequencies import eighths, frequencies_of
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, Popper, Table
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh_array
 from ders_core.later import np
 
 MOST_LEVELS = 1 << MOST_BITS
@@ -126,7 +127,7 @@ def _parted(symbols: np.ndarray, of_rare: np.ndarray, count: int) -> tuple[np.nd
     if kernels.takes():
         from ders_core.compute.kernels.rare import part
 
-        usual, rare = np.empty_like(symbols), np.empty(count, dtype=np.uint16)
+        usual, rare = fresh_array(symbols.size, np.uint16), np.empty(count, dtype=np.uint16)
         part(symbols, of_rare, usual, rare)
         return usual, rare
     places = of_rare[symbols]

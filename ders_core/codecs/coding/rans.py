@@ -16,6 +16,7 @@ from functools import cached_property
 
 from ders_core.codecs.coding.stream import damaged
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh_array
 from ders_core.later import np
 
 BITS = 12
@@ -124,7 +125,7 @@ class Pusher:
             return
         from ders_core.compute.kernels import rans
 
-        room = np.empty(symbols.size + 1, dtype=np.uint16)
+        room = fresh_array(symbols.size + 1, np.uint16)
         tables = table.info, table.inverse, table.bits
         given = np.ascontiguousarray(symbols), room, room.size
         at = rans.push(self._states, *tables, *given)
@@ -151,7 +152,7 @@ class Pusher:
             return
         from ders_core.compute.kernels import rans
 
-        room = np.empty(cells.size + rare_cells.size + 1, dtype=np.uint16)
+        room = fresh_array(cells.size + rare_cells.size + 1, np.uint16)
         of_usual, of_rare = ((tables.info, tables.inverse, tables.bits) for tables in (usual, rare))
         given = *of_usual, cells, *of_rare, rare_cells, rare_ends, size
         self._words.append(room[rans.push_pieces(self._states, *given, room) :])

@@ -74,7 +74,7 @@ class Apart(Rounding):
             return self._coded_plainly(values, step, classes, class_count)
         codes = fresh(values.shape, torch.int32)
         counts = torch.zeros(class_count, CODES, dtype=torch.int64)
-        of_places = torch.zeros_like(codes, dtype=torch.uint8) if classes is None else classes
+        of_places = fresh(codes.shape, torch.uint8).zero_() if classes is None else classes
         loop, numbers = self._loop()
         arrays = of_places.numpy(), codes.numpy(), counts.numpy()
         if loop(values.numpy(), np.float32(step), *numbers, EXACT_CODES, *arrays):
