@@ -4,7 +4,7 @@ import streamlit as st
 
 from ders_core.ui import frame, kept
 from ders_core.ui.tune.explorer import explorer
-from ders_core.ui.tune.form import about_scores, tune_form, tune_popover, under_way
+from ders_core.ui.tune.form import MEASURING, about_scores, tune_form, tune_popover, under_way
 from ders_core.ui.tune.known import known
 from ders_core.ui.tune.measured import measured
 
@@ -14,6 +14,7 @@ source = frame.need_checkpoint()
 calibrations = known(source)
 scored = {each.label: each for each in reversed(calibrations) if each.scores is not None}
 is_running = under_way(source)
+under_way(source, MEASURING)
 if not scored:
     with st.container(border=True):
         st.markdown(

@@ -27,6 +27,7 @@ COLOURS = {"safe": "#0072b2", "aggressive": ACCENT}
 STYLE = """
 table.words td,table.words th{text-align:left;vertical-align:top}
 td:first-child,th:first-child{text-align:left}
+.sheet>table:not(.words) td{white-space:nowrap}
 table.words td{max-width:34rem;overflow-wrap:anywhere}
 tr.best td{background:#eaf4ee;font-weight:600}
 .sheet{overflow-x:auto}
@@ -57,8 +58,14 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
         dots = [Dot(each.label, each.measured) for each in pilot.points if each.role == role]
         if dots:
             add_dots(figure, dots, pilot.bytes_total, f"measured, {role}", colour)
-    figure.add_hline(
-        y=SAFE_KL, line={"color": "#55606b", "dash": "dot"}, annotation_text="safe below"
+    ends = [lossy[0][0], lossy[-1][0]] if lossy else []
+    figure.add_scatter(
+        x=[nbytes / pilot.bytes_total for nbytes in ends],
+        y=[SAFE_KL] * len(ends),
+        mode="lines",
+        name="safe below",
+        line={"color": "#55606b", "dash": "dot"},
+        hoverinfo="skip",
     )
     figure.update_xaxes(title_text="size, share of original", tickformat=".0%", gridcolor="#e6eaee")
     figure.update_yaxes(
@@ -117,7 +124,7 @@ def pilot_html(pilot: Pilot) -> str:
 def _points(pilot: Pilot) -> str:
     columns = [
         *("size", "of original", "aim, KL", "predicted KL", "KL, nats a token (95 %)", "safe"),
-        *(figure.label for figure in COMPARED),
+        *("same top token", "perplexity", "KL, 99 % of tokens"),
     ]
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     rows = "".join(_row(pilot, point) for point in pilot.points)

@@ -24,7 +24,7 @@ def test_it_is_greedy_search(mixtral_dir: Path) -> None:
     found = continuations(mixtral_dir, prompts, tokenizer, length=12, dtype=torch.float32)
     for prompt, text in zip(prompts, found, strict=True):
         tokens = torch.tensor([prompt.tokens])
-        expected = model.generate(  # type: ignore[operator]
+        expected = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
             do_sample=False,
