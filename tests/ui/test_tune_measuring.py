@@ -12,10 +12,11 @@ from streamlit.testing.v1 import AppTest
 from support.page_scores import Kept, keep_scores
 from support.recipe_pages import recipe_of
 from support.stored_results import RESULTS
-from support.studio_pages import on, opened
+from support.studio_pages import on, opened, words
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
+from ders_core.jobs.kinds.pilot import PilotResult
 from ders_core.jobs.kinds.prove import ProveSpec
 from ders_core.jobs.kinds.run import RunSpec
 from ders_core.later import pd
@@ -26,6 +27,7 @@ from ders_core.tune.bounds import Bound
 from ders_core.tune.demand import kept_layers
 from ders_core.tune.written import as_recipe
 from ders_core.ui import plots
+from ders_core.ui.calculator import calculate
 from ders_core.ui.tune import known
 from ders_core.ui.tune.clicked import clicked_row
 
@@ -90,8 +92,7 @@ def test_a_click_on_a_measured_point_loads_it_once(
     claim = claims.claim()
     assert claim is not None
     (result,) = RESULTS["prove"]
-    trial = result["trials"][0] | {"recipe": "name: clicked\nrules: [{codec: {quantized: 3}}]"}
-    trial["recipe"] = Recipe.from_yaml(_RECIPE).to_yaml()
+    trial = result["trials"][0] | {"recipe": _RECIPE}
     claim.complete(result | {"trials": [trial]})
     clicks: list[Any] = [None]
     real = plots._chart
@@ -102,22 +103,42 @@ def test_a_click_on_a_measured_point_loads_it_once(
 
     monkeypatch.setattr(plots, "_chart", chart)
     on(opened(app, mixtral_dir), "tune")
-    before = recipe_of(app)
     share, kl = trial["measured"]["nbytes"] / result["bytes_before"], 0.25
     clicks.append(_event(share, kl))
     app.slider(key="tune_size").set_value(60.0).run()
     assert not app.exception
-    assert recipe_of(app) == Recipe.from_yaml(_RECIPE) != before
     assert "current recipe" in app.toast[0].value
     app.slider(key="tune_size").set_value(62.0).run()
     assert not app.toast  # it is selected still
+    on(app, "recipe")
+    assert recipe_of(app) == Recipe.from_yaml(_RECIPE)
 
 
-_RECIPE = "name: clicked\nrules:\n- codec: {quantized: 3}\n"
+_RECIPE = "name: clicked\nrules:\n  - codec: quantized\n    bits: 3\n"
 
 
 def _event(share: float, kl: float) -> Any:
     return SimpleNamespace(selection=SimpleNamespace(points=[{"x": share, "y": kl}]))
+
+
+def test_a_pilot_is_filed_and_its_report_offered(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, text: Path
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    app.button(key="tune_pilot_start").click().run()
+    assert "Name a text" in app.error[0].value
+    app.text_area(key="tune_pilot_texts").set_value(f"mill={text}").run()
+    app.button(key="tune_pilot_start").click().run()
+    assert not app.exception
+    (job,) = JobStore(workspace.store_path).list(kind="pilot")
+    assert job.spec["text"] == {"mill": [str(text)]}
+    claim = Claims(workspace.store_path, "somebody").claim()
+    assert claim is not None
+    claim.complete(RESULTS["pilot"][0])
+    on(app, "tune")
+    assert not app.exception
+    assert PilotResult.model_validate(RESULTS["pilot"][0]).pilot.sentence in words(app)
+    assert len(app.get("download_button")) >= 1
 
 
 def test_only_what_was_measured_is_loaded() -> None:
@@ -134,13 +155,12 @@ def test_a_calibration_is_hashed_once_and_beside_the_app(
     app: AppTest, mixtral_dir: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
-    real = known.calculate
 
-    def calculate(function: Any, path: Path) -> Any:
+    def beside(function: Any, path: Path) -> Any:
         asked.append(path)
-        return real(function, path)
+        return calculate(function, path)
 
-    monkeypatch.setattr(known, "calculate", calculate)
+    monkeypatch.setattr(known, "calculate", beside)
     on(opened(app, mixtral_dir), "tune")
     on(app, "tune")
     app.slider(key="tune_size").set_value(60.0).run()

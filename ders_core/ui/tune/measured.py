@@ -27,13 +27,9 @@ def _runs(source: Checkpoint) -> pd.DataFrame:
     which = Which(("run",), ("done",), checkpoint=str(source.path))
     jobs = session.job_store().page(which)
     recipes = {job.id: str(job.spec["recipe"]) for job in jobs}
-    table = runs.finished(jobs)
     names = {"ratio": "share", KL.key: "kl", KL_LOW.key: "low", KL_HIGH.key: "high"}
-    return (
-        table.rename(columns=names)
-        .assign(role="run", recipe=table["id"].map(recipes))
-        .reindex(columns=COLUMNS)
-    )
+    table = runs.finished(jobs).rename(columns=names).reindex(columns=["id", *COLUMNS])
+    return table.assign(role="run", recipe=table["id"].map(recipes))[list(COLUMNS)]
 
 
 def _trials(source: Checkpoint) -> pd.DataFrame:
