@@ -69,7 +69,7 @@ def pilot_figure(pilot: Pilot) -> go.Figure:
     )
     figure.update_xaxes(title_text="size, share of original", tickformat=".0%", gridcolor="#e6eaee")
     figure.update_yaxes(
-        title_text=KL.label, type="log", exponentformat="power", gridcolor="#e6eaee"
+        title_text=KL.label, type="log", dtick=1, exponentformat="power", gridcolor="#e6eaee"
     )
     return finish(figure, "Size against KL", height=440)
 

@@ -45,6 +45,9 @@ def test_a_proof_of_the_size_is_filed(
     app.multiselect(key="tune_keep").set_value([1]).run()
     app.toggle(key="tune_friendly").set_value(True).run()
     percent = float(str(app.slider(key="tune_size").value))
+    app.session_state["tune_measure"] = True  # its button was pressed
+    app.run()
+    assert app.number_input(key="tune_heldout_tokens").value == 8192
     app.button(key="tune_prove").click().run()
     assert "Name a text" in app.error[0].value
     app.text_area(key="tune_heldout").set_value(f"mill={text}").run()
@@ -65,6 +68,8 @@ def test_a_run_of_what_is_shown_is_filed(
     app.slider(key="tune_size").set_value(60.0).run()
     app.multiselect(key="tune_keep").set_value([1]).run()
     percent = float(str(app.slider(key="tune_size").value))
+    app.session_state["tune_measure"] = True
+    app.run()
     app.text_area(key="tune_heldout").set_value(str(text)).run()
     app.button(key="tune_run").click().run()
     assert not app.exception
@@ -125,6 +130,8 @@ def test_a_pilot_is_filed_and_its_report_offered(
     app: AppTest, mixtral_dir: Path, workspace: Workspace, text: Path
 ) -> None:
     on(opened(app, mixtral_dir), "tune")
+    app.session_state["tune_pilot"] = True
+    app.run()
     app.button(key="tune_pilot_start").click().run()
     assert "Name a text" in app.error[0].value
     app.text_area(key="tune_pilot_texts").set_value(f"mill={text}").run()

@@ -12,13 +12,15 @@ from ders_core.recipe import Recipe
 from ders_core.ui import session
 from ders_core.ui.plain import plain, show_error
 
-_LOADED = "tune_clicked"
+_LOADED, _TOLD = "tune_clicked", "tune_clicked_told"
 
 
 def load_clicked(event: Any, measured: pd.DataFrame) -> None:
     """Make the recipe of the point that was clicked last the current one, once.
 
     event: of a selectable plot. measured: as of `ders_core.ui.tune.measured`."""
+    if told := st.session_state.pop(_TOLD, ""):
+        st.toast(told, icon=":material/edit:")
     row = clicked_row(event, measured)
     mark = None if row is None else (str(row["name"]), float(row["share"]))
     if mark == st.session_state.get(_LOADED):
@@ -30,8 +32,9 @@ def load_clicked(event: Any, measured: pd.DataFrame) -> None:
         session.set_recipe(Recipe.from_yaml(str(row["recipe"])))
     except DersError as error:
         show_error(error)
-    else:
-        st.toast(f"{plain(str(row['name']))} is the current recipe.", icon=":material/edit:")
+        return
+    st.session_state[_TOLD] = f"{plain(str(row['name']))} is the current recipe."
+    st.rerun()  # the whole page, which names the recipe too
 
 
 def clicked_row(event: Any, measured: pd.DataFrame) -> pd.Series | None:

@@ -39,7 +39,8 @@ def tune_popover(source: Checkpoint, calibrations: Sequence[Known], *, is_runnin
     with st.popover(
         "Tune with another text", icon=":material/tune:", key=_POPOVER, on_change="rerun"
     ):
-        tune_form(source, calibrations, is_running=is_running)
+        if st.session_state[_POPOVER]:  # drawn while it is closed, fields lose their values
+            tune_form(source, calibrations, is_running=is_running)
 
 
 def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: bool) -> None:

@@ -31,6 +31,8 @@ def measuring_popover(
     if st.session_state.pop(_STARTED, False):
         st.session_state[_POPOVER] = False
     with st.popover("Measure…", icon=":material/science:", key=_POPOVER, on_change="rerun"):
+        if not st.session_state[_POPOVER]:
+            return  # fields that are drawn while it is closed lose their values when it opens
         typed, tokens = _texts(source)
         trusted = trust_switch(source, "tune_measure_trust")
         with st.container(horizontal=True):

@@ -30,6 +30,8 @@ def pilot_popover(source: Checkpoint) -> None:
     if st.session_state.pop(_STARTED, False):
         st.session_state[_POPOVER] = False
     with st.popover("Pilot…", icon=":material/flight_takeoff:", key=_POPOVER, on_change="rerun"):
+        if not st.session_state[_POPOVER]:
+            return  # fields that are drawn while it is closed lose their values when it opens
         st.markdown(
             "Tries three sizes that are predicted to be safe and an aggressive one: each is "
             "compressed, measured on a part of your text that the calibration never saw, and "
