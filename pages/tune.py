@@ -4,9 +4,10 @@ import streamlit as st
 
 from ders_core.ui import frame, kept
 from ders_core.ui.tune.explorer import explorer
-from ders_core.ui.tune.form import about_scores, tune_form, tune_popover, under_way
+from ders_core.ui.tune.form import MEASURING, about_scores, tune_form, tune_popover, under_way
 from ders_core.ui.tune.known import known
 from ders_core.ui.tune.measured import measured
+from ders_core.ui.tune.pilots import pilot_popover, pilot_reports
 
 frame.need_frame()
 frame.head("Tune", "How small the file can get, and what that costs: a codec for each matrix.")
@@ -14,6 +15,8 @@ source = frame.need_checkpoint()
 calibrations = known(source)
 scored = {each.label: each for each in reversed(calibrations) if each.scores is not None}
 is_running = under_way(source)
+under_way(source, MEASURING)
+pilot_reports(source)
 if not scored:
     with st.container(border=True):
         st.markdown(
@@ -22,6 +25,7 @@ if not scored:
             "keeps what it found. Then a slider shows every size at once."
         )
         tune_form(source, calibrations, is_running=is_running)
+    pilot_popover(source)
     st.stop()
 labels = list(reversed(scored))
 label = labels[0]
@@ -37,4 +41,6 @@ if len(labels) > 1:
     )
 about_scores(scored[label])
 explorer(source, scored[label], measured(source))
-tune_popover(source, calibrations, is_running=is_running)
+with st.container(horizontal=True):
+    tune_popover(source, calibrations, is_running=is_running)
+    pilot_popover(source)

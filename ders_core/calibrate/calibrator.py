@@ -36,6 +36,7 @@ from ders_core.hf import as_stored, describe, load_tokenizer, shared_dtype
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import IN, MID, SIDES, Calibration, write_calibration
 from ders_core.pipeline.others import OtherNotes
+from ders_core.pipeline.seen_text import SeenText
 from ders_core.pipeline.sensitivity import ROWS
 from ders_core.units import bytes_text
 
@@ -140,6 +141,7 @@ def calibrate(
             computed,
             [path.resolve().name for path in as_paths(text)],
             notes,
+            SeenText.of(windows),
         )
     return Calibration.open(target)
 

@@ -127,10 +127,25 @@ def check_evaluation(
 ) -> None:
     """Raise what `evaluate` would raise of a model's config, its tokenizer and a text, in seconds
     and without its weights: so that other work is not done in vain."""
+    text_domains(
+        model, text, max_tokens=max_tokens, window=window, trust_remote_code=trust_remote_code
+    )
+
+
+def text_domains(
+    model: str | Path,
+    text: NamedTexts,
+    *,
+    max_tokens: int = 8192,
+    window: int = 512,
+    trust_remote_code: bool = False,
+) -> list[Domain]:
+    """The windows on which `evaluate` measures a model; its weights are not read. Raises as it
+    does."""
     facts = describe(model, trust_remote_code=trust_remote_code)
     fitting = fitting_window(window, [facts.positions])
     tokenizer = load_tokenizer(facts.path, trust_remote_code=trust_remote_code)
-    read_domains([facts], [tokenizer], text, fitting, max_tokens)
+    return read_domains([facts], [tokenizer], text, fitting, max_tokens)
 
 
 def _shared_vocabulary(models: Sequence[ModelFacts]) -> int:

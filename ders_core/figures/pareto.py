@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import plotly.graph_objects as go
 
-from ders_core.figures.report import PAGE_STYLE
+from ders_core.figures.measured_dots import Dot, add_dots
+from ders_core.figures.page import Page
 from ders_core.figures.style import ACCENT, QUIET, finish
 from ders_core.pipeline.quality import KL
 from ders_core.tune.series import Series
@@ -45,46 +45,20 @@ def pareto(found: Series, bytes_total: int) -> go.Figure:
 def _dots(
     figure: go.Figure, trials: Sequence[Trial], bytes_total: int, name: str, colour: str
 ) -> None:
-    qualities = [trial.measured.quality for trial in trials]
-    kls = [trial.measured.kl for trial in trials]
-    ends = [
-        (kl, kl) if each.kl_low is None or each.kl_high is None else (each.kl_low, each.kl_high)
-        for each, kl in zip(qualities, kls, strict=True)
-    ]
-    figure.add_scatter(
-        x=[trial.measured.nbytes / bytes_total for trial in trials],
-        y=kls,
-        mode="markers",
-        name=name,
-        marker={"size": 10, "color": colour},
-        error_y={
-            "array": [high - kl for (_, high), kl in zip(ends, kls, strict=True)],
-            "arrayminus": [kl - low for (low, _), kl in zip(ends, kls, strict=True)],
-        },
-        text=[trial.label for trial in trials],
-        customdata=[bytes_text(trial.measured.nbytes) for trial in trials],
-        hovertemplate="%{text}<br>%{x:.1%} of original (%{customdata})<br>KL %{y:.3g} nats a token"
-        "<extra></extra>",
-    )
+    dots = [Dot(trial.label, trial.measured) for trial in trials]
+    add_dots(figure, dots, bytes_total, name, colour)
 
 
 def pareto_html(found: Series, name: str, bytes_total: int) -> str:
     """A page that stands alone: the figure, the cliffs, and each recipe to copy."""
-    title = f"{escape(name)}: size against KL"
-    parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
-        f"<style>{PAGE_STYLE}</style></head><body><h1>{title}</h1>",
-        pareto(found, bytes_total).to_html(
-            full_html=False, include_plotlyjs=True, div_id="figure-1"
-        ),
-    ]
-    parts += [f"<p>Cliff: {escape(cliff.sentence)}.</p>" for cliff in found.cliffs]
+    title = f"{name}: size against KL"
+    page = Page(title, title)
+    page.figure(pareto(found, bytes_total))
+    for cliff in found.cliffs:
+        page.paragraph(f"Cliff: {cliff.sentence}.")
     for trial in (*found.tuned, *found.uniform):
         heading = (
             f"{trial.label}, {bytes_text(trial.measured.nbytes)}, KL {KL.text(trial.measured.kl)}"
         )
-        parts.append(
-            f"<details><summary>{escape(heading)}</summary><pre>{escape(trial.recipe)}</pre>"
-            "</details>"
-        )
-    return "\n".join([*parts, "</body></html>"])
+        page.folded(heading, trial.recipe)
+    return page.text()

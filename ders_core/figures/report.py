@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -17,22 +15,14 @@ from ders_core.analysis.report_sizes import json_bytes, parquet_bytes
 from ders_core.checkpoint import ExpertGroup
 from ders_core.errors import OutputError
 from ders_core.figures import curves, maps
+from ders_core.figures.page import Page
 from ders_core.files.output import new_file
 
 SUFFIXES = (".html", ".json", ".parquet")
 
-PAGE_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
-color:#1f2933;background:#fff}
-table{border-collapse:collapse;font-size:13px}th,td{padding:.25rem .75rem;text-align:right;
-border-bottom:1px solid #dde3e8}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
-.lead{font-size:1.1rem}
-"""
-
 
 def report_html(analysis: Analysis) -> str:
     """HTML with plotly's script inlined once: the verdict, the maps, each layer's figures."""
-    name = html.escape(str(analysis.meta.get("name", analysis.family)))
     figures: list[tuple[str, str, list[go.Figure]]] = [
         ("The model", "", [maps.model_map(analysis), maps.norm_ratio_over_depth(analysis)])
     ]
@@ -45,26 +35,17 @@ def report_html(analysis: Analysis) -> str:
         of_group.append(curves.value_histogram(analysis, layer, projection))
         about = analysis.about_clusters(layer, projection)
         figures.append((f"Layer {layer}, {projection}", about, of_group))
-    parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}: redundancy "
-        f"of experts</title><style>{PAGE_STYLE}</style></head><body>",
-        f"<h1>{name}: how alike its experts are</h1>",
-        f"<p class='lead'>{html.escape(analysis.verdict.sentence)}</p>",
-        _table(analysis),
-    ]
-    numbers = count(1)  # as names; plotly would draw them, and no two reports would be alike
-    for title, about, drawn in figures:
-        parts.append(f"<h2>{html.escape(title)}</h2>")
+    title = str(analysis.meta.get("name", analysis.family))
+    page = Page(f"{title}: redundancy of experts", f"{title}: how alike its experts are")
+    page.paragraph(analysis.verdict.sentence, "lead")
+    page.html(_table(analysis))
+    for heading, about, drawn in figures:
+        page.heading(heading)
         if about:
-            parts.append(f"<p>{html.escape(about)}</p>")
+            page.paragraph(about)
         for figure in drawn:
-            number = next(numbers)
-            parts.append(
-                figure.to_html(
-                    full_html=False, include_plotlyjs=number == 1, div_id=f"figure-{number}"
-                )
-            )
-    return "\n".join([*parts, "</body></html>"])
+            page.figure(figure)
+    return page.text()
 
 
 def _table(analysis: Analysis) -> str:

@@ -31,6 +31,7 @@ from ders_core.later import torch
 from ders_core.pipeline import bases, sensitivity, tipping
 from ders_core.pipeline.others import OtherNotes, OtherTensors, is_other, read_moments
 from ders_core.pipeline.others import fits as fits_other
+from ders_core.pipeline.seen_text import SeenText
 from ders_core.pipeline.text_names import parse_text_names, text_names_field
 
 FORMAT = "ders-calibration"
@@ -50,8 +51,9 @@ class Calibration:
     checkpoint: `Checkpoint.identity` of the model that was measured. tokens: how many it read.
     content, version: `Store.content` and `Store.version` of its files. dtype: in which the model
     was computed. The three are "" in files of before there were these. texts: the names of the
-    texts that it read, without their directories, which may be cut and may not be all. others: what
-    it knows of tensors that hold no routed expert.
+    texts that it read, without their directories, which may be cut and may not be all. seen: their
+    tokens as digests; unknown in files of before there were these. others: what it knows of tensors
+    that hold no routed expert.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Calibration:
     version: str = ""
     dtype: str = ""
     texts: tuple[str, ...] = ()
+    seen: SeenText = field(default_factory=SeenText)
     notes: OtherNotes = field(default_factory=OtherNotes)
 
     @classmethod
@@ -104,6 +107,7 @@ class Calibration:
             version=metadata.get("files", ""),
             dtype=metadata.get("dtype", ""),
             texts=parse_text_names(metadata.get("texts")),
+            seen=SeenText.parse(metadata.get("seen")),
             notes=OtherNotes.parse(file, metadata.get("others")),
         )
         calibration.others.check_together()
@@ -315,6 +319,7 @@ def write_calibration(
     dtype: str = "",
     texts: Sequence[str] = (),
     others: OtherNotes | None = None,
+    seen: SeenText | None = None,
 ) -> None:
     """Write a calibration file. tensors: by their names in the file, on the CPU. The other
     parameters are as of `Calibration`; others: None if they were not measured. Raises OSError."""
@@ -329,6 +334,7 @@ def write_calibration(
         **({"content": content, "files": version} if content else {}),
         **({"dtype": dtype} if dtype else {}),
         **({"texts": text_names_field(texts)} if texts else {}),
+        **({"seen": seen.text()} if seen else {}),
         **({"others": others.text()} if others else {}),
     }
     write_file(path, specs, lambda name: tensor_bytes(tensors[name]), metadata)

@@ -202,6 +202,7 @@ class Encoder:
             weight,
             decomposition.base_of(number),
             known.context(decomposition.group, number, self.seed),
+            known.charge(number),
             known.router(number),
             known.moments,
             shrinks=known.shrinks,

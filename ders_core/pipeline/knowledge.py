@@ -30,7 +30,8 @@ class Knowledge:
     not known of the last. groups: how many of the model are encoded. of_base, routers_of_base: of a
     base that experts share, and of how far its errors move choices. shrinks: whether what is
     missing of the deltas is no part of the noise; its cost is known otherwise then
-    (`ders_core.pipeline.predicted`)."""
+    (`ders_core.pipeline.predicted`). charged: what errors of each matrix are predicted to cost,
+    where codecs had better go by something else; None for `curvatures`."""
 
     moments: torch.Tensor | None = None
     believed: torch.Tensor | None = None
@@ -41,6 +42,12 @@ class Knowledge:
     of_base: Shared | None = None
     routers_of_base: Shared | None = None
     shrinks: bool = True
+    charged: tuple[Curvature, ...] | None = None
+
+    def charge(self, expert: int) -> Curvature | None:
+        """What errors of a matrix are predicted to cost."""
+        known = self.charged or self.curvatures
+        return known[expert] if known else None
 
     def router(self, expert: int) -> Curvature | None:
         return self.routers[expert] if self.routers else None
@@ -75,11 +82,13 @@ class Knowledge:
         """The same of some rows alone, which are a `share` of all."""
         curvatures = self.curvatures and tuple(each.of_rows(pieces) for each in self.curvatures)
         routers = self.routers and tuple(each.of_rows(pieces) for each in self.routers)
+        charged = self.charged and tuple(each.of_rows(pieces) for each in self.charged)
         removal = tuple(share * each for each in self.removal)
         return replace(
             self,
             curvatures=curvatures,
             routers=routers,
+            charged=charged,
             removal=removal,
             of_base=_of_rows(self.of_base, pieces),
             routers_of_base=_of_rows(self.routers_of_base, pieces),
@@ -140,6 +149,9 @@ def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Kn
         _of_pieces(tensor, curvature),
         routers=_of_pieces(tensor, calibration.others.router_curvature(tensor.name)),
         shrinks=False,
+        charged=_of_pieces(tensor, calibration.others.curvature_as_measured(tensor.name))
+        if tensor.kind == "head"
+        else None,
     )
 
 
@@ -221,6 +233,7 @@ def encode_expert(
     weight: torch.Tensor,
     base: torch.Tensor,
     context: EncodeContext,
+    charge: Curvature | None = None,
     router: Curvature | None = None,
     moments: torch.Tensor | None = None,
     *,
@@ -228,11 +241,11 @@ def encode_expert(
     origin: torch.Tensor | None = None,
     rounded_from: torch.Tensor | None = None,
 ) -> EncodedExpert:
-    """Pack one matrix `[out, in]`, unpack it again, and compare. router: as of `Knowledge.router`;
-    moments, shrinks: as of `Knowledge`. origin: what the delta is taken against, if it is not the
-    base that it will be added to; then costs are those of the delta alone. rounded_from: that base,
-    in float32 if the delta does not know its rounding, to measure what rounding does; None: not
-    measured. Raises CodecError."""
+    """Pack one matrix `[out, in]`, unpack it again, and compare. charge, router: as of the methods
+    of `Knowledge`; moments, shrinks: as of `Knowledge`. origin: what the delta is taken against, if
+    it is not the base that it will be added to; then costs are those of the delta alone.
+    rounded_from: that base, in float32 if the delta does not know its rounding, to measure what
+    rounding does; None: not measured. Raises CodecError."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     parts = codec.pack(weight, start, context)
     before: float | None = None
@@ -247,10 +260,10 @@ def encode_expert(
     if moments is not None:
         output = output_squared(synthesized.float() - weight.float(), moments)
         energy = output_squared(weight, moments)
-    if context.curvature is not None:
+    if charge is not None:
         kept = own.gain if shrinks else 1.0
         noise = difference(judged, start).sub_(difference(weight, start), alpha=kept)
-        noise_cost = context.curvature.cost(noise, context.moments)
+        noise_cost = charge.cost(noise, context.moments)
         router_noise = router.cost(noise, context.moments) if router is not None else 0.0
     probe = Probe() if before is None else Probe(squares.error, before)
     losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe)

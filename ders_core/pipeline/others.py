@@ -170,16 +170,31 @@ class OtherTensors:
         than 1. Raises CheckpointError if the values cannot be
         marginals.
         """
-        columns_info = self.tensors.get(f"{PREFIX}{name}.{COLUMNS}")
-        if columns_info is None:
+        marginals = self._cost_marginals(name)
+        if marginals is None:
             return None
-        of_tokens = self.tensors.get(f"{PREFIX}{name}.{TOKEN_ROWS}")
-        columns, rows = self._marginals(
-            columns_info, of_tokens or self.tensors[f"{PREFIX}{name}.{ROWS}"]
-        )
-        if of_tokens is not None:
+        columns, rows = marginals
+        if f"{PREFIX}{name}.{TOKEN_ROWS}" in self.tensors:
             floor = rows.clamp(min=float(rows.mean()))
             columns, rows = columns * (floor.sum() / rows.sum().clamp(min=1e-300)), floor
+        return self._with_coherence(name, columns, rows)
+
+    def curvature_as_measured(self, name: str) -> Curvature | None:
+        """As `curvature`, but rows of a vocabulary cost what they cost the text that was read: what
+        errors of a head cost text like it, whose rare tokens were given their small chances there
+        too. Codecs had better go by the other one, since other text may need these tokens."""
+        marginals = self._cost_marginals(name)
+        return None if marginals is None else self._with_coherence(name, *marginals)
+
+    def _cost_marginals(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of columns and rows, float64; None if they were not measured."""
+        columns = self.tensors.get(f"{PREFIX}{name}.{COLUMNS}")
+        if columns is None:
+            return None
+        of_tokens = self.tensors.get(f"{PREFIX}{name}.{TOKEN_ROWS}")
+        return self._marginals(columns, of_tokens or self.tensors[f"{PREFIX}{name}.{ROWS}"])
+
+    def _with_coherence(self, name: str, columns: torch.Tensor, rows: torch.Tensor) -> Curvature:
         factor = self._coherence(name)
         return Curvature((factor * columns).float(), (factor * rows).float())
 

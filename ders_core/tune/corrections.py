@@ -68,6 +68,21 @@ def corrected(scores: Scores, factors: Mapping[str, float]) -> Scores:
     return replace(scores, units=tuple(of_unit(scored) for scored in scores.units))
 
 
+def uncorrected(scores: Scores, allocation: Allocation, factors: Mapping[str, float]) -> Allocation:
+    """What was chosen by scores that were `corrected` by these factors, as `scores` predict it."""
+    chosen = tuple(
+        each
+        if each.candidate is None
+        else replace(
+            each,
+            candidate=_multiplied(each.candidate, 1 / factors.get(each.candidate.codec.name, 1.0)),
+        )
+        for each in allocation.chosen
+    )
+    kl = predicted_kl(scores, [each.candidate for each in chosen])
+    return replace(allocation, chosen=chosen, predicted_kl=kl)
+
+
 def _multiplied(candidate: Candidate, factor: float) -> Candidate:
     """What is missing of deltas costs by its square."""
     return replace(

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ders_core.checkpoint import Checkpoint
+from ders_core.compute.progress import Progress, quiet
 from ders_core.errors import CheckpointError
+from ders_core.files.checksum import file_checksum
 from ders_core.pipeline.calibration import Calibration
 from ders_core.tune.candidates import codecs_for
 from ders_core.tune.saved import load_scores
@@ -41,6 +43,12 @@ def earlier_scores(
         if not {candidate.codec for candidate in each.candidates} <= set(tried):
             return None
     return scores
+
+
+def calibration_digest(file: Path, *, progress: Progress = quiet) -> str:
+    """SHA-256 of a calibration, by which its scores are known; of a large one it takes seconds."""
+    progress(0, 0, f"reading {file.name}")
+    return file_checksum(file)
 
 
 def model_weights(units: Sequence[Unit]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from ders_core.files.inputs import leave_out
 from ders_core.files.named_texts import NamedTexts, by_name
 from ders_core.files.texts import text_files
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.report import Report
 from ders_core.recipe import Recipe
 from ders_core.tune.trials import Measurement, TrialFiles
 
@@ -35,6 +37,14 @@ class Setting:
     window: int = 512
     batch: int = 8
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed checkpoint, and what was lost on the way."""
+
+    path: Path
+    report: Report
 
 
 @dataclass
@@ -83,12 +93,30 @@ class Measuring:
         Raises DersError as `compress` and `evaluate` do. An interrupted compression is continued
         the next time.
         """
-        text = recipe.to_yaml()
-        known = self.files.read(text)
+        known = self.files.read(recipe.to_yaml())
         if known is not None:
             return known
+        self._ran()  # what it refuses is refused before anything is compressed
+        with self.packed(recipe, what) as made:
+            return self.measure_packed(made, recipe, what)
+
+    def measure_packed(self, made: Packed, recipe: Recipe, what: str) -> Measurement:
+        """As `measure`, of what `packed` gave."""
         original = self._ran()
-        packed = self.directory / f"{PACKING}-{self.files.name(text)[:8]}"
+        self.progress(0, 0, f"measuring {what}")
+        measurement = Measurement(
+            nbytes=made.report.bytes_after,
+            expert_bytes=sum(entry.bytes_after for entry in made.report.entries),
+            quality=original.compare(made.path),
+        )
+        self.files.write(recipe.to_yaml(), measurement)
+        return measurement
+
+    @contextmanager
+    def packed(self, recipe: Recipe, what: str) -> Iterator[Packed]:
+        """A block in which the recipe is packed; it is removed afterwards. what: as of `measure`.
+        Raises DersError as `compress` does."""
+        packed = self.directory / f"{PACKING}-{self.files.name(recipe.to_yaml())[:8]}"
         if packed.exists():  # it was not measured any more
             shutil.rmtree(packed)
         report = compress(
@@ -99,15 +127,8 @@ class Measuring:
             resume=True,
             progress=self._named(f"compressing {what}"),
         )
-        self.progress(0, 0, f"measuring {what}")
-        measurement = Measurement(
-            nbytes=report.bytes_after,
-            expert_bytes=sum(entry.bytes_after for entry in report.entries),
-            quality=original.compare(packed),
-        )
-        self.files.write(text, measurement)
+        yield Packed(packed, report)
         shutil.rmtree(packed)
-        return measurement
 
     def _ran(self) -> Original:
         if self._original is None:

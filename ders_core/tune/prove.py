@@ -3,8 +3,9 @@
 Predictions err (`ders_core.tune.corrections`), so what was predicted to be best is compressed and
 measured on text that the calibration never saw, and so is the best recipe of each single form at
 the same size. What each form's prediction got wrong is fitted to all of that, and the scores are
-solved again; a bound that was missed is tightened. The best of all that was measured is kept,
-whatever it is.
+solved again; a bound that was missed is tightened. Factors of few measurements may mislead: where
+a solution by them is no better than one before, they are believed half as much, and after that no
+more. The best of all that was measured is kept, whatever it is.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.pipeline.quality import kl_text
-from ders_core.tune.allocate import Allocation, solve
+from ders_core.tune.allocate import solve
 from ders_core.tune.bounds import Bound
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.measuring import Measuring, Setting
 from ders_core.tune.scores import Scores
 from ders_core.tune.trials import Trial
-from ders_core.tune.workbench import Workbench
+from ders_core.tune.unseen import check_unseen
+from ders_core.tune.workbench import Proposal, Workbench
 
 ROUNDS = 5
 """How often is solved, at most; most proofs need two or three."""
@@ -33,6 +35,9 @@ UNIFORM = 4
 
 NOTEWORTHY = 1.5
 """A factor beyond is told."""
+
+LEAST_BELIEF = 0.5
+"""In factors, as of `Workbench`; below, nothing more is tried."""
 
 TIGHTER = 0.995
 """A bound that was missed is tightened by what it was missed by, and by this."""
@@ -85,32 +90,40 @@ def prove(
 
     scores: of the checkpoint by the calibration, which recipes name. directory: keeps what was
     measured, as it comes, and is used again; packed checkpoints are removed from it. Raises
-    RecipeError if nothing meets the bound; DersError as compression and evaluation do;
-    CheckpointError if a file that is read is written meanwhile.
+    RecipeError if nothing meets the bound; EvaluationError if the calibration read the text;
+    DersError as compression and evaluation do; CheckpointError if a file that is read is written
+    meanwhile.
     """
+    doubts = check_unseen(checkpoint, calibration, setting)
     with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
         bench = Workbench(measuring, scores, calibration, constraints, friendly, name)
-        target: Allocation | None = solve(scores, bound, constraints=constraints, friendly=friendly)
+        first = solve(scores, bound, constraints=constraints, friendly=friendly)
+        target: Proposal | None = Proposal(first)
         tightened = bound
         for number in range(ROUNDS):
             if target is None:
                 break
+            best = _best(bound, bench.trials)
             trial = bench.measured(target, bound, "tuned")
             if not number:
                 _measure_uniform(bench, bound)
             if not trial.keeps:
                 tightened = _tighter(tightened, bound, trial)
+            elif best is not None and _best(bound, bench.trials) == best:
+                bench.belief /= 2
+                if bench.belief < LEAST_BELIEF:
+                    break
             target = _next(bench, tightened)
     trials = tuple(bench.trials)
-    return Proof(bound, trials, _best(bound, trials), bench.factors, _remarks(bench))
+    return Proof(bound, trials, _best(bound, trials), bench.factors, (*doubts, *_remarks(bench)))
 
 
 def _measure_uniform(bench: Workbench, bound: Bound) -> None:
-    for form, allocation in bench.uniform(bound, UNIFORM):
-        bench.measured(allocation, bound, "uniform", form)
+    for form, proposal in bench.uniform(bound, UNIFORM):
+        bench.measured(proposal, bound, "uniform", form)
 
 
-def _next(bench: Workbench, bound: Bound) -> Allocation | None:
+def _next(bench: Workbench, bound: Bound) -> Proposal | None:
     """What is measured next, by scores that know the factors; None if it was measured already, or
     nothing keeps to a bound as tight."""
     found = bench.solved(bound)

@@ -20,7 +20,8 @@ from ders_core.tune.coupling import Coupling, TippingCurve
 from ders_core.tune.scores import Candidate, RareExperts, Scores, UnitScores
 from ders_core.tune.units import Unit
 
-VERSION = 1
+VERSION = 2
+"""In scores of version 1, errors of a head's rare tokens cost as much as those of the others."""
 
 ADVICE = "remove it, and it is made again"
 
@@ -69,7 +70,7 @@ class _Rare(_Strict):
 
 
 class _File(_Strict):
-    version: Literal[1]
+    version: Literal[2]
     identity: str
     calibration: str
     per_expert: bool

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from ders_core.checkpoint import Checkpoint
@@ -17,44 +16,20 @@ from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import np
 from ders_core.tune.assembled import size_of
 from ders_core.tune.bounds import Bound
+from ders_core.tune.cliffs import Cliff, Measured, cliffs
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.measuring import Measuring, Setting
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.tune.trials import Trial
+from ders_core.tune.unseen import check_unseen
 from ders_core.tune.workbench import Workbench
-from ders_core.units import bytes_text
 
 POINTS = 6
-STEEP = 2.0
-"""A KL that rises by this factor more than predicted, from one size to the next smaller one, is a
-cliff. What costs more than predicted at all sizes is none."""
-
 NARROW = 0.03
 """Sizes of a cliff that are nearer than this share of each other are near enough."""
 
 SEARCHED = 3
 """Sizes that are measured to narrow each cliff, at most."""
-
-
-@dataclass(frozen=True)
-class Cliff:
-    """Between two sizes in bytes that were measured, the KL rises much more than predicted.
-
-    kl_small, kl_large: nats a token. rise: by what factor more than predicted."""
-
-    small: int
-    large: int
-    kl_small: float
-    kl_large: float
-    rise: float
-
-    @property
-    def sentence(self) -> str:
-        return (
-            f"between {bytes_text(self.small)} and {bytes_text(self.large)} the KL falls from "
-            f"{self.kl_small:.3g} to {self.kl_large:.3g}, by {self.rise:.2g} times the predicted "
-            "factor"
-        )
 
 
 @dataclass(frozen=True)
@@ -84,15 +59,17 @@ def series(
     """Parameters are those of `ders_core.tune.prove.prove`; what was measured is used again.
 
     At each size the best uniform recipe by prediction is measured too. Raises DersError as
-    compression and evaluation do, and CheckpointError if a file that is read is written meanwhile.
+    compression and evaluation do, EvaluationError if the calibration read the text, and
+    CheckpointError if a file that is read is written meanwhile.
     """
+    check_unseen(checkpoint, calibration, setting)
     with Measuring(checkpoint, scores.calibration, directory, setting, progress) as measuring:
         bench = Workbench(measuring, scores, calibration, constraints, friendly, name)
         for size in _sizes(scores, points):
             bound = Bound("bytes", size)
             _measure(bench, bound)
-            for form, allocation in bench.uniform(bound, 1):
-                bench.measured(allocation, bound, "uniform", form)
+            for form, proposal in bench.uniform(bound, 1):
+                bench.measured(proposal, bound, "uniform", form)
         for cliff in _cliffs(bench):
             _narrow(bench, cliff)
         return Series(
@@ -101,9 +78,9 @@ def series(
 
 
 def _measure(bench: Workbench, bound: Bound) -> None:
-    allocation = bench.solved(bound)
-    if allocation is not None and not bench.is_known(allocation):
-        bench.measured(allocation, bound, "tuned")
+    proposal = bench.solved(bound)
+    if proposal is not None and not bench.is_known(proposal):
+        bench.measured(proposal, bound, "tuned")
 
 
 def _sizes(scores: Scores, points: int) -> list[float]:
@@ -128,47 +105,28 @@ def _of(bench: Workbench, role: str) -> tuple[Trial, ...]:
     return tuple(sorted(trials, key=lambda trial: trial.measured.nbytes))
 
 
+def _measured(trial: Trial) -> Measured:
+    return Measured(trial.measured.nbytes, trial.measured.kl, sum(trial.costs.values()))
+
+
 def _cliffs(bench: Workbench) -> list[Cliff]:
-    found = []
-    for small, large in pairwise(_of(bench, "tuned")):
-        rise = _rise(small, large)
-        if rise > STEEP:
-            found.append(
-                Cliff(
-                    small.measured.nbytes,
-                    large.measured.nbytes,
-                    small.measured.kl,
-                    large.measured.kl,
-                    rise,
-                )
-            )
-    return found
-
-
-def _rise(small: Trial, large: Trial) -> float:
-    """By how much more than predicted the KL of the smaller one is the larger; 1 as predicted, and
-    where nothing is lost."""
-    predicted = [sum(trial.costs.values()) for trial in (small, large)]
-    kls = [trial.measured.kl for trial in (small, large)]
-    if min(*predicted, *kls) <= 0:
-        return 1.0
-    return kls[0] / kls[1] * predicted[1] / predicted[0]
+    return cliffs(_measured(trial) for trial in _of(bench, "tuned"))
 
 
 def _narrow(bench: Workbench, cliff: Cliff) -> None:
     """Halve the cliff: the half that rises more is halved again."""
-    by_size = {trial.measured.nbytes: trial for trial in _of(bench, "tuned")}
+    by_size = {trial.measured.nbytes: _measured(trial) for trial in _of(bench, "tuned")}
     low, high = by_size[cliff.small], by_size[cliff.large]
     for _ in range(SEARCHED):
-        small, large = low.measured.nbytes, high.measured.nbytes
+        small, large = low.nbytes, high.nbytes
         if large <= small * (1 + NARROW):
             return
         before = len(bench.trials)
         _measure(bench, Bound("bytes", (small * large) ** 0.5))
         if len(bench.trials) == before:
             return
-        middle = bench.trials[-1]
-        if _rise(low, middle) > _rise(middle, high):
+        middle = _measured(bench.trials[-1])
+        if low.rise_from(middle) > middle.rise_from(high):
             high = middle
         else:
             low = middle

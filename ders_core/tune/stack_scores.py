@@ -237,7 +237,7 @@ class _Factor:
             return cls(1 / rows.share, 1 / rows.share)
         noise, router = (
             _costs_of_all(curvatures, rows.chosen) / rows.share
-            for curvatures in (known.curvatures, known.routers)
+            for curvatures in (known.charged or known.curvatures, known.routers)
         )
         return cls(noise, router)
 

@@ -16,16 +16,19 @@ def plot(
 ) -> Any:
     """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
     for screen readers."""
-    config = _config(key)
-    event: Any
-    if selectable:
-        event = st.plotly_chart(
-            figure, key=key, config=config, alt=alt, on_select="rerun", selection_mode="points"
-        )
-    else:
-        event = st.plotly_chart(figure, key=key, config=config, alt=alt)
+    event = _chart(figure, key, _config(key), alt, selectable=selectable)
     _csv(data, key)
     return event
+
+
+def _chart(
+    figure: go.Figure, key: str, config: dict[str, Any], alt: str, *, selectable: bool
+) -> Any:
+    if not selectable:
+        return st.plotly_chart(figure, key=key, config=config, alt=alt)
+    return st.plotly_chart(
+        figure, key=key, config=config, alt=alt, on_select="rerun", selection_mode="points"
+    )
 
 
 def figure_column(figure: Figure, note: str = "") -> Any:
@@ -35,7 +38,9 @@ def figure_column(figure: Figure, note: str = "") -> Any:
     return st.column_config.NumberColumn(figure.short, format=figure.format, help=words)
 
 
-def live_plot(figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str) -> None:
+def live_plot(
+    figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str, selectable: bool = False
+) -> Any:
     """As `plot`, for a figure that changes while it is on the page.
 
     Streamlit rebuilds a plot when its figure changes, and shows a gap meanwhile. So two plots
@@ -45,10 +50,12 @@ def live_plot(figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str) -> N
     if figure != shown[-1][1]:
         shown[:] = [shown[-1], (shown[-1][0] + 1, figure)]
     slots: list[Any] = []
+    event: Any = None
     with st.container(key=f"{key}_live"):
         slots += [st.container(key=f"{key}_place{number}") for number in range(2)]
     for number, version in shown:
-        slots[number % 2].plotly_chart(version, key=f"{key}_{number}", config=_config(key), alt=alt)
+        with slots[number % 2]:
+            event = _chart(version, f"{key}_{number}", _config(key), alt, selectable=selectable)
     latest = shown[-1][0]
     both, new = f".st-key-{key}_live", f".st-key-{key}_{latest}"
     before = f".st-key-{key}_place{(latest + 1) % 2}"
@@ -58,6 +65,7 @@ def live_plot(figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str) -> N
         f"{both}:has({new} svg.main-svg) {before}{{visibility:hidden}}</style>"
     )
     _csv(data, key)
+    return event
 
 
 def _config(key: str) -> dict[str, Any]:

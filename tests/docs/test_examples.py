@@ -38,6 +38,7 @@ ELSEWHERE = (
     "ders demo",
     "ders app",
     "ders worker",
+    "ders pilot",
     "ders repair",
     "ders tune",
     "ders compress demo/moe packed --recipe tuned.yaml",

@@ -153,11 +153,38 @@ TRIAL = {
     "measured": {"nbytes": 300, "expert_bytes": 200, "quality": QUALITY},
 }
 
+POINT = {
+    "role": "safe",
+    "aim": 0.001,
+    "asked": 0.001,
+    "recipe": "name: pilot-1-safe",
+    "predicted_kl": 0.0009,
+    "foretold_bytes": 290,
+    "measured": TRIAL["measured"],
+    "answers": ["the mill turns"],
+}
+PILOT = {
+    "name": "moe",
+    "identity": "abc",
+    "verdict": "upcycled",
+    "reason": "The experts share one start.",
+    "bytes_total": 1000,
+    "calibration": "/w/runs/00005/work/calibration.safetensors",
+    "tokens": 12288,
+    "proved": 8192,
+    "texts": "calibrated on one text, and measured on another",
+    "curve": [[100, 0.5], [600, 0.0]],
+    "points": [POINT],
+    "prompts": [{"prompt": "There", "came": " is", "original": " was"}],
+    "risks": [{"what": "One text.", "fallback": "Measure on yours."}],
+}
+
 PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
     "evaluate": {"model": "/models/moe", "text": {"code": ["/c.txt"], "prose": "/p.txt"}},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
+    "pilot": {"checkpoint": "/models/moe", "text": {"code": "/c.txt", "prose": ["/p.txt"]}},
     "prove": {
         "checkpoint": "/models/moe",
         "calibration": "/c.safetensors",
@@ -195,6 +222,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
             "checks": [{"name": "it opens", "ok": True, "detail": "9 tensors"}],
         },
     ),
+    "pilot": ({"pilot": PILOT},),
     "prove": (
         {
             "bound": "40 % of the original",

@@ -11,7 +11,7 @@ from support.synthetic_scores import synthetic_scores
 from ders_core.tune.allocate import solve
 from ders_core.tune.bounds import Bound
 from ders_core.tune.by_hand import best_uniform
-from ders_core.tune.corrections import corrected, costs_by_form, fitted_factors
+from ders_core.tune.corrections import corrected, costs_by_form, fitted_factors, uncorrected
 
 FORMS = ("quantized", "entropy", "lowrank")
 
@@ -74,3 +74,28 @@ def test_a_form_that_costs_more_is_chosen_less() -> None:
     dear = corrected(scores, {most: 30.0})
     share = costs_by_form(dear, solve(dear, bound)).get(most, 0.0) / 30
     assert share < usual[most] / 3
+
+
+def test_what_corrected_scores_chose_is_told_as_it_was_predicted() -> None:
+    """Of every strength, also those between the ones that were encoded."""
+    scores, bound = synthetic_scores(), Bound("share", 0.4)
+    factors = {"quantized": 3.0, "entropy": 0.4, "lowrank": 2.0}
+    before = solve(scores, bound)
+    same = uncorrected(scores, before, {})
+    assert same.predicted_kl == pytest.approx(before.predicted_kl)
+    found = solve(corrected(scores, factors), bound)
+    told = uncorrected(scores, found, factors)
+    assert told.predicted_kl >= before.predicted_kl * (1 - 1e-3)  # that one was the best there is
+    known = {
+        (number, candidate.codec): candidate
+        for number, scored in enumerate(scores.units)
+        for candidate in scored.candidates
+    }
+    compared = 0
+    for number, each in enumerate(told.chosen):
+        original = each.candidate and known.get((number, each.candidate.codec))
+        if each.candidate is not None and original is not None:
+            assert each.candidate.noise == pytest.approx(original.noise)
+            assert each.candidate.gain == pytest.approx(original.gain)
+            compared += 1
+    assert compared

@@ -25,6 +25,7 @@ from ders_core.tune.measuring import Setting
 from ders_core.tune.prove import ROUNDS, UNIFORM, Proof, prove
 from ders_core.tune.scores import Scores
 from ders_core.tune.scoring import score
+from ders_core.tune.workbench import Proposal, Workbench
 
 SIZES: dict[str, Any] = {"max_tokens": 310, "window": 32, "batch": 10}
 FORMS = ("quantized", "lowrank", "keep")
@@ -100,6 +101,38 @@ def test_the_best_of_all_that_was_measured_is_kept(proof: Proof) -> None:
     assert all(trial.keeps == (trial.size <= trial.most) for trial in proof.trials)
     assert f"{best.measured.kl:.3g}" in proof.sentence
     assert best.label in proof.sentence
+
+
+def test_costs_by_form_are_those_of_the_scores(proof: Proof, tuning: Tuning) -> None:
+    """Whatever factors a solution was found with: what is fitted must not know them yet. By the
+    scores, the first solution is the best one, and uniform recipes are no mixtures."""
+    first, *later = [sum(trial.costs.values()) for trial in proof.trials if trial.role == "tuned"]
+    assert first == pytest.approx(proof.trials[0].predicted_kl)
+    assert all(cost >= first * (1 - 1e-6) for cost in later)
+    for trial in proof.trials:
+        if trial.role == "uniform":
+            assert sum(trial.costs.values()) == pytest.approx(trial.predicted_kl)
+
+
+def test_factors_that_mislead_are_believed_less(
+    tuning: Tuning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors that are wrong, again and again: each solution by them is worse than the first."""
+    beliefs = list[float]()
+    solved = Workbench.solved
+
+    def misled(bench: Workbench, bound: Bound) -> Proposal | None:
+        beliefs.append(bench.belief)
+        bench.factors = {"quantized": 30.0, "lowrank": 1 / 30}
+        return solved(bench, bound)
+
+    monkeypatch.setattr(Workbench, "solved", misled)
+    misproved = tuning.prove(Bound("share", 0.5))
+    assert beliefs == sorted(beliefs, reverse=True)
+    assert len(beliefs) < ROUNDS
+    kept = [trial.measured.kl for trial in misproved.trials if trial.keeps]
+    assert misproved.best is not None
+    assert misproved.trials[misproved.best].measured.kl == min(kept)
 
 
 def test_what_was_measured_is_what_the_recipe_gives(

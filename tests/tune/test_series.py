@@ -12,6 +12,7 @@ from ders_core.figures.pareto import pareto, pareto_html
 from ders_core.pipeline.quality import Quality
 from ders_core.tune import series as module
 from ders_core.tune.bounds import Bound
+from ders_core.tune.cliffs import Cliff
 from ders_core.tune.series import NARROW, Series
 from ders_core.tune.trials import Measurement, Role, Trial
 from ders_core.tune.workbench import Workbench
@@ -56,7 +57,7 @@ class Bench:
         return self.trials[-1]
 
 
-def searched(edge: float, jump: float) -> tuple[Bench, list[module.Cliff]]:
+def searched(edge: float, jump: float) -> tuple[Bench, list[Cliff]]:
     made = Bench(edge, jump)
     bench = cast(Workbench, made)
     for size in (1000, 1300, 1690, 2200, 2860, 3710):
@@ -90,7 +91,7 @@ def test_a_factor_of_all_is_no_cliff() -> None:
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    cliff = module.Cliff(1000, 2000, 0.4, 0.1, 3.5)
+    cliff = Cliff(1000, 2000, 0.4, 0.1, 3.5)
     found = Series(
         (trial(1000, 0.4, 0.3), trial(2000, 0.1, 0.09)),
         (trial(2100, 0.2, 0.2, "uniform"),),

@@ -25,8 +25,8 @@ PROOF = "proof.json"
 class ProveSpec(Spec):
     """calibration: of the checkpoint, with gradients. text: that the calibration never saw, as of a
     run. budget: as `ders_core.tune.Bound.parse` reads it; or max_kl, nats a token. friendly: forms
-    alone that hardware decodes easily. trust_remote_code: evaluate with code that comes with the
-    model, which runs with the worker's rights."""
+    alone that hardware decodes easily. keep: layers that stay as they are. trust_remote_code:
+    evaluate with code that comes with the model, which runs with the worker's rights."""
 
     checkpoint: str
     calibration: str
@@ -34,6 +34,7 @@ class ProveSpec(Spec):
     budget: str | None = None
     max_kl: float | None = Field(default=None, gt=0)
     friendly: bool = False
+    keep: str = ""
     name: str = ""
     device: Device = "auto"
     max_tokens: int = Field(default=8192, ge=2)
@@ -134,6 +135,7 @@ def _prove(
     device: str,
 ) -> Proof:
     from ders_core.packed.open import open_checkpoint
+    from ders_core.tune.demand import kept_layers
     from ders_core.tune.measuring import Setting
     from ders_core.tune.prove import prove
 
@@ -150,6 +152,7 @@ def _prove(
         bound,
         context.directory() / TRIALS,
         setting,
+        constraints=[kept_layers(spec.keep)] if spec.keep else [],
         friendly=spec.friendly,
         name=spec.name or "tuned",
         progress=context.progress,

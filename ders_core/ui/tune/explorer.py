@@ -17,8 +17,10 @@ from ders_core.tune.written import as_recipe
 from ders_core.ui import kept, session
 from ders_core.ui.plain import show_error
 from ders_core.ui.plots import live_plot
+from ders_core.ui.tune.clicked import load_clicked
 from ders_core.ui.tune.form import START_BUDGET
 from ders_core.ui.tune.known import Known
+from ders_core.ui.tune.measuring_form import measuring_popover
 from ders_core.ui.tune.solutions import STEP, Outlook, Wish, allocation, outlook
 from ders_core.ui.tune.tables import groups_table, units_table
 from ders_core.units import bytes_text, share_text
@@ -49,7 +51,7 @@ def explorer(source: Checkpoint, known: Known, measured: pd.DataFrame) -> None:
         return
     with body:
         _totals(found, scores, sizes)
-        _buttons(source, known, found, percent)
+        _buttons(source, known, found, percent, wish)
         _pictures(found, scores, sizes, measured)
 
 
@@ -58,12 +60,14 @@ def _pictures(found: Allocation, scores: Scores, sizes: Outlook, measured: pd.Da
     wide, narrow = st.columns([3, 2])
     with wide:
         share = found.nbytes / scores.bytes_total
-        live_plot(
+        event = live_plot(
             figures.frontier(sizes.curve, sizes.knob, measured, (share, found.predicted_kl)),
             "tune_frontier",
             _points(sizes, measured),
             alt="Predicted KL over size, of tuned recipes and of one knob, with what was measured",
+            selectable=True,
         )
+        load_clicked(event, measured)
     with narrow:
         groups = groups_table(units, scores)
         live_plot(
@@ -168,12 +172,14 @@ def _points(sizes: Outlook, measured: pd.DataFrame) -> pd.DataFrame:
     parts = [
         sizes.curve.assign(name="predicted, tuned"),
         sizes.knob.assign(name="predicted, one knob for all"),
-        measured.assign(name="measured: " + measured["name"].astype(str)),
+        measured.drop(columns="recipe").assign(name="measured: " + measured["name"].astype(str)),
     ]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
-def _buttons(source: Checkpoint, known: Known, found: Allocation, percent: float) -> None:
+def _buttons(
+    source: Checkpoint, known: Known, found: Allocation, percent: float, wish: Wish
+) -> None:
     def recipe() -> Recipe:
         name = f"tuned-{percent:.1f}"
         return as_recipe(found, source, known.calibration.path, name=name)
@@ -198,6 +204,7 @@ def _buttons(source: Checkpoint, known: Known, found: Allocation, percent: float
             key="tune_download",
             on_click="ignore",
         )
+        measuring_popover(source, known, recipe(), percent, wish)
 
 
 def _table(units: pd.DataFrame) -> None:

@@ -21,6 +21,9 @@ from ders_core.ui.trust import trust_switch
 from ders_core.ui.tune.known import Known
 
 KIND = "tune"
+MEASURING = ("prove", "pilot")
+"""Kinds that measure what was tuned."""
+
 START_BUDGET = "25%"
 MEASURE = "measure one on the texts"
 _RUNNING = "tune_running"
@@ -36,7 +39,8 @@ def tune_popover(source: Checkpoint, calibrations: Sequence[Known], *, is_runnin
     with st.popover(
         "Tune with another text", icon=":material/tune:", key=_POPOVER, on_change="rerun"
     ):
-        tune_form(source, calibrations, is_running=is_running)
+        if st.session_state[_POPOVER]:  # drawn while it is closed, fields lose their values
+            tune_form(source, calibrations, is_running=is_running)
 
 
 def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: bool) -> None:
@@ -118,15 +122,16 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: 
 
 
 @st.fragment(run_every=1.5)
-def under_way(source: Checkpoint) -> bool:
-    """The panel of the newest tuning until it is done; the page is drawn again then. Whether it is
-    filed or under way."""
-    job = session.job_store().newest(Which((KIND,), checkpoint=str(source.path)))
+def under_way(source: Checkpoint, kinds: tuple[str, ...] = (KIND,)) -> bool:
+    """The panel of the newest job of these kinds until it is done; the page is drawn again then.
+    Whether it is filed or under way."""
+    job = session.job_store().newest(Which(kinds, checkpoint=str(source.path)))
     if job is None:
         return False
+    running = f"{_RUNNING}_{kinds[0]}"
     if job.state in ACTIVE:
-        st.session_state[_RUNNING] = job.id
-    elif st.session_state.pop(_RUNNING, None) == job.id:
+        st.session_state[running] = job.id
+    elif st.session_state.pop(running, None) == job.id:
         st.rerun()
     if job.state != "done":
         job_panel(job)

@@ -14,15 +14,15 @@ import streamlit as st
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
-from ders_core.files.checksum import file_checksum
 from ders_core.files.stamp import Stamp, stamp
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.calibrate import CalibrateResult
 from ders_core.jobs.kinds.tune import TuneResult
 from ders_core.pipeline.calibration import Calibration
-from ders_core.tune.earlier import earlier_scores
+from ders_core.tune.earlier import calibration_digest, earlier_scores
 from ders_core.tune.scores import Scores, scores_file
 from ders_core.ui import session
+from ders_core.ui.calculator import calculate
 from ders_core.units import listed
 
 
@@ -98,7 +98,8 @@ def _calibration(
     """A calibration of this checkpoint, and the SHA-256 of its file. Raises CheckpointError."""
     calibration = Calibration.open(path)
     calibration.check(_source)
-    return calibration, file_checksum(Path(path))
+    # once for each version of the file, and beside the app, which must not wait
+    return calibration, calculate(calibration_digest, Path(path))
 
 
 @st.cache_resource(show_spinner="Reading scores", max_entries=4)

@@ -12,22 +12,24 @@ from ders_core.later import pd
 from ders_core.pipeline.quality import KL, KL_HIGH, KL_LOW
 from ders_core.ui import runs, session
 
-COLUMNS = ("name", "role", "share", "kl", "low", "high")
+COLUMNS = ("name", "role", "share", "kl", "low", "high", "recipe")
 
 
 def measured(source: Checkpoint) -> pd.DataFrame:
     """A row for each of the newest: `name`, `role` (run, tuned or uniform), `share` of the
-    original, `kl` in nats a token, and the interval from `low` to `high`, NaN where there is
-    none."""
+    original, `kl` in nats a token, the interval from `low` to `high`, NaN where there is none, and
+    the `recipe` as YAML."""
     found = pd.concat([_runs(source), _trials(source)], ignore_index=True)
-    return found.astype(dict.fromkeys(COLUMNS[2:], float)).dropna(subset=["kl"])
+    return found.astype(dict.fromkeys(COLUMNS[2:6], float)).dropna(subset=["kl"])
 
 
 def _runs(source: Checkpoint) -> pd.DataFrame:
     which = Which(("run",), ("done",), checkpoint=str(source.path))
-    table = runs.finished(session.job_store().page(which))
+    jobs = session.job_store().page(which)
+    recipes = {job.id: str(job.spec["recipe"]) for job in jobs}
     names = {"ratio": "share", KL.key: "kl", KL_LOW.key: "low", KL_HIGH.key: "high"}
-    return table.rename(columns=names).assign(role="run").reindex(columns=COLUMNS)
+    table = runs.finished(jobs).rename(columns=names).reindex(columns=["id", *COLUMNS])
+    return table.assign(role="run", recipe=table["id"].map(recipes))[list(COLUMNS)]
 
 
 def _trials(source: Checkpoint) -> pd.DataFrame:
@@ -42,5 +44,5 @@ def _trials(source: Checkpoint) -> pd.DataFrame:
                 share = found.nbytes / result.bytes_before
                 name = f"{job.title}, {trial.label}"
                 interval = quality.kl_low, quality.kl_high
-                rows.append((name, trial.role, share, found.kl, *interval))
+                rows.append((name, trial.role, share, found.kl, *interval, trial.recipe))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from ders_core.later import np, pd
+from ders_core.later import pd
 from ders_core.tune.allocate import Allocation, Solver
 from ders_core.tune.bounds import Bound
 from ders_core.tune.demand import kept_layers
+from ders_core.tune.frontier import frontier
 from ders_core.tune.scores import Scores
 from ders_core.tune.uniform import knobs
 
@@ -71,10 +72,7 @@ def outlook(version: str, wish: Wish, _scores: Scores) -> Outlook:
     least, lossless = solver.sizes
     low = _up(100 * least / total)
     high = max(_up(100 * lossless / total), round(low + STEP, 1))
-    found = [
-        solver.solve(Bound("bytes", max(size, least)))
-        for size in np.geomspace(low / 100 * total, high / 100 * total, SIZES).tolist()
-    ]
+    found = frontier(solver, low / 100 * total, high / 100 * total, SIZES)
     return Outlook(
         pd.DataFrame(
             {

@@ -1,0 +1,118 @@
+"""What can be started from the size that is shown: a proof, or a run of its recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from ders_core.checkpoint import Checkpoint
+from ders_core.errors import DersError
+from ders_core.jobs.kind import TextSpec
+from ders_core.recipe import Recipe
+from ders_core.ui import kept, session
+from ders_core.ui.frame import demo_text
+from ders_core.ui.job_progress import submit
+from ders_core.ui.plain import show_error
+from ders_core.ui.text_field import checked_texts
+from ders_core.ui.trust import trust_switch
+from ders_core.ui.tune.known import Known
+from ders_core.ui.tune.solutions import Wish
+
+HELDOUT = "heldout.txt"
+_POPOVER = "tune_measure"
+_STARTED = "tune_measure_started"
+
+
+def measuring_popover(
+    source: Checkpoint, known: Known, recipe: Recipe, percent: float, wish: Wish
+) -> None:
+    """A form behind a button. recipe: of the size that is shown, `percent` of the original."""
+    if st.session_state.pop(_STARTED, False):
+        st.session_state[_POPOVER] = False
+    with st.popover("Measure…", icon=":material/science:", key=_POPOVER, on_change="rerun"):
+        if not st.session_state[_POPOVER]:
+            return  # fields that are drawn while it is closed lose their values when it opens
+        typed, tokens = _texts(source)
+        trusted = trust_switch(source, "tune_measure_trust")
+        with st.container(horizontal=True):
+            proves = st.button(
+                f"Prove {percent:.1f} %",
+                key="tune_prove",
+                type="primary",
+                icon=":material/verified:",
+                help="Measures this size and the best uniform recipes that are no larger, and "
+                "solves again by what came out. The best of all that was measured is kept.",
+            )
+            runs = st.button(
+                "Start a run",
+                key="tune_run",
+                icon=":material/play_arrow:",
+                help="Compresses, verifies and evaluates this recipe, and keeps what it wrote.",
+            )
+    if not (proves or runs):
+        return
+    shared = {
+        "checkpoint": str(source.path),
+        "max_tokens": tokens,
+        "trust_remote_code": trusted,
+    }
+    try:
+        texts = checked_texts(typed)
+        if proves:
+            _prove(known, texts, percent, wish, shared)
+        else:
+            name = session.job_store().free_name("run", recipe.name)
+            submit("run", {**shared, "recipe": recipe.to_yaml(), "name": name, "text": texts})
+    except DersError as error:
+        show_error(error)
+        return
+    if runs:
+        st.switch_page("pages/runs.py")
+    if texts is not None:
+        st.session_state[_STARTED] = True
+        st.rerun()
+
+
+def _texts(source: Checkpoint) -> tuple[str, int]:
+    typed = kept.field(
+        st.text_area,
+        "Texts to measure on",
+        key="tune_heldout",
+        start=str(demo_text(HELDOUT, source.path) or ""),
+        of=source.path,
+        placeholder="files or directories, one a line, perhaps as NAME=PATH",
+        help="Not those that were calibrated on: a proof refuses these. With names, each is "
+        "measured apart too.",
+        height=90,
+    )
+    tokens = kept.field(
+        st.number_input,
+        "Tokens",
+        key="tune_heldout_tokens",
+        start=8192,
+        min_value=256,
+        max_value=1_000_000,
+        step=1024,
+        width=160,
+    )
+    return typed, int(tokens)
+
+
+def _prove(
+    known: Known, texts: TextSpec | None, percent: float, wish: Wish, shared: dict[str, Any]
+) -> None:
+    if texts is None:
+        st.error("Name a text to measure on: a file or a directory.")
+        return
+    submit(
+        "prove",
+        {
+            **shared,
+            "calibration": str(known.calibration.path),
+            "text": texts,
+            "budget": f"{percent:.1f}%",
+            "friendly": wish.friendly,
+            "keep": ",".join(map(str, wish.keep)),
+        },
+    )

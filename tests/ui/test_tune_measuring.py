@@ -1,0 +1,174 @@
+"""From the Tune page: a proof or a run of the size that is shown, and a click on what was
+measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from support.page_scores import Kept, keep_scores
+from support.recipe_pages import recipe_of
+from support.stored_results import RESULTS
+from support.studio_pages import on, opened, words
+
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
+from ders_core.jobs.kinds.pilot import PilotResult
+from ders_core.jobs.kinds.prove import ProveSpec
+from ders_core.jobs.kinds.run import RunSpec
+from ders_core.later import pd
+from ders_core.packed.open import open_checkpoint
+from ders_core.recipe import Recipe
+from ders_core.tune.allocate import solve
+from ders_core.tune.bounds import Bound
+from ders_core.tune.demand import kept_layers
+from ders_core.tune.written import as_recipe
+from ders_core.ui import plots
+from ders_core.ui.calculator import calculate
+from ders_core.ui.tune import known
+from ders_core.ui.tune.clicked import clicked_row
+
+
+@pytest.fixture
+def kept(workspace: Workspace, mixtral_dir: Path) -> Kept:
+    return keep_scores(workspace, mixtral_dir)
+
+
+def test_a_proof_of_the_size_is_filed(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, kept: Kept, text: Path
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    app.slider(key="tune_size").set_value(70.0).run()
+    app.multiselect(key="tune_keep").set_value([1]).run()
+    app.toggle(key="tune_friendly").set_value(True).run()
+    percent = float(str(app.slider(key="tune_size").value))
+    app.session_state["tune_measure"] = True  # its button was pressed
+    app.run()
+    assert app.number_input(key="tune_heldout_tokens").value == 8192
+    app.button(key="tune_prove").click().run()
+    assert "Name a text" in app.error[0].value
+    app.text_area(key="tune_heldout").set_value(f"mill={text}").run()
+    app.button(key="tune_prove").click().run()
+    assert not app.exception
+    (job,) = JobStore(workspace.store_path).list(kind="prove")
+    spec = ProveSpec.model_validate(job.spec)
+    assert spec.bound == Bound("share", percent / 100)
+    assert (spec.keep, spec.friendly) == ("1", True)
+    assert spec.text == {"mill": (str(text),)}
+    assert (spec.checkpoint, spec.calibration) == (str(mixtral_dir), str(kept.calibration))
+
+
+def test_a_run_of_what_is_shown_is_filed(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, kept: Kept, text: Path
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    app.slider(key="tune_size").set_value(60.0).run()
+    app.multiselect(key="tune_keep").set_value([1]).run()
+    percent = float(str(app.slider(key="tune_size").value))
+    app.session_state["tune_measure"] = True
+    app.run()
+    app.text_area(key="tune_heldout").set_value(str(text)).run()
+    app.button(key="tune_run").click().run()
+    assert not app.exception
+    (job,) = JobStore(workspace.store_path).list(kind="run")
+    spec = RunSpec.model_validate(job.spec)
+    found = solve(kept.scores, Bound("share", percent / 100), constraints=[kept_layers("1")])
+    checkpoint = open_checkpoint(mixtral_dir)
+    name = f"tuned-{percent:.1f}"
+    assert Recipe.from_yaml(spec.recipe) == as_recipe(
+        found, checkpoint, kept.calibration, name=name
+    )
+    assert (spec.text, spec.checkpoint) == ((str(text),), str(mixtral_dir))
+
+
+def test_a_click_on_a_measured_point_loads_it_once(
+    app: AppTest,
+    mixtral_dir: Path,
+    workspace: Workspace,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, claims = JobStore(workspace.store_path), Claims(workspace.store_path, "somebody")
+    spec = {"checkpoint": str(mixtral_dir), "calibration": str(kept.calibration)}
+    store.submit("prove", spec | {"text": "/t.txt", "budget": "40%"}, "proof")
+    claim = claims.claim()
+    assert claim is not None
+    (result,) = RESULTS["prove"]
+    trial = result["trials"][0] | {"recipe": _RECIPE}
+    claim.complete(result | {"trials": [trial]})
+    clicks: list[Any] = [None]
+    real = plots._chart
+
+    def chart(*arguments: Any, **options: Any) -> Any:
+        shown = real(*arguments, **options)
+        return clicks[-1] if options["selectable"] else shown
+
+    monkeypatch.setattr(plots, "_chart", chart)
+    on(opened(app, mixtral_dir), "tune")
+    share, kl = trial["measured"]["nbytes"] / result["bytes_before"], 0.25
+    clicks.append(_event(share, kl))
+    app.slider(key="tune_size").set_value(60.0).run()
+    assert not app.exception
+    assert "current recipe" in app.toast[0].value
+    app.slider(key="tune_size").set_value(62.0).run()
+    assert not app.toast  # it is selected still
+    on(app, "recipe")
+    assert recipe_of(app) == Recipe.from_yaml(_RECIPE)
+
+
+_RECIPE = "name: clicked\nrules:\n  - codec: quantized\n    bits: 3\n"
+
+
+def _event(share: float, kl: float) -> Any:
+    return SimpleNamespace(selection=SimpleNamespace(points=[{"x": share, "y": kl}]))
+
+
+def test_a_pilot_is_filed_and_its_report_offered(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, text: Path
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    app.session_state["tune_pilot"] = True
+    app.run()
+    app.button(key="tune_pilot_start").click().run()
+    assert "Name a text" in app.error[0].value
+    app.text_area(key="tune_pilot_texts").set_value(f"mill={text}").run()
+    app.button(key="tune_pilot_start").click().run()
+    assert not app.exception
+    (job,) = JobStore(workspace.store_path).list(kind="pilot")
+    assert job.spec["text"] == {"mill": [str(text)]}
+    claim = Claims(workspace.store_path, "somebody").claim()
+    assert claim is not None
+    claim.complete(RESULTS["pilot"][0])
+    on(app, "tune")
+    assert not app.exception
+    assert PilotResult.model_validate(RESULTS["pilot"][0]).pilot.sentence in words(app)
+    assert len(app.get("download_button")) >= 1
+
+
+def test_only_what_was_measured_is_loaded() -> None:
+    table = pd.DataFrame({"name": ["a", "b"], "share": [0.3, 0.3], "kl": [0.25, 0.5]})
+    row = clicked_row(_event(0.3, 0.5), table)
+    assert row is not None
+    assert row["name"] == "b"
+    assert clicked_row(_event(0.3, 0.4), table) is None  # of a predicted line
+    assert clicked_row(None, table) is None
+    assert clicked_row({}, table) is None
+
+
+def test_a_calibration_is_hashed_once_and_beside_the_app(
+    app: AppTest, mixtral_dir: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def beside(function: Any, path: Path) -> Any:
+        asked.append(path)
+        return calculate(function, path)
+
+    monkeypatch.setattr(known, "calculate", beside)
+    on(opened(app, mixtral_dir), "tune")
+    on(app, "tune")
+    app.slider(key="tune_size").set_value(60.0).run()
+    assert asked == [kept.calibration]
