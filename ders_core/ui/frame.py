@@ -33,6 +33,7 @@ def navigation() -> Any:
         st.Page("pages/recipe.py", title="Recipe"),
         st.Page("pages/tune.py", title="Tune"),
         st.Page("pages/runs.py", title="Runs"),
+        st.Page("pages/playground.py", title="Playground"),
         st.Page("pages/export.py", title="Export"),
         st.Page("pages/upcycle.py", title="Upcycle"),
     ]

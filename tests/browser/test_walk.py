@@ -174,7 +174,7 @@ def test_pages_fit_their_window(visit: Callable[..., BrowserContext], studio: St
     page.set_default_timeout(1000 * STILLNESS)
     page.goto(studio.address)
     colours: dict[str, str] = {}
-    after = ("Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Export", "Upcycle")
+    after = ("Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Playground", "Export", "Upcycle")
     for name in ("Checkpoint", *after):
         go(page, name)
         expect(page.get_by_test_id("stSidebar").get_by_text("DeRS Studio")).to_be_visible()

@@ -18,7 +18,10 @@ from support.studio_process import Studio, running_studio
 
 pytestmark = pytest.mark.timeout(3600)
 
-PAGES = ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export", "Upcycle")
+PAGES = (
+    *("Checkpoint", "Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Playground", "Export"),
+    "Upcycle",
+)
 ROUTES = (
     "/",
     "/runs",
