@@ -274,7 +274,7 @@ def is_text_alone(page: Page, what: str) -> None:
 
 
 SIDEBAR = (f"{NAME} / moe", RECIPE)
-EXPECTED = {"Recipe": RECIPE, "Upcycle": f"{NAME} / dense {NAME}"}
+EXPECTED = {"Recipe": RECIPE, "Tune": f"{NAME} / moe", "Upcycle": f"{NAME} / dense {NAME}"}
 """What else a page shows, where it is not the name of a run or of the model's type."""
 
 

@@ -89,7 +89,7 @@ def test_a_finished_run_is_asked_with_its_original(
     assert not app.error
     (job,) = store.list(kind="ask")
     assert (job.spec["packed"], job.spec["original"]) == (str(packed), str(mixtral_dir))
-    assert (job.spec["temperature"], job.spec["seed"]) == (0.7, 9)
+    assert (job.spec["temperature"], job.spec["seed"], job.spec["name"]) == (0.7, 9, "one bit")
 
 
 def test_what_disagrees_is_listed(

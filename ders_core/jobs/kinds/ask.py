@@ -17,13 +17,14 @@ TITLE = 60
 
 
 class AskSpec(Spec):
-    """packed: any form of `original`. prompt: text; chat: written as a user's message by the
-    original's chat template. max_tokens: of a reply. temperature: 0 for the most likely token each;
-    else by chance, from `seed`. trust_remote_code: run code that comes with the models, with the
+    """packed: any form of `original`; name: what pages call it. prompt: text; chat: it is written
+    as a user's message by the original's chat template. max_tokens: of a reply. temperature: 0 for
+    the most likely token each; else by chance, from `seed`. trust_remote_code: run code that comes with the models, with the
     worker's rights."""
 
     packed: str
     original: str
+    name: str = ""
     prompt: str = Field(min_length=1, max_length=100_000)
     max_tokens: int = Field(default=64, ge=1, le=MOST_TOKENS)
     temperature: float = Field(default=0.0, ge=0, le=MOST_TEMPERATURE)

@@ -92,6 +92,7 @@ def ask_form() -> None:
         spec = {
             "packed": paths.packed,
             "original": paths.original,
+            "name": paths.name,
             "prompt": prompt,
             "max_tokens": int(tokens),
             "temperature": float(temperature),
