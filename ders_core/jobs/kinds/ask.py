@@ -19,8 +19,8 @@ TITLE = 60
 class AskSpec(Spec):
     """packed: any form of `original`; name: what pages call it. prompt: text; chat: it is written
     as a user's message by the original's chat template. max_tokens: of a reply. temperature: 0 for
-    the most likely token each; else by chance, from `seed`. trust_remote_code: run code that comes with the models, with the
-    worker's rights."""
+    the most likely token each; else by chance, from `seed`. trust_remote_code: run code that comes
+    with the models, with the worker's rights."""
 
     packed: str
     original: str
