@@ -33,7 +33,7 @@ from ders_core.pipeline.quality import (
 )
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
-from ders_core.ui.job_pages import JobPage, follow, job_page
+from ders_core.ui.job_pages import JobPage, follow, job_page, show_selected
 from ders_core.ui.job_progress import (
     ENDED,
     STATES,
@@ -53,6 +53,9 @@ from ders_core.units import bytes_text, duration_text, share_text, visible
 
 KIND = "run"
 TABLE = "runs_table"
+ADDRESS = "compared"
+"""The parameter of the page's address that names the selected runs."""
+
 # of a run, in the plot
 PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
@@ -164,7 +167,8 @@ def size_quality(points: tuple[object, ...], _measured: pd.DataFrame) -> go.Figu
 
 def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
-    follow(TABLE, rows["id"].tolist())
+    ids = rows["id"].tolist()
+    follow(TABLE, ids, ADDRESS)
     domains = [name for name in map(str, rows.columns) if name.startswith(runs.DOMAIN)]
     shown = ["name", "state", *runs.COLUMNS, *domains, "device", "remark"]
     percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
@@ -192,6 +196,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
         },
     )
     chosen = list(event.selection.rows)
+    show_selected(TABLE, ids, chosen, ADDRESS)
     compared = rows.iloc[chosen] if chosen else rows
     measured = compared.dropna(subset=[KL.key])
     if not measured.empty:

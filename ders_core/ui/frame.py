@@ -17,6 +17,7 @@ from ders_core.ui import reads, session
 from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
+from ders_core.ui.linked_recipe import follow_named_recipe
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
 
@@ -81,6 +82,7 @@ def sidebar() -> None:
     if os.environ.pop(DEMO_VARIABLE, None):
         open_demo()
     session.show_in_address()
+    follow_named_recipe()
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()
