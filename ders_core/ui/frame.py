@@ -14,6 +14,7 @@ from ders_core.files.address import is_remote
 from ders_core.jobs import Which
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
+from ders_core.ui.contrast import readable
 from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
@@ -81,6 +82,7 @@ def sidebar() -> None:
     shut_down_left()
     if os.environ.pop(DEMO_VARIABLE, None):
         open_demo()
+    readable()
     session.show_in_address()
     follow_named_recipe()
     with st.sidebar:

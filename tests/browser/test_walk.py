@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
+from support.accessibility import grave_findings
 from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio
 
@@ -167,8 +168,11 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     calm(page)
 
 
-def test_pages_fit_their_window(visit: Callable[..., BrowserContext], studio: Studio) -> None:
-    """No page scrolls sideways, in a narrow and a wide window, in either theme."""
+def test_pages_fit_their_window_and_can_be_read(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    """No page scrolls sideways, in a narrow and a wide window, in either theme; and axe-core finds
+    nothing serious, such as text without contrast, fields without names, or what no key reaches."""
     context = visit(color_scheme="light")
     page = context.new_page()
     page.set_default_timeout(1000 * STILLNESS)
@@ -186,6 +190,7 @@ def test_pages_fit_their_window(visit: Callable[..., BrowserContext], studio: St
             colours[theme] = page.evaluate(BACKGROUND)
             for width in (1920, 1280):
                 fits(page, width, f"{name}, {theme}")
+            assert grave_findings(page) == [], f"{name}, {theme}"
             calm(page)
         page.emulate_media(color_scheme="light")
     assert colours["light"] != colours["dark"]
