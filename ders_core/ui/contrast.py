@@ -1,4 +1,4 @@
-"""Colours where Streamlit's own, with our theme, have too little contrast (below 4.5) to be read."""
+"""Colours for what has too little contrast (below 4.5) with Streamlit's own and our theme."""
 
 from __future__ import annotations
 
