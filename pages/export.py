@@ -15,7 +15,7 @@ from ders_core.jobs.results import PackedResult, packed_kinds
 from ders_core.pipeline.formats import Format
 from ders_core.pipeline.original_form import DTYPES
 from ders_core.ui import frame, kept, reads, session
-from ders_core.ui.finished_jobs import finished_jobs, job_label, result_name
+from ders_core.ui.finished_jobs import finished_jobs, job_label
 from ders_core.ui.job_pages import job_page
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
 from ders_core.ui.plain import plain, show_error
@@ -157,7 +157,7 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             st.text_input,
             "Directory to write",
             key=f"out_{card.format}_{job.id}",
-            start=str(free_path(f"{result_name(job)}-{card.suffix}")),
+            start=str(free_path(f"{job.title}-{card.suffix}")),
             help="It must not exist yet, and be below: "
             + plain(", ".join(str(root) for root in session.workspace().roots)),
         )

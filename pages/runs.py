@@ -33,6 +33,7 @@ from ders_core.pipeline.quality import (
 )
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
+from ders_core.ui.job_notes import describe_form, written
 from ders_core.ui.job_pages import JobPage, follow, job_page, show_selected
 from ders_core.ui.job_progress import (
     ENDED,
@@ -170,7 +171,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     ids = rows["id"].tolist()
     follow(TABLE, ids, ADDRESS)
     domains = [name for name in map(str, rows.columns) if name.startswith(runs.DOMAIN)]
-    shown = ["name", "state", *runs.COLUMNS, *domains, "device", "remark"]
+    shown = ["name", "state", *runs.COLUMNS, *domains, "device", *runs.WRITTEN, "remark"]
     percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
     event = st.dataframe(
         rows[["id", *shown]].assign(
@@ -303,6 +304,7 @@ def details(job: Job) -> None:
             st.caption(
                 f"took {duration_text(job.seconds)}, peak memory {bytes_text(job.peak_memory)}"
             )
+        written(job)
         if result is not None and result.report is not None and result.report.missed:
             missed = result.report.missed
             st.warning(plain(f"{missed[0].upper()}{missed[1:]}."))
@@ -322,6 +324,7 @@ def details(job: Job) -> None:
                     repair_form(job, result)
             elif job.state in ("failed", "cancelled"):
                 resume_button(job, f"again_{job.id}")
+            describe_form(job)
             delete_button(job)
         if result is not None:
             repairs(result)

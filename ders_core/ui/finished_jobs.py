@@ -27,8 +27,4 @@ def finished_jobs(page: JobPage, chosen: int) -> Finished:
 def job_label(job: Job, result: PackedResult) -> str:
     """A job in a list to choose from: its name and size."""
     size, share = bytes_text(result.bytes_after), share_text(result.ratio)
-    return f"{visible(result_name(job))} · {size} · {share} of original"
-
-
-def result_name(job: Job) -> str:
-    return str(job.spec.get("name") or job.title)
+    return f"{visible(job.title)} · {size} · {share} of original"

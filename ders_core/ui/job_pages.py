@@ -67,7 +67,7 @@ def job_page(
             "Name",
             key=f"{key}_named",
             start="",
-            placeholder="a part of it",
+            placeholder="a part of it, or of a tag",
             lasting=False,
             address="named",
             width=220,

@@ -12,7 +12,7 @@ from ders_core.files.address import is_address
 from ders_core.files.side_files import TOKENIZER_FILES
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import frame, kept, reads, session
-from ders_core.ui.finished_jobs import finished_jobs, job_label, result_name
+from ders_core.ui.finished_jobs import finished_jobs, job_label
 from ders_core.ui.job_pages import job_page
 from ders_core.ui.plain import plain
 
@@ -54,7 +54,7 @@ def choose_pair() -> Pair:
         job, result = jobs[chosen]
         original = job.spec.get("original") or job.spec["checkpoint"]
         st.caption(plain(f"Its original: {place_label(original)}"))
-        return Pair(result.packed, original, result_name(job))
+        return Pair(result.packed, original, job.title)
     return _directories()
 
 

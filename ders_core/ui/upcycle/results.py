@@ -107,7 +107,7 @@ def _table(rows: pd.DataFrame) -> list[int]:
 
 
 def _overlay(jobs: list[Job]) -> None:
-    histories = {str(job.spec.get("name") or job.title): upcycle_runs.history(job) for job in jobs}
+    histories = {job.title: upcycle_runs.history(job) for job in jobs}
     histories = {name: tables for name, tables in histories.items() if len(tables.steps)}
     if not histories:
         return
