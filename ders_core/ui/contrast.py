@@ -6,6 +6,7 @@ import streamlit as st
 
 STYLE = """
 button[kind^="primary"]:not(:disabled) * { color: light-dark(#ffffff, #11161c) }
+[data-testid="stCaptionContainer"] code { color: inherit }
 .stCode .token { color: inherit !important }
 .stCode .token:is(.keyword, .atrule, .boolean, .number) {
   color: light-dark(#0b5ea8, #6cb6ff) !important
@@ -13,7 +14,8 @@ button[kind^="primary"]:not(:disabled) * { color: light-dark(#ffffff, #11161c) }
 .stCode .token:is(.string, .inserted) { color: light-dark(#0a6b2e, #57d17f) !important }
 .stCode .token.deleted { color: light-dark(#a3232e, #ff8f8f) !important }
 """
-"""Text of primary buttons is white whatever their colour; that of code has colours of no theme.
+"""Text of primary buttons is white whatever their colour, code in captions is pale, and the colours
+of code are those of no theme.
 `light-dark` follows Streamlit's theme, which sets `color-scheme`."""
 
 

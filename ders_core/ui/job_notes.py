@@ -15,13 +15,14 @@ _SAVED = "described"
 
 
 def written(job: Job) -> None:
-    """Tags and note, if there are any."""
-    if job.tags:
+    """Tags and note, if there are any; in a place of their own, so that what follows stays where it
+    is, such as the form that closes."""
+    with st.container():
         with st.container(horizontal=True):
             for tag in job.tags:
                 st.badge(plain(tag), color="gray")
-    for line in job.note.splitlines():
-        st.caption(plain(line))
+        for line in job.note.splitlines():
+            st.caption(plain(line))
 
 
 def describe_form(job: Job) -> None:
