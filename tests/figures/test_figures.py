@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -181,7 +182,7 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
 
 @pytest.mark.parametrize("kind", ["experts", "deltas"])
 def test_every_cell_of_a_map_of_pairs_can_be_clicked(
-    analysis: Analysis, kind: Literal[experts, deltas]
+    analysis: Analysis, kind: Literal["experts", "deltas"]
 ) -> None:
     heat, points = figures.similarity_heatmap(analysis, 0, "gate", kind=kind).data
     values = heat.z if kind == "deltas" else heat.customdata
