@@ -54,9 +54,7 @@ from ders_core.units import bytes_text, duration_text, share_text, visible
 
 KIND = "run"
 TABLE = "runs_table"
-ADDRESS = "compared"
-"""The parameter of the page's address that names the selected runs."""
-
+ADDRESS = "compared"  # the parameter of the page's address that names the selected runs
 # of a run, in the plot
 PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs

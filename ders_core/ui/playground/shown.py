@@ -68,7 +68,7 @@ def _label(job: Job) -> str:
     """The prompt, and of which model."""
     prompt = visible(job.title.removeprefix("Ask: "))
     state = "" if job.state == "done" else f" · {STATES[job.state][0]}"
-    return f"{prompt} · {visible(job.spec['name'] or place_label(job.spec['packed']))}{state}"
+    return f"{prompt} · {visible(job.spec.get('name') or place_label(job.spec['packed']))}{state}"
 
 
 def _replies(job: Job, result: AskResult) -> None:
