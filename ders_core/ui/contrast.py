@@ -6,6 +6,7 @@ import streamlit as st
 
 STYLE = """
 button[kind^="primary"]:not(:disabled) * { color: light-dark(#ffffff, #11161c) }
+@media (prefers-color-scheme: dark) { [role="dialog"] { color-scheme: dark } }
 [data-testid="stCaptionContainer"] code { color: inherit }
 .stCode .token { color: inherit !important }
 .stCode .token:is(.keyword, .atrule, .boolean, .number) {
@@ -15,8 +16,8 @@ button[kind^="primary"]:not(:disabled) * { color: light-dark(#ffffff, #11161c) }
 .stCode .token.deleted { color: light-dark(#a3232e, #ff8f8f) !important }
 """
 """Text of primary buttons is white whatever their colour, code in captions is pale, and the colours
-of code are those of no theme.
-`light-dark` follows Streamlit's theme, which sets `color-scheme`."""
+of code are of no theme. `light-dark` follows Streamlit's theme, which sets `color-scheme`; what
+floats above the page has none, and follows the system, as the theme does."""
 
 
 def readable() -> None:
