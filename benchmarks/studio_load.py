@@ -45,7 +45,10 @@ import ders_core
 from ders_core.jobs import Workspace
 from ders_core.packed.open import open_checkpoint
 
-PAGES = ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export", "Upcycle")
+PAGES = (
+    *("Checkpoint", "Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Playground", "Export"),
+    "Upcycle",
+)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DRAWN = "[data-testid=stApp][data-test-script-state=notRunning]"
 PATIENCE = 120_000

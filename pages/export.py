@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,14 +11,15 @@ import streamlit as st
 from ders_core.errors import DersError
 from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.export import ExportResult
-from ders_core.jobs.results import PackedResult, packed_kinds, packed_result
+from ders_core.jobs.results import PackedResult, packed_kinds
 from ders_core.pipeline.formats import Format
 from ders_core.pipeline.original_form import DTYPES
 from ders_core.ui import frame, kept, reads, session
-from ders_core.ui.job_pages import JobPage, job_page
+from ders_core.ui.finished_jobs import finished_jobs, job_label
+from ders_core.ui.job_pages import job_page
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
 from ders_core.ui.plain import plain, show_error
-from ders_core.units import bytes_text, share_text, visible
+from ders_core.units import bytes_text
 
 Asked = dict[str, str | None]  # what a job is told beside the format, by the names of its spec
 
@@ -139,16 +139,6 @@ CARDS = (
 EXPORTS = 5  # that are shown of those that have ended
 
 
-def finished_runs(page: JobPage) -> dict[int, tuple[Job, PackedResult]]:
-    """Of a page, and of the job that is chosen already: id -> the finished jobs that wrote a packed
-    checkpoint."""
-    jobs, chosen = list(page.jobs), kept.value("export_run", 0)
-    if chosen not in {job.id for job in jobs}:
-        with suppress(DersError):  # it was deleted
-            jobs.append(session.job_store().get(chosen))
-    return {job.id: (job, result) for job in jobs if (result := packed_result(job))}
-
-
 def free_path(name: str) -> Path:
     """A path below the workspace's exports that does not exist."""
     clean = re.sub(r"[^\w.+]+", "-", name).strip("-") or "export"
@@ -167,7 +157,7 @@ def show_card(job: Job, result: PackedResult, card: FormatCard) -> None:
             st.text_input,
             "Directory to write",
             key=f"out_{card.format}_{job.id}",
-            start=str(free_path(f"{result_name(job)}-{card.suffix}")),
+            start=str(free_path(f"{job.title}-{card.suffix}")),
             help="It must not exist yet, and be below: "
             + plain(", ".join(str(root) for root in session.workspace().roots)),
         )
@@ -199,10 +189,6 @@ def submit_export(result: PackedResult, format: Format, path: str, asked: Asked)
     submit("export", spec, f"Export {target.name}")
 
 
-def result_name(job: Job) -> str:
-    return str(job.spec.get("name") or job.title)
-
-
 @st.fragment(run_every=1.5)
 def exports() -> None:
     """Running exports, and the newest that have ended, with their checks."""
@@ -229,7 +215,7 @@ frame.head(
     "Write a finished run as files that other programs load; they are checked before they count.",
 )
 page = job_page("exported", packed_kinds(), ["done"], ("newest", "oldest", "name", "size"))
-by_id = finished_runs(page)
+by_id = finished_jobs(page, kept.value("export_run", 0))
 if page.is_all and not by_id:
     with st.container(border=True):
         st.markdown("**Nothing to export yet.** A finished run can be exported here.")
@@ -241,11 +227,7 @@ elif by_id:
         key="export_run",
         start=next(iter(by_id)),
         options=list(by_id),
-        format_func=lambda job_id: (
-            f"{visible(result_name(by_id[job_id][0]))} · "
-            f"{bytes_text(by_id[job_id][1].bytes_after)} · "
-            f"{share_text(by_id[job_id][1].ratio)} of original"
-        ),
+        format_func=lambda job_id: job_label(*by_id[job_id]),
     )
     columns = st.columns(len(CARDS))
     for column, card in zip(columns, CARDS, strict=True):

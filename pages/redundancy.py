@@ -7,6 +7,7 @@ from ders_core.analysis import Analysis, of_group
 from ders_core.checkpoint import Checkpoint
 from ders_core.ui import frame, kept
 from ders_core.ui.analysis_job import need_analysis
+from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.plots import plot
 
 METRICS: dict[figures.Metric, str] = {
@@ -95,13 +96,16 @@ with right:
     experts, deltas, where = st.tabs(["Experts", "Deltas", "Where they differ"])
     with experts:
         st.markdown(analysis.about_clusters(layer, projection))
-        plot(
+        clicked = plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
             "similarity",
             pairs,
             alt="1 − cos of every pair of experts, in cluster order; lines part the sets "
             "of experts that share a base",
+            selectable=True,
         )
+        choose_clicked(clicked)
+        expert_pair(analysis, source, layer, projection)
     with deltas:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),

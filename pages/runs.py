@@ -33,7 +33,8 @@ from ders_core.pipeline.quality import (
 )
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
-from ders_core.ui.job_pages import JobPage, follow, job_page
+from ders_core.ui.job_notes import describe_form, written
+from ders_core.ui.job_pages import JobPage, follow, job_page, show_selected
 from ders_core.ui.job_progress import (
     ENDED,
     STATES,
@@ -53,6 +54,7 @@ from ders_core.units import bytes_text, duration_text, share_text, visible
 
 KIND = "run"
 TABLE = "runs_table"
+ADDRESS = "compared"  # the parameter of the page's address that names the selected runs
 # of a run, in the plot
 PLOTTED = ["name", "ratio", KL.key, KL_LOW.key, KL_HIGH.key, "bytes_after", PERPLEXITY.key]
 UNASKED, ASKED = 3, 10  # details that are open: of runs without a result, of selected runs
@@ -164,9 +166,10 @@ def size_quality(points: tuple[object, ...], _measured: pd.DataFrame) -> go.Figu
 
 def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
-    follow(TABLE, rows["id"].tolist())
+    ids = rows["id"].tolist()
+    follow(TABLE, ids, ADDRESS)
     domains = [name for name in map(str, rows.columns) if name.startswith(runs.DOMAIN)]
-    shown = ["name", "state", *runs.COLUMNS, *domains, "device", "remark"]
+    shown = ["name", "state", *runs.COLUMNS, *domains, "device", *runs.WRITTEN, "remark"]
     percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
     event = st.dataframe(
         rows[["id", *shown]].assign(
@@ -192,6 +195,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
         },
     )
     chosen = list(event.selection.rows)
+    show_selected(TABLE, ids, chosen, ADDRESS)
     compared = rows.iloc[chosen] if chosen else rows
     measured = compared.dropna(subset=[KL.key])
     if not measured.empty:
@@ -298,6 +302,7 @@ def details(job: Job) -> None:
             st.caption(
                 f"took {duration_text(job.seconds)}, peak memory {bytes_text(job.peak_memory)}"
             )
+        written(job)
         if result is not None and result.report is not None and result.report.missed:
             missed = result.report.missed
             st.warning(plain(f"{missed[0].upper()}{missed[1:]}."))
@@ -317,6 +322,7 @@ def details(job: Job) -> None:
                     repair_form(job, result)
             elif job.state in ("failed", "cancelled"):
                 resume_button(job, f"again_{job.id}")
+            describe_form(job)
             delete_button(job)
         if result is not None:
             repairs(result)

@@ -14,6 +14,7 @@ import typer
 import ders_core
 from ders_core.cli import (
     analysis,
+    ask,
     compression,
     export,
     measure,
@@ -27,7 +28,19 @@ from ders_core.cli import (
 from ders_core.errors import DersError
 from ders_core.files.scratch import sweep_scratch
 
-FAMILIES = (analysis, compression, studio, measure, tune, prove, pilot, repair, export, upcycle)
+FAMILIES = (
+    analysis,
+    compression,
+    studio,
+    measure,
+    ask,
+    tune,
+    prove,
+    pilot,
+    repair,
+    export,
+    upcycle,
+)
 """Each has COMMANDS, from a command's word to its function, in the order of `ders --help`."""
 
 app = typer.Typer(

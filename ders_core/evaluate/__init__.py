@@ -1,4 +1,4 @@
-"""Quick evaluation: perplexity, KL, top-1 agreement and routing agreement.
+"""Quick evaluation: perplexity, KL, top-1 agreement and routing agreement; replies to a prompt.
 
 The package can be called as its function: `from ders_core import evaluate`.
 """
@@ -7,9 +7,11 @@ import sys
 from types import ModuleType
 
 from ders_core.evaluate.evaluator import check_evaluation, evaluate
+from ders_core.evaluate.replies import compare_replies
 from ders_core.pipeline.quality import Quality
+from ders_core.pipeline.replies import Replies
 
-__all__ = ["Quality", "check_evaluation", "evaluate"]
+__all__ = ["Quality", "Replies", "check_evaluation", "compare_replies", "evaluate"]
 
 
 class _CallablePackage(ModuleType):

@@ -11,16 +11,15 @@ import torch
 
 from ders_core.compute.device import resolve_device
 from ders_core.compute.progress import Meter, Progress, quiet
-from ders_core.errors import EvaluationError
 from ders_core.evaluate.domains import Domain, read_domains
 from ders_core.evaluate.measured import Measured
 from ders_core.evaluate.original import Original, original_answers, quality_of
 from ders_core.evaluate.running import Runner
+from ders_core.evaluate.vocabulary import shared_vocabulary
 from ders_core.evaluate.windows import check_sizes, fitting_window
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.named_texts import NamedTexts
 from ders_core.hf import describe, load_tokenizer, shared_dtype
-from ders_core.hf.describe import ModelFacts
 from ders_core.pipeline.quality import Quality
 from ders_core.runtime.modes import Mode
 
@@ -71,7 +70,7 @@ def evaluate(
     if reference is None:
         quality = _alone(model, domains, runner)
     else:
-        vocabulary = _shared_vocabulary(models)
+        vocabulary = shared_vocabulary(models)
         with original_answers(reference, domains, tokenizers[0], vocabulary, runner) as original:
             quality = original.compare(model)
     return quality.model_copy(update={"seconds": time.monotonic() - started})
@@ -100,7 +99,7 @@ def original_on_text(
     domains = read_domains([facts], [tokenizer], text, window, max_tokens)
     meter = Meter(sum(domain.predicted for domain in domains), progress)
     runner = Runner(where, shared_dtype([facts], where), batch, trust_remote_code, meter)
-    vocabulary = _shared_vocabulary([facts, facts])
+    vocabulary = shared_vocabulary([facts, facts])
     with original_answers(original, domains, tokenizer, vocabulary, runner) as ran:
         yield ran
 
@@ -146,15 +145,3 @@ def text_domains(
     fitting = fitting_window(window, [facts.positions])
     tokenizer = load_tokenizer(facts.path, trust_remote_code=trust_remote_code)
     return read_domains([facts], [tokenizer], text, fitting, max_tokens)
-
-
-def _shared_vocabulary(models: Sequence[ModelFacts]) -> int:
-    """Size of the vocabulary of both models. Raises EvaluationError if they differ."""
-    first, second = models
-    if first.vocabulary is None or first.vocabulary != second.vocabulary:
-        raise EvaluationError(
-            f"{second.path} has a vocabulary of {second.vocabulary or 'unknown size'}, "
-            f"{first.path} one of {first.vocabulary or 'unknown size'}; only models with one "
-            "vocabulary can be compared"
-        )
-    return first.vocabulary

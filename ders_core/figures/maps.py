@@ -9,6 +9,7 @@ from typing import Literal
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy, square
+from ders_core.figures.clickable import clickable
 from ders_core.figures.style import (
     ACCENT,
     DIVERGING,
@@ -78,6 +79,7 @@ def model_map(analysis: Analysis, metric: Metric = "one_minus_cos") -> go.Figure
     )
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    clickable(figure)
     return finish(figure, title, height=max(260, 120 + 26 * len(raw.index)))
 
 
@@ -183,6 +185,7 @@ def similarity_heatmap(
     figure = go.Figure(heat)
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False)
+    clickable(figure)
     finish(figure, title, height=440)
     if max(clusters) > 0:
         _mark_clusters(figure, [clusters[expert] for expert in order])

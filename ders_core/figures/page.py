@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
-color:#1f2933;background:#fff}
+color:#0b1218;background:#fff}
 table{border-collapse:collapse;font-size:13px}th,td{padding:.25rem .75rem;text-align:right;
 border-bottom:1px solid #dde3e8}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 .lead{font-size:1.1rem}

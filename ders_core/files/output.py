@@ -117,7 +117,7 @@ def output_directory(
     partial = partial_path(target)
     with writing(target):
         sweep_outputs(target.parent, PARTIAL)
-        check_room(target.parent, needs - (_bytes_below(partial) if resume else 0))
+        check_room(target.parent, needs - (bytes_below(partial) if resume else 0))
         with made_parents(target), output_lock(target) as lock, ExitStack() as stack:
             if target.exists() or target.is_symlink():
                 raise OutputError(f"{target} exists already; choose another name or remove it")
@@ -238,8 +238,8 @@ def check_room(directory: Path, needs: int) -> None:
         )
 
 
-def _bytes_below(directory: Path) -> int:
-    """Bytes of the disk that the files of an unfinished output take; holes take none."""
+def bytes_below(directory: Path) -> int:
+    """Bytes of the disk that the files below a directory take; holes take none."""
     sizes = (path.lstat() for path in directory.rglob("*") if path.is_file())
     return sum(min(facts.st_size, 512 * facts.st_blocks) for facts in sizes)
 

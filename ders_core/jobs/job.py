@@ -19,6 +19,9 @@ from ders_core.jobs.pace import Sample, rate, seconds_left
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 StepState = Literal["waiting", "running", "done", "skipped", "failed", "cancelled"]
 
+TAG_ENDS = ", "
+"""What stands between two tags in the store; none holds a comma."""
+
 STALE_AFTER = 15.0
 """Seconds without a heartbeat after which a worker counts as dead."""
 
@@ -38,7 +41,8 @@ class Job:
     """One job at the moment it was read. Times are seconds since the epoch, memory is bytes.
 
     done, total and message belong to the current step. device: None until a worker chose it.
-    result: JSON values; `Result.of` of the kind's result class reads them.
+    result: JSON values; `Result.of` of the kind's result class reads them. tags, note: what a
+    person wrote about it.
     """
 
     id: int
@@ -62,6 +66,8 @@ class Job:
     worker: str | None
     peak_memory: int
     samples: tuple[Sample, ...]
+    tags: tuple[str, ...]
+    note: str
 
     @property
     def seconds(self) -> float | None:
@@ -166,6 +172,8 @@ def job_of(row: sqlite3.Row) -> Job:
         worker=row["worker"],
         peak_memory=row["peak_memory"],
         samples=tuple((float(when), int(done)) for when, done in json.loads(row["samples"])),
+        tags=tuple(filter(None, row["tags"].split(TAG_ENDS))),
+        note=row["note"],
     )
 
 

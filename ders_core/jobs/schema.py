@@ -96,6 +96,18 @@ MIGRATIONS = (
     """
     CREATE INDEX jobs_by_kind_and_state ON jobs (kind, state);
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN note TEXT NOT NULL DEFAULT '';
+    DROP INDEX jobs_of_kind;
+    DROP INDEX jobs_by_title;
+    DROP INDEX jobs_by_kl;
+    DROP INDEX jobs_by_size;
+    CREATE INDEX jobs_of_kind ON jobs (kind, id, state, title, tags);
+    CREATE INDEX jobs_by_title ON jobs (kind, title COLLATE NOCASE, state, tags);
+    CREATE INDEX jobs_by_kl ON jobs (kind, kl, state, title, tags);
+    CREATE INDEX jobs_by_size ON jobs (kind, size, state, title, tags);
+    """,
 )
 """Migration n brings a file of `user_version` n to n + 1. `ders_core.jobs.which` repeats what its
 indexes hold, word for word, so that they are used. kl and size: of the result, for sorting; NULL

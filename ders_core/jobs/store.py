@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.errors import JobError
+from ders_core.files.output import bytes_below
 from ders_core.jobs.job import (
+    TAG_ENDS,
     Event,
     Job,
     JobState,
@@ -28,6 +30,9 @@ from ders_core.jobs.kind import KINDS
 from ders_core.jobs.schema import connection, log_event, prepare, transaction
 from ders_core.jobs.which import NAME, PAGE, SORTED, Order, Which
 from ders_core.jobs.workspace import Workspace
+
+LONGEST_TITLE = 200
+LONGEST_NOTE = 10_000
 
 Jobs = list[Job]  # JobStore.list hides the builtin within the class
 Events = list[Event]
@@ -191,6 +196,34 @@ class JobStore:
             )
             log_event(db, job_id, "info", "queued again")
             return job_of(_row(db, job_id))
+
+    def describe(self, job_id: int, title: str, tags: Iterable[str] = (), note: str = "") -> Job:
+        """Rename a job, and keep tags and a note with it. Blanks around words are taken away, and
+        tags that are there twice.
+
+        Raises JobError for a title that is empty, longer than `LONGEST_TITLE` or of several lines,
+        a tag with a comma, and tags or a note that are too long.
+        """
+        name, text = title.strip(), note.strip()
+        kept = list(dict.fromkeys(clean for tag in tags if (clean := " ".join(tag.split()))))
+        if not name or len(name) > LONGEST_TITLE or not name.isprintable():
+            raise JobError(f"a name is one line of 1 to {LONGEST_TITLE} characters; shorten it")
+        if any("," in tag or not tag.isprintable() for tag in kept):
+            raise JobError("a tag has no comma and no line end; part tags by commas")
+        if max(len(text), len(TAG_ENDS.join(kept))) > LONGEST_NOTE:
+            raise JobError(f"tags and notes have at most {LONGEST_NOTE} characters; shorten them")
+        with transaction(self.path) as db:
+            _row(db, job_id)
+            db.execute(
+                "UPDATE jobs SET title = ?, tags = ?, note = ? WHERE id = ?",
+                (name, TAG_ENDS.join(kept), text, job_id),
+            )
+            return job_of(_row(db, job_id))
+
+    def freed_bytes(self, job_id: int) -> int:
+        """How many bytes of files `delete` would remove."""
+        directory = Workspace(self.path.parent).run_dir(job_id)
+        return bytes_below(directory) if directory.is_dir() else 0
 
     def delete(self, job_id: int) -> None:
         """Delete a job, its log and its directory in the workspace; exports stay.

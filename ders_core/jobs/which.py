@@ -31,9 +31,9 @@ SORTED: dict[Order, str] = {
 
 @dataclass(frozen=True)
 class Which:
-    """The jobs that meet every condition. kinds, states: None for all. name: a part of the title,
-    in small or capital letters where they are of ASCII; "" for all. checkpoint: the parameter of
-    that name; None for all."""
+    """The jobs that meet every condition. kinds, states: None for all. name: a part of the title
+    or of a tag, in small or capital letters where they are of ASCII; "" for all. checkpoint: the
+    parameter of that name; None for all."""
 
     kinds: tuple[str, ...] | None = None
     states: tuple[str, ...] | None = None
@@ -50,7 +50,7 @@ class Which:
                 words.append(f"{column} IN ({', '.join(f':{name}' for name in named)})")
                 values |= named
         if self.name:
-            words.append("title LIKE :name ESCAPE '\\'")
+            words.append("(title LIKE :name ESCAPE '\\' OR tags LIKE :name ESCAPE '\\')")
             values["name"] = f"%{_literal(self.name)}%"
         if self.checkpoint is not None:
             words.append(f"{CHECKPOINT} = :checkpoint")

@@ -16,9 +16,11 @@ from ders_core.files.address import is_remote
 from ders_core.jobs import Which
 from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
+from ders_core.ui.contrast import readable
 from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
+from ders_core.ui.linked_recipe import follow_named_recipe
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
 
@@ -40,6 +42,7 @@ def navigation() -> Any:
         st.Page("pages/recipe.py", title="Recipe"),
         st.Page("pages/tune.py", title="Tune"),
         st.Page("pages/runs.py", title="Runs"),
+        st.Page("pages/playground.py", title="Playground"),
         st.Page("pages/export.py", title="Export"),
         st.Page("pages/upcycle.py", title="Upcycle"),
     ]
@@ -88,7 +91,9 @@ def sidebar() -> None:
     shut_down_left()
     if os.environ.pop(DEMO_VARIABLE, None):
         open_demo()
+    readable()
     session.show_in_address()
+    follow_named_recipe()
     with st.sidebar:
         st.markdown("### DeRS Studio")
         source = opened_or_none()

@@ -10,7 +10,7 @@ from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.ui import session
 from ders_core.ui.plain import plain, show_error, strong
-from ders_core.units import duration_text
+from ders_core.units import bytes_text, duration_text
 
 MARKS = {"done": ":green[✓]", "running": ":blue[●]", "failed": ":red[✗]"}
 
@@ -43,9 +43,13 @@ def delete_button(job: Job) -> None:
         _confirm_delete(job.id, job.title)
 
 
-@st.dialog("Delete this run?")
+@st.dialog("Delete this?")
 def _confirm_delete(job_id: int, title: str) -> None:
-    st.markdown(f"{strong(title)}: its packed checkpoint and its log are removed. Exports stay.")
+    freed = session.job_store().freed_bytes(job_id)
+    files = (
+        f"its files are removed, which frees {bytes_text(freed)}" if freed else "it has no files"
+    )
+    st.markdown(f"{strong(title)}: {files}. Its log is removed, too; exports stay.")
     if st.button("Delete", type="primary", key="really_delete"):
         try:
             session.job_store().delete(job_id)

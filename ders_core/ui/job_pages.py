@@ -67,8 +67,9 @@ def job_page(
             "Name",
             key=f"{key}_named",
             start="",
-            placeholder="a part of it",
+            placeholder="a part of it, or of a tag",
             lasting=False,
+            address="named",
             width=220,
         )
         order: Order = kept.field(
@@ -79,6 +80,7 @@ def job_page(
             options=list(orders),
             format_func=ORDER_LABELS.__getitem__,
             lasting=False,
+            address="order",
             width=200,
         )
         which = Which(
@@ -93,6 +95,7 @@ def job_page(
             start=1,
             of=f"{state} {order} {name.strip()}",
             lasting=False,
+            address="page",
             min_value=1,
             max_value=max(1, -(-found // PAGE)),
         )
@@ -119,6 +122,7 @@ def _state(key: str, counts: Mapping[JobState, int]) -> str:
         format_func=labels.__getitem__,
         required=True,
         lasting=False,
+        address="state",
     )
 
 
@@ -127,15 +131,30 @@ def _pager(label: str, *, min_value: int, max_value: int, **options: Any) -> int
     return st.pagination(max_value, **options)
 
 
-def follow(key: str, ids: Sequence[int]) -> None:
-    """Let the selected rows of a table stay selected when its rows change; before it is drawn.
+def follow(key: str, ids: Sequence[int], address: str) -> None:
+    """Let the selected rows of a table stay selected when its rows change, and when the page is
+    left; before it is drawn. In a new session, those are selected that the address names.
 
-    key: the table's. ids: of the jobs in its rows.
+    key: the table's. ids: of the jobs in its rows. address: the parameter with the selected ids.
     """
-    shown: list[int] = st.session_state.get(f"{key}_ids", list(ids))
-    if key in st.session_state and shown != list(ids):
-        rows = st.session_state[key]["selection"]["rows"]
-        chosen = {shown[row] for row in rows if row < len(shown)}
-        still = [row for row, job_id in enumerate(ids) if job_id in chosen]
-        st.session_state[key] = {"selection": {"rows": still, "columns": [], "cells": []}}
+    still: list[int] | None = None
+    if key not in st.session_state:
+        named = st.query_params.get(address, "").split(",")
+        still = st.session_state.get(f"{key}_chosen", [int(i) for i in named if i.isdecimal()])
+    else:
+        shown: list[int] = st.session_state.get(f"{key}_ids", list(ids))
+        if shown != list(ids):
+            rows = st.session_state[key]["selection"]["rows"]
+            still = [shown[row] for row in rows if row < len(shown)]
+    if still is not None:
+        selected = [row for row, job_id in enumerate(ids) if job_id in set(still)]
+        st.session_state[key] = {"selection": {"rows": selected, "columns": [], "cells": []}}
     st.session_state[f"{key}_ids"] = list(ids)
+
+
+def show_selected(key: str, ids: Sequence[int], rows: Sequence[int], address: str) -> None:
+    """Let the address name the selected rows, after the table was drawn. Parameters as of
+    `follow`."""
+    chosen = [ids[row] for row in rows]
+    st.session_state[f"{key}_chosen"] = chosen
+    kept.show_in_address(address, ",".join(map(str, chosen)) or None)

@@ -6,7 +6,8 @@ a value is drawn by `field`, which keeps that value outside of the widget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ders_core.ui.session import workspace
 MOST = 1000
 """Values in the file; the oldest are dropped."""
 
+_DIGITS = re.compile(r"[0-9]{1,9}")
 _ENTRIES = "studio_kept"
 _DRAWN = "studio_drawn"
 
@@ -67,8 +69,9 @@ def field(
     of: what the value belongs to, such as a checkpoint; each has a value of its own.
     draft_of: a text that the value is a change to; the value is dropped when the text changes.
     lasting: also kept for the next session.
-    address: the parameter of the page's address that holds the value, of a widget with `options`: a
-    copied link shows what is chosen here, and so does a reload.
+    address: the parameter of the page's address that holds the value, of a widget with `options`,
+    for whole numbers between bounds, or for text: a copied link shows what is chosen here, and so
+    does a reload. Without `options`, it holds nothing while the value is `start`.
 
     A kept value that is no longer possible (not among `options`) is replaced by `start`; one
     outside of `min_value` and `max_value` by the nearest.
@@ -76,7 +79,7 @@ def field(
     state, name = st.session_state, _name(key, of)
     mark = None if draft_of is None else crc32(draft_of.encode())
     if address is not None and key not in _drawn():
-        _take_from_address(address, name, options["options"])
+        _take_from_address(address, name, start, options)
     entry, drawn = _entries().get(name), _drawn().get(key)
     if entry is not None and entry.draft_of != mark:
         state.pop(key, None)
@@ -96,16 +99,34 @@ def field(
     chosen: T = draw(label, key=key, on_change=_changed, args=(key, name, mark, lasting), **options)
     if chosen != known:  # set by the page
         _keep(name, Entry(chosen, mark), lasting)
-    if address is not None and st.query_params.get(address) != str(chosen):
-        st.query_params[address] = str(chosen)
+    if address is not None:
+        is_told = "options" in options or chosen != start
+        show_in_address(address, str(chosen) if is_told else None)
     return chosen
 
 
-def _take_from_address(address: str, name: str, offered: Sequence[Any]) -> None:
-    """For this session, what the address says, if that is offered: a link that was followed changes
-    nothing for others."""
+def show_in_address(address: str, told: str | None) -> None:
+    """Set a parameter of the page's address, or remove it."""
+    if st.query_params.get(address) == told:
+        return
+    if told is None:
+        del st.query_params[address]
+    else:
+        st.query_params[address] = told
+
+
+def _take_from_address(address: str, name: str, start: Any, options: Mapping[str, Any]) -> None:
+    """For this session, what the address says, if that is possible: a link that was followed
+    changes nothing for others."""
     told = st.query_params.get(address)
-    chosen = next((option for option in offered if str(option) == told), None)
+    if told is None:
+        return
+    offered = options.get("options")
+    chosen: Any = told
+    if offered is not None:
+        chosen = next((option for option in offered if str(option) == told), None)
+    elif isinstance(start, int):
+        chosen = int(told) if _DIGITS.fullmatch(told) else None
     if chosen is not None:
         _entries()[name] = Entry(chosen)
 

@@ -10,6 +10,7 @@ them off. Where one would match, the text is parted by an empty element.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 
@@ -65,6 +66,12 @@ def _escaped(found: re.Match[str]) -> str:
 def strong(text: object) -> str:
     """The same in bold type."""
     return f"**{plain(str(text).strip()) or '–'}**"
+
+
+def as_html(text: str) -> str:
+    """HTML that shows a text as it is, for `st.html`: lines stay lines, other controls are escaped.
+    It may stand in an attribute, too."""
+    return "\n".join(html.escape(visible(line)) for line in text.split("\n"))
 
 
 def show_error(problem: object, before: str = "") -> None:

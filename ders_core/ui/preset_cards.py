@@ -1,4 +1,5 @@
-"""The recipes that ship with the package, as cards: what each is for, and the bytes it leaves."""
+"""The recipes that ship with the package, as cards: what each is for, the bytes it
+leaves, and what runs measured of it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from ders_core.errors import DersError
 from ders_core.pipeline.plan import Plan
 from ders_core.recipe import presets
 from ders_core.ui import reads
-from ders_core.ui.plain import plain
+from ders_core.ui.measured_recipes import MeasuredRun, measured_recipes
+from ders_core.ui.plain import plain, strong
 from ders_core.units import bytes_text, share_text
 
 COLUMNS = 3
@@ -22,12 +24,14 @@ ROW = "presets"
 
 @dataclass(frozen=True)
 class Card:
-    """plan: None where the preset does not fit the checkpoint; why: what says so."""
+    """plan: None where the preset does not fit the checkpoint; why: what says so. measured: the run
+    that measured what it costs, if there is one."""
 
     name: str
     about: str
     plan: Plan | None
     why: str = ""
+    measured: MeasuredRun | None = None
 
     @property
     def size(self) -> str:
@@ -58,6 +62,8 @@ def preset_cards(source: Checkpoint, choose: Callable[[str], None]) -> None:
 
 def _draw(card: Card, choose: Callable[[str], None]) -> None:
     st.markdown(f"**{plain(card.name)}**  \n{card.size}")
+    if card.measured is not None:
+        st.markdown(f"{card.measured.text} {strong(card.measured.name)}")
     st.caption(card.about)
     st.button(
         "Use it",
@@ -75,11 +81,11 @@ def _take(name: str, choose: Callable[[str], None]) -> None:
 
 def cards_of(source: Checkpoint) -> Sequence[Card]:
     """By predicted bytes; then those that do not fit."""
-    cards = []
+    cards, measured = [], measured_recipes(source, presets())
     for name, recipe in presets().items():
         about = presets().about(name)
         try:
-            cards.append(Card(name, about, reads.plan(source, recipe)))
+            cards.append(Card(name, about, reads.plan(source, recipe), measured=measured.get(name)))
         except DersError as error:
             cards.append(Card(name, about, None, plain(error)))
     return sorted(cards, key=_order)

@@ -7,8 +7,22 @@ import re
 from ders_core.errors import DersError, RecipeError
 from ders_core.files.place_errors import writing
 from ders_core.files.writer import write_text
-from ders_core.recipe import Recipe
+from ders_core.recipe import Recipe, presets
 from ders_core.ui.session import workspace
+
+_NAME = re.compile(r"[\w][\w .+-]*")
+"""What can be the name of a file, too."""
+
+
+def named_recipe(name: str) -> Recipe | None:
+    """The saved recipe of a name, or else the preset; None if there is none."""
+    if not _NAME.fullmatch(name):
+        return None
+    try:
+        text = (workspace().recipes / f"{name}.yaml").read_text(encoding="utf-8")
+        return Recipe.from_yaml(text)
+    except (DersError, OSError, UnicodeDecodeError):
+        return presets().get(name)
 
 
 def saved_recipes() -> dict[str, Recipe]:
@@ -26,7 +40,7 @@ def saved_recipes() -> dict[str, Recipe]:
 def save_recipe(recipe: Recipe) -> None:
     """Write or replace. Raises RecipeError if the name cannot be a file's, OutputError if the file
     cannot be written."""
-    if not re.fullmatch(r"[\w][\w .+-]*", recipe.name):
+    if not _NAME.fullmatch(recipe.name):
         raise RecipeError(
             f"{recipe.name!r} cannot be a file's name; use letters, digits, spaces, '.', '-', '+'"
         )

@@ -40,7 +40,10 @@ COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LE
 DOMAIN = "kl of "
 """What the column of a text's KL begins with; its name follows."""
 
-ROW = ["id", "name", "state", *COLUMNS, KL_LOW.key, KL_HIGH.key, "device", "remark"]
+WRITTEN = ("tags", "note")
+"""What a person wrote about a run."""
+
+ROW = ["id", "name", "state", *COLUMNS, KL_LOW.key, KL_HIGH.key, "device", *WRITTEN, "remark"]
 """Of a run that has ended."""
 
 MEANS, MEAN = (GAIN, NOISE, WEIGHT_ERROR), "The mean over the groups that are replaced."
@@ -102,7 +105,8 @@ def ended(jobs: Sequence[Job]) -> pd.DataFrame:
         except JobError as error:
             remark = str(error)
         figures = row(job, result) if result is not None else {"id": job.id, "name": job.title}
-        rows.append(dict.fromkeys(ROW) | figures | {"state": job.state, "remark": remark})
+        written = {"tags": ", ".join(job.tags) or None, "note": job.note or None}
+        rows.append(dict.fromkeys(ROW) | figures | written | {"state": job.state, "remark": remark})
     domains = dict.fromkeys(name for each in rows for name in each if name.startswith(DOMAIN))
     return pd.DataFrame(rows, columns=[*ROW, *domains])
 

@@ -101,6 +101,14 @@ def set_recipe(new: Recipe) -> None:
     _keep(replace(current(), recipe=new.to_yaml()))
 
 
+def follow_recipe(new: Recipe) -> None:
+    """Make it the current recipe of this session alone; `undo_recipe` restores the previous one."""
+    before = recipe()
+    if new != before:
+        st.session_state.setdefault(_HISTORY, []).append(before)
+        st.session_state[_KEY] = replace(current(), recipe=new.to_yaml())
+
+
 def can_undo() -> bool:
     return bool(st.session_state.get(_HISTORY))
 

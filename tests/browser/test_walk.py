@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
+from support.accessibility import grave_findings
 from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio
 
@@ -73,6 +74,8 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
     calm(page)
     expect(page.get_by_text("Colour of the map")).to_have_count(1)  # nothing of an earlier draw
+    page.locator(".st-key-model_map .nsewdrag").first.click()  # the middle of the map
+    expect(page).to_have_url(re.compile("projection=up"))
     demo = studio.workspace / "demo"
     figures = json.loads((demo / "demo.json").read_text())
     assert figures["mean_cosine"] >= 0.99
@@ -167,14 +170,17 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     calm(page)
 
 
-def test_pages_fit_their_window(visit: Callable[..., BrowserContext], studio: Studio) -> None:
-    """No page scrolls sideways, in a narrow and a wide window, in either theme."""
+def test_pages_fit_their_window_and_can_be_read(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    """No page scrolls sideways, in a narrow and a wide window, in either theme; and axe-core finds
+    nothing serious, such as text without contrast, fields without names, or what no key reaches."""
     context = visit(color_scheme="light")
     page = context.new_page()
     page.set_default_timeout(1000 * STILLNESS)
     page.goto(studio.address)
     colours: dict[str, str] = {}
-    after = ("Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Export", "Upcycle")
+    after = ("Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Playground", "Export", "Upcycle")
     for name in ("Checkpoint", *after):
         go(page, name)
         expect(page.get_by_test_id("stSidebar").get_by_text("DeRS Studio")).to_be_visible()
@@ -186,6 +192,7 @@ def test_pages_fit_their_window(visit: Callable[..., BrowserContext], studio: St
             colours[theme] = page.evaluate(BACKGROUND)
             for width in (1920, 1280):
                 fits(page, width, f"{name}, {theme}")
+            assert grave_findings(page) == [], f"{name}, {theme}"
             calm(page)
         page.emulate_media(color_scheme="light")
     assert colours["light"] != colours["dark"]

@@ -48,7 +48,7 @@ def test_the_wheel_finds_its_pages(tmp_path: Path) -> None:
     )
     where, facts, demo = done.stdout.splitlines()
     assert where.startswith(str(tmp_path))
-    assert facts == "True 8 True True"
+    assert facts == "True 9 True True"
     assert demo.startswith(str(tmp_path))
     assert contents(Path(demo)) == contents(TRAINED)
     assert {"demo.json", "heldout.txt.gz", "moe/ders_manifest.json"} <= contents(TRAINED).keys()

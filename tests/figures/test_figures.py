@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -177,3 +178,26 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
     sentence = analysis.about_clusters(1, "down")
     assert "4 experts" in sentence
     assert page.count(sentence) == len(analysis.groups)
+
+
+@pytest.mark.parametrize("kind", ["experts", "deltas"])
+def test_every_cell_of_a_map_of_pairs_can_be_clicked(
+    analysis: Analysis, kind: Literal["experts", "deltas"]
+) -> None:
+    heat, points = figures.similarity_heatmap(analysis, 0, "gate", kind=kind).data
+    values = heat.z if kind == "deltas" else heat.customdata
+    cells = {
+        (x, y): values[row][column]
+        for row, y in enumerate(heat.y)
+        for column, x in enumerate(heat.x)
+        if kind == "deltas" or x != y
+    }
+    told = zip(points.x, points.y, points.customdata, strict=True)
+    assert {(x, y): value for x, y, value in told} == cells
+    assert heat.hoverinfo == "skip"
+    assert "customdata" in points.hovertemplate
+
+
+def test_so_can_those_of_the_model(analysis: Analysis) -> None:
+    heat, points = figures.model_map(analysis).data
+    assert {*zip(points.x, points.y, strict=True)} == {(x, y) for x in heat.x for y in heat.y}

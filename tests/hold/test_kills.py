@@ -101,6 +101,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "upcycle": {"dense": "DENSE", "config": "UPCYCLE", "device": "cpu"},
     "repair": {"checkpoint": "PACKED", "original": "MODEL", "text": "TRAIN", "heldout": "HELD"}
     | {"steps": 4, "batch": 4, "window": 32, "rate": 0.005, "device": "cpu"},
+    "ask": {"packed": "PACKED", "original": "MODEL", "prompt": "The river", "max_tokens": 8},
     "tune": {"checkpoint": "MODEL", "budget": "50%", "calibration": "GRADIENTS", "device": "cpu"},
 }
 
@@ -115,7 +116,7 @@ RESULTS = (
 )
 """How names of files end that jobs leave to be used."""
 
-LONG_ALONE = ("evaluate", "plan-settle", "synthesize-whole", "repair-whole", "tune")
+LONG_ALONE = ("ask", "evaluate", "plan-settle", "synthesize-whole", "repair-whole", "tune")
 """Kinds that write nothing but figures at their end, and commands that write as others do; and what
 takes long."""
 

@@ -18,7 +18,10 @@ from support.studio_process import Studio, running_studio
 
 pytestmark = pytest.mark.timeout(3600)
 
-PAGES = ("Checkpoint", "Redundancy", "Spectra", "Recipe", "Runs", "Export", "Upcycle")
+PAGES = (
+    *("Checkpoint", "Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Playground", "Export"),
+    "Upcycle",
+)
 ROUTES = (
     "/",
     "/runs",
@@ -271,7 +274,7 @@ def is_text_alone(page: Page, what: str) -> None:
 
 
 SIDEBAR = (f"{NAME} / moe", RECIPE)
-EXPECTED = {"Recipe": RECIPE, "Upcycle": f"{NAME} / dense {NAME}"}
+EXPECTED = {"Recipe": RECIPE, "Tune": f"{NAME} / moe", "Upcycle": f"{NAME} / dense {NAME}"}
 """What else a page shows, where it is not the name of a run or of the model's type."""
 
 

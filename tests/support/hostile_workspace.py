@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from support.stored_results import QUALITY, REPAIRED, RESULTS, RUN
+from support.stored_results import QUALITY, REPAIRED, REPLIES, RESULTS, RUN, SAID
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
@@ -83,10 +83,19 @@ def hostile_workspace(path: Path, moe: Path, dense: Path) -> None:
     assert claim is not None
     figures = REPAIRED | {"trained": {LONG_NAME: 1}, "left_out": [LONG_NAME], "resumed": LONG_NAME}
     claim.complete(RESULTS["repair"][0] | {"repaired": figures})
-    failing = {"run": run, "analyze": analysis, "upcycle": upcycle, "repair": repair}
+    ask = {"packed": str(path / NAME / "gone"), "original": str(checkpoint)}
+    ask |= {"prompt": LONG_NAME, "name": LONG_NAME}
+    failing = {"run": run, "analyze": analysis, "upcycle": upcycle, "repair": repair, "ask": ask}
     for kind, spec in failing.items():
         store.submit(kind, spec, LONG_NAME)
         claim = claims.claim()
         assert claim is not None
         claim.fail(f"it does not work: {LONG_NAME}")
+    store.submit("ask", ask)
+    claim = claims.claim()
+    assert claim is not None
+    said = SAID | {"text": LONG_NAME, "other": LONG_NAME}
+    reply = {"tokens": [SAID | {"text": f"<b>y</b>{LONG_NAME}"}, said], "ended": True}
+    foreign = REPLIES | {"prompt": LONG_NAME, "dtype": LONG_NAME, "device": LONG_NAME}
+    claim.complete(foreign | {"original": reply, "compressed": reply})
     claims.leave()

@@ -178,9 +178,24 @@ PILOT = {
     "prompts": [{"prompt": "There", "came": " is", "original": " was"}],
     "risks": [{"what": "One text.", "fallback": "Measure on yours."}],
 }
+SAID = {"text": " mill", "other": None, "chance": 0.5, "other_chance": 0.25, "kl": 0.1}
+REPLY = {"tokens": [SAID, SAID | {"text": ".", "other": " and"}], "ended": False}
+REPLIES = {
+    "prompt": "The river runs",
+    "prompt_tokens": 3,
+    "original": REPLY,
+    "compressed": REPLY,
+    "same": 1,
+    "temperature": 0.0,
+    "seed": None,
+    "dtype": "float32",
+    "device": "CPU",
+    "seconds": 1.5,
+}
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
+    "ask": {"packed": "/w/runs/00001/packed", "original": "/models/moe", "prompt": "The river"},
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
     "evaluate": {"model": "/models/moe", "text": {"code": ["/c.txt"], "prose": "/p.txt"}},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
@@ -198,6 +213,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
     "analyze": ({"identity": "abc", "directory": "/w/analysis/abc"},),
+    "ask": (REPLIES,),
     "calibrate": (
         {
             "path": "/w/runs/00001/calibration.safetensors",

@@ -21,7 +21,7 @@ APP = Path(__file__).parents[2] / "app.py"
 PAGES = sorted(page.stem for page in (APP.parent / "pages").glob("*.py"))
 MENUS = ("recipe_load_",)
 """How keys of menus begin, which act when something is chosen, and are empty again."""
-ONE_SESSION = {"run_trust", "calibration_trust", "tune_trust"}
+ONE_SESSION = {"run_trust", "calibration_trust", "tune_trust", "ask_trust"}
 """Keys of what a person allows for one session only."""
 TYPED = {"up_layers_list": "1", "up_train": "*.norm.*"}
 """What is typed where "typed" would make the page refuse the rest of what it shows."""

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from streamlit.testing.v1 import AppTest
-from support.studio_pages import opened, words
+from support.recipe_pages import recipe_of
+from support.stored_results import PARAMETERS, RUN
+from support.studio_pages import on, opened, words
 
-from ders_core.jobs import Workspace
+from ders_core.analysis import Analysis, analyze, square
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
+from ders_core.packed.open import open_checkpoint
+from ders_core.recipe import FIRST_PRESET, presets
 from ders_core.ui.opened import Open
 
 
@@ -60,3 +67,131 @@ def test_a_field_is_set_by_the_address_and_sets_it(workspace: Workspace) -> None
     wrong.query_params["layer"] = "7"
     assert words(wrong.run()) == "layer 0"  # what a person chose last
     assert wrong.query_params["layer"] == "0"
+
+
+def text_and_number() -> None:
+    import streamlit as st
+
+    from ders_core.ui import kept
+
+    named = kept.field(st.text_input, "Name", key="named", start="", address="named")
+    page = kept.field(
+        st.slider, "Page", key="page", start=1, min_value=1, max_value=4, address="page"
+    )
+    st.markdown(f"{named} {page}")
+
+
+def test_text_and_whole_numbers_stand_in_the_address_once_they_are_set(
+    workspace: Workspace,
+) -> None:
+    first = AppTest.from_function(text_and_number).run()
+    assert "named" not in first.query_params
+    assert "page" not in first.query_params
+    linked = AppTest.from_function(text_and_number)
+    linked.query_params["named"], linked.query_params["page"] = "bit", "3"
+    assert words(linked.run()) == "bit 3"
+    linked.slider(key="page").set_value(1).run()
+    assert "page" not in linked.query_params
+    assert linked.query_params["named"] == "bit"
+    for wrong, nearest in (("99", 4), ("-1", 1), ("x", 1), ("1e9", 1), ("9" * 400, 1)):
+        other = AppTest.from_function(text_and_number)
+        other.query_params["page"] = wrong
+        assert words(other.run()).strip() == str(nearest)
+
+
+def another(app: AppTest, **address: str) -> AppTest:
+    """Another browser that follows a link."""
+    other = AppTest.from_file(app._script_path, default_timeout=60)
+    for name, told in address.items():
+        other.query_params[name] = told
+    return other.run()
+
+
+def test_a_link_brings_its_recipe_for_the_session_that_follows_it(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    opened(app, mixtral_dir)
+    assert app.query_params["recipe"] == FIRST_PRESET
+    mine = presets()["quantized-1bit"].model_copy(update={"name": "mine"})
+    workspace.recipes.mkdir()
+    (workspace.recipes / "mine.yaml").write_text(mine.to_yaml(), encoding="utf-8")
+    saved = Open.load(workspace)
+    for name, recipe in (("lossless", presets()["lossless"]), ("mine", mine)):
+        other = on(another(app, recipe=name), "recipe")
+        assert recipe_of(other) == recipe
+        assert other.query_params["recipe"] == name
+        other.button(key="recipe_undo").click().run()
+        assert recipe_of(other) == presets()[FIRST_PRESET]
+    assert Open.load(workspace).recipe in (saved.recipe, presets()[FIRST_PRESET].to_yaml())
+
+
+def test_a_recipe_without_a_saved_name_is_not_in_the_address(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    changed = presets()["quantized-1bit"].model_copy(update={"name": "lossless"})
+    Open(str(mixtral_dir), changed.to_yaml()).save(workspace)
+    assert "recipe" not in app.run().query_params
+
+
+@pytest.mark.parametrize("name", ["../studio", "/etc/passwd", "no such", "a\0b", ""])
+def test_a_link_to_no_recipe_changes_nothing(app: AppTest, name: str) -> None:
+    other = another(app, recipe=name)
+    assert not other.exception
+    assert other.query_params["recipe"] == FIRST_PRESET
+
+
+@pytest.fixture
+def three_runs(workspace: Workspace) -> list[int]:
+    """Finished ones; the ids, the newest first."""
+    store, ids = JobStore(workspace.store_path), []
+    for number in range(3):
+        ids.append(store.submit("run", PARAMETERS["run"], f"run {number}").id)
+        claim = Claims(store.path, "me").claim()
+        assert claim is not None
+        claim.complete(RUN)
+    return ids[::-1]
+
+
+def test_a_link_selects_the_runs_that_it_compares(
+    app: AppTest, mixtral_dir: Path, three_runs: list[int]
+) -> None:
+    opened(app, mixtral_dir)
+    on(app, "runs")
+    assert "compared" not in app.query_params
+    app.session_state["runs_table"] = {"selection": {"rows": [0, 2], "columns": []}}
+    app.run()
+    link = app.query_params["compared"]
+    assert link == f"{three_runs[0]},{three_runs[2]}"
+    on(app, "export")
+    assert rows(on(app, "runs")) == [0, 2]  # nor are they lost to another page
+    other = another(app, compared=link)
+    assert rows(on(other, "runs")) == [0, 2]
+    assert f"{three_runs[0]},{three_runs[2]}" == other.query_params["compared"]
+    gone = another(app, compared="999,x,-1,²")
+    assert rows(on(gone, "runs")) == []
+
+
+def rows(app: AppTest) -> list[int]:
+    return list(app.session_state["runs_table"]["selection"]["rows"])
+
+
+def test_a_link_and_a_click_show_their_pair_of_experts(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    checkpoint = open_checkpoint(mixtral_dir)
+    analyze(checkpoint).save(workspace.analysis_dir(checkpoint.identity))
+    on(opened(app, mixtral_dir), "redundancy")
+    assert (app.query_params["expert"], app.query_params["with"]) == ("0", "1")
+    app.selectbox(key="pair_second").set_value(3).run()
+    assert app.query_params["with"] == "3"
+    other = on(another(app, expert="2", **{"with": "1"}), "redundancy")
+    analysis = Analysis.load(workspace.analysis_dir(checkpoint.identity))
+    group = analysis.group_keys()[0]
+    apart = square(analysis.pairs.of_group(*group), "one_minus_cos")[2, 1]
+    assert f"**E2 and E1**: 1 − cos = {apart:.3g}" in words(other)
+    other.selectbox(key="pair_second").set_value(2).run()
+    assert "twice" in words(other)
+    # A click on a cell of the map chooses its pair.
+    app.session_state["similarity"] = {"selection": {"points": [{"x": "E3", "y": "E1"}]}}
+    app.run()
+    assert (app.query_params["expert"], app.query_params["with"]) == ("1", "3")

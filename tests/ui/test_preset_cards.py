@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 from support.recipe_pages import recipe_of
+from support.stored_results import QUALITY, RUN
 from support.studio_pages import on, opened, words
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import RecipeError
+from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.compress import compress
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.recipe import Recipe, presets
 from ders_core.ui import reads
@@ -61,3 +67,42 @@ def test_one_that_does_not_fit_comes_last_and_says_why(
     app.session_state[ROW] = True
     on(app, "recipe")
     assert app.button(key="preset_keep").disabled
+
+
+def run_of(
+    workspace: Workspace, checkpoint: Path, recipe: Recipe, title: str, kl: float | None
+) -> Path:
+    """A finished run with a packed checkpoint; returns its directory."""
+    store = JobStore(workspace.store_path)
+    spec = {"checkpoint": str(checkpoint), "recipe": recipe.to_yaml()}
+    packed = workspace.run_dir(store.submit("run", spec, title).id) / "packed"
+    packed.parent.mkdir(parents=True)
+    compress(checkpoint, packed, recipe)
+    claim = Claims(store.path, "me").claim()
+    assert claim is not None
+    quality = None if kl is None else QUALITY | {"kl": kl, "kl_low": kl / 2, "kl_high": 2 * kl}
+    claim.complete(RUN | {"packed": str(packed), "quality": quality})
+    return packed
+
+
+def test_what_a_run_measured_stands_on_the_card(
+    app: AppTest, workspace: Workspace, mixtral_dir: Path
+) -> None:
+    here = shutil.copytree(mixtral_dir, workspace.path / "here")
+    renamed = presets()["quantized-2bit"].model_copy(update={"name": "mine"})
+    run_of(workspace, here, presets()["quantized-2bit"], "older", 0.4)
+    run_of(workspace, here, renamed, "newer", 0.25)
+    run_of(workspace, here, renamed, "not measured", None)
+    run_of(workspace, mixtral_dir, presets()["quantized-1bit"], "of another", 0.7)
+    opened(app, here)
+    app.session_state[ROW] = True
+    on(app, "recipe")
+    assert "KL 0.25 (0.125 to 0.5) nats a token, measured on 511 tokens" in words(app)
+    assert "**newer**" in words(app)
+    for word in ("older", "not measured", "of another"):
+        assert word not in words(app)
+    tensors = load_file(here / "model.safetensors")  # another model takes its place
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, here / "model.safetensors", metadata={"format": "pt"})
+    app.run()
+    assert "nats a token, measured" not in words(app)

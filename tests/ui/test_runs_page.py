@@ -180,3 +180,40 @@ def test_texts_with_names_are_typed_a_line_each(
     assert not app.error
     filed = JobStore(workspace.store_path).list(kind="run")[0].spec["text"]
     assert filed == {"code": [str(text)], "prose": [str(text)]}
+
+
+def test_a_run_is_renamed_and_described_and_says_what_deleting_frees(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace
+) -> None:
+    opened(app, mixtral_dir)
+    store = JobStore(workspace.store_path)
+    number = store.submit("run", PARAMETERS["run"], "plain name").id
+    claim = Claims(workspace.store_path, "me").claim()
+    assert claim is not None
+    claim.complete(RESULTS["run"][0])
+    files = workspace.run_dir(number)
+    files.mkdir(parents=True)
+    (files / "weights").write_bytes(b"x" * 1_500_000)
+    app.session_state["runs_table"] = {"selection": {"rows": [0], "columns": []}}
+    on(app, "runs")
+    assert app.text_input(key=f"describe_name_{number}").value == "plain name"
+    app.text_input(key=f"describe_name_{number}").set_value("").run()
+    app.button(key=f"describe_save_{number}").click().run()
+    assert "a name is one line" in app.error[0].value
+    app.text_input(key=f"describe_name_{number}").set_value("better :red[name]").run()
+    app.text_input(key=f"describe_tags_{number}").set_value("2 bits, :red[kept]").run()
+    app.text_area(key=f"describe_note_{number}").set_value("loses little\n\n# on code").run()
+    app.button(key=f"describe_save_{number}").click().run()
+    assert not app.error
+    job = store.get(number)
+    assert (job.title, job.tags) == ("better :red[name]", ("2 bits", ":red[kept]"))
+    table = app.dataframe[0].value
+    assert table[["name", "tags", "note"]].to_numpy().tolist() == [
+        ["better :red[name]", "2 bits, :red[kept]", "loses little\n\n# on code"]
+    ]
+    shown = words(app)
+    assert "loses little" in shown
+    assert ":red[kept]" not in shown  # escaped
+    assert "\\# on code" in shown
+    app.button(key=f"delete_{number}").click().run()
+    assert "frees 1.5 MB" in words(app)

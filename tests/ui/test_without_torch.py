@@ -37,7 +37,7 @@ def seen(app):
 
 app = AppTest.from_file(sys.argv[1], default_timeout=120).run()
 drawn = {"checkpoint": seen(app)}
-for page in ("redundancy", "spectra", "tune", "upcycle", "export", "runs"):
+for page in ("redundancy", "spectra", "tune", "upcycle", "export", "playground", "runs"):
     drawn[page] = seen(app.switch_page(f"pages/{page}.py").run())
 app.button(key="run_start").click().run()
 drawn["queued"] = seen(app)

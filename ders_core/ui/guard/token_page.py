@@ -16,7 +16,7 @@ EXPIRED = (
 )
 
 STYLE = """
-:root{color-scheme:light dark;--ground:#ffffff;--card:#f4f6f8;--text:#1f2933;--accent:#0b6e99;
+:root{color-scheme:light dark;--ground:#ffffff;--card:#f4f6f8;--text:#0b1218;--accent:#0b6e99;
 --on-accent:#ffffff;--line:#c3ccd5}
 @media (prefers-color-scheme:dark){:root{--ground:#11161c;--card:#1a222b;--text:#e4e9ee;
 --accent:#4fb3d9;--on-accent:#11161c;--line:#3b4753}}

@@ -14,7 +14,7 @@ from ders_core.jobs.results import PackedResult, packed_result
 from ders_core.later import pd
 from ders_core.ui import session
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
-from ders_core.ui.job_pages import follow, job_page
+from ders_core.ui.job_pages import follow, job_page, show_selected
 from ders_core.ui.job_progress import ENDED, STATES, ended_count, resume_button
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import plot
@@ -23,6 +23,9 @@ from ders_core.ui.upcycle.live import curves
 from ders_core.units import bytes_text, share_text
 
 TABLE = "upcycle_table"
+ADDRESS = "compared"
+"""The parameter of the page's address that names the selected runs."""
+
 COLUMNS = (
     "name",
     "state",
@@ -65,7 +68,8 @@ def results(counts: Mapping[JobState, int]) -> None:
 
 def _table(rows: pd.DataFrame) -> list[int]:
     """Returns the numbers of the selected rows."""
-    follow(TABLE, rows["id"].tolist())
+    ids = rows["id"].tolist()
+    follow(TABLE, ids, ADDRESS)
     number = st.column_config.NumberColumn
     event = st.dataframe(
         rows.assign(
@@ -97,11 +101,13 @@ def _table(rows: pd.DataFrame) -> list[int]:
             "seconds": number("seconds", format="%.3g"),
         },
     )
-    return list(event.selection.rows)
+    chosen = list(event.selection.rows)
+    show_selected(TABLE, ids, chosen, ADDRESS)
+    return chosen
 
 
 def _overlay(jobs: list[Job]) -> None:
-    histories = {str(job.spec.get("name") or job.title): upcycle_runs.history(job) for job in jobs}
+    histories = {job.title: upcycle_runs.history(job) for job in jobs}
     histories = {name: tables for name, tables in histories.items() if len(tables.steps)}
     if not histories:
         return

@@ -86,7 +86,7 @@ def _known(job: Job, config: UpcycleConfig | None) -> dict[str, Any]:
     """What is known of any upcycling; the other columns are None."""
     return dict.fromkeys(COLUMNS) | {
         "id": job.id,
-        "name": job.spec.get("name") or job.title,
+        "name": job.title,
         "forms": config.label if config else None,
         "dense": Path(str(job.spec["dense"])).name,
         "state": job.state,

@@ -1,0 +1,67 @@
+"""Two experts of a layer: chosen by a click on their map or in two boxes, and how they differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from ders_core.analysis import Analysis, of_group
+from ders_core.checkpoint import Checkpoint
+from ders_core.ui import kept
+
+FIRST, SECOND = "pair_first", "pair_second"
+_SEEN = "pair_seen"
+
+
+def expert_pair(analysis: Analysis, source: Checkpoint, layer: int, projection: str) -> None:
+    """Two boxes, and a sentence about the two experts."""
+    rows = of_group(analysis.experts, layer, projection)
+    experts = [int(expert) for expert in rows["expert"]]
+    if len(experts) < 2:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        first, second = (
+            kept.field(
+                st.selectbox,
+                label,
+                key=key,
+                address=address,
+                start=start,
+                of=source.path,
+                options=experts,
+                format_func=lambda expert: f"E{expert}",
+                width=140,
+            )
+            for key, label, address, start in (
+                (FIRST, "Expert", "expert", experts[0]),
+                (SECOND, "and expert", "with", experts[1]),
+            )
+        )
+    st.markdown(_sentence(analysis, layer, projection, first, second))
+
+
+def choose_clicked(event: Any) -> None:
+    """Choose the pair of a cell of the map that was clicked; before the boxes are drawn."""
+    points = event["selection"]["points"] if event else []
+    if not points or st.session_state.get(_SEEN) == points[0]:
+        return
+    st.session_state[_SEEN] = points[0]
+    names = [str(points[0].get(axis)) for axis in ("y", "x")]
+    if all(name[:1] == "E" and name[1:].isdecimal() for name in names):
+        for key, name in zip((FIRST, SECOND), names, strict=True):
+            st.session_state[key] = int(name[1:])
+
+
+def _sentence(analysis: Analysis, layer: int, projection: str, first: int, second: int) -> str:
+    if first == second:
+        return "The same expert twice: choose another one, or click a cell of the map."
+    pairs = analysis.pairs.of_group(layer, projection)
+    row = pairs[(pairs["expert_i"] == first) & (pairs["expert_j"] == second)].iloc[0]
+    norm = of_group(analysis.experts, layer, projection).set_index("expert")["norm_delta"]
+    base = float(of_group(analysis.groups, layer, projection)["norm_base"].iloc[0]) or 1.0
+    norms = (norm[expert] / base for expert in (first, second))
+    return (
+        f"**E{first} and E{second}**: 1 − cos = {row['one_minus_cos']:.3g}; cosine of their deltas "
+        f"{row['cos_delta']:.3g}; ‖Δ‖/‖W_base‖ {' and '.join(f'{norm:.3g}' for norm in norms)}."
+    )

@@ -1,0 +1,30 @@
+"""Finished jobs that left a packed checkpoint, to choose one of."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from ders_core.errors import DersError
+from ders_core.jobs import Job
+from ders_core.jobs.results import PackedResult, packed_result
+from ders_core.ui import session
+from ders_core.ui.job_pages import JobPage
+from ders_core.units import bytes_text, share_text, visible
+
+Finished = dict[int, tuple[Job, PackedResult]]
+
+
+def finished_jobs(page: JobPage, chosen: int) -> Finished:
+    """Of a page, and the one that is chosen already: id -> the finished jobs that wrote a packed
+    checkpoint."""
+    jobs = list(page.jobs)
+    if chosen and chosen not in {job.id for job in jobs}:
+        with suppress(DersError):  # it was deleted
+            jobs.append(session.job_store().get(chosen))
+    return {job.id: (job, result) for job in jobs if (result := packed_result(job))}
+
+
+def job_label(job: Job, result: PackedResult) -> str:
+    """A job in a list to choose from: its name and size."""
+    size, share = bytes_text(result.bytes_after), share_text(result.ratio)
+    return f"{visible(job.title)} · {size} · {share} of original"

@@ -1,0 +1,1 @@
+"""The Playground: what an original and its compressed form say to the same prompt."""

@@ -1,0 +1,33 @@
+"""What axe-core finds on a page that people with bad eyes, or without a mouse, cannot use."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+GRAVE = ("serious", "critical")
+PATIENCE = 20
+"""Seconds for colours to fade into those of another theme, and for what moves to stand still."""
+
+OPTIONS = {"resultTypes": ["violations"]}
+
+
+def grave_findings(page: Page) -> list[str]:
+    """Rule, element and reason of every serious finding on what is visible, once it is still."""
+    until = time.monotonic() + PATIENCE
+    while (found := _findings(page)) and time.monotonic() < until:
+        page.wait_for_timeout(500)
+    return found
+
+
+def _findings(page: Page) -> list[str]:
+    violations: list[dict[str, Any]] = Axe().run(page, options=OPTIONS).response["violations"]
+    return [
+        f"{each['id']}: {node['html'][:200]}: {node['failureSummary']}"
+        for each in violations
+        if each["impact"] in GRAVE
+        for node in each["nodes"]
+    ]
