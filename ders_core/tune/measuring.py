@@ -84,13 +84,13 @@ class Measuring:
         the next time.
         """
         text = recipe.to_yaml()
+        packed = self.directory / f"{PACKING}-{self.files.name(text)[:8]}"
+        if packed.exists():  # of a process that died before it was measured, or right after
+            shutil.rmtree(packed)
         known = self.files.read(text)
         if known is not None:
             return known
         original = self._ran()
-        packed = self.directory / f"{PACKING}-{self.files.name(text)[:8]}"
-        if packed.exists():  # it was not measured any more
-            shutil.rmtree(packed)
         report = compress(
             self.checkpoint.path,
             packed,
