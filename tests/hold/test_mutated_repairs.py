@@ -148,9 +148,9 @@ def test_a_damaged_result_of_a_repair_is_refused(
 def test_a_damaged_training_checkpoint_is_noticed(
     tree: Path, tmp_path: Path, rounds: Rounds, tally: Counter[str]
 ) -> None:
-    """By what looks for the checkpoint to go on from, which takes the one before: files are damaged,
-    missing, of another step, or of another name. A seal may be written otherwise and say the
-    same."""
+    """By what looks for the checkpoint to go on from, which takes the one before: files are
+    damaged, missing, of another step, or of another name. A seal may be written otherwise and say
+    the same."""
     begun = partial_path(tree / "begun") / CHECKPOINTS
     folder = Path(shutil.copytree(begun, tmp_path / CHECKPOINTS))
     older, newest = sorted(folder.iterdir(), key=lambda path: int(path.name.partition("-")[2]))
