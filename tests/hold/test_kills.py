@@ -292,8 +292,8 @@ def test_a_killed_command(
             continue
         tally["kills before a change" if "fatal" in death else "kills at random times"] += 1
         left = {key: value for key, value in contents(place).items() if key in whole}
-        outputs = ({}, {key: whole[key] for key in left} if name in KEEPING else whole)
-        assert left in outputs, f"killed {death}, the output is not whole"
+        is_whole = {key: whole[key] for key in left} if name in KEEPING else whole
+        assert left in ({}, is_whole), f"killed {death}, the output is not whole"
         inputs.check()
         if left != whole:
             again = run(command, words, place=place)
