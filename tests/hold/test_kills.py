@@ -161,11 +161,11 @@ class Inputs:
 
 
 def contents(*places: Path) -> Contents:
-    """The bytes of every file at or below places."""
+    """The bytes of every file at or below places, but for checksums of inputs that are kept."""
     found = {}
     for place in places:
         for file in [place, *sorted(place.rglob("*"))]:
-            if file.is_file() and file.name not in MEASURED:
+            if file.is_file() and not {file.name, file.parent.name} & {*MEASURED, "checksums"}:
                 found[f"{place.name}/{file.relative_to(place)}"] = without_seconds(file)
     return found
 
