@@ -191,7 +191,8 @@ def test_a_damaged_training_checkpoint_is_noticed(
             shutil.copytree(begun / newest.name, newest)
 
     assert find_checkpoints(folder).newest == newest
-    assert refusals("checkpoint", range(rounds(60, 4000)), attack) > 0
+    seeds = sorted({656, *range(rounds(60, 4000))})  # 656 did harm once: a name of the seal alone
+    assert refusals("checkpoint", seeds, attack) > 0
 
 
 def test_an_unfinished_repair_that_was_damaged(
