@@ -82,12 +82,11 @@ def composition(source: Checkpoint) -> None:
 
 def first_screen(source: Checkpoint) -> None:
     """The answer: how alike the experts are, and how many bytes can go."""
-    summary = reads.summary(source)
     analysis = reads.analysis(source)
-    verdict, seen = (
-        (summary.upcycled, " (From a sample of rows; the analysis compares all of them.)")
-        if analysis is None
-        else (analysis.verdict, "")
+    summary = reads.summary(source, None if analysis is None else analysis.verdict)
+    verdict = summary.upcycled
+    seen = (
+        " (From a sample of rows; the analysis compares all of them.)" if analysis is None else ""
     )
     st.markdown(f"#### {plain(frame.label(source))}")
     st.markdown(

@@ -178,13 +178,14 @@ class _GrowingTables:
             name: TableInMemory(columns, {key: self.finished[key][name] for key in finished})
             for name, columns in COLUMNS.items()
         }
+        small: dict[str, Any] = {name: whole(tables[name]) for name in SMALL}
         return Analysis(
             self._checkpoint.identity,
             self._checkpoint.family,
             dict(self._meta),
             pairs=tables["similarity"],
             curves=tables["spectra"],
-            **{name: whole(tables[name]) for name in SMALL},
+            **small,
             version=self._checkpoint.store.version,
         )
 

@@ -6,12 +6,13 @@ A model of 100,000 tensors has 25 million pairs of experts. A page shows those o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
 
 from ders_core.analysis.parquet_rows import COUNTS, WORDS, ParquetRows
+from ders_core.errors import CheckpointError
 from ders_core.later import pa, pd, pq
 
 Key = tuple[int, str]
@@ -77,10 +78,17 @@ class TableInFile:
     """A table of a saved analysis. The file stays open, so that what is read is what was checked,
     also when another analysis takes its place."""
 
-    def __init__(self, file: ParquetRows, counts: Mapping[Key, int]) -> None:
-        """counts: rows of each group, in the order of the file."""
+    def __init__(
+        self,
+        file: ParquetRows,
+        counts: Mapping[Key, int],
+        damaged: Callable[[], object] = lambda: None,
+    ) -> None:
+        """counts: rows of each group, in the order of the file. damaged: is called when rows cannot
+        be read."""
         self.columns = file.columns
         self._file = file
+        self._damaged = damaged
         ends = accumulate(counts.values(), initial=0)
         self._places = dict(zip(counts, pairwise(ends), strict=True))
 
@@ -95,7 +103,11 @@ class TableInFile:
     def of_group(
         self, layer: int, projection: str, columns: Sequence[str] | None = None
     ) -> pd.DataFrame:
-        return self._file.rows(*self._places.get((layer, projection), (0, 0)), columns)
+        try:
+            return self._file.rows(*self._places.get((layer, projection), (0, 0)), columns)
+        except CheckpointError:
+            self._damaged()
+            raise
 
 
 def whole(table: GroupTable) -> pd.DataFrame:
@@ -108,19 +120,31 @@ def whole(table: GroupTable) -> pd.DataFrame:
     )
 
 
-def write_groups(table: GroupTable, file: Path) -> None:
+def write_table(table: pd.DataFrame, file: Path) -> None:
+    """Write a table as Parquet, so that damage of its values is noticed when they are read."""
+    table.to_parquet(file, index=False, write_page_checksum=True)
+
+
+def write_groups(table: GroupTable, file: Path) -> dict[Key, int]:
     """Write a table as Parquet, the rows of each group as a row group of its own: no more than one
-    group is in memory. A table without rows has columns of no type, as pandas writes it."""
+    group is in memory. A table without rows has columns of no type, as pandas writes it.
+
+    Returns how many rows each group has."""
     if table.empty:
-        whole(table).to_parquet(file, index=False)
-        return
+        write_table(whole(table), file)
+        return {}
+    counts = {}
     keys = table.keys
     schema = pa.Table.from_pandas(table.of_group(*keys[0]), preserve_index=False).schema
     repeated = [name for name in schema.names if name in WORDS | COUNTS]
     with (
         open(file, "wb") as output,  # pyarrow removes a file that it cannot write
-        pq.ParquetWriter(output, schema, use_dictionary=repeated) as writer,
+        pq.ParquetWriter(
+            output, schema, use_dictionary=repeated, write_page_checksum=True
+        ) as writer,
     ):
         for key in keys:
             rows = pa.Table.from_pandas(table.of_group(*key), schema, preserve_index=False)
             writer.write_table(rows, row_group_size=len(rows))
+            counts[key] = len(rows)
+    return counts

@@ -37,7 +37,9 @@ class ParquetRows:
         self._lock = Lock()
         try:
             words = [column for column in self.columns if column in WORDS]
-            self._file = pq.ParquetFile(pa.OSFile(str(path)), read_dictionary=words)
+            self._file = pq.ParquetFile(
+                pa.OSFile(str(path)), read_dictionary=words, page_checksum_verification=True
+            )
             sizes = [
                 self._file.metadata.row_group(number).num_rows
                 for number in range(self._file.metadata.num_row_groups)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ders_core.analysis.group_table import Key, TableInFile
+from ders_core.analysis.group_table import Key
 from ders_core.analysis.parquet_rows import ADVICE, ParquetRows
 from ders_core.checkpoint import PROJECTIONS
 from ders_core.errors import CheckpointError, sentence_of
@@ -81,17 +81,18 @@ def read_table(file: Path, columns: Collection[str]) -> pd.DataFrame:
     return rows.rows(0, rows.count)
 
 
-def read_pairs(file: Path, columns: Collection[str], groups: pd.DataFrame) -> TableInFile:
-    """The pairs of experts of every group, in the order in which an analysis writes them.
+def count_pairs(groups: pd.DataFrame) -> dict[Key, int]:
+    """How many pairs of experts each group has. groups: as of `check_groups`."""
+    return {key: experts**2 for key, experts in _experts(groups).items()}
 
-    groups: as of `check_groups`. Raises CheckpointError if the file lacks a pair or holds another.
-    """
-    rows = ParquetRows(file, columns)
-    experts = _experts(groups)
-    counts = {key: count**2 for key, count in experts.items()}
+
+def check_pairs(rows: ParquetRows, groups: pd.DataFrame) -> None:
+    """Read the pairs of experts of every group, and raise CheckpointError unless all are there, in
+    the order in which an analysis writes them. groups: as of `check_groups`."""
+    experts, counts = _experts(groups), count_pairs(groups)
     if rows.count != sum(counts.values()):
-        raise _contradiction(file.parent)
-    keys, begins = list(counts), [*accumulate(counts.values(), initial=0)]
+        raise _contradiction(rows.path.parent)
+    keys, begins = list(experts), [*accumulate(counts.values(), initial=0)]
     for first, piece in rows.pieces():  # also the columns that are not looked at: they can be read
         place = first
         while place < first + len(piece):
@@ -105,9 +106,8 @@ def read_pairs(file: Path, columns: Collection[str], groups: pd.DataFrame) -> Ta
                 and np.array_equal(part["expert_i"].to_numpy(), firsts[inside])
                 and np.array_equal(part["expert_j"].to_numpy(), seconds[inside])
             ):
-                raise _contradiction(file.parent)
+                raise _contradiction(rows.path.parent)
             place = end
-    return TableInFile(rows, counts)
 
 
 @lru_cache(maxsize=2)
@@ -132,12 +132,11 @@ def _words(part: pa.Table) -> tuple[list[str], np.ndarray]:
     return words.dictionary.to_pylist(), words.indices.to_numpy()
 
 
-def read_spectra(file: Path, columns: Collection[str], groups: pd.DataFrame) -> TableInFile:
-    """Any number of rows for each group, those of a group together.
+def count_spectra(rows: ParquetRows, groups: pd.DataFrame) -> dict[Key, int]:
+    """Read the table of spectra: how many rows each group has, those of a group together.
 
     groups: as of `check_groups`. Raises CheckpointError if there are rows of another one.
     """
-    rows = ParquetRows(file, columns)
     experts = _experts(groups)
     counts: dict[Key, int] = {}
     before: Key | None = None
@@ -145,10 +144,10 @@ def read_spectra(file: Path, columns: Collection[str], groups: pd.DataFrame) -> 
         numbers: np.ndarray = run["expert"].to_numpy()
         is_whole = key == before or key not in counts
         if not is_whole or numbers.min() < 0 or numbers.max() >= experts.get(key, 0):
-            raise _contradiction(file.parent)
+            raise _contradiction(rows.path.parent)
         counts[key] = counts.get(key, 0) + len(run)
         before = key
-    return TableInFile(rows, counts)
+    return counts
 
 
 def _runs(rows: ParquetRows) -> Iterator[tuple[Key, pa.Table]]:

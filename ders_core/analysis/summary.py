@@ -71,8 +71,10 @@ class Summary:
         return asdict(self)
 
 
-def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
-    """Headers, and a few rows of a few experts for the verdict."""
+def summarize(checkpoint: str | Path | Checkpoint, verdict: Verdict | None = None) -> Summary:
+    """Headers, and a few rows of a few experts for the verdict.
+
+    verdict: that of an analysis; no rows are read then."""
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     beside = source.beside
     return Summary(
@@ -96,7 +98,7 @@ def summarize(checkpoint: str | Path | Checkpoint) -> Summary:
         expert_share=source.expert_share,
         left_aside=beside.left_aside,
         linked_out=beside.linked_out,
-        upcycled=sampled_verdict(source),
+        upcycled=verdict or sampled_verdict(source),
     )
 
 

@@ -6,16 +6,18 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from ders_core.analysis.group_table import (
     GroupTable,
     Key,
+    TableInFile,
     TableInMemory,
     whole,
     write_groups,
+    write_table,
 )
 from ders_core.analysis.origins import (
     Starts,
@@ -24,18 +26,21 @@ from ders_core.analysis.origins import (
     find_clusters,
     starts_of,
 )
+from ders_core.analysis.parquet_rows import ParquetRows
 from ders_core.analysis.saved import (
     check_clusters,
     check_experts,
     check_groups,
     check_keys,
+    check_pairs,
+    count_pairs,
+    count_spectra,
     read_head,
-    read_pairs,
-    read_spectra,
     read_table,
 )
 from ders_core.analysis.saving import SharedEnergy, saving
 from ders_core.analysis.verdict import SINGLE, Verdict, judge
+from ders_core.analysis.written_note import PairFigures, read_note, withdraw_note, write_note
 from ders_core.files.directory import replaced_directory
 from ders_core.files.dtype import Dtype
 from ders_core.files.store import Store
@@ -80,6 +85,8 @@ class Analysis:
 
     identity: of the checkpoint, by a sample. version: of the files that were read, see
     `Store.version`; "" in tables of before there was one. An analysis is of that version alone.
+    figures: of all pairs, as they were saved; without them they are computed when they are asked
+    for.
     """
 
     identity: str
@@ -92,6 +99,7 @@ class Analysis:
     histograms: pd.DataFrame
     energy_map: pd.DataFrame
     version: str = ""
+    figures: PairFigures | None = None
 
     def is_of(self, store: Store) -> bool:
         """Whether it was made of the files as they are in this store."""
@@ -110,6 +118,8 @@ class Analysis:
     @cached_property
     def apart(self) -> tuple[float, float] | None:
         """The least and the largest 1 − cos of two experts of a group; None without any."""
+        if self.figures is not None:
+            return self.figures.apart
         extremes = []
         for key in self.pairs.keys:
             values = self.apart_in(*key)
@@ -149,6 +159,8 @@ class Analysis:
 
     def _starts(self) -> Starts | None:
         """Those of the model; None where one base is best."""
+        if self.figures is not None:
+            return self.figures.starts
         several = self.groups[self.groups["clusters"] > 1]
         if several.empty:
             return None
@@ -216,10 +228,11 @@ class Analysis:
         """Write the tables as Parquet next to meta.json; the directory appears when complete."""
         with replaced_directory(directory) as aside:
             for name in SMALL:
-                getattr(self, name).to_parquet(aside / f"{name}.parquet", index=False)
+                write_table(getattr(self, name), aside / f"{name}.parquet")
             write_groups(self.pairs, aside / "similarity.parquet")
-            write_groups(self.curves, aside / "spectra.parquet")
+            spectra = write_groups(self.curves, aside / "spectra.parquet")
             (aside / META).write_text(json.dumps(self._head(), indent=2), encoding="utf-8")
+            write_note(aside, spectra, PairFigures(self.apart, self._starts()))
 
     @classmethod
     def load(cls, directory: Path) -> Analysis:
@@ -228,9 +241,10 @@ class Analysis:
         Raises CheckpointError if the tables are not there, are damaged, or were written by another
         version.
         """
+        note = read_note(directory)
         head = read_head(directory / META, (VERSION, WITHOUT_CLUSTERS))
         is_old = head.version == WITHOUT_CLUSTERS
-        small = {
+        small: dict[str, Any] = {
             name: read_table(
                 directory / f"{name}.parquet",
                 [column for column in COLUMNS[name] if not (is_old and column in OF_CLUSTERS)],
@@ -242,21 +256,31 @@ class Analysis:
         check_experts(directory, groups, experts)
         for name in ("histograms", "energy_map"):
             check_keys(directory, groups, small[name])
-        pairs = read_pairs(directory / "similarity.parquet", COLUMNS["similarity"], groups)
-        curves = read_spectra(directory / "spectra.parquet", COLUMNS["spectra"], groups)
+        pairs, spectra = (
+            ParquetRows(directory / f"{name}.parquet", COLUMNS[name])
+            for name in ("similarity", "spectra")
+        )
+        if note is not None and note.is_of(directory):
+            counts, figures = note.counts, note.figures
+        else:
+            check_pairs(pairs, groups)
+            counts, figures = count_spectra(spectra, groups), None
+        damaged = partial(withdraw_note, directory)
+        of_pairs = TableInFile(pairs, count_pairs(groups), damaged)
         if is_old:
             small["groups"], small["experts"] = _with_clusters(
-                groups, experts, pairs, head.meta["dtype"]
+                groups, experts, of_pairs, head.meta["dtype"]
             )
         check_clusters(directory, small["groups"], small["experts"])
         return cls(
             head.identity,
             head.family,
             head.meta,
-            pairs=pairs,
-            curves=curves,
+            pairs=of_pairs,
+            curves=TableInFile(spectra, counts, damaged),
             **small,
             version=head.files,
+            figures=figures,
         )
 
     def json_pieces(self) -> Iterator[str]:

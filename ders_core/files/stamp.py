@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,11 @@ def version_of(stamps: Mapping[str, Stamp]) -> str:
     return digest.hexdigest()
 
 
-def directory_version(directory: Path) -> str:
-    """`version_of` all files of a local directory. Raises OSError if it cannot be listed."""
-    return version_of({file.name: stamp(file) for file in directory.iterdir() if file.is_file()})
+def directory_version(directory: Path, *, without: Container[str] = ()) -> str:
+    """`version_of` all files of a local directory but those of some names. Raises OSError if it
+    cannot be listed."""
+    files = (file for file in directory.iterdir() if file.name not in without)
+    return version_of({file.name: stamp(file) for file in files if file.is_file()})
 
 
 def check_unchanged(directory: Path, stamps: Mapping[str, Stamp]) -> None:

@@ -10,11 +10,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ders_core.errors import CheckpointError
-from ders_core.files.json_object import read_json
-from ders_core.files.writer import json_text, write_json
+from ders_core.files.sealed import read_sealed, write_sealed
 
-SEAL, HEADER = "seal", "header"
+HEADER = "header"
 
 
 def note_of(file: Path) -> Path:
@@ -29,25 +27,19 @@ def staged_of(note: Path) -> Path:
 
 def write_note(note: Path, value: dict[str, Any]) -> None:
     """Write a note, whose group's file is written already. Raises OSError."""
-    sealed = value | {HEADER: _header_sha256(staged_of(note))}
-    write_json(note, sealed | {SEAL: _seal(sealed)})
+    write_sealed(note, value | {HEADER: _header_sha256(staged_of(note))})
 
 
 def read_note(note: Path) -> dict[str, Any] | None:
     """What was written, but for the seal; None if there is no note, or the note or the header of
     the group's file is not as it was."""
+    told = read_sealed(note)
     try:
-        sealed = read_json(note)
-        seal = sealed.pop(SEAL, None)
-        if seal != _seal(sealed) or sealed.pop(HEADER, "") != _header_sha256(staged_of(note)):
+        if told is None or told.pop(HEADER, "") != _header_sha256(staged_of(note)):
             return None
-    except (CheckpointError, OSError):
+    except OSError:
         return None
-    return sealed
-
-
-def _seal(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json_text(value).encode()).hexdigest()
+    return told
 
 
 def _header_sha256(file: Path) -> str | None:

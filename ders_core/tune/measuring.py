@@ -93,6 +93,7 @@ class Measuring:
         Raises DersError as `compress` and `evaluate` do. An interrupted compression is continued
         the next time.
         """
+        self._cleared(recipe)
         known = self.files.read(recipe.to_yaml())
         if known is not None:
             return known
@@ -116,9 +117,7 @@ class Measuring:
     def packed(self, recipe: Recipe, what: str) -> Iterator[Packed]:
         """A block in which the recipe is packed; it is removed afterwards. what: as of `measure`.
         Raises DersError as `compress` does."""
-        packed = self.directory / f"{PACKING}-{self.files.name(recipe.to_yaml())[:8]}"
-        if packed.exists():  # it was not measured any more
-            shutil.rmtree(packed)
+        packed = self._cleared(recipe)
         report = compress(
             self.checkpoint.path,
             packed,
@@ -129,6 +128,14 @@ class Measuring:
         )
         yield Packed(packed, report)
         shutil.rmtree(packed)
+
+    def _cleared(self, recipe: Recipe) -> Path:
+        """Where the recipe is packed, without what a process left there that died before it was
+        measured, or right after."""
+        packed = self.directory / f"{PACKING}-{self.files.name(recipe.to_yaml())[:8]}"
+        if packed.exists():
+            shutil.rmtree(packed)
+        return packed
 
     def _ran(self) -> Original:
         if self._original is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from ders_core.analysis import Analysis
+from ders_core.analysis import Analysis, Verdict
 from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import CheckpointError, DersError
@@ -98,8 +98,8 @@ def auto_class(path: str) -> str:
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
-def _summary(version: str, _source: Checkpoint) -> Summary:
-    return summarize(_source)
+def _summary(version: str, verdict: Verdict | None, _source: Checkpoint) -> Summary:
+    return summarize(_source, verdict)
 
 
 @st.cache_data(show_spinner="Decoding a sample", max_entries=16)
@@ -107,11 +107,12 @@ def _packed_summary(version: str, _source: Checkpoint) -> Summary:
     return calculate(first_look, _source.place, version)
 
 
-def summary(source: Checkpoint) -> Summary:
-    """The summary of a checkpoint; the verdict's sample reads a few rows of a few experts."""
+def summary(source: Checkpoint, verdict: Verdict | None) -> Summary:
+    """The summary of a checkpoint. verdict: of its analysis; without one, a sample of a few rows of
+    a few experts is read."""
     with _one_sentence(source.path):
-        if source.packed_bytes is None:
-            return _summary(source.store.version, source)
+        if source.packed_bytes is None or verdict is not None:
+            return _summary(source.store.version, verdict, source)
         return _packed_summary(source.store.version, source)
 
 

@@ -29,6 +29,7 @@ from ders_core.files.aside import sync_directory, sync_tree
 from ders_core.files.header import read_header
 from ders_core.files.json_object import read_json
 from ders_core.files.writer import write_json
+from ders_core.units import visible
 
 TRAINED = "trained.safetensors"
 """File of a training checkpoint: trained parameters and positions; the rest is the dense model."""
@@ -209,8 +210,11 @@ def _digests(path: Path) -> dict[str, str]:
 def _seal_problem(seal: Path) -> str | None:
     """Which file is not the one that was written. Raises CheckpointError, OSError."""
     told, digests = read_json(seal), _digests(seal.parent)
-    changed = [name for name in sorted(told | digests) if told.get(name) != digests.get(name)]
-    return f"{changed[0]} is not as it was written" if changed else None
+    changed = [name for name in sorted(digests) if told.get(name) != digests[name]]
+    if not changed and told.keys() == digests.keys():
+        return None
+    # a name that only the seal has may be anything; it is damaged, or its file is gone
+    return f"{visible(changed[0]) if changed else SEAL} is not as it was written"
 
 
 def _pickle_problem(file: Path) -> str | None:

@@ -13,6 +13,7 @@ from streamlit.proto.WidgetStates_pb2 import WidgetState, WidgetStates
 from streamlit.testing.v1 import AppTest
 from support.studio_pages import on, opened, words
 
+from ders_core.analysis import Verdict
 from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import JobStore, Workspace
@@ -63,10 +64,10 @@ def unexpected(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def faulty_summary(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It opens, and cannot be read further."""
 
-    def fails(source: Checkpoint) -> Summary:
+    def fails(source: Checkpoint, verdict: Verdict | None) -> Summary:
         if source.path == checkpoint:
             raise ZeroDivisionError("division by zero")
-        return summarize(source)
+        return summarize(source, verdict)
 
     monkeypatch.setattr("ders_core.ui.reads.summarize", fails)
 

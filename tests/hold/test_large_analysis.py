@@ -17,6 +17,7 @@ from support.studio_pages import on, opened, words
 from ders_core.analysis import Analysis
 from ders_core.analysis.group_table import TableInFile
 from ders_core.analysis.parquet_rows import ParquetRows
+from ders_core.analysis.written_note import WrittenNote
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import CheckpointError
 from ders_core.jobs import Workspace
@@ -65,6 +66,26 @@ def test_a_page_reads_the_group_that_it_shows(
     app.selectbox(key="red_layer").set_value(4).run()
     assert not app.exception
     assert 0 < sum(rows_read) <= 4 * PAIRS
+
+
+def test_rows_that_rot_on_the_disk_are_made_again(
+    app: AppTest, workspace: Workspace, large: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that gives other bytes leaves a file's stamps as they are: who reads them first is
+    told in a sentence, and the page offers another analysis from then on."""
+    directory = workspace.analysis_dir(large.identity)
+    save_drawn_analysis(directory, large, POINTS)
+    file = directory / "similarity.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1  # among the numbers of a group
+    file.write_bytes(content)
+    monkeypatch.setattr(WrittenNote, "is_of", lambda *_: True)
+    opened(app, large.path)
+    assert "not analysed" not in words(on(app, "redundancy"))
+    with raises_saying(CheckpointError, "similarity.parquet", "analyse again"):
+        assert len(Analysis.load(directory).similarity) > 0
+    assert "not analysed" in words(on(app, "redundancy"))
+    assert "analyse" in {button.key for button in app.button}
 
 
 def test_what_is_read_of_a_group_is_what_was_saved(tmp_path: Path, large: Checkpoint) -> None:

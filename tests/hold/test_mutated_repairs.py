@@ -27,6 +27,7 @@ from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
 from ders_core.repair.repairer import CHECKPOINTS, repair
 from ders_core.repair.work import Work
+from ders_core.upcycle.checkpoints import SEAL, find_checkpoints
 
 SECONDS = 60
 RECIPE = Recipe(
@@ -142,6 +143,56 @@ def test_a_damaged_result_of_a_repair_is_refused(
 
     assert not refused(lambda: read_manifest(tree, "repaired"))
     assert refusals(name, range(rounds(4, 1200)), attack) > 0
+
+
+def test_a_damaged_training_checkpoint_is_noticed(
+    tree: Path, tmp_path: Path, rounds: Rounds, tally: Counter[str]
+) -> None:
+    """By what looks for the checkpoint to go on from, which takes the one before: files are
+    damaged, missing, of another step, or of another name. A seal may be written otherwise and say
+    the same."""
+    begun = partial_path(tree / "begun") / CHECKPOINTS
+    folder = Path(shutil.copytree(begun, tmp_path / CHECKPOINTS))
+    older, newest = sorted(folder.iterdir(), key=lambda path: int(path.name.partition("-")[2]))
+    whole = contents(newest)
+    names = sorted(whole)
+
+    def harm(rng: Random) -> None:
+        name, other = rng.sample(names, 2)
+        match rng.randrange(12):
+            case 0:
+                (newest / name).unlink()
+            case 1:
+                shutil.copy(older / name, newest / name)
+            case 2:
+                shutil.copy(newest / other, newest / name)
+            case 3:
+                (newest / f"{rng.randrange(10)}.safetensors").write_bytes(whole[name])
+            case _:
+                damage = damaged_json if name.endswith(".json") else damaged_bytes
+                (newest / name).write_bytes(damage(rng, whole[name]))
+
+    def attack(seed: int) -> bool:
+        tally["damaged training checkpoints"] += 1
+        harm(Random(f"checkpoint {seed}"))
+        try:
+            with at_most(SECONDS):
+                found = find_checkpoints(folder)
+            assert is_line(found.sentence), found.sentence
+            if found.newest == newest:
+                now = contents(newest)
+                assert {**now, SEAL: b""} == {**whole, SEAL: b""}, "taken for whole"
+                return False
+            assert found.newest == older
+            assert [each.path for each in found.damaged] == [newest]
+            return True
+        finally:
+            shutil.rmtree(newest)
+            shutil.copytree(begun / newest.name, newest)
+
+    assert find_checkpoints(folder).newest == newest
+    seeds = sorted({656, *range(rounds(60, 4000))})  # 656 did harm once: a name of the seal alone
+    assert refusals("checkpoint", seeds, attack) > 0
 
 
 def test_an_unfinished_repair_that_was_damaged(

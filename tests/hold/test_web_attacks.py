@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from support.browsing import chromium, visits
 from support.hostile_workspace import LONG_NAME, NAME, RECIPE, hostile_workspace
-from support.job_waits import STILLNESS
+from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio, running_studio
 
 pytestmark = pytest.mark.timeout(3600)
@@ -247,10 +247,15 @@ def settled(page: Page, name: str) -> str:
     expect(page).to_have_url(
         re.compile(rf"/{name.lower() if name != 'Checkpoint' else ''}(\?.*)?$")
     )
-    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
-    expect(page.locator("[data-stale=true]")).to_have_count(0)
+    drawn(page)
     fields: list[str] = page.locator("input").evaluate_all("all => all.map(one => one.value)")
     return " ".join([page.locator("body").inner_text(), *fields]).replace("\n", " ")
+
+
+def drawn(page: Page) -> None:
+    """Wait until the page is drawn."""
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    expect(page.locator("[data-stale=true]")).to_have_count(0)
 
 
 def foreign(addresses: list[str]) -> list[str]:
@@ -300,6 +305,43 @@ def test_foreign_names_are_shown_as_they_are(
             assert shown == {f"{number} {LONG_NAME}" for number in range(2)}
             assert page.locator(".js-plotly-plot svg a").count() == 0
     assert not foreign(asked)
+
+
+@pytest.mark.browser
+def test_a_repair_is_started_among_foreign_names(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    """The form refuses a text that is not there, files one that is, and the page tells what became
+    of it: the packed checkpoint is gone."""
+    page = visit(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(1000 * STILLNESS)
+    page.goto(studio.address)
+    settled(page, "Runs")
+    before = {job.id for job in studio.store.list(kind="repair")}
+    page.get_by_role("button", name="Repair…").first.click()
+    form = page.get_by_test_id("stPopoverBody")
+
+    def start(text: Path) -> None:
+        texts = form.get_by_role("textbox", name="Texts to train on")
+        texts.fill(str(text))
+        texts.blur()
+        drawn(page)
+        form.get_by_role("button", name="Repair", exact=True).click(delay=100)
+
+    start(studio.workspace / LONG_NAME)
+    expect(form.get_by_test_id("stAlert")).to_contain_text(NAME)
+    is_text_alone(page, "a text that is not there")
+    text = studio.workspace / NAME / f"text {NAME}.txt"
+    text.write_text("A text of some words. " * 200)
+    start(text)
+    expect(form).to_have_count(0)
+    job = wait_for_job(studio, "repair", lambda job: job.state == "failed")
+    assert job.id not in before
+    assert job.spec["text"] == [str(text)]
+    assert job.title.startswith(f"1 {LONG_NAME}")
+    reason = page.get_by_test_id("stAlert").get_by_text(f"{NAME}/gone", exact=False)
+    expect(reason.first).to_be_visible()
+    is_text_alone(page, "a repair that failed")
 
 
 @pytest.mark.browser

@@ -39,6 +39,8 @@ IMPORTED = [
     "ders_core.pipeline.compress",
     "ders_core.upcycle.upcycler",
     "ders_core.repair.repairer",
+    "ders_core.tune.prove",
+    "ders_core.tune.tuner",
     *sorted(
         f"ders_core.{folder}.{file.stem}".replace("/", ".")
         for folder in ("compute/kernels", "decompose/bases", "jobs/kinds", "upcycle/forms")

@@ -78,6 +78,21 @@ def proof(tuning: Tuning) -> Proof:
     return tuning.prove(Bound("share", 0.55))
 
 
+def test_what_a_process_left_that_died_after_measuring_is_removed(
+    tuning: Tuning, proof: Proof
+) -> None:
+    left = [
+        tuning.trials / f"{measuring.PACKING}-{file.stem[:8]}"
+        for file in tuning.trials.glob("*.json")
+    ]
+    assert len(left) >= len(proof.trials)
+    for directory in left:
+        directory.mkdir()
+        (directory / "model.safetensors").touch()
+    assert tuning.prove(Bound("share", 0.55)) == proof  # no trial is measured again
+    assert not any(directory.exists() for directory in left)
+
+
 def test_the_solution_and_uniform_recipes_are_measured(proof: Proof) -> None:
     roles = [trial.role for trial in proof.trials]
     assert roles[0] == "tuned"
