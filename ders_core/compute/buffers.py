@@ -38,7 +38,11 @@ def fresh(
 def fresh_array(count: int, dtype: type[np.generic]) -> np.ndarray:
     """As `fresh`: a numpy array `[count]`."""
     size = count * np.dtype(dtype).itemsize
-    return np.empty(count, dtype) if size < LARGE_BYTES else _kept(size).view(dtype)
+    if size < LARGE_BYTES:
+        return np.empty(count, dtype)
+    # of a tensor: views of an array that is a view itself do not keep that one, but what is below
+    array: np.ndarray = torch.from_numpy(_kept(size)).numpy()
+    return array.view(dtype)
 
 
 _lock = threading.RLock()  # a tensor may go while it is held

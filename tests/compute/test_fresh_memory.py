@@ -33,6 +33,21 @@ def test_two_do_not_share_memory() -> None:
     assert int(one.max()) == 1
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_arrays_keep_their_memory_through_every_view(dtype: type[np.generic]) -> None:
+    """numpy's view of a view keeps the memory below, and not the first view."""
+    count = 2 * LARGE_BYTES // np.dtype(dtype).itemsize
+    views: list[np.ndarray] = []
+    for number in range(1, 9):
+        array = fresh_array(count, dtype)
+        array[:] = number
+        views.append([array, array[1:], array.reshape(2, -1)[1], array.view(np.uint8)][number % 4])
+        del array
+    for number, view in enumerate(views, start=1):
+        expected = np.full(view.nbytes // np.dtype(dtype).itemsize, number, dtype)
+        assert view.tobytes() == expected.tobytes()
+
+
 def test_memory_is_used_again_once_nothing_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_free", [])
     tensor = fresh((3, LARGE_BYTES), torch.uint8)
