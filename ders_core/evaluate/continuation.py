@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.domains import Domain
-from ders_core.evaluate.forward import loaded, next_token_logits
+from ders_core.evaluate.forward import loaded
+from ders_core.evaluate.speaking import Draw, speak
 
 PROMPT = 32
 """Tokens of a window that make a prompt."""
@@ -66,41 +67,14 @@ def continuations(
     """What a model writes behind each prompt, `length` tokens at most.
 
     Nothing is drawn by chance: each token is the likeliest one, of equals the first, so that two
-    models differ only where their predictions do. Each prompt runs by itself, without padding.
-    Raises as `ders_core.evaluate.forward`.
+    models differ only where their predictions do. Each prompt runs by itself, without padding; what
+    ends a reply is left out. Raises as `ders_core.evaluate.forward` and `speak`.
     """
+
+    def continued(network: PreTrainedModel, prompt: Prompt) -> str:
+        said = speak(network, prompt.tokens, length, Draw(), lambda: None)
+        written = said.tokens[:-1] if said.ended else said.tokens
+        return str(tokenizer.decode(list(written)))
+
     with loaded(model, device, dtype, trust_remote_code) as network:
-        return [
-            str(tokenizer.decode(_continued(network, prompt.tokens, tokenizer, length)))
-            for prompt in prompts
-        ]
-
-
-@torch.inference_mode()
-def _continued(
-    network: PreTrainedModel,
-    prompt: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-) -> list[int]:
-    """The tokens behind a prompt; an encoder reads it, and a decoder starts anew."""
-    context = torch.tensor([prompt], device=network.device)
-    encoded: torch.Tensor | None = None
-    if network.config.is_encoder_decoder:
-        encoded = context
-        context = torch.full_like(context[:, :1], network.config.decoder_start_token_id or 0)
-    begin = context.shape[1]
-    most = getattr(network.config, "max_position_embeddings", None)
-    for _ in range(length):
-        window = context if most is None else context[:, -most:]
-        logits = next_token_logits(network, window, encoded)[0, -1]
-        if not bool(torch.isfinite(logits).all()):
-            raise EvaluationError(
-                f"{network.config.name_or_path} computes values that are not finite; its weights "
-                "are damaged or too large for their dtype"
-            )
-        token = logits.argmax().view(1, 1)
-        if int(token) == tokenizer.eos_token_id:
-            break
-        context = torch.cat([context, token], 1)
-    return [int(token) for token in context[0, begin:]]
+        return [continued(network, prompt) for prompt in prompts]

@@ -5,6 +5,7 @@ The store finds, counts and sorts them; only those of the page are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from ders_core.ui import kept, session
 from ders_core.ui.job_progress import STATES
 
 ANY = "all"
+NUMBER = re.compile(r"[0-9]{1,9}")
+"""Of a job, in an address that may be anyone's."""
+
 ORDER_LABELS: dict[Order, str] = {
     "newest": "Newest",
     "oldest": "Oldest",
@@ -140,7 +144,9 @@ def follow(key: str, ids: Sequence[int], address: str) -> None:
     still: list[int] | None = None
     if key not in st.session_state:
         named = st.query_params.get(address, "").split(",")
-        still = st.session_state.get(f"{key}_chosen", [int(i) for i in named if i.isdecimal()])
+        still = st.session_state.get(
+            f"{key}_chosen", [int(i) for i in named if NUMBER.fullmatch(i)]
+        )
     else:
         shown: list[int] = st.session_state.get(f"{key}_ids", list(ids))
         if shown != list(ids):

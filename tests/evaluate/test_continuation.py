@@ -9,7 +9,6 @@ import torch
 
 from ders_core.errors import EvaluationError
 from ders_core.evaluate.continuation import (
-    Prompt,
     continuations,
     prompts_of_texts,
     prompts_of_windows,
@@ -51,6 +50,3 @@ def test_prompts_are_spread_over_the_windows(mixtral_dir: Path) -> None:
 def test_an_empty_prompt_is_refused(mixtral_dir: Path) -> None:
     with pytest.raises(EvaluationError, match="no tokens"):
         prompts_of_texts([""], load_tokenizer(mixtral_dir))
-    assert continuations(
-        mixtral_dir, [Prompt("x", (5,))], load_tokenizer(mixtral_dir), length=0
-    ) == [""]
