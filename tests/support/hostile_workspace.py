@@ -62,11 +62,11 @@ def hostile_workspace(path: Path, moe: Path, dense: Path) -> None:
     claims.announce(os.getpid())
     noted = f"# {LONG_NAME}\n{recipe}"
     run = {"checkpoint": str(checkpoint), "recipe": noted, "name": LONG_NAME}
-    for number in range(2):
+    for number, packed in enumerate(("gone before", "gone")):
         store.submit("run", run, f"{number} {LONG_NAME}")
         claim = claims.claim()
         assert claim is not None
-        result = RUN | {"packed": str(path / NAME / "gone"), "quality": QUALITY}
+        result = RUN | {"packed": str(path / NAME / packed), "quality": QUALITY}
         claim.complete(result | {"bytes_after": 300 + number, "device": LONG_NAME})
     export = {"packed": str(path / NAME / "gone"), "out": str(path / NAME / "out")}
     store.submit("export", export, LONG_NAME)
