@@ -105,7 +105,7 @@ with right:
             selectable=True,
         )
         choose_clicked(clicked)
-        expert_pair(analysis, source, layer, projection)
+        expert_pair(analysis, source, layer, projection, pairs)
     with deltas:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),

@@ -8,14 +8,17 @@ import streamlit as st
 
 from ders_core.analysis import Analysis, of_group
 from ders_core.checkpoint import Checkpoint
+from ders_core.later import pd
 from ders_core.ui import kept
 
 FIRST, SECOND = "pair_first", "pair_second"
 _SEEN = "pair_seen"
 
 
-def expert_pair(analysis: Analysis, source: Checkpoint, layer: int, projection: str) -> None:
-    """Two boxes, and a sentence about the two experts."""
+def expert_pair(
+    analysis: Analysis, source: Checkpoint, layer: int, projection: str, pairs: pd.DataFrame
+) -> None:
+    """Two boxes, and a sentence about the two experts. pairs: of all experts of the group."""
     rows = of_group(analysis.experts, layer, projection)
     experts = [int(expert) for expert in rows["expert"]]
     if len(experts) < 2:
@@ -38,7 +41,7 @@ def expert_pair(analysis: Analysis, source: Checkpoint, layer: int, projection: 
                 (SECOND, "and expert", "with", experts[1]),
             )
         )
-    st.markdown(_sentence(analysis, layer, projection, first, second))
+    st.markdown(_sentence(analysis, layer, projection, pairs, first, second))
 
 
 def choose_clicked(event: Any) -> None:
@@ -53,10 +56,11 @@ def choose_clicked(event: Any) -> None:
             st.session_state[key] = int(name[1:])
 
 
-def _sentence(analysis: Analysis, layer: int, projection: str, first: int, second: int) -> str:
+def _sentence(
+    analysis: Analysis, layer: int, projection: str, pairs: pd.DataFrame, first: int, second: int
+) -> str:
     if first == second:
         return "The same expert twice: choose another one, or click a cell of the map."
-    pairs = analysis.pairs.of_group(layer, projection)
     row = pairs[(pairs["expert_i"] == first) & (pairs["expert_j"] == second)].iloc[0]
     norm = of_group(analysis.experts, layer, projection).set_index("expert")["norm_delta"]
     base = float(of_group(analysis.groups, layer, projection)["norm_base"].iloc[0]) or 1.0

@@ -73,7 +73,7 @@ def job_page(
             start="",
             placeholder="a part of it, or of a tag",
             lasting=False,
-            address="named",
+            address=f"{key}_named",
             width=220,
         )
         order: Order = kept.field(
@@ -84,7 +84,7 @@ def job_page(
             options=list(orders),
             format_func=ORDER_LABELS.__getitem__,
             lasting=False,
-            address="order",
+            address=f"{key}_order",
             width=200,
         )
         which = Which(
@@ -99,7 +99,7 @@ def job_page(
             start=1,
             of=f"{state} {order} {name.strip()}",
             lasting=False,
-            address="page",
+            address=f"{key}_page",
             min_value=1,
             max_value=max(1, -(-found // PAGE)),
         )
@@ -126,7 +126,7 @@ def _state(key: str, counts: Mapping[JobState, int]) -> str:
         format_func=labels.__getitem__,
         required=True,
         lasting=False,
-        address="state",
+        address=f"{key}_state",
     )
 
 
