@@ -325,6 +325,7 @@ def test_a_repair_is_started_among_foreign_names(
         texts = form.get_by_role("textbox", name="Texts to train on")
         texts.fill(str(text))
         texts.blur()
+        expect(form.get_by_test_id("stAlert")).to_have_count(0)  # what stands below it moves up
         drawn(page)
         form.get_by_role("button", name="Repair", exact=True).click(delay=100)
 
