@@ -27,6 +27,7 @@ MOST = 1000
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _ENTRIES = "studio_kept"
 _DRAWN = "studio_drawn"
+_UNSURE = "studio_unsure"
 
 T = TypeVar("T")
 
@@ -93,8 +94,10 @@ def field(
         shown = start
     else:
         shown = _possible(state[key], start, options)
-    if key not in state or state[key] != shown or drawn is None or drawn.bounds != bounds:
+    is_as_drawn = key in state and drawn is not None and drawn.bounds == bounds
+    if not is_as_drawn or state[key] != shown or key in _unsure():
         state[key] = shown
+        _unsure().add(key)
     _drawn()[key] = _Drawn(name, start, bounds)
     chosen: T = draw(label, key=key, on_change=_changed, args=(key, name, mark, lasting), **options)
     if chosen != known:  # set by the page
@@ -189,6 +192,24 @@ def _entries() -> dict[str, Entry]:
         st.session_state[_ENTRIES] = _load()
     entries: dict[str, Entry] = st.session_state[_ENTRIES]
     return entries
+
+
+def page_begins() -> None:
+    """A page is drawn from here on, not a fragment of it."""
+    st.session_state.setdefault(_UNSURE, set())
+
+
+def page_ends() -> None:
+    """All of the page was sent to the browser."""
+    st.session_state.pop(_UNSURE, None)
+
+
+def _unsure() -> set[str]:
+    """Keys of widgets whose values were set while the page is drawn. If a click starts it anew
+    before its end, the browser may not have seen them: it would take an empty value for what a
+    person chose."""
+    unsure: set[str] = st.session_state.get(_UNSURE, set())
+    return unsure
 
 
 def _drawn() -> dict[str, _Drawn]:

@@ -319,6 +319,7 @@ def test_a_repair_is_started_among_foreign_names(
     settled(page, "Runs")
     before = {job.id for job in studio.store.list(kind="repair")}
     page.get_by_role("button", name="Repair…").first.click()
+    drawn(page)
     form = page.get_by_test_id("stPopoverBody")
 
     def start(text: Path) -> None:
