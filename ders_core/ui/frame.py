@@ -9,14 +9,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import StopException
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
 from ders_core.jobs import Which
 from ders_core.jobs.workspace import place_label
-from ders_core.ui import kept, reads, session
+from ders_core.ui import reads, session
 from ders_core.ui.contrast import readable
 from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.job_progress import time_left
@@ -71,15 +70,10 @@ def head(title: str, about: str) -> None:
 
 def show(page: Any) -> None:
     """Run a page. What a person can mend is one sentence on it; the rest of the studio goes on."""
-    kept.page_begins()
     try:
         page.run()
     except DersError as error:
         show_error(error)
-    except StopException:  # as a page asks for; nothing more is to be shown
-        kept.page_ends()
-        raise
-    kept.page_ends()
 
 
 def show_fault(error: Exception) -> bool:

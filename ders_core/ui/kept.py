@@ -7,6 +7,7 @@ a value is drawn by `field`, which keeps that value outside of the widget.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,9 +26,13 @@ MOST = 1000
 """Values in the file; the oldest are dropped."""
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
+UNSEEN_SECONDS = 3.0
+"""For so long a value that the page set is told again at each draw. If a click draws the page again
+before the browser showed the first draw, it sees the second alone, and takes an empty value for
+what a person chose."""
+
 _ENTRIES = "studio_kept"
 _DRAWN = "studio_drawn"
-_UNSURE = "studio_unsure"
 
 T = TypeVar("T")
 
@@ -42,12 +47,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """How a widget was drawn last: under which name its value is kept, where it started, and the
-    bounds that make it another widget to Streamlit when they change."""
+    """How a widget was drawn last: under which name its value is kept, where it started, the bounds
+    that make it another widget to Streamlit when they change, and when its value was set by the
+    page, on a clock that only runs forward."""
 
     name: str
     start: Any
     bounds: tuple[Any, ...]
+    since: float
 
 
 def field(
@@ -94,11 +101,12 @@ def field(
         shown = start
     else:
         shown = _possible(state[key], start, options)
-    is_as_drawn = key in state and drawn is not None and drawn.bounds == bounds
-    if not is_as_drawn or state[key] != shown or key in _unsure():
+    is_new = key not in state or state[key] != shown or drawn is None or drawn.bounds != bounds
+    since = time.monotonic() if is_new or drawn is None else drawn.since
+    # nobody chooses so soon, and nothing is typed into what offers options
+    if is_new or ("options" in options and time.monotonic() - since < UNSEEN_SECONDS):
         state[key] = shown
-        _unsure().add(key)
-    _drawn()[key] = _Drawn(name, start, bounds)
+    _drawn()[key] = _Drawn(name, start, bounds, since)
     chosen: T = draw(label, key=key, on_change=_changed, args=(key, name, mark, lasting), **options)
     if chosen != known:  # set by the page
         _keep(name, Entry(chosen, mark), lasting)
@@ -192,24 +200,6 @@ def _entries() -> dict[str, Entry]:
         st.session_state[_ENTRIES] = _load()
     entries: dict[str, Entry] = st.session_state[_ENTRIES]
     return entries
-
-
-def page_begins() -> None:
-    """A page is drawn from here on, not a fragment of it."""
-    st.session_state.setdefault(_UNSURE, set())
-
-
-def page_ends() -> None:
-    """All of the page was sent to the browser."""
-    st.session_state.pop(_UNSURE, None)
-
-
-def _unsure() -> set[str]:
-    """Keys of widgets whose values were set while the page is drawn. If a click starts it anew
-    before its end, the browser may not have seen them: it would take an empty value for what a
-    person chose."""
-    unsure: set[str] = st.session_state.get(_UNSURE, set())
-    return unsure
 
 
 def _drawn() -> dict[str, _Drawn]:
