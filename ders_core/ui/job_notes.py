@@ -31,7 +31,10 @@ def describe_form(job: Job) -> None:
     if st.session_state.get(_SAVED) == job.id:
         del st.session_state[_SAVED]
         st.session_state[popover] = False
-    with st.popover("Name and notes…", key=popover, on_change="rerun"):
+    form = st.popover("Name and notes…", key=popover, on_change="rerun")
+    if not form.open:  # a browser forgets the values of fields that it does not show
+        return
+    with form:
         title = kept.field(
             st.text_input,
             "Name",

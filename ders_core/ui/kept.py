@@ -7,7 +7,6 @@ a value is drawn by `field`, which keeps that value outside of the widget.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,11 +25,6 @@ MOST = 1000
 """Values in the file; the oldest are dropped."""
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
-UNSEEN_SECONDS = 3.0
-"""For so long a value that the page set is told again at each draw. If a click draws the page again
-before the browser showed the first draw, it sees the second alone, and takes an empty value for
-what a person chose."""
-
 _ENTRIES = "studio_kept"
 _DRAWN = "studio_drawn"
 
@@ -47,14 +41,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """How a widget was drawn last: under which name its value is kept, where it started, the bounds
-    that make it another widget to Streamlit when they change, and when its value was set by the
-    page, on a clock that only runs forward."""
+    """How a widget was drawn last: under which name its value is kept, where it started, and the
+    bounds that make it another widget to Streamlit when they change."""
 
     name: str
     start: Any
     bounds: tuple[Any, ...]
-    since: float
 
 
 def field(
@@ -101,12 +93,9 @@ def field(
         shown = start
     else:
         shown = _possible(state[key], start, options)
-    is_new = key not in state or state[key] != shown or drawn is None or drawn.bounds != bounds
-    since = time.monotonic() if is_new or drawn is None else drawn.since
-    # nobody chooses so soon, and nothing is typed into what offers options
-    if is_new or ("options" in options and time.monotonic() - since < UNSEEN_SECONDS):
+    if key not in state or state[key] != shown or drawn is None or drawn.bounds != bounds:
         state[key] = shown
-    _drawn()[key] = _Drawn(name, start, bounds, since)
+    _drawn()[key] = _Drawn(name, start, bounds)
     chosen: T = draw(label, key=key, on_change=_changed, args=(key, name, mark, lasting), **options)
     if chosen != known:  # set by the page
         _keep(name, Entry(chosen, mark), lasting)

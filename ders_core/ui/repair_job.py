@@ -39,7 +39,10 @@ def repair_form(job: Job, result: PackedResult) -> None:
     if st.session_state.get(_STARTED) == job.id:
         del st.session_state[_STARTED]
         st.session_state[popover] = False
-    with st.popover("Repair…", icon=":material/healing:", key=popover, on_change="rerun"):
+    form = st.popover("Repair…", icon=":material/healing:", key=popover, on_change="rerun")
+    if not form.open:  # a browser forgets the values of fields that it does not show
+        return
+    with form:
         st.caption(ABOUT)
         texts = kept.field(
             st.text_area,

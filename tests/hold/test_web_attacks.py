@@ -321,6 +321,7 @@ def test_a_repair_is_started_among_foreign_names(
     page.get_by_role("button", name="Repair…").first.click()
     drawn(page)
     form = page.get_by_test_id("stPopoverBody")
+    expect(form.get_by_test_id("stMultiSelect")).to_contain_text("scales")  # all of it is there
 
     def start(text: Path) -> None:
         texts = form.get_by_role("textbox", name="Texts to train on")

@@ -45,6 +45,8 @@ def test_a_finished_run_is_repaired(
     app.session_state["runs_table"] = {"selection": {"rows": [0], "columns": []}}
     on(app, "runs")
     start = f"repair_start_{finished.id}"
+    app.session_state[f"repair_{finished.id}"] = True  # the form is open
+    app.run()
     app.button(key=start).click().run()
     assert "text" in app.error[0].value
     app.text_area(key=f"repair_texts_{finished.id}").set_value("/etc/hostname").run()
@@ -52,7 +54,6 @@ def test_a_finished_run_is_repaired(
     assert "/etc/hostname" in app.error[0].value
     app.text_area(key=f"repair_texts_{finished.id}").set_value(f"{text}\n").run()
     app.number_input(key=f"repair_steps_{finished.id}").set_value(40).run()
-    app.session_state[f"repair_{finished.id}"] = True  # the form is open
     app.button(key=start).click().run()
     assert not app.error
     assert app.session_state[f"repair_{finished.id}"] is False
@@ -85,6 +86,8 @@ def test_texts_of_the_demo_are_filled_in(
     opened(app, mixtral_dir)
     app.session_state["runs_table"] = {"selection": {"rows": [0], "columns": []}}
     on(app, "runs")
+    app.session_state[f"repair_{finished.id}"] = True
+    app.run()
     assert app.text_area(key=f"repair_texts_{finished.id}").value == str(text)
     assert app.text_input(key=f"repair_heldout_{finished.id}").value == str(mixtral_dir)
     columns = [str(column) for table in app.dataframe for column in table.value]

@@ -196,6 +196,8 @@ def test_a_run_is_renamed_and_described_and_says_what_deleting_frees(
     (files / "weights").write_bytes(b"x" * 1_500_000)
     app.session_state["runs_table"] = {"selection": {"rows": [0], "columns": []}}
     on(app, "runs")
+    app.session_state[f"describe_{number}"] = True  # the form is open
+    app.run()
     assert app.text_input(key=f"describe_name_{number}").value == "plain name"
     app.text_input(key=f"describe_name_{number}").set_value("").run()
     app.button(key=f"describe_save_{number}").click().run()
