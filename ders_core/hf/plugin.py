@@ -179,7 +179,8 @@ def _attached(model: PreTrainedModel, packed: PackedCheckpoint, load_config: Any
     quantizer = load_config.hf_quantizer
     quantizer.quantization_config.dequantize = False
     cache = WeightCache(wanted.cache_bytes) if wanted.mode == "cached" else None
-    dtype, (device,) = load_config.dtype or model.dtype, devices
+    (device,) = devices
+    dtype = load_config.dtype if isinstance(load_config.dtype, torch.dtype) else model.dtype
     quantizer.finish = lambda: attachment.hold(device, dtype, cache)
     return attachment.taken
 

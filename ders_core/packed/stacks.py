@@ -213,6 +213,12 @@ class PackedGroup(BaseModel):
         count = max(self.bases) + 1 if self.bases else None
         return BaseForm(count, codec, self.base_lengths)
 
+    @property
+    def base_count(self) -> int:
+        """How many bases there are; 0 without, and where the weights are kept."""
+        form = self.base_form()
+        return 0 if form is None or self.group_codec().keeps else form.count or 1
+
     def base_of(self, expert: int) -> int:
         return self.bases[expert] if self.bases else 0
 

@@ -16,6 +16,11 @@ class WeightCache:
         self.nbytes = 0
         self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
 
+    def clear(self) -> None:
+        """Keep nothing of what was used."""
+        self._kept.clear()
+        self.nbytes = 0
+
     def get(self, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The weight of this key, made if it is not kept."""
         found = self._kept.get(key)

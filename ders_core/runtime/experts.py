@@ -29,6 +29,12 @@ class PackedExperts(nn.Module):
         self.groups = nn.ModuleDict(groups)
         self._cache = cache
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What moves a model to a device or dtype, or frees it: cached weights are not moved."""
+        if self._cache is not None:
+            self._cache.clear()
+        return super()._apply(fn, recurse)
+
     def group(self, projection: str) -> HeldGroup:
         group: Any = self.groups[projection]
         assert isinstance(group, HeldGroup)

@@ -81,9 +81,7 @@ class PackedHeldGroup(HeldGroup):
         for part, tensor in matrices.codes(group).items():
             held = tensor.to(device, dtype) if self._codec.keeps else tensor.to(device)
             self._hold(part, held)
-        self.shape, self.bases = group.shape, 0
-        if not self._codec.keeps and not group.without_base:
-            self.bases = 1 + max(group.base_of(expert) for expert in range(group.shape[0]))
+        self.shape, self.bases = group.shape, group.base_count
         exact = matrices.base_dtype(group, dtype)
         for number in range(self.bases):
             base = matrices.made_base(group, number, device, exact)

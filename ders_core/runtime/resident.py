@@ -52,10 +52,7 @@ def held_layers(packed: PackedCheckpoint, checkpoint: Checkpoint) -> Groups:
 
 def _held(group: PackedGroup) -> int:
     """What the codecs wrote, and the bases, decoded."""
-    (experts, out, width), dtype = group.shape, Dtype[group.dtype]
-    codec = group.group_codec()
-    codes = codec.specs((out, width), dtype, group.lengths)
-    bases = 0
-    if not codec.keeps and not group.without_base:
-        bases = 1 + max(group.base_of(expert) for expert in range(experts))
-    return sum(spec.nbytes for spec in codes.values()) + bases * out * width * dtype.itemsize
+    (_, out, width), dtype = group.shape, Dtype[group.dtype]
+    codes = group.group_codec().specs((out, width), dtype, group.lengths)
+    bases = group.base_count * out * width * dtype.itemsize
+    return sum(spec.nbytes for spec in codes.values()) + bases

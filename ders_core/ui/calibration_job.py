@@ -13,6 +13,7 @@ from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.calibrate import CalibrateResult
 from ders_core.pipeline.calibration import Calibration
 from ders_core.ui import kept, session
+from ders_core.ui.form_popover import form_popover
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
 from ders_core.ui.text_field import checked_paths
@@ -37,8 +38,10 @@ DOMAIN = (
 def calibration_job(source: Checkpoint, use: Callable[[str], None]) -> None:
     """A form that files the job; then its panel, and a button that takes the file. use: called with
     the finished file's path."""
-    with st.popover("Measure one", icon=":material/ssid_chart:"):
-        _form(source)
+    form = form_popover("Measure one", icon=":material/ssid_chart:", key="calibration_form")
+    if form is not None:
+        with form:
+            _form(source)
     _progress(source, use)
 
 

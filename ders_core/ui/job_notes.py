@@ -8,6 +8,7 @@ from ders_core.errors import DersError
 from ders_core.jobs import Job
 from ders_core.jobs.job import TAG_ENDS
 from ders_core.ui import kept, session
+from ders_core.ui.form_popover import form_popover
 from ders_core.ui.plain import plain, show_error
 
 _SAVED = "described"
@@ -31,8 +32,8 @@ def describe_form(job: Job) -> None:
     if st.session_state.get(_SAVED) == job.id:
         del st.session_state[_SAVED]
         st.session_state[popover] = False
-    form = st.popover("Name and notes…", key=popover, on_change="rerun")
-    if not form.open:  # a browser forgets the values of fields that it does not show
+    form = form_popover("Name and notes…", key=popover)
+    if form is None:
         return
     with form:
         title = kept.field(

@@ -14,6 +14,7 @@ from ders_core.jobs.results import PackedResult
 from ders_core.pipeline.quality import KL
 from ders_core.repair.settings import DEFAULT_TRAIN, TRAINABLE, RepairSettings
 from ders_core.ui import kept, session
+from ders_core.ui.form_popover import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
@@ -39,8 +40,8 @@ def repair_form(job: Job, result: PackedResult) -> None:
     if st.session_state.get(_STARTED) == job.id:
         del st.session_state[_STARTED]
         st.session_state[popover] = False
-    form = st.popover("Repair…", icon=":material/healing:", key=popover, on_change="rerun")
-    if not form.open:  # a browser forgets the values of fields that it does not show
+    form = form_popover("Repair…", icon=":material/healing:", key=popover)
+    if form is None:
         return
     with form:
         st.caption(ABOUT)

@@ -182,6 +182,19 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes() -> None:
     assert made == [1, 2, 3, 2, 4, 4]
 
 
+def test_a_model_that_moves_leaves_no_cached_weight_behind(packed: Path) -> None:
+    """Neither on the device that it was on, nor where it is freed."""
+    held = load_model(packed, dtype=torch.float32, mode="cached")
+    before = answer(held)
+    cache = held.model.layers[0].mlp.experts.packed._cache
+    assert cache.nbytes > 0
+    held.to("cpu")
+    assert cache.nbytes == 0
+    assert torch.equal(answer(held), before)
+    held.to("meta")
+    assert cache.nbytes == 0
+
+
 @use_experts_implementation
 class Usual(nn.Module):
     """Experts as transformers writes them; `factor` is what another class might do besides."""

@@ -14,13 +14,22 @@ from ders_core.jobs.claims import Claims
 from ders_core.packed.open import open_checkpoint
 
 
+def with_form(app: AppTest, checkpoint: Path) -> AppTest:
+    """The Recipe page with the form open. While it is closed, no field may be drawn: a browser
+    would forget what it starts with."""
+    on(opened(app, checkpoint), "recipe")
+    assert not [each for each in app.number_input if str(each.key).startswith("calibration_")]
+    app.session_state["calibration_form"] = True
+    return app.run()
+
+
 def test_a_job_is_filed_with_texts_and_gradients(
     app: AppTest, mixtral_dir: Path, workspace: Workspace
 ) -> None:
     texts = [workspace.path / name for name in ("one.txt", "two.txt")]
     for text in texts:
         text.write_text("Some words to read.\n", encoding="utf-8")
-    on(opened(app, mixtral_dir), "recipe")
+    with_form(app, mixtral_dir)
     app.button(key="calibration_start").click().run()
     assert "text" in app.error[0].value
     app.text_area(key="calibration_texts").set_value("\n".join(map(str, texts))).run()
@@ -35,7 +44,7 @@ def test_a_job_is_filed_with_texts_and_gradients(
 
 
 def test_a_text_outside_the_allowed_roots_is_refused(app: AppTest, mixtral_dir: Path) -> None:
-    on(opened(app, mixtral_dir), "recipe")
+    with_form(app, mixtral_dir)
     app.text_area(key="calibration_texts").set_value("/etc/passwd").run()
     app.button(key="calibration_start").click().run()
     assert app.error

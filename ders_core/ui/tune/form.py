@@ -13,6 +13,7 @@ from ders_core.jobs import Which
 from ders_core.tune.bounds import Bound
 from ders_core.ui import kept, session
 from ders_core.ui.calibration_job import DOMAIN
+from ders_core.ui.form_popover import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
@@ -36,10 +37,9 @@ def tune_popover(source: Checkpoint, calibrations: Sequence[Known], *, is_runnin
     """The form behind a button. is_running: as of `tune_form`."""
     if st.session_state.pop(_STARTED, False):
         st.session_state[_POPOVER] = False
-    with st.popover(
-        "Tune with another text", icon=":material/tune:", key=_POPOVER, on_change="rerun"
-    ):
-        if st.session_state[_POPOVER]:  # drawn while it is closed, fields lose their values
+    form = form_popover("Tune with another text", icon=":material/tune:", key=_POPOVER)
+    if form is not None:
+        with form:
             tune_form(source, calibrations, is_running=is_running)
 
 

@@ -11,6 +11,7 @@ from ders_core.errors import DersError
 from ders_core.jobs.kind import TextSpec
 from ders_core.recipe import Recipe
 from ders_core.ui import kept, session
+from ders_core.ui.form_popover import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import submit
 from ders_core.ui.plain import show_error
@@ -30,9 +31,10 @@ def measuring_popover(
     """A form behind a button. recipe: of the size that is shown, `percent` of the original."""
     if st.session_state.pop(_STARTED, False):
         st.session_state[_POPOVER] = False
-    with st.popover("Measure…", icon=":material/science:", key=_POPOVER, on_change="rerun"):
-        if not st.session_state[_POPOVER]:
-            return  # fields that are drawn while it is closed lose their values when it opens
+    form = form_popover("Measure…", icon=":material/science:", key=_POPOVER)
+    if form is None:
+        return
+    with form:
         typed, tokens = _texts(source)
         trusted = trust_switch(source, "tune_measure_trust")
         with st.container(horizontal=True):

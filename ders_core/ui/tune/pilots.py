@@ -14,6 +14,7 @@ from ders_core.figures.pilot import pilot_html
 from ders_core.jobs import Which
 from ders_core.jobs.kinds.pilot import PilotResult
 from ders_core.ui import kept, session
+from ders_core.ui.form_popover import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import submit
 from ders_core.ui.plain import plain, show_error
@@ -29,9 +30,10 @@ def pilot_popover(source: Checkpoint) -> None:
     """A form behind a button. Of the demo, its own text is filled in."""
     if st.session_state.pop(_STARTED, False):
         st.session_state[_POPOVER] = False
-    with st.popover("Pilot…", icon=":material/flight_takeoff:", key=_POPOVER, on_change="rerun"):
-        if not st.session_state[_POPOVER]:
-            return  # fields that are drawn while it is closed lose their values when it opens
+    form = form_popover("Pilot…", icon=":material/flight_takeoff:", key=_POPOVER)
+    if form is None:
+        return
+    with form:
         st.markdown(
             "Tries three sizes that are predicted to be safe and an aggressive one: each is "
             "compressed, measured on a part of your text that the calibration never saw, and "
