@@ -175,6 +175,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD")
     given = parser.parse_args()
+    if given.place is not None:
+        given.place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.place) as place:
         bench = Bench(Path(place), given.device, given.layers, given.experts, given.only)
         run(bench, given.layers)
