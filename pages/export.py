@@ -15,6 +15,7 @@ from ders_core.jobs.results import PackedResult, packed_kinds
 from ders_core.pipeline.formats import Format
 from ders_core.pipeline.original_form import DTYPES
 from ders_core.ui import frame, kept, reads, session
+from ders_core.ui.decision_report import report_button
 from ders_core.ui.finished_jobs import finished_jobs, job_label
 from ders_core.ui.job_pages import job_page
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
@@ -237,6 +238,7 @@ elif by_id:
         "A model card is added: it says the recipe, sizes, measured quality and how to load the "
         "model. Every tensor is read back and checked."
     )
+    report_button([by_id[chosen][0]], "export_report")
 elif page.jobs:
     st.info("No run of this page can be exported: other versions wrote them. Turn the page.")
 exports()

@@ -13,7 +13,9 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;paddin
 color:#0b1218;background:#fff}
 table{border-collapse:collapse;font-size:13px}th,td{padding:.25rem .75rem;text-align:right;
 border-bottom:1px solid #dde3e8}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
-.lead{font-size:1.1rem}
+.lead{font-size:1.1rem}.sheet{overflow-x:auto}
+table.words td,table.words th{text-align:left;vertical-align:top}
+table.words td{max-width:34rem;overflow-wrap:anywhere}
 """
 
 
@@ -37,14 +39,16 @@ class Page:
         self._parts.append(f"<p{of_kind}>{escape(text)}</p>")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> None:
-        """A table of texts. kind: as of `paragraph`."""
+        """A table of texts, which scrolls where it is wider than the page. kind: as of
+        `paragraph`; "words" is for sentences."""
         of_kind = f" class='{kind}'" if kind else ""
         head = "".join(f"<th>{escape(column)}</th>" for column in columns)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
         )
         self._parts.append(
-            f"<table{of_kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<div class='sheet'><table{of_kind}><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
         )
 
     def folded(self, summary: str, text: str) -> None:

@@ -7,6 +7,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
+from ders_core.figures.measured import cell, worst_tokens
 from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
 from ders_core.figures.style import ACCENT, finish
@@ -15,8 +16,6 @@ from ders_core.pipeline.quality import (
     KL_P99,
     PERPLEXITY_CHANGE,
     TOP1_AGREEMENT,
-    Figure,
-    Quality,
     kl_text,
 )
 from ders_core.tune.pilot.outcome import SAFE_KL, Asked, Pilot, Point
@@ -25,12 +24,9 @@ from ders_core.units import bytes_text, count_text, share_text, visible
 COLOURS = {"safe": "#0072b2", "aggressive": ACCENT}
 
 STYLE = """
-table.words td,table.words th{text-align:left;vertical-align:top}
 td:first-child,th:first-child{text-align:left}
 .sheet>table:not(.words) td{white-space:nowrap}
-table.words td{max-width:34rem;overflow-wrap:anywhere}
 tr.best td{background:#eaf4ee;font-weight:600}
-.sheet{overflow-x:auto}
 .answers{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr))}
 .answer{border:1px solid #dde3e8;border-radius:4px;padding:.5rem .75rem;min-width:0}
 .answer h3{font-size:.8rem;margin:0 0 .25rem;color:#55606b}
@@ -99,7 +95,9 @@ def pilot_html(pilot: Pilot) -> str:
         page.html(_answers(pilot, number, asked))
     page.heading("Tokens that changed most")
     for point in pilot.points:
-        _worst(page, point)
+        page.html(f"<details><summary>{escape(point.label)}</summary>")
+        worst_tokens(page, point.measured.quality)
+        page.html("</details>")
     page.heading("How this was measured")
     page.paragraph(f"{pilot.reason} ({pilot.verdict})")
     page.paragraph(
@@ -143,15 +141,10 @@ def _row(pilot: Pilot, point: Point) -> str:
         KL.text(point.predicted_kl),
         kl_text(quality.to_dict()),
         "yes" if point.is_safe else "no",
-        *(_cell(figure, quality) for figure in COMPARED),
+        *(cell(figure, getattr(quality, figure.key)) for figure in COMPARED),
     ]
     kind = " class='best'" if point == pilot.recommended else ""
     return f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-
-
-def _cell(figure: Figure, quality: Quality) -> str:
-    value = getattr(quality, figure.key)
-    return "–" if value is None else figure.text(value)
 
 
 def _answers(pilot: Pilot, number: int, asked: Asked) -> str:
@@ -186,23 +179,6 @@ def _marked(answer: str, original: str) -> str:
 def _lines(text: str) -> str:
     """As `visible`, but lines stay lines."""
     return "\n".join(map(visible, text.split("\n")))
-
-
-def _worst(page: Page, point: Point) -> None:
-    page.html(f"<details><summary>{escape(point.label)}</summary><div class='sheet'>")
-    page.table(
-        ["before", "came", "original expects", "this expects", "KL, nats"],
-        [
-            (
-                f"… {visible(each.before)}",
-                *map(visible, (each.came, each.original, each.model)),
-                KL.text(each.kl),
-            )
-            for each in point.measured.quality.worst
-        ],
-        "words",
-    )
-    page.html("</div></details>")
 
 
 def _download(point: Point) -> str:

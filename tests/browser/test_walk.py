@@ -21,6 +21,7 @@ from ders_core.jobs.workspace import Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.plan import resolve
+from ders_core.pipeline.quality import kl_text
 from ders_core.recipe import presets
 from ders_core.units import bytes_text
 
@@ -143,6 +144,11 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     page.set_default_timeout(1000 * STILLNESS)
     page.goto(f"{studio.address}/export")
     expect(page.get_by_text("Packed DeRS checkpoint")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Report").click()
+    report = download.value.path().read_text(encoding="utf-8")
+    assert f">{kl_text(result['quality'])}</td>" in report
+    assert analysis.verdict.sentence in report
     page.get_by_role("button", name="Export", exact=True).first.click()
     wait_for_job(studio, "export")
     expect(page.get_by_text("every tensor reads back as written").first).to_be_visible()

@@ -19,11 +19,15 @@ VERBS: dict[str, tuple[str, ...]] = {
     "rollback": ("rollback", "nowhere", "OUT"),
     "calibrate": ("calibrate", "nowhere", "-o", "OUT", "--text", "none.txt"),
     "analyze": ("analyze", "nowhere", "-o", "OUT"),
+    "report": ("report", "nowhere", "nothing", "-o", "OUT"),
     "demo": ("demo", "OUT"),
     "build": ("demo", "OUT", "--build", "--steps", "2"),
     "upcycle": ("upcycle", "nowhere", "OUT", "--config", "u.yaml", "--device", "cpu"),
 }
 """Their inputs do not exist: what is told is the first thing that was looked at."""
+
+ENDINGS = {"analyze": ".json", "report": ".html"}
+"""Of files that must have one."""
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -33,7 +37,7 @@ def test_outputs_are_refused_before_any_work(verb: str, place: str, tmp_path: Pa
     (work / "deep").mkdir(parents=True)
     for file in ("file", "deep/file", "u.yaml", "none.txt"):
         (work / file).write_text(CONFIG)
-    suffix = ".json" if verb == "analyze" else ""
+    suffix = ENDINGS.get(verb, "")
     (work / f"existing{suffix}").mkdir()
     (work / f"link{suffix}").symlink_to("gone")
     out = ("x" * 250 if place == "long" else place) + suffix
@@ -45,7 +49,7 @@ def test_outputs_are_refused_before_any_work(verb: str, place: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("out", [".", "..", "/", ""])
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "analyze"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ENDINGS])
 def test_what_names_nothing_new_is_refused(verb: str, out: str, tmp_path: Path) -> None:
     (tmp_path / "u.yaml").write_text(CONFIG)
     done = ders(*(out if word == "OUT" else word for word in VERBS[verb]), cwd=tmp_path)

@@ -1,0 +1,35 @@
+"""Measured figures as parts of a page that stands alone."""
+
+from __future__ import annotations
+
+from ders_core.figures.page import Page
+from ders_core.pipeline.quality import KL, Figure, Quality, TextQuality, kl_text
+from ders_core.units import visible
+
+UNKNOWN = "–"
+
+
+def cell(figure: Figure, value: float | None) -> str:
+    """A figure in a table; a dash if it is not known."""
+    return UNKNOWN if value is None else figure.text(value)
+
+
+def kl_cell(quality: TextQuality | None) -> str:
+    """The KL with its interval; a dash if it was not measured."""
+    return UNKNOWN if quality is None or quality.kl is None else kl_text(quality.model_dump())
+
+
+def worst_tokens(page: Page, quality: Quality) -> None:
+    """A table of the tokens that changed most."""
+    page.table(
+        ["before", "came", "original expects", "this expects", "KL, nats"],
+        [
+            (
+                f"… {visible(each.before)}",
+                *map(visible, (each.came, each.original, each.model)),
+                KL.text(each.kl),
+            )
+            for each in quality.worst
+        ],
+        "words",
+    )
