@@ -7,6 +7,7 @@ from ders_core.analysis import Analysis, of_group
 from ders_core.checkpoint import Checkpoint
 from ders_core.ui import frame, kept
 from ders_core.ui.analysis_job import need_analysis
+from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.plots import plot
 
@@ -16,8 +17,8 @@ METRICS: dict[figures.Metric, str] = {
 }
 
 
-def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str]:
-    """The chosen group: from a click on the map, or from the boxes."""
+def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str, figures.Metric]:
+    """The chosen group, from a click on the map or from the boxes; and what colours the map."""
     layers = sorted(analysis.groups["layer"].unique().tolist())
     keys = analysis.group_keys()
     metric = kept.field(
@@ -68,7 +69,7 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str]:
             of=source.path,
             options=projections,
         )
-    return chosen, projection
+    return chosen, projection, metric
 
 
 frame.need_frame()
@@ -81,7 +82,7 @@ analysis = need_analysis(source)
 st.markdown(f"**{analysis.verdict.sentence}**")
 left, right = st.columns([2, 3], gap="large")
 with left:
-    layer, projection = pick(analysis, source)
+    layer, projection, metric = pick(analysis, source)
     plot(
         figures.norm_ratio_over_depth(analysis),
         "norm_ratio",
@@ -130,3 +131,5 @@ with right:
         of_group(analysis.experts, layer, projection),
         alt="Norm of each expert's delta",
     )
+
+beside_another(analysis, source, layer, projection, metric)

@@ -48,20 +48,33 @@ def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
     return grid
 
 
-def model_map(analysis: Analysis, metric: Metric = "one_minus_cos") -> go.Figure:
-    """Layers by projections; colour is log10 of the mean 1 − cos, or ‖Δ‖/‖W_base‖."""
+_OF_GROUPS: dict[Metric, str] = {
+    "one_minus_cos": "mean_one_minus_cos",
+    "norm_ratio": "norm_ratio",
+}
+"""The column of groups that holds what colours the map."""
+
+
+def model_map(
+    analysis: Analysis, metric: Metric = "one_minus_cos", beside: Analysis | None = None
+) -> go.Figure:
+    """Layers by projections; colour is log10 of the mean 1 − cos, or ‖Δ‖/‖W_base‖. beside: an
+    analysis whose values have a place on the scale of colours too."""
+    column = _OF_GROUPS[metric]
+    raw = _grid(analysis, analysis.groups[column])
+    shown = raw.to_numpy()
+    every = np.concatenate(
+        [one.groups[column].to_numpy() for one in (analysis, beside) if one is not None]
+    )
     if metric == "one_minus_cos":
-        raw = _grid(analysis, analysis.groups["mean_one_minus_cos"])
-        shown = np.log10(np.maximum(raw.to_numpy(), FLOOR))
+        shown, every = (np.log10(np.maximum(values, FLOOR)) for values in (shown, every))
         title, label = "Mean 1 − cos of experts", "1 − cos"
-        low, high = _widened(float(np.nanmin(shown)), float(np.nanmax(shown)))
+        low, high = _widened(float(np.nanmin(every)), float(np.nanmax(every)))
         bar: dict[str, object] = power_ticks(low, high)
     else:
-        raw = _grid(analysis, analysis.groups["norm_ratio"])
-        shown = raw.to_numpy()
         title, label, bar = "‖Δ‖ / ‖W_base‖", "‖Δ‖/‖W‖", {}
-        largest = float(np.nanmax(shown))
-        low, high = _widened(float(np.nanmin(shown)), largest, LEAST_SPAN * (largest or 1.0))
+        largest = float(np.nanmax(every))
+        low, high = _widened(float(np.nanmin(every)), largest, LEAST_SPAN * (largest or 1.0))
     figure = go.Figure(
         go.Heatmap(
             z=shown,
@@ -139,11 +152,12 @@ def similarity_heatmap(
     layer: int,
     projection: str,
     kind: Literal["experts", "deltas"] = "experts",
+    beside: Analysis | None = None,
 ) -> go.Figure:
     """K × K: log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
 
     E0 is expert 0. Where several bases pay, lines part their experts. 1 − cos has one range of
-    colours in all layers.
+    colours in all layers, which has room for those of the analysis `beside` too.
     """
     apart = analysis.apart_in(layer, projection)
     clusters = analysis.clusters_of(layer, projection)
@@ -166,8 +180,9 @@ def similarity_heatmap(
         )
         title = f"Cosine of deltas, layer {layer}, {projection}"
     else:
-        ends = analysis.apart or (1.0, 10.0)
-        low, high = _widened(*(float(np.log10(max(end, FLOOR))) for end in ends))
+        ends = [end for one in (analysis, beside) if one is not None for end in one.apart or ()]
+        least, most = (min(ends), max(ends)) if ends else (1.0, 10.0)
+        low, high = _widened(*(float(np.log10(max(end, FLOOR))) for end in (least, most)))
         shown = np.log10(np.maximum(apart, FLOOR))
         np.fill_diagonal(shown, np.nan)
         heat = go.Heatmap(
