@@ -10,8 +10,8 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.demo.result import MOE
 from ders_core.errors import DersError
 from ders_core.jobs import Which
-from ders_core.jobs.workspace import place_label
 from ders_core.ui import kept, reads, session
+from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import plot
 
@@ -44,7 +44,7 @@ def beside_another(
         start=NOTHING,
         of=source.path,
         options=[NOTHING, *places],
-        format_func=lambda place: plain(place_label(place)) if place else "nothing",
+        format_func=lambda place: plain(place_title(place)) if place else "nothing",
         help="Checkpoints that were analysed in this workspace.",
         width=420,
     )
@@ -66,7 +66,7 @@ def beside_another(
         (columns[1], others, analysis, chosen, "other"),
     ):
         with column:
-            st.markdown(strong(place_label(place)))
+            st.markdown(strong(place_title(place)))
             _maps(one, beside, layer, projection, metric, key)
 
 

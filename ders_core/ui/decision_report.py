@@ -9,8 +9,8 @@ import streamlit as st
 from ders_core.figures.decision import Candidate, CandidateGroup, decision_html
 from ders_core.jobs import Job
 from ders_core.jobs.kinds.run import Run, RunResult
-from ders_core.jobs.workspace import place_label
 from ders_core.ui import frame, reads, runs
+from ders_core.ui.place_title import place_title
 
 
 def report_button(jobs: Sequence[Job], key: str) -> None:
@@ -26,10 +26,10 @@ def report_button(jobs: Sequence[Job], key: str) -> None:
     is_open = source is not None and str(source.path) == original
     analysis = reads.analysis(source) if source is not None and is_open else None
     candidates = [_candidate(job, result) for job, result in finished]
-    nbytes = finished[0][1].bytes_before
+    name, nbytes = place_title(original), finished[0][1].bytes_before
     st.download_button(
         "Report",
-        data=lambda: decision_html(place_label(original), nbytes, candidates, analysis),
+        data=lambda: decision_html(name, nbytes, candidates, analysis),
         file_name="report.html",
         mime="text/html",
         key=key,

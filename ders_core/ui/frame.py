@@ -14,13 +14,13 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.files.address import is_remote
 from ders_core.jobs import Which
-from ders_core.jobs.workspace import place_label
 from ders_core.ui import reads, session
 from ders_core.ui.contrast import readable
 from ders_core.ui.demo import DEMO_VARIABLE, expect_demo, ready_demo
 from ders_core.ui.job_progress import time_left
 from ders_core.ui.left_sessions import shut_down_left
 from ders_core.ui.linked_recipe import follow_named_recipe
+from ders_core.ui.place_title import place_title
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.units import bytes_text, share_text
 
@@ -172,7 +172,7 @@ def _worker() -> None:
 
 def label(source: Checkpoint) -> str:
     """A checkpoint's short name; 'demo / moe' says more than 'moe'."""
-    return place_label(source.path)
+    return place_title(source.path)
 
 
 def opened_or_none() -> Checkpoint | None:

@@ -12,8 +12,10 @@ from support.studio_pages import on, opened, words
 
 from ders_core import figures
 from ders_core.analysis import Analysis, analyze, of_group
-from ders_core.jobs import Workspace
+from ders_core.jobs import JobStore, Workspace
 from ders_core.packed.open import open_checkpoint
+from ders_core.recipe import presets
+from ders_core.ui.place_title import place_title
 
 
 def heat_maps(app: AppTest) -> list[dict[str, object]]:
@@ -56,6 +58,16 @@ def test_another_checkpoint_is_shown_beside_on_one_scale(
     app.run()
     assert not app.exception
     assert "was changed since it was analysed" in words(app)
+
+
+def test_what_a_job_wrote_is_named_after_it(app: AppTest, workspace: Workspace) -> None:
+    app.run()
+    spec = {"checkpoint": "/models/8x7b", "recipe": presets()["quantized-1bit"].to_yaml()}
+    job = JobStore(workspace.store_path).submit("run", spec, "one bit").id
+    assert place_title(workspace.run_dir(job) / "packed") == "one bit / packed"
+    assert place_title(workspace.run_dir(job + 1) / "packed") == f"{job + 1:05d} / packed"
+    assert place_title("/models/8x7b") == "models / 8x7b"
+    assert place_title("hf://owner/repo") == "hf://owner/repo"
 
 
 def test_both_have_the_colours_of_one_range(mixtral_dir: Path, scratch_dir: Path) -> None:
