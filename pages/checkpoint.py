@@ -88,7 +88,7 @@ def first_screen(source: Checkpoint) -> None:
     seen = (
         " (From a sample of rows; the analysis compares all of them.)" if analysis is None else ""
     )
-    st.markdown(f"#### {plain(frame.label(source))}")
+    st.markdown(f"## {plain(frame.label(source))}")
     st.markdown(
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
         f"{verdict.sentence}{seen}"
@@ -190,7 +190,7 @@ def tables(source: Checkpoint) -> None:
                 "router": visible(groups[0].router or "not found"),
             }
         )
-    st.markdown("##### Layers with experts")
+    st.markdown("## Layers with experts")
     st.dataframe(
         pd.DataFrame(rows),
         hide_index=True,

@@ -195,7 +195,7 @@ def exports() -> None:
     """Running exports, and the newest that have ended, with their checks."""
     store, counts = session.job_store(), session.job_store().counts("export")
     if counts:
-        st.markdown("##### Exports")
+        st.markdown("## Exports")
     past = store.page(Which(("export",), ENDED), most=EXPORTS)
     for job in [*active_jobs("export"), *past]:
         job_panel(job)

@@ -341,7 +341,7 @@ def opened(jobs: list[Job], most: int) -> None:
 
 def past() -> None:
     """The runs that have ended, a page of them at a time."""
-    st.markdown("##### Finished runs")
+    st.markdown("## Finished runs")
     page = job_page("runs", [KIND], ENDED)
     if not page.jobs:
         return

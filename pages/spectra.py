@@ -145,7 +145,7 @@ def foretell(codec: Codec) -> None:
             forecast_cells(told)
 
 
-st.markdown("##### What would be kept")
+st.markdown("## What would be kept")
 unchanged = GroupCodec.same(Keep(), group.shape[0])
 predictable = [
     label

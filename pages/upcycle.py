@@ -149,7 +149,7 @@ def side_by_side(dense: DenseModel, config: UpcycleConfig, now: choosing.Values)
     """A sentence on the chosen form, and a table of all forms."""
     table = upcycle_compare.comparison_table(dense, upcycle_compare.variants(config, now))
     shown, count, size = upcycle_compare.scaled(table)
-    st.markdown(f"##### {upcycle_compare.sentence(table, config)}")
+    st.markdown(f"## {upcycle_compare.sentence(table, config)}")
     bytes_column = st.column_config.NumberColumn
 
     def share(label: str, help: str) -> ColumnConfig:

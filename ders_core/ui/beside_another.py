@@ -28,7 +28,7 @@ def beside_another(
     """A box to choose from what was analysed in this workspace, and its maps beside those of the
     open checkpoint. layer, projection: the group that is shown. metric: what colours the map of
     the model."""
-    st.markdown("##### Beside another checkpoint")
+    st.markdown("## Beside another checkpoint")
     places = _analysed(source)
     if not places:
         st.caption(

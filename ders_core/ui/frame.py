@@ -64,7 +64,7 @@ def need_frame() -> None:
 
 def head(title: str, about: str) -> None:
     """What a page begins with: its name, and a sentence that says what it is for."""
-    st.subheader(title, anchor=False)
+    st.title(title, anchor=False)
     st.caption(about)
 
 
@@ -95,7 +95,7 @@ def sidebar() -> None:
     session.show_in_address()
     follow_named_recipe()
     with st.sidebar:
-        st.markdown("### DeRS Studio")
+        st.markdown("## DeRS Studio")
         source = opened_or_none()
         if source is None:
             _entry("Checkpoint", "none open")

@@ -9,6 +9,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 GRAVE = ("serious", "critical")
+ALSO = ("heading-order",)
+"""Rules that axe-core takes less seriously; who listens to a page goes from heading to heading."""
+
 PATIENCE = 20
 """Seconds for colours to fade into those of another theme, and for what moves to stand still."""
 
@@ -16,7 +19,7 @@ OPTIONS = {"resultTypes": ["violations"]}
 
 
 def grave_findings(page: Page) -> list[str]:
-    """Rule, element and reason of every serious finding on what is visible, once it is still."""
+    """Rule, element and reason of every finding that matters, once the page is still."""
     until = time.monotonic() + PATIENCE
     while (found := _findings(page)) and time.monotonic() < until:
         page.wait_for_timeout(500)
@@ -28,6 +31,6 @@ def _findings(page: Page) -> list[str]:
     return [
         f"{each['id']}: {node['html'][:200]}: {node['failureSummary']}"
         for each in violations
-        if each["impact"] in GRAVE
+        if each["impact"] in GRAVE or each["id"] in ALSO
         for node in each["nodes"]
     ]

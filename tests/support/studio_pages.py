@@ -15,7 +15,7 @@ def on(app: AppTest, page: str) -> AppTest:
 
 def words(app: AppTest) -> str:
     """All text of the page."""
-    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.subheader)
+    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.title)
     return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 

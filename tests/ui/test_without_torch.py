@@ -27,7 +27,7 @@ ders_core.ui.job_progress.ensure_worker = lambda workspace: None
 
 def seen(app):
     assert not app.exception, app.exception
-    kinds = (app.markdown, app.caption, app.error, app.subheader)
+    kinds = (app.markdown, app.caption, app.error, app.title)
     text = [str(each.value) for kind in kinds for each in kind]
     text += [f"{metric.label}: {metric.value}" for metric in app.metric]
     text += [str(frame.value.to_dict()) for frame in app.dataframe]

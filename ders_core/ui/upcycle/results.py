@@ -52,7 +52,7 @@ def results(counts: Mapping[JobState, int]) -> None:
         if not counts:
             st.info("No upcycling yet. Choose a dense model and its experts under *New*, *Start*.")
         return
-    st.markdown("##### Runs that have ended")
+    st.markdown("## Runs that have ended")
     page = job_page("upcycles", ["upcycle"], ENDED, ("newest", "oldest", "name", "size"))
     if not page.jobs:
         return
