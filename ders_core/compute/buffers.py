@@ -45,6 +45,16 @@ def fresh_array(count: int, dtype: type[np.generic]) -> np.ndarray:
     return array.view(dtype)
 
 
+def lasting(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """As `fresh`, for what is held for long: its memory is not shared with what comes later."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE_BYTES or torch.device(device).type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(_aligned(size)).view(dtype).view(tuple(shape))
+
+
 _lock = threading.RLock()  # a tensor may go while it is held
 _free: list[np.ndarray] = []
 
@@ -84,6 +94,11 @@ def _take(size: int) -> np.ndarray:
             best = min(fitting, key=lambda block: block.size)
             _free[:] = [free for free in _free if free is not best]
             return best
+    return _aligned(size)
+
+
+def _aligned(size: int) -> np.ndarray:
+    """New uint8 memory `[size]`."""
     whole = np.empty(size + ALIGNED_BYTES, dtype=np.uint8)
     begin = -whole.ctypes.data % ALIGNED_BYTES
     return whole[begin : begin + size]

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from ders_core.compute import buffers
-from ders_core.compute.buffers import ALIGNED_BYTES, LARGE_BYTES, borrow, fresh, fresh_array
+from ders_core.compute.buffers import (
+    ALIGNED_BYTES,
+    LARGE_BYTES,
+    borrow,
+    fresh,
+    fresh_array,
+    lasting,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64])
@@ -24,6 +31,25 @@ def test_fresh(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert tensor.fill_(3).sum(dtype=torch.float64) == 3 * math.prod(shape)
     if tensor.nbytes >= LARGE_BYTES:
         assert tensor.data_ptr() % ALIGNED_BYTES == 0  # as torch's own
+
+
+def test_what_lasts_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes none that is kept for others, and leaves them none."""
+    monkeypatch.setattr(buffers, "_free", [])
+    earlier = fresh((LARGE_BYTES,), torch.uint8)
+    del earlier
+    (kept,) = buffers._free
+    tensor = lasting((5, LARGE_BYTES // 8), torch.bfloat16)
+    assert (tensor.shape, tensor.dtype) == ((5, LARGE_BYTES // 8), torch.bfloat16)
+    assert tensor.is_contiguous()
+    assert tensor.data_ptr() % ALIGNED_BYTES == 0
+    assert tensor.fill_(3).sum(dtype=torch.float64) == 15 * (LARGE_BYTES // 8)
+    row = tensor[4]
+    del tensor
+    assert row.min() == 3
+    del row
+    assert [block.ctypes.data for block in buffers._free] == [kept.ctypes.data]
+    assert lasting((3,), torch.int64).shape == (3,)
 
 
 def test_two_do_not_share_memory() -> None:
