@@ -31,6 +31,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ders_core.compute.buffers import memory_is_reused
 from ders_core.errors import DersError
 from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
@@ -137,7 +138,7 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
             hf_quantizer=load_config.hf_quantizer if in_shares else None,
             sharded_metadata={"weight_map": _offloadable(packed)},
         )
-        with _without_threads(), unchanged_inputs():
+        with _without_threads(), unchanged_inputs(), memory_is_reused():
             packed.store.hold()
             if in_shares:
                 return load(model, lazy, checkpoint_files, plain, *args, **kwargs)

@@ -17,6 +17,7 @@ from ders_core.compute.buffers import (
     fresh,
     fresh_array,
     lasting,
+    memory_is_reused,
 )
 
 
@@ -102,6 +103,40 @@ def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     while tensors:
         del tensors[0]
     assert [block.ctypes.data for block in buffers._free] == places[2:]
+
+
+def test_work_that_repeats_touches_no_fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is kept within, as far as it and what is in use stay below the bound; afterwards as
+    little as always."""
+    monkeypatch.setattr(buffers, "_free", [])
+    monkeypatch.setattr(buffers, "_account", buffers._Account())
+    monkeypatch.setattr(buffers, "KEPT_BYTES", LARGE_BYTES)
+    monkeypatch.setattr(buffers, "REUSED_BYTES", 6 * LARGE_BYTES)
+
+    def group() -> set[int]:
+        tensors = [fresh((LARGE_BYTES * size,), torch.uint8) for size in (1, 1, 3)]
+        assert buffers._account.in_use == 5 * LARGE_BYTES
+        return {tensor.data_ptr() for tensor in tensors}
+
+    with memory_is_reused():
+        first = group()
+        assert {block.ctypes.data for block in buffers._free} == first
+        with memory_is_reused():
+            assert group() == first
+        assert group() == first
+        with borrow((LARGE_BYTES * 2,), torch.uint8):  # 7 in all: the oldest of those kept goes
+            assert sum(block.size for block in buffers._free) <= 4 * LARGE_BYTES
+        wide = fresh((LARGE_BYTES * 9,), torch.uint8)  # nothing else is kept beside it
+        assert not buffers._free
+        assert buffers._account.in_use == wide.numel()
+        del wide
+        assert not buffers._free
+        group()
+    assert sum(block.size for block in buffers._free) <= LARGE_BYTES
+    assert buffers._account == buffers._Account(in_use=0, works=0)
+    with pytest.raises(ZeroDivisionError), memory_is_reused():
+        raise ZeroDivisionError
+    assert buffers._account.works == 0
 
 
 def test_threads_never_share_memory() -> None:
