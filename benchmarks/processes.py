@@ -106,7 +106,8 @@ class _Watch:
 def _ready(pid: int) -> int:
     """How many of a process's threads run or wait for a processor; 0 where that is not known."""
     ready = 0
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(OSError):  # the thread is over
-            ready += stat.read_text().rpartition(")")[2].split()[0] == "R"
+    with suppress(OSError):  # the process is over
+        for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with suppress(OSError):  # the thread is over
+                ready += stat.read_text().rpartition(")")[2].split()[0] == "R"
     return ready

@@ -370,7 +370,7 @@ def _scattered(
     values: torch.Tensor, pieces: Iterable[torch.Tensor], shape: tuple[int, int]
 ) -> torch.Tensor:
     """A matrix with `values` at the places, zero elsewhere."""
-    flat = torch.zeros(math.prod(shape), dtype=torch.float32, device=values.device)
+    flat = fresh((math.prod(shape),), torch.float32, values.device).zero_()
     for kept, places in _placed(values, pieces):
         flat.index_copy_(0, places, kept)
     return flat.view(shape)

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from weakref import finalize
 
 from ders_core.later import np, torch
@@ -17,6 +18,10 @@ ALIGNED_BYTES = 64
 
 KEPT_BYTES = 1 << 28
 """How much returned memory is kept for the next borrower, at most."""
+
+REUSED_BYTES = 1_000_000_000
+"""Within `memory_is_reused`: how much is in use and kept, both together, unless more is in use. Two
+experts of Mixtral's size take as much while they are encoded."""
 
 KEPT_SMALL_BYTES = 31 << 20
 """glibc keeps freed blocks of up to this size once one block of this size was freed. It returns
@@ -45,8 +50,45 @@ def fresh_array(count: int, dtype: type[np.generic]) -> np.ndarray:
     return array.view(dtype)
 
 
+def lasting(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """As `fresh`, for what is held for long: its memory is not shared with what comes later."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE_BYTES or torch.device(device).type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(_aligned(size)).view(dtype).view(tuple(shape))
+
+
 _lock = threading.RLock()  # a tensor may go while it is held
 _free: list[np.ndarray] = []
+
+
+@dataclass
+class _Account:
+    """in_use: bytes that were taken and not given back. works: how many calls of `memory_is_reused`
+    have not ended."""
+
+    in_use: int = 0
+    works: int = 0
+
+
+_account = _Account()
+
+
+@contextmanager
+def memory_is_reused() -> Iterator[None]:
+    """Within it, memory is kept for the next borrower as long as all of it stays within
+    `REUSED_BYTES`, so that work which does the same for each group touches no fresh memory after
+    the first. At the end, what is above `KEPT_BYTES` is returned."""
+    with _lock:
+        _account.works += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _account.works -= 1
+            _return_surplus()
 
 
 def keep_small_blocks() -> None:
@@ -83,7 +125,15 @@ def _take(size: int) -> np.ndarray:
         if fitting:
             best = min(fitting, key=lambda block: block.size)
             _free[:] = [free for free in _free if free is not best]
+            _account.in_use += best.size
             return best
+        _account.in_use += size
+        _return_surplus()
+    return _aligned(size)
+
+
+def _aligned(size: int) -> np.ndarray:
+    """New uint8 memory `[size]`."""
     whole = np.empty(size + ALIGNED_BYTES, dtype=np.uint8)
     begin = -whole.ctypes.data % ALIGNED_BYTES
     return whole[begin : begin + size]
@@ -91,6 +141,13 @@ def _take(size: int) -> np.ndarray:
 
 def _give_back(block: np.ndarray) -> None:
     with _lock:
+        _account.in_use -= block.size
         _free.append(block)
-        while sum(free.size for free in _free) > KEPT_BYTES:
-            _free.pop(0)
+        _return_surplus()
+
+
+def _return_surplus() -> None:
+    """Return the oldest kept blocks to the system, down to what may be kept."""
+    most = max(REUSED_BYTES - _account.in_use, 0) if _account.works else KEPT_BYTES
+    while sum(free.size for free in _free) > most:
+        _free.pop(0)

@@ -1,9 +1,10 @@
 """A packed checkpoint in transformers: `from_pretrained` of any class gives an ordinary model.
 
-The experts' weights are synthesized while transformers fills the model, one tensor of the original
-at a time, under the original's names, and rounded once, to the dtype that is asked for; the
-conversions of transformers then put them where the model wants them. So there is no second full
-copy, and packed checkpoints of every family load.
+The experts' weights are synthesized while transformers fills the model, under the original's names,
+and rounded once, to the dtype that is asked for; the conversions of transformers put them where the
+model wants them, and where these only gather experts, threads fill the parameter itself
+(`ders_core.hf.gathered`). So there is no second full copy, and packed checkpoints of every family
+load.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ders_core.compute.buffers import memory_is_reused
 from ders_core.errors import DersError
 from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
-from ders_core.packed.model_tensors import ModelTensors
+from ders_core.hf.gathered import gathering
+from ders_core.hf.lazy import LazyTensor
 from ders_core.packed.names import MANIFEST, QUANT_METHOD
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.runtime.attach import attach
@@ -45,30 +48,6 @@ WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 """If set, transformers asks for each tensor when it needs it, not for many beforehand."""
 
 _environment = threading.RLock()
-
-
-@dataclass(frozen=True)
-class LazyTensor:
-    """A parameter that is synthesized when transformers takes it: `lazy[...]`."""
-
-    tensors: ModelTensors
-    name: str
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        parameter = self.tensors.read(self.name)
-        part = parameter[index]
-        # a rank of a distributed load keeps its share, which must not hold on to all of it
-        return part if part.numel() == parameter.numel() else part.clone()
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensors.spec(self.name).shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensors.spec(self.name).dtype.torch
-
-    def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
 
 
 class DersConfig(QuantizationConfigMixin):
@@ -151,16 +130,21 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
             for name, parameter in tensors.names().items()
             if name not in taken
         }
+        in_shares = is_deepspeed_zero3_enabled()
         plain = replace(
             load_config,
             # with a quantizer, 5.17 keeps silent about shapes that do not fit; under ZeRO-3 it must
             # stay, because a model that came with one is not built in the shares that ZeRO-3 fills
-            hf_quantizer=load_config.hf_quantizer if is_deepspeed_zero3_enabled() else None,
+            hf_quantizer=load_config.hf_quantizer if in_shares else None,
             sharded_metadata={"weight_map": _offloadable(packed)},
         )
-        with _without_threads(), unchanged_inputs():
+        with _without_threads(), unchanged_inputs(), memory_is_reused():
             packed.store.hold()
-            return load(model, lazy, checkpoint_files, plain, *args, **kwargs)
+            if in_shares:
+                return load(model, lazy, checkpoint_files, plain, *args, **kwargs)
+            with gathering(model, load_config.weight_mapping or []) as conversions:
+                gathered = replace(plain, weight_mapping=conversions)
+                return load(model, lazy, checkpoint_files, gathered, *args, **kwargs)
 
     return wrapped
 

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.quantized import Scheme
+from ders_core.compute.buffers import memory_is_reused
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.errors import CheckpointError
@@ -58,6 +59,7 @@ from ders_core.recipe import Recipe
 
 
 @unchanged_inputs()
+@memory_is_reused()
 def compress(
     checkpoint: str | Path,
     out: str | Path,

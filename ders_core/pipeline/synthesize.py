@@ -11,7 +11,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from ders_core.compute.buffers import keep_small_blocks
+from ders_core.compute.buffers import keep_small_blocks, memory_is_reused
 from ders_core.compute.pools import in_order
 from ders_core.compute.progress import Meter, Progress, counted, quiet
 from ders_core.compute.threads import side_by_side, threads_for
@@ -37,6 +37,7 @@ WORKING_BYTES_A_WEIGHT = 10
 
 
 @unchanged_inputs()
+@memory_is_reused()
 def synthesize(
     packed: str | Path,
     out: str | Path,

@@ -11,6 +11,7 @@ from typing import Any
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.checkpoint.streaming import each_matrix
+from ders_core.compute.buffers import memory_is_reused
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import with_next
 from ders_core.compute.threads import one_thread, threads_for
@@ -78,6 +79,7 @@ class Verification:
 
 
 @unchanged_inputs()
+@memory_is_reused()
 def verify(
     packed: str | Path, against: str | Path | None = None, *, progress: Progress = quiet
 ) -> Verification:

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from ders_core.compute import buffers
-from ders_core.compute.buffers import ALIGNED_BYTES, LARGE_BYTES, borrow, fresh, fresh_array
+from ders_core.compute.buffers import (
+    ALIGNED_BYTES,
+    LARGE_BYTES,
+    borrow,
+    fresh,
+    fresh_array,
+    lasting,
+    memory_is_reused,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64])
@@ -24,6 +32,25 @@ def test_fresh(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert tensor.fill_(3).sum(dtype=torch.float64) == 3 * math.prod(shape)
     if tensor.nbytes >= LARGE_BYTES:
         assert tensor.data_ptr() % ALIGNED_BYTES == 0  # as torch's own
+
+
+def test_what_lasts_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes none that is kept for others, and leaves them none."""
+    monkeypatch.setattr(buffers, "_free", [])
+    earlier = fresh((LARGE_BYTES,), torch.uint8)
+    del earlier
+    (kept,) = buffers._free
+    tensor = lasting((5, LARGE_BYTES // 8), torch.bfloat16)
+    assert (tensor.shape, tensor.dtype) == ((5, LARGE_BYTES // 8), torch.bfloat16)
+    assert tensor.is_contiguous()
+    assert tensor.data_ptr() % ALIGNED_BYTES == 0
+    assert tensor.fill_(3).sum(dtype=torch.float64) == 15 * (LARGE_BYTES // 8)
+    row = tensor[4]
+    del tensor
+    assert row.min() == 3
+    del row
+    assert [block.ctypes.data for block in buffers._free] == [kept.ctypes.data]
+    assert lasting((3,), torch.int64).shape == (3,)
 
 
 def test_two_do_not_share_memory() -> None:
@@ -76,6 +103,40 @@ def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     while tensors:
         del tensors[0]
     assert [block.ctypes.data for block in buffers._free] == places[2:]
+
+
+def test_work_that_repeats_touches_no_fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is kept within, as far as it and what is in use stay below the bound; afterwards as
+    little as always."""
+    monkeypatch.setattr(buffers, "_free", [])
+    monkeypatch.setattr(buffers, "_account", buffers._Account())
+    monkeypatch.setattr(buffers, "KEPT_BYTES", LARGE_BYTES)
+    monkeypatch.setattr(buffers, "REUSED_BYTES", 6 * LARGE_BYTES)
+
+    def group() -> set[int]:
+        tensors = [fresh((LARGE_BYTES * size,), torch.uint8) for size in (1, 1, 3)]
+        assert buffers._account.in_use == 5 * LARGE_BYTES
+        return {tensor.data_ptr() for tensor in tensors}
+
+    with memory_is_reused():
+        first = group()
+        assert {block.ctypes.data for block in buffers._free} == first
+        with memory_is_reused():
+            assert group() == first
+        assert group() == first
+        with borrow((LARGE_BYTES * 2,), torch.uint8):  # 7 in all: the oldest of those kept goes
+            assert sum(block.size for block in buffers._free) <= 4 * LARGE_BYTES
+        wide = fresh((LARGE_BYTES * 9,), torch.uint8)  # nothing else is kept beside it
+        assert not buffers._free
+        assert buffers._account.in_use == wide.numel()
+        del wide
+        assert not buffers._free
+        group()
+    assert sum(block.size for block in buffers._free) <= LARGE_BYTES
+    assert buffers._account == buffers._Account(in_use=0, works=0)
+    with pytest.raises(ZeroDivisionError), memory_is_reused():
+        raise ZeroDivisionError
+    assert buffers._account.works == 0
 
 
 def test_threads_never_share_memory() -> None:

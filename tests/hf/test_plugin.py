@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, MixtralForCausalLM
 from ders_core.codecs import Quantized, Sparse
 from ders_core.errors import CheckpointError, OutputError
 from ders_core.hf import load_model, save_packed
-from ders_core.hf.plugin import LazyTensor, install
+from ders_core.hf.lazy import LazyTensor
+from ders_core.hf.plugin import install
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
