@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from versions import versions
 
 from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.delta_entries import MatrixEntries
 from ders_core.codecs.fitting.compensated import succession_of
 from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import Nearest, Rounding
@@ -106,11 +107,11 @@ def coded(matrix: torch.Tensor, moments: torch.Tensor, compensates: bool) -> Res
     steps = steps_by_curvature(left)
     if compensates:
         rounding = succession.rounding(curvature, steps)
-    entries = Entries.of(matrix, steps)
-    knob = float(entries.values.square().mean().sqrt()) * 12**0.5 / 2**BITS
+    entries = Entries(MatrixEntries(matrix), steps)
+    knob = float(steps.divided(matrix).square().mean().sqrt()) * 12**0.5 / 2**BITS
     found = entries.coded_with(knob, rounding)
-    error = entries.decoded(found, found.levels(entries.values)) - matrix
-    return Result(8 * entries.stream_bytes(found.counts.numpy()) / matrix.numel(), error)
+    error = entries.decoded(found, entries.levels(found)) - matrix
+    return Result(8 * entries.stream_bytes(found.counts) / matrix.numel(), error)
 
 
 def main() -> None:

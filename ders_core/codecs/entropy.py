@@ -13,6 +13,8 @@ from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
+from ders_core.codecs.delta_entries import DifferenceEntries, MatrixEntries
+from ders_core.codecs.delta_entries import Entries as DeltaEntries
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.by_knob import coded_by_knob
 from ders_core.codecs.fitting.entries import Coded, Entries
@@ -190,41 +192,47 @@ class Entropy(DeltaCodec):
         return {"stream": TensorSpec(Dtype.U8, (self._limit(shape),))}
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        matrix = delta.cpu()
-        coded = self._by_bits if self.knob is None else self._by_knob
-        return {"stream": coded(matrix, context).to(delta.device)}
+        return {"stream": self._encoded(MatrixEntries(delta.cpu()), context).to(delta.device)}
 
-    def _by_bits(self, matrix: torch.Tensor, context: EncodeContext) -> torch.Tensor:
-        limit = self._limit((matrix.shape[0], matrix.shape[1]))
-        entries = Entries.of(matrix, self._steps_of_bits(matrix, context, limit))
+    def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
+        deltas = DifferenceEntries(weight.cpu(), base.cpu())
+        return {"stream": self._encoded(deltas, context).to(weight.device)}
+
+    def _encoded(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
+        coded = self._by_bits if self.knob is None else self._by_knob
+        return coded(deltas, context)
+
+    def _by_bits(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
+        limit = self._limit(deltas.shape)
+        entries = Entries(deltas, self._steps_of_bits(deltas.shape, context, limit))
         roundings: Sequence[Apart] = [Nearest(threshold) for threshold in THRESHOLDS]
         if self.rounding == "unbiased":
             roundings = (Unbiased(context.seed),)
 
         def write(coded: Coded) -> torch.Tensor:
-            return self._written(entries, coded, matrix, context)
+            return self._written(entries, coded, context)
 
         return within(entries, roundings, limit, write)
 
     def _steps_of_bits(
-        self, matrix: torch.Tensor, context: EncodeContext, limit: int
+        self, shape: tuple[int, int], context: EncodeContext, limit: int
     ) -> Steps | None:
         """Factors that leave most of the bytes for the codes: of columns alone or none, if those
         of rows would take too many."""
         if self.steps == "even":
             return None
-        even = Steps.even((matrix.shape[0], matrix.shape[1]))
+        even = Steps.even(shape)
         if context.curvature is not None:
             best = steps_by_curvature(context.curvature)
         elif context.importance is not None:
-            best = steps_by_inputs(context.importance, len(matrix))
+            best = steps_by_inputs(context.importance, shape[0])
         else:
             return even
         tried = [best, Steps(even.rows, best.columns), even]
         most = MOST_FOR_FACTORS * limit
         return next((steps for steps in tried if level_stream.factor_bytes(steps) <= most), even)
 
-    def _by_knob(self, matrix: torch.Tensor, context: EncodeContext) -> torch.Tensor:
+    def _by_knob(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
         assert self.knob is not None
         if context.curvature is None:
             raise CodecError(
@@ -233,9 +241,11 @@ class Entropy(DeltaCodec):
             )
         by_chance = Unbiased(context.seed) if self.rounding == "unbiased" else None
         moments = context.moments if self.rounding == "compensated" else None
-        entries, coded = coded_by_knob(matrix, self.knob, context.curvature, moments, by_chance)
-        stream = self._written(entries, coded, matrix, context)
-        limit = self._limit((matrix.shape[0], matrix.shape[1]))
+        entries, coded = coded_by_knob(
+            deltas.matrix, self.knob, context.curvature, moments, by_chance
+        )
+        stream = self._written(entries, coded, context)
+        limit = self._limit(deltas.shape)
         if coded.far_share > MOST_FAR or stream.numel() > limit:
             raise CodecError(
                 f"a knob of {self.knob:g} is too small for these deltas: they take more than "
@@ -244,15 +254,14 @@ class Entropy(DeltaCodec):
             )
         return stream
 
-    def _written(
-        self, entries: Entries, coded: Coded, matrix: torch.Tensor, context: EncodeContext
-    ) -> torch.Tensor:
+    def _written(self, entries: Entries, coded: Coded, context: EncodeContext) -> torch.Tensor:
         """The stream of codes, with levels of the gain that was asked for."""
-        levels = coded.levels(entries.values)
+        levels = entries.levels(coded)
         if self.gain is not None:
             decoded = entries.decoded(coded, levels)
             by_chance = self.rounding == "unbiased"
-            levels *= gain_factor(self.gain, matrix, decoded, context, by_chance=by_chance)
+            exact = entries.deltas.matrix
+            levels *= gain_factor(self.gain, exact, decoded, context, by_chance=by_chance)
         return entries.write(coded, levels)
 
     def decode(

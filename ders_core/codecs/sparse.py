@@ -13,6 +13,7 @@ from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
+from ders_core.codecs.delta_entries import DifferenceEntries, Entries, MatrixEntries
 from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
 from ders_core.codecs.gain import (
     GainField,
@@ -24,7 +25,6 @@ from ders_core.codecs.gain import (
 )
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.selection.drawn import RandomSelection
-from ders_core.codecs.selection.entries import DifferenceEntries, Entries, MatrixEntries
 from ders_core.codecs.selection.pattern import PatternSelection
 from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection

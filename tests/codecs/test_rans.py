@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ders_core.codecs.coding import level_stream, runs, sections
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.frequencies import frequencies_of
+from ders_core.codecs.coding.level_tables import Alphabet
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, START, Popper, Pusher, Table
 from ders_core.codecs.coding.steps import Steps
 from ders_core.compute import kernels
@@ -69,7 +70,7 @@ def test_what_is_pushed_is_popped(
     ]
 
     def stack() -> tuple[np.ndarray, np.ndarray]:
-        pusher = Pusher(lanes)
+        pusher = Pusher(lanes, sum(counts))
         for sequence, table in reversed(list(zip(sequences, tables, strict=True))):
             pusher.push(sequence, table)
         return pusher.stack()
@@ -150,14 +151,14 @@ def classes_of(
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
     """(levels, symbols of each class, their counts, the matrix): Gaussian entries in units of their
     steps, rounded."""
-    arrangement = Arrangement(shape, steps)
+    arrangement = Arrangement.of(shape, steps)
     entries = random.standard_normal(shape)
     if steps is not None:
         entries /= steps.multiply_(torch.ones(shape)).double().numpy() / 8
     rounded = np.rint(entries * spread).astype(np.int64)
     occurring, numbers = np.unique(rounded, return_inverse=True)
-    codes = torch.from_numpy(numbers.reshape(-1).astype(np.int32))
-    symbols = arrangement.symbols(codes, np.arange(len(occurring), dtype=np.uint16))
+    arranged = arrangement.arranged(numbers.reshape(shape).astype(np.uint16))
+    symbols = [arranged[part] for part in arrangement.classes]
     counts = np.array([np.bincount(each, minlength=len(occurring)) for each in symbols])
     return occurring.astype(np.float32), symbols, counts, rounded
 
@@ -221,7 +222,7 @@ def test_every_form_of_a_class_is_written() -> None:
         _, symbols, counts, _ = classes_of(random, shape, spread, None)
         common = int(counts.sum(0).argmax())
         for each, row in zip(symbols, counts, strict=True):
-            section = sections.section_of(each, row, common)
+            section = sections.section_of(each, row, common, Alphabet(np.arange(len(row))))
             low_bits = section.numbers[0] if section.form == 2 else 0
             rare = section.tables is not None and section.tables.rare is not None
             forms.add((section.form, low_bits > 0, rare))

@@ -189,10 +189,12 @@ def test_a_classed_stream_gives_back_levels_times_steps(
     used, numbers = np.unique(np.array(drawn, dtype=np.int64), return_inverse=True)
     levels = np.array([-2.5, 0.0, 1.0, 3.0], dtype=np.float32)[used]
     counts = np.zeros((steps.class_count, len(used)), dtype=np.int64)
-    np.add.at(counts, (steps.classes.numpy(), numbers), 1)
-    symbols = Arrangement((out, width), steps).symbols(
-        torch.arange(out * width, dtype=torch.int32), numbers.astype(np.uint16)
-    )
+    places = torch.arange(out * width)
+    of_places = steps.classes(places // max(width, 1), places % max(width, 1)).numpy()
+    np.add.at(counts, (of_places, numbers), 1)
+    arrangement = Arrangement.of((out, width), steps)
+    arranged = arrangement.arranged(numbers.reshape(out, width).astype(np.uint16))
+    symbols = [arranged[part] for part in arrangement.classes]
     stream = level_stream.write(steps, levels, 0, symbols, counts)
     assert stream.numel() <= level_stream.stream_bytes(steps, counts, 1.01) + 8 * len(counts)
     got = double(level_stream.read(stream, (out, width)).matrix())

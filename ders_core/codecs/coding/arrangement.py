@@ -7,88 +7,124 @@ after another, each in that order of columns.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 from ders_core.codecs.coding.steps import Steps
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh_array
-from ders_core.later import np, torch
+from ders_core.later import np
 
 
+@dataclass(frozen=True)
 class Arrangement:
-    """steps: None where all are alike: one class, row by row."""
+    """Of some rows of a matrix.
 
-    def __init__(self, shape: tuple[int, int], steps: Steps | None) -> None:
-        self.shape, self._steps = shape, steps
-        self.class_count = 1 if steps is None else steps.class_count
+    order: uint32 `[in]`, the columns, sorted. edges: int64 `[kinds, classes + 1]`, where each class
+    begins among them. kinds: int64 `[out]`, which row of edges each row has. before: int64
+    `[out + 1, classes]`, how many entries of each class are in the rows of the matrix before each
+    row, and up to the end of the last. first_row: how many rows of the matrix come before these.
+    """
 
-    @cached_property
-    def order(self) -> np.ndarray:
-        """uint32 `[in]`: the columns, sorted."""
-        if self._steps is None:
-            return np.arange(self.shape[1], dtype=np.uint32)
-        return np.argsort(self._steps.columns.numpy(), kind="stable").astype(np.uint32)
+    order: np.ndarray
+    edges: np.ndarray
+    kinds: np.ndarray
+    before: np.ndarray
+    first_row: int = 0
 
-    @cached_property
-    def kinds(self) -> np.ndarray:
-        """int64 `[out]`: which row of `edges` each row has."""
-        if self._steps is None or not self.shape[0]:
-            return np.zeros(self.shape[0], dtype=np.int64)
-        rows = self._steps.rows.numpy()
-        kinds: np.ndarray = rows - rows.min()
-        return kinds
+    @classmethod
+    def of(cls, shape: tuple[int, int], steps: Steps | None) -> Arrangement:
+        """Of a matrix `[out, in]`. steps: None where all are alike: one class, row by row."""
+        out, width = shape
+        order, kinds = np.arange(width, dtype=np.uint32), np.zeros(out, dtype=np.int64)
+        edges = np.array([[0, *[width] * (1 if steps is None else steps.class_count)]])
+        if steps is not None and out:
+            order = np.argsort(steps.columns.numpy(), kind="stable").astype(np.uint32)
+            rows, columns = steps.rows.numpy(), steps.columns.numpy()[order]
+            kinds = rows - rows.min()
+            begins = steps.class_begins[1:]  # of sums of exponents
+            each_kind = np.arange(rows.min(), rows.max() + 1)
+            inner = np.searchsorted(columns, begins - each_kind[:, None])
+            edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=(0, width))
+        widths = np.diff(edges)[kinds]
+        before = np.zeros((out + 1, widths.shape[1]), dtype=np.int64)
+        np.cumsum(widths, axis=0, out=before[1:])
+        return cls(order, edges, kinds, before)
 
-    @cached_property
-    def edges(self) -> np.ndarray:
-        """int64 `[kinds, classes + 1]`: where each class begins among the sorted columns."""
-        if self._steps is None or not self.shape[0]:
-            return np.array([[0, *[self.shape[1]] * self.class_count]])
-        rows, columns = self._steps.rows.numpy(), self._steps.columns.numpy()[self.order]
-        kinds = np.arange(rows.min(), rows.max() + 1)
-        begins = self._steps.class_begins[1:]  # of sums of exponents
-        inner = np.searchsorted(columns, begins - kinds[:, None])
-        return np.pad(inner, ((0, 0), (1, 1)), constant_values=(0, self.shape[1]))
+    def of_rows(self, rows: slice) -> Arrangement:
+        """Of some of these rows alone."""
+        before = self.before[rows.start : rows.stop + 1]
+        first_row = self.first_row + rows.start
+        return Arrangement(self.order, self.edges, self.kinds[rows], before, first_row)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.kinds), len(self.order)
+
+    @property
+    def class_count(self) -> int:
+        return int(self.edges.shape[1]) - 1
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """int64 `[classes]`: how many entries each has."""
-        often = np.bincount(self.kinds, minlength=len(self.edges))
-        sizes: np.ndarray = often @ np.diff(self.edges, axis=1)
+        sizes: np.ndarray = self.before[-1] - self.before[0]
         return sizes
 
-    @property
-    def begins(self) -> np.ndarray:
-        """int64 `[classes]`: how many entries come before those of each class."""
-        begins: np.ndarray = np.cumsum(self.sizes) - self.sizes
-        return begins
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """int64 `[classes]`: how many entries come up to the end of each class."""
+        return np.cumsum(self.sizes)
 
     @cached_property
-    def _places(self) -> np.ndarray:
-        """int64 `[out · in]`: which entries of the matrix they are, in their order."""
-        places = np.arange(self.shape[0] * self.shape[1])
-        if self._steps is None:
-            return places
-        order = places.reshape(self.shape)[:, self.order].reshape(-1)
-        classes = self._steps.classes.numpy()[order]
-        return order[np.argsort(classes, kind="stable")]
+    def begins(self) -> np.ndarray:
+        """int64 `[classes]`: how many entries come before those of each class."""
+        begins: np.ndarray = self.ends - self.sizes
+        return begins
 
-    def symbols(self, codes: torch.Tensor, numbers: np.ndarray) -> list[np.ndarray]:
-        """What each class's entries have: uint16 `[entries]` each.
+    @property
+    def classes(self) -> list[slice]:
+        """Where the entries of each class are in their order."""
+        return [slice(*pair) for pair in zip(self.begins.tolist(), self.ends.tolist(), strict=True)]
 
-        codes: int32 `[out · in]`. numbers: uint16, what each code stands for.
-        """
-        symbols = fresh_array(codes.numel(), np.uint16)
-        if kernels.takes(codes):
+    def places(self, numbers: np.ndarray | None = None) -> np.ndarray:
+        """int64 `[n]`: the flat places in the matrix of the entries with these numbers in their
+        order, ascending; None: of all."""
+        if numbers is None:
+            numbers = np.arange(self.shape[0] * self.shape[1])
+        found = np.empty(len(numbers), dtype=np.int64)
+        for which, part in enumerate(self.classes):
+            some = slice(*np.searchsorted(numbers, (part.start, part.stop)))
+            before = self.before[:, which]
+            within = numbers[some] - part.start + before[0]
+            rows = np.searchsorted(before, within, "right") - 1
+            columns = self.order[self.edges[self.kinds[rows], which] + within - before[rows]]
+            found[some] = (self.first_row + rows) * len(self.order) + columns
+        return found
+
+    def arranged(self, matrix: np.ndarray) -> np.ndarray:
+        """The entries of a matrix `[out, in]`, `[out · in]` in their order."""
+        values = fresh_array(matrix.size, matrix.dtype.type)
+        if kernels.takes():
             from ders_core.compute.kernels import arranged
 
-            places = self.order, self.edges, self.kinds, self.begins
-            arranged.arrange(codes.numpy().reshape(self.shape), numbers, *places, symbols)
-        else:
-            np.take(numbers, codes.numpy()[self._places], out=symbols)
-        return np.split(symbols, self.begins[1:])
+            arranged.arrange(matrix, self.order, self.edges, self.kinds, self.begins, values)
+            return values
+        return np.take(matrix.reshape(-1), self._places_within, out=values)
 
     def scattered(self, values: np.ndarray) -> np.ndarray:
-        """The inverse in numpy: `[out, in]` of what the entries have in their order."""
-        matrix = np.empty(len(values), dtype=values.dtype)
-        matrix[self._places] = values
-        return matrix.reshape(self.shape)
+        """The inverse."""
+        matrix = fresh_array(values.size, values.dtype.type).reshape(self.shape)
+        if kernels.takes():
+            from ders_core.compute.kernels import arranged
+
+            arranged.scatter(values, self.order, self.edges, self.kinds, self.begins, matrix)
+        else:
+            matrix.reshape(-1)[self._places_within] = values
+        return matrix
+
+    @property
+    def _places_within(self) -> np.ndarray:
+        """Of all, in a matrix of these rows alone."""
+        places: np.ndarray = self.places() - self.first_row * len(self.order)
+        return places

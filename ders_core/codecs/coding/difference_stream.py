@@ -71,7 +71,7 @@ def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
     pairs = zip(counted, tables, strict=True)
     eighths = sum(eighths_of(row, table) for row, table in pairs if table is not None)
     lanes_log2 = lanes_log2_of(eighths // 8)
-    pusher = Pusher(1 << lanes_log2)
+    pusher = Pusher(1 << lanes_log2, parts.cells.size + parts.rare.size)
     cells = parts.cells, split.usual, parts.rare, split.rare
     pusher.push_pieces(*cells, parts.rare_ends, PIECE)
     states, words = pusher.stack()

@@ -23,6 +23,10 @@ PIECE = 1 << 16
 """Weights that are coded one after another; then come the rare ones among them."""
 
 
+BLOCK = 1 << 10
+"""Weights that compiled loops work on at once."""
+
+
 @dataclass(frozen=True)
 class Split:
     """How differences become symbols in each context.
@@ -68,6 +72,11 @@ class Base:
         """See `compute.kernels.float_counts`."""
         return self.half, self.fraction, self.mask, self.top, CONTEXTS - 1
 
+    @property
+    def _room(self) -> np.ndarray:
+        """For the differences of a block: 17 or 33 bits each."""
+        return np.empty(BLOCK, np.int32 if self.bits.itemsize == 2 else np.int64)
+
     def contexts(self, piece: slice) -> np.ndarray:
         """uint8: of the weights in a piece."""
         exponents = self.bits[piece].astype(np.int64) >> self.fraction & self.mask
@@ -81,7 +90,7 @@ class Base:
         if kernels.takes():
             from ders_core.compute.kernels import float_counts
 
-            float_counts.sum_distances(self.bits, weight, *self.numbers, sums, counts)
+            float_counts.sum_distances(self.bits, weight, self.numbers, self._room, sums, counts)
             return sums, counts
         for _, contexts, difference in self._differences(weight):
             counts += np.bincount(contexts, minlength=CONTEXTS)
@@ -96,7 +105,7 @@ class Base:
         if kernels.takes():
             from ders_core.compute.kernels import float_counts
 
-            float_counts.count_codes(self.bits, weight, *self.numbers, lows, counts)
+            float_counts.count_codes(self.bits, weight, self.numbers, self._room, lows, counts)
             return counts
         for _, contexts, difference in self._differences(weight):
             codes = (difference >> lows[contexts]) + farthest
@@ -125,7 +134,8 @@ class Base:
         )
         tables = split.lows, split.firsts, split.spans, usual, rare, escape
         arrays = parts.cells, parts.rare, parts.rare_ends, parts.far, parts.noise
-        float_counts.split(self.bits, weight, *self.numbers, *tables, PIECE, *arrays)
+        room = self._room
+        float_counts.split(self.bits, weight, self.numbers, room, *tables, PIECE, *arrays)
         noise = parts.noise.view(np.uint8)[: -(-noise_bits // 8)]
         return Parts(parts.cells, parts.rare[:-1], parts.rare_ends, parts.far[:-1], noise)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
 from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of
-from ders_core.codecs.coding.level_tables import MOST_LEVELS, Push
+from ders_core.codecs.coding.level_tables import MOST_LEVELS, Alphabet, Push
 from ders_core.codecs.coding.rans import BITS, MOST_LANES_LOG2, Popper, Pusher, Table
 from ders_core.codecs.coding.sections import read_section, section_of
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
@@ -73,21 +73,24 @@ def write(
     steps: Steps | None,
     levels: np.ndarray,
     common: int,
-    symbols: Sequence[np.ndarray],
+    classes: Sequence[np.ndarray],
     counts: np.ndarray,
+    codes: np.ndarray | None = None,
 ) -> torch.Tensor:
     """uint8 `[n]`.
 
-    levels: float32, of the codes that occur. common: the number of the one that runs may be of.
-    symbols: of each class, which level each entry has, as `Arrangement.symbols` gives them. counts:
-    how often each occurs there, int64 `[classes, levels]`.
+    levels: float32, that occur. common: the number of the one that runs may be of. classes: which
+    level each entry of a class has, uint16, in the order of an `Arrangement`. counts: how often
+    each occurs there, int64 `[classes, levels]`. codes: int64 `[levels]`, ascending, what stands
+    for each level in classes; None: its number.
     """
+    alphabet = Alphabet(np.arange(len(levels)) if codes is None else codes)
     pushes: list[Push] = []
     exponents = [] if steps is None else _factor_tables(steps, pushes)
     sections = []
     if len(levels):
-        pairs = zip(symbols, counts, strict=True)
-        sections = [section_of(*pair, common) for pair in pairs]
+        pairs = zip(classes, counts, strict=True)
+        sections = [section_of(*pair, common, alphabet) for pair in pairs]
     pushes += [push for section in sections for push in section.pushes]
     pushes = [push for push in pushes if push.table.alone is None]
     bits = sum(push.about_bits() for push in pushes)
@@ -103,9 +106,9 @@ def write(
     for section in sections:
         section.head(writer)
     if pushes:
-        pusher = Pusher(1 << lanes_log2)
+        pusher = Pusher(1 << lanes_log2, sum(push.symbols.size for push in pushes))
         for push in reversed(pushes):
-            pusher.push(push.symbols, push.table)
+            pusher.push(push.symbols, push.table, push.numbers)
         states, words = pusher.stack()
         writer.put(states, "<u4")
         writer.put(words, "<u2")
@@ -173,7 +176,7 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
     lanes = 0 if lanes_log2 == NOTHING_CODED else 1 << lanes_log2
     popper = Popper(reader.take(lanes, "<u4"), reader.rest("<u2"))
     steps = _popped_steps(shape, exponents, popper) if exponents else None
-    arrangement = Arrangement(shape, steps)
+    arrangement = Arrangement.of(shape, steps)
     if arrangement.class_count != classes or not (level_count or not shape[0] * shape[1]):
         raise damaged()
     sizes = arrangement.sizes.tolist() if heads else []

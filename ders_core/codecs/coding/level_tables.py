@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ders_core.codecs.coding.frequencies import eighths, frequencies_of
 from ders_core.codecs.coding.rans import BITS, MOST_BITS, Popper, Table
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.compute import kernels
-from ders_core.compute.buffers import fresh_array
 from ders_core.later import np
 
 MOST_LEVELS = 1 << MOST_BITS
@@ -20,15 +20,31 @@ RARE = 1 << BITS - 1
 
 @dataclass(frozen=True)
 class Push:
-    """What goes to the stack at once. counts: how often each symbol occurs, int64."""
+    """What goes to the stack at once. counts: how often each symbol of the table occurs, int64.
+    numbers: as of `Pusher.push`."""
 
     symbols: np.ndarray
     table: Table
     counts: np.ndarray
+    numbers: np.ndarray | None = None
 
     def about_bits(self) -> int:
         """What it takes, to an eighth of a bit a symbol, in integers."""
         return _eighths(self.counts, self.table) // 8
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """codes: int64 `[levels]`, ascending, below 2^16: which code stands for each level."""
+
+    codes: np.ndarray
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """uint16: the number of each code's level."""
+        numbers = np.zeros(int(self.codes.max(initial=-1)) + 1, dtype=np.uint16)
+        numbers[self.codes] = np.arange(len(self.codes))
+        return numbers
 
 
 def _eighths(counts: np.ndarray, table: Table) -> int:
@@ -94,16 +110,20 @@ class LevelTables:
         rare = Table(np.where(of_rare, numbers >> 1, 0), MOST_BITS) if left else None
         return cls(Table(np.append(usual, left)), rare)
 
-    def pushes(self, symbols: np.ndarray, counts: np.ndarray) -> list[Push]:
-        """What is popped one after another. symbols: uint16, numbers of levels."""
+    def pushes(self, codes: np.ndarray, counts: np.ndarray, alphabet: Alphabet) -> list[Push]:
+        """What is popped one after another. codes: uint16, of the alphabet. counts: how often each
+        level occurs."""
+        numbers = alphabet.numbers
         if self.rare is None:
-            return [Push(symbols, self.usual, np.append(counts, 0))]
+            return [Push(codes, self.usual, np.append(counts, 0), numbers)]
         of_rare = self.rare.frequencies > 0
         of_usual = np.append(np.where(of_rare, 0, counts), counts[of_rare].sum())
-        usual, rare = _parted(symbols, of_rare, int(of_usual[-1]))
+        common = int(alphabet.codes[of_usual[:-1].argmax()])
+        rare = rare_ones(codes, alphabet.codes[of_rare], int(of_usual[-1]), common)
+        usual_numbers = np.where(of_rare[numbers], np.uint16(len(of_rare)), numbers)
         return [
-            Push(usual, self.usual, of_usual),
-            Push(rare, self.rare, np.where(of_rare, counts, 0)),
+            Push(codes, self.usual, of_usual, usual_numbers),
+            Push(rare, self.rare, np.where(of_rare, counts, 0), numbers),
         ]
 
     def fill(self, symbols: np.ndarray, popper: Popper) -> None:
@@ -122,13 +142,19 @@ class LevelTables:
         symbols[places] = popper.pop(len(places), self.rare)
 
 
-def _parted(symbols: np.ndarray, of_rare: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(symbols with one number for all rare ones, the rare ones): uint16. count: of rare ones."""
-    if kernels.takes():
-        from ders_core.compute.kernels.rare import part
+def rare_ones(codes: np.ndarray, rare: np.ndarray, count: int, common: int) -> np.ndarray:
+    """The codes that are rare, in order: uint16 `[count]`. rare: int64, ascending, which are.
+    common: a code that many have."""
+    is_rare = np.zeros(1 << 16, dtype=bool)
+    is_rare[rare] = True
+    if is_rare[common] or not kernels.takes():
+        rare_codes: np.ndarray = codes[is_rare[codes]]
+        return rare_codes
+    from ders_core.compute.kernels.rare import pick
 
-        usual, rare = fresh_array(symbols.size, np.uint16), np.empty(count, dtype=np.uint16)
-        part(symbols, of_rare, usual, rare)
-        return usual, rare
-    places = of_rare[symbols]
-    return np.where(places, np.uint16(len(of_rare)), symbols), symbols[places]
+    edges = np.concatenate([[-1], rare, [1 << 16]])
+    after = int(np.searchsorted(rare, common)) + 1
+    usual = np.uint16(edges[after - 1] + 1), np.uint16(edges[after] - 1)
+    found = np.empty(count + 1, dtype=np.uint16)
+    pick(codes, is_rare, *usual, found)
+    return found[:-1]

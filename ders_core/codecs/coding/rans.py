@@ -110,26 +110,27 @@ class Tables:
 
 
 class Pusher:
-    """A stack to push to. lanes: a power of two."""
+    """A stack to push to. lanes: a power of two. most: how many symbols it takes."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, most: int) -> None:
         self._states = np.full(lanes, START, dtype=np.uint32)
-        self._words: list[np.ndarray] = []
+        self._room = fresh_array(most + 1, np.uint16)  # filled from its end on
+        self._at = most + 1
 
-    def push(self, symbols: np.ndarray, table: Table) -> None:
-        """symbols: uint16 `[n]`, which occur in the table; they are popped in this order."""
+    def push(self, symbols: np.ndarray, table: Table, numbers: np.ndarray | None = None) -> None:
+        """symbols: uint16 `[n]`, which occur in the table; they are popped in this order. numbers:
+        which symbol of the table each stands for; None: itself."""
         if table.alone is not None or not symbols.size:
             return
+        info = table.info if numbers is None else table.info[numbers]
         if not kernels.takes():
-            self._push_plainly(symbols, table.info, table.bits)
+            self._push_plainly(symbols, info, table.bits)
             return
         from ders_core.compute.kernels import rans
 
-        room = fresh_array(symbols.size + 1, np.uint16)
-        tables = table.info, table.inverse, table.bits
-        given = np.ascontiguousarray(symbols), room, room.size
-        at = rans.push(self._states, *tables, *given)
-        self._words.append(room[at:].copy())
+        inverse = table.inverse if numbers is None else table.inverse[numbers]
+        given = info, inverse, table.bits, np.ascontiguousarray(symbols)
+        self._at = rans.push(self._states, *given, self._room, self._at)
 
     def push_pieces(
         self,
@@ -152,10 +153,9 @@ class Pusher:
             return
         from ders_core.compute.kernels import rans
 
-        room = fresh_array(cells.size + rare_cells.size + 1, np.uint16)
         of_usual, of_rare = ((tables.info, tables.inverse, tables.bits) for tables in (usual, rare))
         given = *of_usual, cells, *of_rare, rare_cells, rare_ends, size
-        self._words.append(room[rans.push_pieces(self._states, *given, room) :])
+        self._at = rans.push_pieces(self._states, *given, self._room, self._at)
 
     def _push_plainly(self, symbols: np.ndarray, info: np.ndarray, bits: int) -> None:
         """The same as a loop does. info: uint32, of each symbol."""
@@ -173,11 +173,13 @@ class Pusher:
             moved = (quotient << bits) + firsts[some] + (state - quotient * frequency)
             states[: len(some)] = moved
         self._states = states.astype(np.uint32)
-        self._words.append(np.concatenate([np.empty(0, np.uint16), *words[::-1]]))
+        pushed = np.concatenate([np.empty(0, np.uint16), *words[::-1]])
+        self._room[self._at - len(pushed) : self._at] = pushed
+        self._at -= len(pushed)
 
     def stack(self) -> tuple[np.ndarray, np.ndarray]:
         """(states uint32 `[lanes]`, words uint16 `[n]`)."""
-        return self._states, np.concatenate([*self._words[::-1], np.empty(0, np.uint16)])
+        return self._states, self._room[self._at :]
 
 
 class Popper:
@@ -189,7 +191,8 @@ class Popper:
             raise damaged()
         self._states = states.astype(np.uint32)
         self._end, self._at = len(words), 0
-        self._words = np.concatenate([words, np.zeros(len(states), words.dtype)])
+        self._words = fresh_array(len(words) + len(states), np.uint16)
+        self._words[: len(words)], self._words[len(words) :] = words, 0
 
     def pop(self, count: int, table: Table) -> np.ndarray:
         """uint16 `[count]`, symbols of a frequency above 0. Raises CodecError if too few words are

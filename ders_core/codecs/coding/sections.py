@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ders_core.codecs.coding import runs
-from ders_core.codecs.coding.level_tables import LevelTables, Push
+from ders_core.codecs.coding.level_tables import Alphabet, LevelTables, Push
 from ders_core.codecs.coding.rans import Popper
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.compute import kernels
@@ -36,39 +36,39 @@ class Section:
             self.tables.put(writer)
 
 
-def _gaps_of(symbols: np.ndarray, common: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(how many common symbols come before each other one int64, those others uint16). count: of
+def _gaps_of(codes: np.ndarray, common: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(how many common codes come before each other one int64, those others uint16). count: of
     others."""
     if kernels.takes():
         from ders_core.compute.kernels.gaps import find
 
         gaps, others = np.empty(count, np.int64), np.empty(count, np.uint16)
-        find(symbols, np.uint16(common), gaps, others)
+        find(codes, np.uint16(common), gaps, others)
         return gaps, others
-    places = np.flatnonzero(symbols != common)
-    return np.diff(places, prepend=-1) - 1, symbols[places]
+    places = np.flatnonzero(codes != common)
+    return np.diff(places, prepend=-1) - 1, codes[places]
 
 
-def section_of(symbols: np.ndarray, counts: np.ndarray, common: int) -> Section:
-    """symbols: uint16 `[entries]`, numbers of levels. counts: how often each level occurs, int64.
+def section_of(codes: np.ndarray, counts: np.ndarray, common: int, alphabet: Alphabet) -> Section:
+    """codes: uint16 `[entries]`, of the alphabet. counts: how often each level occurs, int64.
     common: the level that runs are of."""
     occurring = np.flatnonzero(counts)
     if len(occurring) < 2:
         return Section(ALONE, [int(occurring[0]) if len(occurring) else 0])
     others = counts.copy()
     others[common] = 0
-    if others.sum() > FEW_OTHERS * symbols.size:
+    if others.sum() > FEW_OTHERS * codes.size:
         tables = LevelTables.of(counts)
-        return Section(DENSE, [], tables, tables.pushes(symbols, counts))
-    gaps, of_others = _gaps_of(symbols, common, int(others.sum()))
-    kind, tables = runs.Gaps.of(gaps, symbols.size), LevelTables.of(others)
+        return Section(DENSE, [], tables, tables.pushes(codes, counts, alphabet))
+    gaps, of_others = _gaps_of(codes, int(alphabet.codes[common]), int(others.sum()))
+    kind, tables = runs.Gaps.of(gaps, codes.size), LevelTables.of(others)
     high_table, low_table = kind.table(), kind.low_table()
     most = len(high_table.frequencies) - 1
     high, low = runs.coded(gaps, kind, most)
     pushes = [
         Push(high, high_table, np.bincount(high, minlength=most + 1)),
         Push(low, low_table, np.bincount(low, minlength=1 << kind.low_bits)),
-        *tables.pushes(of_others, others),
+        *tables.pushes(of_others, others, alphabet),
     ]
     return Section(RUNS, [kind.low_bits, kind.goes_on, len(high)], tables, pushes)
 

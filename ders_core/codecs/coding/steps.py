@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ders_core.compute import kernels
-from ders_core.compute.buffers import fresh
 from ders_core.later import np, torch
 
 PER_OCTAVE = 4
@@ -44,35 +42,27 @@ class Steps:
         """Of rows `[out]` and columns `[in]`, float32."""
         return powers(self.rows).numpy(), powers(self.columns).numpy()
 
+    def inverse(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What entries are multiplied by to be in units of their steps: of rows `[out]` and of
+        columns `[in]`, float32."""
+        return powers(-self.rows), powers(-self.columns)
+
     def divided(self, delta: torch.Tensor) -> torch.Tensor:
         """Δ in units of its steps, `[out, in]` float32."""
-        rows, columns = powers(-self.rows), powers(-self.columns)
-        if kernels.takes(delta):
-            from ders_core.compute.kernels import arranged
-
-            scaled = fresh(delta.shape, torch.float32)
-            arranged.divide(delta.numpy(), rows.numpy(), columns.numpy(), scaled.numpy())
-            return scaled
+        rows, columns = self.inverse()
         return (delta * rows.unsqueeze(1)).mul_(columns)
 
     def multiply_(self, values: torch.Tensor) -> torch.Tensor:
         """The inverse of `divided`, in place."""
         return values.mul_(powers(self.rows).unsqueeze(1)).mul_(powers(self.columns))
 
-    @cached_property
-    def classes(self) -> torch.Tensor:
+    def classes(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Entries whose steps are alike to an octave (to more, where there are many octaves) have
-        statistics of their own: uint8 `[out · in]`, from 0 up with the step."""
+        statistics of their own: the classes int64, from 0 up with the step, of entries in these
+        rows and columns, int64 of shapes that go together."""
         low, high = self._range
-        if kernels.takes(self.rows, self.columns):
-            from ders_core.compute.kernels import arranged
-
-            classes = np.empty((self.rows.numel(), self.columns.numel()), dtype=np.uint8)
-            exponents = self.rows.numpy(), self.columns.numpy()
-            arranged.classify(*exponents, low, high, self._span, classes)
-            return torch.from_numpy(classes).view(-1)
-        sums = (self.rows - low).to(torch.int16).unsqueeze(1) + self.columns.to(torch.int16)
-        return sums.clamp_(0, high - low).floor_divide_(self._span).to(torch.uint8).view(-1)
+        sums = self.rows[rows] + self.columns[columns] - low
+        return sums.clamp_(0, high - low).floor_divide_(self._span)
 
     @cached_property
     def class_count(self) -> int:

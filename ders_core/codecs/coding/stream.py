@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ders_core.compute.buffers import fresh
 from ders_core.errors import CodecError
 from ders_core.later import np, torch
 
@@ -36,8 +37,12 @@ class Writer:
 
     def tensor(self) -> torch.Tensor:
         """All of it: uint8 `[n]`."""
-        pieces = [piece.reshape(-1) for piece in self._pieces]
-        return torch.from_numpy(np.concatenate(pieces) if pieces else np.empty(0, np.uint8))
+        stream = fresh((sum(piece.size for piece in self._pieces),), torch.uint8)
+        filled, begin = stream.numpy(), 0
+        for piece in self._pieces:
+            filled[begin : begin + piece.size] = piece.reshape(-1)
+            begin += piece.size
+        return stream
 
 
 class Reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.delta_entries import MatrixEntries
 from ders_core.codecs.fitting.compensated import succession_of
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
@@ -33,9 +34,9 @@ def coded_by_knob(
     succession = succession_of(moments)
     left = succession.left(curvature)
     steps = coarse_enough(steps_by_curvature(left), matrix, knob)
-    others = Entries.of(matrix, steps)
+    others = Entries(MatrixEntries(matrix), steps)
     compensated = others.coded_with(knob, succession.rounding(curvature, steps))
-    if 8 * entries.stream_bytes(coded.counts.numpy()) > SURELY * matrix.numel():
+    if 8 * entries.stream_bytes(coded.counts) > SURELY * matrix.numel():
         return others, compensated
     merits = [
         _merit(matrix, each, codes, knob, curvature, moments)
@@ -47,7 +48,8 @@ def coded_by_knob(
 def _coded(
     matrix: torch.Tensor, knob: float, curvature: Curvature, rounding: Rounding
 ) -> tuple[Entries, Coded]:
-    entries = Entries.of(matrix, coarse_enough(steps_by_curvature(curvature), matrix, knob))
+    steps = coarse_enough(steps_by_curvature(curvature), matrix, knob)
+    entries = Entries(MatrixEntries(matrix), steps)
     return entries, entries.coded_with(knob, rounding)
 
 
@@ -61,6 +63,6 @@ def _merit(
 ) -> float:
     """The less the better: cost plus bits, at the price of a bit in the whole model. Fine steps
     cost knob²/24 an entry, which doubling the knob makes four times as much, and saves a bit."""
-    error = entries.decoded(coded, coded.levels(entries.values)).sub_(matrix)
-    bits = 8 * entries.stream_bytes(coded.counts.numpy())
+    error = entries.decoded(coded, entries.levels(coded)).sub_(matrix)
+    bits = 8 * entries.stream_bytes(coded.counts)
     return curvature.cost(error, moments) + knob**2 / 12 * math.log(2) * bits

@@ -10,31 +10,29 @@ arXiv 2603.04956; the rounding is GPTQ's, arXiv 2210.17323).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ders_core.codecs.coding.steps import Steps, powers
 from ders_core.codecs.curvature import Curvature, correlation_of
 from ders_core.codecs.fitting.inverse_factor import inverse_factor
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.codecs.fitting.rounding import (
-    CODES,
     EXACT_CODES,
     FARTHEST,
     PER_OCTAVE,
+    Piece,
     Rounding,
     multiples,
 )
 from ders_core.codecs.fitting.sensitive_steps import LEAST, LEAST_SHARE
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
-from ders_core.compute.pieces import pieces
 from ders_core.later import np, torch
 
 BLOCK = 128
 """Columns between two updates of all that follow."""
-
-CHUNK = 1 << 19
-"""Codes that are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,15 @@ these inputs. Moments must not be written to as long as they live."""
 
 @dataclass(frozen=True)
 class Compensated(Rounding):
-    """To the nearest multiple, column by column. order: as of `Succession`. factor: float32
-    `[in, in]`, upper triangular, of the metric in units of steps."""
+    """To the nearest multiple, column by column, of all rows together. order: as of `Succession`.
+    factor: float32 `[in, in]`, upper triangular, of the metric in units of steps."""
+
+    apart: ClassVar[bool] = False
 
     order: torch.Tensor
     factor: torch.Tensor
 
-    def coded(
-        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def coded(self, values: torch.Tensor, step: float, begin: int) -> np.ndarray:
         width = len(self.order)
         rest = values.view(-1, width)[:, self.order]
         codes = fresh(rest.shape, torch.int32)
@@ -92,13 +90,12 @@ class Compensated(Rounding):
             end = min(begin + BLOCK, width)
             errors = block(rest, slice(begin, end), self, step, codes)
             rest[:, end:].addmm_(errors, self.factor[begin:end, end:], alpha=-1)
-        codes = codes.view(-1)
-        return codes, _counted(codes, classes, class_count)
+        return codes.view(-1).numpy().astype(np.uint16)
 
     def levels(
-        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+        self, entries: Callable[[], Iterable[Piece]], counts: np.ndarray, step: float
     ) -> torch.Tensor:
-        return _sizes()[counts.nonzero().flatten()] * step
+        return _sizes()[torch.from_numpy(np.flatnonzero(counts))] * step
 
 
 def _sizes() -> torch.Tensor:
@@ -150,12 +147,3 @@ def _in_torch(
         errors[:, number - begin] = lost
         rest[:, number + 1 : end] -= torch.outer(lost, factor[number, number + 1 : end])
     return errors
-
-
-def _counted(codes: torch.Tensor, classes: torch.Tensor | None, class_count: int) -> torch.Tensor:
-    """As of `Rounding.coded`."""
-    counts = torch.zeros(class_count * CODES, dtype=torch.int64)
-    for piece in pieces(codes.numel(), CHUNK):
-        places = codes[piece] if classes is None else classes[piece].long() * CODES + codes[piece]
-        counts += torch.bincount(places, minlength=counts.numel())
-    return counts.view(class_count, CODES)

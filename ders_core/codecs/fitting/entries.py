@@ -2,50 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.arrangement import Arrangement
+from ders_core.codecs.coding.entries import CodedEntries
+from ders_core.codecs.coding.sections import Popped
 from ders_core.codecs.coding.steps import Steps
-from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST, Rounding
-from ders_core.compute.pieces import largest_magnitude
+from ders_core.codecs.delta_entries import Entries as DeltaEntries
+from ders_core.codecs.fitting.counting import arrange_and_count
+from ders_core.codecs.fitting.rounding import CODES, EXACT_CODES, FARTHEST, Piece, Rounding
+from ders_core.compute.buffers import fresh_array
+from ders_core.compute.pieces import largest_magnitude, row_pieces
 from ders_core.later import np, torch
+
+SLAB = 1 << 18
+"""Values at a time."""
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Some rows. values: float32 `[n]`, in units of their steps; the next slab may overwrite
+    them."""
+
+    arrangement: Arrangement
+    values: torch.Tensor
+
+    @property
+    def begin(self) -> int:
+        """How many entries of the matrix come before these."""
+        return self.arrangement.first_row * self.arrangement.shape[1]
 
 
 @dataclass(frozen=True)
 class Entries:
-    """matrix: float32 `[out, in]` on the CPU, in units of its steps. steps: None where all are
-    alike."""
+    """deltas: on the CPU, as they are. steps: None where all are alike."""
 
-    matrix: torch.Tensor
+    deltas: DeltaEntries
     steps: Steps | None = None
 
-    @classmethod
-    def of(cls, matrix: torch.Tensor, steps: Steps | None) -> Entries:
-        """matrix: float32 `[out, in]` on the CPU, as it is."""
-        scaled = matrix if steps is None else steps.divided(matrix)
-        return cls(scaled.contiguous(), steps)
-
     @property
-    def values(self) -> torch.Tensor:
-        """float32 `[out · in]`."""
-        return self.matrix.view(-1)
-
-    @cached_property
-    def largest(self) -> float:
-        """The largest magnitude; 0 if there are no entries."""
-        return largest_magnitude(self.values)
-
-    def coded_with(self, step: float, rounding: Rounding) -> Coded:
-        """All entries with this step."""
-        classes = None if self.steps is None else self.steps.classes
-        codes, counts = rounding.coded(self.values, step, classes, self.class_count)
-        return Coded(codes, counts, step, rounding)
+    def size(self) -> int:
+        return self.deltas.size
 
     @property
     def class_count(self) -> int:
         return 1 if self.steps is None else self.steps.class_count
+
+    @cached_property
+    def arrangement(self) -> Arrangement:
+        return Arrangement.of(self.deltas.shape, self.steps)
+
+    @cached_property
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What entries are multiplied by to be in units of their steps: of rows `[out]` and of
+        columns `[in]`, float32."""
+        if self.steps is None:
+            out, width = self.deltas.shape
+            return torch.ones(out), torch.ones(width)
+        return self.steps.inverse()
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude, in units of steps; 0 if there are no entries."""
+        return max((largest_magnitude(slab.values) for slab in self.slabs()), default=0.0)
+
+    def slabs(self, together: bool = False) -> Iterator[Slab]:
+        """All entries, a few rows at a time, that stay in cache; or all rows together."""
+        out, width = self.deltas.shape
+        room = torch.empty(0)
+        for rows in row_pieces((out, width), self.size if together else SLAB):
+            count = (rows.stop - rows.start) * width
+            if self.steps is None:
+                values = self.deltas.read(slice(rows.start * width, rows.stop * width))
+            else:
+                room = room if room.numel() >= count else torch.empty(count)
+                values, (of_rows, of_columns) = room[:count], self.factors
+                scaled = values.view(rows.stop - rows.start, width)
+                self.deltas.read_scaled(rows, of_rows[rows], of_columns, scaled)
+            yield Slab(self.arrangement.of_rows(rows), values)
+
+    def every(self, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each n-th entry: (values float32 in units of their steps, classes int64), `[m]` each."""
+        values = self.deltas.every(stride)
+        places, width = torch.arange(0, self.size, stride), max(self.deltas.shape[1], 1)
+        if self.steps is None:
+            return values, torch.zeros_like(places)
+        rows, columns = places // width, places % width
+        of_rows, of_columns = self.factors
+        scaled = (values * of_rows[rows]).mul_(of_columns[columns])
+        return scaled, self.steps.classes(rows, columns)
+
+    def coded_with(self, step: float, rounding: Rounding) -> Coded:
+        """All entries with this step."""
+        codes = fresh_array(self.size, np.uint16)
+        counts = np.zeros((self.class_count, CODES), dtype=np.int64)
+        for slab in self.slabs(together=not rounding.apart):
+            coded = rounding.coded(slab.values, step, slab.begin)
+            begins = self._begins(slab)
+            arrange_and_count(coded, slab.arrangement, begins, codes, counts)
+        return Coded(codes, counts, step, rounding)
+
+    def levels(self, coded: Coded) -> torch.Tensor:
+        """What the codes that occur are decoded as, float32, in ascending order of codes."""
+
+        def pieces() -> Iterator[Piece]:
+            for slab in self.slabs():
+                pairs = zip(self._begins(slab), slab.arrangement.sizes, strict=True)
+                classes = [coded.codes[begin : begin + size] for begin, size in pairs]
+                codes = slab.arrangement.scattered(np.concatenate(classes))
+                yield slab.values, codes.reshape(-1)
+
+        return coded.rounding.levels(pieces, coded.counts.sum(0), coded.step)
 
     def stream_bytes(self, counts: np.ndarray, slack: float = 1.0) -> float:
         """counts: `[classes, CODES]`."""
@@ -54,38 +124,42 @@ class Entries:
     def decoded(self, coded: Coded, levels: torch.Tensor) -> torch.Tensor:
         """What codes with these levels give back, float32 `[out, in]`, in the matrix's own units.
         levels: of the codes that occur."""
-        occurring = coded.counts.sum(0).nonzero().flatten()
-        of_codes = torch.zeros(coded.counts.shape[1])
-        of_codes[occurring] = levels
-        decoded = of_codes.index_select(0, coded.codes).view(self.matrix.shape)
-        return decoded if self.steps is None else self.steps.multiply_(decoded)
-
-    @cached_property
-    def _arrangement(self) -> Arrangement:
-        out, width = self.matrix.shape
-        return Arrangement((out, width), self.steps)
+        of_codes = np.zeros(CODES, np.float32)
+        of_codes[coded.occurring] = levels.numpy()
+        sections = [Popped(coded.codes[part]) for part in self.arrangement.classes]
+        entries = CodedEntries(self.arrangement, self.steps, of_codes, 0, sections, coded.codes)
+        return entries.matrix()
 
     def write(self, coded: Coded, levels: torch.Tensor) -> torch.Tensor:
         """The stream. levels: float32, of the codes that occur."""
-        counts = coded.counts.numpy()
-        together = counts.sum(0)
-        occurring = np.flatnonzero(together)
-        numbers = np.zeros(len(together), dtype=np.uint16)
-        numbers[occurring] = np.arange(len(occurring))
-        common = int(together[occurring].argmax()) if len(occurring) else 0
-        symbols = self._arrangement.symbols(coded.codes, numbers)
-        of_classes = counts[:, occurring]
-        return level_stream.write(self.steps, levels.numpy(), common, symbols, of_classes)
+        occurring = coded.occurring
+        counts = coded.counts[:, occurring]
+        common = int(counts.sum(0).argmax()) if len(occurring) else 0
+        classes = [coded.codes[part] for part in self.arrangement.classes]
+        given = levels.numpy(), common, classes, counts, occurring
+        return level_stream.write(self.steps, *given)
+
+    def _begins(self, slab: Slab) -> np.ndarray:
+        """int64 `[classes]`: where the entries of a slab begin among those of all."""
+        begins: np.ndarray = self.arrangement.begins + slab.arrangement.before[0]
+        return begins
 
 
 @dataclass(frozen=True)
 class Coded:
-    """codes: int32 `[n]`, increased by FARTHEST. counts: int64 `[classes, CODES]`."""
+    """codes: uint16 `[n]`, increased by FARTHEST, in the order of the arrangement. counts: int64
+    `[classes, CODES]`."""
 
-    codes: torch.Tensor
-    counts: torch.Tensor
+    codes: np.ndarray
+    counts: np.ndarray
     step: float
     rounding: Rounding
+
+    @property
+    def occurring(self) -> np.ndarray:
+        """The codes that occur, int64, ascending."""
+        occurring: np.ndarray = np.flatnonzero(self.counts.any(0))
+        return occurring
 
     @property
     def far_share(self) -> float:
@@ -93,8 +167,3 @@ class Coded:
         near = self.counts[:, FARTHEST - EXACT_CODES : FARTHEST + EXACT_CODES + 1].sum()
         total = self.counts.sum()
         return 1 - float(near / total) if total else 0.0
-
-    def levels(self, values: torch.Tensor) -> torch.Tensor:
-        """What the codes that occur are decoded as, float32, in ascending order of codes. values:
-        that were coded."""
-        return self.rounding.levels(values, self.codes, self.counts.sum(0), self.step)

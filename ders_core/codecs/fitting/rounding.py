@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ders_core.codecs.coding.prng import draw_keys, random_uniform, uniform_of
+from ders_core.codecs.fitting.counting import add_up
 from ders_core.compute import kernels
-from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import largest_magnitude, pieces
 from ders_core.later import np, torch
 
@@ -23,29 +23,36 @@ FARTHEST = EXACT_CODES + 64 * PER_OCTAVE
 
 CODES = 2 * FARTHEST + 1
 
+BEYOND = 0xFFFF
+"""Stands in loops for codes beyond EXACT_CODES."""
+
 CHUNK = 1 << 19
 """Values at a time."""
 
+Piece = tuple["torch.Tensor", "np.ndarray"]
+"""Values float32 `[n]`, and their codes uint16 `[n]`."""
+
 
 class Rounding(ABC):
-    """Pure: the same matrix and step give the same codes."""
+    """Pure: the same matrix and step give the same codes.
+
+    apart: whether some rows of a matrix may be rounded without the others.
+    """
+
+    apart: ClassVar[bool] = True
 
     @abstractmethod
-    def coded(
-        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(codes int32 `[n]`, increased by FARTHEST; how often each occurs in each class, int64
-        `[class_count, CODES]`). values: float32 `[n]`, of the whole matrix. classes: uint8 `[n]`;
-        None if there is one."""
+    def coded(self, values: torch.Tensor, step: float, begin: int) -> np.ndarray:
+        """Codes uint16 `[n]`, increased by FARTHEST. values: float32 `[n]`. begin: the place of the
+        first one in the whole matrix."""
 
     @abstractmethod
     def levels(
-        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+        self, entries: Callable[[], Iterable[Piece]], counts: np.ndarray, step: float
     ) -> torch.Tensor:
         """What the codes that occur are decoded as, float32, in ascending order of codes.
 
-        codes: int64 or int32 `[n]`, increased by FARTHEST. counts: how often each occurs,
-        `[2·FARTHEST + 1]`.
+        entries: all of them, piece by piece. counts: how often each code occurs, `[CODES]`.
         """
 
 
@@ -67,40 +74,22 @@ class Apart(Rounding):
         """int32 codes of float32 values `[n]`, on the CPU; 0 is zero's. begin: the place of the
         first value in the whole matrix."""
 
-    def coded(
-        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not kernels.takes(values, *([] if classes is None else [classes])):
-            return self._coded_plainly(values, step, classes, class_count)
-        codes = fresh(values.shape, torch.int32)
-        counts = torch.zeros(class_count, CODES, dtype=torch.int64)
-        of_places = fresh(codes.shape, torch.uint8).zero_() if classes is None else classes
-        loop, numbers = self._loop()
-        arrays = of_places.numpy(), codes.numpy(), counts.numpy()
-        if loop(values.numpy(), np.float32(step), *numbers, EXACT_CODES, *arrays):
-            beyond = (codes < 0).nonzero().flatten()
-            codes[beyond] = self._beyond(values[beyond], step, beyond).add_(FARTHEST)
-            places = of_places[beyond].long() * CODES + codes[beyond]
-            counts += torch.bincount(places, minlength=counts.numel()).view_as(counts)
-        return codes, counts
-
-    def _coded_plainly(
-        self, values: torch.Tensor, step: float, classes: torch.Tensor | None, class_count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as `coded`, without compiled loops."""
-        codes = fresh(values.shape, torch.int32)
-        counts = torch.zeros(class_count * CODES, dtype=torch.int64)
-        for piece in pieces(values.numel(), CHUNK):
-            codes[piece] = self.codes(values[piece], step, piece.start).add_(FARTHEST)
-            places = codes[piece] if classes is None else classes[piece].long() * CODES
-            if classes is not None:
-                places += codes[piece]
-            counts += torch.bincount(places, minlength=counts.numel())
-        return codes, counts.view(class_count, CODES)
+    def coded(self, values: torch.Tensor, step: float, begin: int) -> np.ndarray:
+        codes = np.empty(values.numel(), np.uint16)
+        if not kernels.takes(values):
+            for piece in pieces(values.numel(), CHUNK):
+                of_piece = self.codes(values[piece], step, begin + piece.start)
+                codes[piece] = of_piece.add_(FARTHEST).numpy()
+            return codes
+        if self._round(values.numpy(), np.float32(step), begin, codes):
+            beyond = torch.from_numpy(np.flatnonzero(codes == BEYOND))
+            far = self._beyond(values[beyond], step, begin + beyond)
+            codes[beyond.numpy()] = far.add_(FARTHEST).numpy()
+        return codes
 
     @abstractmethod
-    def _loop(self) -> tuple[Callable[..., int], tuple[np.number, ...]]:
-        """One of `compute.kernels.multiples`, and the numbers that it takes after the step."""
+    def _round(self, values: np.ndarray, step: np.float32, begin: int, codes: np.ndarray) -> int:
+        """Fill codes with a loop of `compute.kernels.multiples`; how many are BEYOND."""
 
     @abstractmethod
     def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
@@ -130,22 +119,27 @@ class Nearest(Apart):
             codes[far] = EXACT_CODES + octaves.clamp(0, FARTHEST - EXACT_CODES).to(torch.int32)
         return torch.where(values < 0, -codes, codes)
 
-    def _loop(self) -> tuple[Callable[..., int], tuple[np.number, ...]]:
+    def _round(self, values: np.ndarray, step: np.float32, begin: int, codes: np.ndarray) -> int:
         from ders_core.compute.kernels.multiples import nearest
 
-        return nearest, (np.float32(self.threshold),)
+        beyond: int = nearest(
+            values, step, np.float32(self.threshold), FARTHEST, EXACT_CODES, codes
+        )
+        return beyond
 
     def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
         return self.codes(values, step, 0)
 
     def levels(
-        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+        self, entries: Callable[[], Iterable[Piece]], counts: np.ndarray, step: float
     ) -> torch.Tensor:
-        largest = largest_magnitude(values)
-        shares = values.double().div_(largest or 1.0)
-        total = torch.bincount(codes, shares, minlength=counts.numel())
-        occurring = counts.nonzero().flatten()
-        return (total[occurring] / counts[occurring] * largest).float()
+        largest = max((largest_magnitude(values) for values, _ in entries()), default=0.0)
+        totals = np.zeros(len(counts))
+        for values, codes in entries():
+            add_up(values, codes, largest or 1.0, totals)
+        occurring = np.flatnonzero(counts)
+        means = totals[occurring] / counts[occurring] * largest
+        return torch.from_numpy(means.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ class Unbiased(Apart):
 
     aim: ClassVar[float] = 0.997
     enough: ClassVar[float] = 0.99
-    sample: ClassVar[int] = 1 << 17
+    sample: ClassVar[int] = 1 << 20
     coarsest: ClassVar[float] = 40.0
 
     seed: int
@@ -169,18 +163,21 @@ class Unbiased(Apart):
             codes[far] = _far_codes(ratio[far].double(), luck[far].double())
         return codes
 
-    def _loop(self) -> tuple[Callable[..., int], tuple[np.number, ...]]:
+    def _round(self, values: np.ndarray, step: np.float32, begin: int, codes: np.ndarray) -> int:
         from ders_core.compute.kernels.multiples import unbiased
 
-        return unbiased, draw_keys(self.seed)
+        numbers = *draw_keys(self.seed), begin, FARTHEST, EXACT_CODES
+        beyond: int = unbiased(values, step, *numbers, codes)
+        return beyond
 
     def _beyond(self, values: torch.Tensor, step: float, places: torch.Tensor) -> torch.Tensor:
         return _far_codes((values / step).double(), uniform_of(places, self.seed).double())
 
     def levels(
-        self, values: torch.Tensor, codes: torch.Tensor, counts: torch.Tensor, step: float
+        self, entries: Callable[[], Iterable[Piece]], counts: np.ndarray, step: float
     ) -> torch.Tensor:
-        return (multiples(counts.nonzero().flatten() - FARTHEST) * step).float()
+        occurring = torch.from_numpy(np.flatnonzero(counts))
+        return (multiples(occurring - FARTHEST) * step).float()
 
 
 def multiples(codes: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ders_core.codecs.fitting.rounding import (
     Unbiased,
 )
 from ders_core.compute import kernels
-from ders_core.compute.pieces import CHUNK, pieces
+from ders_core.compute.pieces import largest_magnitude
 from ders_core.later import np, torch
 
 
@@ -33,8 +33,10 @@ class Trial:
 
 
 class Sample(ABC):
-    """typical: the median magnitude of what is not zero, as a share of the largest one."""
+    """largest: the largest magnitude. typical: the median magnitude of what is not zero, as a share
+    of the largest one."""
 
+    largest: float
     typical: float
 
     @abstractmethod
@@ -42,11 +44,18 @@ class Sample(ABC):
         """step: in largest values."""
 
 
-def sample_of(entries: Entries, rounding: Apart) -> Sample:
-    """Each n-th entry, as many as this kind of rounding wants."""
-    stride = -(-entries.values.numel() // rounding.sample)
+def sample_of(entries: Entries, rounding: Apart) -> Sample | None:
+    """Each n-th entry, about as many as this kind of rounding wants; None if all are 0."""
+    stride = max(-(-entries.size // rounding.sample), 1)
     if isinstance(rounding, Unbiased):
-        return _Counted(entries)
+        stride |= 1  # odd, so that all columns have their turn
+        counts, largest = magnitudes(entries, stride)
+        if not largest:
+            counts, largest = magnitudes(entries, 1)
+        grown = entries.size / max(int(counts.sum()), 1)
+        return _Counted(entries, counts, grown, largest) if largest else None
+    if not entries.largest:
+        return None
     if entries.steps is None and isinstance(rounding, Nearest):
         return _Sorted(entries, stride)
     return _Spread(entries, stride)
@@ -62,21 +71,20 @@ CERTAIN = 0.5
 
 
 class _Counted(Sample):
-    """A histogram of all magnitudes, and what chance makes of them on average: a trial need not
-    draw. Signs are taken to be even."""
+    """A histogram of magnitudes, and what chance makes of them on average: a trial need not draw.
+    Signs are taken to be even."""
 
-    def __init__(self, entries: Entries) -> None:
-        self._entries = entries
-        counts = magnitudes(entries)
+    def __init__(self, entries: Entries, counts: np.ndarray, grown: float, largest: float) -> None:
+        """counts, largest: as of `magnitudes`. grown: how many entries each counted one is for."""
+        self._entries, self.largest = entries, largest
         together = counts.sum(0)
-        self._largest = entries.largest
         usual = np.flatnonzero(together[1:]) + 1
         half = np.searchsorted(np.cumsum(together[usual]), together[usual].sum() / 2)
-        middle = float(_of_bins(usual[[half]])[0]) / self._largest if len(usual) else 1.0
+        middle = float(_of_bins(usual[[half]])[0]) / self.largest if len(usual) else 1.0
         self.typical = min(middle, 1.0)
         self._classes, bins = np.nonzero(counts)
-        self._counts = counts[self._classes, bins].astype(np.float64)
-        self._values = np.minimum(_of_bins(bins) / self._largest, 1.0)
+        self._counts = counts[self._classes, bins] * grown
+        self._values = np.minimum(_of_bins(bins) / self.largest, 1.0)
 
     def try_out(self, step: float, rounding: Apart) -> Trial:
         ratio = self._values / step
@@ -95,24 +103,21 @@ class _Counted(Sample):
         return Trial(self._entries.stream_bytes(counts), lambda: math.nan)
 
 
-def magnitudes(entries: Entries) -> np.ndarray:
-    """How many magnitudes of each class have the same leading bits: int64
-    `[classes, 2^(8 + KEPT_BITS)]`."""
-    bits = entries.values.view(torch.int32)
+def magnitudes(entries: Entries, stride: int) -> tuple[np.ndarray, float]:
+    """How many magnitudes of each class have the same leading bits, int64
+    `[classes, 2^(8 + KEPT_BITS)]`, and the largest one; of each n-th entry."""
     counts = np.zeros((entries.class_count, 1 << 8 + KEPT_BITS), dtype=np.int64)
-    steps = entries.steps
-    if kernels.takes(bits):
-        from ders_core.compute.kernels.magnitudes import count_magnitudes
+    if not kernels.takes():
+        values, classes = entries.every(stride)
+        bits = values.view(torch.int32).numpy() & 0x7FFFFFFF
+        np.add.at(counts, (classes.numpy(), bits >> SHIFT), 1)
+        return counts, largest_magnitude(values)
+    from ders_core.compute.kernels.scaled import count_magnitudes
 
-        classes = np.empty(0, np.uint8) if steps is None else steps.classes.numpy()
-        count_magnitudes(bits.numpy().view(np.uint32), SHIFT, classes, counts)
-        return counts
-    for piece in pieces(bits.numel(), CHUNK):
-        places = (bits[piece] & 0x7FFFFFFF).long() >> SHIFT
-        if steps is not None:
-            places += steps.classes[piece].long() * counts.shape[1]
-        counts += torch.bincount(places, minlength=counts.size).view(counts.shape).numpy()
-    return counts
+    where, (rows, columns) = entries.arrangement, entries.factors
+    deltas = entries.deltas.every(stride).numpy(), stride, rows.numpy(), columns.numpy()
+    order = where.order, where.edges, where.kinds
+    return counts, float(count_magnitudes(*deltas, SHIFT, *order, counts))
 
 
 def _of_bins(bins: np.ndarray) -> np.ndarray:
@@ -126,26 +131,27 @@ class _Spread(Sample):
     """Values in their places, coded as all entries will be."""
 
     def __init__(self, entries: Entries, stride: int) -> None:
-        self._entries = entries
-        self._values = entries.values[::stride] / entries.largest
-        steps = entries.steps
-        self._classes = None if steps is None else steps.classes[::stride].contiguous()
-        self._grown = entries.values.numel() / self._values.numel()
+        self._entries, self.largest = entries, entries.largest
+        values, classes = entries.every(stride)
+        self._values, self._classes = values / self.largest, classes.numpy()
+        self._grown = entries.size / self._values.numel()
         usual = self._values[self._values != 0].abs()
         self.typical = float(usual.median()) if usual.numel() else 1.0
 
     def try_out(self, step: float, rounding: Apart) -> Trial:
-        codes, counts = rounding.coded(self._values, step, self._classes, self._entries.class_count)
+        codes = rounding.coded(self._values, step, 0)
+        cells = self._classes * CODES + codes
+        counts = np.bincount(cells, minlength=self._entries.class_count * CODES).reshape(-1, CODES)
         together = counts.sum(0)
-        occurring = together.nonzero().flatten()
+        occurring = np.flatnonzero(together)
 
         def error() -> float:
-            levels = torch.zeros(CODES)
-            levels[occurring] = rounding.levels(self._values, codes, together, step)
-            return float((self._values - levels.index_select(0, codes)).square().sum())
+            levels = np.zeros(CODES, np.float32)
+            found = rounding.levels(lambda: [(self._values, codes)], together, step)
+            levels[occurring] = found.numpy()
+            return float((self._values - torch.from_numpy(levels[codes])).square().sum())
 
-        grown = counts[:, occurring].double().numpy() * self._grown
-        return Trial(self._entries.stream_bytes(grown), error)
+        return Trial(self._entries.stream_bytes(counts[:, occurring] * self._grown), error)
 
 
 class _Sorted(Sample):
@@ -153,11 +159,12 @@ class _Sorted(Sample):
     of them, so a trial looks up where codes begin."""
 
     def __init__(self, entries: Entries, stride: int) -> None:
-        values = entries.values[::stride] / entries.largest
+        self.largest = entries.largest
+        values = entries.every(stride)[0] / self.largest
         self._sorted = np.sort(values.numpy()).astype(np.float64)
         self._sums = np.concatenate([[0.0], self._sorted.cumsum()])
         self._energy = float(np.square(self._sorted).sum())
-        self._grown = entries.values.numel() / len(self._sorted)
+        self._grown = entries.size / len(self._sorted)
         magnitudes = np.abs(self._sorted[self._sorted != 0])
         self.typical = float(np.median(magnitudes)) if len(magnitudes) else 1.0
 

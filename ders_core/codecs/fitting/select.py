@@ -71,10 +71,10 @@ def _found_by_loops(
     from ders_core.compute.kernels import largest as loops
     from ders_core.compute.kernels.magnitudes import count_magnitudes
 
-    high, one_class = torch.zeros(1 << 15, dtype=torch.int64), np.empty(0, dtype=np.uint8)
+    high = torch.zeros(1 << 15, dtype=torch.int64)
     for piece in parts:
         bits = kernels.bits(read(piece).contiguous())
-        count_magnitudes(bits, 16, one_class, high.view(1, -1).numpy())
+        count_magnitudes(bits, 16, high.numpy())
     bucket, above = _descend(high, count)
     near = above + int(high[bucket])
     places, keys, filled = np.empty(near, dtype=np.int64), np.empty(near, dtype=np.uint32), 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ders_core.codecs.coding.steps import LARGEST, PER_OCTAVE, SMALLEST, Steps
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.rounding import EXACT_CODES
+from ders_core.compute.pieces import CHUNK, row_pieces
 from ders_core.later import torch
 
 LEAST_SHARE = 0.03
@@ -37,7 +38,13 @@ def coarse_enough(steps: Steps, matrix: torch.Tensor, knob: float) -> Steps:
     if not matrix.numel():
         return steps
     finest = float(EXACT_CODES - 1) * knob
-    largest = steps.divided(matrix).abs_().amax(1)
+    rows, columns = steps.inverse()
+    largest = torch.cat(
+        [
+            (matrix[part] * rows[part].unsqueeze(1)).mul_(columns).abs_().amax(1)
+            for part in row_pieces(matrix.shape, CHUNK)
+        ]
+    )
     beyond = largest > finest
     if not beyond.any() or float(beyond.double().mean()) > MOST_COARSE_ROWS:
         return steps

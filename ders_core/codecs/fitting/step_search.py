@@ -39,13 +39,13 @@ def within(
 
     write: makes the stream of codes. roundings: the one with the least squared error is taken.
     """
-    count = max(entries.values.numel(), 1)
+    count = max(entries.size, 1)
     step, rounding = _first_guess(entries, roundings, limit)
     slope = min(1.0, 8 * limit / count) if rounding.enough else 1.0  # bits that a doubling saves
     best, too_small = None, 0.0
     for attempt in range(MOST_ATTEMPTS):
         coded = entries.coded_with(step, rounding)
-        size = entries.stream_bytes(coded.counts.numpy(), SLACK)
+        size = entries.stream_bytes(coded.counts, SLACK)
         octaves = 8 * (size - rounding.aim * limit) / count / slope
         stream = write(coded) if size <= limit else None
         if stream is not None and stream.numel() <= limit:
@@ -95,14 +95,13 @@ def _even_out(sample: Sample, rounding: Apart, limit: int, finest: float) -> flo
 
 def _first_guess(entries: Entries, roundings: Sequence[Apart], limit: int) -> tuple[float, Apart]:
     """(step, rounding) with the least squared error on a sample, within `limit` bytes in all."""
-    largest = entries.largest
-    if not largest:
-        return 1.0, roundings[0]
     sample = sample_of(entries, roundings[0])
+    if sample is None:
+        return 1.0, roundings[0]
     finest = math.log2(sample.typical / FINEST)
     several = len(roundings) > 1
     if not several:
-        return _even_out(sample, roundings[0], limit, finest) * largest, roundings[0]
+        return _even_out(sample, roundings[0], limit, finest) * sample.largest, roundings[0]
     fitting = [(math.inf, 1.0, 0)]
     for number, rounding in enumerate(roundings):
         low, high = finest, rounding.coarsest  # log2 of the step; too many bytes, and fewer
@@ -115,4 +114,4 @@ def _first_guess(entries: Entries, roundings: Sequence[Apart], limit: int) -> tu
                 high = middle
                 fitting.append((trial.error(), 2.0**high, number))
     _, step, number = min(fitting)
-    return step * largest, roundings[number]
+    return step * sample.largest, roundings[number]

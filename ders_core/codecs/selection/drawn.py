@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext
 from ders_core.codecs.coding.prng import position_chunks
-from ders_core.codecs.selection.entries import Entries
+from ders_core.codecs.delta_entries import Entries
 from ders_core.codecs.selection.selection import Chosen, Selection, kept_of_all
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch

@@ -13,7 +13,7 @@ from ders_core.codecs.coding.patterns import (
     encode_pattern,
     pattern_bytes,
 )
-from ders_core.codecs.selection.entries import Entries
+from ders_core.codecs.delta_entries import Entries
 from ders_core.codecs.selection.selection import Chosen, Selection, weighed_magnitudes
 from ders_core.compute.pieces import chunk_values
 from ders_core.files.dtype import Dtype

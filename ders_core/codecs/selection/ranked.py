@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ders_core.codecs.codec import EncodeContext, Parts
 from ders_core.codecs.coding.positions import PositionForm
 from ders_core.codecs.coding.prng import random_uniform
+from ders_core.codecs.delta_entries import Entries
 from ders_core.codecs.fitting.select import largest, largest_of_rows, largest_read
-from ders_core.codecs.selection.entries import Entries
 from ders_core.codecs.selection.selection import (
     Chosen,
     Selection,

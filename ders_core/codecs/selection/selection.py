@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext, Parts
-from ders_core.codecs.selection.entries import Entries
+from ders_core.codecs.delta_entries import Entries
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 

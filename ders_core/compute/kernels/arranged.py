@@ -15,57 +15,87 @@ from ders_core.compute.kernels.floats import narrow, widen
 from ders_core.compute.kernels.loop import loop
 from ders_core.compute.kernels.synthesis import add_bfloat16, add_float32
 
-
-@loop
-def divide(delta: np.ndarray, rows: np.ndarray, columns: np.ndarray, scaled: np.ndarray) -> None:
-    """scaled, float32 `[out, in]`: delta times the factors of its row and column, in this order."""
-    for row in range(delta.shape[0]):
-        given, filled, factor = delta[row], scaled[row], rows[row]
-        for column in range(columns.size):
-            filled[column] = np.float32(given[column] * factor) * columns[column]
-
-
-@loop
-def classify(
-    rows: np.ndarray, columns: np.ndarray, low: int, high: int, width: int, classes: np.ndarray
-) -> None:
-    """classes, uint8 `[out, in]`: which `width` numbers from low to high a row's and a column's
-    exponent sum up to. rows, columns: int64."""
-    if not columns.size:
-        return
-    first = columns.min()
-    of_sums = np.empty(columns.max() - first + 1, dtype=np.uint8)
-    places = (columns - first).astype(np.uint16)
-    for row in range(rows.size):
-        for place in range(of_sums.size):
-            total = rows[row] + first + place
-            of_sums[place] = np.uint8((min(max(total, low), high) - low) // width)
-        filled = classes[row]
-        for column in range(places.size):
-            filled[column] = of_sums[places[column]]
+TURNS = 2
+NEAR = 512
+"""Codes at most so far from the middle are counted in TURNS: a processor waits for a count before
+it adds to the same one again."""
 
 
 @loop
 def arrange(
-    codes: np.ndarray,
-    numbers: np.ndarray,
+    matrix: np.ndarray,
     order: np.ndarray,
     edges: np.ndarray,
     kinds: np.ndarray,
     begins: np.ndarray,
-    symbols: np.ndarray,
+    values: np.ndarray,
 ) -> None:
-    """codes: int32 `[out, in]`. numbers: uint16, what each code becomes. begins: int64 `[classes]`,
-    where each class begins in symbols; is changed. symbols: uint16 `[out · in]`, is filled."""
-    for row in range(codes.shape[0]):
-        edge, given = edges[kinds[row]], codes[row]
-        for number in range(begins.size):
-            begin, count = begins[number], edge[number + 1] - edge[number]
-            filled = symbols[begin : begin + count]
+    """Fill values `[out · in]` with a matrix `[out, in]`. begins: int64 `[classes]`, where each
+    class begins in values."""
+    at = begins.copy()
+    for row in range(matrix.shape[0]):
+        given, edge = matrix[row], edges[kinds[row]]
+        for number in range(at.size):
             columns = order[edge[number] : edge[number + 1]]
-            for place in range(count):
-                filled[place] = numbers[np.uint32(given[columns[place]])]
-            begins[number] = begin + count
+            filled = values[at[number] : at[number] + columns.size]
+            for place in range(columns.size):
+                filled[place] = given[columns[place]]
+            at[number] += columns.size
+
+
+@loop
+def arrange_and_count(
+    codes: np.ndarray,
+    order: np.ndarray,
+    edges: np.ndarray,
+    kinds: np.ndarray,
+    begins: np.ndarray,
+    arranged: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """As `arrange`, of codes uint16 `[out, in]`. counts: int64 `[classes, 2k + 1]`, k ≥ NEAR, gets
+    how often each code occurs added."""
+    at, first = begins.copy(), np.uint32(counts.shape[1] // 2 - NEAR)
+    near = np.zeros((at.size, TURNS, 2 * NEAR), dtype=np.uint32)
+    for row in range(codes.shape[0]):
+        given, edge = codes[row], edges[kinds[row]]
+        for number in range(at.size):
+            columns, of_class = order[edge[number] : edge[number + 1]], near[number]
+            filled = arranged[at[number] : at[number] + columns.size]
+            for place in range(columns.size):
+                code = given[columns[place]]
+                filled[place] = code
+                shifted = np.uint32(np.uint32(code) - first)
+                if shifted < np.uint32(2 * NEAR):
+                    of_class[place % TURNS, shifted] += np.uint32(1)
+                else:
+                    counts[number, code] += 1
+            at[number] += columns.size
+    for number in range(at.size):
+        for turn in range(TURNS):
+            for place in range(2 * NEAR):
+                counts[number, first + place] += near[number, turn, place]
+
+
+@loop
+def scatter(
+    values: np.ndarray,
+    order: np.ndarray,
+    edges: np.ndarray,
+    kinds: np.ndarray,
+    begins: np.ndarray,
+    matrix: np.ndarray,
+) -> None:
+    """The inverse."""
+    at = begins.copy()
+    for row in range(matrix.shape[0]):
+        filled, edge = matrix[row], edges[kinds[row]]
+        for number in range(at.size):
+            columns = order[edge[number] : edge[number + 1]]
+            given = values[at[number] : at[number] + columns.size]
+            for place in range(columns.size):
+                filled[columns[place]] = given[place]
+            at[number] += columns.size
 
 
 @loop

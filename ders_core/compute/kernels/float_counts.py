@@ -1,10 +1,11 @@
 """Floats counted in their order, and how far weights are from their base: see
 `codecs.coding.differences`, which has the same in numpy.
 
-base, weight: the bits of floats as signed numbers, int16 or int32 `[n]`. half: half of how many
-there are: 2^15 or 2^31. A weight's context is top − the exponent of its base, at most `last`.
-fraction: how many bits are below the exponent, and mask its largest value. lows, firsts, spans:
-int64 `[contexts]`.
+base, weight: the bits of floats as signed numbers, int16 or int32 `[n]`. numbers: half, fraction,
+mask, top, last: half of how many floats there are (2^15 or 2^31), how many bits are below the
+exponent, its largest value; a weight's context is top − the exponent of its base, at most last.
+lows, firsts, spans: int64 `[contexts]`. room: int32 or int64 `[block]`, for differences; no more
+than 2^COUNT_BITS − 1 of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from ders_core.compute.kernels.loop import loop, part_apart
 
 TURNS = 4
 """Sums side by side of what is added up for each context."""
+
+COUNT_BITS = 11
+"""Below a sum in one number: of how many it is."""
+
+Numbers = tuple[int, int, int, int, int]
 
 
 @part_apart
@@ -31,61 +37,110 @@ def context_of(bits: np.signedinteger, fraction: int, mask: int, top: int, last:
     return np.uint8(min(np.int32(np.int32(top) - exponent), np.int32(last)))
 
 
+@part_apart
+def compare(
+    base: np.ndarray,
+    weight: np.ndarray,
+    numbers: Numbers,
+    contexts: np.ndarray,
+    differences: np.ndarray,
+) -> None:
+    """Fill contexts, uint8, and differences, which are as wide as their room is: processors work
+    on several at once."""
+    wide = differences.dtype.type
+    half, fraction, mask = wide(numbers[0]), wide(numbers[1]), wide(numbers[2])
+    top, last, signs = wide(numbers[3]), wide(numbers[4]), wide(8 * differences.itemsize - 1)
+    for place in range(base.size):
+        start, ours = wide(base[place]), wide(weight[place])
+        exponent = wide(wide(start >> fraction) & mask)
+        contexts[place] = np.uint8(min(wide(top - exponent), last))
+        is_below, is_negative = wide(start >> signs), wide(ours >> signs)  # −1 or 0
+        first = wide(wide(start ^ is_below) - wide(half & is_below))
+        second = wide(wide(ours ^ is_negative) - wide(half & is_negative))
+        differences[place] = wide(second - first)
+
+
 @loop
 def sum_distances(
     base: np.ndarray,
     weight: np.ndarray,
-    half: int,
-    fraction: int,
-    mask: int,
-    top: int,
-    last: int,
+    numbers: Numbers,
+    room: np.ndarray,
     sums: np.ndarray,
     counts: np.ndarray,
 ) -> None:
     """sums, counts: int64 `[contexts]`: adds how far weights are, and how many there are. In turns:
     a processor waits for a sum before it adds to the same one again."""
-    turns = np.zeros((TURNS, 2, sums.size), np.int64)
-    for place in range(base.size):
-        turn, context = turns[place % TURNS], context_of(base[place], fraction, mask, top, last)
-        turn[0, context] += abs(ordered(weight[place], half) - ordered(base[place], half))
-        turn[1, context] += 1
-    for number in range(TURNS):
-        sums += turns[number, 0]
-        counts += turns[number, 1]
+    contexts, one, low = np.empty(room.size, np.uint8), np.int64(1), np.int64(COUNT_BITS)
+    turns = np.empty((TURNS, sums.size), np.int64)
+    for begin in range(0, base.size, room.size):
+        some = base[begin : begin + room.size]
+        context, difference = contexts[: some.size], room[: some.size]
+        compare(some, weight[begin : begin + room.size], numbers, context, difference)
+        turns[:] = 0
+        for place in range(some.size):
+            far = np.int64(abs(difference[place]))
+            turns[place % TURNS, context[place]] += (far << low) | one
+        for turn in range(TURNS):
+            for number in range(sums.size):
+                sums[number] += turns[turn, number] >> low
+                counts[number] += turns[turn, number] & ((one << low) - one)
 
 
 @loop
 def count_codes(
     base: np.ndarray,
     weight: np.ndarray,
-    half: int,
-    fraction: int,
-    mask: int,
-    top: int,
-    last: int,
+    numbers: Numbers,
+    room: np.ndarray,
     lows: np.ndarray,
     counts: np.ndarray,
 ) -> None:
     """counts: int64 `[contexts, 2k + 1]`: adds differences without their low bits, from −k to
     k − 1; others in the last column."""
-    middle = counts.shape[1] // 2
-    for place in range(base.size):
-        context = context_of(base[place], fraction, mask, top, last)
-        difference = ordered(weight[place], half) - ordered(base[place], half)
-        code = (difference >> lows[context]) + middle
-        counts[context, np.uint64(min(np.uint64(code), np.uint64(2 * middle)))] += 1
+    middle, width, cells = counts.shape[1] // 2, counts.shape[1], counts.reshape(-1)
+    contexts, last = np.empty(room.size, np.uint8), np.uint64(2 * middle)
+    for begin in range(0, base.size, room.size):
+        some = base[begin : begin + room.size]
+        context, difference = contexts[: some.size], room[: some.size]
+        compare(some, weight[begin : begin + room.size], numbers, context, difference)
+        for place in range(some.size):
+            number = np.uint64(context[place])
+            code = (np.int64(difference[place]) >> lows[number]) + middle
+            cells[number * np.uint64(width) + min(np.uint64(code), last)] += 1
+
+
+@part_apart
+def put_noise(
+    context: np.ndarray,
+    difference: np.ndarray,
+    lows: np.ndarray,
+    pending: np.uint64,
+    bit: np.uint64,
+    noise: np.ndarray,
+) -> np.uint64:
+    """Put the low bits of differences into noise from a bit on, with what is pending of the number
+    there; returns what is pending then."""
+    word, filled = np.uint64(bit >> np.uint64(5)), np.uint64(bit & np.uint64(31))
+    masks = (np.int64(1) << lows) - 1
+    for place in range(context.size):
+        part = np.uint64(np.int64(difference[place]) & masks[context[place]])
+        pending |= np.uint64(part << filled)
+        filled += np.uint64(lows[context[place]])
+        noise[word] = np.uint32(pending)
+        whole = np.uint64(filled >> np.uint64(5))
+        word += whole
+        pending >>= np.uint64(whole << np.uint64(5))
+        filled &= np.uint64(31)
+    return pending
 
 
 @loop
 def split(
     base: np.ndarray,
     weight: np.ndarray,
-    half: int,
-    fraction: int,
-    mask: int,
-    top: int,
-    last: int,
+    numbers: Numbers,
+    room: np.ndarray,
     lows: np.ndarray,
     firsts: np.ndarray,
     spans: np.ndarray,
@@ -102,35 +157,34 @@ def split(
     """Fill cells, rare, rare_ends and far, as of `codecs.coding.differences.Parts`, and noise,
     uint32. usual_cells, rare_cells: int32 `[contexts, symbols]`, −1 of a rare symbol and of a usual
     one. escapes: int32 `[contexts]`, cells that say that a rare symbol comes. piece: weights in
-    one. rare, far and noise are one longer."""
-    one, rare_count, far_count, words = np.uint64(1), np.uint64(0), np.uint64(0), np.uint64(0)
-    pending, filled = np.uint64(0), np.uint64(0)
-    noisy = lows.max() > 0
-    for number in range(rare_ends.size):
-        for place in range(number * piece, min((number + 1) * piece, base.size)):
-            context = context_of(base[place], fraction, mask, top, last)
-            difference = ordered(weight[place], half) - ordered(base[place], half)
-            low, span = lows[context], np.uint64(spans[context])
-            code = difference >> low
-            symbol = min(np.uint64(code - firsts[context]), span)
-            cell = usual_cells[context, symbol]
+    one, a multiple of a block. rare, far and noise are one longer."""
+    one, rare_count, far_count = np.uint64(1), np.uint64(0), np.uint64(0)
+    pending, bit, noisy = np.uint64(0), np.uint64(0), lows.max() > 0
+    contexts, width = np.empty(room.size, np.uint8), np.uint64(usual_cells.shape[1])
+    usual = usual_cells.reshape(-1)
+    for begin in range(0, base.size, room.size):
+        some = base[begin : begin + room.size]
+        context, difference = contexts[: some.size], room[: some.size]
+        compare(some, weight[begin : begin + room.size], numbers, context, difference)
+        filled = cells[begin : begin + room.size]
+        for place in range(some.size):
+            number = np.uint64(context[place])
+            code = np.int64(difference[place]) >> lows[number]
+            span = np.uint64(spans[number])
+            symbol = min(np.uint64(code - firsts[number]), span)
+            cell = usual[number * width + symbol]
             if symbol == span:
                 far[far_count] = code
                 far_count += one
             if cell < 0:
-                rare[rare_count] = rare_cells[context, symbol]
+                rare[rare_count] = rare_cells[number, symbol]
                 rare_count += one
-                cell = escapes[context]
-            cells[place] = cell
-            if noisy:
-                part = np.uint64(difference & ((np.int64(1) << low) - 1))
-                pending |= np.uint64(part << filled)
-                filled += np.uint64(low)
-                noise[words] = np.uint32(pending)
-                if filled >= np.uint64(32):
-                    words += one
-                    pending >>= np.uint64(32)
-                    filled -= np.uint64(32)
-        rare_ends[number] = np.int64(rare_count)
+                cell = escapes[number]
+            filled[place] = cell
+        if noisy:
+            pending = put_noise(context, difference, lows, pending, bit, noise)
+            for place in range(some.size):
+                bit += np.uint64(lows[context[place]])
+        rare_ends[begin // piece] = np.int64(rare_count)
     if noisy:
-        noise[words] = np.uint32(pending)
+        noise[bit >> np.uint64(5)] = np.uint32(pending)

@@ -106,10 +106,11 @@ def push_pieces(
     rare_ends: np.ndarray,
     size: int,
     words: np.ndarray,
+    end: int,
 ) -> int:
-    """Push so many cells at a time, and after each piece the rare ones of it, up to its end. Words:
-    as of `push`, one more than there are of both."""
-    at = words.size
+    """Push so many cells at a time, and after each piece the rare ones of it, up to its end. words,
+    end: as of `push`, one more than there are of both."""
+    at = end
     for number in range(rare_ends.size - 1, -1, -1):
         first = rare_ends[number - 1] if number > 0 else 0
         some = rare[first : rare_ends[number]]

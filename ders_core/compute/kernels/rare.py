@@ -12,6 +12,9 @@ from ders_core.compute.kernels.loop import loop, part_apart
 BLOCK = 1 << 10
 """Numbers of 64 bits, four symbols each, whose rare ones are counted at once."""
 
+WORDS = 64
+"""Codes at a time that are looked at together."""
+
 ONES, HIGH, LOW = (
     np.uint64(0x0001000100010001),
     np.uint64(0x8000800080008000),
@@ -20,18 +23,22 @@ ONES, HIGH, LOW = (
 
 
 @loop
-def part(symbols: np.ndarray, of_rare: np.ndarray, usual: np.ndarray, rare: np.ndarray) -> None:
-    """Fill usual with symbols, and one more than the last where they are rare; fill rare with
-    those, in order. All uint16, but for of_rare: bool, of each symbol."""
-    last, count = np.uint16(of_rare.size), np.uint64(0)
-    for place in range(symbols.size):
-        symbol = symbols[place]
-        if of_rare[symbol]:
-            rare[count] = symbol
-            count += np.uint64(1)
-            usual[place] = last
-        else:
-            usual[place] = symbol
+def pick(
+    codes: np.ndarray, is_rare: np.ndarray, first: np.uint16, last: np.uint16, found: np.ndarray
+) -> None:
+    """Put those of codes that are rare in order into found, uint16, one longer. is_rare: bool, of
+    each code; none from first to last is."""
+    following, width = np.uint64(0), np.uint16(last - first)
+    for begin in range(0, codes.size, WORDS):
+        part, outside = codes[begin : begin + WORDS], np.uint16(0)
+        for place in range(part.size):
+            apart = np.uint16(part[place] - first)
+            outside = max(outside, apart)
+        if outside > width:
+            for place in range(part.size):
+                code = part[place]
+                found[following] = code
+                following += np.uint64(is_rare[code])
 
 
 @part_apart

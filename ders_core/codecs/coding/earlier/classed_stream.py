@@ -44,8 +44,10 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 def _members(steps: Steps) -> Iterator[np.ndarray]:
     """The places of each class's entries, ascending."""
-    ends = np.cumsum(np.bincount(steps.classes.numpy(), minlength=steps.class_count))
-    yield from np.split(_order(steps.classes, ends), ends[:-1])
+    rows, columns = torch.arange(steps.rows.numel()), torch.arange(steps.columns.numel())
+    classes = steps.classes(rows.unsqueeze(1), columns).to(torch.uint8).view(-1)
+    ends = np.cumsum(np.bincount(classes.numpy(), minlength=steps.class_count))
+    yield from np.split(_order(classes, ends), ends[:-1])
 
 
 def _order(classes: torch.Tensor, ends: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The entries of one delta, read a few at a time, so that a selection need not hold a matrix."""
+"""The entries of one delta, read a few at a time, so that a codec need not hold a matrix."""
 
 from __future__ import annotations
 
@@ -33,6 +33,24 @@ class Entries(ABC):
         them."""
 
     @abstractmethod
+    def every(self, stride: int) -> torch.Tensor:
+        """Each n-th entry from the first one on, float32 `[n]`."""
+
+    def read_scaled(
+        self, rows: slice, of_rows: torch.Tensor, of_columns: torch.Tensor, scaled: torch.Tensor
+    ) -> None:
+        """Fill scaled, float32 `[rows, in]`, with the entries of some rows, multiplied by the
+        numbers of their rows, `[rows]`, and then by those of their columns, `[in]`."""
+        width = self.shape[1]
+        deltas = self.read(slice(rows.start * width, rows.stop * width)).view(scaled.shape)
+        if not kernels.takes(deltas):
+            torch.mul(deltas, of_rows.unsqueeze(1), out=scaled).mul_(of_columns)
+            return
+        from ders_core.compute.kernels import scaled as loops
+
+        loops.scale(*(tensor.numpy() for tensor in (deltas, of_rows, of_columns, scaled)))
+
+    @abstractmethod
     def at(self, places: torch.Tensor) -> torch.Tensor:
         """The entries at flat places, int64 `[n]` from 0 up: float32 `[n]`."""
 
@@ -57,6 +75,9 @@ class MatrixEntries(Entries):
     def read(self, piece: slice) -> torch.Tensor:
         return self._flat[piece]
 
+    def every(self, stride: int) -> torch.Tensor:
+        return self._flat[::stride].contiguous()
+
     def at(self, places: torch.Tensor) -> torch.Tensor:
         return self._flat.index_select(0, places)
 
@@ -68,18 +89,21 @@ class DifferenceEntries(Entries):
         super().__init__(weight.shape, weight.device)
         self._weight, self._base = weight, base
         self._flat_weight, self._flat_base = weight.reshape(-1), base.reshape(-1)
+        self._kept: torch.Tensor | None = None
 
     @cached_property
     def matrix(self) -> torch.Tensor:
         return difference(self._weight, self._base)
 
-    @cached_property
-    def _buffers(self) -> torch.Tensor:
-        length = min(chunk_values(self.device), self.size)
-        return torch.empty(2, length, dtype=torch.float32, device=self.device)
+    def _buffers(self, length: int) -> torch.Tensor:
+        """float32 `[2, length]`, the same again if it is long enough."""
+        if self._kept is None or self._kept.shape[1] < length:
+            longer = max(min(chunk_values(self.device), self.size), length)
+            self._kept = torch.empty(2, longer, dtype=torch.float32, device=self.device)
+        return self._kept[:, :length]
 
     def read(self, piece: slice) -> torch.Tensor:
-        weight, base = self._buffers[:, : piece.stop - piece.start].unbind()
+        weight, base = self._buffers(piece.stop - piece.start).unbind()
         if kernels.takes_stored(self._flat_weight, self._flat_base):
             from ders_core.compute.kernels import differences
 
@@ -89,6 +113,24 @@ class DifferenceEntries(Entries):
             differences.subtract(ours, common, kind, weight.numpy())
             return weight
         return weight.copy_(self._flat_weight[piece]).sub_(base.copy_(self._flat_base[piece]))
+
+    def every(self, stride: int) -> torch.Tensor:
+        sources = self._flat_weight, self._flat_base
+        weight, base = (values[::stride].contiguous().view(1, -1) for values in sources)
+        return difference(weight, base).view(-1)
+
+    def read_scaled(
+        self, rows: slice, of_rows: torch.Tensor, of_columns: torch.Tensor, scaled: torch.Tensor
+    ) -> None:
+        ours, common = self._weight[rows], self._base[rows]
+        if not kernels.takes_stored(ours, common):
+            super().read_scaled(rows, of_rows, of_columns, scaled)
+            return
+        from ders_core.compute.kernels import scaled as loops
+
+        kind = kernels.kind_of(ours.dtype)
+        factors = (tensor.numpy() for tensor in (of_rows, of_columns, scaled))
+        loops.scale_differences(kernels.bits(ours), kernels.bits(common), kind, *factors)
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
         if kernels.takes_stored(self._flat_weight, self._flat_base) and kernels.takes(places):
