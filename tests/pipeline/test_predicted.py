@@ -73,7 +73,7 @@ def test_reports_say_gain_noise_and_what_noise_costs(
             products += weighted_products(decoded, delta, each)
         assert entry.noise_cost == pytest.approx(cost, rel=1e-4)
         assert entry.router_noise is None  # the calibration does not know
-        gains[key] = (gain + products[0] / products[1]) / 2
+        gains[key] = 0.4 * gain + 0.6 * products[0] / products[1]
         assert entry.effective_gain == pytest.approx(gains[key], rel=1e-4)
         costs += cost
         moments = measured.moments(*key)
