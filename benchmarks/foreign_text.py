@@ -28,19 +28,35 @@ LEAST_PAGE, LEAST_PIECE = 500, 300
 
 def foreign_texts() -> dict[str, str]:
     """The texts by the names in `SHARES`. Raises SystemExit without the manual pages."""
+    return {
+        part: _in_turns(list(sources.values()), CHARACTERS[part])
+        for part, sources in _sources().items()
+    }
+
+
+def foreign_texts_by_source() -> dict[str, dict[str, str]]:
+    """Of each part, the text of each language and of the docstrings. Raises SystemExit likewise."""
+    return {
+        part: {kind: _in_turns([each], CHARACTERS[part]) for kind, each in sources.items()}
+        for part, sources in _sources().items()
+    }
+
+
+def _sources() -> dict[str, dict[str, list[str]]]:
+    """Part -> language -> documents."""
     library = read_corpus()
     docstrings = {
         "train": library.train["prose"],
         "calib": library.calibration["prose"],
         "held": library.heldout["prose"],
     }
-    pages = [dict(_pages(language)) for language in LANGUAGES]
+    pages = {language: dict(_pages(language)) for language in LANGUAGES}
     bounds = pairwise(accumulate(SHARES.values(), initial=0.0))
     return {
-        part: _in_turns(
-            [*(_between(named, *bound) for named in pages), docstrings[part]],
-            CHARACTERS[part],
-        )
+        part: {
+            **{language: _between(named, *bound) for language, named in pages.items()},
+            "docstrings": docstrings[part],
+        }
         for part, bound in zip(SHARES, bounds, strict=True)
     }
 

@@ -1,4 +1,4 @@
-"""The models on which `unbiased.py` compares forms: a real one, the demo, and one of top-1."""
+"""The models on which forms are compared: a real one, two demos, and one of top-1."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ders_core.calibrate import calibrate
 from ders_core.codecs.codec import Need
 from ders_core.demo.build import build_demo
 from ders_core.demo.corpus import joined, read_corpus
+from ders_core.demo.unpack import unpack_demo
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.upcycler import upcycle
 
@@ -45,6 +46,14 @@ def demo(work: Path) -> Model:
     place = work / "demo"
     if not place.exists():
         build_demo(place)
+    return Model(place / "moe", place / "calibration.txt", place / "heldout.txt")
+
+
+def shipped_demo(work: Path) -> Model:
+    """The demo that comes with the package: 8 experts in each of 4 layers, top-2."""
+    place = work / "shipped-demo"
+    if not place.exists():
+        unpack_demo(place)
     return Model(place / "moe", place / "calibration.txt", place / "heldout.txt")
 
 
@@ -85,6 +94,7 @@ training:
 MODELS: Mapping[str, Callable[[Path], Model]] = {
     "real-lm": real_lm,
     "demo": demo,
+    "shipped-demo": shipped_demo,
     "top-1": top_1,
 }
 

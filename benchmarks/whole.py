@@ -5,93 +5,48 @@ size.
 - `plain N bits`: no base; every matrix in N bits, rounded to the nearest or, with `GPTQ`, with the
   second moments of its inputs.
 - `no base`: the one knob of `budget`, with experts coded as they are.
-- `16-bit base`: deltas by the knob; bases and others as they are.
+- `16-bit base`: deltas by the knob; bases and others as they are, which bounds the file from below.
 - `whole`: the one knob for deltas, bases and others.
 
 For each: all bytes of the weight files (tables, steps and headers too), their share of the
 original, KL to the original on held-out text in float32 with the interval of 95 % over windows,
-what was predicted, and top-1 agreement.
+what was predicted, and top-1 agreement. With `--repair` each is followed by what `ders repair`
+makes of it on the calibration's text, measured on the same held-out text.
 
-    python benchmarks/whole.py WORK [--models real-lm demo] [--methods NAME ...]
-        [--shares 0.3 0.25 0.2 0.165 0.13] [--bits 8 6 5 4 3] [--tokens 4096] > FILE
+    python benchmarks/whole.py WORK [--models real-lm shipped-demo] [--methods NAME ...]
+        [--shares 0.3 0.25 0.2 0.165 0.13 0.1] [--bits 8 6 5 4 3 2] [--knobs 1e-5 ...]
+        [--tokens 4096] [--repair [STEPS]] > FILE
 
 WORK keeps models, calibrations and every finished trial (`whole.jsonl`), so that a run that was cut
 short goes on; remove that file after codecs have changed. The real model needs
-`pip install -e '.[benchmark]'`.
+`pip install -e '.[benchmark]'`. `whole_domains.py` has the same on text of other kinds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from remembered import Remembered
 from unbiased_models import CALIBRATION_TOKENS, MODELS, Model, calibrated
 from versions import versions
-from window_kl import WINDOW, Reference
+from whole_methods import METHODS, Trial, trials
+from window_kl import WINDOW, Reference, WindowKL
 
 from ders_core import compress, open_checkpoint
-from ders_core.errors import DersError
-from ders_core.recipe import Recipe
+from ders_core.errors import DersError, EvaluationError
+from ders_core.repair import RepairSettings
+from ders_core.repair.repairer import repair
 
-SHARES = (0.3, 0.25, 0.2, 0.165, 0.13)
-BITS = (8.0, 6.0, 5.0, 4.0, 3.0)
-METHODS = ("lossless", "plain", "plain GPTQ", "no base", "16-bit base", "whole")
-BLOCK = 64
-"""Of plain quantization: values that share a scale of 16 bits."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """strength: bits of plain methods, a share of the original of the others; 0 without one."""
-
-    method: str
-    strength: float
-
-    @property
-    def label(self) -> str:
-        if not self.strength:
-            return self.method
-        of_bits = self.method.startswith("plain")
-        return f"{self.method}, {self.strength:g}" + (" bits" if of_bits else " of the file")
-
-    def recipe(self, calibration: Path) -> Recipe:
-        """calibration: with gradients, and of others."""
-        fields: dict[str, Any] = {"name": "whole"}
-        if self.method == "lossless":
-            fields |= {
-                "rules": [{"codec": "lossless"}],
-                "base_codec": "lossless",
-                "others": "lossless",
-            }
-        elif self.method.startswith("plain"):
-            plain = {"codec": "quantized", "bits": int(self.strength), "group_size": BLOCK}
-            fields |= {"base": "none", "rules": [plain], "others": plain}
-            if self.method == "plain GPTQ":
-                fields["calibration"] = calibration
-        else:
-            fields |= {"version": 2, "calibration": calibration, "budget": {"share": self.strength}}
-            if self.method == "no base":
-                fields["base"] = "none"
-            elif self.method == "16-bit base":
-                fields |= {"base_codec": "keep", "others": "keep"}
-        return Recipe.model_validate(fields)
-
-
-def trials(options: argparse.Namespace) -> Iterator[Trial]:
-    for method in options.methods:
-        if method == "lossless":
-            yield Trial(method, 0.0)
-            continue
-        strengths = options.bits if method.startswith("plain") else options.shares
-        for strength in strengths:
-            yield Trial(method, strength)
+SHARES = (0.3, 0.25, 0.2, 0.165, 0.13, 0.1)
+BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
+KNOBS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+STEPS, BATCH = 60, 4
+"""Of a repair."""
 
 
 def measure(trial: Trial, model: Model, known: Path, reference: Reference) -> dict[str, Any]:
@@ -105,16 +60,53 @@ def measure(trial: Trial, model: Model, known: Path, reference: Reference) -> di
             return {"refused": str(error)}
         seconds = time.perf_counter() - begun
         compared = reference.compare(packed)
-    low, high = compared.interval()
     return {
         "file_bytes": report.bytes_after,
         "share": report.ratio,
+        "predicted": report.predicted_kl,
+        "seconds": seconds,
+        **facts(compared),
+    }
+
+
+def repaired(
+    trial: Trial, model: Model, known: Path, reference: Reference, steps: int
+) -> dict[str, Any]:
+    """Pack, repair and run; `refused` holds the sentence of a repair that was not kept."""
+    with tempfile.TemporaryDirectory() as place:
+        packed, mended = Path(place) / "packed", Path(place) / "repaired"
+        settings = RepairSettings.of({"steps": steps, "batch": BATCH, "heldout_tokens": 4096})
+        try:
+            report = compress(model.moe, packed, trial.recipe(known))
+            begun = time.perf_counter()
+            result = repair(
+                packed,
+                model.moe,
+                mended,
+                text=model.calibration_text,
+                settings=settings,
+                device="cpu",
+            )
+        except EvaluationError as error:
+            return {"refused": str(error)}
+        seconds = time.perf_counter() - begun
+        compared = reference.compare(mended)
+    return {
+        "file_bytes": result.bytes,
+        "share": result.bytes / report.bytes_before,
+        "predicted": None,
+        "seconds": seconds,
+        **facts(compared),
+    }
+
+
+def facts(compared: WindowKL) -> dict[str, float]:
+    low, high = compared.interval()
+    return {
         "kl": compared.mean,
         "low": low,
         "high": high,
-        "predicted": report.predicted_kl,
         "top1_agreement": compared.top1_agreement,
-        "seconds": seconds,
     }
 
 
@@ -135,43 +127,43 @@ def table(name: str, options: argparse.Namespace) -> None:
         f"{WINDOW} tokens, perplexity {reference.perplexity:.4g}; calibrated on "
         f"{tokens} tokens"
     )
+    if options.repair:
+        print(f"repaired with batches of {BATCH} windows; s: of packing, or of repairing")
     print(HEADER)
-    trials_done = work / "whole.jsonl"
-    for trial in trials(options):
+    done = Remembered(work / "whole.jsonl")
+    strengths = {
+        "bits": options.bits,
+        "of the file": options.shares,
+        "as the knob": options.knobs,
+    }
+    for trial in trials(options.methods, strengths):
         key = [identity, options.tokens, tokens, asdict(trial)]
-        measured = finished(trials_done, key)
-        if measured is None:
-            print(f"{name}: {trial.label}", file=sys.stderr, flush=True)
-            measured = measure(trial, model, known, reference)
-            with open(trials_done, "a") as lines:
-                lines.write(json.dumps({"key": key, "measured": measured}) + "\n")
-        print(line(trial, measured), flush=True)
-
-
-def finished(file: Path, key: list[Any]) -> dict[str, Any] | None:
-    """The last measurement of this key."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    records = [json.loads(line) for line in lines]
-    found = [record["measured"] for record in records if record["key"] == key]
-    return found[-1] if found else None
+        measured = done.measured(key, measure, trial, model, known, reference)
+        print(line(trial.label, measured), flush=True)
+        if options.repair and measured.get("kl"):
+            steps = options.repair
+            mended = done.measured(
+                [*key, "repaired", steps], repaired, trial, model, known, reference, steps
+            )
+            print(line(f"  repaired in {steps} steps", mended), flush=True)
 
 
 HEADER = (
     f"{'method':30} {'file MB':>8} {'share':>7} {'KL':>9} {'interval of 95 %':>21} "
-    f"{'predicted':>9} {'ratio':>6} {'top-1':>6} {'pack s':>6}"
+    f"{'predicted':>9} {'ratio':>6} {'top-1':>6} {'s':>6}"
 )
 
 
-def line(trial: Trial, measured: dict[str, Any]) -> str:
+def line(label: str, measured: dict[str, Any]) -> str:
     """ratio: of the predicted KL to the measured one."""
     if "refused" in measured:
-        return f"{trial.label:30} refused: {measured['refused']}"
+        return f"{label:30} refused: {measured['refused']}"
     predicted, ratio = "-", "-"
     if measured["predicted"] is not None:
         predicted = f"{measured['predicted']:.6f}"
         ratio = f"{measured['predicted'] / measured['kl']:.2f}" if measured["kl"] else "-"
     return (
-        f"{trial.label:30} {measured['file_bytes'] / 1e6:8.2f} {measured['share']:7.4f} "
+        f"{label:30} {measured['file_bytes'] / 1e6:8.2f} {measured['share']:7.4f} "
         f"{measured['kl']:9.6f} {measured['low']:10.6f}-{measured['high']:.6f} {predicted:>9} "
         f"{ratio:>6} {measured['top1_agreement']:6.3f} {measured['seconds']:6.0f}"
     )
@@ -180,12 +172,16 @@ def line(trial: Trial, measured: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["real-lm", "demo"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["real-lm", "shipped-demo"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--bits", nargs="+", type=float, default=BITS)
+    parser.add_argument("--knobs", nargs="+", type=float, default=KNOBS)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS)
+    parser.add_argument(
+        "--repair", type=int, nargs="?", const=STEPS, help=f"steps of a repair, {STEPS} without any"
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(versions())

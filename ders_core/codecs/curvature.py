@@ -59,21 +59,48 @@ class Curvature:
         correlation R of inputs: errors that hang together along a row may cost more or less than
         independent ones, which cost ½ Σ C_ij E_ij².
         """
-        total, device = self.total, error.device
+        return self.products(error, [error], moments)[0] / 2
+
+    def products(
+        self,
+        matrix: torch.Tensor,
+        others: Sequence[torch.Tensor],
+        moments: torch.Tensor | None = None,
+    ) -> tuple[float, ...]:
+        """The inner products of a matrix `[out, in]` with others of its shape, on one device, in
+        float64: that with itself is twice what `cost` says. moments: as of `cost`."""
+        total, device = self.total, matrix.device
         if not total:
-            return 0.0
+            return (0.0,) * len(others)
         columns, rows = self.columns.to(device).double(), self.rows.to(device).double()
+        sums = [0.0] * len(others)
         if moments is None or moments.dim() == 1:
-            parts = (error[piece].double().square() @ columns for piece in _pieces(error))
+            for piece in _pieces(matrix):
+                left = matrix[piece].double()
+                for place, other in enumerate(others):
+                    part = (left * other[piece].double()) @ columns
+                    sums[place] += float(part @ rows[piece])
         else:
-            scale = scale_of(error)
-            related, root = correlation_of(moments).to(device), columns.sqrt().float() * scale
-            weighed = ((error[piece].float() / scale).mul_(root) for piece in _pieces(error))
-            parts = ((each @ related).mul_(each).sum(1).double() for each in weighed)
-        summed = sum(
-            float(part @ rows[piece]) for part, piece in zip(parts, _pieces(error), strict=True)
-        )
-        return summed / total / 2
+            related, root = correlation_of(moments).to(device), columns.sqrt().float()
+            weighed = [_Weighed(each, root) for each in others]
+            first = _Weighed(matrix, root)
+            for piece in _pieces(matrix):
+                left = first.of(piece) @ related
+                for place, other in enumerate(weighed):
+                    part = (left * other.of(piece)).sum(1).double()
+                    sums[place] += float(part @ rows[piece])
+        return tuple(each / total for each in sums)
+
+
+class _Weighed:
+    """A matrix times the roots of its columns' curvature, a piece at a time, in float32."""
+
+    def __init__(self, matrix: torch.Tensor, root: torch.Tensor) -> None:
+        self._matrix, self._scale = matrix, scale_of(matrix)
+        self._root = root * self._scale
+
+    def of(self, piece: slice) -> torch.Tensor:
+        return (self._matrix[piece].float() / self._scale).mul_(self._root)
 
 
 def _pieces(error: torch.Tensor) -> Iterator[slice]:

@@ -161,13 +161,13 @@ def _predicted(
         GroupCost(
             (entry.layer, entry.projection),
             entry.base,
-            entry.gain,
+            entry.effective_gain,
             entry.noise_cost,
             entry.rel_error_output,
             entry.router_noise,
         )
         for entry in encoded
-        if entry.gain is not None
+        if entry.effective_gain is not None
     ]
     if len(costs) < len(encoded):  # resumed: an earlier version encoded some of them
         return None
@@ -370,5 +370,14 @@ def _reports(
 def _unchanged(entry: PlanEntry) -> ReportEntry:
     nbytes = entry.bytes_before
     return ReportEntry(
-        *entry.key, entry.codec.label, nbytes, nbytes, 0.0, 0.0, 0.0, gain=1.0, noise=0.0
+        *entry.key,
+        entry.codec.label,
+        nbytes,
+        nbytes,
+        0.0,
+        0.0,
+        0.0,
+        gain=1.0,
+        noise=0.0,
+        effective_gain=1.0,
     )

@@ -255,6 +255,7 @@ def _report(
         encoded.router_noise,
         encoded.base_label,
         encoded.rounding,
+        encoded.effective_gain,
     )
 
 

@@ -35,8 +35,8 @@ class Encoding:
 
     base: its kind. form: how bases are stored, with the lengths of their parts; None without any.
     tensors: by their parts' names; empty if they are `placed`, written to their places already.
-    own: as of `Losses`. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second moments. noise_cost,
-    router_noise, rounding: as of `ReportEntry`.
+    own, effective_gain: as of `Losses`. output: √ of E‖(Ŵ−W)x‖² / E‖Wx‖², None without second
+    moments. noise_cost, router_noise, rounding: as of `ReportEntry`.
     """
 
     base: str
@@ -52,6 +52,7 @@ class Encoding:
     router_noise: float | None = None
     placed: PlacedGroup | None = None
     rounding: float = 0.0
+    effective_gain: float = 1.0
 
     @property
     def errors(self) -> tuple[float, float]:
@@ -176,6 +177,7 @@ class Encoder:
             total(losses.router_noise, stored.router_noise) if known.routers else None,
             placed,
             losses.probe.rounding,
+            losses.effective_gain,
         )
 
     def prepared(self, decomposition: Decomposition) -> tuple[StoredBases, GroupCodec]:

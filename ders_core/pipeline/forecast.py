@@ -57,16 +57,17 @@ class ForecastEntry:
     rel_error_output: float | None = None
     router_noise: float | None = None
     bytes_lossless: int | None = None
+    effective_gain: float | None = None
 
     @property
     def costs(self) -> GroupCost | None:
         """None where a sample does not tell."""
-        if self.gain is None:
+        if self.gain is None or self.effective_gain is None:
             return None
         return GroupCost(
             (self.layer, self.projection),
             self.base,
-            self.gain,
+            self.effective_gain,
             self.noise_cost,
             self.rel_error_output,
             self.router_noise,
@@ -215,7 +216,7 @@ def _lossless_bytes(decomposition: Decomposition, rows: Rows, most: int) -> int:
 
 
 def _kept(entry: PlanEntry) -> ForecastEntry:
-    return ForecastEntry(*entry.key, KEPT, entry.bytes_after, 1.0, 0.0, 0.0)
+    return ForecastEntry(*entry.key, KEPT, entry.bytes_after, 1.0, 0.0, 0.0, effective_gain=1.0)
 
 
 def _can_be_sampled(entry: PlanEntry) -> bool:
@@ -225,14 +226,15 @@ def _can_be_sampled(entry: PlanEntry) -> bool:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample of a group against one base. loss: what a choice of bases makes small. output: as
-    `ReportEntry.rel_error_output`. cost, router: as its `noise_cost` and `router_noise`, of the
-    sample's matrices; base_cost, base_router: of its bases, as of `StoredBases`. ragged,
-    ragged_base: bytes of parts whose length depends on the data, likewise. stored: against the
-    bases as they are stored."""
+    """A sample of a group against one base. gain: the effective one. loss: what a choice of bases
+    makes small. output: as `ReportEntry.rel_error_output`. cost, router: as its `noise_cost` and
+    `router_noise`, of the sample's matrices; base_cost, base_router: of its bases, as of
+    `StoredBases`. ragged, ragged_base: bytes of parts whose length depends on the data, likewise.
+    stored: against the bases as they are stored."""
 
     base: str
     squares: Squares
+    gain: float
     loss: float
     output: float | None
     cost: float
@@ -295,6 +297,7 @@ def _sampled(
         best.output,
         _whole(best.router, best.base_router, rows) if known.routers else None,
         lossless,
+        best.gain,
     )
 
 
@@ -321,6 +324,7 @@ def _encoded(
     return _Sample(
         base_name,
         losses.own,
+        losses.effective_gain,
         losses.squares.error if known.moments is None else losses.output,
         losses.output_error,
         losses.noise_cost,

@@ -16,6 +16,7 @@ from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
 from ders_core.pipeline.believed import believed
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.effective_gain import Correlated, effective_gain
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
 """Of experts by their numbers: the curvature of an error that they share."""
@@ -193,7 +194,8 @@ class Losses:
     """What one or more experts lose. own: of the deltas alone, where the base has an error that all
     experts share; else as `squares`. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖², 0 without second
     moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0 without gradients. router_noise:
-    ½ Σ R E², 0 where it is not known. probe: of the experts whose rounding was measured."""
+    ½ Σ R E², 0 where it is not known. probe: of the experts whose rounding was measured.
+    correlated: of the deltas, 0 without gradients."""
 
     squares: Squares = field(default_factory=Squares)
     own: Squares = field(default_factory=Squares)
@@ -202,6 +204,7 @@ class Losses:
     noise_cost: float = 0.0
     router_noise: float = 0.0
     probe: Probe = field(default_factory=Probe)
+    correlated: Correlated = field(default_factory=Correlated)
 
     def __add__(self, other: Losses) -> Losses:
         return Losses(
@@ -212,7 +215,13 @@ class Losses:
             self.noise_cost + other.noise_cost,
             self.router_noise + other.router_noise,
             self.probe + other.probe,
+            self.correlated + other.correlated,
         )
+
+    @property
+    def effective_gain(self) -> float:
+        """Of the deltas, see `ders_core.pipeline.effective_gain`."""
+        return effective_gain(self.own, self.correlated)
 
     @property
     def output_error(self) -> float | None:
@@ -257,16 +266,20 @@ def encode_expert(
         judged = codec.unpack(parts, start, context)
         own = compare(judged, weight, start)
     output = energy = noise_cost = router_noise = 0.0
+    correlated = Correlated()
     if moments is not None:
         output = output_squared(synthesized.float() - weight.float(), moments)
         energy = output_squared(weight, moments)
     if charge is not None:
-        kept = own.gain if shrinks else 1.0
-        noise = difference(judged, start).sub_(difference(weight, start), alpha=kept)
+        noise, delta, kept = difference(judged, start), difference(weight, start), 1.0
+        if shrinks:
+            correlated = Correlated.of(charge, noise, delta, context.moments)
+            kept = effective_gain(own, correlated)
+        noise.sub_(delta, alpha=kept)
         noise_cost = charge.cost(noise, context.moments)
         router_noise = router.cost(noise, context.moments) if router is not None else 0.0
     probe = Probe() if before is None else Probe(squares.error, before)
-    losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe)
+    losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe, correlated)
     return EncodedExpert(parts, losses)
 
 

@@ -30,8 +30,8 @@ EXACT = 0.01
 
 @dataclass(frozen=True)
 class GroupCost:
-    """A group as it was encoded. base, gain, noise_cost, router_noise: as of `ReportEntry`. output:
-    its rel_error_output."""
+    """A group as it was encoded. base, noise_cost, router_noise: as of `ReportEntry`. gain: its
+    effective_gain. output: its rel_error_output."""
 
     key: Key
     base: str

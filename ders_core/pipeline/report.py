@@ -51,6 +51,11 @@ class ReportEntry:
     leaves out, measured at one expert of each codec; below 0 where rounding brings weights nearer
     to the original. None in reports of earlier versions."""
 
+    effective_gain: float | None = None
+    """The gain by which what is missing of the deltas is predicted to cost, see
+    `ders_core.pipeline.effective_gain`; that of the weights without gradients. None in reports of
+    earlier versions."""
+
     @property
     def title(self) -> str:
         return f"layer {self.layer}, {self.projection}"

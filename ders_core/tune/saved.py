@@ -20,8 +20,9 @@ from ders_core.tune.coupling import Coupling, TippingCurve
 from ders_core.tune.scores import Candidate, RareExperts, Scores, UnitScores
 from ders_core.tune.units import Unit
 
-VERSION = 2
-"""In scores of version 1, errors of a head's rare tokens cost as much as those of the others."""
+VERSION = 3
+"""In scores of version 1, errors of a head's rare tokens cost as much as those of the others; in
+those of version 2, too much was missing of codes that know their inputs."""
 
 ADVICE = "remove it, and it is made again"
 
@@ -70,7 +71,7 @@ class _Rare(_Strict):
 
 
 class _File(_Strict):
-    version: Literal[2]
+    version: Literal[3]
     identity: str
     calibration: str
     per_expert: bool

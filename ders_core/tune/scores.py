@@ -19,7 +19,7 @@ FEW_TOKENS = 100
 class Candidate:
     """One codec of one unit. nbytes: foretold where the codec does not fix them (`is_exact`).
     noise: ½ Σ C E², nats a token. output: E‖(Ŵ−W)x‖² / E‖Wx‖² of the group. router: ½ Σ R E² (see
-    `pipeline.tipping`). gain: of deltas, 1 elsewhere. error: ‖Ŵ−W‖/‖W‖."""
+    `pipeline.tipping`). gain: the effective one of deltas, 1 elsewhere. error: ‖Ŵ−W‖/‖W‖."""
 
     codec: Codec
     nbytes: int

@@ -266,7 +266,7 @@ def _candidate(
         losses.noise_cost * factor.noise,
         losses.output / energy if energy else 0.0,
         losses.router_noise * factor.router,
-        losses.own.gain,
+        losses.effective_gain,
         losses.squares.relative[1],
     )
 

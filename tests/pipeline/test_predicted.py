@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from support.codec_support import double
+from support.effective_gains import effective, weighted_products
 from support.gradient_calibrations import TOKENS, with_gradients
 
 from ders_core.errors import CheckpointError
@@ -64,15 +65,17 @@ def test_reports_say_gain_noise_and_what_noise_costs(
         noise = np.sqrt(((coded - gain * deltas) ** 2).sum() / (deltas**2).sum())
         assert entry.gain == pytest.approx(gain, rel=1e-4)
         assert entry.noise == pytest.approx(noise, rel=1e-3)
-        cost = 0.0
-        for expert, each in enumerate(known):
+        cost, products = 0.0, np.zeros(2)
+        for decoded, delta, each in zip(coded, deltas, known, strict=True):
             rows, columns = double(each.rows), double(each.columns)
-            own = (coded[expert] * deltas[expert]).sum() / (deltas[expert] ** 2).sum()
-            error = coded[expert] - own * deltas[expert]
+            error = decoded - effective(decoded, delta, each) * delta
             cost += (np.outer(rows, columns) / rows.sum() * error**2).sum() / 2
+            products += weighted_products(decoded, delta, each)
         assert entry.noise_cost == pytest.approx(cost, rel=1e-4)
         assert entry.router_noise is None  # the calibration does not know
-        costs, gains[key] = costs + cost, gain
+        gains[key] = 0.4 * gain + 0.6 * products[0] / products[1]
+        assert entry.effective_gain == pytest.approx(gains[key], rel=1e-4)
+        costs += cost
         moments = measured.moments(*key)
         assert moments is not None
         power = double(moments.diagonal())  # the test's moments are diagonal

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.codec_support import double
+from support.effective_gains import effective
 from support.gradient_calibrations import with_gradients
 
 from ders_core.packed.open import open_checkpoint
@@ -118,17 +119,19 @@ def test_a_prediction_has_what_tipped_choices_cost(mixtral_dir: Path, tmp_path: 
         group = source.group(*key)
         weights, restored = double(group.read().float()), double(packed.group(*key).read().float())
         base = double(group.read().float().mean(0).to(group.dtype.torch).float())
-        curvatures = known.router_curvatures(group)
+        curvatures, costly = known.router_curvatures(group), known.curvatures(group)
         assert curvatures is not None
+        assert costly is not None
         noises[key] = 0.0
-        for weight, coded, each in zip(weights, restored, curvatures, strict=True):
-            delta = weight - base
-            error = coded - base - delta * ((coded - base) * delta).sum() / (delta**2).sum()
+        for number, each in enumerate(curvatures):
+            delta, decoded = weights[number] - base, restored[number] - base
+            error = decoded - effective(decoded, delta, costly[number]) * delta
             product = np.outer(double(each.rows), double(each.columns)) / double(each.rows).sum()
             noises[key] += (product * error**2).sum() / 2
         assert entry.router_noise == pytest.approx(noises[key], rel=1e-4)
         output = entry.rel_error_output
-        costs.append(GroupCost(key, entry.base, entry.gain or 0.0, entry.noise_cost, output))
+        gain = entry.effective_gain or 0.0
+        costs.append(GroupCost(key, entry.base, gain, entry.noise_cost, output))
     layers = known.tipping()
     assert layers is not None
     tipped = tipping_cost(layers, noises)
