@@ -2,10 +2,11 @@
 
 For each share of the original file: what `ders_core.tune` chooses (`tuned`), the same with forms
 alone that hardware decodes easily (`tuned, friendly`), one knob for all (`one knob`, as a budget in
-a recipe gives, the largest file within the tuned one's bytes), and of `--uniform` the best uniform
-recipe: one codec for all deltas and one bits for bases and other matrices, with the least predicted
-KL of all that fit. Each is packed and run: bytes foretold and written, KL predicted and measured on
-held-out text in float32, with the interval of 95 % over windows.
+a recipe gives, the largest file within the tuned one's bytes), the same without decomposition (`one
+knob, no base`, of a settled budget), and the best uniform recipe: one codec for all deltas and one
+for bases and other matrices, with the least predicted KL of all that fit. Each is packed and run:
+bytes foretold and written, KL predicted and measured on held-out text in float32, with the interval
+of 95 % over windows.
 
     python benchmarks/tuner.py WORK [--models demo universal many real-lm] [--effort] \
         [--shares 0.25 0.13 0.08] [--tokens 4096] > FILE
@@ -35,9 +36,11 @@ from window_kl import WINDOW, Reference
 from ders_core import compress, open_checkpoint
 from ders_core.checkpoint import Checkpoint
 from ders_core.codecs import Codec, Sparse
+from ders_core.decompose.bases.none import NoBase
 from ders_core.errors import RecipeError
-from ders_core.pipeline.budget import with_knob
+from ders_core.pipeline.budget import settled, with_knob
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
+from ders_core.recipe.budget import Budget
 from ders_core.tune import Bound, Candidate, Scores, Solver, as_recipe, one_knob, score
 from ders_core.tune.problem import Problem
 
@@ -75,9 +78,22 @@ def trials(
         empty = Recipe(name="knob", calibration=calibration)
         recipe = with_knob(empty, rival.knob, scores.unmeasured)
         yield Trial("one knob", recipe, rival.nbytes, rival.predicted_kl)
+    yield from without_base(checkpoint, calibration, share)
     best = min(uniform(scores, calibration, most), key=lambda trial: trial.kl, default=None)
     if best is not None:
         yield best
+
+
+def without_base(checkpoint: Checkpoint, calibration: Path, share: float) -> Iterator[Trial]:
+    """One knob for all without decomposition: the experts' weights themselves are coded."""
+    recipe = Recipe(name="plain", base=NoBase(), calibration=calibration, version=2)
+    try:
+        found = settled(recipe, Budget(share=share), checkpoint)
+    except RecipeError:
+        return
+    if found.told is not None:
+        told = found.told.bytes_after, found.told.predicted_kl or 0.0
+        yield Trial("one knob, no base", found.recipe, *told)
 
 
 def uniform(scores: Scores, calibration: Path, most: float) -> Iterator[Trial]:
