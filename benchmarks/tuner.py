@@ -12,9 +12,8 @@ of 95 % over windows.
         [--shares 0.25 0.13 0.08] [--tokens 4096] > FILE
 
 Before that, of each model: what it loses without any deltas. `--effort`: how long a tuning takes
-beside a calibrated 4-bit compression, both made anew; a second time, because the first compiles
-loops. WORK keeps models, calibrations and scores. The real model needs `pip install -e
-'.[benchmark]'`.
+beside a calibrated 4-bit compression, both made anew (run it twice: the first time compiles loops).
+WORK keeps models, calibrations and scores. The real model needs `pip install -e '.[benchmark]'`.
 """
 
 from __future__ import annotations
@@ -163,8 +162,7 @@ def table(name: str, options: argparse.Namespace) -> None:
     )
     print(f"without any deltas: KL {_without_deltas(model.moe, reference):.4f} nats a token")
     if options.effort:
-        effort(model)
-        print(effort(model))
+        print(effort(model), flush=True)
     print(HEADER, flush=True)
     for share in options.shares:
         for trial in trials(scores, original, known.resolve(), share):
