@@ -2,13 +2,17 @@
 
 For each share of the original file: what `ders_core.tune` chooses (`tuned`), the same with forms
 alone that hardware decodes easily (`tuned, friendly`), one knob for all (`one knob`, as a budget in
-a recipe gives, the largest file within the tuned one's bytes), and of `--uniform` the best uniform
-recipe: one codec for all deltas and one bits for bases and other matrices, with the least predicted
-KL of all that fit. Each is packed and run: bytes foretold and written, KL predicted and measured on
-held-out text in float32, with the interval of 95 % over windows.
+a recipe gives, the largest file within the tuned one's bytes), the same without decomposition (`one
+knob, no base`, of a settled budget), and the best uniform recipe: one codec for all deltas and one
+for bases and other matrices, with the least predicted KL of all that fit. Each is packed and run:
+bytes foretold and written, KL predicted and measured on held-out text in float32, with the interval
+of 95 % over windows.
 
-    python benchmarks/tuner.py WORK [--models demo] [--shares 0.25 0.13 0.08] [--tokens 4096] > FILE
+    python benchmarks/tuner.py WORK [--models demo universal many real-lm] [--effort] \
+        [--shares 0.25 0.13 0.08] [--tokens 4096] > FILE
 
+Before that, of each model: what it loses without any deltas. `--effort`: how long a tuning takes
+beside a calibrated 4-bit compression, both made anew (run it twice: the first time compiles loops).
 WORK keeps models, calibrations and scores. The real model needs `pip install -e '.[benchmark]'`.
 """
 
@@ -22,17 +26,20 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from unbiased_models import CALIBRATION_TOKENS, MODELS, Model, calibrated
+from tuner_effort import effort
+from tuner_models import MODELS
+from unbiased_models import CALIBRATION_TOKENS, calibrated
 from versions import versions
 from window_kl import WINDOW, Reference
 
 from ders_core import compress, open_checkpoint
 from ders_core.checkpoint import Checkpoint
-from ders_core.codecs import Codec
-from ders_core.demo.unpack import unpack_demo
+from ders_core.codecs import Codec, Sparse
+from ders_core.decompose.bases.none import NoBase
 from ders_core.errors import RecipeError
-from ders_core.pipeline.budget import with_knob
+from ders_core.pipeline.budget import settled, with_knob
 from ders_core.recipe import BaseRule, OtherRule, Recipe, Rule
+from ders_core.recipe.budget import Budget
 from ders_core.tune import Bound, Candidate, Scores, Solver, as_recipe, one_knob, score
 from ders_core.tune.problem import Problem
 
@@ -70,9 +77,22 @@ def trials(
         empty = Recipe(name="knob", calibration=calibration)
         recipe = with_knob(empty, rival.knob, scores.unmeasured)
         yield Trial("one knob", recipe, rival.nbytes, rival.predicted_kl)
+    yield from without_base(checkpoint, calibration, share)
     best = min(uniform(scores, calibration, most), key=lambda trial: trial.kl, default=None)
     if best is not None:
         yield best
+
+
+def without_base(checkpoint: Checkpoint, calibration: Path, share: float) -> Iterator[Trial]:
+    """One knob for all without decomposition: the experts' weights themselves are coded."""
+    recipe = Recipe(name="plain", base=NoBase(), calibration=calibration, version=2)
+    try:
+        found = settled(recipe, Budget(share=share), checkpoint)
+    except RecipeError:
+        return
+    if found.told is not None:
+        told = found.told.bytes_after, found.told.predicted_kl or 0.0
+        yield Trial("one knob, no base", found.recipe, *told)
 
 
 def uniform(scores: Scores, calibration: Path, most: float) -> Iterator[Trial]:
@@ -124,7 +144,7 @@ HEADER = (
 def table(name: str, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
     work: Path = options.work
-    model = shipped(work) if name == "demo" else MODELS[name](work)
+    model = MODELS[name](work)
     original = open_checkpoint(model.moe)
     identity = original.identity
     predictions = work / "predictions" / f"{name}-{options.tokens}-{identity[:12]}"
@@ -140,7 +160,10 @@ def table(name: str, options: argparse.Namespace) -> None:
         f"{len(reference.windows)} windows of {WINDOW} tokens; calibrated in {calibrating:.0f} s "
         f"and scored in {scoring:.0f} s of processor time (0: taken from an earlier run)"
     )
-    print(HEADER)
+    print(f"without any deltas: KL {_without_deltas(model.moe, reference):.4f} nats a token")
+    if options.effort:
+        print(effort(model), flush=True)
+    print(HEADER, flush=True)
     for share in options.shares:
         for trial in trials(scores, original, known.resolve(), share):
             with tempfile.TemporaryDirectory() as place:
@@ -155,12 +178,12 @@ def table(name: str, options: argparse.Namespace) -> None:
             )
 
 
-def shipped(work: Path) -> Model:
-    """The demo that comes with the package."""
-    place = work / "shipped-demo"
-    if not place.exists():
-        unpack_demo(place)
-    return Model(place / "moe", place / "calibration.txt", place / "heldout.txt")
+def _without_deltas(moe: Path, reference: Reference) -> float:
+    """KL if every expert is the mean of its group."""
+    nothing = Sparse(method="magnitude", drop_rate=1 - 1e-12)
+    with tempfile.TemporaryDirectory() as place:
+        compress(moe, Path(place) / "packed", Recipe(name="bases", rules=(Rule(codec=nothing),)))
+        return reference.compare(Path(place) / "packed").mean
 
 
 def main() -> None:
@@ -169,6 +192,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["demo"])
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--effort", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(versions())

@@ -143,14 +143,15 @@ class Entropy(DeltaCodec):
     @classmethod
     def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
         """Knobs: with them the strength of one matrix is the same as that of another where an error
-        costs as much. Deltas are rounded by chance, and to the nearest too, which is better where
-        bits are many."""
+        costs as much. Deltas are rounded by chance, and so that errors make up too, which is better
+        where bits are many."""
         knobs = context.knobs(LADDER_STEP)
         forms: list[tuple[tuple[float, ...], dict[str, Any]]] = [(knobs, {"rounding": "unbiased"})]
         if context.part == "matrices":
             forms = [(knobs, {"rounding": "compensated"})]
         else:  # with large steps the nearest multiple is 0, and deltas shrink
-            forms.append((knobs[len(knobs) // 2 :], {"gain": "auto"}))
+            fine = knobs[len(knobs) // 2 :]
+            forms.append((fine, {"rounding": "compensated", "gain": "unbiased"}))
         return tuple(
             cls(knob=knob, steps="sensitive", **form) for some, form in forms for knob in some
         )

@@ -115,9 +115,12 @@ class Quantized(DeltaCodec):
 
     @classmethod
     def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
-        """Deltas so that they do not shrink; whole matrices in blocks half as long."""
+        """Deltas so that they do not shrink; whole matrices in blocks half as long, and with levels
+        that suit a Gaussian where these are few."""
         if context.part == "matrices":
-            return tuple(cls(bits=bits, group_size=64) for bits in (2, 3, 4, 5, 6, 8))
+            few_bits = {"group_size": 64, "grid": "normal", "scale_bits": 8}
+            coarse = (cls.model_validate({"bits": bits, **few_bits}) for bits in (2, 3, 4, 5, 6))
+            return (*coarse, cls(bits=8, group_size=64))
         few = cls(grid="ternary", scale_bits=8, gain="auto")
         return (
             cls(bits=1, scale_bits=8, gain="auto"),

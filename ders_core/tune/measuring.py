@@ -93,13 +93,17 @@ class Measuring:
         Raises DersError as `compress` and `evaluate` do. An interrupted compression is continued
         the next time.
         """
-        self._cleared(recipe)
-        known = self.files.read(recipe.to_yaml())
+        known = self.known(recipe)
         if known is not None:
             return known
         self._ran()  # what it refuses is refused before anything is compressed
         with self.packed(recipe, what) as made:
             return self.measure_packed(made, recipe, what)
+
+    def known(self, recipe: Recipe) -> Measurement | None:
+        """What was measured before, if it was; what a process packed that died is removed."""
+        self._cleared(recipe)
+        return self.files.read(recipe.to_yaml())
 
     def measure_packed(self, made: Packed, recipe: Recipe, what: str) -> Measurement:
         """As `measure`, of what `packed` gave."""

@@ -10,7 +10,7 @@ from ders_core.codecs import Codec, Entropy
 from ders_core.recipe.budget import codec_of_deltas, codec_of_matrices
 from ders_core.tune.finer import with_finer
 from ders_core.tune.problem import Problem
-from ders_core.tune.scores import Candidate, Scores
+from ders_core.tune.scores import Candidate, Scores, UnitScores
 
 STEP = 1 / 6
 """Octaves between the knobs that are compared."""
@@ -37,7 +37,7 @@ def knobs(scores: Scores) -> Iterator[Rival]:
     Units that have no knob lose nothing. Figures of knobs between those that were encoded are
     interpolated, as those of the solver are.
     """
-    ladders = [_ladder(with_finer(scored.candidates)) for scored in scores.units]
+    ladders = [_ladder(scored) for scored in scores.units]
     problem = Problem(scores, (), 0.0)
     known = {knob for ladder in ladders for knob in ladder}
     if not known:
@@ -46,28 +46,37 @@ def knobs(scores: Scores) -> Iterator[Rival]:
     for number in range(int(octaves / STEP) + 1):
         knob = least * 2 ** (number * STEP)
         chosen = [
-            _at(ladder, scored.candidates, _knob_of(scored.unit.part == "deltas", knob))
+            _at(ladder, scored.candidates, _knob_of(scored, knob))
             for ladder, scored in zip(ladders, scores.units, strict=True)
         ]
         nbytes = sum(candidate.nbytes for candidate in chosen) + scores.bytes_beside
         yield Rival(knob, nbytes, scores.coupling.kl(problem.loss(chosen)))
 
 
-def _knob_of(is_deltas: bool, knob: float) -> float:
+def _of_budget(scored: UnitScores, knob: float) -> Entropy:
+    """The codec that a budget gives a unit."""
+    is_deltas = scored.unit.part == "deltas"
     codec: Codec = codec_of_deltas(knob) if is_deltas else codec_of_matrices(knob)
     assert isinstance(codec, Entropy)
-    assert codec.knob is not None
-    return codec.knob
+    return codec
 
 
-def _ladder(candidates: list[Candidate]) -> dict[float, Candidate]:
+def _knob_of(scored: UnitScores, knob: float) -> float:
+    """Of a unit, from that of the whole model."""
+    own = _of_budget(scored, knob).knob
+    assert own is not None
+    return own
+
+
+def _ladder(scored: UnitScores) -> dict[float, Candidate]:
     """By their knobs, those that a budget gives."""
+    rounding = _of_budget(scored, 1.0).rounding
     return {
         candidate.codec.knob: candidate
-        for candidate in candidates
+        for candidate in with_finer(scored.candidates)
         if isinstance(candidate.codec, Entropy)
         and candidate.codec.knob is not None
-        and candidate.codec.rounding != "nearest"
+        and candidate.codec.rounding == rounding
     }
 
 

@@ -179,3 +179,26 @@ def test_streams_are_read_as_all_others() -> None:
     assert isinstance(codec, Entropy)
     parts = codec.encode(gauss((OUT, WIDTH)), known)
     assert level_stream.is_one(parts["stream"])
+
+
+@pytest.mark.parametrize("knob", [0.3, 0.03])
+def test_a_gain_of_1_costs_no_byte(knob: float) -> None:
+    """Levels are longer by what is missing of the delta where errors cost, in float64; with large
+    steps much of it is, since most multiples are 0."""
+    delta, known = gauss((OUT, WIDTH), scale=1.0), known_of(related_inputs(WIDTH))
+    assert known.curvature is not None
+    weights = torch.outer(known.curvature.rows.double(), known.curvature.columns.double())
+    fields = {"codec": "entropy", "steps": "sensitive", "knob": knob, "rounding": "compensated"}
+
+    def gain_of(codec: Codec) -> tuple[int, float]:
+        nbytes, decoded = pack(codec, delta, known)
+        exact = delta.double()
+        shared, whole = (float((weights * each * exact).sum()) for each in (decoded, exact))
+        return nbytes, shared / whole
+
+    shrunken, full = (
+        gain_of(make_codec({**fields, **more})) for more in ({}, {"gain": "unbiased"})
+    )
+    assert shrunken[0] == full[0]
+    assert full[1] == pytest.approx(1.0, abs=1e-6)
+    assert abs(shrunken[1] - 1) > 1e-3

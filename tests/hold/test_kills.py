@@ -97,6 +97,8 @@ COMMANDS = {
     "tune": "tune MODEL --budget 60% --calibration GRADIENTS -o OUT.yaml --device cpu",
     "prove": "prove MODEL --budget 60% --calibration GRADIENTS --text HELD --trials OUT.trials "
     "--max-tokens 64 -o OUT.yaml --device cpu",
+    "pilot": "pilot MODEL --text TRAIN --heldout HELD --work OUT.pilot --prompt Mill --tokens 64 "
+    "--max-tokens 64 -o OUT.html --device cpu",
 }
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -112,6 +114,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "tune": {"checkpoint": "MODEL", "budget": "60%", "calibration": "GRADIENTS", "device": "cpu"},
     "prove": {"checkpoint": "MODEL", "budget": "60%", "calibration": "GRADIENTS", "text": "HELD"}
     | {"max_tokens": 64, "device": "cpu"},
+    "pilot": {"checkpoint": "MODEL", "text": "TRAIN", "heldout": "HELD", "prompts": ("Mill",)}
+    | {"tokens": 64, "max_tokens": 64, "device": "cpu"},
 }
 
 RESULTS = (
@@ -123,10 +127,11 @@ RESULTS = (
     "recipe.yaml",
     "-groups.json",
     "proof.json",
+    "done.json",
 )
 """How names of files end that jobs leave to be used."""
 
-KEEPING = ("tune", "prove")
+KEEPING = ("tune", "prove", "pilot")
 """Commands that keep what they found, file by file, and take it up again when they were killed."""
 
 FORMS = ("quantized", "lowrank", "keep")
@@ -155,7 +160,10 @@ class Inputs:
     def spec(self, kind: str, out: Path) -> dict[str, Any]:
         named = {word: str(path) for word, path in self.places.items()} | {"OUT": str(out)}
         named["UPCYCLE"] = UPCYCLE.format(text=self.places["TEXT"])
-        return {key: named.get(value, value) for key, value in JOBS[kind].items()}
+        return {
+            key: named.get(value, value) if isinstance(value, str) else value
+            for key, value in JOBS[kind].items()
+        }
 
     def check(self) -> None:
         assert contents(*self.places.values()) == self.before
@@ -172,8 +180,8 @@ def contents(*places: Path) -> Contents:
 
 
 def without_seconds(file: Path) -> bytes:
-    """The bytes of a file; of a trial and a proof without the seconds that each trial took."""
-    if "trials" in file.parent.name or file.name == "proof.json":
+    """The bytes of a file; of trials, proofs and pilots without the seconds they took."""
+    if "trials" in file.parent.name or file.name in ("proof.json", "done.json"):
         return re.sub(rb'"seconds": [0-9.e-]+', b'"seconds": 0', file.read_bytes())
     return file.read_bytes()
 

@@ -39,6 +39,8 @@ IMPORTED = [
     "ders_core.pipeline.compress",
     "ders_core.upcycle.upcycler",
     "ders_core.repair.repairer",
+    "ders_core.figures.pilot",
+    "ders_core.tune.pilot.run",
     "ders_core.tune.prove",
     "ders_core.tune.tuner",
     *sorted(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.evaluate_support import measure
+from support.fatal_changes import run
 from support.shell import ders
 
 from ders_core.codecs import CODECS
@@ -21,10 +26,12 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe
+from ders_core.tune import measuring
 from ders_core.tune.measuring import PACKING, Setting
 from ders_core.tune.pilot import run as module
 from ders_core.tune.pilot.outcome import Pilot
 from ders_core.tune.pilot.run import TEXTS, TRIALS, Wishes, pilot
+from ders_core.tune.trials import TrialFiles
 
 FORMS = ("quantized", "lossless", "keep")
 """All forms would take a minute to score."""
@@ -104,6 +111,60 @@ def test_what_was_lost_is_made_again(done: Done, monkeypatch: pytest.MonkeyPatch
     assert [point.measured.kl for point in again.points] == pytest.approx(
         [point.measured.kl for point in done.found.points], rel=1e-6
     )
+
+
+def _logged(log: Path, *, dies: bool) -> None:
+    """From now on a line tells of each recipe that is compressed, and of each that is measured.
+    dies: whether SIGKILL ends the process when the first measurement was kept."""
+    kept: Callable[..., Any] = TrialFiles.write
+
+    def compress_and_tell(path: Path, out: Path, recipe: Recipe, **options: Any) -> Any:
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(f"compressed {recipe.name}\n")
+        return compress(path, out, recipe, **options)
+
+    def keep_and_tell(self: TrialFiles, recipe: str, measurement: Any) -> None:
+        kept(self, recipe, measurement)
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(f"measured {Recipe.from_yaml(recipe).name}\n")
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    measuring.compress = cast(Any, compress_and_tell)  # type: ignore[attr-defined]
+    TrialFiles.write = keep_and_tell  # type: ignore[method-assign]
+
+
+def _pilot_in_a_process(
+    original: Path, directory: Path, wishes: Wishes, log: Path, dies: bool
+) -> None:
+    _logged(log, dies=dies)
+    found = pilot(open_checkpoint(original), directory, wishes)
+    directory.with_name("found.json").write_text(_without_seconds(found), encoding="utf-8")
+
+
+def _without_seconds(found: Pilot) -> str:
+    return re.sub(r'"seconds":[0-9.e-]+', '"seconds":0', found.model_dump_json())
+
+
+def test_a_killed_pilot_goes_on(done: Done, tmp_path: Path) -> None:
+    place, log = tmp_path / "place", tmp_path / "log.txt"
+    shutil.copytree(done.directory, place / "work", ignore=shutil.ignore_patterns(TRIALS))
+    given = done.original, place / "work", done.wishes, log
+    killed = run(_pilot_in_a_process, *given, True, place=place)
+    assert killed.killed, killed.printed
+    names = [Recipe.from_yaml(point.recipe).name for point in done.found.points]
+    assert log.read_text().split("\n")[:-1] == [f"compressed {names[0]}", f"measured {names[0]}"]
+    left = list((place / "work" / TRIALS).glob(f"{PACKING}*"))
+    assert left, "it died before the packed checkpoint was removed"
+    again = run(_pilot_in_a_process, *given, False, place=place)
+    assert again.status == 0, again.printed
+    assert sorted(log.read_text().split("\n")[:-1]) == sorted(
+        [f"{what} {name}" for what in ("compressed", "measured") for name in names]
+    )
+    assert not list((place / "work" / TRIALS).glob(f"{PACKING}*"))
+    found = (place / "found.json").read_text(encoding="utf-8")
+    expected = _without_seconds(done.found)
+    assert found == expected.replace(str(done.directory), str(place / "work"))
 
 
 def test_a_directory_of_another_pilot_is_refused(done: Done) -> None:

@@ -16,7 +16,7 @@ from support.studio_pages import on, opened, words
 
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.claims import Claims
-from ders_core.jobs.kinds.pilot import PilotResult
+from ders_core.jobs.kinds.pilot import PilotResult, PilotSpec
 from ders_core.jobs.kinds.prove import ProveSpec
 from ders_core.jobs.kinds.run import RunSpec
 from ders_core.later import pd
@@ -135,10 +135,25 @@ def test_a_pilot_is_filed_and_its_report_offered(
     app.button(key="tune_pilot_start").click().run()
     assert "Name a text" in app.error[0].value
     app.text_area(key="tune_pilot_texts").set_value(f"mill={text}").run()
+    app.text_area(key="tune_pilot_heldout").set_value(f"mill={text}\nriver={text}").run()
+    app.text_area(key="tune_pilot_prompts").set_value("The mill\n\n  and so").run()
+    app.number_input(key="tune_pilot_tokens").set_value(512).run()
+    app.number_input(key="tune_pilot_max_tokens").set_value(1024).run()
+    app.selectbox(key="tune_pilot_device").set_value("cpu").run()
+    app.toggle(key="tune_pilot_friendly").set_value(True).run()
     app.button(key="tune_pilot_start").click().run()
     assert not app.exception
     (job,) = JobStore(workspace.store_path).list(kind="pilot")
-    assert job.spec["text"] == {"mill": [str(text)]}
+    assert PilotSpec.model_validate(job.spec) == PilotSpec(
+        checkpoint=str(mixtral_dir),
+        text={"mill": (str(text),)},
+        heldout={"mill": (str(text),), "river": (str(text),)},
+        prompts=("The mill", "  and so"),
+        friendly=True,
+        device="cpu",
+        tokens=512,
+        max_tokens=1024,
+    )
     claim = Claims(workspace.store_path, "somebody").claim()
     assert claim is not None
     claim.complete(RESULTS["pilot"][0])

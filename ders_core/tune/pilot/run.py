@@ -286,7 +286,7 @@ def _point(
 ) -> Point:
     """Compressed once, for its answers and its measurement, unless both are known."""
     text = recipe.to_yaml()
-    measurement, answers = measuring.files.read(text), files.read(text)
+    measurement, answers = measuring.known(recipe), files.read(text)
     if measurement is None or answers is None:
         with measuring.packed(recipe, what) as made:
             answers = files.of(text, lambda: writer.answers(made.path))

@@ -18,6 +18,7 @@ from ders_core.ui import kept, session
 from ders_core.ui.plain import show_error
 from ders_core.ui.plots import live_plot
 from ders_core.ui.tune.clicked import load_clicked
+from ders_core.ui.tune.fields import friendly_toggle
 from ders_core.ui.tune.form import START_BUDGET
 from ders_core.ui.tune.known import Known
 from ders_core.ui.tune.measuring_form import measuring_popover
@@ -98,13 +99,7 @@ def _wish(source: Checkpoint, scores: Scores) -> Wish:
         help="Their experts and matrices stay as they are.",
         width=260,
     )
-    friendly = kept.field(
-        st.toggle,
-        "Hardware-friendly forms only",
-        key="tune_friendly",
-        start=False,
-        help="Codes of one width, N:M patterns and low rank, which hardware decodes easily.",
-    )
+    friendly = friendly_toggle("tune_friendly")
     return Wish(tuple(sorted(keep)), friendly)
 
 

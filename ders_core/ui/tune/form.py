@@ -19,6 +19,7 @@ from ders_core.ui.job_progress import ACTIVE, job_panel, submit
 from ders_core.ui.plain import plain, show_error
 from ders_core.ui.text_field import checked_paths
 from ders_core.ui.trust import trust_switch
+from ders_core.ui.tune.fields import text_lines, token_count
 from ders_core.ui.tune.known import Known
 
 KIND = "tune"
@@ -62,16 +63,14 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: 
     calibration = labels.get(chosen or MEASURE)
     texts, tokens, trusted = "", 0, False
     if calibration is None:
-        texts = kept.field(
-            st.text_area,
+        texts = text_lines(
+            source,
             "Texts",
-            key="tune_texts",
+            "tune_texts",
             start=str(demo_text(CALIBRATION, source.path) or ""),
-            of=source.path,
             placeholder="files or directories, one a line",
             help="UTF-8 text, .jsonl, or directories of such files, not those that quality is "
             f"measured on. {DOMAIN}",
-            height=90,
         )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         budget = kept.field(
@@ -85,16 +84,7 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: 
             width=160,
         )
         if calibration is None:
-            tokens = kept.field(
-                st.number_input,
-                "Tokens",
-                key="tune_tokens",
-                start=12288,
-                min_value=256,
-                max_value=1_000_000,
-                step=1024,
-                width=160,
-            )
+            tokens = token_count("Tokens", "tune_tokens", 12288)
     if calibration is None:
         trusted = trust_switch(source, "tune_trust")
     if not st.button(
@@ -112,7 +102,7 @@ def tune_form(source: Checkpoint, calibrations: Sequence[Known], *, is_running: 
             if not paths:
                 st.error("Name a text to calibrate on: a file or a directory.")
                 return
-            made = {"text": paths, "max_tokens": int(tokens), "trust_remote_code": trusted}
+            made = {"text": paths, "max_tokens": tokens, "trust_remote_code": trusted}
             submit(KIND, spec | made)
     except DersError as error:
         show_error(error)

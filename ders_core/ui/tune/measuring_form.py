@@ -10,13 +10,14 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.jobs.kind import TextSpec
 from ders_core.recipe import Recipe
-from ders_core.ui import kept, session
+from ders_core.ui import session
 from ders_core.ui.form_popover import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import submit
 from ders_core.ui.plain import show_error
 from ders_core.ui.text_field import checked_texts
 from ders_core.ui.trust import trust_switch
+from ders_core.ui.tune.fields import NAMED_TEXTS, text_lines, token_count
 from ders_core.ui.tune.known import Known
 from ders_core.ui.tune.solutions import Wish
 
@@ -77,28 +78,16 @@ def measuring_popover(
 
 
 def _texts(source: Checkpoint) -> tuple[str, int]:
-    typed = kept.field(
-        st.text_area,
+    typed = text_lines(
+        source,
         "Texts to measure on",
-        key="tune_heldout",
+        "tune_heldout",
         start=str(demo_text(HELDOUT, source.path) or ""),
-        of=source.path,
-        placeholder="files or directories, one a line, perhaps as NAME=PATH",
+        placeholder=NAMED_TEXTS,
         help="Not those that were calibrated on: a proof refuses these. With names, each is "
         "measured apart too.",
-        height=90,
     )
-    tokens = kept.field(
-        st.number_input,
-        "Tokens",
-        key="tune_heldout_tokens",
-        start=8192,
-        min_value=256,
-        max_value=1_000_000,
-        step=1024,
-        width=160,
-    )
-    return typed, int(tokens)
+    return typed, token_count("Tokens", "tune_heldout_tokens", 8192)
 
 
 def _prove(
