@@ -167,6 +167,9 @@ class Chain(DeltaCodec):
             first = first + other
         return first
 
+    def multiplies(self, tokens: int) -> bool:
+        return all(stage.multiplies(tokens) for stage in self.stages)
+
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine as combine
 from ders_core.codecs.synthesis import difference as difference
@@ -248,6 +249,16 @@ class DeltaCodec(Codec):
         need not be decoded for that does it otherwise, up to the rounding of sums. Raises
         CodecError as `decode` does."""
         return x @ self.decode(parts, shape, context).to(x.dtype).T
+
+    def multiplies(self, tokens: int) -> bool:
+        """Whether `product` of so many is quicker than to decode the delta and multiply that."""
+        return False
+
+    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
+        """Products of a few tokens with the deltas of many experts at once, on a CPU, which share
+        memory with the parts; None where there are none that beat one `product` after another. A
+        codec with ragged parts is not asked."""
+        return None
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

@@ -20,8 +20,10 @@ from ders_core.codecs.codec import (
 )
 from ders_core.codecs.fitting.directions import OVERSAMPLING, STEPS, Triples, has_room, leading
 from ders_core.codecs.fitting.metric import Metric, Weighed, metric_of
+from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matrices
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.quantized import Quantized
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
 from ders_core.compute.krylov import Dense
@@ -264,6 +266,16 @@ class LowRank(DeltaCodec):
             return x.new_zeros(len(x), shape[0])
         left, right = (factor.to(x.dtype) for factor in self._factors(parts, rank, shape, context))
         return x @ right.T @ left.T
+
+    def multiplies(self, tokens: int) -> bool:
+        return True
+
+    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
+        """By factors that are kept as they are multiplied."""
+        if self.factor_bits is not None or not coded.parts:
+            return None
+        left, right = coded.parts["left"], coded.parts["right"]
+        return RoutedFactors(left, right) if takes_matrices(left, right) else None
 
     def _factors(
         self,

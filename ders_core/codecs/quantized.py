@@ -19,25 +19,25 @@ from ders_core.codecs.coding.packing import (
 )
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
-from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors, unpacked
+from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
-from ders_core.codecs.fitting.plane_products import product_of_planes, takes_planes
+from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
+from ders_core.codecs.fitting.tunable_codes import FULL_SCALE, tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
-from ders_core.codecs.tunable import Tunable, TunedKind, Values
+from ders_core.codecs.tunable import Tunable
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
-
-FULL_SCALE = 255
 
 
 @register
@@ -246,35 +246,38 @@ class Quantized(DeltaCodec):
         context: EncodeContext,
     ) -> torch.Tensor:
         """Of a few tokens on a CPU, from the planes of codes that are 1 apart."""
-        levels, blocks, codes = self._fixed_levels(), self._blocks(shape[1]), parts["codes"]
-        if levels is None or not takes_planes(codes, self.bits, levels, shape, blocks, x):
+        stacked = {name: part.unsqueeze(0) for name, part in parts.items()}
+        planes = self._planes(stacked["codes"], self._lines(stacked), shape)
+        if planes is None or not is_few(x, planes):
             return super().product(parts, x, shape, context)
-        return product_of_planes(codes, self.bits or 0, self._lines(parts), levels, blocks, x)
+        return planes.product(x)
+
+    def multiplies(self, tokens: int) -> bool:
+        """From planes, but for matrices whose blocks are cut in an unusual way."""
+        return self.grid in ("uniform", "affine") and tokens * (self.bits or 0) <= FEW_PLANES
+
+    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
+        """From planes, if scales are kept as they are multiplied with."""
+        parts = coded.parts
+        if self.scale_bits == 8:
+            return None
+        lines = Lines(parts["scales"], parts.get("offsets"))
+        return self._planes(parts["codes"], lines, coded.shape)
+
+    def _planes(
+        self, codes: torch.Tensor, lines: Lines, shape: tuple[int, int]
+    ) -> RoutedPlanes | None:
+        levels, blocks = self._fixed_levels(), self._blocks(shape[1])
+        if self.bits is None or levels is None:
+            return None
+        return RoutedPlanes.of(codes, self.bits, lines, levels, blocks, shape)
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:
         """Scales, in 8 bits the rows' largest alone, offsets, and levels that were learnt."""
-        kinds: dict[str, TunedKind] = {"tops" if self.scale_bits == 8 else "scales": "scales"}
-        kinds |= {name: name for name in ("offsets", "levels") if name in parts}
-        blocks, fixed = self._blocks(shape[1]), self._fixed_levels()
-        codes = unpacked(parts["codes"], self.bits, shape)
-        table = None if fixed is None else fixed.table.to(codes.device)
-        shares = parts["scales"].float() if self.scale_bits == 8 else None
-
-        def decode(values: Values) -> torch.Tensor:
-            levels = values["levels"] if table is None else table
-            delta = levels.index_select(0, codes.view(-1).int()).view(shape)
-            if shares is None:
-                scale = values["scales"]
-            else:
-                scale = shares * (values["tops"] / FULL_SCALE).unsqueeze(1)
-            split = blocks.split(delta) * scale.unsqueeze(-1)
-            if "offsets" in values:
-                split = split + values["offsets"].unsqueeze(-1)
-            return blocks.join(split)
-
-        return Tunable(decode, {name: parts[name] for name in kinds}, kinds, dict)
+        blocks, levels = self._blocks(shape[1]), self._fixed_levels()
+        return tunable_codes(parts, self.bits, shape, blocks, levels)
 
     def _rounded(
         self,
@@ -391,7 +394,7 @@ class Quantized(DeltaCodec):
         """Scales and offsets as stored."""
         scales = parts["scales"].float()
         if self.scale_bits == 8:
-            scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(1)
+            scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(-1)
         return Lines(scales, parts["offsets"].float() if self.grid == "affine" else None)
 
 

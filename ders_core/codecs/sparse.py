@@ -24,7 +24,9 @@ from ders_core.codecs.gain import (
     target_of,
 )
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.selection.drawn import RandomSelection
+from ders_core.codecs.selection.drawn_products import RoutedDrawn
 from ders_core.codecs.selection.pattern import PatternSelection
 from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection
@@ -302,6 +304,12 @@ class Sparse(DeltaCodec):
     ) -> torch.Tensor:
         values, pieces = self._stored(parts, shape, context)
         return _scattered(values, pieces, shape)
+
+    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
+        """Of entries drawn at random that are kept in the model's dtype."""
+        if self.method != "random" or self.value_bits is not None:
+            return None
+        return RoutedDrawn.of(coded, self._decoding_gain(coded.shape))
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

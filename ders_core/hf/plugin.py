@@ -38,6 +38,8 @@ from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.hf.gathered import gathering
 from ders_core.hf.lazy import LazyTensor
+from ders_core.hf.resave import HeldForm, save_as_packed
+from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.names import MANIFEST, QUANT_METHOD
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.runtime.attach import attach
@@ -124,7 +126,7 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         packed = PackedCheckpoint(_directory(checkpoint_files, load_config))
         tensors = packed.model_tensors(_coded_dtype(load_config))
-        taken = _attached(model, packed, load_config)
+        taken = _attached(model, packed, tensors, load_config)
         lazy = {
             parameter: LazyTensor(tensors, name)
             for name, parameter in tensors.names().items()
@@ -149,10 +151,12 @@ def _reading_packed(load: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _attached(model: PreTrainedModel, packed: PackedCheckpoint, load_config: Any) -> frozenset[str]:
+def _attached(
+    model: PreTrainedModel, packed: PackedCheckpoint, tensors: ModelTensors, load_config: Any
+) -> frozenset[str]:
     """Let the model hold the experts as it is asked to; the names of tensors that it does not take.
-    A model whose experts stay packed keeps its quantizer, which does not let it be saved. Raises
-    DersError where that cannot be."""
+    A model whose experts stay packed keeps its quantizer, and is saved as `save_as_packed` says.
+    Raises DersError where that cannot be."""
     wanted = _MODE.get()
     if wanted.mode == "synthesized":
         return frozenset()
@@ -165,7 +169,12 @@ def _attached(model: PreTrainedModel, packed: PackedCheckpoint, load_config: Any
     cache = WeightCache(wanted.cache_bytes) if wanted.mode == "cached" else None
     (device,) = devices
     dtype = load_config.dtype if isinstance(load_config.dtype, torch.dtype) else model.dtype
-    quantizer.finish = lambda: attachment.hold(device, dtype, cache)
+
+    def finish() -> None:
+        attachment.hold(device, dtype, cache)
+        save_as_packed(model, HeldForm.of(model, packed, tensors, attachment.taken))
+
+    quantizer.finish = finish
     return attachment.taken
 
 

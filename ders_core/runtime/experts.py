@@ -2,7 +2,8 @@
 
 With y = Σ_k w_k E_k(x) and W_i = W_base + Δ_i, W_base x is the same for all chosen experts, and
 Σ_k w_k W_base h_k = W_base Σ_k w_k h_k. So products with a base are taken once for a token, and
-only those with deltas for each of its experts.
+only those with deltas for each of its experts. Where a delta must be decoded for that, and tokens
+are many, the weight that it makes with its base is multiplied instead: decoding takes as long.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ders_core.compute.precision import multiplies
 from ders_core.runtime.cache import WeightCache
 from ders_core.runtime.held import HeldGroup
+from ders_core.runtime.routed import RoutedLayer
 
 
 class PackedExperts(nn.Module):
@@ -28,12 +31,24 @@ class PackedExperts(nn.Module):
         super().__init__()
         self.groups = nn.ModuleDict(groups)
         self._cache = cache
+        self._routed: RoutedLayer | None = None
+        self._is_prepared = False
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """What moves a model to a device or dtype, or frees it: cached weights are not moved."""
+        """What moves a model to a device or dtype, or frees it: what was made of what is held is
+        not moved."""
+        self._routed, self._is_prepared = None, False
         if self._cache is not None:
             self._cache.clear()
         return super()._apply(fn, recurse)
+
+    def _routed_layer(self) -> RoutedLayer | None:
+        """For a few tokens; None where there is none, as with a cache of whole weights."""
+        if not self._is_prepared:
+            groups = {name: self.group(name) for name in self.groups}
+            self._routed = RoutedLayer.of(groups) if self._cache is None else None
+            self._is_prepared = True
+        return self._routed
 
     def group(self, projection: str) -> HeldGroup:
         group: Any = self.groups[projection]
@@ -48,6 +63,12 @@ class PackedExperts(nn.Module):
         owner: the module, which has the activation and the biases. x: `[tokens, d]`; chosen: int64
         `[tokens, k]`, a number that no expert has stands for none; weights: of the same shape.
         """
+        routed = self._routed_layer()
+        if routed is not None and routed.takes(owner, x, chosen, weights):
+            return routed.compute(owner, x, chosen, weights)
+        stored = x.dtype
+        if not multiplies(x.dtype, x.device):
+            x = x.float()
         first = [_Shared(self.group(name), x) for name in ("gate", "up") if name in self.groups]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         last = _Sums(self.group("down"), total)
@@ -56,7 +77,7 @@ class PackedExperts(nn.Module):
             inner = [self._product(each.group, expert, taken, each, rows) for each in first]
             hidden = _activated(owner, expert, inner).to(x.dtype)
             bias = owner.down_proj_bias[expert] if owner.has_bias else None
-            if self._splits(last.group, expert) and not owner.has_post_expert_norm:
+            if self._splits(last.group, expert, len(rows)) and not owner.has_post_expert_norm:
                 last.add(expert, rows, hidden, share)
                 outer = last.group.delta_product(expert, hidden).float()
             else:
@@ -66,10 +87,10 @@ class PackedExperts(nn.Module):
             if owner.has_post_expert_norm:
                 outer = owner.post_expert_norm(outer.to(x.dtype))
             total.index_add_(0, rows, (outer * share).float())
-        return last.total(x.dtype).to(x.dtype)
+        return last.total(x.dtype).to(stored)
 
-    def _splits(self, group: HeldGroup, expert: int) -> bool:
-        return self._cache is None and group.splits(expert)
+    def _splits(self, group: HeldGroup, expert: int, tokens: int) -> bool:
+        return self._cache is None and group.splits(expert, tokens)
 
     def _product(
         self,
@@ -80,8 +101,8 @@ class PackedExperts(nn.Module):
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x Ŵ_iᵀ. shared, rows: products of all tokens with bases, and which of them x is."""
-        if not self._splits(group, expert):
-            return nn.functional.linear(x, self._weight(group, expert).to(x.dtype))
+        if not self._splits(group, expert, len(x)):
+            return nn.functional.linear(x, self._weight(group, expert, x.dtype))
         delta = group.delta_product(expert, x)
         if not group.bases:
             return delta
@@ -90,10 +111,10 @@ class PackedExperts(nn.Module):
             return delta + group.base_product(base, x)
         return delta + shared.product(base, rows)
 
-    def _weight(self, group: HeldGroup, expert: int) -> torch.Tensor:
+    def _weight(self, group: HeldGroup, expert: int, dtype: torch.dtype) -> torch.Tensor:
         if self._cache is None:
-            return group.weight(expert)
-        return self._cache.get((id(group), expert), lambda: group.weight(expert))
+            return group.weight(expert, dtype)
+        return self._cache.get((id(group), expert), lambda: group.weight(expert)).to(dtype)
 
 
 class _Shared:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ders_core.codecs import DeltaCodec, EncodeContext
+from ders_core.codecs.fitting.stored_products import add_products, takes_matrices
 from ders_core.codecs.group import GroupCodec
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
+from ders_core.compute import kernels
 from ders_core.files.dtype import Dtype
 from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.stacks import PackedGroup
+
+FEW_TOKENS = 16
+"""Up to which products with a base in 16 bits are quicker than to convert it to float32."""
 
 
 class HeldGroup(nn.Module, ABC):
@@ -26,8 +34,9 @@ class HeldGroup(nn.Module, ABC):
         """The number of its base."""
         return 0
 
-    def splits(self, expert: int) -> bool:
-        """Whether its products are those of its base, if there is one, and of its delta."""
+    def splits(self, expert: int, tokens: int) -> bool:
+        """Whether products of so many tokens are quicker taken with its base, if there is one, and
+        with its delta, than with the weight that both make."""
         return False
 
     def base_product(self, base: int, x: torch.Tensor) -> torch.Tensor:
@@ -38,9 +47,14 @@ class HeldGroup(nn.Module, ABC):
         """x F(Δ_i)ᵀ: `[n, in]` -> `[n, out]`, in x's dtype, of an expert that splits."""
         raise AssertionError("there is no delta")
 
+    def routed(self) -> RoutedDeltas | None:
+        """Products of a few tokens with the deltas of all experts, which have one base or none;
+        None where there are none, or not on a CPU."""
+        return None
+
     @abstractmethod
-    def weight(self, expert: int) -> torch.Tensor:
-        """Ŵ_i `[out, in]`, rounded once."""
+    def weight(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Ŵ_i `[out, in]`, rounded once, to the model's dtype or to another one."""
 
 
 class WholeGroup(HeldGroup):
@@ -52,16 +66,16 @@ class WholeGroup(HeldGroup):
         self.shape = (experts, out, width)
         self.register_buffer("weights", weights, persistent=False)
 
-    def weight(self, expert: int) -> torch.Tensor:
+    def weight(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         weights: torch.Tensor = self.get_buffer("weights")[expert]
-        return weights
+        return weights if dtype is None else weights.to(dtype)
 
 
 class PackedHeldGroup(HeldGroup):
     """W_i ≈ W_base + F(Δ_i), without the W_i.
 
-    dtype: of the weights that it stands for. Bases are held decoded, in a dtype that loses nothing
-    of them and of `dtype`; a kept group holds its weights. Tensors are buffers that no state dict
+    dtype: of the weights that it stands for. Bases are held decoded, in the dtype in which
+    they are added to deltas; a kept group holds its weights. Tensors are buffers that no state dict
     knows.
     """
 
@@ -77,6 +91,9 @@ class PackedHeldGroup(HeldGroup):
         self._stored = Dtype[group.dtype].torch
         self._codec: GroupCodec = group.group_codec()
         self._seed = matrices.seed
+        self._of_experts: dict[int, tuple[Mapping[str, torch.Tensor], EncodeContext]] = {}
+        self._routed: RoutedDeltas | None = None
+        self._is_prepared = False
         self._names: dict[str, str] = {}
         for part, tensor in matrices.codes(group).items():
             held = tensor.to(device, dtype) if self._codec.keeps else tensor.to(device)
@@ -85,7 +102,7 @@ class PackedHeldGroup(HeldGroup):
         exact = matrices.base_dtype(group, dtype)
         for number in range(self.bases):
             base = matrices.made_base(group, number, device, exact)
-            self._hold(f"base {number}", base.to(torch.promote_types(exact, dtype)))
+            self._hold(f"base {number}", base)
 
     def _hold(self, name: str, tensor: torch.Tensor) -> None:
         self._names[name] = f"part{len(self._names)}"
@@ -94,24 +111,57 @@ class PackedHeldGroup(HeldGroup):
     def _held(self, name: str) -> torch.Tensor:
         return self.get_buffer(self._names[name])
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What moves a model to a device or dtype: products are prepared anew."""
+        self._routed, self._is_prepared = None, False
+        self._of_experts.clear()
+        return super()._apply(fn, recurse)
+
     def base_of(self, expert: int) -> int:
         return self._group.base_of(expert)
 
-    def splits(self, expert: int) -> bool:
-        return isinstance(self._codec.expert(expert), DeltaCodec)
+    def splits(self, expert: int, tokens: int) -> bool:
+        codec = self._codec.expert(expert)
+        return isinstance(codec, DeltaCodec) and codec.multiplies(tokens)
+
+    def routed(self) -> RoutedDeltas | None:
+        if not self._is_prepared:
+            self._routed, self._is_prepared = self._prepared(), True
+        return self._routed
+
+    def _prepared(self) -> RoutedDeltas | None:
+        experts = range(self.shape[0])
+        if self.bases > 1 or not all(kernels.can_run(held.device) for held in self.buffers()):
+            return None
+        codec = self._codec.codec
+        if isinstance(codec, DeltaCodec) and not codec.ragged:
+            parts = {part: self._held(part) for part in self._parts(0)}
+            contexts = [*map(self._context, experts)]
+            routed = codec.routed(CodedExperts(parts, self.shape[1:], contexts))
+            if routed is not None:
+                return routed
+        return EachExpert(self) if all(self.splits(expert, 1) for expert in experts) else None
 
     def base_product(self, base: int, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self._held(f"base {base}").to(x.dtype))
+        held = self._held(f"base {base}")
+        if held.dtype is x.dtype or len(x) > FEW_TOKENS or not takes_matrices(held, x):
+            return nn.functional.linear(x, held.to(x.dtype))
+        product, places = torch.zeros(len(x), self.shape[1]), np.arange(len(x))
+        routes = Routes(places, np.zeros_like(places), places)
+        add_products(held.unsqueeze(0), x.numpy(), product.numpy(), 0, routes)
+        return product
 
     def delta_product(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         codec = self._codec.expert(expert)
         assert isinstance(codec, DeltaCodec)
-        return codec.product(self._parts(expert), x, self.shape[1:], self._context(expert))
+        parts, context = self._coded(expert)
+        return codec.product(parts, x, self.shape[1:], context)
 
-    def weight(self, expert: int) -> torch.Tensor:
+    def weight(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        wanted = dtype or self._dtype
         if self._codec.keeps:
-            return self._held("weight")[expert]
-        codec, parts = self._codec.expert(expert), self._parts(expert)
+            return self._held("weight")[expert].to(wanted)
+        codec, (parts, context) = self._codec.expert(expert), self._coded(expert)
         if self.bases:
             base = self._held(f"base {self.base_of(expert)}")
             if not isinstance(codec, DeltaCodec):
@@ -119,7 +169,13 @@ class PackedHeldGroup(HeldGroup):
         else:
             device = next(iter(parts.values())).device
             base = torch.zeros(self.shape[1:], dtype=self._stored, device=device)
-        return codec.unpack_as(self._dtype, parts, base, self._context(expert))
+        return codec.unpack_as(wanted, parts, base, context)
+
+    def _coded(self, expert: int) -> tuple[Mapping[str, torch.Tensor], EncodeContext]:
+        """Its parts, which share memory with those of all, and what else its codec wants."""
+        if expert not in self._of_experts:
+            self._of_experts[expert] = self._parts(expert), self._context(expert)
+        return self._of_experts[expert]
 
     def _context(self, expert: int) -> EncodeContext:
         return EncodeContext(self._stored, self._group.seed(self._seed, expert))
@@ -131,3 +187,20 @@ class PackedHeldGroup(HeldGroup):
         _, out, width = self.shape
         lengths = self._group.lengths
         return self._codec.take(expert, read, (out, width), Dtype[self._group.dtype], lengths)
+
+
+class EachExpert(RoutedDeltas):
+    """One expert after another: of a codec that has no other products."""
+
+    most_pairs = 8
+
+    def __init__(self, group: HeldGroup) -> None:
+        self._group = group
+
+    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
+        inputs, width = torch.from_numpy(x), self._group.shape[1]
+        for expert in np.unique(routes.experts[routes.experts >= 0]).tolist():
+            (pairs,) = np.nonzero(routes.experts == expert)
+            taken = inputs[torch.from_numpy(routes.inputs[pairs])]
+            products = self._group.delta_product(expert, taken).numpy()
+            np.add.at(y[:, column : column + width], routes.outputs[pairs], products)

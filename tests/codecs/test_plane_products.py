@@ -9,8 +9,7 @@ import torch
 
 from ders_core.codecs import EncodeContext, Quantized
 from ders_core.codecs.coding.packing import pack
-from ders_core.codecs.fitting import plane_products
-from ders_core.codecs.fitting.plane_products import plane_product
+from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes
 from ders_core.codecs.testing.inputs import gaussian
 
 CONTEXT = EncodeContext(torch.bfloat16, 5)
@@ -22,8 +21,10 @@ def test_sums_are_those_of_codes_times_scales(bits: int, tokens: int) -> None:
     random = torch.Generator().manual_seed(bits)
     codes = torch.randint(0, 2**bits, (12, 48), generator=random)
     scales, x = torch.rand(12, 3, generator=random), torch.randn(tokens, 48, generator=random)
-    got = plane_product(pack(codes.flatten(), bits), bits, scales, x)
-    matrix = (codes.double().unflatten(1, (3, 16)) * scales.double().unsqueeze(-1)).flatten(1)
+    packed = pack(codes.flatten(), bits).unsqueeze(0)
+    got = RoutedPlanes(packed, bits, scales.unsqueeze(0), None, -0.5).product(x)
+    values = codes.double().unflatten(1, (3, 16)) - 0.5
+    matrix = (values * scales.double().unsqueeze(-1)).flatten(1)
     expected = x.double() @ matrix.T
     assert got.dtype is torch.float32
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
@@ -60,13 +61,17 @@ def test_products_are_those_of_the_decoded_delta(
         ({"bits": 2, "group_size": 16}, (18, 64), 1),  # rows that are no multiple of four
         ({"bits": 2, "grid": "normal", "group_size": 16}, (20, 64), 1),
         ({"grid": "ternary", "group_size": 16}, (20, 64), 1),
-        ({"bits": 4, "group_size": 16}, (20, 64), 5),  # more tokens than it pays for
+        (
+            {"bits": 4, "group_size": 16},
+            (20, 64),
+            FEW_PLANES // 4 + 1,
+        ),  # more tokens than it pays for
     ],
 )
 def test_others_are_decoded(
     fields: dict[str, Any], shape: tuple[int, int], tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plane_products, "plane_product", None)
+    monkeypatch.setattr(RoutedPlanes, "product", None)
     codec = Quantized(**fields)
     parts, x = codec.encode(gaussian(shape, 3), CONTEXT), gaussian((tokens, shape[1]), 4, 1.0)
     expected = x @ codec.decode(parts, shape, CONTEXT).T

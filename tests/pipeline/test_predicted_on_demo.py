@@ -58,5 +58,5 @@ def test_missing_deltas_are_told_within_two_fifths(
         dtype=torch.float32,
     )
     assert measured.kl is not None
-    print(predicted, measured.kl, predicted/measured.kl)
+    print(predicted, measured.kl, predicted / measured.kl)
     assert predicted == pytest.approx(measured.kl, rel=0.4)

@@ -132,13 +132,6 @@ def test_gradients_pass_through(packed: Path) -> None:
     assert float((first - second).abs().max()) <= 1e-4 * float(first.abs().max())
 
 
-def test_it_is_not_saved_without_its_experts(packed: Path, tmp_path: Path) -> None:
-    held = load_model(packed, mode="packed")
-    with pytest.raises(ValueError, match="ders"):
-        held.save_pretrained(tmp_path / "saved")
-    assert not [*tmp_path.rglob("*.safetensors")]
-
-
 def test_projections_that_were_told_apart_otherwise_are_refused(
     mixtral_dir: Path, tmp_path: Path
 ) -> None:

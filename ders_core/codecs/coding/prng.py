@@ -115,16 +115,26 @@ def _permute(value: torch.Tensor, bits: int, tables: list[torch.Tensor]) -> torc
     return left.bitwise_left_shift_(low).bitwise_or_(right)
 
 
+def position_keys(size: int, seed: int) -> tuple[int, np.ndarray]:
+    """(bits, keys) that `compute.kernels.positions` wants, of a size of fewer than 32 bits."""
+    return _bits_of(size), np.array(_round_keys(seed), dtype=np.uint32)
+
+
+def _bits_of(size: int) -> int:
+    """How many bits the numbers have that are permuted for positions in [0, size)."""
+    return max((size - 1).bit_length(), 2)
+
+
 def position_chunks(
     size: int, count: int, seed: int, device: torch.device | str = "cpu"
 ) -> Iterator[torch.Tensor]:
     """What `random_positions` gives, a piece at a time."""
-    bits = max((size - 1).bit_length(), 2)
+    bits = _bits_of(size)
     where = torch.device(device)
     if bits < 32 and kernels.can_run(where):
         from ders_core.compute.kernels import positions as loops
 
-        keys = np.array(_round_keys(seed), dtype=np.uint32)
+        _, keys = position_keys(size, seed)
         for piece in pieces(count, CHUNK):
             chosen = torch.empty(piece.stop - piece.start, dtype=torch.int64)
             loops.draw(chosen.numpy(), piece.start, size, bits, keys)

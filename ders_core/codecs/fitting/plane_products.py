@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import Lines
 from ders_core.codecs.fitting.levels import Levels
+from ders_core.codecs.routed import RoutedDeltas, Routes
 from ders_core.compute import kernels
+from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.later import np, torch
 
 FEW_PLANES = 16
@@ -15,42 +21,75 @@ ROWS, BYTE = 4, 8
 """What loops take at a time: rows, and entries of one of them."""
 
 
-def takes_planes(
-    codes: torch.Tensor,
-    bits: int | None,
-    levels: Levels,
-    shape: tuple[int, int],
-    blocks: Blocks,
-    x: torch.Tensor,
-) -> bool:
-    """Whether `product_of_planes` can be had, and pays: levels are 1 apart, blocks are of whole
-    bytes and fill rows, tokens are few, and no gradient is asked for."""
+@dataclass(frozen=True)
+class RoutedPlanes(RoutedDeltas):
+    """Δ̂ = scale · (code + start) + offset.
+
+    codes: uint8 `[experts, bytes]`, each as `pack` makes of `[out, in]`. scales, offsets:
+    `[experts, out, blocks]`, floats that `kind_of` knows. All share memory with what they are of.
+    """
+
+    codes: torch.Tensor
+    bits: int
+    scales: torch.Tensor
+    offsets: torch.Tensor | None
+    start: float
+
+    @classmethod
+    def of(
+        cls,
+        codes: torch.Tensor,
+        bits: int,
+        lines: Lines,
+        levels: Levels,
+        blocks: Blocks,
+        shape: tuple[int, int],
+    ) -> RoutedPlanes | None:
+        """None unless levels are 1 apart, and blocks are of whole bytes and fill rows. lines: of
+        all experts."""
+        fills = blocks.size * blocks.count == shape[1] and blocks.size % BYTE == 0
+        if not levels.uniform or not fills or shape[0] % ROWS or not min(shape):
+            return None
+        return cls(codes, bits, lines.scale, lines.offset, float(levels.table[0]))
+
+    @property
+    def most_pairs(self) -> int:
+        return FEW_PLANES // self.bits
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """What loops want of it."""
+        scales = kernels.bits(self.scales)
+        offsets = scales[:0, :0, :0] if self.offsets is None else kernels.bits(self.offsets)
+        kind = kernels.kind_of(self.scales.dtype)
+        return self.codes.numpy(), self.bits, scales, offsets, kind, np.float32(self.start)
+
+    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
+        from ders_core.compute.kernels import plane_products
+
+        _, out, blocks = self.scales.shape
+        of_blocks = x.reshape(len(x), blocks, -1).sum(-1)
+        inputs = (*self._arrays, x, of_blocks, routes.inputs, routes.experts)
+
+        def work(first: int, last: int) -> None:
+            plane_products.add(*inputs, y, column, routes.outputs, first, last)
+
+        values = out * x.shape[1] * self.bits * len(routes.inputs)
+        by_row_pieces(work, out, values, multiple=ROWS)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x Δ̂ᵀ `[n, out]` in x's dtype, of the first expert. x: `[n, in]`."""
+        product = torch.zeros(len(x), self.scales.shape[1])
+        places = np.arange(len(x))
+        inputs = x.detach().float().contiguous().numpy()
+        self.add(inputs, product.numpy(), 0, Routes(places, np.zeros_like(places), places))
+        return product.to(x.dtype)
+
+
+def is_few(x: torch.Tensor, planes: RoutedPlanes) -> bool:
+    """Whether planes are the quicker way for these inputs `[n, in]`: they are few, and no gradient
+    is asked for."""
     is_tracked = x.requires_grad and torch.is_grad_enabled()
-    if bits is None or not levels.uniform or is_tracked or len(x) * bits > FEW_PLANES:
+    if is_tracked or not 0 < len(x) <= planes.most_pairs:
         return False
-    fills = blocks.size * blocks.count == shape[1] and blocks.size % BYTE == 0
-    return fills and shape[0] % ROWS == 0 and min(shape) > 0 and kernels.takes(codes, x)
-
-
-def product_of_planes(
-    codes: torch.Tensor, bits: int, lines: Lines, levels: Levels, blocks: Blocks, x: torch.Tensor
-) -> torch.Tensor:
-    """x Δ̂ᵀ `[n, out]` in x's dtype. codes: as `pack` makes of `[out, in]`. x: `[n, in]`."""
-    inputs = x.float()
-    product = plane_product(codes, bits, lines.scale, inputs)
-    starts = lines.scale * float(levels.table[0])  # of code 0, in each block
-    if lines.offset is not None:
-        starts = starts + lines.offset
-    return product.add_(blocks.split(inputs).sum(-1) @ starts.T).to(x.dtype)
-
-
-def plane_product(
-    codes: torch.Tensor, bits: int, scales: torch.Tensor, x: torch.Tensor
-) -> torch.Tensor:
-    """Σ_j scale · code · x_j: float32 `[n, out]`. scales: float32 `[out, blocks]`. x: float32."""
-    from ders_core.compute.kernels import plane_products
-
-    product = np.empty((len(x), len(scales)), np.float32)
-    arrays = (scales.contiguous().numpy(), x.detach().contiguous().numpy())
-    plane_products.multiply(codes.numpy(), bits, *arrays, product)
-    return torch.from_numpy(product)
+    return kernels.takes(planes.codes, x.detach())

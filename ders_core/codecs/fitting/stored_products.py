@@ -1,0 +1,52 @@
+"""Products with matrices of stored floats for a few inputs on a CPU, in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ders_core.codecs.routed import RoutedDeltas, Routes
+from ders_core.compute import kernels
+from ders_core.compute.row_pieces import by_row_pieces
+from ders_core.later import np, torch
+
+MANY_PAIRS = 1 << 20
+"""For factors of low rank, which are never decoded to a matrix."""
+
+
+def takes_matrices(*matrices: torch.Tensor) -> bool:
+    """Whether `add_products` can multiply these: contiguous bfloat16 or float32 on a CPU."""
+    dtypes = {matrix.dtype for matrix in matrices}
+    return dtypes <= {torch.bfloat16, torch.float32} and kernels.takes(*matrices)
+
+
+def add_products(
+    matrices: torch.Tensor, x: np.ndarray, y: np.ndarray, column: int, routes: Routes
+) -> None:
+    """As `RoutedDeltas.add`, with the matrices `[experts, out, in]` themselves."""
+    from ders_core.compute.kernels import stored_products
+
+    arrays = (kernels.bits(matrices), x, routes.inputs, routes.experts, y, column, routes.outputs)
+
+    def work(first: int, last: int) -> None:
+        stored_products.add(*arrays, first, last)
+
+    _, out, width = matrices.shape
+    by_row_pieces(work, out, out * width * len(routes.inputs))
+
+
+@dataclass(frozen=True)
+class RoutedFactors(RoutedDeltas):
+    """Δ̂ = L R. left: `[experts, out, rank]`, right: `[experts, rank, in]`."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def most_pairs(self) -> int:
+        return MANY_PAIRS
+
+    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
+        pairs = np.arange(len(routes.inputs))
+        inner = np.zeros((len(pairs), self.right.shape[1]), np.float32)
+        add_products(self.right, x, inner, 0, Routes(routes.inputs, routes.experts, pairs))
+        add_products(self.left, inner, y, column, Routes(pairs, routes.experts, routes.outputs))

@@ -1,0 +1,55 @@
+"""Products of tokens with the deltas of the experts that were chosen for them, many at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ders_core.later import np, torch
+
+if TYPE_CHECKING:
+    from ders_core.codecs.codec import EncodeContext
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Pairs of a token and an expert: int64 `[pairs]` each.
+
+    inputs: the row of x. experts: −1 for a pair that is none. outputs: the row of y.
+    """
+
+    inputs: np.ndarray
+    experts: np.ndarray
+    outputs: np.ndarray
+
+
+@dataclass(frozen=True)
+class CodedExperts:
+    """What one codec made of the experts of a projection, in memory.
+
+    parts: stacked over the experts, as a packed file holds them. shape: (out, in). contexts: of
+    each expert.
+    """
+
+    parts: Mapping[str, torch.Tensor]
+    shape: tuple[int, int]
+    contexts: Sequence[EncodeContext]
+
+
+class RoutedDeltas(ABC):
+    """The deltas of all experts of a projection, on a CPU, as they are packed."""
+
+    @property
+    @abstractmethod
+    def most_pairs(self) -> int:
+        """Of one expert, up to which this is quicker than to decode its delta once."""
+
+    @abstractmethod
+    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
+        """y[output, column:column + out] += Δ̂_expert x[input] of every pair, in float32.
+
+        x: float32 `[n, in]`, y: float32 `[m, ≥ column + out]`, both contiguous. Raises CodecError
+        if a part contradicts itself.
+        """

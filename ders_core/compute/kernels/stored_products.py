@@ -1,0 +1,89 @@
+"""Products with matrices of stored floats, bfloat16 or float32, for a few inputs: in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ders_core.compute.kernels.floats import BFLOAT16, FLOAT32, widen
+from ders_core.compute.kernels.loop import loop
+from ders_core.compute.kernels.vectors import (
+    FLOAT,
+    PLACE,
+    folded,
+    load,
+    load_bfloat16,
+    struct_of,
+    zeros,
+)
+
+LANES, CHAINS = 8, 4
+"""Entries at a time, and how many of these sums go on beside one another."""
+
+STEP = LANES * CHAINS
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _dot(context: Any, weights: Any, begin: Any, x: Any, first: Any, steps: Any) -> Any:
+    """Σ w_j x_j of `steps` times STEP entries, from those places on. weights: the bits of bfloat16,
+    uint16, or of float32, uint32."""
+    read = load_bfloat16 if weights.dtype is types.uint16 else load
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, inputs = (struct_of(target, builder, signature, arguments, n) for n in (0, 2))
+        data = row.data
+        if read is load:
+            data = builder.bitcast(data, FLOAT.as_pointer())
+        none = zeros(FLOAT, LANES)
+        totals = [cgutils.alloca_once(builder, none.type) for _ in range(CHAINS)]
+        for total in totals:
+            builder.store(none, total)
+        with cgutils.for_range(builder, arguments[4]) as step:
+            for chain, total in enumerate(totals):
+                offset = builder.add(builder.mul(step.index, PLACE(STEP)), PLACE(chain * LANES))
+                stored = read(builder, data, builder.add(arguments[1], offset), LANES)
+                values = load(builder, inputs.data, builder.add(arguments[3], offset), LANES)
+                more = builder.fmul(stored, values)
+                builder.store(builder.fadd(builder.load(total), more), total)
+        summed = [builder.load(total) for total in totals]
+        pairs = builder.fadd(summed[0], summed[1]), builder.fadd(summed[2], summed[3])
+        return folded(builder, builder.fadd(*pairs), builder.fadd)
+
+    return types.float32(weights, types.int64, x, types.int64, types.int64), generate
+
+
+@loop
+def add(
+    weights: np.ndarray,
+    x: np.ndarray,
+    inputs: np.ndarray,
+    experts: np.ndarray,
+    y: np.ndarray,
+    column: int,
+    outputs: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """y[output, column + row] += w_row · x[input], of the rows from `first` to `last` and every
+    pair with an expert from 0 on.
+
+    weights: `[experts, out, in]`, the bits of bfloat16 (uint16) or float32 (uint32). x: float32
+    `[n, in]`. inputs, experts, outputs: int64 `[pairs]`. y: float32, two-dimensional.
+    """
+    _, out, width = weights.shape
+    kind = BFLOAT16 if weights.itemsize == 2 else FLOAT32
+    flat, flat_x = weights.reshape(-1), x.reshape(-1)
+    steps = width // STEP
+    for row in range(first, last):
+        for pair in range(len(experts)):
+            if experts[pair] < 0:
+                continue
+            begin, place = (experts[pair] * out + row) * width, inputs[pair] * width
+            total = _dot(flat, begin, flat_x, place, steps)
+            for rest in range(STEP * steps, width):
+                total += widen(flat[begin + rest], kind) * flat_x[place + rest]
+            y[outputs[pair], column + row] += total

@@ -1,0 +1,43 @@
+"""Work on the rows of a matrix, shared out to threads that stay."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+from ders_core.compute.threads import available_threads
+
+LEAST = 1 << 20
+"""Values of a matrix times inputs from which on it pays to wake another thread."""
+
+
+def by_row_pieces(
+    work: Callable[[int, int], None], rows: int, values: int, *, multiple: int = 1
+) -> None:
+    """Call `work(first, last)` for pieces that make up the rows, at once where it pays. Every row
+    is worked on by one thread alone, so that the pieces change no result.
+
+    values: how many there are in all rows, times the inputs they meet. multiple: what the pieces'
+    rows are a multiple of, as all rows are. Raises what `work` raises.
+    """
+    pays = min(values // LEAST, rows // multiple)
+    count = min(available_threads(), pays) if pays > 1 else 1
+    if count == 1:
+        work(0, rows)
+        return
+    step = -(-rows // (count * multiple)) * multiple
+    begins = range(step, rows, step)
+    others = [_pool().submit(work, begin, min(begin + step, rows)) for begin in begins]
+    work(0, step)
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, "rows")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads are not forked

@@ -1,0 +1,160 @@
+"""`save_pretrained` of a model that computes from packed experts: the packed form again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from ders_core.errors import CheckpointError, DersError
+from ders_core.files.directory import new_directory, replaced_directory
+from ders_core.files.inputs import check_inputs, leave_out, unchanged_inputs
+from ders_core.packed.model_tensors import ModelTensors
+from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.renewed import renewed
+from ders_core.packed.writer import CheckWritten, write_packed
+
+OF_LOADING = ("architectures", "dtype", "quantization_config", "torch_dtype")
+"""Entries of a config that say how a model was loaded."""
+
+
+@dataclass(frozen=True)
+class HeldForm:
+    """The packed checkpoint from which a model holds its experts.
+
+    tensors: what the model took of it. taken: the original's tensors that it holds packed, by name.
+    settings: the model's config when it was loaded.
+    """
+
+    packed: PackedCheckpoint
+    tensors: ModelTensors
+    taken: frozenset[str]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        packed: PackedCheckpoint,
+        tensors: ModelTensors,
+        taken: Iterable[str],
+    ) -> HeldForm:
+        """Of a model that is loaded."""
+        return cls(packed, tensors, frozenset(taken), model.config.to_dict())
+
+    def save(
+        self, model: PreTrainedModel, place: str | Path, state: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Write the packed form into a directory that is new, or empty.
+
+        state: the model's weights. What differs from what was loaded is written as it is, in its
+        own dtype; all else, the experts above all, is copied from the packed files. Raises
+        CheckpointError if these were changed since they were opened, OutputError if the directory
+        cannot be written; then there is none.
+        """
+        self.packed.store.check_unchanged()
+        with unchanged_inputs(), _directory(Path(place)) as directory:
+            self.packed.store.hold()
+            values = self._changed(model, state)
+            contents = renewed(self.packed, values, self._new_settings(model))
+            directory.mkdir(exist_ok=True)
+            leave_out(directory)
+            write_packed(directory, contents, check=self._check(values))
+            if model.can_generate():
+                model.generation_config.save_pretrained(directory)
+            check_inputs()
+
+    def _changed(
+        self, model: PreTrainedModel, state: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The weights that are not those that were loaded, by the original's names."""
+        given = revert_weight_conversion(model, dict(state))
+        originals = {parameter: name for name, parameter in self.tensors.names().items()}
+        changed: dict[str, torch.Tensor] = {}
+        places = {tensor.data_ptr() for name, tensor in given.items() if name in originals}
+        for name, tensor in given.items():
+            if name not in originals:
+                is_tied = tensor.data_ptr() in places
+                if not is_tied and name not in (model._keys_to_ignore_on_save or ()):
+                    changed[name] = tensor
+            elif originals[name] not in self.taken:
+                loaded = self.tensors.read(originals[name])
+                if not _same(loaded.to(tensor.dtype), tensor.cpu()):
+                    changed[originals[name]] = tensor
+        return changed
+
+    def _new_settings(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Entries of the config that were set since the model was loaded."""
+        return {
+            key: value
+            for key, value in model.config.to_dict().items()
+            if key not in OF_LOADING and (key not in self.settings or self.settings[key] != value)
+        }
+
+    def _check(self, values: Mapping[str, torch.Tensor]) -> CheckWritten:
+        """What compares a tensor that was copied with its checksum."""
+        promised = self.packed.manifest.checksums
+
+        def check(name: str, sha256: str) -> None:
+            if name not in values and promised.get(name, sha256) != sha256:
+                raise CheckpointError(
+                    f"{self.packed.path}: {name!r} is damaged (its checksum differs); copy the "
+                    "directory again"
+                )
+
+        return check
+
+
+def save_as_packed(model: PreTrainedModel, form: HeldForm) -> None:
+    """Let the model's `save_pretrained` write the packed form."""
+
+    def save_pretrained(
+        self: PreTrainedModel,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As of every model; but a model that has an adapter saves that alone. Other arguments
+        change nothing: files are as large as `compress` makes them."""
+        if getattr(self, "_hf_peft_config_loaded", False):
+            options = {"is_main_process": is_main_process, "state_dict": state_dict}
+            type(self).save_pretrained(
+                self, save_directory, push_to_hub=push_to_hub, **options, **kwargs
+            )
+            return
+        if push_to_hub or kwargs.get("variant") is not None:
+            raise DersError(
+                "a model with packed experts is saved to a directory and under the usual names: "
+                "leave out push_to_hub and variant, and upload the directory"
+            )
+        if is_main_process:
+            form.save(self, os.fspath(save_directory), state_dict or self.state_dict())
+
+    model.save_pretrained = MethodType(save_pretrained, model)
+
+
+@contextmanager
+def _directory(place: Path) -> Iterator[Path]:
+    """Where to write what becomes this directory. Raises OutputError if there is one, unless it is
+    empty: trainers make it beforehand."""
+    is_empty = place.is_dir() and not any(place.iterdir())
+    with replaced_directory(place) if is_empty else new_directory(place) as directory:
+        yield directory
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors on the CPU have the same bits."""
+    if first.shape != second.shape:
+        return False
+    bits = [each.detach().contiguous().view(-1).view(torch.uint8) for each in (first, second)]
+    return torch.equal(*bits)

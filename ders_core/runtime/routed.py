@@ -1,0 +1,120 @@
+"""A few tokens through the experts of a layer on a CPU: all their pairs at once.
+
+What a token costs here is Python's and torch's way to an operation, as long as matrices are small,
+and bytes that are read, where they are large. So there is one product with each base for all
+tokens, and one call of a compiled loop for all pairs of a token and an expert, which reads deltas
+as they are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ders_core.codecs.routed import RoutedDeltas, Routes
+from ders_core.runtime.held import HeldGroup
+
+
+class RoutedLayer:
+    """groups: by projection, all of which have a `HeldGroup.routed`."""
+
+    def __init__(self, groups: Mapping[str, HeldGroup]) -> None:
+        self._down, self._down_deltas = groups["down"], _deltas(groups["down"])
+        self._first = [groups[name] for name in ("gate", "up") if name in groups]
+        self._first_deltas = [_deltas(group) for group in self._first]
+        deltas = (self._down_deltas, *self._first_deltas)
+        self._most_pairs = min(each.most_pairs for each in deltas)
+
+    @classmethod
+    def of(cls, groups: Mapping[str, HeldGroup]) -> RoutedLayer | None:
+        """None where a group cannot be multiplied so."""
+        return cls(groups) if all(group.routed() for group in groups.values()) else None
+
+    def takes(self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, *others: Any) -> bool:
+        """Whether this computes these tokens `[n, d]` and is quicker than to decode: they are few,
+        no gradient is asked for, and nothing stands between an expert and the sum over experts."""
+        pairs = chosen.numel()
+        if not 0 < pairs <= self._most_pairs * min(pairs, owner.num_experts):
+            return False
+        is_tracked = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *others))
+        return not (is_tracked or owner.has_post_expert_norm or torch.compiler.is_compiling())
+
+    def compute(
+        self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As `PackedExperts.compute`, without gradients."""
+        tokens, each = chosen.shape
+        of_pair, pairs = _places(tokens, each)
+        experts = chosen.reshape(-1)
+        numbers, shares = experts.numpy(), weights.reshape(-1, 1).float()
+        outside = (numbers < 0) | (numbers >= owner.num_experts)
+        if outside.any():
+            numbers = np.where(outside, -1, numbers)
+            experts = torch.from_numpy(np.where(outside, 0, numbers))
+            shares = shares * torch.from_numpy(~outside).unsqueeze(1)
+        inputs = x.float().contiguous()
+        inner = self._inner(inputs, of_pair, pairs, numbers)
+        hidden = _activated(owner, experts, inner, self._first) * shares
+        summed = hidden.unflatten(0, (tokens, each)).sum(1)
+        down = self._down
+        if down.bases:
+            total = down.base_product(0, summed)
+        else:
+            total = summed.new_zeros(tokens, down.shape[1])
+        routes = Routes(pairs, numbers, of_pair)
+        self._down_deltas.add(hidden.contiguous().numpy(), total.numpy(), 0, routes)
+        if owner.has_bias:
+            biases = owner.down_proj_bias[experts].float() * shares
+            total += biases.unflatten(0, (tokens, each)).sum(1)
+        return total.to(x.dtype)
+
+    def _inner(
+        self, x: torch.Tensor, of_pair: np.ndarray, pairs: np.ndarray, numbers: np.ndarray
+    ) -> torch.Tensor:
+        """Products of every pair with gate and up, side by side."""
+        widths = [group.shape[1] for group in self._first]
+        parts = [
+            group.base_product(0, x) if group.bases else x.new_zeros(len(x), width)
+            for group, width in zip(self._first, widths, strict=True)
+        ]
+        inner = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        if len(pairs) > len(x):
+            inner = inner.index_select(0, torch.from_numpy(of_pair))
+        routes, begin = Routes(of_pair, numbers, pairs), 0
+        for deltas, width in zip(self._first_deltas, widths, strict=True):
+            deltas.add(x.numpy(), inner.numpy(), begin, routes)
+            begin += width
+        return inner
+
+
+def _deltas(group: HeldGroup) -> RoutedDeltas:
+    deltas = group.routed()
+    assert deltas is not None
+    return deltas
+
+
+@cache
+def _places(tokens: int, each: int) -> tuple[np.ndarray, np.ndarray]:
+    """The token of every pair, and the numbers of the pairs: int64 `[tokens · each]`."""
+    pairs = np.arange(tokens * each)
+    return pairs // each, pairs
+
+
+def _activated(
+    owner: Any, experts: torch.Tensor, inner: torch.Tensor, first: list[HeldGroup]
+) -> torch.Tensor:
+    """What the down projection is given: `[pairs, inner]` in float32."""
+    if not owner.has_gate:
+        biased = inner + owner.up_proj_bias[experts].float() if owner.has_bias else inner
+        activated: torch.Tensor = owner.act_fn(biased)
+        return activated
+    if not owner.is_concatenated:
+        inner = torch.stack(inner.split([group.shape[1] for group in first], 1), -1).flatten(1)
+    if owner.has_bias:
+        inner = inner + owner.gate_up_proj_bias[experts].float()
+    gated: torch.Tensor = owner._apply_gate(inner)
+    return gated

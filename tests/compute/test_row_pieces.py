@@ -1,0 +1,59 @@
+"""Rows that are shared out to threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ders_core.compute.row_pieces import LEAST, by_row_pieces
+from ders_core.compute.threads import threads_of_torch
+
+
+@settings(max_examples=40)
+@given(
+    threads=st.integers(1, 4),
+    many=st.integers(0, 40),
+    multiple=st.sampled_from([1, 4]),
+    values=st.sampled_from([0, LEAST, 2 * LEAST, 9 * LEAST]),
+)
+def test_each_row_is_in_one_piece(threads: int, many: int, multiple: int, values: int) -> None:
+    seen: list[tuple[int, int]] = []
+    lock = threading.Lock()
+
+    def work(first: int, last: int) -> None:
+        with lock:
+            seen.append((first, last))
+
+    with threads_of_torch(threads):
+        by_row_pieces(work, many * multiple, values, multiple=multiple)
+    seen.sort()
+    assert [row for first, last in seen for row in range(first, last)] == [*range(many * multiple)]
+    assert all(first % multiple == 0 for first, _ in seen)
+    assert len(seen) <= max(threads, 1)
+    if values < 2 * LEAST:
+        assert len(seen) == 1
+
+
+def test_an_error_of_another_thread_is_raised() -> None:
+    def work(first: int, last: int) -> None:
+        if first:
+            raise ValueError(f"row {first}")
+
+    with threads_of_torch(2), pytest.raises(ValueError, match="row 4"):
+        by_row_pieces(work, 8, 4 * LEAST)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_has_threads_of_its_own() -> None:
+    with threads_of_torch(2):
+        by_row_pieces(lambda first, last: None, 8, 4 * LEAST)
+        child = os.fork()
+        if child == 0:
+            by_row_pieces(lambda first, last: None, 8, 4 * LEAST)
+            os._exit(3)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 3
