@@ -33,9 +33,9 @@ BITS = (0.06, 0.2, 0.6, 1, 1.3, 5)
 
 def works(delta: torch.Tensor) -> Iterator[tuple[str, Work]]:
     values = delta.flatten()
-    yield "unbiased rounding, step 2 σ", lambda: Unbiased(1).coded(values, 2.0, None, 1)
-    yield "unbiased rounding, step σ/10", lambda: Unbiased(1).coded(values, 0.1, None, 1)
-    yield "nearest multiple, step σ", lambda: Nearest(0.44).coded(values, 1.0, None, 1)
+    yield "unbiased rounding, step 2 σ", lambda: Unbiased(1).coded(values, 2.0, 0)
+    yield "unbiased rounding, step σ/10", lambda: Unbiased(1).coded(values, 0.1, 0)
+    yield "nearest multiple, step σ", lambda: Nearest(0.44).coded(values, 1.0, 0)
     yield "random numbers", lambda: random_uniform(delta.numel(), 1)
 
 

@@ -57,12 +57,10 @@ class Lossless(Codec):
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         expert, start = weight.reshape(-1).cpu(), base.reshape(-1).cpu()
-        coded = difference_stream.write(expert, start)
-        if coded is None or coded.numel() >= expert.nbytes:
-            form, coded = RAW, expert.contiguous().view(torch.uint8)
-        else:
-            form = CODED
-        stream = torch.cat([torch.tensor([form], dtype=torch.uint8), coded])
+        stream = difference_stream.write(CODED, expert, start)
+        if stream is None or stream.numel() > expert.nbytes:
+            raw = expert.contiguous().view(torch.uint8)
+            stream = torch.cat([torch.tensor([RAW], dtype=torch.uint8), raw])
         return {"stream": stream.to(weight.device)}
 
     def unpack(

@@ -87,21 +87,6 @@ class Arrangement:
         """Where the entries of each class are in their order."""
         return [slice(*pair) for pair in zip(self.begins.tolist(), self.ends.tolist(), strict=True)]
 
-    def places(self, numbers: np.ndarray | None = None) -> np.ndarray:
-        """int64 `[n]`: the flat places in the matrix of the entries with these numbers in their
-        order, ascending; None: of all."""
-        if numbers is None:
-            numbers = np.arange(self.shape[0] * self.shape[1])
-        found = np.empty(len(numbers), dtype=np.int64)
-        for which, part in enumerate(self.classes):
-            some = slice(*np.searchsorted(numbers, (part.start, part.stop)))
-            before = self.before[:, which]
-            within = numbers[some] - part.start + before[0]
-            rows = np.searchsorted(before, within, "right") - 1
-            columns = self.order[self.edges[self.kinds[rows], which] + within - before[rows]]
-            found[some] = (self.first_row + rows) * len(self.order) + columns
-        return found
-
     def arranged(self, matrix: np.ndarray) -> np.ndarray:
         """The entries of a matrix `[out, in]`, `[out · in]` in their order."""
         values = fresh_array(matrix.size, matrix.dtype.type)
@@ -110,7 +95,7 @@ class Arrangement:
 
             arranged.arrange(matrix, self.order, self.edges, self.kinds, self.begins, values)
             return values
-        return np.take(matrix.reshape(-1), self._places_within, out=values)
+        return np.take(matrix.reshape(-1), self._places, out=values)
 
     def scattered(self, values: np.ndarray) -> np.ndarray:
         """The inverse."""
@@ -120,11 +105,17 @@ class Arrangement:
 
             arranged.scatter(values, self.order, self.edges, self.kinds, self.begins, matrix)
         else:
-            matrix.reshape(-1)[self._places_within] = values
+            matrix.reshape(-1)[self._places] = values
         return matrix
 
     @property
-    def _places_within(self) -> np.ndarray:
-        """Of all, in a matrix of these rows alone."""
-        places: np.ndarray = self.places() - self.first_row * len(self.order)
+    def _places(self) -> np.ndarray:
+        """int64 `[out · in]`: the flat places of all, in their order, in a matrix of these rows."""
+        places = np.empty(self.shape[0] * self.shape[1], dtype=np.int64)
+        for number, part in enumerate(self.classes):
+            before = self.before[:, number] - self.before[0, number]
+            within = np.arange(part.stop - part.start)
+            rows = np.searchsorted(before, within, "right") - 1
+            columns = self.edges[self.kinds[rows], number] + within - before[rows]
+            places[part] = rows * len(self.order) + self.order[columns]
         return places

@@ -38,9 +38,9 @@ MOST_LOW = 32
 FAR_BYTES = 5
 
 
-def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
-    """uint8 `[n]`; None if it would take as many bytes as the weights. Both: floats `[n]` on the
-    CPU."""
+def write(form: int, weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
+    """uint8 `[n]`, the first of which is `form`; None if it would take as many bytes as the
+    weights. Both: floats `[n]` on the CPU."""
     start, bits = Base(base), bits_of(weight)
     lows = _lows(*start.distances(bits))
     lows, counts = _coarsened(lows, start.codes(bits, lows, FARTHEST))
@@ -56,6 +56,7 @@ def write(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor | None:
     split = Split(lows, firsts, spans, _usual(tables), _rare(tables))
     parts = start.split(bits, split, counted)
     writer = Writer()
+    writer.put([form], "u1")
     for low, first, span, table in zip(lows, firsts, spans, tables, strict=True):
         writer.put_small([low, 0 if table is None else span + 1])
         if table is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.coding.rans import Tables
 from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh_array
 from ders_core.compute.pieces import pieces
 from ders_core.later import np, torch
 
@@ -64,7 +65,8 @@ class Base:
         self.half = 1 << 8 * values.element_size() - 1
         self.fraction = -int(math.log2(torch.finfo(values.dtype).eps))
         self.mask = self.half // (1 << self.fraction) - 1
-        largest = int((self.bits & self.half - 1).max()) if self.bits.size else 0
+        parts = (self.bits[piece] & self.half - 1 for piece in pieces(self.bits.size, PIECE))
+        largest = max((int(part.max()) for part in parts), default=0)
         self.top = largest >> self.fraction
 
     @property
@@ -126,11 +128,11 @@ class Base:
 
         noise_bits = int((counts.sum(1) * split.lows).sum())
         parts = Parts(
-            np.empty(weight.size, np.uint16),
+            fresh_array(weight.size, np.uint16),
             np.empty(int((counts * (usual < 0)).sum()) + 1, np.uint16),
             np.empty(-(-weight.size // PIECE), np.int64),
             np.empty(int(counts[np.arange(CONTEXTS), split.spans].sum()) + 1, np.int64),
-            np.empty(-(-noise_bits // 32) + 1, "<u4"),
+            fresh_array(-(-noise_bits // 32) + 1, np.uint32),
         )
         tables = split.lows, split.firsts, split.spans, usual, rare, escape
         arrays = parts.cells, parts.rare, parts.rare_ends, parts.far, parts.noise

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ders_core.codecs.coding import level_stream
+from ders_core.codecs.coding.arrangement import Arrangement
+from ders_core.codecs.fitting.counting import arrange_and_count
 from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import (
     CODES,
@@ -133,15 +135,20 @@ class _Spread(Sample):
     def __init__(self, entries: Entries, stride: int) -> None:
         self._entries, self.largest = entries, entries.largest
         values, classes = entries.every(stride)
-        self._values, self._classes = values / self.largest, classes.numpy()
+        self._values = values / self.largest
+        sizes = classes.bincount(minlength=entries.class_count).numpy()
+        edges = np.concatenate([[0], sizes.cumsum()])
+        before = np.stack([np.zeros_like(sizes), sizes])
+        order = classes.argsort(stable=True).numpy().astype(np.uint32)
+        self._row = Arrangement(order, edges[None], np.zeros(1, dtype=np.int64), before)
         self._grown = entries.size / self._values.numel()
         usual = self._values[self._values != 0].abs()
         self.typical = float(usual.median()) if usual.numel() else 1.0
 
     def try_out(self, step: float, rounding: Apart) -> Trial:
         codes = rounding.coded(self._values, step, 0)
-        cells = self._classes * CODES + codes
-        counts = np.bincount(cells, minlength=self._entries.class_count * CODES).reshape(-1, CODES)
+        counts = np.zeros((self._entries.class_count, CODES), dtype=np.int64)
+        arrange_and_count(codes, self._row, self._row.begins, np.empty_like(codes), counts)
         together = counts.sum(0)
         occurring = np.flatnonzero(together)
 

@@ -135,6 +135,18 @@ def put_noise(
     return pending
 
 
+@part_apart
+def cells_of_codes(cells: np.ndarray, firsts: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """int32 `[contexts, codes]`: the usual cell of each code from the least first one on; −1 where
+    it is rare or far, as in the last column."""
+    least, end = firsts.min(), (firsts + spans).max()
+    found = np.full((firsts.size, end - least + 1), -1, np.int32)
+    for number in range(firsts.size):
+        for symbol in range(spans[number]):
+            found[number, firsts[number] + symbol - least] = cells[number, symbol]
+    return found
+
+
 @loop
 def split(
     base: np.ndarray,
@@ -160,8 +172,9 @@ def split(
     one, a multiple of a block. rare, far and noise are one longer."""
     one, rare_count, far_count = np.uint64(1), np.uint64(0), np.uint64(0)
     pending, bit, noisy = np.uint64(0), np.uint64(0), lows.max() > 0
-    contexts, width = np.empty(room.size, np.uint8), np.uint64(usual_cells.shape[1])
-    usual = usual_cells.reshape(-1)
+    contexts, least = np.empty(room.size, np.uint8), firsts.min()
+    of_codes = cells_of_codes(usual_cells, firsts, spans)
+    width, flat = np.uint64(of_codes.shape[1]), of_codes.reshape(-1)
     for begin in range(0, base.size, room.size):
         some = base[begin : begin + room.size]
         context, difference = contexts[: some.size], room[: some.size]
@@ -170,16 +183,18 @@ def split(
         for place in range(some.size):
             number = np.uint64(context[place])
             code = np.int64(difference[place]) >> lows[number]
-            span = np.uint64(spans[number])
-            symbol = min(np.uint64(code - firsts[number]), span)
-            cell = usual[number * width + symbol]
-            if symbol == span:
-                far[far_count] = code
-                far_count += one
+            column = min(np.uint64(code - least), width - one)
+            cell = flat[number * width + column]
             if cell < 0:
-                rare[rare_count] = rare_cells[number, symbol]
-                rare_count += one
-                cell = escapes[number]
+                symbol = min(np.uint64(code - firsts[number]), np.uint64(spans[number]))
+                if symbol == np.uint64(spans[number]):
+                    far[far_count] = code
+                    far_count += one
+                cell = usual_cells[number, symbol]
+                if cell < 0:
+                    rare[rare_count] = rare_cells[number, symbol]
+                    rare_count += one
+                    cell = escapes[number]
             filled[place] = cell
         if noisy:
             pending = put_noise(context, difference, lows, pending, bit, noise)
