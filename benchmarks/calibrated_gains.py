@@ -143,7 +143,8 @@ def table(known: KnownModel, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
     reference, calibration = known.reference(), known.calibration()
     print(
-        f"{options.tokens} tokens of held-out text; calibrated on {options.calibration_tokens} tokens"
+        f"{options.tokens} tokens of held-out text; calibrated on {options.calibration_tokens} "
+        "tokens"
     )
     print(f"{'codec':28} {'group':8} {'KL':>9}" + "".join(f"{column:>9}" for column in COLUMNS))
     done = Remembered(options.work / "gains.jsonl")
