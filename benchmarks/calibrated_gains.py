@@ -28,9 +28,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from each_model import KnownModel, run
 from remembered import Remembered
-from unbiased_models import CALIBRATION_TOKENS, MODELS, Model, calibrated
-from versions import versions
+from unbiased_models import Model
 from window_kl import Reference
 
 from ders_core import compress, open_checkpoint
@@ -139,24 +139,20 @@ def measure(
         return {"kl": kl} | predictions(original, packed, Calibration.open(known))
 
 
-def table(name: str, options: argparse.Namespace) -> None:
+def table(known: KnownModel, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
-    work: Path = options.work
-    model = MODELS[name](work)
-    identity, tokens = open_checkpoint(model.moe).identity, options.calibration_tokens
-    kept = work / "predictions" / f"{name}-{options.tokens}-{identity[:12]}"
-    reference = Reference.of(model.moe, model.heldout_text, options.tokens, kept)
-    file = work / "calibrations" / f"{name}-{identity[:12]}" / f"others-{tokens}.safetensors"
-    known = calibrated(model, file, tokens, gradients=True, others=True)
-    print(f"\n## {name}: {(MODELS[name].__doc__ or '').splitlines()[0]}")
-    print(f"{options.tokens} tokens of held-out text; calibrated on {tokens} tokens")
+    reference, calibration = known.reference(), known.calibration()
+    print(
+        f"{options.tokens} tokens of held-out text; calibrated on {options.calibration_tokens} "
+        "tokens"
+    )
     print(f"{'codec':28} {'group':8} {'KL':>9}" + "".join(f"{column:>9}" for column in COLUMNS))
-    done = Remembered(work / "gains.jsonl")
+    done = Remembered(options.work / "gains.jsonl")
     logarithms: dict[bool, list[list[float]]] = {True: [], False: []}
     for group in options.groups:
         for codec in options.codecs:
-            key = [identity, options.tokens, tokens, codec, group]
-            found = done.measured(key, measure, codec, group, model, known, reference)
+            key = [*known.key, codec, group]
+            found = done.measured(key, measure, codec, group, known.model, calibration, reference)
             ratios = [found[column] / found["kl"] for column in COLUMNS]
             shown = "".join(f"{ratio:9.2f}" for ratio in ratios)
             print(f"{codec:28} {group:8} {found['kl']:9.6f}{shown}", flush=True)
@@ -173,17 +169,9 @@ def _root_mean_square(values: tuple[float, ...]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["shipped-demo"])
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=tuple(CODECS))
     parser.add_argument("--groups", nargs="+", default=[ALL, "1.up", "2.down", "3.gate"])
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS)
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    print(versions())
-    for name in options.models:
-        table(name, options)
+    run(parser, table)
 
 
 if __name__ == "__main__":

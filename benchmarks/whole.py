@@ -31,13 +31,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from each_model import KnownModel, run
 from remembered import Remembered
-from unbiased_models import CALIBRATION_TOKENS, MODELS, Model, calibrated
-from versions import versions
+from unbiased_models import Model
 from whole_methods import METHODS, Trial, trials
 from window_kl import WINDOW, Reference, WindowKL
 
-from ders_core import compress, open_checkpoint
+from ders_core import compress
 from ders_core.errors import DersError, EvaluationError
 from ders_core.repair import RepairSettings
 from ders_core.repair.repairer import repair
@@ -110,40 +110,37 @@ def facts(compared: WindowKL) -> dict[str, float]:
     }
 
 
-def table(name: str, options: argparse.Namespace) -> None:
+def table(known: KnownModel, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
-    work: Path = options.work
-    model = MODELS[name](work)
-    original = open_checkpoint(model.moe)
-    identity = original.identity
-    predictions = work / "predictions" / f"{name}-{options.tokens}-{identity[:12]}"
-    reference = Reference.of(model.moe, model.heldout_text, options.tokens, predictions)
-    tokens = options.calibration_tokens
-    file = work / "calibrations" / f"{name}-{identity[:12]}" / f"others-{tokens}.safetensors"
-    known = calibrated(model, file, tokens, gradients=True, others=True)
-    print(f"\n## {name}: {(MODELS[name].__doc__ or '').splitlines()[0]}")
+    reference, calibration = known.reference(), known.calibration()
     print(
-        f"original {original.bytes_total / 1e6:.2f} MB; {len(reference.windows)} windows of "
+        f"original {known.original.bytes_total / 1e6:.2f} MB; {len(reference.windows)} windows of "
         f"{WINDOW} tokens, perplexity {reference.perplexity:.4g}; calibrated on "
-        f"{tokens} tokens"
+        f"{options.calibration_tokens} tokens"
     )
     if options.repair:
         print(f"repaired with batches of {BATCH} windows; s: of packing, or of repairing")
     print(HEADER)
-    done = Remembered(work / "whole.jsonl")
+    done = Remembered(options.work / "whole.jsonl")
     strengths = {
         "bits": options.bits,
         "of the file": options.shares,
         "as the knob": options.knobs,
     }
     for trial in trials(options.methods, strengths):
-        key = [identity, options.tokens, tokens, asdict(trial)]
-        measured = done.measured(key, measure, trial, model, known, reference)
+        key = [*known.key, asdict(trial)]
+        measured = done.measured(key, measure, trial, known.model, calibration, reference)
         print(line(trial.label, measured), flush=True)
         if options.repair and measured.get("kl"):
             steps = options.repair
             mended = done.measured(
-                [*key, "repaired", steps], repaired, trial, model, known, reference, steps
+                [*key, "repaired", steps],
+                repaired,
+                trial,
+                known.model,
+                calibration,
+                reference,
+                steps,
             )
             print(line(f"  repaired in {steps} steps", mended), flush=True)
 
@@ -171,22 +168,14 @@ def line(label: str, measured: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["real-lm", "shipped-demo"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--bits", nargs="+", type=float, default=BITS)
     parser.add_argument("--knobs", nargs="+", type=float, default=KNOBS)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS)
     parser.add_argument(
         "--repair", type=int, nargs="?", const=STEPS, help=f"steps of a repair, {STEPS} without any"
     )
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    print(versions())
-    for name in options.models:
-        table(name, options)
+    run(parser, table, models=("real-lm", "shipped-demo"))
 
 
 if __name__ == "__main__":

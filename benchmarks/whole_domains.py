@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from domain_texts import domain_texts
+from each_model import KnownModel, run
 from remembered import Remembered
-from unbiased_models import CALIBRATION_TOKENS, MODELS, Model, calibrated
-from versions import versions
+from unbiased_models import Model
 from whole_methods import Trial
 from window_kl import Reference
 
-from ders_core import compress, open_checkpoint
+from ders_core import compress
 
 MIXED = "mixed"
 HEADER = (
@@ -54,38 +54,27 @@ def measure(
     }
 
 
-def table(name: str, options: argparse.Namespace) -> None:
+def table(known: KnownModel, options: argparse.Namespace) -> None:
     """One model's lines, each printed as soon as it is known."""
-    work: Path = options.work
-    model = MODELS[name](work)
-    identity, tokens = open_checkpoint(model.moe).identity[:12], options.calibration_tokens
-    texts = domain_texts(name, work / "domains" / name)
-    heldout = {MIXED: model.heldout_text} | {kind: each.heldout for kind, each in texts.items()}
-    kept = work / "predictions"
-    references = {
-        kind: Reference.of(
-            model.moe, text, options.tokens, kept / f"{name}-{kind}-{options.tokens}-{identity}"
-        )
-        for kind, text in heldout.items()
-    }
-    print(f"\n## {name}: {(MODELS[name].__doc__ or '').splitlines()[0]}")
+    texts = domain_texts(known.name, options.work / "domains" / known.name)
+    references = {MIXED: known.reference()}
+    references |= {kind: known.reference(each.heldout, kind) for kind, each in texts.items()}
     perplexities = ", ".join(f"{kind} {each.perplexity:.4g}" for kind, each in references.items())
     print(
-        f"calibrated on {tokens} tokens, read on {options.tokens}; perplexity of the original: "
-        f"{perplexities}"
+        f"calibrated on {options.calibration_tokens} tokens, read on {options.tokens}; perplexity "
+        f"of the original: {perplexities}"
     )
     print(HEADER)
-    done = Remembered(work / "domains.jsonl")
-    read_by = {MIXED: model.calibration_text}
-    read_by |= {kind: each.calibration for kind, each in texts.items()}
+    done = Remembered(options.work / "domains.jsonl")
     for share in options.shares:
-        for kind, text in read_by.items():
-            label = f"others-{tokens}" if kind == MIXED else f"others-{kind}-{tokens}"
-            file = work / "calibrations" / f"{name}-{identity}" / f"{label}.safetensors"
-            reader = replace(model, calibration_text=text)
-            known = calibrated(reader, file, tokens, gradients=True, others=True)
-            key = [identity, options.tokens, tokens, kind, share]
-            found = done.measured(key, measure, share, model, known, references)
+        for kind in (MIXED, *texts):
+            if kind == MIXED:
+                calibration = known.calibration()
+            else:
+                reader = replace(known.model, calibration_text=texts[kind].calibration)
+                calibration = known.calibration(reader, kind)
+            key = [*known.key, kind, share]
+            found = done.measured(key, measure, share, known.model, calibration, references)
             for line in lines(share, kind, found):
                 print(line, flush=True)
 
@@ -102,16 +91,8 @@ def lines(share: float, kind: str, found: Mapping[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["shipped-demo"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.2])
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS)
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    print(versions())
-    for name in options.models:
-        table(name, options)
+    run(parser, table, tokens=2048)
 
 
 if __name__ == "__main__":

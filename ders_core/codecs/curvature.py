@@ -86,8 +86,8 @@ class Curvature:
             first = _Weighed(matrix, root)
             for piece in _pieces(matrix):
                 left = first.of(piece) @ related
-                for place, other in enumerate(weighed):
-                    part = (left * other.of(piece)).sum(1).double()
+                for place, scaled in enumerate(weighed):
+                    part = (left * scaled.of(piece)).sum(1).double()
                     sums[place] += float(part @ rows[piece])
         return tuple(each / total for each in sums)
 

@@ -32,8 +32,8 @@ def curvature() -> Curvature:
 
 def strong_part(delta: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
     """What of a delta the two strongest directions of the inputs see."""
-    directions = torch.linalg.eigh(moments)[1][:, -2:]
-    return delta @ directions @ directions.T
+    directions: torch.Tensor = torch.linalg.eigh(moments)[1][:, -2:]
+    return delta @ (directions @ directions.T)
 
 
 def test_products_are_those_of_the_definition(moments: torch.Tensor, curvature: Curvature) -> None:
