@@ -42,6 +42,10 @@ class PackedExperts(nn.Module):
             self._cache.clear()
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy prepares products of its own."""
+        return {**self.__dict__, "_routed": None, "_is_prepared": False}
+
     def _routed_layer(self) -> RoutedLayer | None:
         """For a few tokens; None where there is none, as with a cache of whole weights."""
         if not self._is_prepared:

@@ -117,6 +117,10 @@ class PackedHeldGroup(HeldGroup):
         self._of_experts.clear()
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy prepares products of its own."""
+        return {**self.__dict__, "_routed": None, "_is_prepared": False, "_of_experts": {}}
+
     def base_of(self, expert: int) -> int:
         return self._group.base_of(expert)
 

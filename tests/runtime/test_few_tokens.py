@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,20 @@ def test_products_follow_the_weights(mixtral_dir: Path, tmp_path: Path) -> None:
     experts.to("meta")
     assert group.routed() is None
     assert experts._routed_layer() is None
+
+
+def test_a_copy_multiplies_with_its_own_weights(mixtral_dir: Path, tmp_path: Path) -> None:
+    place = packed(mixtral_dir, tmp_path / "packed", CODECS[0])
+    held = load_model(place, dtype=torch.float32, mode="packed")
+    ids = torch.tensor([[5]])
+    with torch.inference_mode():
+        before = held(ids).logits
+        copied = copy.deepcopy(held)
+        for layer in held.model.layers:
+            for buffer in layer.mlp.experts.packed.buffers():
+                buffer.zero_()
+        assert torch.equal(copied(ids).logits, before)
+        assert not torch.equal(held(ids).logits, before)
 
 
 def test_codecs_say_whether_they_are_decoded() -> None:
