@@ -76,16 +76,18 @@ class PackedExperts(nn.Module):
         first = [_Shared(self.group(name), x) for name in ("gate", "up") if name in self.groups]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         last = _Sums(self.group("down"), total)
-        for expert, rows, places in _routed(chosen, owner.num_experts):
+        pairs = [*_routed(chosen, owner.num_experts)]
+        most = max((len(rows) for _, rows, _ in pairs), default=0)
+        for expert, rows, places in pairs:
             taken, share = x[rows], weights.flatten()[places].unsqueeze(1)
-            inner = [self._product(each.group, expert, taken, each, rows) for each in first]
+            inner = [self._product(each.group, expert, most, taken, each, rows) for each in first]
             hidden = _activated(owner, expert, inner).to(x.dtype)
             bias = owner.down_proj_bias[expert] if owner.has_bias else None
-            if self._splits(last.group, expert, len(rows)) and not owner.has_post_expert_norm:
+            if self._splits(last.group, expert, most) and not owner.has_post_expert_norm:
                 last.add(expert, rows, hidden, share)
                 outer = last.group.delta_product(expert, hidden).float()
             else:
-                outer = self._product(last.group, expert, hidden).float()
+                outer = self._product(last.group, expert, most, hidden).float()
             if bias is not None:
                 outer = outer + bias
             if owner.has_post_expert_norm:
@@ -100,12 +102,15 @@ class PackedExperts(nn.Module):
         self,
         group: HeldGroup,
         expert: int,
+        most: int,
         x: torch.Tensor,
         shared: _Shared | None = None,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x Ŵ_iᵀ. shared, rows: products of all tokens with bases, and which of them x is."""
-        if not self._splits(group, expert, len(x)):
+        """x Ŵ_iᵀ. most: tokens of the expert that has most; were one alone to split, all tokens'
+        product with the base would be taken for a few. shared, rows: products of all tokens with
+        bases, and which of them x is."""
+        if not self._splits(group, expert, most):
             return nn.functional.linear(x, self._weight(group, expert, x.dtype))
         delta = group.delta_product(expert, x)
         if not group.bases:
