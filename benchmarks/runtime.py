@@ -5,14 +5,18 @@ of `--hidden` × `--inner` with 8 experts, in random weights that share a start.
 a few codecs and loaded in every mode. Tokens a second are the best of `--repeats`, of one pass over
 512 tokens and of passes over one and eight tokens, each a step of a sequence of its own. The
 baseline of each line is the same packed checkpoint with synthesized weights, and the best of
-transformers' own ways to compute experts.
+transformers' own ways to compute experts; a way that would copy more than `MOST_COPIED` bytes of
+weights is left out. Beside them are the bytes of experts that must be read for one and for eight
+tokens, by the choice of the model's router, and the bandwidth of a copy in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
@@ -32,8 +36,15 @@ CODECS: tuple[Codec, ...] = (
     Sparse(drop_rate=0.9),
     LowRank(rank=16),
 )
+CODECS_OF_LAYER: tuple[Codec, ...] = (Quantized(bits=2), Quantized(bits=1), Sparse(drop_rate=0.9))
+"""Of the larger layer, which takes a while to pack."""
+
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 """transformers' own ways to compute experts; the best of them is the baseline."""
+
+
+MOST_COPIED = 4 << 30
+"""Bytes of weights that transformers' batched products may copy for one pass."""
 
 
 def one_layer(place: Path, hidden: int, inner: int) -> None:
@@ -77,27 +88,69 @@ def seconds(model: PreTrainedModel, ids: torch.Tensor, repeats: int) -> float:
     return min(found[1:])
 
 
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy of 256 MB reads and writes."""
+    source = torch.ones(64 << 20)
+    target = torch.empty_like(source)
+    found = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        target.copy_(source)
+        found.append(time.perf_counter() - begun)
+    return 2 * source.nbytes / min(found)
+
+
+def tokens_of(batch: int, length: int) -> torch.Tensor:
+    random = torch.Generator().manual_seed(batch)
+    return torch.randint(0, 200, (batch, length), generator=random)
+
+
+@torch.inference_mode()
+def read_bytes(model: PreTrainedModel, batch: int) -> int:
+    """Of experts, for a step of so many sequences: of bases and of each expert that is chosen."""
+    chosen: list[tuple[Any, int]] = []
+
+    def note(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        chosen.append((module, len(inputs[1].unique())))
+
+    modules = [module for name, module in model.named_modules() if name.endswith(".experts")]
+    hooks = [module.register_forward_hook(note) for module in modules]
+    model(tokens_of(batch, 1), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    total = 0.0
+    for module, experts in chosen:
+        held = [*module.parameters(), *module.buffers()]
+        each = sum(tensor.nbytes for tensor in held if len(tensor) == module.num_experts)
+        always = sum(tensor.nbytes for tensor in held) - each
+        total += always + each * experts / module.num_experts
+    return round(total)
+
+
 @torch.inference_mode()
 def speeds(model: PreTrainedModel, mode: Mode, repeats: int) -> list[float]:
     """Tokens a second: of a pass over 512 tokens, and of steps of 1 and 8 sequences."""
     found = []
+    weights = expert_bytes(model) // model.config.num_hidden_layers // 8
     for batch, length in ((1, 512), (1, 1), (8, 1)):
-        random = torch.Generator().manual_seed(batch)
-        ids = torch.randint(0, 200, (batch, length), generator=random)
+        ids = tokens_of(batch, length)
         ways = IMPLEMENTATIONS if mode == "synthesized" else IMPLEMENTATIONS[:1]
         best = float("inf")
         for way in ways:
+            if way == "batched_mm" and 2 * batch * length * weights > MOST_COPIED:
+                continue
             model.set_experts_implementation(way)
             best = min(best, seconds(model, ids, repeats))
         found.append(batch * length / best)
     return found
 
 
-def table(source: Path, work: Path, options: argparse.Namespace) -> None:
+def table(source: Path, work: Path, codecs: Sequence[Codec], options: argparse.Namespace) -> None:
     dtype = torch.float32
     print(f"{'codec':20} {'mode':12} {'experts MB':>11} {'share':>6}", end="")
-    print("".join(f" {name:>18}" for name in ("512 tokens", "1 token", "8 tokens")), "(tokens/s)")
-    for codec in CODECS:
+    print("".join(f" {name:>18}" for name in ("512 tokens", "1 token", "8 tokens")), end="")
+    print("  (tokens/s)   MB read, 1 and 8")
+    for codec in codecs:
         packed = work / f"{source.name}-{codec.label}".replace(" ", "-").replace("%", "")
         if not packed.exists():
             compress(source, packed, Recipe(name="one", rules=(Rule(codec=codec),)))
@@ -112,9 +165,9 @@ def table(source: Path, work: Path, options: argparse.Namespace) -> None:
                 end="",
             )
             pairs = zip(found, whole, strict=True)
-            print(
-                "".join(f" {rate:9.1f} ({rate / base:5.2f}x)" for rate, base in pairs), flush=True
-            )
+            print("".join(f" {rate:9.1f} ({rate / base:5.2f}x)" for rate, base in pairs), end="")
+            sizes = [f"{read_bytes(model, batch) / 1e6:.1f}" for batch in (1, 8)]
+            print(" ".join(f"{size:>8}" for size in sizes) if mode != "cached" else "", flush=True)
             del model
 
 
@@ -125,6 +178,7 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=3584)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cache", type=int, default=0, help="bytes of weights that `cached` keeps")
+    parser.add_argument("--part", choices=("demo", "layer"), help="one of the two models alone")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(versions(), f"{torch.get_num_threads()} threads", sep=", ")
@@ -133,9 +187,15 @@ def main() -> None:
         unpack_demo(demo)
     if not layer.exists():
         one_layer(layer, options.hidden, options.inner)
-    for title, source in (("shipped demo", demo / "moe"), (f"one layer, {layer.name}", layer)):
-        print(f"\n{title}, float32")
-        table(source, options.work, options)
+    print(f"a copy reads and writes {copy_bandwidth() / 1e9:.1f} GB/s")
+    parts = {
+        "demo": ("shipped demo", demo / "moe", CODECS),
+        "layer": (f"one layer, {layer.name}", layer, CODECS_OF_LAYER),
+    }
+    for part, (title, source, codecs) in parts.items():
+        if options.part in (None, part):
+            print(f"\n{title}, float32")
+            table(source, options.work, codecs, options)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class RoutedDeltas(ABC):
     @property
     @abstractmethod
     def most_pairs(self) -> int:
-        """Of one expert, up to which this is quicker than to decode its delta once."""
+        """Of one expert, up to which this is quicker than to take one expert after another."""
 
     @abstractmethod
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:

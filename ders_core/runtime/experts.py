@@ -9,6 +9,7 @@ are many, the weight that it makes with its base is multiplied instead: decoding
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ class PackedExperts(nn.Module):
             self._cache.clear()
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy prepares products of its own."""
+        return {**self.__dict__, "_routed": None, "_is_prepared": False}
+
     def _routed_layer(self) -> RoutedLayer | None:
         """For a few tokens; None where there is none, as with a cache of whole weights."""
         if not self._is_prepared:
@@ -72,16 +77,18 @@ class PackedExperts(nn.Module):
         first = [_Shared(self.group(name), x) for name in ("gate", "up") if name in self.groups]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         last = _Sums(self.group("down"), total)
-        for expert, rows, places in _routed(chosen, owner.num_experts):
+        pairs = [*_routed(chosen, owner.num_experts)]
+        call = _Call(max((len(rows) for _, rows, _ in pairs), default=0))
+        for expert, rows, places in pairs:
             taken, share = x[rows], weights.flatten()[places].unsqueeze(1)
-            inner = [self._product(each.group, expert, taken, each, rows) for each in first]
+            inner = [self._product(each.group, expert, call, taken, each, rows) for each in first]
             hidden = _activated(owner, expert, inner).to(x.dtype)
             bias = owner.down_proj_bias[expert] if owner.has_bias else None
-            if self._splits(last.group, expert, len(rows)) and not owner.has_post_expert_norm:
+            if self._splits(last.group, expert, call) and not owner.has_post_expert_norm:
                 last.add(expert, rows, hidden, share)
                 outer = last.group.delta_product(expert, hidden).float()
             else:
-                outer = self._product(last.group, expert, hidden).float()
+                outer = self._product(last.group, expert, call, hidden).float()
             if bias is not None:
                 outer = outer + bias
             if owner.has_post_expert_norm:
@@ -89,20 +96,21 @@ class PackedExperts(nn.Module):
             total.index_add_(0, rows, (outer * share).float())
         return last.total(x.dtype).to(stored)
 
-    def _splits(self, group: HeldGroup, expert: int, tokens: int) -> bool:
-        return self._cache is None and group.splits(expert, tokens)
+    def _splits(self, group: HeldGroup, expert: int, call: _Call) -> bool:
+        return self._cache is None and group.splits(expert, call.most)
 
     def _product(
         self,
         group: HeldGroup,
         expert: int,
+        call: _Call,
         x: torch.Tensor,
         shared: _Shared | None = None,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x Ŵ_iᵀ. shared, rows: products of all tokens with bases, and which of them x is."""
-        if not self._splits(group, expert, len(x)):
-            return nn.functional.linear(x, self._weight(group, expert, x.dtype))
+        if not self._splits(group, expert, call):
+            return nn.functional.linear(x, self._weight(group, expert, x.dtype, call))
         delta = group.delta_product(expert, x)
         if not group.bases:
             return delta
@@ -111,10 +119,24 @@ class PackedExperts(nn.Module):
             return delta + group.base_product(base, x)
         return delta + shared.product(base, rows)
 
-    def _weight(self, group: HeldGroup, expert: int, dtype: torch.dtype) -> torch.Tensor:
+    def _weight(
+        self, group: HeldGroup, expert: int, dtype: torch.dtype, call: _Call
+    ) -> torch.Tensor:
         if self._cache is None:
-            return group.weight(expert, dtype)
+            return group.weight(expert, dtype, call.wide.setdefault(id(group), {}))
         return self._cache.get((id(group), expert), lambda: group.weight(expert)).to(dtype)
+
+
+@dataclass
+class _Call:
+    """What all experts of one call share.
+
+    most: tokens of the expert that has most of them; all experts split or none, since for one that
+    does all tokens are multiplied with the base. wide: bases in float32 of each group, by number.
+    """
+
+    most: int
+    wide: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)
 
 
 class _Shared:

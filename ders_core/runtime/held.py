@@ -22,6 +22,9 @@ from ders_core.packed.stacks import PackedGroup
 FEW_TOKENS = 16
 """Up to which products with a base in 16 bits are quicker than to convert it to float32."""
 
+Wide = dict[int, torch.Tensor]
+"""Number of a base -> the base in float32."""
+
 
 class HeldGroup(nn.Module, ABC):
     """One projection of a layer's experts in memory."""
@@ -53,8 +56,11 @@ class HeldGroup(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def weight(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Ŵ_i `[out, in]`, rounded once, to the model's dtype or to another one."""
+    def weight(
+        self, expert: int, dtype: torch.dtype | None = None, wide: Wide | None = None
+    ) -> torch.Tensor:
+        """Ŵ_i `[out, in]`, rounded once, to the model's dtype or to another one. wide: bases in
+        float32, which whoever asks keeps for the next expert."""
 
 
 class WholeGroup(HeldGroup):
@@ -66,7 +72,9 @@ class WholeGroup(HeldGroup):
         self.shape = (experts, out, width)
         self.register_buffer("weights", weights, persistent=False)
 
-    def weight(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def weight(
+        self, expert: int, dtype: torch.dtype | None = None, wide: Wide | None = None
+    ) -> torch.Tensor:
         weights: torch.Tensor = self.get_buffer("weights")[expert]
         return weights if dtype is None else weights.to(dtype)
 
@@ -117,6 +125,10 @@ class PackedHeldGroup(HeldGroup):
         self._of_experts.clear()
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy prepares products of its own."""
+        return {**self.__dict__, "_routed": None, "_is_prepared": False, "_of_experts": {}}
+
     def base_of(self, expert: int) -> int:
         return self._group.base_of(expert)
 
@@ -157,15 +169,22 @@ class PackedHeldGroup(HeldGroup):
         parts, context = self._coded(expert)
         return codec.product(parts, x, self.shape[1:], context)
 
-    def weight(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def weight(
+        self, expert: int, dtype: torch.dtype | None = None, wide: Wide | None = None
+    ) -> torch.Tensor:
         wanted = dtype or self._dtype
         if self._codec.keeps:
             return self._held("weight")[expert].to(wanted)
         codec, (parts, context) = self._codec.expert(expert), self._coded(expert)
         if self.bases:
-            base = self._held(f"base {self.base_of(expert)}")
+            number = self.base_of(expert)
+            base = self._held(f"base {number}")
             if not isinstance(codec, DeltaCodec):
                 base = base.to(self._stored)  # its own bits: the way back loses nothing
+            elif wanted is not base.dtype and wide is not None:  # it is added to in float32
+                if number not in wide:
+                    wide[number] = base.float()
+                base = wide[number]
         else:
             device = next(iter(parts.values())).device
             base = torch.zeros(self.shape[1:], dtype=self._stored, device=device)

@@ -49,14 +49,14 @@ class RoutedLayer:
         """As `PackedExperts.compute`, without gradients."""
         tokens, each = chosen.shape
         of_pair, pairs = _places(tokens, each)
-        experts = chosen.reshape(-1)
+        experts = chosen.reshape(-1).long()
         numbers, shares = experts.numpy(), weights.reshape(-1, 1).float()
         outside = (numbers < 0) | (numbers >= owner.num_experts)
         if outside.any():
             numbers = np.where(outside, -1, numbers)
             experts = torch.from_numpy(np.where(outside, 0, numbers))
             shares = shares * torch.from_numpy(~outside).unsqueeze(1)
-        inputs = x.float().contiguous()
+        inputs = x.detach().float().contiguous()
         inner = self._inner(inputs, of_pair, pairs, numbers)
         hidden = _activated(owner, experts, inner, self._first) * shares
         summed = hidden.unflatten(0, (tokens, each)).sum(1)

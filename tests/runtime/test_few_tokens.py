@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,12 @@ def test_layers_of_every_form(model_type: str, tmp_path: Path) -> None:
     assert float((alone - masked).abs().max()) <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("codec", CODECS[:3], ids=lambda codec: codec.label)
 def test_what_is_quicker_otherwise_is_computed_otherwise(
-    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    codec: Codec, mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many tokens, a model that is trained, and a cache of whole weights."""
-    place = packed(mixtral_dir, tmp_path / "packed", CODECS[0])
+    place = packed(mixtral_dir, tmp_path / "packed", codec)
     held = load_model(place, dtype=torch.float32, mode="packed")
     cached = load_model(place, dtype=torch.float32, mode="cached")
     monkeypatch.setattr(RoutedLayer, "compute", None)
@@ -129,6 +131,20 @@ def test_products_follow_the_weights(mixtral_dir: Path, tmp_path: Path) -> None:
     experts.to("meta")
     assert group.routed() is None
     assert experts._routed_layer() is None
+
+
+def test_a_copy_multiplies_with_its_own_weights(mixtral_dir: Path, tmp_path: Path) -> None:
+    place = packed(mixtral_dir, tmp_path / "packed", CODECS[0])
+    held = load_model(place, dtype=torch.float32, mode="packed")
+    ids = torch.tensor([[5]])
+    with torch.inference_mode():
+        before = held(ids).logits
+        copied = copy.deepcopy(held)
+        for layer in held.model.layers:
+            for buffer in layer.mlp.experts.packed.buffers():
+                buffer.zero_()
+        assert torch.equal(copied(ids).logits, before)
+        assert not torch.equal(held(ids).logits, before)
 
 
 def test_codecs_say_whether_they_are_decoded() -> None:

@@ -9,8 +9,8 @@ from ders_core.compute import kernels
 from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.later import np, torch
 
-MANY_PAIRS = 1 << 20
-"""For factors of low rank, which are never decoded to a matrix."""
+MOST_PAIRS = 8
+"""Of one expert: of more, torch's products with its factors are quicker than loops."""
 
 
 def takes_matrices(*matrices: torch.Tensor) -> bool:
@@ -43,7 +43,7 @@ class RoutedFactors(RoutedDeltas):
 
     @property
     def most_pairs(self) -> int:
-        return MANY_PAIRS
+        return MOST_PAIRS
 
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
         pairs = np.arange(len(routes.inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ders_core.codecs.coding.prng import position_keys
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
@@ -36,6 +37,10 @@ class RoutedDrawn(RoutedDeltas):
             return None
         return cls(values, shape, [context.seed for context in coded.contexts], gain)
 
+    @cached_property
+    def _keys(self) -> list[tuple[int, np.ndarray]]:
+        return [position_keys(math.prod(self.shape), seed) for seed in self.seeds]
+
     @property
     def most_pairs(self) -> int:
         return MOST_PAIRS
@@ -43,19 +48,12 @@ class RoutedDrawn(RoutedDeltas):
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
         from ders_core.compute.kernels import drawn_products
 
-        bits, kind = kernels.bits(self.values), kernels.kind_of(self.values.dtype)
+        values, kind = kernels.bits(self.values), kernels.kind_of(self.values.dtype)
         size, gain = math.prod(self.shape), np.float32(self.gain)
         for expert in np.unique(routes.experts[routes.experts >= 0]).tolist():
             (pairs,) = np.nonzero(routes.experts == expert)
+            bits, keys = self._keys[expert]
+            inputs, outputs = routes.inputs[pairs], routes.outputs[pairs]
             drawn_products.add(
-                bits[expert],
-                kind,
-                gain,
-                size,
-                *position_keys(size, self.seeds[expert]),
-                x,
-                routes.inputs[pairs],
-                y,
-                column,
-                routes.outputs[pairs],
+                values[expert], kind, gain, size, bits, keys, x, inputs, y, column, outputs
             )
