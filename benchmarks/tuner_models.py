@@ -7,23 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unbiased_models import TRAINING_CHARACTERS, Model, real_lm
+from unbiased_models import TRAINING_CHARACTERS, Model, real_lm, shipped_demo
 
 from ders_core import synthesize
 from ders_core.demo.corpus import joined, read_corpus
-from ders_core.demo.unpack import unpack_demo
 from ders_core.upcycle import UpcycleConfig
 from ders_core.upcycle.upcycler import upcycle
 
 RATES = {"learning_rate": 3.0e-3, "base_rate": 5.0e-4}
-
-
-def shipped(work: Path) -> Model:
-    """The demo that comes with the package: 8 experts in each of 4 layers, top-2."""
-    place = work / "shipped-demo"
-    if not place.exists():
-        unpack_demo(place)
-    return Model(place / "moe", place / "calibration.txt", place / "heldout.txt")
 
 
 def universal(work: Path) -> Model:
@@ -39,7 +30,7 @@ def many(work: Path) -> Model:
 def _upcycled(work: Path, name: str, **settings: Any) -> Model:
     """The demo's dense model, upcycled by `ders upcycle` with separate experts. settings: fields of
     the configuration."""
-    parent = shipped(work)
+    parent = shipped_demo(work)
     place = work / name
     place.mkdir(parents=True, exist_ok=True)
     text = place / "train.txt"
@@ -64,7 +55,7 @@ def _upcycled(work: Path, name: str, **settings: Any) -> Model:
 
 
 MODELS: Mapping[str, Callable[[Path], Model]] = {
-    "demo": shipped,
+    "demo": shipped_demo,
     "universal": universal,
     "many": many,
     "real-lm": real_lm,

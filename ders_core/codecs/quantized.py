@@ -258,19 +258,18 @@ class Quantized(DeltaCodec):
 
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
         """From planes, if scales are kept as they are multiplied with."""
-        parts = coded.parts
         if self.scale_bits == 8:
             return None
-        lines = Lines(parts["scales"], parts.get("offsets"))
-        return self._planes(parts["codes"], lines, coded.shape)
+        lines = Lines(coded.parts["scales"], coded.parts.get("offsets"))
+        return self._planes(coded.parts["codes"], lines, coded.shape)
 
     def _planes(
         self, codes: torch.Tensor, lines: Lines, shape: tuple[int, int]
     ) -> RoutedPlanes | None:
-        levels, blocks = self._fixed_levels(), self._blocks(shape[1])
+        levels = self._fixed_levels()
         if self.bits is None or levels is None:
             return None
-        return RoutedPlanes.of(codes, self.bits, lines, levels, blocks, shape)
+        return RoutedPlanes.of(codes, self.bits, lines, levels, self._blocks(shape[1]), shape)
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -306,8 +305,7 @@ class Quantized(DeltaCodec):
 
     def _no_codes(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Memory for the codes of a matrix."""
-        length = self.parts(shape, Dtype.F32)["codes"].shape
-        return fresh(length, torch.uint8, device)
+        return fresh(self.parts(shape, Dtype.F32)["codes"].shape, torch.uint8, device)
 
     def _pack(self, codes: torch.Tensor, packed: torch.Tensor, begin: int, count: int) -> None:
         """Write codes of the values from `begin` on into those of all."""
