@@ -309,11 +309,10 @@ class Quantized(DeltaCodec):
 
     def _pack(self, codes: torch.Tensor, packed: torch.Tensor, begin: int, count: int) -> None:
         """Write codes of the values from `begin` on into those of all."""
-        flat = codes.view(-1)
         if self.bits is None:
-            pack_trits_piece(flat, packed, begin)
+            pack_trits_piece(codes.view(-1), packed, begin)
         else:
-            pack_piece(flat, self.bits, packed, begin, count)
+            pack_piece(codes.view(-1), self.bits, packed, begin, count)
 
     def _decoded(
         self, parts: Mapping[str, torch.Tensor], width: int, base: torch.Tensor | None
