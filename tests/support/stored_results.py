@@ -80,6 +80,7 @@ LATER = {
     "router_noise": 0.01,
     "base_codec": "keep",
     "rounding": 0.02,
+    "effective_gain": 0.95,
 }
 """What entries of earlier versions lack."""
 
