@@ -15,8 +15,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	# the demo's first look is taken once: loops are compiled that a first visitor would wait for
-	place=$$(mktemp -d) && $(BIN)/ders demo $$place/demo && \
-		$(BIN)/ders analyze $$place/demo/moe -o $$place/a.json && rm -rf $$place
+	place=$$(mktemp -d) && $(BIN)/ders demo $$place/demo >/dev/null && \
+		$(BIN)/ders analyze $$place/demo/moe -o $$place/a.json >/dev/null && rm -rf $$place
 	touch $(STAMP)
 
 lint: install
