@@ -40,9 +40,11 @@ else:
     from ders_core.ui.demo import DEMO_VARIABLE, expect_demo
     from ders_core.ui.guard.start import protection
     from ders_core.ui.large_pieces import send_large_pieces
+    from ders_core.ui.opened import Open
 
-    if DEMO_VARIABLE in os.environ:
-        expect_demo(default_workspace())
+    workspace = default_workspace()
+    if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
+        expect_demo(workspace)  # the first visitor's browser is not there yet
     send_large_pieces()
     import_ahead()
     app = st.App(__file__, middleware=protection(), on_script_error=fault)
