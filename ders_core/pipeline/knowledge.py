@@ -21,6 +21,10 @@ from ders_core.pipeline.effective_gain import Correlated, effective_gain
 Shared = Callable[[Sequence[int]], "Curvature | None"]
 """Of experts by their numbers: the curvature of an error that they share."""
 
+OUTPUT_ROWS = 1024
+"""Rows of a matrix by which the error of its outputs is judged, if it has more: products of all of
+them with full moments take longer than rounding that makes up for errors."""
+
 
 @dataclass(frozen=True)
 class Knowledge:
@@ -192,10 +196,11 @@ class Probe:
 @dataclass(frozen=True)
 class Losses:
     """What one or more experts lose. own: of the deltas alone, where the base has an error that all
-    experts share; else as `squares`. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖², 0 without second
-    moments. noise_cost: ½ Σ C E² of the noise, in nats a token, 0 without gradients. router_noise:
-    ½ Σ R E², 0 where it is not known. probe: of the experts whose rounding was measured.
-    correlated: of the deltas, 0 without gradients."""
+    experts share; else as `squares`. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖² of at most
+    OUTPUT_ROWS rows a matrix where moments are full, 0 without second moments. noise_cost: ½ Σ C
+    E² of the noise, in nats a token, 0 without gradients. router_noise: ½ Σ R E², 0 where it is
+    not known. probe: of the experts whose rounding was measured. correlated: of the deltas, 0
+    without gradients."""
 
     squares: Squares = field(default_factory=Squares)
     own: Squares = field(default_factory=Squares)
@@ -268,8 +273,10 @@ def encode_expert(
     output = energy = noise_cost = router_noise = 0.0
     correlated = Correlated()
     if moments is not None:
-        output = output_squared(synthesized.float() - weight.float(), moments)
-        energy = output_squared(weight, moments)
+        few = _few_rows(weight, moments)
+        judged_rows = weight[few].float()
+        output = output_squared(synthesized[few].float() - judged_rows, moments)
+        energy = output_squared(judged_rows, moments)
     if charge is not None:
         noise, delta, kept = difference(judged, start), difference(weight, start), 1.0
         if shrinks:
@@ -281,6 +288,13 @@ def encode_expert(
     probe = Probe() if before is None else Probe(squares.error, before)
     losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe, correlated)
     return EncodedExpert(parts, losses)
+
+
+def _few_rows(weight: torch.Tensor, moments: torch.Tensor) -> torch.Tensor | slice:
+    """Those by which the error of outputs is judged: all, or some that are spread evenly."""
+    if moments.dim() == 1 or len(weight) <= OUTPUT_ROWS:
+        return slice(None)
+    return torch.arange(OUTPUT_ROWS, device=weight.device) * len(weight) // OUTPUT_ROWS
 
 
 def _unrounded(

@@ -18,13 +18,14 @@ KEPT = "keep"
 class ReportEntry:
     """One group. Errors are over all its experts: ‖Ŵ−W‖/‖Δ‖ and ‖Ŵ−W‖/‖W‖ (Frobenius).
 
-    base: the kind of base that the deltas are taken against. other_bases: kind of base -> ‖Ŵ−W‖/‖W‖
-    with it, of the bases that were tried and not chosen. rel_error_output: √(E‖(Ŵ−W)x‖² / E‖Wx‖²)
-    on the calibration's inputs, None without a calibration. remark: what the codec did otherwise
-    than it was asked; usually nothing. gain, noise: a and ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ; None
-    in reports of earlier versions. noise_cost: ½ Σ C E², the KL in nats a token that E is predicted
-    to cost; None without gradients. router_noise: ½ Σ R E², how far E moves later choices of
-    experts, see `ders_core.pipeline.tipping`; None where that was not measured.
+    base: the kind of base that the deltas are taken against. other_bases: kind of base ->
+    ‖Ŵ−W‖/‖W‖ with it, of the bases that were tried and not chosen. rel_error_output: √(E‖(Ŵ−W)x‖²
+    / E‖Wx‖²) on the calibration's inputs, of 1024 rows of larger matrices, None without a
+    calibration. remark: what the codec did otherwise than it was asked; usually nothing. gain,
+    noise: a and ‖E‖/‖Δ‖ of Δ̂ = aΔ + E with E ⟂ Δ; None in reports of earlier versions.
+    noise_cost: ½ Σ C E², the KL in nats a token that E is predicted to cost; None without
+    gradients. router_noise: ½ Σ R E², how far E moves later choices of experts, see
+    `ders_core.pipeline.tipping`; None where that was not measured.
     """
 
     layer: int
