@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from ders_core.errors import CheckpointError, DersError
-from ders_core.files.directory import new_directory, replaced_directory
+from ders_core.files.directory import filled_directory, new_directory
 from ders_core.files.inputs import check_inputs, leave_out, unchanged_inputs
+from ders_core.files.place_errors import writing
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.renewed import renewed
@@ -58,14 +59,14 @@ class HeldForm:
         state: the model's weights. What differs from what was loaded is written as it is, in its
         own dtype; all else, the experts above all, is copied from the packed files. Raises
         CheckpointError if these were changed since they were opened, OutputError if the directory
-        cannot be written; then there is none.
+        cannot be written or others wrote into it meanwhile; then nothing of the model is there.
         """
         self.packed.store.check_unchanged()
         with unchanged_inputs(), _directory(Path(place)) as directory:
             self.packed.store.hold()
             values = self._changed(model, state)
             contents = renewed(self.packed, values, self._new_settings(model))
-            directory.mkdir(exist_ok=True)
+            directory.mkdir()
             leave_out(directory)
             write_packed(directory, contents, check=self._check(values))
             if model.can_generate():
@@ -143,13 +144,12 @@ def save_as_packed(model: PreTrainedModel, form: HeldForm) -> None:
     model.save_pretrained = MethodType(save_pretrained, model)
 
 
-@contextmanager
-def _directory(place: Path) -> Iterator[Path]:
-    """Where to write what becomes this directory. Raises OutputError if there is one, unless it is
+def _directory(place: Path) -> AbstractContextManager[Path]:
+    """Where to make what becomes this directory. Raises OutputError if there is one, unless it is
     empty: trainers make it beforehand."""
-    is_empty = place.is_dir() and not any(place.iterdir())
-    with replaced_directory(place) if is_empty else new_directory(place) as directory:
-        yield directory
+    with writing(place):
+        exists = place.is_dir()
+    return filled_directory(place, last="config.json") if exists else new_directory(place)
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
