@@ -52,12 +52,13 @@ class HeldForm:
         return cls(packed, tensors, frozenset(taken), model.config.to_dict())
 
     def save(
-        self, model: PreTrainedModel, place: str | Path, state: Mapping[str, torch.Tensor]
+        self, model: PreTrainedModel, place: str | Path, state: Mapping[str, torch.Tensor] | None
     ) -> None:
         """Write the packed form into a directory that is new, or empty.
 
-        state: the model's weights. What differs from what was loaded is written as it is, in its
-        own dtype; all else, the experts above all, is copied from the packed files. Raises
+        state: weights in place of the model's own, by its names. What differs from what was loaded
+        is written as it is, in its own dtype; all else, the experts above all, is copied from the
+        packed files. Raises DersError for a name that the model's own state does not have,
         CheckpointError if these were changed since they were opened, OutputError if the directory
         cannot be written or others wrote into it meanwhile; then nothing of the model is there.
         """
@@ -74,10 +75,10 @@ class HeldForm:
             check_inputs()
 
     def _changed(
-        self, model: PreTrainedModel, state: Mapping[str, torch.Tensor]
+        self, model: PreTrainedModel, state: Mapping[str, torch.Tensor] | None
     ) -> dict[str, torch.Tensor]:
         """The weights that are not those that were loaded, by the original's names."""
-        given = revert_weight_conversion(model, dict(state))
+        given = _weights(model, state)
         originals = {parameter: name for name, parameter in self.tensors.names().items()}
         changed: dict[str, torch.Tensor] = {}
         places = {tensor.data_ptr() for name, tensor in given.items() if name in originals}
@@ -139,7 +140,7 @@ def save_as_packed(model: PreTrainedModel, form: HeldForm) -> None:
                 "leave out push_to_hub and variant, and upload the directory"
             )
         if is_main_process:
-            form.save(self, os.fspath(save_directory), state_dict or self.state_dict())
+            form.save(self, os.fspath(save_directory), state_dict)
 
     model.save_pretrained = MethodType(save_pretrained, model)
 
@@ -150,6 +151,25 @@ def _directory(place: Path) -> AbstractContextManager[Path]:
     with writing(place):
         exists = place.is_dir()
     return filled_directory(place, last="config.json") if exists else new_directory(place)
+
+
+def _weights(
+    model: PreTrainedModel, state: Mapping[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """The weights to save, by the names of a checkpoint: the model's own, or those of `state`."""
+    own: dict[str, torch.Tensor] = revert_weight_conversion(model, dict(model.state_dict()))
+    if not state:
+        return own
+    weights: dict[str, torch.Tensor] = revert_weight_conversion(model, dict(state))
+    unknown = sorted(weights.keys() - own.keys())
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
+        raise DersError(
+            f"state_dict holds {unknown[0]!r}{more}, which this model's own state_dict() does not "
+            "have, as its experts stay packed; leave such names out, or load the model with the "
+            "mode 'synthesized' and save that"
+        )
+    return weights
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -184,6 +184,33 @@ def test_the_current_directory_is_filled(
     assert snapshot(Path.cwd()).keys() == snapshot(packed).keys()
 
 
+def test_weights_that_the_model_does_not_have_are_refused(packed: Path, tmp_path: Path) -> None:
+    """Those of the whole model, whose experts would not be read again; its own are written."""
+    model = load_model(packed, dtype=torch.float32, mode="packed")
+    whole = load_model(packed, dtype=torch.float32).state_dict()
+    own = model.state_dict()
+    norm = "model.norm.weight"
+    for more in (whole, {**own, "mine": torch.ones(3)}):
+        with raises_saying(DersError, "state_dict"):
+            model.save_pretrained(tmp_path / "saved", state_dict=more)
+        assert list(tmp_path.iterdir()) == []
+    model.save_pretrained(tmp_path / "saved", state_dict={norm: own[norm] + 1})
+    again = load_model(tmp_path / "saved", dtype=torch.float32, mode="packed").state_dict()
+    assert torch.equal(again[norm], own[norm] + 1)
+    assert all(torch.equal(again[name], own[name]) for name in own if name != norm)
+
+
+@pytest.mark.parametrize("mode", HELD)
+def test_a_relative_source_is_found_from_elsewhere(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, snapshot: Snapshot
+) -> None:
+    monkeypatch.chdir(packed.parent)
+    model = load_model(packed.name, mode=mode)
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("saved")
+    assert snapshot(tmp_path / "saved").keys() == snapshot(packed).keys()
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
 def test_an_adapter_is_trained_and_saved_alone(packed: Path, tmp_path: Path) -> None:
     """PEFT's LoRA on attention: it learns, is saved, loaded on top again, and merged."""
