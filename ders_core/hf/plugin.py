@@ -256,8 +256,9 @@ def _offloadable(packed: PackedCheckpoint) -> dict[str, str]:
 
 
 def _directory(checkpoint_files: list[str], load_config: Any) -> Path:
-    """The packed checkpoint's directory; for one on the hub, the manifest is fetched into it."""
-    directory = Path(checkpoint_files[0]).parent
+    """The packed checkpoint's directory, which a model that is saved later finds from any other
+    one; for one on the hub, the manifest is fetched into it."""
+    directory = Path(checkpoint_files[0]).parent.absolute()
     source = load_config.pretrained_model_name_or_path
     if not (directory / MANIFEST).is_file() and not os.path.isdir(source):
         cached_file(source, MANIFEST, **(load_config.download_kwargs or {}))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from ders_core.errors import CheckpointError, DersError
-from ders_core.files.directory import new_directory, replaced_directory
+from ders_core.files.directory import filled_directory, new_directory
 from ders_core.files.inputs import check_inputs, leave_out, unchanged_inputs
+from ders_core.files.place_errors import writing
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.renewed import renewed
@@ -51,21 +52,22 @@ class HeldForm:
         return cls(packed, tensors, frozenset(taken), model.config.to_dict())
 
     def save(
-        self, model: PreTrainedModel, place: str | Path, state: Mapping[str, torch.Tensor]
+        self, model: PreTrainedModel, place: str | Path, state: Mapping[str, torch.Tensor] | None
     ) -> None:
         """Write the packed form into a directory that is new, or empty.
 
-        state: the model's weights. What differs from what was loaded is written as it is, in its
-        own dtype; all else, the experts above all, is copied from the packed files. Raises
+        state: weights in place of the model's own, by its names. What differs from what was loaded
+        is written as it is, in its own dtype; all else, the experts above all, is copied from the
+        packed files. Raises DersError for a name that the model's own state does not have,
         CheckpointError if these were changed since they were opened, OutputError if the directory
-        cannot be written; then there is none.
+        cannot be written or others wrote into it meanwhile; then nothing of the model is there.
         """
         self.packed.store.check_unchanged()
         with unchanged_inputs(), _directory(Path(place)) as directory:
             self.packed.store.hold()
             values = self._changed(model, state)
             contents = renewed(self.packed, values, self._new_settings(model))
-            directory.mkdir(exist_ok=True)
+            directory.mkdir()
             leave_out(directory)
             write_packed(directory, contents, check=self._check(values))
             if model.can_generate():
@@ -73,10 +75,10 @@ class HeldForm:
             check_inputs()
 
     def _changed(
-        self, model: PreTrainedModel, state: Mapping[str, torch.Tensor]
+        self, model: PreTrainedModel, state: Mapping[str, torch.Tensor] | None
     ) -> dict[str, torch.Tensor]:
         """The weights that are not those that were loaded, by the original's names."""
-        given = revert_weight_conversion(model, dict(state))
+        given = _weights(model, state)
         originals = {parameter: name for name, parameter in self.tensors.names().items()}
         changed: dict[str, torch.Tensor] = {}
         places = {tensor.data_ptr() for name, tensor in given.items() if name in originals}
@@ -138,18 +140,36 @@ def save_as_packed(model: PreTrainedModel, form: HeldForm) -> None:
                 "leave out push_to_hub and variant, and upload the directory"
             )
         if is_main_process:
-            form.save(self, os.fspath(save_directory), state_dict or self.state_dict())
+            form.save(self, os.fspath(save_directory), state_dict)
 
     model.save_pretrained = MethodType(save_pretrained, model)
 
 
-@contextmanager
-def _directory(place: Path) -> Iterator[Path]:
-    """Where to write what becomes this directory. Raises OutputError if there is one, unless it is
+def _directory(place: Path) -> AbstractContextManager[Path]:
+    """Where to make what becomes this directory. Raises OutputError if there is one, unless it is
     empty: trainers make it beforehand."""
-    is_empty = place.is_dir() and not any(place.iterdir())
-    with replaced_directory(place) if is_empty else new_directory(place) as directory:
-        yield directory
+    with writing(place):
+        exists = place.is_dir()
+    return filled_directory(place, last="config.json") if exists else new_directory(place)
+
+
+def _weights(
+    model: PreTrainedModel, state: Mapping[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """The weights to save, by the names of a checkpoint: the model's own, or those of `state`."""
+    own: dict[str, torch.Tensor] = revert_weight_conversion(model, dict(model.state_dict()))
+    if not state:
+        return own
+    weights: dict[str, torch.Tensor] = revert_weight_conversion(model, dict(state))
+    unknown = sorted(weights.keys() - own.keys())
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
+        raise DersError(
+            f"state_dict holds {unknown[0]!r}{more}, which this model's own state_dict() does not "
+            "have, as its experts stay packed; leave such names out, or load the model with the "
+            "mode 'synthesized' and save that"
+        )
+    return weights
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:

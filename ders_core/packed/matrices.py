@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from ders_core.codecs import DeltaCodec, EncodeContext
 from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
@@ -68,7 +69,13 @@ class PackedMatrices:
         base_dtype = self.base_dtype(stack, wanted) if is_delta else stored
         base = self._base_on(stack, number, device, base_dtype)
         context = EncodeContext(stored, stack.seed(self.seed, number))
-        return codec.unpack_as(wanted, parts, base, context)
+        with naming(self.place(stack, number)):
+            return codec.unpack_as(wanted, parts, base, context)
+
+    def place(self, stack: PackedStack, number: int) -> str:
+        """Where one matrix lies, as messages name it."""
+        matrix = f", expert {number}" if stack.stacked[0] > 1 else ""
+        return f"{self._store.path}: {stack.prefix}{matrix}"
 
     def base_dtype(self, stack: PackedStack, wanted: torch.dtype) -> torch.dtype:
         """In which a base is added to a delta, for weights in the dtype `wanted`: the stack's, or
@@ -162,7 +169,8 @@ class PackedMatrices:
         zeros = torch.zeros(shape, dtype=stored, device=device)
         parts = self._take(stack, "base.", form.stacked, which, form.lengths or {}, device)
         context = EncodeContext(stored, stack.base_seed(self.seed, which))
-        return form.codec.unpack_as(dtype, parts, zeros, context)
+        with naming(f"{self._store.path}: {stack.prefix}.base"):
+            return form.codec.unpack_as(dtype, parts, zeros, context)
 
     def _check(self, stack: PackedStack) -> None:
         """Take the codecs of a stack whose parts on disk are exactly those that they write."""
@@ -193,6 +201,15 @@ class PackedMatrices:
                 )
             self._parts.setdefault(stack.prefix, []).append(tensor)
         self._codecs[stack.prefix], self._base_forms[stack.prefix] = codec, form
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Let the CodecError of a block, which decodes what lies at `place`, say so."""
+    try:
+        yield
+    except CodecError as error:
+        raise CodecError(f"{place}: {error}") from error
 
 
 def _read(tensor: FileTensor, rows: slice) -> torch.Tensor:

@@ -37,7 +37,7 @@ class OriginalTensors:
         coded: dict[str, QuantizedWeight] = {}
         assembled = assemble(manifest.stacks, store.path / MANIFEST)
         self.assembler = Assembler(matrices, assembled, coded)
-        synthesis = Synthesis(store.path, self.assembler)
+        synthesis = Synthesis(self.assembler)
         self.readers: dict[str, TensorReader] = {}
         """Every tensor by its name, to be read in parts."""
         for name in (name for names in manifest.source.files.values() for name in names):

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from ders_core.checkpoint.matrix import Slot
 from ders_core.errors import CheckpointError, CodecError
@@ -91,12 +90,10 @@ class Synthesis:
     is kept, up to the expert's share of `KEPT_BYTES`. So a reader that takes a few rows of every
     expert at a time, as `slabs` does, has each expert made once if the group fits, else once for
     each `KEPT_BYTES` of the group.
-
-    path: the packed directory, which an error names.
     """
 
-    def __init__(self, path: Path, assembler: Assembler) -> None:
-        self._path, self._assembler = path, assembler
+    def __init__(self, assembler: Assembler) -> None:
+        self._assembler = assembler
         self._kept: OrderedDict[tuple[str, int], tuple[int, torch.Tensor]] = OrderedDict()
         self._lock = threading.Lock()  # slabs are read ahead in a thread
 
@@ -186,7 +183,7 @@ class Synthesis:
         try:
             values = make()
         except CodecError as error:
-            raise CheckpointError(f"{self._path}: {key[0]}, expert {key[1]}: {error}") from error
+            raise CheckpointError(str(error)) from error
         share = KEPT_BYTES // experts // values.itemsize
         if end - begin <= share:
             fits = len(values) <= share

@@ -16,7 +16,7 @@ from ders_core.codecs.group import GroupCodec
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
 from ders_core.compute import kernels
 from ders_core.files.dtype import Dtype
-from ders_core.packed.matrices import PackedMatrices
+from ders_core.packed.matrices import PackedMatrices, naming
 from ders_core.packed.stacks import PackedGroup
 
 FEW_TOKENS = 16
@@ -106,6 +106,7 @@ class PackedHeldGroup(HeldGroup):
         for part, tensor in matrices.codes(group).items():
             held = tensor.to(device, dtype) if self._codec.keeps else tensor.to(device)
             self._hold(part, held)
+        self._places = [matrices.place(group, expert) for expert in range(group.shape[0])]
         self.shape, self.bases = group.shape, group.base_count
         exact = matrices.base_dtype(group, dtype)
         for number in range(self.bases):
@@ -167,7 +168,8 @@ class PackedHeldGroup(HeldGroup):
         codec = self._codec.expert(expert)
         assert isinstance(codec, DeltaCodec)
         parts, context = self._coded(expert)
-        return codec.product(parts, x, self.shape[1:], context)
+        with naming(self._places[expert]):
+            return codec.product(parts, x, self.shape[1:], context)
 
     def weight(
         self, expert: int, dtype: torch.dtype | None = None, wide: Wide | None = None
@@ -188,7 +190,8 @@ class PackedHeldGroup(HeldGroup):
         else:
             device = next(iter(parts.values())).device
             base = torch.zeros(self.shape[1:], dtype=self._stored, device=device)
-        return codec.unpack_as(wanted, parts, base, context)
+        with naming(self._places[expert]):
+            return codec.unpack_as(wanted, parts, base, context)
 
     def _coded(self, expert: int) -> tuple[Mapping[str, torch.Tensor], EncodeContext]:
         """Its parts, which share memory with those of all, and what else its codec wants."""

@@ -25,7 +25,7 @@ from support.shell import ders
 
 from ders_core.errors import OutputError
 from ders_core.files.aside import sweep_asides
-from ders_core.files.directory import new_directory, replaced_directory
+from ders_core.files.directory import filled_directory, new_directory, replaced_directory
 from ders_core.files.output import new_file, output_directory
 from ders_core.files.output_lock import lock_path
 from ders_core.files.scratch import EMPTY_SECONDS, OWNER, scratch_directory, sweep_scratch
@@ -239,6 +239,15 @@ def test_hidden_directories_of_the_dead_are_removed(
     with replaced_directory(tmp_path / "tables") as aside:
         (aside / "whole").write_text("x")
     assert names(tmp_path) == ["tables"]
+
+
+def test_a_directory_is_filled_after_a_process_died_filling_it(tmp_path: Path) -> None:
+    Holder(lambda: filled_directory(tmp_path, last="whole"), fill).kill()
+    assert len(names(tmp_path)) == 1
+    with filled_directory(tmp_path, last="whole") as aside:
+        aside.mkdir()
+        (aside / "whole").write_text("x")
+    assert names(tmp_path) == ["whole"]
 
 
 RIVAL = """

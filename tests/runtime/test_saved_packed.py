@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.messages import raises_saying
 from support.moe_families import Family, family_of
 from support.packed_checkpoints import Snapshot, all_tensors, snapshot
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from ders_core.errors import CheckpointError, DersError, OutputError
 from ders_core.hf import load_model
 from ders_core.hf.plugin import experts_held
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.packed.writer import Written, write_packed
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
@@ -151,6 +154,61 @@ def test_it_is_whole_or_not_at_all(packed: Path, tmp_path: Path, snapshot: Snaps
     with pytest.raises(CheckpointError):
         model.save_pretrained(tmp_path / "late")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full", "packed"]
+
+
+def test_what_others_write_meanwhile_stays(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
+) -> None:
+    """A trainer writes into the directory while the model is saved there."""
+    model = load_model(packed, mode="packed")
+
+    def beside(*args: Any, **options: Any) -> Written:
+        (tmp_path / "optimizer.pt").write_text("of a trainer")
+        return write_packed(*args, **options)
+
+    monkeypatch.setattr("ders_core.hf.resave.write_packed", beside)
+    with raises_saying(OutputError, tmp_path / "optimizer.pt", "appeared"):
+        model.save_pretrained(tmp_path)
+    assert snapshot(tmp_path).keys() == {"optimizer.pt"}
+
+
+def test_the_current_directory_is_filled(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
+) -> None:
+    """And a name that no disk takes is refused in one sentence."""
+    model = load_model(packed, mode="packed")
+    monkeypatch.chdir(tmp_path)
+    with raises_saying(OutputError, "cannot be written", "too long"):
+        model.save_pretrained("x" * 300)
+    model.save_pretrained(".")
+    assert snapshot(Path.cwd()).keys() == snapshot(packed).keys()
+
+
+def test_weights_that_the_model_does_not_have_are_refused(packed: Path, tmp_path: Path) -> None:
+    """Those of the whole model, whose experts would not be read again; its own are written."""
+    model = load_model(packed, dtype=torch.float32, mode="packed")
+    whole = load_model(packed, dtype=torch.float32).state_dict()
+    own = model.state_dict()
+    norm = "model.norm.weight"
+    for more in (whole, {**own, "mine": torch.ones(3)}):
+        with raises_saying(DersError, "state_dict"):
+            model.save_pretrained(tmp_path / "saved", state_dict=more)
+        assert list(tmp_path.iterdir()) == []
+    model.save_pretrained(tmp_path / "saved", state_dict={norm: own[norm] + 1})
+    again = load_model(tmp_path / "saved", dtype=torch.float32, mode="packed").state_dict()
+    assert torch.equal(again[norm], own[norm] + 1)
+    assert all(torch.equal(again[name], own[name]) for name in own if name != norm)
+
+
+@pytest.mark.parametrize("mode", HELD)
+def test_a_relative_source_is_found_from_elsewhere(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, snapshot: Snapshot
+) -> None:
+    monkeypatch.chdir(packed.parent)
+    model = load_model(packed.name, mode=mode)
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("saved")
+    assert snapshot(tmp_path / "saved").keys() == snapshot(packed).keys()
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
