@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,9 @@ class Encoded(BaseModel):
 
     sha256: str
     """Of the source's weights: see `ders_core.checkpoint.digest.WeightsDigest`."""
-    rel_error_delta: float
+    rel_error_delta: float = Field(ge=0, allow_inf_nan=False)
     """‖Ŵ−W‖/‖Δ‖ over all experts, rounded to six digits."""
-    rel_error_weight: float
+    rel_error_weight: float = Field(ge=0, allow_inf_nan=False)
     """‖Ŵ−W‖/‖W‖, rounded likewise."""
 
     @classmethod
@@ -159,6 +160,11 @@ class Manifest(BaseModel):
                     f"{directory / MANIFEST}: {stack.title} contradicts itself; copy the directory "
                     "again"
                 )
+        titles = Counter(stack.title for stack in manifest.stacks)
+        for title in (title for title, count in titles.items() if count > 1):
+            raise CheckpointError(
+                f"{directory / MANIFEST} has {title} more than once; copy the directory again"
+            )
         for name in manifest.source.files:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(f"{directory / MANIFEST} names the file {name!r}; refused")
