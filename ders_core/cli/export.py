@@ -47,7 +47,7 @@ def export(
     """
     from ders_core.files.store import TensorStore
     from ders_core.pipeline.export import export as write_export
-    from ders_core.pipeline.quality import read_quality
+    from ders_core.pipeline.given_quality import read_quality
 
     measured = read_quality(quality).to_dict() if quality is not None else None
     with progress_bar("export") as progress:

@@ -45,7 +45,7 @@ def report(
     from ders_core.figures.decision import decision_html
     from ders_core.files.output import new_file, new_target
     from ders_core.packed.open import open_checkpoint
-    from ders_core.pipeline.quality import read_quality
+    from ders_core.pipeline.given_quality import read_quality
 
     if output.suffix != ENDING:
         raise typer.BadParameter(f"end the name in {ENDING}", param_hint="-o")
