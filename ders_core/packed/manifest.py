@@ -27,6 +27,8 @@ ROLLBACK = "ders_rollback"
 """The folder of a rollback in a patched checkpoint."""
 FORMAT_VERSION = 4
 READABLE = (1, 2, 3, 4)
+ENCODED_SINCE = 3
+"""The first version that knows the weights that were encoded."""
 BASE_MODEL = "base_model"
 """The entry of `quantization_config` that holds the original's name on the hub."""
 
@@ -119,6 +121,11 @@ class Manifest(BaseModel):
         for repair in reversed(self.repairs):
             before |= repair.replaced
         return before
+
+    @property
+    def may_lack_original(self) -> bool:
+        """Whether what was packed may have been on no disk: nothing is said of its weights."""
+        return bool(self.stacks) and not self.encoded and self.format_version >= ENCODED_SINCE
 
     @property
     def stacks(self) -> tuple[PackedStack, ...]:

@@ -111,10 +111,7 @@ def verify(
     count = len(checkpoint.store.tensors)
     if original is None:
         return Verification(tuple(problems), (), count)
-    if original.identity != checkpoint.manifest.source.identity:
-        problems.append(
-            f"{checkpoint.path} was packed from another checkpoint than {original.path}"
-        )
+    problems += filter(None, [origin_problem(checkpoint, original)])
     problems += _carried_problems(checkpoint, original, meter)
     packed_groups = {(group.layer, group.projection): group for group in checkpoint.manifest.groups}
     unknown = packed_groups.keys() - {group.key for group in groups}
@@ -143,6 +140,23 @@ def verify(
         other_errors.append(OtherError(entry.name, squares.relative[1]))
         meter.advance(tensor.nbytes, f"compared {tensor.title}")
     return Verification(tuple(problems), tuple(group_errors), count, tuple(other_errors))
+
+
+def origin_problem(checkpoint: PackedCheckpoint, original: Checkpoint) -> str:
+    """One sentence if another checkpoint was packed, or none that lies on a disk; or ""."""
+    manifest = checkpoint.manifest
+    if original.identity == manifest.source.identity:
+        return ""
+    if manifest.may_lack_original:
+        return (
+            f"{checkpoint.path} was trained, or saved again after a change, so it was packed from "
+            f"no checkpoint on a disk, or from another than {original.path}; leave it out if "
+            "there is no original"
+        )
+    return (
+        f"{checkpoint.path} was packed from another checkpoint than {original.path}; give its "
+        "original"
+    )
 
 
 def _other(checkpoint: PackedCheckpoint, original: Checkpoint, entry: PackedTensor) -> OtherTensor:

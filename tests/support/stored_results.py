@@ -16,7 +16,7 @@ MEASURED = {
     "top1_agreement": 0.9,
     "routing_agreement": 0.8,
 }
-QUALITY = {
+QUALITY: dict[str, Any] = {
     **MEASURED,
     "domains": [
         MEASURED | {"name": "code", "kl": 0.4, "kl_low": 0.35, "kl_high": 0.45},
