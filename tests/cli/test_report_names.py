@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import sys
 from html import unescape
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from support.html_tables import html_tables
 from support.shell import ders, error_of
 
+from ders_core.cli.console import progress_bar
 from ders_core.files.writer import write_json
 from ders_core.hf import load_model
 from ders_core.packed.names import MANIFEST
@@ -82,3 +85,16 @@ def test_names_do_not_command_the_terminal(mixtral_dir: Path, tmp_path: Path) ->
             assert "\x1b" not in text
             assert not any(line.startswith("ders: b") for line in text.splitlines())
     assert f"verify {SHOWN}" in reported.stderr
+
+
+def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are no commands of the library that draws it."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress_bar(f"verify {EVIL}") as progress:
+        progress(1, 2, f"compared {EVIL}")
+    text = screen.getvalue()
+    assert f"verify {SHOWN}" in text
+    assert f"compared {SHOWN}" in text
