@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 import sys
@@ -13,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.damaged_copies import edit_manifest
 from support.html_tables import html_tables
 from support.shell import ders, error_of
 
 from ders_core.cli.console import progress_bar
-from ders_core.files.writer import write_json
 from ders_core.hf import load_model
-from ders_core.packed.names import MANIFEST
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import presets
 
@@ -49,9 +47,7 @@ def test_the_current_directory_has_its_name(mixtral_dir: Path, form: Path, tmp_p
 
 def test_the_damaged_one_of_two_is_named(mixtral_dir: Path, form: Path, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(form, tmp_path / "bad"))
-    manifest = json.loads((bad / MANIFEST).read_text())
-    manifest["checksums"]["lm_head.weight"] = "0" * 64
-    write_json(bad / MANIFEST, manifest)
+    edit_manifest(bad, lambda manifest: manifest["checksums"].update({"lm_head.weight": "0" * 64}))
     done = ders("report", mixtral_dir, form, bad, "-o", tmp_path / "page.html")
     line = error_of(done)
     assert "lm_head.weight" in line

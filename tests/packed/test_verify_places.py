@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.damaged_copies import edit_manifest
 from support.messages import raises_saying
 from support.shell import ders, error_of
 
 from ders_core.codecs import Lossless
 from ders_core.errors import CheckpointError
-from ders_core.files.writer import write_json
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
@@ -21,12 +21,6 @@ from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, Rule
 
 Edit = Callable[[dict[str, Any]], None]
-
-
-def edit_manifest(packed: Path, edit: Edit) -> None:
-    manifest = json.loads((packed / MANIFEST).read_text())
-    edit(manifest)
-    write_json(packed / MANIFEST, manifest)
 
 
 def reverse_experts(manifest: dict[str, Any]) -> None:
