@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ders_core.cli.console import print_json, print_table, progress_bar
+from ders_core.cli.console import print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import CheckpointArg, DeviceOption, JsonFlag, SchedulerOption
 from ders_core.units import bytes_text, listed, share_text
 
@@ -51,7 +51,7 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
             ["upcycled?", verdict.short],
         ],
     )
-    print(verdict.sentence)
+    print_line(verdict.sentence)
 
 
 def analyze(
@@ -124,7 +124,7 @@ def analyze(
         if write is not None:
             write(analysis)
     if output is not None:
-        print(f"written: {output}")
+        print_line(f"written: {output}")
 
 
 def _print_analysis(analysis: Analysis) -> None:
@@ -144,7 +144,7 @@ def _print_analysis(analysis: Analysis) -> None:
             for row in groups.itertuples()
         ],
     )
-    print(analysis.verdict.sentence)
+    print_line(analysis.verdict.sentence)
 
 
 COMMANDS = {"info": info, "analyze": analyze}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import DeviceOption, DtypeOption, JsonFlag, TrustOption
 from ders_core.pipeline.replies import MOST_TEMPERATURE, MOST_TOKENS, Replies, Reply
 from ders_core.units import share_text, visible
@@ -66,7 +66,7 @@ def ask(
         return
     for name, reply in (("original", replies.original), ("compressed", replies.compressed)):
         print(f"{name}:\n{_marked(reply)}\n")
-    print(replies.sentence)
+    print_line(replies.sentence)
     _print_differences(replies)
 
 

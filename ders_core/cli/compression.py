@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ders_core.cli.console import print_json, print_links, print_table, progress_bar
+from ders_core.cli.console import print_json, print_line, print_links, print_table, progress_bar
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -97,11 +97,11 @@ def plan(
             ],
         )
     for remark in planned.remarks:
-        print(f"note: {remark}")
+        print_line(f"note: {remark}")
     if is_settled:
         return  # a sample told more than the bounds of streams do
     bound = "" if planned.exact else "at most "
-    print(
+    print_line(
         f"weight files: {bytes_text(planned.bytes_before)} → {bound}"
         f"{bytes_text(planned.bytes_after)} ({share_text(planned.ratio)} of original)"
     )
@@ -141,12 +141,12 @@ def _settled(
             write_text(aside, result.recipe.to_yaml())
     if hidden:
         return result.recipe
-    print(f"budget of {budget.label}: knob {result.knob:.4g}")
+    print_line(f"budget of {budget.label}: knob {result.knob:.4g}")
     if result.told is not None:
         share = share_text(result.told.bytes_after / result.plan.bytes_before)
-        print(f"about {bytes_text(result.told.bytes_after)} ({share} of original)")
+        print_line(f"about {bytes_text(result.told.bytes_after)} ({share} of original)")
         if result.told.outlook.text:
-            print(result.told.outlook.text)
+            print_line(result.told.outlook.text)
     return result.recipe
 
 
@@ -171,15 +171,15 @@ def _print_forecast(planned: Plan, foretold: Forecast, as_json: bool) -> None:
             for entry, told in zip(planned.entries, foretold.entries, strict=True)
         ],
     )
-    print(
+    print_line(
         f"weight files: {bytes_text(planned.bytes_before)} → about "
         f"{bytes_text(foretold.bytes_after)} "
         f"({share_text(foretold.bytes_after / planned.bytes_before)} of original)"
     )
     if foretold.outlook.text:
-        print(foretold.outlook.text)
+        print_line(foretold.outlook.text)
     if note := lossless_note(planned, foretold):
-        print(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def compress(
@@ -216,25 +216,25 @@ def compress(
             progress=progress,
         )
     for remark in report.remarks:
-        print(f"note: {remark}")
+        print_line(f"note: {remark}")
     if report.renewed:
-        print(
+        print_line(
             f"groups of the interrupted run that were encoded again, because their weights in "
             f"{checkpoint} have changed since: {report.renewed}"
         )
-    print(
+    print_line(
         f"{out}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)} "
         f"({share_text(report.ratio)} of original) in {report.seconds:.1f} s on {report.device}"
     )
     if report.outlook.text:
-        print(report.outlook.text)
+        print_line(report.outlook.text)
     if report.rounding is not None and abs(report.rounding) >= WORTH_TELLING:
-        print(
+        print_line(
             f"rounding to the checkpoint's dtype: {ROUNDING.text(report.rounding)} of the error "
             "(mean over the replaced groups), which loading in float32 leaves out"
         )
     if report.left_aside:
-        print(f"left aside, as no part of the model: {listed(report.left_aside)}")
+        print_line(f"left aside, as no part of the model: {listed(report.left_aside)}")
     print_links(report.linked_out)
     if report.missed:
         raise RecipeError(f"{out} is whole and misses its budget: {report.missed}")
@@ -280,7 +280,7 @@ def verify(
                 ],
             )
         if verification.ok:
-            print(f"{packed}: all {verification.tensors} tensors are as they were written")
+            print_line(f"{packed}: all {verification.tensors} tensors are as they were written")
     if not verification.ok:
         first, *others = verification.problems
         raise CheckpointError(first + (f" (and {len(others)} more)" if others else ""))
@@ -293,7 +293,7 @@ def synthesize(packed: PackedArg, out: OutArg, dtype: WrittenDtypeOption = "auto
 
     with progress_bar("synthesize") as progress:
         sums = run_synthesize(packed, out, dtype=dtype, progress=progress)
-    print(f"{out}: {len(sums)} tensors written")
+    print_line(f"{out}: {len(sums)} tensors written")
     print_links(TensorStore.open(packed).beside.linked_out)
 
 

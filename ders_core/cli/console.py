@@ -16,7 +16,7 @@ from typing import Any
 
 from ders_core.compute.progress import Progress as Callback
 from ders_core.compute.progress import quiet
-from ders_core.units import listed
+from ders_core.units import listed, visible
 
 LINE_SECONDS = 2.0
 
@@ -32,7 +32,9 @@ def progress_bar(title: str, *, hidden: bool = False) -> Iterator[Callback]:
     """
     if hidden:
         yield quiet
-    elif sys.stderr.isatty():
+        return
+    title = visible(title)
+    if sys.stderr.isatty():
         with _bar(title) as show:
             yield show
     else:
@@ -51,17 +53,17 @@ def _bar(title: str) -> Iterator[Callback]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[message]}", style="dim"),
+        TextColumn("{task.fields[message]}", style="dim", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, message="")
 
         def show(done: int, total: int, message: str) -> None:
-            bar.update(task, completed=done, total=total or None, message=message)
+            bar.update(task, completed=done, total=total or None, message=visible(message))
 
         yield show
 
@@ -73,7 +75,7 @@ def _lines(title: str) -> Callback:
         nonlocal last, printed
         now = time.monotonic()
         share = f" {100 * done / total:3.0f} %" if total else ""
-        line = f"{title}:{share} {message}"
+        line = f"{title}:{share} {visible(message)}"
         if line != printed and (now - last >= LINE_SECONDS or done == total):
             last, printed = now, line
             print(line, file=sys.stderr, flush=True)
@@ -86,14 +88,22 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_line(text: str) -> None:
+    """A line of results. Names in it come from files and paths: what would command a terminal, or
+    end the line, is written as escapes."""
+    print(visible(text), flush=True)
+
+
 def print_links(names: Sequence[str]) -> None:
     """Say which links of a checkpoint were not followed, if there are any."""
     if names:
-        print(f"left out, as links to files outside of the checkpoint: {listed(names)}")
+        print_line(f"left out, as links to files outside of the checkpoint: {listed(names)}")
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """The first three columns are words, aligned left; the others are numbers, aligned right."""
+    """The first three columns are words, aligned left; the others are numbers, aligned right.
+    Cells are escaped as lines are."""
+    columns, *rows = ([visible(cell) for cell in row] for row in (columns, *rows))
     widths = [max(map(_width, cells)) for cells in zip(columns, *rows, strict=True)]
     for number, row in enumerate([columns, *rows] if any(columns) else rows):
         cells = []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import print_links, progress_bar
+from ders_core.cli.console import print_line, print_links, progress_bar
 from ders_core.cli.options import WrittenDtypeOption
 from ders_core.pipeline.formats import FORMATS, Format, canonical
 from ders_core.units import bytes_text
@@ -47,7 +47,7 @@ def export(
     """
     from ders_core.files.store import TensorStore
     from ders_core.pipeline.export import export as write_export
-    from ders_core.pipeline.quality import read_quality
+    from ders_core.pipeline.given_quality import read_quality
 
     measured = read_quality(quality).to_dict() if quality is not None else None
     with progress_bar("export") as progress:
@@ -61,8 +61,8 @@ def export(
             progress=progress,
         )
     for check in result.checks:
-        print(f"ok: {check.name} ({check.detail})")
-    print(f"{out}: {bytes_text(result.bytes)}")
+        print_line(f"ok: {check.name} ({check.detail})")
+    print_line(f"{out}: {bytes_text(result.bytes)}")
     print_links(TensorStore.open(packed).beside.linked_out)
 
 
@@ -81,7 +81,7 @@ def apply(
 
     with progress_bar("apply") as progress:
         applied = apply_patch(base, patch, out, progress=progress)
-    print(
+    print_line(
         f"{out}: {bytes_text(applied.bytes)}, and {bytes_text(applied.kept)} kept for the way back"
     )
     print_links(TensorStore.open(base).beside.linked_out)
@@ -96,7 +96,7 @@ def rollback(
 
     with progress_bar("rollback") as progress:
         size = write_base(applied, out, progress=progress)
-    print(f"{out}: {bytes_text(size)}")
+    print_line(f"{out}: {bytes_text(size)}")
 
 
 COMMANDS = {"export": export, "apply": apply, "rollback": rollback}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.evaluation import print_domains, print_worst
 from ders_core.cli.options import (
     CheckpointArg,
@@ -166,8 +166,8 @@ def calibrate(
         ],
     )
     for name, reason in calibration.notes.left_out.items():
-        print(f"left out: {name}: {reason}")
-    print(f"written: {output}")
+        print_line(f"left out: {name}: {reason}")
+    print_line(f"written: {output}")
 
 
 def _measured(is_known: bool) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -125,9 +125,9 @@ def _print(found: Pilot, target: Path) -> None:
         ],
     )
     for risk in found.risks:
-        print(f"risk: {risk.what} {risk.fallback}")
-    print(found.sentence)
-    print(f"written: {target}")
+        print_line(f"risk: {risk.what} {risk.fallback}")
+    print_line(found.sentence)
+    print_line(f"written: {target}")
 
 
 COMMANDS = {"pilot": pilot}

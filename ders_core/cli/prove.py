@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -119,10 +119,11 @@ def prove(
     if bound is None:
         assert pareto is not None, "one of the three is given"
         from ders_core.figures.pareto import pareto_html
+        from ders_core.files.address import name_of
 
         with new_file(pareto) as aside:
             aside.write_text(
-                pareto_html(found, source.path.name, scores.bytes_total), encoding="utf-8"
+                pareto_html(found, name_of(source.path), scores.bytes_total), encoding="utf-8"
             )
         _print_series(found, as_json)
         return
@@ -149,9 +150,9 @@ def _print_proof(proof: Proof, as_json: bool) -> None:
         return
     _print_trials(proof.trials)
     for remark in proof.remarks:
-        print(f"note: {remark}")
+        print_line(f"note: {remark}")
     if proof.best is not None:
-        print(proof.sentence)
+        print_line(proof.sentence)
 
 
 def _print_series(found: Series, as_json: bool) -> None:
@@ -167,7 +168,7 @@ def _print_series(found: Series, as_json: bool) -> None:
         return
     _print_trials((*found.tuned, *found.uniform))
     for cliff in found.cliffs:
-        print(f"cliff: {cliff.sentence}")
+        print_line(f"cliff: {cliff.sentence}")
 
 
 def _print_trials(trials: tuple[Trial, ...]) -> None:

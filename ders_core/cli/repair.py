@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import DeviceOption, JsonFlag, PackedArg, TextOption, TrustOption
 from ders_core.units import bytes_text, share_text
 
@@ -97,9 +97,9 @@ def repair(
 def _print(result: RepairResult) -> None:
     for note in (result.resumed, *result.left_out):
         if note:
-            print(f"note: {note}")
+            print_line(f"note: {note}")
     if result.repeated:
-        print(
+        print_line(
             f"note: {result.repeated} held-out windows were left out, because the training reads "
             "them too"
         )
@@ -122,13 +122,15 @@ def _print(result: RepairResult) -> None:
             ],
         ],
     )
-    print(f"of the original: perplexity {result.before.reference_perplexity:.4g}")
-    print(f"trained: {trained}; {result.steps} steps, {result.tokens:,} tokens")
-    print(
+    print_line(f"of the original: perplexity {result.before.reference_perplexity:.4g}")
+    print_line(f"trained: {trained}; {result.steps} steps, {result.tokens:,} tokens")
+    print_line(
         f"measured on {result.before.tokens:,} tokens that were not trained on; memory: about "
         f"{bytes_text(result.needed)}"
     )
-    print(f"{result.out}: {bytes_text(result.bytes)}, in {result.seconds:.0f} s on {result.device}")
+    print_line(
+        f"{result.out}: {bytes_text(result.bytes)}, in {result.seconds:.0f} s on {result.device}"
+    )
 
 
 COMMANDS = {"repair": repair}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ders_core.cli.console import progress_bar
+from ders_core.cli.console import print_line, progress_bar
 from ders_core.cli.options import CheckpointArg
 from ders_core.errors import CheckpointError
 from ders_core.units import bytes_text
@@ -43,9 +43,10 @@ def report(
 
     from ders_core.analysis import analyze
     from ders_core.figures.decision import decision_html
+    from ders_core.files.address import name_of
     from ders_core.files.output import new_file, new_target
     from ders_core.packed.open import open_checkpoint
-    from ders_core.pipeline.quality import read_quality
+    from ders_core.pipeline.given_quality import read_quality
 
     if output.suffix != ENDING:
         raise typer.BadParameter(f"end the name in {ENDING}", param_hint="-o")
@@ -65,9 +66,9 @@ def report(
         candidates = _candidates(checkpoint, source, packed, measured)
         with progress_bar("analyze") as progress:
             analysis = analyze(source, progress=progress)
-        page = decision_html(source.path.name, source.bytes_total, candidates, analysis)
+        page = decision_html(name_of(source.path), source.bytes_total, candidates, analysis)
         aside.write_text(page, encoding="utf-8")
-    print(f"{output}: {bytes_text(output.stat().st_size)}")
+    print_line(f"{output}: {bytes_text(output.stat().st_size)}")
 
 
 def _candidates(
@@ -78,22 +79,23 @@ def _candidates(
 ) -> list[Candidate]:
     """Raises CheckpointError if one of them is damaged or packed from other weights."""
     from ders_core.figures.decision import candidate
+    from ders_core.files.address import name_of
     from ders_core.packed.reader import PackedCheckpoint
-    from ders_core.pipeline.verify import verify
+    from ders_core.pipeline.verify import origin_problem, verify
 
     opened = [PackedCheckpoint(path) for path in packed]
     for one in opened:
-        if one.manifest.source.identity != source.identity:
-            raise CheckpointError(
-                f"{one.path} was packed from another checkpoint than {checkpoint}; "
-                "give its original"
-            )
+        problem = origin_problem(one, source)
+        if problem:
+            raise CheckpointError(problem)
     found = []
     for one, quality in zip(opened, measured, strict=True):
-        with progress_bar(f"verify {one.path.name}") as progress:
+        with progress_bar(f"verify {name_of(one.path)}") as progress:
             verification = verify(one.path, checkpoint, progress=progress)
         if verification.problems:
-            raise CheckpointError(verification.problems[0])
+            problem = verification.problems[0]
+            is_named = str(one.path) in problem
+            raise CheckpointError(problem if is_named else f"{one.path}: {problem}")
         found.append(candidate(one, verification.groups, quality))
     return found
 

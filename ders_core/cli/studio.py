@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import progress_bar
+from ders_core.cli.console import print_line, progress_bar
 from ders_core.cli.options import OutArg, SchedulerOption, WorkspaceOption
 
 
@@ -39,9 +39,9 @@ def demo(
             from ders_core.demo.unpack import unpack_demo
 
             result = unpack_demo(out, progress=progress)
-    print(f"{result.moe}: perplexities on held-out text")
+    print_line(f"{result.moe}: perplexities on held-out text")
     for name, value in result.perplexities.items():
-        print(f"  {name}: {value:.4g}")
+        print_line(f"  {name}: {value:.4g}")
 
 
 def worker(workspace: WorkspaceOption = None, scheduler: SchedulerOption = None) -> None:
@@ -50,7 +50,7 @@ def worker(workspace: WorkspaceOption = None, scheduler: SchedulerOption = None)
     from ders_core.jobs.worker import run_worker
 
     place = Workspace(workspace) if workspace else default_workspace()
-    print(f"worker of {place.path}; stop it with Ctrl-C", flush=True)
+    print_line(f"worker of {place.path}; stop it with Ctrl-C")
     run_worker(place, scheduler=scheduler)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -143,29 +143,29 @@ def _print(tuned: Tuned, target: Path) -> None:
             if candidate is not None
         ],
     )
-    print(
+    print_line(
         "bits: of a weight; predicted KL: what its errors cost, in nats a token; error: of weights"
     )
     for rare in scores.rare:
-        print(f"note: {rare.sentence}")
+        print_line(f"note: {rare.sentence}")
     if scores.unmeasured:
         names = listed(scores.unmeasured)
-        print(f"note: not measured by the calibration, so kept without loss: {names}")
+        print_line(f"note: not measured by the calibration, so kept without loss: {names}")
     share = share_text(told.bytes_after / scores.bytes_total)
-    print(f"budget: {allocation.bound.label}")
-    print(f"about {bytes_text(told.bytes_after)} ({share} of original)")
+    print_line(f"budget: {allocation.bound.label}")
+    print_line(f"about {bytes_text(told.bytes_after)} ({share} of original)")
     if told.outlook.text:
-        print(told.outlook.text)
-    print(
+        print_line(told.outlook.text)
+    print_line(
         f"predicted by the scores: {allocation.predicted_kl:.3g} nats a token, at most "
         f"{share_text(allocation.gap)} above the least sum that these forms allow"
     )
     if tuned.one_knob is not None:
         knob = tuned.one_knob
-        print(
+        print_line(
             f"one knob for all in {bytes_text(knob.nbytes)}: {knob.predicted_kl:.3g} nats a token"
         )
-    print(f"written: {target}")
+    print_line(f"written: {target}")
 
 
 COMMANDS = {"tune": tune}

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_links, print_table, progress_bar
+from ders_core.cli.console import (
+    STARTING,
+    print_json,
+    print_line,
+    print_links,
+    print_table,
+    progress_bar,
+)
 from ders_core.cli.options import DeviceOption, JsonFlag, OutArg
 from ders_core.units import bytes_text
 
@@ -48,7 +55,7 @@ def upcycle(
         print_json(result.to_dict())
         return
     if result.resumed:
-        print(f"note: {result.resumed}")
+        print_line(f"note: {result.resumed}")
     rows = [
         ["forms", result.label],
         [
@@ -70,7 +77,7 @@ def upcycle(
             ],
         )
     print_table(["", ""], rows)
-    print(f"{out}: {result.steps} steps in {result.seconds:.1f} s on {result.device}")
+    print_line(f"{out}: {result.steps} steps in {result.seconds:.1f} s on {result.device}")
     print_links(TensorStore.open(dense).beside.linked_out)
 
 

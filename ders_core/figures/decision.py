@@ -13,6 +13,7 @@ from ders_core.figures import maps
 from ders_core.figures.curves import size_quality
 from ders_core.figures.measured import UNKNOWN, cell, kl_cell, worst_tokens
 from ders_core.figures.page import Page
+from ders_core.files.address import name_of
 from ders_core.later import pd
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import (
@@ -90,7 +91,7 @@ def candidate(
     replaced = [(one.gain, one.noise) for one in groups if one.codec != KEPT]
     recipe = yaml.safe_dump(dict(packed.manifest.recipe), sort_keys=False, allow_unicode=True)
     outlook = Outlook.of(None, replaced)
-    return Candidate(packed.path.name, recipe, packed.bytes_total, quality, outlook, groups)
+    return Candidate(name_of(packed.path), recipe, packed.bytes_total, quality, outlook, groups)
 
 
 def decision_html(

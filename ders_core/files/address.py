@@ -44,6 +44,13 @@ def is_remote(path: object) -> bool:
     return not isinstance(path, Path)
 
 
+def name_of(path: Path) -> str:
+    """The name of a place of `as_path`, as titles have it: of "." that of the current directory."""
+    if is_remote(path):
+        return path.name
+    return os.path.basename(os.path.abspath(path)) or str(path)
+
+
 def shown(address: str) -> str:
     """An address without its credentials, for messages."""
     return remote.clean(address)

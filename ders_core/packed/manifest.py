@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ ROLLBACK = "ders_rollback"
 """The folder of a rollback in a patched checkpoint."""
 FORMAT_VERSION = 4
 READABLE = (1, 2, 3, 4)
+ENCODED_SINCE = 3
+"""The first version that knows the weights that were encoded."""
 BASE_MODEL = "base_model"
 """The entry of `quantization_config` that holds the original's name on the hub."""
 
@@ -37,9 +40,9 @@ class Encoded(BaseModel):
 
     sha256: str
     """Of the source's weights: see `ders_core.checkpoint.digest.WeightsDigest`."""
-    rel_error_delta: float
+    rel_error_delta: float = Field(ge=0, allow_inf_nan=False)
     """‖Ŵ−W‖/‖Δ‖ over all experts, rounded to six digits."""
-    rel_error_weight: float
+    rel_error_weight: float = Field(ge=0, allow_inf_nan=False)
     """‖Ŵ−W‖/‖W‖, rounded likewise."""
 
     @classmethod
@@ -120,6 +123,11 @@ class Manifest(BaseModel):
         return before
 
     @property
+    def may_lack_original(self) -> bool:
+        """Whether what was packed may have been on no disk: nothing is said of its weights."""
+        return bool(self.stacks) and not self.encoded and self.format_version >= ENCODED_SINCE
+
+    @property
     def stacks(self) -> tuple[PackedStack, ...]:
         """All that is coded."""
         return (*self.groups, *self.others)
@@ -159,6 +167,11 @@ class Manifest(BaseModel):
                     f"{directory / MANIFEST}: {stack.title} contradicts itself; copy the directory "
                     "again"
                 )
+        titles = Counter(stack.title for stack in manifest.stacks)
+        for title in (title for title, count in titles.items() if count > 1):
+            raise CheckpointError(
+                f"{directory / MANIFEST} has {title} more than once; copy the directory again"
+            )
         for name in manifest.source.files:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(f"{directory / MANIFEST} names the file {name!r}; refused")

@@ -160,7 +160,7 @@ class PackedGroup(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layer: int
+    layer: int = Field(ge=0, lt=1 << 32)
     projection: str
     prefix: str
     """The parts are the tensors `<prefix>.<part>`; the base is `<prefix>.base`."""

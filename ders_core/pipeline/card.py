@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ders_core.codecs.group import BaseForm
+from ders_core.files.address import name_of
 from ders_core.files.links import leads_out
 from ders_core.files.untrusted_yaml import YamlFault, parse_foreign_yaml
 from ders_core.packed.manifest import Repair
@@ -68,7 +69,7 @@ def model_card(
     return "\n".join(
         [
             f"---\n{head}---\n",
-            f"# {packed.path.name if name == '' else name}: DeRS-compressed Mixture-of-Experts\n",
+            f"# {name or name_of(packed.path)}: DeRS-compressed Mixture-of-Experts\n",
             "Each expert is `W_base + F(Δ)`; the deltas were replaced by the recipe below "
             "(DeRS, arXiv 2503.01359).\n",
             "## Quality\n",

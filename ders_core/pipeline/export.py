@@ -21,8 +21,8 @@ from ders_core.packed.patch import least_bytes, make_patch, patch_problems
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.formats import FORMATS, Format, FormatOrAlias, canonical
+from ders_core.pipeline.given_quality import check_quality
 from ders_core.pipeline.original_form import OriginalForm
-from ders_core.pipeline.quality import check_quality
 from ders_core.pipeline.synthesize import original_bytes, synthesize
 from ders_core.units import bytes_text
 

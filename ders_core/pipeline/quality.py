@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from ders_core.errors import EvaluationError, sentence_of
-from ders_core.files.missing import advice, local_path
-from ders_core.files.untrusted_json import parse_json
+from pydantic import BaseModel, ConfigDict
 
 
 class TextQuality(BaseModel):
@@ -83,55 +76,6 @@ class Quality(TextQuality):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `ders eval --json` prints them."""
         return self.model_dump(mode="json")
-
-
-def check_quality(measured: Mapping[str, Any], where: str) -> Quality:
-    """Measured figures from outside, such as `Quality.to_dict()` gives; where and how long they
-    were measured may be left out. where: names their source.
-
-    Raises EvaluationError if one is missing, of another type, or cannot be.
-    """
-    try:
-        quality = Quality.model_validate({"device": "", "seconds": 0.0, **measured})
-    except ValidationError as error:
-        known = ", ".join(figure.key for figure in EVALUATED)
-        raise EvaluationError(
-            f"{sentence_of(error, where)}; give the output of `ders eval --json`, which has {known}"
-        ) from error
-    shares = {"top1_agreement", "routing_agreement"}
-    for figure in EVALUATED:
-        value = getattr(quality, figure.key)
-        if value is None:
-            continue
-        least, most = figure is TOKENS, 1.0 if figure.key in shares else math.inf
-        if not least <= value <= most:  # nor is NaN
-            raise EvaluationError(
-                f"{where}: {figure.key} is {value}, which no measurement gives; give the output of "
-                "`ders eval --json`"
-            )
-    return quality
-
-
-def read_quality(file: str | Path) -> Quality:
-    """The figures in a JSON file of `ders eval --json`, in any of JSON's encodings.
-
-    Raises EvaluationError if it cannot be read or holds something else.
-    """
-    path = local_path(file, EvaluationError)
-    try:
-        content = path.read_bytes()
-        measured = parse_json(content.decode(json.detect_encoding(content)))
-    except FileNotFoundError as error:
-        raise EvaluationError(f"{path} does not exist; {advice(path)}") from error
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise EvaluationError(
-            f"{path} is not JSON: {error}; give the output of `ders eval --json`"
-        ) from error
-    if not isinstance(measured, dict):
-        raise EvaluationError(f"{path} holds no figures; give the output of `ders eval --json`")
-    return check_quality(measured, str(path))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ders_core.packed.checksums import checksums
 from ders_core.packed.manifest import Encoded
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.packed.stacks import PackedGroup, PackedStack, PackedTensor
+from ders_core.packed.stacks import PackedGroup, PackedSource, PackedStack, PackedTensor
 
 AGREEMENT = 0.01
 """Two measurements of one error differ by no larger share."""
@@ -88,7 +89,8 @@ def verify(
 
     A problem is: what is damaged or was edited after packing; an original that holds other bytes
     than were packed, anywhere; an error that is not the one that was measured when the group was
-    packed, and any error of a lossless group. Checkpoints of format versions 1 and 2 do not know
+    packed, any error of a group that is lossless or was not coded, and a group that stands for
+    other tensors than the original's experts. Checkpoints of format versions 1 and 2 do not know
     the weights that their groups were encoded from: of these weights the sample of
     `Store.identity` decides.
     progress counts bytes. Raises CheckpointError if one of the two cannot be opened or is written
@@ -109,22 +111,26 @@ def verify(
     count = len(checkpoint.store.tensors)
     if original is None:
         return Verification(tuple(problems), (), count)
-    if original.identity != checkpoint.manifest.source.identity:
-        problems.append(
-            f"{checkpoint.path} was packed from another checkpoint than {original.path}"
-        )
+    problems += filter(None, [origin_problem(checkpoint, original)])
     problems += _carried_problems(checkpoint, original, meter)
     packed_groups = {(group.layer, group.projection): group for group in checkpoint.manifest.groups}
+    unknown = packed_groups.keys() - {group.key for group in groups}
+    problems += [
+        f"{packed_groups[key].title}: {original.path} has no such experts, and {checkpoint.path} "
+        "codes them; copy it again"
+        for key in sorted(unknown)
+    ]
     group_errors, other_errors = [], []
     for group, following in with_next(groups):
         if following is not None:
             following.read_ahead()
         packed_group = packed_groups.get(group.key)
         if packed_group is None:
-            squares = _carried_error(checkpoint, group)  # its tensors were compared as such
+            squares, found = _carried(checkpoint, group)
         else:
             squares, found = _compared(checkpoint, original, group, packed_group)
-            problems += found
+            found = _place_problems(checkpoint, group, packed_group) + found
+        problems += found
         group_errors.append(GroupError(*group.key, *squares.relative, squares.gain, squares.noise))
         meter.advance(group.nbytes, f"compared {group.title}")
     for entry in checkpoint.manifest.others:
@@ -134,6 +140,23 @@ def verify(
         other_errors.append(OtherError(entry.name, squares.relative[1]))
         meter.advance(tensor.nbytes, f"compared {tensor.title}")
     return Verification(tuple(problems), tuple(group_errors), count, tuple(other_errors))
+
+
+def origin_problem(checkpoint: PackedCheckpoint, original: Checkpoint) -> str:
+    """One sentence if another checkpoint was packed, or none that lies on a disk; or ""."""
+    manifest = checkpoint.manifest
+    if original.identity == manifest.source.identity:
+        return ""
+    if manifest.may_lack_original:
+        return (
+            f"{checkpoint.path} was trained, or saved again after a change, so it was packed from "
+            f"no checkpoint on a disk, or from another than {original.path}; leave it out if "
+            "there is no original"
+        )
+    return (
+        f"{checkpoint.path} was packed from another checkpoint than {original.path}; give its "
+        "original"
+    )
 
 
 def _other(checkpoint: PackedCheckpoint, original: Checkpoint, entry: PackedTensor) -> OtherTensor:
@@ -215,34 +238,29 @@ def _compared(
         if of_weight == 0:
             return squares, []
         return squares, [f"{where}: its error is {of_weight:.3g}, but it was packed without loss"]
-    if encoded is not None and not _agrees(of_delta, of_weight, encoded, stack.dtype.torch):
-        return squares, [
-            f"{where}: its error ‖Ŵ−W‖/‖W‖ is {of_weight:.6g}, but it was "
-            f"{encoded.rel_error_weight:.6g} when it was packed; copy {checkpoint.path} again"
-        ]
+    different = (
+        "" if encoded is None else _difference(of_delta, of_weight, encoded, stack.dtype.torch)
+    )
+    if different:
+        return squares, [f"{where}: {different} when it was packed; copy {checkpoint.path} again"]
     return squares, []
 
 
-def _agrees(of_delta: float, of_weight: float, encoded: Encoded, dtype: torch.dtype) -> bool:
-    """Whether errors are those that were measured while encoding.
+def _difference(of_delta: float, of_weight: float, encoded: Encoded, dtype: torch.dtype) -> str:
+    """What an error is, and what it was while encoding; "" if both are as they were.
 
     Another device or machine may round single values of the weights to the neighbour: that is
     within `AGREEMENT`, and a small part of the dtype's own rounding.
     """
     rounding = torch.finfo(dtype).eps / 16
-    near = math.isclose(
-        of_weight,
-        encoded.rel_error_weight,
-        rel_tol=AGREEMENT,
-        abs_tol=rounding,
-    )
     share = of_weight / of_delta if of_delta else 1.0
-    return near and math.isclose(
-        of_delta,
-        encoded.rel_error_delta,
-        rel_tol=AGREEMENT,
-        abs_tol=rounding / share if share else 0.0,
-    )
+    for name, now, before, least in (
+        ("‖Ŵ−W‖/‖W‖", of_weight, encoded.rel_error_weight, rounding),
+        ("‖Ŵ−W‖/‖Δ‖", of_delta, encoded.rel_error_delta, rounding / share if share else 0.0),
+    ):
+        if not math.isclose(now, before, rel_tol=AGREEMENT, abs_tol=least):
+            return f"its error {name} is {now:.6g}, but it was {before:.6g}"
+    return ""
 
 
 def _squares(
@@ -272,8 +290,43 @@ def _squares(
     return squares
 
 
+def _place_problems(
+    checkpoint: PackedCheckpoint, group: ExpertGroup, packed: PackedGroup
+) -> list[str]:
+    """One sentence if a packed group stands for other tensors, or for these in another order, than
+    the original's experts are; none for biases that are carried."""
+    pairs = [(packed.experts, group.experts)]
+    if packed.has_biases:
+        pairs.append((packed.biases, group.biases))
+    for places, matrices in pairs:
+        here = tuple(map(PackedSource.of, matrices))
+        for expert, (place, other) in enumerate(zip_longest(places, here)):
+            if place != other:
+                name = repr(place.tensor) if place else "nothing"
+                return [
+                    f"{group.title}: {checkpoint.path} writes expert {expert} to {name}, which is "
+                    "not where the original holds it; copy it again"
+                ]
+    return []
+
+
+def _carried(checkpoint: PackedCheckpoint, group: ExpertGroup) -> tuple[Squares, list[str]]:
+    """The error of a group that stays under its original names, and a sentence if it is not 0
+    though no repair trained it."""
+    squares = _carried_error(checkpoint, group)
+    trained = {name for repair in checkpoint.manifest.repairs for name in repair.replaced}
+    names = {matrix.info.name for matrix in (*group.experts, *group.biases)}
+    of_weight = squares.relative[1]
+    if not of_weight > 0 or names & trained:
+        return squares, []
+    return squares, [
+        f"{group.title}: its error is {of_weight:.3g}, but {checkpoint.path} says that it was not "
+        "coded; copy it again"
+    ]
+
+
 def _carried_error(checkpoint: PackedCheckpoint, group: ExpertGroup) -> Squares:
-    """The error of a group that stays under its original names, which must be 0."""
+    """The error of a group that stays under its original names."""
     squares = Squares()
     for matrix in (*group.experts, *group.biases):
         carried = checkpoint.original.readers.get(matrix.info.name)

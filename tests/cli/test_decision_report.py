@@ -33,7 +33,7 @@ def packed(mixtral_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_the_page_has_sizes_errors_and_quality(
     mixtral_dir: Path, packed: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    measured = {**QUALITY, "kl": 0.01234}
+    measured = {**QUALITY, "kl": 0.01234, "kl_low": 0.01}
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     files[0].write_text(json.dumps(QUALITY))
     files[1].write_text(json.dumps(measured))

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 from support.changed_bytes import change_unseen
-from support.damaged_copies import edit_config
+from support.damaged_copies import edit_config, edit_manifest
 from support.shell import ders
 
 from ders_core.codecs import Lossless
-from ders_core.files.writer import write_json
 from ders_core.packed.names import MANIFEST
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.verify import verify
@@ -35,12 +33,6 @@ def source(mixtral_dir: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(packed_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed_dir, tmp_path / "packed"))
-
-
-def edit_manifest(packed: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((packed / MANIFEST).read_text())
-    edit(manifest)
-    write_json(packed / MANIFEST, manifest)
 
 
 def test_all_is_well(packed_dir: Path, mixtral_dir: Path) -> None:

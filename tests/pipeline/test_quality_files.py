@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from support.messages import raises_saying
+from support.stored_results import QUALITY
 
 from ders_core.errors import EvaluationError
 from ders_core.pipeline.export import export
-from ders_core.pipeline.quality import Quality, read_quality
+from ders_core.pipeline.given_quality import read_quality
+from ders_core.pipeline.quality import Quality
 
 GOOD: dict[str, Any] = Quality(
     tokens=4096,
@@ -48,6 +50,46 @@ REFUSED: list[tuple[str, list[str]]] = [
     (json.dumps(GOOD | {"tokens": 1.5}), ["tokens"]),
     (json.dumps(GOOD | {"device": None}), ["device"]),
 ]
+
+
+NAN, INFINITE = float("nan"), float("inf")
+IMPOSSIBLE: list[tuple[dict[str, Any], list[str]]] = [
+    ({"reference_perplexity": 1e-320}, ["reference_perplexity", "1e-320"]),
+    ({"perplexity": 0.9}, ["perplexity", "0.9"]),
+    ({"kl_low": 0.26}, ["kl_low is 0.26", "kl is 0.25"]),
+    ({"kl_high": 0.24}, ["kl is 0.25", "kl_high is 0.24"]),
+    ({"kl_high": INFINITE}, ["kl_high is inf"]),
+    ({"kl_p99": INFINITE}, ["kl_p99 is inf"]),
+    ({"kl_p95": 3.0}, ["kl_p95 is 3", "kl_p99 is 2.5"]),
+    ({"seconds": NAN}, ["seconds is nan"]),
+    *(
+        ({"domains": [QUALITY["domains"][0], QUALITY["domains"][1] | {"kl": value}]}, [fact])
+        for value, fact in ((NAN, "domains[1].kl is nan"), (-5, "domains[1].kl is -5"))
+    ),
+    *(
+        ({"worst": [QUALITY["worst"][0] | {"kl": value}]}, ["worst[0].kl"])
+        for value in (NAN, -1.0, INFINITE)
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "facts"), IMPOSSIBLE)
+def test_what_no_measurement_gives_is_refused(
+    change: dict[str, Any], facts: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "quality.json"
+    file.write_text(json.dumps(QUALITY))
+    read_quality(file)
+    file.write_text(json.dumps(QUALITY | change))
+    with raises_saying(EvaluationError, file, "no measurement gives", *facts):
+        read_quality(file)
+
+
+def test_a_model_that_is_broken_is_measured_all_the_same(tmp_path: Path) -> None:
+    """Beyond a mean of 700 nats, the perplexity is infinite."""
+    file = tmp_path / "quality.json"
+    file.write_text(json.dumps(GOOD | {"perplexity": INFINITE, "kl": 900.0}))
+    assert read_quality(file).perplexity == INFINITE
 
 
 @pytest.mark.parametrize(("text", "facts"), REFUSED)

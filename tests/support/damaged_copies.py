@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ders_core.files.writer import write_json
+from ders_core.packed.names import MANIFEST
+
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
@@ -21,6 +24,12 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
 def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_manifest(packed: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((packed / MANIFEST).read_text())
+    edit(manifest)
+    write_json(packed / MANIFEST, manifest)
 
 
 def edit_tensors(

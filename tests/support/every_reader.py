@@ -30,8 +30,8 @@ from ders_core.packed.patch import patch_problems
 from ders_core.pipeline.budget import settled
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.card import front_matter, read_card
+from ders_core.pipeline.given_quality import read_quality
 from ders_core.pipeline.plan import resolve
-from ders_core.pipeline.quality import read_quality
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe, load_recipe

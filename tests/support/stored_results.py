@@ -16,9 +16,12 @@ MEASURED = {
     "top1_agreement": 0.9,
     "routing_agreement": 0.8,
 }
-QUALITY = {
+QUALITY: dict[str, Any] = {
     **MEASURED,
-    "domains": [MEASURED | {"name": "code", "kl": 0.4}, MEASURED | {"name": "prose", "kl": 0.1}],
+    "domains": [
+        MEASURED | {"name": "code", "kl": 0.4, "kl_low": 0.35, "kl_high": 0.45},
+        MEASURED | {"name": "prose", "kl": 0.1, "kl_low": 0.05, "kl_high": 0.15},
+    ],
     "worst": [
         {
             "domain": "code",

@@ -21,6 +21,7 @@ from ders_core.evaluate.continuation import (
 from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.domains import Domain
 from ders_core.evaluate.evaluator import text_domains
+from ders_core.files.address import name_of
 from ders_core.files.checksum import file_checksum
 from ders_core.files.inputs import leave_out, unchanged_inputs
 from ders_core.files.json_object import read_json
@@ -105,7 +106,7 @@ def pilot(
     solver = Solver(scored, "bytes", friendly=wishes.friendly)
     curve = frontier(solver, *solver.sizes, SIZES)
     return Pilot(
-        name=checkpoint.path.name,
+        name=name_of(checkpoint.path),
         identity=checkpoint.identity,
         verdict=verdict,
         reason=reason,
