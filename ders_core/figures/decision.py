@@ -192,14 +192,12 @@ def _details(page: Page, one: Candidate) -> None:
     if one.outlook.text:
         page.paragraph(f"{one.outlook.text[0].upper()}{one.outlook.text[1:]}.")
     if one.groups:
-        page.html("<details><summary>Its groups</summary>")
         columns = ["layer", "projection", "codec", GAIN.short, NOISE.short, WEIGHT_ERROR.short]
-        page.table(columns, map(_group_row, one.groups))
-        page.html("</details>")
+        with page.fold("Its groups"):
+            page.table(columns, map(_group_row, one.groups))
     if one.quality is not None and one.quality.worst:
-        page.html("<details><summary>The tokens that changed most</summary>")
-        worst_tokens(page, one.quality)
-        page.html("</details>")
+        with page.fold("The tokens that changed most"):
+            worst_tokens(page, one.quality)
     page.folded("Its recipe", one.recipe)
 
 

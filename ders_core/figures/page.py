@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from itertools import count
 
@@ -56,6 +57,13 @@ class Page:
         self._parts.append(
             f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
         )
+
+    @contextmanager
+    def fold(self, summary: str) -> Iterator[None]:
+        """What the block adds is unfolded by a click."""
+        self._parts.append(f"<details><summary>{escape(summary)}</summary>")
+        yield
+        self._parts.append("</details>")
 
     def figure(self, figure: go.Figure) -> None:
         number = next(self._numbers)

@@ -95,9 +95,8 @@ def pilot_html(pilot: Pilot) -> str:
         page.html(_answers(pilot, number, asked))
     page.heading("Tokens that changed most")
     for point in pilot.points:
-        page.html(f"<details><summary>{escape(point.label)}</summary>")
-        worst_tokens(page, point.measured.quality)
-        page.html("</details>")
+        with page.fold(point.label):
+            worst_tokens(page, point.measured.quality)
     page.heading("How this was measured")
     page.paragraph(f"{pilot.reason} ({pilot.verdict})")
     page.paragraph(
