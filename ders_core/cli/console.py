@@ -84,8 +84,14 @@ def _lines(title: str) -> Callback:
 
 
 def print_json(value: Any) -> None:
-    """The output of `--json`."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """The output of `--json`. What would command a terminal or turn text around is written as
+    escapes of JSON, which mean the same."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print("".join(each if each.isprintable() or each == "\n" else _escaped(each) for each in text))
+
+
+def _escaped(char: str) -> str:
+    return json.dumps(char)[1:-1]
 
 
 def print_line(text: str) -> None:
