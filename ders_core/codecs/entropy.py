@@ -263,6 +263,11 @@ class Entropy(DeltaCodec):
             by_chance = self.rounding == "unbiased"
             exact = entries.deltas.matrix
             levels *= gain_factor(self.gain, exact, decoded, context, by_chance=by_chance)
+        if not levels.isfinite().all():
+            raise CodecError(
+                "these deltas are so large that a multiple of the step is more than float32 holds; "
+                "give them the codec `keep` or `lossless`"
+            )
         return entries.write(coded, levels)
 
     def decode(

@@ -131,3 +131,11 @@ def test_a_stream_of_another_shape_is_refused() -> None:
     for shape in ((20, 31), (0, 5), (4000, 4000)):
         with pytest.raises(CodecError, match="damaged"):
             codec.decode(parts, shape, context())
+
+
+def test_a_level_beyond_float32_is_refused_while_encoding() -> None:
+    """Not by whoever decodes: chance rounds the largest values up, to a multiple that overflows."""
+    largest = torch.finfo(torch.float32).max
+    delta = torch.linspace(-0.99, 0.99, 2048).view(32, 64) * largest
+    with pytest.raises(CodecError, match="float32"):
+        Entropy(bits=2, rounding="unbiased").encode(delta, context())
