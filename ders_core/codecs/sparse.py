@@ -351,5 +351,5 @@ class Sparse(DeltaCodec):
         selection = self._selection
         values = self._coder.decode(parts)[: selection.count(shape)]
         gain = self._decoding_gain(shape)
-        values = values if gain == 1 else values * gain
+        values = values if gain == 1 else values.mul_(gain)
         return values, selection.places(parts, shape, context.seed, values.device)
