@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from queue import SimpleQueue
 from typing import TypeVar
 
+from ders_core.checkpoint.piece_buffers import PieceBuffer, PinnedBuffer, Shape
+from ders_core.checkpoint.side_by_side import SideBySide
 from ders_core.checkpoint.stacks import MatrixStack
 from ders_core.compute.buffers import borrow
 from ders_core.compute.pieces import pieces
@@ -23,7 +24,6 @@ from ders_core.later import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
-Shape = tuple[int, ...]
 
 SLAB_BYTES = 32 << 20
 """Of all experts together: large reads for the disk, and little memory."""
@@ -33,9 +33,6 @@ CACHED_SLAB_BYTES = 8 << 20
 
 SLABS, MATRICES = 3, 2
 """How many pieces are in memory at once."""
-
-UNUSED = 3
-"""How many results of `each_matrix` wait at most for a caller that is busy."""
 
 
 def slabs(
@@ -117,7 +114,8 @@ def each_matrix(
 ) -> Generator[tuple[int, R], None, None]:
     """(expert, `use(expert, its weight)`), in order; weights and `seen` as of `matrices`.
 
-    use: must not keep the weight, whose memory the next expert takes. threads: how many experts
+    seen: of several threads, called while an expert is worked on already, or afterwards. use: must
+    not change or keep the weight, whose memory the next expert takes. threads: how many experts
     are worked on at once, each in a thread of its own whose operations run on one thread; with 1
     it is the caller's. On a GPU it must be 1. What has begun when the caller leaves is waited for.
     """
@@ -125,48 +123,22 @@ def each_matrix(
         for number, weight in matrices(stack, device, seen):
             yield number, use(number, weight)
         return
-    read, where, experts = _whole(stack, seen), torch.device(device), iter(range(stack.shape[0]))
-    use = in_this_mode(use)
-    running: deque[tuple[int, Future[_Buffer | None], Future[R]]] = deque()
-    free: SimpleQueue[_Buffer | None] = SimpleQueue()
-
-    def filled(expert: int) -> _Buffer | None:
-        buffer = free.get()
-        if buffer is not None:
-            buffer.fill(read, expert)
-        return buffer
-
-    def work(expert: int, reading: Future[_Buffer | None]) -> R:
-        buffer = reading.result()
-        assert buffer is not None
-        try:
-            return use(expert, buffer.take())
-        finally:
-            free.put(buffer)
-
+    assert torch.device(device).type == "cpu"
+    read, experts = _whole(stack, None), stack.shape[0]
     with (
         ExitStack() as memory,
         ThreadPoolExecutor(1, "read-ahead") as reader,
-        one_thread_each(threads, where) as pool,
+        one_thread_each(threads, torch.device(device)) as pool,
     ):
-        for _ in range(threads + 1):  # one is read while the others are worked on
-            free.put(_Buffer(stack.shape[1:], stack.dtype.torch, where, memory))
+        buffers = [  # one is read while the others are worked on
+            PieceBuffer(stack.shape[1:], stack.dtype.torch, torch.device(device), memory)
+            for _ in range(threads + 1)
+        ]
+        flow = SideBySide(read, in_this_mode(use), seen, buffers, reader, pool)
         try:
-            while True:
-                while len(running) < threads + UNUSED and (
-                    (expert := next(experts, None)) is not None
-                ):
-                    reading = reader.submit(filled, expert)
-                    running.append((expert, reading, pool.submit(work, expert, reading)))
-                if not running:
-                    return
-                first, _, worked = running.popleft()
-                yield first, worked.result()
+            yield from flow.each(experts, threads)
         finally:
-            for _, reading, worked in running:
-                reading.cancel()
-                worked.cancel()
-            free.put(None)  # to the reader, if it waits
+            flow.end()
 
 
 def _whole(
@@ -195,9 +167,9 @@ def _ahead(
 
     fill: returns the view of the memory that holds the piece. count: buffers.
     """
-    make = _Pinned if device.type == "cuda" else _Buffer
+    make = PinnedBuffer if device.type == "cuda" else PieceBuffer
     waiting = iter(items)
-    reading: deque[tuple[T, _Buffer, Future[None]]] = deque()
+    reading: deque[tuple[T, PieceBuffer, Future[None]]] = deque()
     with ExitStack() as memory, ThreadPoolExecutor(1, "read-ahead") as reader:
         free = deque(make(shape, dtype, device, memory) for _ in range(count))
         try:
@@ -215,57 +187,3 @@ def _ahead(
         finally:
             for _, _, future in reading:
                 future.cancel()
-
-
-class _Buffer:
-    """Memory for one piece."""
-
-    def __init__(
-        self, shape: Shape, dtype: torch.dtype, device: torch.device, memory: ExitStack
-    ) -> None:
-        self._host = self._filled = memory.enter_context(borrow(shape, dtype))
-
-    def fill(self, fill: Callable[[torch.Tensor, T], torch.Tensor], item: T) -> None:
-        """Read a piece; called in the reading thread."""
-        self._filled = fill(self._host, item)
-
-    def take(self) -> torch.Tensor:
-        """The piece, on the device."""
-        return self._filled
-
-    def give_back(self) -> None:
-        """The piece is not used any more."""
-
-
-class _Pinned(_Buffer):
-    """Pinned memory for one piece, copied to the GPU as soon as it is read."""
-
-    def __init__(
-        self, shape: Shape, dtype: torch.dtype, device: torch.device, memory: ExitStack
-    ) -> None:
-        with torch.inference_mode(False):  # the reading thread is not in that mode
-            self._host = self._filled = torch.empty(shape, dtype=dtype, pin_memory=True)
-            self._there = torch.empty(shape, dtype=dtype, device=device)
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._copied, self._used = torch.cuda.Event(), torch.cuda.Event()
-
-    def fill(self, fill: Callable[[torch.Tensor, T], torch.Tensor], item: T) -> None:
-        self._copied.synchronize()  # the piece before; an event never recorded is over
-        super().fill(fill, item)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(self._used)
-            self._on_device().copy_(self._filled, non_blocking=True)
-            self._copied.record(self._stream)
-
-    def take(self) -> torch.Tensor:
-        torch.cuda.current_stream(self._device).wait_event(self._copied)
-        return self._on_device()
-
-    def give_back(self) -> None:
-        """The next copy waits for the work on the piece that was queued so far."""
-        self._used.record(torch.cuda.current_stream(self._device))
-
-    def _on_device(self) -> torch.Tensor:
-        values = self._there.view(-1)[: self._filled.numel()]
-        return values.view(self._filled.shape)

@@ -275,6 +275,19 @@ class DeltaCodec(Codec):
         shape = (base.shape[0], base.shape[1])
         return combine(base, self.decode(parts, shape, context).to(base.device))
 
+    def unpack_with_rows(
+        self,
+        rows: slice,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ŵ as `unpack` gives it, and the decoded delta of some rows, which the sum with the base
+        has not rounded: float32 `[rows, in]`. Raises CodecError as `unpack` does."""
+        shape = (base.shape[0], base.shape[1])
+        delta = self.decode(parts, shape, context).to(base.device)
+        return combine(base, delta), delta[rows].clone()
+
     def unpack_as(
         self,
         dtype: torch.dtype,

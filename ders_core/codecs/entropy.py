@@ -290,6 +290,19 @@ class Entropy(DeltaCodec):
             return super().unpack(parts, base, context)
         return level_stream.read(stream, (base.shape[0], base.shape[1])).onto(base)
 
+    def unpack_with_rows(
+        self,
+        rows: slice,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        stream = parts["stream"]
+        if base.device.type != "cpu" or not level_stream.is_one(stream):
+            return super().unpack_with_rows(rows, parts, base, context)
+        entries = level_stream.read(stream, (base.shape[0], base.shape[1]))
+        return entries.onto(base), entries.matrix(rows)
+
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:

@@ -21,12 +21,13 @@ from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors
 from ders_core.codecs.fitting.gptq import compensated
-from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
+from ders_core.codecs.fitting.levels import Levels, learnt, levels_of, uniform
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
-from ders_core.codecs.fitting.tunable_codes import FULL_SCALE, tunable_codes
+from ders_core.codecs.fitting.shares import from_shares, in_shares
+from ders_core.codecs.fitting.tunable_codes import tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
@@ -192,6 +193,16 @@ class Quantized(DeltaCodec):
     ) -> torch.Tensor:
         return self._decoded(parts, base.shape[1], base)
 
+    def unpack_with_rows(
+        self,
+        rows: slice,
+        parts: Mapping[str, torch.Tensor],
+        base: torch.Tensor,
+        context: EncodeContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        width = base.shape[1]
+        return self._decoded(parts, width, base), self._decoded(parts, width, None, rows)
+
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         parts = self._encoded(delta, context)
         if self.gain != "auto":
@@ -315,26 +326,20 @@ class Quantized(DeltaCodec):
             pack_piece(codes.view(-1), self.bits, packed, begin, count)
 
     def _decoded(
-        self, parts: Mapping[str, torch.Tensor], width: int, base: torch.Tensor | None
+        self,
+        parts: Mapping[str, torch.Tensor],
+        width: int,
+        base: torch.Tensor | None,
+        rows: slice = slice(None),
     ) -> torch.Tensor:
         """base + delta in the base's dtype, or without a base the delta in float32."""
         levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
         lines, blocks = self._lines(parts), self._blocks(width)
-        return decoded(parts["codes"], self.bits, lines, levels, blocks, base)
+        return decoded(parts["codes"], self.bits, lines, levels, blocks, base, rows)
 
     def _fixed_levels(self) -> Levels | None:
         """The levels, None where they are learnt."""
-        match self.grid:
-            case "uniform":
-                return uniform(2 ** (self.bits or 0))
-            case "affine":
-                return uniform(2 ** (self.bits or 0), centred=False)
-            case "ternary":
-                return ternary()
-            case "normal":
-                return normal(self.bits or 0)
-            case _:
-                return None
+        return None if self.grid == "learned" else levels_of(self.grid, self.bits)
 
     def _row_chunks(self, shape: tuple[int, int], device: torch.device) -> list[slice]:
         """Rows in pieces, whose codes fill whole bytes; for a matrix without rows one empty
@@ -376,22 +381,14 @@ class Quantized(DeltaCodec):
 
     def _stored(self, lines: Lines, dtype: torch.dtype) -> Parts:
         """The parts that hold these scales and offsets."""
-        scales = lines.scale
         parts: Parts = {} if lines.offset is None else {"offsets": lines.offset.to(dtype)}
         if self.scale_bits == 16:
-            return {"scales": scales.to(dtype), **parts}
-        tops = scales.amax(1) if scales.shape[1] else scales.new_zeros(len(scales))
-        stored = tops.to(dtype)
-        top = torch.where(stored > 0, stored.float(), 1.0).unsqueeze(1)
-        shares = (scales / top * FULL_SCALE).round_().clamp_(0, FULL_SCALE)
-        shares = torch.where(scales > 0, shares.clamp_min(1), shares)
-        return {"scales": shares.to(torch.uint8), "tops": stored, **parts}
+            return {"scales": lines.scale.to(dtype), **parts}
+        return {**in_shares(lines.scale, dtype), **parts}
 
     def _lines(self, parts: Mapping[str, torch.Tensor]) -> Lines:
         """Scales and offsets as stored."""
-        scales = parts["scales"].float()
-        if self.scale_bits == 8:
-            scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(-1)
+        scales = from_shares(parts) if self.scale_bits == 8 else parts["scales"].float()
         return Lines(scales, parts["offsets"].float() if self.grid == "affine" else None)
 
 

@@ -55,6 +55,16 @@ def one_thread() -> Iterator[None]:
         _given.threads = before
 
 
+@contextmanager
+def shared_out_to(count: int) -> Iterator[None]:
+    """In a thread of `one_thread_each`: let work be shared out to so many."""
+    before, _given.threads = _given.threads, count
+    try:
+        yield
+    finally:
+        _given.threads = before
+
+
 def available_threads() -> int:
     """How many threads work may be shared out to, in this thread."""
     return max(_given.threads, torch.get_num_threads())

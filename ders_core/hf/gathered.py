@@ -22,7 +22,7 @@ from ders_core.compute.buffers import lasting
 from ders_core.compute.pools import in_order
 from ders_core.compute.threads import in_this_mode, side_by_side, threads_for
 from ders_core.hf.lazy import Postponed, postponed
-from ders_core.pipeline.synthesize import WORKING_BYTES_A_WEIGHT
+from ders_core.packed.assembler import WORKING_BYTES_A_WEIGHT
 
 Experts = Mapping[str, Sequence[Postponed]]
 """Source pattern -> the tensor of one expert after another."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ders_core.checkpoint.axes import EXPERT
 from ders_core.checkpoint.quantized import QuantizedWeight
 from ders_core.compute.buffers import fresh
+from ders_core.compute.pools import in_order
+from ders_core.compute.threads import in_this_mode, side_by_side, threads_for
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 from ders_core.packed.matrices import PackedMatrices
 from ders_core.packed.reassembly import Assembled, Member
+
+WORKING_BYTES_A_WEIGHT = 10
+"""What synthesizing an expert holds at most, with the expert itself."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,20 @@ class Assembler:
         if len(tensor.members) == 1 and member.slot.is_contiguous:
             return self.matrix(member, device).reshape(spec.shape)
         flat = fresh((math.prod(spec.shape),), spec.dtype.torch, device)
-        for member in tensor.members:
-            member.slot.view(flat).copy_(self.matrix(member, device))
+        self._fill(flat, tensor.members, torch.device(device))
         return flat.view(spec.shape)
+
+    def _fill(self, flat: torch.Tensor, members: Sequence[Member], device: torch.device) -> None:
+        """Put each member into its place, several side by side."""
+
+        def put(member: Member) -> None:
+            member.slot.view(flat).copy_(self.matrix(member, device))
+
+        held = WORKING_BYTES_A_WEIGHT * max(math.prod(member.slot.shape) for member in members)
+        threads = threads_for(len(members), held, device)
+        with side_by_side(device, threads) as pool:
+            for _ in in_order(pool, in_this_mode(put), members, 2 * threads):
+                pass
 
     def matrix(self, member: Member, device: torch.device | str = "cpu") -> torch.Tensor:
         """A member's Ŵ_i `[out, in]`, or its bias `[out, 1]`."""

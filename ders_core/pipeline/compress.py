@@ -40,6 +40,7 @@ from ders_core.packed.writer import PackedContents, finish_packed, write_packed
 from ders_core.pipeline.budget import missed, settle
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
+from ders_core.pipeline.next_base import bases_ahead
 from ders_core.pipeline.plan import (
     Key,
     Plan,
@@ -228,8 +229,9 @@ def _encode_groups(
     meter.at(meter.done + plan.bytes_before - encoding, f"{what} to encode")
     if tasks:
         source.stack(tasks[0].key).read_ahead()  # of the others, each is read ahead by one before
-    for report in runner(encode, tasks):
-        meter.advance(report.bytes_before, f"encoded {report.title} ({report.codec})")
+    with bases_ahead():
+        for report in runner(encode, tasks):
+            meter.advance(report.bytes_before, f"encoded {report.title} ({report.codec})")
 
 
 def _places(

@@ -13,7 +13,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTens
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
-from ders_core.compute.threads import one_thread, threads_for
+from ders_core.compute.threads import available_threads, one_thread, threads_for
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.files.cache import opened
@@ -26,6 +26,7 @@ from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
+from ders_core.pipeline.next_base import next_base
 from ders_core.pipeline.notes import note_of, write_note
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.plan import Key, base_form, stack_of
@@ -110,7 +111,6 @@ def _encoded(
     """The best encoding, and the errors of others (see `_best`). digest: gets the weights once."""
     recipe = task.recipe
     calibration = Calibration.open(recipe.calibration) if recipe.calibration else None
-    ahead = checkpoint.stack(task.ahead) if task.ahead is not None else None
     if isinstance(stack, OtherTensor):
         codec = GroupCodec.same(recipe.codec_of_tensor(stack), stack.shape[0])
         known, form = tensor_knowledge(stack, calibration), None
@@ -124,12 +124,17 @@ def _encoded(
             stack, calibration, task.removal, task.groups, recipe.base.is_stored
         )
         form = base_form(recipe, stack)
-        context = BaseContext(task.device, calibration.tokens_per_expert if calibration else None)
-        tried = recipe.base.decompositions(stack, context)
+        following = next_base()
+        begun = following.take(_group_of(task, task.key)) if following is not None else None
+        tried = begun or _decompositions(stack, recipe, task.device, calibration)
     known = known.on(task.device)
     encoder = Encoder.of(recipe, codec, form, known, _threads(stack, codec, task.device))
     placed = PlacedGroup(stack.prefix, task.places) if task.places is not None else None
-    best, others = _best(_each(tried, encoder, ahead, digest, placed))
+    ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)
+    seen: Callable[[torch.Tensor], None] = digest.add
+    if isinstance(ahead, ExpertGroup) and encoder.threads > 1:
+        seen = _and_begin(ahead, task, calibration, digest, stack.shape[0])
+    best, others = _best(_each(tried, encoder, ahead, seen, placed))
     return (
         _or_none(best, others, stack, encoder, task) if recipe.base.is_optional else (best, others)
     )
@@ -155,6 +160,44 @@ def _or_none(
     return plain, others | {best.base: best.errors[1]}
 
 
+def _decompositions(
+    group: ExpertGroup, recipe: Recipe, device: str, calibration: Calibration | None
+) -> Iterator[tuple[str, Decomposition]]:
+    context = BaseContext(device, calibration.tokens_per_expert if calibration else None)
+    return recipe.base.decompositions(group, context)
+
+
+def _group_of(task: EncodeTask, key: Key) -> object:
+    """What stands for a group that is decomposed as this task says."""
+    return task.source, task.recipe, key, task.device
+
+
+def _and_begin(
+    ahead: ExpertGroup,
+    task: EncodeTask,
+    calibration: Calibration | None,
+    digest: WeightsDigest,
+    count: int,
+) -> Callable[[torch.Tensor], None]:
+    """What gives the digest a matrix, and begins with the group ahead at the last one of `count`,
+    if that comes next in this thread."""
+    following, threads, seen = next_base(), available_threads(), 0
+    codec = task.recipe.group_codec(*ahead.key, ahead.shape[0])
+
+    def add(matrix: torch.Tensor) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == count and following is not None and not codec.keeps:
+            following.begin(
+                _group_of(task, ahead.key),
+                lambda: _decompositions(ahead, task.recipe, task.device, calibration),
+                threads,
+            )
+        digest.add(matrix)
+
+    return add
+
+
 def _threads(stack: MatrixStack, codec: GroupCodec, device: str) -> int:
     count, out, width = stack.shape
     return threads_for(count, codec.working_bytes * out * width, torch.device(device))
@@ -164,11 +207,11 @@ def _each(
     tried: Iterator[tuple[str, Decomposition]],
     encoder: Encoder,
     ahead: MatrixStack | None,
-    digest: WeightsDigest,
+    seen: Callable[[torch.Tensor], None] | None,
     placed: PlacedGroup | None,
 ) -> Iterator[Encoding]:
-    """The stack against each base that is offered. ahead: read while it is encoded."""
-    seen: Callable[[torch.Tensor], None] | None = digest.add
+    """The stack against each base that is offered. ahead: read while it is encoded. seen: called
+    with each matrix once."""
     for name, decomposition in tried:
         if ahead is not None:
             ahead.read_ahead()

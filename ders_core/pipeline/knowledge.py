@@ -10,8 +10,8 @@ from ders_core.checkpoint import ExpertGroup, MatrixStack, OtherTensor
 from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
+from ders_core.codecs.fitting.codes import TOGETHER
 from ders_core.codecs.synthesis import combine, difference
-from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
 from ders_core.pipeline.believed import believed
@@ -24,6 +24,10 @@ Shared = Callable[[Sequence[int]], "Curvature | None"]
 OUTPUT_ROWS = 1024
 """Rows of a matrix by which the error of its outputs is judged, if it has more: products of all of
 them with full moments take longer than rounding that makes up for errors."""
+
+PROBED_ROWS = 1000
+"""Rows of a matrix by which what rounding does is judged, if it has more: of all of them the sum in
+float32 would take twice as much memory as the matrix."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +182,15 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class Probe:
-    """‖Ŵ−W‖² of some experts, rounded to the dtype of the weights, and before that."""
+    """‖Ŵ−W‖² of some rows of some experts, rounded to the dtype of the weights, and before that."""
 
     rounded: float = 0.0
     unrounded: float = 0.0
+
+    @classmethod
+    def of(cls, synthesized: torch.Tensor, unrounded: torch.Tensor, weight: torch.Tensor) -> Probe:
+        """Of the same rows: Ŵ and W as they are stored, and between them Ŵ in float32."""
+        return cls(compare(synthesized, weight).error, compare(unrounded, weight.float()).error)
 
     def __add__(self, other: Probe) -> Probe:
         return Probe(self.rounded + other.rounded, self.unrounded + other.unrounded)
@@ -259,13 +268,19 @@ def encode_expert(
     of `Knowledge`; moments, shrinks: as of `Knowledge`. origin: what the delta is taken against, if
     it is not the base that it will be added to; then costs are those of the delta alone.
     rounded_from: that base, in float32 if the delta does not know its rounding, to measure what
-    rounding does; None: not measured. Raises CodecError."""
+    rounding does to PROBED_ROWS; None: not measured. Raises CodecError."""
     start = base if origin is None or not isinstance(codec, DeltaCodec) else origin
     parts = codec.pack(weight, start, context)
-    before: float | None = None
+    probe = Probe()
     if rounded_from is not None and isinstance(codec, DeltaCodec):
-        before = _unrounded(codec, parts, rounded_from, weight, context)
-    judged = synthesized = codec.unpack(parts, base, context)
+        rows = _probed_rows(len(weight))
+        synthesized, delta = codec.unpack_with_rows(rows, parts, base, context)
+        probe = Probe.of(
+            synthesized[rows], combine(rounded_from[rows].float(), delta), weight[rows]
+        )
+    else:
+        synthesized = codec.unpack(parts, base, context)
+    judged = synthesized
     squares = own = compare(synthesized, weight, base)
     if start is not base:
         judged = codec.unpack(parts, start, context)
@@ -285,7 +300,6 @@ def encode_expert(
         noise.sub_(delta, alpha=kept)
         noise_cost = charge.cost(noise, context.moments)
         router_noise = router.cost(noise, context.moments) if router is not None else 0.0
-    probe = Probe() if before is None else Probe(squares.error, before)
     losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe, correlated)
     return EncodedExpert(parts, losses)
 
@@ -297,17 +311,7 @@ def _few_rows(weight: torch.Tensor, moments: torch.Tensor) -> torch.Tensor | sli
     return torch.arange(OUTPUT_ROWS, device=weight.device) * len(weight) // OUTPUT_ROWS
 
 
-def _unrounded(
-    codec: DeltaCodec,
-    parts: Parts,
-    base: torch.Tensor,
-    weight: torch.Tensor,
-    context: EncodeContext,
-) -> float:
-    """‖Ŵ−W‖² of the sum in float32, which is not rounded to the dtype of the weight. Only the delta
-    is whole in float32."""
-    delta = codec.decode(parts, (base.shape[0], base.shape[1]), context).to(base.device)
-    squares = Squares()
-    for rows in row_pieces(weight.shape, chunk_values(weight.device)):
-        squares += compare(combine(base[rows].float(), delta[rows]), weight[rows].float())
-    return squares.error
+def _probed_rows(count: int) -> slice:
+    """PROBED_ROWS from the middle of so many, or all."""
+    first = max(count - PROBED_ROWS, 0) // 2 // TOGETHER * TOGETHER
+    return slice(first, min(first + PROBED_ROWS, count))

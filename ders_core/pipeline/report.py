@@ -49,8 +49,8 @@ class ReportEntry:
     """How the base itself is coded."""
     rounding: float | None = None
     """The share of ‖Ŵ−W‖² that is rounding to the dtype of the weights, which loading in float32
-    leaves out, measured at one expert of each codec; below 0 where rounding brings weights nearer
-    to the original. None in reports of earlier versions."""
+    leaves out, measured at some rows of one expert of each codec; below 0 where rounding brings
+    weights nearer to the original. None in reports of earlier versions."""
 
     effective_gain: float | None = None
     """The gain by which what is missing of the deltas is predicted to cost, see

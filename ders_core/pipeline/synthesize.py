@@ -28,12 +28,9 @@ from ders_core.files.writer import (
     write_text,
 )
 from ders_core.later import torch
-from ders_core.packed.assembler import Assembler
+from ders_core.packed.assembler import WORKING_BYTES_A_WEIGHT, Assembler
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.original_form import OriginalForm
-
-WORKING_BYTES_A_WEIGHT = 10
-"""What synthesizing an expert holds at most, with the expert itself."""
 
 
 @unchanged_inputs()

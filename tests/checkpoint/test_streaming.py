@@ -136,7 +136,7 @@ def test_stopping_early_ends_the_reading_thread(
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_experts_are_worked_on_side_by_side_in_order(tmp_path: Path, threads: int) -> None:
-    """While one is worked on, nothing is read over it, and no more than asked for are."""
+    """While one is worked on or shown, nothing is read over it, and no more than asked for are."""
     weights = np.arange(20 * 6 * 5, dtype=np.float32).reshape(20, 6, 5)
     group = group_of(tmp_path / "a.safetensors", weights)
     lock, busy, most, memory = threading.Lock(), 0, 0, set()
@@ -155,11 +155,40 @@ def test_experts_are_worked_on_side_by_side_in_order(tmp_path: Path, threads: in
             busy -= 1
         return float(weight.sum())
 
-    flow = each_matrix(group, work, threads, seen=lambda weight: hashed.append(float(weight[0, 0])))
+    def show(weight: torch.Tensor) -> None:
+        time.sleep(0.002)
+        hashed.append(float(weight[0, 0]))
+
+    flow = each_matrix(group, work, threads, seen=show)
     assert list(flow) == [(k, float(weights[k].sum())) for k in range(20)]
     assert hashed == [float(weights[k, 0, 0]) for k in range(20)]
     assert most <= threads
     assert len(memory) <= threads + 1
+
+
+def test_experts_are_shown_while_they_are_worked_on(tmp_path: Path) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((9, 8, 4), np.float32))
+    begun = [threading.Event() for _ in range(9)]
+    in_time: list[bool] = []
+
+    def show(weight: torch.Tensor) -> None:
+        in_time.append(begun[len(in_time)].wait(60))
+
+    list(each_matrix(group, lambda expert, weight: begun[expert].set(), 2, seen=show))
+    assert in_time == [True] * 9
+
+
+def test_what_fails_while_it_is_shown_is_raised(tmp_path: Path) -> None:
+    group = group_of(tmp_path / "a.safetensors", np.zeros((9, 8, 4), np.float32))
+    shown: list[int] = []
+
+    def show(weight: torch.Tensor) -> None:
+        shown.append(len(shown))
+        if len(shown) == 4:
+            raise ArithmeticError("the fourth")
+
+    with pytest.raises(ArithmeticError, match="the fourth"):
+        list(each_matrix(group, lambda expert, weight: None, 2, seen=show))
 
 
 def test_an_expert_that_fails_ends_the_others(tmp_path: Path) -> None:

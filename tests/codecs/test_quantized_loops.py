@@ -79,6 +79,21 @@ def blocks(seed: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
 KINDS = ("usual", "grid", "outliers", "zeros", "extremes")
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_eight_blocks_at_once(bits: int, size: int) -> None:
+    """Each gets the scale that it gets alone, and that of plain torch: of usual, coarse, empty and
+    nearly empty blocks, of any magnitude."""
+    values = gauss((21, size), bits, 1.0) * 10.0 ** gauss((21, 1), size, 5.0)
+    values[3], values[5, 2:], values[6:9] = 0.0, 0.0, values[6:9].sign()
+    values[9:14] = (gauss((5, size), 9, 2.0)).round()
+    levels = uniform(2**bits)
+    found = scales.best_scales(values, None, levels)
+    alone = torch.cat([scales.best_scales(block, None, levels) for block in values.split(1)])
+    assert torch.equal(found, alone)
+    assert torch.equal(found, plainly(lambda: scales.best_scales(values, None, levels)))
+
+
 @pytest.mark.parametrize("levels", LEVELS, ids=lambda levels: f"{levels.count}-{levels.uniform}")
 @settings(deadline=None, max_examples=400 if LONG else 12)
 @given(

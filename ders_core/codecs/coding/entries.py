@@ -50,17 +50,18 @@ class CodedEntries:
                 raise damaged()
         return entries
 
-    def matrix(self) -> torch.Tensor:
-        """All of them: float32 `[out, in]` on the CPU."""
+    def matrix(self, rows: slice = slice(None)) -> torch.Tensor:
+        """All of them, or some rows, step 1: float32 `[rows, in]` on the CPU."""
         out, width = self.arrangement.shape
+        first, last, _ = rows.indices(out)
         if not self.sections:
-            return torch.zeros(out, width)
+            return torch.zeros(last - first, width)
         if not kernels.takes():
-            return self._plainly()
+            return self._plainly()[rows]
         from ders_core.compute.kernels import arranged
 
-        delta = fresh((out, width), torch.float32)
-        arranged.expand(self._as_loops_take_it(), delta.numpy())
+        delta = fresh((last - first, width), torch.float32)
+        arranged.expand(self._as_loops_take_it(first), delta.numpy())
         return delta
 
     def numbers(self) -> torch.Tensor:
@@ -114,34 +115,39 @@ class CodedEntries:
         matrix = torch.from_numpy(self.arrangement.scattered(values))
         return matrix if self.steps is None else self.steps.multiply_(matrix)
 
-    def _as_loops_take_it(self) -> tuple[Any, ...]:
-        """See `compute.kernels.arranged.expand_row`."""
+    def _as_loops_take_it(self, first: int = 0) -> tuple[Any, ...]:
+        """See `compute.kernels.arranged.expand_row`; from the row `first` on."""
         out, width = self.arrangement.shape
+        passed = self.arrangement.before[first] - self.arrangement.before[0]
         ones = np.ones(out, np.float32), np.ones(width, np.float32)
         row_steps, column_steps = ones if self.steps is None else self.steps.factors()
         dense, dense_sizes, run_sizes = [], [], []
         others = [np.zeros(1, np.uint16)]
         end = np.array([np.iinfo(np.int64).max])
         places = [end]
-        for section in self.sections:
+        before = []  # of what each section has
+        for section, count in zip(self.sections, passed.tolist(), strict=True):
             dense.append(section.places is None)
+            before.append(
+                count if section.places is None else int(np.searchsorted(section.places, count))
+            )
             dense_sizes.append(len(section.symbols) if section.places is None else 0)
             run_sizes.append(0 if section.places is None else len(section.places) + 1)
             if section.places is not None:
                 places += [section.places, end]
                 others += [section.symbols, np.zeros(1, np.uint16)]
-        at = np.where(dense, _begins(dense_sizes), 1 + _begins(run_sizes))
+        at = np.where(dense, _begins(dense_sizes), 1 + _begins(run_sizes)) + np.array(before)
         return (
             self.arrangement.order,
             self.arrangement.edges,
-            self.arrangement.kinds,
-            row_steps,
+            self.arrangement.kinds[first:],
+            row_steps[first:],
             column_steps[self.arrangement.order],
             self.levels,
             self.levels[self.common],
             np.array(dense),
             at,
-            np.zeros(len(dense), dtype=np.int64),
+            passed,
             self.symbols,
             np.concatenate(places),
             np.concatenate(others),

@@ -25,6 +25,9 @@ from ders_core.later import np, torch
 CHUNK = 1 << 19
 """Values at a time on the CPU: many for the cost of a call, few for a matrix."""
 
+TOGETHER = 40
+"""Codes of so many rows fill whole bytes, in bits or trits and of any width."""
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -118,23 +121,31 @@ def decoded(
     levels: Levels,
     blocks: Blocks,
     base: torch.Tensor | None,
+    chosen: slice = slice(None),
 ) -> torch.Tensor:
     """base + s·L[q] (+ z), added in float32, in the base's dtype: `[out, in]`; without a base, in
     float32.
 
-    packed: the codes of the matrix. bits: of a code; None for trits. Raises CodecError for bytes
-    that hold no trits.
+    packed: the codes of the matrix. bits: of a code; None for trits. chosen: of which rows, step 1;
+    the base has these. Raises CodecError for bytes that hold no trits.
     """
     shape = (lines.scale.shape[0], blocks.width)
     count = shape[0] * shape[1]
+    first, last, _ = chosen.indices(shape[0])
+    lines = lines.of_rows(chosen)
     if base is None:
-        out = fresh(shape, torch.float32, packed.device)
+        out = fresh((last - first, shape[1]), torch.float32, packed.device)
     else:
-        out = fresh(shape, base.dtype, base.device)
+        out = fresh(base.shape, base.dtype, base.device)
     stored = (out,) if base is None else (out, base)
     needed = packed_trits_bytes(count) if bits is None else packed_bytes(count, bits)
     is_whole = packed.numel() == needed and lines.scale.shape[1] == blocks.count
-    if is_whole and kernels.takes_stored(*stored) and kernels.takes(packed, *lines.tensors):
+    if (
+        is_whole
+        and first % TOGETHER == 0
+        and kernels.takes_stored(*stored)
+        and kernels.takes(packed, *lines.tensors)
+    ):
         from ders_core.compute.kernels import codes as loops
 
         if bits is None:
@@ -143,7 +154,7 @@ def decoded(
         loops.decode(
             packed.numpy(),
             bits or 0,
-            0,
+            first,
             packed_bytes(count, 1),
             blocks.size,
             *lines.arrays,
@@ -154,8 +165,8 @@ def decoded(
             kernels.bits(out),
         )
         return out
-    codes = unpacked(packed, bits, shape)
-    for rows in row_pieces(shape, chunk_values(packed.device, CHUNK)):
+    codes = unpacked(packed, bits, shape)[chosen]
+    for rows in row_pieces(out.shape, chunk_values(packed.device, CHUNK)):
         here = lines.of_rows(rows)
         delta = blocks.split(levels.at(codes[rows])).mul_(here.scale.unsqueeze(-1))
         if here.offset is not None:

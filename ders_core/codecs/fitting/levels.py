@@ -167,6 +167,13 @@ def normal(bits: int) -> Levels:
     return Levels(torch.tensor(rounded, dtype=torch.float32), uniform=False)
 
 
+def levels_of(grid: str, bits: int | None) -> Levels:
+    """Of a grid of `Quantized` that is not learnt. bits: None for the ternary one."""
+    if bits is None:
+        return ternary()
+    return normal(bits) if grid == "normal" else uniform(2**bits, centred=grid != "affine")
+
+
 def learnt(values: torch.Tensor, bits: int, weights: torch.Tensor | None = None) -> torch.Tensor:
     """2^bits levels with the least squared error for `values` themselves: float32, ascending.
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import unpacked
 from ders_core.codecs.fitting.levels import Levels
+from ders_core.codecs.fitting.shares import FULL_SCALE
 from ders_core.codecs.tunable import Tunable, TunedKind, Values
 from ders_core.later import torch
-
-FULL_SCALE = 255
-"""The largest scale in 8 bits: a row's `tops`."""
 
 
 def tunable_codes(

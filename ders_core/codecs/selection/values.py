@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.tunable import Tunable
+from ders_core.compute.buffers import fresh
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -32,7 +33,8 @@ class ValueCoder(ABC):
 
     @abstractmethod
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The values, float32 `[n]`; beyond the first `count` there may be padding."""
+        """The values, float32 `[n]`, in memory of their own; beyond the first `count` there may be
+        padding."""
 
     @abstractmethod
     def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
@@ -46,13 +48,14 @@ class PlainValues(ValueCoder):
         return {"values": TensorSpec(dtype, (count,))}
 
     def encode(self, values: torch.Tensor, context: EncodeContext) -> Parts:
-        return {"values": values.to(context.dtype)}
+        return {"values": fresh(values.shape, context.dtype, values.device).copy_(values)}
 
     def scaled(self, parts: Parts, factor: float) -> Parts:
         return {"values": (parts["values"].float() * factor).to(parts["values"].dtype)}
 
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return parts["values"].float()
+        values = parts["values"]
+        return fresh(values.shape, torch.float32, values.device).copy_(values)
 
     def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
         kept = {"values": parts["values"]}

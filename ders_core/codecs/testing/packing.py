@@ -52,7 +52,7 @@ def check_packing(
 
     Inputs stay as they are, parts are as promised and the same each time, Ŵ has the dtype and shape
     of the base and is finite; a codec of deltas gives W_base + F(W − W_base), rounded once, to any
-    dtype; a lossless one gives W.
+    dtype, and F of some rows; a lossless one gives W.
     """
     shape = (weight.shape[0], weight.shape[1])
     before = weight.clone(), base.clone()
@@ -78,6 +78,10 @@ def check_packing(
         total = decoded + base.float()
         assert same_bits(restored, total.to(base.dtype))
         assert same_bits(codec.unpack_as(torch.float32, parts, base, plain), total)
+        for rows in (slice(None), slice(shape[0] // 3, 2 * shape[0] // 3)):
+            again, some = codec.unpack_with_rows(rows, parts, base, plain)
+            assert same_bits(again, restored)
+            assert same_bits(some, decoded[rows])
     return parts, restored
 
 

@@ -34,7 +34,7 @@ SIZES = (32, 64, 128, 256)
 _VECTOR = ir.VectorType(FLOAT, LANES)
 
 
-class _Block:
+class Block:
     """What the terms of a sum are made of. numbers: those that the loop hands over, as vectors."""
 
     def __init__(self, builder: Any, values: Any, weights: Any, numbers: Sequence[Any]) -> None:
@@ -81,7 +81,7 @@ def _rounded_down(builder: Any, vector: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [vector])
 
 
-Terms = Callable[[_Block, int], Sequence[Any]]
+Terms = Callable[[Block, int], Sequence[Any]]
 """The terms, a vector of each sum, of the values with a number of vectors before them."""
 
 
@@ -102,7 +102,7 @@ def _sums(terms: Terms, numbers: int, sums: int = 1, *, of_largest: bool = False
             join = partial(larger, builder) if of_largest else builder.fadd
 
             def fill(count: int, data: Any) -> None:
-                block = _Block(builder, of_values, data, vectors)
+                block = Block(builder, of_values, data, vectors)
                 totals = halved(builder, count // LANES, partial(terms, block), join)
                 for total, result in zip(totals, results, strict=True):
                     builder.store(total, result)
@@ -126,7 +126,8 @@ def _sums(terms: Terms, numbers: int, sums: int = 1, *, of_largest: bool = False
     return intrinsic(of_block)
 
 
-def _seen(block: _Block, number: int) -> Sequence[Any]:
+def seen(block: Block, number: int) -> Sequence[Any]:
+    """|v| of those whose weight is above 0."""
     size, weight, nought = (
         magnitude(block.builder, block.value(number)),
         block.weight(number),
@@ -134,43 +135,46 @@ def _seen(block: _Block, number: int) -> Sequence[Any]:
     )
     if weight is None:
         return [size]
-    is_seen = block.builder.fcmp_ordered(">", weight, nought)
-    return [block.builder.select(is_seen, size, nought)]
+    isseen = block.builder.fcmp_ordered(">", weight, nought)
+    return [block.builder.select(isseen, size, nought)]
 
 
-def _magnitudes(block: _Block, number: int) -> Sequence[Any]:
+def _magnitudes(block: Block, number: int) -> Sequence[Any]:
     return [block.weighed(magnitude(block.builder, block.value(number)), number)]
 
 
-def _squares(block: _Block, number: int) -> Sequence[Any]:
+def squares_of(block: Block, number: int) -> Sequence[Any]:
+    """w·v²."""
     value = block.value(number)
     return [block.weighed(block.builder.fmul(value, value), number)]
 
 
-def _errors(block: _Block, number: int) -> Sequence[Any]:
+def errors_of(block: Block, number: int) -> Sequence[Any]:
+    """w·(v − scale·L)²."""
     value, builder = block.value(number), block.builder
     error = builder.fsub(value, builder.fmul(block.level(value), block.numbers[0]))
     return [block.weighed(builder.fmul(error, error), number)]
 
 
-def _products(block: _Block, number: int) -> Sequence[Any]:
+def products_of(block: Block, number: int) -> Sequence[Any]:
+    """w·v·L and w·L²."""
     value, builder = block.value(number), block.builder
     level = block.level(value)
     weighed = block.weighed(level, number)
     return [builder.fmul(value, weighed), builder.fmul(level, weighed)]
 
 
-largest_magnitude = _sums(_seen, 0, of_largest=True)
+largest_magnitude = _sums(seen, 0, of_largest=True)
 """max |v| of the values whose weight is above 0."""
 
 sum_magnitudes = _sums(_magnitudes, 0)
 """Σ w·|v|."""
 
-sum_squares = _sums(_squares, 0)
+sum_squares = _sums(squares_of, 0)
 """Σ w·v²."""
 
-squared_error = _sums(_errors, 4)
+squared_error = _sums(errors_of, 4)
 """Σ w·(v − scale·L)². numbers: the scale, and those of `level`."""
 
-sum_products = _sums(_products, 3, 2)
+sum_products = _sums(products_of, 3, 2)
 """Σ w·v·L and Σ w·L². numbers: those of `level`."""

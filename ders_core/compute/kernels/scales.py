@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ders_core.compute.kernels.eight_blocks import BLOCKS, best_scales_of_eight
 from ders_core.compute.kernels.even_levels import (
     SIZES,
     largest_magnitude,
@@ -109,7 +110,25 @@ def best_scales(
         terms[:] = heavy
         totals[number] = max(halved_apart(terms, padded), tiny)
     one, zero = np.float32(1), np.float32(0)
-    for block in range(count):
+    together = count // BLOCKS * BLOCKS  # so many are done eight at once
+    if not is_quick or is_one_magnitude or is_weighed:
+        together = 0
+    values = np.empty(BLOCKS * size if together else 0, np.float32)
+    for block in range(0, together, BLOCKS):
+        best_scales_of_eight(
+            blocks[block : block + BLOCKS],
+            table,
+            shrinks,
+            spreads,
+            gaussian,
+            reach,
+            caution,
+            tiny,
+            refinements,
+            values,
+            scales[block : block + BLOCKS],
+        )
+    for block in range(together, count):
         if is_weighed:
             heavy[:size] = weights[block % weights.shape[0]]
             total = totals[block % weights.shape[0]]

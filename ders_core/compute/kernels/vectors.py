@@ -32,6 +32,27 @@ def store(builder: Any, vector: Any, data: Any, place: Any) -> None:
     builder.store(vector, _at(builder, data, place, vector.type), align=4)
 
 
+def transposed(builder: Any, rows: Sequence[Any]) -> Sequence[Any]:
+    """As many vectors as each has lanes, a power of two: the first lanes of all of them, and so
+    on."""
+    apart = len(rows) // 2
+    while apart:
+        swapped = list(rows)
+        for number in range(len(rows)):
+            if number & apart:
+                continue
+            lower, upper = rows[number], rows[number + apart]
+            for place, shift in ((number, 0), (number + apart, apart)):
+                lanes = [
+                    len(rows) + lane - apart + shift if lane & apart else lane + shift
+                    for lane in range(len(rows))
+                ]
+                mask = ir.Constant(ir.VectorType(_LANE, len(rows)), lanes)
+                swapped[place] = builder.shuffle_vector(lower, upper, mask)
+        rows, apart = swapped, apart // 2
+    return rows
+
+
 def zeros(number: ir.Type, lanes: int) -> Any:
     """A vector of zeros."""
     return constants(number, lanes, 0.0)
@@ -79,22 +100,28 @@ Join = Callable[[Any, Any], Any]
 """Makes one of two vectors, or of two numbers."""
 
 
+def joined(count: int, terms: Callable[[int], Sequence[Any]], join: Join) -> Sequence[Any]:
+    """All vectors joined lane by lane, in the order of `compute.sums.halved_sum`: a vector for each
+    of several sums. count: how many there are, a power of two. terms: the vectors, of each sum,
+    with a number of others before them."""
+
+    def of_every(first: int, apart: int) -> Sequence[Any]:
+        """Of the first vector, and those that are multiples of `apart` after it."""
+        if apart == count:
+            return terms(first)
+        pairs = zip(of_every(first, 2 * apart), of_every(first + apart, 2 * apart), strict=True)
+        return [join(*pair) for pair in pairs]
+
+    return of_every(0, 1)
+
+
 def halved(
     builder: Any, count: int, terms: Callable[[int], Sequence[Any]], join: Join
 ) -> list[Any]:
     """All terms joined, in the order of `compute.sums.halved_sum`: a number for each of several
-    sums. count: how many vectors of 8 there are, a power of two. terms: the vectors, of each sum,
-    with a number of others before them."""
-
-    def joined(first: int, apart: int) -> Sequence[Any]:
-        """Of the first vector, and those that are multiples of `apart` after it."""
-        if apart == count:
-            return terms(first)
-        pairs = zip(joined(first, 2 * apart), joined(first + apart, 2 * apart), strict=True)
-        return [join(*pair) for pair in pairs]
-
+    sums. count, terms: as of `joined`, of vectors of 8."""
     totals = []
-    for vector in joined(0, 1):
+    for vector in joined(count, terms, join):
         total = builder.extract_element(vector, _LANE(0))
         for lane in range(1, vector.type.count):
             total = join(total, builder.extract_element(vector, _LANE(lane)))

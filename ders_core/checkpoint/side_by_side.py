@@ -1,0 +1,127 @@
+"""Matrices worked on by several threads while another one reads the next."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+from ders_core.checkpoint.piece_buffers import PieceBuffer
+from ders_core.later import torch
+
+R = TypeVar("R")
+Reading = Future["PieceBuffer | None"]
+
+UNUSED = 3
+"""How many results wait at most for a caller that is busy."""
+
+
+class _Free:
+    """Buffers that are free. users: how many have what is in one before it is free again."""
+
+    def __init__(self, buffers: Iterable[PieceBuffer], users: int) -> None:
+        self._users, self._lock = users, threading.Lock()
+        self._free: SimpleQueue[PieceBuffer | None] = SimpleQueue()
+        self._used: Counter[int] = Counter()
+        for buffer in buffers:
+            self._free.put(buffer)
+
+    def take(self) -> PieceBuffer | None:
+        """Wait for one; None at the end."""
+        return self._free.get()
+
+    def give_back(self, buffer: PieceBuffer) -> None:
+        """One of its users has done with it."""
+        with self._lock:
+            self._used[id(buffer)] += 1
+            is_free = self._used[id(buffer)] % self._users == 0
+        if is_free:
+            self._free.put(buffer)
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        self._free.put(None)
+
+
+class SideBySide(Generic[R]):
+    """See `checkpoint.streaming.each_matrix`.
+
+    read: fills memory with a matrix. use, seen: called with each, the second one in order, by the
+    thread that reads. buffers: more than there are threads. reader, pool: of one thread, and of
+    those that work.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[torch.Tensor, int], torch.Tensor],
+        use: Callable[[int, torch.Tensor], R],
+        seen: Callable[[torch.Tensor], None] | None,
+        buffers: Iterable[PieceBuffer],
+        reader: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._read, self._use, self._seen = read, use, seen
+        self._reader, self._pool = reader, pool
+        self._free = _Free(buffers, 1 if seen is None else 2)
+        self._running: deque[tuple[int, Reading, Future[R]]] = deque()
+        self._unseen: deque[Reading] = deque()
+        self._shown: list[Future[None]] = []
+
+    def each(self, count: int, threads: int) -> Generator[tuple[int, R], None, None]:
+        """(number, `use(number, matrix)`) of so many, in order."""
+        begun = 0
+        while begun < count or self._running:
+            while begun < count and len(self._running) < threads + UNUSED:
+                self._begin(begun)
+                begun += 1
+                # all threads have something to do before the first one is shown
+                self._show_all_but(0 if begun == count else threads - 1)
+            first, _, worked = self._running.popleft()
+            yield first, worked.result()
+        for showing in self._shown:
+            showing.result()
+
+    def end(self) -> None:
+        """Begin nothing more."""
+        for _, reading, worked in self._running:
+            reading.cancel()
+            worked.cancel()
+        for showing in self._shown:
+            showing.cancel()
+        self._free.end()
+
+    def _begin(self, number: int) -> None:
+        reading = self._reader.submit(self._filled, number)
+        self._running.append((number, reading, self._pool.submit(self._work, number, reading)))
+        if self._seen is not None:
+            self._unseen.append(reading)
+
+    def _show_all_but(self, left: int) -> None:
+        while len(self._unseen) > left:
+            self._shown.append(self._reader.submit(self._show, self._unseen.popleft()))
+
+    def _filled(self, number: int) -> PieceBuffer | None:
+        buffer = self._free.take()
+        if buffer is not None:
+            buffer.fill(self._read, number)
+        return buffer
+
+    def _work(self, number: int, reading: Reading) -> R:
+        buffer = reading.result()
+        assert buffer is not None
+        try:
+            return self._use(number, buffer.take())
+        finally:
+            self._free.give_back(buffer)
+
+    def _show(self, reading: Reading) -> None:
+        buffer = reading.result()
+        assert buffer is not None
+        assert self._seen is not None
+        try:
+            self._seen(buffer.take())
+        finally:
+            self._free.give_back(buffer)
