@@ -210,6 +210,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "text": "/t.txt",
         "budget": "40%",
     },
+    "push": {"directory": "/w/exports/small", "name": "me/small-moe"},
     "repair": {"checkpoint": "/w/runs/00001/packed", "original": "/models/moe", "text": "/t.txt"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
     "tune": {"checkpoint": "/models/moe", "budget": "40%", "calibration": "/c.safetensors"},
@@ -252,6 +253,15 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
             "factors": {"quantized": 1.25},
             "remarks": ["quantized costs 1.7 times what was predicted"],
             "bytes_before": 1000,
+        },
+    ),
+    "push": (
+        {
+            "address": "https://huggingface.co/me/small-moe",
+            "private": True,
+            "bytes": 300,
+            "files": 5,
+            "was_there": False,
         },
     ),
     "repair": (
