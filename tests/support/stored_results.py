@@ -201,6 +201,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
     "ask": {"packed": "/w/runs/00001/packed", "original": "/models/moe", "prompt": "The river"},
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
+    "compare": {
+        "original": "/models/moe",
+        "models": [{"name": "2 bit", "packed": "/w/runs/00001/packed"}],
+        "prompts": ["The river"],
+    },
     "evaluate": {"model": "/models/moe", "text": {"code": ["/c.txt"], "prose": "/p.txt"}},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
     "pilot": {"checkpoint": "/models/moe", "text": {"code": "/c.txt", "prose": ["/p.txt"]}},
@@ -229,6 +234,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         },
         {"path": "/w/c.safetensors", "tokens": 8192, "dtype": "float32", "gradients": True},
     ),
+    "compare": ({"replies": [[REPLIES]], "identities": {"/models/moe": "abc"}},),
     "evaluate": (
         QUALITY,
         ONE_TEXT,
