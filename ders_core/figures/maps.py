@@ -13,11 +13,13 @@ from ders_core.figures.clickable import clickable
 from ders_core.figures.style import (
     ACCENT,
     DIVERGING,
+    LEAST_SPAN,
     PROJECTION_COLOURS,
     SEQUENTIAL,
     expert_colour,
     finish,
     power_ticks,
+    widened,
 )
 from ders_core.later import np, pd
 
@@ -25,19 +27,10 @@ Metric = Literal["one_minus_cos", "norm_ratio"]
 """What colours the map of a model."""
 FLOOR = 1e-12
 """Where 1 − cos is 0 the logarithm stops here."""
-LEAST_SPAN = 0.1
-"""Least width of a colour scale: in decades, or as a share of the largest value. Smaller
-differences do not deserve contrasting colours."""
 MOST_PARTED = 32
 """Experts beyond which the gaps between cells would hide the cells."""
 MOST_NUMBERED = 24
 """Clusters that have room for their numbers."""
-
-
-def _widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, float]:
-    """The range, widened around its middle to `least` if it is narrower."""
-    more = max(least - (high - low), 0.0) / 2
-    return low - more, high + more
 
 
 def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
@@ -69,12 +62,12 @@ def model_map(
     if metric == "one_minus_cos":
         shown, every = (np.log10(np.maximum(values, FLOOR)) for values in (shown, every))
         title, label = "Mean 1 − cos of experts", "1 − cos"
-        low, high = _widened(float(np.nanmin(every)), float(np.nanmax(every)))
+        low, high = widened(float(np.nanmin(every)), float(np.nanmax(every)))
         bar: dict[str, object] = power_ticks(low, high)
     else:
         title, label, bar = "‖Δ‖ / ‖W_base‖", "‖Δ‖/‖W‖", {}
         largest = float(np.nanmax(every))
-        low, high = _widened(float(np.nanmin(every)), largest, LEAST_SPAN * (largest or 1.0))
+        low, high = widened(float(np.nanmin(every)), largest, LEAST_SPAN * (largest or 1.0))
     figure = go.Figure(
         go.Heatmap(
             z=shown,
@@ -182,7 +175,7 @@ def similarity_heatmap(
     else:
         ends = [end for one in (analysis, beside) if one is not None for end in one.apart or ()]
         least, most = (min(ends), max(ends)) if ends else (1.0, 10.0)
-        low, high = _widened(*(float(np.log10(max(end, FLOOR))) for end in (least, most)))
+        low, high = widened(*(float(np.log10(max(end, FLOOR))) for end in (least, most)))
         shown = np.log10(np.maximum(apart, FLOOR))
         np.fill_diagonal(shown, np.nan)
         heat = go.Heatmap(
