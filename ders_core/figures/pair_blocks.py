@@ -119,7 +119,8 @@ def _even(energy: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Mean energy of the rows (or columns) of each block, times that of all."""
     mean = energy.mean()
     sums = np.add.reduceat(energy, edges[:-1])
-    return sums / np.diff(edges) / mean if mean else np.ones(len(sums))
+    shares: np.ndarray = sums / np.diff(edges) / mean if mean else np.ones(len(sums))
+    return shares
 
 
 def _told(densities: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
