@@ -112,7 +112,8 @@ def _spans(edges: np.ndarray) -> np.ndarray:
 
 
 def _middles(edges: np.ndarray) -> np.ndarray:
-    return (edges[:-1] + edges[1:] - 1) / 2
+    middles: np.ndarray = (edges[:-1] + edges[1:] - 1) / 2
+    return middles
 
 
 def _even(energy: np.ndarray, edges: np.ndarray) -> np.ndarray:
