@@ -31,6 +31,18 @@ MOST_PARTED = 32
 """Experts beyond which the gaps between cells would hide the cells."""
 MOST_NUMBERED = 24
 """Clusters that have room for their numbers."""
+CELL, AROUND, MOST_HEIGHT = 26.0, 120, 900
+"""Of a map of the model, px: a layer, all that is above and below, and the whole."""
+
+
+def cell_height(layers: int) -> float:
+    """Height of a layer's cell in a map of the model, px."""
+    return min(CELL, (MOST_HEIGHT - AROUND) / max(layers, 1))
+
+
+def map_height(layers: int) -> int:
+    """Height of such a map, px: of many layers it still fits a window."""
+    return max(260, round(AROUND + cell_height(layers) * layers))
 
 
 def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
@@ -85,8 +97,9 @@ def model_map(
     )
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    clickable(figure)
-    return finish(figure, title, height=max(260, 120 + 26 * len(raw.index)))
+    cell = cell_height(len(raw.index))
+    clickable(figure, size=min(18.0, 0.7 * cell))
+    return finish(figure, title, height=map_height(len(raw.index)))
 
 
 def cluster_order(distance: np.ndarray, clusters: Sequence[int]) -> list[int]:
@@ -228,7 +241,12 @@ def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
             line_color=PROJECTION_COLOURS.get(str(projection)),
             hovertemplate="layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra>%{fullData.name}</extra>",
         )
-    figure.update_xaxes(title_text="layer", dtick=max(1, len(analysis.groups) // 36))
+    layers = analysis.groups["layer"]
+    figure.update_xaxes(
+        title_text="layer",
+        dtick=max(1, len(analysis.groups) // 36),
+        range=[layers.min() - 0.5, layers.max() + 0.5],
+    )
     figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
     return finish(figure, "‖Δ‖ / ‖W_base‖ over depth", height=320)
 
@@ -282,5 +300,5 @@ def rank_map(analysis: Analysis, energy: float = 0.95) -> go.Figure:
     )
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    height = max(300, 120 + 26 * len(grid.index))
+    height = max(300, map_height(len(grid.index)))
     return finish(figure, f"Rank that keeps {100 * energy:g} % of the energy", height=height)

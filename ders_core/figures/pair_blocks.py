@@ -73,14 +73,16 @@ def pair_blocks(found: PairDifference, first: int, second: int) -> go.Figure:
             row=row,
             col=col,
         )
-    figure.update_yaxes(autorange="reversed", row=2)
+    out, width = int(found.row_edges[-1]), int(found.column_edges[-1])
+    figure.update_yaxes(range=[out - 0.5, -0.5], row=2)
+    figure.update_xaxes(range=[-0.5, width - 0.5], col=1)
     figure.update_xaxes(title_text="column (in)", row=2, col=1)
     figure.update_yaxes(title_text="row (out)", row=2, col=1)
-    figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    figure.update_xaxes(rangemode="tozero", row=2, col=2)
+    figure.update_yaxes(rangemode="tozero", nticks=4, row=1, col=1)
+    figure.update_xaxes(rangemode="tozero", nticks=4, row=2, col=2)
     figure.update_xaxes(showgrid=False, row=2, col=1)
     figure.update_yaxes(showgrid=False, row=2, col=1)
-    return finish(figure, f"Where E{first} and E{second} differ", height=440)
+    return finish(figure, f"Where E{first} and E{second} differ", height=480)
 
 
 def pair_table(found: PairDifference) -> pd.DataFrame:
