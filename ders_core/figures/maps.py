@@ -33,6 +33,8 @@ MOST_NUMBERED = 24
 """Clusters that have room for their numbers."""
 CELL, AROUND, MOST_HEIGHT = 26.0, 120, 900
 """Of a map of the model, px: a layer, all that is above and below, and the whole."""
+PARTED = 12.0
+"""Px of a cell from which on wide gaps leave enough of it."""
 
 
 def cell_height(layers: int) -> float:
@@ -92,7 +94,7 @@ def model_map(
             colorbar={"title": {"text": label}, "thickness": 12, **bar},
             hovertemplate="%{y}, %{x}<br>" + label + " = %{customdata:.3g}<extra></extra>",
             xgap=2,
-            ygap=2,
+            ygap=2 if cell_height(len(raw.index)) >= PARTED else 1,
         )
     )
     figure.update_xaxes(showgrid=False)

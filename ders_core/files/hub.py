@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ders_core.compute.progress import Advance
 from ders_core.errors import DersError, OutputError
 from ders_core.files.inputs import check_inputs
 from ders_core.files.remote import causes_of, clean, http_status, is_connection, is_offline
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE, ENDPOINT_VARIABLE = "HF_TOKEN", "HF_ENDPOINT"
 USUAL_ENDPOINT = "https://huggingface.co"
+Count = Callable[[int, str], None]
+"""Called with further bytes, and what is done with them."""
+
 ATTRIBUTES = ".gitattributes"
 """The one file of a repository that was just made."""
 
@@ -156,7 +158,7 @@ class Hub:
         files: Mapping[str, Path],
         parent: str,
         message: str,
-        advance: Advance,
+        advance: Count,
     ) -> dict[str, str]:
         """Send files, and make one commit of them; no file is seen before that.
 
@@ -235,7 +237,7 @@ class Hub:
 
 
 @contextmanager
-def _counting(file: Path, advance: Advance, message: str) -> Iterator[_Counted]:
+def _counting(file: Path, advance: Count, message: str) -> Iterator[_Counted]:
     """A file to be read once, which counts as read whole at the end, whatever was read of it."""
     counted, size = 0, file.stat().st_size
 

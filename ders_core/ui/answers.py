@@ -24,6 +24,7 @@ from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.playground.marked import marked, unmarked
+from ders_core.ui.plots import csv_button
 from ders_core.units import visible
 
 KIND = Compare.name
@@ -211,15 +212,5 @@ def _download(names: Sequence[str], result: CompareResult) -> None:
         for replies in of_model
         for row in replies.rows()
     ]
-    table = pd.DataFrame(rows)
-    st.download_button(
-        "CSV",
-        data=lambda: table.to_csv(index=False),
-        file_name="answers.csv",
-        mime="text/csv",
-        key="answers_csv",
-        type="tertiary",
-        icon=":material/download:",
-        on_click="ignore",
-        help="Every token of all replies with its probabilities.",
-    )
+    words = "Every token of all replies with its probabilities."
+    csv_button(pd.DataFrame(rows), "answers", words)
