@@ -42,9 +42,12 @@ else:
     from ders_core.ui.large_pieces import send_large_pieces
     from ders_core.ui.opened import Open
 
-    workspace = default_workspace()
-    if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
-        expect_demo(workspace)  # the first visitor's browser is not there yet
+    def prepare_demo() -> None:
+        """A first visitor may ask for it next."""
+        workspace = default_workspace()
+        if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
+            expect_demo(workspace)
+
     send_large_pieces()
-    import_ahead()
+    import_ahead(prepare_demo)
     app = st.App(__file__, middleware=protection(), on_script_error=fault)

@@ -40,10 +40,10 @@ def make_checkpoint(directory: Path, layers: int, *, experts: int = EXPERTS) -> 
         write_file(directory / file, specs, _filled(specs))
 
 
-def make_holes(directory: Path, layers: int) -> None:
+def make_holes(directory: Path, layers: int, experts: int = EXPERTS) -> None:
     """The same with headers alone: the weights are holes that take no disk, and are read as 0."""
     directory.mkdir(parents=True)
-    for file, specs in _describe(directory, layers, EXPERTS).items():
+    for file, specs in _describe(directory, layers, experts).items():
         with open(directory / file, "wb") as weights:
             weights.write(encode_header(specs))
             weights.truncate(file_bytes(specs))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ders_core.pipeline.export import export
     from ders_core.pipeline.forecast import Forecast, forecast
     from ders_core.pipeline.plan import Plan, resolve
+    from ders_core.pipeline.push import push
     from ders_core.pipeline.report import Report
     from ders_core.pipeline.synthesize import synthesize
     from ders_core.pipeline.verify import Verification, verify
@@ -68,6 +69,7 @@ __all__ = [
     "make_codec",
     "open_checkpoint",
     "presets",
+    "push",
     "resolve",
     "rollback",
     "summarize",
@@ -96,6 +98,7 @@ _MODULES = {
     ".pipeline.export": ("export",),
     ".pipeline.forecast": ("Forecast", "forecast"),
     ".pipeline.plan": ("Plan", "resolve"),
+    ".pipeline.push": ("push",),
     ".pipeline.report": ("Report",),
     ".pipeline.synthesize": ("synthesize",),
     ".pipeline.verify": ("Verification", "verify"),

@@ -17,6 +17,7 @@ from ders_core.pipeline.original_form import DTYPES
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.decision_report import report_button
 from ders_core.ui.finished_jobs import finished_jobs, job_label
+from ders_core.ui.hub_push import push_section
 from ders_core.ui.job_pages import job_page
 from ders_core.ui.job_progress import ENDED, active_jobs, ended_count, job_panel, submit
 from ders_core.ui.plain import plain, show_error
@@ -191,13 +192,14 @@ def submit_export(result: PackedResult, format: Format, path: str, asked: Asked)
 
 
 @st.fragment(run_every=1.5)
-def exports() -> None:
-    """Running exports, and the newest that have ended, with their checks."""
+def exports(ended: int) -> None:
+    """Running exports, and the newest that have ended, with their checks. ended: how many had when
+    the page was drawn; it is drawn again once there are more."""
     store, counts = session.job_store(), session.job_store().counts("export")
     if counts:
         st.markdown("## Exports")
     past = store.page(Which(("export",), ENDED), most=EXPORTS)
-    for job in [*active_jobs("export"), *past]:
+    for job in [*active_jobs("export", ended), *past]:
         job_panel(job)
         result = ExportResult.of(job)
         if result is not None:
@@ -241,4 +243,5 @@ elif by_id:
     report_button([by_id[chosen][0]], "export_report")
 elif page.jobs:
     st.info("No run of this page can be exported: other versions wrote them. Turn the page.")
-exports()
+exports(ended_count(session.job_store().counts("export")))
+push_section()

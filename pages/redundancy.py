@@ -9,6 +9,7 @@ from ders_core.ui import frame, kept
 from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
+from ders_core.ui.pair_difference import where_they_differ
 from ders_core.ui.plots import plot
 
 METRICS: dict[figures.Metric, str] = {
@@ -106,7 +107,8 @@ with right:
             selectable=True,
         )
         choose_clicked(clicked)
-        expert_pair(analysis, source, layer, projection, pairs)
+        pair = expert_pair(analysis, source, layer, projection, pairs)
+        place_of_pair = st.container()
     with deltas:
         plot(
             figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),
@@ -133,3 +135,6 @@ with right:
     )
 
 beside_another(analysis, source, layer, projection, metric)
+if pair is not None:
+    with place_of_pair:  # last: it is read from the weights, and the rest is there already
+        where_they_differ(source, layer, projection, *pair)

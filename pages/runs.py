@@ -32,6 +32,7 @@ from ders_core.pipeline.quality import (
     kl_text,
 )
 from ders_core.ui import frame, kept, reads, runs, session
+from ders_core.ui.answers import answers
 from ders_core.ui.decision_report import report_button
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_notes import describe_form, written
@@ -210,8 +211,10 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
             st.caption(f"Of {page.total} runs, the plot shows the selected ones.")
         elif not page.is_all:
             st.caption(f"Of {page.total} runs, the plot shows those in the table.")
-    report_button([page.jobs[row] for row in chosen] or page.jobs, "runs_report")
-    return [page.jobs[row] for row in chosen]
+    selected = [page.jobs[row] for row in chosen]
+    report_button(selected or page.jobs, "runs_report")
+    answers(selected or page.jobs)
+    return selected
 
 
 def text_column(name: str) -> Any:

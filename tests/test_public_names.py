@@ -15,7 +15,7 @@ PUBLIC = {
     *("Codec", "make_codec", "Recipe", "Rule", "load_recipe", "presets"),
     *("Forecast", "forecast"),
     *("Plan", "resolve", "Report", "compress", "synthesize", "Verification", "verify", "export"),
-    *("apply_patch", "rollback"),
+    *("apply_patch", "rollback", "push"),
     *("DersError", "CheckpointError", "CodecError", "RecipeError", "OutputError"),
     *("EvaluationError", "JobError", "Cancelled"),
 }

@@ -1,4 +1,5 @@
-"""The commands that write a result in the format that somebody needs: export, apply, rollback."""
+"""The commands that write a result in the format that somebody needs, and give it away: export,
+push, apply, rollback."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ders_core.cli.console import print_line, print_links, progress_bar
-from ders_core.cli.options import WrittenDtypeOption
+from ders_core.cli.console import print_json, print_line, print_links, progress_bar
+from ders_core.cli.options import JsonFlag, WrittenDtypeOption
 from ders_core.pipeline.formats import FORMATS, Format, canonical
 from ders_core.units import bytes_text
 
@@ -66,6 +67,31 @@ def export(
     print_links(TensorStore.open(packed).beside.linked_out)
 
 
+def push(
+    directory: Annotated[
+        Path, typer.Argument(metavar="EXPORTED", help="a directory that `ders export` wrote")
+    ],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="the repository to make")],
+    public: Annotated[bool, typer.Option("--public", help="everybody may see it")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Push an exported directory to a model hub: huggingface.co, or what HF_ENDPOINT names.
+
+    HF_TOKEN in the environment holds the token. The repository is private unless --public is
+    given; its files appear at once or not at all. After a failure the same command goes on.
+    """
+    from ders_core.pipeline.push import push as push_files
+
+    with progress_bar("push", hidden=as_json) as progress:
+        result = push_files(directory, name, private=not public, progress=progress)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    seen = "private" if result.private else "public"
+    before = ", was there already" if result.was_there else ""
+    print_line(f"{result.address}: {bytes_text(result.bytes)}, {seen}{before}")
+
+
 def apply(
     base: Annotated[
         Path, typer.Argument(metavar="BASE", help="the checkpoint that the patch was made against")
@@ -99,4 +125,4 @@ def rollback(
     print_line(f"{out}: {bytes_text(size)}")
 
 
-COMMANDS = {"export": export, "apply": apply, "rollback": rollback}
+COMMANDS = {"export": export, "push": push, "apply": apply, "rollback": rollback}

@@ -7,11 +7,18 @@ import sys
 from types import ModuleType
 
 from ders_core.evaluate.evaluator import check_evaluation, evaluate
-from ders_core.evaluate.replies import compare_replies
+from ders_core.evaluate.replies import compare_all_replies, compare_replies
 from ders_core.pipeline.quality import Quality
 from ders_core.pipeline.replies import Replies
 
-__all__ = ["Quality", "Replies", "check_evaluation", "compare_replies", "evaluate"]
+__all__ = [
+    "Quality",
+    "Replies",
+    "check_evaluation",
+    "compare_all_replies",
+    "compare_replies",
+    "evaluate",
+]
 
 
 class _CallablePackage(ModuleType):

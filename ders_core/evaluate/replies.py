@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from ders_core.pipeline.replies import MOST_TEMPERATURE, MOST_TOKENS, Replies, R
 ORIGINAL, COMPRESSED = "the original", "the compressed model"
 
 
-@unchanged_inputs()
 def compare_replies(
     model: str | Path,
     reference: str | Path,
@@ -47,73 +46,139 @@ def compare_replies(
     trust_remote_code: bool = False,
     progress: Progress = quiet,
 ) -> Replies:
-    """Let `model` and `reference` reply to a prompt, and say of each token of both replies what the
-    other model would say after the same tokens.
+    """`compare_all_replies` of one model to one prompt."""
+    ((replies,),) = compare_all_replies(
+        [model],
+        reference,
+        [prompt],
+        device=device,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        chat=chat,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+    return replies
 
-    Both are directories, packed or not; one is in memory at a time, so the original is loaded a
-    second time if the replies differ. max_tokens: of a reply, at most `MOST_TOKENS`; the
-    log-probabilities of one reply are in memory, in float32. temperature: 0 for the most likely
-    token; else by chance, the same for both (see `ders_core.evaluate.speaking.Draw`). chat: write
-    the prompt as a user's message by the reference's chat template. Other parameters are those of
-    `ders_core.evaluate.evaluate`. progress counts tokens.
-    Raises CheckpointError if one of the two cannot be loaded or has no tokenizer, or a file that
-    was read is written meanwhile; EvaluationError for a prompt that is empty or too long, if the
-    two do not share a tokenizer and a vocabulary, or a model does not continue texts.
+
+@unchanged_inputs()
+def compare_all_replies(
+    models: Sequence[str | Path],
+    reference: str | Path,
+    prompts: Sequence[str],
+    *,
+    device: str = "cpu",
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = False,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = quiet,
+) -> list[list[Replies]]:
+    """Let `reference` and each of `models` reply to the same prompts, and say of each token of two
+    replies what the other model would say after the same tokens.
+
+    Returns `[models][prompts]`. All are directories, packed or not; one is in memory at a time, so
+    the original is loaded a second time if any reply differs. max_tokens: of a reply, at most
+    `MOST_TOKENS`; the log-probabilities of all replies are in memory, in float32. temperature: 0
+    for the most likely token; else by chance, the same for all (see
+    `ders_core.evaluate.speaking.Draw`). chat: write a prompt as a user's message by the reference's
+    chat template. Other parameters are those of `ders_core.evaluate.evaluate`. progress counts
+    tokens.
+    Raises CheckpointError if one of the models cannot be loaded or has no tokenizer, or a file that
+    was read is written meanwhile; EvaluationError for a prompt that is empty or too long, if they
+    do not share a tokenizer and a vocabulary, or a model does not continue texts.
     """
     started = time.monotonic()
     where, draw = resolve_device(device), _draw(temperature, seed)
     if not 1 <= max_tokens <= MOST_TOKENS:
         raise EvaluationError(f"max_tokens is {max_tokens}; give 1 to {MOST_TOKENS}")
-    facts = [describe(path, trust_remote_code=trust_remote_code) for path in (reference, model)]
+    if not models or not prompts:
+        raise EvaluationError("nothing is asked; give a model and a prompt")
+    facts = [describe(path, trust_remote_code=trust_remote_code) for path in (reference, *models)]
     shared_vocabulary(facts)
     tokenizers = [load_tokenizer(each.path, trust_remote_code=trust_remote_code) for each in facts]
-    tokens = _prompt_tokens(facts, tokenizers, prompt, chat)
-    _check_length(facts, len(tokens), max_tokens)
+    asked = [_prompt_tokens(facts, tokenizers, prompt, chat) for prompt in prompts]
+    _check_length(facts, max(map(len, asked)), max_tokens)
     chosen = shared_dtype(facts, where) if dtype is None else dtype
-    meter = Meter(4 * max_tokens, progress)
-    asking = _Asking(where, chosen, trust_remote_code, tokens, max_tokens, draw, meter)
+    meter = Meter((1 + 3 * len(models)) * len(asked) * max_tokens, progress)
+    asking = _Asking(where, chosen, trust_remote_code, max_tokens, draw, meter)
     with asking.model(reference, ORIGINAL) as network:
-        first = asking.free(network, ORIGINAL)
-    with asking.model(model, COMPRESSED) as network:
-        along_first = asking.along(network, COMPRESSED, first)
-        are_same = along_first.choices == first.tokens
-        second = along_first if are_same else asking.free(network, COMPRESSED)
-        computed_in: torch.dtype = network.dtype
-    along_second = first
-    if not are_same:
+        firsts = [asking.free(network, ORIGINAL, tokens) for tokens in asked]
+    said: list[list[_Said]] = []
+    for number, path in enumerate(models, start=1):
+        role = COMPRESSED if len(models) == 1 else f"{COMPRESSED} {number} of {len(models)}"
+        with asking.model(path, role) as network:
+            pairs = zip(asked, firsts, strict=True)
+            said.append([asking.both(network, role, tokens, first) for tokens, first in pairs])
+            computed_in: torch.dtype = network.dtype
+    if not all(each.are_same for row in said for each in row):
         with asking.model(reference, ORIGINAL) as network:
-            along_second = asking.along(network, ORIGINAL, second)
+            said = [
+                [
+                    asking.judged(network, tokens, each)
+                    for tokens, each in zip(asked, row, strict=True)
+                ]
+                for row in said
+            ]
     meter.finish("replied")
-    pairs = zip(first.tokens, second.tokens, strict=False)
-    return Replies(
-        prompt=decoded(tokenizers[0], tokens),
-        prompt_tokens=len(tokens),
-        original=_reply(
-            tokenizers[0], first, along_first, divergences(first.log_probs, along_first.log_probs)
-        ),
-        compressed=_reply(
-            tokenizers[0],
-            second,
-            along_second,
-            divergences(along_second.log_probs, second.log_probs),
-        ),
-        same=sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)),
-        temperature=temperature,
-        seed=seed if temperature else None,
-        dtype=dtype_label(computed_in),
-        device=device_label(where),
-        seconds=time.monotonic() - started,
-    )
+    seconds = time.monotonic() - started
+
+    def replies(tokens: Sequence[int], each: _Said) -> Replies:
+        pairs = zip(each.first.tokens, each.second.tokens, strict=False)
+        return Replies(
+            prompt=decoded(tokenizers[0], tokens),
+            prompt_tokens=len(tokens),
+            original=_reply(
+                tokenizers[0],
+                each.first,
+                each.along_first,
+                divergences(each.first.log_probs, each.along_first.log_probs),
+            ),
+            compressed=_reply(
+                tokenizers[0],
+                each.second,
+                each.along_second,
+                divergences(each.along_second.log_probs, each.second.log_probs),
+            ),
+            same=sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)),
+            temperature=temperature,
+            seed=seed if temperature else None,
+            dtype=dtype_label(computed_in),
+            device=device_label(where),
+            seconds=seconds,
+        )
+
+    return [
+        [replies(tokens, each) for tokens, each in zip(asked, row, strict=True)] for row in said
+    ]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the original said, and what the compressed model would say in its place; then the other
+    way round."""
+
+    first: Spoken
+    along_first: Spoken
+    second: Spoken
+    along_second: Spoken
+
+    @property
+    def are_same(self) -> bool:
+        return self.along_first.choices == self.first.tokens
 
 
 @dataclass(frozen=True)
 class _Asking:
-    """What all models are asked, and how they are run."""
+    """How all models are asked and run."""
 
     where: torch.device
     dtype: torch.dtype | None
     trust: bool
-    prompt: Sequence[int]
     most: int
     draw: Draw
     meter: Meter
@@ -122,14 +187,32 @@ class _Asking:
         self.meter.report(f"loading {role}")
         return loaded(path, self.where.type, self.dtype, self.trust)
 
-    def free(self, network: PreTrainedModel, role: str) -> Spoken:
+    def free(self, network: PreTrainedModel, role: str, prompt: Sequence[int]) -> Spoken:
         """What the model says."""
-        return speak(network, self.prompt, self.most, self.draw, self._counted(f"{role} replies"))
+        return speak(network, prompt, self.most, self.draw, self._counted(f"{role} replies"))
 
-    def along(self, network: PreTrainedModel, role: str, other: Spoken) -> Spoken:
+    def along(
+        self, network: PreTrainedModel, role: str, prompt: Sequence[int], other: Spoken
+    ) -> Spoken:
         """What the model would say along another's reply."""
         said = self._counted(f"{role} reads the other reply")
-        return speak(network, self.prompt, self.most, self.draw, said, other)
+        return speak(network, prompt, self.most, self.draw, said, other)
+
+    def both(
+        self, network: PreTrainedModel, role: str, prompt: Sequence[int], first: Spoken
+    ) -> _Said:
+        """What a compressed model says along the original's reply, and by itself. What the original
+        says along that is not known yet, unless both are the same."""
+        along_first = self.along(network, role, prompt, first)
+        if along_first.choices == first.tokens:
+            return _Said(first, along_first, along_first, first)
+        return _Said(first, along_first, self.free(network, role, prompt), first)
+
+    def judged(self, network: PreTrainedModel, prompt: Sequence[int], said: _Said) -> _Said:
+        """With what the original, which `network` is, says along the compressed model's reply."""
+        if said.are_same:
+            return said
+        return replace(said, along_second=self.along(network, ORIGINAL, prompt, said.second))
 
     def _counted(self, message: str) -> Callable[[], None]:
         return lambda: self.meter.advance(1, message)
@@ -149,7 +232,7 @@ def _prompt_tokens(
     prompt: str,
     chat: bool,
 ) -> list[int]:
-    """The prompt as both models read it."""
+    """The prompt as all models read it."""
     text = prompt
     if chat:
         if not tokenizers[0].chat_template:
@@ -162,9 +245,11 @@ def _prompt_tokens(
         list(tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
         for tokenizer in tokenizers
     ]
-    if rows[0] != rows[1]:
+    others = zip(facts[1:], rows[1:], strict=True)
+    apart = next((each for each, row in others if row != rows[0]), None)
+    if apart is not None:
         raise EvaluationError(
-            f"{facts[1].path} splits the prompt into other tokens than {facts[0].path}; only "
+            f"{apart.path} splits the prompt into other tokens than {facts[0].path}; only "
             "models with one tokenizer can be compared"
         )
     if not rows[0] or not prompt.strip():

@@ -1,4 +1,4 @@
-"""Whether two models know the same tokens."""
+"""Whether models know the same tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from ders_core.hf.describe import ModelFacts
 
 
 def shared_vocabulary(models: Sequence[ModelFacts]) -> int:
-    """Size of the vocabulary of both models. Raises EvaluationError if they differ."""
-    first, second = models
-    if first.vocabulary is None or first.vocabulary != second.vocabulary:
+    """Size of the vocabulary of all models. Raises EvaluationError if one differs from the
+    first."""
+    first = models[0]
+    apart = next((model for model in models if model.vocabulary != first.vocabulary), None)
+    if first.vocabulary is None or apart is not None:
+        other = apart or models[-1]
         raise EvaluationError(
-            f"{second.path} has a vocabulary of {second.vocabulary or 'unknown size'}, "
+            f"{other.path} has a vocabulary of {other.vocabulary or 'unknown size'}, "
             f"{first.path} one of {first.vocabulary or 'unknown size'}; only models with one "
             "vocabulary can be compared"
         )

@@ -11,6 +11,7 @@ from ders_core.figures.maps import (
     rank_map,
     similarity_heatmap,
 )
+from ders_core.figures.pair_blocks import pair_blocks, pair_table
 from ders_core.figures.report import report_html
 from ders_core.figures.style import EXPERT_COLOURS
 from ders_core.figures.training import (
@@ -38,6 +39,8 @@ __all__ = [
     "model_map",
     "norm_bars",
     "norm_ratio_over_depth",
+    "pair_blocks",
+    "pair_table",
     "rank_map",
     "rate_curve",
     "report_html",

@@ -11,9 +11,10 @@ MOST_CELLS = 1024
 """Beyond, the points would make the page slow; then a map can only be looked at."""
 
 
-def clickable(figure: go.Figure) -> None:
+def clickable(figure: go.Figure, size: float = 18.0) -> None:
     """Lay an unseen point over each cell of a figure's only heat map that has a value. It takes
-    over the cell's hover text, and is drawn as a frame once it is selected."""
+    over the cell's hover text, and is drawn as a frame once it is selected. size: of the frame,
+    px."""
     heat = figure.data[0]
     values = np.asarray(heat.z, dtype=float)
     if values.size > MOST_CELLS:
@@ -27,7 +28,7 @@ def clickable(figure: go.Figure) -> None:
         mode="markers",
         marker={
             "symbol": "square-open",
-            "size": 18,
+            "size": size,
             "color": ACCENT,
             "line_width": 3,
             "opacity": 0,

@@ -20,8 +20,10 @@ from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
 
 MARKS = (0.9, 0.95, 0.99)
-MOST_LINES = 64
+MOST_LINES = 32
 """Experts that have a line of their own; more can neither be told apart nor drawn quickly."""
+MOST_NAMED = 16
+"""Experts whose names have room below the plot; of more, a line tells its own to the pointer."""
 
 
 def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
@@ -72,7 +74,7 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     figure.update_yaxes(
         type="log", title_text="singular value σ", exponentformat="power", dtick="D2"
     )
-    title = f"Singular values of the deltas, layer {layer}, {projection}{of_all}"
+    title = f"Singular values, layer {layer}, {projection}{of_all}"
     return finish(figure, title, height=420)
 
 
@@ -90,6 +92,7 @@ def _expert_lines(figure: go.Figure, rows: pd.DataFrame, column: str, words: str
             name=f"expert {number}",
             mode="lines",
             line={"width": 1, "color": expert_colour(number), "dash": expert_dash(number)},
+            showlegend=len(drawn) <= MOST_NAMED,
             hovertemplate=f"rank %{{x}}<br>{words}<extra>%{{fullData.name}}</extra>",
         )
     return f", {len(drawn)} of {len(experts)} experts" if len(drawn) < len(experts) else ""
@@ -134,7 +137,7 @@ def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
         figure.add_hline(y=share, line_dash="dash", line_width=1, line_color=QUIET)
     figure.update_xaxes(title_text="rank")
     figure.update_yaxes(title_text="energy kept", tickformat=".0%", range=[0, 1.02])
-    title = f"Energy kept against rank, layer {layer}, {projection}{of_all}"
+    title = f"Energy kept, layer {layer}, {projection}{of_all}"
     return finish(figure, title, height=420)
 
 

@@ -13,11 +13,13 @@ from ders_core.figures.clickable import clickable
 from ders_core.figures.style import (
     ACCENT,
     DIVERGING,
+    LEAST_SPAN,
     PROJECTION_COLOURS,
     SEQUENTIAL,
     expert_colour,
     finish,
     power_ticks,
+    widened,
 )
 from ders_core.later import np, pd
 
@@ -25,19 +27,24 @@ Metric = Literal["one_minus_cos", "norm_ratio"]
 """What colours the map of a model."""
 FLOOR = 1e-12
 """Where 1 − cos is 0 the logarithm stops here."""
-LEAST_SPAN = 0.1
-"""Least width of a colour scale: in decades, or as a share of the largest value. Smaller
-differences do not deserve contrasting colours."""
 MOST_PARTED = 32
 """Experts beyond which the gaps between cells would hide the cells."""
 MOST_NUMBERED = 24
 """Clusters that have room for their numbers."""
+CELL, AROUND, MOST_HEIGHT = 26.0, 120, 900
+"""Of a map of the model, px: a layer, all that is above and below, and the whole."""
+PARTED = 12.0
+"""Px of a cell from which on wide gaps leave enough of it."""
 
 
-def _widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, float]:
-    """The range, widened around its middle to `least` if it is narrower."""
-    more = max(least - (high - low), 0.0) / 2
-    return low - more, high + more
+def cell_height(layers: int) -> float:
+    """Height of a layer's cell in a map of the model, px."""
+    return min(CELL, (MOST_HEIGHT - AROUND) / max(layers, 1))
+
+
+def map_height(layers: int) -> int:
+    """Height of such a map, px: of many layers it still fits a window."""
+    return max(260, round(AROUND + cell_height(layers) * layers))
 
 
 def _grid(analysis: Analysis, values: pd.Series) -> pd.DataFrame:
@@ -69,12 +76,12 @@ def model_map(
     if metric == "one_minus_cos":
         shown, every = (np.log10(np.maximum(values, FLOOR)) for values in (shown, every))
         title, label = "Mean 1 − cos of experts", "1 − cos"
-        low, high = _widened(float(np.nanmin(every)), float(np.nanmax(every)))
+        low, high = widened(float(np.nanmin(every)), float(np.nanmax(every)))
         bar: dict[str, object] = power_ticks(low, high)
     else:
         title, label, bar = "‖Δ‖ / ‖W_base‖", "‖Δ‖/‖W‖", {}
         largest = float(np.nanmax(every))
-        low, high = _widened(float(np.nanmin(every)), largest, LEAST_SPAN * (largest or 1.0))
+        low, high = widened(float(np.nanmin(every)), largest, LEAST_SPAN * (largest or 1.0))
     figure = go.Figure(
         go.Heatmap(
             z=shown,
@@ -87,13 +94,14 @@ def model_map(
             colorbar={"title": {"text": label}, "thickness": 12, **bar},
             hovertemplate="%{y}, %{x}<br>" + label + " = %{customdata:.3g}<extra></extra>",
             xgap=2,
-            ygap=2,
+            ygap=2 if cell_height(len(raw.index)) >= PARTED else 1,
         )
     )
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    clickable(figure)
-    return finish(figure, title, height=max(260, 120 + 26 * len(raw.index)))
+    cell = cell_height(len(raw.index))
+    clickable(figure, size=min(18.0, 0.7 * cell))
+    return finish(figure, title, height=map_height(len(raw.index)))
 
 
 def cluster_order(distance: np.ndarray, clusters: Sequence[int]) -> list[int]:
@@ -182,7 +190,7 @@ def similarity_heatmap(
     else:
         ends = [end for one in (analysis, beside) if one is not None for end in one.apart or ()]
         least, most = (min(ends), max(ends)) if ends else (1.0, 10.0)
-        low, high = _widened(*(float(np.log10(max(end, FLOOR))) for end in (least, most)))
+        low, high = widened(*(float(np.log10(max(end, FLOOR))) for end in (least, most)))
         shown = np.log10(np.maximum(apart, FLOOR))
         np.fill_diagonal(shown, np.nan)
         heat = go.Heatmap(
@@ -235,7 +243,12 @@ def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
             line_color=PROJECTION_COLOURS.get(str(projection)),
             hovertemplate="layer %{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra>%{fullData.name}</extra>",
         )
-    figure.update_xaxes(title_text="layer", dtick=max(1, len(analysis.groups) // 36))
+    layers = analysis.groups["layer"]
+    figure.update_xaxes(
+        title_text="layer",
+        dtick=max(1, len(analysis.groups) // 36),
+        range=[layers.min() - 0.5, layers.max() + 0.5],
+    )
     figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
     return finish(figure, "‖Δ‖ / ‖W_base‖ over depth", height=320)
 
@@ -289,5 +302,5 @@ def rank_map(analysis: Analysis, energy: float = 0.95) -> go.Figure:
     )
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    height = max(300, 120 + 26 * len(grid.index))
+    height = max(300, map_height(len(grid.index)))
     return finish(figure, f"Rank that keeps {100 * energy:g} % of the energy", height=height)

@@ -27,6 +27,9 @@ ACCENT = "#d55e00"
 QUIET = "#8a949e"
 MEAN = "#6b7680"
 """Of what is the mean of experts: no expert's hue, and to be seen on light and dark ground."""
+LEAST_SPAN = 0.1
+"""Least width of a colour scale: in decades, or as a share of the largest value. Smaller
+differences do not deserve contrasting colours."""
 PROJECTION_COLOURS = {"gate": "#0072b2", "up": "#e69f00", "down": "#009e73"}
 
 
@@ -56,6 +59,12 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
         legend={"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
     )
     return figure
+
+
+def widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, float]:
+    """The range of a colour scale, widened around its middle to `least` if it is narrower."""
+    more = max(least - (high - low), 0.0) / 2
+    return low - more, high + more
 
 
 def power_ticks(low: float, high: float) -> dict[str, object]:

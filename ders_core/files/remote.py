@@ -291,7 +291,7 @@ def _ask(path: object, call: Callable[[], T]) -> T:
         time.sleep(PAUSE_SECONDS * 2 ** (tried - 1))
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
     """An exception, its cause, the cause of that, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -300,9 +300,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """The HTTP status that an exception came from."""
-    for cause in _chain(error):
+    for cause in causes_of(error):
         for status in (
             getattr(cause, "status", None),
             getattr(getattr(cause, "response", None), "status_code", None),
@@ -314,15 +314,16 @@ def _status(error: BaseException) -> int | None:
 
 def _is_missing(error: BaseException) -> bool:
     """Whether a file is not there, or a server does not show it."""
-    causes, status = list(_chain(error)), _status(error)
+    causes, status = list(causes_of(error)), http_status(error)
     if status is not None:
         return status in (401, 403, 404, 405, 410)
     # a few drivers raise it for a host that cannot be reached, too
     missing = any(isinstance(cause, FileNotFoundError) for cause in causes)
-    return missing and not any(map(_is_connection, causes))
+    return missing and not any(map(is_connection, causes))
 
 
-def _is_connection(error: BaseException) -> bool:
+def is_connection(error: BaseException) -> bool:
+    """Whether a network failed, not the server that was asked."""
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return True
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -330,28 +331,29 @@ def _is_connection(error: BaseException) -> bool:
 
 
 def _is_transient(error: BaseException) -> bool:
-    status = _status(error)
+    status = http_status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
-    causes = list(_chain(error))
-    if any(isinstance(cause, socket.gaierror) or _is_offline(cause) for cause in causes):
+    causes = list(causes_of(error))
+    if any(isinstance(cause, socket.gaierror) or is_offline(cause) for cause in causes):
         return False
-    return any(isinstance(cause, _Short) or _is_connection(cause) for cause in causes)
+    return any(isinstance(cause, _Short) or is_connection(cause) for cause in causes)
 
 
-def _is_offline(error: BaseException) -> bool:
+def is_offline(error: BaseException) -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
     return type(error).__name__ == "OfflineModeIsEnabled"
 
 
 def _sentence(where: str, error: Exception) -> str:
     """What was wrong, where, and what to do."""
-    where, status, causes = clean(where), _status(error), list(_chain(error))
+    where, status, causes = clean(where), http_status(error), list(causes_of(error))
     if any(isinstance(cause, _NoRanges) for cause in causes):
         return (
             f"the server of {where} ignores requests for ranges and would send whole files; "
             "download the checkpoint first"
         )
-    if any(map(_is_offline, causes)):
+    if any(map(is_offline, causes)):
         return f"{where} cannot be reached: HF_HUB_OFFLINE is set; unset it, or give a local path"
     hub = where.startswith("hf://")
     if hub and (status in (401, 403, 404) or _is_missing(error)):
@@ -369,7 +371,7 @@ def _sentence(where: str, error: Exception) -> str:
         return f"the server of {where} answers with an error (HTTP {status}); {later}"
     if any(isinstance(cause, TimeoutError) for cause in causes):
         return f"{where} does not answer in time; check the network, and try again"
-    if any(map(_is_connection, causes)):
+    if any(map(is_connection, causes)):
         reason = clean(str(causes[-1])) or type(causes[-1]).__name__
         return f"{where} cannot be reached ({reason}); check the address and the network"
     reason = clean(str(error)) or type(error).__name__

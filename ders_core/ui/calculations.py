@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ders_core.analysis.pair_difference import PairDifference, pair_difference
 from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress
@@ -37,6 +38,21 @@ def first_look(place: str, version: str, *, progress: Progress) -> Summary:
     """The summary of such a checkpoint. Raises DersError."""
     progress(0, 0, "reading a sample")
     return summarize(_opened(place, version))
+
+
+def pair_parts(
+    place: str,
+    version: str,
+    layer: int,
+    projection: str,
+    first: int,
+    second: int,
+    *,
+    progress: Progress,
+) -> PairDifference:
+    """Where two experts of such a checkpoint differ. Raises DersError."""
+    group = _opened(place, version).group(layer, projection)
+    return pair_difference(group, first, second, progress)
 
 
 @lru_cache(maxsize=1)

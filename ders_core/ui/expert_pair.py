@@ -17,12 +17,13 @@ _SEEN = "pair_seen"
 
 def expert_pair(
     analysis: Analysis, source: Checkpoint, layer: int, projection: str, pairs: pd.DataFrame
-) -> None:
-    """Two boxes, and a sentence about the two experts. pairs: of all experts of the group."""
+) -> tuple[int, int] | None:
+    """Two boxes, and a sentence about the two experts. pairs: of all experts of the group. Returns
+    the two; None unless there are two."""
     rows = of_group(analysis.experts, layer, projection)
     experts = [int(expert) for expert in rows["expert"]]
     if len(experts) < 2:
-        return
+        return None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         first, second = (
             kept.field(
@@ -42,6 +43,7 @@ def expert_pair(
             )
         )
     st.markdown(_sentence(analysis, layer, projection, pairs, first, second))
+    return (first, second) if first != second else None
 
 
 def choose_clicked(event: Any) -> None:

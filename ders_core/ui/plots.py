@@ -17,7 +17,7 @@ def plot(
     """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
     for screen readers."""
     event = _chart(figure, key, _config(key), alt, selectable=selectable)
-    _csv(data, key)
+    csv_button(data, key)
     return event
 
 
@@ -64,7 +64,7 @@ def live_plot(
         f"{both}>*{{grid-area:1/1}}"
         f"{both}:has({new} svg.main-svg) {before}{{visibility:hidden}}</style>"
     )
-    _csv(data, key)
+    csv_button(data, key)
     return event
 
 
@@ -76,7 +76,8 @@ def _config(key: str) -> dict[str, Any]:
     }
 
 
-def _csv(data: pd.DataFrame, key: str) -> None:
+def csv_button(data: pd.DataFrame, key: str, help: str = "The numbers behind this plot.") -> None:
+    """A button that downloads a table, as `key`.csv. help: what it has."""
     st.download_button(
         "CSV",
         data=lambda: data.to_csv(index=False),
@@ -86,5 +87,5 @@ def _csv(data: pd.DataFrame, key: str) -> None:
         type="tertiary",
         icon=":material/download:",
         on_click="ignore",
-        help="The numbers behind this plot.",
+        help=help,
     )

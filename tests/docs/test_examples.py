@@ -39,6 +39,7 @@ ELSEWHERE = (
     "ders app",
     "ders worker",
     "ders pilot",
+    "ders push",
     "ders repair",
     "ders tune",
     "ders compress demo/moe packed --recipe tuned.yaml",

@@ -19,8 +19,9 @@ from ders_core import figures
 from ders_core.analysis import Analysis, analyze, of_group
 from ders_core.analysis.group_table import TableInMemory
 from ders_core.checkpoint import Checkpoint
+from ders_core.figures import curves
 from ders_core.figures.curves import noise_floor
-from ders_core.figures.maps import cluster_order
+from ders_core.figures.maps import cell_height, cluster_order, map_height
 from ders_core.figures.style import EXPERT_COLOURS, expert_colour
 from ders_core.packed.open import open_checkpoint
 
@@ -201,3 +202,26 @@ def test_every_cell_of_a_map_of_pairs_can_be_clicked(
 def test_so_can_those_of_the_model(analysis: Analysis) -> None:
     heat, points = figures.model_map(analysis).data
     assert {*zip(points.x, points.y, strict=True)} == {(x, y) for x in heat.x for y in heat.y}
+
+
+def test_a_map_of_many_layers_fits_a_window() -> None:
+    assert map_height(4) == 260
+    assert map_height(30) == 900
+    assert map_height(94) == map_height(400) == 900
+    assert cell_height(10) == 26
+    assert 94 * cell_height(94) < 900
+
+
+def test_many_experts_have_lines_without_names(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for draw in (figures.spectrum, figures.energy_curve):
+        lines = draw(analysis, 0, "gate").data
+        named = [line.name for line in lines if line.showlegend is not False]
+        assert {"expert 0", "expert 3"} < set(named)
+    monkeypatch.setattr(curves, "MOST_NAMED", 3)
+    monkeypatch.setattr(curves, "MOST_LINES", 4)
+    for draw in (figures.spectrum, figures.energy_curve):
+        lines = draw(analysis, 0, "gate").data
+        assert [line.name for line in lines if line.showlegend is not False] == [lines[-1].name]
+        assert len(lines) == 5

@@ -201,6 +201,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "analyze": {"checkpoint": "/models/moe"},
     "ask": {"packed": "/w/runs/00001/packed", "original": "/models/moe", "prompt": "The river"},
     "calibrate": {"checkpoint": "/models/moe", "text": "/t.txt"},
+    "compare": {
+        "original": "/models/moe",
+        "models": [{"name": "2 bit", "packed": "/w/runs/00001/packed"}],
+        "prompts": ["The river"],
+    },
     "evaluate": {"model": "/models/moe", "text": {"code": ["/c.txt"], "prose": "/p.txt"}},
     "export": {"packed": "/w/runs/00001/packed", "out": "/w/exports/small"},
     "pilot": {"checkpoint": "/models/moe", "text": {"code": "/c.txt", "prose": ["/p.txt"]}},
@@ -210,6 +215,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "text": "/t.txt",
         "budget": "40%",
     },
+    "push": {"directory": "/w/exports/small", "name": "me/small-moe"},
     "repair": {"checkpoint": "/w/runs/00001/packed", "original": "/models/moe", "text": "/t.txt"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
     "tune": {"checkpoint": "/models/moe", "budget": "40%", "calibration": "/c.safetensors"},
@@ -228,6 +234,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         },
         {"path": "/w/c.safetensors", "tokens": 8192, "dtype": "float32", "gradients": True},
     ),
+    "compare": ({"replies": [[REPLIES]], "identities": {"/models/moe": "abc"}},),
     "evaluate": (
         QUALITY,
         ONE_TEXT,
@@ -252,6 +259,15 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
             "factors": {"quantized": 1.25},
             "remarks": ["quantized costs 1.7 times what was predicted"],
             "bytes_before": 1000,
+        },
+    ),
+    "push": (
+        {
+            "address": "https://huggingface.co/me/small-moe",
+            "private": True,
+            "bytes": 300,
+            "files": 5,
+            "was_there": False,
         },
     ),
     "repair": (

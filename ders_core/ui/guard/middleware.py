@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+from ders_core.ui.guard.asgi import Application, Message, Receive, Scope, Send
 from ders_core.ui.guard.origins import Origin, Origins
 from ders_core.ui.guard.policy import COMMON, Headers, as_headers, for_host
 from ders_core.ui.guard.secret import Secret
 from ders_core.ui.guard.token_page import ASK, EXPIRED, HEADERS, WRONG, onward_page, token_page
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 FOREIGN = ("cross-site", "same-site")
 """Values of `Sec-Fetch-Site` for what another page asks for; "same-site" are other ports, too."""

@@ -16,6 +16,7 @@ from ders_core.ui.guard.lifeline import LIFELINE_VARIABLE, hold_on
 from ders_core.ui.guard.middleware import Guard
 from ders_core.ui.guard.origins import HOSTS_VARIABLE, Origins, origin_of
 from ders_core.ui.guard.policy import studio_headers
+from ders_core.ui.guard.root_address import RootAddress
 from ders_core.ui.guard.secret import take_secret
 
 
@@ -27,7 +28,7 @@ def protection() -> list[Middleware]:
     one sentence for a token or a host that cannot be used.
     """
     try:
-        return [_guard()]
+        return [_guard(), Middleware(RootAddress)]
     except DersError as error:
         sys.exit(f"ders: {error}")
 

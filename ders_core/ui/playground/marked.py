@@ -21,8 +21,16 @@ EMPTY = "◌"
 def marked(reply: Reply, other: str) -> str:
     """HTML of the whole reply. other: what the other model is called; each mark tells what it would
     say there to a pointer that rests on it."""
-    parts = [_part(token, other) for token in reply.tokens]
-    return f'<div style="{BOX}">{"".join(parts)}</div>'
+    return _boxed("".join(_part(token, other) for token in reply.tokens))
+
+
+def unmarked(reply: Reply) -> str:
+    """HTML of the whole reply."""
+    return _boxed(as_html(reply.text))
+
+
+def _boxed(text: str) -> str:
+    return f'<div style="{BOX}">{text}</div>'
 
 
 def _part(token: ReplyToken, other: str) -> str:

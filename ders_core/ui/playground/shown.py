@@ -15,7 +15,7 @@ from ders_core.ui.job_details import delete_button
 from ders_core.ui.job_progress import ENDED, STATES, job_panel
 from ders_core.ui.plain import plain, strong
 from ders_core.ui.playground.marked import marked
-from ders_core.ui.plots import figure_column
+from ders_core.ui.plots import csv_button, figure_column
 from ders_core.units import duration_text, visible
 
 SHOWN = "ask_shown"
@@ -89,18 +89,8 @@ def _replies(job: Job, result: AskResult) -> None:
     )
     _differences(result)
     _setting(job, result)
-    table = pd.DataFrame(result.rows())
-    st.download_button(
-        "CSV",
-        data=lambda: table.to_csv(index=False),
-        file_name="replies.csv",
-        mime="text/csv",
-        key="replies_csv",
-        type="tertiary",
-        icon=":material/download:",
-        on_click="ignore",
-        help="Every token of both replies with its probabilities.",
-    )
+    words = "Every token of both replies with its probabilities."
+    csv_button(pd.DataFrame(result.rows()), "replies", words)
 
 
 def _differences(result: AskResult) -> None:

@@ -1,0 +1,75 @@
+"""Deep links, and the dialog that deletes a run, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+from support.job_waits import STILLNESS
+from support.large_workspaces import fill_with_runs
+from support.studio_process import Studio
+
+from ders_core.jobs import Which
+from ders_core.jobs.workspace import Workspace
+from ders_core.units import bytes_text
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]
+
+PAGES = ("", "redundancy", "spectra", "recipe", "tune", "runs", "playground", "export", "upcycle")
+
+
+def drawn(page: Page, address: str) -> None:
+    page.goto(address)
+    app = page.get_by_test_id("stApp")
+    expect(app).to_have_attribute("data-test-script-state", "notRunning")
+    expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
+
+
+def test_a_link_to_any_page_asks_for_nothing_that_does_not_exist(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    page = visit().new_page()
+    page.set_default_timeout(1000 * STILLNESS)
+    missing: list[str] = []
+    told: list[str] = []
+    page.on("response", lambda got: missing.append(got.url) if got.status >= 400 else None)
+    page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
+    for name in PAGES:
+        drawn(page, f"{studio.address}/{name}")
+    assert missing == []
+    assert told == []
+
+
+def test_a_run_is_deleted_after_its_dialog(
+    visit: Callable[..., BrowserContext], studio: Studio
+) -> None:
+    workspace = Workspace(studio.workspace)
+    fill_with_runs(workspace.store_path, 2)
+    runs = studio.store.page(Which(("run",)))
+    kept, doomed = (next(job for job in runs if job.title == f"run {n}") for n in (1, 2))
+    file = workspace.run_dir(doomed.id) / "packed" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(123_000))
+    page = visit(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(1000 * STILLNESS)
+    drawn(page, f"{studio.address}/runs?compared={doomed.id}")
+    delete = page.locator(f".st-key-delete_{doomed.id} button")
+
+    delete.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_text(f"frees {bytes_text(123_000)}")).to_be_visible()
+    expect(dialog.get_by_text("run 2")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    assert studio.store.get(doomed.id).title == "run 2"
+    assert file.is_file()
+
+    delete.click()
+    dialog.get_by_role("button", name="Delete").click()
+    expect(dialog).to_have_count(0)
+    expect(delete).to_have_count(0)
+    expect(page).not_to_have_url(re.compile(f"compared={doomed.id}"))
+    assert [job.id for job in studio.store.page(Which(("run",)))] == [kept.id]
+    assert not file.exists()

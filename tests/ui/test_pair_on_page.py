@@ -1,0 +1,73 @@
+"""From the model's map to a pair to where it differs, and back by a link."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+from support.studio_pages import on, opened, words
+
+from ders_core.analysis import analyze
+from ders_core.analysis.pair_difference import pair_difference
+from ders_core.errors import CheckpointError
+from ders_core.jobs import Workspace
+from ders_core.packed.open import open_checkpoint
+from ders_core.ui import pair_difference as section
+from ders_core.ui.calculator import calculate
+from ders_core.units import share_text
+
+
+@pytest.fixture
+def analysed(workspace: Workspace, mixtral_dir: Path) -> Path:
+    source = open_checkpoint(mixtral_dir)
+    analyze(source).save(workspace.analysis_dir(source.identity))
+    return mixtral_dir
+
+
+def test_the_chosen_pair_is_mapped(app: AppTest, analysed: Path) -> None:
+    on(opened(app, analysed), "redundancy")
+    app.selectbox(key="red_layer").set_value(1).run()
+    app.selectbox(key="red_projection").set_value("down").run()
+    app.selectbox(key="pair_first").set_value(2).run()
+    app.selectbox(key="pair_second").set_value(0).run()
+    group = open_checkpoint(analysed).group(1, "down")
+    whole = group.read().double().numpy()
+    ratio = np.linalg.norm(whole[2] - whole[0]) / max(map(np.linalg.norm, (whole[2], whole[0])))
+    assert f"‖E2 − E0‖ is {share_text(float(ratio))} of the larger norm" in words(app)
+    found = pair_difference(group, 2, 0)
+    assert f"row {found.rows.argmax()} and column {found.columns.argmax()}" in words(app)
+    linked = AppTest.from_file(app._script_path, default_timeout=60)
+    for name, value in app.query_params.items():
+        linked.query_params[name] = value
+    on(linked.run(), "redundancy")
+    assert "‖E2 − E0‖" in words(linked)
+    app.selectbox(key="pair_second").set_value(2).run()
+    assert "larger norm" not in words(app)
+
+
+def test_a_pair_is_read_once(app: AppTest, analysed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[tuple[object, ...]] = []
+
+    def counted(*order: Any, **more: Any) -> Any:
+        reads.append(order[3:])
+        return calculate(*order, **more)
+
+    monkeypatch.setattr(section, "calculate", counted)
+    on(opened(app, analysed), "redundancy")
+    app.run()
+    app.run()
+    assert reads == [(0, "gate", 0, 1)]
+
+
+def test_what_cannot_be_read_is_said(
+    app: AppTest, analysed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*order: object, **more: object) -> None:
+        raise CheckpointError("the disk is gone")
+
+    monkeypatch.setattr(section, "calculate", fail)
+    on(opened(app, analysed), "redundancy")
+    assert "the disk is gone" in app.error[0].value
