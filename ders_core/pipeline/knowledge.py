@@ -10,13 +10,14 @@ from ders_core.checkpoint import ExpertGroup, MatrixStack, OtherTensor
 from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
-from ders_core.codecs.synthesis import combine, difference
+from ders_core.codecs.synthesis import combine
 from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.decompose.distortion import Squares, compare, output_squared
+from ders_core.decompose.distortion import Squares, compare, output_pieces, output_squared
 from ders_core.later import torch
 from ders_core.pipeline.believed import believed
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.effective_gain import Correlated, effective_gain
+from ders_core.pipeline.noise import Deviation
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
 """Of experts by their numbers: the curvature of an error that they share."""
@@ -273,28 +274,36 @@ def encode_expert(
     output = energy = noise_cost = router_noise = 0.0
     correlated = Correlated()
     if moments is not None:
-        few = _few_rows(weight, moments)
-        judged_rows = weight[few].float()
-        output = output_squared(synthesized[few].float() - judged_rows, moments)
-        energy = output_squared(judged_rows, moments)
+        output, energy = _outputs(synthesized, weight, moments)
     if charge is not None:
-        noise, delta, kept = difference(judged, start), difference(weight, start), 1.0
+        deviation, kept = Deviation(judged, weight, start), 1.0
         if shrinks:
-            correlated = Correlated.of(charge, noise, delta, context.moments)
+            sums = deviation.noise_sums(own.gain, charge, context.moments)
+            correlated = sums.correlated
             kept = effective_gain(own, correlated)
-        noise.sub_(delta, alpha=kept)
-        noise_cost = charge.cost(noise, context.moments)
-        router_noise = router.cost(noise, context.moments) if router is not None else 0.0
+            noise_cost = sums.cost(kept)
+        else:
+            noise_cost = deviation.noise_cost(kept, charge, context.moments)
+        if router is not None:
+            router_noise = deviation.noise_cost(kept, router, context.moments)
     probe = Probe() if before is None else Probe(squares.error, before)
     losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe, correlated)
     return EncodedExpert(parts, losses)
 
 
-def _few_rows(weight: torch.Tensor, moments: torch.Tensor) -> torch.Tensor | slice:
-    """Those by which the error of outputs is judged: all, or some that are spread evenly."""
-    if moments.dim() == 1 or len(weight) <= OUTPUT_ROWS:
-        return slice(None)
-    return torch.arange(OUTPUT_ROWS, device=weight.device) * len(weight) // OUTPUT_ROWS
+def _outputs(
+    synthesized: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor
+) -> tuple[float, float]:
+    """E‖(Ŵ−W)x‖² and E‖Wx‖² of all rows, or of some that are spread evenly where moments are
+    full."""
+    count = len(weight) if moments.dim() == 1 else min(len(weight), OUTPUT_ROWS)
+    chosen = torch.arange(count, device=weight.device) * len(weight) // max(count, 1)
+    lost = energy = 0.0
+    for piece in output_pieces((count, weight.shape[1]), moments):
+        rows = weight[chosen[piece]].float()
+        energy += output_squared(rows, moments)
+        lost += output_squared(synthesized[chosen[piece]].float().sub_(rows), moments)
+    return lost, energy
 
 
 def _unrounded(
