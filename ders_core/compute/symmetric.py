@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import pieces
 from ders_core.later import torch
 
 COLUMNS = 256
 """Of a block on the diagonal."""
 
-ROWS = 512
+ROWS = 256
 """Rows that are multiplied at a time on a CPU: so many are as quick as many more, and few for
 memory."""
 
@@ -22,7 +23,7 @@ def half_product(rows: torch.Tensor, symmetric: torch.Tensor) -> torch.Tensor:
 
     It is X (2T + D), with D the blocks of M on the diagonal and T those above.
     """
-    half = torch.empty_like(rows)
+    half = fresh(rows.shape, torch.float32, rows.device)
     for block in pieces(len(symmetric), COLUMNS):
         half[:, block] = rows[:, block] @ symmetric[block, block]
         before = slice(0, block.start)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ders_core.compute.pieces import pieces
 from ders_core.later import torch
 
-COLUMNS = 512
+COLUMNS = 256
 """Of a block: many for products to be quick, few for the memory of a block in float64."""
 
 

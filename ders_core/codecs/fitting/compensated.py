@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ders_core.codecs.coding.steps import Steps, powers
 from ders_core.codecs.curvature import Curvature, correlation_of
-from ders_core.codecs.fitting.in_turn import ROWS, in_order, round_in_turn
+from ders_core.codecs.fitting.in_turn import ROWS, columns_in_order, in_order, round_in_turn
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.codecs.fitting.rounding import (
     EXACT_CODES,
@@ -81,7 +81,7 @@ class Compensated(Rounding):
     factor: torch.Tensor
 
     def coded(self, values: torch.Tensor, step: float, begin: int) -> np.ndarray:
-        rest = values.view(-1, len(self.order))[:, self.order]
+        rest = columns_in_order(values.view(-1, len(self.order)), self.order)
         codes = torch.empty(rest.shape, dtype=torch.int32)
         block = _by_loops if kernels.takes(rest, codes, self.factor) else _in_torch
         round_in_turn(rest, self.factor, lambda columns: block(rest, columns, self, step, codes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import Lines
-from ders_core.codecs.fitting.in_turn import in_order, round_in_turn
+from ders_core.codecs.fitting.in_turn import columns_in_order, in_order, round_in_turn
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute import kernels
@@ -28,7 +28,7 @@ def compensated(
     experts with these inputs need is computed once.
     """
     order, factor = _order_and_factor(moments)
-    rest = delta[:, order]
+    rest = columns_in_order(delta, order)
     codes = torch.empty(delta.shape, dtype=torch.uint8, device=delta.device)
     by_loops = kernels.takes(rest, factor, order, codes, *lines.tensors)
     block = _by_loops if by_loops else _in_torch

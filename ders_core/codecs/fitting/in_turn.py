@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import pieces
 from ders_core.later import torch
 
@@ -20,7 +21,7 @@ ROWS = 512
 """Rows that are rounded at a time on a CPU: products with so many are as quick as with all, and
 they stay in cache."""
 
-GATHERED = 512
+GATHERED = 256
 """Rows of a matrix that are put in order at a time."""
 
 
@@ -40,10 +41,16 @@ def round_in_turn(
         rest[:, panel.stop :].addmm_(torch.cat(errors, 1), factor[panel, panel.stop :], alpha=-1)
 
 
+def columns_in_order(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """A copy of `[rows, in]` float32, to be rounded in turn."""
+    copy = fresh(rows.shape, torch.float32, rows.device)
+    return torch.index_select(rows, 1, order, out=copy)
+
+
 def in_order(matrix: torch.Tensor, order: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows and columns of `[n, n]` in another order: a copy in this dtype, and nothing else of its
     size."""
-    copy = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+    copy = fresh(matrix.shape, dtype, matrix.device)
     for rows in pieces(len(matrix), GATHERED):
         copy[rows] = matrix[order[rows]][:, order]
     return copy
