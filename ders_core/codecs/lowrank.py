@@ -26,12 +26,16 @@ from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
+from ders_core.compute.buffers import fresh
 from ders_core.compute.krylov import Dense
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import largest_magnitude
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+EXACT_BYTES = 22
+"""A weight, that an exact SVD holds at most."""
 
 EXACT_BELOW = 512
 """Matrices whose shorter side is at most this take the exact SVD; it is as quick."""
@@ -68,7 +72,6 @@ class LowRank(DeltaCodec):
     )
     menu_place: ClassVar[int] = 5
     use_of_calibration: ClassVar[str] = "finds the directions that matter to outputs"
-    working_bytes: ClassVar[int] = 22
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 1},
         {"rank": 7},
@@ -168,6 +171,16 @@ class LowRank(DeltaCodec):
             )
         return low
 
+    def working_bytes(self, shape: tuple[int, int]) -> int:
+        """Without an exact SVD, the weight, its delta in float32 and the Krylov space with its
+        images, twice; where factors are quantized, the delta again. Or the weight, what comes back,
+        and that in float32."""
+        size, rank = math.prod(shape), self._rank(shape, Dtype.F32)
+        if self._is_exact(shape, rank):
+            return EXACT_BYTES * size
+        space = 8 * STEPS * (rank + OVERSAMPLING) * sum(shape)
+        return max((6 if self.factor_bits is None else 10) * size + space, 8 * size)
+
     def remark(self, shape: tuple[int, int]) -> str:
         if self.rank is None or self.rank <= min(shape):
             return ""
@@ -251,7 +264,7 @@ class LowRank(DeltaCodec):
         if not rank:
             return torch.zeros(shape)  # no part to take a device from
         left, right = self._factors(parts, rank, shape, context)
-        return left @ right
+        return torch.mm(left, right, out=fresh(shape, torch.float32, left.device))
 
     def product(
         self,
@@ -343,14 +356,18 @@ class LowRank(DeltaCodec):
         ]
         return torch.cat(rows) if rows else torch.zeros(0, length)
 
+    def _is_exact(self, shape: tuple[int, int], rank: int) -> bool:
+        """Whether a matrix of this shape takes the exact SVD."""
+        small = min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
+        asked = self.svd == "exact" or (self.svd == "auto" and small)
+        return asked or not has_room(shape, rank)
+
     def _directions(
         self, delta: torch.Tensor, metric: Metric | None, rank: int, seed: int
     ) -> Triples:
         """The leading singular triples of Δ, or of Δ weighed: `[out, r]`, `[r]`, `[r, in]`."""
         shape = (delta.shape[0], delta.shape[1])
-        small = min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
-        is_exact = self.svd == "exact" or (self.svd == "auto" and small)
-        if is_exact or not has_room(shape, rank):
+        if self._is_exact(shape, rank):
             matrix = delta if metric is None else metric.weighed(delta)
             left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
             return left[:, :rank], sigma[:rank], right[:rank]

@@ -157,7 +157,7 @@ def _or_none(
 
 def _threads(stack: MatrixStack, codec: GroupCodec, device: str) -> int:
     count, out, width = stack.shape
-    return threads_for(count, codec.working_bytes * out * width, torch.device(device))
+    return threads_for(count, codec.working_bytes((out, width)), torch.device(device))
 
 
 def _each(
