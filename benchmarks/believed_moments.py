@@ -30,7 +30,7 @@ from ders_core.codecs.fitting.compensated import succession_of
 from ders_core.codecs.fitting.entries import Entries
 from ders_core.codecs.fitting.rounding import Nearest, Rounding
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
-from ders_core.pipeline.believed import DOUBT, believed
+from ders_core.pipeline.believed import DOUBT, Inputs
 
 WINDOW, BATCH = 256, 8
 JUDGED = 12288
@@ -131,7 +131,7 @@ def main() -> None:
             nearest = coded(matrix, moments, compensates=False).loss(judge)
             columns = []
             for times in TIMES:
-                shrunken = believed(moments, round(tokens / times))
+                shrunken = Inputs.of(moments.clone(), round(tokens / times)).believed
                 result = coded(matrix, shrunken, compensates=True)
                 thought = result.cost(shrunken) / result.cost(judge)
                 columns.append(f"{result.loss(judge) / nearest:7.3f} ({thought:.2f})")

@@ -40,6 +40,7 @@ from ders_core.decompose.distortion import Squares, compare
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.effective_gain import Correlated
 from ders_core.pipeline.knowledge import Knowledge, group_knowledge
+from ders_core.pipeline.noise import Deviation
 from ders_core.pipeline.predicted import shrinkage_cost
 from ders_core.recipe import Recipe
 
@@ -95,8 +96,9 @@ def predictions(original: Checkpoint, packed: Path, calibration: Calibration) ->
             curvature = known.charge(expert)
             assert curvature is not None
             squares += compare(codes.read(expert), weight, base)
-            by_columns += Correlated.of(curvature, decoded, delta, None)
-            full += Correlated.of(curvature, decoded, delta, known.believed)
+            deviation = Deviation(codes.read(expert), weight, base)
+            by_columns += deviation.noise_sums(1.0, curvature, None).correlated
+            full += deviation.noise_sums(1.0, curvature, known.believed).correlated
             deltas.append((decoded, delta))
         if not squares.error:
             continue

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import ders_core
-from ders_core.codecs import Codec
+from ders_core.codecs.codec import WORKING_BYTES
 from ders_core.compute import threads
 from ders_core.files.writer import write_tensors
 from ders_core.pipeline.compress import compress
@@ -63,7 +63,7 @@ def peak_growth(directory: Path, recipe: str, count: int) -> int:
         compress(tiny, Path(place) / "packed", loaded)
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far is what is held now
     before = _peak()
-    threads.WORKING_BYTES = AT_ONCE * OUT * IN * Codec.working_bytes
+    threads.WORKING_BYTES = AT_ONCE * OUT * IN * WORKING_BYTES
     with threads.threads_of_torch(count):
         compress(directory, directory.with_name(directory.name + "-packed"), loaded)
     return _peak() - before

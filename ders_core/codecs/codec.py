@@ -11,6 +11,7 @@ pages and predictions ask the class; `ders_core.codecs.testing` checks it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ Need = Literal["nothing", "inputs", "gradients"]
 
 NEEDS: tuple[Need, ...] = ("nothing", "inputs", "gradients")
 """From the least to the most."""
+
+WORKING_BYTES = 10
+"""A weight, that most codecs hold at most while they encode."""
 
 V = TypeVar("V")
 
@@ -96,9 +100,6 @@ class Codec(BaseModel, ABC):
     use_of_calibration: ClassVar[str] = ""
     """What it does with second moments, such as "weighs entries by their inputs"; empty: it
     ignores them."""
-    working_bytes: ClassVar[int] = 10
-    """Bytes a weight that encoding one expert holds at most, the weight in 16 bits among them: it
-    decides how many experts threads encode at once."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
     """Parameters of a few codecs of this class, which together reach all of its code."""
 
@@ -175,6 +176,11 @@ class Codec(BaseModel, ABC):
     @abstractmethod
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         """The tensors that one expert's weight `[out, in]` will take."""
+
+    def working_bytes(self, shape: tuple[int, int]) -> int:
+        """What encoding one expert `[out, in]` holds at most, its weight in 16 bits among it: that
+        decides how many experts threads encode at once."""
+        return WORKING_BYTES * math.prod(shape)
 
     def remark(self, shape: tuple[int, int]) -> str:
         """What it does otherwise than it was asked, for weights `[out, in]`; usually nothing."""

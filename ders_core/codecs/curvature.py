@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute.magnitude import scale_of
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.symmetric import half_product, values_at_once
 from ders_core.later import torch
 
 DAMPING = 0.005
@@ -59,58 +61,125 @@ class Curvature:
         correlation R of inputs: errors that hang together along a row may cost more or less than
         independent ones, which cost ½ Σ C_ij E_ij².
         """
-        return self.products(error, [error], moments)[0] / 2
+        return self.inner_products(lambda rows: [error[rows]], 1, error.device, moments)[0][0] / 2
 
-    def products(
+    def inner_products(
         self,
-        matrix: torch.Tensor,
-        others: Sequence[torch.Tensor],
+        read: Callable[[slice], Sequence[torch.Tensor]],
+        count: int,
+        device: torch.device,
         moments: torch.Tensor | None = None,
-    ) -> tuple[float, ...]:
-        """The inner products of a matrix `[out, in]` with others of its shape, on one device, in
-        float64: that with itself is twice what `cost` says. moments: as of `cost`."""
-        total, device = self.total, matrix.device
+    ) -> list[list[float]]:
+        """Those of each two of some matrices `[out, in]`, in float64 `[count, count]`: that of one
+        with itself is twice what `cost` says. moments: as of `cost`.
+
+        read: some rows of each matrix, on the device.
+        """
+        sums, total = [[0.0] * count for _ in range(count)], self.total
         if not total:
-            return (0.0,) * len(others)
-        columns, rows = self.columns.to(device).double(), self.rows.to(device).double()
-        sums = [0.0] * len(others)
+            return sums
+        metric: _Metric
         if moments is None or moments.dim() == 1:
-            for piece in _pieces(matrix):
-                left = matrix[piece].double()
-                for place, other in enumerate(others):
-                    part = (left * other[piece].double()) @ columns
-                    sums[place] += float(part @ rows[piece])
+            metric = _Apart.of(self, device)
         else:
-            related, root = correlation_of(moments).to(device), columns.sqrt().float()
-            weighed = [_Weighed(each, root) for each in others]
-            first = _Weighed(matrix, root)
-            for piece in _pieces(matrix):
-                left = first.of(piece) @ related
-                for place, scaled in enumerate(weighed):
-                    part = (left * scaled.of(piece)).sum(1).double()
-                    sums[place] += float(part @ rows[piece])
-        return tuple(each / total for each in sums)
+            metric = _Related.of(self, moments, device)
+        shape, rows = (len(self.rows), len(self.columns)), self.rows.to(device).double()
+        for piece in row_pieces(shape, metric.values(shape)):
+            scales, products = metric.products(read(piece))
+            for (one, other), product in products.items():
+                part = float(product @ rows[piece]) * scales[one] * scales[other]
+                sums[one][other] += part / total
+                sums[other][one] = sums[one][other]
+        return sums
 
 
-class _Weighed:
-    """A matrix times the roots of its columns' curvature, a piece at a time, in float32."""
-
-    def __init__(self, matrix: torch.Tensor, root: torch.Tensor) -> None:
-        self._matrix, self._scale = matrix, scale_of(matrix)
-        self._root = root * self._scale
-
-    def of(self, piece: slice) -> torch.Tensor:
-        return (self._matrix[piece].float() / self._scale).mul_(self._root)
+Products = dict[tuple[int, int], "torch.Tensor"]
+"""Of each row of two matrices, by their numbers in ascending order, float64 `[rows]`."""
 
 
-def _pieces(error: torch.Tensor) -> Iterator[slice]:
-    return row_pieces(error.shape, chunk_values(error.device))
+class _Metric(ABC):
+    """Of the columns of a row."""
+
+    @abstractmethod
+    def values(self, shape: tuple[int, int]) -> int:
+        """How many values of a matrix of this shape are multiplied at a time."""
+
+    @abstractmethod
+    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[list[float], Products]:
+        """(what each matrix was divided by, the products of their rows)."""
+
+
+@dataclass(frozen=True)
+class _Apart(_Metric):
+    """Errors of columns that are independent. weights: float64 `[in]`."""
+
+    weights: torch.Tensor
+
+    @classmethod
+    def of(cls, curvature: Curvature, device: torch.device) -> _Apart:
+        return cls(curvature.columns.to(device).double())
+
+    def values(self, shape: tuple[int, int]) -> int:
+        return chunk_values(self.weights.device)
+
+    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[list[float], Products]:
+        exact = [matrix.double() for matrix in matrices]
+        return [1.0] * len(exact), {
+            (one, other): (exact[one] * exact[other]) @ self.weights
+            for one, other in _pairs(len(exact))
+        }
+
+
+@dataclass(frozen=True)
+class _Related(_Metric):
+    """Of inputs that hang together. correlation: `[in, in]`. root: of the columns' curvature, over
+    `scale`; float32 `[in]`."""
+
+    correlation: torch.Tensor
+    root: torch.Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, curvature: Curvature, moments: torch.Tensor, device: torch.device) -> _Related:
+        root = curvature.columns.to(device).double().sqrt().float()
+        scale = scale_of(root)
+        return cls(correlation_of(moments).to(device), root / scale, scale)
+
+    def values(self, shape: tuple[int, int]) -> int:
+        return values_at_once(shape, self.root.device)
+
+    def products(self, matrices: Sequence[torch.Tensor]) -> tuple[list[float], Products]:
+        scales = [scale_of(matrix) for matrix in matrices]
+        weighed = [
+            (matrix.float() / scale).mul_(self.root)
+            for matrix, scale in zip(matrices, scales, strict=True)
+        ]
+        halves = [half_product(each, self.correlation) for each in weighed]
+        return [scale * self.scale for scale in scales], {
+            (one, other): _summed(halves[one], weighed[other], halves[other], weighed[one])
+            for one, other in _pairs(len(weighed))
+        }
+
+
+def _summed(
+    half: torch.Tensor, other: torch.Tensor, others: torch.Tensor, own: torch.Tensor
+) -> torch.Tensor:
+    """The products of rows whose halves these are, float64."""
+    if half is others:
+        return (half * own).sum(1).double()
+    return ((half * other).sum(1).double() + (others * own).sum(1).double()) / 2
+
+
+def _pairs(count: int) -> Iterator[tuple[int, int]]:
+    return ((one, other) for one in range(count) for other in range(one, count))
 
 
 def _correlation(moments: torch.Tensor) -> torch.Tensor:
     powers = moments.diagonal().double()
     inverse = torch.where(powers > 0, powers, math.inf).rsqrt()
-    correlation = (moments * (inverse / (1 + DAMPING))).mul_(inverse[:, None]).float()
+    correlation = torch.empty_like(moments)
+    for rows in row_pieces(moments.shape, chunk_values(moments.device)):
+        correlation[rows] = (moments[rows] * (inverse / (1 + DAMPING))).mul_(inverse[rows, None])
     correlation.fill_diagonal_(1.0)
     return correlation
 

@@ -116,10 +116,9 @@ class GroupCodec:
     def settled(self) -> bool:
         return all(codec.settled for codec in self.codecs)
 
-    @property
-    def working_bytes(self) -> int:
+    def working_bytes(self, shape: tuple[int, int]) -> int:
         """The most that one of them holds (see `Codec.working_bytes`)."""
-        return max(codec.working_bytes for codec in self.codecs)
+        return max(codec.working_bytes(shape) for codec in self.codecs)
 
     def remark(self, shape: tuple[int, int]) -> str:
         """What the codecs do otherwise than they were asked, for experts `[out, in]`."""

@@ -21,23 +21,26 @@ from ders_core.codecs.codec import (
 from ders_core.codecs.fitting.directions import OVERSAMPLING, STEPS, Triples, has_room, leading
 from ders_core.codecs.fitting.metric import Metric, Weighed, metric_of
 from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matrices
+from ders_core.codecs.fitting.thin_factors import fitted_left, unit_of
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.synthesis import add
 from ders_core.codecs.tunable import Tunable, Values
+from ders_core.compute.buffers import fresh
 from ders_core.compute.krylov import Dense
 from ders_core.compute.magnitude import scale_of
-from ders_core.compute.pieces import largest_magnitude
+from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
+EXACT_BYTES = 22
+"""A weight, that an exact SVD holds at most."""
+
 EXACT_BELOW = 512
 """Matrices whose shorter side is at most this take the exact SVD; it is as quick."""
-
-RIDGE = 1e-9
-"""Share of R·Rᵀ's mean diagonal that is added to it, so that it can always be solved."""
 
 FactorBits = Literal[2, 3, 4, 5, 6, 7, 8]
 
@@ -68,7 +71,6 @@ class LowRank(DeltaCodec):
     )
     menu_place: ClassVar[int] = 5
     use_of_calibration: ClassVar[str] = "finds the directions that matter to outputs"
-    working_bytes: ClassVar[int] = 22
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 1},
         {"rank": 7},
@@ -168,6 +170,15 @@ class LowRank(DeltaCodec):
             )
         return low
 
+    def working_bytes(self, shape: tuple[int, int]) -> int:
+        """Without an exact SVD, the weight, its delta in float32 and the Krylov space with its
+        images, twice; where factors are quantized, the delta again."""
+        size, rank = math.prod(shape), self._rank(shape, Dtype.F32)
+        if self._is_exact(shape, rank):
+            return EXACT_BYTES * size
+        space = 8 * STEPS * (rank + OVERSAMPLING) * sum(shape)
+        return (6 if self.factor_bits is None else 10) * size + space
+
     def remark(self, shape: tuple[int, int]) -> str:
         if self.rank is None or self.rank <= min(shape):
             return ""
@@ -212,7 +223,7 @@ class LowRank(DeltaCodec):
         total = 0.0  # not the sum of `pooled`, where the noise of small values adds up
         for delta in deltas:
             thin = delta if delta.shape[0] <= delta.shape[1] else delta.T
-            unit, scale = _unit(thin)
+            unit, scale = unit_of(thin)
             precise = unit.double() if thin.shape[0] <= EXACT_BELOW else unit
             gram = (precise @ precise.T).double()
             squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0) * scale**2
@@ -241,7 +252,7 @@ class LowRank(DeltaCodec):
         plain = EncodeContext(context.dtype, context.seed)
         parts = self._encode_factor("right", right, plain)
         stored = self._decode_factor("right", parts, rank, right.shape[1], plain)
-        left = _fitted_left(delta, stored, context.moments)
+        left = fitted_left(delta, stored, context.moments)
         return parts | self._encode_factor("left", left.T.contiguous(), plain)
 
     def decode(
@@ -251,7 +262,20 @@ class LowRank(DeltaCodec):
         if not rank:
             return torch.zeros(shape)  # no part to take a device from
         left, right = self._factors(parts, rank, shape, context)
-        return left @ right
+        return torch.mm(left, right, out=fresh(shape, torch.float32, left.device))
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        """A few rows at a time: the delta is never whole in float32."""
+        rank = self._rank((base.shape[0], base.shape[1]), Dtype.of(context.dtype))
+        if not rank:
+            return super().unpack(parts, base, context)
+        left, right = self._factors(parts, rank, (base.shape[0], base.shape[1]), context)
+        weight = fresh(base.shape, base.dtype, base.device)
+        for rows in row_pieces(base.shape, chunk_values(base.device)):
+            add(base[rows], left[rows] @ right, weight[rows])
+        return weight
 
     def product(
         self,
@@ -343,14 +367,18 @@ class LowRank(DeltaCodec):
         ]
         return torch.cat(rows) if rows else torch.zeros(0, length)
 
+    def _is_exact(self, shape: tuple[int, int], rank: int) -> bool:
+        """Whether a matrix of this shape takes the exact SVD."""
+        small = min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
+        asked = self.svd == "exact" or (self.svd == "auto" and small)
+        return asked or not has_room(shape, rank)
+
     def _directions(
         self, delta: torch.Tensor, metric: Metric | None, rank: int, seed: int
     ) -> Triples:
         """The leading singular triples of Δ, or of Δ weighed: `[out, r]`, `[r]`, `[r, in]`."""
         shape = (delta.shape[0], delta.shape[1])
-        small = min(shape) <= EXACT_BELOW or STEPS * (rank + OVERSAMPLING) > min(shape)
-        is_exact = self.svd == "exact" or (self.svd == "auto" and small)
-        if is_exact or not has_room(shape, rank):
+        if self._is_exact(shape, rank):
             matrix = delta if metric is None else metric.weighed(delta)
             left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
             return left[:, :rank], sigma[:rank], right[:rank]
@@ -359,25 +387,3 @@ class LowRank(DeltaCodec):
         operator = Dense(unit) if metric is None else Weighed(unit, metric)
         left, sigma, right = leading(operator, rank, seed)
         return left, sigma * scale, right
-
-
-def _fitted_left(
-    delta: torch.Tensor, right: torch.Tensor, moments: torch.Tensor | None
-) -> torch.Tensor:
-    """argmin over L of E‖(Δ − L·R)x‖², `[out, rank]`."""
-    (unit, scale), (thin, width) = _unit(delta), _unit(right)
-    weighed = thin
-    if moments is not None:
-        inputs = moments.to(right.device)
-        weighed = thin * inputs if inputs.dim() == 1 else thin @ inputs
-    power = (weighed @ thin.T).double()
-    power.diagonal().add_(RIDGE * (float(power.diagonal().mean()) or 1.0))
-    left: torch.Tensor = torch.linalg.solve(power, (weighed @ unit.T).double()).T
-    return (left * (scale / width)).float()
-
-
-def _unit(matrix: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The matrix over its largest magnitude, and that magnitude (1 for zeros), so that no square
-    over- or underflows."""
-    largest = largest_magnitude(matrix)
-    return matrix / (largest or 1.0), largest or 1.0

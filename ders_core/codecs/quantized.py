@@ -19,12 +19,11 @@ from ders_core.codecs.coding.packing import (
 )
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
-from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors
-from ders_core.codecs.fitting.gptq import compensated
+from ders_core.codecs.fitting.codes import CHUNK, Lines, decoded
 from ders_core.codecs.fitting.levels import Levels, learnt, levels_of, uniform
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
-from ders_core.codecs.fitting.row_factors import gain_of_rows
+from ders_core.codecs.fitting.row_rounding import MadeUpFor, RowRounding, ToNearest
 from ders_core.codecs.fitting.scales import best_lines, best_scales
 from ders_core.codecs.fitting.shares import from_shares, in_shares
 from ders_core.codecs.fitting.tunable_codes import tunable_codes
@@ -171,11 +170,11 @@ class Quantized(DeltaCodec):
 
     def pack(self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext) -> Parts:
         levels = self._fixed_levels()
-        if levels is None or _compensates(context) or self.gain == "auto":
+        if levels is None or self.gain == "auto":
             return super().pack(weight, base, context)
         shape, device = (weight.shape[0], weight.shape[1]), weight.device
         weights, blocks = column_weights(context.importance, device), self._blocks(shape[1])
-        is_plain = self.scale_bits == 16 and self.grid != "affine"
+        is_plain = self.scale_bits == 16 and self.grid != "affine" and not _compensates(context)
         if is_plain and can_pass_once(weight, base, context.dtype, blocks):
             packed, target = self._no_codes(shape, device), target_of(self.gain)
             scales = quantized_in_one_pass(
@@ -186,7 +185,7 @@ class Quantized(DeltaCodec):
         def read(rows: slice) -> torch.Tensor:
             return difference(weight[rows], base[rows])
 
-        return self._rounded(read, shape, weights, levels, context.dtype, device)
+        return self._rounded(read, shape, weights, levels, context, device)
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
@@ -227,22 +226,9 @@ class Quantized(DeltaCodec):
         if levels is None:
             parts["levels"] = self._learn(delta, weights).to(context.dtype)
             levels = Levels(parts["levels"].float(), uniform=False)
-        if context.moments is None or not _compensates(context):
-            return parts | self._rounded(
-                delta.__getitem__, shape, weights, levels, context.dtype, delta.device
-            )
-        parts |= self._stored_scales(delta, weights, levels, context.dtype)
-        lines = self._lines(parts)
-        moments = context.moments.to(delta.device)
-        codes = compensated(delta, moments, lines, levels, self._blocks(shape[1]))
-        parts["codes"] = self._no_codes(shape, delta.device)
-        self._pack(codes, parts["codes"], 0, codes.numel())
-        target = target_of(self.gain)
-        if target is None:
-            return parts
-        decoded = self.decode(parts, shape, context)
-        factors = target * gain_of_rows(delta, decoded, moments).unsqueeze(1)
-        return parts | self._stored(lines.times(factors), context.dtype)
+        return parts | self._rounded(
+            delta.__getitem__, shape, weights, levels, context, delta.device
+        )
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -295,20 +281,21 @@ class Quantized(DeltaCodec):
         shape: tuple[int, int],
         weights: torch.Tensor | None,
         levels: Levels,
-        dtype: torch.dtype,
+        context: EncodeContext,
         device: torch.device,
     ) -> Parts:
         """Scales and codes of a delta whose rows are read a piece at a time, `[rows, in]`."""
         packed, stored = self._no_codes(shape, device), []
         blocks, target = self._blocks(shape[1]), target_of(self.gain)
-        for rows in self._row_chunks(shape, device):
+        rounding = _rounding(context, weights, device)
+        for rows in self._row_chunks(shape, rounding.values(shape, device)):
             delta = read(rows)
-            parts = self._stored_scales(delta, weights, levels, dtype)
+            parts = self._stored_scales(delta, weights, levels, context.dtype)
             lines = self._lines(parts)
-            codes = coded(delta, lines, levels, blocks)
+            codes = rounding.codes(delta, lines, levels, blocks)
             if target is not None:
-                factor = target * gain_factors(delta, codes, lines, levels, blocks, weights)
-                parts = self._stored(lines.times(factor), dtype)
+                factors = target * rounding.factors(delta, codes, lines, levels, blocks)
+                parts = self._stored(lines.times(factors), context.dtype)
             self._pack(codes, packed, rows.start * shape[1], math.prod(shape))
             stored.append(parts)
         joined = {name: torch.cat([parts[name] for parts in stored]) for name in stored[0]}
@@ -341,10 +328,9 @@ class Quantized(DeltaCodec):
         """The levels, None where they are learnt."""
         return None if self.grid == "learned" else levels_of(self.grid, self.bits)
 
-    def _row_chunks(self, shape: tuple[int, int], device: torch.device) -> list[slice]:
-        """Rows in pieces, whose codes fill whole bytes; for a matrix without rows one empty
-        piece."""
-        values = chunk_values(device, CHUNK)
+    def _row_chunks(self, shape: tuple[int, int], values: int) -> list[slice]:
+        """Rows in pieces of about so many values, whose codes fill whole bytes; for a matrix
+        without rows one empty piece."""
         many = TRITS if self.bits is None else 8
         step = max(values // max(shape[1], 1) // many, 1) * many
         return list(pieces(shape[0], step)) or [slice(0, 0)]
@@ -355,7 +341,8 @@ class Quantized(DeltaCodec):
         coarse = uniform(2 ** (self.bits or 0))
         blocks = self._blocks(delta.shape[1])
         block_weights = blocks.split_weights(weights, delta.device)
-        for rows in self._row_chunks((delta.shape[0], delta.shape[1]), delta.device):
+        values = chunk_values(delta.device, CHUNK)
+        for rows in self._row_chunks((delta.shape[0], delta.shape[1]), values):
             split = blocks.split(delta[rows])
             scale = best_scales(split, block_weights, coarse).unsqueeze(-1)
             normed[rows] = blocks.join(split / torch.where(scale > 0, scale, 1.0))
@@ -371,7 +358,7 @@ class Quantized(DeltaCodec):
         scales = torch.empty(out, blocks.count, device=delta.device)
         offsets = torch.empty(out, blocks.count, device=delta.device)
         block_weights = blocks.split_weights(weights, delta.device)
-        for rows in self._row_chunks((out, width), delta.device):
+        for rows in self._row_chunks((out, width), chunk_values(delta.device, CHUNK)):
             split = blocks.split(delta[rows])
             if self.grid == "affine":
                 scales[rows], offsets[rows] = best_lines(split, block_weights, levels)
@@ -390,6 +377,15 @@ class Quantized(DeltaCodec):
         """Scales and offsets as stored."""
         scales = from_shares(parts) if self.scale_bits == 8 else parts["scales"].float()
         return Lines(scales, parts["offsets"].float() if self.grid == "affine" else None)
+
+
+def _rounding(
+    context: EncodeContext, weights: torch.Tensor | None, device: torch.device
+) -> RowRounding:
+    """weights: as of `ToNearest`."""
+    if context.moments is None or not _compensates(context):
+        return ToNearest(weights)
+    return MadeUpFor(context.moments.to(device))
 
 
 def _compensates(context: EncodeContext) -> bool:

@@ -4,12 +4,14 @@ every machine."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ders_core.compute import kernels
 from ders_core.compute.magnitude import scale_of
-from ders_core.compute.pieces import chunk_values, pieces
+from ders_core.compute.pieces import chunk_values, pieces, row_pieces
 from ders_core.compute.sums import halved_sum
+from ders_core.compute.symmetric import half_product, values_at_once
 from ders_core.later import torch
 
 PIECE = 256
@@ -131,9 +133,21 @@ def relative_errors(error: float, delta_energy: float, weight_energy: float) -> 
 
 def output_squared(error: torch.Tensor, moments: torch.Tensor) -> float:
     """E‖E·x‖² for an error E `[out, in]`, of inputs x with the second moments `[in, in]` float32,
-    or `[in]` their diagonal."""
-    rows = error.float()
-    scale = scale_of(rows)
-    rows = rows / scale
-    weighted = rows * moments if moments.dim() == 1 else rows @ moments
-    return max(float(weighted.mul_(rows).sum(1).sum(dtype=torch.float64)), 0.0) * scale**2
+    symmetric, or `[in]` their diagonal."""
+    total = 0.0
+    for rows in output_pieces(error.shape, moments):
+        piece = error[rows].float()
+        scale = scale_of(piece)
+        piece = piece / scale
+        weighted = piece * moments if moments.dim() == 1 else half_product(piece, moments)
+        total += float(weighted.mul_(piece).sum(1).sum(dtype=torch.float64)) * scale**2
+    return max(total, 0.0)
+
+
+def output_pieces(shape: Sequence[int], moments: torch.Tensor) -> Iterator[slice]:
+    """The rows of a matrix `[out, in]`, a few at a time, as outputs are quick to compare. moments:
+    as of `output_squared`."""
+    is_full = moments.dim() == 2
+    return row_pieces(
+        shape, values_at_once(shape, moments.device) if is_full else chunk_values(moments.device)
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+from ders_core.decompose.distortion import output_squared
 from ders_core.later import torch
 
 DOUBT = 1.5
@@ -13,12 +16,32 @@ others. With this number it costs others least at equal bytes, or within 2 % of 
 (`benchmarks/believed_moments.py`)."""
 
 
-def believed(moments: torch.Tensor, tokens: int) -> torch.Tensor:
-    """E[x xᵀ] `[in, in]` float32 that was measured on `tokens` inputs, shrunken towards its
-    diagonal, which stays (as Ledoit and Wolf do, J. Multivariate Analysis 88, 2004). A diagonal
-    `[in]` is believed as it is."""
-    if moments.dim() == 1:
-        return moments
-    shrunken = moments / (1 + DOUBT * len(moments) / tokens)
-    shrunken.diagonal().copy_(moments.diagonal())
-    return shrunken
+@dataclass(frozen=True)
+class Inputs:
+    """believed: E[x xᵀ] `[in, in]` float32, shrunken towards its diagonal, which stays (as Ledoit
+    and Wolf do, J. Multivariate Analysis 88, 2004); or the diagonal `[in]`, believed as it is.
+    share: what is left of correlations; what was measured is known from it, without a second
+    matrix of that size."""
+
+    believed: torch.Tensor
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, moments: torch.Tensor, tokens: int) -> Inputs:
+        """moments: measured on `tokens` inputs; a matrix is overwritten."""
+        if moments.dim() == 1:
+            return cls(moments)
+        diagonal, doubt = moments.diagonal().clone(), 1 + DOUBT * len(moments) / tokens
+        moments.div_(doubt).diagonal().copy_(diagonal)
+        return cls(moments, 1 / doubt)
+
+    def on(self, device: str) -> Inputs:
+        return replace(self, believed=self.believed.to(device))
+
+    def output_squared(self, error: torch.Tensor) -> float:
+        """E‖E·x‖² for an error E `[out, in]`, of the inputs as they were measured."""
+        shrunken = output_squared(error, self.believed)
+        if self.share == 1:
+            return shrunken
+        alone = output_squared(error, self.believed.diagonal())
+        return max((shrunken - (1 - self.share) * alone) / self.share, 0.0)

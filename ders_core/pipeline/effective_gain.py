@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ders_core.codecs.curvature import Curvature
 from ders_core.decompose.distortion import Squares
-from ders_core.later import torch
 
 BY_CORRELATION = 0.6
 """Of the way from the plain gain to that by correlation. It brings predictions nearest to what was
@@ -26,17 +24,6 @@ class Correlated:
 
     shared: float = 0.0
     energy: float = 0.0
-
-    @classmethod
-    def of(
-        cls,
-        curvature: Curvature,
-        decoded: torch.Tensor,
-        delta: torch.Tensor,
-        moments: torch.Tensor | None,
-    ) -> Correlated:
-        """decoded, delta: `[out, in]`, on one device. moments: as of `Curvature.cost`."""
-        return cls(*curvature.products(delta, [decoded, delta], moments))
 
     def __add__(self, other: Correlated) -> Correlated:
         return Correlated(self.shared + other.shared, self.energy + other.energy)

@@ -200,7 +200,7 @@ def _and_begin(
 
 def _threads(stack: MatrixStack, codec: GroupCodec, device: str) -> int:
     count, out, width = stack.shape
-    return threads_for(count, codec.working_bytes * out * width, torch.device(device))
+    return threads_for(count, codec.working_bytes((out, width)), torch.device(device))
 
 
 def _each(

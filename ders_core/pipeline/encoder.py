@@ -206,7 +206,7 @@ class Encoder:
             known.context(decomposition.group, number, self.seed),
             known.charge(number),
             known.router(number),
-            known.moments,
+            known.inputs,
             shrinks=known.shrinks,
             origin=stored.start_of(number),
             rounded_from=stored.unrounded_of(number) if probes else None,

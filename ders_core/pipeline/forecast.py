@@ -325,7 +325,7 @@ def _encoded(
         base_name,
         losses.own,
         losses.effective_gain,
-        losses.squares.error if known.moments is None else losses.output,
+        losses.squares.error if known.inputs is None else losses.output,
         losses.output_error,
         losses.noise_cost,
         losses.router_noise,

@@ -11,12 +11,13 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.codecs.synthesis import combine, difference
-from ders_core.decompose.distortion import Squares, compare, output_squared
+from ders_core.codecs.synthesis import combine
+from ders_core.decompose.distortion import Squares, compare, output_pieces
 from ders_core.later import torch
-from ders_core.pipeline.believed import believed
+from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.effective_gain import Correlated, effective_gain
+from ders_core.pipeline.noise import Deviation
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
 """Of experts by their numbers: the curvature of an error that they share."""
@@ -32,18 +33,17 @@ float32 would take twice as much memory as the matrix."""
 
 @dataclass(frozen=True)
 class Knowledge:
-    """moments, believed: E[x xᵀ] of inputs as it was measured, for what errors do to outputs, and
-    as far as it is believed (`ders_core.pipeline.believed`), for codecs and what errors cost; on
-    the device that encodes. curvatures, routers: of each matrix, the second of how
-    far errors move later choices. removal: as of `EncodeContext`, of each expert; fewer where it is
-    not known of the last. groups: how many of the model are encoded. of_base, routers_of_base: of a
-    base that experts share, and of how far its errors move choices. shrinks: whether what is
-    missing of the deltas is no part of the noise; its cost is known otherwise then
-    (`ders_core.pipeline.predicted`). charged: what errors of each matrix are predicted to cost,
-    where codecs had better go by something else; None for `curvatures`."""
+    """inputs: their second moments, on the device that encodes: as they were measured, for what
+    errors do to outputs, and as far as they are believed, for codecs and what errors cost.
+    curvatures, routers: of each matrix, the second of how far errors move later choices. removal:
+    as of `EncodeContext`, of each expert; fewer where it is not known of the last. groups: how many
+    of the model are encoded. of_base, routers_of_base: of a base that experts share, and of how far
+    its errors move choices. shrinks: whether what is missing of the deltas is no part of the noise;
+    its cost is known otherwise then (`ders_core.pipeline.predicted`). charged: what errors of each
+    matrix are predicted to cost, where codecs had better go by something else; None for
+    `curvatures`."""
 
-    moments: torch.Tensor | None = None
-    believed: torch.Tensor | None = None
+    inputs: Inputs | None = None
     curvatures: tuple[Curvature, ...] | None = None
     removal: tuple[float, ...] = ()
     groups: int = 1
@@ -52,6 +52,11 @@ class Knowledge:
     routers_of_base: Shared | None = None
     shrinks: bool = True
     charged: tuple[Curvature, ...] | None = None
+
+    @property
+    def believed(self) -> torch.Tensor | None:
+        """E[x xᵀ] as far as it is believed."""
+        return None if self.inputs is None else self.inputs.believed
 
     def charge(self, expert: int) -> Curvature | None:
         """What errors of a matrix are predicted to cost."""
@@ -63,9 +68,7 @@ class Knowledge:
 
     def on(self, device: str) -> Knowledge:
         """The same for work on a device."""
-        if self.moments is None or self.believed is None:
-            return self
-        return replace(self, moments=self.moments.to(device), believed=self.believed.to(device))
+        return self if self.inputs is None else replace(self, inputs=self.inputs.on(device))
 
     def base_context(
         self, stack: MatrixStack, number: int, members: Sequence[int], seed: int
@@ -129,8 +132,7 @@ def group_knowledge(
         return Knowledge(removal=removal, groups=groups, shrinks=shrinks)
     moments = calibration.moments(*group.key)
     return Knowledge(
-        moments,
-        None if moments is None else believed(moments, calibration.inputs(group.layer)),
+        None if moments is None else Inputs.of(moments, calibration.inputs(group.layer)),
         calibration.curvatures(group),
         removal,
         groups,
@@ -153,8 +155,7 @@ def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Kn
     if axis == 0:  # of a matrix that lies `[in, out]`, they are those of its rows: no codec's
         moments = None
     return Knowledge(
-        moments,
-        None if moments is None else believed(moments, calibration.tokens),
+        None if moments is None else Inputs.of(moments, calibration.tokens),
         _of_pieces(tensor, curvature),
         routers=_of_pieces(tensor, calibration.others.router_curvature(tensor.name)),
         shrinks=False,
@@ -258,14 +259,14 @@ def encode_expert(
     context: EncodeContext,
     charge: Curvature | None = None,
     router: Curvature | None = None,
-    moments: torch.Tensor | None = None,
+    inputs: Inputs | None = None,
     *,
     shrinks: bool = True,
     origin: torch.Tensor | None = None,
     rounded_from: torch.Tensor | None = None,
 ) -> EncodedExpert:
     """Pack one matrix `[out, in]`, unpack it again, and compare. charge, router: as of the methods
-    of `Knowledge`; moments, shrinks: as of `Knowledge`. origin: what the delta is taken against, if
+    of `Knowledge`; inputs, shrinks: as of `Knowledge`. origin: what the delta is taken against, if
     it is not the base that it will be added to; then costs are those of the delta alone.
     rounded_from: that base, in float32 if the delta does not know its rounding, to measure what
     rounding does to PROBED_ROWS; None: not measured. Raises CodecError."""
@@ -287,28 +288,37 @@ def encode_expert(
         own = compare(judged, weight, start)
     output = energy = noise_cost = router_noise = 0.0
     correlated = Correlated()
-    if moments is not None:
-        few = _few_rows(weight, moments)
-        judged_rows = weight[few].float()
-        output = output_squared(synthesized[few].float() - judged_rows, moments)
-        energy = output_squared(judged_rows, moments)
+    if inputs is not None:
+        output, energy = _outputs(synthesized, weight, inputs)
     if charge is not None:
-        noise, delta, kept = difference(judged, start), difference(weight, start), 1.0
+        deviation, kept = Deviation(judged, weight, start), 1.0
         if shrinks:
-            correlated = Correlated.of(charge, noise, delta, context.moments)
+            sums = deviation.noise_sums(own.gain, charge, context.moments)
+            correlated = sums.correlated
             kept = effective_gain(own, correlated)
-        noise.sub_(delta, alpha=kept)
-        noise_cost = charge.cost(noise, context.moments)
-        router_noise = router.cost(noise, context.moments) if router is not None else 0.0
+            noise_cost = sums.cost(kept)
+        else:
+            noise_cost = deviation.noise_cost(kept, charge, context.moments)
+        if router is not None:
+            router_noise = deviation.noise_cost(kept, router, context.moments)
     losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe, correlated)
     return EncodedExpert(parts, losses)
 
 
-def _few_rows(weight: torch.Tensor, moments: torch.Tensor) -> torch.Tensor | slice:
-    """Those by which the error of outputs is judged: all, or some that are spread evenly."""
-    if moments.dim() == 1 or len(weight) <= OUTPUT_ROWS:
-        return slice(None)
-    return torch.arange(OUTPUT_ROWS, device=weight.device) * len(weight) // OUTPUT_ROWS
+def _outputs(
+    synthesized: torch.Tensor, weight: torch.Tensor, inputs: Inputs
+) -> tuple[float, float]:
+    """E‖(Ŵ−W)x‖² and E‖Wx‖² of all rows, or of some that are spread evenly where moments are
+    full."""
+    (total, width), moments = weight.shape, inputs.believed
+    count = total if moments.dim() == 1 else min(total, OUTPUT_ROWS)
+    chosen = torch.arange(count, device=weight.device) * total // max(count, 1)
+    lost = energy = 0.0
+    for piece in output_pieces((count, width), moments):
+        rows = weight[chosen[piece]].float()
+        energy += inputs.output_squared(rows)
+        lost += inputs.output_squared(synthesized[chosen[piece]].float().sub_(rows))
+    return lost, energy
 
 
 def _probed_rows(count: int) -> slice:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.codecs.curvature import Curvature
+from ders_core.decompose.distortion import is_finite
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
@@ -255,8 +256,7 @@ def read_moments(file: Path, info: FileTensor) -> torch.Tensor:
     square = moments.dim() == 2
     diagonal = moments.diagonal() if square else moments
     symmetric = not square or torch.equal(moments, moments.T)
-    finite = bool(torch.isfinite(moments).all())
-    if not finite or not symmetric or bool((diagonal < 0).any()):
+    if not is_finite(moments) or not symmetric or bool((diagonal < 0).any()):
         raise CheckpointError(
             f"{file}: {info.name!r} holds no second moments (they are finite, symmetric, "
             "and not negative); the file is damaged, so run ders calibrate again"

@@ -13,7 +13,7 @@ from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
-from ders_core.decompose.distortion import compare, output_squared
+from ders_core.decompose.distortion import compare
 from ders_core.errors import CodecError
 from ders_core.later import torch
 from ders_core.pipeline.encoder import Encoder, store_bases
@@ -148,10 +148,10 @@ class GroupScorer:
         nbytes = foretold_bytes(GroupCodec.same(codec, 1), shape, self.group.dtype, ragged)
         before, after = decomposition.base, stored.decomposition.base
         squares, output = compare(after, before, torch.zeros_like(before)), 0.0
-        moments = sampled.known.moments
-        if moments is not None and self._energy:
+        inputs = sampled.known.inputs
+        if inputs is not None and self._energy:
             error = after.float() - before.float()
-            output = len(sampled.weights) * output_squared(error, moments) / self._energy
+            output = len(sampled.weights) * inputs.output_squared(error) / self._energy
         share = sampled.rows.share
         return Candidate(
             codec,
@@ -189,10 +189,10 @@ class GroupScorer:
     @cached_property
     def _energy(self) -> float:
         """E‖Wx‖² of the rows of the chosen matrices."""
-        moments = self._rows.known.moments
-        if moments is None:
+        inputs = self._rows.known.inputs
+        if inputs is None:
             return 0.0
-        return sum(output_squared(weight, moments) for weight in self._rows.weights.values())
+        return sum(inputs.output_squared(weight) for weight in self._rows.weights.values())
 
 
 def tensor_candidates(

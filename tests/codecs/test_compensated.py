@@ -20,7 +20,7 @@ from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
 from ders_core.errors import CodecError
-from ders_core.pipeline.believed import believed
+from ders_core.pipeline.believed import Inputs
 
 OUT, WIDTH = 67, 150
 
@@ -28,7 +28,7 @@ OUT, WIDTH = 67, 150
 def related_inputs(width: int) -> torch.Tensor:
     """E[x xᵀ] of inputs that hang together, float32, symmetric."""
     mixed = inputs(width) @ gauss((width, width), 4, width**-0.5) + 0.1 * gauss((1, width), 9, 1.0)
-    return believed(second_moments(mixed), len(mixed))
+    return Inputs.of(second_moments(mixed), len(mixed)).believed
 
 
 def known_of(moments: torch.Tensor | None, out: int = OUT) -> EncodeContext:
@@ -140,7 +140,7 @@ def test_where_it_does_not_pay_values_are_rounded_to_the_nearest() -> None:
     worse."""
     loud = torch.linspace(0.05, 2.0, WIDTH)
     seen = gauss((2000, WIDTH)) @ (gauss((WIDTH, WIDTH), 7) * loud)
-    moments = believed(second_moments(seen), len(seen))
+    moments = Inputs.of(second_moments(seen), len(seen)).believed
     delta, known, chosen = gauss((OUT, WIDTH), scale=0.02), known_of(moments), set()
     assert known.curvature is not None
     for knob in (1e-3, 1e-2):

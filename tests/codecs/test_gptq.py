@@ -11,9 +11,9 @@ import torch
 from support.codec_support import context, gauss, inputs, second_moments
 
 from ders_core.codecs import Quantized
-from ders_core.codecs.fitting import gptq, inverse_factor
+from ders_core.codecs.fitting import gptq
 from ders_core.codecs.fitting.once import OfTheLast
-from ders_core.compute import kernels
+from ders_core.compute import kernels, triangles
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_loops_round_as_torch_does(monkeypatch: pytest.MonkeyPatch, fields: Any)
 
 
 def test_the_factor_is_that_of_the_damped_inverse() -> None:
-    """Larger than what is inverted at once."""
-    moments = second_moments(inputs(2 * inverse_factor.SMALL + 9))
+    """Larger than what is computed at once."""
+    moments = second_moments(inputs(triangles.COLUMNS + 9))
     order, factor = gptq._compute_order_and_factor(moments)
     diagonal = moments.diagonal()[order]
     assert bool((diagonal.diff() <= 0).all())

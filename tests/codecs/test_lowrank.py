@@ -21,6 +21,7 @@ from support.codec_support import (
 
 from ders_core.codecs import LowRank
 from ders_core.codecs.testing.inputs import DTYPES
+from ders_core.compute.threads import WORKING_BYTES
 from ders_core.files.dtype import Dtype
 
 
@@ -163,3 +164,21 @@ def test_left_factors_are_fitted_again_to_outputs() -> None:
     least = np.linalg.norm(double(x) @ (best @ right - double(delta)).T)
     error = np.linalg.norm(double(x) @ (double(decoded) - double(delta)).T)
     assert error < 1.01 * least
+
+
+@pytest.mark.parametrize("fields", [{}, {"factor_bits": 4}], ids=str)
+def test_it_is_synthesized_a_few_rows_at_a_time(fields: dict[str, int]) -> None:
+    """More rows than at a time: the base plus the delta in float64, rounded once."""
+    shape, known = (300, 1024), context(torch.float32)
+    base, codec = gauss(shape, 1, 1.0), LowRank(rank=5, **fields)
+    parts = codec.encode(gauss(shape, 2, 0.1), known)
+    exact = base.double() + codec.decode(parts, shape, known).double()
+    torch.testing.assert_close(codec.unpack(parts, base, known).double(), exact, rtol=0, atol=1e-6)
+
+
+def test_large_experts_are_encoded_side_by_side() -> None:
+    """Two of Mixtral's size fit into what threads may hold, unless an exact SVD is taken."""
+    shape = (14336, 4096)
+    assert 2 * LowRank(rank=64).working_bytes(shape) <= WORKING_BYTES
+    exact = LowRank(rank=64, svd="exact"), LowRank(energy=0.9), LowRank(rank=1000)
+    assert all(2 * codec.working_bytes(shape) > WORKING_BYTES for codec in exact)

@@ -22,6 +22,7 @@ from support.codec_support import (
 )
 
 from ders_core.codecs import Quantized
+from ders_core.codecs.fitting import in_turn, row_rounding
 from ders_core.codecs.fitting.levels import learnt, normal, ternary, uniform
 from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.errors import CodecError
@@ -289,10 +290,11 @@ def gptq(delta: Any, moments: Any, nearest: Any) -> Any:
     return back
 
 
-@pytest.mark.parametrize("width", [24, 300])
-def test_rounding_with_second_moments_is_gptq(width: int) -> None:
-    """300 columns are more than are updated at once."""
-    delta, x = gauss((6, width), scale=1.0), inputs(width)
+@pytest.mark.parametrize("width", [24, in_turn.PANEL + 88])
+def test_rounding_with_second_moments_is_gptq(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """More rows than at a time, and more columns than in a panel."""
+    monkeypatch.setattr(row_rounding, "ROWS", 8)
+    delta, x = gauss((18, width), scale=1.0), inputs(width)
     moments = second_moments(x)
     parts, decoded = round_trip(
         Quantized(bits=3, group_size=16), delta, context(torch.float32, 5, moments)
@@ -302,7 +304,7 @@ def test_rounding_with_second_moments_is_gptq(width: int) -> None:
 
     def nearest(values: Any, column: int) -> Any:
         scaled = scales[:, column, None] * levels
-        return scaled[np.arange(6), np.abs(scaled - values[:, None]).argmin(1)]
+        return scaled[np.arange(18), np.abs(scaled - values[:, None]).argmin(1)]
 
     expected = gptq(double(delta), double(moments), nearest)
     same = np.isclose(double(decoded), expected, atol=1e-5)

@@ -10,7 +10,7 @@ from support.codec_support import context, gauss
 
 from ders_core.codecs import Entropy, make_codec
 from ders_core.codecs.curvature import Curvature
-from ders_core.pipeline.believed import DOUBT, believed
+from ders_core.pipeline.believed import DOUBT, Inputs
 
 OUT, WIDTH = 64, 96
 
@@ -59,7 +59,7 @@ def test_what_it_is_thought_to_cost_is_what_it_costs(tokens: int) -> None:
     truth = (mixing().T.double() @ mixing().double()).float()
     moments = measured(tokens)
     ratios = []
-    for each in (believed(moments, tokens), moments):
+    for each in (Inputs.of(moments.clone(), tokens).believed, moments):
         _, error, curvature = coded(each)
         ratios.append(OUT * curvature.cost(error, each) / cost_by(error, truth))
     assert 0.8 < ratios[0] < 1.25
@@ -71,7 +71,7 @@ def test_it_costs_less_at_the_same_bytes(tokens: int) -> None:
     """Half a bit an entry costs as much as halving errors."""
     truth = (mixing().T.double() @ mixing().double()).float()
     moments, merits = measured(tokens), []
-    for each in (believed(moments, tokens), moments):
+    for each in (Inputs.of(moments.clone(), tokens).believed, moments):
         taken, error, _ = coded(each)
         merits.append(cost_by(error, truth) * 4 ** (8 * taken / error.numel()))
     assert merits[0] < 0.95 * merits[1]
@@ -79,13 +79,24 @@ def test_it_costs_less_at_the_same_bytes(tokens: int) -> None:
 
 def test_variances_stay() -> None:
     moments = measured(50)
-    before = moments.clone()
-    shrunken = believed(moments, 50)
+    shrunken = Inputs.of(moments.clone(), 50).believed
     assert torch.equal(shrunken.diagonal(), moments.diagonal())
-    assert torch.equal(moments, before)
     assert torch.equal(shrunken, shrunken.T)
     assert float(shrunken[3, 7]) == pytest.approx(
         float(moments[3, 7]) / (1 + DOUBT * WIDTH / 50), rel=1e-6
     )
     diagonal = moments.diagonal().clone()
-    assert believed(diagonal, 50) is diagonal
+    assert Inputs.of(diagonal, 50).believed is diagonal
+
+
+@pytest.mark.parametrize("tokens", [5, 50, 5000])
+def test_errors_of_outputs_are_those_of_what_was_measured(tokens: int) -> None:
+    """By other matrices than are kept, against float64."""
+    moments, error = measured(50), gauss((OUT, WIDTH), seed=3, scale=0.1)
+    wanted = torch.einsum("ri,ij,rj", error.double(), moments.double(), error.double())
+    for given, exact in (
+        (moments.clone(), float(wanted)),
+        (moments.diagonal(), float((error.double().square() @ moments.diagonal().double()).sum())),
+    ):
+        found = Inputs.of(given, tokens).output_squared(error)
+        assert found == pytest.approx(exact, rel=1e-4)

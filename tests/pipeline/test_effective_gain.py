@@ -8,6 +8,7 @@ import torch
 from ders_core.codecs.curvature import Curvature, correlation_of
 from ders_core.decompose.distortion import compare
 from ders_core.pipeline.effective_gain import Correlated, effective_gain
+from ders_core.pipeline.noise import Deviation
 
 ROWS, WIDTH = 24, 40
 
@@ -36,6 +37,22 @@ def strong_part(delta: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
     return delta @ (directions @ directions.T)
 
 
+def products_of(
+    curvature: Curvature, left: torch.Tensor, right: torch.Tensor, moments: torch.Tensor
+) -> tuple[float, float]:
+    """Of left with right, and with itself."""
+    sums = curvature.inner_products(lambda rows: (left[rows], right[rows]), 2, left.device, moments)
+    assert sums[0][1] == sums[1][0]
+    return sums[0][1], sums[0][0]
+
+
+def correlated_of(
+    curvature: Curvature, decoded: torch.Tensor, delta: torch.Tensor, moments: torch.Tensor
+) -> Correlated:
+    deviation = Deviation(decoded, delta, torch.zeros_like(delta))
+    return deviation.noise_sums(1.0, curvature, moments).correlated
+
+
 def test_products_are_those_of_the_definition(moments: torch.Tensor, curvature: Curvature) -> None:
     """Σ_i rows_i / Σ columns · L_i D^½ R D^½ R_iᵀ."""
     left, right = drawn(5, ROWS, WIDTH) * 1e-3, drawn(6, ROWS, WIDTH)
@@ -50,17 +67,17 @@ def test_products_are_those_of_the_definition(moments: torch.Tensor, curvature: 
         / float(curvature.columns.double().sum())
         for each in (right, left)
     ]
-    assert curvature.products(left, [right, left], moments) == pytest.approx(wanted, rel=1e-4)
+    assert products_of(curvature, left, right, moments) == pytest.approx(wanted, rel=1e-4)
     assert curvature.cost(left, moments) == pytest.approx(wanted[1] / 2, rel=1e-4)
     diagonal = moments.diagonal()
     weights = torch.outer(curvature.rows, curvature.columns).double() / curvature.total
     wanted = [float((weights * left * each).sum()) for each in (right, left)]
-    assert curvature.products(left, [right, left], diagonal) == pytest.approx(wanted, rel=1e-6)
+    assert products_of(curvature, left, right, diagonal) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_a_plain_share_is_the_gain(moments: torch.Tensor, curvature: Curvature) -> None:
     delta = drawn(7, ROWS, WIDTH)
-    correlated = Correlated.of(curvature, 0.7 * delta, delta, moments)
+    correlated = correlated_of(curvature, 0.7 * delta, delta, moments)
     squares = compare(0.7 * delta, delta, torch.zeros_like(delta))
     assert effective_gain(squares, correlated) == pytest.approx(0.7, rel=1e-5)
 
@@ -68,7 +85,7 @@ def test_a_plain_share_is_the_gain(moments: torch.Tensor, curvature: Curvature) 
 def test_what_inputs_see_counts_more(moments: torch.Tensor, curvature: Curvature) -> None:
     delta = drawn(8, ROWS, WIDTH)
     decoded = strong_part(delta, moments)
-    correlated = Correlated.of(curvature, decoded, delta, moments)
+    correlated = correlated_of(curvature, decoded, delta, moments)
     squares = compare(decoded, delta, torch.zeros_like(delta))
     seen = correlated.shared / correlated.energy
     assert squares.gain < 0.15 < 0.3 < seen
@@ -84,6 +101,27 @@ def test_without_gradients_it_is_the_plain_one() -> None:
 def test_sums_are_those_of_all_deltas(moments: torch.Tensor, curvature: Curvature) -> None:
     """The larger delta decides."""
     small, large = drawn(10, ROWS, WIDTH), 10 * drawn(11, ROWS, WIDTH)
-    both = Correlated.of(curvature, small, small, moments)
-    both += Correlated.of(curvature, 0.5 * large, large, moments)
+    both = correlated_of(curvature, small, small, moments)
+    both += correlated_of(curvature, 0.5 * large, large, moments)
     assert both.shared / both.energy == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.3, 0.01])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_what_noise_costs(
+    moments: torch.Tensor, curvature: Curvature, share: float, dims: int
+) -> None:
+    """½ ‖Δ̂ − aΔ‖² by the metric, in float64, from sums and directly; a code that gives little of
+    the delta back."""
+    known = moments if dims == 2 else moments.diagonal()
+    start, delta = drawn(12, ROWS, WIDTH), drawn(13, ROWS, WIDTH)
+    decoded = share * delta + share**2 * drawn(14, ROWS, WIDTH)
+    deviation = Deviation(start + decoded, start + delta, start)
+    root = curvature.columns.double().sqrt()
+    related = correlation_of(moments).double() if dims == 2 else torch.eye(WIDTH).double()
+    noise = decoded.double() - share * delta.double()
+    by_rows = torch.einsum("ri,ij,rj->r", noise * root, related, noise * root)
+    wanted = float(by_rows @ curvature.rows.double()) / curvature.total / 2
+    from_sums = deviation.noise_sums(1.01 * share, curvature, known).cost(share)
+    assert from_sums == pytest.approx(wanted, rel=1e-3)
+    assert deviation.noise_cost(share, curvature, known) == pytest.approx(wanted, rel=1e-4)

@@ -101,10 +101,7 @@ def gain_factors(
             found.numpy(),
         )
         return found
-    values, scale = blocks.split(rows), lines.scale.unsqueeze(-1)
-    decoded = levels.at(blocks.split(codes)).mul_(scale)
-    if lines.offset is not None:
-        decoded += lines.offset.unsqueeze(-1)
+    values, decoded = blocks.split(rows), _decoded_blocks(codes, lines, levels, blocks)
     heights = blocks.split_weights(weights, rows.device)
     largest = values.abs().amax(-1, keepdim=True).clamp_min(tiny)
     unit = values / largest
@@ -167,13 +164,24 @@ def decoded(
         return out
     codes = unpacked(packed, bits, shape)[chosen]
     for rows in row_pieces(out.shape, chunk_values(packed.device, CHUNK)):
-        here = lines.of_rows(rows)
-        delta = blocks.split(levels.at(codes[rows])).mul_(here.scale.unsqueeze(-1))
-        if here.offset is not None:
-            delta += here.offset.unsqueeze(-1)
-        joined = blocks.join(delta)
-        out[rows] = joined if base is None else joined.add_(base[rows].float())
+        delta = decoded_rows(codes[rows], lines.of_rows(rows), levels, blocks)
+        out[rows] = delta if base is None else delta.add_(base[rows].float())
     return out
+
+
+def decoded_rows(codes: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks) -> torch.Tensor:
+    """What codes `[rows, in]` stand for, float32."""
+    return blocks.join(_decoded_blocks(codes, lines, levels, blocks))
+
+
+def _decoded_blocks(
+    codes: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks
+) -> torch.Tensor:
+    """The same, float32 `[rows, blocks, size]`."""
+    decoded = levels.at(blocks.split(codes)).mul_(lines.scale.unsqueeze(-1))
+    if lines.offset is not None:
+        decoded += lines.offset.unsqueeze(-1)
+    return decoded
 
 
 def unpacked(packed: torch.Tensor, bits: int | None, shape: tuple[int, int]) -> torch.Tensor:

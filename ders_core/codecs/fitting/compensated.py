@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ders_core.codecs.coding.steps import Steps, powers
 from ders_core.codecs.curvature import Curvature, correlation_of
-from ders_core.codecs.fitting.inverse_factor import inverse_factor
+from ders_core.codecs.fitting.in_turn import ROWS, columns_in_order, in_order, round_in_turn
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.codecs.fitting.rounding import (
     EXACT_CODES,
@@ -28,11 +28,8 @@ from ders_core.codecs.fitting.rounding import (
 )
 from ders_core.codecs.fitting.sensitive_steps import LEAST, LEAST_SHARE
 from ders_core.compute import kernels
-from ders_core.compute.buffers import fresh
+from ders_core.compute.triangles import inverse_factor
 from ders_core.later import np, torch
-
-BLOCK = 128
-"""Columns between two updates of all that follow."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,9 @@ def _known(curvature: Curvature) -> torch.Tensor:
 
 def _succession(moments: torch.Tensor) -> Succession:
     order = moments.diagonal().argsort(descending=True, stable=True)
-    return Succession(order, inverse_factor(correlation_of(moments)[order][:, order].double()))
+    factor = in_order(correlation_of(moments), order, torch.float64)
+    inverse_factor(factor)
+    return Succession(order, factor)
 
 
 succession_of = OfTheLast(_succession)
@@ -73,23 +72,19 @@ these inputs. Moments must not be written to as long as they live."""
 
 @dataclass(frozen=True)
 class Compensated(Rounding):
-    """To the nearest multiple, column by column, of all rows together. order: as of `Succession`.
+    """To the nearest multiple, column by column, of many rows at once. order: as of `Succession`.
     factor: float32 `[in, in]`, upper triangular, of the metric in units of steps."""
 
-    apart: ClassVar[bool] = False
+    rows: ClassVar[int] = ROWS
 
     order: torch.Tensor
     factor: torch.Tensor
 
     def coded(self, values: torch.Tensor, step: float, begin: int) -> np.ndarray:
-        width = len(self.order)
-        rest = values.view(-1, width)[:, self.order]
-        codes = fresh(rest.shape, torch.int32)
+        rest = columns_in_order(values.view(-1, len(self.order)), self.order)
+        codes = torch.empty(rest.shape, dtype=torch.int32)
         block = _by_loops if kernels.takes(rest, codes, self.factor) else _in_torch
-        for begin in range(0, width, BLOCK):
-            end = min(begin + BLOCK, width)
-            errors = block(rest, slice(begin, end), self, step, codes)
-            rest[:, end:].addmm_(errors, self.factor[begin:end, end:], alpha=-1)
+        round_in_turn(rest, self.factor, lambda columns: block(rest, columns, self, step, codes))
         return codes.view(-1).numpy().astype(np.uint16)
 
     def levels(

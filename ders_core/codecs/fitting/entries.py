@@ -69,11 +69,11 @@ class Entries:
         """The largest magnitude, in units of steps; 0 if there are no entries."""
         return max((largest_magnitude(slab.values) for slab in self.slabs()), default=0.0)
 
-    def slabs(self, together: bool = False) -> Iterator[Slab]:
-        """All entries, a few rows at a time, that stay in cache; or all rows together."""
+    def slabs(self, least: int = 1) -> Iterator[Slab]:
+        """All entries, a few rows at a time, that stay in cache, but at least so many."""
         out, width = self.deltas.shape
         room = torch.empty(0)
-        for rows in row_pieces((out, width), self.size if together else SLAB):
+        for rows in row_pieces((out, width), max(least * width, SLAB)):
             count = (rows.stop - rows.start) * width
             if self.steps is None:
                 values = self.deltas.read(slice(rows.start * width, rows.stop * width))
@@ -99,7 +99,7 @@ class Entries:
         """All entries with this step."""
         codes = fresh_array(self.size, np.uint16)
         counts = np.zeros((self.class_count, CODES), dtype=np.int64)
-        for slab in self.slabs(together=not rounding.apart):
+        for slab in self.slabs(rounding.rows):
             coded = rounding.coded(slab.values, step, slab.begin)
             begins = self._begins(slab)
             arrange_and_count(coded, slab.arrangement, begins, codes, counts)

@@ -2,43 +2,41 @@
 
 GPTQ (Frantar et al., arXiv 2210.17323), after Optimal Brain Surgeon (Hassibi and Stork 1992): with
 H = E[x xᵀ] of the inputs, it minimises E‖(Δ̂ − Δ)x‖² column by column, the weightiest column first.
-A block of columns is rounded by itself; one product then brings its errors to all that follow.
 """
 
 from __future__ import annotations
 
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import Lines
-from ders_core.codecs.fitting.inverse_factor import inverse_factor
+from ders_core.codecs.fitting.in_turn import columns_in_order, in_order, round_in_turn
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute import kernels
+from ders_core.compute.triangles import inverse_factor
 from ders_core.later import np, torch
 
 DAMPING = 0.01
 """Share of H's mean diagonal that is added to it."""
 
-BLOCK = 128
-"""Columns between two updates of all that follow."""
-
 
 def compensated(
     delta: torch.Tensor, moments: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks
 ) -> torch.Tensor:
-    """Codes of `delta` `[out, in]` float32, uint8, rounded with errors made up for.
+    """Codes of rows of a delta `[rows, in]` float32, uint8, rounded with errors made up for.
 
     moments: `[in, in]` float32, symmetric; not written to as long as it lives, so that what all
     experts with these inputs need is computed once.
     """
     order, factor = _order_and_factor(moments)
-    rest = delta[:, order]
+    rest = columns_in_order(delta, order)
     codes = torch.empty(delta.shape, dtype=torch.uint8, device=delta.device)
     by_loops = kernels.takes(rest, factor, order, codes, *lines.tensors)
     block = _by_loops if by_loops else _in_torch
-    for begin in range(0, delta.shape[1], BLOCK):
-        end = min(begin + BLOCK, delta.shape[1])
-        errors = block(rest, slice(begin, end), factor, order, lines, levels, blocks, codes)
-        rest[:, end:].addmm_(errors, factor[begin:end, end:], alpha=-1)
+
+    def rounded(columns: slice) -> torch.Tensor:
+        return block(rest, columns, factor, order, lines, levels, blocks, codes)
+
+    round_in_turn(rest, factor, rounded)
     return codes
 
 
@@ -104,9 +102,10 @@ def _compute_order_and_factor(moments: torch.Tensor) -> tuple[torch.Tensor, torc
     float32)."""
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True)
-    damped = moments[order][:, order].double()
-    damped.diagonal().add_(DAMPING * float(diagonal.double().mean()) or 1.0)
-    return order, inverse_factor(damped).float().contiguous()
+    factor = in_order(moments, order, torch.float32)
+    factor.diagonal().add_(DAMPING * float(diagonal.double().mean()) or 1.0)
+    inverse_factor(factor)
+    return order, factor
 
 
 _order_and_factor = OfTheLast(_compute_order_and_factor)

@@ -36,10 +36,10 @@ Piece = tuple["torch.Tensor", "np.ndarray"]
 class Rounding(ABC):
     """Pure: the same matrix and step give the same codes.
 
-    apart: whether some rows of a matrix may be rounded without the others.
+    rows: how many are rounded at once, at least, if a matrix has so many.
     """
 
-    apart: ClassVar[bool] = True
+    rows: ClassVar[int] = 1
 
     @abstractmethod
     def coded(self, values: torch.Tensor, step: float, begin: int) -> np.ndarray:

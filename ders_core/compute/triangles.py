@@ -1,0 +1,52 @@
+"""Triangular factors of a positive definite matrix, in the memory of the matrix.
+
+A matrix of 14336 columns takes 0.8 GB in float32, so no second one is made. A block of columns at a
+time is computed in float64, and rounded to the dtype of the matrix where it is stored.
+"""
+
+from __future__ import annotations
+
+from ders_core.compute.pieces import pieces
+from ders_core.later import torch
+
+COLUMNS = 256
+"""Of a block: many for products to be quick, few for the memory of a block in float64."""
+
+
+def factorize(matrix: torch.Tensor) -> None:
+    """A symmetric positive definite H `[n, n]`, float32 or float64, becomes the upper triangular R
+    with R·Rᵀ = H. Only the upper triangle is read. Raises torch.linalg.LinAlgError if a block is
+    not positive definite."""
+    size = len(matrix)
+    for here in reversed(list(pieces(size, COLUMNS))):
+        known = matrix[here, here.stop :].double()
+        corner = matrix[here, here].double() - known @ known.mT
+        corner = torch.linalg.cholesky(corner.flip(0, 1), upper=False).flip(0, 1)
+        for above in pieces(here.start, COLUMNS):
+            rest = matrix[above, here].double() - matrix[above, here.stop :].double() @ known.mT
+            matrix[above, here] = torch.linalg.solve_triangular(
+                corner.mT, rest, upper=False, left=False
+            )
+        matrix[here, here] = corner
+        matrix[here, : here.start] = 0
+
+
+def invert(upper: torch.Tensor) -> None:
+    """An upper triangular matrix `[n, n]`, float32 or float64, becomes its inverse."""
+    for here in pieces(len(upper), COLUMNS):
+        exact = upper[here, here].double()
+        unit = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
+        corner = torch.linalg.solve_triangular(exact, unit, upper=True)
+        column = upper[: here.start, here].double() @ -corner
+        for above in pieces(here.start, COLUMNS):  # of columns before, the inverse is there
+            known = upper[above, above.start : here.start].double()
+            upper[above, here] = known @ column[above.start :]
+        upper[here, here] = corner
+
+
+def inverse_factor(matrix: torch.Tensor) -> None:
+    """A positive definite H `[n, n]` becomes the upper triangular U with UᵀU = H⁻¹, which is R⁻¹ of
+    `factorize`; dtypes and errors as there. Of an error in column j that those after it make up for
+    as well as they can, 1/U_jj² is left."""
+    factorize(matrix)
+    invert(matrix)
