@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -31,6 +31,9 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 from ders_core.registry import Registry
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 Parts = dict[str, "torch.Tensor"]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
@@ -258,6 +261,11 @@ class DeltaCodec(Codec):
         """Products of a few tokens with the deltas of many experts at once, on a CPU, which share
         memory with the parts; None where there are none that beat one `product` after another. A
         codec with ragged parts is not asked."""
+        return None
+
+    def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        """As `routed`, on a GPU for which Triton is installed. Raises CodecError if the parts
+        contradict themselves."""
         return None
 
     def tunable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,9 @@ from ders_core.compute.pieces import largest_magnitude
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 EXACT_BELOW = 512
 """Matrices whose shorter side is at most this take the exact SVD; it is as quick."""
@@ -276,6 +279,14 @@ class LowRank(DeltaCodec):
             return None
         left, right = coded.parts["left"], coded.parts["right"]
         return RoutedFactors(left, right) if takes_matrices(left, right) else None
+
+    def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        if self.factor_bits is not None or not coded.parts:
+            return None
+        from ders_core.compute.grouped.matrices import GroupedFactors
+
+        left, right = (coded.parts[side].contiguous() for side in ("left", "right"))
+        return GroupedFactors(left, right)
 
     def _factors(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,12 +21,14 @@ from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors
 from ders_core.codecs.fitting.gptq import compensated
+from ders_core.codecs.fitting.grouped_codes import grouped_codes
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
 from ders_core.codecs.fitting.row_factors import gain_of_rows
 from ders_core.codecs.fitting.scales import best_lines, best_scales
-from ders_core.codecs.fitting.tunable_codes import FULL_SCALE, tunable_codes
+from ders_core.codecs.fitting.stored_scales import lines_of, stored_scales
+from ders_core.codecs.fitting.tunable_codes import tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
@@ -38,6 +40,9 @@ from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 
 @register
@@ -221,7 +226,7 @@ class Quantized(DeltaCodec):
                 delta.__getitem__, shape, weights, levels, context.dtype, delta.device
             )
         parts |= self._stored_scales(delta, weights, levels, context.dtype)
-        lines = self._lines(parts)
+        lines = lines_of(parts)
         moments = context.moments.to(delta.device)
         codes = compensated(delta, moments, lines, levels, self._blocks(shape[1]))
         parts["codes"] = self._no_codes(shape, delta.device)
@@ -247,7 +252,7 @@ class Quantized(DeltaCodec):
     ) -> torch.Tensor:
         """Of a few tokens on a CPU, from the planes of codes that are 1 apart."""
         stacked = {name: part.unsqueeze(0) for name, part in parts.items()}
-        planes = self._planes(stacked["codes"], self._lines(stacked), shape)
+        planes = self._planes(stacked["codes"], lines_of(stacked), shape)
         if planes is None or not is_few(x, planes):
             return super().product(parts, x, shape, context)
         return planes.product(x)
@@ -262,6 +267,10 @@ class Quantized(DeltaCodec):
             return None
         lines = Lines(coded.parts["scales"], coded.parts.get("offsets"))
         return self._planes(coded.parts["codes"], lines, coded.shape)
+
+    def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        """From planes or trits, with any scales and levels."""
+        return grouped_codes(coded, self.bits, self._blocks(coded.shape[1]), self._fixed_levels())
 
     def _planes(
         self, codes: torch.Tensor, lines: Lines, shape: tuple[int, int]
@@ -293,7 +302,7 @@ class Quantized(DeltaCodec):
         for rows in self._row_chunks(shape, device):
             delta = read(rows)
             parts = self._stored_scales(delta, weights, levels, dtype)
-            lines = self._lines(parts)
+            lines = lines_of(parts)
             codes = coded(delta, lines, levels, blocks)
             if target is not None:
                 factor = target * gain_factors(delta, codes, lines, levels, blocks, weights)
@@ -319,7 +328,7 @@ class Quantized(DeltaCodec):
     ) -> torch.Tensor:
         """base + delta in the base's dtype, or without a base the delta in float32."""
         levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
-        lines, blocks = self._lines(parts), self._blocks(width)
+        lines, blocks = lines_of(parts), self._blocks(width)
         return decoded(parts["codes"], self.bits, lines, levels, blocks, base)
 
     def _fixed_levels(self) -> Levels | None:
@@ -376,23 +385,7 @@ class Quantized(DeltaCodec):
 
     def _stored(self, lines: Lines, dtype: torch.dtype) -> Parts:
         """The parts that hold these scales and offsets."""
-        scales = lines.scale
-        parts: Parts = {} if lines.offset is None else {"offsets": lines.offset.to(dtype)}
-        if self.scale_bits == 16:
-            return {"scales": scales.to(dtype), **parts}
-        tops = scales.amax(1) if scales.shape[1] else scales.new_zeros(len(scales))
-        stored = tops.to(dtype)
-        top = torch.where(stored > 0, stored.float(), 1.0).unsqueeze(1)
-        shares = (scales / top * FULL_SCALE).round_().clamp_(0, FULL_SCALE)
-        shares = torch.where(scales > 0, shares.clamp_min(1), shares)
-        return {"scales": shares.to(torch.uint8), "tops": stored, **parts}
-
-    def _lines(self, parts: Mapping[str, torch.Tensor]) -> Lines:
-        """Scales and offsets as stored."""
-        scales = parts["scales"].float()
-        if self.scale_bits == 8:
-            scales = scales * (parts["tops"].float() / FULL_SCALE).unsqueeze(-1)
-        return Lines(scales, parts["offsets"].float() if self.grid == "affine" else None)
+        return stored_scales(lines, in_bytes=self.scale_bits == 8, dtype=dtype)
 
 
 def _compensates(context: EncodeContext) -> bool:
