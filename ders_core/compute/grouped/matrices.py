@@ -24,7 +24,7 @@ class GroupedMatrices(GroupedProducts):
     matrices: torch.Tensor
 
     def add(self, call: GroupedCall, y: torch.Tensor, column: int) -> None:
-        _, out, width = self.matrices.shape
+        out = self.matrices.shape[1]
         launch(_multiply, out, call, y, column, weights=self.matrices)
 
 
@@ -56,21 +56,21 @@ def _multiply(  # type: ignore[no-untyped-def]
     width,
     columns,
     column,
-    PAIRS: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    FACTORS: tl.constexpr,
+    pairs_taken: tl.constexpr,
+    rows_taken: tl.constexpr,
+    step: tl.constexpr,
+    factors: tl.constexpr,
 ):
     expert = tl.load(experts + tl.program_id(0)).to(tl.int64)
     if expert >= 0:
-        pair = tl.load(pairs + tl.program_id(0) * PAIRS + tl.arange(0, PAIRS))
-        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        pair = tl.load(pairs + tl.program_id(0) * pairs_taken + tl.arange(0, pairs_taken))
+        rows = tl.program_id(1) * rows_taken + tl.arange(0, rows_taken)
         begin = weights + expert * out * width + rows.to(tl.int64)[:, None] * width
-        sums = tl.zeros((PAIRS, ROWS), tl.float32)
-        for first in range(0, width, STEP):
-            entries = first + tl.arange(0, STEP)
+        sums = tl.zeros((pairs_taken, rows_taken), tl.float32)
+        for first in range(0, width, step):
+            entries = first + tl.arange(0, step)
             inside = (rows < out)[:, None] & (entries < width)[None, :]
-            matrix = tl.load(begin + entries[None, :], mask=inside, other=0.0).to(FACTORS)
-            taken = inputs_of(x, pair, each, width, entries).to(FACTORS)
+            matrix = tl.load(begin + entries[None, :], mask=inside, other=0.0).to(factors)
+            taken = inputs_of(x, pair, each, width, entries).to(factors)
             sums += tl.dot(taken, tl.trans(matrix), input_precision="ieee")
         add_to(y, sums, pair, rows, shares, out, columns, column)

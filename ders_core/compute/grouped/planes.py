@@ -54,7 +54,7 @@ class GroupedPlanes(GroupedProducts):
             levels=self.levels,
             levels_each=self._levels_each,
             start=self.start,
-            BITS=self.bits or 0,
+            bits=self.bits or 0,
         )
 
     @property
@@ -66,9 +66,9 @@ class GroupedPlanes(GroupedProducts):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _codes(codes, places, inside, plane, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _codes(codes, places, inside, plane, bits: tl.constexpr):  # type: ignore[no-untyped-def]
     """The codes at places of a matrix, int32."""
-    if BITS == 0:
+    if bits == 0:
         byte = tl.load(codes + places // 5, mask=inside, other=0).to(tl.int32)
         digit = places % 5
         for power in tl.static_range(4):
@@ -76,7 +76,7 @@ def _codes(codes, places, inside, plane, BITS: tl.constexpr):  # type: ignore[no
         found = byte % 3
     else:
         found = tl.zeros(places.shape, tl.int32)
-        for bit in tl.static_range(BITS):
+        for bit in tl.static_range(bits):
             byte = tl.load(codes + bit * plane + (places >> 3), mask=inside, other=0).to(tl.int32)
             found |= ((byte >> (places & 7).to(tl.int32)) & 1) << bit
     return found
@@ -105,23 +105,23 @@ def _multiply(  # type: ignore[no-untyped-def]
     width,
     columns,
     column,
-    BITS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    FACTORS: tl.constexpr,
+    bits: tl.constexpr,
+    pairs_taken: tl.constexpr,
+    rows_taken: tl.constexpr,
+    step: tl.constexpr,
+    factors: tl.constexpr,
 ):
     expert = tl.load(experts + tl.program_id(0)).to(tl.int64)
     if expert >= 0:
-        pair = tl.load(pairs + tl.program_id(0) * PAIRS + tl.arange(0, PAIRS))
-        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        pair = tl.load(pairs + tl.program_id(0) * pairs_taken + tl.arange(0, pairs_taken))
+        rows = tl.program_id(1) * rows_taken + tl.arange(0, rows_taken)
         lines = rows.to(tl.int64)[:, None]
-        sums = tl.zeros((PAIRS, ROWS), tl.float32)
-        for first in range(0, width, STEP):
-            entries = first + tl.arange(0, STEP)
+        sums = tl.zeros((pairs_taken, rows_taken), tl.float32)
+        for first in range(0, width, step):
+            entries = first + tl.arange(0, step)
             inside = (rows < out)[:, None] & (entries < width)[None, :]
             places = lines * width + entries[None, :]
-            code = _codes(codes + expert * bytes_each, places, inside, plane, BITS)
+            code = _codes(codes + expert * bytes_each, places, inside, plane, bits)
             if levels is not None:
                 level = tl.load(levels + expert * levels_each + code)
             else:
@@ -134,6 +134,6 @@ def _multiply(  # type: ignore[no-untyped-def]
             matrix = level * scale
             if offsets is not None:
                 matrix += tl.load(offsets + block, mask=inside, other=0.0).to(tl.float32)
-            taken = inputs_of(x, pair, each, width, entries).to(FACTORS)
-            sums += tl.dot(taken, tl.trans(matrix.to(FACTORS)), input_precision="ieee")
+            taken = inputs_of(x, pair, each, width, entries).to(factors)
+            sums += tl.dot(taken, tl.trans(matrix.to(factors)), input_precision="ieee")
         add_to(y, sums, pair, rows, shares, out, columns, column)

@@ -40,7 +40,9 @@ class GroupedProducts(ABC):
         """
 
 
-def launch(kernel: Any, out: int, call: GroupedCall, y: torch.Tensor, column: int, **of: Any) -> None:
+def launch(
+    kernel: Any, out: int, call: GroupedCall, y: torch.Tensor, column: int, **of: Any
+) -> None:
     """Run a kernel for all blocks of pairs and all `out` rows. of: its other arguments."""
     blocks, count = call.blocks, len(call.blocks.experts)
     if not count or not out:
@@ -56,10 +58,10 @@ def launch(kernel: Any, out: int, call: GroupedCall, y: torch.Tensor, column: in
         width=call.x.shape[1],
         columns=y.shape[1],
         column=column,
-        PAIRS=SIZE,
-        ROWS=ROWS,
-        STEP=STEP,
-        FACTORS=_factors(call.x.dtype),
+        pairs_taken=SIZE,
+        rows_taken=ROWS,
+        step=STEP,
+        factors=_factors(call.x.dtype),
         **of,
     )
 
@@ -75,7 +77,7 @@ def _factors(dtype: torch.dtype) -> Any:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def inputs_of(x, pairs, each, width, entries):  # type: ignore[no-untyped-def]
-    """The inputs of some pairs `[PAIRS, entries]`, 0 beyond a row and for no pair."""
+    """The inputs of some pairs `[pairs, entries]`, 0 beyond a row and for no pair."""
     rows = tl.maximum(pairs, 0).to(tl.int64) // each
     inside = (pairs >= 0)[:, None] & (entries < width)[None, :]
     return tl.load(x + rows[:, None] * width + entries[None, :], mask=inside, other=0.0)
@@ -83,7 +85,7 @@ def inputs_of(x, pairs, each, width, entries):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def add_to(y, sums, pairs, rows, shares, out, columns, column):  # type: ignore[no-untyped-def]
-    """y[pair, column + row] += share · sum. sums: `[PAIRS, rows]`."""
+    """y[pair, column + row] += share · sum. sums: `[pairs, rows]`."""
     if shares is not None:
         share = tl.load(shares + pairs, mask=pairs >= 0, other=0.0)
         sums = sums * share[:, None]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.codec_support import gauss
+from support.interpreted import kernel_device as kernel_device
 
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.codecs.routed import CodedExperts
@@ -79,18 +80,20 @@ def check(
 
 
 @pytest.mark.parametrize("fields", CODECS, ids=lambda fields: make_codec(fields).label)
-def test_products_are_those_of_decoded_deltas(fields: dict[str, Any], device: torch.device) -> None:
+def test_products_are_those_of_decoded_deltas(
+    fields: dict[str, Any], kernel_device: torch.device
+) -> None:
     codec = make_codec(fields)
     assert isinstance(codec, DeltaCodec)
     for number, shape in enumerate(SHAPES):
-        check(codec, shape, device, torch.float32, each=1 + number % 2)
+        check(codec, shape, kernel_device, torch.float32, each=1 + number % 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("fields", [CODECS[1], CODECS[-1]], ids=["planes", "factors"])
 def test_inputs_of_16_bits(
-    fields: dict[str, Any], dtype: torch.dtype, device: torch.device
+    fields: dict[str, Any], dtype: torch.dtype, kernel_device: torch.device
 ) -> None:
     codec = make_codec(fields)
     assert isinstance(codec, DeltaCodec)
-    check(codec, SHAPES[1], device, dtype, each=2)
+    check(codec, SHAPES[1], kernel_device, dtype, each=2)

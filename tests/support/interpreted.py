@@ -1,4 +1,7 @@
-"""Kernels run on a GPU where there is one, else under Triton's interpreter on the CPU."""
+"""Kernels run on a GPU where there is one, else under Triton's interpreter on the CPU.
+
+Tests that want the fixture import it, before anything that imports triton.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
-collect_ignore_glob: list[str] = []
-
 
 @pytest.fixture
-def device() -> torch.device:
+def kernel_device() -> torch.device:
+    """Where kernels run."""
     if find_spec("triton") is None:
         pytest.skip("triton is not installed; it comes with CUDA builds of torch on Linux")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
