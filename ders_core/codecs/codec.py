@@ -214,6 +214,17 @@ class Codec(BaseModel, ABC):
         """Ŵ `[out, in]` as `unpack`, in another dtype of floats, rounded to it once."""
         return self.unpack(parts, base, context).to(dtype)
 
+    def held_form(self, shape: tuple[int, int]) -> Codec:
+        """The codec in whose parts a model holds weights `[out, in]` in memory: this one, unless
+        another form of the same parts is quicker to multiply with."""
+        return self
+
+    def held_parts(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Parts:
+        """The parts as those of `held_form`. Raises CodecError as `unpack` does."""
+        return dict(parts)
+
     def dump(self) -> dict[str, Any]:
         """The codec as it is written in a recipe."""
         return {"codec": self.name, **self.model_dump(exclude_none=True)}

@@ -327,9 +327,12 @@ class Quantized(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], width: int, base: torch.Tensor | None
     ) -> torch.Tensor:
         """base + delta in the base's dtype, or without a base the delta in float32."""
-        levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
         lines, blocks = lines_of(parts), self._blocks(width)
-        return decoded(parts["codes"], self.bits, lines, levels, blocks, base)
+        return decoded(parts["codes"], self.bits, lines, self.levels_of(parts), blocks, base)
+
+    def levels_of(self, parts: Mapping[str, torch.Tensor]) -> Levels:
+        """What codes stand for."""
+        return self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
 
     def _fixed_levels(self) -> Levels | None:
         """The levels, None where they are learnt."""

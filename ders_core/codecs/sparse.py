@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
+from ders_core.codecs.coding.row_places import stored_places
 from ders_core.codecs.delta_entries import DifferenceEntries, Entries, MatrixEntries
 from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
 from ders_core.codecs.gain import (
@@ -23,11 +24,11 @@ from ders_core.codecs.gain import (
     label_of,
     target_of,
 )
+from ders_core.codecs.held_entries import HeldEntries
 from ders_core.codecs.ladder import LadderContext
-from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.selection.drawn import RandomSelection
-from ders_core.codecs.selection.drawn_products import RoutedDrawn
 from ders_core.codecs.selection.pattern import PatternSelection
+from ders_core.codecs.selection.placed import added, placed, scaled_by_row, scattered
 from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
@@ -35,7 +36,6 @@ from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
-from ders_core.compute.pieces import at_least
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -266,11 +266,13 @@ class Sparse(DeltaCodec):
             begin += places.numel()
         parts = self._coder.encode(values, context)
         if is_fitted:
-            decoded = _scattered(self._coder.decode(parts), pieces, entries.shape)
+            decoded = scattered(self._coder.decode(parts), pieces, entries.shape)
             factors = self._factors(entries.matrix, decoded, context)
-            parts = self._coder.encode(_by_row(values, pieces, factors, entries.shape), context)
+            parts = self._coder.encode(
+                scaled_by_row(values, pieces, factors, entries.shape), context
+            )
         if self.gain == "auto":
-            decoded = _scattered(self._coder.decode(parts), pieces, entries.shape)
+            decoded = scattered(self._coder.decode(parts), pieces, entries.shape)
             factor = best_gain(entries.matrix, decoded, context, by_chance=self._by_chance)
             parts = self._coder.scaled(parts, factor)
         return parts | chosen.parts
@@ -292,9 +294,9 @@ class Sparse(DeltaCodec):
         start = base.reshape(-1)
         is_whole = values.numel() == self.kept((base.shape[0], base.shape[1]))
         if is_whole and kernels.takes_stored(start):
-            return _added(values, pieces, start).view(base.shape)
+            return added(values, pieces, start).view(base.shape)
         weight = start + 0.0  # as every sum with a dropped entry: −0 becomes 0
-        for kept, places in _placed(values, pieces):
+        for kept, places in placed(values, pieces):
             total = kept + start.index_select(0, places).float()
             weight.index_copy_(0, places, total.to(base.dtype))
         return weight.view(base.shape)
@@ -303,20 +305,37 @@ class Sparse(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> torch.Tensor:
         values, pieces = self._stored(parts, shape, context)
-        return _scattered(values, pieces, shape)
+        return scattered(values, pieces, shape)
 
-    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
-        """Of entries drawn at random that are kept in the model's dtype."""
-        if self.method != "random" or self.value_bits is not None:
-            return None
-        return RoutedDrawn.of(coded, self._decoding_gain(coded.shape))
+    def held_form(self, shape: tuple[int, int]) -> Codec:
+        """Entries by row, where their values in a few bits are in that order too."""
+        count, is_sorted = self.kept(shape), self.method != "random"
+        if not count or not (is_sorted or self.value_bits is None):
+            return self
+        if self.pattern is not None and shape[1] % parse_pattern(self.pattern)[1]:
+            return self  # the last block reaches beyond its row
+        levels = None if self.value_bits is None else 2**self.value_bits
+        return HeldEntries(count=count, level_count=levels, gain=self._decoding_gain(shape))
+
+    def held_parts(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Parts:
+        if self.held_form(shape) is self:
+            return super().held_parts(parts, shape, context)
+        device = next(iter(parts.values())).device
+        places = torch.cat([*self._selection.places(parts, shape, context.seed, device)])
+        stored = self._coder.held(parts, self.kept(shape))
+        if self.method == "random":
+            places, order = places.sort()
+            stored = {"values": stored["values"][order]}
+        return {**stored_places(places, shape), **stored}
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:
         """The kept values; of values in a few bits, their scales and levels."""
         stored, pieces = self._stored(parts, shape, context)
-        pairs = [*_placed(torch.arange(stored.numel(), device=stored.device), pieces)]
+        pairs = [*placed(torch.arange(stored.numel(), device=stored.device), pieces)]
         nothing = torch.zeros(0, dtype=torch.int64, device=stored.device)
         order = torch.cat([nothing, *(kept for kept, _ in pairs)])
         places = torch.cat([nothing, *(place for _, place in pairs)])
@@ -342,59 +361,3 @@ class Sparse(DeltaCodec):
         gain = self._decoding_gain(shape)
         values = values if gain == 1 else values * gain
         return values, selection.places(parts, shape, context.seed, values.device)
-
-
-def _added(
-    values: torch.Tensor, pieces: Iterable[torch.Tensor], base: torch.Tensor
-) -> torch.Tensor:
-    """base + values at the places, in the base's dtype: `[n]`."""
-    from ders_core.compute.kernels import entries
-
-    weight, kind, begin = fresh(base.shape, base.dtype), kernels.kind_of(base.dtype), 0
-    entries.copy(kernels.bits(base), kind, kernels.bits(weight))
-    for places in pieces:
-        kept = values[begin : begin + places.numel()]
-        begin += places.numel()
-        both = kernels.bits(base), kind, kernels.bits(weight)
-        entries.add(kept.numpy(), places.contiguous().numpy(), *both)
-    return weight
-
-
-def _placed(
-    values: torch.Tensor, pieces: Iterable[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Values and their places, a piece at a time, without those at the place −1."""
-    begin = 0
-    for places in pieces:
-        kept = values[begin : begin + places.numel()]
-        begin += places.numel()
-        if places.numel() and int(places.min()) < 0:
-            inside = at_least(places, 0)
-            kept, places = kept.index_select(0, inside), places.index_select(0, inside)
-        yield kept, places
-
-
-def _scattered(
-    values: torch.Tensor, pieces: Iterable[torch.Tensor], shape: tuple[int, int]
-) -> torch.Tensor:
-    """A matrix with `values` at the places, zero elsewhere."""
-    flat = fresh((math.prod(shape),), torch.float32, values.device).zero_()
-    for kept, places in _placed(values, pieces):
-        flat.index_copy_(0, places, kept)
-    return flat.view(shape)
-
-
-def _by_row(
-    values: torch.Tensor,
-    pieces: Iterable[torch.Tensor],
-    factors: torch.Tensor,
-    shape: tuple[int, int],
-) -> torch.Tensor:
-    """Each value times the factor of its row."""
-    scaled, begin = fresh(values.shape, values.dtype, values.device), 0
-    for places in pieces:
-        piece = slice(begin, begin + places.numel())
-        rows = places.clamp_min(0) // max(shape[1], 1)
-        scaled[piece] = values[piece] * factors[rows]
-        begin = piece.stop
-    return scaled

@@ -12,7 +12,6 @@ from torch import nn
 
 from ders_core.codecs import DeltaCodec, EncodeContext
 from ders_core.codecs.fitting.stored_products import add_products, takes_matrices
-from ders_core.codecs.group import GroupCodec
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
 from ders_core.compute import grouped, kernels
 from ders_core.files.dtype import Dtype
@@ -105,13 +104,13 @@ class PackedHeldGroup(HeldGroup):
         super().__init__()
         self._group, self._dtype = group, dtype
         self._stored = Dtype[group.dtype].torch
-        self._codec: GroupCodec = group.group_codec()
+        self._codec = group.group_codec().held_form(group.shape[1:])
         self._seed = matrices.seed
         self._of_experts: dict[int, tuple[Mapping[str, torch.Tensor], EncodeContext]] = {}
         self._routed: Prepared[RoutedDeltas] = Prepared()
         self._grouped: Prepared[GroupedProducts] = Prepared()
         self._names: dict[str, str] = {}
-        for part, tensor in matrices.codes(group).items():
+        for part, tensor in matrices.held_codes(group).items():
             held = tensor.to(device, dtype) if self._codec.keeps else tensor.to(device)
             self._hold(part, held)
         self._places = [matrices.place(group, expert) for expert in range(group.shape[0])]

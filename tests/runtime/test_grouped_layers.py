@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.interpreted import kernel_device as kernel_device
 from support.moe_families import Family, family_of
 
 from ders_core.codecs import Codec, LowRank, Quantized

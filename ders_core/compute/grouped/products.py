@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,30 +41,43 @@ class GroupedProducts(ABC):
         """
 
 
+@dataclass(frozen=True)
+class GroupedSum(GroupedProducts):
+    """Matrices that are sums of others."""
+
+    each: Sequence[GroupedProducts]
+
+    def add(self, call: GroupedCall, y: torch.Tensor, column: int) -> None:
+        for products in self.each:
+            products.add(call, y, column)
+
+
 def launch(
-    kernel: Any, out: int, call: GroupedCall, y: torch.Tensor, column: int, **of: Any
+    kernel: Any, out: int, call: GroupedCall, y: torch.Tensor, column: int, **others: Any
 ) -> None:
-    """Run a kernel for all blocks of pairs and all `out` rows. of: its other arguments."""
+    """Run a kernel for all blocks of pairs and all `out` rows. others: its other arguments; those
+    of tiles may differ from the usual ones."""
     blocks, count = call.blocks, len(call.blocks.experts)
     if not count or not out:
         return
-    kernel[(count, triton.cdiv(out, ROWS))](
-        x=call.x,
-        y=y,
-        pairs=blocks.pairs,
-        experts=blocks.experts,
-        shares=call.shares,
-        each=call.each,
-        out=out,
-        width=call.x.shape[1],
-        columns=y.shape[1],
-        column=column,
-        pairs_taken=SIZE,
-        rows_taken=ROWS,
-        step=STEP,
-        factors=_factors(call.x.dtype),
-        **of,
-    )
+    arguments = {
+        "x": call.x,
+        "y": y,
+        "pairs": blocks.pairs,
+        "experts": blocks.experts,
+        "shares": call.shares,
+        "each": call.each,
+        "out": out,
+        "width": call.x.shape[1],
+        "columns": y.shape[1],
+        "column": column,
+        "pairs_taken": SIZE,
+        "rows_taken": ROWS,
+        "step": STEP,
+        "factors": _factors(call.x.dtype),
+        **others,
+    }
+    kernel[(count, triton.cdiv(out, arguments["rows_taken"]))](**arguments)
 
 
 def _factors(dtype: torch.dtype) -> Any:

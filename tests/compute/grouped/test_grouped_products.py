@@ -7,18 +7,22 @@ from typing import Any
 import pytest
 import torch
 from support.codec_support import gauss
-from support.interpreted import kernel_device as kernel_device
 
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.codecs.routed import CodedExperts
 from ders_core.compute.grouped.blocks import PairBlocks
 
 EXPERTS, TOKENS = 3, 21
-SHAPES = [(64, 64), (70, 136), (3, 5)]
+SHAPES = [(64, 64), (70, 136), (3, 12)]
 """Of whole tiles; beyond one tile in both directions; and below one."""
 
+SHAPES_OF_ROWS = [(5, 264), (3, 12)]
+"""For kernels that take a row at a time: with more marks than one step reads, and fewer."""
+
+SPARSE = {"codec": "sparse", "drop_rate": 0.9, "method": "magnitude"}
+
 CODECS: list[dict[str, Any]] = [
-    *({"codec": "quantized", "bits": bits, "group_size": 16} for bits in range(1, 9)),
+    *({"codec": "quantized", "bits": bits, "group_size": 16} for bits in (1, 3, 8)),
     {"codec": "quantized", "bits": 2, "group_size": 5},
     {"codec": "quantized", "bits": 3, "group_size": 0, "scale_bits": 8},
     {"codec": "quantized", "bits": 2, "grid": "affine", "group_size": 24},
@@ -27,24 +31,28 @@ CODECS: list[dict[str, Any]] = [
     {"codec": "quantized", "grid": "ternary", "group_size": 16},
     {"codec": "quantized", "grid": "ternary", "group_size": 7, "scale_bits": 8},
     {"codec": "lowrank", "rank": 1},
+    {"codec": "sparse", "drop_rate": 0.9},
+    {"codec": "sparse", "drop_rate": 0.985, "method": "magnitude"},
+    {"codec": "sparse", "drop_rate": 0.3, "method": "magnitude", "value_bits": 4},
+    {"codec": "sparse", "pattern": "2:4", "value_bits": 8},
+    {"codec": "chain", "stages": [{"codec": "lowrank", "rank": 2}, SPARSE]},
     {"codec": "lowrank", "rank": 70},
 ]
 
 
-def coded(codec: DeltaCodec, shape: tuple[int, int], dtype: torch.dtype) -> CodedExperts:
+def held_experts(
+    codec: DeltaCodec, shape: tuple[int, int], dtype: torch.dtype
+) -> tuple[DeltaCodec, CodedExperts, torch.Tensor]:
+    """What a model holds, and what the codec decodes of the same, float64 `[experts, out, in]`."""
     contexts = [EncodeContext(dtype, seed) for seed in range(EXPERTS)]
-    each = [codec.encode(gauss(shape, seed), context) for seed, context in enumerate(contexts)]
-    stacked = {name: torch.stack([parts[name] for parts in each]) for name in each[0]}
-    return CodedExperts(stacked, shape, contexts)
-
-
-def decoded(codec: DeltaCodec, experts: CodedExperts) -> torch.Tensor:
-    """In float64 `[experts, out, in]`."""
-    matrices = [
-        codec.decode({name: part[n] for name, part in experts.parts.items()}, experts.shape, each)
-        for n, each in enumerate(experts.contexts)
-    ]
-    return torch.stack(matrices).double()
+    held, parts, decoded = codec.held_form(shape), [], []
+    assert isinstance(held, DeltaCodec)
+    for seed, context in enumerate(contexts):
+        encoded = codec.encode(gauss(shape, seed), context)
+        parts.append(codec.held_parts(encoded, shape, context))
+        decoded.append(codec.decode(encoded, shape, context).double())
+    stacked = {name: torch.stack([each[name] for each in parts]) for name in parts[0]}
+    return held, CodedExperts(stacked, shape, contexts), torch.stack(decoded)
 
 
 def moved(experts: CodedExperts, device: torch.device) -> CodedExperts:
@@ -60,8 +68,9 @@ def check(
     from ders_core.compute.grouped.products import GroupedCall
 
     chosen = torch.tensor([2] * 17 + [-1, 0, 2, EXPERTS])[:, None].repeat(1, each).flatten()
-    experts = coded(codec, shape, torch.float32 if dtype is torch.float32 else torch.bfloat16)
-    products = codec.grouped(moved(experts, device))
+    stored = torch.float32 if dtype is torch.float32 else torch.bfloat16
+    held, experts, matrices = held_experts(codec, shape, stored)
+    products = held.grouped(moved(experts, device))
     assert products is not None
     x = gauss((TOKENS, shape[1]), 9).to(dtype)
     shares = torch.rand(len(chosen), generator=torch.Generator().manual_seed(4))
@@ -69,7 +78,7 @@ def check(
     y = before.clone().to(device)
     blocks = PairBlocks.of(chosen.to(device), EXPERTS)
     products.add(GroupedCall(x.to(device), each, blocks, shares.to(device)), y, 2)
-    expected, matrices = before.double(), decoded(codec, experts)
+    expected = before.double()
     for pair, expert in enumerate(chosen.tolist()):
         if 0 <= expert < EXPERTS:
             product = matrices[expert] @ x[pair // each].double()
@@ -85,15 +94,19 @@ def test_products_are_those_of_decoded_deltas(
 ) -> None:
     codec = make_codec(fields)
     assert isinstance(codec, DeltaCodec)
-    for number, shape in enumerate(SHAPES):
+    takes_tiles = codec.name in ("quantized", "lowrank")
+    for number, shape in enumerate(SHAPES if takes_tiles else SHAPES_OF_ROWS):
         check(codec, shape, kernel_device, torch.float32, each=1 + number % 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("fields", [CODECS[1], CODECS[-1]], ids=["planes", "factors"])
+@pytest.mark.parametrize(
+    "fields", [CODECS[1], SPARSE, CODECS[-1]], ids=["planes", "entries", "factors"]
+)
 def test_inputs_of_16_bits(
     fields: dict[str, Any], dtype: torch.dtype, kernel_device: torch.device
 ) -> None:
     codec = make_codec(fields)
     assert isinstance(codec, DeltaCodec)
-    check(codec, SHAPES[1], kernel_device, dtype, each=2)
+    shape = SHAPES_OF_ROWS[0] if codec.name == "sparse" else SHAPES[1]
+    check(codec, shape, kernel_device, dtype, each=2)

@@ -1,0 +1,65 @@
+"""Values at the places of a matrix, a piece at a time; at the place −1 there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
+from ders_core.compute.pieces import at_least
+from ders_core.later import torch
+
+
+def added(values: torch.Tensor, pieces: Iterable[torch.Tensor], base: torch.Tensor) -> torch.Tensor:
+    """base + values at the places, in the base's dtype: `[n]`."""
+    from ders_core.compute.kernels import entries
+
+    weight, kind, begin = fresh(base.shape, base.dtype), kernels.kind_of(base.dtype), 0
+    entries.copy(kernels.bits(base), kind, kernels.bits(weight))
+    for places in pieces:
+        kept = values[begin : begin + places.numel()]
+        begin += places.numel()
+        both = kernels.bits(base), kind, kernels.bits(weight)
+        entries.add(kept.numpy(), places.contiguous().numpy(), *both)
+    return weight
+
+
+def placed(
+    values: torch.Tensor, pieces: Iterable[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Values and their places, a piece at a time, without those at the place −1."""
+    begin = 0
+    for places in pieces:
+        kept = values[begin : begin + places.numel()]
+        begin += places.numel()
+        if places.numel() and int(places.min()) < 0:
+            inside = at_least(places, 0)
+            kept, places = kept.index_select(0, inside), places.index_select(0, inside)
+        yield kept, places
+
+
+def scattered(
+    values: torch.Tensor, pieces: Iterable[torch.Tensor], shape: tuple[int, int]
+) -> torch.Tensor:
+    """A matrix with `values` at the places, zero elsewhere."""
+    flat = fresh((math.prod(shape),), torch.float32, values.device).zero_()
+    for kept, places in placed(values, pieces):
+        flat.index_copy_(0, places, kept)
+    return flat.view(shape)
+
+
+def scaled_by_row(
+    values: torch.Tensor,
+    pieces: Iterable[torch.Tensor],
+    factors: torch.Tensor,
+    shape: tuple[int, int],
+) -> torch.Tensor:
+    """Each value times the factor of its row."""
+    scaled, begin = fresh(values.shape, values.dtype, values.device), 0
+    for places in pieces:
+        piece = slice(begin, begin + places.numel())
+        rows = places.clamp_min(0) // max(shape[1], 1)
+        scaled[piece] = values[piece] * factors[rows]
+        begin = piece.stop
+    return scaled
