@@ -69,8 +69,8 @@ class GroupedLayer:
         self._down_deltas.add(call, sums, 0)
         if owner.has_bias:
             sums += owner.down_proj_bias[experts].float() * shares.unsqueeze(1)
-        total = sums.unflatten(0, (tokens, each)).sum(1)
-        return (total + _started(down, summed.to(x.dtype))).to(x.dtype)
+        total: torch.Tensor = sums.unflatten(0, (tokens, each)).sum(1)
+        return total.add_(_started(down, summed.to(x.dtype))).to(x.dtype)
 
 
 def _started(group: HeldGroup, x: torch.Tensor) -> torch.Tensor:

@@ -25,10 +25,11 @@ def grouped_codes(
     codes, device = coded.parts["codes"], coded.parts["codes"].device
     if bits is None:
         check_trits(codes)
+    table = None
     if levels is None:
         table = coded.parts["levels"].float()
-    else:
-        table = None if levels.uniform else levels.table.to(device).unsqueeze(0)
+    elif not levels.uniform:
+        table = levels.table.to(device).unsqueeze(0)
     start = float(levels.table[0]) if levels is not None else 0.0
     parts = (coded.parts["scales"], coded.parts.get("tops"), coded.parts.get("offsets"))
     scales, tops, offsets = parts

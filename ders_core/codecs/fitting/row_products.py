@@ -33,12 +33,14 @@ class RowEntries:
         return self.parts["starts"].numel() - 1
 
     @cached_property
-    def _arrays(self) -> tuple[Any, ...]:
+    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any]:
         """What loops want of it."""
         from ders_core.compute.kernels.row_entries import CODES
 
-        places = [self.parts[name].numpy() for name in ("starts", "marks", "columns")]
-        places[1] = places[1].view(np.uint64)
+        starts, marks, columns = (
+            self.parts[name].numpy() for name in ("starts", "marks", "columns")
+        )
+        places = (starts, marks.view(np.uint64), columns)
         values, none = self.parts["values"], np.empty(0, np.float32)
         if "levels" in self.parts:
             levels, scales = (self.parts[name].numpy() for name in ("levels", "scales"))

@@ -89,7 +89,7 @@ def _factors(dtype: torch.dtype) -> Any:
     return tl.bfloat16 if dtype is torch.bfloat16 and not is_interpreted else tl.float32
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def inputs_of(x, pairs, each, width, entries):  # type: ignore[no-untyped-def]
     """The inputs of some pairs `[pairs, entries]`, 0 beyond a row and for no pair."""
     rows = tl.maximum(pairs, 0).to(tl.int64) // each
@@ -97,7 +97,7 @@ def inputs_of(x, pairs, each, width, entries):  # type: ignore[no-untyped-def]
     return tl.load(x + rows[:, None] * width + entries[None, :], mask=inside, other=0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def add_to(y, sums, pairs, rows, shares, out, columns, column):  # type: ignore[no-untyped-def]
     """y[pair, column + row] += share · sum. sums: `[pairs, rows]`."""
     if shares is not None:
