@@ -14,6 +14,7 @@ from ders_core.codecs import DeltaCodec, EncodeContext
 from ders_core.codecs.fitting.stored_products import add_products, takes_matrices
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
 from ders_core.compute import grouped, kernels
+from ders_core.compute.buffers import fresh
 from ders_core.files.dtype import Dtype
 from ders_core.packed.matrices import PackedMatrices, naming
 from ders_core.packed.stacks import PackedGroup
@@ -209,7 +210,7 @@ class PackedHeldGroup(HeldGroup):
                 base = base.to(self._stored)  # its own bits: the way back loses nothing
             elif wanted is not base.dtype and wide is not None:  # it is added to in float32
                 if number not in wide:
-                    wide[number] = base.float()
+                    wide[number] = fresh(base.shape, torch.float32, base.device).copy_(base)
                 base = wide[number]
         else:
             device = next(iter(parts.values())).device

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ders_core.codecs.coding.packing import (
+    BYTE,
+    TRITS,
     check_trits,
     packed_bytes,
     packed_trits_bytes,
@@ -19,6 +21,7 @@ from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.compute.sums import halved_sum
 from ders_core.later import np, torch
 
@@ -140,19 +143,16 @@ def decoded(
         if bits is None:
             check_trits(packed)
         below = kernels.bits(out[:0] if base is None else base)
-        loops.decode(
-            packed.numpy(),
-            bits or 0,
-            0,
-            packed_bytes(count, 1),
-            blocks.size,
-            *lines.arrays,
-            levels.table.numpy(),
-            levels.uniform,
-            below,
-            kernels.kind_of(out.dtype),
-            kernels.bits(out),
-        )
+        codes, plane, (scales, offsets) = packed.numpy(), packed_bytes(count, 1), lines.arrays
+        table, kind, weights = levels.table.numpy(), kernels.kind_of(out.dtype), kernels.bits(out)
+
+        def work(first: int, last: int) -> None:
+            here = scales[first:last], offsets[first:last], table, levels.uniform
+            rows = below[first:last], kind, weights[first:last]
+            loops.decode(codes, bits or 0, first, plane, blocks.size, *here, *rows)
+
+        per_byte = TRITS if bits is None else BYTE
+        by_row_pieces(work, shape[0], count, multiple=1 if shape[1] % per_byte == 0 else per_byte)
         return out
     codes = unpacked(packed, bits, shape)
     for rows in row_pieces(shape, chunk_values(packed.device, CHUNK)):

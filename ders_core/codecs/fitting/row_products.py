@@ -69,8 +69,7 @@ class RowEntries:
 
         bits = kernels.bits(weight)
         below = bits[:0] if base is None else kernels.bits(base)
-        kind = kernels.kind_of(weight.dtype)
-        arrays = (*self._arrays, below, kind, bits)
+        arrays = (*self._arrays, below, kernels.kind_of(weight.dtype), bits)
 
         def work(first: int, last: int) -> None:
             row_entries.add_onto(*arrays, first, last)

@@ -17,7 +17,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ders_core.compute.kernels.floats import narrow, widen
+from ders_core.compute.kernels.floats import (
+    FLOAT32,
+    bits_of,
+    float_of,
+    narrow,
+    widen,
+)
 from ders_core.compute.kernels.loop import loop, part_apart
 
 CODES = 3
@@ -187,9 +193,16 @@ def add_onto(
             start, start + row * cells, end + (row + 1) * cells, low, marks, columns, places
         )
         _read_values(start, count, values, kind, levels, scales, gain, found)
-        for place in range(width):
-            below = widen(base[row, place], weight_kind) if base.size else zero
-            weights[row, place] = narrow(np.float32(below + zero), weight_kind)
+        if base.size == 0:
+            weights[row] = 0
+        elif weight_kind == FLOAT32:  # in vectors
+            for place in range(width):
+                below = float_of(np.uint32(base[row, place]))
+                weights[row, place] = bits_of(np.float32(below + zero))
+        else:
+            for place in range(width):
+                below = widen(base[row, place], weight_kind)
+                weights[row, place] = narrow(np.float32(below + zero), weight_kind)
         for number in range(count):
             place, value = places[number], found[number]
             below = widen(base[row, place], weight_kind) if base.size else zero
