@@ -19,6 +19,7 @@ from ders_core.codecs.coding.packing import (
 )
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
+from ders_core.codecs.fitting.code_products import routed_codes
 from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded, gain_factors
 from ders_core.codecs.fitting.gptq import compensated
 from ders_core.codecs.fitting.grouped_codes import grouped_codes
@@ -262,14 +263,10 @@ class Quantized(DeltaCodec):
         return self.grid in ("uniform", "affine") and tokens * (self.bits or 0) <= FEW_PLANES
 
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
-        """From planes, if scales are kept as they are multiplied with."""
-        if self.scale_bits == 8:
-            return None
-        lines = Lines(coded.parts["scales"], coded.parts.get("offsets"))
-        return self._planes(coded.parts["codes"], lines, coded.shape)
+        """From planes or trits, with any scales and levels."""
+        return routed_codes(coded, self.bits, self._blocks(coded.shape[1]), self._fixed_levels())
 
     def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
-        """From planes or trits, with any scales and levels."""
         return grouped_codes(coded, self.bits, self._blocks(coded.shape[1]), self._fixed_levels())
 
     def _planes(

@@ -158,7 +158,8 @@ class PackedHeldGroup(HeldGroup):
             return None
         codec = self._one_codec
         if codec is not None:
-            routed = codec.routed(self._coded_experts())
+            with naming(self._place):
+                routed = codec.routed(self._coded_experts())
             if routed is not None:
                 return routed
         return EachExpert(self) if all(self.splits(expert, 1) for expert in experts) else None
@@ -167,7 +168,15 @@ class PackedHeldGroup(HeldGroup):
         if self.bases > 1 or not all(grouped.can_run(held.device) for held in self.buffers()):
             return None
         codec = self._one_codec
-        return None if codec is None else codec.grouped(self._coded_experts())
+        if codec is None:
+            return None
+        with naming(self._place):
+            return codec.grouped(self._coded_experts())
+
+    @property
+    def _place(self) -> str:
+        """Of all experts."""
+        return self._places[0].removesuffix(", expert 0")
 
     @property
     def _one_codec(self) -> DeltaCodec | None:
