@@ -143,13 +143,13 @@ def decoded(
         if bits is None:
             check_trits(packed)
         below = kernels.bits(out[:0] if base is None else base)
-        stored, plane, (scales, offsets) = packed.numpy(), packed_bytes(count, 1), lines.arrays
+        numbers, plane, (scales, offsets) = packed.numpy(), packed_bytes(count, 1), lines.arrays
         table, kind, weights = levels.table.numpy(), kernels.kind_of(out.dtype), kernels.bits(out)
 
         def work(first: int, last: int) -> None:
             here = scales[first:last], offsets[first:last], table, levels.uniform
             rows = below[first:last], kind, weights[first:last]
-            loops.decode(stored, bits or 0, first, plane, blocks.size, *here, *rows)
+            loops.decode(numbers, bits or 0, first, plane, blocks.size, *here, *rows)
 
         per_byte = TRITS if bits is None else BYTE
         by_row_pieces(work, shape[0], count, multiple=1 if shape[1] % per_byte == 0 else per_byte)
