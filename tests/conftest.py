@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from hypothesis import HealthCheck, settings
 from support import forks
 
 from ders_core.files.content import CACHE_VARIABLE
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; read where triton is imported
 
 LONGEST_FIRST = (
     "browser/test_walk.py",
@@ -272,3 +276,11 @@ def qwen2_moe_sharded_dir(models: dict[str, Any], tokenizer: Any, place: Maker) 
 def scratch_dir(models: dict[str, Any], tokenizer: Any, place: Maker) -> Path:
     """A Mixtral whose experts were drawn independently, as when trained from scratch."""
     return _save(_mixtral(seed=7), tokenizer, place("scratch"))
+
+
+@pytest.fixture
+def kernel_device() -> torch.device:
+    """Where kernels of Triton run: a GPU, or its interpreter."""
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed; it comes with CUDA builds of torch on Linux")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

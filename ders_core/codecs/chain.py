@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -21,11 +21,15 @@ from ders_core.codecs.codec import (
     within,
 )
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedSum
 from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 LADDER_STEP = 2.0
 """Octaves between the knobs of its ladder."""
@@ -166,6 +170,37 @@ class Chain(DeltaCodec):
         for other in others:
             first = first + other
         return first
+
+    def held_form(self, shape: tuple[int, int]) -> Codec:
+        return Chain(stages=tuple(stage.held_form(shape) for stage in self.stages))
+
+    def held_parts(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Parts:
+        held: Parts = {}
+        for number, stage in enumerate(self.stages):
+            of_stage = within(str(number), parts), shape, _of_stage(context, number)
+            held |= prefixed(str(number), stage.held_parts(*of_stage))
+        return held
+
+    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
+        """The sum of the stages', if all have one."""
+        stages = [stage.routed(each) for stage, each in self._coded_stages(coded)]
+        each = [stage for stage in stages if stage is not None]
+        return RoutedSum(each) if len(each) == len(stages) else None
+
+    def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        """The sum of the stages', if all have one."""
+        from ders_core.compute.grouped.products import GroupedSum
+
+        stages = [stage.grouped(each) for stage, each in self._coded_stages(coded)]
+        each = [stage for stage in stages if stage is not None]
+        return GroupedSum(each) if len(each) == len(stages) else None
+
+    def _coded_stages(self, coded: CodedExperts) -> Iterator[tuple[DeltaCodec, CodedExperts]]:
+        for number, stage in enumerate(self.stages):
+            contexts = [_of_stage(context, number) for context in coded.contexts]
+            yield stage, CodedExperts(within(str(number), coded.parts), coded.shape, contexts)
 
     def multiplies(self, tokens: int) -> bool:
         return all(stage.multiplies(tokens) for stage in self.stages)

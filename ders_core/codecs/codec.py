@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,6 +32,9 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 from ders_core.registry import Registry
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 Parts = dict[str, "torch.Tensor"]
 """What one expert's weight becomes; in the file each part is stacked over the experts."""
@@ -217,6 +220,17 @@ class Codec(BaseModel, ABC):
         """Ŵ `[out, in]` as `unpack`, in another dtype of floats, rounded to it once."""
         return self.unpack(parts, base, context).to(dtype)
 
+    def held_form(self, shape: tuple[int, int]) -> Codec:
+        """The codec in whose parts a model holds weights `[out, in]` in memory: this one, unless
+        another form of the same parts is quicker to multiply with."""
+        return self
+
+    def held_parts(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Parts:
+        """The parts as those of `held_form`. Raises CodecError as `unpack` does."""
+        return dict(parts)
+
     def dump(self) -> dict[str, Any]:
         """The codec as it is written in a recipe."""
         return {"codec": self.name, **self.model_dump(exclude_none=True)}
@@ -264,6 +278,11 @@ class DeltaCodec(Codec):
         """Products of a few tokens with the deltas of many experts at once, on a CPU, which share
         memory with the parts; None where there are none that beat one `product` after another. A
         codec with ragged parts is not asked."""
+        return None
+
+    def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        """As `routed`, on a GPU for which Triton is installed. Raises CodecError if the parts
+        contradict themselves."""
         return None
 
     def tunable(

@@ -138,6 +138,10 @@ class GroupCodec:
         )
         return GroupCodec(fitted, self.uses)
 
+    def held_form(self, shape: tuple[int, int]) -> GroupCodec:
+        """Of the parts in which a model holds experts `[out, in]` (see `Codec.held_form`)."""
+        return GroupCodec(tuple(codec.held_form(shape) for codec in self.codecs), self.uses)
+
     def specs(
         self, shape: tuple[int, int], dtype: Dtype, lengths: Lengths | None = None
     ) -> dict[str, TensorSpec]:

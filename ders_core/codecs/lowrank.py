@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,9 @@ from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 EXACT_BYTES = 22
 """A weight, that an exact SVD holds at most."""
@@ -300,6 +303,14 @@ class LowRank(DeltaCodec):
             return None
         left, right = coded.parts["left"], coded.parts["right"]
         return RoutedFactors(left, right) if takes_matrices(left, right) else None
+
+    def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        if self.factor_bits is not None or not coded.parts:
+            return None
+        from ders_core.compute.grouped.matrices import GroupedFactors
+
+        left, right = (coded.parts[side].contiguous() for side in ("left", "right"))
+        return GroupedFactors(left, right)
 
     def _factors(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,13 +19,15 @@ from ders_core.codecs.coding.packing import (
 )
 from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
+from ders_core.codecs.fitting.code_products import routed_codes
 from ders_core.codecs.fitting.codes import CHUNK, Lines, decoded
+from ders_core.codecs.fitting.grouped_codes import grouped_codes
 from ders_core.codecs.fitting.levels import Levels, learnt, levels_of, uniform
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
 from ders_core.codecs.fitting.row_rounding import MadeUpFor, RowRounding, ToNearest
 from ders_core.codecs.fitting.scales import best_lines, best_scales
-from ders_core.codecs.fitting.shares import from_shares, in_shares
+from ders_core.codecs.fitting.stored_scales import lines_of, stored_scales
 from ders_core.codecs.fitting.tunable_codes import tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.ladder import LadderContext
@@ -38,6 +40,9 @@ from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 
 @register
@@ -244,7 +249,7 @@ class Quantized(DeltaCodec):
     ) -> torch.Tensor:
         """Of a few tokens on a CPU, from the planes of codes that are 1 apart."""
         stacked = {name: part.unsqueeze(0) for name, part in parts.items()}
-        planes = self._planes(stacked["codes"], self._lines(stacked), shape)
+        planes = self._planes(stacked["codes"], lines_of(stacked), shape)
         if planes is None or not is_few(x, planes):
             return super().product(parts, x, shape, context)
         return planes.product(x)
@@ -254,11 +259,11 @@ class Quantized(DeltaCodec):
         return self.grid in ("uniform", "affine") and tokens * (self.bits or 0) <= FEW_PLANES
 
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
-        """From planes, if scales are kept as they are multiplied with."""
-        if self.scale_bits == 8:
-            return None
-        lines = Lines(coded.parts["scales"], coded.parts.get("offsets"))
-        return self._planes(coded.parts["codes"], lines, coded.shape)
+        """From planes or trits, with any scales and levels."""
+        return routed_codes(coded, self.bits, self._blocks(coded.shape[1]), self._fixed_levels())
+
+    def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        return grouped_codes(coded, self.bits, self._blocks(coded.shape[1]), self._fixed_levels())
 
     def _planes(
         self, codes: torch.Tensor, lines: Lines, shape: tuple[int, int]
@@ -291,7 +296,7 @@ class Quantized(DeltaCodec):
         for rows in self._row_chunks(shape, rounding.values(shape, device)):
             delta = read(rows)
             parts = self._stored_scales(delta, weights, levels, context.dtype)
-            lines = self._lines(parts)
+            lines = lines_of(parts)
             codes = rounding.codes(delta, lines, levels, blocks)
             if target is not None:
                 factors = target * rounding.factors(delta, codes, lines, levels, blocks)
@@ -320,9 +325,12 @@ class Quantized(DeltaCodec):
         rows: slice = slice(None),
     ) -> torch.Tensor:
         """base + delta in the base's dtype, or without a base the delta in float32."""
-        levels = self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
-        lines, blocks = self._lines(parts), self._blocks(width)
+        lines, blocks, levels = lines_of(parts), self._blocks(width), self.levels_of(parts)
         return decoded(parts["codes"], self.bits, lines, levels, blocks, base, rows)
+
+    def levels_of(self, parts: Mapping[str, torch.Tensor]) -> Levels:
+        """What codes stand for."""
+        return self._fixed_levels() or Levels(parts["levels"].float(), uniform=False)
 
     def _fixed_levels(self) -> Levels | None:
         """The levels, None where they are learnt."""
@@ -368,15 +376,7 @@ class Quantized(DeltaCodec):
 
     def _stored(self, lines: Lines, dtype: torch.dtype) -> Parts:
         """The parts that hold these scales and offsets."""
-        parts: Parts = {} if lines.offset is None else {"offsets": lines.offset.to(dtype)}
-        if self.scale_bits == 16:
-            return {"scales": lines.scale.to(dtype), **parts}
-        return {**in_shares(lines.scale, dtype), **parts}
-
-    def _lines(self, parts: Mapping[str, torch.Tensor]) -> Lines:
-        """Scales and offsets as stored."""
-        scales = from_shares(parts) if self.scale_bits == 8 else parts["scales"].float()
-        return Lines(scales, parts["offsets"].float() if self.grid == "affine" else None)
+        return stored_scales(lines, in_bytes=self.scale_bits == 8, dtype=dtype)
 
 
 def _rounding(

@@ -53,3 +53,18 @@ class RoutedDeltas(ABC):
         x: float32 `[n, in]`, y: float32 `[m, ≥ column + out]`, both contiguous. Raises CodecError
         if a part contradicts itself.
         """
+
+
+@dataclass(frozen=True)
+class RoutedSum(RoutedDeltas):
+    """Deltas that are sums of others."""
+
+    each: Sequence[RoutedDeltas]
+
+    @property
+    def most_pairs(self) -> int:
+        return min(deltas.most_pairs for deltas in self.each)
+
+    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
+        for deltas in self.each:
+            deltas.add(x, y, column, routes)

@@ -13,6 +13,7 @@ from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
+from ders_core.codecs.coding.row_places import stored_places
 from ders_core.codecs.delta_entries import DifferenceEntries, Entries, MatrixEntries
 from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
 from ders_core.codecs.gain import (
@@ -23,12 +24,11 @@ from ders_core.codecs.gain import (
     label_of,
     target_of,
 )
+from ders_core.codecs.held_entries import HeldEntries
 from ders_core.codecs.ladder import LadderContext
-from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.selection.drawn import RandomSelection
-from ders_core.codecs.selection.drawn_products import RoutedDrawn
 from ders_core.codecs.selection.pattern import PatternSelection
-from ders_core.codecs.selection.placing import added, by_row, placed, scattered
+from ders_core.codecs.selection.placing import added, placed, scaled_by_row, scattered
 from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
@@ -268,7 +268,9 @@ class Sparse(DeltaCodec):
         if is_fitted:
             decoded = scattered(self._coder.decode(parts), pieces, entries.shape)
             factors = self._factors(entries.matrix, decoded, context)
-            parts = self._coder.encode(by_row(values, pieces, factors, entries.shape), context)
+            parts = self._coder.encode(
+                scaled_by_row(values, pieces, factors, entries.shape), context
+            )
         if self.gain == "auto":
             decoded = scattered(self._coder.decode(parts), pieces, entries.shape)
             factor = best_gain(entries.matrix, decoded, context, by_chance=self._by_chance)
@@ -316,11 +318,28 @@ class Sparse(DeltaCodec):
         values, pieces = self._stored(parts, shape, context)
         return scattered(values, pieces, shape)
 
-    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
-        """Of entries drawn at random that are kept in the model's dtype."""
-        if self.method != "random" or self.value_bits is not None:
-            return None
-        return RoutedDrawn.of(coded, self._decoding_gain(coded.shape))
+    def held_form(self, shape: tuple[int, int]) -> Codec:
+        """Entries by row, where their values in a few bits are in that order too."""
+        count, is_sorted = self.kept(shape), self.method != "random"
+        if not count or not (is_sorted or self.value_bits is None):
+            return self
+        if self.pattern is not None and shape[1] % parse_pattern(self.pattern)[1]:
+            return self  # the last block reaches beyond its row
+        levels = None if self.value_bits is None else 2**self.value_bits
+        return HeldEntries(count=count, level_count=levels, gain=self._decoding_gain(shape))
+
+    def held_parts(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Parts:
+        if self.held_form(shape) is self:
+            return super().held_parts(parts, shape, context)
+        device = next(iter(parts.values())).device
+        places = torch.cat([*self._selection.places(parts, shape, context.seed, device)])
+        stored = self._coder.held(parts, self.kept(shape))
+        if self.method == "random":
+            places, order = places.sort()
+            stored = {"values": stored["values"][order]}
+        return {**stored_places(places, shape), **stored}
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

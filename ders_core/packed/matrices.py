@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from ders_core.codecs import DeltaCodec, EncodeContext
+from ders_core.codecs import Codec, DeltaCodec, EncodeContext
 from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
 from ders_core.compute.buffers import fresh
 from ders_core.errors import CheckpointError, CodecError
@@ -102,14 +102,47 @@ class PackedMatrices:
         """Whether every matrix's codec keeps all bits; a coded base is the one that they know."""
         return all(codec.lossless for codec in self._codecs[stack.prefix].codecs)
 
-    def codes(self, stack: PackedStack) -> dict[str, torch.Tensor]:
-        """What its codecs wrote, each part over all matrices, as it is on disk; not the bases.
+    def held_codes(self, stack: PackedStack) -> dict[str, torch.Tensor]:
+        """What its codecs wrote, each part over all matrices, in the form in which a model holds
+        it (see `Codec.held_form`); not the bases. Where that is not the form on disk, matrices are
+        read one by one.
 
-        Raises CheckpointError if a file cannot be read.
+        Raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
         """
-        shape, dtype = stack.stacked[1:], Dtype[stack.dtype]
-        specs = self._codecs[stack.prefix].specs(shape, dtype, stack.lengths)
-        return {part: self._tensor(stack, part).read() for part in specs}
+        group, shape, dtype = self._codecs[stack.prefix], stack.stacked[1:], Dtype[stack.dtype]
+        held = group.held_form(shape)
+        codes: dict[str, torch.Tensor] = {}
+        for number, (codec, form) in enumerate(zip(group.codecs, held.codecs, strict=True)):
+            members = group.members(number)
+            for part, spec in form.parts(shape, dtype).items():
+                name = held.part_name(members[0], part)
+                if form == codec or part in form.ragged:
+                    codes[name] = self._tensor(stack, name).read()
+                else:
+                    codes[name] = fresh((len(members), *spec.shape), spec.dtype.torch)
+            if form != codec:
+                self._hold(stack, codec, members, codes)
+        return codes
+
+    def _hold(
+        self,
+        stack: PackedStack,
+        codec: Codec,
+        members: list[int],
+        codes: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Fill the parts of a codec's experts that are not as on disk."""
+        group, shape = self._codecs[stack.prefix], stack.stacked[1:]
+        stored = Dtype[stack.dtype].torch
+        ragged = codec.held_form(shape).ragged
+        for row, number in enumerate(members):
+            parts = self._take(stack, "", group, number, stack.lengths, "cpu")
+            context = EncodeContext(stored, stack.seed(self.seed, number))
+            with naming(self.place(stack, number)):
+                held = codec.held_parts(parts, shape, context)
+            for part, tensor in held.items():
+                if part not in ragged:
+                    codes[group.part_name(number, part)][row] = tensor
 
     def parts(self, stack: PackedStack) -> list[FileTensor]:
         """All tensors of a stack on disk."""

@@ -55,8 +55,8 @@ class Attachment:
 
         for layer, module in self.modules.items():
             groups = {name: held(group) for name, group in self.layers[layer].items()}
-            for name in WEIGHTS:
-                module.__dict__.pop(name, None)
+            for holder, name in _weights(module):
+                holder.__dict__.pop(name, None)
             module.packed = PackedExperts(groups, cache)
 
 
@@ -85,9 +85,9 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
         )
     taken: set[str] = set()
     for layer, module in modules.items():
-        for name in WEIGHTS:
-            if module._parameters.pop(name, None) is not None:
-                setattr(module, name, torch.empty(0))  # for what draws first weights at random
+        for holder, name in _weights(module):
+            if holder._parameters.pop(name, None) is not None:
+                setattr(holder, name, torch.empty(0))  # for what draws first weights at random
         module.forward = MethodType(_forward, module)
         taken |= {
             matrix.info.name
@@ -114,13 +114,24 @@ def _forward(
     return result
 
 
+def _weights(module: Any) -> Iterator[tuple[Any, str]]:
+    """What holds the weights of a module of experts, and under which names."""
+    if not hasattr(module, "projections"):
+        yield from ((module, name) for name in WEIGHTS)
+        return
+    for linears in module.projections().values():
+        yield from ((linear, "weight") for linear in linears)
+
+
 def _modules(model: nn.Module, layers: Groups) -> Iterator[tuple[int, Any]]:
     """(layer, module) of the modules that hold the experts of these layers: those that compute as
-    transformers' `use_experts_implementation` says, with weights of the groups' shapes."""
+    transformers' `use_experts_implementation` says, or as `ders_core.hf.moe_ffn.Experts`, with
+    weights of the groups' shapes."""
     found: dict[int, list[Any]] = {}
     for name, module in model.named_modules():
         numbers = _NUMBER.findall(name)
-        if numbers and hasattr(module, "_apply_gate") and hasattr(module, "is_transposed"):
+        is_like_transformers = hasattr(module, "is_transposed") or hasattr(module, "projections")
+        if numbers and hasattr(module, "_apply_gate") and is_like_transformers:
             layer = int(numbers[-1])
             if layer in layers and _fits(module, layers[layer]):
                 found.setdefault(layer, []).append(module)
@@ -128,13 +139,20 @@ def _modules(model: nn.Module, layers: Groups) -> Iterator[tuple[int, Any]]:
     for layer, modules in found.items():
         module, kind = modules[0], type(modules[0])
         if kind not in known:
-            known[kind] = computes_as_known(module)
+            known[kind] = hasattr(module, "projections") or computes_as_known(module)
         if len(modules) == 1 and known[kind]:
             yield layer, module
 
 
 def _fits(module: Any, groups: Mapping[str, ExpertGroup]) -> bool:
     """Whether the module's weights have the shapes of the groups."""
+    if hasattr(module, "projections"):
+        held = module.projections()
+        return held.keys() == groups.keys() and all(
+            linear.weight.shape == groups[name].shape[1:]
+            for name, linears in held.items()
+            for linear in linears
+        )
     projections = {"gate", "up", "down"} if module.has_gate else {"up", "down"}
     if groups.keys() != projections:
         return False

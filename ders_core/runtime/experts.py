@@ -17,8 +17,12 @@ from torch import nn
 
 from ders_core.compute.precision import multiplies
 from ders_core.runtime.cache import WeightCache
+from ders_core.runtime.grouped import GroupedLayer
 from ders_core.runtime.held import HeldGroup
+from ders_core.runtime.prepared import Prepared
 from ders_core.runtime.routed import RoutedLayer
+
+FewTokens = RoutedLayer | GroupedLayer
 
 
 class PackedExperts(nn.Module):
@@ -32,28 +36,30 @@ class PackedExperts(nn.Module):
         super().__init__()
         self.groups = nn.ModuleDict(groups)
         self._cache = cache
-        self._routed: RoutedLayer | None = None
-        self._is_prepared = False
+        self._routed: Prepared[FewTokens] = Prepared()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """What moves a model to a device or dtype, or frees it: what was made of what is held is
         not moved."""
-        self._routed, self._is_prepared = None, False
+        self._routed = Prepared()
         if self._cache is not None:
             self._cache.clear()
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy prepares products of its own."""
-        return {**self.__dict__, "_routed": None, "_is_prepared": False}
+        return {**self.__dict__, "_routed": Prepared()}
 
-    def _routed_layer(self) -> RoutedLayer | None:
-        """For a few tokens; None where there is none, as with a cache of whole weights."""
-        if not self._is_prepared:
-            groups = {name: self.group(name) for name in self.groups}
-            self._routed = RoutedLayer.of(groups) if self._cache is None else None
-            self._is_prepared = True
-        return self._routed
+    def _routed_layer(self) -> FewTokens | None:
+        """What takes a few tokens at once; None where nothing does, as with a cache of whole
+        weights."""
+        return self._routed.get(self._made_routed)
+
+    def _made_routed(self) -> FewTokens | None:
+        if self._cache is not None:
+            return None
+        groups = {name: self.group(name) for name in self.groups}
+        return RoutedLayer.of(groups) or GroupedLayer.of(groups)
 
     def group(self, projection: str) -> HeldGroup:
         group: Any = self.groups[projection]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,12 +12,16 @@ from torch import nn
 
 from ders_core.codecs import DeltaCodec, EncodeContext
 from ders_core.codecs.fitting.stored_products import add_products, takes_matrices
-from ders_core.codecs.group import GroupCodec
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
-from ders_core.compute import kernels
+from ders_core.compute import grouped, kernels
+from ders_core.compute.buffers import fresh
 from ders_core.files.dtype import Dtype
 from ders_core.packed.matrices import PackedMatrices, naming
 from ders_core.packed.stacks import PackedGroup
+from ders_core.runtime.prepared import Prepared
+
+if TYPE_CHECKING:
+    from ders_core.compute.grouped.products import GroupedProducts
 
 FEW_TOKENS = 16
 """Up to which products with a base in 16 bits are quicker than to convert it to float32."""
@@ -53,6 +57,10 @@ class HeldGroup(nn.Module, ABC):
     def routed(self) -> RoutedDeltas | None:
         """Products of a few tokens with the deltas of all experts, which have one base or none;
         None where there are none, or not on a CPU."""
+        return None
+
+    def grouped(self) -> GroupedProducts | None:
+        """The same on a GPU."""
         return None
 
     @abstractmethod
@@ -97,13 +105,13 @@ class PackedHeldGroup(HeldGroup):
         super().__init__()
         self._group, self._dtype = group, dtype
         self._stored = Dtype[group.dtype].torch
-        self._codec: GroupCodec = group.group_codec()
+        self._codec = group.group_codec().held_form(group.shape[1:])
         self._seed = matrices.seed
         self._of_experts: dict[int, tuple[Mapping[str, torch.Tensor], EncodeContext]] = {}
-        self._routed: RoutedDeltas | None = None
-        self._is_prepared = False
+        self._routed: Prepared[RoutedDeltas] = Prepared()
+        self._grouped: Prepared[GroupedProducts] = Prepared()
         self._names: dict[str, str] = {}
-        for part, tensor in matrices.codes(group).items():
+        for part, tensor in matrices.held_codes(group).items():
             held = tensor.to(device, dtype) if self._codec.keeps else tensor.to(device)
             self._hold(part, held)
         self._places = [matrices.place(group, expert) for expert in range(group.shape[0])]
@@ -122,13 +130,14 @@ class PackedHeldGroup(HeldGroup):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """What moves a model to a device or dtype: products are prepared anew."""
-        self._routed, self._is_prepared = None, False
+        self._routed, self._grouped = Prepared(), Prepared()
         self._of_experts.clear()
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy prepares products of its own."""
-        return {**self.__dict__, "_routed": None, "_is_prepared": False, "_of_experts": {}}
+        anew = {"_routed": Prepared(), "_grouped": Prepared(), "_of_experts": {}}
+        return {**self.__dict__, **anew}
 
     def base_of(self, expert: int) -> int:
         return self._group.base_of(expert)
@@ -138,22 +147,47 @@ class PackedHeldGroup(HeldGroup):
         return isinstance(codec, DeltaCodec) and codec.multiplies(tokens)
 
     def routed(self) -> RoutedDeltas | None:
-        if not self._is_prepared:
-            self._routed, self._is_prepared = self._prepared(), True
-        return self._routed
+        return self._routed.get(self._prepared_routed)
 
-    def _prepared(self) -> RoutedDeltas | None:
+    def grouped(self) -> GroupedProducts | None:
+        return self._grouped.get(self._prepared_grouped)
+
+    def _prepared_routed(self) -> RoutedDeltas | None:
         experts = range(self.shape[0])
         if self.bases > 1 or not all(kernels.can_run(held.device) for held in self.buffers()):
             return None
-        codec = self._codec.codec
-        if isinstance(codec, DeltaCodec) and not codec.ragged:
-            parts = {part: self._held(part) for part in self._parts(0)}
-            contexts = [*map(self._context, experts)]
-            routed = codec.routed(CodedExperts(parts, self.shape[1:], contexts))
+        codec = self._one_codec
+        if codec is not None:
+            with naming(self._place):
+                routed = codec.routed(self._coded_experts())
             if routed is not None:
                 return routed
         return EachExpert(self) if all(self.splits(expert, 1) for expert in experts) else None
+
+    def _prepared_grouped(self) -> GroupedProducts | None:
+        if self.bases > 1 or not all(grouped.can_run(held.device) for held in self.buffers()):
+            return None
+        codec = self._one_codec
+        if codec is None:
+            return None
+        with naming(self._place):
+            return codec.grouped(self._coded_experts())
+
+    @property
+    def _place(self) -> str:
+        """Of all experts."""
+        return self._places[0].removesuffix(", expert 0")
+
+    @property
+    def _one_codec(self) -> DeltaCodec | None:
+        """Of all experts, whose parts are stacked; None if there is none such."""
+        codec = self._codec.codec
+        return codec if isinstance(codec, DeltaCodec) and not codec.ragged else None
+
+    def _coded_experts(self) -> CodedExperts:
+        parts = {part: self._held(part) for part in self._parts(0)}
+        contexts = [*map(self._context, range(self.shape[0]))]
+        return CodedExperts(parts, self.shape[1:], contexts)
 
     def base_product(self, base: int, x: torch.Tensor) -> torch.Tensor:
         held = self._held(f"base {base}")
@@ -185,7 +219,7 @@ class PackedHeldGroup(HeldGroup):
                 base = base.to(self._stored)  # its own bits: the way back loses nothing
             elif wanted is not base.dtype and wide is not None:  # it is added to in float32
                 if number not in wide:
-                    wide[number] = base.float()
+                    wide[number] = fresh(base.shape, torch.float32, base.device).copy_(base)
                 base = wide[number]
         else:
             device = next(iter(parts.values())).device

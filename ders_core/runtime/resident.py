@@ -51,8 +51,8 @@ def held_layers(packed: PackedCheckpoint, checkpoint: Checkpoint) -> Groups:
 
 
 def _held(group: PackedGroup) -> int:
-    """What the codecs wrote, and the bases, decoded."""
+    """What the codecs wrote, in the form in which it is held, and the bases, decoded."""
     (_, out, width), dtype = group.shape, Dtype[group.dtype]
-    codes = group.group_codec().specs((out, width), dtype, group.lengths)
+    codes = group.group_codec().held_form((out, width)).specs((out, width), dtype, group.lengths)
     bases = group.base_count * out * width * dtype.itemsize
     return sum(spec.nbytes for spec in codes.values()) + bases

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ders_core.codecs.routed import RoutedDeltas, Routes
+from ders_core.runtime.activation import activated
 from ders_core.runtime.held import HeldGroup
 
 
@@ -58,7 +59,8 @@ class RoutedLayer:
             shares = shares * torch.from_numpy(~outside).unsqueeze(1)
         inputs = x.detach().float().contiguous()
         inner = self._inner(inputs, of_pair, pairs, numbers)
-        hidden = _activated(owner, experts, inner, self._first) * shares
+        widths = [group.shape[1] for group in self._first]
+        hidden = activated(owner, experts, inner, widths) * shares
         summed = hidden.unflatten(0, (tokens, each)).sum(1)
         down = self._down
         if down.bases:
@@ -102,19 +104,3 @@ def _places(tokens: int, each: int) -> tuple[np.ndarray, np.ndarray]:
     """The token of every pair, and the numbers of the pairs: int64 `[tokens · each]`."""
     pairs = np.arange(tokens * each)
     return pairs // each, pairs
-
-
-def _activated(
-    owner: Any, experts: torch.Tensor, inner: torch.Tensor, first: list[HeldGroup]
-) -> torch.Tensor:
-    """What the down projection is given: `[pairs, inner]` in float32."""
-    if not owner.has_gate:
-        biased = inner + owner.up_proj_bias[experts].float() if owner.has_bias else inner
-        activated: torch.Tensor = owner.act_fn(biased)
-        return activated
-    if not owner.is_concatenated:
-        inner = torch.stack(inner.split([group.shape[1] for group in first], 1), -1).flatten(1)
-    if owner.has_bias:
-        inner = inner + owner.gate_up_proj_bias[experts].float()
-    gated: torch.Tensor = owner._apply_gate(inner)
-    return gated

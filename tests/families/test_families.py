@@ -50,7 +50,6 @@ from ders_core.codecs.coding.prng import expert_seed
 from ders_core.errors import DersError
 from ders_core.hf.plugin import WITHOUT_THREADS, experts_held
 from ders_core.hf.routing import recorded_choices
-from ders_core.hf.upcycled import UPCYCLED
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import IN, SIDES
@@ -92,7 +91,6 @@ NOT_HELD = {
     "nllb-moe",
     "step3p7",
     "switch_transformers",
-    *(f"{dense}_upcycled" for dense in UPCYCLED),
 }
 """Families whose experts transformers does not compute by `use_experts_implementation`, or of which
 a layer has several sets. They are loaded with synthesized experts only."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ders_core.codecs.coding.packing import (
+    BYTE,
+    TRITS,
     check_trits,
     packed_bytes,
     packed_trits_bytes,
@@ -19,6 +21,7 @@ from ders_core.codecs.fitting.levels import Levels
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, row_pieces
+from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.compute.sums import halved_sum
 from ders_core.later import np, torch
 
@@ -148,19 +151,17 @@ def decoded(
         if bits is None:
             check_trits(packed)
         below = kernels.bits(out[:0] if base is None else base)
-        loops.decode(
-            packed.numpy(),
-            bits or 0,
-            first,
-            packed_bytes(count, 1),
-            blocks.size,
-            *lines.arrays,
-            levels.table.numpy(),
-            levels.uniform,
-            below,
-            kernels.kind_of(out.dtype),
-            kernels.bits(out),
-        )
+        numbers, plane, (scales, offsets) = packed.numpy(), packed_bytes(count, 1), lines.arrays
+        table, kind, weights = levels.table.numpy(), kernels.kind_of(out.dtype), kernels.bits(out)
+
+        def work(begin: int, end: int) -> None:
+            here = scales[begin:end], offsets[begin:end], table, levels.uniform
+            rows = below[begin:end], kind, weights[begin:end]
+            loops.decode(numbers, bits or 0, first + begin, plane, blocks.size, *here, *rows)
+
+        per_byte = TRITS if bits is None else BYTE
+        multiple = 1 if shape[1] % per_byte == 0 else per_byte
+        by_row_pieces(work, len(out), out.numel(), multiple=multiple)
         return out
     codes = unpacked(packed, bits, shape)[chosen]
     for rows in row_pieces(out.shape, chunk_values(packed.device, CHUNK)):

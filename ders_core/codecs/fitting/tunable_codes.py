@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import unpacked
 from ders_core.codecs.fitting.levels import Levels
-from ders_core.codecs.fitting.shares import FULL_SCALE
+from ders_core.codecs.fitting.stored_scales import FULL_SCALE
 from ders_core.codecs.tunable import Tunable, TunedKind, Values
 from ders_core.later import torch
 

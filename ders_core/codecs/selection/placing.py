@@ -57,7 +57,7 @@ def scattered(
     return flat.view(last - first, shape[1])
 
 
-def by_row(
+def scaled_by_row(
     values: torch.Tensor,
     pieces: Iterable[torch.Tensor],
     factors: torch.Tensor,

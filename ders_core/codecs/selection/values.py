@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext, Parts, prefixed, within
+from ders_core.codecs.fitting.codes import unpacked
+from ders_core.codecs.fitting.stored_scales import lines_of
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute.buffers import fresh
@@ -37,6 +39,10 @@ class ValueCoder(ABC):
         padding."""
 
     @abstractmethod
+    def held(self, parts: Mapping[str, torch.Tensor], count: int) -> Parts:
+        """The first `count` values as `codecs.held_entries` holds them."""
+
+    @abstractmethod
     def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
         """What `decode` gives, as a codec's `tunable` gives a delta."""
 
@@ -56,6 +62,9 @@ class PlainValues(ValueCoder):
     def decode(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         values = parts["values"]
         return fresh(values.shape, torch.float32, values.device).copy_(values)
+
+    def held(self, parts: Mapping[str, torch.Tensor], count: int) -> Parts:
+        return {"values": parts["values"][:count]}
 
     def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
         kept = {"values": parts["values"]}
@@ -92,6 +101,13 @@ class QuantizedValues(ValueCoder):
         scales = coded["scales"]
         shape = (scales.shape[0], VALUES_PER_SCALE)
         return self.codec.decode(coded, shape, EncodeContext(scales.dtype, 0)).view(-1)
+
+    def held(self, parts: Mapping[str, torch.Tensor], count: int) -> Parts:
+        coded = within("values", parts)
+        scales = lines_of(coded).scale.view(-1)
+        numbers = unpacked(coded["codes"], self.codec.bits, (len(scales), VALUES_PER_SCALE))
+        levels = self.codec.levels_of(coded).table.to(scales.device)
+        return {"values": numbers.view(-1)[:count], "levels": levels, "scales": scales}
 
     def tunable(self, parts: Mapping[str, torch.Tensor]) -> Tunable:
         coded = within("values", parts)

@@ -28,7 +28,7 @@ STEP = LANES * CHAINS
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _dot(context: Any, weights: Any, begin: Any, x: Any, first: Any, steps: Any) -> Any:
+def dot(context: Any, weights: Any, begin: Any, x: Any, first: Any, steps: Any) -> Any:
     """Σ w_j x_j of `steps` times STEP entries, from those places on. weights: the bits of bfloat16,
     uint16, or of float32, uint32."""
     read = load_bfloat16 if weights.dtype is types.uint16 else load
@@ -83,7 +83,7 @@ def add(
             if experts[pair] < 0:
                 continue
             begin, place = (experts[pair] * out + row) * width, inputs[pair] * width
-            total = _dot(flat, begin, flat_x, place, steps)
+            total = dot(flat, begin, flat_x, place, steps)
             for rest in range(STEP * steps, width):
                 total += widen(flat[begin + rest], kind) * flat_x[place + rest]
             y[outputs[pair], column + row] += total

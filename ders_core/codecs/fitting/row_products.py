@@ -1,0 +1,101 @@
+"""Products and sums with entries that are held row by row, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ders_core.codecs.routed import RoutedDeltas, Routes
+from ders_core.compute import kernels
+from ders_core.compute.row_pieces import by_row_pieces
+from ders_core.later import np, torch
+
+MOST_PAIRS = 16
+"""Of one expert: of more, torch's products with decoded deltas are quicker."""
+
+
+WORTH = 8
+"""Values of a whole matrix that take as long to multiply as one entry."""
+
+
+@dataclass(frozen=True)
+class RowEntries:
+    """A matrix. parts: as `codecs.held_entries` names them. low: bits of a column that are kept."""
+
+    parts: Mapping[str, torch.Tensor]
+    low: int
+    gain: float
+
+    @property
+    def rows(self) -> int:
+        return self.parts["starts"].numel() - 1
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any]:
+        """What loops want of it."""
+        from ders_core.compute.kernels.row_entries import CODES
+
+        starts, marks, columns = (
+            self.parts[name].numpy() for name in ("starts", "marks", "columns")
+        )
+        places = (starts, marks.view(np.uint64), columns)
+        values, none = self.parts["values"], np.empty(0, np.float32)
+        if "levels" in self.parts:
+            levels, scales = (self.parts[name].numpy() for name in ("levels", "scales"))
+            stored = (values.numpy(), CODES, levels, scales)
+        else:
+            stored = (kernels.bits(values), kernels.kind_of(values.dtype), none, none)
+        return (*places, self.low, *stored, np.float32(self.gain))
+
+    def multiply(
+        self, x: np.ndarray, y: np.ndarray, column: int, inputs: np.ndarray, outputs: np.ndarray
+    ) -> None:
+        """y[output, column:column + out] += Δ̂ x[input], of float32."""
+        from ders_core.compute.kernels import row_entries
+
+        arrays = (*self._arrays, x, inputs, y, column, outputs)
+
+        def work(first: int, last: int) -> None:
+            row_entries.multiply(*arrays, first, last)
+
+        by_row_pieces(work, self.rows, WORTH * self.parts["values"].numel() * len(inputs))
+
+    def add_onto(self, base: torch.Tensor | None, weight: torch.Tensor) -> None:
+        """weight: gets base + Δ̂, of the base's dtype, added in float32; without a base, in its own.
+        Both `[out, in]`."""
+        from ders_core.compute.kernels import row_entries
+
+        bits = kernels.bits(weight)
+        below = bits[:0] if base is None else kernels.bits(base)
+        arrays = (*self._arrays, below, kernels.kind_of(weight.dtype), bits)
+
+        def work(first: int, last: int) -> None:
+            row_entries.add_onto(*arrays, first, last)
+
+        by_row_pieces(work, self.rows, weight.numel())
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x Δ̂ᵀ `[n, out]` in x's dtype."""
+        product, places = torch.zeros(len(x), self.rows), np.arange(len(x))
+        inputs = x.detach().float().contiguous().numpy()
+        self.multiply(inputs, product.numpy(), 0, places, places)
+        return product.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class RoutedEntries(RoutedDeltas):
+    """each: the matrix of every expert."""
+
+    each: Sequence[RowEntries]
+
+    @property
+    def most_pairs(self) -> int:
+        return MOST_PAIRS
+
+    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
+        for expert in np.unique(routes.experts[routes.experts >= 0]).tolist():
+            (pairs,) = np.nonzero(routes.experts == expert)
+            inputs, outputs = routes.inputs[pairs], routes.outputs[pairs]
+            self.each[expert].multiply(x, y, column, inputs, outputs)

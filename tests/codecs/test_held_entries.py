@@ -1,0 +1,103 @@
+"""Sparse deltas that are held in memory row by row are the same deltas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.codec_support import gauss
+
+from ders_core.codecs import Chain, EncodeContext, LowRank, Sparse, make_codec
+from ders_core.codecs.coding.row_places import place_specs, read_places, stored_places
+from ders_core.codecs.held_entries import HeldEntries
+from ders_core.compute import kernels
+from ders_core.files.dtype import Dtype
+
+FORMS: list[dict[str, Any]] = [
+    {"drop_rate": 0.9},
+    {"drop_rate": 0.985, "rescale": "none"},
+    {"drop_rate": 0.5, "method": "magnitude"},
+    {"drop_rate": 0.99, "method": "magnitude", "positions": "fixed", "value_bits": 8},
+    {"drop_rate": 0.8, "method": "della", "value_bits": 4, "budget": "row"},
+    {"pattern": "2:4"},
+    {"pattern": "1:16", "value_bits": 8},
+]
+
+
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 600)), share=st.floats(0, 1), seed=st.just(3)
+)
+def test_places_come_back(shape: tuple[int, int], share: float, seed: int) -> None:
+    """Of any density, in as many bytes as were promised."""
+    random = torch.Generator().manual_seed(seed)
+    places = (torch.rand(shape[0] * shape[1], generator=random) < share).nonzero().view(-1)
+    parts = stored_places(places, shape)
+    assert torch.equal(read_places(parts, shape, len(places)), places)
+    for name, spec in place_specs(shape, len(places)).items():
+        assert (tuple(parts[name].shape), parts[name].dtype) == (spec.shape, spec.dtype.torch)
+
+
+@pytest.mark.parametrize("fields", FORMS, ids=lambda fields: Sparse(**fields).label)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("has_loops", [True, False])
+def test_deltas_and_weights_are_the_codecs_own(
+    fields: dict[str, Any], dtype: torch.dtype, has_loops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, from compiled loops and from torch; and products are those of the deltas."""
+    codec = Sparse(**fields)
+    for shape in ((40, 64), (7, 464)):
+        held, context = codec.held_form(shape), EncodeContext(dtype, 7)
+        assert isinstance(held, HeldEntries)
+        parts = codec.encode(gauss(shape, 1), context)
+        base = gauss(shape, 2).to(dtype)
+        delta, weight = codec.decode(parts, shape, context), codec.unpack(parts, base, context)
+        own = codec.held_parts(parts, shape, context)
+        for name, spec in held.parts(shape, Dtype.of(dtype)).items():
+            assert (tuple(own[name].shape), own[name].dtype) == (spec.shape, spec.dtype.torch)
+        with monkeypatch.context() as patch:
+            if not has_loops:
+                patch.setattr(kernels, "_installed", lambda: False)
+            assert torch.equal(held.decode(own, shape, context), delta)
+            assert torch.equal(held.unpack(own, base, context), weight)
+            x = gauss((3, shape[1]), 4)
+            product = held.product(own, x, shape, context)
+        expected = x.double() @ delta.double().T
+        assert float((product - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+
+def test_what_does_not_fit_stays_as_it_is() -> None:
+    """Blocks that reach beyond their row, and values whose scales are in the order of the draw."""
+    for codec in (Sparse(pattern="1:16"), Sparse(drop_rate=0.9, value_bits=8)):
+        assert codec.held_form((8, 100)) is codec
+    assert Sparse(pattern="1:16").held_form((8, 96)) is not codec
+
+
+def test_stages_of_a_chain_are_held_each_in_its_form() -> None:
+    chain = make_codec(
+        {"codec": "chain", "stages": [{"codec": "lowrank", "rank": 2}, {"codec": "sparse", **DROP}]}
+    )
+    assert isinstance(chain, Chain)
+    shape, context = (24, 64), EncodeContext(torch.float32, 5)
+    held = chain.held_form(shape)
+    assert isinstance(held, Chain)
+    assert [type(stage) for stage in held.stages] == [LowRank, HeldEntries]
+    parts = chain.encode(gauss(shape, 1), context)
+    own = chain.held_parts(parts, shape, context)
+    assert own.keys() == held.parts(shape, Dtype.F32).keys()
+    assert torch.equal(held.decode(own, shape, context), chain.decode(parts, shape, context))
+
+
+DROP = {"drop_rate": 0.9}
+
+
+@pytest.mark.parametrize(("experts", "most"), [(4, 0.40), (8, 0.27)])
+def test_a_tenth_of_the_entries_takes_few_bytes(experts: int, most: float) -> None:
+    """Base and deltas in 16 bits, as a share of whole weights; at the shapes of Mixtral-8x7B."""
+    for shape in ((14336, 4096), (4096, 14336)):
+        parts = Sparse(**DROP).held_form(shape).parts(shape, Dtype.BF16)
+        whole = 2 * shape[0] * shape[1]
+        held = whole + experts * sum(spec.nbytes for spec in parts.values())
+        assert held <= most * experts * whole
