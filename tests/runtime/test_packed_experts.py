@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import use_experts_implementation
 
-from ders_core.codecs import Codec, Keep, Lossless, LowRank, Quantized, Sparse
+from ders_core.codecs import Chain, Codec, Keep, Lossless, LowRank, Quantized, Sparse
 from ders_core.decompose.bases.clusters import ClusteredBase
 from ders_core.decompose.bases.none import NoBase
 from ders_core.errors import DersError
@@ -118,6 +118,18 @@ def test_memory_is_that_of_the_packed_form(tmp_path: Path, mixtral_dir: Path) ->
     sizes = resident_bytes(open_checkpoint(tmp_path / "packed"))
     assert sizes == (whole.get_memory_footprint(False), held.get_memory_footprint() - others)
     assert not [name for name, _ in held.named_parameters() if "gate_up" in name]
+
+
+def test_memory_of_what_is_held_otherwise_is_told(tmp_path: Path, mixtral_dir: Path) -> None:
+    """Entries by row take more than on disk, and just what is told from headers."""
+    chain = Chain(stages=(LowRank(rank=1), Sparse(drop_rate=0.9, method="magnitude")))
+    rules = (Rule(codec=Sparse(drop_rate=0.9)), Rule(codec=chain, projections=("down",)))
+    compress(mixtral_dir, tmp_path / "packed", Recipe(name="held", rules=rules))
+    whole = load_model(tmp_path / "packed")
+    held = load_model(tmp_path / "packed", mode="packed")
+    others = whole.get_memory_footprint() - whole.get_memory_footprint(False)  # of rotations
+    sizes = resident_bytes(open_checkpoint(tmp_path / "packed"))
+    assert sizes == (whole.get_memory_footprint(False), held.get_memory_footprint() - others)
 
 
 def test_gradients_pass_through(packed: Path) -> None:

@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ders_core.compute.kernels.floats import (
+    BFLOAT16,
     FLOAT32,
     bits_of,
     float_of,
@@ -106,6 +107,11 @@ def _read_values(
             if scales.size:
                 level *= scales[(first + place) // SCALED]
             found[place] = level * gain
+    elif kind == BFLOAT16:  # in vectors
+        stored = values[first : first + count]
+        for place in range(count):
+            bits = np.uint32(np.uint32(stored[place]) << np.uint32(16))
+            found[place] = float_of(bits) * gain
     else:
         for place in range(count):
             found[place] = widen(values[first + place], kind) * gain
