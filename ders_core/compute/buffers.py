@@ -19,7 +19,7 @@ ALIGNED_BYTES = 64
 KEPT_BYTES = 1 << 28
 """How much returned memory is kept for the next borrower, at most."""
 
-REUSED_BYTES = 1_000_000_000
+REUSED_BYTES = 900_000_000
 """Within `memory_is_reused`: how much is in use and kept, both together, unless more is in use. Two
 experts of Mixtral's size take as much while they are encoded."""
 

@@ -12,6 +12,7 @@ from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
 from ders_core.codecs.synthesis import combine
+from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, compare, output_pieces
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
@@ -189,9 +190,19 @@ class Probe:
     unrounded: float = 0.0
 
     @classmethod
-    def of(cls, synthesized: torch.Tensor, unrounded: torch.Tensor, weight: torch.Tensor) -> Probe:
-        """Of the same rows: Ŵ and W as they are stored, and between them Ŵ in float32."""
-        return cls(compare(synthesized, weight).error, compare(unrounded, weight.float()).error)
+    def of(
+        cls,
+        synthesized: torch.Tensor,
+        base: torch.Tensor,
+        delta: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> Probe:
+        """Of the same rows: Ŵ, what it is the rounded sum of, and W."""
+        before = 0.0
+        for rows in row_pieces(weight.shape, chunk_values(weight.device)):
+            unrounded = combine(base[rows].float(), delta[rows])
+            before += compare(unrounded, weight[rows].float()).error
+        return cls(compare(synthesized, weight).error, before)
 
     def __add__(self, other: Probe) -> Probe:
         return Probe(self.rounded + other.rounded, self.unrounded + other.unrounded)
@@ -276,9 +287,7 @@ def encode_expert(
     if rounded_from is not None and isinstance(codec, DeltaCodec):
         rows = _probed_rows(len(weight))
         synthesized, delta = codec.unpack_with_rows(rows, parts, base, context)
-        probe = Probe.of(
-            synthesized[rows], combine(rounded_from[rows].float(), delta), weight[rows]
-        )
+        probe = Probe.of(synthesized[rows], rounded_from[rows], delta, weight[rows])
     else:
         synthesized = codec.unpack(parts, base, context)
     judged = synthesized
