@@ -24,11 +24,12 @@ def test_the_error_of_outputs_is_that_of_all_rows(rows: int, tolerance: float) -
     inputs = torch.randn(200, WIDTH, generator=random) * torch.logspace(0, -1, WIDTH)
     moments = inputs.T @ inputs / len(inputs)
     codec, context = Quantized(bits=3, group_size=16), EncodeContext(torch.float32, seed=1)
-    known = Inputs(moments)
-    encoded = encode_expert(codec, weight, base, context, inputs=known)
+    encoded = encode_expert(codec, weight, base, context, inputs=Inputs(moments))
     given_back = codec.unpack(encoded.parts, base, context)
     outputs = [(each.double() @ inputs.double().T).norm() for each in (given_back - weight, weight)]
     assert encoded.losses.output_error == pytest.approx(
         float(outputs[0] / outputs[1]), rel=tolerance
     )
-    assert encode_expert(codec, weight, base, context, inputs=known).losses == encoded.losses
+    assert (
+        encode_expert(codec, weight, base, context, inputs=Inputs(moments)).losses == encoded.losses
+    )
