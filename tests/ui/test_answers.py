@@ -16,6 +16,7 @@ from ders_core.jobs.claims import Claims
 from ders_core.jobs.kinds.compare import CompareResult
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import presets
+from ders_core.ui.plain import strong
 from ders_core.ui.playground.marked import marked, unmarked
 
 
@@ -66,11 +67,22 @@ def test_runs_answer_beside_their_original(
     result = CompareResult.of(store.get(job.id))
     assert result is not None, store.get(job.id).error
     on(app, "runs")
-    shown = html(app)
-    for preset, path in runs.items():
-        alone = compare_replies(path, mixtral_dir, "The river runs", max_tokens=6)
-        assert marked(alone.compressed, "the original") in shown, preset
-        assert unmarked(alone.original) in shown
+    names = [model["name"] for model in job.spec["models"]]
+    alone = [
+        compare_replies(runs[name], mixtral_dir, "The river runs", max_tokens=6) for name in names
+    ]
+    shown = {
+        column.markdown[0].value: column.get("html")[0].proto.body
+        for column in reversed(app.columns)  # of several with one title, the first counts
+        if column.get("html")
+    }
+    assert shown == {
+        "**Original**": unmarked(alone[0].original),
+        **{
+            strong(name): marked(replies.compressed, "the original")
+            for name, replies in zip(names, alone, strict=True)
+        },
+    }
     assert "the same 6 tokens" in words(app)
     assert app.get("download_button")
 
