@@ -42,12 +42,9 @@ else:
     from ders_core.ui.large_pieces import send_large_pieces
     from ders_core.ui.opened import Open
 
-    def prepare_demo() -> None:
-        """A first visitor may ask for it next."""
-        workspace = default_workspace()
-        if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
-            expect_demo(workspace)
-
+    workspace = default_workspace()
+    if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
+        expect_demo(workspace)  # the first visitor's browser is not there yet
     send_large_pieces()
-    import_ahead(prepare_demo)
+    import_ahead()
     app = st.App(__file__, middleware=protection(), on_script_error=fault)
