@@ -284,3 +284,15 @@ def test_kept_machine_code_is_that_of_all_parts() -> None:
 
     stamp = str(best_scales._cache._cache_file._source_stamp)  # type: ignore[attr-defined]
     assert all(name in stamp for name in ("scales.py", "sums.py", "levels.py", "loop.py"))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize("rows", [3, 24])
+def test_zeros_of_either_sign_have_a_scale_of_plus_zero(bits: int, rows: int) -> None:
+    """A sign of it would reach weights that are −0."""
+    generator = torch.Generator().manual_seed(bits)
+    delta = torch.where(torch.rand(rows, 128, generator=generator) < 0.5, -0.0, 0.0)
+    codec = Quantized(bits=bits, group_size=32)
+    base = torch.full_like(delta, -0.0)
+    for parts in (codec.encode(delta, context()), codec.pack(delta, base, context())):
+        assert not parts["scales"].signbit().any()

@@ -71,14 +71,18 @@ def larger(builder: Any, left: Any, right: Any) -> Any:
 
 
 def magnitude(builder: Any, vector: Any) -> Any:
-    """|v| of each lane."""
-    return larger(builder, vector, builder.fneg(vector))
+    """|v| of each lane; +0 of a zero of either sign."""
+    return _called(builder, "fabs", vector)
 
 
 def _rounded_down(builder: Any, vector: Any) -> Any:
-    kind = ir.FunctionType(_VECTOR, [_VECTOR])
-    name = f"llvm.floor.v{LANES}f32"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [vector])
+    return _called(builder, "floor", vector)
+
+
+def _called(builder: Any, name: str, vector: Any) -> Any:
+    """A function of LLVM's, of each lane."""
+    kind, full = ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.{name}.v{LANES}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), [vector])
 
 
 Terms = Callable[[Block, int], Sequence[Any]]
