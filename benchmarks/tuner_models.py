@@ -19,17 +19,17 @@ RATES = {"learning_rate": 3.0e-3, "base_rate": 5.0e-4}
 
 def universal(work: Path) -> Model:
     """4 experts in each layer, top-1, beside a universal one."""
-    return _upcycled(work, "universal", experts=4, top_k=1, universal=True)
+    return _upcycled(work, "universal", 200, experts=4, top_k=1, universal=True)
 
 
 def many(work: Path) -> Model:
     """16 experts in every other layer, top-4: each sees a quarter of the text."""
-    return _upcycled(work, "many", experts=16, top_k=4, layers="every-other")
+    return _upcycled(work, "many", 160, experts=16, top_k=4, layers="every-other")
 
 
-def _upcycled(work: Path, name: str, **settings: Any) -> Model:
-    """The demo's dense model, upcycled by `ders upcycle` with separate experts. settings: fields of
-    the configuration."""
+def _upcycled(work: Path, name: str, steps: int, **settings: Any) -> Model:
+    """The demo's dense model, upcycled by `ders upcycle` with separate experts. steps: of
+    training, enough that what experts learnt counts. settings: fields of the configuration."""
     parent = shipped_demo(work)
     place = work / name
     place.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def _upcycled(work: Path, name: str, **settings: Any) -> Model:
                 "forms": [{"form": "vanilla"}],
                 "router": {"init": "clusters"},
                 "data": {"texts": [text], "heldout": parent.heldout_text, "window": 256},
-                "training": {"steps": 80, "batch": 6, **RATES},
+                "training": {"steps": steps, "batch": 6, **RATES},
                 **settings,
             }
         )

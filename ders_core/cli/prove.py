@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
+from ders_core.cli.console import STARTING, print_json, print_line, progress_bar
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -15,14 +15,11 @@ from ders_core.cli.options import (
     JsonFlag,
     TrustOption,
 )
+from ders_core.cli.series import print_series, print_trials, write_page
 from ders_core.errors import RecipeError
-from ders_core.pipeline.quality import KL, kl_text
-from ders_core.units import bytes_text
 
 if TYPE_CHECKING:
     from ders_core.tune.prove import Proof
-    from ders_core.tune.series import Series
-    from ders_core.tune.trials import Trial
 
 
 def prove(
@@ -118,14 +115,11 @@ def prove(
             proof = run_prove(*work, bound, trials, setting, **shared)
     if bound is None:
         assert pareto is not None, "one of the three is given"
-        from ders_core.figures.pareto import pareto_html
-        from ders_core.files.address import name_of
-
-        with new_file(pareto) as aside:
-            aside.write_text(
-                pareto_html(found, name_of(source.path), scores.bytes_total), encoding="utf-8"
-            )
-        _print_series(found, as_json)
+        write_page(pareto, found, source)
+        if as_json:
+            print_json(found.to_dict())
+        else:
+            print_series(found)
         return
     if output is not None and proof.best is not None:
         with new_file(output) as aside:
@@ -148,43 +142,11 @@ def _print_proof(proof: Proof, as_json: bool) -> None:
             }
         )
         return
-    _print_trials(proof.trials)
+    print_trials(proof.trials)
     for remark in proof.remarks:
         print_line(f"note: {remark}")
     if proof.best is not None:
         print_line(proof.sentence)
-
-
-def _print_series(found: Series, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "tuned": [trial.model_dump(mode="json") for trial in found.tuned],
-                "uniform": [trial.model_dump(mode="json") for trial in found.uniform],
-                "cliffs": [vars(cliff) for cliff in found.cliffs],
-                "factors": dict(found.factors),
-            }
-        )
-        return
-    _print_trials((*found.tuned, *found.uniform))
-    for cliff in found.cliffs:
-        print_line(f"cliff: {cliff.sentence}")
-
-
-def _print_trials(trials: tuple[Trial, ...]) -> None:
-    print_table(
-        ["recipe", "keeps to the bound", "KL, nats a token (95 %)", "predicted", "size"],
-        [
-            [
-                trial.label,
-                "yes" if trial.keeps else "no",
-                kl_text(trial.measured.quality.to_dict()),
-                KL.text(trial.predicted_kl),
-                bytes_text(trial.measured.nbytes),
-            ]
-            for trial in trials
-        ],
-    )
 
 
 COMMANDS = {"prove": prove}

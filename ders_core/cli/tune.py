@@ -15,10 +15,13 @@ from ders_core.cli.options import (
     JsonFlag,
     TrustOption,
 )
+from ders_core.cli.series import print_series, write_page
+from ders_core.errors import RecipeError
 from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
     from ders_core.tune import Tuned
+    from ders_core.tune.series import Series
 
 RECIPE_BYTES = 1 << 16
 """Of a recipe, with room to spare."""
@@ -68,6 +71,24 @@ def tune(
         list[str] | None,
         typer.Option("--forbid", metavar="CODEC", help="a codec not to use; may be repeated"),
     ] = None,
+    pareto: Annotated[
+        Path | None,
+        typer.Option(
+            "--pareto",
+            metavar="FILE.html",
+            help="measure a series of sizes too, and draw it in a new file; what was measured is "
+            "kept beside it",
+        ),
+    ] = None,
+    heldout: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--heldout",
+            metavar="[NAME=]PATH",
+            help="for --pareto: text to measure on, which the calibration never saw; may be "
+            "repeated",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     trust_remote_code: TrustOption = False,
     as_json: JsonFlag = False,
@@ -76,6 +97,7 @@ def tune(
 
     Writes RECIPE; ders compress --recipe RECIPE packs by it.
     """
+    from ders_core.files.named_texts import parse_named
     from ders_core.files.output import new_file, new_target
     from ders_core.files.writer import write_text
     from ders_core.packed.open import open_checkpoint
@@ -88,6 +110,11 @@ def tune(
     constraints += [Constraint(without=tuple(forbid))] if forbid else []
     source = open_checkpoint(checkpoint)
     target = new_target(output)
+    page = None if pareto is None else new_target(pareto)
+    if (page is None) != (not heldout):
+        raise RecipeError("--pareto and --heldout go together: a series is measured on other text")
+    measured_on = parse_named(heldout) if heldout else ()
+    found: Series | None = None
     with progress_bar("tune", hidden=as_json) as progress:
         progress(0, 0, STARTING)
         if calibration is None:
@@ -119,10 +146,35 @@ def tune(
         )
         with new_file(target, needs=RECIPE_BYTES) as aside:
             write_text(aside, tuned.recipe.to_yaml())
+        if page is not None:
+            from ders_core.compute.device import resolve_device
+            from ders_core.tune.measuring import Setting
+            from ders_core.tune.series import series
+
+            found = series(
+                source,
+                tuned.scores,
+                calibration,
+                page.with_suffix(".trials"),
+                Setting(
+                    measured_on,
+                    device=resolve_device(device).type,
+                    trust_remote_code=trust_remote_code,
+                ),
+                constraints=constraints,
+                friendly=friendly,
+                name=target.stem[:80],
+                progress=progress,
+            )
+            write_page(page, found, source)
     if as_json:
-        print_json(tuned.to_dict())
+        series_fields = {} if found is None else {"series": found.to_dict()}
+        print_json(tuned.to_dict() | series_fields)
         return
     _print(tuned, target)
+    if found is not None:
+        print_series(found)
+        print_line(f"written: {page}")
 
 
 def _print(tuned: Tuned, target: Path) -> None:

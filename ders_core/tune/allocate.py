@@ -15,11 +15,16 @@ from ders_core.tune.problem import Problem
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.units import bytes_text
 
-ROUNDS = 6
+ROUNDS = 12
 """How often what meets is weighed again at what was found, at most."""
 
-SETTLED = 1e-3
-"""A round that makes the KL smaller by less than this share is the last one."""
+PATIENCE = 4
+"""After so many rounds in a row that make the KL no smaller, there is no other."""
+
+DAMPING = 0.3
+"""How far each round goes from what was weighed before to what was found. All units that lose
+together give way at once where one would do, and all come back in the next round: whole steps would
+go to and fro."""
 
 TRIES, NEAR = 24, 2e-3
 """Sizes that are tried for a bound of KL; how near to it is near enough, as a share."""
@@ -103,11 +108,11 @@ class Solver:
         return self._problem.loss([None] * len(self._scores.units))
 
     def _least_kl(self, bound: Bound, most: float) -> Allocation:
-        """In rounds: losses are added up as they meet near what was found last."""
+        """In rounds: losses are added up as they meet near what was found so far."""
         problem, coupling = self._problem, self._scores.coupling
         best: Allocation | None = None
-        slopes = coupling.apart(self._nothing)
-        for _ in range(ROUNDS):
+        slopes, idle = coupling.apart(self._nothing), 0
+        for number in range(ROUNDS):
             tables = [choice.options(slopes) for choice in problem.choices]
             options = [each for each, _ in tables]
             found = least_loss(options, most - problem.size_beside)
@@ -116,13 +121,12 @@ class Solver:
             picks = [pairs[n] for (_, pairs), n in zip(tables, found.chosen, strict=True)]
             candidates = problem.candidates(picks)
             loss = problem.loss(candidates)
-            kl = coupling.kl(loss)
-            before = math.inf if best is None else best.predicted_kl
-            if kl < before:
-                best = self._allocation(bound, most, kl, found, candidates)
-            if kl > before * (1 - SETTLED):
+            kl, idle = coupling.kl(loss), idle + 1
+            if best is None or kl < best.predicted_kl:
+                best, idle = self._allocation(bound, most, kl, found, candidates), 0
+            if idle == PATIENCE:
                 break
-            slopes = coupling.slopes(loss)
+            slopes = slopes.towards(coupling.slopes(loss), DAMPING if number else 1.0)
         assert best is not None, "the first round finds something"
         return best
 

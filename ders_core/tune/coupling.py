@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ders_core.later import np
 from ders_core.pipeline.calibration import Calibration
@@ -75,6 +76,25 @@ class Slopes:
     router: Mapping[int, float]
     missing: np.ndarray
     square: np.ndarray
+
+    def towards(self, other: Slopes, share: float) -> Slopes:
+        """Between these and others. share: 0 for these, 1 for the others."""
+        return Slopes(
+            _between(self.noise, other.noise, share),
+            _between(self.output, other.output, share),
+            _between(self.router, other.router, share),
+            (1 - share) * self.missing + share * other.missing,
+            (1 - share) * self.square + share * other.square,
+        )
+
+
+Place = TypeVar("Place", Key, int)
+
+
+def _between(
+    first: Mapping[Place, float], second: Mapping[Place, float], share: float
+) -> dict[Place, float]:
+    return {key: (1 - share) * value + share * second[key] for key, value in first.items()}
 
 
 @dataclass(frozen=True)

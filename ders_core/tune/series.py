@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
@@ -40,6 +41,15 @@ class Series:
     uniform: tuple[Trial, ...]
     cliffs: tuple[Cliff, ...]
     factors: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        return {
+            "tuned": [trial.model_dump(mode="json") for trial in self.tuned],
+            "uniform": [trial.model_dump(mode="json") for trial in self.uniform],
+            "cliffs": [vars(cliff) for cliff in self.cliffs],
+            "factors": dict(self.factors),
+        }
 
 
 @unchanged_inputs()

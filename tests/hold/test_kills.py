@@ -114,6 +114,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "tune": {"checkpoint": "MODEL", "budget": "60%", "calibration": "GRADIENTS", "device": "cpu"},
     "prove": {"checkpoint": "MODEL", "budget": "60%", "calibration": "GRADIENTS", "text": "HELD"}
     | {"max_tokens": 64, "device": "cpu"},
+    "series": {"checkpoint": "MODEL", "calibration": "GRADIENTS", "text": "HELD", "points": 2}
+    | {"max_tokens": 64, "device": "cpu"},
     "pilot": {"checkpoint": "MODEL", "text": "TRAIN", "heldout": "HELD", "prompts": ("Mill",)}
     | {"tokens": 64, "max_tokens": 64, "device": "cpu"},
 }
@@ -131,7 +133,7 @@ RESULTS = (
 )
 """How names of files end that jobs leave to be used."""
 
-KEEPING = ("tune", "prove", "pilot")
+KEEPING = ("tune", "prove", "series", "pilot")
 """Commands that keep what they found, file by file, and take it up again when they were killed."""
 
 FORMS = ("quantized", "lowrank", "keep")

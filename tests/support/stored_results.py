@@ -218,6 +218,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "push": {"directory": "/w/exports/small", "name": "me/small-moe"},
     "repair": {"checkpoint": "/w/runs/00001/packed", "original": "/models/moe", "text": "/t.txt"},
     "run": {"checkpoint": "/models/moe", "recipe": "name: x"},
+    "series": {"checkpoint": "/models/moe", "calibration": "/c.safetensors", "text": "/t.txt"},
     "tune": {"checkpoint": "/models/moe", "budget": "40%", "calibration": "/c.safetensors"},
     "upcycle": {"dense": "/models/dense", "config": "name: x"},
 }
@@ -292,6 +293,15 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "linked_out"}},
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "others"}},
         RUN | {"quality": EARLIER},
+    ),
+    "series": (
+        {
+            "tuned": [TRIAL],
+            "uniform": [TRIAL | {"role": "uniform", "form": "quantized"}],
+            "cliffs": [{"small": 300, "large": 400, "kl_small": 0.4, "kl_large": 0.1, "rise": 3.5}],
+            "factors": {"quantized": 1.25},
+            "bytes_before": 1000,
+        },
     ),
     "tune": (
         {

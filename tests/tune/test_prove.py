@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +11,26 @@ from typing import Any
 import pytest
 from support.evaluate_support import measure
 from support.gradient_calibrations import with_gradients
+from support.shell import ders, error_of
 
 from ders_core.errors import RecipeError
 from ders_core.jobs import JobStore, Workspace
 from ders_core.jobs.kinds.prove import ProveResult
+from ders_core.jobs.kinds.series import SeriesResult
 from ders_core.jobs.worker import run_worker
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.quality import KL
 from ders_core.recipe import Recipe
 from ders_core.tune import measuring, scoring
+from ders_core.tune import series as series_module
 from ders_core.tune.bounds import Bound
 from ders_core.tune.candidates import codecs_for
 from ders_core.tune.measuring import Setting
 from ders_core.tune.prove import ROUNDS, UNIFORM, Proof, prove
 from ders_core.tune.scores import Scores
 from ders_core.tune.scoring import score
+from ders_core.tune.series import series
 from ders_core.tune.workbench import Proposal, Workbench
 
 SIZES: dict[str, Any] = {"max_tokens": 310, "window": 32, "batch": 10}
@@ -233,3 +239,64 @@ def test_the_job_proves_with_scores_of_the_workspace(
     assert best.measured.kl == min(t.measured.kl for t in result.trials if t.keeps)
     assert best.measured.quality.domains[0].name == "mill"
     assert best.measured.nbytes <= 0.55 * result.bytes_before
+
+
+def test_a_series_is_a_job_whose_trials_are_used_again(
+    tuning: Tuning, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DERS_ROOTS", str(tuning.original.parents[2]))
+    workspace = Workspace(tmp_path / "workspace")
+    shutil.copytree(tuning.calibration.parent / "scores", workspace.scores)
+    spec = {
+        "checkpoint": str(tuning.original),
+        "calibration": str(tuning.calibration),
+        "text": str(text_file),
+        "points": 2,
+        "device": "cpu",
+        "max_tokens": 300,
+    }
+    number = JobStore(workspace.store_path).submit("series", spec, "sizes").id
+    run_worker(workspace, stop_when_idle=True)
+    job = JobStore(workspace.store_path).get(number)
+    assert (job.state, job.error) == ("done", None)
+    result = SeriesResult.of(job)
+    assert result is not None
+    small, *_, large = result.tuned
+    assert small.measured.nbytes < large.measured.nbytes < result.bytes_before
+    assert small.measured.kl > large.measured.kl > 0
+
+    monkeypatch.setattr(measuring, "compress", None)  # nothing is measured again
+    (trials,) = (tmp_path / "workspace").rglob("trials")
+    again = series(
+        open_checkpoint(tuning.original),
+        tuning.scores,
+        tuning.calibration,
+        trials,
+        Setting(text_file, max_tokens=300),
+        points=2,
+    )
+    assert (again.tuned, again.uniform) == (result.tuned, result.uniform)
+
+
+def test_tune_draws_a_series_too(
+    tuning: Tuning, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DERS_CACHE", str(tuning.calibration.parent))
+    sizes = series_module._sizes
+    monkeypatch.setattr(series_module, "_sizes", lambda scores, points: sizes(scores, 2))
+    words = ["tune", tuning.original, "--budget", "55%", "--calibration", tuning.calibration]
+    recipe, page = tmp_path / "r.yaml", tmp_path / "sizes.html"
+    words += ["-o", recipe, "--pareto", page, "--device", "cpu", "--json"]
+    assert "--heldout" in error_of(ders(*words))
+    assert not list(tmp_path.iterdir())
+    done = ders(*words, "--heldout", f"mill={text_file}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["series"]
+    drawn = page.read_text(encoding="utf-8")
+    assert len(found["tuned"]) >= 2
+    for trial in (*found["tuned"], *found["uniform"]):
+        assert trial["measured"]["quality"]["domains"][0]["name"] == "mill"
+        assert KL.text(trial["measured"]["quality"]["kl"]) in drawn
+    kept = list((tmp_path / "sizes.trials").glob("*.json"))
+    assert len(kept) == len(found["tuned"]) + len(found["uniform"])
+    assert recipe.exists()

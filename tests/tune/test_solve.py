@@ -90,6 +90,17 @@ def test_it_is_near_the_best_where_losses_meet(seed: int, share: float) -> None:
     assert best * (1 - 1e-9) <= found.predicted_kl <= 1.05 * best
 
 
+@pytest.mark.parametrize("share", [0.2, 0.3])
+def test_it_does_not_go_to_and_fro_where_much_is_missing_together(share: float) -> None:
+    """Ten times the coherence: where one group would do, all three give way, and all come back."""
+    scores = made_scores(12, layers=1, tensors=0, bits=COARSE)
+    coupling = scores.coupling
+    strong = Coupling(coupling.tokens, 10 * coupling.shrinkage, coupling.tipping)
+    scores = replace(scores, coupling=strong)
+    best = min(kl for kl, _ in within(scores, share * scores.bytes_total))
+    assert solve(scores, Bound("share", share)).predicted_kl == pytest.approx(best)
+
+
 def check(scores: Scores, found: Allocation) -> None:
     """What an allocation says of itself is so."""
     problem = Problem.of(scores, "bytes", (), friendly=False)

@@ -23,7 +23,7 @@ from ders_core.ui.tune.fields import text_lines, token_count
 from ders_core.ui.tune.known import Known
 
 KIND = "tune"
-MEASURING = ("prove", "pilot")
+MEASURING = ("prove", "series", "pilot")
 """Kinds that measure what was tuned."""
 
 START_BUDGET = "25%"

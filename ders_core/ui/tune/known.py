@@ -54,7 +54,7 @@ def known(source: Checkpoint) -> list[Known]:
 
 
 def _paths(source: Checkpoint) -> Iterator[str]:
-    which = Which(("tune", "calibrate", "prove"), ("done",), checkpoint=str(source.path))
+    which = Which(("tune", "calibrate", "prove", "series"), ("done",), checkpoint=str(source.path))
     for job in session.job_store().page(which):
         with suppress(DersError):  # written by another version
             yield _path(job)
@@ -65,7 +65,7 @@ def _paths(source: Checkpoint) -> Iterator[str]:
 
 def _path(job: Job) -> str:
     """The calibration that a finished job made or used."""
-    if job.kind == "prove":
+    if job.kind in ("prove", "series"):
         return str(job.spec["calibration"])
     if job.kind == "tune":
         tuned = TuneResult.of(job)

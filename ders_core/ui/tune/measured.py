@@ -1,15 +1,18 @@
-"""What was measured of the open checkpoint: its runs, and the trials of its proofs."""
+"""What was measured of the open checkpoint: its runs, and the trials of proofs and series."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.errors import JobError
-from ders_core.jobs import Which
+from ders_core.jobs import Job, Which
 from ders_core.jobs.kinds.prove import ProveResult
+from ders_core.jobs.kinds.series import SeriesResult
 from ders_core.later import pd
 from ders_core.pipeline.quality import KL, KL_HIGH, KL_LOW
+from ders_core.tune.trials import Trial
 from ders_core.ui import runs, session
 
 COLUMNS = ("name", "role", "share", "kl", "low", "high", "recipe")
@@ -34,15 +37,25 @@ def _runs(source: Checkpoint) -> pd.DataFrame:
 
 def _trials(source: Checkpoint) -> pd.DataFrame:
     rows = []
-    which = Which(("prove",), ("done",), checkpoint=str(source.path))
+    which = Which(("prove", "series"), ("done",), checkpoint=str(source.path))
     for job in session.job_store().page(which):
         with suppress(JobError):  # written by another version
-            result = ProveResult.of(job)
-            assert result is not None, "the job is done"
-            for trial in result.trials:
+            trials, bytes_before = _of_job(job)
+            for trial in trials:
                 found, quality = trial.measured, trial.measured.quality
-                share = found.nbytes / result.bytes_before
+                share = found.nbytes / bytes_before
                 name = f"{job.title}, {trial.label}"
                 interval = quality.kl_low, quality.kl_high
                 rows.append((name, trial.role, share, found.kl, *interval, trial.recipe))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _of_job(job: Job) -> tuple[Sequence[Trial], int]:
+    """What a finished job measured, and the bytes of the original."""
+    if job.kind == "series":
+        sizes = SeriesResult.of(job)
+        assert sizes is not None, "the job is done"
+        return (*sizes.tuned, *sizes.uniform), sizes.bytes_before
+    proof = ProveResult.of(job)
+    assert proof is not None, "the job is done"
+    return proof.trials, proof.bytes_before
