@@ -109,14 +109,15 @@ def _reason(tensor: TensorReader, routers: Collection[str | None]) -> str | None
 
 def other_bytes(checkpoint: Checkpoint, max_width: int) -> int:
     """Bytes at the most of what is measured of all these matrices: marginals, and moments of inputs
-    up to a width, as if no two had the same inputs."""
+    up to a width, plain and weighted, as if no two had the same inputs."""
     shapes = [
         tensor.shape
         for tensor in checkpoint.other_tensors()
         if tensor.dtype in WEIGHT_DTYPES and len(tensor.shape) == 2
     ]
     return sum(
-        4 * (rows + width + width * (width if width <= max_width else 1)) for rows, width in shapes
+        4 * (rows + width + 2 * width * (width if width <= max_width else 1))
+        for rows, width in shapes
     )
 
 

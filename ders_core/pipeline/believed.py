@@ -13,7 +13,7 @@ others. With this number it costs others least at equal bytes, or within 2 % of 
 (`benchmarks/believed_moments.py`)."""
 
 
-def believed(moments: torch.Tensor, tokens: int) -> torch.Tensor:
+def believed(moments: torch.Tensor, tokens: float) -> torch.Tensor:
     """E[x xᵀ] `[in, in]` float32 that was measured on `tokens` inputs, shrunken towards its
     diagonal, which stays (as Ledoit and Wolf do, J. Multivariate Analysis 88, 2004). A diagonal
     `[in]` is believed as it is."""

@@ -14,9 +14,9 @@ from ders_core.codecs.synthesis import combine, difference
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, compare, output_squared
 from ders_core.later import torch
-from ders_core.pipeline.believed import believed
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.effective_gain import Correlated, effective_gain
+from ders_core.pipeline.moments import guiding_moments, moments_of_experts
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
 """Of experts by their numbers: the curvature of an error that they share."""
@@ -28,18 +28,19 @@ them with full moments take longer than rounding that makes up for errors."""
 
 @dataclass(frozen=True)
 class Knowledge:
-    """moments, believed: E[x xᵀ] of inputs as it was measured, for what errors do to outputs, and
-    as far as it is believed (`ders_core.pipeline.believed`), for codecs and what errors cost; on
-    the device that encodes. curvatures, routers: of each matrix, the second of how
-    far errors move later choices. removal: as of `EncodeContext`, of each expert; fewer where it is
-    not known of the last. groups: how many of the model are encoded. of_base, routers_of_base: of a
-    base that experts share, and of how far its errors move choices. shrinks: whether what is
-    missing of the deltas is no part of the noise; its cost is known otherwise then
-    (`ders_core.pipeline.predicted`). charged: what errors of each matrix are predicted to cost,
-    where codecs had better go by something else; None for `curvatures`."""
+    """moments, guiding: E[x xᵀ] of inputs as it was measured, for what errors do to outputs, and
+    what codecs and costs go by (`ders_core.pipeline.moments`). own: the latter of each routed
+    expert alone; empty where these are not known. All three on the device that encodes. curvatures,
+    routers: of each matrix, the second of how far errors move later choices. removal: as of
+    `EncodeContext`, of each expert; fewer where it is not known of the last. groups: how many of
+    the model are encoded. of_base, routers_of_base: of a base that experts share, and of how far
+    its errors move choices. shrinks: whether what is missing of the deltas is no part of the noise;
+    its cost is known otherwise then (`ders_core.pipeline.predicted`). charged: what errors of each
+    matrix are predicted to cost, where codecs had better go by something else; None for
+    `curvatures`."""
 
     moments: torch.Tensor | None = None
-    believed: torch.Tensor | None = None
+    guiding: torch.Tensor | None = None
     curvatures: tuple[Curvature, ...] | None = None
     removal: tuple[float, ...] = ()
     groups: int = 1
@@ -48,6 +49,7 @@ class Knowledge:
     routers_of_base: Shared | None = None
     shrinks: bool = True
     charged: tuple[Curvature, ...] | None = None
+    own: tuple[torch.Tensor, ...] = ()
 
     def charge(self, expert: int) -> Curvature | None:
         """What errors of a matrix are predicted to cost."""
@@ -59,9 +61,14 @@ class Knowledge:
 
     def on(self, device: str) -> Knowledge:
         """The same for work on a device."""
-        if self.moments is None or self.believed is None:
+        if self.moments is None or self.guiding is None:
             return self
-        return replace(self, moments=self.moments.to(device), believed=self.believed.to(device))
+        return replace(
+            self,
+            moments=self.moments.to(device),
+            guiding=self.guiding.to(device),
+            own=tuple(each.to(device) for each in self.own),
+        )
 
     def base_context(
         self, stack: MatrixStack, number: int, members: Sequence[int], seed: int
@@ -70,14 +77,14 @@ class Knowledge:
         assert isinstance(stack, ExpertGroup)
         curvature = self.of_base(members) if self.of_base is not None else None
         own_seed = base_seed(seed, *stack.key, number)
-        return EncodeContext(stack.dtype.torch, own_seed, self.believed, curvature)
+        return EncodeContext(stack.dtype.torch, own_seed, self.guiding, curvature)
 
     def context(self, stack: MatrixStack, expert: int, seed: int) -> EncodeContext:
         """What the codec of a matrix may know."""
         return EncodeContext(
             stack.dtype.torch,
             _seed(stack, expert, seed),
-            self.believed,
+            self.own[expert] if expert < len(self.own) else self.guiding,
             self.curvatures[expert] if self.curvatures else None,
             self.removal[expert] if expert < len(self.removal) else None,
             self.groups,
@@ -124,9 +131,18 @@ def group_knowledge(
     if calibration is None:
         return Knowledge(removal=removal, groups=groups, shrinks=shrinks)
     moments = calibration.moments(*group.key)
+    guiding: torch.Tensor | None = None
+    own: tuple[torch.Tensor, ...] = ()
+    if moments is not None:
+        weighted = calibration.weighted_moments(*group.key)
+        guiding = guiding_moments(moments, weighted, calibration.inputs(group.layer))
+        each = calibration.expert_moments(*group.key)
+        if each is not None:
+            counts = calibration.routed(group.layer).tolist()
+            own = moments_of_experts(each, guiding, counts)
     return Knowledge(
         moments,
-        None if moments is None else believed(moments, calibration.inputs(group.layer)),
+        guiding,
         calibration.curvatures(group),
         removal,
         groups,
@@ -134,6 +150,7 @@ def group_knowledge(
         partial(calibration.base_curvature, group),
         partial(calibration.base_router_curvature, group),
         shrinks,
+        own=own,
     )
 
 
@@ -146,11 +163,12 @@ def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Kn
         calibration.others.moments(tensor.name),
     )
     moments, axis = inputs if inputs is not None else (None, 1)
+    weighted = calibration.others.weighted_moments(tensor.name)
     if axis == 0:  # of a matrix that lies `[in, out]`, they are those of its rows: no codec's
         moments = None
     return Knowledge(
         moments,
-        None if moments is None else believed(moments, calibration.tokens),
+        None if moments is None else guiding_moments(moments, weighted, calibration.tokens),
         _of_pieces(tensor, curvature),
         routers=_of_pieces(tensor, calibration.others.router_curvature(tensor.name)),
         shrinks=False,
