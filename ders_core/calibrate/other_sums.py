@@ -29,7 +29,7 @@ InputKey = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 @dataclass
 class OtherSums:
-    """Of a tensor `[n, m]`, as it lies in the checkpoint.
+    """Of a tensor `[n, m]`, as it lies in the checkpoint, or of several in one.
 
     rows: `[n]` and columns: `[m]`: the marginals of Σ_t x_tj² g_ti², float64, on the model's
     device; x and g change places where inputs run along the rows. inputs: Σ x xᵀ by the axis along
@@ -66,12 +66,12 @@ class OtherSums:
 
     def enter(self, part: int, rows: slice, x: torch.Tensor, source: torch.Tensor) -> None:
         self.is_entered = True
-        if self.trouble or part > 1 or rows.start:
+        if self.trouble or (self.tensor.stacked == 1 and (part > 1 or rows.start)):
             return  # other pieces, and other rows of it, have the same inputs
         if not torch.is_grad_enabled():
             return  # a block that is computed once more, with other experts
         key = source.data_ptr(), source._version, tuple(x.shape), x.stride()
-        self.entered.append((1 - part, x, key))
+        self.entered.append((0 if part == 1 else 1, x, key))
 
     def add(
         self, part: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor

@@ -2,7 +2,8 @@
 always-on experts, embeddings, the output layer.
 
 For a matrix `[n, m]` with the name NAME in the checkpoint's original layout, n and m as it lies
-there, float32, with T the calibration's tokens:
+there (a tensor `[matrices, n, m]` is a matrix of all their rows), float32, with T the calibration's
+tokens:
 
 - `other.NAME.columns` `[m]` and `other.NAME.rows` `[n]`: the marginals of its curvature, as those
   of an expert's weight. Of a product with inputs x_t and gradients g_t after it
@@ -144,8 +145,9 @@ class OtherTensors:
         all of these."""
         for subject, held in self._subjects().items():
             shape = shapes.get(subject, ())
-            if len(shape) != 2 or any(
-                info.shape[0] != (shape[_AXES[kind]] if kind in _AXES else 1)
+            size = math.prod(shape[:-1]), *shape[-1:]
+            if len(shape) not in (2, 3) or any(
+                info.shape[0] != (size[_AXES[kind]] if kind in _AXES else 1)
                 for kind, info in held.items()
             ):
                 sizes = ", ".join(f"{kind} {list(info.shape)}" for kind, info in held.items())
