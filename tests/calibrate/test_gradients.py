@@ -142,7 +142,7 @@ def test_moments_are_those_without_gradients(
 def test_the_same_run_gives_the_same_file(
     measured: Calibration, sure: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    again = measure(sure, tmp_path / "c", text_file, gradients=True, batch=5)
+    again = measure(sure, tmp_path / "c", text_file, each_expert=True, batch=5)
     first, second = load_file(measured.path), load_file(again.path)
     for name in first:
         if "moments" not in name:
