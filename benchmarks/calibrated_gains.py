@@ -98,7 +98,7 @@ def predictions(original: Checkpoint, packed: Path, calibration: Calibration) ->
             squares += compare(codes.read(expert), weight, base)
             deviation = Deviation(codes.read(expert), weight, base)
             by_columns += deviation.noise_sums(1.0, curvature, None).correlated
-            full += deviation.noise_sums(1.0, curvature, known.believed).correlated
+            full += deviation.noise_sums(1.0, curvature, known.guiding).correlated
             deltas.append((decoded, delta))
         if not squares.error:
             continue
@@ -125,7 +125,7 @@ def _noise_cost(deltas: list[tuple[Any, Any]], gain: float, known: Knowledge) ->
     for expert, (decoded, delta) in enumerate(deltas):
         curvature = known.charge(expert)
         assert curvature is not None
-        total += curvature.cost(decoded - gain * delta, known.believed)
+        total += curvature.cost(decoded - gain * delta, known.guiding)
     return total
 
 

@@ -51,12 +51,13 @@ class KnownModel:
         return Reference.of(self.model.moe, text or self.model.heldout_text, self.tokens, place)
 
     def calibration(self, model: Model | None = None, kind: str = "") -> Path:
-        """With gradients, and of others. model: with another calibration text, of that kind."""
-        label = "-".join(filter(None, ("others", kind, str(self.calibration_tokens))))
+        """With gradients, of others, and of each expert's inputs. model: with another calibration
+        text, of that kind."""
+        label = "-".join(filter(None, ("others-each", kind, str(self.calibration_tokens))))
         place = self.place / "calibrations" / f"{self.name}-{self._identity}"
         file = place / f"{label}.safetensors"
         tokens = self.calibration_tokens
-        return calibrated(model or self.model, file, tokens, gradients=True, others=True)
+        return calibrated(model or self.model, file, tokens, others=True, each_expert=True)
 
     @property
     def _identity(self) -> str:

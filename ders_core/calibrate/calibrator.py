@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ders_core.calibrate.gradients import measure_gradients, tokens_read
+from ders_core.calibrate.input_sums import MAX_WIDTH
 from ders_core.calibrate.locate import WeightLocation, locate_weights
 from ders_core.calibrate.measure_others import OtherMeasure
 from ders_core.calibrate.observer import InputObserver, Sums
@@ -52,9 +53,10 @@ def calibrate(
     window: int = 512,
     batch: int = 8,
     dtype: torch.dtype | None = None,
-    max_width: int = 8192,
+    max_width: int = MAX_WIDTH,
     gradients: bool = False,
     others: bool = False,
+    each_expert: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = quiet,
 ) -> Calibration:
@@ -67,13 +69,15 @@ def calibrate(
     code that comes with the model. An encoder and a decoder both read the text. Besides the model,
     the device holds 4·in² bytes for each of a layer's two inputs; one wider than `max_width` keeps
     the diagonal alone, 4·in bytes. gradients: measure also how much an error in each weight costs
-    (`Calibration.curvatures`, `shrinkage` and `tipping`), by a backward pass of every window alone,
+    (`Calibration.curvatures`, `shrinkage` and `tipping`), and the inputs' moments weighted by the
+    gradients after them, as many bytes again, by a backward pass of every window alone,
     and of some windows once more where the routers' choices can be seen; the device holds a
     window's activations and, in float32, the mean of each group. others: measure also what an error
     in each matrix costs that holds no routed expert (`Calibration.others`), and its inputs' second
-    moments, 4·in² bytes for each input, once for matrices that share it; gradients are measured
-    then too. progress counts tokens, with
-    gradients those of all passes. The checkpoint is hashed at the end.
+    moments, plain and weighted, 8·in² bytes for each input, once for matrices that share it;
+    gradients are measured then too. each_expert: keep the weighted moments of each expert's inputs
+    too, as many times the bytes as a layer has experts; with gradients. progress counts tokens,
+    with gradients those of all passes. The checkpoint is hashed at the end.
     Raises CheckpointError if it, or a text, is written meanwhile; OutputError if `out` exists or
     cannot be written; EvaluationError if the text is too short, the model does not run on text,
     values are not finite, or experts' inputs cannot be identified; with gradients, if it cannot be
@@ -97,10 +101,10 @@ def calibrate(
     if dtype is None:
         dtype = shared_dtype([facts], where)
     tokens = windows.numel()
-    gradients = gradients or others
+    gradients = gradients or others or each_expert
     more = tokens_read(windows) if gradients else 0
     meter = Meter(tokens + more, progress)
-    needs = _moment_bytes(checkpoint, max_width)
+    needs = _moment_bytes(checkpoint, max_width, gradients, each_expert)
     if others:
         needs += other_bytes(checkpoint, max_width)
     with new_file(target, needs=needs) as aside:
@@ -121,7 +125,9 @@ def calibrate(
                     meter.report(f"finding other matrices, whose moments take up to {room}")
                     found = locate_others(network, checkpoint, located)
                     measure = OtherMeasure.of(network, found, max_width)
-                costs = measure_gradients(network, located, windows, meter, measure)
+                costs = measure_gradients(
+                    network, located, windows, meter, measure, max_width, each_expert=each_expert
+                )
                 if others:
                     of_others, notes = measure.tensors_of_file(tokens)
             sums = _measure(network, checkpoint, locations, windows, batch, max_width, meter)
@@ -146,12 +152,15 @@ def calibrate(
     return Calibration.open(target)
 
 
-def _moment_bytes(checkpoint: Checkpoint, max_width: int) -> int:
+def _moment_bytes(
+    checkpoint: Checkpoint, max_width: int, gradients: bool, each_expert: bool
+) -> int:
     """Bytes of the second moments of all layers in the file."""
-    widths = {
-        (group.layer, SIDES[group.projection]): group.shape[2] for group in checkpoint.groups()
-    }
-    return sum(4 * width * (width if width <= max_width else 1) for width in widths.values())
+    sides = {(group.layer, SIDES[group.projection]): group.shape for group in checkpoint.groups()}
+    return sum(
+        4 * width * (width if width <= max_width else 1) * (1 + gradients + experts * each_expert)
+        for experts, _, width in sides.values()
+    )
 
 
 @torch.no_grad()  # and not inference_mode, in which linear layers do not come down to products

@@ -8,6 +8,7 @@ import torch
 
 from ders_core.calibrate.banks import Bank
 from ders_core.calibrate.trouble import Trouble
+from ders_core.calibrate.weighted_sums import WeightedSums
 from ders_core.errors import EvaluationError
 from ders_core.pipeline.sensitivity import COLUMNS, ROWS, SHRINKAGE
 
@@ -64,15 +65,19 @@ class Costs(Marginals):
 
     shrinkage: Σ g_t·(Δ_k x_t) of each window `[windows, routed experts]`, with Δ_k = W_k − mean;
     float64. weights: `[out, in]` of each expert, the routed ones first. mean: of the routed ones,
-    float32.
+    float32. weighted: second moments of the routed experts' inputs, shared by all projections that
+    have these.
     """
 
     weights: Bank
     mean: torch.Tensor
     shrinkage: torch.Tensor
+    weighted: WeightedSums
 
     @classmethod
-    def empty(cls, key: tuple[int, str], weights: Bank, routed: int, windows: int) -> Costs:
+    def empty(
+        cls, key: tuple[int, str], weights: Bank, routed: int, windows: int, weighted: WeightedSums
+    ) -> Costs:
         mean = torch.zeros_like(weights[0], dtype=torch.float32)
         for weight in weights[:routed]:
             mean += weight
@@ -84,6 +89,7 @@ class Costs(Marginals):
             weights=weights,
             mean=mean / routed,
             shrinkage=_zeros(weights, windows, routed),
+            weighted=weighted,
         )
 
     def add(
@@ -93,6 +99,7 @@ class Costs(Marginals):
         if part < self.shrinkage.shape[1]:
             delta = self.weights[part][rows].float() - self.mean[rows]
             self.shrinkage[window, part] += (x.float() @ delta.T * gradient.float()).sum()
+            self.weighted.add(part, x, gradient)
 
     def tensors(self, tokens: int) -> dict[str, torch.Tensor]:
         """By their kinds in a calibration file, float32, on the CPU. tokens: of all windows."""

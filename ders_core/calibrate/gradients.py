@@ -17,17 +17,20 @@ from transformers import PreTrainedModel
 from ders_core.calibrate.choices import watched_choices
 from ders_core.calibrate.costs import Costs
 from ders_core.calibrate.gradient_observer import GradientObserver, Sums
+from ders_core.calibrate.input_sums import MAX_WIDTH
 from ders_core.calibrate.joint import Joint, JointTokens
 from ders_core.calibrate.measure_others import OtherMeasure
 from ders_core.calibrate.placement import Key
 from ders_core.calibrate.projections import LocatedGroup, regions_of
 from ders_core.calibrate.routers import chosen_windows, measure_routers
 from ders_core.calibrate.swaps import Swaps
+from ders_core.calibrate.weighted_sums import WeightedSums
 from ders_core.compute.device import device_label
 from ders_core.compute.progress import Meter
 from ders_core.errors import DersError, EvaluationError
 from ders_core.evaluate.forward import next_token_logits
 from ders_core.hf.classes import words
+from ders_core.pipeline.calibration import SIDES
 
 SEED = 0
 """Of the labels that are drawn, and of signs."""
@@ -44,11 +47,15 @@ def measure_gradients(
     windows: torch.Tensor,
     meter: Meter,
     others: OtherMeasure | None = None,
+    max_width: int = MAX_WIDTH,
+    *,
+    each_expert: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The calibration file's tensors of the experts' gradients. Every token of `windows`
     `[n, window]` predicts one label. What tipped choices cost is among them if every layer's
     choices can be seen, and what errors cost that experts share if their tokens can be told.
-    others: sums of other matrices, to which is added.
+    others: sums of other matrices, to which is added. max_width: of wider inputs the weighted
+    moments are a diagonal. each_expert: those of each expert too.
 
     Raises EvaluationError if the model cannot be differentiated, does not predict tokens, or
     computes values that are not finite, and if the device's memory is too small.
@@ -57,8 +64,11 @@ def measure_gradients(
     regions = regions_of(located, others.tensors)
     draws = torch.Generator(model.device).manual_seed(SEED)
     try:
+        weighted = _weighted_sums(located, max_width, each_expert)
         costs: dict[tuple[int, str], Costs] = {
-            each.group.key: Costs.empty(each.group.key, each.weights, each.routed, len(windows))
+            each.group.key: Costs.empty(
+                each.group.key, each.weights, each.routed, len(windows), weighted[_side(each)]
+            )
             for each in located
         }
         joints: dict[Key, Joint] = {
@@ -95,12 +105,39 @@ def measure_gradients(
             f"memory of {device_label(model.device)} besides the model; give a smaller window, "
             "or max_width if other matrices are measured, or calibrate without gradients"
         ) from error
-    return routers | {
-        f"{key[0]}.{key[1]}.{kind}": tensor
-        for measured in (costs, joints)
-        for key, summed in measured.items()
-        for kind, tensor in summed.tensors(windows.numel()).items()
+    moments = {
+        f"{layer}.{side}.{kind}": tensor
+        for (layer, side), summed in weighted.items()
+        for kind, tensor in summed.tensors().items()
     }
+    return (
+        routers
+        | moments
+        | {
+            f"{key[0]}.{key[1]}.{kind}": tensor
+            for measured in (costs, joints)
+            for key, summed in measured.items()
+            for kind, tensor in summed.tensors(windows.numel()).items()
+        }
+    )
+
+
+def _side(located: LocatedGroup) -> tuple[int, str]:
+    """Layer and side: groups with the same one have the same inputs."""
+    return located.group.layer, SIDES[located.group.projection]
+
+
+def _weighted_sums(
+    located: list[LocatedGroup], max_width: int, each_expert: bool
+) -> dict[tuple[int, str], WeightedSums]:
+    """Of each layer and side."""
+    empty = WeightedSums.apart if each_expert else WeightedSums.together
+    sums: dict[tuple[int, str], WeightedSums] = {}
+    for each in located:
+        if _side(each) not in sums:
+            weight = each.weights[0]
+            sums[_side(each)] = empty(each.routed, weight.shape[1], max_width, weight.device)
+    return sums
 
 
 def _one_pass(

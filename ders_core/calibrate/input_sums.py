@@ -1,4 +1,4 @@
-"""Second moments of what enters a product, added up."""
+"""Second moments of what enters a product, added up; each input may have a weight."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 
 from ders_core.calibrate.observer import ROWS
 
+MAX_WIDTH = 8192
+"""Of wider inputs only the diagonal is kept, unless another width is asked for."""
+
 
 @dataclass
 class InputSums:
-    """total: Σ x xᵀ `[in, in]` float32, or its diagonal `[in]`. count: of the inputs."""
+    """total: Σ w x xᵀ `[in, in]` float32, or its diagonal `[in]`, with w = 1 or the inputs'
+    weights. count: of the inputs."""
 
     total: torch.Tensor
     count: int = 0
@@ -21,11 +25,14 @@ class InputSums:
         shape = (width, width) if width <= max_width else (width,)
         return cls(torch.zeros(shape, dtype=torch.float32, device=device))
 
-    def add(self, x: torch.Tensor) -> None:
-        """x: `[n, in]`."""
+    def add(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """x: `[n, in]`. weights: `[n]`, not negative."""
         self.count += len(x)
-        for rows in x.split(ROWS):
-            numbers = rows.float()
+        roots = None if weights is None else weights.float().sqrt()[:, None]
+        for begin in range(0, len(x), ROWS):
+            numbers = x[begin : begin + ROWS].float()
+            if roots is not None:
+                numbers = numbers * roots[begin : begin + ROWS]
             if self.total.dim() == 2:
                 self.total.addmm_(numbers.T, numbers)
             else:

@@ -66,8 +66,10 @@ class OtherMeasure:
             self.shared = shared
         for name, one in list(self.shared.items()):
             self.sums[name].inputs = None
+            self.sums[name].weighted = self.sums[one].weighted
             if shared.get(name) != one and self.sums[name].entered:
                 del self.shared[name]
+                self.sums[name].weighted = self.sums[one].weighted = None
         for each in self.sums.values():
             each.add_inputs()
 
@@ -77,7 +79,7 @@ class OtherMeasure:
         if not self.routers:
             for name, each in self.sums.items():
                 self.routers[name] = OtherSums.empty(each.tensor, 0)
-                self.routers[name].inputs = None
+                self.routers[name].inputs = self.routers[name].weighted = None
         with LookupObserver(self.routers.values()) if self.routers else nullcontext():
             yield
         for each in self.routers.values():

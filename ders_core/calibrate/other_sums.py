@@ -10,6 +10,7 @@ import torch
 from ders_core.calibrate.input_sums import InputSums
 from ders_core.calibrate.others import LocatedTensor
 from ders_core.calibrate.trouble import Trouble
+from ders_core.pipeline.moments import WEIGHTED
 from ders_core.pipeline.others import (
     COHERENCE,
     COLUMNS,
@@ -28,11 +29,13 @@ InputKey = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 @dataclass
 class OtherSums:
-    """Of a tensor `[n, m]`, as it lies in the checkpoint.
+    """Of a tensor `[n, m]`, as it lies in the checkpoint, or of several in one.
 
     rows: `[n]` and columns: `[m]`: the marginals of Σ_t x_tj² g_ti², float64, on the model's
     device; x and g change places where inputs run along the rows. inputs: Σ x xᵀ by the axis along
-    which the inputs run; None: another tensor has the same, or they are not wanted. together:
+    which the inputs run; None: another tensor has the same, or they are not wanted. weighted: the
+    same of inputs along the columns, each weighted by ‖g_t‖²; of all tensors with the same inputs
+    together. None: not wanted. together:
     Σ ‖Σ_t g_t x_tᵀ‖² over products, apart: Σ_t ‖g_t x_tᵀ‖². lookups: how many rows were looked up.
     trouble: why it cannot be measured.
     """
@@ -42,6 +45,7 @@ class OtherSums:
     columns: torch.Tensor
     max_width: int
     inputs: dict[int, InputSums] | None = field(default_factory=dict)
+    weighted: InputSums | None = None
     entered: list[tuple[int, torch.Tensor, InputKey]] = field(default_factory=list)
     """Axis, values and key of the inputs of this window's products."""
     together: float = 0.0
@@ -57,16 +61,17 @@ class OtherSums:
         rows, columns = (
             torch.zeros(size, dtype=torch.float64, device=device) for size in tensor.shape
         )
-        return cls(tensor, rows, columns, max_width)
+        weighted = InputSums.empty(tensor.shape[1], max_width, device)
+        return cls(tensor, rows, columns, max_width, weighted=weighted)
 
     def enter(self, part: int, rows: slice, x: torch.Tensor, source: torch.Tensor) -> None:
         self.is_entered = True
-        if self.trouble or part > 1 or rows.start:
+        if self.trouble or (self.tensor.stacked == 1 and (part > 1 or rows.start)):
             return  # other pieces, and other rows of it, have the same inputs
         if not torch.is_grad_enabled():
             return  # a block that is computed once more, with other experts
         key = source.data_ptr(), source._version, tuple(x.shape), x.stride()
-        self.entered.append((1 - part, x, key))
+        self.entered.append((0 if part == 1 else 1, x, key))
 
     def add(
         self, part: int, rows: slice, window: int, x: torch.Tensor, gradient: torch.Tensor
@@ -81,6 +86,8 @@ class OtherSums:
         x_squared, squared = x.float().square(), gradient.float().square()
         after[some.start : some.stop : some.step] += x_squared.sum(1) @ squared
         before += squared.sum(1) @ x_squared
+        if self.weighted is not None and not is_turned:
+            self.weighted.add(x, squared.sum(1))
         self.products += 1
         self.apart += float(squared.sum(1) @ x_squared.sum(1))
         for of_inputs, of_gradients in _pairs(x.float(), gradient.float()):
@@ -131,6 +138,8 @@ class OtherSums:
         if self.inputs and len(self.inputs) == 1:
             ((axis, inputs),) = self.inputs.items()
             measured[MOMENTS if axis else ROW_MOMENTS] = inputs.mean()
+            if axis and self.weighted is not None and self.weighted.count:
+                measured[WEIGHTED] = self.weighted.mean()
         return measured
 
 

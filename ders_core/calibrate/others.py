@@ -3,11 +3,14 @@ experts, embeddings, the output layer.
 
 As experts are: by comparing values, whatever names and forms the model gives them. A matrix is in
 the model as it is, or its rows are rows of one or several of the model's matrices, at equal
-distances: q, k and v in one, gate and up in turn, one that was cut into three.
+distances: q, k and v in one, gate and up in turn, one that was cut into three. A tensor
+`[matrices, n, m]`, such as several always-on experts in one, is a matrix of all their rows.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -44,11 +47,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class LocatedTensor:
-    """A matrix `[n, m]` of the checkpoint, by its name there. pieces: all its rows."""
+    """A matrix `[n, m]` of the checkpoint, by its name there. pieces: all its rows. stacked: how
+    many matrices with inputs of their own it is, one after another."""
 
     name: str
     shape: tuple[int, int]
     pieces: tuple[Piece, ...]
+    stacked: int = 1
 
     def placements(self) -> Iterator[tuple[torch.Tensor, Placement]]:
         """Each piece's whole matrix, and the place of the piece: part 2·p. A matrix that is there
@@ -104,19 +109,21 @@ def _reason(tensor: TensorReader, routers: Collection[str | None]) -> str | None
         return ROUTER
     if tensor.dtype not in WEIGHT_DTYPES:
         return CODES
-    return SHAPE if len(tensor.shape) > 2 or 0 in tensor.shape else None
+    is_matrix = len(tensor.shape) == 2 or (len(tensor.shape) == 3 and tensor.shape[1] > 1)
+    return None if is_matrix and 0 not in tensor.shape else SHAPE
 
 
 def other_bytes(checkpoint: Checkpoint, max_width: int) -> int:
     """Bytes at the most of what is measured of all these matrices: marginals, and moments of inputs
-    up to a width, as if no two had the same inputs."""
+    up to a width, plain and weighted, as if no two had the same inputs."""
     shapes = [
-        tensor.shape
+        _rows_and_columns(tensor)
         for tensor in checkpoint.other_tensors()
-        if tensor.dtype in WEIGHT_DTYPES and len(tensor.shape) == 2
+        if tensor.dtype in WEIGHT_DTYPES and len(tensor.shape) in (2, 3)
     ]
     return sum(
-        4 * (rows + width + width * (width if width <= max_width else 1)) for rows, width in shapes
+        4 * (rows + width + 2 * width * (width if width <= max_width else 1))
+        for rows, width in shapes
     )
 
 
@@ -130,16 +137,15 @@ class _Search:
             for matrix in each.matrices[: each.routed]
         )
         self._matrices = {
-            name: parameter.detach()
-            for name, parameter in model.named_parameters()
-            if parameter.dim() == 2
-            and not any(_overlaps(parameter.detach(), *bounds) for bounds in experts)
+            name: matrix for name, matrix in _matrices(model) if not _overlaps(matrix, experts)
         }
         self._lines: dict[int, dict[int, list[tuple[str, int]]]] = {}
 
     def as_it_is(self, tensor: TensorReader) -> LocatedTensor | str | None:
         """The matrix of the same shape and values; why there is none, or None if it may be there in
         another form."""
+        if len(tensor.shape) > 2:
+            return None
         rows, columns = tensor.shape
         ends = {row: tensor.read(slice(row, row + 1))[0] for row in {0, rows // 2, rows - 1}}
         found = [
@@ -165,7 +171,7 @@ class _Search:
 
     def row_by_row(self, tensor: TensorReader) -> LocatedTensor | str:
         """The rows of the model's matrices that are the tensor's; or why there are none."""
-        rows, columns = tensor.shape
+        rows, columns = _rows_and_columns(tensor)
         lines = self._lines_of(columns)
         places: dict[str, list[tuple[int, int]]] = {}
         for part, values in _slabs(tensor):
@@ -191,7 +197,8 @@ class _Search:
                 return UNLIKE
             matrix = self._matrices[name]
             pieces.append(Piece(own, _by_lines(matrix, columns)[theirs], matrix))
-        return LocatedTensor(tensor.name, (rows, columns), tuple(pieces))
+        stacked = 1 if len(tensor.shape) == 2 else tensor.shape[0]
+        return LocatedTensor(tensor.name, (rows, columns), tuple(pieces), stacked)
 
     def _names_of(self, width: int) -> list[str]:
         return [name for name, matrix in self._matrices.items() if width in matrix.shape]
@@ -206,6 +213,21 @@ class _Search:
                     lines.setdefault(mark, []).append((name, line))
             self._lines[width] = lines
         return self._lines[width]
+
+
+def _matrices(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those of a model, also each of a parameter `[matrices, n, m]`."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            yield name, parameter.detach()
+        elif parameter.dim() == 3 and parameter.shape[1] > 1:
+            for number, matrix in enumerate(parameter.detach()):
+                yield f"{name}.{number}", matrix
+
+
+def _rows_and_columns(tensor: TensorReader) -> tuple[int, int]:
+    """Of a tensor as one matrix: the last axis is columns, all others are rows."""
+    return math.prod(tensor.shape[:-1]), tensor.shape[-1]
 
 
 def _by_lines(matrix: torch.Tensor, width: int) -> torch.Tensor:
@@ -225,16 +247,22 @@ def _same(in_model: torch.Tensor, on_disk: torch.Tensor) -> bool:
 
 
 def _slabs(tensor: TensorReader) -> Iterator[tuple[slice, torch.Tensor]]:
-    rows, columns = tensor.shape
-    count = max(SLAB // columns, 1)
-    for begin in range(0, rows, count):
-        part = slice(begin, min(begin + count, rows))
-        yield part, tensor.read(part)
+    """Rows of a tensor as one matrix."""
+    rows, columns = _rows_and_columns(tensor)
+    first = tensor.shape[0]
+    each = rows // first
+    count = max(SLAB // (columns * each), 1)
+    for begin in range(0, first, count):
+        end = min(begin + count, first)
+        values = tensor.read(slice(begin, end))
+        yield slice(begin * each, end * each), values.reshape(-1, columns)
 
 
-def _overlaps(matrix: torch.Tensor, begin: int, end: int) -> bool:
+def _overlaps(matrix: torch.Tensor, regions: list[tuple[int, int]]) -> bool:
+    """regions: first address and that behind the last, in order, none within another."""
     start = matrix.data_ptr()
-    return start < end and begin < start + matrix.numel() * matrix.itemsize
+    number = bisect_left(regions, (start + matrix.numel() * matrix.itemsize,)) - 1
+    return number >= 0 and start < regions[number][1]
 
 
 def _common_end(name: str, other: str) -> int:

@@ -98,6 +98,14 @@ def calibrate(
             "dense FFNs, embeddings",
         ),
     ] = False,
+    each_expert: Annotated[
+        bool,
+        typer.Option(
+            "--each-expert",
+            help="keep, with gradients, second moments of each expert's own inputs: a layer's "
+            "moments again for each of its experts",
+        ),
+    ] = False,
     max_width: Annotated[
         int,
         typer.Option(
@@ -125,6 +133,7 @@ def calibrate(
             dtype=parse_dtype(dtype),
             gradients=gradients,
             others=others,
+            each_expert=each_expert,
             max_width=max_width,
             trust_remote_code=trust_remote_code,
             progress=progress,
@@ -141,6 +150,8 @@ def calibrate(
             "gradients": calibration.has_gradients,
             "routers": calibration.has_routers,
             "bases": calibration.has_bases,
+            "weighted": calibration.has_weighted,
+            "each_expert": calibration.has_each,
             "others": len(calibration.others.names),
             "left_out": dict(calibration.notes.left_out),
             "bytes": calibration.path.stat().st_size,
@@ -158,6 +169,8 @@ def calibrate(
             ["gradients", _measured(calibration.has_gradients)],
             ["what tipped choices of experts cost", _measured(calibration.has_routers)],
             ["what errors of bases cost", _measured(calibration.has_bases)],
+            ["inputs weighted by gradients", _measured(calibration.has_weighted)],
+            ["inputs of each expert", _measured(calibration.has_each)],
             [
                 "other matrices",
                 f"{len(calibration.others.names)} measured" if others else "not measured",

@@ -27,7 +27,7 @@ class Inputs:
     share: float = 1.0
 
     @classmethod
-    def of(cls, moments: torch.Tensor, tokens: int) -> Inputs:
+    def of(cls, moments: torch.Tensor, tokens: float) -> Inputs:
         """moments: measured on `tokens` inputs; a matrix is overwritten."""
         if moments.dim() == 1:
             return cls(moments)

@@ -5,7 +5,11 @@ One safetensors file. Its metadata names the checkpoint that was measured. For e
 holds `<layer>.in.moments` (of the block's input, which gate and up share), `<layer>.mid.moments`
 (of the activation, which down takes), both float32, and `<layer>.routed` int64. With
 gradients it holds the tensors of `ders_core.pipeline.sensitivity`, of `tipping` and, since version
-2, of `bases`; and if other tensors were measured, those of `others`.
+2, of `bases`; and if other tensors were measured, those of `others`. Since version 3
+`<layer>.in.weighted` and `<layer>.mid.weighted` come with gradients: the moments with each input
+weighted by ‖g‖², where g is the gradient after the weight that it enters; of gate and up together.
+`<layer>.in.each` and `<layer>.mid.each` are the same of each routed expert: `[experts, in, in]`, or
+diagonals `[experts, in]`; zeros of one that no token chose.
 """
 
 from __future__ import annotations
@@ -29,19 +33,23 @@ from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import file_order, tensor_bytes, write_file
 from ders_core.later import torch
 from ders_core.pipeline import bases, sensitivity, tipping
-from ders_core.pipeline.others import OtherNotes, OtherTensors, is_other, read_moments
+from ders_core.pipeline.moments import EACH, WEIGHTED, check_shapes, read_moments
+from ders_core.pipeline.others import OtherNotes, OtherTensors, is_other
 from ders_core.pipeline.others import fits as fits_other
 from ders_core.pipeline.seen_text import SeenText
 from ders_core.pipeline.text_names import parse_text_names, text_names_field
 
 FORMAT = "ders-calibration"
-VERSIONS = ("1", "2")
-"""A file of version 1 knows nothing of bases and other tensors; otherwise they are alike."""
+VERSIONS = ("1", "2", "3")
+"""A file of version 1 knows nothing of bases and other tensors, one of version 2 nothing of
+weighted moments; otherwise they are alike."""
 IN, MID = "in", "mid"
 SIDES = {projection: MID if projection == "down" else IN for projection in PROJECTIONS}
 """On which side of the activation a projection's input is."""
 
-_NAME = re.compile(rf"(0|[1-9]\d{{0,8}})\.(in\.moments|mid\.moments|routed|{sensitivity.NAMES})")
+_NAME = re.compile(
+    rf"(0|[1-9]\d{{0,8}})\.((in|mid)\.(moments|{WEIGHTED}|{EACH})|routed|{sensitivity.NAMES})"
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,29 @@ class Calibration:
         if info is None:
             return None
         return read_moments(self.path, info)
+
+    def weighted_moments(self, layer: int, projection: str) -> torch.Tensor | None:
+        """As `moments`, but each input weighted by the squared gradient after it: the mean over all
+        routed experts of E[‖g‖² x xᵀ]; None if they were not measured."""
+        info = self.tensors.get(f"{layer}.{SIDES[projection]}.{WEIGHTED}")
+        return None if info is None else read_moments(self.path, info)
+
+    def expert_moments(self, layer: int, projection: str) -> torch.Tensor | None:
+        """As `weighted_moments`, of each routed expert: `[experts, in, in]`, or diagonals
+        `[experts, in]`; None if they were not measured. Raises CheckpointError if the values cannot
+        be such."""
+        info = self.tensors.get(f"{layer}.{SIDES[projection]}.{EACH}")
+        return None if info is None else read_moments(self.path, info)
+
+    @property
+    def has_weighted(self) -> bool:
+        """Whether it knows moments of inputs weighted by gradients."""
+        return any(name.endswith(f".{WEIGHTED}") for name in self.tensors)
+
+    @property
+    def has_each(self) -> bool:
+        """Whether it knows them of each expert."""
+        return any(name.endswith(f".{EACH}") for name in self.tensors)
 
     @property
     def has_gradients(self) -> bool:
@@ -289,15 +320,14 @@ class Calibration:
             )
         for group in checkpoint.groups():
             experts, _, width = group.shape
-            names = {f"{group.layer}.{SIDES[group.projection]}.moments": width}
-            names[f"{group.layer}.routed"] = experts
-            for name, size in names.items():
-                info = self.tensors.get(name)
-                if info is not None and info.shape[0] != size:
-                    raise CheckpointError(
-                        f"{self.path}: {name!r} is of size {info.shape[0]}, the checkpoint's "
-                        f"layer needs {size}; the file is damaged, so run ders calibrate again"
-                    )
+            counts = self.tensors.get(f"{group.layer}.routed")
+            if counts is not None and counts.shape[0] != experts:
+                raise CheckpointError(
+                    f"{self.path}: {counts.name!r} is of size {counts.shape[0]}, the checkpoint's "
+                    f"layer needs {experts}; the file is damaged, so run ders calibrate again"
+                )
+            side = f"{group.layer}.{SIDES[group.projection]}"
+            check_shapes(self.path, self.tensors, side, experts, width)
             sensitivity.check_shapes(self.path, self.tensors, group)
         self.others.check_shapes({name: each.shape for name, each in checkpoint.tensors.items()})
 
@@ -324,11 +354,11 @@ def write_calibration(
     """Write a calibration file. tensors: by their names in the file, on the CPU. The other
     parameters are as of `Calibration`; others: None if they were not measured. Raises OSError."""
     kinds = {name.rpartition(".")[2] for name in tensors}
-    is_new = others is not None or not kinds.isdisjoint(bases.OF_BASES)
+    is_second = others is not None or not kinds.isdisjoint(bases.OF_BASES)
     specs = file_order({name: TensorSpec.like(tensor) for name, tensor in tensors.items()})
     metadata = {
         "format": FORMAT,
-        "version": VERSIONS[is_new],
+        "version": VERSIONS[2 if WEIGHTED in kinds else is_second],
         "checkpoint": checkpoint,
         "tokens": str(tokens),
         **({"content": content, "files": version} if content else {}),
@@ -348,9 +378,9 @@ def _check_form(file: Path, name: str, info: FileTensor) -> None:
     elif sensitivity.is_sensitivity(name):
         fits = sensitivity.fits(info)
     else:
-        counts = name.endswith(".routed")
-        dtype, dims = (Dtype.I64, (1,)) if counts else (Dtype.F32, (1, 2))
-        square = len(set(info.shape)) == 1 and info.shape[0] > 0
+        counts, each = name.endswith(".routed"), name.endswith(f".{EACH}")
+        dtype, dims = (Dtype.I64, (1,)) if counts else (Dtype.F32, (2, 3) if each else (1, 2))
+        square = len(set(info.shape[each:])) == 1 and min(info.shape) > 0
         fits = info.dtype is dtype and len(info.shape) in dims and square
     if not named or not fits:
         raise CheckpointError(

@@ -246,9 +246,9 @@ def store_bases(
         if is_shared:
             unrounded.append(codec.expert(number).unpack_as(torch.float32, packed, zeros, context))
             error = difference(again, each)
-            cost = total(cost, cost_of(known.of_base, members, error, known.believed))
+            cost = total(cost, cost_of(known.of_base, members, error, known.guiding))
             router_noise = total(
-                router_noise, cost_of(known.routers_of_base, members, error, known.believed)
+                router_noise, cost_of(known.routers_of_base, members, error, known.guiding)
             )
         parts.append({name: part.cpu() for name, part in packed.items()})
     tensors, lengths = codec.stack(parts)

@@ -18,6 +18,7 @@ from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.effective_gain import Correlated, effective_gain
+from ders_core.pipeline.moments import guiding_moments, moments_of_experts
 from ders_core.pipeline.noise import Deviation
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
@@ -34,17 +35,19 @@ float32 would take twice as much memory as the matrix."""
 
 @dataclass(frozen=True)
 class Knowledge:
-    """inputs: their second moments, on the device that encodes: as they were measured, for what
-    errors do to outputs, and as far as they are believed, for codecs and what errors cost.
-    curvatures, routers: of each matrix, the second of how far errors move later choices. removal:
-    as of `EncodeContext`, of each expert; fewer where it is not known of the last. groups: how many
-    of the model are encoded. of_base, routers_of_base: of a base that experts share, and of how far
+    """inputs: their second moments as they were measured, for what errors do to outputs. guiding:
+    what codecs and costs go by (`ders_core.pipeline.moments`). own: the latter of each routed
+    expert alone; empty where these are not known. All three on the device that encodes. curvatures,
+    routers: of each matrix, the second of how far errors move later choices. removal: as of
+    `EncodeContext`, of each expert; fewer where it is not known of the last. groups: how many of
+    the model are encoded. of_base, routers_of_base: of a base that experts share, and of how far
     its errors move choices. shrinks: whether what is missing of the deltas is no part of the noise;
     its cost is known otherwise then (`ders_core.pipeline.predicted`). charged: what errors of each
     matrix are predicted to cost, where codecs had better go by something else; None for
     `curvatures`."""
 
     inputs: Inputs | None = None
+    guiding: torch.Tensor | None = None
     curvatures: tuple[Curvature, ...] | None = None
     removal: tuple[float, ...] = ()
     groups: int = 1
@@ -53,11 +56,7 @@ class Knowledge:
     routers_of_base: Shared | None = None
     shrinks: bool = True
     charged: tuple[Curvature, ...] | None = None
-
-    @property
-    def believed(self) -> torch.Tensor | None:
-        """E[x xᵀ] as far as it is believed."""
-        return None if self.inputs is None else self.inputs.believed
+    own: tuple[torch.Tensor, ...] = ()
 
     def charge(self, expert: int) -> Curvature | None:
         """What errors of a matrix are predicted to cost."""
@@ -69,7 +68,16 @@ class Knowledge:
 
     def on(self, device: str) -> Knowledge:
         """The same for work on a device."""
-        return self if self.inputs is None else replace(self, inputs=self.inputs.on(device))
+        if self.inputs is None or self.guiding is None:
+            return self
+        inputs = self.inputs.on(device)
+        is_same = self.guiding is self.inputs.believed
+        return replace(
+            self,
+            inputs=inputs,
+            guiding=inputs.believed if is_same else self.guiding.to(device),
+            own=tuple(each.to(device) for each in self.own),
+        )
 
     def base_context(
         self, stack: MatrixStack, number: int, members: Sequence[int], seed: int
@@ -78,14 +86,14 @@ class Knowledge:
         assert isinstance(stack, ExpertGroup)
         curvature = self.of_base(members) if self.of_base is not None else None
         own_seed = base_seed(seed, *stack.key, number)
-        return EncodeContext(stack.dtype.torch, own_seed, self.believed, curvature)
+        return EncodeContext(stack.dtype.torch, own_seed, self.guiding, curvature)
 
     def context(self, stack: MatrixStack, expert: int, seed: int) -> EncodeContext:
         """What the codec of a matrix may know."""
         return EncodeContext(
             stack.dtype.torch,
             _seed(stack, expert, seed),
-            self.believed,
+            self.own[expert] if expert < len(self.own) else self.guiding,
             self.curvatures[expert] if self.curvatures else None,
             self.removal[expert] if expert < len(self.removal) else None,
             self.groups,
@@ -132,8 +140,20 @@ def group_knowledge(
     if calibration is None:
         return Knowledge(removal=removal, groups=groups, shrinks=shrinks)
     moments = calibration.moments(*group.key)
+    inputs: Inputs | None = None
+    guiding: torch.Tensor | None = None
+    own: tuple[torch.Tensor, ...] = ()
+    if moments is not None:
+        count = calibration.inputs(group.layer)
+        inputs = Inputs.of(moments, count)
+        guiding = guiding_moments(inputs, calibration.weighted_moments(*group.key), count)
+        each = calibration.expert_moments(*group.key)
+        if each is not None:
+            counts = calibration.routed(group.layer).tolist()
+            own = moments_of_experts(each, guiding, counts)
     return Knowledge(
-        None if moments is None else Inputs.of(moments, calibration.inputs(group.layer)),
+        inputs,
+        guiding,
         calibration.curvatures(group),
         removal,
         groups,
@@ -141,6 +161,7 @@ def group_knowledge(
         partial(calibration.base_curvature, group),
         partial(calibration.base_router_curvature, group),
         shrinks,
+        own=own,
     )
 
 
@@ -148,15 +169,17 @@ def tensor_knowledge(tensor: OtherTensor, calibration: Calibration | None) -> Kn
     """What a calibration knows of a tensor outside the experts."""
     if calibration is None:
         return Knowledge(shrinks=False)
-    curvature, inputs = (
-        calibration.others.curvature(tensor.name),
-        calibration.others.moments(tensor.name),
-    )
-    moments, axis = inputs if inputs is not None else (None, 1)
-    if axis == 0:  # of a matrix that lies `[in, out]`, they are those of its rows: no codec's
-        moments = None
+    curvature = calibration.others.curvature(tensor.name)
+    moments, axis = calibration.others.moments(tensor.name) or (None, 1)
+    inputs: Inputs | None = None
+    guiding: torch.Tensor | None = None
+    if moments is not None and axis == 1:  # else they are those of its rows: no codec's
+        weighted = calibration.others.weighted_moments(tensor.name)
+        inputs = Inputs.of(moments, calibration.tokens)
+        guiding = guiding_moments(inputs, weighted, calibration.tokens)
     return Knowledge(
-        None if moments is None else Inputs.of(moments, calibration.tokens),
+        inputs,
+        guiding,
         _of_pieces(tensor, curvature),
         routers=_of_pieces(tensor, calibration.others.router_curvature(tensor.name)),
         shrinks=False,

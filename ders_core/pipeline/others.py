@@ -2,7 +2,8 @@
 always-on experts, embeddings, the output layer.
 
 For a matrix `[n, m]` with the name NAME in the checkpoint's original layout, n and m as it lies
-there, float32, with T the calibration's tokens:
+there (a tensor `[matrices, n, m]` is a matrix of all their rows), float32, with T the calibration's
+tokens:
 
 - `other.NAME.columns` `[m]` and `other.NAME.rows` `[n]`: the marginals of its curvature, as those
   of an expert's weight. Of a product with inputs x_t and gradients g_t after it
@@ -18,6 +19,8 @@ there, float32, with T the calibration's tokens:
 - `other.NAME.moments` `[m, m]`, or the diagonal `[m]`: E[x xᵀ] of the inputs of its products. Of a
   matrix `[in, out]`, whose inputs run along the rows, `other.NAME.row_moments` `[n, n]` or `[n]`.
   Absent where there is no product, and where it is another tensor's whose inputs are the same.
+- `other.NAME.weighted` `[m, m]` or `[m]`, since version 3: as `moments`, with each input weighted
+  by ‖g_t‖² of all tensors whose inputs are the same.
 
 The metadata `others` is a JSON object. Its `left_out` says of each matrix that was not measured why
 not; `inputs` names, for a tensor without moments of its own, the one that has the same inputs.
@@ -33,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.codecs.curvature import Curvature
-from ders_core.decompose.distortion import is_finite
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
 from ders_core.files.tensor import FileTensor
 from ders_core.files.untrusted_json import JsonFault, parse_json
 from ders_core.later import torch
+from ders_core.pipeline.moments import WEIGHTED, read_moments
 from ders_core.pipeline.tipping import OF_GROUPS, ROUTER_COLUMNS, ROUTER_ROWS
 
 PREFIX = "other."
@@ -46,10 +49,10 @@ COLUMNS, ROWS, TOKEN_ROWS = "columns", "rows", "token_rows"
 MOMENTS, ROW_MOMENTS, COHERENCE = "moments", "row_moments", "coherence"
 _VECTOR, _SQUARE = (1,), (1, 2)
 _DIMS = dict.fromkeys((COLUMNS, ROWS, TOKEN_ROWS, COHERENCE, *OF_GROUPS), _VECTOR) | dict.fromkeys(
-    (MOMENTS, ROW_MOMENTS), _SQUARE
+    (MOMENTS, ROW_MOMENTS, WEIGHTED), _SQUARE
 )
 
-_AXES = {COLUMNS: 1, MOMENTS: 1, ROWS: 0, TOKEN_ROWS: 0, ROW_MOMENTS: 0}
+_AXES = {COLUMNS: 1, MOMENTS: 1, WEIGHTED: 1, ROWS: 0, TOKEN_ROWS: 0, ROW_MOMENTS: 0}
 _AXES |= {ROUTER_COLUMNS: 1, ROUTER_ROWS: 0}
 """Along which axis of the tensor each kind runs."""
 
@@ -142,8 +145,9 @@ class OtherTensors:
         all of these."""
         for subject, held in self._subjects().items():
             shape = shapes.get(subject, ())
-            if len(shape) != 2 or any(
-                info.shape[0] != (shape[_AXES[kind]] if kind in _AXES else 1)
+            size = math.prod(shape[:-1]), *shape[-1:]
+            if len(shape) not in (2, 3) or any(
+                info.shape[0] != (size[_AXES[kind]] if kind in _AXES else 1)
                 for kind, info in held.items()
             ):
                 sizes = ", ".join(f"{kind} {list(info.shape)}" for kind, info in held.items())
@@ -249,16 +253,8 @@ class OtherTensors:
                 return read_moments(self.file, info), axis
         return None
 
-
-def read_moments(file: Path, info: FileTensor) -> torch.Tensor:
-    """E[x xᵀ], or its diagonal. Raises CheckpointError if the values cannot be such a matrix."""
-    moments = info.read()
-    square = moments.dim() == 2
-    diagonal = moments.diagonal() if square else moments
-    symmetric = not square or torch.equal(moments, moments.T)
-    if not is_finite(moments) or not symmetric or bool((diagonal < 0).any()):
-        raise CheckpointError(
-            f"{file}: {info.name!r} holds no second moments (they are finite, symmetric, "
-            "and not negative); the file is damaged, so run ders calibrate again"
-        )
-    return moments
+    def weighted_moments(self, name: str) -> torch.Tensor | None:
+        """As `moments` along the columns, each input weighted by the squared gradient after it;
+        None if they were not measured."""
+        info = self.tensors.get(f"{PREFIX}{self.notes.inputs.get(name, name)}.{WEIGHTED}")
+        return None if info is None else read_moments(self.file, info)

@@ -51,7 +51,7 @@ def rewrite(calibration: Calibration, tmp_path: Path) -> Callable[..., Path]:
     ("metadata", "facts"),
     [
         ({"format": "pt"}, ["calibration file", "ders calibrate"]),
-        ({"version": "3"}, ["version '3'", "'1'", "update"]),
+        ({"version": "4"}, ["version '4'", "'1'", "update"]),
         ({"checkpoint": "me"}, ["measured", "ders calibrate"]),
         ({"tokens": "-3"}, ["measured"]),
         ({"tokens": "0"}, ["measured"]),
@@ -75,6 +75,9 @@ def test_metadata_is_checked(
         {"0.in.moments": torch.zeros(32, 31)},
         {"0.in.moments": torch.zeros(3, 3, 3)},
         {"0.in.moments": torch.zeros(0)},
+        {"0.in.weighted": torch.zeros(32, 31)},
+        {"0.in.each": torch.zeros(4, 32, 31)},
+        {"0.in.each": torch.zeros(32)},
         {"00.in.moments": torch.zeros(32)},
         {"0.in.other": torch.zeros(32)},
         {"x": torch.zeros(1)},

@@ -12,6 +12,7 @@ from support.messages import raises_saying
 from ders_core.calibrate.costs import Costs
 from ders_core.calibrate.gradient_observer import GradientObserver
 from ders_core.calibrate.placement import Placement, Region, Regions
+from ders_core.calibrate.weighted_sums import WeightedSums
 from ders_core.errors import EvaluationError
 
 EXPERTS, OUT, IN, TOKENS = 3, 5, 4, 6
@@ -44,7 +45,11 @@ def run(
             for k, matrix in enumerate(stack)
         ]
     )
-    costs = {(0, name): Costs.empty((0, name), tuple(views[name]), EXPERTS, 1) for name in views}
+    costs = {}
+    for name, weights in views.items():
+        width = weights[0].shape[1]
+        sums = WeightedSums.apart(EXPERTS, width, width, stack.device)
+        costs[0, name] = Costs.empty((0, name), tuple(weights), EXPERTS, 1, sums)
     observer = GradientObserver(regions, costs, 0)
     with observer:
         products = act(X.clone().requires_grad_().clone(), stack)

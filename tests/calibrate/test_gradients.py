@@ -58,6 +58,15 @@ def agrees(calibration: Calibration, truth: Reference, routed: int) -> None:
             assert close(tensors[f"{name}.columns"], columns / READ)
             assert close(tensors[f"{name}.rows"], rows / READ)
             assert close(tensors[f"{name}.shrinkage"], truth.shrinkage(layer, projection, routed))
+        for side, projections in (("in", ("gate", "up")), ("mid", ("down",))):
+            weighted = truth.weighted(layer, projections, range(routed))
+            assert close(tensors[f"{layer}.{side}.weighted"], weighted)
+            for projection in projections:
+                found = calibration.weighted_moments(layer, projection)
+                assert found is not None
+                assert close(found, weighted)
+            for expert, own in enumerate(tensors.get(f"{layer}.{side}.each", [])):
+                assert close(own, truth.weighted(layer, projections, [expert]))
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +84,17 @@ def sure(saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def measured(sure: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     out = tmp_path_factory.mktemp("gradients") / "mixtral.safetensors"
-    return measure(sure, out, text_file, gradients=True)
+    return measure(sure, out, text_file, each_expert=True)
 
 
 def test_fused_experts_cost_what_autograd_says(
     measured: Calibration, sure: Path, text_file: Path
 ) -> None:
     agrees(measured, reference(sure, windows_of(sure, text_file), fused), routed=4)
+    each = measured.expert_moments(1, "down")
+    assert measured.has_each
+    assert each is not None
+    assert each.shape == (4, 48, 48)
     measured.check(open_checkpoint(sure))
     assert measured.texts == (text_file.name,)
 
@@ -129,7 +142,7 @@ def test_moments_are_those_without_gradients(
 def test_the_same_run_gives_the_same_file(
     measured: Calibration, sure: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    again = measure(sure, tmp_path / "c", text_file, gradients=True, batch=5)
+    again = measure(sure, tmp_path / "c", text_file, each_expert=True, batch=5)
     first, second = load_file(measured.path), load_file(again.path)
     for name in first:
         if "moments" not in name:
@@ -253,10 +266,11 @@ def test_the_command(measured: Calibration, sure: Path, text_file: Path, tmp_pat
     runner = CliRunner()
     sizes = ("--max-tokens", str(TOKENS), "--window", str(WINDOW), "--device", "cpu")
     call = ("calibrate", sure, "-o", tmp_path / "c", "--text", text_file)
-    options = (*sizes, "--dtype", "float32", "--gradients", "--json")
+    options = (*sizes, "--dtype", "float32", "--each-expert", "--json")
     result = runner.invoke(app, [*map(str, call), *options])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["gradients"] is True
+    told = json.loads(result.stdout)
+    assert told["gradients"] is told["weighted"] is told["each_expert"] is True
     one, other = load_file(measured.path), load_file(tmp_path / "c")
     assert one.keys() == other.keys()
     assert torch.equal(one["1.up.rows"], other["1.up.rows"])

@@ -64,8 +64,21 @@ def agree(calibration: Calibration, truth: OtherReference, names: set[str]) -> N
             assert found is not None
             assert close(found[0], total / count)
             assert found[1] == 1
+            alike = [
+                other for other in names if first(calibration, other) == first(calibration, name)
+            ]
+            totals, counts = zip(*(truth.weighted[other] for other in alike), strict=True)
+            weighted = calibration.others.weighted_moments(name)
+            assert weighted is not None
+            assert close(weighted, sum(totals) / sum(counts))
         else:
             assert found is None
+            assert calibration.others.weighted_moments(name) is None
+
+
+def first(calibration: Calibration, name: str) -> str:
+    """Which tensor has the moments of this one's inputs."""
+    return calibration.notes.inputs.get(name, name)
 
 
 def matrices(directory: Path) -> set[str]:

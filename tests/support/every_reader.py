@@ -163,6 +163,8 @@ def read_calibration(tree: Path, name: str = "calibration") -> None:
     calibration.check(checkpoint)
     for group in checkpoint.groups():
         calibration.moments(group.layer, group.projection)
+        calibration.weighted_moments(group.layer, group.projection)
+        calibration.expert_moments(group.layer, group.projection)
         calibration.tokens_per_expert(group)
         calibration.curvatures(group)
         calibration.shrinkage(group.layer, group.projection)
@@ -173,6 +175,7 @@ def read_calibration(tree: Path, name: str = "calibration") -> None:
         calibration.others.curvature(other)
         calibration.others.router_curvature(other)
         calibration.others.moments(other)
+        calibration.others.weighted_moments(other)
 
 
 def read_measured(tree: Path) -> None:

@@ -6,7 +6,7 @@ D_t is ∂ Σ log p / ∂W of token t alone. It shares no code with `calibrate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,20 @@ class Reference:
             for key in [(layer, projection, expert)]
         ]
         return torch.tensor(columns, dtype=torch.float64).T
+
+    def weighted(
+        self, layer: int, projections: Sequence[str], experts: Sequence[int]
+    ) -> torch.Tensor:
+        """E[‖g‖² x xᵀ] over all inputs of these experts and projections, `[in, in]`: of each token
+        it is GᵀG with its gradient G = g xᵀ."""
+        tokens = [
+            window
+            for projection in projections
+            for expert in experts
+            for window in self.gradients[layer, projection, expert]
+        ]
+        total = torch.stack([torch.einsum("noi,noj->ij", each, each) for each in tokens]).sum(0)
+        return total / sum(map(len, tokens))
 
     def _experts(self, layer: int, projection: str) -> list[int]:
         return [key[2] for key in self.weights if key[:2] == (layer, projection)]

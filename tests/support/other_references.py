@@ -29,11 +29,13 @@ def by_name(model: Any) -> dict[str, torch.Tensor]:
 @dataclass
 class OtherReference:
     """float64. squares: name -> Σ_t (∂ log p / ∂W_t)_ij², of all tokens t, `[out, in]`. moments:
-    name -> Σ x xᵀ and the number of x. together, apart: name -> the squared gradient of W, of each
+    name -> Σ x xᵀ and the number of x. weighted: the same, with each x weighted by the squared
+    length of the gradient after it. together, apart: name -> the squared gradient of W, of each
     product and of each of its tokens, added up."""
 
     squares: dict[str, torch.Tensor] = field(default_factory=dict)
     moments: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    weighted: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     together: dict[str, float] = field(default_factory=dict)
     apart: dict[str, float] = field(default_factory=dict)
 
@@ -80,6 +82,9 @@ def other_reference(directory: Path, windows: torch.Tensor, weights_of: Weights)
                     truth.apart[name] = truth.apart.get(name, 0) + float(squares.sum())
                     total, count = truth.moments.get(name, (0, 0))
                     truth.moments[name] = total + x.T @ x, count + len(x)
+                    lengths = gradient.square().sum(1, keepdim=True)
+                    total, count = truth.weighted.get(name, (0, 0))
+                    truth.weighted[name] = total + x.T @ (lengths * x), count + len(x)
             for looked_up, ids, error in lookups:
                 if looked_up.data_ptr() == weight.data_ptr() and error.grad is not None:
                     gradient = error.grad.flatten(0, -2)
