@@ -22,16 +22,16 @@ from ders_core.codecs.fitting.directions import OVERSAMPLING, STEPS, Triples, ha
 from ders_core.codecs.fitting.metric import Metric, Weighed, metric_of
 from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matrices
 from ders_core.codecs.fitting.thin_factors import fitted_left, unit_of
+from ders_core.codecs.fitting.thin_products import row_products
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import add
-from ders_core.codecs.tunable import Tunable, Values
+from ders_core.codecs.tunable import Tunable, TunedKind
 from ders_core.compute.buffers import fresh
 from ders_core.compute.krylov import Dense
 from ders_core.compute.magnitude import scale_of
-from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
@@ -265,7 +265,10 @@ class LowRank(DeltaCodec):
         if not rank:
             return torch.zeros(shape)  # no part to take a device from
         left, right = self._factors(parts, rank, shape, context)
-        return torch.mm(left, right, out=fresh(shape, torch.float32, left.device))
+        delta = fresh(shape, torch.float32, left.device)
+        for rows, product in row_products(left, right):
+            delta[rows] = product
+        return delta
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
@@ -276,8 +279,8 @@ class LowRank(DeltaCodec):
             return super().unpack(parts, base, context)
         left, right = self._factors(parts, rank, (base.shape[0], base.shape[1]), context)
         weight = fresh(base.shape, base.dtype, base.device)
-        for rows in row_pieces(base.shape, chunk_values(base.device)):
-            add(base[rows], left[rows] @ right, weight[rows])
+        for rows, product in row_products(left, right):
+            add(base[rows], product, weight[rows])
         return weight
 
     def product(
@@ -330,12 +333,9 @@ class LowRank(DeltaCodec):
     ) -> Tunable:
         """Both factors; of factors in a few bits, their scales."""
         if self.factor_bits is None:
-
-            def decode(values: Values) -> torch.Tensor:
-                return values["left"] @ values["right"]
-
-            factors = {"left": parts["left"], "right": parts["right"]}
-            return Tunable(decode, factors, dict.fromkeys(factors, "factors"), dict)
+            both = {"left": parts["left"], "right": parts["right"]}
+            kinds: dict[str, TunedKind] = dict.fromkeys(both, "factors")
+            return Tunable(lambda values: values["left"] @ values["right"], both, kinds, dict)
         rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
             return Tunable.fixed(torch.zeros(shape))

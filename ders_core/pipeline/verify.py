@@ -22,7 +22,7 @@ from ders_core.files.dtype import Dtype
 from ders_core.files.inputs import unchanged_inputs
 from ders_core.later import torch
 from ders_core.packed.checksums import checksums
-from ders_core.packed.manifest import ENCODED_SINCE, Encoded
+from ders_core.packed.manifest import Encoded
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.stacks import PackedGroup, PackedSource, PackedStack, PackedTensor
@@ -112,7 +112,7 @@ def verify(
     if original is None:
         return Verification(tuple(problems), (), count)
     problems += filter(None, [origin_problem(checkpoint, original)])
-    problems += _unsaid_problems(checkpoint, original)
+    problems += _unsaid_problems(checkpoint)
     problems += _carried_problems(checkpoint, original, meter)
     packed_groups = {(group.layer, group.projection): group for group in checkpoint.manifest.groups}
     unknown = packed_groups.keys() - {group.key for group in groups}
@@ -160,17 +160,15 @@ def origin_problem(checkpoint: PackedCheckpoint, original: Checkpoint) -> str:
     )
 
 
-def _unsaid_problems(checkpoint: PackedCheckpoint, original: Checkpoint) -> list[str]:
+def _unsaid_problems(checkpoint: PackedCheckpoint) -> list[str]:
     """One sentence for each coded stack of which the manifest does not say which weights it was
-    encoded from, though they lay on a disk."""
-    manifest = checkpoint.manifest
-    if manifest.format_version < ENCODED_SINCE or original.identity != manifest.source.identity:
-        return []
+    encoded from, though it says that of others."""
+    known = checkpoint.manifest.encoded
     return [
         f"{stack.title}: {checkpoint.path} does not say which weights it was encoded from; copy it "
         "again"
-        for stack in manifest.stacks
-        if stack.prefix not in manifest.encoded
+        for stack in checkpoint.manifest.stacks
+        if known and stack.prefix not in known
     ]
 
 

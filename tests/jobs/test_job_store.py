@@ -65,7 +65,7 @@ def test_submit_get_list(store: JobStore) -> None:
         (
             "dance",
             {},
-            ["'dance'", "evaluate, export, pilot, prove, repair, run, series, tune, upcycle"],
+            ["'dance'", "evaluate, export, pilot, prove, push, repair, run, series, tune, upcycle"],
         ),
         ("run", {"checkpoint": "/m"}, ["'run' needs", "'recipe'"]),
         ("run", {"checkpoint": "/m", "recipe": "", "workers": 0}, ["'run', workers: "]),
