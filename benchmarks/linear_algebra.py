@@ -131,7 +131,7 @@ def main(words: list[str]) -> None:
         print(f"{name:40}{1e9 * fast / WEIGHTS:8.1f}{share:10.2f}{slow / fast:8.1f}{error:9.4f}")
     shared = {
         "shared: metric of outputs": lambda: metric._compute_metric(moments),
-        "shared: factor of GPTQ": lambda: gptq._compute_order_and_factor(moments),
+        "shared: factor of GPTQ": lambda: gptq._turns(moments),
     }
     for name, work in shared.items():
         if not words or any(word in name for word in words):

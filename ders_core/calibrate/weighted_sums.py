@@ -39,7 +39,10 @@ class WeightedSums:
         count = sum(each.count for each in alone.values())
         if not count:
             return {}
-        total = torch.stack([each.total.cpu() for each in alone.values()]).sum(0)
+        first, *others = alone.values()
+        total = first.total.cpu().clone()
+        for each in others:  # one matrix, and not all of them, besides
+            total += each.total.cpu()
         tensors = {WEIGHTED: InputSums(total, count).mean()}
         if len(alone) > 1:
             tensors[EACH] = torch.stack(

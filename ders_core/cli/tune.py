@@ -163,7 +163,6 @@ def tune(
                 ),
                 constraints=constraints,
                 friendly=friendly,
-                name=target.stem[:80],
                 progress=progress,
             )
             write_page(page, found, source)

@@ -385,7 +385,7 @@ def _rounding(
     """weights: as of `ToNearest`."""
     if context.moments is None or not _compensates(context):
         return ToNearest(weights)
-    return MadeUpFor(context.moments.to(device))
+    return MadeUpFor.of(context.moments.to(device))
 
 
 def _compensates(context: EncodeContext) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,13 @@ class Routes:
     inputs: np.ndarray
     experts: np.ndarray
     outputs: np.ndarray
+
+    def by_expert(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(expert, inputs, outputs) of the pairs of each expert that has some, in ascending
+        order."""
+        for expert in np.unique(self.experts[self.experts >= 0]).tolist():
+            (pairs,) = np.nonzero(self.experts == expert)
+            yield expert, self.inputs[pairs], self.outputs[pairs]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ BORROWED = 0.5
 """Inputs of all experts that an expert's own are blended with, for each column of its weight."""
 
 
+LEAST_TRACE = 1e-30
+"""Weighted moments of a smaller trace tell nothing: few bits are left of what float32 holds of
+them, and what they are to be multiplied by it may not hold."""
+
+
 def guiding_moments(inputs: Inputs, weighted: torch.Tensor | None, tokens: int) -> torch.Tensor:
     """What codecs go by, as far as it is believed: weighted moments in the units of the plain ones,
     with as large a trace; or these, where none were measured. `[in, in]`, or diagonals `[in]`.
@@ -47,7 +52,7 @@ def moments_of_experts(
     found = []
     for own, count in zip(each, counts, strict=True):
         share = count / (count + BORROWED * len(own))
-        if not count or not float(_diagonal(own).sum()) > 0:
+        if not count or _trace(own) < LEAST_TRACE:
             found.append(all_together)
             continue
         known = _believed(own, all_together, TELLING * count)
@@ -73,12 +78,16 @@ def read_moments(file: Path, info: FileTensor) -> torch.Tensor:
 def check_shapes(
     file: Path, tensors: Mapping[str, FileTensor], side: str, experts: int, width: int
 ) -> None:
-    """Raise CheckpointError unless moments have the sizes of a layer's inputs. side: what their
-    names begin with."""
-    sizes = {PLAIN: (width,), WEIGHTED: (width,), EACH: (experts, width)}
+    """Raise CheckpointError unless moments have the sizes of a layer's inputs, and all are matrices
+    or all diagonals. side: what their names begin with."""
+    plain = tensors.get(f"{side}.{PLAIN}")
+    if plain is None:
+        return  # without them the others are not read
+    of_all = (width,) * len(plain.shape)
+    sizes = {PLAIN: of_all, WEIGHTED: of_all, EACH: (experts, *of_all)}
     for kind, size in sizes.items():
         info = tensors.get(f"{side}.{kind}")
-        if info is not None and info.shape[: len(size)] != size:
+        if info is not None and info.shape != size:
             raise CheckpointError(
                 f"{file}: {info.name!r} is of size {' x '.join(map(str, info.shape))}, the "
                 f"checkpoint's layer needs {' x '.join(map(str, size))}; the file is damaged, so "
@@ -88,13 +97,14 @@ def check_shapes(
 
 def _believed(moments: torch.Tensor, alike: torch.Tensor, tokens: float) -> torch.Tensor:
     """Moments of so many inputs, as far as they are believed, with as large a trace as those that
-    they are to be alike; these, where their own is 0. moments: are overwritten."""
-    own = float(_diagonal(moments).double().sum())
-    if own <= 0:
+    they are to be alike; these, where their own tells nothing. moments: are overwritten."""
+    own = _trace(moments)
+    if own < LEAST_TRACE:
         return alike
-    moments.mul_(float(_diagonal(alike).double().sum()) / own)
+    moments.mul_(_trace(alike) / own)
     return Inputs.of(moments, tokens).believed
 
 
-def _diagonal(moments: torch.Tensor) -> torch.Tensor:
-    return moments.diagonal() if moments.dim() == 2 else moments
+def _trace(moments: torch.Tensor) -> float:
+    """Of a matrix, or of its diagonal."""
+    return float((moments.diagonal() if moments.dim() == 2 else moments).double().sum())

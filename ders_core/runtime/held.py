@@ -254,9 +254,8 @@ class EachExpert(RoutedDeltas):
         self._group = group
 
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
-        inputs, width = torch.from_numpy(x), self._group.shape[1]
-        for expert in np.unique(routes.experts[routes.experts >= 0]).tolist():
-            (pairs,) = np.nonzero(routes.experts == expert)
-            taken = inputs[torch.from_numpy(routes.inputs[pairs])]
+        rows, width = torch.from_numpy(x), self._group.shape[1]
+        for expert, inputs, outputs in routes.by_expert():
+            taken = rows[torch.from_numpy(inputs)]
             products = self._group.delta_product(expert, taken).numpy()
-            np.add.at(y[:, column : column + width], routes.outputs[pairs], products)
+            np.add.at(y[:, column : column + width], outputs, products)

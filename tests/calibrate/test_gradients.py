@@ -26,6 +26,7 @@ from support.messages import raises_saying
 from support.odd_models import own_code_model
 from typer.testing import CliRunner
 
+from ders_core.calibrate.input_sums import InputSums
 from ders_core.cli.main import app
 from ders_core.errors import EvaluationError
 from ders_core.packed.open import open_checkpoint
@@ -85,6 +86,24 @@ def sure(saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 def measured(sure: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     out = tmp_path_factory.mktemp("gradients") / "mixtral.safetensors"
     return measure(sure, out, text_file, each_expert=True)
+
+
+@pytest.mark.parametrize("each_expert", [True, False])
+def test_too_little_memory_is_said_with_what_takes_it(
+    sure: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    each_expert: bool,
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(InputSums, "empty", full)
+    with pytest.raises(EvaluationError, match="max_width") as told:
+        measure(sure, tmp_path / "c", text_file, gradients=True, each_expert=each_expert)
+    assert ("each_expert" in str(told.value)) is each_expert
+    assert not list(tmp_path.iterdir())
 
 
 def test_fused_experts_cost_what_autograd_says(

@@ -59,6 +59,17 @@ def test_an_expert_with_few_inputs_goes_by_those_of_all() -> None:
     assert torch.allclose(few, (shrunken + together) / 2, rtol=1e-5)
 
 
+def test_weights_that_nearly_vanish_tell_nothing() -> None:
+    """What they are to be multiplied by is more than float32 holds."""
+    together, vanishing = moments(6, 9), 1e-41 * moments(6, 2).clamp_min(0)
+    inputs = Inputs.of(moments(6, 1), TOKENS)
+    assert guiding_moments(inputs, vanishing.clone(), TOKENS) is inputs.believed
+    before = together.clone()
+    (found,) = moments_of_experts(vanishing.unsqueeze(0), together, [TOKENS])
+    assert torch.equal(found, before)
+    assert torch.equal(together, before)
+
+
 @pytest.fixture
 def files(mixtral_dir: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
     """A checkpoint, where its calibration goes, and that one's tensors."""
@@ -133,8 +144,10 @@ def test_older_files_are_read_as_before(
         ("each", lambda each: each[:3]),
         ("each", lambda each: each[:, :4, :4]),
         ("weighted", lambda weighted: weighted[:4, :4]),
+        ("each", lambda each: each.diagonal(dim1=1, dim2=2)),
+        ("weighted", lambda weighted: weighted.diagonal()),
     ],
-    ids=["experts", "widths", "width"],
+    ids=["experts", "widths", "width", "diagonals", "diagonal"],
 )
 def test_other_sizes_are_refused(
     files: tuple[Path, Path, dict[str, torch.Tensor]], kind_and_change: tuple[str, object]

@@ -60,9 +60,8 @@ class RoutedCodes(RoutedDeltas):
         return MOST_PAIRS
 
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
-        for expert in np.unique(routes.experts[routes.experts >= 0]).tolist():
-            (pairs,) = np.nonzero(routes.experts == expert)
-            self._multiply(expert, x, y, column, routes.inputs[pairs], routes.outputs[pairs])
+        for expert, inputs, outputs in routes.by_expert():
+            self._multiply(expert, x, y, column, inputs, outputs)
 
     def _multiply(
         self,

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from ders_core.codecs.coding.steps import Steps, powers
 from ders_core.codecs.curvature import Curvature, correlation_of
+from ders_core.codecs.fitting.definite import inverse_factor_of_moments
 from ders_core.codecs.fitting.in_turn import ROWS, columns_in_order, in_order, round_in_turn
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.codecs.fitting.rounding import (
@@ -28,7 +29,6 @@ from ders_core.codecs.fitting.rounding import (
 )
 from ders_core.codecs.fitting.sensitive_steps import LEAST, LEAST_SHARE
 from ders_core.compute import kernels
-from ders_core.compute.triangles import inverse_factor
 from ders_core.later import np, torch
 
 
@@ -61,7 +61,7 @@ def _known(curvature: Curvature) -> torch.Tensor:
 def _succession(moments: torch.Tensor) -> Succession:
     order = moments.diagonal().argsort(descending=True, stable=True)
     factor = in_order(correlation_of(moments), order, torch.float64)
-    inverse_factor(factor)
+    inverse_factor_of_moments(factor)
     return Succession(order, factor)
 
 

@@ -6,28 +6,35 @@ H = E[x xᵀ] of the inputs, it minimises E‖(Δ̂ − Δ)x‖² column by colu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import Lines
+from ders_core.codecs.fitting.definite import inverse_factor_of_moments
 from ders_core.codecs.fitting.in_turn import columns_in_order, in_order, round_in_turn
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute import kernels
-from ders_core.compute.triangles import inverse_factor
 from ders_core.later import np, torch
 
 DAMPING = 0.01
 """Share of H's mean diagonal that is added to it."""
 
 
-def compensated(
-    delta: torch.Tensor, moments: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks
-) -> torch.Tensor:
-    """Codes of rows of a delta `[rows, in]` float32, uint8, rounded with errors made up for.
+@dataclass(frozen=True)
+class Turns:
+    """order: int64 `[in]`, the columns, the weightiest first. factor: `inverse_factor` of the
+    damped moments in that order, float32 `[in, in]`."""
 
-    moments: `[in, in]` float32, symmetric; not written to as long as it lives, so that what all
-    experts with these inputs need is computed once.
-    """
-    order, factor = _order_and_factor(moments)
+    order: torch.Tensor
+    factor: torch.Tensor
+
+
+def compensated(
+    delta: torch.Tensor, turns: Turns, lines: Lines, levels: Levels, blocks: Blocks
+) -> torch.Tensor:
+    """Codes of rows of a delta `[rows, in]` float32, uint8, rounded with errors made up for."""
+    order, factor = turns.order, turns.factor
     rest = columns_in_order(delta, order)
     codes = torch.empty(delta.shape, dtype=torch.uint8, device=delta.device)
     by_loops = kernels.takes(rest, factor, order, codes, *lines.tensors)
@@ -97,15 +104,16 @@ def _in_torch(
     return errors
 
 
-def _compute_order_and_factor(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the columns, the weightiest first; `inverse_factor` of the damped moments in that order,
-    float32)."""
+def _turns(moments: torch.Tensor) -> Turns:
     diagonal = moments.diagonal()
     order = diagonal.argsort(descending=True, stable=True)
     factor = in_order(moments, order, torch.float32)
     factor.diagonal().add_(DAMPING * float(diagonal.double().mean()) or 1.0)
-    inverse_factor(factor)
-    return order, factor
+    inverse_factor_of_moments(factor)
+    return Turns(order, factor)
 
 
-_order_and_factor = OfTheLast(_compute_order_and_factor)
+turns_of = OfTheLast(_turns)
+"""Of second moments of inputs `[in, in]` float32, symmetric; computed once for all experts with
+these inputs. Moments must not be written to as long as they live. Raises CodecError if they cannot
+be second moments."""

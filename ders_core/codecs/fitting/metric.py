@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ders_core.codecs.fitting.definite import positive_definite
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute.krylov import Dense, Krylov
 from ders_core.later import torch
@@ -74,8 +75,9 @@ def _compute_metric(moments: torch.Tensor) -> Metric:
     unit = moments.double() / height
     if not is_full:
         return Metric((unit.clamp_min(0) + DAMPING).sqrt().float(), height**0.5)
-    unit.diagonal().add_(DAMPING * (_largest(unit) or 1.0))
-    return Metric(torch.linalg.cholesky(unit).float(), height**0.5)
+    with positive_definite():
+        unit.diagonal().add_(DAMPING * (_largest(unit) or 1.0))
+        return Metric(torch.linalg.cholesky(unit).float(), height**0.5)
 
 
 def _largest(moments: torch.Tensor) -> float:
@@ -90,4 +92,5 @@ def _largest(moments: torch.Tensor) -> float:
 
 metric_of = OfTheLast(_compute_metric)
 """The metric of second moments `[in, in]` or a diagonal `[in]`, damped; computed once for all
-experts with these inputs. Moments must not be written to as long as they live."""
+experts with these inputs. Moments must not be written to as long as they live. Raises CodecError if
+they cannot be second moments."""

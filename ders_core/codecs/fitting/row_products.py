@@ -95,7 +95,5 @@ class RoutedEntries(RoutedDeltas):
         return MOST_PAIRS
 
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
-        for expert in np.unique(routes.experts[routes.experts >= 0]).tolist():
-            (pairs,) = np.nonzero(routes.experts == expert)
-            inputs, outputs = routes.inputs[pairs], routes.outputs[pairs]
+        for expert, inputs, outputs in routes.by_expert():
             self.each[expert].multiply(x, y, column, inputs, outputs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import CHUNK, Lines, coded, decoded_rows, gain_factors
-from ders_core.codecs.fitting.gptq import compensated
+from ders_core.codecs.fitting.gptq import Turns, compensated, turns_of
 from ders_core.codecs.fitting.in_turn import ROWS
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.row_factors import gain_of_rows
@@ -59,9 +59,16 @@ class ToNearest(RowRounding):
 
 @dataclass(frozen=True)
 class MadeUpFor(RowRounding):
-    """moments: as of `compensated`."""
+    """moments: of the inputs, `[in, in]` float32. turns: of them; kept here, so that experts whose
+    inputs differ, worked on at once, each compute theirs once and not for every few rows."""
 
     moments: torch.Tensor
+    turns: Turns
+
+    @classmethod
+    def of(cls, moments: torch.Tensor) -> MadeUpFor:
+        """Raises CodecError if they cannot be second moments."""
+        return cls(moments, turns_of(moments))
 
     def values(self, shape: tuple[int, int], device: torch.device) -> int:
         """On a GPU all: columns in turn take as long for few rows as for many."""
@@ -71,7 +78,7 @@ class MadeUpFor(RowRounding):
     def codes(
         self, rows: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks
     ) -> torch.Tensor:
-        return compensated(rows, self.moments, lines, levels, blocks)
+        return compensated(rows, self.turns, lines, levels, blocks)
 
     def factors(
         self, rows: torch.Tensor, codes: torch.Tensor, lines: Lines, levels: Levels, blocks: Blocks

@@ -139,8 +139,8 @@ def seen(block: Block, number: int) -> Sequence[Any]:
     )
     if weight is None:
         return [size]
-    isseen = block.builder.fcmp_ordered(">", weight, nought)
-    return [block.builder.select(isseen, size, nought)]
+    is_seen = block.builder.fcmp_ordered(">", weight, nought)
+    return [block.builder.select(is_seen, size, nought)]
 
 
 def _magnitudes(block: Block, number: int) -> Sequence[Any]:
