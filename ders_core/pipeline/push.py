@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ders_core.files.checksum import file_checksum
 from ders_core.files.hub import ATTRIBUTES, Hub, Repository, check_repository_name, endpoint
 from ders_core.files.inputs import hold_files, unchanged_inputs
 from ders_core.files.links import check_within
+from ders_core.files.place_errors import reading
 from ders_core.pipeline.card import CARD, is_ours
 from ders_core.pipeline.export import OUR_CARD
 
@@ -39,7 +41,8 @@ class PushResult:
 def files_to_push(directory: str | Path) -> dict[str, Path]:
     """The files of an exported directory by their paths in a repository: all but hidden ones.
 
-    Raises OutputError if `ders export` did not write it, CheckpointError if a link leads out of it.
+    Raises OutputError if `ders export` did not write it, or for what is neither a file nor a
+    folder; CheckpointError if a link leads out of it, or something cannot be read.
     """
     root = Path(directory)
     cards = (root / CARD, root / OUR_CARD)
@@ -48,15 +51,33 @@ def files_to_push(directory: str | Path) -> dict[str, Path]:
         raise OutputError(
             f"{root} is not what `ders export` wrote: it has no model card of ours; export it first"
         )
-    paths = {file.relative_to(root): file for file in sorted(root.rglob("*")) if file.is_file()}
-    files = {
-        path.as_posix(): file
-        for path, file in paths.items()
-        if not any(part.startswith(".") for part in path.parts)
-    }
-    for file in files.values():
+    files = sorted(_below(root))
+    for file in files:
+        with reading(file):
+            is_file = file.is_file()
+        if not is_file:
+            raise OutputError(
+                f"{file} is no file that can be pushed: a link to nowhere or to a folder, or "
+                "something else; put the file itself there, or remove it"
+            )
         check_within(file, root)
-    return files
+    return {file.relative_to(root).as_posix(): file for file in files}
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """All that is not hidden: files, links, and what else is no folder. Raises CheckpointError for
+    a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        with reading(Path(error.filename)):
+            raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in (*names, *links):
+            if not name.startswith("."):
+                yield Path(folder, name)
 
 
 def bytes_to_push(directory: str | Path) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.hub_server import PART, TOKEN, HubServer, Repo, serving_hub
@@ -171,6 +174,34 @@ def test_an_empty_repository_is_filled(hub: HubServer, exported: Path) -> None:
     assert arrived(hub) == contents(exported)
 
 
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    hub: HubServer, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:
+        if Path(path).name == "folder":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with raises_saying(CheckpointError, exported / "folder", os.strerror(errno.EACCES)):
+        push(exported, NAME)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("target", ["nowhere", "folder"])
+def test_a_link_that_is_no_file_is_not_left_out(
+    hub: HubServer, exported: Path, tmp_path: Path, target: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    (copy / "more").symlink_to(copy / target)
+    with raises_saying(OutputError, copy / "more", "link"):
+        push(copy, NAME)
+    assert hub.asked == []
+
+
 def test_what_arrives_otherwise_is_noticed(
     hub: HubServer, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,8 +317,8 @@ def test_a_file_that_is_written_meanwhile(hub: HubServer, exported: Path, tmp_pa
 def test_an_unreachable_hub(
     exported: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://user:pass@127.0.0.1:9")
-    with raises_saying(OutputError, "127.0.0.1:9", "cannot be reached") as _:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with raises_saying(OutputError, "127.0.0.1:9", "cannot be reached"):
         push(exported, NAME)
     assert hubs.host() == "127.0.0.1:9"
 
