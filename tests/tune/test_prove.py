@@ -288,6 +288,11 @@ def test_tune_draws_a_series_too(
     recipe, page = tmp_path / "r.yaml", tmp_path / "sizes.html"
     words += ["-o", recipe, "--pareto", page, "--device", "cpu", "--json"]
     assert "--heldout" in error_of(ders(*words))
+    nowhere = tmp_path / "nowhere.txt"
+    assert str(nowhere) in error_of(ders(*words, "--heldout", nowhere))
+    for other in (recipe, recipe.with_suffix(".trials"), page.with_suffix(".trials")):
+        clashing = [other if word == page else word for word in words]
+        assert "differ" in error_of(ders(*clashing, "--heldout", text_file)), other
     assert not list(tmp_path.iterdir())
     done = ders(*words, "--heldout", f"mill={text_file}")
     assert done.returncode == 0, done.stderr
