@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ders_core.compute.progress import Meter, Progress, quiet
-from ders_core.errors import OutputError
+from ders_core.errors import CheckpointError, OutputError
 from ders_core.files.checksum import file_checksum
 from ders_core.files.hub import ATTRIBUTES, Hub, Repository, check_repository_name, endpoint
 from ders_core.files.inputs import hold_files, unchanged_inputs
 from ders_core.files.links import check_within
 from ders_core.files.place_errors import reading
+from ders_core.files.store import PATCH_FILE, TensorStore
+from ders_core.packed.patch.describe import travelling_tensors
+from ders_core.packed.patch.manifest import PatchManifest
 from ders_core.pipeline.card import CARD, is_ours
 from ders_core.pipeline.export import OUR_CARD
 
@@ -45,6 +48,8 @@ def files_to_push(directory: str | Path) -> dict[str, Path]:
     folder; CheckpointError if a link leads out of it, or something cannot be read.
     """
     root = Path(directory)
+    if not root.is_dir():
+        raise OutputError(f"{root} is no directory; give the one that `ders export` wrote")
     cards = (root / CARD, root / OUR_CARD)
     texts = (card.read_text(encoding="utf-8", errors="replace") for card in cards if card.is_file())
     if not any(map(is_ours, texts)):
@@ -80,6 +85,16 @@ def _below(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
+def _check_whole(root: Path) -> None:
+    """Raise CheckpointError if a weight file is missing or cut off, as far as headers tell."""
+    if not (root / PATCH_FILE).exists():
+        TensorStore.open(root)
+        return
+    manifest = PatchManifest.read(root, "patch")
+    if manifest.travelling.keys() - travelling_tensors(root, manifest).keys():
+        raise CheckpointError(f"{root} lacks tensors of the patch; export it again")
+
+
 def bytes_to_push(directory: str | Path) -> int:
     """Bytes of `files_to_push`."""
     return sum(file.stat().st_size for file in files_to_push(directory).values())
@@ -96,11 +111,13 @@ def push(
     all, and are compared afterwards. After a failure the same call sends what is missing; if all is
     there already, it says so. progress counts bytes, hashed and then sent. Raises OutputError if
     there is no token, the name or the directory cannot be used, the hub refuses, or the repository
-    holds something else; CheckpointError if a file is written meanwhile.
+    holds something else; CheckpointError if a weight file is missing or cut off, or a file is
+    written meanwhile.
     """
     name, hub = check_repository_name(name), Hub()
     files = files_to_push(directory)
     hold_files(files.values())
+    _check_whole(Path(directory))
     total = sum(file.stat().st_size for file in files.values())
     meter = Meter(2 * total, progress)
     meter.report(f"asking {hub.host}")

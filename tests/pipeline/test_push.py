@@ -21,6 +21,7 @@ from support.shell import ders, error_of
 from ders_core.errors import Cancelled, CheckpointError, OutputError
 from ders_core.files import hub as hubs
 from ders_core.pipeline.export import export
+from ders_core.pipeline.formats import FORMATS, Format
 from ders_core.pipeline.push import bytes_to_push, push
 
 NAME = "me/small-moe"
@@ -202,6 +203,24 @@ def test_a_link_that_is_no_file_is_not_left_out(
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_that_lost_weights_is_refused(
+    hub: HubServer, packed_dir: Path, tmp_path: Path, format: Format
+) -> None:
+    out = tmp_path / "out"
+    export(packed_dir, out, format)
+    push(out, "me/whole")
+    hub.asked.clear()
+    weights = next(out.glob("*.safetensors"))
+    os.truncate(weights, weights.stat().st_size - 1)
+    with raises_saying(CheckpointError, weights.name):
+        push(out, NAME)
+    weights.unlink()
+    with raises_saying(CheckpointError, out):
+        push(out, NAME)
+    assert hub.asked == []
+
+
 def test_what_arrives_otherwise_is_noticed(
     hub: HubServer, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +311,9 @@ def test_only_what_was_exported_is_pushed(
 ) -> None:
     with raises_saying(OutputError, packed_dir, "export"):
         push(packed_dir, NAME)
+    for nowhere in (tmp_path / "nowhere", exported / "README.md"):
+        with raises_saying(OutputError, nowhere, "no directory"):
+            push(nowhere, NAME)
     linked = tmp_path / "linked"
     shutil.copytree(exported, linked)
     (tmp_path / "secret").write_text("key")
