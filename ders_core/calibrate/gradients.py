@@ -102,8 +102,9 @@ def measure_gradients(
     except torch.OutOfMemoryError as error:
         raise EvaluationError(
             f"a window of {windows.shape[1]} tokens with its gradients does not fit into the "
-            f"memory of {device_label(model.device)} besides the model; give a smaller window, "
-            "or max_width if other matrices are measured, or calibrate without gradients"
+            f"memory of {device_label(model.device)} besides the model; give a smaller window or "
+            f"max_width, {'leave each_expert out, ' if each_expert else ''}or calibrate without "
+            "gradients"
         ) from error
     moments = {
         f"{layer}.{side}.{kind}": tensor

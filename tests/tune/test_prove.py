@@ -301,3 +301,10 @@ def test_tune_draws_a_series_too(
     kept = list((tmp_path / "sizes.trials").glob("*.json"))
     assert len(kept) == len(found["tuned"]) + len(found["uniform"])
     assert recipe.exists()
+
+    page.unlink()  # as if it had been interrupted
+    monkeypatch.setattr(measuring, "compress", None)  # nothing is measured again
+    other = [recipe.with_stem("other") if word == recipe else word for word in words]
+    again = ders(*other, "--heldout", f"mill={text_file}")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["series"] == found
