@@ -237,9 +237,19 @@ class Hub:
     @contextmanager
     def _asked(self, what: str, name: str = "") -> Iterator[None]:
         """Requests; what goes wrong becomes a sentence. name: of a repository to be made."""
+        from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            are_progress_bars_disabled,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
+
         library = logging.getLogger("huggingface_hub")
         level = library.level
+        has_bars = HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
         library.setLevel(logging.ERROR)  # it tells of every second attempt on stderr
+        if has_bars:  # and of every file that is there already
+            disable_progress_bars()
         try:
             yield
         except DersError:
@@ -252,6 +262,8 @@ class Hub:
             raise OutputError(sentence.replace(self._token, "…")) from None
         finally:
             library.setLevel(level)
+            if has_bars:
+                enable_progress_bars()
 
     def _sentence(self, what: str, name: str, error: Exception) -> str:
         status, causes = http_status(error), list(causes_of(error))

@@ -66,7 +66,17 @@ def files_to_push(directory: str | Path) -> dict[str, Path]:
                 "something else; put the file itself there, or remove it"
             )
         check_within(file, root)
+        if not _is_text(str(file.relative_to(root))):
+            raise OutputError(f"{file} has a name that is not UTF-8; give it another one")
     return {file.relative_to(root).as_posix(): file for file in files}
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _below(root: Path) -> Iterator[Path]:

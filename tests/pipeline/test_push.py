@@ -14,6 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from support.hub_server import PART, TOKEN, HubServer, Repo, serving_hub
 from support.messages import raises_saying
 from support.shell import ders, error_of
@@ -45,6 +49,14 @@ def exported(packed_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (out / "long.bin").write_bytes(hashlib.shake_256(b"long").digest(2 * PART + 9))
     (out / ".hidden").write_text("stays")
     return out
+
+
+@pytest.fixture
+def bars() -> Iterator[None]:
+    """huggingface_hub may draw progress bars, as outside of tests."""
+    enable_progress_bars()
+    yield
+    disable_progress_bars()
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -91,7 +103,7 @@ def test_public_only_if_that_is_said(hub: HubServer, exported: Path) -> None:
 
 
 def test_a_failure_in_the_middle_announces_nothing_and_a_second_push_goes_on(
-    hub: HubServer, exported: Path
+    hub: HubServer, exported: Path, bars: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.refuse[f"PUT /lfs/{oid(exported / 'long.bin')}"] = (507, "the storage is full")
     with raises_saying(OutputError, NAME, "507", "storage is full", "again"):
@@ -107,6 +119,7 @@ def test_a_failure_in_the_middle_announces_nothing_and_a_second_push_goes_on(
     assert arrived(hub) == contents(exported)
     assert hub.sent
     assert not set(before) & set(hub.sent)
+    assert not capsys.readouterr().err
 
 
 def test_a_transfer_that_is_cut_off(
@@ -199,6 +212,15 @@ def test_a_link_that_is_no_file_is_not_left_out(
     shutil.copytree(exported, copy)
     (copy / "more").symlink_to(copy / target)
     with raises_saying(OutputError, copy / "more", "link"):
+        push(copy, NAME)
+    assert hub.asked == []
+
+
+def test_a_name_that_is_not_text(hub: HubServer, exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    (copy / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    with raises_saying(OutputError, "caf", "UTF-8"):
         push(copy, NAME)
     assert hub.asked == []
 
