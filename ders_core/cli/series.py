@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ders_core.cli.console import print_line, print_table
-from ders_core.files.output import new_file
+from ders_core.errors import OutputError
+from ders_core.files.output import new_file, new_target
 from ders_core.pipeline.quality import KL, kl_text
 from ders_core.units import bytes_text
 
@@ -14,6 +16,19 @@ if TYPE_CHECKING:
     from ders_core.checkpoint import Checkpoint
     from ders_core.tune.series import Series
     from ders_core.tune.trials import Trial
+
+
+def series_places(pareto: Path, recipe: Path) -> tuple[Path, Path]:
+    """The new page, and where what was measured for it is kept. Raises OutputError if the page
+    cannot be written, or if these and the recipe are not three names."""
+    page = new_target(pareto)
+    trials = page.with_suffix(".trials")
+    if len({os.path.realpath(place) for place in (recipe, page, trials)}) < 3:
+        raise OutputError(
+            f"{page} cannot be the page beside the recipe {recipe}: what was measured is kept in "
+            f"{trials}; give names that differ"
+        )
+    return page, trials
 
 
 def write_page(file: Path, found: Series, source: Checkpoint) -> None:

@@ -15,7 +15,7 @@ from ders_core.cli.options import (
     JsonFlag,
     TrustOption,
 )
-from ders_core.cli.series import print_series, write_page
+from ders_core.cli.series import print_series, series_places, write_page
 from ders_core.errors import RecipeError
 from ders_core.units import bytes_text, listed, share_text
 
@@ -110,13 +110,23 @@ def tune(
     constraints += [Constraint(without=tuple(forbid))] if forbid else []
     source = open_checkpoint(checkpoint)
     target = new_target(output)
-    page = None if pareto is None else new_target(pareto)
-    if (page is None) != (not heldout):
+    if (pareto is None) != (not heldout):
         raise RecipeError("--pareto and --heldout go together: a series is measured on other text")
+    places = None if pareto is None else series_places(pareto, target)
     measured_on = parse_named(heldout) if heldout else ()
     found: Series | None = None
     with progress_bar("tune", hidden=as_json) as progress:
         progress(0, 0, STARTING)
+        from ders_core.compute.device import resolve_device
+        from ders_core.tune.measuring import Setting
+        from ders_core.tune.unseen import check_unseen
+
+        where = resolve_device(device).type
+        setting = Setting(measured_on, device=where, trust_remote_code=trust_remote_code)
+        if heldout:  # what is wrong with it is told before hours of work, not after them
+            from ders_core.evaluate.evaluator import text_domains
+
+            text_domains(source.path, measured_on, trust_remote_code=trust_remote_code)
         if calibration is None:
             from ders_core.calibrate import calibrate
 
@@ -132,6 +142,8 @@ def tune(
                 trust_remote_code=trust_remote_code,
                 progress=progress,
             )
+        if heldout:
+            check_unseen(source, calibration, setting)
         from ders_core.tune import tune as run_tune
 
         tuned = run_tune(
@@ -146,21 +158,16 @@ def tune(
         )
         with new_file(target, needs=RECIPE_BYTES) as aside:
             write_text(aside, tuned.recipe.to_yaml())
-        if page is not None:
-            from ders_core.compute.device import resolve_device
-            from ders_core.tune.measuring import Setting
+        if places is not None:
             from ders_core.tune.series import series
 
+            page, trials = places
             found = series(
                 source,
                 tuned.scores,
                 calibration,
-                page.with_suffix(".trials"),
-                Setting(
-                    measured_on,
-                    device=resolve_device(device).type,
-                    trust_remote_code=trust_remote_code,
-                ),
+                trials,
+                setting,
                 constraints=constraints,
                 friendly=friendly,
                 progress=progress,
@@ -173,7 +180,7 @@ def tune(
     _print(tuned, target)
     if found is not None:
         print_series(found)
-        print_line(f"written: {page}")
+        print_line(f"written: {pareto}")
 
 
 def _print(tuned: Tuned, target: Path) -> None:

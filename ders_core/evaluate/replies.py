@@ -105,7 +105,7 @@ def compare_all_replies(
     _check_length(facts, max(map(len, asked)), max_tokens)
     chosen = shared_dtype(facts, where) if dtype is None else dtype
     meter = Meter((1 + 3 * len(models)) * len(asked) * max_tokens, progress)
-    asking = _Asking(where, chosen, trust_remote_code, max_tokens, draw, meter)
+    asking = _Asking(tokenizers[0], where, chosen, trust_remote_code, max_tokens, draw, meter)
     with asking.model(reference, ORIGINAL) as network:
         firsts = [asking.free(network, ORIGINAL, tokens) for tokens in asked]
     said: list[list[_Said]] = []
@@ -115,36 +115,22 @@ def compare_all_replies(
             pairs = zip(asked, firsts, strict=True)
             said.append([asking.both(network, role, tokens, first) for tokens, first in pairs])
             computed_in: torch.dtype = network.dtype
-    if not all(each.are_same for row in said for each in row):
+    if not all(each.compressed for row in said for each in row):
         with asking.model(reference, ORIGINAL) as network:
-            said = [
-                [
-                    asking.judged(network, tokens, each)
-                    for tokens, each in zip(asked, row, strict=True)
-                ]
-                for row in said
-            ]
+            for row in said:
+                for place, tokens in enumerate(asked):
+                    row[place] = asking.judged(network, tokens, row[place])
     meter.finish("replied")
     seconds = time.monotonic() - started
 
     def replies(tokens: Sequence[int], each: _Said) -> Replies:
-        pairs = zip(each.first.tokens, each.second.tokens, strict=False)
+        assert each.compressed is not None, "the original judged it"
         return Replies(
             prompt=decoded(tokenizers[0], tokens),
             prompt_tokens=len(tokens),
-            original=_reply(
-                tokenizers[0],
-                each.first,
-                each.along_first,
-                divergences(each.first.log_probs, each.along_first.log_probs),
-            ),
-            compressed=_reply(
-                tokenizers[0],
-                each.second,
-                each.along_second,
-                divergences(each.along_second.log_probs, each.second.log_probs),
-            ),
-            same=sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)),
+            original=each.original,
+            compressed=each.compressed,
+            same=each.same,
             temperature=temperature,
             seed=seed if temperature else None,
             dtype=dtype_label(computed_in),
@@ -159,23 +145,21 @@ def compare_all_replies(
 
 @dataclass(frozen=True)
 class _Said:
-    """What the original said, and what the compressed model would say in its place; then the other
-    way round."""
+    """What the original said, with what a compressed model would say in its place, and how many of
+    its first tokens that says too. compressed: the other way round; None until the original has
+    judged `second`, whose log-probabilities are kept no longer than that."""
 
-    first: Spoken
-    along_first: Spoken
-    second: Spoken
-    along_second: Spoken
-
-    @property
-    def are_same(self) -> bool:
-        return self.along_first.choices == self.first.tokens
+    original: Reply
+    same: int
+    compressed: Reply | None
+    second: Spoken | None = None
 
 
 @dataclass(frozen=True)
 class _Asking:
-    """How all models are asked and run."""
+    """How all models are asked and run. tokenizer: of the original."""
 
+    tokenizer: PreTrainedTokenizerBase
     where: torch.device
     dtype: torch.dtype | None
     trust: bool
@@ -203,16 +187,25 @@ class _Asking:
     ) -> _Said:
         """What a compressed model says along the original's reply, and by itself. What the original
         says along that is not known yet, unless both are the same."""
-        along_first = self.along(network, role, prompt, first)
-        if along_first.choices == first.tokens:
-            return _Said(first, along_first, along_first, first)
-        return _Said(first, along_first, self.free(network, role, prompt), first)
+        along = self.along(network, role, prompt, first)
+        kl = divergences(first.log_probs, along.log_probs)
+        original = _reply(self.tokenizer, first, along, kl)
+        if along.choices == first.tokens:
+            compressed = _reply(self.tokenizer, along, first, kl)
+            return _Said(original, len(first.tokens), compressed)
+        second = self.free(network, role, prompt)
+        pairs = zip(first.tokens, second.tokens, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return _Said(original, same, None, second)
 
     def judged(self, network: PreTrainedModel, prompt: Sequence[int], said: _Said) -> _Said:
         """With what the original, which `network` is, says along the compressed model's reply."""
-        if said.are_same:
+        if said.second is None:
             return said
-        return replace(said, along_second=self.along(network, ORIGINAL, prompt, said.second))
+        along = self.along(network, ORIGINAL, prompt, said.second)
+        kl = divergences(along.log_probs, said.second.log_probs)
+        compressed = _reply(self.tokenizer, said.second, along, kl)
+        return replace(said, compressed=compressed, second=None)
 
     def _counted(self, message: str) -> Callable[[], None]:
         return lambda: self.meter.advance(1, message)

@@ -11,12 +11,16 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ders_core.errors import DersError, OutputError
 from ders_core.files.inputs import check_inputs
@@ -35,22 +39,61 @@ ATTRIBUTES = ".gitattributes"
 
 
 def endpoint() -> str:
-    """The address of the hub: of HF_ENDPOINT, or the usual one."""
-    return (os.environ.get(ENDPOINT_VARIABLE) or USUAL_ENDPOINT).rstrip("/")
+    """The address of the hub: of HF_ENDPOINT, or the usual one.
+
+    Raises OutputError if it is none, or if others could read a token on the way there: http is for
+    this machine alone, past any proxy.
+    """
+    address = (os.environ.get(ENDPOINT_VARIABLE) or USUAL_ENDPOINT).strip().rstrip("/")
+    try:
+        parts = urlsplit(address)
+        name, port = parts.hostname or "", parts.port
+    except ValueError:  # brackets of IPv6, or a port
+        name, port = "", None
+    is_usable = name and port != 0 and parts.scheme in ("http", "https")
+    if not is_usable or "@" in address or not re.fullmatch(r"[!-~]+", address) or parts.query:
+        raise OutputError(
+            f"{ENDPOINT_VARIABLE} is not the address of a hub; give https://HOST, without a name, "
+            "a password or a query"
+        )
+    if parts.scheme == "http" and not _is_this_machine(name):
+        raise OutputError(
+            f"{ENDPOINT_VARIABLE} is http://{parts.netloc}: everybody on the way could read the "
+            f"{TOKEN_VARIABLE}; give https://"
+        )
+    proxies = getproxies()
+    if parts.scheme == "http" and {"http", "all"} & proxies.keys() and not proxy_bypass(name):
+        raise OutputError(
+            f"{ENDPOINT_VARIABLE} is http://{parts.netloc}, and a proxy that the environment names "
+            f"could read the {TOKEN_VARIABLE}; add {name} to NO_PROXY"
+        )
+    return address
+
+
+def _is_this_machine(name: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(name).is_loopback
+    return name == "localhost"
 
 
 def host() -> str:
-    """The hub's name, for people: host and port, without credentials."""
-    return urlsplit(endpoint()).netloc.rpartition("@")[2] or clean(endpoint())
+    """The hub's name, for people: host and port. Raises OutputError as `endpoint` does."""
+    return urlsplit(endpoint()).netloc
 
 
 def token() -> str:
-    """The token of the environment, nowhere else. Raises OutputError if there is none."""
+    """The token of the environment, nowhere else. Raises OutputError if there is none, or what no
+    header can carry."""
     told = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not told:
         raise OutputError(
-            f"{TOKEN_VARIABLE} is not set, which {host()} asks for; set it in the environment to a "
-            "token that may write, and start again"
+            f"{TOKEN_VARIABLE} is not set, which {host()} asks for; put a token that "
+            "may write into the environment, and start again"
+        )
+    if not re.fullmatch(r"[!-~]+", told):
+        raise OutputError(
+            f"{TOKEN_VARIABLE} holds characters that no token has, such as blanks or line ends; "
+            "copy the token again, and start again"
         )
     return told
 
@@ -114,10 +157,10 @@ class Hub:
         hub tells; of a token for chosen repositories it does not."""
         with self._asked(f"{TOKEN_VARIABLE} cannot be checked"):
             answer: dict[str, Any] = self._api.whoami()
-            key = answer.get("auth", {}).get("accessToken", {})
+            may_only_read = answer.get("auth", {}).get("accessToken", {}).get("role") == "read"
             roles = {each["name"].lower(): each.get("roleInOrg") for each in answer.get("orgs", [])}
             roles[answer["name"].lower()] = "owner"
-        if key.get("role") == "read":
+        if may_only_read:
             raise OutputError(
                 f"the {TOKEN_VARIABLE} of {answer['name']!r} may only read; make one that may "
                 f"write on {self.host}"
@@ -194,9 +237,19 @@ class Hub:
     @contextmanager
     def _asked(self, what: str, name: str = "") -> Iterator[None]:
         """Requests; what goes wrong becomes a sentence. name: of a repository to be made."""
+        from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            are_progress_bars_disabled,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
+
         library = logging.getLogger("huggingface_hub")
         level = library.level
+        has_bars = HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
         library.setLevel(logging.ERROR)  # it tells of every second attempt on stderr
+        if has_bars:  # and of every file that is there already
+            disable_progress_bars()
         try:
             yield
         except DersError:
@@ -209,6 +262,8 @@ class Hub:
             raise OutputError(sentence.replace(self._token, "…")) from None
         finally:
             library.setLevel(level)
+            if has_bars:
+                enable_progress_bars()
 
     def _sentence(self, what: str, name: str, error: Exception) -> str:
         status, causes = http_status(error), list(causes_of(error))
@@ -219,7 +274,7 @@ class Hub:
                 f"{self.host} does not accept the {TOKEN_VARIABLE}; make a token that may write, "
                 "set it in the environment, and start again"
             )
-        said = _said(causes)
+        said = self._said(causes)
         if status == 409 and name:
             return f"{name} on {self.host} is taken{said}; choose another name"
         if status == 403:
@@ -232,8 +287,16 @@ class Hub:
             return f"{what}: {self.host} answers with HTTP {status}{said}; {again}"
         if any(map(is_connection, causes)):
             return f"{what}: {self.host} cannot be reached; check the network, and {again}"
+        if isinstance(error, AttributeError | KeyError | TypeError | JSONDecodeError):
+            return f"{what}: {self.host} does not answer as a hub does; check {ENDPOINT_VARIABLE}"
         reason = clean(str(causes[-1])) or type(causes[-1]).__name__
         return f"{what}: {reason}; {again}"
+
+    def _said(self, causes: list[BaseException]) -> str:
+        """The server's own words, in brackets; "" without any."""
+        words = next(filter(None, (getattr(each, "server_message", "") for each in causes)), "")
+        words = clean(str(words).replace(self._token, "…"))[:300]  # a part of a token is one, too
+        return f" ({words})" if words else ""
 
 
 @contextmanager
@@ -250,9 +313,3 @@ def _counting(file: Path, advance: Count, message: str) -> Iterator[_Counted]:
     with _Counted(file, tell) as reader:
         yield reader
     tell(size)
-
-
-def _said(causes: list[BaseException]) -> str:
-    """The server's own words, in brackets; "" without any."""
-    words = next(filter(None, (getattr(each, "server_message", "") for each in causes)), "")
-    return f" ({clean(str(words))[:300]})" if words else ""

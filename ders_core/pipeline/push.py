@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ders_core.compute.progress import Meter, Progress, quiet
-from ders_core.errors import OutputError
+from ders_core.errors import CheckpointError, OutputError
 from ders_core.files.checksum import file_checksum
 from ders_core.files.hub import ATTRIBUTES, Hub, Repository, check_repository_name, endpoint
 from ders_core.files.inputs import hold_files, unchanged_inputs
 from ders_core.files.links import check_within
+from ders_core.files.place_errors import reading
+from ders_core.files.store import PATCH_FILE, TensorStore
+from ders_core.packed.patch.describe import travelling_tensors
+from ders_core.packed.patch.manifest import PatchManifest
 from ders_core.pipeline.card import CARD, is_ours
 from ders_core.pipeline.export import OUR_CARD
 
@@ -39,24 +44,65 @@ class PushResult:
 def files_to_push(directory: str | Path) -> dict[str, Path]:
     """The files of an exported directory by their paths in a repository: all but hidden ones.
 
-    Raises OutputError if `ders export` did not write it, CheckpointError if a link leads out of it.
+    Raises OutputError if `ders export` did not write it, or for what is neither a file nor a
+    folder; CheckpointError if a link leads out of it, or something cannot be read.
     """
     root = Path(directory)
+    if not root.is_dir():
+        raise OutputError(f"{root} is no directory; give the one that `ders export` wrote")
     cards = (root / CARD, root / OUR_CARD)
     texts = (card.read_text(encoding="utf-8", errors="replace") for card in cards if card.is_file())
     if not any(map(is_ours, texts)):
         raise OutputError(
             f"{root} is not what `ders export` wrote: it has no model card of ours; export it first"
         )
-    paths = {file.relative_to(root): file for file in sorted(root.rglob("*")) if file.is_file()}
-    files = {
-        path.as_posix(): file
-        for path, file in paths.items()
-        if not any(part.startswith(".") for part in path.parts)
-    }
-    for file in files.values():
+    files = sorted(_below(root))
+    for file in files:
+        with reading(file):
+            is_file = file.is_file()
+        if not is_file:
+            raise OutputError(
+                f"{file} is no file that can be pushed: a link to nowhere or to a folder, or "
+                "something else; put the file itself there, or remove it"
+            )
         check_within(file, root)
-    return files
+        if not _is_text(str(file.relative_to(root))):
+            raise OutputError(f"{file} has a name that is not UTF-8; give it another one")
+    return {file.relative_to(root).as_posix(): file for file in files}
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """All that is not hidden: files, links, and what else is no folder. Raises CheckpointError for
+    a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        with reading(Path(error.filename)):
+            raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in (*names, *links):
+            if not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _check_whole(root: Path) -> None:
+    """Raise CheckpointError if a weight file is missing or cut off, as far as headers tell."""
+    if not (root / PATCH_FILE).exists():
+        TensorStore.open(root)
+        return
+    manifest = PatchManifest.read(root, "patch")
+    if manifest.travelling.keys() - travelling_tensors(root, manifest).keys():
+        raise CheckpointError(f"{root} lacks tensors of the patch; export it again")
 
 
 def bytes_to_push(directory: str | Path) -> int:
@@ -75,11 +121,13 @@ def push(
     all, and are compared afterwards. After a failure the same call sends what is missing; if all is
     there already, it says so. progress counts bytes, hashed and then sent. Raises OutputError if
     there is no token, the name or the directory cannot be used, the hub refuses, or the repository
-    holds something else; CheckpointError if a file is written meanwhile.
+    holds something else; CheckpointError if a weight file is missing or cut off, or a file is
+    written meanwhile.
     """
     name, hub = check_repository_name(name), Hub()
     files = files_to_push(directory)
     hold_files(files.values())
+    _check_whole(Path(directory))
     total = sum(file.stat().st_size for file in files.values())
     meter = Meter(2 * total, progress)
     meter.report(f"asking {hub.host}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import streamlit as st
 
@@ -100,13 +101,21 @@ def _form(original: str, models: list[dict[str, str]], jobs: list[Job]) -> None:
 def _asked_before(spec: CompareSpec) -> Job | None:
     """A comparison that ended with the same question to the same checkpoints, as they are now."""
     for job in _done():
-        result = _readable(job)
-        if result is None or not _is_same(Compare().parse(job.spec), spec):
-            continue
-        places = result.identities.items()
-        if all(reads.checkpoint(place).identity == identity for place, identity in places):
-            return job
+        with suppress(DersError):  # another version wrote it
+            if _is_same(Compare().parse(job.spec), spec) and _is_current(_result(job)):
+                return job
     return None
+
+
+def _is_current(result: CompareResult) -> bool:
+    """Whether the checkpoints that were asked are still there, as they were."""
+    try:
+        return all(
+            reads.checkpoint(place).identity == identity
+            for place, identity in result.identities.items()
+        )
+    except DersError:  # it is gone, or damaged
+        return False
 
 
 def _is_same(one: CompareSpec, other: CompareSpec) -> bool:
@@ -119,11 +128,11 @@ def _done() -> Sequence[Job]:
     return session.job_store().page(Which((KIND,), ("done",)))
 
 
-def _readable(job: Job) -> CompareResult | None:
-    try:
-        return CompareResult.of(job)
-    except DersError:  # another version wrote it
-        return None
+def _result(job: Job) -> CompareResult:
+    """What a finished comparison found. Raises JobError if another version wrote it."""
+    result = CompareResult.of(job)
+    assert result is not None, "the job is done"
+    return result
 
 
 @st.fragment(run_every=1.5)
@@ -144,34 +153,41 @@ def _shown(packed: Sequence[str]) -> None:
         for job in _done()
         if {model.get("packed") for model in job.spec.get("models", ())} == set(packed)
     }
-    readable = {job_id: result for job_id, job in jobs.items() if (result := _readable(job))}
-    if not readable:
+    if not jobs:
         st.caption(
             "The original and each run continue the same prompts, always with the most likely "
             "token; where the original would say another one than a run does is marked."
         )
         return
-    shown = next(iter(readable))
-    if len(readable) > 1:
+    shown = next(iter(jobs))
+    if len(jobs) > 1:
         shown = kept.field(
             st.selectbox,
             "Asked",
             key="answers_shown",
             start=shown,
-            options=list(readable),
-            format_func=lambda job_id: _label(readable[job_id]),
+            options=list(jobs),
+            format_func=lambda job_id: _label(jobs[job_id]),
         )
+    try:
+        result = _result(jobs[shown])
+    except DersError as error:
+        show_error(error)
+        delete_button(jobs[shown])
+        return
+    if not _is_current(result):
+        st.warning("A checkpoint that was asked has changed since, or is gone. Ask again.")
     names = [visible(str(model.get("name"))) for model in jobs[shown].spec["models"]]
-    _side_by_side(names, readable[shown])
+    _side_by_side(names, result)
     with st.container(horizontal=True):
-        _download(names, readable[shown])
+        _download(names, result)
         delete_button(jobs[shown])
 
 
-def _label(result: CompareResult) -> str:
-    first = result.replies[0]
-    more = f" and {len(first) - 1} more" if len(first) > 1 else ""
-    return f"{visible(first[0].prompt)[:80]}{more}"
+def _label(job: Job) -> str:
+    first, *others = job.spec.get("prompts") or (job.title,)
+    more = f" and {len(others)} more" if others else ""
+    return f"{visible(str(first))[:80]}{more}"
 
 
 def _side_by_side(names: Sequence[str], result: CompareResult) -> None:

@@ -29,6 +29,11 @@ OTHERS = (
     "Measures attention, dense FFNs, always-on experts and embeddings too, with gradients: what an "
     "error in each of them costs, and their inputs, which make the file several times as large."
 )
+EACH_EXPERT = (
+    "Keeps, with gradients, the inputs of each expert apart: a layer's part of the file is as many "
+    "times as large as it has experts. Worth it where GPTQ or `rounding: compensated` codes "
+    "experts, above all without a base."
+)
 DOMAIN = (
     "Predictions speak of text like that: of another language or domain KL may be much higher. "
     "Give several texts, a mixture of what the model is for."
@@ -57,6 +62,7 @@ def calibration_texts(path: Path) -> None:
     gradients = "with" if calibration.has_gradients else "without"
     others = len(calibration.others.names)
     more = f" Other matrices: {others}." if others else ""
+    more += " Inputs of each expert apart." if calibration.has_each else ""
     st.caption(f"{read}, {gradients} gradients.{more}{_unknown(calibration)}", help=DOMAIN)
 
 
@@ -97,6 +103,9 @@ def _form(source: Checkpoint) -> None:
     others = kept.field(
         st.toggle, "Other matrices", key="calibration_others", start=False, help=OTHERS
     )
+    each_expert = kept.field(
+        st.toggle, "Each expert's inputs", key="calibration_each", start=False, help=EACH_EXPERT
+    )
     trusted = trust_switch(source, "calibration_trust")
     if not st.button("Measure", key="calibration_start", type="primary"):
         return
@@ -108,6 +117,7 @@ def _form(source: Checkpoint) -> None:
             "max_tokens": int(tokens),
             "gradients": gradients,
             "others": others,
+            "each_expert": each_expert,
             "trust_remote_code": trusted,
         }
         if not paths:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import streamlit as st
 
 from ders_core.errors import DersError
-from ders_core.files.hub import TOKEN_VARIABLE, check_repository_name, host
+from ders_core.files.hub import check_repository_name, host, token
 from ders_core.jobs import Which
 from ders_core.jobs.kinds.export import ExportResult
 from ders_core.jobs.kinds.push import PushResult
@@ -29,8 +28,13 @@ def push_section() -> None:
     if not directories:
         return
     st.markdown("## Push to the Hub")
+    try:
+        place = host()
+    except DersError as error:
+        show_error(error)
+        return
     st.caption(
-        f"An export becomes a repository on {plain(host())}. Nothing is sent, and nobody is asked, "
+        f"An export becomes a repository on {plain(place)}. Nothing is sent, and nobody is asked, "
         "before you press the button; the files appear there at once, or not at all."
     )
     columns = st.columns([3, 3, 1], vertical_alignment="bottom")
@@ -41,7 +45,7 @@ def push_section() -> None:
             key="push_directory",
             start=directories[0],
             options=directories,
-            format_func=lambda place: visible(Path(place).name),
+            format_func=lambda path: visible(Path(path).name),
         )
     with columns[1]:
         name = kept.field(
@@ -86,18 +90,24 @@ def _button(directory: str, name: str, private: bool) -> None:
     except (DersError, OSError) as error:
         show_error(error)
         return
-    is_ready = bool(os.environ.get(TOKEN_VARIABLE))
+    missing = _missing_token()
     label = f"Push {size} to {visible(host())}"
-    if st.button(label, key="push_start", type="primary", disabled=not is_ready):
+    if st.button(label, key="push_start", type="primary", disabled=bool(missing)):
         try:
             _file(directory, name, private)
         except DersError as error:
             show_error(error)
-    if not is_ready:
-        st.caption(
-            f"{TOKEN_VARIABLE} is not set. Put a token that may write into the environment, and "
-            "start the studio again; it is never shown, and never kept."
-        )
+    if missing:
+        st.caption(f"{plain(missing)}. A token is never shown, and never kept.")
+
+
+def _missing_token() -> str:
+    """Why there is no token to push with; "" if there is one."""
+    try:
+        token()
+    except DersError as error:
+        return str(error)
+    return ""
 
 
 def _file(directory: str, name: str, private: bool) -> None:

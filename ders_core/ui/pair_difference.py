@@ -37,12 +37,13 @@ def where_they_differ(
     found = _known().get(key) or _read(source, key)
     if found is None:
         return
-    plot(
-        figures.pair_blocks(found, first, second),
-        "pair_blocks",
-        figures.pair_table(found),
-        alt=f"Blocks of the matrix; colour shows how much E{first} and E{second} differ there",
-    )
+    if found.total:  # of two that are the same there is nothing to draw
+        plot(
+            figures.pair_blocks(found, first, second),
+            "pair_blocks",
+            figures.pair_table(found),
+            alt=f"Blocks of the matrix; colour shows how much E{first} and E{second} differ there",
+        )
     st.caption(_sentence(found, first, second))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.worse_models import Pair
 from ders_core.errors import EvaluationError
 from ders_core.evaluate import Replies, compare_all_replies, compare_replies
 from ders_core.evaluate.forward import loaded
+from ders_core.evaluate.speaking import Spoken, speak
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import presets
 
@@ -73,6 +75,25 @@ def test_the_original_is_loaded_once_if_nothing_differs(
 ) -> None:
     compare_all_replies([forms[1]], pair.original, PROMPTS, **SIZES)
     assert loads == ["original", "lossless"]
+
+
+def test_log_probabilities_are_kept_no_longer_than_they_are_needed(
+    pair: Pair, forms: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Spoken] = weakref.WeakSet()
+    most = 0
+
+    def counted(*arguments: Any) -> Spoken:
+        nonlocal most
+        spoken = speak(*arguments)
+        alive.add(spoken)
+        most = max(most, len(alive))
+        return spoken
+
+    monkeypatch.setattr("ders_core.evaluate.replies.speak", counted)
+    compare_all_replies(forms, pair.original, PROMPTS, **SIZES)
+    apart = 2 * len(PROMPTS)  # of the two forms that say something else
+    assert most <= len(PROMPTS) + apart + 1
 
 
 @pytest.mark.parametrize(("forms", "prompts"), [([], PROMPTS), (["x"], [])])

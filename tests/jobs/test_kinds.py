@@ -124,7 +124,7 @@ def test_calibrate(workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_
     text.write_text(tiny_text)
     spec = {"checkpoint": str(mixtral_dir), "text": str(text), "max_tokens": 62, "window": 32}
     for gradients in (False, True):
-        measured = {"gradients": gradients, "others": gradients}
+        measured = dict.fromkeys(("gradients", "others", "each_expert"), gradients)
         job = do(workspace, "calibrate", spec | measured | {"device": "cpu"})
         result = result_of(job)
         calibration = Calibration.open(result["path"])
@@ -132,6 +132,7 @@ def test_calibrate(workspace: Workspace, mixtral_dir: Path, tiny_text: str, tmp_
         assert result["tokens"] == calibration.tokens == 64
         assert result["gradients"] == calibration.has_gradients == gradients
         assert result["others"] == len(calibration.others.names) == 10 * gradients
+        assert result["each_expert"] == calibration.has_each == gradients
         calibration.check(open_checkpoint(mixtral_dir))
 
 

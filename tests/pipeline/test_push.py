@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from support.hub_server import PART, TOKEN, HubServer, Repo, serving_hub
 from support.messages import raises_saying
 from support.shell import ders, error_of
@@ -18,6 +25,7 @@ from support.shell import ders, error_of
 from ders_core.errors import Cancelled, CheckpointError, OutputError
 from ders_core.files import hub as hubs
 from ders_core.pipeline.export import export
+from ders_core.pipeline.formats import FORMATS, Format
 from ders_core.pipeline.push import bytes_to_push, push
 
 NAME = "me/small-moe"
@@ -41,6 +49,14 @@ def exported(packed_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (out / "long.bin").write_bytes(hashlib.shake_256(b"long").digest(2 * PART + 9))
     (out / ".hidden").write_text("stays")
     return out
+
+
+@pytest.fixture
+def bars() -> Iterator[None]:
+    """huggingface_hub may draw progress bars, as outside of tests."""
+    enable_progress_bars()
+    yield
+    disable_progress_bars()
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -87,7 +103,7 @@ def test_public_only_if_that_is_said(hub: HubServer, exported: Path) -> None:
 
 
 def test_a_failure_in_the_middle_announces_nothing_and_a_second_push_goes_on(
-    hub: HubServer, exported: Path
+    hub: HubServer, exported: Path, bars: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.refuse[f"PUT /lfs/{oid(exported / 'long.bin')}"] = (507, "the storage is full")
     with raises_saying(OutputError, NAME, "507", "storage is full", "again"):
@@ -103,6 +119,7 @@ def test_a_failure_in_the_middle_announces_nothing_and_a_second_push_goes_on(
     assert arrived(hub) == contents(exported)
     assert hub.sent
     assert not set(before) & set(hub.sent)
+    assert not capsys.readouterr().err
 
 
 def test_a_transfer_that_is_cut_off(
@@ -169,6 +186,61 @@ def test_an_empty_repository_is_filled(hub: HubServer, exported: Path) -> None:
     hub.repos[NAME] = Repo(private=True)
     push(exported, NAME)
     assert arrived(hub) == contents(exported)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    hub: HubServer, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:
+        if Path(path).name == "folder":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with raises_saying(CheckpointError, exported / "folder", os.strerror(errno.EACCES)):
+        push(exported, NAME)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("target", ["nowhere", "folder"])
+def test_a_link_that_is_no_file_is_not_left_out(
+    hub: HubServer, exported: Path, tmp_path: Path, target: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    (copy / "more").symlink_to(copy / target)
+    with raises_saying(OutputError, copy / "more", "link"):
+        push(copy, NAME)
+    assert hub.asked == []
+
+
+def test_a_name_that_is_not_text(hub: HubServer, exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    (copy / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    with raises_saying(OutputError, "caf", "UTF-8"):
+        push(copy, NAME)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_that_lost_weights_is_refused(
+    hub: HubServer, packed_dir: Path, tmp_path: Path, format: Format
+) -> None:
+    out = tmp_path / "out"
+    export(packed_dir, out, format)
+    push(out, "me/whole")
+    hub.asked.clear()
+    weights = next(out.glob("*.safetensors"))
+    os.truncate(weights, weights.stat().st_size - 1)
+    with raises_saying(CheckpointError, weights.name):
+        push(out, NAME)
+    weights.unlink()
+    with raises_saying(CheckpointError, out):
+        push(out, NAME)
+    assert hub.asked == []
 
 
 def test_what_arrives_otherwise_is_noticed(
@@ -261,6 +333,9 @@ def test_only_what_was_exported_is_pushed(
 ) -> None:
     with raises_saying(OutputError, packed_dir, "export"):
         push(packed_dir, NAME)
+    for nowhere in (tmp_path / "nowhere", exported / "README.md"):
+        with raises_saying(OutputError, nowhere, "no directory"):
+            push(nowhere, NAME)
     linked = tmp_path / "linked"
     shutil.copytree(exported, linked)
     (tmp_path / "secret").write_text("key")
@@ -286,8 +361,8 @@ def test_a_file_that_is_written_meanwhile(hub: HubServer, exported: Path, tmp_pa
 def test_an_unreachable_hub(
     exported: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://user:pass@127.0.0.1:9")
-    with raises_saying(OutputError, "127.0.0.1:9", "cannot be reached") as _:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with raises_saying(OutputError, "127.0.0.1:9", "cannot be reached"):
         push(exported, NAME)
     assert hubs.host() == "127.0.0.1:9"
 

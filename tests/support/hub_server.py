@@ -32,7 +32,9 @@ class Repo:
 
 class HubServer(ThreadingHTTPServer):
     """role: of the token. orgs: role by name. refuse: the beginning of a request -> the status and
-    words it is answered with. cut: objects whose transfer is cut off in the middle."""
+    words it is answered with; answers: -> what it is answered with, as it is; onward: -> the host
+    that it is sent on to. cut: objects whose transfer is cut off in the middle. keys: the tokens
+    that were seen, as headers hold them."""
 
     daemon_threads = True
 
@@ -44,10 +46,26 @@ class HubServer(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.refuse: dict[str, tuple[int, str]] = {}
+        self.answers: dict[str, str] = {}
+        self.onward: dict[str, str] = {}
+        self.keys: set[str | None] = set()
         self.cut: set[str] = set()
         self.asked: list[str] = []
         self.sent: list[str] = []
         self.strangers: list[str] = []
+
+    @classmethod
+    @contextmanager
+    def at_work(cls) -> Iterator[HubServer]:
+        """A server that answers, until it is left."""
+        with cls() as server:
+            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                yield server
+            finally:
+                server.shutdown()
+                thread.join()
 
     def handle_error(self, *_: Any) -> None:
         """Clients may hang up."""
@@ -91,7 +109,14 @@ class _Handler(BaseHTTPRequestHandler):
         for beginning, (status, words) in self.server.refuse.items():
             if request.startswith(beginning):
                 return self._answer({"error": words}, status)
+        for beginning, text in self.server.answers.items():
+            if request.startswith(beginning):
+                return self._send(text.encode(), 200)
+        for beginning, host in self.server.onward.items():
+            if request.startswith(beginning):
+                return self._answer({}, 307, Location=f"{host}{self.path}")
         key = self.headers["Authorization"]
+        self.server.keys.add(key)
         if oid and self.command == "PUT":
             if key is not None:
                 self.server.strangers.append(request)  # storage is another host's: no token there
@@ -106,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
         return data
 
     def _answer(self, value: Any, status: int = 200, **headers: str) -> None:
-        data = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), status, **headers)
+
+    def _send(self, data: bytes, status: int, **headers: str) -> None:
         self.send_response(status)
         for name, told in headers.items():
             self.send_header(name.replace("_", "-"), told)
@@ -215,13 +242,7 @@ def serving_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    with HubServer() as server:
+    with HubServer.at_work() as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://{server.host}")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server

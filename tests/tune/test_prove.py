@@ -14,7 +14,7 @@ from support.gradient_calibrations import with_gradients
 from support.shell import ders, error_of
 
 from ders_core.errors import RecipeError
-from ders_core.jobs import JobStore, Workspace
+from ders_core.jobs import Job, JobStore, Workspace
 from ders_core.jobs.kinds.prove import ProveResult
 from ders_core.jobs.kinds.series import SeriesResult
 from ders_core.jobs.worker import run_worker
@@ -213,24 +213,34 @@ def test_what_cannot_be_met_is_said_before_anything_is_measured(tuning: Tuning) 
         tuning.prove(Bound("share", 0.001))
 
 
-def test_the_job_proves_with_scores_of_the_workspace(
-    tuning: Tuning, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def workspace(tuning: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """With scores."""
     monkeypatch.setenv("DERS_ROOTS", str(tuning.original.parents[2]))
     workspace = Workspace(tmp_path / "workspace")
     shutil.copytree(tuning.calibration.parent / "scores", workspace.scores)
+    return workspace
+
+
+def done_job(workspace: Workspace, tuning: Tuning, kind: str, **wishes: Any) -> Job:
+    """A job that measures what was tuned, after its work."""
     spec = {
         "checkpoint": str(tuning.original),
         "calibration": str(tuning.calibration),
-        "text": {"mill": str(text_file)},
-        "budget": "55%",
         "device": "cpu",
         "max_tokens": 300,
     }
-    number = JobStore(workspace.store_path).submit("prove", spec, "prove").id
+    number = JobStore(workspace.store_path).submit(kind, spec | wishes, kind).id
     run_worker(workspace, stop_when_idle=True)
     job = JobStore(workspace.store_path).get(number)
     assert (job.state, job.error) == ("done", None)
+    return job
+
+
+def test_the_job_proves_with_scores_of_the_workspace(
+    tuning: Tuning, text_file: Path, workspace: Workspace
+) -> None:
+    job = done_job(workspace, tuning, "prove", text={"mill": str(text_file)}, budget="55%")
     result = ProveResult.of(job)
     assert result is not None
     assert result.best is not None
@@ -242,23 +252,9 @@ def test_the_job_proves_with_scores_of_the_workspace(
 
 
 def test_a_series_is_a_job_whose_trials_are_used_again(
-    tuning: Tuning, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuning: Tuning, text_file: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DERS_ROOTS", str(tuning.original.parents[2]))
-    workspace = Workspace(tmp_path / "workspace")
-    shutil.copytree(tuning.calibration.parent / "scores", workspace.scores)
-    spec = {
-        "checkpoint": str(tuning.original),
-        "calibration": str(tuning.calibration),
-        "text": str(text_file),
-        "points": 2,
-        "device": "cpu",
-        "max_tokens": 300,
-    }
-    number = JobStore(workspace.store_path).submit("series", spec, "sizes").id
-    run_worker(workspace, stop_when_idle=True)
-    job = JobStore(workspace.store_path).get(number)
-    assert (job.state, job.error) == ("done", None)
+    job = done_job(workspace, tuning, "series", text=str(text_file), points=2)
     result = SeriesResult.of(job)
     assert result is not None
     small, *_, large = result.tuned
@@ -266,7 +262,7 @@ def test_a_series_is_a_job_whose_trials_are_used_again(
     assert small.measured.kl > large.measured.kl > 0
 
     monkeypatch.setattr(measuring, "compress", None)  # nothing is measured again
-    (trials,) = (tmp_path / "workspace").rglob("trials")
+    (trials,) = workspace.path.rglob("trials")
     again = series(
         open_checkpoint(tuning.original),
         tuning.scores,
@@ -288,6 +284,11 @@ def test_tune_draws_a_series_too(
     recipe, page = tmp_path / "r.yaml", tmp_path / "sizes.html"
     words += ["-o", recipe, "--pareto", page, "--device", "cpu", "--json"]
     assert "--heldout" in error_of(ders(*words))
+    nowhere = tmp_path / "nowhere.txt"
+    assert str(nowhere) in error_of(ders(*words, "--heldout", nowhere))
+    for other in (recipe, recipe.with_suffix(".trials"), page.with_suffix(".trials")):
+        clashing = [other if word == page else word for word in words]
+        assert "differ" in error_of(ders(*clashing, "--heldout", text_file)), other
     assert not list(tmp_path.iterdir())
     done = ders(*words, "--heldout", f"mill={text_file}")
     assert done.returncode == 0, done.stderr
@@ -300,3 +301,10 @@ def test_tune_draws_a_series_too(
     kept = list((tmp_path / "sizes.trials").glob("*.json"))
     assert len(kept) == len(found["tuned"]) + len(found["uniform"])
     assert recipe.exists()
+
+    page.unlink()  # as if it had been interrupted
+    monkeypatch.setattr(measuring, "compress", None)  # nothing is measured again
+    other = [recipe.with_stem("other") if word == recipe else word for word in words]
+    again = ders(*other, "--heldout", f"mill={text_file}")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["series"] == found

@@ -113,6 +113,10 @@ def test_what_was_asked_is_not_asked_again(
         file.unlink()
     packed.rmdir()
     compress(mixtral_dir, packed, presets()["quantized-2bit"])
+    changed = "A checkpoint that was asked has changed since, or is gone. Ask again."
+    assert changed not in words(app)
+    on(app, "runs")
+    assert changed in words(app)
     ask(app, "The river")
     assert len(store.list(kind="compare")) == 3
 

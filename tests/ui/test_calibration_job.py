@@ -35,11 +35,12 @@ def test_a_job_is_filed_with_texts_and_gradients(
     app.text_area(key="calibration_texts").set_value("\n".join(map(str, texts))).run()
     app.toggle(key="calibration_gradients").set_value(True).run()
     app.toggle(key="calibration_others").set_value(True).run()
+    app.toggle(key="calibration_each").set_value(True).run()
     app.button(key="calibration_start").click().run()
     assert not app.exception
     (job,) = JobStore(workspace.store_path).list(kind="calibrate")
     assert job.spec["text"] == [str(text) for text in texts]
-    assert (job.spec["gradients"], job.spec["others"]) == (True, True)
+    assert [job.spec[key] for key in ("gradients", "others", "each_expert")] == [True] * 3
     assert job.spec["checkpoint"] == str(mixtral_dir)
 
 

@@ -106,10 +106,15 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_filed(
     on(app.run(), "export")
     app.button(key="push_start").click().run()
     assert "OWNER/NAME" in app.error[0].value
-    monkeypatch.delenv("HF_TOKEN")
-    on(app, "export")
-    assert app.button(key="push_start").disabled
-    assert "HF_TOKEN is not set" in words(app)
+    for missing in ("", " "):
+        monkeypatch.setenv("HF_TOKEN", missing)
+        on(app, "export")
+        assert app.button(key="push_start").disabled
+        assert "HF_TOKEN is not set" in words(app)
+    with monkeypatch.context() as other:
+        other.setenv("HF_ENDPOINT", "http://[::1")
+        on(app, "export")
+        assert "HF_ENDPOINT" in app.error[0].value
     (exported / "README.md").unlink()
     on(app, "export")
     assert "export" in app.error[0].value

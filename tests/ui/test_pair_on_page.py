@@ -62,6 +62,20 @@ def test_a_pair_is_read_once(app: AppTest, analysed: Path, monkeypatch: pytest.M
     assert reads == [(0, "gate", 0, 1)]
 
 
+def test_nothing_is_drawn_of_two_that_are_the_same(
+    app: AppTest, analysed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(section, "plot", lambda figure, key, *_, **__: drawn.append(key))
+    on(opened(app, analysed), "redundancy")
+    assert drawn == ["pair_blocks"]
+    group = open_checkpoint(analysed).group(0, "gate")
+    monkeypatch.setattr(section, "calculate", lambda *_, **__: pair_difference(group, 1, 1))
+    app.selectbox(key="pair_second").set_value(2).run()
+    assert "the same here, number for number" in words(app)
+    assert drawn == ["pair_blocks"]
+
+
 def test_what_cannot_be_read_is_said(
     app: AppTest, analysed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

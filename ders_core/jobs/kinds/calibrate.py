@@ -18,13 +18,14 @@ FILE = "calibration.safetensors"
 class CalibrateSpec(Spec):
     """Measure the experts' inputs on a text. text: one path, or several. gradients: measure also
     how much an error in each weight costs. others: and of the matrices that hold no routed expert,
-    with gradients. trust_remote_code: run code that comes with the model, with the worker's
-    rights."""
+    with gradients. each_expert: and moments of each expert's own inputs, with gradients.
+    trust_remote_code: run code that comes with the model, with the worker's rights."""
 
     checkpoint: str
     text: str | tuple[str, ...]
     gradients: bool = False
     others: bool = False
+    each_expert: bool = False
     device: Device = "auto"
     max_tokens: int = Field(default=8192, ge=1)
     window: int = Field(default=512, ge=2)
@@ -33,13 +34,15 @@ class CalibrateSpec(Spec):
 
 class CalibrateResult(Result):
     """path: of the file. tokens: how many were read. dtype: in which the model was computed.
-    others: how many matrices that hold no routed expert were measured."""
+    others: how many matrices that hold no routed expert were measured. each_expert: each expert's
+    own inputs were."""
 
     path: str
     tokens: int
     dtype: str
     gradients: bool
     others: int = 0
+    each_expert: bool = False
 
 
 @KINDS.register
@@ -74,6 +77,7 @@ class Calibrate(Kind[CalibrateSpec, CalibrateResult]):
                     window=spec.window,
                     gradients=spec.gradients,
                     others=spec.others,
+                    each_expert=spec.each_expert,
                     trust_remote_code=spec.trust_remote_code,
                     progress=context.progress,
                 )
@@ -83,6 +87,7 @@ class Calibrate(Kind[CalibrateSpec, CalibrateResult]):
                 "dtype": calibration.dtype,
                 "gradients": calibration.has_gradients,
                 "others": len(calibration.others.names),
+                "each_expert": calibration.has_each,
             }
 
         return CalibrateResult.model_validate(context.step("calibrate", measure))
