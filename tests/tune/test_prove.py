@@ -304,7 +304,7 @@ def test_tune_draws_a_series_too(
 
     page.unlink()  # as if it had been interrupted
     monkeypatch.setattr(measuring, "compress", None)  # nothing is measured again
-    other = [recipe.with_stem("other") if word == recipe else word for word in words]
-    again = ders(*other, "--heldout", f"mill={text_file}")
+    renamed = [recipe.with_stem("other") if word == recipe else word for word in words]
+    again = ders(*renamed, "--heldout", f"mill={text_file}")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["series"] == found
