@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from weakref import finalize
 
@@ -26,6 +27,9 @@ experts of Mixtral's size take as much while they are encoded."""
 KEPT_SMALL_BYTES = 31 << 20
 """glibc keeps freed blocks of up to this size once one block of this size was freed. It returns
 larger blocks to the system, which hands them out again page by page."""
+
+ARENA_MAX, ARENAS = -8, 2
+"""glibc's name for how many arenas there are, of which each keeps its own freed blocks, and that."""
 
 
 def fresh(
@@ -92,7 +96,10 @@ def memory_is_reused() -> Iterator[None]:
 
 
 def keep_small_blocks() -> None:
-    """Make the allocator keep freed blocks, except for large ones."""
+    """Make the allocator keep freed blocks, except for large ones; for all threads together, not for
+    each of them."""
+    with suppress(AttributeError, OSError):  # another allocator than glibc's
+        ctypes.CDLL(None).mallopt(ARENA_MAX, ARENAS)
     torch.empty(KEPT_SMALL_BYTES, dtype=torch.uint8)  # freed immediately
 
 

@@ -13,7 +13,7 @@ from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTens
 from ders_core.checkpoint.digest import WeightsDigest
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
-from ders_core.compute.threads import available_threads, one_thread, threads_for
+from ders_core.compute.threads import one_thread, threads_for
 from ders_core.decompose.base import BaseContext
 from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.files.cache import opened
@@ -133,7 +133,7 @@ def _encoded(
     ahead = None if task.ahead is None else stack_of(checkpoint, recipe, task.ahead)
     seen: Callable[[torch.Tensor], None] = digest.add
     if isinstance(ahead, ExpertGroup) and encoder.threads > 1:
-        seen = _and_begin(ahead, task, calibration, digest, stack.shape[0])
+        seen = _and_begin(ahead, task, calibration, digest, stack.shape[0], encoder.threads)
     best, others = _best(_each(tried, encoder, ahead, seen, placed))
     return (
         _or_none(best, others, stack, encoder, task) if recipe.base.is_optional else (best, others)
@@ -178,10 +178,11 @@ def _and_begin(
     calibration: Calibration | None,
     digest: WeightsDigest,
     count: int,
+    threads: int,
 ) -> Callable[[torch.Tensor], None]:
     """What gives the digest a matrix, and begins with the group ahead at the last one of `count`,
-    if that comes next in this thread."""
-    following, threads, seen = next_base(), available_threads(), 0
+    if that comes next in this thread. threads: how many there is memory for."""
+    following, seen = next_base(), 0
     codec = task.recipe.group_codec(*ahead.key, ahead.shape[0])
 
     def add(matrix: torch.Tensor) -> None:
