@@ -29,7 +29,7 @@ KEPT_SMALL_BYTES = 31 << 20
 larger blocks to the system, which hands them out again page by page."""
 
 ARENA_MAX, ARENAS = -8, 2
-"""glibc's name for how many arenas there are, of which each keeps its own freed blocks, and that."""
+"""glibc's name for the number of arenas, each of which keeps freed blocks, and that number."""
 
 
 def fresh(
@@ -96,8 +96,8 @@ def memory_is_reused() -> Iterator[None]:
 
 
 def keep_small_blocks() -> None:
-    """Make the allocator keep freed blocks, except for large ones; for all threads together, not for
-    each of them."""
+    """Make the allocator keep freed blocks, except for large ones; for all threads together, not
+    for each of them."""
     with suppress(AttributeError, OSError):  # another allocator than glibc's
         ctypes.CDLL(None).mallopt(ARENA_MAX, ARENAS)
     torch.empty(KEPT_SMALL_BYTES, dtype=torch.uint8)  # freed immediately
