@@ -134,7 +134,7 @@ def test_a_page_in_place_of_json(hub: HubServer, page: str) -> None:
 def test_a_redirect_does_not_take_the_token_along(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with HubServer.at_work() as other:
+    with HubServer().at_work() as other:
         hub.onward["GET /api/whoami-v2"] = f"http://{other.host}"
         with raises_saying(OutputError, "HF_TOKEN"):
             Hub().check_rights("me")

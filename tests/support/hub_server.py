@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
+from support.local_server import LocalServer
 
 TOKEN = "hf_aVerySecretToken"
 PART = 1 << 20
@@ -30,13 +30,11 @@ class Repo:
     )
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LocalServer):
     """role: of the token. orgs: role by name. refuse: the beginning of a request -> the status and
     words it is answered with; answers: -> what it is answered with, as it is; onward: -> the host
     that it is sent on to. cut: objects whose transfer is cut off in the middle. keys: the tokens
     that were seen, as headers hold them."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -53,26 +51,6 @@ class HubServer(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.sent: list[str] = []
         self.strangers: list[str] = []
-
-    @classmethod
-    @contextmanager
-    def at_work(cls) -> Iterator[HubServer]:
-        """A server that answers, until it is left."""
-        with cls() as server:
-            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-            thread.start()
-            try:
-                yield server
-            finally:
-                server.shutdown()
-                thread.join()
-
-    def handle_error(self, *_: Any) -> None:
-        """Clients may hang up."""
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -242,7 +220,7 @@ def serving_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    with HubServer.at_work() as server:
+    with HubServer().at_work() as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://{server.host}")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server

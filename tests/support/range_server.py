@@ -7,22 +7,21 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from socket import SHUT_RDWR
-from threading import Thread
 from typing import Any
+
+from support.local_server import LocalServer
 
 API = "/api/models/owner/repo"
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """sent: bytes, headers included. fails: how many requests for ranges are yet to be cut off.
 
     The directory is also `owner/repo` of a hub.
     """
-
-    daemon_threads = True
 
     def __init__(self, directory: Path, ranges: bool, lists: bool, status: int | None) -> None:
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(directory)))
@@ -30,12 +29,9 @@ class Server(ThreadingHTTPServer):
         self.sent = self.requests = self.fails = 0
         self.logins: set[str | None] = set()
 
-    def handle_error(self, *_: Any) -> None:
-        """Clients may hang up."""
-
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.host}"
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -121,11 +117,5 @@ def serving(
     directory: Path, *, ranges: bool = True, lists: bool = True, status: int | None = None
 ) -> Iterator[Server]:
     """Serve a directory. status: what every request is answered with."""
-    with Server(directory, ranges, lists, status) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(directory, ranges, lists, status).at_work() as server:
+        yield server

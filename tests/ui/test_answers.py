@@ -44,6 +44,11 @@ def html(app: AppTest) -> list[str]:
     return [element.proto.body for element in app.get("html")]
 
 
+def begin(app: AppTest, tokens: int) -> None:
+    on(app.run(), "runs")
+    app.number_input(key="answers_tokens").set_value(tokens).run()
+
+
 def ask(app: AppTest, prompts: str) -> None:
     app.text_area(key="answers_prompts").set_value(prompts).run()
     app.button(key="answers_start").click().run()
@@ -57,8 +62,7 @@ def test_runs_answer_beside_their_original(
     mixtral_dir: Path,
     work: Callable[[], None],
 ) -> None:
-    on(app.run(), "runs")
-    app.number_input(key="answers_tokens").set_value(6).run()
+    begin(app, tokens=6)
     ask(app, " The river runs \n\nA mill\n")
     (job,) = store.list(kind="compare")
     assert job.spec["prompts"] == ["The river runs", "A mill"]
@@ -94,8 +98,7 @@ def test_what_was_asked_is_not_asked_again(
     mixtral_dir: Path,
     work: Callable[[], None],
 ) -> None:
-    on(app.run(), "runs")
-    app.number_input(key="answers_tokens").set_value(2).run()
+    begin(app, tokens=2)
     ask(app, "The river")
     work()
     on(app, "runs")
