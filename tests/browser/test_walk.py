@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-from support.accessibility import grave_findings
+from support.accessibility import OF_COLOURS, grave_findings
+from support.browsing import drawn
 from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio
 
@@ -24,6 +25,9 @@ from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.quality import kl_text
 from ders_core.recipe import presets
 from ders_core.units import bytes_text
+
+NAMES = ("redundancy", "spectra", "recipe", "tune", "runs", "playground", "export", "upcycle")
+"""Pages, as addresses have them; the first one has no name there."""
 
 BACKSTOP = 3600
 """Seconds. Nothing should come near it: each wait ends by itself when nothing moves."""
@@ -179,29 +183,35 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
 def test_pages_fit_their_window_and_can_be_read(
     visit: Callable[..., BrowserContext], studio: Studio
 ) -> None:
-    """No page scrolls sideways, in a narrow and a wide window, in either theme; and axe-core finds
-    nothing serious, such as text without contrast, fields without names, or what no key reaches."""
-    context = visit(color_scheme="light")
-    page = context.new_page()
+    """A link to any page asks for nothing that does not exist. None scrolls sideways, in a narrow
+    and a wide window, in either theme; and axe-core finds nothing serious, such as text without
+    contrast, fields without names, or what no key reaches."""
+    page = visit(color_scheme="light").new_page()
     page.set_default_timeout(1000 * STILLNESS)
-    page.goto(studio.address)
+    missing: list[str] = []
+    told: list[str] = []
+    page.on("response", lambda got: missing.append(got.url) if got.status >= 400 else None)
+    page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
     colours: dict[str, str] = {}
-    after = ("Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Playground", "Export", "Upcycle")
-    for name in ("Checkpoint", *after):
-        go(page, name)
-        expect(page.get_by_test_id("stSidebar").get_by_text("DeRS Studio")).to_be_visible()
-        for theme, other in (("light", "dark"), ("dark", "light")):
+    for name in ("", *NAMES):
+        drawn(page, f"{studio.address}/{name}")
+        for theme, other, widths, rules in (
+            ("light", "dark", (1920, 1280), ()),
+            ("dark", "light", (1280, 1920), OF_COLOURS),
+        ):
             if other in colours:  # the page follows the system
                 app = page.get_by_test_id("stApp")
                 page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
                 expect(app).not_to_have_css("background-color", colours[other])
             colours[theme] = page.evaluate(BACKGROUND)
-            for width in (1920, 1280):
-                fits(page, width, f"{name}, {theme}")
-            assert grave_findings(page) == [], f"{name}, {theme}"
+            for width in widths:
+                fits(page, width, f"{name or 'first'}, {theme}")
+            assert grave_findings(page, *rules) == [], f"{name or 'first'}, {theme}"
             calm(page)
         page.emulate_media(color_scheme="light")
     assert colours["light"] != colours["dark"]
+    assert missing == []
+    assert told == []
 
 
 def fits(page: Page, width: int, name: str) -> None:
