@@ -1,5 +1,8 @@
 """Redundancy: how alike the experts of each layer are."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from ders_core import figures
@@ -10,7 +13,7 @@ from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.pair_difference import where_they_differ
-from ders_core.ui.plots import plot
+from ders_core.ui.plots import live_plot, plot
 
 METRICS: dict[figures.Metric, str] = {
     "one_minus_cos": "1 − cos of experts",
@@ -33,23 +36,14 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str, figures.Metr
         help="1 − cos is 0 for experts that point the same way; ‖Δ‖/‖W_base‖ is how far the "
         "experts are from their base, as a share of the base.",
     )
-    event = plot(
-        figures.model_map(analysis, metric),
-        "model_map",
-        analysis.groups,
-        alt="Layers by projections; colour shows how much the experts differ",
-        selectable=True,
-    )
-    points = event.selection.points if event else []
-    if points and st.session_state.get("map_seen") != points[0]:
-        st.session_state["map_seen"] = points[0]
-        projection, layer = str(points[0].get("x")), points[0].get("y")
-        numbers = [n for n in layers if str(n) == str(layer).removeprefix("layer ")]
-        if numbers and (numbers[0], projection) in keys:
-            st.session_state["red_layer"], st.session_state["red_projection"] = (
-                numbers[0],
-                projection,
-            )
+    place = st.container()  # of the map, which shows what the boxes below it say
+
+    def choose(point: Mapping[str, Any]) -> None:
+        projection, layer = str(point.get("x")), str(point.get("y")).removeprefix("layer ")
+        for key in keys:
+            if (str(key[0]), key[1]) == (layer, projection):
+                st.session_state["red_layer"], st.session_state["red_projection"] = key
+
     with st.container(horizontal=True):
         chosen = kept.field(
             st.selectbox,
@@ -69,6 +63,15 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str, figures.Metr
             start=projections[0],
             of=source.path,
             options=projections,
+        )
+    with place:
+        live_plot(
+            figures.model_map(analysis, metric, chosen=(chosen, projection)),
+            "model_map",
+            analysis.groups,
+            alt="Layers by projections; colour shows how much the experts differ",
+            on_click=choose,
+            of=source.path,
         )
     return chosen, projection, metric
 

@@ -79,7 +79,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
     calm(page)
     expect(page.get_by_text("Colour of the map")).to_have_count(1)  # nothing of an earlier draw
-    page.locator(".st-key-model_map .nsewdrag").first.click()  # the middle of the map
+    page.locator(".st-key-model_map_live .nsewdrag:visible").first.click()  # the middle of the map
     expect(page).to_have_url(re.compile("projection=up"))
     demo = studio.workspace / "demo"
     figures = json.loads((demo / "demo.json").read_text())
