@@ -13,7 +13,7 @@ from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.pair_difference import where_they_differ
-from ders_core.ui.plots import live_plot, plot
+from ders_core.ui.plots import live_plot, made, plot
 
 METRICS: dict[figures.Metric, str] = {
     "one_minus_cos": "1 − cos of experts",
@@ -66,7 +66,7 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str, figures.Metr
         )
     with place:
         live_plot(
-            figures.model_map(analysis, metric, chosen=(chosen, projection)),
+            made("model_map", figures.model_map, analysis, metric, chosen=(chosen, projection)),
             "model_map",
             analysis.groups,
             alt="Layers by projections; colour shows how much the experts differ",
@@ -87,8 +87,9 @@ st.markdown(f"**{analysis.verdict.sentence}**")
 left, right = st.columns([2, 3], gap="large")
 with left:
     layer, projection, metric = pick(analysis, source)
+    group = layer, projection
     plot(
-        figures.norm_ratio_over_depth(analysis),
+        made("norm_ratio", figures.norm_ratio_over_depth, analysis),
         "norm_ratio",
         analysis.groups[["layer", "projection", "norm_ratio"]],
         alt="Norm of the deltas relative to the base, over depth",
@@ -102,7 +103,7 @@ with right:
     with experts:
         st.markdown(analysis.about_clusters(layer, projection))
         clicked = plot(
-            figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
+            made("similarity", figures.similarity_heatmap, analysis, *group, kind="experts"),
             "similarity",
             pairs,
             alt="1 − cos of every pair of experts, in cluster order; lines part the sets "
@@ -114,7 +115,7 @@ with right:
         place_of_pair = st.container()
     with deltas:
         plot(
-            figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),
+            made("similarity_deltas", figures.similarity_heatmap, analysis, *group, kind="deltas"),
             "similarity_deltas",
             pairs,
             alt="Cosine of every pair of deltas",
@@ -125,13 +126,13 @@ with right:
         )
     with where:
         plot(
-            figures.difference_energy(analysis, layer, projection),
+            made("difference_energy", figures.difference_energy, analysis, *group),
             "difference_energy",
             of_group(analysis.energy_map, layer, projection),
             alt="Share of the deltas' energy over rows and columns",
         )
     plot(
-        figures.norm_bars(analysis, layer, projection),
+        made("norms", figures.norm_bars, analysis, *group),
         "norm_bars",
         of_group(analysis.experts, layer, projection),
         alt="Norm of each expert's delta",

@@ -8,11 +8,25 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
+from ders_core.analysis import Analysis
 from ders_core.later import pd
 from ders_core.pipeline.quality import Figure
 
 Click = Callable[[Mapping[str, Any]], None]
 """What is told of a point that was clicked: among else its `x` and `y`."""
+
+
+def made(
+    key: str, draw: Callable[..., go.Figure], analysis: Analysis, *choice: object, **options: object
+) -> go.Figure:
+    """draw(analysis, *choice, **options); or, while all of these are the same, the figure that this
+    gave the last time for the plot of that key. It must not be changed."""
+    place, wanted = f"{key}_made", (draw, choice, options)
+    known: tuple[Analysis, object, go.Figure] | None = st.session_state.get(place)
+    if known is None or known[0] is not analysis or known[1] != wanted:
+        known = analysis, wanted, draw(analysis, *choice, **options)
+        st.session_state[place] = known
+    return known[2]
 
 
 def plot(
@@ -78,7 +92,7 @@ def live_plot(
     number, latest_figure = shown[-1]
     if shown_of != of:
         shown = [(number + 1, figure)]
-    elif figure != latest_figure:
+    elif figure is not latest_figure and figure != latest_figure:
         shown = [shown[-1], (number + 1, figure)]
     st.session_state[f"{key}_shown"] = of, shown
     slots: list[Any] = []

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from support.accessibility import OF_COLOURS, grave_findings
 from support.browsing import drawn
+from support.ended_jobs import add_ended
 from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio
 
@@ -28,6 +29,9 @@ from ders_core.units import bytes_text
 
 NAMES = ("redundancy", "spectra", "recipe", "tune", "runs", "playground", "export", "upcycle")
 """Pages, as addresses have them; the first one has no name there."""
+
+ADDED = {"runs": "walked", "export": "huggingface.co/me/small-moe"}
+"""What tells that jobs are shown which were added to those of the walk."""
 
 BACKSTOP = 3600
 """Seconds. Nothing should come near it: each wait ends by itself when nothing moves."""
@@ -186,6 +190,10 @@ def test_pages_fit_their_window_and_can_be_read(
     """A link to any page asks for nothing that does not exist. None scrolls sideways, in a narrow
     and a wide window, in either theme; and axe-core finds nothing serious, such as text without
     contrast, fields without names, or what no key reaches."""
+    if runs := studio.store.list(kind="run"):  # of the walk: it is asked, and was pushed
+        models = [{"name": "walked", "packed": (runs[0].result or {})["packed"]}]
+        add_ended(studio.store, "compare", original=runs[0].spec["checkpoint"], models=models)
+        add_ended(studio.store, "push")
     page = visit(color_scheme="light").new_page()
     page.set_default_timeout(1000 * STILLNESS)
     missing: list[str] = []
@@ -194,7 +202,10 @@ def test_pages_fit_their_window_and_can_be_read(
     page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
     colours: dict[str, str] = {}
     for name in ("", *NAMES):
-        drawn(page, f"{studio.address}/{name}")
+        parameters = f"?compared={runs[0].id}" if runs and name == "runs" else ""
+        drawn(page, f"{studio.address}/{name}{parameters}")
+        if runs and name in ADDED:
+            expect(page.get_by_text(ADDED[name]).first).to_be_visible()
         for theme, other, widths, rules in (
             ("light", "dark", (1920, 1280), ()),
             ("dark", "light", (1280, 1920), OF_COLOURS),
