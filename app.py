@@ -41,10 +41,12 @@ else:
     from ders_core.ui.guard.start import protection
     from ders_core.ui.large_pieces import send_large_pieces
     from ders_core.ui.opened import Open
+    from ders_core.ui.own_components import search_no_packages
 
     workspace = default_workspace()
     if DEMO_VARIABLE in os.environ or Open.load(workspace).checkpoint is None:
         expect_demo(workspace)  # the first visitor's browser is not there yet
+    search_no_packages()
     send_large_pieces()
     import_ahead()
     app = st.App(__file__, middleware=protection(), on_script_error=fault)

@@ -113,7 +113,7 @@ def open_demo(film: Film, studio: Studio) -> None:
 
 
 def look_at_redundancy(film: Film, studio: Studio) -> None:
-    film.press(film.page.locator(".st-key-model_map .nsewdrag").first)
+    film.press(film.page.locator(".st-key-model_map_live .nsewdrag:visible").first)
     film.frame()
     film.scroll_to("Colour of the map")
     film.frame(2 * SHOWN)

@@ -71,7 +71,7 @@ def press(name: str) -> Act:
 
 def click_map(page: Page) -> None:
     """The middle of the model's map."""
-    page.locator(".st-key-model_map .nsewdrag").first.click()
+    page.locator(".st-key-model_map_live .nsewdrag:visible").first.click()
 
 
 @dataclass(frozen=True)

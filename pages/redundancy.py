@@ -1,5 +1,8 @@
 """Redundancy: how alike the experts of each layer are."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from ders_core import figures
@@ -10,7 +13,7 @@ from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.pair_difference import where_they_differ
-from ders_core.ui.plots import plot
+from ders_core.ui.plots import live_plot, made, plot
 
 METRICS: dict[figures.Metric, str] = {
     "one_minus_cos": "1 − cos of experts",
@@ -33,23 +36,14 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str, figures.Metr
         help="1 − cos is 0 for experts that point the same way; ‖Δ‖/‖W_base‖ is how far the "
         "experts are from their base, as a share of the base.",
     )
-    event = plot(
-        figures.model_map(analysis, metric),
-        "model_map",
-        analysis.groups,
-        alt="Layers by projections; colour shows how much the experts differ",
-        selectable=True,
-    )
-    points = event.selection.points if event else []
-    if points and st.session_state.get("map_seen") != points[0]:
-        st.session_state["map_seen"] = points[0]
-        projection, layer = str(points[0].get("x")), points[0].get("y")
-        numbers = [n for n in layers if str(n) == str(layer).removeprefix("layer ")]
-        if numbers and (numbers[0], projection) in keys:
-            st.session_state["red_layer"], st.session_state["red_projection"] = (
-                numbers[0],
-                projection,
-            )
+    place = st.container()  # of the map, which shows what the boxes below it say
+
+    def choose(point: Mapping[str, Any]) -> None:
+        projection, layer = str(point.get("x")), str(point.get("y")).removeprefix("layer ")
+        for key in keys:
+            if (str(key[0]), key[1]) == (layer, projection):
+                st.session_state["red_layer"], st.session_state["red_projection"] = key
+
     with st.container(horizontal=True):
         chosen = kept.field(
             st.selectbox,
@@ -70,6 +64,15 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str, figures.Metr
             of=source.path,
             options=projections,
         )
+    with place:
+        live_plot(
+            made("model_map", figures.model_map, analysis, metric, chosen=(chosen, projection)),
+            "model_map",
+            analysis.groups,
+            alt="Layers by projections; colour shows how much the experts differ",
+            on_click=choose,
+            of=source.path,
+        )
     return chosen, projection, metric
 
 
@@ -84,8 +87,9 @@ st.markdown(f"**{analysis.verdict.sentence}**")
 left, right = st.columns([2, 3], gap="large")
 with left:
     layer, projection, metric = pick(analysis, source)
+    group = layer, projection
     plot(
-        figures.norm_ratio_over_depth(analysis),
+        made("norm_ratio", figures.norm_ratio_over_depth, analysis),
         "norm_ratio",
         analysis.groups[["layer", "projection", "norm_ratio"]],
         alt="Norm of the deltas relative to the base, over depth",
@@ -99,7 +103,7 @@ with right:
     with experts:
         st.markdown(analysis.about_clusters(layer, projection))
         clicked = plot(
-            figures.similarity_heatmap(analysis, layer, projection, kind="experts"),
+            made("similarity", figures.similarity_heatmap, analysis, *group, kind="experts"),
             "similarity",
             pairs,
             alt="1 − cos of every pair of experts, in cluster order; lines part the sets "
@@ -111,7 +115,7 @@ with right:
         place_of_pair = st.container()
     with deltas:
         plot(
-            figures.similarity_heatmap(analysis, layer, projection, kind="deltas"),
+            made("similarity_deltas", figures.similarity_heatmap, analysis, *group, kind="deltas"),
             "similarity_deltas",
             pairs,
             alt="Cosine of every pair of deltas",
@@ -122,13 +126,13 @@ with right:
         )
     with where:
         plot(
-            figures.difference_energy(analysis, layer, projection),
+            made("difference_energy", figures.difference_energy, analysis, *group),
             "difference_energy",
             of_group(analysis.energy_map, layer, projection),
             alt="Share of the deltas' energy over rows and columns",
         )
     plot(
-        figures.norm_bars(analysis, layer, projection),
+        made("norms", figures.norm_bars, analysis, *group),
         "norm_bars",
         of_group(analysis.experts, layer, projection),
         alt="Norm of each expert's delta",

@@ -15,7 +15,7 @@ from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
 from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.plain import show_error
-from ders_core.ui.plots import plot
+from ders_core.ui.plots import made, plot
 from ders_core.ui.recipe_table import codec_from, menu
 from ders_core.units import bytes_text, share_text
 
@@ -96,14 +96,14 @@ if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > EXAC
 left, right = st.columns(2, gap="large")
 with left:
     plot(
-        figures.spectrum(analysis, layer, projection),
+        made("spectrum", figures.spectrum, analysis, layer, projection),
         "spectrum",
         analysis.curves.of_group(layer, projection),
         alt="Singular values of each expert's delta, log-log, with their mean",
     )
 with right:
     plot(
-        figures.energy_curve(analysis, layer, projection),
+        made("energy_curve", figures.energy_curve, analysis, layer, projection),
         "energy_curve",
         analysis.curves.of_group(layer, projection),
         alt="Energy kept against rank",
@@ -196,7 +196,7 @@ with st.container(border=True):
 left, right = st.columns(2, gap="large")
 with left:
     plot(
-        figures.rank_map(analysis, energy),
+        made("rank_map", figures.rank_map, analysis, energy),
         "rank_map",
         pd.DataFrame(
             [
@@ -209,7 +209,7 @@ with left:
     )
 with right:
     plot(
-        figures.value_histogram(analysis, layer, projection),
+        made("value_histogram", figures.value_histogram, analysis, layer, projection),
         "histogram",
         of_group(analysis.histograms, layer, projection),
         alt="Histogram of the deltas' values",

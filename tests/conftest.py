@@ -29,17 +29,22 @@ from ders_core.files.content import CACHE_VARIABLE
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; read where triton is imported
 
+TOGETHER = ("browser", "tune")
+"""Folders whose files share what takes long to make: one process has all of their tests."""
+
 LONGEST_FIRST = (
     "browser/test_walk.py",
+    "browser",
     "hold/test_kills.py",
     "families/test_families.py",
+    "tune",
     "codecs/test_conformance.py",
     "upcycle/test_upcycled_families.py",
     "packed/test_original.py",
     "upcycle/test_training.py",
     "jobs/test_worker.py",
 )
-"""Files that would keep one process busy after the others have run out of tests."""
+"""What would keep one process busy after the others have run out of tests."""
 
 settings.register_profile(
     "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -66,9 +71,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST_FIRST)}
 
     def order(item: pytest.Item) -> int:
-        return place.get(item.path.relative_to(TESTS).as_posix(), len(place))
+        file = item.path.relative_to(TESTS)
+        names = (file.as_posix(), file.parts[0])
+        return next((place[name] for name in names if name in place), len(place))
 
     items.sort(key=order)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal files to the processes, and the folders of `TOGETHER` whole."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Dealer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            folder = Path(file).relative_to(TESTS.name).parts[0]
+            return folder if folder in TOGETHER else file
+
+    return Dealer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

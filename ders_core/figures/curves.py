@@ -15,6 +15,8 @@ from ders_core.figures.style import (
     expert_dash,
     finish,
     label_of,
+    level,
+    mark,
 )
 from ders_core.later import np, pd
 from ders_core.pipeline.quality import KL
@@ -42,7 +44,7 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     )
     floor = noise_floor(analysis, layer, projection)
     if floor > 0:
-        figure.add_hline(y=floor, line_dash="dot", line_color=QUIET)
+        level(figure, floor, dash="dot", width=2)
         figure.add_annotation(  # on a logarithmic axis annotations count in powers of ten
             x=0.01,
             xref="paper",
@@ -54,7 +56,7 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
     for share in MARKS:
         rank = rank_for_energy(analysis, layer, projection, share)
         if rank:
-            figure.add_vline(x=rank, line_dash="dash", line_width=1, line_color=QUIET)
+            mark(figure, rank)
             figure.add_annotation(
                 x=math.log10(rank),
                 y=0,
@@ -134,7 +136,7 @@ def energy_curve(analysis: Analysis, layer: int, projection: str) -> go.Figure:
         hovertemplate="rank %{x}<br>%{y:.1%} kept<extra></extra>",
     )
     for share in MARKS:
-        figure.add_hline(y=share, line_dash="dash", line_width=1, line_color=QUIET)
+        level(figure, share)
     figure.update_xaxes(title_text="rank")
     figure.update_yaxes(title_text="energy kept", tickformat=".0%", range=[0, 1.02])
     title = f"Energy kept, layer {layer}, {projection}{of_all}"

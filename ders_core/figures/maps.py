@@ -63,10 +63,14 @@ _OF_GROUPS: dict[Metric, str] = {
 
 
 def model_map(
-    analysis: Analysis, metric: Metric = "one_minus_cos", beside: Analysis | None = None
+    analysis: Analysis,
+    metric: Metric = "one_minus_cos",
+    beside: Analysis | None = None,
+    chosen: tuple[int, str] | None = None,
 ) -> go.Figure:
     """Layers by projections; colour is log10 of the mean 1 − cos, or ‖Δ‖/‖W_base‖. beside: an
-    analysis whose values have a place on the scale of colours too."""
+    analysis whose values have a place on the scale of colours too. chosen: layer and projection of
+    the cell that has a frame."""
     column = _OF_GROUPS[metric]
     raw = _grid(analysis, analysis.groups[column])
     shown = raw.to_numpy()
@@ -101,7 +105,16 @@ def model_map(
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     cell = cell_height(len(raw.index))
     clickable(figure, size=min(18.0, 0.7 * cell))
+    if chosen is not None:
+        layer, projection = chosen
+        _frame(figure, list(raw.columns).index(projection), list(raw.index).index(layer))
     return finish(figure, title, height=map_height(len(raw.index)))
+
+
+def _frame(figure: go.Figure, column: int, row: int) -> None:
+    """Around a cell of a map whose axes count cells or name them."""
+    ends = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+    figure.add_shape(type="rect", line={"color": ACCENT, "width": 3}, **ends)
 
 
 def cluster_order(distance: np.ndarray, clusters: Sequence[int]) -> list[int]:

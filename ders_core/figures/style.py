@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -49,16 +50,32 @@ def expert_dash(expert: int) -> str:
 
 def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
     """Title, margins, a transparent ground that follows the page's theme."""
-    figure.update_layout(
-        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left"},
-        height=height,
-        margin={"l": 60, "r": 20, "t": 48, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        hoverlabel={"namelength": -1},
-        legend={"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
-    )
+    look: dict[str, Any] = {
+        "title": {"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left"},
+        "height": height,
+        "margin": {"l": 60, "r": 20, "t": 48, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hoverlabel": {"namelength": -1},
+        "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
+    }
+    layout = figure.layout  # its `update` looks through the whole figure, for ten times as long
+    for name, value in look.items():
+        whole = isinstance(value, dict)
+        layout[name] = {**layout[name].to_plotly_json(), **value} if whole else value
     return figure
+
+
+def level(figure: go.Figure, y: float, *, dash: str = "dash", width: float = 1) -> None:
+    """Add a quiet horizontal line. `add_hline` takes five times as long."""
+    line = {"dash": dash, "width": width, "color": QUIET}
+    figure.add_shape(type="line", xref="x domain", x0=0, x1=1, yref="y", y0=y, y1=y, line=line)
+
+
+def mark(figure: go.Figure, x: float) -> None:
+    """Add a quiet vertical line. `add_vline` takes five times as long."""
+    line = {"dash": "dash", "width": 1, "color": QUIET}
+    figure.add_shape(type="line", xref="x", x0=x, x1=x, yref="y domain", y0=0, y1=1, line=line)
 
 
 def widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, float]:

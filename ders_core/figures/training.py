@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from ders_core.figures.style import ACCENT, EXPERT_COLOURS, QUIET, finish, label_of
+from ders_core.figures.style import ACCENT, EXPERT_COLOURS, QUIET, finish, label_of, level
 from ders_core.later import pd
 from ders_core.upcycle.history import Tables
 
@@ -87,7 +87,7 @@ def memory_curve(steps: pd.DataFrame, *, height: int = 260) -> go.Figure:
 def balance_curve(steps: pd.DataFrame, *, height: int = 260) -> go.Figure:
     """The balancing term over the steps: 1 where every expert has the same load."""
     figure = _line(steps, "balance", "balance %{y:.3f}")
-    figure.add_hline(y=1, line_dash="dash", line_width=1, line_color=QUIET)
+    level(figure, 1)
     return _over_steps(figure, "Balance term (1: even)", height)
 
 
@@ -128,7 +128,7 @@ def routing_spread(loads: pd.DataFrame, *, height: int = 380) -> go.Figure:
     if len(rows):
         even = float(rows["even"].iloc[0])
         title += f" (even: {100 * even:.3g} %)"
-        figure.add_hline(y=even, line_dash="dash", line_width=1, line_color=QUIET)
+        level(figure, even)
     figure.update_xaxes(
         title_text="layer", tickformat="d", **({"dtick": 1} if len(rows) <= 12 else {})
     )

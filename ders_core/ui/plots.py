@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
 
+from ders_core.analysis import Analysis
 from ders_core.later import pd
 from ders_core.pipeline.quality import Figure
+
+Click = Callable[[Mapping[str, Any]], None]
+"""What is told of a point that was clicked: among else its `x` and `y`."""
+
+
+def made(
+    key: str, draw: Callable[..., go.Figure], analysis: Analysis, *choice: object, **options: object
+) -> go.Figure:
+    """draw(analysis, *choice, **options); or, while all of these are the same, the figure that this
+    gave the last time for the plot of that key. It must not be changed."""
+    place, wanted = f"{key}_made", (draw, choice, options)
+    known: tuple[Analysis, object, go.Figure] | None = st.session_state.get(place)
+    if known is None or known[0] is not analysis or known[1] != wanted:
+        known = analysis, wanted, draw(analysis, *choice, **options)
+        st.session_state[place] = known
+    return known[2]
 
 
 def plot(
@@ -22,12 +40,25 @@ def plot(
 
 
 def _chart(
-    figure: go.Figure, key: str, config: dict[str, Any], alt: str, *, selectable: bool
+    figure: go.Figure,
+    key: str,
+    config: dict[str, Any],
+    alt: str,
+    *,
+    selectable: bool,
+    on_click: Click | None = None,
 ) -> Any:
-    if not selectable:
+    if not selectable and on_click is None:
         return st.plotly_chart(figure, key=key, config=config, alt=alt)
+
+    def clicked() -> None:
+        points = st.session_state[key]["selection"]["points"]
+        if on_click is not None and points:
+            on_click(points[0])
+
+    on_select: Any = "rerun" if on_click is None else clicked
     return st.plotly_chart(
-        figure, key=key, config=config, alt=alt, on_select="rerun", selection_mode="points"
+        figure, key=key, config=config, alt=alt, on_select=on_select, selection_mode="points"
     )
 
 
@@ -39,23 +70,45 @@ def figure_column(figure: Figure, note: str = "") -> Any:
 
 
 def live_plot(
-    figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str, selectable: bool = False
+    figure: go.Figure,
+    key: str,
+    data: pd.DataFrame,
+    *,
+    alt: str,
+    selectable: bool = False,
+    on_click: Click | None = None,
+    of: object = None,
 ) -> Any:
     """As `plot`, for a figure that changes while it is on the page.
 
     Streamlit rebuilds a plot when its figure changes, and shows a gap meanwhile. So two plots
     overlap: the previous figure stays visible until the new one is drawn.
+
+    on_click: called with the point that was clicked, before the page is drawn again. of: what the
+    figure shows; one of something else is not shown while the new one is drawn.
     """
-    shown: list[tuple[int, go.Figure]] = st.session_state.setdefault(f"{key}_shown", [(0, figure)])
-    if figure != shown[-1][1]:
-        shown[:] = [shown[-1], (shown[-1][0] + 1, figure)]
+    shown: list[tuple[int, go.Figure]]
+    shown_of, shown = st.session_state.setdefault(f"{key}_shown", (of, [(0, figure)]))
+    number, latest_figure = shown[-1]
+    if shown_of != of:
+        shown = [(number + 1, figure)]
+    elif figure is not latest_figure and figure != latest_figure:
+        shown = [shown[-1], (number + 1, figure)]
+    st.session_state[f"{key}_shown"] = of, shown
     slots: list[Any] = []
     event: Any = None
     with st.container(key=f"{key}_live"):
         slots += [st.container(key=f"{key}_place{number}") for number in range(2)]
     for number, version in shown:
         with slots[number % 2]:
-            event = _chart(version, f"{key}_{number}", _config(key), alt, selectable=selectable)
+            event = _chart(
+                version,
+                f"{key}_{number}",
+                _config(key),
+                alt,
+                selectable=selectable,
+                on_click=on_click,
+            )
     latest = shown[-1][0]
     both, new = f".st-key-{key}_live", f".st-key-{key}_{latest}"
     before = f".st-key-{key}_place{(latest + 1) % 2}"

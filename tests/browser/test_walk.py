@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-from support.accessibility import grave_findings
+from support.accessibility import OF_COLOURS, grave_findings
+from support.browsing import drawn
+from support.ended_jobs import add_ended
 from support.job_waits import STILLNESS, wait_for_job
 from support.studio_process import Studio
 
@@ -24,6 +26,12 @@ from ders_core.pipeline.plan import resolve
 from ders_core.pipeline.quality import kl_text
 from ders_core.recipe import presets
 from ders_core.units import bytes_text
+
+NAMES = ("redundancy", "spectra", "recipe", "tune", "runs", "playground", "export", "upcycle")
+"""Pages, as addresses have them; the first one has no name there."""
+
+ADDED = {"runs": "walked", "export": "huggingface.co/me/small-moe"}
+"""What tells that jobs are shown which were added to those of the walk."""
 
 BACKSTOP = 3600
 """Seconds. Nothing should come near it: each wait ends by itself when nothing moves."""
@@ -75,7 +83,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     expect(page.locator(".js-plotly-plot")).not_to_have_count(0)
     calm(page)
     expect(page.get_by_text("Colour of the map")).to_have_count(1)  # nothing of an earlier draw
-    page.locator(".st-key-model_map .nsewdrag").first.click()  # the middle of the map
+    page.locator(".st-key-model_map_live .nsewdrag:visible").first.click()  # the middle of the map
     expect(page).to_have_url(re.compile("projection=up"))
     demo = studio.workspace / "demo"
     figures = json.loads((demo / "demo.json").read_text())
@@ -179,29 +187,42 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
 def test_pages_fit_their_window_and_can_be_read(
     visit: Callable[..., BrowserContext], studio: Studio
 ) -> None:
-    """No page scrolls sideways, in a narrow and a wide window, in either theme; and axe-core finds
-    nothing serious, such as text without contrast, fields without names, or what no key reaches."""
-    context = visit(color_scheme="light")
-    page = context.new_page()
+    """A link to any page asks for nothing that does not exist. None scrolls sideways, in a narrow
+    and a wide window, in either theme; and axe-core finds nothing serious, such as text without
+    contrast, fields without names, or what no key reaches."""
+    if runs := studio.store.list(kind="run"):  # of the walk: it is asked, and was pushed
+        models = [{"name": "walked", "packed": (runs[0].result or {})["packed"]}]
+        add_ended(studio.store, "compare", original=runs[0].spec["checkpoint"], models=models)
+        add_ended(studio.store, "push")
+    page = visit(color_scheme="light").new_page()
     page.set_default_timeout(1000 * STILLNESS)
-    page.goto(studio.address)
+    missing: list[str] = []
+    told: list[str] = []
+    page.on("response", lambda got: missing.append(got.url) if got.status >= 400 else None)
+    page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
     colours: dict[str, str] = {}
-    after = ("Redundancy", "Spectra", "Recipe", "Tune", "Runs", "Playground", "Export", "Upcycle")
-    for name in ("Checkpoint", *after):
-        go(page, name)
-        expect(page.get_by_test_id("stSidebar").get_by_text("DeRS Studio")).to_be_visible()
-        for theme, other in (("light", "dark"), ("dark", "light")):
+    for name in ("", *NAMES):
+        parameters = f"?compared={runs[0].id}" if runs and name == "runs" else ""
+        drawn(page, f"{studio.address}/{name}{parameters}")
+        if runs and name in ADDED:
+            expect(page.get_by_text(ADDED[name]).first).to_be_visible()
+        for theme, other, widths, rules in (
+            ("light", "dark", (1920, 1280), ()),
+            ("dark", "light", (1280, 1920), OF_COLOURS),
+        ):
             if other in colours:  # the page follows the system
                 app = page.get_by_test_id("stApp")
                 page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
                 expect(app).not_to_have_css("background-color", colours[other])
             colours[theme] = page.evaluate(BACKGROUND)
-            for width in (1920, 1280):
-                fits(page, width, f"{name}, {theme}")
-            assert grave_findings(page) == [], f"{name}, {theme}"
+            for width in widths:
+                fits(page, width, f"{name or 'first'}, {theme}")
+            assert grave_findings(page, *rules) == [], f"{name or 'first'}, {theme}"
             calm(page)
         page.emulate_media(color_scheme="light")
     assert colours["light"] != colours["dark"]
+    assert missing == []
+    assert told == []
 
 
 def fits(page: Page, width: int, name: str) -> None:

@@ -12,9 +12,12 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 from support.large_workspaces import make_many_tensors
+from support.quick_pages import prepared_once
 from support.store_reads import Reads, counted_reads
 
 from ders_core.jobs.workspace import Workspace
+
+__all__ = ["prepared_once"]
 
 ROOT = Path(__file__).parents[2]
 

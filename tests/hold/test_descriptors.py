@@ -66,12 +66,12 @@ LONG_KEPT = {"STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL": "600"}
 """Settings: a session is kept for 2 seconds, and longer than any test takes."""
 
 
-def open_in(server: psutil.Process, expected: int | None = None) -> int:
-    """How many files a server holds, when those who left are forgotten: the fewest of 5 seconds; if
-    a number is expected, as soon as there are no more."""
-    fewest, end = server.num_fds(), time.monotonic() + (5 if expected is None else 60)
+def open_in(server: psutil.Process, expected: int | None = None, patience: float = 3) -> int:
+    """How many files a server holds, when those who left are forgotten: the fewest of some seconds;
+    if a number is expected, as soon as there are no more."""
+    fewest, end = server.num_fds(), time.monotonic() + (patience if expected is None else 60)
     while time.monotonic() < end and (expected is None or fewest > expected):
-        time.sleep(0.2)
+        time.sleep(0.1)
         fewest = min(fewest, server.num_fds())
     return fewest
 
@@ -97,7 +97,7 @@ def small_server(
             while not (found := re.search(r"http://127\S+", log.read_text(errors="replace"))):
                 assert server.poll() is None, log.read_text(errors="replace")
                 assert time.monotonic() < end
-                time.sleep(0.2)
+                time.sleep(0.1)
             yield found[0], psutil.Process(server.pid)
         finally:
             server.terminate()
@@ -120,7 +120,7 @@ def test_sessions_that_are_kept_hold_nothing_open(tmp_path: Path) -> None:
     with small_server(tmp_path, LONG_KEPT) as (address, server):
         visitor = Visitor(address)
         visitor.look()
-        before = open_in(server)
+        before = open_in(server, patience=1)  # nobody is forgotten
         others = [Visitor(address) for _ in range(8)]
         for other in others:
             other.look()

@@ -15,19 +15,26 @@ ALSO = ("heading-order",)
 PATIENCE = 20
 """Seconds for colours to fade into those of another theme, and for what moves to stand still."""
 
-OPTIONS = {"resultTypes": ["violations"]}
+OF_COLOURS = ("color-contrast", "link-in-text-block")
+"""Rules whose findings may differ between two themes of one page."""
 
 
-def grave_findings(page: Page) -> list[str]:
-    """Rule, element and reason of every finding that matters, once the page is still."""
+def grave_findings(page: Page, *rules: str) -> list[str]:
+    """Rule, element and reason of every finding that matters, once the page is still.
+
+    rules: of axe-core; all of them, if none is named.
+    """
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": list(rules)}
     until = time.monotonic() + PATIENCE
-    while (found := _findings(page)) and time.monotonic() < until:
+    while (found := _findings(page, options)) and time.monotonic() < until:
         page.wait_for_timeout(500)
     return found
 
 
-def _findings(page: Page) -> list[str]:
-    violations: list[dict[str, Any]] = Axe().run(page, options=OPTIONS).response["violations"]
+def _findings(page: Page, options: dict[str, Any]) -> list[str]:
+    violations: list[dict[str, Any]] = Axe().run(page, options=options).response["violations"]
     return [
         f"{each['id']}: {node['html'][:200]}: {node['failureSummary']}"
         for each in violations

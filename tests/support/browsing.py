@@ -29,10 +29,14 @@ REFERENCES = "[...document.querySelectorAll('[src], link[href]')].map(e => e.src
 
 STILL = """
 const still = new CSSStyleSheet();
-still.replaceSync("*, *::before, *::after { animation-iteration-count: 1 !important }");
+still.replaceSync(`*, *::before, *::after {
+    animation-iteration-count: 1 !important;
+    transition: none !important;
+}`);
 document.adoptedStyleSheets = [still];
 """
-"""What turns and pulses without end keeps a core busy for as long as a test waits."""
+"""What turns and pulses without end keeps a core busy for as long as a test waits, and colours that
+fade into others are waited for."""
 
 
 @contextmanager
@@ -50,6 +54,14 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()
+
+
+def drawn(page: Page, address: str) -> None:
+    """Go to an address, and wait until its page is drawn."""
+    page.goto(address)
+    app = page.get_by_test_id("stApp")
+    expect(app).to_have_attribute("data-test-script-state", "notRunning")
+    expect(page.get_by_test_id("stSidebar").get_by_text("Worker")).to_be_attached()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 class LocalServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # a client that finds no place tries again a second later
 
     @contextmanager
     def at_work(self) -> Iterator[Self]:

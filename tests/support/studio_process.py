@@ -88,7 +88,7 @@ def running_studio(
         try:
             while (printed := _printed_address(log)) is None:
                 assert app.poll() is None, f"the app has ended:\n{_tail(log)}"
-                time.sleep(0.2)
+                time.sleep(0.05)
             address, _, token = printed.partition("/?token=")
             yield Studio(address.rstrip("/"), workspace, app, log, token)
         finally:
@@ -126,7 +126,7 @@ def end_processes(workspace: Path) -> None:
                     end(process)
             signalled |= left
             known |= left
-            time.sleep(0.1)
+            time.sleep(0.05)
     assert not left, f"cannot be ended: {left}"
 
 

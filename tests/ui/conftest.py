@@ -7,24 +7,17 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from streamlit.runtime.scriptrunner.script_cache import ScriptCache
-from streamlit.testing.v1 import AppTest, local_script_runner
+from streamlit.testing.v1 import AppTest
+from support.quick_pages import prepared_once
 
 from ders_core.jobs import Workspace
 from ders_core.jobs.worker import run_worker
 
+__all__ = ["prepared_once"]
+
 ROOT = Path(__file__).parents[2]
 
 Open = Callable[[str], AppTest]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiled_once() -> Iterator[None]:
-    """A page is compiled once, as by a server, and not for each refresh."""
-    compiled = ScriptCache()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_script_runner, "ScriptCache", lambda: compiled)
-        yield
 
 
 @pytest.fixture
