@@ -21,7 +21,7 @@ def high_sum(positions: np.ndarray, low_bits: int) -> int:
         position = positions[number]
         total += (position - before - 1) >> low_bits
         before = position
-    return total
+    return int(total)
 
 
 @loop
