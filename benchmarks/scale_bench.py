@@ -19,7 +19,7 @@ from upcycled import FFN, HIDDEN, evict, first_layers, make_checkpoint, weight_f
 
 WORKS = str(Path(__file__).with_name("scale_works.py"))
 
-LINES_A_COPY = 3
+LINES_A_COPY = 4
 """So many lines that follow each other are compared with one copy."""
 
 
@@ -120,8 +120,8 @@ class Bench:
         self._copy.lines = 0
 
     def copied(self, source: Path) -> float:
-        """Seconds of `cp` and the `sync` after it, beside this line or one of the last two; adds
-        its line where it copies."""
+        """Seconds of `cp` and the `sync` after it, beside this line or one of the last three;
+        adds its line where it copies."""
         if self._copy.source != source or not self._copy.lines:
             self._copy = Copy(source, self._copy_now(source), LINES_A_COPY)
             title = f"cp and sync of {gigabytes(source):.2f} GB"
