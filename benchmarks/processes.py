@@ -61,8 +61,13 @@ def measure(script: str, *arguments: str) -> Measured:
     command = [sys.executable, script, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         watch = _Watch(child.pid)
-        out, _ = child.communicate()
-        watch.stop()
+        try:
+            out, _ = child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            watch.stop()
     lines = [line for line in out.splitlines() if line.startswith(MARK)]
     if child.returncode or not lines:
         raise SystemExit(f"{' '.join(arguments)} failed with {child.returncode}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest.mock import patch
@@ -22,6 +23,7 @@ from ders_core.compute.krylov import Dense
 from ders_core.decompose.averages import around_mean
 from ders_core.jobs import Engine
 from ders_core.packed.open import open_checkpoint
+from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.calibration import write_calibration
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
@@ -29,6 +31,10 @@ from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
 
 ANALYSIS = "analysis"
+SMALL_MODEL = Path("small", "model")
+"""Beside the checkpoints: what loops are compiled on."""
+
+DECODED_TIMES = 5
 CALIBRATED = "4 bits, calibrated"
 CALIBRATION = "calibration.safetensors"
 RECIPES: Mapping[str, str] = {
@@ -70,10 +76,13 @@ def one(what: str, place: Path, rest: list[str]) -> None:
             load(place, int(threads), device)
         case "warm", names:
             report(lambda: warm(place, names))
+        case "decode", []:
+            report(lambda: decoded(place))
         case "open", []:
             report(lambda: summarize(place).bytes_total)
         case "similarity", [how]:
             read_all(place)
+            ours(place.parent / SMALL_MODEL)  # loads compiled loops
             report(lambda: plain_similarity(place) if how == "plain" else ours(place))
         case "threshold" | "spectrum", [how]:
             delta = next(iter(around_mean(open_checkpoint(place).groups()[0]).deltas()))
@@ -138,6 +147,19 @@ def load(place: Path, threads: int, device: str) -> None:
 
     torch.set_num_threads(threads)
     report(lambda: sum(each.numel() for each in load_model(place, device=device).parameters()))
+
+
+def decoded(place: Path) -> float:
+    """Weights a second that one thread makes of a packed expert and its base, at best."""
+    torch.set_num_threads(1)
+    source = PackedCheckpoint(place)
+    stack, seconds = source.manifest.stacks[0], []
+    weights = source.matrices.weight(stack, 0).numel()  # the base is in memory now
+    for _ in range(DECODED_TIMES):
+        begun = time.process_time()
+        source.matrices.weight(stack, 0)
+        seconds.append(time.process_time() - begun)
+    return weights / min(seconds)
 
 
 def read_all(place: Path) -> int:

@@ -12,14 +12,14 @@ from ders_core.analysis.similarity import GroupStatistics, group_statistics
 from ders_core.analysis.spectra import SPECTRA, Spectra, Spectrum, group_spectra
 from ders_core.analysis.tables import COLUMNS, SMALL, Analysis
 from ders_core.checkpoint import Checkpoint, ExpertGroup
-from ders_core.compute.buffers import keep_small_blocks
+from ders_core.compute.buffers import fresh, keep_small_blocks, memory_is_reused
 from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.decompose.clusters import Clusters
 from ders_core.errors import CheckpointError
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, held_files, same_inputs, unchanged_inputs
-from ders_core.later import np, pd, torch
+from ders_core.later import np, pd
 from ders_core.packed.open import open_checkpoint
 
 Rows = dict[str, "pd.DataFrame"]
@@ -56,6 +56,7 @@ class GroupTables:
 
 
 @unchanged_inputs()
+@memory_is_reused()
 def analyze(
     checkpoint: Checkpoint,
     *,
@@ -127,7 +128,7 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
         checkpoint.store.hold()
         group = checkpoint.group(task.layer, task.projection)
         stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
-        base = torch.empty(stored.shape[1:], dtype=group.dtype.torch)
+        base = fresh(stored.shape[1:], group.dtype.torch)
         statistics = group_statistics(stored, task.device, base)
         if stored is not group:
             statistics = statistics.transposed()

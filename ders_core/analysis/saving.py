@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ders_core.codecs.fitting.gaussian_error import bits_of_entropy_coding, of_entropy_coding
+from ders_core.compute.gaussian_error import bits_of_entropy_coding, of_entropy_coding
 from ders_core.later import np
 
 PLAIN = 4.0

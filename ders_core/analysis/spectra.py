@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ from ders_core.compute import kernels
 from ders_core.compute.buffers import borrow
 from ders_core.compute.magnitude import scale_for
 from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.compute.threads import side_by_side
+from ders_core.compute.threads import side_by_side, threads_for
 from ders_core.later import np, torch
 
 Spectra = Literal["none", "head", "curve", "exact"]
@@ -100,15 +100,24 @@ def group_spectra(
     """
     where = torch.device(device)
     exact = kind == "exact" or min(base.shape) <= EXACT_BELOW
-    with ExitStack() as memory, side_by_side(where) as pool:
-        dtype = torch.float32 if exact else product_dtype(where)
-        desk = _Desk(base.to(where), dtype, memory)
+    dtype = torch.float32 if exact else product_dtype(where)
+    held = base.numel() * (base.dtype.itemsize + dtype.itemsize)
+    threads = threads_for(group.shape[0], held, where)
+    with ExitStack() as memory, side_by_side(where, threads) as pool:
+        there = base.to(where)
+        desks = deque(_Desk(there, dtype, memory) for _ in range(threads))
 
         def find(expert: int) -> Spectrum:
             norm = float(norms[expert])
             if not norm and not exact:
                 return spectrum_of(np.zeros(min(base.shape)))
-            delta = desk.delta(group, expert)
+            desk = desks.popleft()
+            try:
+                return found_in(desk.delta(group, expert), norm)
+            finally:
+                desks.append(desk)
+
+        def found_in(delta: torch.Tensor, norm: float) -> Spectrum:
             scale = scale_for(norm)
             if scale != 1:
                 delta /= scale
@@ -130,8 +139,8 @@ def _spectrum_of_head(sigma: np.ndarray, norm: float) -> Spectrum:
     return Spectrum(np.arange(1, len(sigma) + 1), sigma, energy, float("nan"), stable)
 
 
-class _Desk(threading.local):
-    """Where one thread makes deltas; its memory is used for one expert after another."""
+class _Desk:
+    """Where one thread at a time makes deltas; its memory is used for one expert after another."""
 
     def __init__(self, base: torch.Tensor, dtype: torch.dtype, memory: ExitStack) -> None:
         shape = tuple(base.shape)

@@ -10,7 +10,6 @@ from ders_core.analysis import Verdict, sampled_verdict
 from ders_core.checkpoint import Checkpoint
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe.numbers import spell_numbers
-from ders_core.runtime.resident import resident_bytes
 from ders_core.units import bytes_text
 
 
@@ -93,13 +92,21 @@ def summarize(checkpoint: str | Path | Checkpoint, verdict: Verdict | None = Non
         dtype=source.dtype.name,
         bytes_total=source.bytes_total,
         packed_bytes=source.packed_bytes,
-        bytes_in_memory=resident_bytes(source),
+        bytes_in_memory=_bytes_in_memory(source),
         bytes_experts=source.bytes_experts,
         expert_share=source.expert_share,
         left_aside=beside.left_aside,
         linked_out=beside.linked_out,
         upcycled=verdict or sampled_verdict(source),
     )
+
+
+def _bytes_in_memory(source: Checkpoint) -> tuple[int, int] | None:
+    if source.packed_bytes is None:
+        return None  # at once: an original needs no codec, and importing them all takes a while
+    from ders_core.runtime.resident import resident_bytes
+
+    return resident_bytes(source)
 
 
 def _shared(source: Checkpoint) -> str | None:

@@ -15,7 +15,6 @@ from ders_core.codecs.coding.earlier import classed_stream, even_stream
 from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.delta_entries import DifferenceEntries, MatrixEntries
 from ders_core.codecs.delta_entries import Entries as DeltaEntries
-from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.by_knob import coded_by_knob
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Apart, Nearest, Unbiased
@@ -25,6 +24,7 @@ from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_o
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
+from ders_core.compute import gaussian_error
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec

@@ -17,7 +17,6 @@ from ders_core.codecs.coding.packing import (
     packed_bytes,
     packed_trits_bytes,
 )
-from ders_core.codecs.fitting import gaussian_error
 from ders_core.codecs.fitting.blocks import Blocks, column_weights
 from ders_core.codecs.fitting.code_products import routed_codes
 from ders_core.codecs.fitting.codes import CHUNK, Lines, decoded
@@ -35,6 +34,7 @@ from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
 from ders_core.codecs.tunable import Tunable
+from ders_core.compute import gaussian_error
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import chunk_values, pieces
 from ders_core.files.dtype import Dtype

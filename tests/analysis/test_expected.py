@@ -30,7 +30,7 @@ from ders_core.codecs import (
     Sparse,
     make_codec,
 )
-from ders_core.codecs.fitting.gaussian_error import (
+from ders_core.compute.gaussian_error import (
     ENTROPY_CODED,
     GISH_PIERCE,
     LLOYD_MAX,

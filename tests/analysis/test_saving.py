@@ -15,7 +15,7 @@ from ders_core.analysis import analyze, sampled_verdict
 from ders_core.analysis.saving import SharedEnergy, expense
 from ders_core.checkpoint import Checkpoint, ExpertGroup
 from ders_core.codecs import EncodeContext, Entropy
-from ders_core.codecs.fitting.gaussian_error import bits_of_entropy_coding, of_entropy_coding
+from ders_core.compute.gaussian_error import bits_of_entropy_coding, of_entropy_coding
 from ders_core.demo.result import MOE
 from ders_core.demo.unpack import TRAINED
 from ders_core.packed.open import open_checkpoint

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ders_core.analysis import (
-    Analysis,
-    rank_for_energy,
-)
+from ders_core.analysis import Analysis, rank_for_energy, spectra
 from ders_core.analysis.spectra import POINTS, singular_values, spectrum
+from ders_core.compute import threads
 from ders_core.decompose.averages import around_mean
 from ders_core.packed.open import open_checkpoint
 
@@ -49,3 +49,31 @@ def test_rank_for_energy_is_the_smallest(analysis: Analysis, mixtral_dir: Path) 
     for energy in (0.5, 0.9, 0.99):
         wanted = int(np.searchsorted(kept, energy)) + 1
         assert rank_for_energy(analysis, 0, "gate", energy) == wanted
+
+
+@pytest.mark.parametrize("fitting", [1, 3])
+def test_threads_hold_as_many_deltas_as_fit(
+    mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch, fitting: int
+) -> None:
+    """However many threads there are; and values do not depend on it."""
+    group = open_checkpoint(mixtral_dir).group(0, "gate")
+    experts, out, width = group.shape
+    values, base = group.read(), around_mean(group).base
+    norms = (values.double() - base.double()).flatten(1).norm(dim=1).numpy()
+    one_by_one = spectra.group_spectra(group, base, norms, "exact")
+    borrowed = []
+
+    @contextmanager
+    def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        borrowed.append(dtype)
+        yield torch.empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(spectra, "borrow", borrow)
+    held = out * width * (values.dtype.itemsize + torch.float32.itemsize)
+    monkeypatch.setattr(threads, "WORKING_BYTES", fitting * held)
+    with threads.threads_of_torch(16):
+        many = spectra.group_spectra(group, base, norms, "exact")
+    assert experts > 3
+    assert borrowed.count(torch.float32) == fitting
+    for one, other in zip(one_by_one, many, strict=True):
+        assert np.array_equal(one.singular_value, other.singular_value)

@@ -12,7 +12,14 @@ from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
 from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of
 from ders_core.codecs.coding.level_tables import MOST_LEVELS, Alphabet, Push
-from ders_core.codecs.coding.rans import BITS, MOST_LANES_LOG2, Popper, Pusher, Table
+from ders_core.codecs.coding.rans import (
+    BITS,
+    MOST_LANES_LOG2,
+    WORD_BITS,
+    Popper,
+    Pusher,
+    Table,
+)
 from ders_core.codecs.coding.sections import read_section, section_of
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
@@ -106,7 +113,7 @@ def write(
     for section in sections:
         section.head(writer)
     if pushes:
-        pusher = Pusher(1 << lanes_log2, sum(push.symbols.size for push in pushes))
+        pusher = Pusher(1 << lanes_log2, bits // WORD_BITS)
         for push in reversed(pushes):
             pusher.push(push.symbols, push.table, push.numbers)
         states, words = pusher.stack()

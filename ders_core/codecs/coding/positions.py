@@ -4,10 +4,9 @@
 (Fano 1971, Elias 1974), which keeps the low bits of each position as they are and the high bits in
 unary, about 2 + log2(size / count) bits a position.
 
-*Shortest* takes a bitmap, or the gaps between positions in Rice code (Rice 1979): the low k bits of
-each gap as they are, the rest in unary. With the best k it is never longer than Elias-Fano, and
-within 4 % of the entropy of positions drawn at random. Its first byte is the form: 0 a bitmap,
-1 + k Rice.
+*Shortest* takes a bitmap, or the gaps between positions in Rice code (`rice.py`). With the best k
+it is never longer than Elias-Fano, and within 4 % of the entropy of positions drawn at random. Its
+first byte is the form: 0 a bitmap, 1 + k Rice.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ders_core.codecs.coding import rice
+from ders_core.codecs.coding.bitmaps import bitmap_of, positions_in
 from ders_core.codecs.coding.packing import pack, packed_bytes, unpack
-from ders_core.compute.pieces import at_least, chunk_values
 from ders_core.errors import CodecError
 from ders_core.later import torch
 
@@ -55,11 +55,11 @@ def encode_fixed(positions: torch.Tensor, size: int) -> torch.Tensor:
     if not count:
         return torch.empty(0, dtype=torch.uint8, device=positions.device)
     if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
-        return pack(_bitmap(positions, size), 1)
+        return bitmap_of(positions, size)
     low = _low_bits(size, count)
     ranks = torch.arange(count, dtype=torch.int64, device=positions.device)
-    unary = _bitmap((positions >> low) + ranks, _high_length(size, count, low))
-    return torch.cat([pack(positions & ((1 << low) - 1), low), pack(unary, 1)])
+    unary = bitmap_of((positions >> low) + ranks, _high_length(size, count, low))
+    return torch.cat([pack(positions & ((1 << low) - 1), low), unary])
 
 
 def decode_fixed(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
@@ -67,12 +67,10 @@ def decode_fixed(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
     if not count:
         return torch.empty(0, dtype=torch.int64, device=packed.device)
     if packed_bytes(size, 1) <= _elias_fano_bytes(size, count):
-        positions = at_least(unpack(packed, 1, size, torch.uint8), 1)
-        return _checked(positions, size, count)
+        return _checked(positions_in(packed, size, count + 1), size, count)
     low = _low_bits(size, count)
     split = packed_bytes(count, low)
-    unary = unpack(packed[split:], 1, _high_length(size, count, low), torch.uint8)
-    high = at_least(unary, 1)[:count]
+    high = positions_in(packed[split:], _high_length(size, count, low), count)
     _check_count(high, count)
     high = high - torch.arange(count, device=packed.device)
     return _checked((high << low) | unpack(packed[:split], low, count, torch.int64), size, count)
@@ -83,20 +81,16 @@ def encode_shortest(positions: torch.Tensor, size: int) -> torch.Tensor:
     count = positions.numel()
     if not count:
         return torch.empty(0, dtype=torch.uint8, device=positions.device)
-    gaps = _gaps(positions)
     guess = _low_bits(size, count)
     forms = [
-        (packed_bytes(count, low) + packed_bytes(count + _steps(gaps, low), 1), 1 + low)
+        (packed_bytes(count, low) + packed_bytes(rice.unary_length(positions, low), 1), 1 + low)
         for low in range(max(guess - 1, 0), guess + 2)
     ]
     _, form = min([(packed_bytes(size, 1), BITMAP), *forms])
     tag = torch.tensor([form], dtype=torch.uint8, device=positions.device)
-    if form == BITMAP:
-        return torch.cat([tag, pack(_bitmap(positions, size), 1)])
-    low = form - 1
-    ends = (gaps >> low).add_(1).cumsum_(0).sub_(1)  # of each unary number, a one after zeros
-    unary = _bitmap(ends, int(ends[-1]) + 1)
-    return torch.cat([tag, pack(gaps & ((1 << low) - 1), low), pack(unary, 1)])
+    is_bitmap = form == BITMAP
+    coded = bitmap_of(positions, size) if is_bitmap else rice.encode(positions, form - 1)
+    return torch.cat([tag, coded])
 
 
 def decode_shortest(packed: torch.Tensor, size: int, count: int) -> torch.Tensor:
@@ -107,17 +101,14 @@ def decode_shortest(packed: torch.Tensor, size: int, count: int) -> torch.Tensor
     body = packed[1:]
     if form == BITMAP:
         _check_length(body, packed_bytes(size, 1))
-        return _checked(at_least(unpack(body, 1, size, torch.uint8), 1), size, count)
+        return _checked(positions_in(body, size, count + 1), size, count)
     low = form - 1
-    split = packed_bytes(count, low)
-    if low > MOST_LOW_BITS or body.numel() <= split:
+    if low > MOST_LOW_BITS or body.numel() <= packed_bytes(count, low):
         raise _damaged()
-    unary = unpack(body[split:], 1, 8 * (body.numel() - split), torch.uint8)
-    ends = at_least(unary, 1)
-    _check_count(ends, count)
-    gaps = _gaps(ends).bitwise_left_shift_(low)
-    gaps |= unpack(body[:split], low, count, torch.int64)
-    return _checked(gaps.add_(1).cumsum_(0).sub_(1), size, count)
+    positions = rice.decode(body, low, count)
+    if positions is None:
+        raise _damaged()
+    return _checked(positions, size, count)
 
 
 @dataclass(frozen=True)
@@ -136,25 +127,6 @@ POSITION_FORMS = {
     "fixed": PositionForm(fixed_bytes, encode_fixed, decode_fixed, is_exact=True),
 }
 """By their names in recipes."""
-
-
-def _gaps(positions: torch.Tensor) -> torch.Tensor:
-    """How many numbers are between neighbours, and before the first: int64 `[count]`."""
-    gaps = positions - 1
-    gaps[1:] -= positions[:-1]
-    gaps[:1] += 1
-    return gaps
-
-
-def _steps(gaps: torch.Tensor, low: int) -> int:
-    """Σ gap >> low."""
-    return sum(int((piece >> low).sum()) for piece in gaps.split(chunk_values(gaps.device)))
-
-
-def _bitmap(positions: torch.Tensor, size: int) -> torch.Tensor:
-    bitmap = torch.zeros(size, dtype=torch.uint8, device=positions.device)
-    bitmap[positions] = 1
-    return bitmap
 
 
 def _checked(positions: torch.Tensor, size: int, count: int) -> torch.Tensor:

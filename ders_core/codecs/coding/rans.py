@@ -30,6 +30,11 @@ START = 1 << 16
 
 MOST_LANES_LOG2 = 10
 
+WORD_BITS = 16
+
+PIECE = 1 << 16
+"""Symbols that are pushed before there must be room for the next ones; lanes divide it."""
+
 
 class Table:
     """frequencies: int64 `[symbols]`, that sum to 2^bits. Raises CodecError if they do not."""
@@ -110,12 +115,13 @@ class Tables:
 
 
 class Pusher:
-    """A stack to push to. lanes: a power of two. most: how many symbols it takes."""
+    """A stack to push to. lanes: a power of two. words: about how many it will have; there may be
+    more, for which it takes other memory."""
 
-    def __init__(self, lanes: int, most: int) -> None:
+    def __init__(self, lanes: int, words: int) -> None:
         self._states = np.full(lanes, START, dtype=np.uint32)
-        self._room = fresh_array(most + 1, np.uint16)  # filled from its end on
-        self._at = most + 1
+        self._room = fresh_array(words + PIECE, np.uint16)  # filled from its end on
+        self._at = len(self._room)
 
     def push(self, symbols: np.ndarray, table: Table, numbers: np.ndarray | None = None) -> None:
         """symbols: uint16 `[n]`, which occur in the table; they are popped in this order. numbers:
@@ -123,14 +129,27 @@ class Pusher:
         if table.alone is not None or not symbols.size:
             return
         info = table.info if numbers is None else table.info[numbers]
-        if not kernels.takes():
-            self._push_plainly(symbols, info, table.bits)
-            return
-        from ders_core.compute.kernels import rans
-
         inverse = table.inverse if numbers is None else table.inverse[numbers]
-        given = info, inverse, table.bits, np.ascontiguousarray(symbols)
-        self._at = rans.push(self._states, *given, self._room, self._at)
+        symbols = np.ascontiguousarray(symbols)
+        for begin in reversed(range(0, len(symbols), PIECE)):
+            piece = symbols[begin : begin + PIECE]
+            self._make_room(len(piece))
+            if not kernels.takes():
+                self._push_plainly(piece, info, table.bits)
+                continue
+            from ders_core.compute.kernels import rans
+
+            given = info, inverse, table.bits, piece
+            self._at = rans.push(self._states, *given, self._room, self._at)
+
+    def _make_room(self, symbols: int) -> None:
+        """For so many more: each becomes a word at most."""
+        if self._at > symbols:
+            return
+        filled = self._room[self._at :]
+        self._room = fresh_array(symbols + PIECE + len(self._room) * 5 // 4, np.uint16)
+        self._at = len(self._room) - len(filled)
+        self._room[self._at :] = filled
 
     def push_pieces(
         self,
@@ -143,6 +162,7 @@ class Pusher:
     ) -> None:
         """Cells of the usual tables, uint16 `[n]`, so many at a time; after each piece the rare
         cells that belong to it, up to its end, int64, among all of them."""
+        self._make_room(len(cells) + len(rare_cells))
         begins = [0, *rare_ends.tolist()[:-1]]
         if not kernels.takes():
             for number in reversed(range(len(rare_ends))):

@@ -10,12 +10,7 @@ multiplied by gain.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from ders_core.compute.kernels.floats import (
     BFLOAT16,
@@ -26,6 +21,7 @@ from ders_core.compute.kernels.floats import (
     widen,
 )
 from ders_core.compute.kernels.loop import loop, part_apart
+from ders_core.compute.kernels.words import trailing_zeros
 
 CODES = 3
 SCALED = 128
@@ -33,16 +29,6 @@ WORD = 64
 NIBBLE = 4
 
 ONE, ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _trailing_zeros(context: Any, word: Any) -> Any:
-    """How many zeros are below the lowest one, of a uint64 that has one."""
-
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), generate
 
 
 @part_apart
@@ -65,7 +51,7 @@ def _read_places(
             word &= np.uint64(ALL >> np.uint64(63 - ((marks_end - 1) & 63)))
         begin = number * WORD - marks_begin
         while word != 0 and count < places.size:
-            places[count] = begin + _trailing_zeros(word) - count
+            places[count] = begin + trailing_zeros(word) - count
             word &= np.uint64(word - ONE)
             count += 1
         number += 1

@@ -1,0 +1,168 @@
+"""The files that `benchmarks/scale.py` measures on, its baselines, and what it measured so far."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from processes import Measured, measure
+from scale_table import Goal, Table, Taken
+from upcycled import FFN, HIDDEN, evict, first_layers, make_checkpoint, weight_files
+
+WORKS = str(Path(__file__).with_name("scale_works.py"))
+
+LINES_A_COPY = 4
+"""So many lines that follow each other are compared with one copy."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What bounds a loop, on one thread: copy, ns to copy a weight in bfloat16; products, the
+    floating-point operations in a second of products of large matrices in float32."""
+
+    copy: float
+    products: float
+
+    @classmethod
+    def measured(cls) -> Machine:
+        torch.set_num_threads(1)
+        source = torch.ones(1 << 26, dtype=torch.bfloat16)
+        target, matrix = torch.empty_like(source), torch.ones(2048, 2048)
+        copying = min(seconds(lambda: target.copy_(source)) for _ in range(10))
+        product = min(seconds(lambda: matrix @ matrix) for _ in range(5))
+        return cls(1e9 * copying / source.numel(), 2.0 * 2048**3 / product)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+@dataclass
+class Copy:
+    """Of `source`: what it took, and with how many more lines it is compared."""
+
+    source: Path
+    seconds: float
+    lines: int
+
+
+class Bench:
+    """Makes the checkpoints, measures, and keeps what lines took.
+
+    experts: of a layer. only: lines whose titles contain one of these words, all if there are none;
+    without: lines whose titles contain one of these are left out.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        device: str,
+        layers: int,
+        experts: int,
+        only: Sequence[str] = (),
+        without: Sequence[str] = (),
+    ) -> None:
+        self.place, self.device, self.layers, self.experts = place, device, layers, experts
+        self._only, self._without = only, without
+        self.table, self._copy = Table(), Copy(place, 0.0, 0)
+
+    def has(self, title: str) -> bool:
+        """Whether the words on the command line choose this line."""
+        chosen = not self._only or any(word in title for word in self._only)
+        return chosen and not any(word in title for word in self._without)
+
+    @cached_property
+    def full(self) -> Path:
+        make_checkpoint(self.place / "full", self.layers, experts=self.experts)
+        return self.place / "full"
+
+    def first(self, layers: int) -> Path:
+        directory = self.place / f"first{layers}"
+        return first_layers(self.full, directory, layers, experts=self.experts)
+
+    @cached_property
+    def machine(self) -> Machine:
+        return Machine.measured()
+
+    def cold(self, what: str, source: Path, *rest: str) -> Measured:
+        evict(source)
+        return measure(WORKS, what, str(source), *rest)
+
+    @contextmanager
+    def out(self) -> Iterator[Path]:
+        path = self.place / "out"
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def read(self) -> float:
+        """Seconds of `cat` of the whole checkpoint; adds its line."""
+        evict(self.full)
+        files = [*weight_files(self.full)]
+        command = ["cat", *map(str, files)]
+        taken = seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+        self.add(f"cat of {gigabytes(self.full):.2f} GB", None, Taken(taken, 1.0))
+        return taken
+
+    def forget_copy(self) -> None:
+        """Copy anew for the next line."""
+        self._copy.lines = 0
+
+    def copied(self, source: Path) -> float:
+        """Seconds of `cp` and the `sync` after it, beside this line or one of the last three;
+        adds its line where it copies."""
+        if self._copy.source != source or not self._copy.lines:
+            self._copy = Copy(source, self._copy_now(source), LINES_A_COPY)
+            title = f"cp and sync of {gigabytes(source):.2f} GB"
+            self.add(title, None, Taken(self._copy.seconds, 1.0))
+        self._copy.lines -= 1
+        return self._copy.seconds
+
+    def _copy_now(self, source: Path) -> float:
+        evict(source)
+        with self.out() as out:
+
+            def copy() -> None:
+                subprocess.run(["cp", "-rL", source, out], check=True)
+                subprocess.run(["sync", "-f", out], check=True)
+
+            return seconds(copy)
+
+    def timed(
+        self,
+        title: str,
+        goal: Goal,
+        cost: Measured,
+        baseline: float,
+        layers: int,
+        products: float = 0.0,
+    ) -> None:
+        """Add what a process took that worked on the weights of the experts of so many layers.
+
+        baseline: seconds. products: floating-point operations of products of matrices that the
+        work is made of, if these bound it, and not memory.
+        """
+        weights = layers * self.experts * 3 * FFN * HIDDEN
+        limit = self.machine.copy, "copy"
+        if products:
+            limit = 1e9 * products / self.machine.products / weights, "products"
+        self.add(title, goal, Taken(cost.seconds, cost.seconds / baseline, cost, weights, limit))
+
+    def add(self, title: str, goal: Goal | None, taken: Taken) -> None:
+        print(f"{title}: {taken.seconds:.2f} s, {taken.ratio:.2f}", file=sys.stderr, flush=True)
+        self.table.add(title, goal, taken)
+
+
+def gigabytes(directory: Path) -> float:
+    return sum(path.stat().st_size for path in weight_files(directory)) / 1e9
