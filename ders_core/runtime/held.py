@@ -92,7 +92,7 @@ class PackedHeldGroup(HeldGroup):
 
     dtype: of the weights that it stands for. Bases are held decoded, in the dtype in which
     they are added to deltas; a kept group holds its weights. Tensors are buffers that no state dict
-    knows.
+    knows. Where the model is moved to another dtype, bases and kept weights are.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class PackedHeldGroup(HeldGroup):
         for part, pieces in codes.pieces.items():
             for row, piece in enumerate(pieces):
                 self._hold(f"{part} {row}", piece.to(device))
+        self._codes = [] if self._codec.keeps else [*self._names.values()]
         self._places = [matrices.place(group, expert) for expert in range(group.shape[0])]
         self.shape, self.bases = group.shape, group.base_count
         exact = matrices.base_dtype(group, dtype)
@@ -129,14 +130,25 @@ class PackedHeldGroup(HeldGroup):
         self._names[name] = f"part{len(self._names)}"
         self.register_buffer(self._names[name], tensor, persistent=False)
 
+    def buffer_of(self, name: str) -> str:
+        """The buffer that holds a part, or `base 0` and so on."""
+        return self._names[name]
+
     def _held(self, name: str) -> torch.Tensor:
-        return self.get_buffer(self._names[name])
+        return self.get_buffer(self.buffer_of(name))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """What moves a model to a device or dtype: products are prepared anew."""
+        """What moves a model to a device or dtype: products are prepared anew, and codes go to the
+        device alone, whose numbers are no weights."""
         self._routed, self._grouped = Prepared(), Prepared()
         self._of_experts.clear()
-        return super()._apply(fn, recurse)
+        before = {name: self.get_buffer(name) for name in self._codes}
+        moved = super()._apply(fn, recurse)
+        for name, codes in before.items():
+            now = self.get_buffer(name)
+            if now.dtype is not codes.dtype:
+                self._buffers[name] = codes.to(now.device)
+        return moved
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy prepares products of its own."""

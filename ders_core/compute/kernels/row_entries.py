@@ -115,8 +115,8 @@ def _read_values(
     elif kind == BFLOAT16:  # in vectors
         stored = values[first : first + count]
         for place in range(count):
-            bits = np.uint32(np.uint32(stored[place]) << np.uint32(16))
-            found[place] = float_of(bits) * gain
+            wide = np.uint32(np.uint32(stored[place]) << np.uint32(16))
+            found[place] = float_of(wide) * gain
     else:
         for place in range(count):
             found[place] = widen(values[first + place], kind) * gain
