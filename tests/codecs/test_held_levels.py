@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
+from ders_core.packed.reader import PackedCheckpoint
 
 LARGE = (300, 700)
 """With this shape the forms are those that are named here."""
@@ -181,3 +183,24 @@ def test_small_codes_come_back(bits: int, count: int, seed: int) -> None:
 
 def test_widths_of_small_codes() -> None:
     assert [width_of(count) for count in (1, 2, 3, 4, 5, 16, 17, 256)] == [1, 1, 2, 2, 4, 4, 8, 8]
+
+
+def test_streams_of_earlier_versions_stay_as_they_are() -> None:
+    """Of even steps and of sensitive ones, as files of format version 2 hold them."""
+    packed = PackedCheckpoint(Path(__file__).parent.parent / "golden" / "v2-entropy")
+    for group in packed.manifest.groups:
+        codec, shape = group.group_codec().codec, group.shape[1:]
+        assert isinstance(codec, Entropy)
+        stream = packed.store.tensors[f"{group.prefix}.stream"].read(
+            slice(0, group.lengths["stream"][0])
+        )
+        parts, context = {"stream": stream}, EncodeContext(torch.float32, 0)
+        own = codec.held_parts(parts, shape, context)
+        assert Form.read(own[HELD]).kind == STREAM
+        held = codec.held_form(shape)
+        expected = codec.decode(parts, shape, context)
+        assert torch.equal(held.decode(own, shape, context), expected)
+        base = gauss(shape, 3)
+        assert torch.equal(held.unpack(own, base, context), codec.unpack(parts, base, context))
+        assert codec.held_lengths(begins_of(parts), shape)[HELD] == len(own[HELD])
+        assert held.routed(CodedExperts({}, shape, [context], {HELD: [own[HELD]]})) is None

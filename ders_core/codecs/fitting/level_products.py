@@ -157,10 +157,18 @@ class DenseLevels(LevelMatrix):
     count: int
 
     def decode(self) -> torch.Tensor:
-        rows, columns = self._all_steps
-        lines, levels = Lines(rows.unsqueeze(1), None), Levels(self.levels, uniform=False)
-        delta = decoded(self.codes, self.bits, lines, levels, self._blocks, None)
-        return delta if self.steps is None else delta.mul_(columns)
+        delta = self._decoded(None)
+        return delta if self.steps is None else delta.mul_(self.steps[1])
+
+    def onto(self, base: torch.Tensor) -> torch.Tensor:
+        """In one pass over memory, where columns have no steps."""
+        return self._decoded(base) if self.steps is None else super().onto(base)
+
+    def _decoded(self, base: torch.Tensor | None) -> torch.Tensor:
+        """Without the steps of columns, as of `decoded`."""
+        lines = Lines(self._all_steps[0].unsqueeze(1), None)
+        levels = Levels(self.levels, uniform=False)
+        return decoded(self.codes, self.bits, lines, levels, self._blocks, base)
 
     @property
     def takes_loops(self) -> bool:
