@@ -81,7 +81,7 @@ def test_deltas_and_weights_are_the_codecs_own(
                 assert error <= 2e-6 * float(expected.abs().max())
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     bits=st.sampled_from([0.1, 0.3, 0.7, 1.2, 2.5]),
     rounding=st.sampled_from(["nearest", "unbiased"]),
