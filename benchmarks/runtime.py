@@ -22,7 +22,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from versions import versions
 
-from ders_core.codecs import Codec, LowRank, Quantized, Sparse
+from ders_core.codecs import Codec, Entropy, LowRank, Quantized, Sparse
 from ders_core.demo.unpack import unpack_demo
 from ders_core.hf import load_model
 from ders_core.pipeline.compress import compress
@@ -35,8 +35,17 @@ CODECS: tuple[Codec, ...] = (
     Quantized(bits=1),
     Sparse(drop_rate=0.9),
     LowRank(rank=16),
+    Entropy(bits=0.3, rounding="unbiased"),
+    Entropy(bits=0.6, rounding="unbiased"),
+    Entropy(bits=1.3, rounding="unbiased"),
 )
-CODECS_OF_LAYER: tuple[Codec, ...] = (Quantized(bits=2), Quantized(bits=1), Sparse(drop_rate=0.9))
+CODECS_OF_LAYER: tuple[Codec, ...] = (
+    Quantized(bits=2),
+    Quantized(bits=1),
+    Sparse(drop_rate=0.9),
+    Entropy(bits=0.3, rounding="unbiased"),
+    Entropy(bits=0.6, rounding="unbiased"),
+)
 """Of the larger layer, which takes a while to pack."""
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
@@ -105,6 +114,18 @@ def tokens_of(batch: int, length: int) -> torch.Tensor:
     return torch.randint(0, 200, (batch, length), generator=random)
 
 
+def bases_of(module: Any) -> set[str]:
+    """Names of the buffers that all experts of a module share; none where these are whole."""
+    if not hasattr(module, "packed"):
+        return set()
+    groups = {name: module.packed.group(name) for name in module.packed.groups}
+    return {
+        f"packed.groups.{name}.{group.buffer_of(f'base {number}')}"
+        for name, group in groups.items()
+        for number in range(group.bases)
+    }
+
+
 @torch.inference_mode()
 def read_bytes(model: PreTrainedModel, batch: int) -> int:
     """Of experts, for a step of so many sequences: of bases and of each expert that is chosen."""
@@ -120,9 +141,9 @@ def read_bytes(model: PreTrainedModel, batch: int) -> int:
         hook.remove()
     total = 0.0
     for module, experts in chosen:
-        held = [*module.parameters(), *module.buffers()]
-        each = sum(tensor.nbytes for tensor in held if len(tensor) == module.num_experts)
-        always = sum(tensor.nbytes for tensor in held) - each
+        held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        each = sum(held[name].nbytes for name in held.keys() - bases_of(module))
+        always = sum(tensor.nbytes for tensor in held.values()) - each
         total += always + each * experts / module.num_experts
     return round(total)
 

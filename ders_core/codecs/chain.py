@@ -21,6 +21,7 @@ from ders_core.codecs.codec import (
     within,
 )
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedSum
 from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
@@ -183,6 +184,13 @@ class Chain(DeltaCodec):
             held |= prefixed(str(number), stage.held_parts(*of_stage))
         return held
 
+    def held_lengths(self, begins: PartBegins, shape: tuple[int, int]) -> dict[str, int]:
+        lengths: dict[str, int] = {}
+        for number, stage in enumerate(self.stages):
+            of_stage = stage.held_lengths(begins.within(str(number)), shape)
+            lengths |= prefixed(str(number), of_stage)
+        return lengths
+
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
         """The sum of the stages', if all have one."""
         stages = [stage.routed(each) for stage, each in self._coded_stages(coded)]
@@ -200,7 +208,8 @@ class Chain(DeltaCodec):
     def _coded_stages(self, coded: CodedExperts) -> Iterator[tuple[DeltaCodec, CodedExperts]]:
         for number, stage in enumerate(self.stages):
             contexts = [_of_stage(context, number) for context in coded.contexts]
-            yield stage, CodedExperts(within(str(number), coded.parts), coded.shape, contexts)
+            parts, pieces = within(str(number), coded.parts), within(str(number), coded.pieces)
+            yield stage, CodedExperts(parts, coded.shape, contexts, pieces)
 
     def multiplies(self, tokens: int) -> bool:
         return all(stage.multiplies(tokens) for stage in self.stages)

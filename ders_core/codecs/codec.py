@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ders_core.codecs.choice import Choice
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine as combine
@@ -231,6 +232,12 @@ class Codec(BaseModel, ABC):
         """The parts as those of `held_form`. Raises CodecError as `unpack` does."""
         return dict(parts)
 
+    def held_lengths(self, begins: PartBegins, shape: tuple[int, int]) -> dict[str, int]:
+        """How long the variable-length parts of `held_form` are, told before anything is decoded;
+        to a hundredth, where data decide. Raises CodecError for a part that is damaged where it
+        begins."""
+        return {part: begins.lengths[part] for part in self.held_form(shape).ragged}
+
     def dump(self) -> dict[str, Any]:
         """The codec as it is written in a recipe."""
         return {"codec": self.name, **self.model_dump(exclude_none=True)}
@@ -276,8 +283,8 @@ class DeltaCodec(Codec):
 
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
         """Products of a few tokens with the deltas of many experts at once, on a CPU, which share
-        memory with the parts; None where there are none that beat one `product` after another. A
-        codec with ragged parts is not asked."""
+        memory with the parts; None where there are none that beat one `product` after
+        another."""
         return None
 
     def grouped(self, coded: CodedExperts) -> GroupedProducts | None:

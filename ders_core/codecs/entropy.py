@@ -21,7 +21,15 @@ from ders_core.codecs.fitting.rounding import Apart, Nearest, Unbiased
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
 from ders_core.codecs.fitting.step_search import within
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
+from ders_core.codecs.held_levels import (
+    HELD,
+    HeldLevels,
+    held_bytes,
+    held_levels,
+    streamed_bytes,
+)
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tunable import Tunable, Values
 from ders_core.compute import gaussian_error
@@ -302,6 +310,21 @@ class Entropy(DeltaCodec):
             return super().unpack_with_rows(rows, parts, base, context)
         entries = level_stream.read(stream, (base.shape[0], base.shape[1]))
         return entries.onto(base), entries.matrix(rows)
+
+    def held_form(self, shape: tuple[int, int]) -> HeldLevels:
+        return HeldLevels(of_streams=self)
+
+    def held_parts(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> Parts:
+        return held_levels(parts["stream"], shape)
+
+    def held_lengths(self, begins: PartBegins, shape: tuple[int, int]) -> dict[str, int]:
+        if not level_stream.is_one(begins.read("stream", 2)):
+            return {HELD: streamed_bytes(begins.lengths["stream"], shape)}
+        about = begins.told_by("stream", lambda begin: level_stream.about(begin, shape))
+        told = held_bytes(about, shape) or streamed_bytes(begins.lengths["stream"], shape)
+        return {HELD: told}
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

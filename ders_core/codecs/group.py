@@ -207,8 +207,7 @@ class GroupCodec:
         lengths: Lengths,
     ) -> Parts:
         """One expert's parts. `read(part, rows)` gives rows of a group's tensor."""
-        number = self.uses[expert]
-        row = self.uses[:expert].count(number)
+        number, row = self.uses[expert], self.row(expert)
         codec = self.codecs[number]
         parts: Parts = {}
         for part in codec.parts(shape, dtype):
@@ -219,6 +218,10 @@ class GroupCodec:
             else:
                 parts[part] = read(name, slice(row, row + 1))[0]
         return parts
+
+    def row(self, expert: int) -> int:
+        """Its place among the experts of its codec, over which parts are stacked."""
+        return self.uses[:expert].count(self.uses[expert])
 
     def part_name(self, expert: int, part: str) -> str:
         """What a part of the expert is called in the group."""

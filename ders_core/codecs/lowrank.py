@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
-from ders_core.codecs.codec import (
-    Codec,
-    DeltaCodec,
-    EncodeContext,
-    Parts,
-    prefixed,
-    register,
-    within,
-)
+from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.factor_bands import FactorBands
 from ders_core.codecs.fitting.directions import OVERSAMPLING, STEPS, Triples, has_room, leading
 from ders_core.codecs.fitting.metric import Metric, Weighed, metric_of
 from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matrices
 from ders_core.codecs.fitting.thin_factors import fitted_left, unit_of
 from ders_core.codecs.fitting.thin_products import row_products
 from ders_core.codecs.ladder import LadderContext
-from ders_core.codecs.quantized import Quantized
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import add
@@ -199,25 +191,11 @@ class LowRank(DeltaCodec):
                 "left": TensorSpec(dtype, (shape[0], rank)),
                 "right": TensorSpec(dtype, (rank, shape[1])),
             }
-        parts: dict[str, TensorSpec] = {}
-        for name, coder, directions in self._coders(rank):
-            for side, length in (("left", shape[0]), ("right", shape[1])):
-                factor = coder.parts((len(directions), length), dtype)
-                parts |= prefixed(f"{side}.{name}", factor)
-        return parts
+        return self._bands(rank).parts(shape, dtype)
 
-    def _coders(self, rank: int) -> list[tuple[str, Quantized, range]]:
-        """(name of the parts, what quantizes them, directions that they hold), in order."""
-        split = min(self.leading, rank)
-        bands = [
-            ("leading", self.leading_bits, range(split)),
-            ("trailing", self.factor_bits or 8, range(split, rank)),
-        ]
-        return [
-            (name, Quantized(bits=bits, grid="normal" if bits <= 4 else "uniform"), directions)
-            for name, bits, directions in bands
-            if len(directions)
-        ]
+    def _bands(self, rank: int) -> FactorBands:
+        """Of factors in a few bits."""
+        return FactorBands(rank, self.leading, self.leading_bits, self.factor_bits or 8)
 
     def fit(self, deltas: Iterable[torch.Tensor]) -> DeltaCodec:
         if self.energy is None:
@@ -253,10 +231,11 @@ class LowRank(DeltaCodec):
                 "right": right.to(context.dtype).contiguous(),
             }
         plain = EncodeContext(context.dtype, context.seed)
-        parts = self._encode_factor("right", right, plain)
-        stored = self._decode_factor("right", parts, rank, right.shape[1], plain)
+        bands = self._bands(rank)
+        parts = bands.encode("right", right, plain)
+        stored = bands.decode("right", parts, right.shape[1], plain)
         left = fitted_left(delta, stored, context.moments)
-        return parts | self._encode_factor("left", left.T.contiguous(), plain)
+        return parts | bands.encode("left", left.T.contiguous(), plain)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -301,9 +280,12 @@ class LowRank(DeltaCodec):
         return True
 
     def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
-        """By factors that are kept as they are multiplied."""
-        if self.factor_bits is not None or not coded.parts:
+        """By factors as they are kept, or by their codes."""
+        if not coded.parts:
             return None
+        if self.factor_bits is not None:
+            rank = self._rank(coded.shape, Dtype.of(coded.contexts[0].dtype))
+            return self._bands(rank).routed(coded)
         left, right = coded.parts["left"], coded.parts["right"]
         return RoutedFactors(left, right) if takes_matrices(left, right) else None
 
@@ -325,8 +307,9 @@ class LowRank(DeltaCodec):
         """L `[out, rank]` and R `[rank, in]`, float32; the rank is at least 1."""
         if self.factor_bits is None:
             return parts["left"].float(), parts["right"].float()
-        left = self._decode_factor("left", parts, rank, shape[0], context)
-        return left.T, self._decode_factor("right", parts, rank, shape[1], context)
+        bands = self._bands(rank)
+        left = bands.decode("left", parts, shape[0], context)
+        return left.T, bands.decode("right", parts, shape[1], context)
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -339,44 +322,7 @@ class LowRank(DeltaCodec):
         rank = self._rank(shape, Dtype.of(context.dtype))
         if not rank:
             return Tunable.fixed(torch.zeros(shape))
-        bands = {
-            f"{side}.{name}": coder.tunable(
-                within(f"{side}.{name}", parts), (len(directions), length), context
-            )
-            for name, coder, directions in self._coders(rank)
-            for side, length in (("left", shape[0]), ("right", shape[1]))
-        }
-
-        def multiplied(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            left, right = (
-                torch.cat([part for name, part in rows.items() if name.startswith(side)])
-                for side in ("left.", "right.")
-            )
-            return left.T @ right
-
-        return Tunable.joined(bands, multiplied)
-
-    def _encode_factor(self, side: str, rows: torch.Tensor, context: EncodeContext) -> Parts:
-        """rows: `[rank, length]`."""
-        parts: Parts = {}
-        for name, coder, directions in self._coders(rows.shape[0]):
-            band = rows[directions.start : directions.stop].contiguous()
-            parts |= prefixed(f"{side}.{name}", coder.encode(band, context))
-        return parts
-
-    def _decode_factor(
-        self,
-        side: str,
-        parts: Mapping[str, torch.Tensor],
-        rank: int,
-        length: int,
-        context: EncodeContext,
-    ) -> torch.Tensor:
-        rows = [
-            coder.decode(within(f"{side}.{name}", parts), (len(directions), length), context)
-            for name, coder, directions in self._coders(rank)
-        ]
-        return torch.cat(rows) if rows else torch.zeros(0, length)
+        return self._bands(rank).tunable(parts, shape, context)
 
     def _is_exact(self, shape: tuple[int, int], rank: int) -> bool:
         """Whether a matrix of this shape takes the exact SVD."""

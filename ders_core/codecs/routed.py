@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ders_core.later import np, torch
@@ -37,12 +37,13 @@ class CodedExperts:
     """What one codec made of the experts of a projection, in memory.
 
     parts: stacked over the experts, as a packed file holds them. shape: (out, in). contexts: of
-    each expert.
+    each expert. pieces: variable-length parts, of each expert.
     """
 
     parts: Mapping[str, torch.Tensor]
     shape: tuple[int, int]
     contexts: Sequence[EncodeContext]
+    pieces: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
 
 
 class RoutedDeltas(ABC):

@@ -38,7 +38,7 @@ from ders_core.files.inputs import unchanged_inputs
 from ders_core.files.model_files import IMPORT_FIRST, NAMED
 from ders_core.hf.gathered import gathering
 from ders_core.hf.lazy import LazyTensor
-from ders_core.hf.resave import HeldForm, save_as_packed
+from ders_core.hf.resave import HeldForm, PackedSave
 from ders_core.packed.model_tensors import ModelTensors
 from ders_core.packed.names import MANIFEST, QUANT_METHOD
 from ders_core.packed.reader import PackedCheckpoint
@@ -76,8 +76,9 @@ class DersQuantizer(HfQuantizer):
     """What is left to do when the model is loaded: transformers clears buffers before."""
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> Any:
-        if self.finish is not None:
-            self.finish()
+        finish, self.finish = self.finish, None
+        if finish is not None:
+            finish()
         return model
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -155,7 +156,7 @@ def _attached(
     model: PreTrainedModel, packed: PackedCheckpoint, tensors: ModelTensors, load_config: Any
 ) -> frozenset[str]:
     """Let the model hold the experts as it is asked to; the names of tensors that it does not take.
-    A model whose experts stay packed keeps its quantizer, and is saved as `save_as_packed` says.
+    A model whose experts stay packed keeps its quantizer, and is saved as `PackedSave` says.
     Raises DersError where that cannot be."""
     wanted = _MODE.get()
     if wanted.mode == "synthesized":
@@ -172,7 +173,8 @@ def _attached(
 
     def finish() -> None:
         attachment.hold(device, dtype, cache)
-        save_as_packed(model, HeldForm.of(model, packed, tensors, attachment.taken))
+        form = HeldForm.of(model, packed, tensors, attachment.taken)
+        model.save_pretrained = PackedSave(model, form)
 
     quantizer.finish = finish
     return attachment.taken

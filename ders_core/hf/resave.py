@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -115,11 +115,15 @@ class HeldForm:
         return check
 
 
-def save_as_packed(model: PreTrainedModel, form: HeldForm) -> None:
-    """Let the model's `save_pretrained` write the packed form."""
+class PackedSave:
+    """`save_pretrained` of a model that holds its experts packed. A copy of the model has its own;
+    a pickle would lose it, and with it the experts, so there is none."""
 
-    def save_pretrained(
-        self: PreTrainedModel,
+    def __init__(self, model: PreTrainedModel, form: HeldForm) -> None:
+        self._model, self._form = model, form
+
+    def __call__(
+        self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
@@ -128,10 +132,11 @@ def save_as_packed(model: PreTrainedModel, form: HeldForm) -> None:
     ) -> None:
         """As of every model; but a model that has an adapter saves that alone. Other arguments
         change nothing: files are as large as `compress` makes them."""
-        if getattr(self, "_hf_peft_config_loaded", False):
+        model = self._model
+        if getattr(model, "_hf_peft_config_loaded", False):
             options = {"is_main_process": is_main_process, "state_dict": state_dict}
-            type(self).save_pretrained(
-                self, save_directory, push_to_hub=push_to_hub, **options, **kwargs
+            type(model).save_pretrained(
+                model, save_directory, push_to_hub=push_to_hub, **options, **kwargs
             )
             return
         if push_to_hub or kwargs.get("variant") is not None:
@@ -140,9 +145,16 @@ def save_as_packed(model: PreTrainedModel, form: HeldForm) -> None:
                 "leave out push_to_hub and variant, and upload the directory"
             )
         if is_main_process:
-            form.save(self, os.fspath(save_directory), state_dict)
+            self._form.save(model, os.fspath(save_directory), state_dict)
 
-    model.save_pretrained = MethodType(save_pretrained, model)
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedSave:
+        return PackedSave(copy.deepcopy(self._model, memo), self._form)
+
+    def __reduce__(self) -> Any:
+        raise DersError(
+            "a model with packed experts cannot be pickled, as torch.save of a whole model does; "
+            "save it with save_pretrained(directory) and load that with the same mode"
+        )
 
 
 def _directory(place: Path) -> AbstractContextManager[Path]:

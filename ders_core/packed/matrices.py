@@ -7,9 +7,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ders_core.codecs import Codec, DeltaCodec, EncodeContext
 from ders_core.codecs.group import BaseForm, GroupCodec, Lengths, packed_parts
+from ders_core.codecs.part_begins import PartBegins
 from ders_core.compute.buffers import fresh
 from ders_core.errors import CheckpointError, CodecError
 from ders_core.files.dtype import Dtype
@@ -20,6 +22,18 @@ from ders_core.packed.stacks import PackedStack
 
 KEPT_BASES = 3
 """gate, up and down of one layer: checkpoints list an expert's projections side by side."""
+
+
+@dataclass(frozen=True)
+class HeldCodes:
+    """What the codecs of a stack wrote, as a model holds it.
+
+    parts: each over all matrices of its codec. pieces: variable-length parts, of each matrix of its
+    codec.
+    """
+
+    parts: dict[str, torch.Tensor]
+    pieces: dict[str, list[torch.Tensor]]
 
 
 class PackedMatrices:
@@ -102,47 +116,77 @@ class PackedMatrices:
         """Whether every matrix's codec keeps all bits; a coded base is the one that they know."""
         return all(codec.lossless for codec in self._codecs[stack.prefix].codecs)
 
-    def held_codes(self, stack: PackedStack) -> dict[str, torch.Tensor]:
-        """What its codecs wrote, each part over all matrices, in the form in which a model holds
-        it (see `Codec.held_form`); not the bases. Where that is not the form on disk, matrices are
-        read one by one.
+    def held_codes(self, stack: PackedStack) -> HeldCodes:
+        """What its codecs wrote, in the form in which a model holds it (see `Codec.held_form`); not
+        the bases. Where that is not the form on disk, matrices are read one by one.
 
         Raises CheckpointError if a file cannot be read, CodecError if a part is damaged.
         """
         group, shape, dtype = self._codecs[stack.prefix], stack.stacked[1:], Dtype[stack.dtype]
-        held = group.held_form(shape)
-        codes: dict[str, torch.Tensor] = {}
+        held, codes = group.held_form(shape), HeldCodes({}, {})
         for number, (codec, form) in enumerate(zip(group.codecs, held.codecs, strict=True)):
             members = group.members(number)
             for part, spec in form.parts(shape, dtype).items():
                 name = held.part_name(members[0], part)
-                if form == codec or part in form.ragged:
-                    codes[name] = self._tensor(stack, name).read()
+                if form != codec and part in form.ragged:
+                    codes.pieces[name] = []
+                elif form != codec:
+                    codes.parts[name] = fresh((len(members), *spec.shape), spec.dtype.torch)
+                elif part in form.ragged:
+                    whole = self._tensor(stack, name).read()
+                    codes.pieces[name] = [*whole.split(list(stack.lengths[name]))]
                 else:
-                    codes[name] = fresh((len(members), *spec.shape), spec.dtype.torch)
+                    codes.parts[name] = self._tensor(stack, name).read()
             if form != codec:
                 self._hold(stack, codec, members, codes)
         return codes
 
-    def _hold(
-        self,
-        stack: PackedStack,
-        codec: Codec,
-        members: list[int],
-        codes: Mapping[str, torch.Tensor],
-    ) -> None:
+    def _hold(self, stack: PackedStack, codec: Codec, members: list[int], codes: HeldCodes) -> None:
         """Fill the parts of a codec's experts that are not as on disk."""
         group, shape = self._codecs[stack.prefix], stack.stacked[1:]
         stored = Dtype[stack.dtype].torch
-        ragged = codec.held_form(shape).ragged
         for row, number in enumerate(members):
             parts = self._take(stack, "", group, number, stack.lengths, "cpu")
             context = EncodeContext(stored, stack.seed(self.seed, number))
             with naming(self.place(stack, number)):
                 held = codec.held_parts(parts, shape, context)
             for part, tensor in held.items():
-                if part not in ragged:
-                    codes[group.part_name(number, part)][row] = tensor
+                name = group.part_name(number, part)
+                if name in codes.pieces:
+                    codes.pieces[name].append(tensor)
+                else:
+                    codes.parts[name][row] = tensor
+
+    def held_bytes(self, stack: PackedStack) -> int:
+        """Bytes of what `held_codes` gives, told before anything is decoded; to a hundredth, where
+        they depend on the data. Raises CheckpointError if a file cannot be read, CodecError if a
+        part is damaged where it begins."""
+        group, shape, dtype = self._codecs[stack.prefix], stack.stacked[1:], Dtype[stack.dtype]
+        total = 0
+        for number, codec in enumerate(group.codecs):
+            form, members = codec.held_form(shape), group.members(number)
+            for part, spec in form.parts(shape, dtype).items():
+                if part in form.ragged:
+                    count = sum(self._held_lengths(stack, member)[part] for member in members)
+                    total += count * math.prod(spec.shape[1:]) * spec.dtype.itemsize
+                else:
+                    total += len(members) * spec.nbytes
+        return total
+
+    def _held_lengths(self, stack: PackedStack, number: int) -> Mapping[str, int]:
+        """Of the variable-length parts of one matrix, as they are held."""
+        group = self._codecs[stack.prefix]
+        codec, row = group.expert(number), group.row(number)
+        names = {part: group.part_name(number, part) for part in codec.ragged}
+        lengths = {part: stack.lengths[name][row] for part, name in names.items()}
+
+        def read(part: str, count: int) -> torch.Tensor:
+            begin = sum(stack.lengths[names[part]][:row])
+            rows = slice(begin, begin + min(count, lengths[part]))
+            return _read(self._tensor(stack, names[part]), rows)
+
+        with naming(self.place(stack, number)):
+            return codec.held_lengths(PartBegins(lengths, read), stack.stacked[1:])
 
     def parts(self, stack: PackedStack) -> list[FileTensor]:
         """All tensors of a stack on disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -15,6 +16,10 @@ class WeightCache:
         self.most = most
         self.nbytes = 0
         self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins empty: keys name what is in this process, and not what is copied."""
+        return {"most": self.most, "nbytes": 0, "_kept": OrderedDict()}
 
     def clear(self) -> None:
         """Keep nothing of what was used."""

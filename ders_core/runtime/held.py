@@ -92,7 +92,7 @@ class PackedHeldGroup(HeldGroup):
 
     dtype: of the weights that it stands for. Bases are held decoded, in the dtype in which
     they are added to deltas; a kept group holds its weights. Tensors are buffers that no state dict
-    knows.
+    knows. Where the model is moved to another dtype, bases and kept weights are.
     """
 
     def __init__(
@@ -111,9 +111,14 @@ class PackedHeldGroup(HeldGroup):
         self._routed: Prepared[RoutedDeltas] = Prepared()
         self._grouped: Prepared[GroupedProducts] = Prepared()
         self._names: dict[str, str] = {}
-        for part, tensor in matrices.held_codes(group).items():
+        codes = matrices.held_codes(group)
+        for part, tensor in codes.parts.items():
             held = tensor.to(device, dtype) if self._codec.keeps else tensor.to(device)
             self._hold(part, held)
+        for part, pieces in codes.pieces.items():
+            for row, piece in enumerate(pieces):
+                self._hold(f"{part} {row}", piece.to(device))
+        self._codes = [] if self._codec.keeps else [*self._names.values()]
         self._places = [matrices.place(group, expert) for expert in range(group.shape[0])]
         self.shape, self.bases = group.shape, group.base_count
         exact = matrices.base_dtype(group, dtype)
@@ -125,14 +130,25 @@ class PackedHeldGroup(HeldGroup):
         self._names[name] = f"part{len(self._names)}"
         self.register_buffer(self._names[name], tensor, persistent=False)
 
+    def buffer_of(self, name: str) -> str:
+        """The buffer that holds a part, or `base 0` and so on."""
+        return self._names[name]
+
     def _held(self, name: str) -> torch.Tensor:
-        return self.get_buffer(self._names[name])
+        return self.get_buffer(self.buffer_of(name))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """What moves a model to a device or dtype: products are prepared anew."""
+        """What moves a model to a device or dtype: products are prepared anew, and codes go to the
+        device alone, whose numbers are no weights."""
         self._routed, self._grouped = Prepared(), Prepared()
         self._of_experts.clear()
-        return super()._apply(fn, recurse)
+        before = {name: self.get_buffer(name) for name in self._codes}
+        moved = super()._apply(fn, recurse)
+        for name, codes in before.items():
+            now = self.get_buffer(name)
+            if now.dtype is not codes.dtype:
+                self._buffers[name] = codes.to(now.device)
+        return moved
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy prepares products of its own."""
@@ -182,12 +198,13 @@ class PackedHeldGroup(HeldGroup):
     def _one_codec(self) -> DeltaCodec | None:
         """Of all experts, whose parts are stacked; None if there is none such."""
         codec = self._codec.codec
-        return codec if isinstance(codec, DeltaCodec) and not codec.ragged else None
+        return codec if isinstance(codec, DeltaCodec) else None
 
     def _coded_experts(self) -> CodedExperts:
-        parts = {part: self._held(part) for part in self._parts(0)}
-        contexts = [*map(self._context, range(self.shape[0]))]
-        return CodedExperts(parts, self.shape[1:], contexts)
+        experts, ragged = range(self.shape[0]), self._codec.expert(0).ragged
+        parts = {part: self._held(part) for part in self._coded(0)[0] if part not in ragged}
+        pieces = {part: [self._coded(expert)[0][part] for expert in experts] for part in ragged}
+        return CodedExperts(parts, self.shape[1:], [*map(self._context, experts)], pieces)
 
     def base_product(self, base: int, x: torch.Tensor) -> torch.Tensor:
         held = self._held(f"base {base}")
@@ -237,12 +254,12 @@ class PackedHeldGroup(HeldGroup):
         return EncodeContext(self._stored, self._group.seed(self._seed, expert))
 
     def _parts(self, expert: int) -> Mapping[str, torch.Tensor]:
-        def read(part: str, rows: slice) -> torch.Tensor:
-            return self._held(part)[rows]
-
-        _, out, width = self.shape
-        lengths = self._group.lengths
-        return self._codec.take(expert, read, (out, width), Dtype[self._group.dtype], lengths)
+        codec, row = self._codec.expert(expert), self._codec.row(expert)
+        parts = {}
+        for part in codec.parts(self.shape[1:], Dtype[self._group.dtype]):
+            name, is_ragged = self._codec.part_name(expert, part), part in codec.ragged
+            parts[part] = self._held(f"{name} {row}") if is_ragged else self._held(name)[row]
+        return parts
 
 
 class EachExpert(RoutedDeltas):

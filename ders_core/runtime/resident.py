@@ -1,4 +1,5 @@
-"""How many bytes a packed model's weights take in memory, told from headers."""
+"""How many bytes a packed model's weights take in memory, told from headers, and from how streams
+begin."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def resident_bytes(checkpoint: Checkpoint) -> tuple[int, int] | None:
     for groups in layers.values():
         for group in groups.values():
             whole = math.prod(group.shape) * group.dtype.itemsize
-            held += _held(coded[group.key]) if group.key in coded else whole
+            held += _held(packed, coded[group.key]) if group.key in coded else whole
     return sum(sizes.values()), rest + held
 
 
@@ -50,9 +51,8 @@ def held_layers(packed: PackedCheckpoint, checkpoint: Checkpoint) -> Groups:
     return layers
 
 
-def _held(group: PackedGroup) -> int:
+def _held(packed: PackedCheckpoint, group: PackedGroup) -> int:
     """What the codecs wrote, in the form in which it is held, and the bases, decoded."""
-    (_, out, width), dtype = group.shape, Dtype[group.dtype]
-    codes = group.group_codec().held_form((out, width)).specs((out, width), dtype, group.lengths)
-    bases = group.base_count * out * width * dtype.itemsize
-    return sum(spec.nbytes for spec in codes.values()) + bases
+    _, out, width = group.shape
+    bases = group.base_count * out * width * Dtype[group.dtype].itemsize
+    return packed.matrices.held_bytes(group) + bases

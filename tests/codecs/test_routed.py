@@ -24,6 +24,8 @@ CODECS: tuple[DeltaCodec, ...] = (
     Sparse(drop_rate=0.7, method="magnitude"),
     Sparse(pattern="2:4", value_bits=8),
     Chain(stages=(LowRank(rank=1), Quantized(bits=2, group_size=16))),
+    LowRank(rank=5, factor_bits=4, leading=2),
+    LowRank(rank=3, factor_bits=8),
 )
 
 pairs = st.lists(
@@ -71,7 +73,8 @@ def test_sums_are_those_of_decoded_deltas(
     parts = [codec.held_parts(part, shape, each) for part, each in pairs_of_parts]
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     routed = held.routed(CodedExperts(stacked, shape, contexts))
-    if isinstance(codec, LowRank | Chain) and dtype is torch.float16:
+    has_factors = isinstance(codec, Chain) or codec == LowRank(rank=3)
+    if has_factors and dtype is torch.float16:
         assert routed is None  # loops read no factors of float16
         return
     assert routed is not None
@@ -104,7 +107,6 @@ def test_products_with_stored_matrices(
     [
         (Sparse(drop_rate=0.5, method="magnitude"), (12, 48)),
         (Sparse(drop_rate=0.5, value_bits=8), (12, 48)),
-        (LowRank(rank=3, factor_bits=6), (12, 48)),
     ],
 )
 def test_what_is_no_such_form_has_no_such_products(

@@ -118,6 +118,27 @@ def test_what_is_quicker_otherwise_is_computed_otherwise(
     assert held.model.embed_tokens.weight.grad is not None
 
 
+@pytest.mark.parametrize(
+    "codec",
+    [Sparse(drop_rate=0.5, method="magnitude", value_bits=8), CODECS[0]],
+    ids=lambda codec: codec.label,
+)
+def test_codes_keep_their_dtype(codec: Codec, mixtral_dir: Path, tmp_path: Path) -> None:
+    """A model that is moved to another dtype computes from the same codes, and its bases move."""
+    place = packed(mixtral_dir, tmp_path / "packed", codec)
+    held = load_model(place, dtype=torch.float32, mode="packed")
+    group = held.model.layers[0].mlp.experts.packed.group("up")
+    before = group.weight(1, torch.float32) - group.get_buffer(group.buffer_of("base 0"))
+    held.to(torch.float16)
+    base = group.get_buffer(group.buffer_of("base 0"))
+    assert base.dtype is torch.float16
+    after = group.weight(1, torch.float32) - base.float()
+    assert float((after - before).abs().max()) <= 1e-6 * float(before.abs().max())
+    x = torch.randn(1, 64, dtype=torch.float16, generator=torch.Generator().manual_seed(0))
+    product, expected = group.delta_product(1, x).float(), x.float() @ after.T
+    assert float((product - expected).abs().max()) <= 2e-3 * float(expected.abs().max())
+
+
 def test_products_follow_the_weights(mixtral_dir: Path, tmp_path: Path) -> None:
     """What was prepared is prepared anew where a model moves; elsewhere than on a CPU, nothing."""
     place = packed(mixtral_dir, tmp_path / "packed", CODECS[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,15 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes() -> None:
     weight(2)
     assert cache.nbytes == 80
     assert made == [1, 2, 3, 2, 4, 4]
+
+
+def test_a_copied_cache_is_empty() -> None:
+    """What its keys name is not what is copied."""
+    cache = WeightCache(most=80)
+    cache.get(1, lambda: torch.zeros(10))
+    copied = copy.deepcopy(cache)
+    assert (cache.nbytes, copied.nbytes, copied.most) == (40, 0, 80)
+    assert float(copied.get(1, lambda: torch.ones(10))[0]) == 1
 
 
 def test_a_model_that_moves_leaves_no_cached_weight_behind(packed: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +200,25 @@ def test_weights_that_the_model_does_not_have_are_refused(packed: Path, tmp_path
     again = load_model(tmp_path / "saved", dtype=torch.float32, mode="packed").state_dict()
     assert torch.equal(again[norm], own[norm] + 1)
     assert all(torch.equal(again[name], own[name]) for name in own if name != norm)
+
+
+@pytest.mark.parametrize("mode", HELD)
+def test_copies_compute_and_are_saved_and_pickles_are_refused(
+    packed: Path, tmp_path: Path, mode: Mode, snapshot: Snapshot
+) -> None:
+    """A trained copy, as trainers make of a reference model, saves what it has itself."""
+    model = load_model(packed, dtype=torch.float32, mode=mode)
+    expected = answer(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    del model.model.layers[:]
+    assert torch.equal(answer(copied), expected)
+    copied.save_pretrained(tmp_path / "copied")
+    assert snapshot(tmp_path / "copied") == snapshot(packed)
+    for write in (pickle.dumps, lambda each: torch.save(each, tmp_path / "whole.pt")):
+        with raises_saying(DersError, "pickled", "save_pretrained"):
+            write(copied)
 
 
 @pytest.mark.parametrize("mode", HELD)

@@ -5,7 +5,7 @@ docs/format.md has the rules; `sections.py` codes the entries of one class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ders_core.codecs.coding.arrangement import Arrangement
@@ -20,7 +20,7 @@ from ders_core.codecs.coding.rans import (
     Pusher,
     Table,
 )
-from ders_core.codecs.coding.sections import read_section, section_of
+from ders_core.codecs.coding.sections import Head, read_section, section_of
 from ders_core.codecs.coding.steps import LARGEST, MOST_CLASSES, SMALLEST, Steps
 from ders_core.codecs.coding.stream import Reader, Writer, damaged
 from ders_core.compute.buffers import fresh_array
@@ -176,27 +176,70 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
     """Decode the levels of all entries of a matrix `[out, in]`. Raises CodecError for what no
     stream can hold."""
     reader = Reader(stream)
-    start = _Start.take(reader)
-    lanes_log2, exponents, classes = start.lanes_log2, start.exponents, start.classes
-    levels, common, level_count = start.levels, start.common, len(start.levels)
-    heads = [read_section(reader, level_count) for _ in range(classes if level_count else 0)]
-    lanes = 0 if lanes_log2 == NOTHING_CODED else 1 << lanes_log2
-    popper = Popper(reader.take(lanes, "<u4"), reader.rest("<u2"))
-    steps = _popped_steps(shape, exponents, popper) if exponents else None
-    arrangement = Arrangement.of(shape, steps)
-    if arrangement.class_count != classes or not (level_count or not shape[0] * shape[1]):
-        raise damaged()
-    sizes = arrangement.sizes.tolist() if heads else []
+    opened = _Opened.of(reader, shape, reader.rest)
+    start, heads, popper = opened.start, opened.heads, opened.popper
     counts = [
-        size if head.has_symbols(common) else 0 for head, size in zip(heads, sizes, strict=True)
+        size if head.has_symbols(start.common) else 0
+        for head, size in zip(heads, opened.sizes, strict=True)
     ]
     symbols, sections, begin = fresh_array(sum(counts), np.uint16), [], 0
-    for head, size, count in zip(heads, sizes, counts, strict=True):
+    for head, size, count in zip(heads, opened.sizes, counts, strict=True):
         room = symbols[begin : begin + count]
-        sections.append(head.pop(size, common, popper, room))
+        sections.append(head.pop(size, start.common, popper, room))
         begin += count
     popper.done()
-    return CodedEntries.of(arrangement, steps, levels, common, sections, symbols)
+    entries = opened.arrangement, opened.steps, start.levels, start.common
+    return CodedEntries.of(*entries, sections, symbols)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the first bytes of a stream tell. levels: how many. others: about how many entries do
+    not have the common one, to a thousandth of all. has_steps: of rows and columns."""
+
+    levels: int
+    others: int
+    has_steps: bool
+
+
+def about(begin: torch.Tensor, shape: tuple[int, int]) -> About:
+    """begin: the first bytes of a stream. Raises CodecError if they are too few, or no stream's."""
+    reader = Reader(begin)
+    opened = _Opened.of(reader, shape, lambda dtype: reader.take(reader.left // 2, dtype))
+    pairs = zip(opened.heads, opened.sizes, strict=True)
+    others = sum(head.others(size, opened.start.common) for head, size in pairs)
+    return About(len(opened.start.levels), round(others), opened.steps is not None)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A stream up to its entries. sizes: how many entries each class of `heads` has."""
+
+    start: _Start
+    heads: Sequence[Head]
+    popper: Popper
+    steps: Steps | None
+    arrangement: Arrangement
+    sizes: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, reader: Reader, shape: tuple[int, int], words: Callable[[str], np.ndarray]
+    ) -> _Opened:
+        """words: takes the stack's from the reader."""
+        start = _Start.take(reader)
+        level_count = len(start.levels)
+        classes = range(start.classes if level_count else 0)
+        heads = [read_section(reader, level_count) for _ in classes]
+        lanes = 0 if start.lanes_log2 == NOTHING_CODED else 1 << start.lanes_log2
+        popper = Popper(reader.take(lanes, "<u4"), words("<u2"))
+        steps = _popped_steps(shape, start.exponents, popper) if start.exponents else None
+        arrangement = Arrangement.of(shape, steps)
+        is_empty = not shape[0] * shape[1]
+        if arrangement.class_count != start.classes or not (level_count or is_empty):
+            raise damaged()
+        sizes = arrangement.sizes.tolist() if heads else []
+        return cls(start, heads, popper, steps, arrangement, sizes)
 
 
 # the factors of rows and columns: their exponents

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 
 from ders_core.codecs.coding.packing import BYTE, pack, unpack
+from ders_core.codecs.coding.small_codes import pack_small, small_bytes, unpack_small
 from ders_core.compute.pieces import at_least
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -36,7 +37,7 @@ def place_specs(shape: tuple[int, int], count: int) -> dict[str, TensorSpec]:
     return {
         "starts": TensorSpec(Dtype.I32, (shape[0] + 1,)),
         "marks": TensorSpec(Dtype.U8, (words * WORD_BYTES,)),
-        "columns": TensorSpec(Dtype.U8, (-(-count * low // BYTE),)),
+        "columns": TensorSpec(Dtype.U8, (small_bytes(count, low),)),
     }
 
 
@@ -50,10 +51,7 @@ def stored_places(places: torch.Tensor, shape: tuple[int, int]) -> dict[str, tor
     marks = torch.zeros(BYTE * specs["marks"].nbytes, dtype=torch.uint8, device=places.device)
     before = rows * (_cells(shape, low) // max(out, 1)) + (columns >> low)
     marks[before + torch.arange(count, device=places.device)] = 1
-    lowest = (columns & ((1 << low) - 1)).to(torch.uint8)
-    if low < BYTE:
-        lowest = torch.nn.functional.pad(lowest, (0, count % 2))
-        lowest = lowest[::2] | (lowest[1::2] << low)
+    lowest = pack_small((columns & ((1 << low) - 1)).to(torch.uint8), low)
     return {
         "starts": torch.searchsorted(places, ends).to(torch.int32),
         "marks": pack(marks, 1),
@@ -68,9 +66,7 @@ def read_places(
     low = low_bits(shape, count)
     bits = unpack(parts["marks"], 1, BYTE * parts["marks"].numel(), torch.uint8)
     cells = at_least(bits, 1) - torch.arange(count, device=bits.device)
-    lowest = parts["columns"]
-    if low < BYTE:
-        lowest = torch.stack([lowest & 15, lowest >> low], 1).view(-1)[:count]
+    lowest = unpack_small(parts["columns"], low, count)
     in_row = _cells(shape, low) // max(shape[0], 1)
     columns = (cells % max(in_row, 1) << low) | lowest
     return cells // max(in_row, 1) * shape[1] + columns

@@ -96,6 +96,18 @@ class Head:
         """Whether there is a symbol for each entry."""
         return self.form == DENSE or (self.form == ALONE and self.alone != common)
 
+    def others(self, size: int, common: int) -> float:
+        """About how many of `size` entries do not have the common level: as the tables say, whose
+        slots are shares of what there was."""
+        if self.tables is None:
+            return 0 if self.alone == common else size
+        if self.gaps is None:
+            usual = self.tables.usual
+            slots = int(usual.frequencies[common]) if common < len(usual.frequencies) else 0
+            return size * (1 - slots / (1 << usual.bits))
+        table = self.gaps.table()
+        return self.count * (1 - int(table.frequencies[-1]) / (1 << table.bits))
+
     def pop(self, size: int, common: int, popper: Popper, room: np.ndarray) -> Popped:
         """size: how many entries the class has. room: uint16 `[size]` for their symbols, or `[0]`
         where there are none of each. Raises CodecError if it cannot have them."""

@@ -57,6 +57,11 @@ class Reader:
         """How many bytes were taken."""
         return self._at
 
+    @property
+    def left(self) -> int:
+        """How many bytes were not taken yet."""
+        return len(self._bytes) - self._at
+
     def take(self, count: int, dtype: str) -> np.ndarray:
         size = count * np.dtype(dtype).itemsize
         if count < 0 or size > len(self._bytes) - self._at:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ders_core.codecs.coding.packing import BYTE
 from ders_core.codecs.routed import RoutedDeltas, Routes
 from ders_core.compute import kernels
 from ders_core.compute.row_pieces import by_row_pieces
@@ -22,19 +23,23 @@ WORTH = 8
 
 @dataclass(frozen=True)
 class RowEntries:
-    """A matrix. parts: as `codecs.held_entries` names them. low: bits of a column that are kept."""
+    """A matrix. parts: as `codecs.held_entries` names them; numbers of levels may come without
+    scales. low: bits of a column that are kept. value_bits: of a number of a level. steps: what all
+    entries of a row are multiplied by, and of a column, float32 `[out]` and `[in]`."""
 
     parts: Mapping[str, torch.Tensor]
     low: int
     gain: float
+    value_bits: int = BYTE
+    steps: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def rows(self) -> int:
         return self.parts["starts"].numel() - 1
 
     @cached_property
-    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any]:
-        """What loops want of it."""
+    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any]:
+        """What loops want of it, up to the steps of rows."""
         from ders_core.compute.kernels.row_entries import CODES
 
         starts, marks, columns = (
@@ -43,11 +48,14 @@ class RowEntries:
         places = (starts, marks.view(np.uint64), columns)
         values, none = self.parts["values"], np.empty(0, np.float32)
         if "levels" in self.parts:
-            levels, scales = (self.parts[name].numpy() for name in ("levels", "scales"))
-            stored = (values.numpy(), CODES, levels, scales)
+            scales = self.parts["scales"].numpy() if "scales" in self.parts else none
+            levels = self.parts["levels"].numpy()
+            stored = (values.numpy(), CODES, self.value_bits, levels, scales)
         else:
-            stored = (kernels.bits(values), kernels.kind_of(values.dtype), none, none)
-        return (*places, self.low, *stored, np.float32(self.gain))
+            kind = kernels.kind_of(values.dtype)
+            stored = (kernels.bits(values), kind, self.value_bits, none, none)
+        row_steps = none if self.steps is None else self.steps[0].numpy()
+        return (*places, self.low, *stored, np.float32(self.gain), row_steps)
 
     def multiply(
         self, x: np.ndarray, y: np.ndarray, column: int, inputs: np.ndarray, outputs: np.ndarray
@@ -55,12 +63,15 @@ class RowEntries:
         """y[output, column:column + out] += Δ̂ x[input], of float32."""
         from ders_core.compute.kernels import row_entries
 
+        if self.steps is not None:
+            x, inputs = x[inputs] * self.steps[1].numpy(), np.arange(len(inputs))
         arrays = (*self._arrays, x, inputs, y, column, outputs)
 
         def work(first: int, last: int) -> None:
             row_entries.multiply(*arrays, first, last)
 
-        by_row_pieces(work, self.rows, WORTH * self.parts["values"].numel() * len(inputs))
+        entries = self.parts["starts"][-1]
+        by_row_pieces(work, self.rows, WORTH * int(entries) * len(inputs))
 
     def add_onto(self, base: torch.Tensor | None, weight: torch.Tensor) -> None:
         """weight: gets base + Δ̂, of the base's dtype, added in float32; without a base, in its own.
@@ -69,7 +80,8 @@ class RowEntries:
 
         bits = kernels.bits(weight)
         below = bits[:0] if base is None else kernels.bits(base)
-        arrays = (*self._arrays, below, kernels.kind_of(weight.dtype), bits)
+        column_steps = np.empty(0, np.float32) if self.steps is None else self.steps[1].numpy()
+        arrays = (*self._arrays, column_steps, below, kernels.kind_of(weight.dtype), bits)
 
         def work(first: int, last: int) -> None:
             row_entries.add_onto(*arrays, first, last)

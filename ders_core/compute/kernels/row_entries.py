@@ -3,9 +3,11 @@
 starts: int32 `[out + 1]`, how many entries the rows before have. marks: uint64 `[words]`. columns:
 uint8, the low bits of each entry's column, of which there are `low`: 4, two to a byte, or 8.
 
-values: the bits of floats of a kind of `floats`; or, with the kind CODES, uint8, the numbers of
-levels, float32 `[levels]`, which scales multiply: float32, one for SCALED entries, or none. All is
-multiplied by gain.
+values: the bits of floats of a kind of `floats`; or, with the kind CODES, uint8, numbers of levels
+of `bits` bits (1, 2, 4 or 8) side by side, the first in a byte's lowest bits. levels: float32,
+which scales multiply: float32, one for SCALED entries, or none. All is multiplied by gain.
+
+row_steps: float32 `[out]`, or `[0]` for 1: what the entries of each row are multiplied by besides.
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ def _read_values(
     count: int,
     values: np.ndarray,
     kind: int,
+    bits: int,
     levels: np.ndarray,
     scales: np.ndarray,
     gain: np.float32,
@@ -88,16 +91,18 @@ def _read_values(
 ) -> None:
     """Write the values of a row into found, float32."""
     if kind == CODES:
+        mask = (1 << bits) - 1
         for place in range(count):
-            level = levels[values[first + place]]
+            begin = (first + place) * bits
+            level = levels[(np.int64(values[begin >> 3]) >> (begin & 7)) & mask]
             if scales.size:
                 level *= scales[(first + place) // SCALED]
             found[place] = level * gain
     elif kind == BFLOAT16:  # in vectors
         stored = values[first : first + count]
         for place in range(count):
-            bits = np.uint32(np.uint32(stored[place]) << np.uint32(16))
-            found[place] = float_of(bits) * gain
+            wide = np.uint32(np.uint32(stored[place]) << np.uint32(16))
+            found[place] = float_of(wide) * gain
     else:
         for place in range(count):
             found[place] = widen(values[first + place], kind) * gain
@@ -111,9 +116,11 @@ def multiply(
     low: int,
     values: np.ndarray,
     kind: int,
+    bits: int,
     levels: np.ndarray,
     scales: np.ndarray,
     gain: np.float32,
+    row_steps: np.ndarray,
     x: np.ndarray,
     inputs: np.ndarray,
     y: np.ndarray,
@@ -136,8 +143,9 @@ def multiply(
         count = _read_places(
             start, start + row * cells, end + (row + 1) * cells, low, marks, columns, places
         )
-        _read_values(start, count, values, kind, levels, scales, gain, found)
+        _read_values(start, count, values, kind, bits, levels, scales, gain, found)
         fours = count >> 2
+        step = row_steps[row] if row_steps.size else np.float32(1)
         for pair in range(len(inputs)):
             number = inputs[pair]
             one, two, three, four = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -149,7 +157,7 @@ def multiply(
                 four += found[place + 3] * x[number, places[place + 3]]
             for place in range(4 * fours, count):
                 one += found[place] * x[number, places[place]]
-            y[outputs[pair], column + row] += (one + two) + (three + four)
+            y[outputs[pair], column + row] += step * ((one + two) + (three + four))
 
 
 @loop
@@ -160,9 +168,12 @@ def add_onto(
     low: int,
     values: np.ndarray,
     kind: int,
+    bits: int,
     levels: np.ndarray,
     scales: np.ndarray,
     gain: np.float32,
+    row_steps: np.ndarray,
+    column_steps: np.ndarray,
     base: np.ndarray,
     weight_kind: int,
     weights: np.ndarray,
@@ -172,8 +183,8 @@ def add_onto(
     """weights: get base + value, added in float32, and base + 0 where there is no entry, of the
     rows from `first` to `last`.
 
-    base: the bits of floats of the kind `weight_kind`, `[out, in]`, or `[0, in]` for zeros.
-    weights: alike.
+    column_steps: float32 `[in]`, where rows have steps. base: the bits of floats of the kind
+    `weight_kind`, `[out, in]`, or `[0, in]` for zeros. weights: alike.
     """
     width = weights.shape[1]
     cells = (width + (1 << low) - 1) >> low
@@ -184,7 +195,7 @@ def add_onto(
         count = _read_places(
             start, start + row * cells, end + (row + 1) * cells, low, marks, columns, places
         )
-        _read_values(start, count, values, kind, levels, scales, gain, found)
+        _read_values(start, count, values, kind, bits, levels, scales, gain, found)
         if base.size == 0:
             weights[row] = 0
         elif weight_kind == FLOAT32:  # in vectors
@@ -197,5 +208,7 @@ def add_onto(
                 weights[row, place] = narrow(np.float32(below + zero), weight_kind)
         for number in range(count):
             place, value = places[number], found[number]
+            if row_steps.size:
+                value = np.float32(np.float32(value * row_steps[row]) * column_steps[place])
             below = widen(base[row, place], weight_kind) if base.size else zero
             weights[row, place] = narrow(np.float32(value + below), weight_kind)

@@ -1,0 +1,243 @@
+"""`entropy` deltas in memory: their levels, so that they are multiplied as they are.
+
+A stream is read from its first byte to its last one, and decoding it takes longer than products
+with it. A model that computes holds the numbers of levels instead: of the entries alone that do not
+have the common level, row by row, where these are few, or of all entries, in as many bits as they
+need. Factors of rows and columns stay beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import Field
+
+from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts
+from ders_core.codecs.coding import level_stream
+from ders_core.codecs.coding.joined import join, joined_bytes, split
+from ders_core.codecs.coding.packing import pack, packed_bytes
+from ders_core.codecs.coding.row_places import low_bits, place_specs, stored_places
+from ders_core.codecs.coding.small_codes import pack_small, small_bytes, width_of
+from ders_core.codecs.fitting.level_products import (
+    MOST_PAIRS,
+    DenseLevels,
+    LevelMatrix,
+    RoutedLevels,
+    SparseLevels,
+)
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas
+from ders_core.compute import kernels
+from ders_core.files.dtype import Dtype
+from ders_core.files.spec import TensorSpec
+from ders_core.later import torch
+
+SPARSE, DENSE, STREAM = 0, 1, 2
+
+MOST_LEVELS = 256
+"""A byte tells them apart; with more, a stream stays as it is."""
+
+SPARSE_SHARE = 1 / 3
+"""Entries row by row take up to five times as long to multiply as codes, so they are held where
+they take at most so much of the memory: as a rule, of streams of up to half a bit an entry."""
+
+HELD = "held"
+"""The one part."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one matrix is held. kind: SPARSE, DENSE or STREAM. bits: of the number of a level. count:
+    of entries, of levels, or of bytes, as the kind goes. has_steps: of rows and columns."""
+
+    kind: int
+    bits: int
+    count: int
+    has_steps: bool
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], levels: int, others: int, *, has_steps: bool) -> Form:
+        """For at most MOST_LEVELS levels. others: entries that do not have the common level."""
+        dense = cls(DENSE, max((levels - 1).bit_length(), 1), levels, has_steps)
+        sparse = cls(SPARSE, width_of(max(levels - 1, 1)), others, has_steps)
+        is_small = sparse.nbytes(shape) <= SPARSE_SHARE * dense.nbytes(shape)
+        return sparse if is_small else dense
+
+    def specs(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """What is held one after another, after the form itself."""
+        (out, width), steps = shape, {}
+        if self.has_steps:
+            steps = {
+                "rows": TensorSpec(Dtype.F32, (out,)),
+                "steps": TensorSpec(Dtype.F32, (width,)),
+            }
+        levels = TensorSpec(Dtype.F32, (1 << self.bits,))
+        if self.kind == STREAM:
+            return {"stream": TensorSpec(Dtype.U8, (self.count,))}
+        if self.kind == DENSE:
+            codes = TensorSpec(Dtype.U8, (packed_bytes(out * width, self.bits),))
+            return {"codes": codes, "levels": levels, **steps}
+        values = TensorSpec(Dtype.U8, (small_bytes(self.count, self.bits),))
+        common = TensorSpec(Dtype.F32, (1,))
+        places = place_specs(shape, self.count)
+        return {**places, "values": values, "levels": levels, "common": common, **steps}
+
+    def nbytes(self, shape: tuple[int, int]) -> int:
+        """Of all of it."""
+        return joined_bytes([_FORM, *self.specs(shape).values()])
+
+    def joined(self, shape: tuple[int, int], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The form and what it holds, uint8 `[n]`."""
+        numbers = [self.kind, self.bits, self.count, int(self.has_steps)]
+        head = torch.tensor(numbers, dtype=torch.int64)
+        return join([head, *(tensors[name] for name in self.specs(shape))])
+
+    @classmethod
+    def read(cls, held: torch.Tensor) -> Self:
+        """Of what `joined` made."""
+        (head,) = split(held, [_FORM])
+        kind, bits, count, has_steps = head.tolist()
+        return cls(kind, bits, count, bool(has_steps))
+
+
+_FORM = TensorSpec(Dtype.I64, (4,))
+
+
+class HeldLevels(DeltaCodec):
+    """What `entropy` deltas of one shape are in memory; in no recipe and no file."""
+
+    name: ClassVar[str] = "levels"
+    summary: ClassVar[str] = "Holds the numbers of a stream's levels."
+    source: ClassVar[str] = "Elias-Fano (Fano 1971, Elias 1974), for places"
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+
+    of_streams: DeltaCodec = Field(description="what wrote the streams")
+
+    @property
+    def label(self) -> str:
+        return f"levels of {self.of_streams.label}"
+
+    @property
+    def ragged(self) -> frozenset[str]:
+        return frozenset({HELD})
+
+    def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
+        (stream,) = self.of_streams.parts(shape, dtype).values()
+        forms = Form(DENSE, 8, MOST_LEVELS, True), Form(STREAM, 8, stream.nbytes, False)
+        return {HELD: TensorSpec(Dtype.U8, (max(form.nbytes(shape) for form in forms),))}
+
+    def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
+        raise AssertionError("levels are taken from what another codec made")
+
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
+    ) -> torch.Tensor:
+        matrix = _matrix(parts[HELD], shape)
+        if matrix is None:
+            return self.of_streams.decode(_streamed(parts[HELD], shape), shape, context)
+        return matrix.decode()
+
+    def unpack(
+        self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
+    ) -> torch.Tensor:
+        shape = (base.shape[0], base.shape[1])
+        matrix = _matrix(parts[HELD], shape)
+        if matrix is None:
+            return self.of_streams.unpack(_streamed(parts[HELD], shape), base, context)
+        return matrix.onto(base)
+
+    def product(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        shape: tuple[int, int],
+        context: EncodeContext,
+    ) -> torch.Tensor:
+        is_tracked = x.requires_grad and torch.is_grad_enabled()
+        matrix = _matrix(parts[HELD], shape)
+        if matrix is None or is_tracked or not self.multiplies(len(x)):
+            return super().product(parts, x, shape, context)
+        if not (matrix.takes_loops and kernels.can_run(x.device)):
+            return super().product(parts, x, shape, context)
+        return matrix.product(x)
+
+    def multiplies(self, tokens: int) -> bool:
+        return tokens <= MOST_PAIRS
+
+    def routed(self, coded: CodedExperts) -> RoutedDeltas | None:
+        """None if a stream is held as it is."""
+        found = [_matrix(held, coded.shape) for held in coded.pieces[HELD]]
+        each = [matrix for matrix in found if matrix is not None and matrix.takes_loops]
+        return RoutedLevels(each) if len(each) == len(found) else None
+
+
+def held_levels(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
+    """The part of `HeldLevels`. Raises CodecError for what no stream can hold."""
+    if not level_stream.is_one(stream):  # of an earlier format version
+        return _as_it_is(stream, shape)
+    entries = level_stream.read(stream, shape)
+    levels, common = torch.from_numpy(entries.levels.copy()), entries.common
+    if not entries.sections or len(levels) > MOST_LEVELS:
+        return _as_it_is(stream, shape)
+    numbers = entries.numbers().view(-1).to(torch.uint8)
+    is_other = numbers != common
+    has_steps = entries.steps is not None
+    form = Form.of(shape, len(levels), int(is_other.sum()), has_steps=has_steps)
+    if form.kind == DENSE:
+        tensors = {"codes": pack(numbers, form.bits)}
+    else:
+        others = numbers[is_other]
+        others -= (others > common).to(torch.uint8)
+        tensors = stored_places(is_other.nonzero().view(-1), shape)
+        tensors |= {"values": pack_small(others, form.bits), "common": levels[common].view(1)}
+        levels = torch.cat([levels[:common], levels[common + 1 :]])
+    tensors["levels"] = torch.zeros(1 << form.bits)
+    tensors["levels"][: len(levels)] = levels
+    if entries.steps is not None:
+        rows, columns = (torch.from_numpy(each) for each in entries.steps.factors())
+        tensors |= {"rows": rows, "steps": columns}
+    return {HELD: form.joined(shape, tensors)}
+
+
+def held_bytes(about: level_stream.About, shape: tuple[int, int]) -> int | None:
+    """About how long what `held_levels` makes of a stream is; None where it stays as it is."""
+    if not 0 < about.levels <= MOST_LEVELS or not shape[0] * shape[1]:
+        return None
+    form = Form.of(shape, about.levels, about.others, has_steps=about.has_steps)
+    return form.nbytes(shape)
+
+
+def streamed_bytes(length: int, shape: tuple[int, int]) -> int:
+    """How long what holds a stream of so many bytes as it is is."""
+    return Form(STREAM, 8, length, False).nbytes(shape)
+
+
+def _as_it_is(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
+    form = Form(STREAM, 8, len(stream), False)
+    return {HELD: form.joined(shape, {"stream": stream.cpu()})}
+
+
+def _streamed(held: torch.Tensor, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """The parts of what wrote a stream that is held as it is."""
+    return _split(held, Form.read(held), shape)
+
+
+def _split(held: torch.Tensor, form: Form, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    specs = form.specs(shape)
+    _, *tensors = split(held, [_FORM, *specs.values()])
+    return dict(zip(specs, tensors, strict=True))
+
+
+def _matrix(held: torch.Tensor, shape: tuple[int, int]) -> LevelMatrix | None:
+    """None where a stream is held as it is."""
+    form = Form.read(held)
+    if form.kind == STREAM:
+        return None
+    parts = _split(held, form, shape)
+    steps = (parts["rows"], parts["steps"]) if form.has_steps else None
+    if form.kind == DENSE:
+        return DenseLevels(shape, steps, parts["codes"], form.bits, parts["levels"], form.count)
+    places = {name: parts[name] for name in ("starts", "marks", "columns")}
+    low, levels = low_bits(shape, form.count), (parts["levels"], parts["common"])
+    return SparseLevels(shape, steps, places, low, form.count, parts["values"], form.bits, *levels)
