@@ -22,6 +22,7 @@ from ders_core.codecs.codec import (
 )
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedSum
+from ders_core.codecs.synthesis import combine, difference
 from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
@@ -154,6 +155,21 @@ class Chain(DeltaCodec):
         for other in others:
             first += other
         return first
+
+    def tried(
+        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        delta, nbytes = self.tried_delta(difference(weight, base), context)
+        return combine(base, delta.to(base.device)), nbytes
+
+    def tried_delta(
+        self, delta: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        rest, decoded, nbytes = delta, torch.zeros_like(delta), 0.0
+        for number, stage in enumerate(self.stages):
+            of_stage, own = stage.tried_delta(rest, _of_stage(context, number))
+            rest, decoded, nbytes = rest - of_stage, decoded + of_stage, nbytes + own
+        return decoded, nbytes
 
     def product(
         self,
