@@ -83,6 +83,18 @@ class Choice(ABC):
     def options(self, slopes: Slopes) -> tuple[Options, np.ndarray]:
         """The options near a point, and of each the candidates of its tables: int `[n, tables]`."""
 
+    def with_pick(self, slopes: Slopes, pick: np.ndarray) -> tuple[Options, np.ndarray]:
+        """The same, and behind them what was picked, by the candidates of its tables: of many pairs
+        `options` has not all."""
+        options, pairs = self.options(slopes)
+        there = [(t, n) for t, n in zip(self.tables, pick.tolist(), strict=True) if n != NONE]
+        size = sum(float(table.sizes[number]) for table, number in there)
+        loss = sum(float(table.losses(slopes)[number]) for table, number in there)
+        return (
+            Options(np.append(options.sizes, size), np.append(options.losses, loss)),
+            np.concatenate([pairs, pick[None]]),
+        )
+
 
 @dataclass(frozen=True)
 class Alone(Choice):
@@ -229,6 +241,15 @@ class Problem:
             for table, number in zip(choice.tables, numbers, strict=True):
                 found[table.number] = None if number == NONE else table.candidates[number]
         return found
+
+    def size_of(self, picks: Sequence[Sequence[int]]) -> float:
+        """What everything takes, in the measure. picks: as of `candidates`."""
+        return self.size_beside + sum(
+            float(table.sizes[number])
+            for choice, numbers in zip(self.choices, picks, strict=True)
+            for table, number in zip(choice.tables, numbers, strict=True)
+            if number != NONE
+        )
 
     def loss(self, candidates: Sequence[Candidate | None]) -> Loss:
         """What units lose together that have these candidates."""
