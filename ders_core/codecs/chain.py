@@ -74,7 +74,7 @@ class Chain(DeltaCodec):
         """Of deltas: a few directions, and what they leave by a knob, or in few bits."""
         if context.part == "matrices":
             return ()
-        few = {"codec": "lowrank", "rank": 4, "factor_bits": 8}
+        few = {"codec": "lowrank", "rank": 4, "factor_bits": 4}
         rests: list[dict[str, Any]] = [
             {"codec": "entropy", "knob": knob, "steps": "sensitive", "rounding": "unbiased"}
             for knob in context.knobs(LADDER_STEP)

@@ -234,20 +234,21 @@ class Problem:
         beside = 0.0 if measure == "bits" else float(scores.bytes_beside)
         return cls(scores, tuple(choices), beside)
 
-    def candidates(self, picks: Sequence[Sequence[int]]) -> list[Candidate | None]:
-        """Of each unit, from the candidates that were picked of each choice's tables."""
+    def candidates(self, picks: Sequence[np.ndarray]) -> list[Candidate | None]:
+        """Of each unit, from the candidates that were picked of each choice's tables: int64
+        `[tables]` each."""
         found = list[Candidate | None]([None] * len(self.scores.units))
         for choice, numbers in zip(self.choices, picks, strict=True):
-            for table, number in zip(choice.tables, numbers, strict=True):
+            for table, number in zip(choice.tables, numbers.tolist(), strict=True):
                 found[table.number] = None if number == NONE else table.candidates[number]
         return found
 
-    def size_of(self, picks: Sequence[Sequence[int]]) -> float:
+    def size_of(self, picks: Sequence[np.ndarray]) -> float:
         """What everything takes, in the measure. picks: as of `candidates`."""
         return self.size_beside + sum(
             float(table.sizes[number])
             for choice, numbers in zip(self.choices, picks, strict=True)
-            for table, number in zip(choice.tables, numbers, strict=True)
+            for table, number in zip(choice.tables, numbers.tolist(), strict=True)
             if number != NONE
         )
 
