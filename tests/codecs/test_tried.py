@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.codec_support import gauss
 
@@ -45,6 +45,7 @@ def test_a_knob_that_is_too_fine_is_refused_as_by_packing() -> None:
             attempt(weight, torch.zeros_like(weight), context)
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),
