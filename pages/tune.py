@@ -7,7 +7,8 @@ from ders_core.ui.tune.explorer import explorer
 from ders_core.ui.tune.form import MEASURING, about_scores, tune_form, tune_popover, under_way
 from ders_core.ui.tune.known import known
 from ders_core.ui.tune.measured import measured
-from ders_core.ui.tune.pilots import pilot_popover, pilot_reports
+from ders_core.ui.tune.pilots import pilot_popover
+from ders_core.ui.tune.reports import reports
 
 frame.need_frame()
 frame.head("Tune", "How small the file can get, and what that costs: a codec for each matrix.")
@@ -16,7 +17,7 @@ calibrations = known(source)
 scored = {each.label: each for each in reversed(calibrations) if each.scores is not None}
 is_running = under_way(source)
 under_way(source, MEASURING)
-pilot_reports(source)
+reports(source)
 if not scored:
     with st.container(border=True):
         st.markdown(

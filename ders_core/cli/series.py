@@ -14,7 +14,7 @@ from ders_core.units import bytes_text
 
 if TYPE_CHECKING:
     from ders_core.checkpoint import Checkpoint
-    from ders_core.tune.series import Series
+    from ders_core.tune.measured_series import Series
     from ders_core.tune.trials import Trial
 
 

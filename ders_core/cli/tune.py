@@ -21,7 +21,7 @@ from ders_core.units import bytes_text, listed, share_text
 
 if TYPE_CHECKING:
     from ders_core.tune import Tuned
-    from ders_core.tune.series import Series
+    from ders_core.tune.measured_series import Series
 
 RECIPE_BYTES = 1 << 16
 """Of a recipe, with room to spare."""

@@ -23,6 +23,7 @@ from ders_core.codecs.codec import (
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedSum
+from ders_core.codecs.synthesis import combine, difference
 from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
@@ -74,7 +75,7 @@ class Chain(DeltaCodec):
         """Of deltas: a few directions, and what they leave by a knob, or in few bits."""
         if context.part == "matrices":
             return ()
-        few = {"codec": "lowrank", "rank": 4, "factor_bits": 8}
+        few = {"codec": "lowrank", "rank": 4, "factor_bits": 4}
         rests: list[dict[str, Any]] = [
             {"codec": "entropy", "knob": knob, "steps": "sensitive", "rounding": "unbiased"}
             for knob in context.knobs(LADDER_STEP)
@@ -155,6 +156,21 @@ class Chain(DeltaCodec):
         for other in others:
             first += other
         return first
+
+    def tried(
+        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        delta, nbytes = self.tried_delta(difference(weight, base), context)
+        return combine(base, delta.to(base.device)), nbytes
+
+    def tried_delta(
+        self, delta: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        rest, decoded, nbytes = delta, torch.zeros_like(delta), 0.0
+        for number, stage in enumerate(self.stages):
+            of_stage, own = stage.tried_delta(rest, _of_stage(context, number))
+            rest, decoded, nbytes = rest - of_stage, decoded + of_stage, nbytes + own
+        return decoded, nbytes
 
     def product(
         self,

@@ -211,6 +211,15 @@ class Codec(BaseModel, ABC):
         Raises CodecError if the parts contradict themselves.
         """
 
+    def tried(
+        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        """Ŵ as `unpack` would give it, and about the bytes of `ragged` parts, which a codec need
+        not make for that. Parameters are those of `pack`, which raises the same."""
+        parts = self.pack(weight, base, context)
+        ragged = float(sum(parts[name].nbytes for name in self.ragged))
+        return self.unpack(parts, base, context), ragged
+
     def unpack_as(
         self,
         dtype: torch.dtype,
@@ -264,6 +273,15 @@ class DeltaCodec(Codec):
     ) -> torch.Tensor:
         """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
         parts contradict themselves."""
+
+    def tried_delta(
+        self, delta: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        """The delta as `decode` would give it, and about the bytes of `ragged` parts; see `tried`.
+        delta: `[out, in]` float32."""
+        parts = self.encode(delta, context)
+        ragged = float(sum(parts[name].nbytes for name in self.ragged))
+        return self.decode(parts, (delta.shape[0], delta.shape[1]), context), ragged
 
     def product(
         self,

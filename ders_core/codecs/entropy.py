@@ -31,6 +31,7 @@ from ders_core.codecs.held_levels import (
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.synthesis import combine, difference
 from ders_core.codecs.tunable import Tunable, Values
 from ders_core.compute import gaussian_error
 from ders_core.errors import CodecError
@@ -242,6 +243,34 @@ class Entropy(DeltaCodec):
         return next((steps for steps in tried if level_stream.factor_bytes(steps) <= most), even)
 
     def _by_knob(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
+        entries, coded = self._coded_by_knob(deltas, context)
+        stream = self._written(entries, coded, context)
+        self._check_by_knob(coded, stream.numel(), deltas.shape)
+        return stream
+
+    def tried(
+        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        """By a knob no stream is written."""
+        if self.knob is None:
+            return super().tried(weight, base, context)
+        delta, nbytes = self.tried_delta(difference(weight, base), context)
+        return combine(base, delta), nbytes
+
+    def tried_delta(
+        self, delta: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        """By a knob no stream is written: its bytes are told from how often each code occurs."""
+        if self.knob is None:
+            return super().tried_delta(delta, context)
+        deltas = MatrixEntries(delta.cpu())
+        entries, coded = self._coded_by_knob(deltas, context)
+        nbytes = entries.stream_bytes(coded.counts)
+        self._check_by_knob(coded, nbytes, deltas.shape)
+        levels = self._levels(entries, coded, context)
+        return entries.decoded(coded, levels).to(delta.device), nbytes
+
+    def _coded_by_knob(self, deltas: DeltaEntries, context: EncodeContext) -> tuple[Entries, Coded]:
         assert self.knob is not None
         if context.curvature is None:
             raise CodecError(
@@ -250,21 +279,23 @@ class Entropy(DeltaCodec):
             )
         by_chance = Unbiased(context.seed) if self.rounding == "unbiased" else None
         moments = context.moments if self.rounding == "compensated" else None
-        entries, coded = coded_by_knob(
-            deltas.matrix, self.knob, context.curvature, moments, by_chance
-        )
-        stream = self._written(entries, coded, context)
-        limit = self._limit(deltas.shape)
-        if coded.far_share > MOST_FAR or stream.numel() > limit:
+        return coded_by_knob(deltas.matrix, self.knob, context.curvature, moments, by_chance)
+
+    def _check_by_knob(self, coded: Coded, nbytes: float, shape: tuple[int, int]) -> None:
+        """Raises CodecError if the steps are too fine. nbytes: of the stream."""
+        if coded.far_share > MOST_FAR or nbytes > self._limit(shape):
             raise CodecError(
                 f"a knob of {self.knob:g} is too small for these deltas: they take more than "
                 f"{8 * MOST_BYTES} bits an entry, or steps finer than can be told; give a "
                 "larger one"
             )
-        return stream
 
     def _written(self, entries: Entries, coded: Coded, context: EncodeContext) -> torch.Tensor:
-        """The stream of codes, with levels of the gain that was asked for."""
+        """The stream of codes."""
+        return entries.write(coded, self._levels(entries, coded, context))
+
+    def _levels(self, entries: Entries, coded: Coded, context: EncodeContext) -> torch.Tensor:
+        """What the codes stand for that occur, by the gain that was asked for: float32."""
         levels = entries.levels(coded)
         if self.gain is not None:
             decoded = entries.decoded(coded, levels)
@@ -276,7 +307,7 @@ class Entropy(DeltaCodec):
                 "these deltas are so large that a multiple of the step is more than float32 holds; "
                 "give them the codec `keep` or `lossless`"
             )
-        return entries.write(coded, levels)
+        return levels
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

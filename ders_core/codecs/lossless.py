@@ -63,6 +63,12 @@ class Lossless(Codec):
             stream = torch.cat([torch.tensor([RAW], dtype=torch.uint8), raw])
         return {"stream": stream.to(weight.device)}
 
+    def tried(
+        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
+    ) -> tuple[torch.Tensor, float]:
+        """It comes back as it was."""
+        return weight, float(self.pack(weight, base, context)["stream"].nbytes)
+
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext
     ) -> torch.Tensor:

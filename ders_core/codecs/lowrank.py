@@ -111,10 +111,11 @@ class LowRank(DeltaCodec):
 
     @classmethod
     def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
-        """Of deltas, ranks with factors in 8 bits."""
+        """Of deltas, ranks with factors in 4 bits: more directions lose less than finer ones at
+        equal bytes."""
         if context.part == "matrices":
             return ()
-        return tuple(cls(rank=rank, factor_bits=8) for rank in (1, 4, 16, 64))
+        return tuple(cls(rank=rank, factor_bits=4) for rank in (1, 4, 16, 64))
 
     @property
     def is_hardware_friendly(self) -> bool:

@@ -158,15 +158,16 @@ class Sparse(DeltaCodec):
 
     @classmethod
     def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
-        """Of deltas: patterns, the largest, and random draws, so that deltas do not shrink."""
+        """Of deltas: patterns, the largest, and random draws, so that deltas do not shrink.
+        Values have 4 bits: more of them lose less than finer ones at equal bytes."""
         if context.part == "matrices":
             return ()
         patterns = ("1:16", "1:8", "1:4", "2:4")
         rates = (0.99, 0.97, 0.9)
         return (
-            *(cls(pattern=pattern, value_bits=8, gain="auto") for pattern in patterns),
-            *(cls(drop_rate=r, method="magnitude", value_bits=8, gain="auto") for r in rates),
-            *(cls(drop_rate=rate, value_bits=8, gain="auto") for rate in rates),
+            *(cls(pattern=pattern, value_bits=4, gain="auto") for pattern in patterns),
+            *(cls(drop_rate=r, method="magnitude", value_bits=4, gain="auto") for r in rates),
+            *(cls(drop_rate=rate, value_bits=4, gain="auto") for rate in rates),
         )
 
     @property

@@ -10,7 +10,7 @@ from ders_core.figures.measured_dots import Dot, add_dots
 from ders_core.figures.page import Page
 from ders_core.figures.style import ACCENT, QUIET, finish
 from ders_core.pipeline.quality import KL
-from ders_core.tune.series import Series
+from ders_core.tune.measured_series import Series
 from ders_core.tune.trials import Trial
 from ders_core.units import bytes_text
 

@@ -15,10 +15,10 @@ from ders_core.decompose.decomposition import Decomposition
 from ders_core.decompose.distortion import Squares, is_finite
 from ders_core.errors import CheckpointError
 from ders_core.later import torch
+from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import (
     EncodedExpert,
     Knowledge,
-    Losses,
     Shared,
     encode_expert,
 )

@@ -19,9 +19,9 @@ from ders_core.later import torch
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encoder import Encoder
+from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import (
     Knowledge,
-    Losses,
     group_knowledge,
     tensor_knowledge,
 )

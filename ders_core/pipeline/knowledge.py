@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ders_core.checkpoint import ExpertGroup, MatrixStack, OtherTensor
@@ -11,22 +11,15 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.codecs.synthesis import combine
-from ders_core.compute.pieces import chunk_values, row_pieces
-from ders_core.decompose.distortion import Squares, compare, output_pieces
+from ders_core.decompose.distortion import compare
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
-from ders_core.pipeline.effective_gain import Correlated, effective_gain
+from ders_core.pipeline.judge import Judge, Losses, Probe
 from ders_core.pipeline.moments import guiding_moments, moments_of_experts
-from ders_core.pipeline.noise import Deviation
 
 Shared = Callable[[Sequence[int]], "Curvature | None"]
 """Of experts by their numbers: the curvature of an error that they share."""
-
-OUTPUT_ROWS = 1024
-"""Rows of a matrix by which the error of its outputs is judged, if it has more: products of all of
-them with full moments take longer than rounding that makes up for errors."""
 
 PROBED_ROWS = 1000
 """Rows of a matrix by which what rounding does is judged, if it has more: of all of them the sum in
@@ -206,79 +199,6 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """‖Ŵ−W‖² of some rows of some experts, rounded to the dtype of the weights, and before that."""
-
-    rounded: float = 0.0
-    unrounded: float = 0.0
-
-    @classmethod
-    def of(
-        cls,
-        synthesized: torch.Tensor,
-        base: torch.Tensor,
-        delta: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> Probe:
-        """Of the same rows: Ŵ, what it is the rounded sum of, and W."""
-        before = 0.0
-        for rows in row_pieces(weight.shape, chunk_values(weight.device)):
-            unrounded = combine(base[rows].float(), delta[rows])
-            before += compare(unrounded, weight[rows].float()).error
-        return cls(compare(synthesized, weight).error, before)
-
-    def __add__(self, other: Probe) -> Probe:
-        return Probe(self.rounded + other.rounded, self.unrounded + other.unrounded)
-
-    @property
-    def rounding(self) -> float:
-        """The share of ‖Ŵ−W‖² that is rounding; below 0 where that brings weights nearer to what
-        they were."""
-        return 1 - self.unrounded / self.rounded if self.rounded else 0.0
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What one or more experts lose. own: of the deltas alone, where the base has an error that all
-    experts share; else as `squares`. output, energy: E‖(Ŵ−W)x‖² and E‖Wx‖² of at most
-    OUTPUT_ROWS rows a matrix where moments are full, 0 without second moments. noise_cost: ½ Σ C
-    E² of the noise, in nats a token, 0 without gradients. router_noise: ½ Σ R E², 0 where it is
-    not known. probe: of the experts whose rounding was measured. correlated: of the deltas, 0
-    without gradients."""
-
-    squares: Squares = field(default_factory=Squares)
-    own: Squares = field(default_factory=Squares)
-    output: float = 0.0
-    energy: float = 0.0
-    noise_cost: float = 0.0
-    router_noise: float = 0.0
-    probe: Probe = field(default_factory=Probe)
-    correlated: Correlated = field(default_factory=Correlated)
-
-    def __add__(self, other: Losses) -> Losses:
-        return Losses(
-            self.squares + other.squares,
-            self.own + other.own,
-            self.output + other.output,
-            self.energy + other.energy,
-            self.noise_cost + other.noise_cost,
-            self.router_noise + other.router_noise,
-            self.probe + other.probe,
-            self.correlated + other.correlated,
-        )
-
-    @property
-    def effective_gain(self) -> float:
-        """Of the deltas, see `ders_core.pipeline.effective_gain`."""
-        return effective_gain(self.own, self.correlated)
-
-    @property
-    def output_error(self) -> float | None:
-        """√ of E‖(Ŵ−W)x‖² / E‖Wx‖²; None where there is nothing to compare with."""
-        return (self.output / self.energy) ** 0.5 if self.energy else None
-
-
-@dataclass(frozen=True)
 class EncodedExpert:
     """parts: on the device of the weight."""
 
@@ -318,39 +238,8 @@ def encode_expert(
     if start is not base:
         judged = codec.unpack(parts, start, context)
         own = compare(judged, weight, start)
-    output = energy = noise_cost = router_noise = 0.0
-    correlated = Correlated()
-    if inputs is not None:
-        output, energy = _outputs(synthesized, weight, inputs)
-    if charge is not None:
-        deviation, kept = Deviation(judged, weight, start), 1.0
-        if shrinks:
-            sums = deviation.noise_sums(own.gain, charge, context.moments)
-            correlated = sums.correlated
-            kept = effective_gain(own, correlated)
-            noise_cost = sums.cost(kept)
-        else:
-            noise_cost = deviation.noise_cost(kept, charge, context.moments)
-        if router is not None:
-            router_noise = deviation.noise_cost(kept, router, context.moments)
-    losses = Losses(squares, own, output, energy, noise_cost, router_noise, probe, correlated)
-    return EncodedExpert(parts, losses)
-
-
-def _outputs(
-    synthesized: torch.Tensor, weight: torch.Tensor, inputs: Inputs
-) -> tuple[float, float]:
-    """E‖(Ŵ−W)x‖² and E‖Wx‖² of all rows, or of some that are spread evenly where moments are
-    full."""
-    (total, width), moments = weight.shape, inputs.believed
-    count = total if moments.dim() == 1 else min(total, OUTPUT_ROWS)
-    chosen = torch.arange(count, device=weight.device) * total // max(count, 1)
-    lost = energy = 0.0
-    for piece in output_pieces((count, width), moments):
-        rows = weight[chosen[piece]].float()
-        energy += inputs.output_squared(rows)
-        lost += inputs.output_squared(synthesized[chosen[piece]].float().sub_(rows))
-    return lost, energy
+    judge = Judge(weight, start, context, charge, router, inputs, shrinks)
+    return EncodedExpert(parts, judge.losses(synthesized, judged, squares, own, probe))
 
 
 def _probed_rows(count: int) -> slice:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ders_core.checkpoint import MatrixStack
 from ders_core.codecs.group import GroupCodec
 from ders_core.decompose.decomposition import Decomposition
 from ders_core.files.dtype import Dtype
-from ders_core.later import torch
 from ders_core.pipeline.encoder import Encoder, StoredBases
-from ders_core.pipeline.knowledge import Losses
+from ders_core.pipeline.judge import Losses
 
 SAMPLE = 1 << 17
 """Values of an expert that are encoded, about."""
@@ -50,8 +49,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class SampledMatrix:
-    """One matrix of a sample as it was encoded. ragged: bytes of parts whose length depends on the
-    data."""
+    """One matrix of a sample as it was encoded, or tried. ragged: bytes of parts whose length
+    depends on the data."""
 
     losses: Losses
     ragged: int
@@ -61,15 +60,12 @@ def encoded_sample(
     encoder: Encoder,
     decomposition: Decomposition,
     chosen: Sequence[int],
-    weight: Callable[[int], torch.Tensor] | None = None,
 ) -> tuple[StoredBases, list[SampledMatrix]]:
-    """The bases, and each chosen matrix. weight: gives a matrix of the decomposition that has been
-    read already. Raises CheckpointError and CodecError."""
+    """The bases, and each chosen matrix. Raises CheckpointError and CodecError."""
     stored, fitted = encoder.prepared(decomposition)
-    read = weight or decomposition.weight
     matrices = []
     for number in chosen:
-        encoded = encoder.one(stored, fitted, number, read(number))
+        encoded = encoder.one(stored, fitted, number, decomposition.weight(number))
         ragged = sum(encoded.parts[name].nbytes for name in fitted.expert(number).ragged)
         matrices.append(SampledMatrix(encoded.losses, ragged))
     return stored, matrices

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ders_core.errors import RecipeError
+from ders_core.later import np
 from ders_core.tune.bounds import Bound, Measure
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.coupling import Loss
-from ders_core.tune.knapsack import Solution, least_loss, least_size
+from ders_core.tune.knapsack import least_loss, least_size
 from ders_core.tune.problem import Problem
+from ders_core.tune.refine import Refined, refined
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.units import bytes_text
 
@@ -43,8 +45,8 @@ class Chosen:
 class Allocation:
     """nbytes: of the weight files, foretold. read: bytes that are read for a token. predicted_kl:
     nats a token on text like the calibration's. size, most: what is taken and what there may be, in
-    the bound's measure; for a bound of KL both are bytes. gap: how far the sum of losses may be
-    above the least there is, as a share of that."""
+    the bound's measure; for a bound of KL both are bytes. gap: how far the sum of losses from which
+    it was refined may be above the least there is, as a share of that."""
 
     bound: Bound
     chosen: tuple[Chosen, ...]
@@ -110,7 +112,7 @@ class Solver:
     def _least_kl(self, bound: Bound, most: float) -> Allocation:
         """In rounds: losses are added up as they meet near what was found so far."""
         problem, coupling = self._problem, self._scores.coupling
-        best: Allocation | None = None
+        best: tuple[float, list[np.ndarray], float] | None = None
         slopes, idle = coupling.apart(self._nothing), 0
         for number in range(ROUNDS):
             tables = [choice.options(slopes) for choice in problem.choices]
@@ -119,16 +121,17 @@ class Solver:
             if found is None:
                 raise self._refusal(bound, least_size(options) + problem.size_beside)
             picks = [pairs[n] for (_, pairs), n in zip(tables, found.chosen, strict=True)]
-            candidates = problem.candidates(picks)
-            loss = problem.loss(candidates)
+            loss = problem.loss(problem.candidates(picks))
             kl, idle = coupling.kl(loss), idle + 1
-            if best is None or kl < best.predicted_kl:
-                best, idle = self._allocation(bound, most, kl, found, candidates), 0
+            if best is None or kl < best[0]:
+                best, idle = (kl, picks, found.gap), 0
             if idle == PATIENCE:
                 break
             slopes = slopes.towards(coupling.slopes(loss), DAMPING if number else 1.0)
         assert best is not None, "the first round finds something"
-        return best
+        _, picks, gap = best
+        last = refined(problem, coupling, picks, most - problem.size_beside)
+        return self._allocation(bound, most, last, gap)
 
     def _least_bytes(self, bound: Bound) -> Allocation:
         """By halving between the smallest size that there is and one that loses nothing."""
@@ -157,21 +160,21 @@ class Solver:
         self,
         bound: Bound,
         most: float,
-        kl: float,
-        found: Solution,
-        candidates: Sequence[Candidate | None],
+        found: Refined,
+        gap: float,
     ) -> Allocation:
-        beside = self._scores.bytes_beside
+        beside, problem = self._scores.bytes_beside, self._problem
+        candidates = problem.candidates(found.picks)
         pairs = list(zip(self._scores.units, candidates, strict=True))
         return Allocation(
             bound,
             tuple(Chosen(*pair) for pair in pairs),
             sum(each.nbytes for _, each in pairs if each is not None) + beside,
             sum(scored.read * each.nbytes for scored, each in pairs if each is not None) + beside,
-            kl,
-            found.size + self._problem.size_beside,
+            found.kl,
+            problem.size_of(found.picks),
             most,
-            found.gap,
+            gap,
         )
 
     def _refusal(self, bound: Bound, least: float) -> RecipeError:

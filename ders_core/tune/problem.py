@@ -83,6 +83,18 @@ class Choice(ABC):
     def options(self, slopes: Slopes) -> tuple[Options, np.ndarray]:
         """The options near a point, and of each the candidates of its tables: int `[n, tables]`."""
 
+    def with_pick(self, slopes: Slopes, pick: np.ndarray) -> tuple[Options, np.ndarray]:
+        """The same, and behind them what was picked, by the candidates of its tables: of many pairs
+        `options` has not all."""
+        options, pairs = self.options(slopes)
+        there = [(t, n) for t, n in zip(self.tables, pick.tolist(), strict=True) if n != NONE]
+        size = sum(float(table.sizes[number]) for table, number in there)
+        loss = sum(float(table.losses(slopes)[number]) for table, number in there)
+        return (
+            Options(np.append(options.sizes, size), np.append(options.losses, loss)),
+            np.concatenate([pairs, pick[None]]),
+        )
+
 
 @dataclass(frozen=True)
 class Alone(Choice):
@@ -222,13 +234,23 @@ class Problem:
         beside = 0.0 if measure == "bits" else float(scores.bytes_beside)
         return cls(scores, tuple(choices), beside)
 
-    def candidates(self, picks: Sequence[Sequence[int]]) -> list[Candidate | None]:
-        """Of each unit, from the candidates that were picked of each choice's tables."""
+    def candidates(self, picks: Sequence[np.ndarray]) -> list[Candidate | None]:
+        """Of each unit, from the candidates that were picked of each choice's tables: int64
+        `[tables]` each."""
         found = list[Candidate | None]([None] * len(self.scores.units))
         for choice, numbers in zip(self.choices, picks, strict=True):
-            for table, number in zip(choice.tables, numbers, strict=True):
+            for table, number in zip(choice.tables, numbers.tolist(), strict=True):
                 found[table.number] = None if number == NONE else table.candidates[number]
         return found
+
+    def size_of(self, picks: Sequence[np.ndarray]) -> float:
+        """What everything takes, in the measure. picks: as of `candidates`."""
+        return self.size_beside + sum(
+            float(table.sizes[number])
+            for choice, numbers in zip(self.choices, picks, strict=True)
+            for table, number in zip(choice.tables, numbers.tolist(), strict=True)
+            if number != NONE
+        )
 
     def loss(self, candidates: Sequence[Candidate | None]) -> Loss:
         """What units lose together that have these candidates."""

@@ -6,10 +6,8 @@ sizes between are measured until the cliff is narrow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Progress, quiet
@@ -19,6 +17,7 @@ from ders_core.tune.assembled import size_of
 from ders_core.tune.bounds import Bound
 from ders_core.tune.cliffs import Cliff, Measured, cliffs
 from ders_core.tune.constraints import Constraint
+from ders_core.tune.measured_series import Series
 from ders_core.tune.measuring import Measuring, Setting
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.tune.trials import Trial
@@ -31,25 +30,6 @@ NARROW = 0.03
 
 SEARCHED = 3
 """Sizes that are measured to narrow each cliff, at most."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """tuned, uniform: the smallest first. cliffs: what was looked for between tuned points."""
-
-    tuned: tuple[Trial, ...]
-    uniform: tuple[Trial, ...]
-    cliffs: tuple[Cliff, ...]
-    factors: Mapping[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        return {
-            "tuned": [trial.model_dump(mode="json") for trial in self.tuned],
-            "uniform": [trial.model_dump(mode="json") for trial in self.uniform],
-            "cliffs": [vars(cliff) for cliff in self.cliffs],
-            "factors": dict(self.factors),
-        }
 
 
 @unchanged_inputs()

@@ -12,15 +12,18 @@ from ders_core.codecs import Codec, Keep
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.decompose.base import BaseContext
-from ders_core.decompose.decomposition import Decomposition, without_base
+from ders_core.decompose.decomposition import without_base
 from ders_core.decompose.distortion import compare
 from ders_core.errors import CodecError
 from ders_core.later import torch
-from ders_core.pipeline.encoder import Encoder, store_bases
-from ders_core.pipeline.knowledge import Knowledge, Losses
+from ders_core.pipeline.encoder import store_bases
+from ders_core.pipeline.judge import Losses
+from ders_core.pipeline.knowledge import Knowledge
 from ders_core.pipeline.plan import PIECE
-from ders_core.pipeline.sampling import Rows, SampledMatrix, encoded_sample, foretold_bytes
+from ders_core.pipeline.sampling import Rows, SampledMatrix, evenly, foretold_bytes
 from ders_core.recipe import Recipe
+from ders_core.tune.first_look import near_the_best
+from ders_core.tune.sampled import Sampled, Tried
 from ders_core.tune.scores import Candidate
 
 SAMPLE = 1 << 18
@@ -30,76 +33,13 @@ MOST_EXPERTS = 16
 """Experts of a group among whom a sample is shared out, at most. They are not alike: a quarter of
 them told the bytes of a group within a tenth."""
 
+FEW_EXPERTS = 2
+"""Experts on which all codecs are tried."""
+
 WHOLE_EXPERTS = 2
 """Experts that are encoded whole, with codecs that do not act on rows."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Sampled:
-    """rows: which are encoded. decomposition: of these. weights: of the chosen matrices, in storage
-    dtype. known: of these rows."""
-
-    rows: Rows
-    decomposition: Decomposition
-    weights: dict[int, torch.Tensor]
-    known: Knowledge
-
-    @classmethod
-    def of(cls, rows: Rows, decomposition: Decomposition, known: Knowledge) -> _Sampled:
-        weights = {number: decomposition.weight(number) for number in rows.chosen}
-        return cls(rows, decomposition, weights, known.of_rows(rows.pieces, rows.share))
-
-    def encoded(self, recipe: Recipe, codec: Codec) -> _Encoded:
-        matrices = self._matrices(recipe, codec)
-        if self.rows.share == 1 or not codec.ragged or len(self.rows.pieces) < 2:
-            return _Encoded(self.rows, matrices, 0.0)
-        halves = sum(half._matrices(recipe, codec)[0].ragged for half in self._halves)
-        first = matrices[0].ragged
-        return _Encoded(self.rows, matrices, float(min(max(halves - first, 0), first)))
-
-    def _matrices(self, recipe: Recipe, codec: Codec) -> list[SampledMatrix]:
-        same = GroupCodec.same(codec, self.decomposition.group.shape[0])
-        encoder = Encoder.of(recipe, same, None, self.known)
-        read = self.weights.__getitem__
-        return encoded_sample(encoder, self.decomposition, self.rows.chosen, read)[1]
-
-    @cached_property
-    def _halves(self) -> tuple[_Sampled, _Sampled]:
-        """Every other piece of the first matrix, and the rest of it."""
-        return self._half(0), self._half(1)
-
-    def _half(self, first: int) -> _Sampled:
-        at, places = 0, list[slice]()
-        for piece in self.rows.pieces:
-            places.append(slice(at, at + piece.stop - piece.start))
-            at = places[-1].stop
-        some = places[first::2]
-        group = self.decomposition.group.of_rows(some)
-        base = torch.cat([self.decomposition.base[piece] for piece in some])
-        share = sum(piece.stop - piece.start for piece in some) / at
-        rows = replace(self.rows, pieces=some, chosen=self.rows.chosen[:1])
-        known = self.known.of_rows(some, share)
-        weights = {
-            number: torch.cat([self.weights[number][piece] for piece in some])
-            for number in rows.chosen
-        }
-        return _Sampled(rows, replace(self.decomposition, group=group, base=base), weights, known)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """matrices: of `rows`, in one codec. table: bytes of parts with lengths of their own that a
-    matrix takes however many rows it has: what two halves of it take more than the whole."""
-
-    rows: Rows
-    matrices: list[SampledMatrix]
-    table: float
-
-    def ragged(self, some: Sequence[SampledMatrix]) -> float:
-        """What these matrices take of all their rows."""
-        return sum(self.table + (each.ragged - self.table) / self.rows.share for each in some)
 
 
 @dataclass(frozen=True)
@@ -115,22 +55,52 @@ class GroupScorer:
 
     def deltas(self, codecs: Sequence[Codec]) -> list[tuple[Candidate, ...]]:
         """The candidates of each unit of deltas: the experts, or the group."""
+        if not self.per_expert:
+            return [self._of_group(codecs)]
+        every = range(self.group.shape[0])
+        tried = list(_each(codecs, lambda codec: self._sampled(codec).tried(codec, every)))
+        return [tuple(self._candidate(*pair, [number]) for pair in tried) for number in every]
+
+    def _of_group(self, codecs: Sequence[Codec]) -> tuple[Candidate, ...]:
+        """All codecs are tried on few experts, and on the others those that may be in a recipe."""
+        few = dict(_each(codecs, self._tried_on_few))
+        told = [self._candidate(*pair) for pair in few.items()]
+        near = near_the_best(told, sum(self.known.removal))
+        pairs = list(zip(told, near, strict=True))
+
+        def tried_on_all(codec: Codec) -> Tried:
+            rest = self._sampled(codec).rows.chosen
+            more = [number for number in rest if number not in few[codec].rows.chosen]
+            return few[codec].with_more(self._sampled(codec).tried(codec, more))
+
+        again = dict(_each([each.codec for each, is_near in pairs if is_near], tried_on_all))
+        return tuple(
+            self._candidate(each.codec, again[each.codec]) if is_near else each
+            for each, is_near in pairs
+            if not is_near or each.codec in again
+        )
+
+    def _tried_on_few(self, codec: Codec) -> Tried:
+        sampled = self._sampled(codec)
+        chosen = sampled.rows.chosen
+        return sampled.tried(codec, [chosen[n] for n in evenly(len(chosen), FEW_EXPERTS)])
+
+    def _candidate(
+        self, codec: Codec, tried: Tried, some: Sequence[int] | None = None
+    ) -> Candidate:
+        """some: places of matrices among those that were tried, of one unit; None: all, of the
+        group."""
         count, out, width = self.group.shape
-        units: list[list[Candidate]] = [[] for _ in range(count if self.per_expert else 1)]
-        experts = 1 if self.per_expert else count
-        for codec, encoded in _each(codecs, self._encoded):
-            matrices = encoded.matrices
-            shares = [[m] for m in matrices] if self.per_expert else [matrices]
-            energy = sum(matrix.losses.energy for matrix in matrices)
-            factor = _Factor.of(encoded.rows, self.known, per_expert=self.per_expert)
-            for unit, share in zip(units, shares, strict=True):
-                ragged = encoded.ragged(share) * experts / len(share)
-                same = GroupCodec.same(codec, experts)
-                nbytes = foretold_bytes(same, (out, width), self.group.dtype, ragged)
-                if isinstance(codec, Keep):
-                    nbytes = self.group.nbytes // count * experts
-                unit.append(_candidate(codec, nbytes, share, energy, factor))
-        return [tuple(unit) for unit in units]
+        experts = count if some is None else len(some)
+        matrices = tried.matrices if some is None else [tried.matrices[place] for place in some]
+        energy = sum(matrix.losses.energy for matrix in tried.matrices)
+        factor = _Factor.of(tried.rows, self.known, per_expert=self.per_expert)
+        ragged = tried.ragged(matrices) * experts / len(matrices)
+        same = GroupCodec.same(codec, experts)
+        nbytes = foretold_bytes(same, (out, width), self.group.dtype, ragged)
+        if isinstance(codec, Keep):
+            nbytes = self.group.nbytes // count * experts
+        return _candidate(codec, nbytes, matrices, energy, factor)
 
     def base(self, codecs: Sequence[Codec]) -> tuple[Candidate, ...]:
         """The candidates of the group's base, whose errors all experts share."""
@@ -164,27 +134,26 @@ class GroupScorer:
             squares.relative[1],
         )
 
-    def _encoded(self, codec: Codec) -> _Encoded:
-        sampled = self._rows if codec.acts_by_rows else self._whole
-        return sampled.encoded(self.recipe, codec)
+    def _sampled(self, codec: Codec) -> Sampled:
+        return self._rows if codec.acts_by_rows else self._whole
 
     @cached_property
-    def _rows(self) -> _Sampled:
+    def _rows(self) -> Sampled:
         count = self.group.shape[0]
         most = count if self.per_expert else min(count, MOST_EXPERTS)
         return self._of(Rows.of_some(self.group, SAMPLE // most, most))
 
     @cached_property
-    def _whole(self) -> _Sampled:
+    def _whole(self) -> Sampled:
         count, out, width = self.group.shape
         return self._of(
             Rows.of_some(self.group, out * width, count if self.per_expert else WHOLE_EXPERTS)
         )
 
-    def _of(self, rows: Rows) -> _Sampled:
+    def _of(self, rows: Rows) -> Sampled:
         part = self.group.of_rows(rows.pieces)
         ((_, decomposition),) = self.recipe.base.decompositions(part, self.context)
-        return _Sampled.of(rows, decomposition, self.known)
+        return Sampled.of(rows, decomposition, self.known, self.recipe.seed)
 
     @cached_property
     def _energy(self) -> float:
@@ -207,13 +176,13 @@ def tensor_candidates(
     sample = SAMPLE // min(pieces, MOST_EXPERTS)
     rows = Rows.of_some(stack, sample, MOST_EXPERTS)
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
-    sampled = _Sampled.of(rows, decomposition, known(stack))
+    sampled = Sampled.of(rows, decomposition, known(stack), recipe.seed)
     factor = _Factor.of(rows, sampled.known, per_expert=False)
     found = []
     by_rows = [codec for codec in codecs if codec.acts_by_rows]
-    for codec, encoded in _each(by_rows, partial(sampled.encoded, recipe)):
-        matrices = encoded.matrices
-        ragged = encoded.ragged(matrices) * pieces / len(matrices)
+    for codec, tried in _each(by_rows, partial(sampled.tried, chosen=rows.chosen)):
+        matrices = tried.matrices
+        ragged = tried.ragged(matrices) * pieces / len(matrices)
         same = GroupCodec.same(codec, pieces)
         nbytes = foretold_bytes(same, (out, width), tensor.dtype, ragged)
         if isinstance(codec, Keep):

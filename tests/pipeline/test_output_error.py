@@ -8,7 +8,8 @@ import torch
 from ders_core.codecs import EncodeContext
 from ders_core.codecs.quantized import Quantized
 from ders_core.pipeline.believed import Inputs
-from ders_core.pipeline.knowledge import OUTPUT_ROWS, encode_expert
+from ders_core.pipeline.judge import OUTPUT_ROWS
+from ders_core.pipeline.knowledge import encode_expert
 
 WIDTH = 48
 

@@ -10,6 +10,7 @@ from support.codec_support import gauss
 
 from ders_core.codecs import DeltaCodec, EncodeContext, make_codec
 from ders_core.pipeline import knowledge
+from ders_core.pipeline.judge import Probe
 from ders_core.pipeline.knowledge import encode_expert
 
 
@@ -47,4 +48,4 @@ def test_rounding_is_that_of_the_rows_in_the_middle(
     assert wanted[0] != wanted[1]
     whole = (rounded - weight.double()).square().sum().item()
     assert found.losses.squares.error == pytest.approx(whole)
-    assert encode_expert(codec, weight, base, context).losses.probe == knowledge.Probe()
+    assert encode_expert(codec, weight, base, context).losses.probe == Probe()

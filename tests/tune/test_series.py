@@ -13,7 +13,8 @@ from ders_core.pipeline.quality import Quality
 from ders_core.tune import series as module
 from ders_core.tune.bounds import Bound
 from ders_core.tune.cliffs import Cliff
-from ders_core.tune.series import NARROW, Series
+from ders_core.tune.measured_series import Series
+from ders_core.tune.series import NARROW
 from ders_core.tune.trials import Measurement, Role, Trial
 from ders_core.tune.workbench import Workbench
 

@@ -3,6 +3,7 @@ measured."""
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from ders_core.jobs.claims import Claims
 from ders_core.jobs.kinds.pilot import PilotResult, PilotSpec
 from ders_core.jobs.kinds.prove import ProveSpec
 from ders_core.jobs.kinds.run import RunSpec
+from ders_core.jobs.kinds.series import SeriesResult, SeriesSpec
 from ders_core.later import pd
 from ders_core.packed.open import open_checkpoint
 from ders_core.recipe import Recipe
@@ -30,6 +32,8 @@ from ders_core.ui import plots
 from ders_core.ui.calculator import calculate
 from ders_core.ui.tune import known
 from ders_core.ui.tune.clicked import clicked_row
+from ders_core.ui.tune.measured import measured
+from ders_core.ui.tune.reports import of_job
 
 
 @pytest.fixture
@@ -82,6 +86,44 @@ def test_a_run_of_what_is_shown_is_filed(
         found, checkpoint, kept.calibration, name=name
     )
     assert (spec.text, spec.checkpoint) == ((str(text),), str(mixtral_dir))
+
+
+def test_a_series_is_filed_and_what_it_measured_is_shown(
+    app: AppTest, mixtral_dir: Path, workspace: Workspace, kept: Kept, text: Path
+) -> None:
+    on(opened(app, mixtral_dir), "tune")
+    app.multiselect(key="tune_keep").set_value([1]).run()
+    app.session_state["tune_measure"] = True
+    app.run()
+    app.button(key="tune_series").click().run()
+    assert "Name a text" in app.error[0].value
+    app.text_area(key="tune_heldout").set_value(str(text)).run()
+    app.number_input(key="tune_points").set_value(3).run()
+    app.button(key="tune_series").click().run()
+    assert not app.exception
+    store = JobStore(workspace.store_path)
+    (job,) = store.list(kind="series")
+    spec = SeriesSpec.model_validate(job.spec)
+    assert (spec.points, spec.keep, spec.text) == (3, "1", (str(text),))
+    assert (spec.checkpoint, spec.calibration) == (str(mixtral_dir), str(kept.calibration))
+    before = len(app.get("download_button"))
+    claim = Claims(workspace.store_path, "somebody").claim()
+    assert claim is not None
+    claim.complete(RESULTS["series"][0])
+    on(app, "tune")
+    assert not app.exception
+    result = SeriesResult.model_validate(RESULTS["series"][0])
+    assert f"{job.title}: {result.series.sentence}." in words(app)
+    assert len(app.get("download_button")) == before + 1
+    (trial,) = result.tuned
+    (row,) = measured(open_checkpoint(mixtral_dir)).query("role == 'tuned'").to_dict("records")
+    share = trial.measured.nbytes / result.bytes_before
+    quality = trial.measured.quality
+    found = [row[name] for name in ("share", "kl", "low", "high")]
+    assert found == [share, trial.measured.kl, quality.kl_low, quality.kl_high]
+    sentence, page = of_job(store.get(job.id))
+    assert sentence == result.series.sentence
+    assert trial.recipe in unescape(page())
 
 
 def test_a_click_on_a_measured_point_loads_it_once(

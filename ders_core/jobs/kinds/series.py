@@ -10,6 +10,7 @@ from ders_core.jobs.kind import KINDS, Kind, Result
 from ders_core.jobs.measured_tuning import MeasuredSpec, MeasuredTuning
 from ders_core.jobs.workspace import place_label
 from ders_core.tune.cliffs import Cliff
+from ders_core.tune.measured_series import Series
 from ders_core.tune.trials import Trial
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class SeriesResult(Result):
     cliffs: tuple[Cliff, ...] = ()
     factors: dict[str, float] = Field(default_factory=dict)
     bytes_before: int
+
+    @property
+    def series(self) -> Series:
+        """As figures take it."""
+        return Series(self.tuned, self.uniform, self.cliffs, self.factors)
 
 
 @KINDS.register

@@ -1,4 +1,5 @@
-"""What can be started from the size that is shown: a proof, or a run of its recipe."""
+"""What can be started from the size that is shown: a proof, a run of its recipe, or a series of
+sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.errors import DersError
 from ders_core.jobs.kind import TextSpec
 from ders_core.recipe import Recipe
-from ders_core.ui import session
+from ders_core.ui import kept, session
 from ders_core.ui.form_popover import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import submit
@@ -22,6 +23,7 @@ from ders_core.ui.tune.known import Known
 from ders_core.ui.tune.solutions import Wish
 
 HELDOUT = "heldout.txt"
+POINTS = 6
 _POPOVER = "tune_measure"
 _STARTED = "tune_measure_started"
 
@@ -53,7 +55,8 @@ def measuring_popover(
                 icon=":material/play_arrow:",
                 help="Compresses, verifies and evaluates this recipe, and keeps what it wrote.",
             )
-    if not (proves or runs):
+        points, sizes = _sizes()
+    if not (proves or runs or sizes):
         return
     shared = {
         "checkpoint": str(source.path),
@@ -63,7 +66,9 @@ def measuring_popover(
     try:
         texts = checked_texts(typed)
         if proves:
-            _prove(known, texts, percent, wish, shared)
+            _measure("prove", known, texts, wish, shared | {"budget": f"{percent:.1f}%"})
+        elif sizes:
+            _measure("series", known, texts, wish, shared | {"points": points})
         else:
             name = session.job_store().free_name("run", recipe.name)
             submit("run", {**shared, "recipe": recipe.to_yaml(), "name": name, "text": texts})
@@ -90,19 +95,43 @@ def _texts(source: Checkpoint) -> tuple[str, int]:
     return typed, token_count("Tokens", "tune_heldout_tokens", 8192)
 
 
-def _prove(
-    known: Known, texts: TextSpec | None, percent: float, wish: Wish, shared: dict[str, Any]
+def _sizes() -> tuple[int, bool]:
+    """How many sizes a series has, and whether its button was pressed."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        points: int = kept.field(
+            st.number_input,
+            "Sizes",
+            key="tune_points",
+            start=POINTS,
+            min_value=1,
+            max_value=100,
+            width=120,
+            help="From the smallest file to one that loses nothing.",
+        )
+        pressed = st.button(
+            "Measure a series",
+            key="tune_series",
+            icon=":material/show_chart:",
+            help="Measures tuned recipes of so many sizes, with the best uniform recipe of each, "
+            "and looks for cliffs between them. What was measured is kept: a series that is "
+            "stopped goes on where it was.",
+        )
+    return int(points), pressed
+
+
+def _measure(
+    kind: str, known: Known, texts: TextSpec | None, wish: Wish, fields: dict[str, Any]
 ) -> None:
+    """File a job that solves and measures."""
     if texts is None:
         st.error("Name a text to measure on: a file or a directory.")
         return
     submit(
-        "prove",
+        kind,
         {
-            **shared,
+            **fields,
             "calibration": str(known.calibration.path),
             "text": texts,
-            "budget": f"{percent:.1f}%",
             "friendly": wish.friendly,
             "keep": ",".join(map(str, wish.keep)),
         },

@@ -1,10 +1,8 @@
-"""Pilots from the Tune page: a form that files one, and the reports of those that are done."""
+"""A pilot from the Tune page: a form that files one."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -12,15 +10,12 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.device import available_devices
 from ders_core.demo.result import CALIBRATION
-from ders_core.errors import DersError, JobError
-from ders_core.figures.pilot import pilot_html
-from ders_core.jobs import Which
-from ders_core.jobs.kinds.pilot import PilotResult
-from ders_core.ui import kept, session
+from ders_core.errors import DersError
+from ders_core.ui import kept
 from ders_core.ui.form_popover import form_popover
 from ders_core.ui.frame import demo_text
 from ders_core.ui.job_progress import submit
-from ders_core.ui.plain import plain, show_error
+from ders_core.ui.plain import show_error
 from ders_core.ui.text_field import checked_texts
 from ders_core.ui.trust import trust_switch
 from ders_core.ui.tune.fields import NAMED_TEXTS, friendly_toggle, text_lines, token_count
@@ -131,23 +126,3 @@ def _wish(source: Checkpoint) -> _Wish:
     friendly = friendly_toggle("tune_pilot_friendly")
     trusted = trust_switch(source, "tune_pilot_trust")
     return _Wish(texts, heldout, prompts, tokens, max_tokens, friendly, device, trusted)
-
-
-def pilot_reports(source: Checkpoint) -> None:
-    """The answer of each pilot of the open checkpoint, the newest first, and its report."""
-    which = Which((KIND,), ("done",), checkpoint=str(source.path))
-    for job in session.job_store().page(which):
-        with suppress(JobError):  # written by another version
-            result = PilotResult.of(job)
-            assert result is not None, "the job is done"
-            with st.container(horizontal=True, vertical_alignment="center"):
-                st.download_button(
-                    "Report",
-                    data=partial(pilot_html, result.pilot),
-                    file_name=f"pilot-{job.id}.html",
-                    mime="text/html",
-                    icon=":material/download:",
-                    key=f"tune_report_{job.id}",
-                    on_click="ignore",
-                )
-                st.caption(plain(f"{job.title}: {result.pilot.sentence}."))
