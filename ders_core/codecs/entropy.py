@@ -76,6 +76,11 @@ class Entropy(DeltaCodec):
             "unbiased by sensitivity", {**UNBIASED, "steps": "sensitive"}, BITS, {"gain": "auto"}
         ),
         Choice("entropy", {"knob": None, "rounding": "nearest"}, BITS),
+        Choice(
+            "entropy with feedback",
+            {"knob": None, "rounding": "compensated", "steps": "sensitive"},
+            BITS,
+        ),
     )
     menu_place: ClassVar[int] = 2
     use_of_calibration: ClassVar[str] = "takes smaller steps where errors cost more"

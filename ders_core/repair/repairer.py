@@ -205,7 +205,8 @@ def _train(
         before = compare(network, heldout, batch, store, "the packed model", meter.report)
         meter.report("finding what is trained in the model")
         placed = _placed(work, teacher, network)
-        _fit(Student(network, placed), teacher, work, folder, found, meter)
+        rate = work.settings.rate_at(before.mean)
+        _fit(Student(network, placed), teacher, work, rate, folder, found, meter)
         changes = [change for unit in placed.units for change in unit.changes()]
     checksums = write_weights(partial, work.packed, changes, meter.report)
     counts = Counter[str]()
@@ -251,6 +252,7 @@ def _fit(
     student: Student,
     teacher: PreTrainedModel,
     work: Work,
+    rate: float,
     folder: Path,
     found: Checkpoints,
     meter: Meter,
@@ -259,7 +261,7 @@ def _fit(
     settings = work.settings
     with silent():
         trainer = RepairTrainer(
-            student, teacher, work.texts.training, settings, folder, work.where.type
+            student, teacher, work.texts.training, settings, rate, folder, work.where.type
         )
         last = None if found.newest is None else str(found.newest)
         if last and found.step >= settings.steps:  # only the writing was interrupted
@@ -267,7 +269,7 @@ def _fit(
         else:
             watch = Watch(meter)
             trainer.add_callback(watch)
-            meter.report("computing the first step")
+            meter.report(f"computing the first step, at a rate of {rate:.3g}")
             trainer.train(resume_from_checkpoint=last)
             if watch.stopped is not None:
                 raise watch.stopped
