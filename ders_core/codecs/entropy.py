@@ -93,6 +93,7 @@ class Entropy(DeltaCodec):
         {"bits": 2, "rounding": "unbiased", "steps": "sensitive"},
         {"bits": 1, "steps": "sensitive", "gain": 0.9},
         {"bits": 3, "rounding": "compensated"},
+        {"bits": 2, "rounding": "compensated", "steps": "sensitive"},
     )
 
     bits: float | None = Field(

@@ -43,8 +43,8 @@ there is to repair."""
 class RepairSettings(BaseModel):
     """train: words of TRAINABLE. window: tokens of context; batch: windows in a step. rate: of
     Adam, as a share of the root mean square of each tensor; it falls to 0 by a cosine. None: as
-    `rate_at` says. heldout_tokens: how many are measured at most. save_every: steps between training
-    checkpoints."""
+    `rate_at` says. heldout_tokens: how many are measured at most. save_every: steps between
+    training checkpoints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

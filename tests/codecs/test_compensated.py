@@ -19,7 +19,6 @@ from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
-from ders_core.errors import CodecError
 from ders_core.pipeline.believed import Inputs
 
 OUT, WIDTH = 67, 150
