@@ -238,6 +238,7 @@ def _placed(work: Work, teacher: PreTrainedModel, network: PreTrainedModel) -> P
         collected.layers,
         collected.coded | collected.matrices,
         collected.plain.keys() - collected.matrices,
+        collected.slots,
     )
     placed = place(collected, located)
     if not placed.leaves:

@@ -12,7 +12,7 @@ from ders_core.checkpoint.others import Kind
 from ders_core.codecs.tunable import TUNED_KINDS
 from ders_core.errors import RecipeError, sentence_of
 
-BASES = "bases"
+BASES, BIASES = "bases", "biases"
 
 CARRIED: Mapping[str, Kind] = {
     "norms": "norm",
@@ -26,10 +26,12 @@ CARRIED: Mapping[str, Kind] = {
 }
 """Words for tensors that a packed checkpoint holds as they were, and their kind."""
 
-TRAINABLE: tuple[str, ...] = (*TUNED_KINDS, BASES, *CARRIED)
-"""What can be trained: parts of codes, bases that are kept as numbers, tensors that are carried."""
+TRAINABLE: tuple[str, ...] = (*TUNED_KINDS, BASES, BIASES, *CARRIED)
+"""What can be trained: parts of codes, bases that are kept as numbers, experts' biases, tensors
+that are carried."""
 
-DEFAULT_TRAIN: tuple[str, ...] = (*TUNED_KINDS, BASES, "norms", "routers")
+DEFAULT_TRAIN: tuple[str, ...] = (*TUNED_KINDS, BASES, BIASES, "norms", "routers", "vectors")
+"""All that is small."""
 
 
 USUAL_RATE = 3e-3
