@@ -12,6 +12,7 @@ from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts, register
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
+from ders_core.codecs.coding.gains import gain_bytes
 from ders_core.codecs.delta_entries import DifferenceEntries, MatrixEntries
 from ders_core.codecs.delta_entries import Entries as DeltaEntries
 from ders_core.codecs.fitting import gaussian_error
@@ -19,10 +20,11 @@ from ders_core.codecs.fitting.by_bits import WithinBytes
 from ders_core.codecs.fitting.by_knob import coded_by_knob
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Unbiased
+from ders_core.codecs.fitting.tunable_streams import tunable_stream
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
-from ders_core.codecs.tunable import Tunable, Values
+from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -286,28 +288,14 @@ class Entropy(DeltaCodec):
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:
-        """The levels; 0 stays 0, which entries that are left out have. Streams of earlier format
-        versions stay as they are."""
+        """The levels; 0 stays 0, which entries that are left out have. And gains of rows and
+        columns, if the stream may be so much longer. Streams of earlier format versions stay as
+        they are."""
         stream = parts["stream"]
         if not level_stream.is_one(stream):
             return super().tunable(parts, shape, context)
-        entries, device = level_stream.read(stream, shape), stream.device
-        if not entries.sections:
-            return Tunable.fixed(torch.zeros(shape, device=device))
-        numbers = entries.numbers().view(-1).to(device)
-        stored = torch.from_numpy(entries.levels.copy()).to(device)
-        factors = [] if entries.steps is None else entries.steps.factors()
-        scaled = [torch.from_numpy(each).to(device) for each in factors]
-
-        def decode(values: Values) -> torch.Tensor:
-            levels = values["levels"] * (stored != 0)
-            delta = levels.index_select(0, numbers).view(shape)
-            return delta * scaled[0].unsqueeze(1) * scaled[1] if scaled else delta
-
-        def store(values: Values) -> Parts:
-            return {"stream": level_stream.with_levels(stream, values["levels"])}
-
-        return Tunable(decode, {"levels": stored}, {"levels": "levels"}, store)
+        room = self._limit(shape) - stream.numel()
+        return tunable_stream(stream, shape, has_room=room >= gain_bytes(shape))
 
     def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """As for Gaussian values of one variance. Unknown where steps differ or errors are made up

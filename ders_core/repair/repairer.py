@@ -29,6 +29,7 @@ from ders_core.files.output import (
     output_directory,
     partial_path,
 )
+from ders_core.files.store import TensorStore
 from ders_core.files.texts import Texts
 from ders_core.hf.describe import ModelFacts
 from ders_core.hf.silence import silent
@@ -42,7 +43,13 @@ from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student
 from ders_core.repair.trainer import RepairTrainer, Watch
 from ders_core.repair.work import Work
-from ders_core.repair.writing import complete, output_bytes, write_descriptions, write_weights
+from ders_core.repair.writing import (
+    Rewritten,
+    complete,
+    output_bytes,
+    write_descriptions,
+    write_weights,
+)
 from ders_core.upcycle.checkpoints import Checkpoints, clear, find_checkpoints
 
 CHECKPOINTS = ".training"
@@ -128,10 +135,11 @@ class _Trained:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """after: as it was written."""
+    """after: as it was written. bytes: of the weight files."""
 
     trained: _Trained
     after: Measured
+    bytes: int
 
     def quality(self, measured: Measured, work: Work, seconds: float = 0.0) -> Quality:
         return Quality(
@@ -159,7 +167,7 @@ class _Outcome:
             change=self.change,
             left_out=self.trained.left_out,
             repeated=work.texts.repeated,
-            bytes=work.packed.bytes_total,
+            bytes=self.bytes,
             needed=work.memory.total,
             device=device_label(work.where),
             seconds=seconds,
@@ -179,7 +187,7 @@ def _train_and_measure(
         gc.collect()
         with _model(partial, work) as network:
             after = compare(network, heldout, batch, store, "the repaired model", meter.report)
-    outcome = _Outcome(trained, after)
+    outcome = _Outcome(trained, after, TensorStore.open(partial).bytes_total)
     _check_better(outcome, work)
     figures = {
         "kl_before": float(f"{trained.before.mean:.6g}"),
@@ -208,11 +216,11 @@ def _train(
         rate = work.settings.rate_at(before.mean)
         _fit(Student(network, placed), teacher, work, rate, folder, found, meter)
         changes = [change for unit in placed.units for change in unit.changes()]
-    checksums = write_weights(partial, work.packed, changes, meter.report)
+    rewritten = write_weights(partial, work.packed, changes, meter.report)
     counts = Counter[str]()
     for leaf in placed.leaves:
         counts[leaf.kind] += leaf.start.numel()
-    _write_beside(partial, work, checksums, counts)
+    _write_beside(partial, work, rewritten, counts)
     return _Trained(of_original, before, dict(counts), tuple(placed.left_out))
 
 
@@ -281,9 +289,7 @@ def _fit(
             )
 
 
-def _write_beside(
-    partial: Path, work: Work, checksums: dict[str, str], counts: Counter[str]
-) -> None:
+def _write_beside(partial: Path, work: Work, rewritten: Rewritten, counts: Counter[str]) -> None:
     texts, heldout = work.names
     note = Repair(
         trained=dict(counts),
@@ -295,7 +301,7 @@ def _write_beside(
         kl_before=0.0,
         kl_after=0.0,
     )
-    write_descriptions(partial, work.packed, checksums, note)
+    write_descriptions(partial, work.packed, rewritten, note)
 
 
 def _check_better(outcome: _Outcome, work: Work) -> None:

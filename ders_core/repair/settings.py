@@ -30,8 +30,17 @@ TRAINABLE: tuple[str, ...] = (*TUNED_KINDS, BASES, BIASES, *CARRIED)
 """What can be trained: parts of codes, bases that are kept as numbers, experts' biases, tensors
 that are carried."""
 
-DEFAULT_TRAIN: tuple[str, ...] = (*TUNED_KINDS, BASES, BIASES, "norms", "routers", "vectors")
-"""All that is small."""
+GAINS = "gains"
+
+DEFAULT_TRAIN: tuple[str, ...] = (
+    *(kind for kind in TUNED_KINDS if kind != GAINS),
+    BASES,
+    BIASES,
+    "norms",
+    "routers",
+    "vectors",
+)
+"""All that is small and takes no bytes besides those that the file has."""
 
 
 USUAL_RATE = 3e-3
