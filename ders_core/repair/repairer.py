@@ -72,7 +72,7 @@ def repair(
 ) -> RepairResult:
     """Train what is small in the packed checkpoint at `packed` so that it says what `original` says
     of a text, and write it to the new directory `out`: packed as before, codes as they were, and
-    every byte outside of what was trained the same.
+    every byte outside of what was trained the same; streams that get gains become longer.
 
     original: the checkpoint that was packed; another one is refused. text: as of
     `ders_core.evaluate.evaluate`. heldout: a text to measure with; without it, the last eighth of
