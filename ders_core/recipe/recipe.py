@@ -74,8 +74,8 @@ class Recipe(BaseModel):
     base_error: Literal["absorbed", "shared"] | None = None
     """What becomes of a coded base's error. absorbed: deltas are taken against what
     it gives back, and hold it. shared: against the base as it was, and all experts have it; for
-    deltas below their steps, which take fewer bits then. None: shared with a budget, else absorbed
-    (`benchmarks/base_errors.py` compares them)."""
+    deltas below their steps, as those of a bit that are rounded by chance. None: shared with a
+    budget, else absorbed (`benchmarks/base_errors.py` compares them)."""
     budget: Budget | None = None
     """How large the whole may get, or what it may cost: one knob codes all matrices then, and the
     rules are exceptions (`ders_core.pipeline.budget`)."""
