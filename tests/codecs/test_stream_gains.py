@@ -14,7 +14,7 @@ from support.codec_support import context, gauss
 
 from ders_core.codecs import Entropy
 from ders_core.codecs.coding import level_stream
-from ders_core.codecs.coding.gains import MIDDLE, Gains, gain_bytes
+from ders_core.codecs.coding.gains import Gains, gain_bytes
 from ders_core.codecs.fitting.tunable_streams import COLUMNS, ROWS, tunable_stream
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.codecs.testing.tuning import check_tuned
@@ -149,4 +149,3 @@ def test_units_that_no_stream_has(unit: float) -> None:
         level_stream.read(damaged, SHAPE)
     with pytest.raises(CodecError):
         level_stream.read(stream[: begin + 9], SHAPE)
-    assert MIDDLE == 8
