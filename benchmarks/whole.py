@@ -11,11 +11,12 @@ size.
 For each: all bytes of the weight files (tables, steps and headers too), their share of the
 original, KL to the original on held-out text in float32 with the interval of 95 % over windows,
 what was predicted, and top-1 agreement. With `--repair` each is followed by what `ders repair`
-makes of it on the calibration's text, measured on the same held-out text.
+makes of it on the calibration's text, measured on the same held-out text. `--train` names what is
+trained: by default all that is small, but not the gains of rows and columns, which take bytes.
 
     python benchmarks/whole.py WORK [--models real-lm shipped-demo] [--methods NAME ...]
         [--shares 0.3 0.25 0.2 0.165 0.13 0.1] [--bits 8 6 5 4 3 2] [--knobs 1e-5 ...]
-        [--tokens 4096] [--repair [STEPS]] > FILE
+        [--tokens 4096] [--repair [STEPS]] [--train WORDS] > FILE
 
 WORK keeps models, calibrations and every finished trial (`whole.jsonl`), so that a run that was cut
 short goes on; remove that file after codecs have changed. The real model needs
@@ -39,7 +40,7 @@ from window_kl import WINDOW, Reference, WindowKL
 
 from ders_core import compress
 from ders_core.errors import DersError, EvaluationError
-from ders_core.repair import RepairSettings
+from ders_core.repair import DEFAULT_TRAIN, TRAINABLE, RepairSettings
 from ders_core.repair.repairer import repair
 
 SHARES = (0.3, 0.25, 0.2, 0.165, 0.13, 0.1)
@@ -70,12 +71,14 @@ def measure(trial: Trial, model: Model, known: Path, reference: Reference) -> di
 
 
 def repaired(
-    trial: Trial, model: Model, known: Path, reference: Reference, steps: int
+    trial: Trial, model: Model, known: Path, reference: Reference, steps: int, train: list[str]
 ) -> dict[str, Any]:
     """Pack, repair and run; `refused` holds the sentence of a repair that was not kept."""
     with tempfile.TemporaryDirectory() as place:
         packed, mended = Path(place) / "packed", Path(place) / "repaired"
-        settings = RepairSettings.of({"steps": steps, "batch": BATCH, "heldout_tokens": 4096})
+        settings = RepairSettings.of(
+            {"steps": steps, "batch": BATCH, "heldout_tokens": 4096, "train": tuple(train)}
+        )
         try:
             report = compress(model.moe, packed, trial.recipe(known))
             begun = time.perf_counter()
@@ -119,7 +122,10 @@ def table(known: KnownModel, options: argparse.Namespace) -> None:
         f"{options.calibration_tokens} tokens"
     )
     if options.repair:
-        print(f"repaired with batches of {BATCH} windows; s: of packing, or of repairing")
+        print(
+            f"repaired with batches of {BATCH} windows: {', '.join(options.train)}; s: of packing, "
+            "or of repairing"
+        )
     print(HEADER)
     done = Remembered(options.work / "whole.jsonl")
     strengths = {
@@ -134,13 +140,14 @@ def table(known: KnownModel, options: argparse.Namespace) -> None:
         if options.repair and measured.get("kl"):
             steps = options.repair
             mended = done.measured(
-                [*key, "repaired", steps],
+                [*key, "repaired", steps, options.train],
                 repaired,
                 trial,
                 known.model,
                 calibration,
                 reference,
                 steps,
+                options.train,
             )
             print(line(f"  repaired in {steps} steps", mended), flush=True)
 
@@ -174,6 +181,9 @@ def main() -> None:
     parser.add_argument("--knobs", nargs="+", type=float, default=KNOBS)
     parser.add_argument(
         "--repair", type=int, nargs="?", const=STEPS, help=f"steps of a repair, {STEPS} without any"
+    )
+    parser.add_argument(
+        "--train", nargs="+", choices=TRAINABLE, default=list(DEFAULT_TRAIN), help="by a repair"
     )
     run(parser, table, models=("real-lm", "shipped-demo"))
 

@@ -45,8 +45,12 @@ def repair(
     batch: Annotated[int, typer.Option(help="windows in a step")] = 8,
     window: Annotated[int, typer.Option(help="tokens of context")] = 256,
     rate: Annotated[
-        float, typer.Option(help="learning rate, as a share of the size of each tensor's values")
-    ] = 3e-3,
+        float | None,
+        typer.Option(
+            help="learning rate, as a share of the size of each tensor's values "
+            "[default: 0.003, and less the smaller the KL is]"
+        ),
+    ] = None,
     heldout_tokens: Annotated[int, typer.Option(help="measure on no more than these")] = 16384,
     seed: Annotated[int, typer.Option(help="of the order of windows")] = 0,
     device: DeviceOption = "auto",

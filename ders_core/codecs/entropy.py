@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,14 +12,14 @@ from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Need, Parts, register
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.earlier import classed_stream, even_stream
-from ders_core.codecs.coding.steps import Steps
+from ders_core.codecs.coding.gains import gain_bytes
 from ders_core.codecs.delta_entries import DifferenceEntries, MatrixEntries
 from ders_core.codecs.delta_entries import Entries as DeltaEntries
+from ders_core.codecs.fitting.by_bits import WithinBytes
 from ders_core.codecs.fitting.by_knob import coded_by_knob
 from ders_core.codecs.fitting.entries import Coded, Entries
-from ders_core.codecs.fitting.rounding import Apart, Nearest, Unbiased
-from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature, steps_by_inputs
-from ders_core.codecs.fitting.step_search import within
+from ders_core.codecs.fitting.rounding import Unbiased
+from ders_core.codecs.fitting.tunable_streams import tunable_stream
 from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
 from ders_core.codecs.held_levels import (
     HELD,
@@ -32,18 +32,12 @@ from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine, difference
-from ders_core.codecs.tunable import Tunable, Values
+from ders_core.codecs.tunable import Tunable
 from ders_core.compute import gaussian_error
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
-
-THRESHOLDS = (0.5, 0.44, 0.38, 0.32)
-"""Of `Nearest`: the one with the least error is taken."""
-
-MOST_FOR_FACTORS = 0.25
-"""Share of the bytes that factors of rows and columns may take."""
 
 MOST_FAR = 1e-3
 """Share of entries so many steps from zero that several multiples share a code, where a knob
@@ -66,11 +60,11 @@ class Entropy(DeltaCodec):
     rounding `nearest`: the level is the centroid of all entries that round to k, with an adaptive
     zero: the least squared error (entropy-coded scalar quantization). For a Gaussian it is 0.2 dB
     above the Shannon bound at 0.1 bit, 1.4 dB at 1 bit and 1.53 dB (¼ bit) at many (Gish and Pierce
-    1968). `compensated` (with a knob): column by column, and those after it make up for errors as
-    the inputs' second moments let them, where these are known and that pays. `unbiased`: an entry
-    is rounded upwards with the probability of its remainder, by chance drawn from the seed, and the
-    level is k·s: a larger error of weights and, because errors of many weights cancel, a far
-    smaller one of the model (QSGD, arXiv 1610.02132).
+    1968). `compensated`: column by column, and those after it make up for errors as the inputs'
+    second moments let them, where these are known and that pays. `unbiased`: an entry is rounded
+    upwards with the probability of its remainder, by chance drawn from the seed, and the level is
+    k·s: a larger error of weights and, because errors of many weights cancel, a far smaller one of
+    the model (QSGD, arXiv 1610.02132).
 
     steps `even`: a matrix has one step. `sensitive`: with a calibration that has gradients steps
     are smaller for rows and columns where errors cost more, s_ij ∝ C_ij^(−½) (reverse
@@ -93,6 +87,11 @@ class Entropy(DeltaCodec):
             "unbiased by sensitivity", {**UNBIASED, "steps": "sensitive"}, BITS, {"gain": "auto"}
         ),
         Choice("entropy", {"knob": None, "rounding": "nearest"}, BITS),
+        Choice(
+            "entropy with feedback",
+            {"knob": None, "rounding": "compensated", "steps": "sensitive"},
+            BITS,
+        ),
     )
     menu_place: ClassVar[int] = 2
     use_of_calibration: ClassVar[str] = "takes smaller steps where errors cost more"
@@ -104,6 +103,8 @@ class Entropy(DeltaCodec):
         {"bits": 0.3, "rounding": "unbiased", "gain": "auto"},
         {"bits": 2, "rounding": "unbiased", "steps": "sensitive"},
         {"bits": 1, "steps": "sensitive", "gain": 0.9},
+        {"bits": 3, "rounding": "compensated"},
+        {"bits": 2, "rounding": "compensated", "steps": "sensitive"},
     )
 
     bits: float | None = Field(
@@ -127,8 +128,6 @@ class Entropy(DeltaCodec):
             raise ValueError("give either bits or a knob, and not both")
         if self.knob is not None and self.steps != "sensitive":
             raise ValueError("a knob multiplies sensitive steps: give `steps: sensitive` with it")
-        if self.rounding == "compensated" and self.knob is None:
-            raise ValueError("compensated rounding goes with a knob: give that instead of bits")
         return self
 
     @property
@@ -174,15 +173,15 @@ class Entropy(DeltaCodec):
         return found if other.model_copy(update={"knob": found.knob}) == found else None
 
     def fields_beside_strength(self) -> dict[str, Any]:
-        """Bits take the place of a knob, with which alone rounding is compensated."""
-        gone = {"knob"} | ({"rounding"} if self.rounding == "compensated" else set())
-        return {k: v for k, v in super().fields_beside_strength().items() if k not in gone}
+        """Bits take the place of a knob."""
+        return {k: v for k, v in super().fields_beside_strength().items() if k != "knob"}
 
     @property
     def needs_of_calibration(self) -> Need:
         if self.knob is not None:
             return "gradients"
-        return "inputs" if self.steps == "sensitive" else "nothing"
+        knows_inputs = self.steps == "sensitive" or self.rounding == "compensated"
+        return "inputs" if knows_inputs else "nothing"
 
     @property
     def ragged(self) -> frozenset[str]:
@@ -213,34 +212,17 @@ class Entropy(DeltaCodec):
         return coded(deltas, context)
 
     def _by_bits(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
-        limit = self._limit(deltas.shape)
-        entries = Entries(deltas, self._steps_of_bits(deltas.shape, context, limit))
-        roundings: Sequence[Apart] = [Nearest(threshold) for threshold in THRESHOLDS]
-        if self.rounding == "unbiased":
-            roundings = (Unbiased(context.seed),)
-
-        def write(coded: Coded) -> torch.Tensor:
-            return self._written(entries, coded, context)
-
-        return within(entries, roundings, limit, write)
-
-    def _steps_of_bits(
-        self, shape: tuple[int, int], context: EncodeContext, limit: int
-    ) -> Steps | None:
-        """Factors that leave most of the bytes for the codes: of columns alone or none, if those
-        of rows would take too many."""
-        if self.steps == "even":
-            return None
-        even = Steps.even(shape)
-        if context.curvature is not None:
-            best = steps_by_curvature(context.curvature)
-        elif context.importance is not None:
-            best = steps_by_inputs(context.importance, shape[0])
-        else:
-            return even
-        tried = [best, Steps(even.rows, best.columns), even]
-        most = MOST_FOR_FACTORS * limit
-        return next((steps for steps in tried if level_stream.factor_bytes(steps) <= most), even)
+        coder = WithinBytes(
+            deltas,
+            context,
+            self._limit(deltas.shape),
+            self.steps == "sensitive",
+            lambda entries, coded: self._written(entries, coded, context),
+        )
+        if self.rounding == "compensated":
+            return coder.compensated()
+        by_chance = self.rounding == "unbiased"
+        return coder.apart((Unbiased(context.seed),)) if by_chance else coder.apart()
 
     def _by_knob(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
         entries, coded = self._coded_by_knob(deltas, context)
@@ -360,32 +342,19 @@ class Entropy(DeltaCodec):
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:
-        """The levels; 0 stays 0, which entries that are left out have. Streams of earlier format
-        versions stay as they are."""
+        """The levels; 0 stays 0, which entries that are left out have. And gains of rows and
+        columns, if the stream may be so much longer. Streams of earlier format versions stay as
+        they are."""
         stream = parts["stream"]
         if not level_stream.is_one(stream):
             return super().tunable(parts, shape, context)
-        entries, device = level_stream.read(stream, shape), stream.device
-        if not entries.sections:
-            return Tunable.fixed(torch.zeros(shape, device=device))
-        numbers = entries.numbers().view(-1).to(device)
-        stored = torch.from_numpy(entries.levels.copy()).to(device)
-        factors = [] if entries.steps is None else entries.steps.factors()
-        scaled = [torch.from_numpy(each).to(device) for each in factors]
-
-        def decode(values: Values) -> torch.Tensor:
-            levels = values["levels"] * (stored != 0)
-            delta = levels.index_select(0, numbers).view(shape)
-            return delta * scaled[0].unsqueeze(1) * scaled[1] if scaled else delta
-
-        def store(values: Values) -> Parts:
-            return {"stream": level_stream.with_levels(stream, values["levels"])}
-
-        return Tunable(decode, {"levels": stored}, {"levels": "levels"}, store)
+        room = self._limit(shape) - stream.numel()
+        return tunable_stream(stream, shape, has_room=room >= gain_bytes(shape))
 
     def expected(self, statistics: DeltaStatistics) -> Expected | None:
-        """As for Gaussian values of one variance. Unknown where steps differ."""
-        if self.bits is None or self.steps == "sensitive":
+        """As for Gaussian values of one variance. Unknown where steps differ or errors are made up
+        for."""
+        if self.bits is None or self.steps == "sensitive" or self.rounding == "compensated":
             return None
         by_chance = self.rounding == "unbiased"
         if by_chance:

@@ -49,25 +49,25 @@ HELD = "held"
 @dataclass(frozen=True)
 class Form:
     """How one matrix is held. kind: SPARSE, DENSE or STREAM. bits: of the number of a level. count:
-    of entries, of levels, or of bytes, as the kind goes. has_steps: of rows and columns."""
+    of entries, of levels, or of bytes, as the kind goes. has_factors: of rows and columns."""
 
     kind: int
     bits: int
     count: int
-    has_steps: bool
+    has_factors: bool
 
     @classmethod
-    def of(cls, shape: tuple[int, int], levels: int, others: int, *, has_steps: bool) -> Form:
+    def of(cls, shape: tuple[int, int], levels: int, others: int, *, has_factors: bool) -> Form:
         """For at most MOST_LEVELS levels. others: entries that do not have the common level."""
-        dense = cls(DENSE, max((levels - 1).bit_length(), 1), levels, has_steps)
-        sparse = cls(SPARSE, width_of(max(levels - 1, 1)), others, has_steps)
+        dense = cls(DENSE, max((levels - 1).bit_length(), 1), levels, has_factors)
+        sparse = cls(SPARSE, width_of(max(levels - 1, 1)), others, has_factors)
         is_small = sparse.nbytes(shape) <= SPARSE_SHARE * dense.nbytes(shape)
         return sparse if is_small else dense
 
     def specs(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
         """What is held one after another, after the form itself."""
         (out, width), steps = shape, {}
-        if self.has_steps:
+        if self.has_factors:
             steps = {
                 "rows": TensorSpec(Dtype.F32, (out,)),
                 "steps": TensorSpec(Dtype.F32, (width,)),
@@ -89,7 +89,7 @@ class Form:
 
     def joined(self, shape: tuple[int, int], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The form and what it holds, uint8 `[n]`."""
-        numbers = [self.kind, self.bits, self.count, int(self.has_steps)]
+        numbers = [self.kind, self.bits, self.count, int(self.has_factors)]
         head = torch.tensor(numbers, dtype=torch.int64)
         return join([head, *(tensors[name] for name in self.specs(shape))])
 
@@ -97,8 +97,8 @@ class Form:
     def read(cls, held: torch.Tensor) -> Self:
         """Of what `joined` made."""
         (head,) = split(held, [_FORM])
-        kind, bits, count, has_steps = head.tolist()
-        return cls(kind, bits, count, bool(has_steps))
+        kind, bits, count, has_factors = head.tolist()
+        return cls(kind, bits, count, bool(has_factors))
 
 
 _FORM = TensorSpec(Dtype.I64, (4,))
@@ -182,8 +182,7 @@ def held_levels(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
         return _as_it_is(stream, shape)
     numbers = entries.numbers().view(-1).to(torch.uint8)
     is_other = numbers != common
-    has_steps = entries.steps is not None
-    form = Form.of(shape, len(levels), int(is_other.sum()), has_steps=has_steps)
+    form = Form.of(shape, len(levels), int(is_other.sum()), has_factors=entries.has_factors)
     if form.kind == DENSE:
         tensors = {"codes": pack(numbers, form.bits)}
     else:
@@ -194,8 +193,8 @@ def held_levels(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
         levels = torch.cat([levels[:common], levels[common + 1 :]])
     tensors["levels"] = torch.zeros(1 << form.bits)
     tensors["levels"][: len(levels)] = levels
-    if entries.steps is not None:
-        rows, columns = (torch.from_numpy(each) for each in entries.steps.factors())
+    if entries.has_factors:
+        rows, columns = (torch.from_numpy(each) for each in entries.factors)
         tensors |= {"rows": rows, "steps": columns}
     return {HELD: form.joined(shape, tensors)}
 
@@ -204,7 +203,7 @@ def held_bytes(about: level_stream.About, shape: tuple[int, int]) -> int | None:
     """About how long what `held_levels` makes of a stream is; None where it stays as it is."""
     if not 0 < about.levels <= MOST_LEVELS or not shape[0] * shape[1]:
         return None
-    form = Form.of(shape, about.levels, about.others, has_steps=about.has_steps)
+    form = Form.of(shape, about.levels, about.others, has_factors=about.has_factors)
     return form.nbytes(shape)
 
 
@@ -235,7 +234,7 @@ def _matrix(held: torch.Tensor, shape: tuple[int, int]) -> LevelMatrix | None:
     if form.kind == STREAM:
         return None
     parts = _split(held, form, shape)
-    steps = (parts["rows"], parts["steps"]) if form.has_steps else None
+    steps = (parts["rows"], parts["steps"]) if form.has_factors else None
     if form.kind == DENSE:
         return DenseLevels(shape, steps, parts["codes"], form.bits, parts["levels"], form.count)
     places = {name: parts[name] for name in ("starts", "marks", "columns")}

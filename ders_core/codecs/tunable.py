@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 from ders_core.later import torch
 
-TunedKind = Literal["scales", "offsets", "levels", "factors", "values"]
+TunedKind = Literal["scales", "offsets", "levels", "factors", "values", "gains"]
 """scales, offsets: of blocks. levels: what codes stand for. factors: of low rank, as numbers.
-values: of kept entries, as numbers."""
+values: of kept entries, as numbers. gains: of rows and columns, which a stream has room for."""
 
 TUNED_KINDS: tuple[TunedKind, ...] = get_args(TunedKind)
 
@@ -33,7 +33,8 @@ class Tunable:
     values: by name, in the dtypes in which they are stored. kinds: what each is. decode: the delta
     `[out, in]` float32 from these values in float32, differentiable in each; with those that are
     stored it is what the codec decodes, but for the order in which float32 numbers are added.
-    store: the codec's parts that hold these values, given in their dtypes; all other parts stay.
+    store: the codec's parts that hold these values, given in their dtypes; all other parts stay. A
+    part whose length depends on the data may get another length.
     """
 
     decode: Callable[[Values], torch.Tensor]

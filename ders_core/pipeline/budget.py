@@ -141,7 +141,7 @@ def with_knob(
         budget=None,
         rules=(Rule(codec=codec_of_deltas(knob) if stored else matrices), *recipe.rules),
         base_codec=base_rules,
-        base_error="shared" if stored else "absorbed",
+        base_error=recipe.base_error or ("shared" if stored else None),
         others=(OtherRule(codec=matrices), *apart, *recipe.others),
     )
 

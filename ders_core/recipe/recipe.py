@@ -71,10 +71,11 @@ class Recipe(BaseModel):
     base_codec: Annotated[tuple[BaseRule, ...], BeforeValidator(_rules)] = ()
     """How the bases themselves are coded: a codec, or rules by layer and projection. A base that no
     rule selects is stored as it is."""
-    base_error: Literal["absorbed", "shared"] = "absorbed"
+    base_error: Literal["absorbed", "shared"] | None = None
     """What becomes of a coded base's error. absorbed: deltas are taken against what
     it gives back, and hold it. shared: against the base as it was, and all experts have it; for
-    deltas below their steps, which take fewer bits then."""
+    deltas below their steps, as those of a bit that are rounded by chance. None: shared with a
+    budget, else absorbed (`benchmarks/base_errors.py` compares them)."""
     budget: Budget | None = None
     """How large the whole may get, or what it may cost: one knob codes all matrices then, and the
     rules are exceptions (`ders_core.pipeline.budget`)."""

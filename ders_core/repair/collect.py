@@ -14,8 +14,8 @@ from ders_core.compute.progress import Tell, untold
 from ders_core.files.dtype import Dtype
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.stacks import PackedGroup, PackedStack, PackedTensor
-from ders_core.repair.places import Located, Places
-from ders_core.repair.settings import BASES, CARRIED
+from ders_core.repair.places import BiasSlot, Located, Places
+from ders_core.repair.settings import BASES, BIASES, CARRIED
 from ders_core.repair.tuned import (
     Base,
     CodedBase,
@@ -54,6 +54,10 @@ class Collected:
 
     groups: list[ReadStack] = field(default_factory=list)
     others: list[ReadStack] = field(default_factory=list)
+    biases: dict[str, PlainBase] = field(default_factory=dict)
+    """Experts' biases `[experts, out]`, by the prefix of their group."""
+    slots: dict[str, list[BiasSlot]] = field(default_factory=dict)
+    """Where the original holds them, expert after expert."""
     plain: dict[str, PlainBase] = field(default_factory=dict)
     """Carried tensors by name."""
     matrices: set[str] = field(default_factory=set)
@@ -62,7 +66,8 @@ class Collected:
     @property
     def leaves(self) -> list[Leaf]:
         stacks = [leaf for each in (*self.groups, *self.others) for leaf in each.leaves]
-        return stacks + [plain.leaf for plain in self.plain.values()]
+        plain = (*self.biases.values(), *self.plain.values())
+        return stacks + [each.leaf for each in plain]
 
     @property
     def layers(self) -> set[int]:
@@ -90,6 +95,15 @@ def collect(
         read = _read_stack(packed, stack, words, device)
         if read is not None and read.leaves:
             (found.groups if isinstance(stack, PackedGroup) else found.others).append(read)
+    if BIASES in words:
+        for group in packed.manifest.groups:
+            if group.has_biases:
+                name = f"{group.prefix}.bias"
+                values = packed.store.tensors[name].read().to(device)
+                leaf = Leaf(f"{group.title}: biases", BIASES, values)
+                found.biases[group.prefix] = PlainBase(leaf, name)
+                slots = [(each.tensor, each.slot) for each in group.places() if each.bias]
+                found.slots[group.prefix] = slots
     kinds = {CARRIED[word]: word for word in words if word in CARRIED}
     carried = packed.original.carried()
     for name, tensor in original.others.items():
@@ -235,9 +249,10 @@ def place(collected: Collected, located: Located) -> Placed:
             if unit is not None:
                 units.append(unit[0])
                 leaves += unit[1]
-    for name, plain in collected.plain.items():
-        if name in located.tensors:
-            units.append(TunedTensor(plain, located.tensors[name]))
+    for name, plain in (*collected.biases.items(), *collected.plain.items()):
+        where = located.biases.get(name) or located.tensors.get(name)
+        if where is not None:
+            units.append(TunedTensor(plain, where))
             leaves.append(plain.leaf)
     missing = [f"{name} stays as it is: {why}" for name, why in sorted(located.missing.items())]
     return Placed(units, leaves, missing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +12,14 @@ from transformers import PreTrainedModel
 from ders_core.calibrate.others import Piece, locate_others
 from ders_core.calibrate.projections import locate_projections
 from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.matrix import Slot
 from ders_core.errors import EvaluationError
 from ders_core.files.tensor import TensorReader
+
+UNKNOWN = "the model holds no tensor with its values, or several"
+
+BiasSlot = tuple[str, Slot]
+"""The original's tensor that holds an expert's bias, and where in it."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,11 @@ def _cut(place: Place, begin: int, end: int) -> list[Place]:
 @dataclass
 class Located:
     """experts: layer and projection -> a place for each expert, of the extended group too where it
-    was found. tensors: name on disk -> its places. missing: name -> why it has none."""
+    was found. biases: prefix of a group -> the places of its experts' biases, a row each. tensors:
+    name on disk -> its places. missing: name -> why it has none."""
 
     experts: dict[tuple[int, str], list[Places]] = field(default_factory=dict)
+    biases: dict[str, Places] = field(default_factory=dict)
     tensors: dict[str, Places] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -96,9 +104,11 @@ def locate(
     layers: Collection[int],
     matrices: Collection[str],
     plain: Collection[str],
+    biases: Mapping[str, Sequence[BiasSlot]],
 ) -> Located:
-    """Find in a model the experts of these layers, other matrices, and tensors that the model
-    holds as they are on disk, such as norms and routers, by their names there.
+    """Find in a model the experts of these layers, other matrices, tensors that the model holds as
+    they are on disk, such as norms and routers, by their names there, and experts' biases in
+    tensors that it holds so, by the prefix of their group.
 
     They are found by their values, which those of a packed model are not: in `known`, which was
     loaded from `checkpoint`, the original. The places are those of `alike`, a model of the same
@@ -128,10 +138,24 @@ def locate(
         for name in sorted(set(matrices) - found.tensors.keys()):
             reason = others.left_out.get(name, "it is no matrix of the model's")
             found.missing[name] = reason
+    wholes: dict[str, torch.Tensor | None] = {
+        name: owners.find(checkpoint.tensors[name])
+        for name in sorted({name for slots in biases.values() for name, _ in slots})
+    }
+    for prefix, slots in biases.items():
+        of_experts = [
+            owners.place(slice(expert, expert + 1, 1), slot.view(whole.view(-1)).t())
+            for expert, (name, slot) in enumerate(slots)
+            if (whole := wholes[name]) is not None
+        ]
+        if len(of_experts) == len(slots):
+            found.biases[prefix] = Places(of_experts)
+        else:
+            found.missing[f"{prefix}.bias"] = UNKNOWN
     for name in plain:
         whole = owners.find(checkpoint.tensors[name])
         if whole is None:
-            found.missing[name] = "the model holds no tensor with its values, or several"
+            found.missing[name] = UNKNOWN
         else:
             rows = slice(0, whole.shape[0], 1) if whole.dim() else slice(None)
             found.tensors[name] = Places([owners.place(rows, whole)])

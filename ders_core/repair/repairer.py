@@ -29,6 +29,7 @@ from ders_core.files.output import (
     output_directory,
     partial_path,
 )
+from ders_core.files.store import TensorStore
 from ders_core.files.texts import Texts
 from ders_core.hf.describe import ModelFacts
 from ders_core.hf.silence import silent
@@ -42,7 +43,13 @@ from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student
 from ders_core.repair.trainer import RepairTrainer, Watch
 from ders_core.repair.work import Work
-from ders_core.repair.writing import complete, output_bytes, write_descriptions, write_weights
+from ders_core.repair.writing import (
+    Rewritten,
+    complete,
+    output_bytes,
+    write_descriptions,
+    write_weights,
+)
 from ders_core.upcycle.checkpoints import Checkpoints, clear, find_checkpoints
 
 CHECKPOINTS = ".training"
@@ -65,7 +72,7 @@ def repair(
 ) -> RepairResult:
     """Train what is small in the packed checkpoint at `packed` so that it says what `original` says
     of a text, and write it to the new directory `out`: packed as before, codes as they were, and
-    every byte outside of what was trained the same.
+    every byte outside of what was trained the same; streams that get gains become longer.
 
     original: the checkpoint that was packed; another one is refused. text: as of
     `ders_core.evaluate.evaluate`. heldout: a text to measure with; without it, the last eighth of
@@ -128,10 +135,11 @@ class _Trained:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """after: as it was written."""
+    """after: as it was written. bytes: of the weight files."""
 
     trained: _Trained
     after: Measured
+    bytes: int
 
     def quality(self, measured: Measured, work: Work, seconds: float = 0.0) -> Quality:
         return Quality(
@@ -159,7 +167,7 @@ class _Outcome:
             change=self.change,
             left_out=self.trained.left_out,
             repeated=work.texts.repeated,
-            bytes=work.packed.bytes_total,
+            bytes=self.bytes,
             needed=work.memory.total,
             device=device_label(work.where),
             seconds=seconds,
@@ -179,7 +187,7 @@ def _train_and_measure(
         gc.collect()
         with _model(partial, work) as network:
             after = compare(network, heldout, batch, store, "the repaired model", meter.report)
-    outcome = _Outcome(trained, after)
+    outcome = _Outcome(trained, after, TensorStore.open(partial).bytes_total)
     _check_better(outcome, work)
     figures = {
         "kl_before": float(f"{trained.before.mean:.6g}"),
@@ -205,13 +213,14 @@ def _train(
         before = compare(network, heldout, batch, store, "the packed model", meter.report)
         meter.report("finding what is trained in the model")
         placed = _placed(work, teacher, network)
-        _fit(Student(network, placed), teacher, work, folder, found, meter)
+        rate = work.settings.rate_at(before.mean)
+        _fit(Student(network, placed), teacher, work, rate, folder, found, meter)
         changes = [change for unit in placed.units for change in unit.changes()]
-    checksums = write_weights(partial, work.packed, changes, meter.report)
+    rewritten = write_weights(partial, work.packed, changes, meter.report)
     counts = Counter[str]()
     for leaf in placed.leaves:
         counts[leaf.kind] += leaf.start.numel()
-    _write_beside(partial, work, checksums, counts)
+    _write_beside(partial, work, rewritten, counts)
     return _Trained(of_original, before, dict(counts), tuple(placed.left_out))
 
 
@@ -237,6 +246,7 @@ def _placed(work: Work, teacher: PreTrainedModel, network: PreTrainedModel) -> P
         collected.layers,
         collected.coded | collected.matrices,
         collected.plain.keys() - collected.matrices,
+        collected.slots,
     )
     placed = place(collected, located)
     if not placed.leaves:
@@ -251,6 +261,7 @@ def _fit(
     student: Student,
     teacher: PreTrainedModel,
     work: Work,
+    rate: float,
     folder: Path,
     found: Checkpoints,
     meter: Meter,
@@ -259,7 +270,7 @@ def _fit(
     settings = work.settings
     with silent():
         trainer = RepairTrainer(
-            student, teacher, work.texts.training, settings, folder, work.where.type
+            student, teacher, work.texts.training, settings, rate, folder, work.where.type
         )
         last = None if found.newest is None else str(found.newest)
         if last and found.step >= settings.steps:  # only the writing was interrupted
@@ -267,7 +278,7 @@ def _fit(
         else:
             watch = Watch(meter)
             trainer.add_callback(watch)
-            meter.report("computing the first step")
+            meter.report(f"computing the first step, at a rate of {rate:.3g}")
             trainer.train(resume_from_checkpoint=last)
             if watch.stopped is not None:
                 raise watch.stopped
@@ -278,9 +289,7 @@ def _fit(
             )
 
 
-def _write_beside(
-    partial: Path, work: Work, checksums: dict[str, str], counts: Counter[str]
-) -> None:
+def _write_beside(partial: Path, work: Work, rewritten: Rewritten, counts: Counter[str]) -> None:
     texts, heldout = work.names
     note = Repair(
         trained=dict(counts),
@@ -292,7 +301,7 @@ def _write_beside(
         kl_before=0.0,
         kl_after=0.0,
     )
-    write_descriptions(partial, work.packed, checksums, note)
+    write_descriptions(partial, work.packed, rewritten, note)
 
 
 def _check_better(outcome: _Outcome, work: Work) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ders_core.checkpoint.others import Kind
 from ders_core.codecs.tunable import TUNED_KINDS
 from ders_core.errors import RecipeError, sentence_of
 
-BASES = "bases"
+BASES, BIASES = "bases", "biases"
 
 CARRIED: Mapping[str, Kind] = {
     "norms": "norm",
@@ -25,17 +26,36 @@ CARRIED: Mapping[str, Kind] = {
 }
 """Words for tensors that a packed checkpoint holds as they were, and their kind."""
 
-TRAINABLE: tuple[str, ...] = (*TUNED_KINDS, BASES, *CARRIED)
-"""What can be trained: parts of codes, bases that are kept as numbers, tensors that are carried."""
+TRAINABLE: tuple[str, ...] = (*TUNED_KINDS, BASES, BIASES, *CARRIED)
+"""What can be trained: parts of codes, bases that are kept as numbers, experts' biases, tensors
+that are carried."""
 
-DEFAULT_TRAIN: tuple[str, ...] = (*TUNED_KINDS, BASES, "norms", "routers")
+GAINS = "gains"
+
+DEFAULT_TRAIN: tuple[str, ...] = (
+    *(kind for kind in TUNED_KINDS if kind != GAINS),
+    BASES,
+    BIASES,
+    "norms",
+    "routers",
+    "vectors",
+)
+"""All that is small and takes no bytes besides those that the file has."""
+
+
+USUAL_RATE = 3e-3
+
+NEAR = 0.01
+"""KL in nats a token. Adam's steps are noise of their own, of about 0.0002 at USUAL_RATE on the
+demo, in proportion to the squared rate; below this KL it would be more than a fiftieth of what
+there is to repair."""
 
 
 class RepairSettings(BaseModel):
     """train: words of TRAINABLE. window: tokens of context; batch: windows in a step. rate: of
-    Adam, as a share of the root mean square of each tensor; it falls to 0 by a cosine.
-    heldout_tokens: how many are measured at most. save_every: steps between training
-    checkpoints."""
+    Adam, as a share of the root mean square of each tensor; it falls to 0 by a cosine. None: as
+    `rate_at` says. heldout_tokens: how many are measured at most. save_every: steps between
+    training checkpoints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +63,7 @@ class RepairSettings(BaseModel):
     steps: int = Field(default=300, ge=1)
     batch: int = Field(default=8, ge=1)
     window: int = Field(default=256, ge=2)
-    rate: float = Field(default=3e-3, gt=0, le=1)
+    rate: float | None = Field(default=None, gt=0, le=1)
     heldout_tokens: int = Field(default=16384, ge=2)
     save_every: int = Field(default=50, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
@@ -56,6 +76,13 @@ class RepairSettings(BaseModel):
             wrong = f"{unknown[0]!r} cannot be trained" if unknown else "nothing is to be trained"
             raise ValueError(f"{wrong}; choose of {', '.join(TRAINABLE)}")
         return tuple(word for word in TRAINABLE if word in words)
+
+    def rate_at(self, kl: float) -> float:
+        """The rate for a packed model with this KL before the repair, in nats a token: the one that
+        was given, else USUAL_RATE, and less the nearer the model is to its original."""
+        if self.rate is not None:
+            return self.rate
+        return USUAL_RATE * math.sqrt(min(max(kl, 0.0) / NEAR, 1.0))
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> RepairSettings:

@@ -65,14 +65,16 @@ class RepairTrainer(WholeTrainer):
         teacher: PreTrainedModel,
         windows: torch.Tensor,
         settings: RepairSettings,
+        rate: float,
         directory: Path,
         device: str,
     ) -> None:
+        """rate: as of `parameter_groups`."""
         self._teacher = teacher
-        groups = parameter_groups(student.leaves, settings.rate)
+        groups = parameter_groups(student.leaves, rate)
         super().__init__(
             model=student,
-            args=_arguments(settings, directory, device),
+            args=_arguments(settings, rate, directory, device),
             train_dataset=Rows(windows),
             data_collator=collate,
             optimizers=(torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0), None),
@@ -141,14 +143,16 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def _arguments(settings: RepairSettings, directory: Path, device: str) -> TrainingArguments:
+def _arguments(
+    settings: RepairSettings, rate: float, directory: Path, device: str
+) -> TrainingArguments:
     return arguments_in(
         directory,
         device,
         settings.seed,
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch,
-        learning_rate=settings.rate,
+        learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(settings.steps // 20, 20),
         max_grad_norm=0.0,  # Adam does not care how large gradients are

@@ -51,6 +51,15 @@ class Change:
     rows: slice | None
     values: torch.Tensor
 
+    @property
+    def first(self) -> int:
+        return 0 if self.rows is None else int(self.rows.start)
+
+    @property
+    def grown(self) -> int:
+        """How many rows there are more than before."""
+        return 0 if self.rows is None else len(self.values) - int(self.rows.stop - self.rows.start)
+
 
 @dataclass(frozen=True)
 class PartPlaces:

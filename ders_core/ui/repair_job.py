@@ -25,8 +25,8 @@ from ders_core.units import duration_text, listed
 KIND = "repair"
 ABOUT = (
     "Trains what is small in the packed checkpoint, so that it says of your text what the original "
-    "says; codes stay, and so does the size. The result is kept only if it is better on text that "
-    "the training never saw."
+    "says; codes stay, and so does the size unless gains are trained, which add a few bits a row "
+    "and column. The result is kept only if it is better on text that the training never saw."
 )
 MOST_SHOWN = 3
 _STARTED = "repair_started"

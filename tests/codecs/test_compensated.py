@@ -19,7 +19,6 @@ from ders_core.codecs.fitting.rounding import EXACT_CODES, FARTHEST
 from ders_core.codecs.fitting.sensitive_steps import steps_by_curvature
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
-from ders_core.errors import CodecError
 from ders_core.pipeline.believed import Inputs
 
 OUT, WIDTH = 67, 150
@@ -164,13 +163,14 @@ def test_without_full_moments_it_is_the_nearest(kind: str) -> None:
     assert torch.equal(found[1], wanted[1])
 
 
-def test_it_goes_with_a_knob() -> None:
-    with pytest.raises(CodecError, match="knob"):
-        make_codec({"codec": "entropy", "bits": 2, "rounding": "compensated"})
+def test_bits_take_the_place_of_a_knob() -> None:
     codec = by_knob(0.1)
     assert codec.dump()["rounding"] == "compensated"
-    beside = {"codec": codec.name, **codec.fields_beside_strength(), "bits": 2}
-    assert make_codec(beside).dump() == {"codec": "entropy", "bits": 2, "steps": "sensitive"}
+    fields = {"codec": codec.name, **codec.fields_beside_strength(), "bits": 2}
+    assert make_codec(fields).dump() == {"codec": "entropy", "bits": 2} | {
+        "rounding": "compensated",
+        "steps": "sensitive",
+    }
 
 
 def test_streams_are_read_as_all_others() -> None:

@@ -197,6 +197,17 @@ def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:
     assert "model.embed_tokens.weight" not in {other.name for other in plan.others}
 
 
+@pytest.mark.parametrize("given", [None, "absorbed", "shared"])
+def test_who_has_the_error_of_bases_can_be_said(
+    mixtral_dir: Path, calibration: Path, given: str | None
+) -> None:
+    checkpoint = open_checkpoint(mixtral_dir)
+    recipe = settle(asking(calibration, {"knob": 0.01}, base_error=given), checkpoint)
+    assert recipe.base_error == (given or "shared")
+    assert Recipe(name="plain").base_error is None
+    assert "base_error" not in Recipe(name="plain").model_dump()
+
+
 def test_without_a_base_weights_are_rounded_as_bases_are(
     mixtral_dir: Path, calibration: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.calibrate_support import gpt_oss
 from support.repair_support import EVERY_CODEC
 from transformers import PreTrainedModel, Qwen2MoeForCausalLM
 
@@ -36,7 +37,7 @@ def student_of(packed_dir: Path, dtype: torch.dtype = torch.float32) -> tuple[St
     found = collect(packed, original, TRAINABLE, CPU)
     network, known = load_model(packed_dir, dtype=dtype), load_model(plain_dir, dtype=dtype)
     plain, coded = found.plain.keys() - found.matrices, found.coded | found.matrices
-    located = locate(known, original, network, found.layers, coded, plain)
+    located = locate(known, original, network, found.layers, coded, plain, found.slots)
     placed = place(found, located)
     return Student(network, placed), placed
 
@@ -83,7 +84,40 @@ def precise_dir(loud_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return place / "packed"
 
 
-@pytest.mark.parametrize("name", ["tuned_dir", "precise_dir", "whole_dir"])
+@pytest.fixture(scope="module")
+def biased_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-OSS, whose experts have biases: those of gate and up take turns in one tensor."""
+    place = tmp_path_factory.mktemp("biased")
+    torch.manual_seed(5)
+    model = gpt_oss()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(place / "plain")
+    rules = (Rule(codec=Quantized(bits=3, group_size=16)),)
+    compress(place / "plain", place / "packed", Recipe(name="biased", rules=rules))
+    return place / "packed"
+
+
+def test_biases_of_experts_are_the_originals(biased_dir: Path) -> None:
+    """Each in its place: read from the original's tensor by hand."""
+    _, placed = student_of(biased_dir)
+    original = open_checkpoint(biased_dir.with_name("plain"))
+    wanted = []
+    for layer in (0, 1):
+        read = (
+            original.tensors[f"model.layers.{layer}.mlp.experts.{name}_proj_bias"].read()
+            for name in ("gate_up", "down")
+        )
+        gate_up, down = read
+        wanted += [gate_up[:, ::2], gate_up[:, 1::2], down]
+    found = [leaf.start for leaf in placed.leaves if leaf.kind == "biases"]
+    assert len(found) == len(wanted) == 6
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["tuned_dir", "precise_dir", "whole_dir", "biased_dir"])
 def test_before_the_first_step_it_is_the_packed_model(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -112,7 +146,7 @@ def leaves_of_kinds(placed: Placed) -> Iterator[Any]:
         yield from {id(leaf): leaf for leaf in (alike[0], alike[-1])}.values()
 
 
-@pytest.mark.parametrize("name", ["precise_dir", "whole_dir"])
+@pytest.mark.parametrize("name", ["precise_dir", "whole_dir", "biased_dir"])
 def test_gradients_are_those_of_differences(name: str, request: pytest.FixtureRequest) -> None:
     """Of KL, along the gradient of each kind of what is trained, all other things fixed. Norms
     compute in float32."""
@@ -144,7 +178,12 @@ def test_gradients_are_those_of_differences(name: str, request: pytest.FixtureRe
             ends.append(loss())
         leaf.parameter.data = start
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=0.02), leaf.name
-    assert seen >= {"scales", "bases", "norms", "routers"} if name == "precise_dir" else {"scales"}
+    wanted_kinds = {
+        "precise_dir": {"scales", "bases", "norms", "routers"},
+        "whole_dir": {"scales"},
+        "biased_dir": {"scales", "bases", "biases", "vectors"},
+    }
+    assert seen >= wanted_kinds[name]
 
 
 def reference_loss(said: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

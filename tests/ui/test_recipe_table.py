@@ -46,6 +46,7 @@ IN_MENU = [
     Entropy(bits=1, rounding="unbiased"),
     Entropy(bits=0.6, rounding="unbiased", gain=0.9),
     Entropy(bits=1, rounding="unbiased", steps="sensitive"),
+    Entropy(bits=3, rounding="compensated", steps="sensitive"),
 ]
 CHAIN = Chain(stages=(LowRank(rank=2), Entropy(bits=1)))
 YAML_ONLY = [CHAIN, Sparse(pattern="2:4")]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ders_core.codecs.coding.arrangement import Arrangement
+from ders_core.codecs.coding.gains import Gains
 from ders_core.codecs.coding.sections import Popped
-from ders_core.codecs.coding.steps import Steps, powers
+from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.coding.stream import damaged
 from ders_core.codecs.synthesis import combine
 from ders_core.compute import kernels
@@ -18,12 +19,14 @@ from ders_core.later import np, torch
 
 @dataclass(frozen=True)
 class CodedEntries:
-    """sections: of each class, the levels that its entries have; of no class, where there are no
-    entries. levels: float32. common: the number of the level that entries have that a section
-    leaves out. symbols: uint16, of all sections that have one for each entry, side by side."""
+    """gains: of rows and columns, beside their steps; None: all 1. sections: of each class, the
+    levels that its entries have; of no class, where there are no entries. levels: float32. common:
+    the number of the level that entries have that a section leaves out. symbols: uint16, of all
+    sections that have one for each entry, side by side."""
 
     arrangement: Arrangement
     steps: Steps | None
+    gains: Gains | None
     levels: np.ndarray
     common: int
     sections: Sequence[Popped]
@@ -34,18 +37,19 @@ class CodedEntries:
         cls,
         arrangement: Arrangement,
         steps: Steps | None,
+        gains: Gains | None,
         levels: np.ndarray,
         common: int,
         sections: Sequence[Popped],
         symbols: np.ndarray,
     ) -> CodedEntries:
         """Raises CodecError if an entry may be no number."""
-        entries = cls(arrangement, steps, levels, common, sections, symbols)
-        if steps is not None and levels.size and sections:
+        entries = cls(arrangement, steps, gains, levels, common, sections, symbols)
+        if entries.has_factors and levels.size and sections:
             farthest = np.float32(np.abs(levels).max())
             with np.errstate(over="ignore"):
-                for vector in (steps.rows, steps.columns):
-                    farthest = farthest * powers(vector.max().view(1)).numpy()[0]
+                for vector in entries.factors:
+                    farthest = farthest * np.abs(vector).max()
             if not np.isfinite(farthest) and not bool(torch.isfinite(entries.matrix()).all()):
                 raise damaged()
         return entries
@@ -67,7 +71,22 @@ class CodedEntries:
     def numbers(self) -> torch.Tensor:
         """Which level each entry has: int32 `[out, in]` on the CPU."""
         counted = np.arange(len(self.levels), dtype=np.float32)
-        return replace(self, levels=counted, steps=None).matrix().to(torch.int32)
+        return replace(self, levels=counted, steps=None, gains=None).matrix().to(torch.int32)
+
+    @property
+    def has_factors(self) -> bool:
+        return self.steps is not None or self.gains is not None
+
+    @property
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """What levels are multiplied by: of rows `[out]` and of columns `[in]`, float32."""
+        out, width = self.arrangement.shape
+        rows, columns = np.ones(out, np.float32), np.ones(width, np.float32)
+        if self.steps is not None:
+            rows, columns = self.steps.factors()
+        if self.gains is not None:
+            rows, columns = rows * self.gains.rows, columns * self.gains.columns
+        return rows, columns
 
     def onto(self, base: torch.Tensor) -> torch.Tensor:
         """base + the entries, `[out, in]` in the base's dtype, on the CPU."""
@@ -113,14 +132,15 @@ class CodedEntries:
                 filled[:] = self.levels[self.common]
                 filled[section.places] = self.levels[section.symbols]
         matrix = torch.from_numpy(self.arrangement.scattered(values))
-        return matrix if self.steps is None else self.steps.multiply_(matrix)
+        if not self.has_factors:
+            return matrix
+        rows, columns = (torch.from_numpy(each) for each in self.factors)
+        return matrix.mul_(rows.unsqueeze(1)).mul_(columns)
 
     def _as_loops_take_it(self, first: int = 0) -> tuple[Any, ...]:
         """See `compute.kernels.arranged.expand_row`; from the row `first` on."""
-        out, width = self.arrangement.shape
         passed = self.arrangement.before[first] - self.arrangement.before[0]
-        ones = np.ones(out, np.float32), np.ones(width, np.float32)
-        row_steps, column_steps = ones if self.steps is None else self.steps.factors()
+        row_steps, column_steps = self.factors
         dense, dense_sizes, run_sizes = [], [], []
         others = [np.zeros(1, np.uint16)]
         end = np.array([np.iinfo(np.int64).max])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ders_core.codecs.coding.arrangement import Arrangement
 from ders_core.codecs.coding.entries import CodedEntries
 from ders_core.codecs.coding.frequencies import entropy_bytes, frequencies_of
+from ders_core.codecs.coding.gains import Gains
 from ders_core.codecs.coding.level_tables import MOST_LEVELS, Alphabet, Push
 from ders_core.codecs.coding.rans import (
     BITS,
@@ -29,13 +30,18 @@ from ders_core.later import np, torch
 MARK = 0xFFFF
 """The first two bytes: no stream of an earlier form begins with them."""
 
+FORM = 2
+"""The place of the byte that says what a stream has."""
+
 LEAST_BYTES = 12
 """Enough for a stream of zeros with even steps."""
 
 LEAST_CLASSED_BYTES = 40
 """Enough for a stream of zeros with steps of their own."""
 
-WITH_STEPS = 16
+WITH_STEPS, WITH_GAINS = 16, 32
+"""Added to the number that says of how many lanes a stream is."""
+
 NOTHING_CODED = 15
 
 ABOUT_HEAD = 9
@@ -135,20 +141,23 @@ def is_one(stream: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Start:
-    """What a stream begins with, up to its levels. exponents: none without steps."""
+    """What a stream begins with, up to its classes. exponents: none without steps. levels_end: the
+    byte after the levels."""
 
     lanes_log2: int
     exponents: Sequence[tuple[int, Table | None]]
     levels: np.ndarray
     common: int
     classes: int
+    levels_end: int
+    gains: Gains | None
 
     @classmethod
-    def take(cls, reader: Reader) -> _Start:
+    def take(cls, reader: Reader, shape: tuple[int, int]) -> _Start:
         reader.take(1, "<u2")
         form = reader.number("u1")
-        lanes_log2, with_steps = form & WITH_STEPS - 1, form >= WITH_STEPS
-        if form >= 2 * WITH_STEPS or MOST_LANES_LOG2 < lanes_log2 != NOTHING_CODED:
+        lanes_log2, with_steps = form & WITH_STEPS - 1, bool(form & WITH_STEPS)
+        if form >= 2 * WITH_GAINS or MOST_LANES_LOG2 < lanes_log2 != NOTHING_CODED:
             raise damaged()
         exponents = [_take_exponents(reader) for _ in ("rows", "columns")] if with_steps else []
         level_count, common, *class_count = reader.small(3 if with_steps else 2)
@@ -158,18 +167,29 @@ class _Start:
         levels = reader.take(level_count, "<f4").astype(np.float32)
         if not np.isfinite(levels).all():
             raise damaged()
-        return cls(lanes_log2, exponents, levels, common, classes)
+        levels_end = reader.position
+        gains = Gains.take(reader, shape) if form & WITH_GAINS else None
+        return cls(lanes_log2, exponents, levels, common, classes, levels_end, gains)
 
 
-def with_levels(stream: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The same codes, that stand for other levels: a stream of the same length. levels: float32, as
-    many as the stream has. Raises CodecError for what no stream can hold."""
+def with_values(
+    stream: torch.Tensor, shape: tuple[int, int], levels: torch.Tensor, gains: Gains | None
+) -> torch.Tensor:
+    """The same codes of a matrix `[out, in]`, that stand for other levels: a stream of the same
+    length, but for gains that it had not. levels: float32, as many as the stream has. gains: None
+    if they stay as they are. Raises CodecError for what no stream can hold."""
     reader = Reader(stream)
-    _Start.take(reader)
+    start = _Start.take(reader, shape)
+    head, end = stream[: start.levels_end].cpu().clone(), reader.position
     raw = np.ascontiguousarray(levels.cpu().numpy().astype("<f4")).view(np.uint8)
-    changed = stream.clone()
-    changed[reader.position - len(raw) : reader.position] = torch.from_numpy(raw)
-    return changed
+    head[len(head) - len(raw) :] = torch.from_numpy(raw)
+    section = stream[start.levels_end : end]
+    if gains is not None:
+        head[FORM] = int(head[FORM]) | WITH_GAINS
+        writer = Writer()
+        gains.put(writer)
+        section = writer.tensor()
+    return torch.cat([each.to(stream.device) for each in (head, section, stream[end:])])
 
 
 def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
@@ -188,18 +208,20 @@ def read(stream: torch.Tensor, shape: tuple[int, int]) -> CodedEntries:
         sections.append(head.pop(size, start.common, popper, room))
         begin += count
     popper.done()
-    entries = opened.arrangement, opened.steps, start.levels, start.common
+    factors = opened.steps, start.gains
+    entries = opened.arrangement, *factors, start.levels, start.common
     return CodedEntries.of(*entries, sections, symbols)
 
 
 @dataclass(frozen=True)
 class About:
     """What the first bytes of a stream tell. levels: how many. others: about how many entries do
-    not have the common one, to a thousandth of all. has_steps: of rows and columns."""
+    not have the common one, to a thousandth of all. has_factors: whether rows and columns have
+    steps or gains."""
 
     levels: int
     others: int
-    has_steps: bool
+    has_factors: bool
 
 
 def about(begin: torch.Tensor, shape: tuple[int, int]) -> About:
@@ -208,7 +230,8 @@ def about(begin: torch.Tensor, shape: tuple[int, int]) -> About:
     opened = _Opened.of(reader, shape, lambda dtype: reader.take(reader.left // 2, dtype))
     pairs = zip(opened.heads, opened.sizes, strict=True)
     others = sum(head.others(size, opened.start.common) for head, size in pairs)
-    return About(len(opened.start.levels), round(others), opened.steps is not None)
+    has_factors = opened.steps is not None or opened.start.gains is not None
+    return About(len(opened.start.levels), round(others), has_factors)
 
 
 @dataclass(frozen=True)
@@ -227,7 +250,7 @@ class _Opened:
         cls, reader: Reader, shape: tuple[int, int], words: Callable[[str], np.ndarray]
     ) -> _Opened:
         """words: takes the stack's from the reader."""
-        start = _Start.take(reader)
+        start = _Start.take(reader, shape)
         level_count = len(start.levels)
         classes = range(start.classes if level_count else 0)
         heads = [read_section(reader, level_count) for _ in classes]

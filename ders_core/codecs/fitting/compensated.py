@@ -76,6 +76,8 @@ class Compensated(Rounding):
     factor: float32 `[in, in]`, upper triangular, of the metric in units of steps."""
 
     rows: ClassVar[int] = ROWS
+    aim: ClassVar[float] = 0.995
+    enough: ClassVar[float] = 0.985
 
     order: torch.Tensor
     factor: torch.Tensor

@@ -127,7 +127,9 @@ class Entries:
         of_codes = np.zeros(CODES, np.float32)
         of_codes[coded.occurring] = levels.numpy()
         sections = [Popped(coded.codes[part]) for part in self.arrangement.classes]
-        entries = CodedEntries(self.arrangement, self.steps, of_codes, 0, sections, coded.codes)
+        entries = CodedEntries(
+            self.arrangement, self.steps, None, of_codes, 0, sections, coded.codes
+        )
         return entries.matrix()
 
     def write(self, coded: Coded, levels: torch.Tensor) -> torch.Tensor:

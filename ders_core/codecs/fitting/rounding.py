@@ -36,10 +36,13 @@ Piece = tuple["torch.Tensor", "np.ndarray"]
 class Rounding(ABC):
     """Pure: the same matrix and step give the same codes.
 
-    rows: how many are rounded at once, at least, if a matrix has so many.
+    rows: how many are rounded at once, at least, if a matrix has so many. aim, enough: shares of
+    the bytes allowed that a step is corrected to, and from which on it is not.
     """
 
     rows: ClassVar[int] = 1
+    aim: ClassVar[float]
+    enough: ClassVar[float]
 
     @abstractmethod
     def coded(self, values: torch.Tensor, step: float, begin: int) -> np.ndarray:
@@ -59,13 +62,10 @@ class Rounding(ABC):
 class Apart(Rounding):
     """Each value is rounded by itself.
 
-    aim, enough: shares of the bytes allowed that a step is corrected to, and from which on it is
-    not. sample: how many values tell the step to begin with. coarsest: log2 of the largest step, in
+    sample: how many values tell the step to begin with. coarsest: log2 of the largest step, in
     largest values.
     """
 
-    aim: ClassVar[float]
-    enough: ClassVar[float]
     sample: ClassVar[int]
     coarsest: ClassVar[float]
 

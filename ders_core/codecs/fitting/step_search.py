@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ders_core.codecs.fitting.entries import Coded, Entries
-from ders_core.codecs.fitting.rounding import Apart
+from ders_core.codecs.fitting.rounding import Apart, Rounding
 from ders_core.codecs.fitting.samples import Sample, sample_of
 from ders_core.later import torch
 
@@ -23,7 +23,7 @@ SLACK = 1.0002
 """What the coder may take above the entropy."""
 
 REFINEMENTS = 5
-"""How often a step is corrected that takes less than `Apart.enough` of the bytes."""
+"""How often a step is corrected that takes less than `Rounding.enough` of the bytes."""
 
 MOST_ATTEMPTS = 1 << 10
 
@@ -39,8 +39,19 @@ def within(
 
     write: makes the stream of codes. roundings: the one with the least squared error is taken.
     """
+    step, rounding = first_guess(entries, roundings, limit)
+    return corrected(entries, rounding, step, limit, write)
+
+
+def corrected(
+    entries: Entries,
+    rounding: Rounding,
+    step: float,
+    limit: int,
+    write: Callable[[Coded], torch.Tensor],
+) -> torch.Tensor:
+    """As `within`, of one rounding. step: the first that is tried."""
     count = max(entries.size, 1)
-    step, rounding = _first_guess(entries, roundings, limit)
     slope = min(1.0, 8 * limit / count) if rounding.enough else 1.0  # bits that a doubling saves
     best, too_small = None, 0.0
     for attempt in range(MOST_ATTEMPTS):
@@ -93,7 +104,7 @@ def _even_out(sample: Sample, rounding: Apart, limit: int, finest: float) -> flo
     return math.exp2(middle)
 
 
-def _first_guess(entries: Entries, roundings: Sequence[Apart], limit: int) -> tuple[float, Apart]:
+def first_guess(entries: Entries, roundings: Sequence[Apart], limit: int) -> tuple[float, Apart]:
     """(step, rounding) with the least squared error on a sample, within `limit` bytes in all."""
     sample = sample_of(entries, roundings[0])
     if sample is None:

@@ -38,7 +38,7 @@ class RepairSpec(Spec):
     steps: int = Field(default=USUAL.steps, ge=1)
     batch: int = Field(default=USUAL.batch, ge=1)
     window: int = Field(default=USUAL.window, ge=2)
-    rate: float = Field(default=USUAL.rate, gt=0, le=1)
+    rate: float | None = Field(default=None, gt=0, le=1)
     device: Device = "auto"
     trust_remote_code: bool = False
 

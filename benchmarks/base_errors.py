@@ -1,0 +1,92 @@
+"""Who gets the error of a coded base: the deltas, which then hold it, or all experts.
+
+`absorbed`: deltas are taken against what the coded base gives back. `shared`: against the base as
+it was. For each recipe with both: all bytes, KL to the original on held-out text in float32 with
+the interval of 95 % over windows, the change of both against `absorbed`, and the predicted KL over
+the measured one.
+
+    python benchmarks/base_errors.py WORK [--models shipped-demo] [--knobs 3e-5 3e-4 3e-3]
+        [--tokens 4096] [--calibration-tokens 12288] > FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from each_model import KnownModel, run
+
+from ders_core import compress
+from ders_core.recipe import Recipe
+
+FEEDBACK = {"codec": "entropy", "rounding": "compensated", "steps": "sensitive"}
+UNBIASED = {"codec": "entropy", "rounding": "unbiased", "steps": "sensitive"}
+FIXED: Mapping[str, dict[str, Any]] = {
+    "4-bit base, 4-bit deltas": {
+        "base_codec": {"codec": "quantized", "bits": 4},
+        "rules": [{"codec": "quantized", "bits": 4}],
+    },
+    "4-bit base, 2-bit deltas": {
+        "base_codec": {"codec": "quantized", "bits": 4},
+        "rules": [{"codec": "quantized", "bits": 2, "gain": "auto"}],
+    },
+    "base of 3 bits, deltas of 1": {
+        "base_codec": {**FEEDBACK, "bits": 3},
+        "rules": [{**UNBIASED, "bits": 1}],
+    },
+    "base of 3 bits, deltas of 0.2": {
+        "base_codec": {**FEEDBACK, "bits": 3},
+        "rules": [{**UNBIASED, "bits": 0.2}],
+    },
+}
+HEADER = (
+    f"{'recipe':30} {'error':9} {'file MB':>8} {'change':>7} {'KL':>9} {'interval of 95 %':>21} "
+    f"{'change':>7} {'ratio':>6}"
+)
+
+
+def recipes(calibration: Path, knobs: list[float]) -> dict[str, dict[str, Any]]:
+    """Fields, by what they are called."""
+    usual = {"name": "base", "calibration": calibration}
+    found = {label: {**usual, **fields} for label, fields in FIXED.items()}
+    for knob in knobs:
+        budget = {"version": 2, "budget": {"knob": knob}}
+        found[f"one knob, {knob:g}"] = {**usual, **budget}
+    return found
+
+
+def table(known: KnownModel, options: argparse.Namespace) -> None:
+    """One model's lines, each printed as soon as it is known."""
+    reference = known.reference()
+    print(f"calibrated on {options.calibration_tokens} tokens, read on {options.tokens}")
+    print(HEADER)
+    for label, fields in recipes(known.calibration(), options.knobs).items():
+        baseline: tuple[int, float] | None = None
+        for error in ("absorbed", "shared"):
+            recipe = Recipe.model_validate({**fields, "base_error": error})
+            with tempfile.TemporaryDirectory() as place:
+                report = compress(known.model.moe, Path(place) / "packed", recipe)
+                compared = reference.compare(Path(place) / "packed")
+            baseline = baseline or (report.bytes_after, compared.mean)
+            low, high = compared.interval()
+            predicted = report.predicted_kl
+            ratio = "-" if predicted is None else f"{predicted / compared.mean:.2f}"
+            print(
+                f"{label:30} {error:9} {report.bytes_after / 1e6:8.3f} "
+                f"{report.bytes_after / baseline[0] - 1:+7.1%} {compared.mean:9.6f} "
+                f"{low:10.6f}-{high:.6f} {compared.mean / baseline[1] - 1:+7.1%} {ratio:>6}",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--knobs", nargs="+", type=float, default=[3e-5, 3e-4, 3e-3])
+    run(parser, table)
+
+
+if __name__ == "__main__":
+    main()
