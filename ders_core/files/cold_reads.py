@@ -33,20 +33,31 @@ SLOW_BYTES = 250e6
 """Of a slow disk in a second, one read at a time: less than compression works on, which reads
 twice."""
 
-MEASURED_BYTES = 64 << 20
-"""By so many bytes or more the pace of a disk is judged."""
+MEASURED_BYTES, MEASURED_TIMES = 32 << 20, 8
+"""A disk is judged by the quickest of so many stretches of so many bytes: reads also wait for a
+processor that has other work."""
 
 
 @dataclass
 class _Pace:
-    """What was read past the cache of a disk, and the seconds that it took."""
+    """Of reads past the cache from one disk. nbytes, seconds: of the stretch that goes on.
+    stretches: finished ones. quickest: bytes in a second of the quickest of these."""
 
     nbytes: int = 0
     seconds: float = 0.0
+    stretches: int = 0
+    quickest: float = 0.0
+
+    def add(self, nbytes: int, seconds: float) -> None:
+        self.nbytes, self.seconds = self.nbytes + nbytes, self.seconds + seconds
+        if self.nbytes >= MEASURED_BYTES:
+            self.quickest = max(self.quickest, self.nbytes / max(self.seconds, 1e-9))
+            self.stretches += 1
+            self.nbytes, self.seconds = 0, 0.0
 
     @property
     def is_slow(self) -> bool:
-        return self.nbytes >= MEASURED_BYTES and self.nbytes < SLOW_BYTES * self.seconds
+        return self.stretches >= MEASURED_TIMES and self.quickest < SLOW_BYTES
 
 
 _lock = threading.Lock()
@@ -56,8 +67,10 @@ _paces: defaultdict[int, _Pace] = defaultdict(_Pace)
 def goes_past_cache(path: Path, nbytes: int) -> bool:
     """Whether a read of so many bytes goes past the cache, if that does not hold them. Raises
     OSError if there is no such file."""
-    is_possible = nbytes >= LARGE_BYTES and hasattr(os, "O_DIRECT")
-    return is_possible and not _paces[os.stat(path).st_dev].is_slow
+    if nbytes < LARGE_BYTES or not hasattr(os, "O_DIRECT"):
+        return False
+    with _lock:
+        return not _paces[os.stat(path).st_dev].is_slow
 
 
 def fill(path: Path, begin: int, memory: np.ndarray) -> None:
@@ -131,8 +144,7 @@ def _timed(file: int, memory: np.ndarray, position: int) -> int:
     count = os.preadv(file, [memoryview(memory)], position)  # type: ignore[arg-type]
     seconds = time.perf_counter() - begun
     with _lock:
-        pace = _paces[os.fstat(file).st_dev]
-        pace.nbytes, pace.seconds = pace.nbytes + count, pace.seconds + seconds
+        _paces[os.fstat(file).st_dev].add(count, seconds)
     return count
 
 

@@ -20,7 +20,10 @@ _free: list[np.ndarray] = []  # to be used again: fresh memory costs more than c
 @contextmanager
 def desk() -> Iterator[np.ndarray]:
     """Yield uint8 `[DESK_BYTES]`, aligned; the next one to ask gets it again."""
-    memory = _free.pop() if _free else np.frombuffer(mmap.mmap(-1, DESK_BYTES), np.uint8)
+    try:
+        memory = _free.pop()
+    except IndexError:  # not asked for beforehand: another thread may take the last one meanwhile
+        memory = np.frombuffer(mmap.mmap(-1, DESK_BYTES), np.uint8)
     try:
         yield memory
     finally:
