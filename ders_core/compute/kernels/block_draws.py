@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ders_core.compute.kernels import entries
 from ders_core.compute.kernels.draws import mix32
-from ders_core.compute.kernels.floats import narrow, widen
 from ders_core.compute.kernels.loop import loop, part_apart
 from ders_core.compute.kernels.positions import draw as draw_permuted
 
@@ -75,14 +75,13 @@ def gather(
     is not left out."""
     places, seen = np.empty(2 * plan[0], np.int64), np.int64(0)
     for number in range(block_count(plan)):
-        begin, end = first_entry(plan, number), first_entry(plan, number + 1)
-        before, after = drawn_before(plan, number), drawn_before(plan, number + 1)
-        draw_block(plan, keys, number, places[: after - before])
-        for place in range(begin, end, LINE):  # in order, memory is fetched ahead
+        block = slice(first_entry(plan, number), first_entry(plan, number + 1))
+        drawn = slice(drawn_before(plan, number), drawn_before(plan, number + 1))
+        chosen = places[: drawn.stop - drawn.start]
+        draw_block(plan, keys, number, chosen)
+        for place in range(block.start, block.stop, LINE):  # in order, memory is fetched ahead
             seen ^= np.int64(weights[place]) ^ np.int64(base[place])
-        for rank in range(after - before):
-            place = begin + places[rank]
-            values[before + rank] = widen(weights[place], kind) - widen(base[place], kind)
+        entries.gather(weights[block], base[block], kind, chosen, values[drawn])
     return seen
 
 
@@ -98,12 +97,9 @@ def add(
     """weights: get value + base, and where nothing is drawn base + 0, which gives zeros no sign."""
     places = np.empty(2 * plan[0], np.int64)
     for number in range(block_count(plan)):
-        begin, end = first_entry(plan, number), first_entry(plan, number + 1)
-        before, after = drawn_before(plan, number), drawn_before(plan, number + 1)
-        draw_block(plan, keys, number, places[: after - before])
-        for place in range(begin, end):
-            weights[place] = narrow(np.float32(widen(base[place], kind) + np.float32(0)), kind)
-        for rank in range(after - before):
-            place = begin + places[rank]
-            total = np.float32(values[before + rank] + widen(base[place], kind))
-            weights[place] = narrow(total, kind)
+        block = slice(first_entry(plan, number), first_entry(plan, number + 1))
+        drawn = slice(drawn_before(plan, number), drawn_before(plan, number + 1))
+        chosen = places[: drawn.stop - drawn.start]
+        draw_block(plan, keys, number, chosen)
+        entries.copy(base[block], kind, weights[block])
+        entries.add(values[drawn], chosen, base[block], kind, weights[block])
