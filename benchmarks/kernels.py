@@ -29,6 +29,7 @@ from ders_core.checkpoint.axes import Axes
 from ders_core.checkpoint.groups import Block
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
+from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.coding.prng import random_positions
 from ders_core.codecs.synthesis import difference
 from ders_core.compute.pieces import pieces
@@ -57,6 +58,7 @@ QUANTIZED: Mapping[str, Mapping[str, Any]] = {
 }
 SPARSE: Mapping[str, Mapping[str, Any]] = {
     "drop 0.9": {"drop_rate": 0.9},
+    "drop 0.9, not in blocks": {"drop_rate": 0.9, "draws": "matrix"},
     "drop 0.9, largest": {"drop_rate": 0.9, "method": "magnitude"},
 }
 
@@ -138,7 +140,11 @@ def dense_works() -> dict[str, tuple[Work, int]]:
 def positions_works() -> dict[str, tuple[Work, int]]:
     """The same of drawing positions."""
     kept = ENTRIES // 10
-    return {"random positions, a tenth": (partial(random_positions, ENTRIES, kept, 1), 8 * kept)}
+    draw = BlockDraw(ENTRIES, kept, 1)
+    return {
+        "positions of blocks, a tenth": (lambda: [*draw.chunks(torch.device("cpu"))], 8 * kept),
+        "random positions, a tenth": (partial(random_positions, ENTRIES, kept, 1), 8 * kept),
+    }
 
 
 def copied(count: int) -> float:

@@ -8,10 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
 from ders_core.checkpoint.matrix import Matrix, MatrixRows
 from ders_core.compute.memory import free_memory
+from ders_core.files.cold_reads import goes_past_cache
 from ders_core.files.dtype import Dtype
 from ders_core.files.numbers import as_float32
 from ders_core.files.remote import concurrently
@@ -23,6 +25,10 @@ T = TypeVar("T")
 AHEAD_BYTES = 128 << 10
 """Asked for at a time: Linux reads no more for one call than it reads ahead of a reader, which is
 this much unless it was set, however many bytes the call names."""
+
+CACHED_SLAB_BYTES = 8 << 20
+"""Of some rows of all matrices that one thread both reads and works on: it is still in the
+processor's cache then."""
 
 
 class MatrixStack(ABC):
@@ -112,11 +118,21 @@ class MatrixStack(ABC):
 
     def read_ahead(self) -> None:
         """Ask the system to read the matrices from a local disk into its page cache, without
-        waiting for it; not if memory is short, where they would push out what is read now."""
+        waiting for it; not if they are read past it, or memory is short, where they would push out
+        what is read now."""
         if free_memory(torch.device("cpu")) < 2 * self.nbytes:
             return
-        tensors = {info.name: info for matrix in self.matrices for info in matrix.info.sources()}
-        threading.Thread(target=_will_need, args=(list(tensors.values()),), daemon=True).start()
+        infos = {info.name: info for matrix in self.matrices for info in matrix.info.sources()}
+        tensors = list(infos.values())
+        with suppress(OSError):
+            if not tensors[0].is_remote and not self._is_read_past_cache(tensors[0].file):
+                threading.Thread(target=_will_need, args=(tensors,), daemon=True).start()
+
+    def _is_read_past_cache(self, file: Path) -> bool:
+        """Whether so much is read at a time that it goes past the cache."""
+        first = self.matrices[0]
+        at_once = min(first.nbytes, CACHED_SLAB_BYTES // len(self.matrices))
+        return first.slot.is_contiguous and goes_past_cache(file, at_once)
 
     def middle(self, lines: int, values: int) -> np.ndarray:
         """`[K, n]` float32: a few rows of each matrix (see `Matrix.middle`)."""
@@ -147,7 +163,7 @@ def _nbytes(matrices: tuple[Matrix, ...]) -> int:
 
 
 def _will_need(tensors: list[FileTensor]) -> None:
-    if tensors[0].is_remote or not hasattr(os, "posix_fadvise"):
+    if not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError):
         for tensor in tensors:

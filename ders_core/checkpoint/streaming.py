@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ders_core.checkpoint.piece_buffers import PieceBuffer, PinnedBuffer, Shape
 from ders_core.checkpoint.side_by_side import SideBySide
-from ders_core.checkpoint.stacks import MatrixStack
+from ders_core.checkpoint.stacks import CACHED_SLAB_BYTES, MatrixStack
 from ders_core.compute.buffers import borrow
 from ders_core.compute.pieces import pieces
 from ders_core.compute.pools import in_order
@@ -27,9 +27,6 @@ R = TypeVar("R")
 
 SLAB_BYTES = 32 << 20
 """Of all experts together: large reads for the disk, and little memory."""
-
-CACHED_SLAB_BYTES = 8 << 20
-"""Of a slab that one thread both reads and works on: it is still in the processor's cache then."""
 
 SLABS, MATRICES = 3, 2
 """How many pieces are in memory at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 
+from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.synthesis import difference
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
@@ -53,6 +54,13 @@ class Entries(ABC):
     @abstractmethod
     def at(self, places: torch.Tensor) -> torch.Tensor:
         """The entries at flat places, int64 `[n]` from 0 up: float32 `[n]`."""
+
+    def read_drawn(self, values: torch.Tensor, draw: BlockDraw) -> None:
+        """Fill values, float32 `[count]`, with entries that are drawn; on the CPU."""
+        begin = 0
+        for places in draw.chunks(self.device):
+            values[begin : begin + places.numel()] = self.at(places)
+            begin += places.numel()
 
     def at_or_zero(self, places: torch.Tensor) -> torch.Tensor:
         """The same, with 0 at the place −1."""
@@ -143,3 +151,13 @@ class DifferenceEntries(Entries):
             return values
         weight = self._flat_weight.index_select(0, places).float()
         return weight.sub_(self._flat_base.index_select(0, places).float())
+
+    def read_drawn(self, values: torch.Tensor, draw: BlockDraw) -> None:
+        if not kernels.takes_stored(self._flat_weight, self._flat_base):
+            super().read_drawn(values, draw)
+            return
+        from ders_core.compute.kernels import block_draws
+
+        both = kernels.bits(self._flat_weight), kernels.bits(self._flat_base)
+        kind = kernels.kind_of(self._weight.dtype)
+        block_draws.gather(*both, kind, *draw.for_loops(), values.numpy())

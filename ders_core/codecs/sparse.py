@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -26,9 +26,15 @@ from ders_core.codecs.gain import (
 )
 from ders_core.codecs.held_entries import HeldEntries
 from ders_core.codecs.ladder import LadderContext
-from ders_core.codecs.selection.drawn import RandomSelection
+from ders_core.codecs.selection.drawn import RandomSelection, WholeSelection
 from ders_core.codecs.selection.pattern import PatternSelection
-from ders_core.codecs.selection.placing import added, placed, scaled_by_row, scattered
+from ders_core.codecs.selection.placing import (
+    Places,
+    PlacesInPieces,
+    placed,
+    scaled_by_row,
+    scattered,
+)
 from ders_core.codecs.selection.ranked import DellaSelection, MagnitudeSelection
 from ders_core.codecs.selection.selection import Selection
 from ders_core.codecs.selection.values import PlainValues, QuantizedValues, ValueCoder
@@ -60,6 +66,7 @@ class Sparse(DeltaCodec):
     it changes nothing unless values are quantized. Default: unbiased for what is drawn at random.
     gain: instead, values are multiplied so that deltas do not shrink, each row's where rows keep
     their shares, else the matrix's: see `codecs.gain`. For magnitude, rescale `unbiased` is that.
+    draws `matrix`: as files of format versions before 5 have it, which takes longer.
     value_bits: values in the model's dtype, or with 8 bits, or 4 with 16 learnt levels.
     """
 
@@ -115,6 +122,10 @@ class Sparse(DeltaCodec):
         default="shortest", description="fixed: in a form whose bytes are known beforehand"
     )
 
+    draws: Literal["blocks", "matrix"] = Field(
+        default="blocks", description="random: in blocks of the matrix, or over all of it at once"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _pattern_chooses(cls, data: Any) -> Any:
@@ -138,6 +149,8 @@ class Sparse(DeltaCodec):
             raise ValueError("a pattern keeps the largest of each block: its method is magnitude")
         if self.method == "random" and self.budget == "row":
             raise ValueError("the budget row is for magnitude and della; random draws are even")
+        if self.method != "random" and self.draws == "matrix":
+            raise ValueError("draws are for the method random; leave them out")
         if self.gain is not None and self.rescale is not None:
             raise ValueError("give either rescale or gain, and not both")
         return self
@@ -175,8 +188,8 @@ class Sparse(DeltaCodec):
         return self.pattern is not None
 
     def dump(self) -> dict[str, Any]:
-        """Omit budget, spread and positions that have their default."""
-        optional = ("budget", "spread", "positions")
+        """Omit budget, spread, positions and draws that have their default."""
+        optional = ("budget", "spread", "positions", "draws")
         return {
             key: value
             for key, value in super().dump().items()
@@ -211,7 +224,7 @@ class Sparse(DeltaCodec):
             return PatternSelection(*parse_pattern(self.pattern))
         rate = self.drop_rate or 0.0
         if self.method == "random":
-            return RandomSelection(rate)
+            return (RandomSelection if self.draws == "blocks" else WholeSelection)(rate)
         by_row, form = self.budget == "row", POSITION_FORMS[self.positions]
         if self.method == "della":
             return DellaSelection(rate, by_row, form, self.spread)
@@ -244,6 +257,13 @@ class Sparse(DeltaCodec):
         """How many entries of one expert stay; with a pattern, how many values are stored."""
         return self._selection.count(shape)
 
+    def drawn(self, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """The flat places of entries that are drawn at random, in the order of their values: int64
+        `[kept]`."""
+        assert self.method == "random"
+        nothing = torch.empty(0, dtype=torch.int64)
+        return torch.cat([nothing, *self._selection.places({}, shape, seed, nothing.device)])
+
     def parts(self, shape: tuple[int, int], dtype: Dtype) -> dict[str, TensorSpec]:
         return self._coder.specs(self.kept(shape), dtype) | self._selection.specs(shape)
 
@@ -256,15 +276,11 @@ class Sparse(DeltaCodec):
     def _encoded(self, entries: Entries, context: EncodeContext) -> Parts:
         chosen = self._selection.select(entries, context)
         is_fitted = self._scaling == "least_squares" or self._target is not None
-        pieces = list(chosen.places) if is_fitted else chosen.places
         values = fresh((self.kept(entries.shape),), torch.float32, entries.device)
-        begin = 0
-        for places in pieces:
-            kept = entries.at_or_zero(places)
-            if self._scaling == "unbiased" and chosen.chances is not None:
-                kept = kept / chosen.chances.view(-1)[places]
-            values[begin : begin + places.numel()] = kept
-            begin += places.numel()
+        pieces = PlacesInPieces([*chosen.places]) if is_fitted else chosen.places
+        pieces.read_into(values, entries)
+        if self._scaling == "unbiased" and chosen.chances is not None:
+            values /= chosen.chances.view(-1)[torch.cat([*pieces])]
         parts = self._coder.encode(values, context)
         if is_fitted:
             decoded = scattered(self._coder.decode(parts), pieces, entries.shape)
@@ -295,7 +311,7 @@ class Sparse(DeltaCodec):
         start = base.reshape(-1)
         is_whole = values.numel() == self.kept((base.shape[0], base.shape[1]))
         if is_whole and kernels.takes_stored(start):
-            return added(values, pieces, start).view(base.shape)
+            return pieces.added(values, start).view(base.shape)
         weight = start + 0.0  # as every sum with a dropped entry: −0 becomes 0
         for kept, places in placed(values, pieces):
             total = kept + start.index_select(0, places).float()
@@ -366,8 +382,8 @@ class Sparse(DeltaCodec):
 
     def _stored(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
-    ) -> tuple[torch.Tensor, Iterable[torch.Tensor]]:
-        """The kept values `[kept]`, float32, and their flat places a piece at a time (−1: none)."""
+    ) -> tuple[torch.Tensor, Places]:
+        """The kept values `[kept]`, float32, and their places."""
         selection = self._selection
         values = self._coder.decode(parts)[: selection.count(shape)]
         gain = self._decoding_gain(shape)

@@ -8,34 +8,26 @@ next, which a large output would push out.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from ders_core.files.desks import BLOCK, desk
 from ders_core.later import np
 
 LARGE_BYTES = 32 << 20
 """From here on. What is small may be read again soon."""
 
-BLOCK = 4096
-"""What positions, lengths and memory must be multiples of, on any disk."""
-
-DESK_BYTES = 8 << 20
-"""Gathered for one write."""
-
-_desks: list[np.ndarray] = []  # to be used again: fresh memory costs more than copying into it
-
 
 class Writer:
     """Writes bytes one after another into a file; made by `written_from`."""
 
-    def __init__(self, file: int, direct: int | None, position: int, desk: np.ndarray) -> None:
+    def __init__(self, file: int, direct: int | None, position: int, memory: np.ndarray) -> None:
         """file, direct: handles of the same file, the second past the cache. position: of the first
-        byte. desk: uint8 `[DESK_BYTES]`, aligned."""
+        byte. memory: uint8 `[n]`, aligned, in which one write is gathered."""
         self._file, self._direct, self._position = file, direct, position
-        self._desk, self._filled = desk, 0
+        self._memory, self._filled = memory, 0
 
     def write(self, chunk: bytes | memoryview) -> int:
         """Write the next bytes; returns how many. They may be overwritten afterwards."""
@@ -48,16 +40,17 @@ class Writer:
             self._position = _write(self._file, rest[:apart], self._position)
             rest = rest[apart:]
         while rest:
-            taken = min(len(rest), DESK_BYTES - self._filled)
-            self._desk[self._filled : self._filled + taken] = np.frombuffer(rest[:taken], np.uint8)
+            taken = min(len(rest), len(self._memory) - self._filled)
+            gathered = self._memory[self._filled : self._filled + taken]
+            gathered[:] = np.frombuffer(rest[:taken], np.uint8)
             self._filled, rest = self._filled + taken, rest[taken:]
-            if self._filled == DESK_BYTES:
+            if self._filled == len(self._memory):
                 self.flush()
         return count
 
     def flush(self) -> None:
         """Hand everything to the system."""
-        ready, self._filled = memoryview(self._desk[: self._filled]), 0  # type: ignore[arg-type]
+        ready, self._filled = memoryview(self._memory[: self._filled]), 0  # type: ignore[arg-type]
         whole = len(ready) // BLOCK * BLOCK
         if self._direct is not None and whole:
             # some file systems refuse only here; and a full disk may take a part of a block
@@ -73,21 +66,16 @@ def written_from(
 ) -> Iterator[Writer]:
     """Yield what writes `size` bytes, or fewer, into a file that exists, from a position on; not
     synced. The bytes around them stay as they are. past_cache: whether it may. Raises OSError."""
-    file = os.open(path, os.O_WRONLY)
-    direct: int | None = None
-    try:
-        desk = np.empty(0, np.uint8)
+    with ExitStack() as stack:
+        file = os.open(path, os.O_WRONLY)
+        stack.callback(os.close, file)
+        direct, memory = None, np.empty(0, np.uint8)
         if past_cache and size >= LARGE_BYTES and (direct := _opened_past_cache(path)) is not None:
-            desk = _desks.pop() if _desks else np.frombuffer(mmap.mmap(-1, DESK_BYTES), np.uint8)
-        writer = Writer(file, direct, position, desk)
+            stack.callback(os.close, direct)
+            memory = stack.enter_context(desk())
+        writer = Writer(file, direct, position, memory)
         yield writer
         writer.flush()
-        if direct is not None:
-            _desks.append(desk)
-    finally:
-        os.close(file)
-        if direct is not None:
-            os.close(direct)
 
 
 def _opened_past_cache(path: Path) -> int | None:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ders_core.errors import CheckpointError
 from ders_core.files.address import is_remote, read_range, read_ranges
+from ders_core.files.cold_reads import fill
 from ders_core.files.dtype import Dtype
 from ders_core.files.numbers import WORDS
 from ders_core.files.place_errors import reading
@@ -137,9 +138,7 @@ class FileTensor(NamedTuple):
             memory[:] = np.frombuffer(data, np.uint8)
             return
         try:
-            with open(self.file, "rb", buffering=0) as file:
-                file.seek(begin)
-                _fill(file, memory)
+            fill(self.file, begin, memory)
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{self.file.name}: tensor {self.name!r} cannot be read ({error}); "
@@ -274,13 +273,3 @@ def span(shape: tuple[int, int], strides: tuple[int, int]) -> int:
     if not math.prod(shape):
         return 0
     return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-
-
-def _fill(file: Any, array: Any) -> None:
-    """Read until a flat uint8 array is full (one read returns at most 2 GiB on Linux)."""
-    view, position = memoryview(array), 0
-    while position < len(view):
-        count = file.readinto(view[position : position + (1 << 30)])
-        if not count:
-            raise EOFError("the file ends too early")
-        position += count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from ders_core.recipe import Recipe
 
 ROLLBACK = "ders_rollback"
 """The folder of a rollback in a patched checkpoint."""
-FORMAT_VERSION = 4
-READABLE = (1, 2, 3, 4)
+FORMAT_VERSION = 5
+READABLE = (1, 2, 3, 4, 5)
 ENCODED_SINCE = 3
 """The first version that knows the weights that were encoded."""
+DRAWN_IN_BLOCKS_SINCE = 5
+"""The first version in which `sparse` draws entries in blocks, unless it says otherwise."""
 BASE_MODEL = "base_model"
 """The entry of `quantization_config` that holds the original's name on the hub."""
 
@@ -150,7 +152,7 @@ class Manifest(BaseModel):
                 "ders-studio that wrote it"
             )
         try:
-            manifest = cls.model_validate(_upgraded(data) if version == 1 else data)
+            manifest = cls.model_validate(_upgraded(data, version))
         except ValidationError as error:
             raise CheckpointError(f"{directory / MANIFEST}: {sentence_of(error)}") from error
         try:
@@ -178,13 +180,27 @@ class Manifest(BaseModel):
         return manifest
 
 
-def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of version 1 in terms of version 2: all positions had forms of fixed length."""
-    for group in data.get("groups") or ():
-        codec = group.get("codec") if isinstance(group, dict) else None
-        if isinstance(codec, dict) and codec.get("method") == "magnitude":
+def _upgraded(data: dict[str, Any], version: int) -> dict[str, Any]:
+    """A manifest in terms of the latest version: in version 1 all positions had forms of fixed
+    length, and before version 5 entries were drawn over the whole of a matrix."""
+    for codec in _sparse_codecs([data.get("groups"), data.get("others")]):
+        if version == 1 and codec.get("method") == "magnitude":
             codec["positions"] = "fixed"
+        if version < DRAWN_IN_BLOCKS_SINCE and codec.get("method") == "random":
+            codec["draws"] = "matrix"
     return data
+
+
+def _sparse_codecs(entry: Any) -> Iterator[dict[str, Any]]:
+    """The `sparse` codecs anywhere in an entry: of experts, of bases, stages of chains."""
+    if isinstance(entry, dict):
+        if entry.get("codec") == "sparse":
+            yield entry
+        for value in entry.values():
+            yield from _sparse_codecs(value)
+    elif isinstance(entry, list):
+        for value in entry:
+            yield from _sparse_codecs(value)
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:

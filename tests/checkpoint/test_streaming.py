@@ -20,6 +20,7 @@ from ders_core.checkpoint.groups import Block, ExpertGroup
 from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.checkpoint.streaming import SLABS, each_matrix, each_slab, matrices, slabs
 from ders_core.errors import CheckpointError
+from ders_core.files.cold_reads import LARGE_BYTES
 from ders_core.files.header import read_header
 
 BLOCK = Block("model.layers.0.moe", 0, 0, 0, None)
@@ -232,7 +233,7 @@ def test_a_file_that_ends_too_early_is_told_where_it_is_read(
 def test_all_of_a_group_is_asked_for_ahead_in_pieces_that_the_system_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = np.zeros((2, 300, 500), dtype=np.float32)
+    weights = np.zeros((2, 300, 200), dtype=np.float32)
     group = group_of(tmp_path / "a.safetensors", weights)
     (tensor,), asked = group.matrices[0].info.sources(), list[tuple[int, int]]()
     is_over = threading.Event()
@@ -248,6 +249,21 @@ def test_all_of_a_group_is_asked_for_ahead_in_pieces_that_the_system_reads(
     assert [begin for begin, _ in asked] == [tensor.begin, *(end for _, end in asked[:-1])]
     assert asked[-1][1] == tensor.end
     assert max(end - begin for begin, end in asked) <= 128 << 10  # what Linux reads for one call
+
+
+def test_what_is_read_past_the_cache_is_not_asked_for_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: begun.append(thread))
+    rows = LARGE_BYTES // 64
+    group_of(tmp_path / "a.safetensors", np.zeros((2, rows, 16), np.float32)).read_ahead()
+    assert not begun
+    group_of(tmp_path / "b.safetensors", np.zeros((2, rows - 1, 16), np.float32)).read_ahead()
+    assert len(begun) == 1
+    lying = np.zeros((2, rows, 16), np.float32)
+    group_of(tmp_path / "c.safetensors", lying, "expert in out").read_ahead()
+    assert len(begun) == 2
 
 
 def test_nothing_is_read_ahead_where_memory_is_short(

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ders_core.files import past_cache
-from ders_core.files.past_cache import BLOCK, written_from
+from ders_core.files import desks, past_cache
+from ders_core.files.desks import BLOCK
+from ders_core.files.past_cache import written_from
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import tensor_bytes, write_file
 from ders_core.later import torch
@@ -32,8 +33,8 @@ RESULTS: dict[str, Any] = {
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All writes are large, and fill many desks."""
     monkeypatch.setattr(past_cache, "LARGE_BYTES", 1)
-    monkeypatch.setattr(past_cache, "DESK_BYTES", DESK)
-    monkeypatch.setattr(past_cache, "_desks", [])
+    monkeypatch.setattr(desks, "DESK_BYTES", DESK)
+    monkeypatch.setattr(desks, "_free", [])
 
 
 @pytest.fixture(params=RESULTS)

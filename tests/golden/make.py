@@ -41,7 +41,9 @@ CODECS: dict[str, Codec] = {
         drop_rate=0.8, method="magnitude", budget="row", positions="fixed"
     ),
     "v2-sparse-della": Sparse(drop_rate=0.8, method="della", value_bits=8),
-    "v2-sparse-values-4": Sparse(drop_rate=0.5, value_bits=4, rescale="least_squares"),
+    "v2-sparse-values-4": Sparse(
+        drop_rate=0.5, value_bits=4, rescale="least_squares", draws="matrix"
+    ),
     "v2-pattern": Sparse(pattern="2:4"),
     "v2-ternary": Quantized(grid="ternary", group_size=8),
     "v2-affine": Quantized(bits=3, grid="affine", group_size=8),
@@ -49,6 +51,7 @@ CODECS: dict[str, Codec] = {
     "v2-learned": Quantized(bits=2, grid="learned", group_size=8),
     "v2-lowrank-quantized": LowRank(rank=2, factor_bits=4, leading=1),
     "v3-quantized": Quantized(bits=2, group_size=8),
+    "v5-sparse-random": Sparse(drop_rate=0.75),
     "v2-chain": Chain(
         stages=(
             LowRank(rank=1),

@@ -55,7 +55,7 @@ def test_the_packed_directory(packed_dir: Path, mixtral_dir: Path) -> None:
     packed = PackedCheckpoint(packed_dir)
     quantization = packed.store.config["quantization_config"]
     assert quantization["quant_method"] == "ders"
-    assert quantization["format_version"] == 4
+    assert quantization["format_version"] == 5
     assert quantization["name"] == "mix"
     assert quantization["rules"][0] == {"codec": "quantized", "bits": 3, "group_size": 32}
     for name in ("tokenizer.json", "generation_config.json"):

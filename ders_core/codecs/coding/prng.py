@@ -39,7 +39,7 @@ def _seed(text: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 2
 
 
-def _mix32(value: torch.Tensor) -> torch.Tensor:
+def mix32(value: torch.Tensor) -> torch.Tensor:
     """A 32-bit finalizer (lowbias32, C. Wellons 2018) on int64 tensors that hold 32-bit values."""
     value = value ^ (value >> 16)
     value = (value * 0x7FEB352D) & _MASK32
@@ -48,7 +48,8 @@ def _mix32(value: torch.Tensor) -> torch.Tensor:
     return value ^ (value >> 16)
 
 
-def _round_keys(seed: int) -> list[int]:
+def round_keys(seed: int) -> list[int]:
+    """32 bits for each round of the Feistel network."""
     digest = hashlib.sha256(f"feistel/{seed}".encode()).digest()
     return [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(ROUNDS)]
 
@@ -76,14 +77,14 @@ def random_uniform(
 
 def uniform_of(counters: torch.Tensor, seed: int) -> torch.Tensor:
     """The numbers of `random_uniform` at these counters, int64 `[n]`: float32 `[n]`."""
-    first, second, *_ = _round_keys(seed)
-    mixed = _mix32(_mix32((counters & _MASK32) ^ first) ^ second ^ (counters >> 32))
+    first, second, *_ = round_keys(seed)
+    mixed = mix32(mix32((counters & _MASK32) ^ first) ^ second ^ (counters >> 32))
     return ((mixed >> 9).float() + 0.5) / (1 << 23)
 
 
 def draw_keys(seed: int) -> tuple[np.uint32, np.uint32]:
     """What `compute.kernels.draws` wants of a seed."""
-    first, second, *_ = _round_keys(seed)
+    first, second, *_ = round_keys(seed)
     return np.uint32(first), np.uint32(second)
 
 
@@ -93,9 +94,9 @@ def _round_tables(bits: int, seed: int, device: torch.device) -> list[torch.Tens
     low = bits // 2
     masks = (1 << low) - 1, (1 << (bits - low)) - 1
     dtype = torch.int32 if bits < 32 else torch.int64
-    keys = torch.tensor(_round_keys(seed), dtype=torch.int64, device=device).view(-1, 2, 1)
+    keys = torch.tensor(round_keys(seed), dtype=torch.int64, device=device).view(-1, 2, 1)
     even, odd = (  # the rounds that change one half, together
-        _mix32(torch.arange(masks[side] + 1, dtype=torch.int64, device=device) ^ keys[:, side])
+        mix32(torch.arange(masks[side] + 1, dtype=torch.int64, device=device) ^ keys[:, side])
         .bitwise_and_(masks[1 - side])
         .to(dtype)
         for side in (0, 1)
@@ -117,10 +118,10 @@ def _permute(value: torch.Tensor, bits: int, tables: list[torch.Tensor]) -> torc
 
 def position_keys(size: int, seed: int) -> tuple[int, np.ndarray]:
     """(bits, keys) that `compute.kernels.positions` wants, of a size of fewer than 32 bits."""
-    return _bits_of(size), np.array(_round_keys(seed), dtype=np.uint32)
+    return bits_of(size), np.array(round_keys(seed), dtype=np.uint32)
 
 
-def _bits_of(size: int) -> int:
+def bits_of(size: int) -> int:
     """How many bits the numbers have that are permuted for positions in [0, size)."""
     return max((size - 1).bit_length(), 2)
 
@@ -129,7 +130,7 @@ def position_chunks(
     size: int, count: int, seed: int, device: torch.device | str = "cpu"
 ) -> Iterator[torch.Tensor]:
     """What `random_positions` gives, a piece at a time."""
-    bits = _bits_of(size)
+    bits = bits_of(size)
     where = torch.device(device)
     if bits < 32 and kernels.can_run(where):
         from ders_core.compute.kernels import positions as loops

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext
+from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.coding.prng import position_chunks
 from ders_core.codecs.delta_entries import Entries
+from ders_core.codecs.selection.placing import Places, PlacesInPieces
 from ders_core.codecs.selection.selection import Chosen, Selection, kept_of_all
+from ders_core.compute import kernels
+from ders_core.compute.buffers import fresh
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
@@ -17,7 +21,7 @@ from ders_core.later import torch
 @dataclass(frozen=True)
 class RandomSelection(Selection):
     """DeRS eq. 4 and DARE (arXiv 2311.03099): exactly round(p·n) entries are dropped, drawn without
-    replacement."""
+    replacement, a share in each block of the matrix."""
 
     drop_rate: float
 
@@ -36,10 +40,50 @@ class RandomSelection(Selection):
         shape: tuple[int, int],
         seed: int,
         device: torch.device,
-    ) -> Iterator[torch.Tensor]:
-        return position_chunks(math.prod(shape), self.count(shape), seed, device)
+    ) -> Places:
+        return DrawnPlaces(BlockDraw(math.prod(shape), self.count(shape), seed), device)
 
     def decoding_gain(self, shape: tuple[int, int]) -> float:
         """1 / (1 − p), for the exact share of entries that stay."""
         count = self.count(shape)
         return math.prod(shape) / count if count else 0.0
+
+
+class WholeSelection(RandomSelection):
+    """The same, drawn over the whole matrix at once."""
+
+    def places(
+        self,
+        parts: Mapping[str, torch.Tensor],
+        shape: tuple[int, int],
+        seed: int,
+        device: torch.device,
+    ) -> Places:
+        drawn = position_chunks(math.prod(shape), self.count(shape), seed, device)
+        return PlacesInPieces(drawn)
+
+
+class DrawnPlaces(Places):
+    """Of a draw in blocks, each of which is read and written while it lies in the cache."""
+
+    def __init__(self, draw: BlockDraw, device: torch.device) -> None:
+        self._draw, self._device = draw, device
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self._draw.chunks(self._device)
+
+    def read_into(self, values: torch.Tensor, entries: Entries) -> None:
+        if self._draw.has_loops(self._device):
+            entries.read_drawn(values, self._draw)
+        else:
+            super().read_into(values, entries)
+
+    def added(self, values: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        if not self._draw.has_loops(self._device):
+            return super().added(values, base)
+        from ders_core.compute.kernels import block_draws
+
+        weight, kind = fresh(base.shape, base.dtype), kernels.kind_of(base.dtype)
+        drawn = self._draw.for_loops()
+        block_draws.add(values.numpy(), kernels.bits(base), kind, *drawn, kernels.bits(weight))
+        return weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext
@@ -14,6 +14,7 @@ from ders_core.codecs.coding.patterns import (
     pattern_bytes,
 )
 from ders_core.codecs.delta_entries import Entries
+from ders_core.codecs.selection.placing import Places, PlacesInPieces
 from ders_core.codecs.selection.selection import Chosen, Selection, weighed_magnitudes
 from ders_core.compute.pieces import chunk_values
 from ders_core.files.dtype import Dtype
@@ -52,12 +53,12 @@ class PatternSelection(Selection):
         shape: tuple[int, int],
         seed: int,
         device: torch.device,
-    ) -> Iterable[torch.Tensor]:
+    ) -> Places:
         blocks = self._blocks(shape)
         chosen = decode_pattern(parts["positions"], blocks, self.kept, self.neighbours)
         return self._flat(chosen, shape)
 
-    def _flat(self, chosen: torch.Tensor, shape: tuple[int, int]) -> Iterable[torch.Tensor]:
+    def _flat(self, chosen: torch.Tensor, shape: tuple[int, int]) -> Places:
         """Places within blocks `[blocks, N]` as places in the matrix; −1 beyond a row's end."""
         width = shape[1]
         blocks = max(math.ceil(width / self.neighbours), 1)  # in a row
@@ -65,5 +66,4 @@ class PatternSelection(Selection):
         column = (number % blocks) * self.neighbours + chosen
         places = (number // blocks) * width + column
         inside = torch.where(column < width, places, -1).view(-1)
-        pieces: tuple[torch.Tensor, ...] = inside.split(chunk_values(chosen.device))
-        return pieces
+        return PlacesInPieces(inside.split(chunk_values(chosen.device)))

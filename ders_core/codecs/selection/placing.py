@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
+from ders_core.codecs.delta_entries import Entries
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
 from ders_core.compute.pieces import at_least
 from ders_core.later import torch
 
 
-def added(values: torch.Tensor, pieces: Iterable[torch.Tensor], base: torch.Tensor) -> torch.Tensor:
-    """base + values at the places, in the base's dtype: `[n]`."""
-    from ders_core.compute.kernels import entries
+class Places(ABC):
+    """Flat places in a matrix, int64, a piece at a time, in the order of the stored values; −1
+    where a value has no entry."""
 
-    weight, kind, begin = fresh(base.shape, base.dtype), kernels.kind_of(base.dtype), 0
-    entries.copy(kernels.bits(base), kind, kernels.bits(weight))
-    for places in pieces:
-        kept = values[begin : begin + places.numel()]
-        begin += places.numel()
-        both = kernels.bits(base), kind, kernels.bits(weight)
-        entries.add(kept.numpy(), places.contiguous().numpy(), *both)
-    return weight
+    @abstractmethod
+    def __iter__(self) -> Iterator[torch.Tensor]: ...
+
+    def read_into(self, values: torch.Tensor, entries: Entries) -> None:
+        """Fill values, float32 `[n]`, with the entries at the places, 0 where there is none."""
+        begin = 0
+        for places in self:
+            values[begin : begin + places.numel()] = entries.at_or_zero(places)
+            begin += places.numel()
+
+    def added(self, values: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """base + values at the places, in the base's dtype: `[n]`. base: `[n]`, of a kind that
+        loops take."""
+        from ders_core.compute.kernels import entries
+
+        weight, kind, begin = fresh(base.shape, base.dtype), kernels.kind_of(base.dtype), 0
+        entries.copy(kernels.bits(base), kind, kernels.bits(weight))
+        for places in self:
+            kept = values[begin : begin + places.numel()]
+            begin += places.numel()
+            both = kernels.bits(base), kind, kernels.bits(weight)
+            entries.add(kept.numpy(), places.contiguous().numpy(), *both)
+        return weight
+
+
+class PlacesInPieces(Places):
+    """pieces: of an iterator, they are gone through once."""
+
+    def __init__(self, pieces: Iterable[torch.Tensor]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self._pieces)
 
 
 def placed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext, Parts
@@ -11,6 +11,7 @@ from ders_core.codecs.coding.positions import PositionForm
 from ders_core.codecs.coding.prng import random_uniform
 from ders_core.codecs.delta_entries import Entries
 from ders_core.codecs.fitting.select import largest, largest_of_rows, largest_read
+from ders_core.codecs.selection.placing import Places, PlacesInPieces
 from ders_core.codecs.selection.selection import (
     Chosen,
     Selection,
@@ -52,10 +53,9 @@ class RankedSelection(Selection):
         shape: tuple[int, int],
         seed: int,
         device: torch.device,
-    ) -> Iterable[torch.Tensor]:
+    ) -> Places:
         stored = self.form.decode(parts["positions"], math.prod(shape), self.count(shape))
-        places: tuple[torch.Tensor, ...] = stored.split(chunk_values(device))
-        return places
+        return PlacesInPieces(stored.split(chunk_values(device)))
 
     def _best(self, scores: torch.Tensor) -> torch.Tensor:
         """Places of the highest scores `[out, in]`; among equals the first ones."""
@@ -68,7 +68,8 @@ class RankedSelection(Selection):
         self, places: torch.Tensor, size: int, chances: torch.Tensor | None = None
     ) -> Chosen:
         parts: Parts = {"positions": self.form.encode(places, size)}
-        return Chosen(places.split(chunk_values(places.device)), parts, chances)
+        pieces = PlacesInPieces(places.split(chunk_values(places.device)))
+        return Chosen(pieces, parts, chances)
 
 
 class MagnitudeSelection(RankedSelection):

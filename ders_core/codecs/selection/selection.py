@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ders_core.codecs.codec import EncodeContext, Parts
 from ders_core.codecs.delta_entries import Entries
+from ders_core.codecs.selection.placing import Places
 from ders_core.files.spec import TensorSpec
 from ders_core.later import torch
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """places: flat, int64, a piece at a time, in the order of the stored values; −1 where a value
-    has no entry. parts: what stores them. chances: of every entry to be kept, `[out, in]` float32,
-    where these differ from entry to entry."""
+    """parts: what stores the places. chances: of every entry to be kept, `[out, in]` float32, where
+    these differ from entry to entry."""
 
-    places: Iterable[torch.Tensor]
+    places: Places
     parts: Parts
     chances: torch.Tensor | None = None
 
@@ -51,7 +51,7 @@ class Selection(ABC):
         shape: tuple[int, int],
         seed: int,
         device: torch.device,
-    ) -> Iterable[torch.Tensor]:
+    ) -> Places:
         """The places of `Chosen`, from the parts and the seed. Raises CodecError for parts that are
         damaged."""
 

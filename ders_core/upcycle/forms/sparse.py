@@ -11,7 +11,6 @@ from pydantic import Field as Parameter
 
 from ders_core.codecs import Codec
 from ders_core.codecs.coding.positions import decode_shortest
-from ders_core.codecs.coding.prng import random_positions
 from ders_core.codecs.sparse import Sparse
 from ders_core.later import torch
 from ders_core.upcycle.fields import Field, Number, Toggle
@@ -99,7 +98,8 @@ class SparseForm(Form):
         from ders_core.upcycle.sparse_delta import LearnedDelta, SparseDelta
 
         count = self.values(shape)
-        positions = torch.stack([random_positions(math.prod(shape), count, seed) for seed in seeds])
+        codec = Sparse(drop_rate=self.drop_rate)
+        positions = torch.stack([codec.drawn(shape, seed) for seed in seeds])
         values = torch.zeros(len(seeds), count)
         for expert, seed in enumerate(seeds if noise else ()):
             values[expert] = noise * normal((count,), seed + 1)
@@ -123,7 +123,7 @@ class SparseForm(Form):
         assert isinstance(codec, Sparse)
         count = values.shape[1]
         if codec.method == "random":
-            drawn = [random_positions(size, count, seed) for seed in saved.seeds]
+            drawn = [codec.drawn(saved.shape, seed) for seed in saved.seeds]
             return SparseDelta(values, torch.stack(drawn).to(torch.int32), saved.shape)
         kept = [decode_shortest(parts["positions"], size, count) for parts in saved.parts]
         return LearnedDelta(values, torch.stack(kept).to(torch.int32), saved.shape)

@@ -1,0 +1,117 @@
+"""Entries of a matrix drawn from a seed, a fixed share in each block of it.
+
+Drawn over a whole matrix (`coding.prng`), neighbours in the order of drawing lie anywhere, and each
+waits for memory; a block lies in the processor's cache. A matrix of n entries has blocks of 2^16,
+the last one with the rest, or one block if it has less than two. In it, k of n entries are drawn so
+that each has the chance k / n exactly: with an offset r in [0, n) from the seed, the blocks before
+the entry e hold ⌊(e·k + r) / n⌋ of them (systematic sampling: Madow 1949). Within block b they are
+the first images of a keyed permutation, the one of `random_positions` whose key of round i is xored
+with mix(b·(i + 1)). So a matrix of one block has the positions of `random_positions`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from ders_core.codecs.coding.prng import CHUNK, bits_of, mix32, position_keys, round_keys
+from ders_core.compute import kernels
+from ders_core.compute.pieces import at_least, chunk_values, pieces
+from ders_core.later import np, torch
+
+BLOCK_VALUES = 1 << 16
+"""Of a weight, its base and the sum, 16 bits each, they take 400 KB: as much as a core's cache."""
+
+
+@dataclass(frozen=True)
+class BlockDraw:
+    """`count` of `size` entries."""
+
+    size: int
+    count: int
+    seed: int
+
+    @property
+    def blocks(self) -> int:
+        return max(self.size // BLOCK_VALUES, 1)
+
+    @cached_property
+    def offset(self) -> int:
+        digest = hashlib.sha256(f"feistel/{self.seed}".encode()).digest()
+        return int.from_bytes(digest[24:], "little") % max(self.size, 1)
+
+    def first_entry(self, block: int) -> int:
+        """Where a block begins; the last one reaches to the end."""
+        return self.size if block == self.blocks else block * BLOCK_VALUES
+
+    def drawn_before(self, block: int) -> int:
+        """How many entries are drawn in the blocks before."""
+        return (self.first_entry(block) * self.count + self.offset) // max(self.size, 1)
+
+    def has_loops(self, device: torch.device) -> bool:
+        """Whether compiled loops can draw them: they do not divide by 0, and of larger sizes their
+        products overflow."""
+        return 0 < self.size < 1 << 31 and kernels.can_run(device)
+
+    def for_loops(self) -> tuple[np.ndarray, np.ndarray]:
+        """(plan, keys) that `compute.kernels.block_draws` wants."""
+        plan = BLOCK_VALUES, self.size, self.count, self.offset
+        return np.array(plan, np.int64), position_keys(self.size, self.seed)[1]
+
+    def chunks(self, device: torch.device) -> Iterator[torch.Tensor]:
+        """The flat places, int64 `[n]`, of some blocks at a time; in a block, in the order of the
+        permutation."""
+        if not self.count:
+            return
+        entries = chunk_values(device, CHUNK) * self.size // self.count
+        for part in pieces(self.blocks, max(entries // BLOCK_VALUES, 1)):
+            if self.has_loops(device):
+                yield self._by_loops(part)
+                continue
+            whole = slice(part.start, min(part.stop, self.blocks - 1))
+            last = slice(whole.stop, part.stop)
+            yield torch.cat([self._permuted(each, device) for each in (whole, last)])
+
+    def _by_loops(self, part: slice) -> torch.Tensor:
+        from ders_core.compute.kernels import block_draws
+
+        count = self.drawn_before(part.stop) - self.drawn_before(part.start)
+        places = torch.empty(count, dtype=torch.int64)
+        block_draws.draw(*self.for_loops(), part.start, part.stop, places.numpy())
+        return places
+
+    def _permuted(self, part: slice, device: torch.device) -> torch.Tensor:
+        """The places in some blocks of one size."""
+        blocks = range(part.start, part.stop)
+        if not blocks:
+            return torch.empty(0, dtype=torch.int64, device=device)
+        size = self.first_entry(part.start + 1) - self.first_entry(part.start)
+        drawn = [self.drawn_before(block + 1) - self.drawn_before(block) for block in blocks]
+        counts = torch.tensor(drawn, device=device)
+        block = torch.repeat_interleave(torch.arange(len(drawn), device=device), counts)
+        rank = torch.arange(len(block), device=device) - (counts.cumsum(0) - counts)[block]
+        numbers = torch.tensor(blocks, device=device)
+        keys = [
+            key ^ mix32(numbers * (turn + 1) & 0xFFFFFFFF)
+            for turn, key in enumerate(round_keys(self.seed))
+        ]
+        bits = bits_of(size)
+        places = _permute(rank, bits, [key[block] for key in keys])
+        while (outside := at_least(places, size)).numel():
+            moved = _permute(places[outside], bits, [key[block[outside]] for key in keys])
+            places[outside] = moved
+        return places + numbers[block] * BLOCK_VALUES
+
+
+def _permute(values: torch.Tensor, bits: int, keys: list[torch.Tensor]) -> torch.Tensor:
+    """The images of numbers below 2^bits, each under the keys at its place."""
+    low = bits // 2
+    left, right = values >> low, values & ((1 << low) - 1)
+    for turn, key in enumerate(keys):
+        if turn % 2:
+            right = right ^ (mix32(left ^ key) & ((1 << low) - 1))
+        else:
+            left = left ^ (mix32(right ^ key) & ((1 << (bits - low)) - 1))
+    return left << low | right
