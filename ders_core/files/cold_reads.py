@@ -29,9 +29,9 @@ LARGE_BYTES = 512 << 10
 PART_BYTES = 1 << 20
 """What the cache holds only in part is read past it, so many bytes at a time."""
 
-SLOW_BYTES = 250e6
-"""Of a slow disk in a second, one read at a time: less than compression works on, which reads
-twice."""
+SLOW_BYTES = 125e6
+"""Of a slow disk in a second for each processor core, one read at a time: less than compression
+works on, which reads twice."""
 
 MEASURED_BYTES, MEASURED_TIMES = 32 << 20, 8
 """A disk is judged by the quickest of so many stretches of so many bytes: reads also wait for a
@@ -57,7 +57,8 @@ class _Pace:
 
     @property
     def is_slow(self) -> bool:
-        return self.stretches >= MEASURED_TIMES and self.quickest < SLOW_BYTES
+        slow = SLOW_BYTES * len(os.sched_getaffinity(0))
+        return self.stretches >= MEASURED_TIMES and self.quickest < slow
 
 
 _lock = threading.Lock()

@@ -16,6 +16,7 @@ from ders_core.codecs import Entropy
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.gains import Gains, gain_bytes
 from ders_core.codecs.fitting.tunable_streams import COLUMNS, ROWS, tunable_stream
+from ders_core.codecs.held_levels import HELD, Form
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.codecs.testing.tuning import check_tuned
 from ders_core.codecs.tunable import Tunable
@@ -149,3 +150,20 @@ def test_units_that_no_stream_has(unit: float) -> None:
         level_stream.read(damaged, SHAPE)
     with pytest.raises(CodecError):
         level_stream.read(stream[: begin + 9], SHAPE)
+
+
+@pytest.mark.parametrize("steps", ["sensitive", "even"])
+def test_a_model_in_memory_holds_gains(steps: str) -> None:
+    """Where levels are held in place of the stream, with steps of their own or none."""
+    codec, parts, known = packed(steps)
+    tunable = tunable_stream(parts["stream"], SHAPE, has_room=True)
+    rows, columns = drawn(SHAPE[0], 3, 0.05), drawn(SHAPE[1], 4, 0.05)
+    parts = {"stream": tuned(tunable, rows, columns)}
+    held = codec.held_parts(parts, SHAPE, known)
+    assert Form.read(held[HELD]).has_factors
+    assert level_stream.about(parts["stream"], SHAPE).has_factors
+    form = codec.held_form(SHAPE)
+    delta = codec.decode(parts, SHAPE, known)
+    assert torch.equal(form.decode(held, SHAPE, known), delta)
+    x = gauss((3, SHAPE[1]), 6, 1.0)
+    torch.testing.assert_close(form.product(held, x, SHAPE, known), x @ delta.T)
