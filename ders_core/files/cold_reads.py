@@ -29,9 +29,9 @@ LARGE_BYTES = 512 << 10
 PART_BYTES = 1 << 20
 """What the cache holds only in part is read past it, so many bytes at a time."""
 
-SLOW_BYTES = 125e6
-"""Of a slow disk in a second for each processor core, one read at a time: less than compression
-works on, which reads twice."""
+SLOW_BYTES = 1e9
+"""A disk counts as slow below so many bytes a second, times the processor's cores. Compression
+works on a third of that, reads everything twice, and waits for most of it."""
 
 MEASURED_BYTES, MEASURED_TIMES = 32 << 20, 8
 """A disk is judged by the quickest of so many stretches of so many bytes: reads also wait for a
