@@ -30,8 +30,8 @@ PART_BYTES = 1 << 20
 """What the cache holds only in part is read past it, so many bytes at a time."""
 
 SLOW_BYTES = 125e6
-"""Of a slow disk in a second for each processor core, one read at a time: less than compression
-works on, which reads twice."""
+"""A disk is slow if a read gives fewer bytes in a second for each processor core: compression works on
+more, and reads all of it twice."""
 
 MEASURED_BYTES, MEASURED_TIMES = 32 << 20, 8
 """A disk is judged by the quickest of so many stretches of so many bytes: reads also wait for a
@@ -70,8 +70,9 @@ def goes_past_cache(path: Path, nbytes: int) -> bool:
     OSError if there is no such file."""
     if nbytes < LARGE_BYTES or not hasattr(os, "O_DIRECT"):
         return False
+    disk = os.stat(path).st_dev
     with _lock:
-        return not _paces[os.stat(path).st_dev].is_slow
+        return not _paces[disk].is_slow
 
 
 def fill(path: Path, begin: int, memory: np.ndarray) -> None:
@@ -143,9 +144,9 @@ def _timed(file: int, memory: np.ndarray, position: int) -> int:
     """How many bytes were read; the pace of the disk takes them into account."""
     begun = time.perf_counter()
     count = os.preadv(file, [memoryview(memory)], position)  # type: ignore[arg-type]
-    seconds = time.perf_counter() - begun
+    seconds, disk = time.perf_counter() - begun, os.fstat(file).st_dev
     with _lock:
-        _paces[os.fstat(file).st_dev].add(count, seconds)
+        _paces[disk].add(count, seconds)
     return count
 
 
