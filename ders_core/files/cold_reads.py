@@ -30,8 +30,8 @@ PART_BYTES = 1 << 20
 """What the cache holds only in part is read past it, so many bytes at a time."""
 
 SLOW_BYTES = 125e6
-"""A disk is slow if a read gives fewer bytes in a second for each processor core: compression works on
-more, and reads all of it twice."""
+"""A disk is slow if a read gives fewer bytes in a second for each processor core: compression works
+on more, and reads all of it twice."""
 
 MEASURED_BYTES, MEASURED_TIMES = 32 << 20, 8
 """A disk is judged by the quickest of so many stretches of so many bytes: reads also wait for a
