@@ -171,7 +171,7 @@ class PackedMatrices:
                     widths[part] = math.prod(spec.shape[1:]) * spec.dtype.itemsize
                 else:
                     total += len(members) * spec.nbytes
-            for member in members if widths else ():
+            for member in members if widths else []:
                 lengths = self._held_lengths(stack, member)
                 total += sum(lengths[part] * width for part, width in widths.items())
         return total
