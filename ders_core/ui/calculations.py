@@ -35,9 +35,7 @@ def rules_of_budget(place: str, version: str, recipe_yaml: str, *, progress: Pro
     ).to_yaml()
 
 
-def first_look(
-    place: str, version: str, verdict: Verdict | None, *, progress: Progress
-) -> Summary:
+def first_look(place: str, version: str, verdict: Verdict | None, *, progress: Progress) -> Summary:
     """The summary of such a checkpoint. verdict: as `summarize` has it. Raises DersError."""
     progress(0, 0, "reading a sample")
     return summarize(_opened(place, version), verdict)

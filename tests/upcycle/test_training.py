@@ -331,9 +331,10 @@ def test_an_unfinished_run_of_another_format_version_is_refused(
 ) -> None:
     """It may have drawn other positions, and its values belong to these."""
     config = config_of(text, SPARSE)
-    with monkeypatch.context() as earlier, pytest.raises(Cancelled):
+    with monkeypatch.context() as earlier:
         earlier.setattr(upcycler, "FORMAT_VERSION", FORMAT_VERSION - 1)
-        upcycle(llama, tmp_path / "out", config, device="cpu", progress=StopAt(2))
+        with pytest.raises(Cancelled):
+            upcycle(llama, tmp_path / "out", config, device="cpu", progress=StopAt(2))
     with raises_saying(DersError, "out.partial", "another format version"):
         upcycle(llama, tmp_path / "out", config, device="cpu", resume=True)
 
