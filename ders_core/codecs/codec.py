@@ -242,9 +242,9 @@ class Codec(BaseModel, ABC):
         return dict(parts)
 
     def held_lengths(self, begins: PartBegins, shape: tuple[int, int]) -> dict[str, int]:
-        """How long the variable-length parts of `held_form` are, told before anything is decoded;
-        to a hundredth, where data decide. Raises CodecError for a part that is damaged where it
-        begins."""
+        """How long the variable-length parts of `held_form` are, told before anything is decoded.
+        Where data decide, to a hundredth; near the border between two forms the other one may be
+        told. Raises CodecError for a part that is damaged where it begins."""
         return {part: begins.lengths[part] for part in self.held_form(shape).ragged}
 
     def dump(self) -> dict[str, Any]:

@@ -333,11 +333,13 @@ class Entropy(DeltaCodec):
         return held_levels(parts["stream"], shape)
 
     def held_lengths(self, begins: PartBegins, shape: tuple[int, int]) -> dict[str, int]:
-        if not level_stream.is_one(begins.read("stream", 2)):
-            return {HELD: streamed_bytes(begins.lengths["stream"], shape)}
-        about = begins.told_by("stream", lambda begin: level_stream.about(begin, shape))
-        told = held_bytes(about, shape) or streamed_bytes(begins.lengths["stream"], shape)
-        return {HELD: told}
+        def tell(begin: torch.Tensor) -> int | None:
+            if not level_stream.is_one(begin):
+                return None  # of an earlier format version: it stays as it is
+            return held_bytes(level_stream.about(begin, shape), shape)
+
+        told = begins.told_by("stream", tell)
+        return {HELD: told or streamed_bytes(begins.lengths["stream"], shape)}
 
     def tunable(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext

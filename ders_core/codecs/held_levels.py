@@ -200,7 +200,9 @@ def held_levels(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:
 
 
 def held_bytes(about: level_stream.About, shape: tuple[int, int]) -> int | None:
-    """About how long what `held_levels` makes of a stream is; None where it stays as it is."""
+    """How long what `held_levels` makes of a stream is, to a hundredth; None where it stays as it
+    is. Where entries by row take about SPARSE_SHARE of what codes take, the other form may be
+    told."""
     if not 0 < about.levels <= MOST_LEVELS or not shape[0] * shape[1]:
         return None
     form = Form.of(shape, about.levels, about.others, has_factors=about.has_factors)

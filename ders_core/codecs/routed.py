@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -76,3 +76,13 @@ class RoutedSum(RoutedDeltas):
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
         for deltas in self.each:
             deltas.add(x, y, column, routes)
+
+
+def product_of(
+    x: torch.Tensor, out: int, add: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+) -> torch.Tensor:
+    """x Δ̂ᵀ `[n, out]` in x's dtype. add: of x `[n, in]`, y `[n, out]`, both float32, and rows int64
+    `[n]`; y[row] += Δ̂ x[row] of each row."""
+    y, rows = torch.zeros(len(x), out), np.arange(len(x))
+    add(x.detach().float().contiguous().numpy(), y.numpy(), rows)
+    return y.to(x.dtype)

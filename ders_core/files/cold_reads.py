@@ -70,8 +70,9 @@ def goes_past_cache(path: Path, nbytes: int) -> bool:
     OSError if there is no such file."""
     if nbytes < LARGE_BYTES or not hasattr(os, "O_DIRECT"):
         return False
+    disk = os.stat(path).st_dev
     with _lock:
-        return not _paces[os.stat(path).st_dev].is_slow
+        return not _paces[disk].is_slow
 
 
 def fill(path: Path, begin: int, memory: np.ndarray) -> None:
@@ -143,9 +144,9 @@ def _timed(file: int, memory: np.ndarray, position: int) -> int:
     """How many bytes were read; the pace of the disk takes them into account."""
     begun = time.perf_counter()
     count = os.preadv(file, [memoryview(memory)], position)  # type: ignore[arg-type]
-    seconds = time.perf_counter() - begun
+    seconds, disk = time.perf_counter() - begun, os.fstat(file).st_dev
     with _lock:
-        _paces[os.fstat(file).st_dev].add(count, seconds)
+        _paces[disk].add(count, seconds)
     return count
 
 

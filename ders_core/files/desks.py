@@ -23,7 +23,8 @@ def desk() -> Iterator[np.ndarray]:
     try:
         memory = _free.pop()
     except IndexError:  # not asked for beforehand: another thread may take the last one meanwhile
-        memory = np.frombuffer(mmap.mmap(-1, DESK_BYTES), np.uint8)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # else forked processes share it
+        memory = np.frombuffer(mmap.mmap(-1, DESK_BYTES, flags=flags), np.uint8)
     try:
         yield memory
     finally:

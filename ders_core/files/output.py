@@ -186,7 +186,8 @@ def _prepare(partial: Path, work: dict[str, Any] | None, resume: bool) -> None:
             shutil.rmtree(partial)  # it could never have been finished as it was asked for
         elif state.get(WORK) != work:
             raise OutputError(
-                f"{partial} was begun from another checkpoint or recipe; remove it first"
+                f"{partial} was begun from another checkpoint or recipe, or in another format "
+                "version; remove it first"
             )
         else:
             for remains in partial.glob(ASIDE):  # of a process that was killed

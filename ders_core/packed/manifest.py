@@ -186,7 +186,8 @@ def _upgraded(data: dict[str, Any], version: int) -> dict[str, Any]:
     for codec in _sparse_codecs([data.get("groups"), data.get("others")]):
         if version == 1 and codec.get("method") == "magnitude":
             codec["positions"] = "fixed"
-        if version < DRAWN_IN_BLOCKS_SINCE and codec.get("method") == "random":
+        is_random = codec.get("pattern") is None and codec.get("method", "random") == "random"
+        if version < DRAWN_IN_BLOCKS_SINCE and is_random:
             codec["draws"] = "matrix"
     return data
 

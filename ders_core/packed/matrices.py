@@ -158,19 +158,22 @@ class PackedMatrices:
                     codes.parts[name][row] = tensor
 
     def held_bytes(self, stack: PackedStack) -> int:
-        """Bytes of what `held_codes` gives, told before anything is decoded; to a hundredth, where
-        they depend on the data. Raises CheckpointError if a file cannot be read, CodecError if a
-        part is damaged where it begins."""
+        """Bytes of what `held_codes` gives, told before anything is decoded; where they depend on
+        the data, as near as `Codec.held_lengths` tells. Raises CheckpointError if a file cannot be
+        read, CodecError if a part is damaged where it begins."""
         group, shape, dtype = self._codecs[stack.prefix], stack.stacked[1:], Dtype[stack.dtype]
         total = 0
         for number, codec in enumerate(group.codecs):
             form, members = codec.held_form(shape), group.members(number)
+            widths = {}
             for part, spec in form.parts(shape, dtype).items():
                 if part in form.ragged:
-                    count = sum(self._held_lengths(stack, member)[part] for member in members)
-                    total += count * math.prod(spec.shape[1:]) * spec.dtype.itemsize
+                    widths[part] = math.prod(spec.shape[1:]) * spec.dtype.itemsize
                 else:
                     total += len(members) * spec.nbytes
+            for member in members if widths else []:
+                lengths = self._held_lengths(stack, member)
+                total += sum(lengths[part] * width for part, width in widths.items())
         return total
 
     def _held_lengths(self, stack: PackedStack, number: int) -> Mapping[str, int]:

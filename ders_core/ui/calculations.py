@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ders_core.analysis import Verdict
 from ders_core.analysis.pair_difference import PairDifference, pair_difference
 from ders_core.analysis.summary import Summary, summarize
 from ders_core.checkpoint import Checkpoint
@@ -34,10 +35,10 @@ def rules_of_budget(place: str, version: str, recipe_yaml: str, *, progress: Pro
     ).to_yaml()
 
 
-def first_look(place: str, version: str, *, progress: Progress) -> Summary:
-    """The summary of such a checkpoint. Raises DersError."""
+def first_look(place: str, version: str, verdict: Verdict | None, *, progress: Progress) -> Summary:
+    """The summary of such a checkpoint. verdict: as `summarize` has it. Raises DersError."""
     progress(0, 0, "reading a sample")
-    return summarize(_opened(place, version))
+    return summarize(_opened(place, version), verdict)
 
 
 def pair_parts(

@@ -103,17 +103,17 @@ def _summary(version: str, verdict: Verdict | None, _source: Checkpoint) -> Summ
 
 
 @st.cache_data(show_spinner="Decoding a sample", max_entries=16)
-def _packed_summary(version: str, _source: Checkpoint) -> Summary:
-    return calculate(first_look, _source.place, version)
+def _packed_summary(version: str, verdict: Verdict | None, _source: Checkpoint) -> Summary:
+    return calculate(first_look, _source.place, version, verdict)
 
 
 def summary(source: Checkpoint, verdict: Verdict | None) -> Summary:
     """The summary of a checkpoint. verdict: of its analysis; without one, a sample of a few rows of
-    a few experts is read."""
+    a few experts is read. Of a packed one, a calculator also reads how streams begin."""
     with _one_sentence(source.path):
-        if source.packed_bytes is None or verdict is not None:
+        if source.packed_bytes is None:
             return _summary(source.store.version, verdict, source)
-        return _packed_summary(source.store.version, source)
+        return _packed_summary(source.store.version, verdict, source)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)

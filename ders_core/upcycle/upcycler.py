@@ -31,6 +31,7 @@ from ders_core.files.output import check_room, new_target, output_directory, par
 from ders_core.files.writer import write_json
 from ders_core.hf import describe, load_tokenizer
 from ders_core.hf.silence import silent
+from ders_core.packed.manifest import FORMAT_VERSION
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.quality import Quality
 from ders_core.upcycle.callbacks import Measure, memory
@@ -151,7 +152,11 @@ def _run(
         processes.wait_for_everyone()
         return read_result(place)
     content = start.store.content(lambda _, message: meter.report(message))
-    work = {"from": content, "config": config.model_dump(mode="json")}
+    work = {
+        "format_version": FORMAT_VERSION,
+        "from": content,
+        "config": config.model_dump(mode="json"),
+    }
     with output_directory(place, work=work, resume=resume, needs=start.room()) as partial:
         folder.mkdir(exist_ok=True)
         clear(folder, found)

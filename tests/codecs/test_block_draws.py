@@ -1,8 +1,7 @@
-"""Draws in blocks of a matrix, against their definition in numpy and against golden constants."""
+"""Draws in blocks of a matrix, against their definition."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from support.codec_support import context, gauss
+from support.defined_draws import defined
 
 from ders_core.codecs import Sparse
 from ders_core.codecs.coding import block_draws
@@ -24,8 +24,6 @@ from ders_core.codecs.testing.inputs import DTYPES
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-GOLDEN_DIGEST = "c6e8679d5e21516625f5e690da37de770b2f11bf0821d639a1ac6b2ae25ce5a2"
-GOLDEN_FIRST = [52019, 11110, 19893, 36708, 8792, 53545]
 
 
 def plainly(work: Callable[[], T]) -> T:
@@ -40,44 +38,6 @@ def in_blocks_of(values: int) -> Any:
 def places_of(size: int, count: int, seed: int) -> list[int]:
     chunks = BlockDraw(size, count, seed).chunks(CPU)
     return [place for chunk in chunks for place in chunk.tolist()]
-
-
-def mix(value: int) -> int:
-    value ^= value >> 16
-    value = value * 0x7FEB352D % 2**32
-    value ^= value >> 15
-    value = value * 0x846CA68B % 2**32
-    return value ^ value >> 16
-
-
-def defined(size: int, count: int, seed: int, block_values: int) -> list[int]:
-    """The places from the definition, in integers without a bound."""
-    digest = hashlib.sha256(f"feistel/{seed}".encode()).digest()
-    words = [int.from_bytes(digest[4 * turn : 4 * turn + 4], "little") for turn in range(6)]
-    offset = int.from_bytes(digest[24:], "little") % size
-    blocks = max(size // block_values, 1)
-    found = []
-    for block in range(blocks):
-        begin = block * block_values
-        end = size if block == blocks - 1 else begin + block_values
-        drawn = (end * count + offset) // size - (begin * count + offset) // size
-        bits = max((end - begin - 1).bit_length(), 2)
-        low = bits // 2
-        keys = [word ^ mix(block * (turn + 1) % 2**32) for turn, word in enumerate(words)]
-        for rank in range(drawn):
-            place = rank
-            while True:
-                left, right = place >> low, place % 2**low
-                for turn, key in enumerate(keys):
-                    if turn % 2:
-                        right ^= mix(left ^ key) % 2**low
-                    else:
-                        left ^= mix(right ^ key) % 2 ** (bits - low)
-                place = left * 2**low + right
-                if place < end - begin:
-                    break
-            found.append(begin + place)
-    return found
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,13 +64,6 @@ def test_of_one_block_they_are_those_of_the_matrix() -> None:
         count = -(-size // 10)
         assert places_of(size, count, 5) == random_positions(size, count, 5).tolist()
     assert places_of(0, 0, 5) == []
-
-
-def test_golden_stream() -> None:
-    """Packed files hold no positions: if these numbers change, every one of them is lost."""
-    places = places_of(14336 * 40 + 3, 57_344, 42)
-    assert places[:6] == GOLDEN_FIRST
-    assert hashlib.sha256(np.array(places, "<i8").tobytes()).hexdigest() == GOLDEN_DIGEST
 
 
 def test_sizes_without_loops() -> None:

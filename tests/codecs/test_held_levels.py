@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.codec_support import gauss
 
-from ders_core.codecs import Chain, EncodeContext, Entropy, LowRank
+from ders_core.codecs import Chain, EncodeContext, Entropy, LowRank, part_begins
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.small_codes import pack_small, small_bytes, unpack_small, width_of
 from ders_core.codecs.held_levels import DENSE, HELD, SPARSE, STREAM, Form, HeldLevels
-from ders_core.codecs.part_begins import FIRST_BYTES, PartBegins
+from ders_core.codecs.part_begins import FIRST_BYTES, GROWTH, PartBegins
 from ders_core.codecs.routed import CodedExperts, Routes
 from ders_core.codecs.testing.inputs import curvature
 from ders_core.compute import kernels
@@ -119,9 +119,19 @@ def test_sums_of_pairs_are_those_of_decoded_deltas(
     assert np.abs(y - expected).max() <= 3e-6 * scale * shape[1] ** 0.5
 
 
+def counted_begins(parts: Mapping[str, torch.Tensor]) -> tuple[PartBegins, list[int]]:
+    """How parts begin, and how many bytes each read took."""
+    taken: list[int] = []
+
+    def read(part: str, count: int) -> torch.Tensor:
+        taken.append(count)
+        return parts[part][:count]
+
+    return PartBegins({name: len(part) for name, part in parts.items()}, read), taken
+
+
 def begins_of(parts: Mapping[str, torch.Tensor]) -> PartBegins:
-    lengths = {name: len(part) for name, part in parts.items()}
-    return PartBegins(lengths, lambda part, count: parts[part][:count])
+    return counted_begins(parts)[0]
 
 
 @pytest.mark.parametrize(("fields", "kind"), FORMS, ids=lambda each: str(each))
@@ -132,16 +142,21 @@ def test_lengths_are_told_from_where_streams_begin(fields: dict[str, Any], kind:
     parts = codec.encode(gauss(shape, 1), context)
     held = codec.held_parts(parts, shape, context)[HELD]
     assert Form.read(held).kind == kind
-    taken = []
-
-    def read(part: str, count: int) -> torch.Tensor:
-        taken.append(count)
-        return parts[part][:count]
-
-    begins = PartBegins({"stream": len(parts["stream"])}, read)
+    begins, taken = counted_begins(parts)
     told = codec.held_lengths(begins, shape)[HELD]
     assert abs(told - len(held)) <= 0.01 * len(held)
-    assert max(taken) <= max(FIRST_BYTES, 2)
+    assert taken == [min(FIRST_BYTES, len(parts["stream"]))]
+
+
+def test_more_is_read_where_the_first_bytes_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Entropy(bits=1, steps="sensitive")
+    parts = codec.encode(gauss(LARGE, 1), context_of(codec, LARGE, torch.float32))
+    wanted = codec.held_lengths(begins_of(parts), LARGE)
+    begins, taken = counted_begins(parts)
+    monkeypatch.setattr(part_begins, "FIRST_BYTES", 8)
+    assert codec.held_lengths(begins, LARGE) == wanted
+    assert taken == [8 * GROWTH**turn for turn in range(len(taken))]
+    assert 1 < len(taken) < 5  # some kilobytes, of tens
 
 
 def test_a_stream_that_is_cut_where_it_begins_is_refused() -> None:

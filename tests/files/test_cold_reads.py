@@ -186,3 +186,17 @@ def test_a_slow_disk_is_read_through_the_cache(file: Path, monkeypatch: pytest.M
     for _ in range(4):
         fill(file, 0, memory)
         assert goes_past_cache(file, SIZE)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_a_desk_of_its_own() -> None:
+    with desks.desk() as memory:
+        memory[:] = 1
+    child = os.fork()
+    if child == 0:
+        with desks.desk() as memory:
+            memory[:] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    with desks.desk() as memory:
+        assert (memory == 1).all()

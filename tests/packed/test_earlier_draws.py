@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from support.damaged_copies import edit_manifest
 from ders_core.codecs import Chain, Codec, Quantized, Sparse
 from ders_core.codecs.coding.block_draws import BLOCK_VALUES
 from ders_core.packed.manifest import Manifest
+from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.recipe import Recipe, Rule
 
 SHAPE = 272, 512
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def as_version_4(manifest: dict[str, Any]) -> None:
@@ -26,6 +29,7 @@ def as_version_4(manifest: dict[str, Any]) -> None:
     for codec in (codecs["down"], codecs["gate"][0], codecs["up"]["stages"][1]):
         assert codec["codec"] == "sparse"
         del codec["draws"]
+    assert codecs["down"].pop("method") == "random"  # the default
 
 
 def recipe(**draws: Any) -> Recipe:
@@ -65,3 +69,16 @@ def test_entries_lie_where_they_were(tmp_path: Path) -> None:
     text = (tmp_path / "new" / "ders_manifest.json").read_text()
     assert '"draws"' not in text
     assert Manifest.read(tmp_path / "new").format_version == 5
+
+
+def test_patterns_draw_nothing(tmp_path: Path) -> None:
+    def without_method(manifest: dict[str, Any]) -> None:
+        for group in manifest["groups"]:
+            assert group["codec"].pop("method") == "magnitude"
+
+    shutil.copytree(GOLDEN / "v2-pattern", tmp_path / "packed")
+    edit_manifest(tmp_path / "packed", without_method)
+    for group in PackedCheckpoint(tmp_path / "packed").manifest.groups:
+        codec = group.group_codec().codec
+        assert isinstance(codec, Sparse)
+        assert (codec.pattern, codec.draws) == ("2:4", "blocks")

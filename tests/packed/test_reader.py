@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from support.messages import raises_saying
 
-from ders_core.codecs import DeltaCodec, EncodeContext
+from ders_core.codecs import Chain, DeltaCodec, EncodeContext, Entropy
 from ders_core.codecs.coding.prng import expert_seed
 from ders_core.errors import CheckpointError
 from ders_core.files.dtype import Dtype
+from ders_core.files.tensor import FileTensor
+from ders_core.packed import matrices
 from ders_core.packed.open import is_packed, open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
+from ders_core.recipe import Recipe, Rule
 
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
 Tamper = Callable[[dict[str, Any]], None]
@@ -67,3 +72,21 @@ def test_read_is_base_plus_decoded_delta(packed_dir: Path, all_tensors: Tensors)
             # float32 addition may round once before the rounding to bfloat16
             np.testing.assert_allclose(got.double(), expected.double(), rtol=2**-7, atol=1e-6)
             assert float((got != expected).float().mean()) < 1e-3
+
+
+def test_bytes_in_memory_take_one_read_of_a_stream(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = Chain(stages=(Entropy(bits=1), Entropy(bits=0.5)))
+    compress(mixtral_dir, tmp_path / "packed", Recipe(name="held", rules=(Rule(codec=chain),)))
+    packed, names, read = PackedCheckpoint(tmp_path / "packed"), list[str](), matrices._read
+
+    def counted(tensor: FileTensor, rows: slice) -> torch.Tensor:
+        names.append(tensor.name)
+        return read(tensor, rows)
+
+    monkeypatch.setattr(matrices, "_read", counted)
+    group = packed.manifest.groups[0]
+    assert packed.matrices.held_bytes(group) > 0
+    each = [f"{group.prefix}.{stage}.stream" for stage in (0, 1)]
+    assert sorted(names) == sorted(each * group.shape[0])

@@ -27,7 +27,8 @@ from support.upcycle_support import (
 from ders_core.cli.main import main
 from ders_core.errors import Cancelled, DersError
 from ders_core.files.store import TensorStore
-from ders_core.upcycle import training
+from ders_core.packed.manifest import FORMAT_VERSION
+from ders_core.upcycle import training, upcycler
 from ders_core.upcycle.history import read_history
 from ders_core.upcycle.upcycler import read_result, upcycle
 
@@ -323,6 +324,19 @@ def test_an_unfinished_run_of_another_configuration_is_refused(
         upcycle(llama, tmp_path / "out", config_of(text), device="cpu")
     with raises_saying(DersError, "out.partial", "another"):
         upcycle(llama, tmp_path / "out", config_of(text, seed=1), device="cpu", resume=True)
+
+
+def test_an_unfinished_run_of_another_format_version_is_refused(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have drawn other positions, and its values belong to these."""
+    config = config_of(text, SPARSE)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(upcycler, "FORMAT_VERSION", FORMAT_VERSION - 1)
+        with pytest.raises(Cancelled):
+            upcycle(llama, tmp_path / "out", config, device="cpu", progress=StopAt(2))
+    with raises_saying(DersError, "out.partial", "another format version"):
+        upcycle(llama, tmp_path / "out", config, device="cpu", resume=True)
 
 
 @pytest.mark.gpu

@@ -26,8 +26,8 @@ def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     joined, begin = fresh((joined_bytes(specs),), torch.uint8), 0
     for tensor, spec in zip(tensors, specs, strict=True):
         end = begin + _aligned(spec.nbytes)
-        joined[end - ALIGNED : end] = 0
         joined[begin : begin + spec.nbytes] = tensor.reshape(-1).view(torch.uint8)
+        joined[begin + spec.nbytes : end] = 0
         begin = end
     return joined
 

@@ -5,7 +5,8 @@
 unary, about 2 + log2(size / count) bits a position.
 
 *Shortest* takes a bitmap, or the gaps between positions in Rice code (`rice.py`). With the best k
-it is never longer than Elias-Fano, and within 4 % of the entropy of positions drawn at random. Its
+it is never longer than Elias-Fano. Of positions drawn at random it takes at most 4.2 % more than
+their entropy (where 38 % are kept), and 0 to 1.4 % where a half, a tenth or a fiftieth is. Its
 first byte is the form: 0 a bitmap, 1 + k Rice.
 """
 

@@ -115,8 +115,8 @@ class Tables:
 
 
 class Pusher:
-    """A stack to push to. lanes: a power of two. words: about how many it will have; there may be
-    more, for which it takes other memory."""
+    """A stack to push to. lanes: a power of two. words: about how many it will have, or at most;
+    for more it takes other memory. `push_pieces` needs room for one word a symbol."""
 
     def __init__(self, lanes: int, words: int) -> None:
         self._states = np.full(lanes, START, dtype=np.uint32)

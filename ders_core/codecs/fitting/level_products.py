@@ -22,7 +22,7 @@ from ders_core.codecs.fitting.codes import Lines, decoded
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes
 from ders_core.codecs.fitting.row_products import RowEntries
-from ders_core.codecs.routed import RoutedDeltas, Routes
+from ders_core.codecs.routed import RoutedDeltas, Routes, product_of
 from ders_core.codecs.synthesis import combine
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
@@ -64,10 +64,8 @@ class LevelMatrix(ABC):
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x Δ̂ᵀ `[n, out]` in x's dtype."""
-        product, places = torch.zeros(len(x), self.shape[0]), np.arange(len(x))
-        inputs = x.detach().float().contiguous().numpy()
-        self.multiply(inputs, product.numpy(), 0, places, places)
-        return product.to(x.dtype)
+        out = self.shape[0]
+        return product_of(x, out, lambda x, y, rows: self.multiply(x, y, 0, rows, rows))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from ders_core.codecs.fitting.blocks import Blocks
 from ders_core.codecs.fitting.codes import Lines
 from ders_core.codecs.fitting.levels import Levels
-from ders_core.codecs.routed import RoutedDeltas, Routes
+from ders_core.codecs.routed import RoutedDeltas, Routes, product_of
 from ders_core.compute import kernels
 from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.later import np, torch
@@ -79,11 +79,11 @@ class RoutedPlanes(RoutedDeltas):
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x Δ̂ᵀ `[n, out]` in x's dtype, of the first expert. x: `[n, in]`."""
-        product = torch.zeros(len(x), self.scales.shape[1])
-        places = np.arange(len(x))
-        inputs = x.detach().float().contiguous().numpy()
-        self.add(inputs, product.numpy(), 0, Routes(places, np.zeros_like(places), places))
-        return product.to(x.dtype)
+
+        def add(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> None:
+            self.add(x, y, 0, Routes(rows, np.zeros_like(rows), rows))
+
+        return product_of(x, self.scales.shape[1], add)
 
 
 def is_few(x: torch.Tensor, planes: RoutedPlanes) -> bool:

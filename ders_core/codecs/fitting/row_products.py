@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ders_core.codecs.coding.packing import BYTE
-from ders_core.codecs.routed import RoutedDeltas, Routes
+from ders_core.codecs.routed import RoutedDeltas, Routes, product_of
 from ders_core.compute import kernels
 from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.later import np, torch
@@ -90,10 +90,7 @@ class RowEntries:
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x Δ̂ᵀ `[n, out]` in x's dtype."""
-        product, places = torch.zeros(len(x), self.rows), np.arange(len(x))
-        inputs = x.detach().float().contiguous().numpy()
-        self.multiply(inputs, product.numpy(), 0, places, places)
-        return product.to(x.dtype)
+        return product_of(x, self.rows, lambda x, y, rows: self.multiply(x, y, 0, rows, rows))
 
 
 @dataclass(frozen=True)
