@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.codec_support import context, gauss
 
-from ders_core.codecs import Entropy
+from ders_core.codecs import Entropy, entropy
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.gains import Gains, gain_bytes
 from ders_core.codecs.fitting.tunable_streams import COLUMNS, ROWS, tunable_stream
@@ -129,9 +129,16 @@ def test_they_are_tuned_as_all_else() -> None:
     assert np.abs(gains.rows - rows.numpy()).max() < 0.01
 
 
-def test_bits_are_not_exceeded() -> None:
+def test_there_are_none_by_bits() -> None:
+    """Also where the stream is far shorter than it may be: of the experts of a group none is."""
+    _, parts, known = packed("even")
+    assert set(Entropy(bits=8.0).tunable(parts, SHAPE, known).kinds) == {"levels"}
+
+
+def test_the_most_bytes_are_not_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that has no room for gains has none to train."""
-    codec, parts, known = packed("even")
+    codec, parts, known = packed()
+    monkeypatch.setattr(entropy, "MOST_BYTES", 0)
     assert set(codec.tunable(parts, SHAPE, known).kinds) == {"levels"}
 
 
