@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.codec_support import context, gauss
 
-from ders_core.codecs import Entropy, entropy
+from ders_core.codecs import Entropy
 from ders_core.codecs.coding import level_stream
 from ders_core.codecs.coding.gains import Gains, gain_bytes
 from ders_core.codecs.fitting.tunable_streams import COLUMNS, ROWS, tunable_stream
@@ -138,7 +138,8 @@ def test_there_are_none_by_bits() -> None:
 def test_the_most_bytes_are_not_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that has no room for gains has none to train."""
     codec, parts, known = packed()
-    monkeypatch.setattr(entropy, "MOST_BYTES", 0)
+    most = len(parts["stream"]) + gain_bytes(SHAPE) - 1
+    monkeypatch.setattr(Entropy, "_limit", lambda codec, shape: most)
     assert set(codec.tunable(parts, SHAPE, known).kinds) == {"levels"}
 
 

@@ -255,7 +255,8 @@ def test_recipe_presets_edits_undo_and_files(
     assert (recipe_of(app).name, recipe_of(app).rules) == ("edited", edited.rules)
     assert app.button(key="recipe_redo").disabled
     app.button(key="recipe_undo").click().run()
-    app.button(key="preset_quantized-1bit").click().run()
+    app.session_state["presets"] = True
+    app.run().button(key="preset_quantized-1bit").click().run()
     assert app.button(key="recipe_redo").disabled  # a change leaves nothing to redo
 
 
