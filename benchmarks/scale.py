@@ -12,8 +12,8 @@ medians of the repeats, and the least and the largest ratio.
 
 As single runs on two quiet cores add up, a repeat of the first takes some 12 minutes a layer, the
 second half an hour in all; both 7 GB of disk a layer. `--only` chooses the lines whose titles
-contain one of its words, `--without` leaves out those that contain one of its words; four lines
-that follow each other share a copy. `--experts 2` makes a smaller checkpoint, to try this.
+contain one of its words, `--without` leaves out those that contain one of its words; four
+recipes that follow each other share a copy. `--experts 2` makes a smaller checkpoint, to try this.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from upcycled import FFN, HIDDEN, evict, first_layers, make_checkpoint, weight_f
 
 WORKS = str(Path(__file__).with_name("scale_works.py"))
 
-LINES_A_COPY = 4
-"""So many lines that follow each other are compared with one copy."""
+RECIPES_A_COPY = 4
+"""So many recipes that follow each other are compared with one copy."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 @dataclass
 class Copy:
-    """Of `source`: what it took, and with how many more lines it is compared."""
+    """Of `source`: what it took, and with how many more recipes it is compared."""
 
     source: Path
     seconds: float
-    lines: int
+    recipes: int
 
 
 class Bench:
@@ -116,17 +116,17 @@ class Bench:
         return taken
 
     def forget_copy(self) -> None:
-        """Copy anew for the next line."""
-        self._copy.lines = 0
+        """Copy anew for the next recipe."""
+        self._copy.recipes = 0
 
     def copied(self, source: Path) -> float:
-        """Seconds of `cp` and the `sync` after it, beside this line or one of the last three;
+        """Seconds of `cp` and the `sync` after it, beside this recipe or one of the last three;
         adds its line where it copies."""
-        if self._copy.source != source or not self._copy.lines:
-            self._copy = Copy(source, self._copy_now(source), LINES_A_COPY)
+        if self._copy.source != source or not self._copy.recipes:
+            self._copy = Copy(source, self._copy_now(source), RECIPES_A_COPY)
             title = f"cp and sync of {gigabytes(source):.2f} GB"
             self.add(title, None, Taken(self._copy.seconds, 1.0))
-        self._copy.lines -= 1
+        self._copy.recipes -= 1
         return self._copy.seconds
 
     def _copy_now(self, source: Path) -> float:

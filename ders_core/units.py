@@ -30,6 +30,11 @@ def share_text(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def signed_text(number: float) -> str:
+    """A number with a minus sign in place of a hyphen: '−0.22'."""
+    return f"{'−' if number < 0 else ''}{abs(number):.3g}"
+
+
 def duration_text(seconds: float) -> str:
     """'8 s', '3 min 20 s', '2 h 05 min'."""
     rounded = max(round(seconds), 0)

@@ -296,7 +296,7 @@ def one_line(error: Exception) -> str:
 
 
 def file_row(recipe: Recipe) -> None:
-    """Name, save, load, download, undo."""
+    """Name, save, load, download, undo, redo."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = kept.field(
             st.text_input,
@@ -341,6 +341,12 @@ def file_row(recipe: Recipe) -> None:
             "Undo", key="recipe_undo", icon=":material/undo:", disabled=not session.can_undo()
         ):
             session.undo_recipe()
+            fresh()
+            st.rerun()
+        if st.button(
+            "Redo", key="recipe_redo", icon=":material/redo:", disabled=not session.can_redo()
+        ):
+            session.redo_recipe()
             fresh()
             st.rerun()
 

@@ -14,6 +14,7 @@ from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.pair_difference import where_they_differ
 from ders_core.ui.plots import live_plot, made, plot
+from ders_core.units import signed_text
 
 METRICS: dict[figures.Metric, str] = {
     "one_minus_cos": "1 − cos of experts",
@@ -122,7 +123,7 @@ with right:
         )
         st.caption(
             "Deltas are taken against the experts' mean, so that unrelated ones have a cosine of "
-            f"about −1/(K−1) = {-1 / max(experts_here - 1, 1):.2f}."
+            f"about −1/(K−1) = {signed_text(-1 / max(experts_here - 1, 1))}."
         )
     with where:
         plot(

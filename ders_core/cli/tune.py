@@ -215,8 +215,8 @@ def _print(tuned: Tuned, target: Path) -> None:
     if told.outlook.text:
         print_line(told.outlook.text)
     print_line(
-        f"predicted by the scores: {allocation.predicted_kl:.3g} nats a token, at most "
-        f"{share_text(allocation.gap)} above the least sum that these forms allow"
+        f"predicted by the scores: {allocation.predicted_kl:.3g} nats a token; losses add up to at "
+        f"most {share_text(allocation.gap)} above the least sum that these forms allow"
     )
     if tuned.one_knob is not None:
         knob = tuned.one_knob

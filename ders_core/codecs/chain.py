@@ -168,8 +168,9 @@ class Chain(DeltaCodec):
     ) -> tuple[torch.Tensor, float]:
         rest, decoded, nbytes = delta, torch.zeros_like(delta), 0.0
         for number, stage in enumerate(self.stages):
-            of_stage, own = stage.tried_delta(rest, _of_stage(context, number))
-            rest, decoded, nbytes = rest - of_stage, decoded + of_stage, nbytes + own
+            of_stage, stage_bytes = stage.tried_delta(rest, _of_stage(context, number))
+            rest, decoded = rest - of_stage, decoded + of_stage
+            nbytes += stage_bytes
         return decoded, nbytes
 
     def product(

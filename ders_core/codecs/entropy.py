@@ -345,13 +345,14 @@ class Entropy(DeltaCodec):
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
     ) -> Tunable:
         """The levels; 0 stays 0, which entries that are left out have. And gains of rows and
-        columns, if the stream may be so much longer. Streams of earlier format versions stay as
-        they are."""
+        columns, by a knob and if the stream may be so much longer. Streams of earlier format
+        versions stay as they are."""
         stream = parts["stream"]
         if not level_stream.is_one(stream):
             return super().tunable(parts, shape, context)
         room = self._limit(shape) - stream.numel()
-        return tunable_stream(stream, shape, has_room=room >= gain_bytes(shape))
+        has_room = self.knob is not None and room >= gain_bytes(shape)
+        return tunable_stream(stream, shape, has_room=has_room)
 
     def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """As for Gaussian values of one variance. Unknown where steps differ or errors are made up

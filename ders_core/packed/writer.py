@@ -55,12 +55,10 @@ class TensorBytes(Protocol):
         """The bytes in chunks."""
 
 
-@dataclass(frozen=True)
-class PackedContents:
-    """Everything that a packed checkpoint holds, before a byte of it is written."""
+@dataclass(frozen=True, kw_only=True)
+class PackedDescription:
+    """What a packed checkpoint has beside its weight files."""
 
-    tensors: Mapping[str, TensorBytes]
-    """Shards are filled in this order; within a shard, wide dtypes come first, then names."""
     groups: Sequence[PackedGroup]
     source: Source
     """The checkpoint that the packed one replaces; see `source_on_no_disk`."""
@@ -80,6 +78,14 @@ class PackedContents:
     disk."""
     repairs: Sequence[Repair] = ()
     """What was trained after the packing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedContents(PackedDescription):
+    """Everything that a packed checkpoint holds, before a byte of it is written."""
+
+    tensors: Mapping[str, TensorBytes]
+    """Shards are filled in this order; within a shard, wide dtypes come first, then names."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def write_packed(
 
 def finish_packed(
     directory: Path,
-    contents: PackedContents,
+    description: PackedDescription,
     files: Mapping[str, Specs],
     checksums: Mapping[str, str],
 ) -> Written:
@@ -130,11 +136,11 @@ def finish_packed(
     files: their tensors, in their order. checksums: hex SHA-256 of each tensor, in any order.
     """
     ordered = {name: checksums[name] for specs in files.values() for name in specs}
-    if len(files) > 1 or index_name({}, contents.source.files) is not None:
+    if len(files) > 1 or index_name({}, description.source.files) is not None:
         write_index(directory / INDEX, files)  # where the source has one, tools look for one
-    copy_side_files(contents.side_files, directory)
-    _write_config(directory, contents)
-    _write_manifest(directory, contents, ordered)
+    copy_side_files(description.side_files, directory)
+    _write_config(directory, description)
+    _write_manifest(directory, description, ordered)
     return Written(ordered, sum(file_bytes(specs, METADATA) for specs in files.values()))
 
 
@@ -154,38 +160,38 @@ def source_on_no_disk(tensors: Mapping[str, TensorSpec], config: Mapping[str, An
     )
 
 
-def _write_config(directory: Path, contents: PackedContents) -> None:
+def _write_config(directory: Path, description: PackedDescription) -> None:
     """config.json of the source, how it was packed under `quantization_config`, and a name that
     keeps transformers from loading it without `ders_core.hf`."""
-    quantization = described(FORMAT_VERSION, public_recipe(contents.recipe))
-    if "quantization_config" in contents.config:  # null too, so that it comes back
-        quantization["original"] = contents.config["quantization_config"]
-    if contents.hub_name is not None:
-        quantization[BASE_MODEL] = contents.hub_name
-    if NAMED in contents.config:
-        quantization[NAMED] = contents.config[NAMED]
-    config = {**contents.config, "quantization_config": quantization, NAMED: IMPORT_FIRST}
+    quantization = described(FORMAT_VERSION, public_recipe(description.recipe))
+    if "quantization_config" in description.config:  # null too, so that it comes back
+        quantization["original"] = description.config["quantization_config"]
+    if description.hub_name is not None:
+        quantization[BASE_MODEL] = description.hub_name
+    if NAMED in description.config:
+        quantization[NAMED] = description.config[NAMED]
+    config = {**description.config, "quantization_config": quantization, NAMED: IMPORT_FIRST}
     write_json(directory / "config.json", config)
 
 
 def _write_manifest(
-    directory: Path, contents: PackedContents, checksums: Mapping[str, str]
+    directory: Path, description: PackedDescription, checksums: Mapping[str, str]
 ) -> None:
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        layout=contents.layout,
-        source=contents.source,
-        recipe=public_recipe(contents.recipe),
-        groups=tuple(contents.groups),
-        others=tuple(contents.others),
+        layout=description.layout,
+        source=description.source,
+        recipe=public_recipe(description.recipe),
+        groups=tuple(description.groups),
+        others=tuple(description.others),
         checksums=dict(checksums),
-        encoded=dict(contents.encoded),
-        repairs=tuple(contents.repairs),
+        encoded=dict(description.encoded),
+        repairs=tuple(description.repairs),
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
-    if contents.source.identity == UNKNOWN:
-        identity = content_identity(contents.config, _samples(PackedCheckpoint(directory)))
-        source = contents.source.model_copy(update={"identity": identity})
+    if description.source.identity == UNKNOWN:
+        identity = content_identity(description.config, _samples(PackedCheckpoint(directory)))
+        source = description.source.model_copy(update={"identity": identity})
         manifest = manifest.model_copy(update={"source": source})
         write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
 

@@ -89,31 +89,31 @@ def collect(
     """original: what was packed, which knows the kinds of tensors. words: of
     `settings.TRAINABLE`. tell: called with a message before each stack. Raises CheckpointError and
     CodecError for damaged parts."""
-    found = Collected()
+    collected = Collected()
     for stack in packed.manifest.stacks:
         tell(f"reading {stack.title}")
         read = _read_stack(packed, stack, words, device)
         if read is not None and read.leaves:
-            (found.groups if isinstance(stack, PackedGroup) else found.others).append(read)
+            (collected.groups if isinstance(stack, PackedGroup) else collected.others).append(read)
     if BIASES in words:
         for group in packed.manifest.groups:
-            if group.has_biases:
+            if group.has_biases and not packed.matrices.is_lossless(group):
                 name = f"{group.prefix}.bias"
                 values = packed.store.tensors[name].read().to(device)
                 leaf = Leaf(f"{group.title}: biases", BIASES, values)
-                found.biases[group.prefix] = PlainBase(leaf, name)
+                collected.biases[group.prefix] = PlainBase(leaf, name)
                 slots = [(each.tensor, each.slot) for each in group.places() if each.bias]
-                found.slots[group.prefix] = slots
+                collected.slots[group.prefix] = slots
     kinds = {CARRIED[word]: word for word in words if word in CARRIED}
     carried = packed.original.carried()
     for name, tensor in original.others.items():
         word = kinds.get(tensor.kind)
         if word is not None and name in carried:
             leaf = Leaf(name, word, carried[name].read().to(device))
-            found.plain[name] = PlainBase(leaf, name)
+            collected.plain[name] = PlainBase(leaf, name)
             if len(carried[name].shape) == 2 and tensor.kind not in ("norm", "router", "vector"):
-                found.matrices.add(name)
-    return found
+                collected.matrices.add(name)
+    return collected
 
 
 def _read_stack(

@@ -1,7 +1,8 @@
 """The small parts of a packed checkpoint as parameters, and the weights that follow from them.
 
-A parameter is kept in float32 and used as it will be stored: rounded to its dtype. Gradients pass
-the rounding as if it were not there.
+A parameter is kept in float32 and used as it will be stored: rounded to its dtype; gains of streams
+alone are used in float32, and cut to four bits at the end. Gradients pass the rounding as if it
+were not there.
 """
 
 from __future__ import annotations

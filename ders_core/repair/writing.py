@@ -19,7 +19,7 @@ from ders_core.packed.manifest import Encoded, Repair
 from ders_core.packed.names import MANIFEST
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.stacks import PackedGroup, PackedTensor
-from ders_core.packed.writer import PackedContents, finish_packed
+from ders_core.packed.writer import PackedDescription, finish_packed
 from ders_core.pipeline.card import CARD, is_ours, model_card, read_card
 from ders_core.pipeline.quality import Quality
 from ders_core.pipeline.verify import encoded_anew
@@ -121,8 +121,7 @@ def write_descriptions(
         for name in sorted(packed.original.carried())
         if rewritten.checksums[name] != manifest.checksums[name]
     }
-    contents = PackedContents(
-        tensors=packed.store.tensors,
+    description = PackedDescription(
         groups=[rewritten.stack(group) for group in manifest.groups],
         source=manifest.source,
         layout=manifest.layout,
@@ -134,7 +133,7 @@ def write_descriptions(
         encoded=manifest.encoded,
         repairs=[*manifest.repairs, repair.model_copy(update={"replaced": replaced})],
     )
-    finish_packed(directory, contents, rewritten.files, rewritten.checksums)
+    finish_packed(directory, description, rewritten.files, rewritten.checksums)
 
 
 def complete(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ders_core.errors import RecipeError
-from ders_core.later import np
 from ders_core.tune.bounds import Bound, Measure
 from ders_core.tune.constraints import Constraint
-from ders_core.tune.coupling import Loss
-from ders_core.tune.knapsack import least_loss, least_size
+from ders_core.tune.coupling import Loss, Slopes
+from ders_core.tune.knapsack import Solution, least_loss, least_size
 from ders_core.tune.problem import Problem
-from ders_core.tune.refine import Refined, refined
+from ders_core.tune.refine import Picked, refined
 from ders_core.tune.scores import Candidate, Scores, UnitScores
 from ders_core.units import bytes_text
 
@@ -45,8 +44,8 @@ class Chosen:
 class Allocation:
     """nbytes: of the weight files, foretold. read: bytes that are read for a token. predicted_kl:
     nats a token on text like the calibration's. size, most: what is taken and what there may be, in
-    the bound's measure; for a bound of KL both are bytes. gap: how far the sum of losses from which
-    it was refined may be above the least there is, as a share of that."""
+    the bound's measure; for a bound of KL both are bytes. gap: how far the sum of losses, near the
+    point that was found, may be above the least there is, as a share of that."""
 
     bound: Bound
     chosen: tuple[Chosen, ...]
@@ -56,6 +55,17 @@ class Allocation:
     size: float
     most: float
     gap: float
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """An allocation before it is refined. most: as of `Allocation`. slopes: near which losses were
+    added up. solution: with the least sum."""
+
+    picked: Picked
+    most: float
+    slopes: Slopes
+    solution: Solution
 
 
 def solve(
@@ -88,6 +98,17 @@ class Solver:
 
     def solve(self, bound: Bound) -> Allocation:
         """As the function of this name. bound: of the solver's measure."""
+        draft, problem = self._draft(bound), self._problem
+        limit = draft.most - problem.size_beside
+        picked = refined(problem, self._scores.coupling, draft.picked, limit)
+        return self._allocation(bound, draft, picked)
+
+    def sketch(self, bound: Bound) -> Allocation:
+        """Sooner than `solve`, and not refined: it may lose a little more."""
+        draft = self._draft(bound)
+        return self._allocation(bound, draft, draft.picked)
+
+    def _draft(self, bound: Bound) -> _Draft:
         if bound.measure == "kl":
             return self._least_bytes(bound)
         total = self._scores.bytes_total
@@ -109,72 +130,64 @@ class Solver:
     def _nothing(self) -> Loss:
         return self._problem.loss([None] * len(self._scores.units))
 
-    def _least_kl(self, bound: Bound, most: float) -> Allocation:
+    def _least_kl(self, bound: Bound, most: float) -> _Draft:
         """In rounds: losses are added up as they meet near what was found so far."""
         problem, coupling = self._problem, self._scores.coupling
-        best: tuple[float, list[np.ndarray], float] | None = None
+        best: _Draft | None = None
         slopes, idle = coupling.apart(self._nothing), 0
         for number in range(ROUNDS):
             tables = [choice.options(slopes) for choice in problem.choices]
             options = [each for each, _ in tables]
-            found = least_loss(options, most - problem.size_beside)
-            if found is None:
+            solution = least_loss(options, most - problem.size_beside)
+            if solution is None:
                 raise self._refusal(bound, least_size(options) + problem.size_beside)
-            picks = [pairs[n] for (_, pairs), n in zip(tables, found.chosen, strict=True)]
-            loss = problem.loss(problem.candidates(picks))
-            kl, idle = coupling.kl(loss), idle + 1
-            if best is None or kl < best[0]:
-                best, idle = (kl, picks, found.gap), 0
+            picks = [pairs[n] for (_, pairs), n in zip(tables, solution.chosen, strict=True)]
+            picked, idle = Picked.of(problem, coupling, picks), idle + 1
+            if best is None or picked.kl < best.picked.kl:
+                best, idle = _Draft(picked, most, slopes, solution), 0
             if idle == PATIENCE:
                 break
-            slopes = slopes.towards(coupling.slopes(loss), DAMPING if number else 1.0)
+            slopes = slopes.towards(coupling.slopes(picked.loss), DAMPING if number else 1.0)
         assert best is not None, "the first round finds something"
-        _, picks, gap = best
-        last = refined(problem, coupling, picks, most - problem.size_beside)
-        return self._allocation(bound, most, last, gap)
+        return best
 
-    def _least_bytes(self, bound: Bound) -> Allocation:
+    def _least_bytes(self, bound: Bound) -> _Draft:
         """By halving between the smallest size that there is and one that loses nothing."""
         problem = self._problem
         slopes = self._scores.coupling.apart(self._nothing)
         options = [choice.options(slopes)[0] for choice in problem.choices]
         low = least_size(options) + problem.size_beside
-        found = self._least_kl(bound, sum(float(each.sizes.max()) for each in options) + low)
-        if found.predicted_kl > bound.most:
+        best = self._least_kl(bound, sum(float(each.sizes.max()) for each in options) + low)
+        if best.picked.kl > bound.most:
             raise RecipeError(
                 f"no choice keeps to {bound.label}: the least that is predicted is "
-                f"{found.predicted_kl:.3g}; give a larger one, or fewer constraints"
+                f"{best.picked.kl:.3g}; give a larger one, or fewer constraints"
             )
-        high = found.size
+        high = problem.size_of(best.picked.picks)
         for _ in range(TRIES):
-            if high - low <= NEAR * high or found.predicted_kl >= bound.most * (1 - NEAR):
+            if high - low <= NEAR * high or best.picked.kl >= bound.most * (1 - NEAR):
                 break
             tried = self._least_kl(bound, math.sqrt(low * high))
-            if tried.predicted_kl <= bound.most:
-                found, high = tried, tried.size
+            if tried.picked.kl <= bound.most:
+                best, high = tried, problem.size_of(tried.picked.picks)
             else:
                 low = tried.most
-        return found
+        return replace(best, most=high)
 
-    def _allocation(
-        self,
-        bound: Bound,
-        most: float,
-        found: Refined,
-        gap: float,
-    ) -> Allocation:
+    def _allocation(self, bound: Bound, draft: _Draft, picked: Picked) -> Allocation:
         beside, problem = self._scores.bytes_beside, self._problem
-        candidates = problem.candidates(found.picks)
+        candidates = problem.candidates(picked.picks)
         pairs = list(zip(self._scores.units, candidates, strict=True))
+        loss = problem.loss_near(draft.slopes, picked.picks)
         return Allocation(
             bound,
             tuple(Chosen(*pair) for pair in pairs),
             sum(each.nbytes for _, each in pairs if each is not None) + beside,
             sum(scored.read * each.nbytes for scored, each in pairs if each is not None) + beside,
-            found.kl,
-            problem.size_of(found.picks),
-            most,
-            gap,
+            picked.kl,
+            problem.size_of(picked.picks),
+            draft.most,
+            replace(draft.solution, loss=loss).gap,
         )
 
     def _refusal(self, bound: Bound, least: float) -> RecipeError:

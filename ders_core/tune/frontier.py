@@ -8,10 +8,10 @@ from ders_core.tune.bounds import Bound
 
 
 def frontier(solver: Solver, least: float, most: float, count: int) -> list[Allocation]:
-    """Solutions of `count` sizes in bytes with equal ratios between neighbours, the smallest first.
+    """Sketches of `count` sizes in bytes with equal ratios between neighbours, the smallest first.
 
     solver: for bytes. least, most: sizes; below the smallest that there is, that one is taken.
     """
     smallest, _ = solver.sizes
     sizes = np.geomspace(max(least, smallest), most, count).tolist()
-    return [solver.solve(Bound("bytes", max(size, smallest))) for size in sizes]
+    return [solver.sketch(Bound("bytes", max(size, smallest))) for size in sizes]

@@ -7,7 +7,7 @@ back bit for bit, and a group that stays as it is needs none.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ders_core.codecs import Keep
@@ -237,20 +237,25 @@ class Problem:
     def candidates(self, picks: Sequence[np.ndarray]) -> list[Candidate | None]:
         """Of each unit, from the candidates that were picked of each choice's tables: int64
         `[tables]` each."""
-        found = list[Candidate | None]([None] * len(self.scores.units))
-        for choice, numbers in zip(self.choices, picks, strict=True):
-            for table, number in zip(choice.tables, numbers.tolist(), strict=True):
-                found[table.number] = None if number == NONE else table.candidates[number]
-        return found
+        candidates = list[Candidate | None]([None] * len(self.scores.units))
+        for table, number in self._taken(picks):
+            candidates[table.number] = table.candidates[number]
+        return candidates
 
     def size_of(self, picks: Sequence[np.ndarray]) -> float:
         """What everything takes, in the measure. picks: as of `candidates`."""
-        return self.size_beside + sum(
-            float(table.sizes[number])
-            for choice, numbers in zip(self.choices, picks, strict=True)
-            for table, number in zip(choice.tables, numbers.tolist(), strict=True)
-            if number != NONE
-        )
+        return self.size_beside + sum(float(table.sizes[n]) for table, n in self._taken(picks))
+
+    def loss_near(self, slopes: Slopes, picks: Sequence[np.ndarray]) -> float:
+        """The sum of what is lost near a point. picks: as of `candidates`."""
+        return sum(float(table.losses(slopes)[n]) for table, n in self._taken(picks))
+
+    def _taken(self, picks: Sequence[np.ndarray]) -> Iterator[tuple[Table, int]]:
+        """The tables of which something was picked, and the candidate's number."""
+        for choice, numbers in zip(self.choices, picks, strict=True):
+            for table, number in zip(choice.tables, numbers.tolist(), strict=True):
+                if number != NONE:
+                    yield table, number
 
     def loss(self, candidates: Sequence[Candidate | None]) -> Loss:
         """What units lose together that have these candidates."""

@@ -27,12 +27,17 @@ LEAST = 1e-4
 
 
 @dataclass(frozen=True)
-class Refined:
+class Picked:
     """picks: of each choice, the candidates of its tables. kl: nats a token. loss: of all units."""
 
     picks: list[np.ndarray]
     kl: float
     loss: Loss
+
+    @classmethod
+    def of(cls, problem: Problem, coupling: Coupling, picks: list[np.ndarray]) -> Picked:
+        loss = problem.loss(problem.candidates(picks))
+        return cls(picks, coupling.kl(loss), loss)
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,11 @@ class _Moves:
     def promising(self, room: float) -> Iterator[list[int]]:
         """Single ones and pairs that fit, by their numbers, those that save most first."""
         order = np.argsort(self.more, kind="stable")
-        best, other = _best_two(self.choice[order], self.saved[order])
+        best, other = best_two(self.choice[order], self.saved[order])
         fits = np.searchsorted(self.more[order], room - self.more, side="right") - 1
         partner = np.where(fits >= 0, best[fits], -1)
-        is_own = self.choice[order][partner] == self.choice
-        partner = np.where((partner >= 0) & is_own, other[fits], partner)
+        is_itself = self.choice[order][partner] == self.choice
+        partner = np.where((partner >= 0) & is_itself, other[fits], partner)
         paired = np.where(partner >= 0, self.saved + self.saved[order][partner], -np.inf)
         alone = np.where(self.more <= room, self.saved, -np.inf)
         seen = set[tuple[int, ...]]()
@@ -80,42 +85,37 @@ class _Moves:
                 yield pair
 
 
-def _best_two(choices: np.ndarray, saved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def best_two(choices: np.ndarray, saved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the moves up to each one, which saves most, and which does of another choice than that
     one's: int64 `[n]` each, −1 where there is none."""
-    best, other = np.full(len(saved), -1), np.full(len(saved), -1)
-    first = second = -1
-    for number, (choice, value) in enumerate(zip(choices.tolist(), saved.tolist(), strict=True)):
-        if first < 0 or value > saved[first]:
-            if first >= 0 and choices[first] != choice:
-                second = first
-            first = number
-        elif choice != choices[first] and (second < 0 or value > saved[second]):
-            second = number
-        best[number], other[number] = first, second
-    return best, other
+    best = _largest(saved)
+    before = np.roll(best, 1)
+    is_overtaken = choices[best] != choices[before]
+    is_overtaken[:1] = False
+    # what is overtaken saves as much as all before, and is of another choice
+    rival = np.where(choices != choices[best], np.arange(len(saved)), -1)
+    rival = np.where(is_overtaken, before, rival)
+    return best, rival[_largest(np.where(rival >= 0, saved[rival], -np.inf))]
 
 
-def refined(
-    problem: Problem, coupling: Coupling, picks: Sequence[np.ndarray], limit: float
-) -> Refined:
-    """An allocation that loses no more. picks: of each choice, the candidates of its tables, which
-    keep to the limit. limit: of all choices' sizes."""
-    found = _whole(problem, coupling, list(picks))
+def _largest(values: np.ndarray) -> np.ndarray:
+    """The place of the largest value up to each one, of equals the last: int64 `[n]`."""
+    is_largest = values >= np.maximum.accumulate(values)
+    return np.maximum.accumulate(np.where(is_largest, np.arange(len(values)), 0))
+
+
+def refined(problem: Problem, coupling: Coupling, start: Picked, limit: float) -> Picked:
+    """An allocation that loses no more. limit: of all choices' sizes, to which `start` keeps."""
+    best = start
     for _ in range(CHANGES):
-        better = _changed(problem, coupling, found, limit)
+        better = _changed(problem, coupling, best, limit)
         if better is None:
             break
-        found = better
-    return found
+        best = better
+    return best
 
 
-def _whole(problem: Problem, coupling: Coupling, picks: list[np.ndarray]) -> Refined:
-    loss = problem.loss(problem.candidates(picks))
-    return Refined(picks, coupling.kl(loss), loss)
-
-
-def _changed(problem: Problem, coupling: Coupling, start: Refined, limit: float) -> Refined | None:
+def _changed(problem: Problem, coupling: Coupling, start: Picked, limit: float) -> Picked | None:
     """After the change of the promising ones that is best; None if none is worth it."""
     slopes = coupling.slopes(start.loss)
     tables = [
@@ -125,13 +125,13 @@ def _changed(problem: Problem, coupling: Coupling, start: Refined, limit: float)
     options = [each for each, _ in tables]
     moves = _Moves.of(options)
     room = limit - float(sum(each.sizes[-1] for each in options))
-    best: Refined | None = None
+    best: Picked | None = None
     for numbers in islice(moves.promising(room), PROMISING):
         picks = list(start.picks)
         for number in numbers:
             choice = int(moves.choice[number])
             picks[choice] = tables[choice][1][moves.option[number]]
-        tried = _whole(problem, coupling, picks)
+        tried = Picked.of(problem, coupling, picks)
         if tried.kl < (best or start).kl * (1 if best else 1 - LEAST):
             best = tried
     return best

@@ -64,13 +64,15 @@ class GroupScorer:
     def _of_group(self, codecs: Sequence[Codec]) -> tuple[Candidate, ...]:
         """All codecs are tried on few experts, and on the others those that may be in a recipe."""
         few = dict(_each(codecs, self._tried_on_few))
-        told = [self._candidate(*pair) for pair in few.items()]
-        near = near_the_best(told, sum(self.known.removal))
-        pairs = list(zip(told, near, strict=True))
+        candidates = [self._candidate(*pair) for pair in few.items()]
+        near = near_the_best(candidates, sum(self.known.removal))
+        pairs = list(zip(candidates, near, strict=True))
 
         def tried_on_all(codec: Codec) -> Tried:
             rest = self._sampled(codec).rows.chosen
             more = [number for number in rest if number not in few[codec].rows.chosen]
+            if not more:
+                return few[codec]
             return few[codec].with_more(self._sampled(codec).tried(codec, more))
 
         again = dict(_each([each.codec for each, is_near in pairs if is_near], tried_on_all))
@@ -178,7 +180,7 @@ def tensor_candidates(
     decomposition = without_base(stack.of_rows(rows.pieces), "cpu")
     sampled = Sampled.of(rows, decomposition, known(stack), recipe.seed)
     factor = _Factor.of(rows, sampled.known, per_expert=False)
-    found = []
+    candidates = []
     by_rows = [codec for codec in codecs if codec.acts_by_rows]
     for codec, tried in _each(by_rows, partial(sampled.tried, chosen=rows.chosen)):
         matrices = tried.matrices
@@ -187,8 +189,8 @@ def tensor_candidates(
         nbytes = foretold_bytes(same, (out, width), tensor.dtype, ragged)
         if isinstance(codec, Keep):
             nbytes = tensor.nbytes
-        found.append(replace(_candidate(codec, nbytes, matrices, 0.0, factor), gain=1.0))
-    return tuple(found)
+        candidates.append(replace(_candidate(codec, nbytes, matrices, 0.0, factor), gain=1.0))
+    return tuple(candidates)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ders_core.analysis import Analysis, of_group
 from ders_core.checkpoint import Checkpoint
 from ders_core.later import pd
 from ders_core.ui import kept
+from ders_core.units import signed_text
 
 FIRST, SECOND = "pair_first", "pair_second"
 _SEEN = "pair_seen"
@@ -69,5 +70,6 @@ def _sentence(
     norms = (norm[expert] / base for expert in (first, second))
     return (
         f"**E{first} and E{second}**: 1 − cos = {row['one_minus_cos']:.3g}; cosine of their deltas "
-        f"{row['cos_delta']:.3g}; ‖Δ‖/‖W_base‖ {' and '.join(f'{norm:.3g}' for norm in norms)}."
+        f"{signed_text(row['cos_delta'])}; ‖Δ‖/‖W_base‖ "
+        f"{' and '.join(f'{norm:.3g}' for norm in norms)}."
     )

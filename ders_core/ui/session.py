@@ -19,6 +19,7 @@ ADDRESS = "checkpoint"
 UNDO = 50
 _KEY = "studio_open"
 _HISTORY = "studio_recipe_history"
+_UNDONE = "studio_recipes_undone"
 
 
 @st.cache_resource(show_spinner=False)
@@ -95,9 +96,7 @@ def set_recipe(new: Recipe) -> None:
     before = recipe()
     if new == before:
         return
-    history: list[Recipe] = st.session_state.setdefault(_HISTORY, [])
-    history.append(before)
-    del history[:-UNDO]
+    _remember(before)
     _keep(replace(current(), recipe=new.to_yaml()))
 
 
@@ -105,15 +104,39 @@ def follow_recipe(new: Recipe) -> None:
     """Make it the current recipe of this session alone; `undo_recipe` restores the previous one."""
     before = recipe()
     if new != before:
-        st.session_state.setdefault(_HISTORY, []).append(before)
+        _remember(before)
         st.session_state[_KEY] = replace(current(), recipe=new.to_yaml())
+
+
+def _remember(before: Recipe) -> None:
+    """For an undo. What was undone cannot be redone any more."""
+    history: list[Recipe] = st.session_state.setdefault(_HISTORY, [])
+    history.append(before)
+    del history[:-UNDO]
+    st.session_state[_UNDONE] = []
 
 
 def can_undo() -> bool:
     return bool(st.session_state.get(_HISTORY))
 
 
+def can_redo() -> bool:
+    return bool(st.session_state.get(_UNDONE))
+
+
 def undo_recipe() -> None:
     """Restore the recipe before the last change."""
     if can_undo():
-        _keep(replace(current(), recipe=st.session_state[_HISTORY].pop().to_yaml()))
+        _swap(_HISTORY, _UNDONE)
+
+
+def redo_recipe() -> None:
+    """Restore the recipe before the last undo."""
+    if can_redo():
+        _swap(_UNDONE, _HISTORY)
+
+
+def _swap(source: str, target: str) -> None:
+    """Take the last recipe of one list, and put the current one at the end of the other."""
+    st.session_state.setdefault(target, []).append(recipe())
+    _keep(replace(current(), recipe=st.session_state[source].pop().to_yaml()))

@@ -10,7 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from processes import Measured
-from scale_bench import LINES_A_COPY, Bench
+from scale_bench import RECIPES_A_COPY, Bench
 from scale_table import REPORT, Goal, Line, Table, Taken
 
 GB = 10**9
@@ -91,7 +91,7 @@ def test_words_choose_lines(tmp_path: Path) -> None:
     assert Bench(tmp_path, "cpu", 1, 2).has("anything")
 
 
-def test_lines_share_a_copy_of_the_same_files_alone(
+def test_recipes_share_a_copy_of_the_same_files_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, copies = Bench(tmp_path, "cpu", 1, 2), []
@@ -102,8 +102,8 @@ def test_lines_share_a_copy_of_the_same_files_alone(
 
     monkeypatch.setattr(bench, "_copy_now", copy)
     whole, first = tmp_path / "whole", tmp_path / "first"
-    baselines = [bench.copied(whole) for _ in range(LINES_A_COPY + 1)]
-    assert baselines == [1.0] * LINES_A_COPY + [2.0]
+    baselines = [bench.copied(whole) for _ in range(RECIPES_A_COPY + 1)]
+    assert baselines == [1.0] * RECIPES_A_COPY + [2.0]
     assert (bench.copied(first), bench.copied(whole)) == (3.0, 4.0)
     bench.forget_copy()
     assert bench.copied(whole) == 5.0

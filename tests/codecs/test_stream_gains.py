@@ -129,9 +129,17 @@ def test_they_are_tuned_as_all_else() -> None:
     assert np.abs(gains.rows - rows.numpy()).max() < 0.01
 
 
-def test_bits_are_not_exceeded() -> None:
+def test_there_are_none_by_bits() -> None:
+    """Also where the stream is far shorter than it may be: of the experts of a group none is."""
+    _, parts, known = packed("even")
+    assert set(Entropy(bits=8.0).tunable(parts, SHAPE, known).kinds) == {"levels"}
+
+
+def test_the_most_bytes_are_not_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that has no room for gains has none to train."""
-    codec, parts, known = packed("even")
+    codec, parts, known = packed()
+    most = len(parts["stream"]) + gain_bytes(SHAPE) - 1
+    monkeypatch.setattr(Entropy, "_limit", lambda codec, shape: most)
     assert set(codec.tunable(parts, SHAPE, known).kinds) == {"levels"}
 
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.repair_support import WINDOW, Repaired
+from support.repair_support import WINDOW, Repaired, biased_model, settings
 
+from ders_core.codecs import Lossless, Quantized
 from ders_core.codecs.coding import level_stream
 from ders_core.evaluate import evaluate
 from ders_core.files.store import TensorStore
 from ders_core.hf import load_model
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
+from ders_core.pipeline.compress import compress
 from ders_core.pipeline.synthesize import synthesize
 from ders_core.pipeline.verify import verify
+from ders_core.recipe import Recipe, Rule
 from ders_core.repair import TRAINABLE
+from ders_core.repair.repairer import repair
 
 
 def test_it_is_better_as_an_evaluation_finds_it(repaired: Repaired) -> None:
@@ -118,3 +123,36 @@ def test_the_manifest_says_what_was_done(repaired: Repaired) -> None:
     for prefix, encoded in manifest.encoded.items():
         assert encoded.sha256 == before.encoded[prefix].sha256
     assert manifest.encoded != before.encoded
+
+
+def test_a_lossless_layer_keeps_its_biases(
+    tokenizer: Any, repair_texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Those of the other layer are trained, and a verification finds the one that is lossless
+    whole."""
+    model, source = biased_model(), tmp_path / "plain"
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4)
+    model.to(torch.bfloat16).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    rules = Rule(codec=Quantized(bits=1, group_size=16)), Rule(layers="0", codec=Lossless())
+    compress(source, tmp_path / "packed", Recipe(name="half", rules=rules))
+    text, heldout = repair_texts
+    places = tmp_path / "packed", tmp_path / "out"
+    repair(
+        places[0],
+        source,
+        places[1],
+        text=text,
+        heldout=heldout,
+        settings=settings(steps=16),
+        device="cpu",
+    )
+    assert verify(places[1], source).problems == ()
+    before, after = (PackedCheckpoint(place).store.tensors for place in places)
+    changed = {
+        group.layer
+        for group in PackedCheckpoint(places[0]).manifest.groups
+        if not torch.equal(*(each[f"{group.prefix}.bias"].read() for each in (before, after)))
+    }
+    assert changed == {1}

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.calibrate_support import gpt_oss
-from support.repair_support import EVERY_CODEC
+from support.repair_support import EVERY_CODEC, biased_model
 from transformers import PreTrainedModel, Qwen2MoeForCausalLM
 
 from ders_core.codecs import Entropy, Quantized
@@ -86,14 +85,8 @@ def precise_dir(loud_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def biased_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-OSS, whose experts have biases: those of gate and up take turns in one tensor."""
     place = tmp_path_factory.mktemp("biased")
-    torch.manual_seed(5)
-    model = gpt_oss()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    model.save_pretrained(place / "plain")
+    biased_model().save_pretrained(place / "plain")
     rules = (Rule(codec=Quantized(bits=3, group_size=16)),)
     compress(place / "plain", place / "packed", Recipe(name="biased", rules=rules))
     return place / "packed"

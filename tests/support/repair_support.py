@@ -7,6 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+from support.calibrate_support import gpt_oss
+
 from ders_core.codecs import Chain, Entropy, LowRank, Quantized, Sparse
 from ders_core.recipe import Recipe, Rule
 from ders_core.repair import RepairResult, RepairSettings
@@ -52,6 +55,16 @@ class Repaired:
 def settings(**fields: Any) -> RepairSettings:
     few = {"window": WINDOW, "batch": BATCH, "steps": STEPS, "rate": 0.005, "heldout_tokens": 310}
     return RepairSettings.of(few | fields)
+
+
+def biased_model() -> Any:
+    """GPT-OSS, whose experts have biases: those of gate and up take turns in one tensor."""
+    torch.manual_seed(5)
+    model = gpt_oss()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
 
 
 def write_texts(directory: Path, text: str) -> tuple[Path, Path]:

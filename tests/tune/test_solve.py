@@ -14,7 +14,7 @@ from support.messages import raises_saying
 from ders_core.codecs import Keep, Lossless
 from ders_core.errors import RecipeError
 from ders_core.tune.allocate import Allocation, Solver, solve
-from ders_core.tune.bounds import Bound
+from ders_core.tune.bounds import Bound, Measure
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.coupling import Coupling
 from ders_core.tune.problem import Problem
@@ -219,3 +219,23 @@ def test_what_cannot_be_met_is_refused() -> None:
     with raises_saying(RecipeError, "1e-09", "predicted"):
         lossy = Constraint(without=("lossless", "keep"))
         solve(scores, Bound("kl", 1e-9), constraints=[lossy])
+
+
+@pytest.mark.parametrize("measure", ["share", "kl"])
+def test_a_sketch_is_not_refined_and_keeps_to_the_bound(measure: Measure) -> None:
+    """The size too, where a KL is asked for: what is refined then loses less in the same bytes."""
+    scores = made_scores(4, layers=3)
+    bound, solver = Bound(measure, 0.3 if measure == "share" else 0.02), Solver(scores, measure)
+    sketch, found = solver.sketch(bound), solver.solve(bound)
+    check(scores, sketch)
+    assert found.predicted_kl <= sketch.predicted_kl
+    assert found.most == sketch.most
+
+
+def test_the_gap_is_that_of_what_was_refined() -> None:
+    """What is best by the whole has a larger sum."""
+    scores = made_scores(3, layers=1, tensors=0, bits=COARSE)
+    solver, bound = Solver(scores, "share"), Bound("share", 0.6)
+    sketch, found = solver.sketch(bound), solver.solve(bound)
+    assert found.predicted_kl < sketch.predicted_kl
+    assert found.gap > sketch.gap

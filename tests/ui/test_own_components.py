@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 import pytest
@@ -15,13 +14,16 @@ from ders_core.ui.own_components import search_no_packages
 def test_no_package_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[str] = []
 
-    def search() -> list[Any]:
+    def search(max_workers: int | None = None) -> list[Any]:
         searched.append("all of them")
         return []
 
-    monkeypatch.setattr(metadata, "distributions", search)
-    whole = manifest_scanner.scan_component_manifests
-    monkeypatch.setattr(manifest_scanner, "scan_component_manifests", whole)  # set back
+    def start() -> None:
+        BidiComponentManager().discover_and_register_components(start_file_watching=False)
+
+    monkeypatch.setattr(manifest_scanner, "scan_component_manifests", search)  # and set back
+    start()
+    assert searched == ["all of them"]
     search_no_packages()
-    BidiComponentManager().discover_and_register_components(start_file_watching=False)
-    assert searched == []
+    start()
+    assert searched == ["all of them"]

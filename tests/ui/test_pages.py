@@ -246,9 +246,18 @@ def test_recipe_presets_edits_undo_and_files(
     app.button(key="recipe_save").click().run()
     saved = Recipe.from_yaml((workspace.recipes / "edited.yaml").read_text(encoding="utf-8"))
     assert saved.rules == edited.rules
+    assert app.button(key="recipe_redo").disabled
     app.button(key="recipe_undo").click().run()
     app.button(key="recipe_undo").click().run()
     assert recipe_of(app).rules == presets()["quantized-2bit"].rules
+    app.button(key="recipe_redo").click().run()
+    app.button(key="recipe_redo").click().run()
+    assert (recipe_of(app).name, recipe_of(app).rules) == ("edited", edited.rules)
+    assert app.button(key="recipe_redo").disabled
+    app.button(key="recipe_undo").click().run()
+    app.session_state["presets"] = True
+    app.run().button(key="preset_quantized-1bit").click().run()
+    assert app.button(key="recipe_redo").disabled  # a change leaves nothing to redo
 
 
 def test_every_codec_of_the_menu_can_be_set_for_all(app: AppTest, mixtral_dir: Path) -> None:

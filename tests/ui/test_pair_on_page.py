@@ -33,6 +33,8 @@ def test_the_chosen_pair_is_mapped(app: AppTest, analysed: Path) -> None:
     app.selectbox(key="red_projection").set_value("down").run()
     app.selectbox(key="pair_first").set_value(2).run()
     app.selectbox(key="pair_second").set_value(0).run()
+    assert "cosine of their deltas −0." in words(app)
+    assert "−1/(K−1) = −0.333" in words(app)
     group = open_checkpoint(analysed).group(1, "down")
     whole = group.read().double().numpy()
     ratio = np.linalg.norm(whole[2] - whole[0]) / max(map(np.linalg.norm, (whole[2], whole[0])))

@@ -80,9 +80,9 @@ def _pictures(found: Allocation, scores: Scores, sizes: Outlook, measured: pd.Da
     with st.expander("What each matrix gets"):
         _table(units)
         st.caption(
-            f"By these scores, the sum of losses is at most {share_text(found.gap)} above the "
-            "least of any choice within this size. Predicted KL is not the sum of this table, "
-            "since errors meet."
+            "By these scores, the sum of losses near this choice is at most "
+            f"{share_text(found.gap)} above the least of any choice within this size. Predicted "
+            "KL is not the sum of this table, since errors meet."
         )
 
 
