@@ -230,6 +230,8 @@ def test_a_sketch_is_not_refined_and_keeps_to_the_bound(measure: Measure) -> Non
     check(scores, sketch)
     assert found.predicted_kl <= sketch.predicted_kl
     assert found.most == sketch.most
+    if measure == "kl":
+        assert found.most == sketch.size
 
 
 def test_the_gap_is_that_of_what_was_refined() -> None:
