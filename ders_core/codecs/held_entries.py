@@ -14,8 +14,8 @@ from pydantic import Field
 
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.row_places import low_bits, place_specs, read_places
-from ders_core.codecs.fitting.row_products import RoutedEntries, RowEntries
-from ders_core.codecs.routed import CodedExperts, RoutedDeltas
+from ders_core.codecs.fitting.row_products import MOST_PAIRS, RowEntries
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedMatrices
 from ders_core.codecs.selection.values import VALUES_PER_SCALE
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
@@ -112,7 +112,7 @@ class HeldEntries(DeltaCodec):
             self._entries({name: part[expert] for name, part in coded.parts.items()}, coded.shape)
             for expert in range(len(coded.contexts))
         ]
-        return RoutedEntries(each)
+        return RoutedMatrices(each, MOST_PAIRS)
 
     def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
         from ders_core.compute.grouped.entries import GroupedEntries

@@ -24,10 +24,9 @@ from ders_core.codecs.fitting.level_products import (
     MOST_PAIRS,
     DenseLevels,
     LevelMatrix,
-    RoutedLevels,
     SparseLevels,
 )
-from ders_core.codecs.routed import CodedExperts, RoutedDeltas
+from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedMatrices
 from ders_core.compute import kernels
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -169,7 +168,7 @@ class HeldLevels(DeltaCodec):
         """None if a stream is held as it is."""
         found = [_matrix(held, coded.shape) for held in coded.pieces[HELD]]
         each = [matrix for matrix in found if matrix is not None and matrix.takes_loops]
-        return RoutedLevels(each) if len(each) == len(found) else None
+        return RoutedMatrices(each, MOST_PAIRS) if len(each) == len(found) else None
 
 
 def held_levels(stream: torch.Tensor, shape: tuple[int, int]) -> Parts:

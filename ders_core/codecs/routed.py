@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ders_core.later import np, torch
 
@@ -76,6 +76,32 @@ class RoutedSum(RoutedDeltas):
     def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
         for deltas in self.each:
             deltas.add(x, y, column, routes)
+
+
+class Multiplied(Protocol):
+    """One expert's delta."""
+
+    def multiply(
+        self, x: np.ndarray, y: np.ndarray, column: int, inputs: np.ndarray, outputs: np.ndarray
+    ) -> None:
+        """y[output, column:column + out] += Δ̂ x[input], of float32."""
+
+
+@dataclass(frozen=True)
+class RoutedMatrices(RoutedDeltas):
+    """each: the delta of every expert, multiplied one after another. most: pairs (see
+    `most_pairs`)."""
+
+    each: Sequence[Multiplied]
+    most: int
+
+    @property
+    def most_pairs(self) -> int:
+        return self.most
+
+    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
+        for expert, inputs, outputs in routes.by_expert():
+            self.each[expert].multiply(x, y, column, inputs, outputs)
 
 
 def product_of(

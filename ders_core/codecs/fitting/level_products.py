@@ -9,7 +9,7 @@ order, as `codecs.coding.entries` has it: bit by bit the same.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,7 @@ from ders_core.codecs.fitting.codes import Lines, decoded
 from ders_core.codecs.fitting.levels import Levels
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes
 from ders_core.codecs.fitting.row_products import RowEntries
-from ders_core.codecs.routed import RoutedDeltas, Routes, product_of
+from ders_core.codecs.routed import Routes, product_of
 from ders_core.codecs.synthesis import combine
 from ders_core.compute import kernels
 from ders_core.compute.buffers import fresh
@@ -217,18 +217,3 @@ class DenseLevels(LevelMatrix):
             code_products.multiply(*arrays, first, last)
 
         by_row_pieces(work, out, out * width * (WORTH + len(inputs)), multiple=BYTE)
-
-
-@dataclass(frozen=True)
-class RoutedLevels(RoutedDeltas):
-    """each: the matrix of every expert."""
-
-    each: Sequence[LevelMatrix]
-
-    @property
-    def most_pairs(self) -> int:
-        return MOST_PAIRS
-
-    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
-        for expert, inputs, outputs in routes.by_expert():
-            self.each[expert].multiply(x, y, column, inputs, outputs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from ders_core.codecs.coding.packing import BYTE
-from ders_core.codecs.routed import RoutedDeltas, Routes, product_of
+from ders_core.codecs.routed import product_of
 from ders_core.compute import kernels
 from ders_core.compute.row_pieces import by_row_pieces
 from ders_core.later import np, torch
@@ -91,18 +91,3 @@ class RowEntries:
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x Δ̂ᵀ `[n, out]` in x's dtype."""
         return product_of(x, self.rows, lambda x, y, rows: self.multiply(x, y, 0, rows, rows))
-
-
-@dataclass(frozen=True)
-class RoutedEntries(RoutedDeltas):
-    """each: the matrix of every expert."""
-
-    each: Sequence[RowEntries]
-
-    @property
-    def most_pairs(self) -> int:
-        return MOST_PAIRS
-
-    def add(self, x: np.ndarray, y: np.ndarray, column: int, routes: Routes) -> None:
-        for expert, inputs, outputs in routes.by_expert():
-            self.each[expert].multiply(x, y, column, inputs, outputs)
