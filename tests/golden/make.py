@@ -181,6 +181,26 @@ FORMS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
 }
 """Name -> the source's form and the recipe: what is not one codec for `source`."""
 
+SEARCHED_AGAIN = {
+    "v2-ternary": "v5-ternary",
+    "v2-normal": "v5-normal",
+    "v2-learned": "v5-learned",
+    "v3-quantized": "v5-quantized",
+    "v2-median": "v5-whole",
+    "v2-experts": "v5-experts",
+    "v4-whole": "v5-whole",
+    "v4-plain": "v5-plain",
+}
+"""The same recipe before and after the search for scales became another one; v5-whole is of both of
+its recipes."""
+
+for before, after in SEARCHED_AGAIN.items():
+    if before in CODECS:
+        CODECS[after] = CODECS[before]
+    else:
+        FORMS[after] = FORMS[before]
+FORMS["v5-whole"] = (close, {**FORMS["v4-whole"][1], "base": "median"})
+
 KEPT: dict[Callable[[Path], None], str] = {source: "v1-keep", close: "v2-lossless"}
 """Source -> the checkpoint that keeps every bit of it: a machine's random numbers may differ."""
 

@@ -89,8 +89,8 @@ class CodedEntries:
         return rows, columns
 
     def onto(self, base: torch.Tensor) -> torch.Tensor:
-        """base + the entries, `[out, in]` in the base's dtype, on the CPU. It may take the memory of
-        the symbols: use the entries no more."""
+        """base + the entries, `[out, in]` in the base's dtype, on the CPU. It may take the memory
+        of the symbols: use the entries no more."""
         if not (self.sections and kernels.takes_stored(base)):
             return combine(base, self.matrix())
         if self._is_sparse:

@@ -226,9 +226,7 @@ _spread = _step(_of_spread, (ENERGY,), (SPREAD,), 2)
 _scale_by_spread = _step(_with_inverse, (SPREAD,), (SCALE, INVERSE), 2)
 _scale_by_best = _step(_with_inverse, (BEST,), (SCALE, INVERSE), 2)
 _set_scale = _step(_with_inverse, (), (SCALE, INVERSE), 2)
-_compare = _step(
-    _better, (SCALE, INVERSE, ENERGY, BEST, LEAST, FOUND, SECOND), (BEST, LEAST), 1
-)
+_compare = _step(_better, (SCALE, INVERSE, ENERGY, BEST, LEAST, FOUND, SECOND), (BEST, LEAST), 1)
 
 
 @loop

@@ -1,5 +1,5 @@
-"""Sums over a block of magnitudes and the nearest of levels that are 1 apart and lie around zero, in
-the processor's registers.
+"""Sums over a block of magnitudes and the nearest of levels that are 1 apart around zero, in the
+processor's registers.
 
 values, weights: float32 `[n]`, n one of SIZES. Sums are in the order of `compute.sums.halved_sum`,
 so that loops over memory give the same bits.

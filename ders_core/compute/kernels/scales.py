@@ -97,8 +97,9 @@ def best_scales(
     count, size = blocks.shape
     padded = (size + 3) // 4 * 4
     unit, heavy = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
-    levels, terms = np.zeros(padded, np.float32), np.empty(padded, np.float32)
-    errors, is_even, is_weighed = np.zeros(padded, np.float32), borders.size == 0, weights.shape[0] > 0
+    levels, errors = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
+    terms = np.empty(padded, np.float32)
+    is_even, is_weighed = borders.size == 0, weights.shape[0] > 0
     is_quick, is_one_magnitude = is_even and size in SIZES, table.size == 2
     above = table.size // 2
     lowest, top = table[above], np.float32(table.size - 1 - above)
