@@ -99,7 +99,7 @@ def test_what_a_scale_that_is_tried_makes_of_a_block(
     values = blocks(kind, 9, size, seed)
     unit = values / values.abs().amax(-1, keepdim=True).clamp_min(1e-20)
     unit = unit.abs() if levels.uniform else unit
-    scale = gauss((9,), seed + 2, 1.0).abs() / levels.reach + 1e-2
+    scale = (gauss((9,), seed + 2, 1.0).abs() + 0.3) / levels.reach
     weights = gauss((1, size), seed + 3, 1.0).abs() + 0.1 if weighed else torch.ones(1, size)
     exact, heavy = unit.double(), weights.double()
     energy = (exact.square() * heavy).sum(-1)
