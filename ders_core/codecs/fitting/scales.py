@@ -120,8 +120,9 @@ def _fitted(
     tried, and its error, `[blocks]`: s(1 + c/p) and s²(Σ w·e² − c²/p), where e = u/s − L, c = Σ
     w·e·L and p = Σ w·L².
 
-    unit: `[blocks, size]`; magnitudes where levels are 1 apart. energy: Σ w·u², from which p follows;
-    float32 tells it well unless the outermost level is far below the values, where errors are large.
+    unit: `[blocks, size]`; magnitudes where levels are 1 apart. energy: Σ w·u², from which p
+    follows; float32 tells it well unless the outermost level is far below the values, where errors
+    are large.
     """
     inverse = 1 / torch.where(scale > TINY, scale, 1.0)
     error, level = _snapped(unit * inverse.unsqueeze(-1), levels)
