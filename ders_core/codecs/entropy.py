@@ -322,7 +322,8 @@ class Entropy(DeltaCodec):
         if base.device.type != "cpu" or not level_stream.is_one(stream):
             return super().unpack_with_rows(rows, parts, base, context)
         entries = level_stream.read(stream, (base.shape[0], base.shape[1]))
-        return entries.onto(base), entries.matrix(rows)
+        delta = entries.matrix(rows)
+        return entries.onto(base), delta
 
     def held_form(self, shape: tuple[int, int]) -> HeldLevels:
         return HeldLevels(of_streams=self)

@@ -22,10 +22,11 @@ from ders_core.codecs.fitting.code_products import routed_codes
 from ders_core.codecs.fitting.codes import CHUNK, Lines, decoded
 from ders_core.codecs.fitting.grouped_codes import grouped_codes
 from ders_core.codecs.fitting.levels import Levels, learnt, levels_of, uniform
+from ders_core.codecs.fitting.lines import best_lines
 from ders_core.codecs.fitting.one_pass import can_pass_once, quantized_in_one_pass
 from ders_core.codecs.fitting.plane_products import FEW_PLANES, RoutedPlanes, is_few
 from ders_core.codecs.fitting.row_rounding import MadeUpFor, RowRounding, ToNearest
-from ders_core.codecs.fitting.scales import best_lines, best_scales
+from ders_core.codecs.fitting.scales import best_scales
 from ders_core.codecs.fitting.stored_scales import lines_of, stored_scales
 from ders_core.codecs.fitting.tunable_codes import tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of

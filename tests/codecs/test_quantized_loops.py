@@ -19,6 +19,7 @@ from support.codec_support import context, gauss
 from ders_core.codecs import EncodeContext, Quantized
 from ders_core.codecs.codec import Parts
 from ders_core.codecs.coding.packing import pack, pack_trits, unpack, unpack_trits
+from ders_core.codecs.fitting import lines as fitting_lines
 from ders_core.codecs.fitting import scales
 from ders_core.codecs.fitting.levels import Levels, learnt, normal, ternary, uniform
 from ders_core.codecs.synthesis import difference
@@ -123,8 +124,8 @@ def test_scales_and_lines(
     assert torch.equal(found, plainly(lambda: scales.best_scales(values, weights, levels)))
     if levels.uniform and kind != "extremes":  # differences of these are beyond float32
         from_zero = uniform(levels.count, centred=False)
-        lines = scales.best_lines(values, weights, from_zero)
-        wanted = plainly(lambda: scales.best_lines(values, weights, from_zero))
+        lines = fitting_lines.best_lines(values, weights, from_zero)
+        wanted = plainly(lambda: fitting_lines.best_lines(values, weights, from_zero))
         assert all(map(torch.equal, lines, wanted))
 
 

@@ -1,4 +1,4 @@
-"""The search for scales, against the same search without any shortcut."""
+"""The search for scales, against brute force in float64 and against a search of more candidates."""
 
 from __future__ import annotations
 
@@ -6,68 +6,111 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.codec_support import gauss
 
 from ders_core.codecs.fitting import scales
 from ders_core.codecs.fitting.levels import Levels, normal, ternary, uniform
-from ders_core.compute.sums import halved_sum
 
-LEVELS = [uniform(4), uniform(16), uniform(256), ternary(), normal(3)]
+LEVELS = [uniform(4), uniform(8), uniform(16), uniform(256), ternary(), normal(3)]
+SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
+SPREADS = (0.7, 1.0, 1.3)
+REFINEMENTS = 2
+KINDS = ("usual", "grid", "heavy tails", "outliers", "even", "sparse")
 
 
-def plain(values: torch.Tensor, weights: torch.Tensor, levels: Levels) -> torch.Tensor:
-    """Every candidate is tried on every group, in order; the first of the best is refined."""
+def nearest(ratios: torch.Tensor, levels: Levels) -> torch.Tensor:
+    """The level nearest to each ratio, float64."""
+    table = levels.table.double()
+    return table[torch.bucketize(ratios, (table[1:] + table[:-1]) / 2)]
 
-    def level(scale: torch.Tensor) -> torch.Tensor:
-        safe = torch.where(scale > 0, scale, 1.0).unsqueeze(-1)
-        return levels.at(levels.nearest(unit / safe))
 
-    largest = (values * (weights > 0)).abs().amax(-1)
-    unit = values / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
-    total = halved_sum(weights.expand_as(values)).clamp_min(scales.TINY)
-    mean = halved_sum(unit.square() * weights) / total
-    spread = mean.double().sqrt().float() * scales._gaussian_scale(levels)
-    tried = [torch.full_like(largest, share / levels.reach) for share in scales.SHRINKS]
-    tried += [spread * share for share in scales.SPREADS]
+def errors(values: torch.Tensor, scale: torch.Tensor, levels: Levels) -> torch.Tensor:
+    """Σ (v − s·L)² of each block, float64; all of it where the scale is 0."""
+    exact, step = values.double(), scale.double().unsqueeze(-1)
+    level = nearest(exact / torch.where(step > 0, step, 1.0), levels)
+    return (exact - step * level).square().sum(-1)
+
+
+def thorough(values: torch.Tensor, levels: Levels) -> torch.Tensor:
+    """The error of the best of ten scales, after two steps of least squares for fixed levels, as
+    long as they make it less: float64 `[blocks]`."""
+    exact = values.double()
+    largest = exact.abs().amax(-1)
+    spread = exact.square().mean(-1).sqrt() * scales._gaussian_scale(levels)
+    tried = [largest * share / levels.reach for share in SHRINKS]
+    tried += [spread * share for share in SPREADS]
     best, least = tried[0], torch.full_like(largest, torch.inf)
-    for number in range(len(tried) + scales.REFINEMENTS):
+    for number in range(len(tried) + REFINEMENTS):
         if number < len(tried):
             scale = tried[number]
         else:
-            heavy = level(best) * weights
-            power = halved_sum(level(best) * heavy).clamp_min(scales.TINY)
-            scale = (halved_sum(unit * heavy) / power).clamp_min(0)
-        error = halved_sum((unit - level(scale) * scale.unsqueeze(-1)).square() * weights)
+            level = nearest(exact / torch.where(best > 0, best, 1.0).unsqueeze(-1), levels)
+            power = level.square().sum(-1).clamp_min(1e-30)
+            scale = ((exact * level).sum(-1) / power).clamp_min(0)
+        error = errors(values, scale, levels)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return best * largest
+    return least
 
 
-def groups(seed: int, count: int, size: int, kind: str) -> torch.Tensor:
-    """`[count, size]`: values as they come, on a coarse grid (many equal errors), with outliers."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(count, size, generator=generator) * 1e-3
-    if kind == "grid":
-        return (values * 2e3).round() / 1024
+def blocks(kind: str, count: int, size: int, seed: int) -> torch.Tensor:
+    """`[count, size]`, of several magnitudes."""
+    values = gauss((count, size), seed, 1.0)
+    chance = torch.rand(count, size, generator=torch.Generator().manual_seed(seed))
+    if kind == "grid":  # as differences of weights in 16 bits
+        return (values * 4).round() / 1024
+    if kind == "heavy tails":  # Laplace
+        return torch.log1p(-chance) * values.sign() * 1e-3
     if kind == "outliers":
-        return values * torch.randn(count, size, generator=generator).exp().square()
-    return values * (torch.rand(count, 1, generator=generator) > 0.3)  # some are all zeros
+        return values * gauss((count, size), seed + 1, 1.0).exp().square()
+    if kind == "even":
+        return chance - 0.5
+    if kind == "sparse":
+        return values * (chance < 0.1)
+    return values * gauss((count, 1), seed + 1, 1.0).exp()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("levels", LEVELS, ids=lambda levels: str(levels.count))
+def test_fewer_scales_are_tried_and_none_of_the_error_is_paid_for_it(
+    levels: Levels, kind: str
+) -> None:
+    """Over all blocks of a kind, each by its own energy, to a thousandth."""
+    for size in (32, 128):
+        values = blocks(kind, 256, size, levels.count)
+        energy = values.double().square().sum(-1).clamp_min(1e-30)
+        found = errors(values, scales.best_scales(values, None, levels), levels) / energy
+        wanted = thorough(values, levels) / energy
+        assert float(found.sum()) <= 1.001 * float(wanted.sum())
 
 
 @pytest.mark.parametrize("levels", LEVELS, ids=lambda levels: str(levels.count))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    count=st.integers(0, 40),
-    size=st.sampled_from([1, 2, 5, 32, 128]),
-    kind=st.sampled_from(["zeros", "grid", "outliers"]),
+    size=st.sampled_from([1, 5, 32, 128, 700]),
+    kind=st.sampled_from(KINDS),
     weighed=st.booleans(),
 )
-def test_what_is_left_out_would_not_have_won(
-    levels: Levels, seed: int, count: int, size: int, kind: str, weighed: bool
+def test_what_a_scale_that_is_tried_makes_of_a_block(
+    levels: Levels, seed: int, size: int, kind: str, weighed: bool
 ) -> None:
-    values = groups(seed, count, size, kind)
-    weights = torch.ones(1, size)
-    if weighed:
-        weights = torch.rand(1, size, generator=torch.Generator().manual_seed(seed)) + 1e-3
-    best = scales.best_scales(values, weights if weighed else None, levels)
-    assert torch.equal(best, plain(values, weights, levels))
+    """The best scale for the levels that it gives, and the error of that, in float64."""
+    values = blocks(kind, 9, size, seed)
+    unit = values / values.abs().amax(-1, keepdim=True).clamp_min(1e-20)
+    unit = unit.abs() if levels.uniform else unit
+    scale = (gauss((9,), seed + 2, 1.0).abs() + 0.3) / levels.reach
+    weights = gauss((1, size), seed + 3, 1.0).abs() + 0.1 if weighed else torch.ones(1, size)
+    exact, heavy = unit.double(), weights.double()
+    energy = (exact.square() * heavy).sum(-1)
+    fitted, error = scales._fitted(
+        unit, weights if weighed else None, levels, scale, energy.float()
+    )
+    level = nearest((unit / scale.unsqueeze(-1)).double(), levels)
+    power = (level.square() * heavy).sum(-1)
+    best = torch.where(power > 0, (exact * level * heavy).sum(-1) / power, scale.double())
+    left = ((exact - best.unsqueeze(-1) * level).square() * heavy).sum(-1)
+    # halfway between two levels float32 may choose the other one, which is as near
+    halfway = 1e-5 * energy + 1e-12
+    assert torch.allclose(error.double(), left, rtol=1e-3, atol=float(halfway.max()))
+    assert torch.allclose(fitted.double(), best, rtol=1e-3, atol=1e-6)  # 0 of zeros

@@ -181,6 +181,42 @@ FORMS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
 }
 """Name -> the source's form and the recipe: what is not one codec for `source`."""
 
+SEARCHED_AGAIN = {
+    "v2-ternary": "v5-ternary",
+    "v2-normal": "v5-normal",
+    "v2-learned": "v5-learned",
+    "v3-quantized": "v5-quantized",
+    "v2-median": "v5-whole",
+    "v2-experts": "v5-experts",
+    "v2-sparse-della": "v5-plain",
+    "v2-sparse-values-4": "v5-plain",
+    "v4-whole": "v5-whole",
+    "v4-plain": "v5-plain",
+}
+"""The same recipe before and after the search for scales became another one; v5-plain and v5-whole
+are of all of their recipes."""
+
+JOINED: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
+    "v5-plain": (
+        source,
+        {
+            "base": "none",
+            "rules": (
+                Rule(codec=Quantized(bits=4, group_size=8)),
+                Rule(codec=CODECS["v2-sparse-della"], projections=("up",)),
+                Rule(codec=CODECS["v2-sparse-values-4"], projections=("down",)),
+            ),
+        },
+    ),
+    "v5-whole": (close, {**FORMS["v4-whole"][1], "base": "median"}),
+}
+FORMS |= JOINED
+for before, after in SEARCHED_AGAIN.items():
+    if before in CODECS and after not in JOINED:
+        CODECS[after] = CODECS[before]
+    elif after not in JOINED:
+        FORMS[after] = FORMS[before]
+
 KEPT: dict[Callable[[Path], None], str] = {source: "v1-keep", close: "v2-lossless"}
 """Source -> the checkpoint that keeps every bit of it: a machine's random numbers may differ."""
 

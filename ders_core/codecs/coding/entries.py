@@ -89,7 +89,8 @@ class CodedEntries:
         return rows, columns
 
     def onto(self, base: torch.Tensor) -> torch.Tensor:
-        """base + the entries, `[out, in]` in the base's dtype, on the CPU."""
+        """base + the entries, `[out, in]` in the base's dtype, on the CPU. It may take the memory
+        of the symbols: use the entries no more."""
         if not (self.sections and kernels.takes_stored(base)):
             return combine(base, self.matrix())
         if self._is_sparse:
@@ -98,13 +99,22 @@ class CodedEntries:
             return combine(base, self.matrix())
         from ders_core.compute.kernels import arranged
 
-        weight, coded = fresh(base.shape, base.dtype), self._as_loops_take_it()
+        coded = self._as_loops_take_it()
         if base.dtype == torch.float32:
+            weight = fresh(base.shape, base.dtype)
             arranged.expand_onto_float32(coded, base.numpy(), weight.numpy())
         else:
+            weight = self._memory_for(base)
             bits = (tensor.view(torch.uint16).numpy() for tensor in (base, weight))
             arranged.expand_onto_bfloat16(coded, *bits)
         return weight
+
+    def _memory_for(self, base: torch.Tensor) -> torch.Tensor:
+        """For a weight in bfloat16: that of the symbols where each lies in its entry's place, so
+        that a row is read before it is overwritten."""
+        if self.steps is None and self.symbols.size == base.numel():
+            return torch.from_numpy(self.symbols).view(base.dtype).view(base.shape)
+        return fresh(base.shape, base.dtype)
 
     @property
     def _is_sparse(self) -> bool:

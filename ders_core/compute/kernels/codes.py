@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ders_core.compute.kernels.floats import narrow, widen
-from ders_core.compute.kernels.levels import nearest
+from ders_core.compute.kernels.levels import nearest, nearest_even
 from ders_core.compute.kernels.loop import loop
 from ders_core.compute.kernels.planes import unpack, unpack_trits
 from ders_core.compute.kernels.sums import halved_apart
@@ -36,10 +36,13 @@ def encode(
             end = min(begin + size, rows.shape[1])
             scale = scales[row, block]
             offset = offsets[row, block] if offsets.shape[0] > 0 else np.float32(0)
+            step, found = scale if scale > np.float32(0) else np.float32(1), codes[row, begin:end]
+            if borders.size == 0:
+                nearest_even(rows[row, begin:end], offset, step, table, found)
+                continue
             for place in range(end - begin):
                 moved[place] = rows[row, begin + place] - offset
-            step = scale if scale > np.float32(0) else np.float32(1)
-            nearest(moved[: end - begin], step, table, borders, bins, fine, codes[row, begin:end])
+            nearest(moved[: end - begin], step, table, borders, bins, fine, found)
 
 
 @loop

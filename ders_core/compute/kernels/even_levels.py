@@ -1,5 +1,5 @@
-"""Sums over a block of values and the nearest of levels that are 1 apart, in the processor's
-registers.
+"""Sums over a block of magnitudes and the nearest of levels that are 1 apart around zero, in the
+processor's registers.
 
 values, weights: float32 `[n]`, n one of SIZES. Sums are in the order of `compute.sums.halved_sum`,
 so that loops over memory give the same bits.
@@ -19,7 +19,6 @@ from numba.extending import intrinsic
 from ders_core.compute.kernels.vectors import (
     FLOAT,
     PLACE,
-    constants,
     everywhere,
     halved,
     load,
@@ -54,16 +53,6 @@ class Block:
         weight = self.weight(number)
         return vector if weight is None else self.builder.fmul(vector, weight)
 
-    def level(self, value: Any) -> Any:
-        """The level nearest to each value times the inverse of a step. numbers: the last three are
-        that inverse, the lowest level, and how many levels are above it."""
-        builder, (inverse, lowest, top) = self.builder, self.numbers[-3:]
-        shift = builder.fsub(lowest, constants(FLOAT, LANES, 0.5))
-        code = _rounded_down(builder, builder.fsub(builder.fmul(value, inverse), shift))
-        code = larger(builder, code, zeros(FLOAT, LANES))
-        code = builder.select(builder.fcmp_ordered("<", code, top), code, top)
-        return builder.fadd(code, lowest)
-
 
 def larger(builder: Any, left: Any, right: Any) -> Any:
     """The larger one in each lane; the right one where one is no number."""
@@ -73,10 +62,6 @@ def larger(builder: Any, left: Any, right: Any) -> Any:
 def magnitude(builder: Any, vector: Any) -> Any:
     """|v| of each lane; +0 of a zero of either sign."""
     return _called(builder, "fabs", vector)
-
-
-def _rounded_down(builder: Any, vector: Any) -> Any:
-    return _called(builder, "floor", vector)
 
 
 def _called(builder: Any, name: str, vector: Any) -> Any:
@@ -130,7 +115,7 @@ def _sums(terms: Terms, numbers: int, sums: int = 1, *, of_largest: bool = False
     return intrinsic(of_block)
 
 
-def seen(block: Block, number: int) -> Sequence[Any]:
+def _seen(block: Block, number: int) -> Sequence[Any]:
     """|v| of those whose weight is above 0."""
     size, weight, nought = (
         magnitude(block.builder, block.value(number)),
@@ -144,41 +129,36 @@ def seen(block: Block, number: int) -> Sequence[Any]:
 
 
 def _magnitudes(block: Block, number: int) -> Sequence[Any]:
-    return [block.weighed(magnitude(block.builder, block.value(number)), number)]
+    return [block.weighed(block.value(number), number)]
 
 
-def squares_of(block: Block, number: int) -> Sequence[Any]:
+def _squares(block: Block, number: int) -> Sequence[Any]:
     """w·v²."""
     value = block.value(number)
     return [block.weighed(block.builder.fmul(value, value), number)]
 
 
-def errors_of(block: Block, number: int) -> Sequence[Any]:
-    """w·(v − scale·L)²."""
-    value, builder = block.value(number), block.builder
-    error = builder.fsub(value, builder.fmul(block.level(value), block.numbers[0]))
-    return [block.weighed(builder.fmul(error, error), number)]
+def fits_of(block: Block, number: int) -> Sequence[Any]:
+    """w·e² and w·e·L, of the nearest level L and what the value is above it, in units of a step.
+    numbers: the inverse of that step, the lowest level above or at 0, and how many levels are above
+    that one."""
+    value, builder, (inverse, lowest, top) = block.value(number), block.builder, block.numbers
+    above = builder.fsub(builder.fmul(value, inverse), lowest)
+    nearest = _called(builder, "rint", above)
+    nearest = builder.select(builder.fcmp_ordered("<", nearest, top), nearest, top)
+    error, level = builder.fsub(above, nearest), builder.fadd(nearest, lowest)
+    products = builder.fmul(error, error), builder.fmul(error, level)
+    return [block.weighed(product, number) for product in products]
 
 
-def products_of(block: Block, number: int) -> Sequence[Any]:
-    """w·v·L and w·L²."""
-    value, builder = block.value(number), block.builder
-    level = block.level(value)
-    weighed = block.weighed(level, number)
-    return [builder.fmul(value, weighed), builder.fmul(level, weighed)]
-
-
-largest_magnitude = _sums(seen, 0, of_largest=True)
+largest_magnitude = _sums(_seen, 0, of_largest=True)
 """max |v| of the values whose weight is above 0."""
 
 sum_magnitudes = _sums(_magnitudes, 0)
-"""Σ w·|v|."""
+"""Σ w·v of magnitudes v."""
 
-sum_squares = _sums(squares_of, 0)
+sum_squares = _sums(_squares, 0)
 """Σ w·v²."""
 
-squared_error = _sums(errors_of, 4)
-"""Σ w·(v − scale·L)². numbers: the scale, and those of `level`."""
-
-sum_products = _sums(products_of, 3, 2)
-"""Σ w·v·L and Σ w·L². numbers: those of `level`."""
+sum_fits = _sums(fits_of, 3, 2)
+"""Σ w·e² and Σ w·e·L. numbers: those of `fits_of`."""

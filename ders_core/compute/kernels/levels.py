@@ -100,21 +100,17 @@ def snap_to_table(
 
 
 @part_apart
-def snap(
-    values: np.ndarray,
-    inverse: np.float32,
-    table: np.ndarray,
-    borders: np.ndarray,
-    bins: np.ndarray,
-    fine: np.float32,
-    rough: np.ndarray,
-    levels: np.ndarray,
+def nearest_even(
+    values: np.ndarray, offset: np.float32, step: np.float32, table: np.ndarray, codes: np.ndarray
 ) -> None:
-    """The same for either kind of levels."""
-    if borders.size == 0:
-        snap_uniform(values, inverse, table, levels)
-    else:
-        snap_to_table(values, inverse, table, borders, bins, fine, rough, levels)
+    """codes: uint8 `[n]`, gets the number of the level nearest to each value, less an offset, over
+    the step; levels are 1 apart."""
+    top = np.float32(table.size - 1)
+    shift = np.float32(table[0] - np.float32(0.5))
+    for place in range(values.size):
+        ratio = np.float32(np.float32(values[place] - offset) / step)
+        code = np.floor(np.float32(ratio - shift))
+        codes[place] = np.uint8(np.int32(min(max(code, np.float32(0)), top)))
 
 
 @part_apart
@@ -128,16 +124,13 @@ def nearest(
     codes: np.ndarray,
 ) -> None:
     """codes: uint8 `[n]`, gets the number of the level nearest to each value over the step. values
-    are overwritten."""
+    may be overwritten."""
+    if borders.size == 0:
+        nearest_even(values, np.float32(0), step, table, codes)
+        return
     for place in range(values.size):
         values[place] = values[place] / step
-    if borders.size == 0:
-        top = np.float32(table.size - 1)
-        shift = np.float32(table[0] - np.float32(0.5))
-        for place in range(values.size):
-            code = np.floor(np.float32(values[place] - shift))
-            codes[place] = np.uint8(np.int32(min(max(code, np.float32(0)), top)))
-    elif table.size <= FEW + 1:
+    if table.size <= FEW + 1:
         for place in range(values.size):
             codes[place] = 0
         for number in range(table.size - 1):
