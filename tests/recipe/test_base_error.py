@@ -14,6 +14,7 @@ from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline.budget import settle
 from ders_core.pipeline.compress import compress
+from ders_core.pipeline.forecast import forecast
 from ders_core.pipeline.plan import HELD_AT_A_LOSS, resolve
 from ders_core.recipe import Recipe
 
@@ -85,11 +86,15 @@ def test_files_say_what_was_decided(mixtral_dir: Path, tmp_path: Path) -> None:
     the word in the recipe."""
     compress(mixtral_dir, tmp_path / "decided", recipe())
     compress(mixtral_dir, tmp_path / "said", recipe(version=1, base_error="shared"))
-    decided, said = (tmp_path / name / "model.safetensors" for name in ("decided", "said"))
-    assert decided.read_bytes() == said.read_bytes()
+    files = [tmp_path / name / "model.safetensors" for name in ("decided", "said")]
+    assert files[0].read_bytes() == files[1].read_bytes()
     assert PackedCheckpoint(tmp_path / "decided").manifest.recipe["base_error"] == "shared"
     source = open_checkpoint(mixtral_dir)
     assert settle(recipe(TWO_BITS), source).base_error == "absorbed"
+    undecided, decided = recipe(), settle(recipe(), source)
+    assert forecast(resolve(undecided, source), source) == forecast(
+        resolve(decided, source), source
+    )
     for unchanged in (recipe(version=1), recipe(base_codec=()), recipe(base_error="absorbed")):
         assert settle(unchanged, source) == unchanged
 
