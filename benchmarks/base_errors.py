@@ -24,13 +24,14 @@ from ders_core.recipe import Recipe
 
 FEEDBACK = {"codec": "entropy", "rounding": "compensated", "steps": "sensitive"}
 UNBIASED = {"codec": "entropy", "rounding": "unbiased", "steps": "sensitive"}
+BASE_OF_4_BITS = {"codec": "quantized", "bits": 4}
 FIXED: Mapping[str, dict[str, Any]] = {
     "4-bit base, 4-bit deltas": {
-        "base_codec": {"codec": "quantized", "bits": 4},
+        "base_codec": BASE_OF_4_BITS,
         "rules": [{"codec": "quantized", "bits": 4}],
     },
     "4-bit base, 2-bit deltas": {
-        "base_codec": {"codec": "quantized", "bits": 4},
+        "base_codec": BASE_OF_4_BITS,
         "rules": [{"codec": "quantized", "bits": 2, "gain": "auto"}],
     },
     "base of 3 bits, deltas of 1": {
@@ -42,8 +43,28 @@ FIXED: Mapping[str, dict[str, Any]] = {
         "rules": [{**UNBIASED, "bits": 0.2}],
     },
 }
+PLAIN = {"codec": "entropy", "rounding": "unbiased", "gain": "auto"}
+BESIDE_4_BITS: Mapping[str, dict[str, Any]] = {
+    "by chance, 2 bits": {**PLAIN, "bits": 2},
+    "by chance, 1.3 bits": {**PLAIN, "bits": 1.3},
+    "by chance, 1 bit": {**PLAIN, "bits": 1},
+    "by chance, 0.6 bits": {**PLAIN, "bits": 0.6},
+    "nearest, 1 bit": {"codec": "entropy", "bits": 1},
+    "random drop of 0.9": {"codec": "sparse", "drop_rate": 0.9},
+    "random drop of 0.4": {"codec": "sparse", "drop_rate": 0.4},
+    "rank 4, rest 0.6 bits by chance": {
+        "codec": "chain",
+        "stages": [
+            {"codec": "lowrank", "rank": 4},
+            {"codec": "entropy", "rounding": "unbiased", "bits": 0.6},
+        ],
+    },
+    "rank 16": {"codec": "lowrank", "rank": 16},
+}
+"""Deltas beside a base of 4 bits, all without a calibration."""
+
 HEADER = (
-    f"{'recipe':30} {'error':9} {'file MB':>8} {'change':>7} {'KL':>9} {'interval of 95 %':>21} "
+    f"{'recipe':34} {'error':9} {'file MB':>8} {'change':>7} {'KL':>9} {'interval of 95 %':>21} "
     f"{'change':>7} {'ratio':>6}"
 )
 
@@ -51,7 +72,11 @@ HEADER = (
 def recipes(calibration: Path, knobs: list[float]) -> dict[str, dict[str, Any]]:
     """Fields, by what they are called."""
     usual = {"name": "base", "calibration": calibration}
-    found = {label: {**usual, **fields} for label, fields in FIXED.items()}
+    beside = {
+        label: {"calibration": None, "base_codec": BASE_OF_4_BITS, "rules": [rule]}
+        for label, rule in BESIDE_4_BITS.items()
+    }
+    found = {label: {**usual, **fields} for label, fields in {**FIXED, **beside}.items()}
     for knob in knobs:
         budget = {"version": 2, "budget": {"knob": knob}}
         found[f"one knob, {knob:g}"] = {**usual, **budget}
@@ -75,7 +100,7 @@ def table(known: KnownModel, options: argparse.Namespace) -> None:
             predicted = report.predicted_kl
             ratio = "-" if predicted is None else f"{predicted / compared.mean:.2f}"
             print(
-                f"{label:30} {error:9} {report.bytes_after / 1e6:8.3f} "
+                f"{label:34} {error:9} {report.bytes_after / 1e6:8.3f} "
                 f"{report.bytes_after / baseline[0] - 1:+7.1%} {compared.mean:9.6f} "
                 f"{low:10.6f}-{high:.6f} {compared.mean / baseline[1] - 1:+7.1%} {ratio:>6}",
                 flush=True,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from ders_core.evaluate.corpus import read_text
 from ders_core.evaluate.forward import answers, loaded
@@ -71,19 +72,23 @@ class Reference:
 
     def compare(self, model: Path) -> WindowKL:
         """Run another model on the same windows, in float32."""
-        totals = list(self._compared(model))
+        with loaded(model, "cpu", torch.float32, False) as network:
+            return self.compare_network(network)
+
+    def compare_network(self, network: PreTrainedModel) -> WindowKL:
+        """The same with a model in memory."""
+        totals = list(self._compared(network))
         return WindowKL(
             kl=[window.kl / window.tokens for window in totals],
             top1_agreement=sum(window.same_top for window in totals)
             / sum(window.tokens for window in totals),
         )
 
-    def _compared(self, model: Path) -> Iterator[Totals]:
+    def _compared(self, network: PreTrainedModel) -> Iterator[Totals]:
         """The sums of each window."""
         store = ReferenceStore(self.directory, half=False)
-        with loaded(model, "cpu", torch.float32, False) as network:
-            for number, window_answers in enumerate(answers(network, self.windows, BATCH)):
-                totals = Totals()
-                totals.add(window_answers)
-                totals.compare(window_answers, store.read(number))
-                yield totals
+        for number, window_answers in enumerate(answers(network, self.windows, BATCH)):
+            totals = Totals()
+            totals.add(window_answers)
+            totals.compare(window_answers, store.read(number))
+            yield totals

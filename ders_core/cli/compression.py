@@ -132,6 +132,7 @@ def _settled(
     from ders_core.files.output import new_file
     from ders_core.files.writer import write_text
     from ders_core.pipeline.budget import settled
+    from ders_core.pipeline.without_loss import lossless_note
 
     place = nullcontext() if file is None else new_file(file, needs=SETTLED_BYTES)
     with place as aside:
@@ -147,6 +148,8 @@ def _settled(
         print_line(f"about {bytes_text(result.told.bytes_after)} ({share} of original)")
         if result.told.outlook.text:
             print_line(result.told.outlook.text)
+        if note := lossless_note(result.plan, result.told):
+            print_line(f"note: {note}")
     return result.recipe
 
 

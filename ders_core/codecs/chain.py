@@ -101,6 +101,11 @@ class Chain(DeltaCodec):
         return max((stage.needs_of_calibration for stage in self.stages), key=NEEDS.index)
 
     @property
+    def error_exceeds_delta(self) -> bool:
+        """That of the last stage, which gets what those before it leave."""
+        return self.stages[-1].error_exceeds_delta
+
+    @property
     def acts_by_rows(self) -> bool:
         return all(stage.acts_by_rows for stage in self.stages)
 

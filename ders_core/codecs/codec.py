@@ -123,6 +123,12 @@ class Codec(BaseModel, ABC):
         return "nothing"
 
     @property
+    def error_exceeds_delta(self) -> bool:
+        """Whether its error is larger than what it encodes, as that of rounding by chance to few
+        bits: what else is in a delta, such as a base's error, grows by it."""
+        return False
+
+    @property
     def acts_by_rows(self) -> bool:
         """Whether a part of the rows is encoded as it would be among all of them, so that a sample
         of them foretells the whole."""

@@ -184,6 +184,13 @@ class Entropy(DeltaCodec):
         return "inputs" if knows_inputs else "nothing"
 
     @property
+    def error_exceeds_delta(self) -> bool:
+        """By chance in few bits; with a knob too, of which nobody knows the bits."""
+        if self.rounding != "unbiased":
+            return False
+        return self.bits is None or gaussian_error.of_unbiased_rounding(self.bits) > 1
+
+    @property
     def ragged(self) -> frozenset[str]:
         return frozenset({"stream"})
 

@@ -184,6 +184,12 @@ class Sparse(DeltaCodec):
         )
 
     @property
+    def error_exceeds_delta(self) -> bool:
+        """p / (1 − p) of ‖Δ‖² where what is drawn at random is divided by 1 − p."""
+        is_unbiased = self.rescale in (None, "unbiased") and self.gain in (None, "unbiased", "auto")
+        return self.method == "random" and is_unbiased and (self.drop_rate or 0.0) > 1 / 2
+
+    @property
     def is_hardware_friendly(self) -> bool:
         return self.pattern is not None
 

@@ -62,12 +62,12 @@ class Settled:
 
 
 def settle(recipe: Recipe, checkpoint: Checkpoint, *, progress: Progress = quiet) -> Recipe:
-    """The recipe with rules in the place of its budget; one without a budget as it is.
+    """The recipe with rules in the place of its budget, and with its `base_error`.
 
     Raises as `settled`.
     """
     if recipe.budget is None:
-        return recipe
+        return recipe.with_base_error()
     return settled(recipe, recipe.budget, checkpoint, progress=progress).recipe
 
 
@@ -228,7 +228,7 @@ class _Search:
         recipe = with_knob(self._recipe, 2**at, self._unknown)
         plan = resolve(recipe, self._checkpoint)
         try:
-            told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE)
+            told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE, with_lossless=True)
         except CodecError:  # steps finer than can be told
             return _Point(at, math.inf * self._coarser)
         self._least = min(self._least, told.bytes_after)

@@ -124,7 +124,7 @@ class Encoder:
         threads: int = 1,
     ) -> Encoder:
         """As the recipe says."""
-        return cls(codec, form, recipe.seed, known, recipe.base_error == "shared", threads)
+        return cls(codec, form, recipe.seed, known, recipe.shares_base_error, threads)
 
     def encode(
         self,

@@ -27,6 +27,12 @@ pieces out."""
 WHOLE = 1 << 26
 """The same, where a codec does not act on rows."""
 
+HELD_AT_A_LOSS = (
+    "deltas hold the error of the coded bases, and their codecs make it larger; with "
+    "`base_error: shared`, or `version: 2`, all experts share it"
+)
+"""Of a recipe whose word for `base_error` costs more than the other one."""
+
 Key = tuple[int, str] | str
 """Of what is encoded as one: layer and projection of a group, or the name of another tensor."""
 
@@ -126,6 +132,8 @@ class Plan:
                 remarks.append(entry.base.codec.remark((entry.shape[1], entry.shape[2])))
         for other in self.others:
             remarks.append(other.codec.remark(other.matrix))
+        if self.recipe.suits_shared_error and not self.recipe.shares_base_error:
+            remarks.append(HELD_AT_A_LOSS)
         return list(dict.fromkeys(filter(None, remarks)))
 
     def to_dict(self) -> dict[str, Any]:

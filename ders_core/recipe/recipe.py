@@ -56,7 +56,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1, 2] = 1
-    """2 for a recipe with a budget."""
+    """2 for a recipe with a budget, or in which codecs decide about `base_error`."""
     name: str = Field(min_length=1, max_length=80)
     seed: int = Field(default=0, ge=0, lt=2**63)
     base: Annotated[Base, BeforeValidator(_base), PlainSerializer(Base.dump)] = MeanBase()
@@ -75,7 +75,8 @@ class Recipe(BaseModel):
     """What becomes of a coded base's error. absorbed: deltas are taken against what
     it gives back, and hold it. shared: against the base as it was, and all experts have it; for
     deltas below their steps, as those of a bit that are rounded by chance. None: shared with a
-    budget, else absorbed (`benchmarks/base_errors.py` compares them)."""
+    budget, and in version 2 where `suits_shared_error`; else absorbed (`benchmarks/base_errors.py`
+    compares them)."""
     budget: Budget | None = None
     """How large the whole may get, or what it may cost: one knob codes all matrices then, and the
     rules are exceptions (`ders_core.pipeline.budget`)."""
@@ -154,6 +155,32 @@ class Recipe(BaseModel):
         """The most that a codec of its rules needs."""
         needs = {rule.codec.needs_of_calibration for _, _, rule in self._codec_rules}
         return max(needs, key=NEEDS.index, default="nothing")
+
+    @property
+    def suits_shared_error(self) -> bool:
+        """Whether deltas had better not hold the error of the coded bases, because all codecs that
+        lose something of them would make it larger."""
+        of_deltas, of_bases = (
+            [rule.codec for rule in rules if not rule.codec.lossless]
+            for rules in (self.rules, self.base_codec)
+        )
+        if not of_deltas or not of_bases:
+            return False
+        return all(codec.error_exceeds_delta for codec in of_deltas)
+
+    @property
+    def shares_base_error(self) -> bool:
+        """Whether all experts have the error of a coded base."""
+        if self.base_error is None and self.version == 2:
+            return self.suits_shared_error
+        return self.base_error == "shared"
+
+    def with_base_error(self) -> Recipe:
+        """The recipe with the word for `base_error` that its codecs decide on, as it is to be
+        written into files; a recipe of version 1 as it is."""
+        if self.version == 1 or self.base_error is not None or not self.base_codec:
+            return self
+        return self.changed(base_error="shared" if self.shares_base_error else "absorbed")
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -71,10 +71,16 @@ def apply_edits(
         if codec is None:
             continue
         if row["what"] == BASES:
-            recipe = recipe.changed(base_codec=() if isinstance(codec, Keep) else (codec.dump(),))
+            recipe = _with_base_codec(recipe, codec)
         else:
             recipe = _with_kind(recipe, by_label[row["what"]], codec)
     return recipe
+
+
+def _with_base_codec(recipe: Recipe, codec: Codec) -> Recipe:
+    """Codecs decide who has the error of coded bases, unless the recipe says it."""
+    coded = () if isinstance(codec, Keep) else (codec.dump(),)
+    return recipe.changed(version=2 if coded or recipe.budget else 1, base_codec=coded)
 
 
 def _with_kind(recipe: Recipe, kind: Kind, codec: Codec) -> Recipe:

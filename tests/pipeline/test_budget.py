@@ -16,9 +16,16 @@ from ders_core.codecs import Entropy, Keep, Lossless
 from ders_core.errors import CheckpointError, CodecError, RecipeError
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.pipeline.budget import check_budget, missed, settle, settled, with_knob
+from ders_core.pipeline.budget import (
+    Settled,
+    check_budget,
+    missed,
+    settle,
+    settled,
+    with_knob,
+)
 from ders_core.pipeline.compress import compress
-from ders_core.pipeline.forecast import Forecast
+from ders_core.pipeline.forecast import Forecast, ForecastEntry
 from ders_core.pipeline.plan import Plan, resolve
 from ders_core.pipeline.verify import verify
 from ders_core.recipe import Recipe
@@ -74,7 +81,9 @@ def test_a_share_is_met_whatever_making_up_for_errors_saves(
     source = open_checkpoint(mixtral_dir)
     judged = list[float]()
 
-    def told(plan: Plan, checkpoint: Any, *, sample: int = 0) -> Forecast:
+    def told(
+        plan: Plan, checkpoint: Any, *, sample: int = 0, with_lossless: bool = False
+    ) -> Forecast:
         (rule,) = plan.recipe.base_codec
         assert isinstance(rule.codec, Entropy)
         assert rule.codec.knob is not None
@@ -176,8 +185,29 @@ def test_a_budget_of_kl(mixtral_dir: Path, calibration: Path, tmp_path: Path) ->
     assert found.told is not None
     assert found.told.predicted_kl is not None
     assert 0.99 * 0.02 <= found.told.predicted_kl <= 0.02
+    assert all(entry.bytes_lossless for entry in found.told.entries)
     report = compress(mixtral_dir, tmp_path / "out", found.recipe)
     assert report.predicted_kl == pytest.approx(0.02, rel=0.15)
+
+
+def test_a_plan_says_where_lossless_takes_less(
+    mixtral_dir: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a sample foretells, here a made-up one, for the knob that meets the budget."""
+    source, asked = open_checkpoint(mixtral_dir), asking(calibration, {"share": "90%"})
+    chosen = with_knob(asked, 1e-4, check_budget(asked, source))
+    plan = resolve(chosen, source)
+    entries = [
+        ForecastEntry(*entry.key, "mean", 2_000_000, 1.0, 0.1, None, bytes_lossless=1_000_000)
+        for entry in plan.entries
+    ]
+    told = Forecast(tuple(entries), 9_000_000, None)
+    found = Settled(chosen, 1e-4, plan, told)
+    monkeypatch.setattr("ders_core.pipeline.budget.settled", lambda *_, progress: found)
+    file = tmp_path / "budget.yaml"
+    file.write_text(asked.to_yaml())
+    done = ders("plan", mixtral_dir, "--recipe", file)
+    assert "lossless would take about 6 MB less" in done.stdout, done.stdout
 
 
 def test_rules_are_exceptions(mixtral_dir: Path, calibration: Path) -> None:

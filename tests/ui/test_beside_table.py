@@ -73,6 +73,15 @@ def test_edits_become_rules(mixtral_dir: Path) -> None:
     assert back == start
 
 
+def test_codecs_decide_about_the_error_of_bases_that_are_coded_here(mixtral_dir: Path) -> None:
+    by_chance = {"codec": "entropy", "bits": 0.6, "rounding": "unbiased"}
+    eight = {"codec": "quantized", "strength": 8}
+    assert edited(mixtral_dir, recipe(rules=[by_chance]), "bases", **eight).shares_base_error
+    assert not edited(mixtral_dir, recipe(), "bases", **eight).shares_base_error
+    said = recipe(rules=[by_chance], base_error="absorbed")
+    assert not edited(mixtral_dir, said, "bases", **eight).shares_base_error
+
+
 def test_an_edit_overrides_a_general_rule(mixtral_dir: Path) -> None:
     start = recipe(others="lossless")
     changed = edited(mixtral_dir, start, "embeddings", codec="keep")
