@@ -56,11 +56,14 @@ MOST_COPIED = 4 << 30
 """Bytes of weights that transformers' batched products may copy for one pass."""
 
 
-def one_layer(place: Path, hidden: int, inner: int) -> None:
-    """A Mixtral with one layer and a small vocabulary, whose experts share a start."""
+def one_layer(
+    place: Path, hidden: int, inner: int, *, experts: int = 8, vocabulary: int = 256
+) -> None:
+    """A Mixtral with one layer, whose experts share a start."""
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=256,
+        vocab_size=vocabulary,
+        num_local_experts=experts,
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=1,

@@ -3,10 +3,13 @@ dense model with other settings in a few minutes, and the real one."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime import one_layer as layer_of_random_weights
 from unbiased_models import TRAINING_CHARACTERS, Model, real_lm, shipped_demo
 
 from ders_core import synthesize
@@ -52,6 +55,18 @@ def _upcycled(work: Path, name: str, steps: int, **settings: Any) -> Model:
     if not (place / "moe").exists():
         synthesize(place / "upcycled", place / "moe")
     return Model(place / "moe", parent.calibration_text, parent.heldout_text)
+
+
+def one_layer(work: Path) -> Model:
+    """Random weights: 4 experts of 1024 × 3584, top-2, with the demo's tokenizer and texts. Only
+    the time that it takes tells something."""
+    parent, moe = shipped_demo(work), work / "one-layer" / "moe"
+    if not moe.exists():
+        vocabulary = json.loads((parent.moe / "config.json").read_text())["vocab_size"]
+        layer_of_random_weights(moe, 1024, 3584, experts=4, vocabulary=vocabulary)
+        for file in parent.moe.glob("*token*"):
+            shutil.copy(file, moe)
+    return Model(moe, parent.calibration_text, parent.heldout_text)
 
 
 MODELS: Mapping[str, Callable[[Path], Model]] = {

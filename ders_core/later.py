@@ -51,7 +51,11 @@ else:
             module = self.__dict__.get("imported")
             if module is None:  # asked for whole: another thread may be importing it just now
                 self.__dict__["imported"] = module = import_module(self.__name__)
-            return getattr(module, name)
+            value = getattr(module, name)
+            self.__dict__[name] = (
+                value  # found there from now on: this function takes a microsecond
+            )
+            return value
 
     np, pd, torch = _Later("numpy"), _Later("pandas"), _Later("torch")
     pa, pq = _Later("pyarrow"), _Later("pyarrow.parquet")

@@ -33,6 +33,7 @@ from ders_core.pipeline.quality import (
 )
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.answers import answers
+from ders_core.ui.asked_tasks import asked_tasks, tasks_field, tasks_table
 from ders_core.ui.decision_report import report_button
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_notes import describe_form, written
@@ -123,6 +124,7 @@ def new_run() -> None:
                 "Start", type="primary", icon=":material/play_arrow:", key="run_start"
             )
             trusted = trust_switch(source, "run_trust")
+            tasks = tasks_field(source)
     if not started:
         return
     try:
@@ -143,6 +145,7 @@ def new_run() -> None:
                 "text": texts,
                 "max_tokens": int(tokens),
                 "trust_remote_code": trusted,
+                **asked_tasks(tasks, trusted=trusted),
             },
         )
     except DersError as error:
@@ -170,8 +173,11 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
     """Table and plot of a page of ended runs. rows: one for each. Returns the selected ones."""
     ids = rows["id"].tolist()
     follow(TABLE, ids, ADDRESS)
-    domains = [name for name in map(str, rows.columns) if name.startswith(runs.DOMAIN)]
-    shown = ["name", "state", *runs.COLUMNS, *domains, "device", *runs.WRITTEN, "remark"]
+    domains, tasks = (
+        [name for name in map(str, rows.columns) if name.startswith(begin)]
+        for begin in (runs.DOMAIN, runs.TASK)
+    )
+    shown = ["name", "state", *runs.COLUMNS, *domains, *tasks, "device", *runs.WRITTEN, "remark"]
     percent = {figure.key: figure.scale for figure in COMPARED} | {"ratio": 100.0}
     event = st.dataframe(
         rows[["id", *shown]].assign(
@@ -193,6 +199,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
             ),
             **{figure.key: figure_column(figure) for figure in COMPARED},
             **{name: text_column(name.removeprefix(runs.DOMAIN)) for name in domains},
+            **{name: task_column(name.removeprefix(runs.TASK)) for name in tasks},
             **{figure.key: figure_column(figure, runs.MEAN) for figure in runs.MEANS},
         },
     )
@@ -221,6 +228,13 @@ def text_column(name: str) -> Any:
     """The KL on one of several texts."""
     return st.column_config.NumberColumn(
         f"KL, {visible(name)}", format=KL.format, help="KL on the text of this name alone."
+    )
+
+
+def task_column(label: str) -> Any:
+    """What was reached on a task. label: task and metric."""
+    return st.column_config.NumberColumn(
+        visible(label), format="%.4g", help="Reached on this task of lm-eval, by this metric."
     )
 
 
@@ -314,6 +328,8 @@ def details(job: Job) -> None:
         if result is not None and result.quality is not None:
             texts_table(result.quality)
             worst_tokens(result.quality, f"worst_{job.id}")
+        if result is not None:
+            tasks_table(result.tasks)
         if result is not None:
             groups_table(result)
             others_table(result)

@@ -1,6 +1,8 @@
-"""What `ders eval` prints of each text alone, and of the tokens that changed most."""
+"""What `ders eval` prints."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ders_core.cli.console import print_table
 from ders_core.pipeline.quality import (
@@ -15,8 +17,10 @@ from ders_core.pipeline.quality import (
     DomainQuality,
     Figure,
     Quality,
+    evaluated_rows,
     kl_text,
 )
+from ders_core.pipeline.task_scores import TaskScore
 from ders_core.units import visible
 
 DOMAIN_COLUMNS = (
@@ -33,7 +37,21 @@ CONTEXT_SHOWN = 60
 """Characters before a token that fit into a line."""
 
 
-def print_domains(quality: Quality) -> None:
+def print_quality(quality: Quality) -> None:
+    """All texts together, each alone, and the tokens that changed most."""
+    print_table(["", ""], [list(row) for row in evaluated_rows(quality.to_dict())])
+    _print_domains(quality)
+    _print_worst(quality)
+
+
+def print_tasks(scores: Sequence[TaskScore]) -> None:
+    """A row for each metric of each task; nothing without tasks."""
+    if scores:
+        rows = [[score.task, score.metric, score.text, str(score.samples)] for score in scores]
+        print_table(["task", "metric", "reached", "questions"], rows)
+
+
+def _print_domains(quality: Quality) -> None:
     """A row for each text with a name; what was not measured has no column."""
     if not quality.domains:
         return
@@ -56,7 +74,7 @@ def _cell(domain: DomainQuality, figure: Figure) -> str:
     return kl_text(domain.model_dump()) if figure is KL else figure.text(value)
 
 
-def print_worst(quality: Quality) -> None:
+def _print_worst(quality: Quality) -> None:
     """The tokens with the largest KL, each after the text before it; line ends are escaped."""
     if not quality.worst:
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ders_core.cli.console import STARTING, print_json, print_line, print_table, progress_bar
-from ders_core.cli.evaluation import print_domains, print_worst
+from ders_core.cli.evaluation import print_quality, print_tasks
 from ders_core.cli.options import (
     CheckpointArg,
     DeviceOption,
@@ -18,20 +18,33 @@ from ders_core.cli.options import (
     TextOption,
     TrustOption,
 )
+from ders_core.errors import EvaluationError
 from ders_core.units import bytes_text, share_text
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model, packed or not")],
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--text",
             metavar="[NAME=]PATH",
             help="UTF-8 text, .jsonl of texts or chats, or a directory of them; may be repeated. "
             "Texts with names are measured apart too",
         ),
-    ],
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="TASK",
+            help="also, or instead of a text: a task of lm-eval, such as arc_easy, or a task file; "
+            "may be repeated",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="questions of each task, at most")
+    ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
     ] = None,
@@ -43,34 +56,57 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Perplexity; with --reference also KL with its interval, the tokens that changed most, top-1
-    agreement and routing agreement."""
+    agreement and routing agreement. With --tasks what a model reaches on tasks of lm-eval."""
     from ders_core.files.named_texts import parse_named
-    from ders_core.pipeline.quality import evaluated_rows
+    from ders_core.pipeline.quality import Quality
+    from ders_core.pipeline.task_scores import TaskScore, parse_tasks
     from ders_core.runtime.modes import parse_mode
 
     mode = parse_mode(experts)
+    if not text and not tasks:
+        raise EvaluationError("nothing is asked; give a --text to measure on, or --tasks")
+    named, asked = parse_named(text or ()), parse_tasks(tasks) if tasks else ()
+    quality: Quality | None = None
+    scores: tuple[TaskScore, ...] = ()
     with progress_bar("eval", hidden=as_json) as progress:
         progress(0, 0, STARTING)
         from ders_core.compute.precision import parse_dtype
         from ders_core.evaluate import evaluate as run_evaluate
+        from ders_core.evaluate.tasks import check_tasks, evaluate_tasks
 
-        quality = run_evaluate(
-            model,
-            reference,
-            text=parse_named(text),
-            device=device,
-            max_tokens=max_tokens,
-            dtype=parse_dtype(dtype),
-            trust_remote_code=trust_remote_code,
-            mode=mode,
-            progress=progress,
-        )
+        check_tasks(asked, trust_remote_code=trust_remote_code)
+        if text:
+            quality = run_evaluate(
+                model,
+                reference,
+                text=named,
+                device=device,
+                max_tokens=max_tokens,
+                dtype=parse_dtype(dtype),
+                trust_remote_code=trust_remote_code,
+                mode=mode,
+                progress=progress,
+            )
+        if asked:
+            scores = evaluate_tasks(
+                model,
+                asked,
+                reference,
+                limit=limit,
+                device=device,
+                dtype=parse_dtype(dtype),
+                trust_remote_code=trust_remote_code,
+                mode=mode,
+                progress=progress,
+            )
     if as_json:
-        print_json(quality.to_dict())
+        measured = quality.to_dict() if quality else {}
+        tables = {"tasks": [score.model_dump(mode="json") for score in scores]} if scores else {}
+        print_json(measured | tables)
         return
-    print_table(["", ""], [list(row) for row in evaluated_rows(quality.to_dict())])
-    print_domains(quality)
-    print_worst(quality)
+    if quality:
+        print_quality(quality)
+    print_tasks(scores)
 
 
 def calibrate(

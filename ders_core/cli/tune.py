@@ -43,6 +43,10 @@ def tune(
         float | None,
         typer.Option("--max-kl", help="instead of a budget: nats a token, with the least bytes"),
     ] = None,
+    max_rise: Annotated[
+        str | None,
+        typer.Option("--max-rise", help="instead of a budget: of the perplexity, such as 1%"),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +74,22 @@ def tune(
     forbid: Annotated[
         list[str] | None,
         typer.Option("--forbid", metavar="CODEC", help="a codec not to use; may be repeated"),
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pin",
+            metavar="LAYERS=CODEC",
+            help="the codec of deltas in these layers: 0,5-7=quantized; may be repeated",
+        ),
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--floor",
+            metavar="LAYERS=BITS",
+            help="bits a weight that matrices of these layers take at least; may be repeated",
+        ),
     ] = None,
     pareto: Annotated[
         Path | None,
@@ -101,13 +121,11 @@ def tune(
     from ders_core.files.output import new_file, new_target
     from ders_core.files.writer import write_text
     from ders_core.packed.open import open_checkpoint
-    from ders_core.tune.constraints import Constraint
-    from ders_core.tune.demand import check_known, demanded_bound, kept_layers
+    from ders_core.tune.demand import check_known, constraints_of, demanded_bound
 
-    bound = demanded_bound(budget, max_kl)
+    bound = demanded_bound(budget, max_kl, max_rise)
     check_known(calibration, text)
-    constraints = [kept_layers(keep)] if keep is not None else []
-    constraints += [Constraint(without=tuple(forbid))] if forbid else []
+    constraints = constraints_of(keep, forbid or (), pin or (), floor or ())
     source = open_checkpoint(checkpoint)
     target = new_target(output)
     if (pareto is None) != (not heldout):

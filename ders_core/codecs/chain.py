@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -23,7 +23,7 @@ from ders_core.codecs.codec import (
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedSum
-from ders_core.codecs.synthesis import combine, difference
+from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError
 from ders_core.files.dtype import Dtype
@@ -162,21 +162,19 @@ class Chain(DeltaCodec):
             first += other
         return first
 
-    def tried(
-        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
-    ) -> tuple[torch.Tensor, float]:
-        delta, nbytes = self.tried_delta(difference(weight, base), context)
-        return combine(base, delta.to(base.device)), nbytes
-
-    def tried_delta(
-        self, delta: torch.Tensor, context: EncodeContext
-    ) -> tuple[torch.Tensor, float]:
-        rest, decoded, nbytes = delta, torch.zeros_like(delta), 0.0
-        for number, stage in enumerate(self.stages):
-            of_stage, stage_bytes = stage.tried_delta(rest, _of_stage(context, number))
-            rest, decoded = rest - of_stage, decoded + of_stage
-            nbytes += stage_bytes
-        return decoded, nbytes
+    def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:
+        """What stages before the last leave is made once for all chains that begin with them."""
+        *before, last = self.stages
+        rest, given, nbytes = delta, list[torch.Tensor](), 0.0
+        for number, stage in enumerate(before):
+            after = _after(number, stage, rest, context)
+            rest, nbytes = after.rest, nbytes + after.nbytes
+            given.append(after.given)
+        of_last, last_bytes = last.tried_delta(rest, _of_stage(context, len(before)))
+        decoded, *others = (*given, of_last)
+        for other in others:
+            decoded = decoded + other
+        return decoded, nbytes + last_bytes
 
     def product(
         self,
@@ -246,6 +244,30 @@ class Chain(DeltaCodec):
             for number, stage in enumerate(self.stages)
         }
         return Tunable.joined(stages, lambda deltas: torch.stack([*deltas.values()]).sum(0))
+
+
+@dataclass(frozen=True)
+class _After:
+    """What a stage gives of a delta `[out, in]` float32, its ragged bytes, and what is left."""
+
+    given: torch.Tensor
+    nbytes: float
+    rest: TriedDelta
+
+
+def _after(number: int, stage: DeltaCodec, delta: TriedDelta, context: EncodeContext) -> _After:
+    """Of a stage, by its number. context: the chain's."""
+
+    def whole_given() -> torch.Tensor:
+        whole = delta.whole
+        assert whole is not None, "these are not all rows"
+        return _after(number, stage, whole.delta, whole.context).given
+
+    def made() -> _After:
+        given, nbytes = stage.tried_delta(delta, _of_stage(context, number))
+        return _After(given, nbytes, delta.without(given, whole_given))
+
+    return delta.once(("stage", number, stage), made)
 
 
 class _Residuals:

@@ -27,6 +27,7 @@ from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import combine as combine
 from ders_core.codecs.synthesis import difference as difference
+from ders_core.codecs.tried_matrix import TriedDelta, TriedMatrix
 from ders_core.codecs.tunable import Tunable
 from ders_core.errors import CodecError, sentence_of
 from ders_core.files.dtype import Dtype
@@ -217,14 +218,12 @@ class Codec(BaseModel, ABC):
         Raises CodecError if the parts contradict themselves.
         """
 
-    def tried(
-        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
-    ) -> tuple[torch.Tensor, float]:
+    def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """Ŵ as `unpack` would give it, and about the bytes of `ragged` parts, which a codec need
-        not make for that. Parameters are those of `pack`, which raises the same."""
-        parts = self.pack(weight, base, context)
+        not make for that. context: always the same of one matrix. Raises as `pack` does."""
+        parts = self.pack(matrix.weight, matrix.base, context)
         ragged = float(sum(parts[name].nbytes for name in self.ragged))
-        return self.unpack(parts, base, context), ragged
+        return self.unpack(parts, matrix.base, context), ragged
 
     def unpack_as(
         self,
@@ -280,14 +279,20 @@ class DeltaCodec(Codec):
         """The delta `[out, in]` float32, on the device of the parts. Raises CodecError if the
         parts contradict themselves."""
 
-    def tried_delta(
-        self, delta: torch.Tensor, context: EncodeContext
-    ) -> tuple[torch.Tensor, float]:
+    def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
+        delta, nbytes = self.tried_delta(matrix.delta, context)
+        return combine(matrix.base, delta.to(matrix.base.device)), nbytes
+
+    def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """The delta as `decode` would give it, and about the bytes of `ragged` parts; see `tried`.
-        delta: `[out, in]` float32."""
-        parts = self.encode(delta, context)
+        A codec that does not act on rows is tried on all rows that these are of."""
+        whole = delta.whole
+        if whole is not None and not self.acts_by_rows:
+            decoded, nbytes = self.tried_delta(whole.delta, whole.context)
+            return whole.rows_of(decoded), whole.share * nbytes
+        parts = self.encode(delta.matrix, context)
         ragged = float(sum(parts[name].nbytes for name in self.ragged))
-        return self.decode(parts, (delta.shape[0], delta.shape[1]), context), ragged
+        return self.decode(parts, delta.shape, context), ragged
 
     def product(
         self,

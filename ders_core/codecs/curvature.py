@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ders_core.codecs.fitting.once import OfTheLast
 from ders_core.compute.magnitude import scale_of
@@ -42,10 +43,17 @@ class Curvature:
         )
         return cls(columns, rows)
 
-    @property
+    @cached_property
     def total(self) -> float:
         """Σ_ij C_ij."""
         return float(self.rows.double().sum())
+
+    @cached_property
+    def column_roots(self) -> tuple[torch.Tensor, float]:
+        """√ of the columns, float32 `[in]`, over a scale; and that."""
+        root = self.columns.double().sqrt().float()
+        scale = scale_of(root)
+        return root / scale, scale
 
     def of_rows(self, pieces: Sequence[slice]) -> Curvature:
         """The curvature of some rows alone: their C_ij stay."""
@@ -141,9 +149,8 @@ class _Related(_Metric):
 
     @classmethod
     def of(cls, curvature: Curvature, moments: torch.Tensor, device: torch.device) -> _Related:
-        root = curvature.columns.to(device).double().sqrt().float()
-        scale = scale_of(root)
-        return cls(correlation_of(moments).to(device), root / scale, scale)
+        root, scale = curvature.column_roots
+        return cls(correlation_of(moments).to(device), root.to(device), scale)
 
     def values(self, shape: tuple[int, int]) -> int:
         return values_at_once(shape, self.root.device)

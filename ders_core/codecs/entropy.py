@@ -31,7 +31,7 @@ from ders_core.codecs.held_levels import (
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
 from ders_core.codecs.statistics import DeltaStatistics, Expected
-from ders_core.codecs.synthesis import combine, difference
+from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable
 from ders_core.compute import gaussian_error
 from ders_core.errors import CodecError
@@ -232,34 +232,22 @@ class Entropy(DeltaCodec):
         return coder.apart((Unbiased(context.seed),)) if by_chance else coder.apart()
 
     def _by_knob(self, deltas: DeltaEntries, context: EncodeContext) -> torch.Tensor:
-        entries, coded = self._coded_by_knob(deltas, context)
+        entries, coded = self._coded_by_knob(TriedDelta(deltas.matrix), context)
         stream = self._written(entries, coded, context)
         self._check_by_knob(coded, stream.numel(), deltas.shape)
         return stream
 
-    def tried(
-        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
-    ) -> tuple[torch.Tensor, float]:
-        """By a knob no stream is written."""
-        if self.knob is None:
-            return super().tried(weight, base, context)
-        delta, nbytes = self.tried_delta(difference(weight, base), context)
-        return combine(base, delta), nbytes
-
-    def tried_delta(
-        self, delta: torch.Tensor, context: EncodeContext
-    ) -> tuple[torch.Tensor, float]:
+    def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """By a knob no stream is written: its bytes are told from how often each code occurs."""
         if self.knob is None:
             return super().tried_delta(delta, context)
-        deltas = MatrixEntries(delta.cpu())
-        entries, coded = self._coded_by_knob(deltas, context)
-        nbytes = entries.stream_bytes(coded.counts)
-        self._check_by_knob(coded, nbytes, deltas.shape)
+        entries, coded = self._coded_by_knob(delta, context)
+        nbytes = entries.stream_bytes(coded.counts_within)
+        self._check_by_knob(coded, nbytes, delta.shape)
         levels = self._levels(entries, coded, context)
-        return entries.decoded(coded, levels).to(delta.device), nbytes
+        return entries.decoded(coded, levels).to(delta.matrix.device), nbytes
 
-    def _coded_by_knob(self, deltas: DeltaEntries, context: EncodeContext) -> tuple[Entries, Coded]:
+    def _coded_by_knob(self, delta: TriedDelta, context: EncodeContext) -> tuple[Entries, Coded]:
         assert self.knob is not None
         if context.curvature is None:
             raise CodecError(
@@ -268,7 +256,7 @@ class Entropy(DeltaCodec):
             )
         by_chance = Unbiased(context.seed) if self.rounding == "unbiased" else None
         moments = context.moments if self.rounding == "compensated" else None
-        return coded_by_knob(deltas.matrix, self.knob, context.curvature, moments, by_chance)
+        return coded_by_knob(delta, self.knob, context.curvature, moments, by_chance)
 
     def _check_by_knob(self, coded: Coded, nbytes: float, shape: tuple[int, int]) -> None:
         """Raises CodecError if the steps are too fine. nbytes: of the stream."""

@@ -13,6 +13,7 @@ from ders_core.codecs.coding.earlier import lossless_stream
 from ders_core.codecs.coding.stream import Reader, damaged
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.statistics import DeltaStatistics, Expected
+from ders_core.codecs.tried_matrix import TriedMatrix
 from ders_core.compute.buffers import fresh
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
@@ -63,11 +64,10 @@ class Lossless(Codec):
             stream = torch.cat([torch.tensor([RAW], dtype=torch.uint8), raw])
         return {"stream": stream.to(weight.device)}
 
-    def tried(
-        self, weight: torch.Tensor, base: torch.Tensor, context: EncodeContext
-    ) -> tuple[torch.Tensor, float]:
+    def tried(self, matrix: TriedMatrix, context: EncodeContext) -> tuple[torch.Tensor, float]:
         """It comes back as it was."""
-        return weight, float(self.pack(weight, base, context)["stream"].nbytes)
+        parts = self.pack(matrix.weight, matrix.base, context)
+        return matrix.weight, float(parts["stream"].nbytes)
 
     def unpack(
         self, parts: Mapping[str, torch.Tensor], base: torch.Tensor, context: EncodeContext

@@ -20,6 +20,7 @@ from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import add
+from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable, TunedKind
 from ders_core.compute.buffers import fresh
 from ders_core.compute.krylov import Dense
@@ -218,11 +219,35 @@ class LowRank(DeltaCodec):
             rank = min(int(torch.searchsorted(pooled.cumsum(0), target)) + 1, pooled.numel())
         return self.model_copy(update={"energy": None, "rank": rank})
 
+    def tried_delta(self, delta: TriedDelta, context: EncodeContext) -> tuple[torch.Tensor, float]:
+        """Directions are found once for all that have them in common: an exact SVD for all ranks,
+        others for each."""
+        if delta.whole is not None:
+            return super().tried_delta(delta, context)
+        rank, matrix = self._rank(delta.shape, Dtype.of(context.dtype)), delta.matrix
+        found = None if self._is_exact(delta.shape, rank) else rank
+        metric = delta.once("metric", lambda: _metric(matrix, context))
+        left, sigma, right = delta.once(
+            ("directions", found), lambda: self._directions(matrix, metric, found, context.seed)
+        )
+        triples = left[:, :rank], sigma[:rank], right[:rank]
+        parts = self._encoded(matrix, triples, metric, context)
+        return self.decode(parts, delta.shape, context), 0.0
+
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
-        rank = self._rank((delta.shape[0], delta.shape[1]), Dtype.of(context.dtype))
-        metric = None if context.moments is None else metric_of(context.moments.to(delta.device))
-        left, sigma, right = self._directions(delta, metric, rank, context.seed)
-        root = sigma.sqrt()
+        shape = (delta.shape[0], delta.shape[1])
+        rank = self._rank(shape, Dtype.of(context.dtype))
+        found = None if self._is_exact(shape, rank) else rank
+        metric = _metric(delta, context)
+        left, sigma, right = self._directions(delta, metric, found, context.seed)
+        return self._encoded(delta, (left[:, :rank], sigma[:rank], right[:rank]), metric, context)
+
+    def _encoded(
+        self, delta: torch.Tensor, triples: Triples, metric: Metric | None, context: EncodeContext
+    ) -> Parts:
+        """From the triples that are kept."""
+        left, sigma, right = triples
+        rank, root = len(sigma), sigma.sqrt()
         left, right = left * root, root[:, None] * right
         if metric is not None:
             right = metric.plain(right)
@@ -332,16 +357,21 @@ class LowRank(DeltaCodec):
         return asked or not has_room(shape, rank)
 
     def _directions(
-        self, delta: torch.Tensor, metric: Metric | None, rank: int, seed: int
+        self, delta: torch.Tensor, metric: Metric | None, rank: int | None, seed: int
     ) -> Triples:
-        """The leading singular triples of Δ, or of Δ weighed: `[out, r]`, `[r]`, `[r, in]`."""
-        shape = (delta.shape[0], delta.shape[1])
-        if self._is_exact(shape, rank):
+        """The leading singular triples of Δ, or of Δ weighed: `[out, r]`, `[r]`, `[r, in]`. rank:
+        None for all of them, by an exact SVD."""
+        if rank is None:
             matrix = delta if metric is None else metric.weighed(delta)
             left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
-            return left[:, :rank], sigma[:rank], right[:rank]
+            return left, sigma, right
         scale = scale_of(delta)
         unit = delta if scale == 1 else delta / scale
         operator = Dense(unit) if metric is None else Weighed(unit, metric)
         left, sigma, right = leading(operator, rank, seed)
         return left, sigma * scale, right
+
+
+def _metric(delta: torch.Tensor, context: EncodeContext) -> Metric | None:
+    """Of its inputs; None without a calibration."""
+    return None if context.moments is None else metric_of(context.moments.to(delta.device))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ders_core.codecs import Codec, EncodeContext
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.synthesis import combine
+from ders_core.codecs.tried_matrix import TriedMatrix, WholeDelta
 from ders_core.compute.pieces import chunk_values, row_pieces
 from ders_core.decompose.distortion import Squares, compare, output_pieces
 from ders_core.later import torch
@@ -98,7 +99,7 @@ class Losses:
 class Judge:
     """Says what a matrix loses. weight, start: `[out, in]` in storage dtype, and what its delta is
     taken against. The rest: as of
-    `ders_core.pipeline.knowledge.encode_expert`."""
+    `ders_core.pipeline.knowledge.encode_expert`. find_whole: as of `TriedMatrix`."""
 
     weight: torch.Tensor
     start: torch.Tensor
@@ -107,13 +108,18 @@ class Judge:
     router: Curvature | None = None
     inputs: Inputs | None = None
     shrinks: bool = True
+    find_whole: Callable[[], WholeDelta] | None = None
 
     def tried(self, codec: Codec) -> tuple[Losses, float]:
         """What it loses in a codec whose delta is added to what it is taken against, and about the
         bytes of `ragged` parts. Raises CodecError."""
-        synthesized, ragged = codec.tried(self.weight, self.start, self.context)
+        synthesized, ragged = codec.tried(self._matrix, self.context)
         squares = compare(synthesized, self.weight, self.start)
         return self.losses(synthesized, synthesized, squares, squares, Probe()), ragged
+
+    def ragged_bytes(self, codec: Codec) -> float:
+        """The second alone. Raises CodecError."""
+        return codec.tried(self._matrix, self.context)[1]
 
     def losses(
         self,
@@ -143,6 +149,10 @@ class Judge:
         return Losses(
             squares, own, output, self._energy, noise_cost, router_noise, probe, correlated
         )
+
+    @cached_property
+    def _matrix(self) -> TriedMatrix:
+        return TriedMatrix(self.weight, self.start, self.find_whole)
 
     @cached_property
     def _energy(self) -> float:

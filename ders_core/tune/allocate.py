@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ders_core.errors import RecipeError
+from ders_core.later import np
 from ders_core.tune.bounds import Bound, Measure
 from ders_core.tune.constraints import Constraint
 from ders_core.tune.coupling import Loss, Slopes
-from ders_core.tune.knapsack import Solution, least_loss, least_size
+from ders_core.tune.knapsack import Options, Solution, least_loss, least_size, nearly_least_loss
 from ders_core.tune.problem import Problem
 from ders_core.tune.refine import Picked, refined
 from ders_core.tune.scores import Candidate, Scores, UnitScores
@@ -29,6 +30,12 @@ go to and fro."""
 
 TRIES, NEAR = 24, 2e-3
 """Sizes that are tried for a bound of KL; how near to it is near enough, as a share."""
+
+SMALL = 1000
+"""Candidates of all units up to which sums are searched in each round, and not at the end alone."""
+
+HALVED, EDGE = 4, 0.05
+"""Each of so many tries is in the middle; the others stay this far from the ends, as a share."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Allocation:
 @dataclass(frozen=True)
 class _Draft:
     """An allocation before it is refined. most: as of `Allocation`. slopes: near which losses were
-    added up. solution: with the least sum."""
+    added up. solution: with about the least sum."""
 
     picked: Picked
     most: float
@@ -95,10 +102,12 @@ class Solver:
         """Raises RecipeError if the constraints leave a unit nothing."""
         self._scores = scores
         self._problem = Problem.of(scores, measure, constraints, friendly=friendly)
+        is_small = self._problem.candidate_count <= SMALL
+        self._least_sum = least_loss if is_small else nearly_least_loss
 
     def solve(self, bound: Bound) -> Allocation:
         """As the function of this name. bound: of the solver's measure."""
-        draft, problem = self._draft(bound), self._problem
+        draft, problem = self._searched(self._draft(bound)), self._problem
         limit = draft.most - problem.size_beside
         picked = refined(problem, self._scores.coupling, draft.picked, limit)
         return self._allocation(bound, draft, picked)
@@ -107,6 +116,20 @@ class Solver:
         """Sooner than `solve`, and not refined: it may lose a little more."""
         draft = self._draft(bound)
         return self._allocation(bound, draft, draft.picked)
+
+    def _searched(self, draft: _Draft) -> _Draft:
+        """The best sum near the point that was found, if it is better by the whole too."""
+        tables = [choice.options(draft.slopes) for choice in self._problem.choices]
+        limit = draft.most - self._problem.size_beside
+        solution = least_loss([options for options, _ in tables], limit)
+        assert solution is not None, "the draft keeps to the limit"
+        picked = self._picked(tables, solution)
+        better = min(draft.picked, picked, key=lambda each: each.kl)
+        return replace(draft, picked=better, solution=solution)
+
+    def _picked(self, tables: Sequence[tuple[Options, np.ndarray]], solution: Solution) -> Picked:
+        picks = [pairs[n] for (_, pairs), n in zip(tables, solution.chosen, strict=True)]
+        return Picked.of(self._problem, self._scores.coupling, picks)
 
     def _draft(self, bound: Bound) -> _Draft:
         if bound.measure == "kl":
@@ -130,29 +153,31 @@ class Solver:
     def _nothing(self) -> Loss:
         return self._problem.loss([None] * len(self._scores.units))
 
-    def _least_kl(self, bound: Bound, most: float) -> _Draft:
-        """In rounds: losses are added up as they meet near what was found so far."""
+    def _least_kl(self, bound: Bound, most: float, near: Slopes | None = None) -> _Draft:
+        """In rounds: losses are added up as they meet near what was found so far. near: slopes of
+        another size."""
         problem, coupling = self._problem, self._scores.coupling
         best: _Draft | None = None
-        slopes, idle = coupling.apart(self._nothing), 0
+        slopes, idle = near or coupling.apart(self._nothing), 0
         for number in range(ROUNDS):
             tables = [choice.options(slopes) for choice in problem.choices]
             options = [each for each, _ in tables]
-            solution = least_loss(options, most - problem.size_beside)
+            solution = self._least_sum(options, most - problem.size_beside)
             if solution is None:
                 raise self._refusal(bound, least_size(options) + problem.size_beside)
-            picks = [pairs[n] for (_, pairs), n in zip(tables, solution.chosen, strict=True)]
-            picked, idle = Picked.of(problem, coupling, picks), idle + 1
+            picked, idle = self._picked(tables, solution), idle + 1
             if best is None or picked.kl < best.picked.kl:
                 best, idle = _Draft(picked, most, slopes, solution), 0
             if idle == PATIENCE:
                 break
-            slopes = slopes.towards(coupling.slopes(picked.loss), DAMPING if number else 1.0)
+            step = DAMPING if number or near else 1.0
+            slopes = slopes.towards(coupling.slopes(picked.loss), step)
         assert best is not None, "the first round finds something"
         return best
 
     def _least_bytes(self, bound: Bound) -> _Draft:
-        """By halving between the smallest size that there is and one that loses nothing."""
+        """Between the smallest size that there is and one that loses nothing: where a power of the
+        size would keep to the bound, and now and then in the middle."""
         problem = self._problem
         slopes = self._scores.coupling.apart(self._nothing)
         options = [choice.options(slopes)[0] for choice in problem.choices]
@@ -163,15 +188,21 @@ class Solver:
                 f"no choice keeps to {bound.label}: the least that is predicted is "
                 f"{best.picked.kl:.3g}; give a larger one, or fewer constraints"
             )
-        high = problem.size_of(best.picked.picks)
-        for _ in range(TRIES):
+        high, too_much = problem.size_of(best.picked.picks), 0.0
+        for number in range(TRIES):
             if high - low <= NEAR * high or best.picked.kl >= bound.most * (1 - NEAR):
                 break
-            tried = self._least_kl(bound, math.sqrt(low * high))
+            share = 0.5
+            if number % HALVED and 0 < best.picked.kl < too_much:
+                ratio = math.log(too_much / bound.most) / math.log(too_much / best.picked.kl)
+                share = min(max(ratio, EDGE), 1 - EDGE)
+            size = low * (high / low) ** share
+            near = best.slopes if number % HALVED else None
+            tried = self._searched(self._least_kl(bound, size, near))
             if tried.picked.kl <= bound.most:
                 best, high = tried, problem.size_of(tried.picked.picks)
             else:
-                low = tried.most
+                low, too_much = tried.most, tried.picked.kl
         return replace(best, most=high)
 
     def _allocation(self, bound: Bound, draft: _Draft, picked: Picked) -> Allocation:

@@ -59,6 +59,23 @@ def least_size(choices: Sequence[Options]) -> float:
 
 def least_loss(choices: Sequence[Options], limit: float) -> Solution | None:
     """The best found; None if not even the smallest options fit."""
+    priced = _priced(choices, limit)
+    if priced is None:
+        return None
+    found, price = priced
+    if found.loss - found.bound <= CLOSE * abs(found.bound):
+        return found
+    return _searched(choices, found, limit, price)
+
+
+def nearly_least_loss(choices: Sequence[Options], limit: float) -> Solution | None:
+    """By prices and moves alone, a hundredth of the work; None as of `least_loss`."""
+    priced = _priced(choices, limit)
+    return priced and priced[0]
+
+
+def _priced(choices: Sequence[Options], limit: float) -> tuple[Solution, float] | None:
+    """And the price of size that gave the best bound."""
     table = _Table.of(choices)
     smallest = table.sizes.argmin(1)
     if table.size_of(smallest) > limit:
@@ -66,10 +83,7 @@ def least_loss(choices: Sequence[Options], limit: float) -> Solution | None:
     chosen, bound, price = table.priced(limit, smallest)
     chosen = table.filled(chosen, limit)
     loss = table.loss_of(chosen)
-    found = Solution(chosen, table.size_of(chosen), loss, bound, loss <= bound)
-    if loss - bound <= CLOSE * abs(bound):
-        return found
-    return _searched(choices, found, limit, price)
+    return Solution(chosen, table.size_of(chosen), loss, bound, loss <= bound), price
 
 
 @dataclass(frozen=True)

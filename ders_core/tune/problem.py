@@ -234,6 +234,11 @@ class Problem:
         beside = 0.0 if measure == "bits" else float(scores.bytes_beside)
         return cls(scores, tuple(choices), beside)
 
+    @property
+    def candidate_count(self) -> int:
+        """Of all units."""
+        return sum(len(table.sizes) for choice in self.choices for table in choice.tables)
+
     def candidates(self, picks: Sequence[np.ndarray]) -> list[Candidate | None]:
         """Of each unit, from the candidates that were picked of each choice's tables: int64
         `[tables]` each."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 
 from ders_core.codecs import Codec
 from ders_core.codecs.group import GroupCodec
+from ders_core.codecs.tried_matrix import WholeDelta
 from ders_core.decompose.decomposition import Decomposition
+from ders_core.errors import CodecError
 from ders_core.later import torch
 from ders_core.pipeline.judge import Judge
 from ders_core.pipeline.knowledge import Knowledge
@@ -38,68 +41,99 @@ class Tried:
 @dataclass(frozen=True)
 class Sampled:
     """rows: which are tried. decomposition: of these. weights: of the chosen matrices, in storage
-    dtype. known: of these rows. seed: the recipe's."""
+    dtype. known: of these rows. seed: the recipe's. whole: of a matrix, all rows of its delta, for
+    codecs that do not act on rows; None where there are none."""
 
     rows: Rows
     decomposition: Decomposition
     weights: dict[int, torch.Tensor]
     known: Knowledge
     seed: int
+    whole: Callable[[int], WholeDelta] | None = None
 
     @classmethod
-    def of(cls, rows: Rows, decomposition: Decomposition, known: Knowledge, seed: int) -> Sampled:
+    def of(
+        cls,
+        rows: Rows,
+        decomposition: Decomposition,
+        known: Knowledge,
+        seed: int,
+        whole: Callable[[int], WholeDelta] | None = None,
+    ) -> Sampled:
         """known: of all rows."""
         weights = {number: decomposition.weight(number) for number in rows.chosen}
-        return cls(rows, decomposition, weights, known.of_rows(rows.pieces, rows.share), seed)
+        of_rows = known.of_rows(rows.pieces, rows.share)
+        return cls(rows, decomposition, weights, of_rows, seed, whole)
 
-    def tried(self, codec: Codec, chosen: Sequence[int]) -> Tried:
-        """Of some of the chosen matrices. Raises CodecError."""
-        rows = replace(self.rows, chosen=list(chosen))
-        matrices = self._matrices(codec, chosen)
-        first = rows.chosen[:1] == self.rows.chosen[:1]
-        if not first or rows.share == 1 or not codec.ragged or len(rows.pieces) < 2:
-            return Tried(rows, matrices, 0.0)
-        halves = sum(half._matrices(codec, chosen[:1])[0].ragged for half in self._halves)
-        whole = matrices[0].ragged
-        return Tried(rows, matrices, float(min(max(halves - whole, 0), whole)))
-
-    def _matrices(self, codec: Codec, chosen: Sequence[int]) -> list[SampledMatrix]:
-        same = GroupCodec.same(codec, self.decomposition.group.shape[0])
-        fitted = same.fit(self.decomposition.deltas)
-        matrices = []
-        for number in chosen:
-            losses, ragged = self._judges[number].tried(fitted.expert(number))
-            matrices.append(SampledMatrix(losses, round(ragged)))
-        return matrices
-
-    @cached_property
-    def _judges(self) -> dict[int, Judge]:
-        """Of each matrix, which keep what all codecs have in common."""
-        known, group = self.known, self.decomposition.group
+    def tried(self, codecs: Sequence[Codec], chosen: Sequence[int]) -> dict[Codec, Tried]:
+        """Of some of the chosen matrices in each codec, but for those whose steps are too fine for
+        the values."""
+        rows, tables = replace(self.rows, chosen=list(chosen)), dict[Codec, float]()
+        first = self._matrices(codecs, chosen[:1])
+        has_first = rows.chosen[:1] == self.rows.chosen[:1]
+        if has_first and rows.share < 1 and len(rows.pieces) > 1:
+            tables = self._tables({codec: each[0].ragged for codec, each in first.items()})
+        others = self._matrices(list(first), chosen[1:])
         return {
-            number: Judge(
-                weight,
-                self.decomposition.base_of(number),
-                known.context(group, number, self.seed),
-                known.charge(number),
-                known.router(number),
-                known.inputs,
-                known.shrinks,
-            )
-            for number, weight in self.weights.items()
+            codec: Tried(rows, first[codec] + each, tables.get(codec, 0.0))
+            for codec, each in others.items()
         }
 
-    @cached_property
-    def _halves(self) -> tuple[Sampled, Sampled]:
-        """Every other piece of the first matrix, and the rest of it."""
-        return self._half(0), self._half(1)
+    def _tables(self, wholes: Mapping[Codec, int]) -> dict[Codec, float]:
+        """`Tried.table` of each codec. wholes: bytes of the first matrix."""
+        ragged = [codec for codec in wholes if codec.ragged]
+        (number, *_), fitted = self.rows.chosen, self._fitted(ragged)
+        judges = [self._half(first)._judge(number) for first in (0, 1)]
+        tables = dict[Codec, float]()
+        for codec in ragged:
+            with suppress(CodecError):
+                halves = sum(judge.ragged_bytes(fitted[codec].expert(number)) for judge in judges)
+                tables[codec] = min(max(halves - wholes[codec], 0.0), float(wholes[codec]))
+        return tables
+
+    def _fitted(self, codecs: Sequence[Codec]) -> dict[Codec, GroupCodec]:
+        count, deltas = self.decomposition.group.shape[0], self.decomposition.deltas
+        return {codec: GroupCodec.same(codec, count).fit(deltas) for codec in codecs}
+
+    def _matrices(
+        self, codecs: Sequence[Codec], chosen: Sequence[int]
+    ) -> dict[Codec, list[SampledMatrix]]:
+        """Matrix after matrix, so that what codecs have in common is kept for one at a time."""
+        fitted = self._fitted(codecs)
+        found: dict[Codec, list[SampledMatrix]] = {codec: [] for codec in codecs}
+        for number in chosen:
+            judge = self._judge(number)
+            for codec in list(found):
+                try:
+                    losses, ragged = judge.tried(fitted[codec].expert(number))
+                except CodecError:
+                    del found[codec]
+                    continue
+                found[codec].append(SampledMatrix(losses, round(ragged)))
+        return found
+
+    def _judge(self, number: int) -> Judge:
+        """Of a matrix; it keeps what all codecs have in common."""
+        known = self.known
+        return Judge(
+            self.weights[number],
+            self.decomposition.base_of(number),
+            known.context(self.decomposition.group, number, self.seed),
+            known.charge(number),
+            known.router(number),
+            known.inputs,
+            known.shrinks,
+            None if self.whole is None else partial(self.whole, number),
+        )
 
     def _half(self, first: int) -> Sampled:
+        """Every other piece of the first matrix, from the first or the second one on."""
         at, places = 0, list[slice]()
         for piece in self.rows.pieces:
             places.append(slice(at, at + piece.stop - piece.start))
             at = places[-1].stop
         some = places[first::2]
+        whole, pieces = self.whole, self.rows.pieces[first::2]
         group = self.decomposition.group.of_rows(some)
         base = torch.cat([self.decomposition.base[piece] for piece in some])
         share = sum(piece.stop - piece.start for piece in some) / at
@@ -109,4 +143,12 @@ class Sampled:
             for number in rows.chosen
         }
         decomposition = replace(self.decomposition, group=group, base=base)
-        return Sampled(rows, decomposition, weights, self.known.of_rows(some, share), self.seed)
+        known = self.known.of_rows(some, share)
+        return Sampled(
+            rows,
+            decomposition,
+            weights,
+            known,
+            self.seed,
+            None if whole is None else lambda number: replace(whole(number), pieces=pieces),
+        )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import TypeVar
+from functools import cached_property, lru_cache
 
 from ders_core.checkpoint import ExpertGroup, OtherTensor
 from ders_core.codecs import Codec, Keep
 from ders_core.codecs.curvature import Curvature
-from ders_core.codecs.group import BaseForm, GroupCodec
+from ders_core.codecs.group import GroupCodec
+from ders_core.codecs.tried_matrix import TriedDelta, WholeDelta
 from ders_core.decompose.base import BaseContext
-from ders_core.decompose.decomposition import without_base
-from ders_core.decompose.distortion import compare
+from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.errors import CodecError
-from ders_core.later import torch
-from ders_core.pipeline.encoder import store_bases
 from ders_core.pipeline.judge import Losses
 from ders_core.pipeline.knowledge import Knowledge
 from ders_core.pipeline.plan import PIECE
@@ -24,6 +22,7 @@ from ders_core.pipeline.sampling import Rows, SampledMatrix, evenly, foretold_by
 from ders_core.recipe import Recipe
 from ders_core.tune.first_look import near_the_best
 from ders_core.tune.sampled import Sampled, Tried
+from ders_core.tune.sampled_base import SampledBase
 from ders_core.tune.scores import Candidate
 
 SAMPLE = 1 << 18
@@ -37,9 +36,8 @@ FEW_EXPERTS = 2
 """Experts on which all codecs are tried."""
 
 WHOLE_EXPERTS = 2
-"""Experts that are encoded whole, with codecs that do not act on rows."""
-
-T = TypeVar("T")
+"""Experts that are encoded whole, with codecs that do not act on rows; they are judged by as many
+values of each as SAMPLE."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +56,37 @@ class GroupScorer:
         if not self.per_expert:
             return [self._of_group(codecs)]
         every = range(self.group.shape[0])
-        tried = list(_each(codecs, lambda codec: self._sampled(codec).tried(codec, every)))
-        return [tuple(self._candidate(*pair, [number]) for pair in tried) for number in every]
+        tried = self._tried(codecs, lambda sampled: every)
+        return [
+            tuple(self._candidate(*pair, [number]) for pair in tried.items()) for number in every
+        ]
 
     def _of_group(self, codecs: Sequence[Codec]) -> tuple[Candidate, ...]:
         """All codecs are tried on few experts, and on the others those that may be in a recipe."""
-        few = dict(_each(codecs, self._tried_on_few))
+        few = self._tried(codecs, _few)
         candidates = [self._candidate(*pair) for pair in few.items()]
         near = near_the_best(candidates, sum(self.known.removal))
         pairs = list(zip(candidates, near, strict=True))
-
-        def tried_on_all(codec: Codec) -> Tried:
-            rest = self._sampled(codec).rows.chosen
-            more = [number for number in rest if number not in few[codec].rows.chosen]
-            if not more:
-                return few[codec]
-            return few[codec].with_more(self._sampled(codec).tried(codec, more))
-
-        again = dict(_each([each.codec for each, is_near in pairs if is_near], tried_on_all))
+        some = [each.codec for each, is_near in pairs if is_near]
+        more = self._tried(some, _but_few)
+        again = {codec: few[codec].with_more(more[codec]) for codec in some if codec in more}
         return tuple(
             self._candidate(each.codec, again[each.codec]) if is_near else each
             for each, is_near in pairs
             if not is_near or each.codec in again
         )
 
-    def _tried_on_few(self, codec: Codec) -> Tried:
-        sampled = self._sampled(codec)
-        chosen = sampled.rows.chosen
-        return sampled.tried(codec, [chosen[n] for n in evenly(len(chosen), FEW_EXPERTS)])
+    def _tried(
+        self, codecs: Sequence[Codec], some: Callable[[Sampled], Sequence[int]]
+    ) -> dict[Codec, Tried]:
+        """In their order. some: of the chosen matrices of a sample."""
+        found = dict[Codec, Tried]()
+        for by_rows in (True, False):
+            tried = [codec for codec in codecs if codec.acts_by_rows == by_rows]
+            if tried:
+                sampled = self._rows if by_rows else self._whole
+                found |= sampled.tried(tried, some(sampled))
+        return {codec: found[codec] for codec in codecs if codec in found}
 
     def _candidate(
         self, codec: Codec, tried: Tried, some: Sequence[int] | None = None
@@ -106,38 +107,12 @@ class GroupScorer:
 
     def base(self, codecs: Sequence[Codec]) -> tuple[Candidate, ...]:
         """The candidates of the group's base, whose errors all experts share."""
-
-        def coded(codec: Codec) -> Candidate:
-            return self._coded_base(codec)
-
-        return tuple(candidate for _, candidate in _each(codecs, coded))
-
-    def _coded_base(self, codec: Codec) -> Candidate:
-        sampled, shape = self._rows, (self.group.shape[1], self.group.shape[2])
-        form, decomposition = BaseForm(None, codec), sampled.decomposition
-        stored = store_bases(decomposition, form, sampled.known, self.recipe.seed, is_shared=True)
-        ragged = stored.ragged_bytes / sampled.rows.share
-        nbytes = foretold_bytes(GroupCodec.same(codec, 1), shape, self.group.dtype, ragged)
-        before, after = decomposition.base, stored.decomposition.base
-        squares, output = compare(after, before, torch.zeros_like(before)), 0.0
-        inputs = sampled.known.inputs
-        if inputs is not None and self._energy:
-            error = after.float() - before.float()
-            output = len(sampled.weights) * inputs.output_squared(error) / self._energy
-        share = sampled.rows.share
-        return Candidate(
-            codec,
-            nbytes,
-            codec.exact,
-            (stored.cost or 0.0) / share,
-            output,
-            (stored.router_noise or 0.0) / share,
-            1.0,
-            squares.relative[1],
-        )
-
-    def _sampled(self, codec: Codec) -> Sampled:
-        return self._rows if codec.acts_by_rows else self._whole
+        candidates = list[Candidate]()
+        base = SampledBase.of(self._rows)
+        for codec in codecs:
+            with suppress(CodecError):  # steps too fine for the values
+                candidates.append(base.candidate(codec, self.group))
+        return tuple(candidates)
 
     @cached_property
     def _rows(self) -> Sampled:
@@ -147,23 +122,39 @@ class GroupScorer:
 
     @cached_property
     def _whole(self) -> Sampled:
-        count, out, width = self.group.shape
-        return self._of(
-            Rows.of_some(self.group, out * width, count if self.per_expert else WHOLE_EXPERTS)
-        )
+        """Rows by which codecs are judged that act on whole matrices."""
+        experts = self.group.shape[0] if self.per_expert else WHOLE_EXPERTS
+        rows = Rows.of_some(self.group, SAMPLE, experts)
+        if rows.share == 1:
+            return self._of(rows)
+        decomposition, seed = self._decomposed(self.group), self.recipe.seed
 
-    def _of(self, rows: Rows) -> Sampled:
-        part = self.group.of_rows(rows.pieces)
-        ((_, decomposition),) = self.recipe.base.decompositions(part, self.context)
-        return Sampled.of(rows, decomposition, self.known, self.recipe.seed)
+        @lru_cache(maxsize=1)
+        def whole(number: int) -> WholeDelta:
+            delta = TriedDelta(decomposition.delta(number))
+            context = self.known.context(self.group, number, seed)
+            return WholeDelta(delta, context, rows.pieces)
 
-    @cached_property
-    def _energy(self) -> float:
-        """E‖Wx‖² of the rows of the chosen matrices."""
-        inputs = self._rows.known.inputs
-        if inputs is None:
-            return 0.0
-        return sum(inputs.output_squared(weight) for weight in self._rows.weights.values())
+        return self._of(rows, whole)
+
+    def _of(self, rows: Rows, whole: Callable[[int], WholeDelta] | None = None) -> Sampled:
+        decomposition = self._decomposed(self.group.of_rows(rows.pieces))
+        return Sampled.of(rows, decomposition, self.known, self.recipe.seed, whole)
+
+    def _decomposed(self, group: ExpertGroup) -> Decomposition:
+        ((_, decomposition),) = self.recipe.base.decompositions(group, self.context)
+        return decomposition
+
+
+def _few(sampled: Sampled) -> list[int]:
+    """The matrices on which all codecs are tried."""
+    chosen = sampled.rows.chosen
+    return [chosen[number] for number in evenly(len(chosen), FEW_EXPERTS)]
+
+
+def _but_few(sampled: Sampled) -> list[int]:
+    few = _few(sampled)
+    return [number for number in sampled.rows.chosen if number not in few]
 
 
 def tensor_candidates(
@@ -182,7 +173,7 @@ def tensor_candidates(
     factor = _Factor.of(rows, sampled.known, per_expert=False)
     candidates = []
     by_rows = [codec for codec in codecs if codec.acts_by_rows]
-    for codec, tried in _each(by_rows, partial(sampled.tried, chosen=rows.chosen)):
+    for codec, tried in sampled.tried(by_rows, rows.chosen).items():
         matrices = tried.matrices
         ragged = tried.ragged(matrices) * pieces / len(matrices)
         same = GroupCodec.same(codec, pieces)
@@ -240,13 +231,3 @@ def _candidate(
         losses.effective_gain,
         losses.squares.relative[1],
     )
-
-
-def _each(codecs: Sequence[Codec], encoded: Callable[[Codec], T]) -> Iterator[tuple[Codec, T]]:
-    """Every codec with what it gives, but for those whose steps are too fine for the values."""
-    for codec in codecs:
-        try:
-            result = encoded(codec)
-        except CodecError:
-            continue
-        yield codec, result

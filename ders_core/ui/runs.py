@@ -40,6 +40,9 @@ COLUMNS = (*LEADING, *(figure.key for figure in COMPARED if figure.key not in LE
 DOMAIN = "kl of "
 """What the column of a text's KL begins with; its name follows."""
 
+TASK = "task "
+"""What the column of a task's metric begins with; both follow."""
+
 WRITTEN = ("tags", "note")
 """What a person wrote about a run."""
 
@@ -83,6 +86,7 @@ def row(job: Job, result: RunResult) -> dict[str, Any]:
         NOISE.key: outlook.noise,
         WEIGHT_ERROR.key: sum(entry.rel_error_weight for entry in replaced) / count,
         **{f"{DOMAIN}{each.name}": each.kl for each in (quality.domains if quality else ())},
+        **{f"{TASK}{each.label}": each.value for each in result.tasks},
     }
 
 
@@ -94,7 +98,8 @@ def finished(jobs: Sequence[Job]) -> pd.DataFrame:
 
 def ended(jobs: Sequence[Job]) -> pd.DataFrame:
     """One row for each run, in their order: figures of those that have some, why others have none,
-    and whether a budget was missed. Texts that were measured apart have a column each."""
+    and whether a budget was missed. Texts that were measured apart have a column each, and so have
+    metrics of tasks."""
     rows = []
     for job in jobs:
         result, remark = None, job.error
@@ -107,8 +112,10 @@ def ended(jobs: Sequence[Job]) -> pd.DataFrame:
         figures = row(job, result) if result is not None else {"id": job.id, "name": job.title}
         written = {"tags": ", ".join(job.tags) or None, "note": job.note or None}
         rows.append(dict.fromkeys(ROW) | figures | written | {"state": job.state, "remark": remark})
-    domains = dict.fromkeys(name for each in rows for name in each if name.startswith(DOMAIN))
-    return pd.DataFrame(rows, columns=[*ROW, *domains])
+    apart = dict.fromkeys(
+        name for begin in (DOMAIN, TASK) for each in rows for name in each if name.startswith(begin)
+    )
+    return pd.DataFrame(rows, columns=[*ROW, *apart])
 
 
 def readable(job: Job) -> RunResult | None:

@@ -13,6 +13,7 @@ from support.codec_support import gauss
 from ders_core.codecs import EncodeContext, make_codec
 from ders_core.codecs.testing.inputs import curvature, second_moments
 from ders_core.codecs.testing.trying import TOLD_BYTES, TOLD_SHARE, check_tried
+from ders_core.codecs.tried_matrix import TriedDelta, TriedMatrix, WholeDelta
 from ders_core.errors import CodecError
 
 KNOB = {"codec": "entropy", "steps": "sensitive"}
@@ -36,13 +37,43 @@ def test_a_knob_tells_what_its_stream_holds(
     check_tried(make_codec({"codec": "chain", "stages": [FEW, codec]} if in_chain else codec))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"codec": "lowrank", "rank": 3, "factor_bits": 4},
+        {"codec": "chain", "stages": [FEW, {"codec": "quantized", "bits": 2}]},
+        {"codec": "chain", "stages": [{"codec": "quantized", "bits": 2}, FEW]},
+    ],
+)
+def test_rows_of_a_whole_matrix_are_those_of_its_parts(fields: dict[str, Any]) -> None:
+    """Of codecs that cannot be tried on these rows alone."""
+    weight, base = gauss((96, 40), 1), gauss((96, 40), 2)
+    context = EncodeContext(torch.float32, 5, second_moments(40))
+    pieces = [slice(8, 24), slice(40, 56)]
+
+    def rows(matrix: torch.Tensor) -> torch.Tensor:
+        return torch.cat([matrix[piece] for piece in pieces])
+
+    def whole() -> WholeDelta:
+        return WholeDelta(TriedDelta(weight - base), context, pieces)
+
+    codec = make_codec(fields)
+    tried, _ = codec.tried(TriedMatrix(rows(weight), rows(base), whole), context)
+    expected = rows(codec.unpack(codec.pack(weight, base, context), base, context))
+    torch.testing.assert_close(tried, expected)
+    alone, _ = codec.tried(TriedMatrix(rows(weight), rows(base)), context)
+    assert not torch.allclose(alone, expected)
+
+
 def test_a_knob_that_is_too_fine_is_refused_as_by_packing() -> None:
     codec = make_codec({**KNOB, "knob": 1e-9, "rounding": "unbiased"})
     weight = gauss((40, 30))
     context = EncodeContext(torch.float32, 1, None, curvature((40, 30)))
-    for attempt in (codec.pack, codec.tried):
-        with pytest.raises(CodecError, match="larger one"):
-            attempt(weight, torch.zeros_like(weight), context)
+    zeros = torch.zeros_like(weight)
+    with pytest.raises(CodecError, match="larger one"):
+        codec.pack(weight, zeros, context)
+    with pytest.raises(CodecError, match="larger one"):
+        codec.tried(TriedMatrix(weight, zeros), context)
 
 
 @settings(max_examples=30, deadline=None)
@@ -63,4 +94,5 @@ def test_bytes_are_told(out: int, width: int, knob: float, size: float, seed: in
         taken = codec.pack(weight, base, context)["stream"].nbytes
     except CodecError:
         return
-    assert abs(codec.tried(weight, base, context)[1] - taken) <= TOLD_SHARE * taken + TOLD_BYTES
+    told = codec.tried(TriedMatrix(weight, base), context)[1]
+    assert abs(told - taken) <= TOLD_SHARE * taken + TOLD_BYTES

@@ -115,11 +115,21 @@ REPORT = {
     "others": [OTHER],
     "missed": "the weight files take 300 B, 50 B more than the budget of bytes 250",
 }
+SCORE = {
+    "task": "endings",
+    "metric": "acc",
+    "value": 0.5,
+    "error": 0.25,
+    "original": 0.75,
+    "original_error": 0.25,
+    "samples": 4,
+}
 RUN = {
     "packed": "/w/runs/00001/packed",
     "report": REPORT,
     "verification": VERIFICATION,
     "quality": QUALITY,
+    "tasks": [SCORE],
     "bytes_before": 1000,
     "bytes_after": 300,
     "ratio": 0.3,
@@ -301,6 +311,7 @@ RESULTS: dict[str, tuple[dict[str, Any], ...]] = {
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "linked_out"}},
         RUN | {"report": {key: REPORT[key] for key in REPORT if key != "others"}},
         RUN | {"quality": EARLIER},
+        {key: RUN[key] for key in RUN if key != "tasks"},
     ),
     "series": (
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,23 @@ def test_a_budget_becomes_a_recipe_that_keeps_to_it(scored: Scored, tmp_path: Pa
     assert report.predicted_kl == pytest.approx(printed["predicted_kl"], rel=0.2)
 
 
+def test_pins_floors_and_a_rise_are_kept(scored: Scored, tmp_path: Path) -> None:
+    place, recipe = scored.checkpoint.path, tmp_path / "r.yaml"
+    known = ("--calibration", scored.calibration, "-o", recipe, "--json")
+    wishes = ("--pin", "0=quantized", "--floor", "1=5")
+    done = ders("tune", place, "--max-rise", "5%", *wishes, *known)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["bound"] == {"measure": "kl", "most": pytest.approx(0.04879, rel=1e-3)}
+    units = printed["units"]
+    pinned = [each for each in units if re.fullmatch("layer 0, [a-z]+", each["unit"])]
+    assert len(pinned) == 3
+    assert all("blocks of" in each["codec"] for each in pinned)
+    of_layer = [each for each in units if each["unit"].startswith("layer 1, ")]
+    assert len(of_layer) == 6
+    assert all(each["bits"] >= 5 or each["predicted_kl"] == 0 for each in of_layer)
+
+
 def test_a_kl_becomes_a_table(scored: Scored, tmp_path: Path) -> None:
     place, recipe = scored.checkpoint.path, tmp_path / "r.yaml"
     known = ("--calibration", scored.calibration)
@@ -63,6 +81,12 @@ def test_what_cannot_be_done_is_said(scored: Scored, tmp_path: Path) -> None:
         (known, "either"),
         (("--budget", "40%", *known, "--keep", "x"), "layers"),
         (("--budget", "40%", *known, "--forbid", "x"), "unknown codec"),
+        (("--budget", "40%", *known, "--pin", "quantized"), "0,5-7=quantized"),
+        (("--budget", "40%", *known, "--pin", "0=x"), "unknown codec"),
+        (("--budget", "40%", *known, "--floor", "0=many"), "'many'"),
+        (("--budget", "40%", *known, "--floor", "x=4"), "layers"),
+        (("--max-rise", "1", *known), "1%"),
+        (("--max-rise", "1%", "--max-kl", "1", *known), "either"),
     ):
         assert fact in error_of(ders("tune", place, *words, "-o", recipe))
         assert not recipe.exists()

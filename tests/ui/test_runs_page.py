@@ -147,7 +147,7 @@ def test_a_run_outside_the_roots_is_refused(app: AppTest, mixtral_dir: Path) -> 
     assert "DERS_ROOTS" in app.error[0].value
 
 
-def test_texts_that_were_measured_apart_and_the_worst_tokens_are_shown(
+def test_texts_measured_apart_worst_tokens_and_tasks_are_shown(
     app: AppTest, mixtral_dir: Path, workspace: Workspace
 ) -> None:
     opened(app, mixtral_dir)
@@ -157,8 +157,10 @@ def test_texts_that_were_measured_apart_and_the_worst_tokens_are_shown(
     assert claim is not None
     claim.complete(RESULTS["run"][0])
     on(app, "runs")
-    of_runs, texts, worst = (frame.value for frame in app.dataframe[:3])
+    of_runs, texts, worst, tasks = (frame.value for frame in app.dataframe[:4])
     assert of_runs[["kl of code", "kl of prose"]].to_numpy().tolist() == [[0.4, 0.1]]
+    assert of_runs["task endings, acc"].tolist() == [0.5]
+    assert tasks.to_numpy().tolist() == [["endings, acc", "0.5 ± 0.25 (original 0.75 ± 0.25)", 4]]
     assert texts["text"].tolist() == ["code", "prose", "all together"]
     assert texts["kl"].tolist() == [0.4, 0.1, 0.25]
     assert texts["top1_agreement"].tolist() == [90.0] * 3

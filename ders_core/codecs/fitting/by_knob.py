@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from functools import cached_property
 
+from ders_core.codecs.coding.steps import Steps
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.delta_entries import MatrixEntries
-from ders_core.codecs.fitting.compensated import succession_of
+from ders_core.codecs.fitting.compensated import Compensated, succession_of
 from ders_core.codecs.fitting.entries import Coded, Entries
-from ders_core.codecs.fitting.rounding import Nearest, Rounding, Unbiased
-from ders_core.codecs.fitting.sensitive_steps import coarse_enough, steps_by_curvature
+from ders_core.codecs.fitting.rounding import Nearest, Unbiased
+from ders_core.codecs.fitting.sensitive_steps import RowsInSteps, steps_by_curvature
+from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.later import torch
 
 HALF = Nearest(0.5)
@@ -20,23 +24,25 @@ take over from others then costs more bits than it saves."""
 
 
 def coded_by_knob(
-    matrix: torch.Tensor,
+    delta: TriedDelta,
     knob: float,
     curvature: Curvature,
     moments: torch.Tensor | None,
     by_chance: Unbiased | None,
 ) -> tuple[Entries, Coded]:
-    """matrix: float32 `[out, in]` on the CPU. moments: E[x xᵀ] of the inputs, where later columns
-    may make up for errors; None, or a diagonal, where not. by_chance: instead of the nearest."""
-    entries, coded = _coded(matrix, knob, curvature, by_chance or HALF)
+    """moments: E[x xᵀ] of the inputs, where later columns may make up for errors; None, or a
+    diagonal, where not. by_chance: instead of the nearest."""
+    known = delta.once("knobs", lambda: _Known(delta.matrix.cpu(), curvature))
+    entries = known.plain.entries(knob)
+    coded = entries.coded_with(knob, by_chance or HALF)
+    matrix = known.matrix
     if moments is None or moments.dim() == 1 or not curvature.total > 0 or not matrix.numel():
         return entries, coded
-    succession = succession_of(moments)
-    left = succession.left(curvature)
-    steps = coarse_enough(steps_by_curvature(left), matrix, knob)
-    others = Entries(MatrixEntries(matrix), steps)
-    compensated = others.coded_with(knob, succession.rounding(curvature, steps))
-    if 8 * entries.stream_bytes(coded.counts) > SURELY * matrix.numel():
+    making_up = delta.once("making up", lambda: _MakingUp(known, moments))
+    others = making_up.steps.entries(knob)
+    assert others.steps is not None, "they follow sensitivity"
+    compensated = others.coded_with(knob, making_up.rounding(others.steps))
+    if 8 * entries.stream_bytes(coded.counts_within) > SURELY * matrix.numel():
         return others, compensated
     merits = [
         _merit(matrix, each, codes, knob, curvature, moments)
@@ -45,12 +51,56 @@ def coded_by_knob(
     return (entries, coded) if merits[0] <= merits[1] else (others, compensated)
 
 
-def _coded(
-    matrix: torch.Tensor, knob: float, curvature: Curvature, rounding: Rounding
-) -> tuple[Entries, Coded]:
-    steps = coarse_enough(steps_by_curvature(curvature), matrix, knob)
-    entries = Entries(MatrixEntries(matrix), steps)
-    return entries, entries.coded_with(knob, rounding)
+@dataclass
+class _SteppedMatrix:
+    """A matrix `[out, in]` float32 on the CPU in steps that follow sensitivity, for any knob."""
+
+    matrix: torch.Tensor
+    rows: RowsInSteps
+    last: Entries | None = None
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor, curvature: Curvature) -> _SteppedMatrix:
+        return cls(matrix, RowsInSteps.of(matrix, steps_by_curvature(curvature)))
+
+    def entries(self, knob: float) -> Entries:
+        """With most knobs the same again, which know their arrangement."""
+        steps = self.rows.coarse_enough(knob)
+        if self.last is None or self.last.steps is not steps:
+            self.last = Entries(MatrixEntries(self.matrix), steps)
+        return self.last
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What all knobs have in common on a matrix `[out, in]` float32 on the CPU."""
+
+    matrix: torch.Tensor
+    curvature: Curvature
+
+    @cached_property
+    def plain(self) -> _SteppedMatrix:
+        return _SteppedMatrix.of(self.matrix, self.curvature)
+
+
+@dataclass
+class _MakingUp:
+    """The same where later columns make up for errors."""
+
+    known: _Known
+    moments: torch.Tensor
+    last: tuple[Steps, Compensated] | None = field(default=None, init=False)
+
+    @cached_property
+    def steps(self) -> _SteppedMatrix:
+        left = succession_of(self.moments).left(self.known.curvature)
+        return _SteppedMatrix.of(self.known.matrix, left)
+
+    def rounding(self, steps: Steps) -> Compensated:
+        if self.last is None or self.last[0] is not steps:
+            rounding = succession_of(self.moments).rounding(self.known.curvature, steps)
+            self.last = steps, rounding
+        return self.last[1]
 
 
 def _merit(
@@ -64,5 +114,5 @@ def _merit(
     """The less the better: cost plus bits, at the price of a bit in the whole model. Fine steps
     cost knob²/24 an entry, which doubling the knob makes four times as much, and saves a bit."""
     error = entries.decoded(coded, entries.levels(coded)).sub_(matrix)
-    bits = 8 * entries.stream_bytes(coded.counts)
+    bits = 8 * entries.stream_bytes(coded.counts_within)
     return curvature.cost(error, moments) + knob**2 / 12 * math.log(2) * bits

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 from ders_core.codecs.coding.steps import Steps, powers
@@ -95,8 +96,9 @@ class Compensated(Rounding):
         return _sizes()[torch.from_numpy(np.flatnonzero(counts))] * step
 
 
+@cache
 def _sizes() -> torch.Tensor:
-    """The multiple that each code stands for, float32 `[CODES]`."""
+    """The multiple that each code stands for, float32 `[CODES]`; not to be changed."""
     return multiples(torch.arange(-FARTHEST, FARTHEST + 1)).float()
 
 

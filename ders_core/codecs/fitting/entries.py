@@ -115,7 +115,7 @@ class Entries:
                 codes = slab.arrangement.scattered(np.concatenate(classes))
                 yield slab.values, codes.reshape(-1)
 
-        return coded.rounding.levels(pieces, coded.counts.sum(0), coded.step)
+        return coded.rounding.levels(pieces, coded.total, coded.step)
 
     def stream_bytes(self, counts: np.ndarray, slack: float = 1.0) -> float:
         """counts: `[classes, CODES]`."""
@@ -157,15 +157,33 @@ class Coded:
     step: float
     rounding: Rounding
 
-    @property
+    @cached_property
+    def within(self) -> slice:
+        """From the first code that occurs to the last: other counts, most of all, are not read."""
+        if not self.codes.size:
+            return slice(0, 0)
+        return slice(int(self.codes.min()), int(self.codes.max()) + 1)
+
+    @cached_property
+    def counts_within(self) -> np.ndarray:
+        """int64 `[classes, codes]`, of the codes `within`."""
+        return np.ascontiguousarray(self.counts[:, self.within])
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """Of all classes, int64 `[CODES]`."""
+        total = np.zeros(self.counts.shape[1], dtype=np.int64)
+        total[self.within] = self.counts_within.sum(0)
+        return total
+
+    @cached_property
     def occurring(self) -> np.ndarray:
         """The codes that occur, int64, ascending."""
-        occurring: np.ndarray = np.flatnonzero(self.counts.any(0))
-        return occurring
+        return np.flatnonzero(self.total)
 
     @property
     def far_share(self) -> float:
         """Of entries whose code stands for several multiples."""
-        near = self.counts[:, FARTHEST - EXACT_CODES : FARTHEST + EXACT_CODES + 1].sum()
-        total = self.counts.sum()
+        near = self.total[FARTHEST - EXACT_CODES : FARTHEST + EXACT_CODES + 1].sum()
+        total = self.total.sum()
         return 1 - float(near / total) if total else 0.0

@@ -7,6 +7,8 @@ row's and a column's number, and so is the step.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ders_core.codecs.coding.steps import LARGEST, PER_OCTAVE, SMALLEST, Steps
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.rounding import EXACT_CODES
@@ -31,25 +33,37 @@ def steps_by_curvature(curvature: Curvature) -> Steps:
     return Steps(_exponents(curvature.rows), _exponents(curvature.columns.double() / total))
 
 
-def coarse_enough(steps: Steps, matrix: torch.Tensor, knob: float) -> Steps:
-    """Steps with which no row of `[out, in]` has multiples beyond `EXACT_CODES`, which would share
-    codes and have large errors: its steps are made coarser, unless most rows are so. A model's most
-    frequent tokens have such rows in the embedding."""
-    if not matrix.numel():
-        return steps
-    finest = float(EXACT_CODES - 1) * knob
-    rows, columns = steps.inverse()
-    largest = torch.cat(
-        [
+@dataclass(frozen=True)
+class RowsInSteps:
+    """largest: the largest magnitude of each row of a matrix in units of these steps, float32
+    `[out]`."""
+
+    steps: Steps
+    largest: torch.Tensor
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor, steps: Steps) -> RowsInSteps:
+        """matrix: float32 `[out, in]` on the CPU."""
+        if not matrix.numel():
+            return cls(steps, torch.zeros(len(matrix)))
+        rows, columns = steps.inverse()
+        largest = [
             (matrix[part] * rows[part].unsqueeze(1)).mul_(columns).abs_().amax(1)
             for part in row_pieces(matrix.shape, CHUNK)
         ]
-    )
-    beyond = largest > finest
-    if not beyond.any() or float(beyond.double().mean()) > MOST_COARSE_ROWS:
-        return steps
-    more = torch.log2(largest.double() / finest).clamp_min_(0).mul_(PER_OCTAVE).ceil_().long()
-    return Steps((steps.rows + more).clamp_(SMALLEST, LARGEST), steps.columns)
+        return cls(steps, torch.cat(largest))
+
+    def coarse_enough(self, knob: float) -> Steps:
+        """Steps with which no row has multiples of the knob beyond `EXACT_CODES`, which would share
+        codes and have large errors: its steps are made coarser, unless most rows are so. A model's
+        most frequent tokens have such rows in the embedding."""
+        finest = float(EXACT_CODES - 1) * knob
+        beyond = self.largest > finest
+        if not beyond.any() or float(beyond.double().mean()) > MOST_COARSE_ROWS:
+            return self.steps
+        ratio = self.largest.double() / finest
+        more = torch.log2(ratio).clamp_min_(0).mul_(PER_OCTAVE).ceil_().long()
+        return Steps((self.steps.rows + more).clamp_(SMALLEST, LARGEST), self.steps.columns)
 
 
 def steps_by_inputs(importance: torch.Tensor, out: int) -> Steps:

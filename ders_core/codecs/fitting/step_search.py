@@ -56,7 +56,7 @@ def corrected(
     best, too_small = None, 0.0
     for attempt in range(MOST_ATTEMPTS):
         coded = entries.coded_with(step, rounding)
-        size = entries.stream_bytes(coded.counts, SLACK)
+        size = entries.stream_bytes(coded.counts_within, SLACK)
         octaves = 8 * (size - rounding.aim * limit) / count / slope
         stream = write(coded) if size <= limit else None
         if stream is not None and stream.numel() <= limit:

@@ -7,6 +7,7 @@ import torch
 from ders_core.codecs.codec import Codec, EncodeContext
 from ders_core.codecs.testing.inputs import curvature, gaussian, second_moments
 from ders_core.codecs.testing.sameness import same_bits
+from ders_core.codecs.tried_matrix import TriedMatrix
 
 SHAPES = ((0, 5), (13, 29), (96, 64))
 
@@ -22,7 +23,9 @@ def check_tried(codec: Codec) -> None:
         context = EncodeContext(torch.bfloat16, 5, *known, removal=1e-3)
         fitted = codec.fit([weight.float() - base.float()])
         parts = fitted.pack(weight, base, context)
-        tried, told = fitted.tried(weight, base, context)
+        matrix = TriedMatrix(weight, base)
+        tried, told = fitted.tried(matrix, context)
         assert same_bits(tried, fitted.unpack(parts, base, context))
+        assert same_bits(fitted.tried(matrix, context)[0], tried), "the first try changed something"
         taken = sum(parts[name].nbytes for name in fitted.ragged)
         assert abs(told - taken) <= TOLD_SHARE * taken + TOLD_BYTES, f"{told} bytes are {taken}"

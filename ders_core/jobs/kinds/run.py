@@ -15,6 +15,7 @@ from ders_core.jobs.results import PackedResult
 from ders_core.jobs.workspace import place_label
 from ders_core.pipeline.quality import Quality
 from ders_core.pipeline.report import Outlook, Report
+from ders_core.pipeline.task_scores import TaskScore, task_files
 
 if TYPE_CHECKING:
     from ders_core.files.named_texts import NamedTexts
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 PACKED = "packed"
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
+QUALITY = "quality.json"
 
 
 class RunSpec(Spec):
     """Compress, verify and, if there is a text, evaluate. recipe: YAML text; workers: threads,
     None for as many as there are cores. text: one path, or several that are read as one text; or
     texts by names, which are measured apart too. trust_remote_code: evaluate with code that comes
-    with the model, which runs with the worker's rights."""
+    with the model, and task files, which run with the worker's rights. tasks: of lm-eval, asked of
+    both models too; limit: questions of each, None for all."""
 
     checkpoint: str
     recipe: str
@@ -40,13 +43,17 @@ class RunSpec(Spec):
     text: TextSpec | None = None
     max_tokens: int = Field(default=8192, ge=2)
     trust_remote_code: bool = False
+    tasks: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1)
 
 
 class RunResult(PackedResult):
-    """report: what the recipe did, group by group. quality: None if it was not measured."""
+    """report: what the recipe did, group by group. quality: None if it was not measured. tasks:
+    what was reached on each, if there were any."""
 
     report: Report | None = None
     quality: Quality | None = None
+    tasks: tuple[TaskScore, ...] = ()
 
     @field_serializer("report")
     def _write_report(self, report: Report | None) -> dict[str, Any] | None:
@@ -85,7 +92,10 @@ class Run(Kind[RunSpec, RunResult]):
         directory = context.directory()
         write_text(directory / RECIPE, spec.recipe)
         packed, device = directory / PACKED, context.device(spec.device)
-        if text is not None and not is_remote(checkpoint) and not (directory / REPORT).exists():
+        for file in task_files(spec.tasks):
+            context.allowed(str(file))
+        is_measured = bool(text is not None or spec.tasks) and not is_remote(checkpoint)
+        if is_measured and not (directory / REPORT).exists():
             _check_evaluation(spec, checkpoint, text)
 
         report = context.step(
@@ -98,25 +108,26 @@ class Run(Kind[RunSpec, RunResult]):
             lambda: _verify(context, packed, checkpoint),
             directory / "verification.json",
         )
-        quality = None
-        if text is None:
-            context.skip("evaluate", "there is no text, so the quality was not measured")
+        measured: dict[str, Any] = {}
+        if is_measured:
+            measured = context.step(
+                "evaluate",
+                lambda: _evaluate(context, spec, packed, checkpoint, text, device),
+                directory / QUALITY,
+            )
         elif is_remote(checkpoint):
             context.skip(
                 "evaluate", "the original is not on this machine; download it to measure quality"
             )
         else:
-            quality = context.step(
-                "evaluate",
-                lambda: _evaluate(context, spec, packed, checkpoint, text, device),
-                directory / "quality.json",
-            )
+            context.skip("evaluate", "there is no text, so the quality was not measured")
         return RunResult.model_validate(
             {
                 "packed": str(packed),
                 "report": report,
                 "verification": verification,
-                "quality": quality,
+                "quality": measured if text is not None and measured else None,
+                "tasks": measured.get("tasks", ()),
                 "bytes_before": report["bytes_before"],
                 "bytes_after": report["bytes_after"],
                 "ratio": report["ratio"],
@@ -125,16 +136,19 @@ class Run(Kind[RunSpec, RunResult]):
         )
 
 
-def _check_evaluation(spec: RunSpec, checkpoint: Path, text: NamedTexts) -> None:
+def _check_evaluation(spec: RunSpec, checkpoint: Path, text: NamedTexts | None) -> None:
     """Refuse before hours of compression what the evaluation would refuse after them."""
     from ders_core.evaluate import check_evaluation
+    from ders_core.evaluate.tasks import check_tasks
 
-    check_evaluation(
-        checkpoint,
-        text=text,
-        max_tokens=spec.max_tokens,
-        trust_remote_code=spec.trust_remote_code,
-    )
+    check_tasks(spec.tasks, trust_remote_code=spec.trust_remote_code)
+    if text is not None:
+        check_evaluation(
+            checkpoint,
+            text=text,
+            max_tokens=spec.max_tokens,
+            trust_remote_code=spec.trust_remote_code,
+        )
 
 
 def _compress(
@@ -185,17 +199,33 @@ def _evaluate(
     spec: RunSpec,
     packed: Path,
     checkpoint: Path,
-    text: NamedTexts,
+    text: NamedTexts | None,
     device: str,
 ) -> dict[str, Any]:
+    """The fields of `Quality` if there is a text, and `tasks` if there are any."""
     from ders_core.evaluate import evaluate
+    from ders_core.evaluate.tasks import evaluate_tasks
 
-    return evaluate(
-        packed,
-        checkpoint,
-        text=text,
-        device=device,
-        max_tokens=spec.max_tokens,
-        trust_remote_code=spec.trust_remote_code,
-        progress=context.progress,
-    ).to_dict()
+    measured: dict[str, Any] = {}
+    if text is not None:
+        measured = evaluate(
+            packed,
+            checkpoint,
+            text=text,
+            device=device,
+            max_tokens=spec.max_tokens,
+            trust_remote_code=spec.trust_remote_code,
+            progress=context.progress,
+        ).to_dict()
+    if spec.tasks:
+        scores = evaluate_tasks(
+            packed,
+            spec.tasks,
+            checkpoint,
+            limit=spec.limit,
+            device=device,
+            trust_remote_code=spec.trust_remote_code,
+            progress=context.progress,
+        )
+        measured["tasks"] = [score.model_dump(mode="json") for score in scores]
+    return measured

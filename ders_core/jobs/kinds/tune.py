@@ -22,7 +22,8 @@ class TuneSpec(Spec):
 
     budget: as `ders tune --budget` has it; max_kl: instead, nats a token. calibration: a file with
     gradients and others; text: instead, to make one with. friendly: only forms that hardware
-    decodes easily. keep: layers that stay as they are. trust_remote_code: run code that comes with
+    decodes easily. keep: layers that stay as they are. pin, floor: LAYERS=CODEC of deltas, and
+    LAYERS=BITS a weight at least. trust_remote_code: run code that comes with
     the model, with the worker's rights."""
 
     checkpoint: str
@@ -35,6 +36,8 @@ class TuneSpec(Spec):
     per_expert: bool = False
     keep: str = ""
     forbid: tuple[str, ...] = ()
+    pin: tuple[str, ...] = ()
+    floor: tuple[str, ...] = ()
     device: Device = "auto"
     max_tokens: int = Field(default=12288, ge=1)
     trust_remote_code: bool = False
@@ -111,17 +114,14 @@ def _tuned(
 ) -> dict[str, Any]:
     from ders_core.files.writer import write_text
     from ders_core.packed.open import open_checkpoint
-    from ders_core.tune.constraints import Constraint
-    from ders_core.tune.demand import demanded_bound, kept_layers
+    from ders_core.tune.demand import constraints_of, demanded_bound
     from ders_core.tune.tuner import tune
 
-    constraints = [kept_layers(spec.keep)] if spec.keep else []
-    constraints += [Constraint(without=spec.forbid)] if spec.forbid else []
     tuned = tune(
         open_checkpoint(checkpoint),
         demanded_bound(spec.budget or None, spec.max_kl),
         calibration,
-        constraints=constraints,
+        constraints=constraints_of(spec.keep, spec.forbid, spec.pin, spec.floor),
         friendly=spec.friendly,
         per_expert=spec.per_expert,
         name=(spec.name or "tuned")[:80],
