@@ -7,6 +7,7 @@ import math
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
+from ders_core.figures.kept_spectrum import Kept, draw_kept
 from ders_core.figures.style import (
     ACCENT,
     MEAN,
@@ -28,8 +29,11 @@ MOST_NAMED = 16
 """Experts whose names have room below the plot; of more, a line tells its own to the pointer."""
 
 
-def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
-    """σ of each expert's delta against its rank, log-log, with their mean and the noise floor."""
+def spectrum(
+    analysis: Analysis, layer: int, projection: str, kept: Kept | None = None
+) -> go.Figure:
+    """σ of each expert's delta against its rank, log-log, with their mean and the noise floor; and
+    what a codec keeps."""
     rows = analysis.curves.of_group(layer, projection)
     figure = go.Figure()
     of_all = _expert_lines(figure, rows, "singular_value", "σ = %{y:.3g}")
@@ -42,6 +46,8 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
         line={"width": 4, "color": MEAN},
         hovertemplate="rank %{x}<br>mean σ = %{y:.3g}<extra></extra>",
     )
+    if kept is not None and len(mean):
+        draw_kept(figure, mean, kept, analysis, layer, projection)
     floor = noise_floor(analysis, layer, projection)
     if floor > 0:
         level(figure, floor, dash="dot", width=2)

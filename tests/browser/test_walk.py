@@ -85,6 +85,8 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     expect(page.get_by_text("Colour of the map")).to_have_count(1)  # nothing of an earlier draw
     page.locator(".st-key-model_map_live .nsewdrag:visible").first.click()  # the middle of the map
     expect(page).to_have_url(re.compile("projection=up"))
+    page.locator(".st-key-similarity .nsewdrag[data-subplot=xy]").click(position={"x": 9, "y": 120})
+    expect(page.get_by_role("combobox", name="Expert").first).to_be_visible()
     demo = studio.workspace / "demo"
     figures = json.loads((demo / "demo.json").read_text())
     assert figures["mean_cosine"] >= 0.99
@@ -120,6 +122,11 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     sidebar = page.get_by_test_id("stSidebar")
     expect(sidebar.get_by_text("quantized-2bit")).to_be_visible()
     expect(sidebar.get_by_text(bytes_text(plan.bytes_after))).to_be_visible()
+    page.get_by_text("Edit codec and strength in the table").scroll_into_view_if_needed()
+    totals = page.get_by_test_id("stBottom")  # in sight, wherever the page is scrolled to
+    expect(totals.get_by_text(bytes_text(plan.bytes_after))).to_be_in_viewport()
+    page.get_by_role("heading", name="Recipe").scroll_into_view_if_needed()
+    expect(totals.get_by_text(bytes_text(plan.bytes_after))).to_be_in_viewport()
     calm(page)
 
     # The run compresses, verifies and evaluates in the worker, as it was set before a look at
