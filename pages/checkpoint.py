@@ -170,6 +170,12 @@ def shared_text(groups: list[ExpertGroup], shared: list[TensorReader]) -> str:
     return bytes_text(sum(info.nbytes for info in shared)) + (", like the others" if like else "")
 
 
+def router_text(group: ExpertGroup) -> str:
+    """Its name, without that of its block."""
+    name = group.router or "not found"
+    return name.removeprefix(f"{group.block.name}.")
+
+
 def tables(source: Checkpoint) -> None:
     """Layers with their experts; other tensors folded away."""
     rows = []
@@ -186,7 +192,7 @@ def tables(source: Checkpoint) -> None:
                 "size": sum(group.nbytes for group in groups) / 1e6,
                 "shared expert": shared_text(groups, shared),
                 "block": visible(groups[0].block.name),
-                "router": visible(groups[0].router or "not found"),
+                "router": visible(router_text(groups[0])),
             }
         )
     st.markdown("## Layers with experts")

@@ -113,6 +113,15 @@ with left:
         analysis.groups[["layer", "projection", "norm_ratio"]],
         alt="Norm of the deltas relative to the base, over depth",
     )
+    experts_table = of_group(analysis.experts, layer, projection)
+    chosen = routing_shares(session.recipe(), source, layer, len(experts_table))
+    plot(
+        made("norms", figures.norm_bars, analysis, *group, chosen=chosen),
+        "norm_bars",
+        experts_table if chosen is None else experts_table.assign(chosen=chosen),
+        alt="Norm of each expert's delta, and its share of choices if the recipe's calibration "
+        "tells it",
+    )
 
 
 with right:
@@ -167,15 +176,6 @@ with right:
             of_group(analysis.energy_map, layer, projection),
             alt="Share of the deltas' energy over rows and columns",
         )
-    chosen = routing_shares(session.recipe(), source, layer, experts_here)
-    experts_table = of_group(analysis.experts, layer, projection)
-    plot(
-        made("norms", figures.norm_bars, analysis, *group, chosen=chosen),
-        "norm_bars",
-        experts_table if chosen is None else experts_table.assign(chosen=chosen),
-        alt="Norm of each expert's delta, and its share of choices if the recipe's calibration "
-        "tells it",
-    )
 
 beside_another(analysis, source, layer, projection, metric)
 if pair is not None:

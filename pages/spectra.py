@@ -202,7 +202,7 @@ with st.container(border=True):
     loss = expected(analysis, layer, projection, codec.expert(0))
     spectrum(kept_by(codec.expert(0), strength, loss))
     bound = "" if codec.exact else ", at most"
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         st.metric(
             "This group now",
             bytes_text(group.nbytes),

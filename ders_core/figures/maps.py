@@ -132,9 +132,7 @@ def norm_bars(
         )
     )
     figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
-    title = "Norm of each delta"
     if chosen is not None:
-        title += ", and how often its expert is chosen"
         figure.add_scatter(
             x=names,
             y=chosen,
@@ -153,7 +151,7 @@ def norm_bars(
             "showgrid": False,
             "title": {"text": "◆ share of choices"},
         }
-    return finish(figure, f"{title}, layer {layer}, {projection}", height=280)
+    return finish(figure, f"Norm of each delta, layer {layer}, {projection}", height=280)
 
 
 def norm_ratio_over_depth(analysis: Analysis) -> go.Figure:
