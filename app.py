@@ -13,7 +13,7 @@ ICON = (  # a drawing of our own: Streamlit lets browsers fetch `:material/...:`
     '<path d="M4 11.5 12 16.3 20 11.5 22 12.8 12 18.8 2 12.8z" opacity=".75"/>'
     '<path d="M4 15.8 12 20.6 20 15.8 22 17 12 23 2 17z" opacity=".5"/></svg>'
 )
-SIDEBAR = 220  # px wide
+SIDEBAR = 250  # px wide
 
 
 def draw() -> None:

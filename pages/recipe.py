@@ -121,7 +121,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
             of=source.path,
             options=sorted({entry.layer for entry in plan.entries}),
             placeholder="all",
-            width=160,
+            width=130,
         )
         projections: list[str] = kept.field(
             st.multiselect,
@@ -131,7 +131,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
             of=source.path,
             options=list(dict.fromkeys(entry.projection for entry in plan.entries)),
             placeholder="all",
-            width=160,
+            width=130,
         )
         label = kept.field(
             st.selectbox,
@@ -139,7 +139,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
             key="set_codec",
             start=FIRST_CHOICE,
             options=list(menu()),
-            width=210,
+            width=200,
         )
         strength = menu()[label].strength
         value: float | None = None
@@ -153,7 +153,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
                 min_value=number(strength.least),
                 max_value=number(strength.most),
                 step=number(strength.step),
-                width=200,
+                width=160,
             )
         gain = gain_choice() if menu()[label].has_gain else None
         if st.button("Apply", key="set_apply", type="primary"):
@@ -181,7 +181,7 @@ def gain_choice() -> Gain | None:
         help=f"{GAIN.help} *{USUAL}*: as the codec has it. *unbiased*: 1. *auto*: the best one, "
         "from what shrunken deltas and noise cost. *least squares*: the least error of weights. "
         "A number is written in YAML, for instance `gain: 0.9`.",
-        width=130,
+        width=120,
     )
     return GAINS.get(chosen)
 
@@ -258,7 +258,7 @@ def calibration_path(recipe: Recipe) -> str | None:
         key="calibration",
         start=known,
         draft_of=known,
-        placeholder="none: a file of `ders calibrate`",
+        placeholder="none: a file of ders calibrate",
         help="Second moments of the experts' inputs on a text of yours. With them, "
         f"{calibration_sentence()}.",
         width=300,

@@ -25,6 +25,8 @@ from ders_core.pipeline.quality import KL
 MARKS = (0.9, 0.95, 0.99)
 MOST_LINES = 32
 """Experts that have a line of their own; more can neither be told apart nor drawn quickly."""
+ROOM_FOR_NAMES = 1.25
+"""Width of a plot of runs, over that of its dots: names stand beside them."""
 MOST_NAMED = 16
 """Experts whose names have room below the plot; of more, a line tells its own to the pointer."""
 
@@ -214,8 +216,8 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         x=ordered["ratio"],
         y=ordered["kl"],
         mode="markers+text",
-        text=ordered["name"].map(label_of),
-        textposition="top center",
+        text=" " + ordered["name"].map(label_of),
+        textposition="middle right",  # above, it would stand in the interval
         name="runs",
         marker={"size": 11, "color": "#0072b2"},
         error_y={
@@ -230,7 +232,11 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         "KL %{y:.3g} nats a token<br>perplexity %{customdata[1]:.4g}<extra></extra>",
         cliponaxis=False,
     )
-    figure.update_xaxes(title_text="size, share of original", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(
+        title_text="size, share of original",
+        tickformat=".0%",
+        range=[0, ROOM_FOR_NAMES * float(ordered["ratio"].max())],
+    )
     figure.update_yaxes(title_text=KL.label, rangemode="tozero")
     figure.update_layout(showlegend=False)
     return finish(figure, "Size against quality of the runs", height=420)

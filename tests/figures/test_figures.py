@@ -110,7 +110,7 @@ def test_the_pareto_line_leaves_out_what_is_beaten() -> None:
     )
     line, dots = figures.size_quality(runs).data
     assert list(line.x) == [0.2, 0.4, 0.9]
-    assert list(dots.text) == ["small", "beaten", "good", "large"]
+    assert [name.strip() for name in dots.text] == ["small", "beaten", "good", "large"]
     assert list(dots.error_y.array)[::2] == pytest.approx([0.2, 0.1])
     assert list(dots.error_y.arrayminus)[::2] == pytest.approx([0.1, 0.05])
     assert math.isnan(dots.error_y.array[1])
