@@ -86,7 +86,7 @@ def composition(source: Checkpoint, plan: Plan | None) -> None:
     if plan is not None and any(part.stays < part.share for part in shown):
         bound = "" if plan.exact else "at most "
         st.caption(
-            f"Pale: what goes with the recipe {strong(plan.recipe.name)}, which leaves {bound}"
+            f"Faint: what goes with the recipe {strong(plan.recipe.name)}, which leaves {bound}"
             f"{bytes_text(plan.bytes_after)}, {share_text(plan.ratio)} of original."
         )
 

@@ -85,8 +85,6 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     expect(page.get_by_text("Colour of the map")).to_have_count(1)  # nothing of an earlier draw
     page.locator(".st-key-model_map_live .nsewdrag:visible").first.click()  # the middle of the map
     expect(page).to_have_url(re.compile("projection=up"))
-    page.locator(".st-key-similarity .nsewdrag[data-subplot=xy]").click(position={"x": 9, "y": 120})
-    expect(page.get_by_role("combobox", name="Expert").first).to_be_visible()
     demo = studio.workspace / "demo"
     figures = json.loads((demo / "demo.json").read_text())
     assert figures["mean_cosine"] >= 0.99
@@ -98,6 +96,15 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     assert analysis.is_of(checkpoint.store)
     assert analysis.verdict.verdict == "upcycled"
     assert analysis.verdict.mean_cosine == pytest.approx(figures["mean_cosine"], abs=1e-6)
+
+    # A click on the map of pairs chooses its row and column, in the order of the tree beside it.
+    cells = page.locator(".st-key-similarity .nsewdrag[data-subplot=xy]")
+    expect(cells).to_have_count(1)
+    cells.click(position={"x": 9, "y": 120})  # the first column, and the third of eight rows
+    layer = int(re.findall(r"[?&]layer=(\d+)", page.url)[0])
+    order = analysis.expert_tree(layer, "up").order
+    expect(page).to_have_url(re.compile(rf"[?&]expert={order[2]}(&|$)"))
+    expect(page).to_have_url(re.compile(rf"[?&]with={order[0]}(&|$)"))
 
     # The browser goes away and comes back: the demo is open, and the first page answers.
     page.close()
