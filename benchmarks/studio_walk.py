@@ -4,8 +4,8 @@ Starts the real app on a checkpoint of headers and holes (94 × 128 experts of 1
 that take no disk) with a saved analysis of every pair, and on one of 1 layer of 2 experts, the
 baseline. Walks over every page in Chromium, clicks, and prints for each click the seconds until the
 page is drawn and still again beside the goal, and the CPU seconds of the server for it, which other
-work on the machine changes less. A page that shows an exception, or the browser's console a message,
-ends the walk.
+work on the machine changes less. A page that shows an exception, or a message in the browser's
+console, ends the walk.
 
     python benchmarks/studio_walk.py [--layers 94] [--experts 128] [--repeats 3] [--pictures DIR]
 """

@@ -1,5 +1,7 @@
 """Checkpoint: open one, and see on the first screen whether it can shrink."""
 
+from typing import Literal
+
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
@@ -38,7 +40,10 @@ def open_row() -> None:
             + "; or an address below "
             + plain(", ".join(session.workspace().addresses)),
         )
-        opened = st.button("Open", type="primary", disabled=not chosen, key="open")
+        kind: Literal["primary", "secondary"] = (
+            "primary" if session.current().checkpoint is None else "secondary"
+        )
+        opened = st.button("Open", type=kind, disabled=not chosen, key="open")
         demo = st.button("Try the demo", key="demo", icon=":material/science:")
     if opened and chosen:
         try:
