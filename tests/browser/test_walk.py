@@ -184,7 +184,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     go(page, "Checkpoint")
     page.get_by_role("combobox", name="Model directory").fill(str(out))
     page.get_by_text(f"Add: {out}").or_(page.get_by_role("option", name=str(out))).first.click()
-    page.get_by_role("button", name="Open", exact=True).click()
+    page.locator(".st-key-open button").click()
     expect(page.get_by_text("Packed: ")).to_be_visible()
     go(page, "Redundancy")
     page.get_by_role("button", name="Analyse").click()
