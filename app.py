@@ -13,11 +13,17 @@ ICON = (  # a drawing of our own: Streamlit lets browsers fetch `:material/...:`
     '<path d="M4 11.5 12 16.3 20 11.5 22 12.8 12 18.8 2 12.8z" opacity=".75"/>'
     '<path d="M4 15.8 12 20.6 20 15.8 22 17 12 23 2 17z" opacity=".5"/></svg>'
 )
+SIDEBAR = 250  # px wide
 
 
 def draw() -> None:
     """What a visitor sees."""
-    st.set_page_config(page_title="DeRS Studio", page_icon=ICON, layout="wide")
+    st.set_page_config(
+        page_title="DeRS Studio",
+        page_icon=ICON,
+        layout="wide",
+        initial_sidebar_state=SIDEBAR,
+    )
     with st.skeleton(height=360):  # the first visitor waits for our modules to be imported
         from ders_core.ui import frame
     page = frame.navigation()

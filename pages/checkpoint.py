@@ -1,5 +1,7 @@
 """Checkpoint: open one, and see on the first screen whether it can shrink."""
 
+from typing import Literal
+
 import streamlit as st
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup
@@ -7,11 +9,15 @@ from ders_core.checkpoint.layouts import LAYOUT_FILE
 from ders_core.errors import DersError
 from ders_core.files.tensor import TensorReader
 from ders_core.later import pd
+from ders_core.pipeline.plan import Plan
 from ders_core.recipe import presets
 from ders_core.ui import frame, kept, reads, session
+from ders_core.ui.composition import composition
 from ders_core.ui.demo import expect_demo
 from ders_core.ui.plain import plain, show_error
 from ders_core.units import bytes_text, listed, share_text, visible
+
+CODED_BASE = 8  # bits of a base whose errors are small beside those of two bits in the deltas
 
 
 def open_row() -> None:
@@ -34,7 +40,10 @@ def open_row() -> None:
             + "; or an address below "
             + plain(", ".join(session.workspace().addresses)),
         )
-        opened = st.button("Open", type="primary", disabled=not chosen, key="open")
+        kind: Literal["primary", "secondary"] = (
+            "primary" if session.current().checkpoint is None else "secondary"
+        )
+        opened = st.button("Open", type=kind, disabled=not chosen, key="open")
         demo = st.button("Try the demo", key="demo", icon=":material/science:")
     if opened and chosen:
         try:
@@ -48,35 +57,24 @@ def open_row() -> None:
         st.switch_page("pages/redundancy.py")
 
 
-REST = "attention, embeddings, routers, shared experts"
+def current_plan(source: Checkpoint) -> Plan | None:
+    """What the current recipe does; None if it has a budget or does not fit."""
+    recipe = session.recipe()
+    try:
+        return None if recipe.budget is not None else reads.plan(source, recipe)
+    except DersError:
+        return None
 
 
-def composition(source: Checkpoint) -> None:
-    """A bar of the bytes: one base, its repetitions, the rest."""
-    base = source.expert_share / source.num_experts
-    repeated = source.expert_share - base
-    parts = [
-        ("base", base, "var(--ders-base)", "one expert's worth in each layer"),
-        ("repeated", repeated, "var(--ders-repeated)", "the other experts"),
-        ("other", 1 - source.expert_share, "var(--ders-other)", REST),
-    ]
-    bars = "".join(
-        f'<div style="flex:{share:.5f};background:{colour}" title="{name}: {hint}"></div>'
-        for name, share, colour, hint in parts
-    )
-    legend = "".join(
-        f'<span><i style="background:{colour}"></i>{name} {share_text(share)}'
-        f"<small> {hint}</small></span>"
-        for name, share, colour, hint in parts
-    )
-    st.html(
-        "<style>.ders{--ders-base:#0072b2;--ders-repeated:#e69f00;--ders-other:#8a949e}"
-        ".ders .bar{display:flex;height:22px;border-radius:4px;overflow:hidden;gap:2px}"
-        ".ders .legend{display:flex;flex-wrap:wrap;gap:4px 24px;margin-top:8px;font-size:.9rem}"
-        ".ders i{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.4em}"
-        ".ders small{opacity:.65}</style>"
-        f'<div class="ders"><div class="bar" role="img" aria-label="composition">{bars}</div>'
-        f'<div class="legend">{legend}</div></div>'
+def can_go(source: Checkpoint) -> str:
+    """What two bits leave away, and what a coded base adds to that."""
+    two_bits = presets()["quantized-2bit"]
+    coded = two_bits.changed(base_codec=({"codec": "quantized", "bits": CODED_BASE},))
+    plans = [reads.plan(source, recipe) for recipe in (two_bits, coded)]
+    saved, more = (bytes_text(plan.bytes_before - plan.bytes_after) for plan in plans)
+    return (
+        f"About **{saved} of {bytes_text(plans[0].bytes_before)}** can go at 2 bits, {more} with "
+        f"a base of {CODED_BASE} bits too; a run measures what that costs."
     )
 
 
@@ -98,7 +96,7 @@ def first_screen(source: Checkpoint) -> None:
             f"Packed: {summary.packed}. In memory: {summary.in_memory}. The page shows the "
             "original that it stands for."
         )
-    composition(source)
+    composition(source, current_plan(source))
     if summary.left_aside:
         st.caption(f"No part of the model, and left aside: {plain(listed(summary.left_aside))}")
     if summary.linked_out:
@@ -141,26 +139,32 @@ def first_screen(source: Checkpoint) -> None:
         help="Share of all weight bytes that the routed experts take.",
         width="content",
     )
-    two_bits = reads.plan(source, presets()["quantized-2bit"])
-    saved = two_bits.bytes_before - two_bits.bytes_after
+    if verdict.verdict == "scratch":
+        st.warning(
+            "These experts have no common start, so DeRS does not apply as it is meant; "
+            "you may still look and try."
+        )
+    elif summary.packed_bytes is not None:
+        two_bits = reads.plan(source, presets()["quantized-2bit"])
+        st.markdown(
+            f"At 2 bits it would take **{bytes_text(two_bits.bytes_after)}**; "
+            f"it takes {bytes_text(summary.packed_bytes)} as it is packed now."
+        )
+    else:
+        st.markdown(can_go(source))
+    next_step(is_analysed=analysis is not None)
+
+
+def next_step(*, is_analysed: bool) -> None:
+    """One button for what to do next, and a link to what may come after or before it."""
+    steps = [("See redundancy", "pages/redundancy.py"), ("Choose a recipe", "pages/recipe.py")]
+    if is_analysed:
+        steps.reverse()
+    (label, page), (other, other_page) = steps
     with st.container(horizontal=True, vertical_alignment="center"):
-        if verdict.verdict == "scratch":
-            st.warning(
-                "These experts have no common start, so DeRS does not apply as it is meant; "
-                "you may still look and try."
-            )
-        elif summary.packed_bytes is not None:
-            st.markdown(
-                f"At 2 bits it would take **{bytes_text(two_bits.bytes_after)}**; "
-                f"it takes {bytes_text(summary.packed_bytes)} as it is packed now."
-            )
-        else:
-            st.markdown(
-                f"About **{bytes_text(saved)} of {bytes_text(two_bits.bytes_before)}** can go at "
-                "2 bits; a run measures what that costs."
-            )
-        st.page_link("pages/redundancy.py", label="See redundancy", icon=":material/grid_on:")
-        st.page_link("pages/recipe.py", label="Choose a recipe", icon=":material/tune:")
+        if st.button(label, type="primary", key="next_step", icon=":material/arrow_forward:"):
+            st.switch_page(page)
+        st.page_link(other_page, label=other)
 
 
 def shared_text(groups: list[ExpertGroup], shared: list[TensorReader]) -> str:
@@ -169,6 +173,12 @@ def shared_text(groups: list[ExpertGroup], shared: list[TensorReader]) -> str:
         return "none"
     like = all(group.with_shared() is not group for group in groups)
     return bytes_text(sum(info.nbytes for info in shared)) + (", like the others" if like else "")
+
+
+def router_text(group: ExpertGroup) -> str:
+    """Its name, without that of its block."""
+    name = group.router or "not found"
+    return name.removeprefix(f"{group.block.name}.")
 
 
 def tables(source: Checkpoint) -> None:
@@ -187,7 +197,7 @@ def tables(source: Checkpoint) -> None:
                 "size": sum(group.nbytes for group in groups) / 1e6,
                 "shared expert": shared_text(groups, shared),
                 "block": visible(groups[0].block.name),
-                "router": visible(groups[0].router or "not found"),
+                "router": visible(router_text(groups[0])),
             }
         )
     st.markdown("## Layers with experts")

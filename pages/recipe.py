@@ -1,6 +1,5 @@
 """Recipe: which codec, how strong, for which experts; predicted bytes at once."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ders_core.checkpoint import Checkpoint
 from ders_core.codecs.gain import Gain
 from ders_core.errors import DersError
 from ders_core.files.missing import cleaned
+from ders_core.later import pd
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.plan import Plan
 from ders_core.pipeline.quality import GAIN, NOISE
@@ -27,11 +27,13 @@ from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
 from ders_core.ui.plain import plain, show_error
 from ders_core.ui.preset_cards import preset_cards
 from ders_core.ui.recipe_columns import table_columns
+from ders_core.ui.recipe_difference import difference
 from ders_core.ui.recipe_files import save_recipe, saved_recipes
 from ders_core.ui.recipe_table import (
     FIRST_CHOICE,
     apply_edits,
     calibration_sentence,
+    cliff_sentence,
     codec_from,
     codecs_of,
     menu,
@@ -75,31 +77,33 @@ def take_edits(plan: Plan, key: str) -> None:
 
 
 def totals(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
+    """What the recipe leaves, at the bottom of the window while the table scrolls; remarks on it
+    where they are called for."""
     told = foretold(source, recipe)
     after = plan.bytes_after if told is None else told.bytes_after
     bound = "" if plan.exact else ", at most" if told is None else ", about"
-    cells = st.container(horizontal=True, gap="medium")  # no value is clipped, however long
-    cells.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
-    cells.metric(
-        f"After{bound}",
-        bytes_text(after),
-        help="Bytes of the packed safetensors files, headers included. An upper bound where the "
-        "data decide: coded positions, entropy-coded and lossless streams, ranks by energy, "
-        "several means.",
-        width="content",
-    )
-    cells.metric(f"Of original{bound}", share_text(after / plan.bytes_before), width="content")
-    cells.metric(
-        "Groups replaced",
-        f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
-        help="A group is one projection of one layer with all its experts.",
-        width="content",
-    )
-    if told is not None:
-        with cells:
+    with st.bottom, st.container(horizontal=True, gap="medium", vertical_alignment="center"):
+        st.metric("Weight files now", bytes_text(plan.bytes_before), width="content")
+        st.metric(
+            f"After{bound}",
+            bytes_text(after),
+            help="Bytes of the packed safetensors files, headers included. An upper bound where "
+            "the data decide: coded positions, entropy-coded and lossless streams, ranks by "
+            "energy, several means.",
+            width="content",
+        )
+        st.metric(f"Of original{bound}", share_text(after / plan.bytes_before), width="content")
+        st.metric(
+            "Groups replaced",
+            f"{sum(entry.packed for entry in plan.entries)} of {len(plan.entries)}",
+            help="A group is one projection of one layer with all its experts.",
+            width="content",
+        )
+        if told is not None:
             forecast_cells(told)
-    else:
-        forecast_button(source, recipe)
+        else:
+            forecast_button(source, recipe)
+        st.page_link("pages/runs.py", label="Run it", icon=":material/play_arrow:")
     if told is not None and (note := lossless_note(plan, told)):
         st.info(plain(f"{note[0].upper()}{note[1:]}."), icon=":material/compress:")
     for remark in plan.remarks:
@@ -117,7 +121,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
             of=source.path,
             options=sorted({entry.layer for entry in plan.entries}),
             placeholder="all",
-            width=160,
+            width=130,
         )
         projections: list[str] = kept.field(
             st.multiselect,
@@ -127,7 +131,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
             of=source.path,
             options=list(dict.fromkeys(entry.projection for entry in plan.entries)),
             placeholder="all",
-            width=160,
+            width=130,
         )
         label = kept.field(
             st.selectbox,
@@ -135,7 +139,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
             key="set_codec",
             start=FIRST_CHOICE,
             options=list(menu()),
-            width=210,
+            width=200,
         )
         strength = menu()[label].strength
         value: float | None = None
@@ -149,7 +153,7 @@ def set_many(plan: Plan, source: Checkpoint) -> None:
                 min_value=number(strength.least),
                 max_value=number(strength.most),
                 step=number(strength.step),
-                width=200,
+                width=160,
             )
         gain = gain_choice() if menu()[label].has_gain else None
         if st.button("Apply", key="set_apply", type="primary"):
@@ -177,13 +181,12 @@ def gain_choice() -> Gain | None:
         help=f"{GAIN.help} *{USUAL}*: as the codec has it. *unbiased*: 1. *auto*: the best one, "
         "from what shrunken deltas and noise cost. *least squares*: the least error of weights. "
         "A number is written in YAML, for instance `gain: 0.9`.",
-        width=130,
+        width=120,
     )
     return GAINS.get(chosen)
 
 
-def group_table(plan: Plan, recipe: Recipe, source: Checkpoint) -> None:
-    rows = table(plan, reads.analysis(source), foretold(source, recipe))
+def group_table(plan: Plan, rows: pd.DataFrame) -> None:
     key = f"{EDITOR}_{st.session_state.get('recipe_round', 0)}"
     st.data_editor(
         rows,
@@ -233,18 +236,6 @@ def yaml_tab(recipe: Recipe) -> None:
             st.rerun()
 
 
-def difference_tab(recipe: Recipe) -> None:
-    stored = saved_recipes().get(recipe.name) or presets().get(recipe.name)
-    if stored is None:
-        st.info("This recipe is not saved yet.")
-        return
-    lines = difflib.unified_diff(
-        stored.to_yaml().splitlines(), recipe.to_yaml().splitlines(), "saved", "now", lineterm=""
-    )
-    text = "\n".join(lines)
-    st.code(text or "No difference.", language="diff" if text else None)
-
-
 def base_and_calibration(recipe: Recipe, source: Checkpoint) -> None:
     """What the deltas are taken against, and what is known of the experts' inputs."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -267,7 +258,7 @@ def calibration_path(recipe: Recipe) -> str | None:
         key="calibration",
         start=known,
         draft_of=known,
-        placeholder="none: a file of `ders calibrate`",
+        placeholder="none: a file of ders calibrate",
         help="Second moments of the experts' inputs on a text of yours. With them, "
         f"{calibration_sentence()}.",
         width=300,
@@ -372,16 +363,16 @@ except DersError as error:
     yaml_tab(recipe)
     st.stop()
 totals(planned, recipe, source)
-as_table, around, as_yaml, changed = st.tabs(
-    ["Table", "Bases and others", "YAML", "Difference to saved"]
-)
+rows = table(planned, reads.analysis(source), foretold(source, recipe))
+if (danger := cliff_sentence(rows)) is not None:
+    st.warning(danger)
+as_table, around, as_yaml, changed = st.tabs(["Table", "Bases and others", "YAML", "Difference"])
 with as_table:
     set_many(planned, source)
-    group_table(planned, recipe, source)
+    group_table(planned, rows)
 with around:
     beside_section(planned, source, change, fresh)
 with as_yaml:
     yaml_tab(recipe)
 with changed:
-    difference_tab(recipe)
-st.page_link("pages/runs.py", label="Run it", icon=":material/play_arrow:")
+    difference(recipe, source)

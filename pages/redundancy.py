@@ -8,12 +8,13 @@ import streamlit as st
 from ders_core import figures
 from ders_core.analysis import Analysis, of_group
 from ders_core.checkpoint import Checkpoint
-from ders_core.ui import frame, kept
+from ders_core.ui import frame, kept, session
 from ders_core.ui.analysis_job import need_analysis
 from ders_core.ui.beside_another import beside_another
 from ders_core.ui.expert_pair import choose_clicked, expert_pair
 from ders_core.ui.pair_difference import where_they_differ
 from ders_core.ui.plots import live_plot, made, plot
+from ders_core.ui.routing_share import routing_shares
 from ders_core.units import signed_text
 
 METRICS: dict[figures.Metric, str] = {
@@ -77,6 +78,23 @@ def pick(analysis: Analysis, source: Checkpoint) -> tuple[int, str, figures.Metr
     return chosen, projection, metric
 
 
+def colour_range() -> figures.Range:
+    """Which layers the colours of maps of pairs have the range of."""
+    ranges: tuple[figures.Range, ...] = ("all layers", "this layer")
+    return kept.field(
+        st.segmented_control,
+        "Range of colours",
+        key="red_range",
+        address="range",
+        start=ranges[0],
+        options=ranges,
+        format_func=str.capitalize,
+        required=True,
+        help="With the range of all layers, a colour means the same in each of them. With that of "
+        "this layer, small differences inside it can be seen.",
+    )
+
+
 frame.need_frame()
 frame.head(
     "Redundancy",
@@ -95,28 +113,54 @@ with left:
         analysis.groups[["layer", "projection", "norm_ratio"]],
         alt="Norm of the deltas relative to the base, over depth",
     )
+    experts_table = of_group(analysis.experts, layer, projection)
+    chosen = routing_shares(session.recipe(), source, layer, len(experts_table))
+    plot(
+        made("norms", figures.norm_bars, analysis, *group, chosen=chosen),
+        "norm_bars",
+        experts_table if chosen is None else experts_table.assign(chosen=chosen),
+        alt="Norm of each expert's delta, and its share of choices if the recipe's calibration "
+        "tells it",
+    )
 
 
 with right:
     pairs = analysis.pairs.of_group(layer, projection)
     experts_here = len(analysis.clusters_of(layer, projection))
+    colours = colour_range()
     experts, deltas, where = st.tabs(["Experts", "Deltas", "Where they differ"])
     with experts:
         st.markdown(analysis.about_clusters(layer, projection))
+        tree = analysis.expert_tree(layer, projection)
         clicked = plot(
-            made("similarity", figures.similarity_heatmap, analysis, *group, kind="experts"),
+            made(
+                "similarity",
+                figures.similarity_heatmap,
+                analysis,
+                *group,
+                kind="experts",
+                colours=colours,
+            ),
             "similarity",
             pairs,
-            alt="1 − cos of every pair of experts, in cluster order; lines part the sets "
-            "of experts that share a base",
+            alt="1 − cos of every pair of experts, in the order of the tree beside it; lines part "
+            "the sets of experts that share a base",
             selectable=True,
+            tree=tree.table(),
         )
-        choose_clicked(clicked)
+        choose_clicked(clicked, tree.order)
         pair = expert_pair(analysis, source, layer, projection, pairs)
         place_of_pair = st.container()
     with deltas:
         plot(
-            made("similarity_deltas", figures.similarity_heatmap, analysis, *group, kind="deltas"),
+            made(
+                "similarity_deltas",
+                figures.similarity_heatmap,
+                analysis,
+                *group,
+                kind="deltas",
+                colours=colours,
+            ),
             "similarity_deltas",
             pairs,
             alt="Cosine of every pair of deltas",
@@ -132,12 +176,6 @@ with right:
             of_group(analysis.energy_map, layer, projection),
             alt="Share of the deltas' energy over rows and columns",
         )
-    plot(
-        made("norms", figures.norm_bars, analysis, *group),
-        "norm_bars",
-        of_group(analysis.experts, layer, projection),
-        alt="Norm of each expert's delta",
-    )
 
 beside_another(analysis, source, layer, projection, metric)
 if pair is not None:

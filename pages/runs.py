@@ -51,6 +51,7 @@ from ders_core.ui.measured_texts import texts_table, worst_tokens
 from ders_core.ui.plain import plain, show_error, strong
 from ders_core.ui.plots import figure_column, plot
 from ders_core.ui.repair_job import repair_form, repairs
+from ders_core.ui.run_comparison import run_comparison
 from ders_core.ui.text_field import checked_texts
 from ders_core.ui.trust import trust_switch
 from ders_core.units import bytes_text, duration_text, share_text, visible
@@ -219,6 +220,7 @@ def comparison(page: JobPage, rows: pd.DataFrame) -> list[Job]:
         elif not page.is_all:
             st.caption(f"Of {page.total} runs, the plot shows those in the table.")
     selected = [page.jobs[row] for row in chosen]
+    run_comparison(selected)
     report_button(selected or page.jobs, "runs_report")
     answers(selected or page.jobs)
     return selected

@@ -4,18 +4,19 @@ import streamlit as st
 
 from ders_core import figures
 from ders_core.analysis import EXACT_BELOW, expected, of_group, rank_for_energy
-from ders_core.codecs import Codec, Keep, Strength
+from ders_core.codecs import Codec, Expected, Keep, Strength
 from ders_core.codecs.group import BaseForm, GroupCodec
 from ders_core.errors import DersError
 from ders_core.later import pd
+from ders_core.pipeline.forecast import KEPT
 from ders_core.pipeline.plan import stack_specs
-from ders_core.pipeline.quality import GAIN, NOISE
+from ders_core.pipeline.quality import GAIN, NOISE, OUTPUT_ERROR, WEIGHT_ERROR, Figure
 from ders_core.recipe import Recipe, Rule
 from ders_core.ui import frame, kept, reads, session
 from ders_core.ui.analysis_job import analyse, need_analysis, under_way
-from ders_core.ui.foretold import forecast_button, forecast_cells, foretold
+from ders_core.ui.foretold import forecast_button, forecast_cells, foretold, told_cell
 from ders_core.ui.plain import show_error
-from ders_core.ui.plots import made, plot
+from ders_core.ui.plots import live_plot, made, plot
 from ders_core.ui.recipe_table import codec_from, menu
 from ders_core.units import bytes_text, share_text
 
@@ -94,13 +95,7 @@ if analysis.meta["spectra"] in ("head", "curve") and min(group.shape[1:]) > EXAC
 
 
 left, right = st.columns(2, gap="large")
-with left:
-    plot(
-        made("spectrum", figures.spectrum, analysis, layer, projection),
-        "spectrum",
-        analysis.curves.of_group(layer, projection),
-        alt="Singular values of each expert's delta, log-log, with their mean",
-    )
+place_of_spectrum = left.container()  # it shows what the codec below keeps
 with right:
     plot(
         made("energy_curve", figures.energy_curve, analysis, layer, projection),
@@ -143,6 +138,39 @@ def foretell(codec: Codec) -> None:
             forecast_button(source, alone)
         else:
             forecast_cells(told)
+            outputs = [entry.rel_error_output for entry in told.entries if entry.base != KEPT]
+            if outputs and outputs[0] is not None:
+                told_cell(OUTPUT_ERROR, outputs[0], "From a sample of rows and experts.")
+
+
+def kept_by(codec: Codec, strength: Strength, loss: Expected | None) -> figures.Kept | None:
+    """What the spectrum shows of a codec; None where nothing is known of it."""
+    if loss is None:
+        return None
+    return figures.Kept(int(getattr(codec, strength.field)) if strength.is_rank else None, loss)
+
+
+def expected_figures(loss: Expected | None) -> list[tuple[Figure, float | None]]:
+    """Gain, noise, and the error of weights; None where a figure is not known."""
+    if loss is None:
+        return [(GAIN, None), (NOISE, None), (WEIGHT_ERROR, None)]
+    experts = analysis.rows("experts", layer, projection)
+    deltas, weights = (float((experts[name] ** 2).sum()) for name in ("norm_delta", "norm"))
+    error = loss.error * (deltas / weights) ** 0.5 if weights else 0.0
+    return [(GAIN, loss.gain), (NOISE, loss.noise), (WEIGHT_ERROR, error)]
+
+
+def spectrum(kept: figures.Kept | None) -> None:
+    """The spectrum, with what a codec keeps."""
+    with place_of_spectrum:
+        live_plot(
+            made("spectrum", figures.spectrum, analysis, layer, projection, kept=kept),
+            "spectrum",
+            analysis.curves.of_group(layer, projection),
+            alt="Singular values of each expert's delta, log-log, with their mean; an area shows "
+            "what the codec keeps",
+            of=(source.path, layer, projection),
+        )
 
 
 st.markdown("## What would be kept")
@@ -167,25 +195,35 @@ with st.container(border=True):
     try:
         codec = codec_from(label, slider(label, strength), unchanged)
     except DersError as error:
+        spectrum(None)
         show_error(error)
         st.stop()
     after = sum(spec.nbytes for spec in stack_specs(group, codec, BaseForm()).values())
     loss = expected(analysis, layer, projection, codec.expert(0))
-    cells = st.columns(5)
-    cells[0].metric("This group now", bytes_text(group.nbytes), help="Bytes of its experts.")
+    spectrum(kept_by(codec.expert(0), strength, loss))
     bound = "" if codec.exact else ", at most"
-    cells[1].metric(
-        f"After{bound}",
-        bytes_text(after),
-        help="Bytes of base and packed deltas; an upper bound where the data decide.",
-    )
-    cells[2].metric("Of original", share_text(after / group.nbytes))
-    for cell, figure in zip(cells[3:], (GAIN, NOISE), strict=True):
-        cell.metric(
-            f"Expected {figure.label}",
-            "unknown" if loss is None else figure.text(getattr(loss, figure.key)),
-            help=f"{figure.help} Estimated from the spectrum or the histogram; a run measures it.",
+    with st.container(horizontal=True, gap="medium"):
+        st.metric(
+            "This group now",
+            bytes_text(group.nbytes),
+            help="Bytes of its experts.",
+            width="content",
         )
+        st.metric(
+            f"After{bound}",
+            bytes_text(after),
+            help="Bytes of base and packed deltas; an upper bound where the data decide.",
+            width="content",
+        )
+        st.metric("Of original", share_text(after / group.nbytes), width="content")
+        for figure, value in expected_figures(loss):
+            st.metric(
+                f"Expected {figure.label}",
+                "unknown" if value is None else figure.text(value),
+                help=f"{figure.help} Estimated from the spectrum or the histogram; a run measures "
+                "it.",
+                width="content",
+            )
     if codec.expert(0).acts_by_rows:
         foretell(codec.expert(0))
     st.caption(

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ders_core.analysis.expert_tree import ExpertTree, expert_tree
 from ders_core.analysis.group_table import (
     GroupTable,
     Key,
@@ -193,6 +194,17 @@ class Analysis:
         """The cluster of each expert of a group."""
         clusters: list[int] = self.rows("experts", layer, projection)["cluster"].tolist()
         return clusters
+
+    def expert_tree(self, layer: int, projection: str) -> ExpertTree:
+        """Which experts of a group are most alike; in it those of a cluster stand together."""
+        key = layer, projection
+        if key not in self._trees:
+            self._trees[key] = expert_tree(self.apart_in(*key), self.clusters_of(*key))
+        return self._trees[key]
+
+    @cached_property
+    def _trees(self) -> dict[Key, ExpertTree]:
+        return {}
 
     def about_clusters(self, layer: int, projection: str) -> str:
         """One sentence: the experts that share a base, and what several bases would leave."""

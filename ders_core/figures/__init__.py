@@ -2,6 +2,7 @@
 
 from ders_core.figures.allocation import bits_map, frontier
 from ders_core.figures.curves import energy_curve, size_quality, spectrum, value_histogram
+from ders_core.figures.kept_spectrum import Kept
 from ders_core.figures.maps import (
     Metric,
     difference_energy,
@@ -9,10 +10,11 @@ from ders_core.figures.maps import (
     norm_bars,
     norm_ratio_over_depth,
     rank_map,
-    similarity_heatmap,
 )
 from ders_core.figures.pair_blocks import pair_blocks, pair_table
+from ders_core.figures.pair_map import Range, similarity_heatmap
 from ders_core.figures.report import report_html
+from ders_core.figures.run_errors import errors_over_depth
 from ders_core.figures.style import EXPERT_COLOURS
 from ders_core.figures.training import (
     SMOOTH,
@@ -27,11 +29,14 @@ from ders_core.figures.training import (
 __all__ = [
     "EXPERT_COLOURS",
     "SMOOTH",
+    "Kept",
     "Metric",
+    "Range",
     "balance_curve",
     "bits_map",
     "difference_energy",
     "energy_curve",
+    "errors_over_depth",
     "frontier",
     "latest_loads",
     "loss_curves",

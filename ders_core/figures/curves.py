@@ -7,6 +7,7 @@ import math
 import plotly.graph_objects as go
 
 from ders_core.analysis import Analysis, of_group, rank_for_energy
+from ders_core.figures.kept_spectrum import Kept, draw_kept
 from ders_core.figures.style import (
     ACCENT,
     MEAN,
@@ -24,12 +25,17 @@ from ders_core.pipeline.quality import KL
 MARKS = (0.9, 0.95, 0.99)
 MOST_LINES = 32
 """Experts that have a line of their own; more can neither be told apart nor drawn quickly."""
+ROOM_FOR_NAMES = 1.25
+"""Width of a plot of runs, over that of its dots: names stand beside them."""
 MOST_NAMED = 16
 """Experts whose names have room below the plot; of more, a line tells its own to the pointer."""
 
 
-def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
-    """σ of each expert's delta against its rank, log-log, with their mean and the noise floor."""
+def spectrum(
+    analysis: Analysis, layer: int, projection: str, kept: Kept | None = None
+) -> go.Figure:
+    """σ of each expert's delta against its rank, log-log, with their mean and the noise floor; and
+    what a codec keeps."""
     rows = analysis.curves.of_group(layer, projection)
     figure = go.Figure()
     of_all = _expert_lines(figure, rows, "singular_value", "σ = %{y:.3g}")
@@ -42,6 +48,8 @@ def spectrum(analysis: Analysis, layer: int, projection: str) -> go.Figure:
         line={"width": 4, "color": MEAN},
         hovertemplate="rank %{x}<br>mean σ = %{y:.3g}<extra></extra>",
     )
+    if kept is not None and len(mean):
+        draw_kept(figure, mean, kept, analysis, layer, projection)
     floor = noise_floor(analysis, layer, projection)
     if floor > 0:
         level(figure, floor, dash="dot", width=2)
@@ -208,8 +216,8 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         x=ordered["ratio"],
         y=ordered["kl"],
         mode="markers+text",
-        text=ordered["name"].map(label_of),
-        textposition="top center",
+        text=" " + ordered["name"].map(label_of),
+        textposition="middle right",  # above, it would stand in the interval
         name="runs",
         marker={"size": 11, "color": "#0072b2"},
         error_y={
@@ -224,7 +232,11 @@ def size_quality(runs: pd.DataFrame) -> go.Figure:
         "KL %{y:.3g} nats a token<br>perplexity %{customdata[1]:.4g}<extra></extra>",
         cliponaxis=False,
     )
-    figure.update_xaxes(title_text="size, share of original", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(
+        title_text="size, share of original",
+        tickformat=".0%",
+        range=[0, ROOM_FOR_NAMES * float(ordered["ratio"].max())],
+    )
     figure.update_yaxes(title_text=KL.label, rangemode="tozero")
     figure.update_layout(showlegend=False)
     return finish(figure, "Size against quality of the runs", height=420)

@@ -1,23 +1,22 @@
-"""Heat maps: the model at a glance, pairs of experts, where a matrix differs."""
+"""The model at a glance, the experts of a group, where a matrix differs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import plotly.graph_objects as go
 
-from ders_core.analysis import Analysis, of_group, rank_for_energy, square
+from ders_core.analysis import Analysis, of_group, rank_for_energy
 from ders_core.figures.clickable import clickable
 from ders_core.figures.style import (
     ACCENT,
-    DIVERGING,
     LEAST_SPAN,
+    MEAN,
     PROJECTION_COLOURS,
     SEQUENTIAL,
     expert_colour,
     finish,
+    logs,
     power_ticks,
     widened,
 )
@@ -25,12 +24,6 @@ from ders_core.later import np, pd
 
 Metric = Literal["one_minus_cos", "norm_ratio"]
 """What colours the map of a model."""
-FLOOR = 1e-12
-"""Where 1 − cos is 0 the logarithm stops here."""
-MOST_PARTED = 32
-"""Experts beyond which the gaps between cells would hide the cells."""
-MOST_NUMBERED = 24
-"""Clusters that have room for their numbers."""
 CELL, AROUND, MOST_HEIGHT = 26.0, 120, 900
 """Of a map of the model, px: a layer, all that is above and below, and the whole."""
 PARTED = 12.0
@@ -78,7 +71,7 @@ def model_map(
         [one.groups[column].to_numpy() for one in (analysis, beside) if one is not None]
     )
     if metric == "one_minus_cos":
-        shown, every = (np.log10(np.maximum(values, FLOOR)) for values in (shown, every))
+        shown, every = logs(shown), logs(every)
         title, label = "Mean 1 − cos of experts", "1 − cos"
         low, high = widened(float(np.nanmin(every)), float(np.nanmax(every)))
         bar: dict[str, object] = power_ticks(low, high)
@@ -117,130 +110,47 @@ def _frame(figure: go.Figure, column: int, row: int) -> None:
     figure.add_shape(type="rect", line={"color": ACCENT, "width": 3}, **ends)
 
 
-def cluster_order(distance: np.ndarray, clusters: Sequence[int]) -> list[int]:
-    """The order of experts: by cluster, and within it similar ones next to each other (average
-    linkage). clusters: of each expert."""
-    count = len(distance)
-    order = list(range(count))
-    if count > 2 and distance.any():
-        from scipy.cluster.hierarchy import leaves_list, linkage  # here: other pages need no scipy
-        from scipy.spatial.distance import squareform
-
-        symmetric = (distance + distance.T) / 2
-        np.fill_diagonal(symmetric, 0.0)
-        tree = linkage(squareform(symmetric, checks=False), "average", optimal_ordering=True)
-        order = [int(index) for index in leaves_list(tree)]
-    return sorted(order, key=clusters.__getitem__)  # stable
-
-
-def _mark_clusters(figure: go.Figure, clusters: Sequence[int]) -> None:
-    """Lines between the clusters of a K × K map, and a coloured strip with their numbers above.
-
-    clusters: of each expert, in the order of the map.
-    """
-    figure.update_layout(margin_t=72, title={"y": 1, "yanchor": "top", "pad": {"t": 12}})
-    edges = [0, *(np.flatnonzero(np.diff(clusters)) + 1).tolist(), len(clusters)]
-    for begin, end in pairwise(edges):
-        number = clusters[begin]
-        figure.add_shape(
-            type="rect",
-            x0=begin - 0.5,
-            x1=end - 0.5,
-            y0=1.005,
-            y1=1.03,
-            yref="paper",
-            fillcolor=expert_colour(number),
-            line_width=0,
-        )
-        if len(edges) - 1 <= MOST_NUMBERED:
-            figure.add_annotation(
-                x=(begin + end - 1) / 2,
-                y=1.03,
-                yref="paper",
-                yanchor="bottom",
-                text=f"base {number}" if end - begin > 1 and len(edges) < 6 else str(number),
-                showarrow=False,
-                font_size=11,
-            )
-        if end < len(clusters):
-            line = {"type": "line", "line_color": ACCENT, "line_width": 2}
-            figure.add_shape(x0=end - 0.5, x1=end - 0.5, y0=0, y1=1, yref="paper", **line)
-            figure.add_shape(y0=end - 0.5, y1=end - 0.5, x0=0, x1=1, xref="paper", **line)
-
-
-def similarity_heatmap(
+def norm_bars(
     analysis: Analysis,
     layer: int,
     projection: str,
-    kind: Literal["experts", "deltas"] = "experts",
-    beside: Analysis | None = None,
+    chosen: tuple[float, ...] | None = None,
 ) -> go.Figure:
-    """K × K: log10(1 − cos) of the experts, or the cosine of their deltas, in cluster order.
-
-    E0 is expert 0. Where several bases pay, lines part their experts. 1 − cos has one range of
-    colours in all layers, which has room for those of the analysis `beside` too.
-    """
-    apart = analysis.apart_in(layer, projection)
-    clusters = analysis.clusters_of(layer, projection)
-    order = cluster_order(apart.copy(), clusters)
-    names = [f"E{index}" for index in order]
-    chosen = np.ix_(order, order)
-    gap = 1 if len(order) <= MOST_PARTED else 0
-    common = {"x": names, "y": names, "xgap": gap, "ygap": gap}
-    if kind == "deltas":
-        pairs = analysis.pairs.of_group(layer, projection, columns=("cos_delta",))
-        values = square(pairs, "cos_delta")
-        heat = go.Heatmap(
-            z=values[chosen],
-            zmin=-1,
-            zmax=1,
-            colorscale=DIVERGING,
-            colorbar={"title": {"text": "cos"}, "thickness": 12},
-            hovertemplate="experts %{y}, %{x}<br>cos of deltas = %{z:.3g}<extra></extra>",
-            **common,
-        )
-        title = f"Cosine of deltas, layer {layer}, {projection}"
-    else:
-        ends = [end for one in (analysis, beside) if one is not None for end in one.apart or ()]
-        least, most = (min(ends), max(ends)) if ends else (1.0, 10.0)
-        low, high = widened(*(float(np.log10(max(end, FLOOR))) for end in (least, most)))
-        shown = np.log10(np.maximum(apart, FLOOR))
-        np.fill_diagonal(shown, np.nan)
-        heat = go.Heatmap(
-            z=shown[chosen],
-            customdata=apart[chosen],
-            zmin=low,
-            zmax=high,
-            colorscale=SEQUENTIAL,
-            colorbar={"title": {"text": "1 − cos"}, "thickness": 12, **power_ticks(low, high)},
-            hovertemplate="experts %{y}, %{x}<br>1 − cos = %{customdata:.3e}<extra></extra>",
-            hoverongaps=False,
-            **common,
-        )
-        title = f"1 − cos of experts, layer {layer}, {projection}"
-    figure = go.Figure(heat)
-    figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    clickable(figure)
-    finish(figure, title, height=440)
-    if max(clusters) > 0:
-        _mark_clusters(figure, [clusters[expert] for expert in order])
-    return figure
-
-
-def norm_bars(analysis: Analysis, layer: int, projection: str) -> go.Figure:
-    """‖Δ‖ of each expert as a share of ‖W_base‖."""
+    """‖Δ‖ of each expert as a share of ‖W_base‖. chosen: how often each is, as shares of all
+    choices of the layer; drawn on an axis of their own."""
     rows = of_group(analysis.experts, layer, projection)
     base = float(of_group(analysis.groups, layer, projection)["norm_base"].iloc[0]) or 1.0
+    names = [f"E{expert}" for expert in rows["expert"]]
     figure = go.Figure(
         go.Bar(
-            x=[f"E{expert}" for expert in rows["expert"]],
+            x=names,
             y=rows["norm_delta"] / base,
+            name="‖Δ‖",
+            showlegend=False,
             marker_color=[expert_colour(int(expert)) for expert in rows["expert"]],
             hovertemplate="%{x}<br>‖Δ‖/‖W_base‖ = %{y:.3g}<extra></extra>",
         )
     )
     figure.update_yaxes(title_text="‖Δ‖ / ‖W_base‖", rangemode="tozero")
+    if chosen is not None:
+        figure.add_scatter(
+            x=names,
+            y=chosen,
+            yaxis="y2",
+            name="chosen",
+            showlegend=False,
+            mode="markers",
+            marker={"symbol": "diamond", "size": 11, "color": MEAN, "line_width": 1},
+            hovertemplate="%{x}<br>%{y:.1%} of choices<extra></extra>",
+        )
+        figure.layout.yaxis2 = {
+            "overlaying": "y",
+            "side": "right",
+            "rangemode": "tozero",
+            "tickformat": ".0%",
+            "showgrid": False,
+            "title": {"text": "◆ share of choices"},
+        }
     return finish(figure, f"Norm of each delta, layer {layer}, {projection}", height=280)
 
 

@@ -14,7 +14,7 @@ from ders_core.analysis import Analysis, Spectra
 from ders_core.analysis.report_sizes import json_bytes, parquet_bytes
 from ders_core.checkpoint import ExpertGroup
 from ders_core.errors import OutputError
-from ders_core.figures import curves, maps
+from ders_core.figures import curves, maps, pair_map
 from ders_core.figures.page import Page
 from ders_core.files.output import new_file
 
@@ -29,7 +29,7 @@ def report_html(analysis: Analysis) -> str:
     if not analysis.curves.empty:
         figures.append(("Rank", "", [maps.rank_map(analysis)]))
     for layer, projection in analysis.group_keys():
-        of_group = [maps.similarity_heatmap(analysis, layer, projection)]
+        of_group = [pair_map.similarity_heatmap(analysis, layer, projection)]
         if not analysis.curves.empty:
             of_group.append(curves.spectrum(analysis, layer, projection))
         of_group.append(curves.value_histogram(analysis, layer, projection))

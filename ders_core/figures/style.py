@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ders_core.later import np
 from ders_core.units import visible
 
 SEQUENTIAL = "Cividis"
@@ -28,9 +29,13 @@ ACCENT = "#d55e00"
 QUIET = "#8a949e"
 MEAN = "#6b7680"
 """Of what is the mean of experts: no expert's hue, and to be seen on light and dark ground."""
+KEPT = "rgba(47, 143, 189, 0.28)"
+"""Of an area that is kept."""
 LEAST_SPAN = 0.1
 """Least width of a colour scale: in decades, or as a share of the largest value. Smaller
 differences do not deserve contrasting colours."""
+FLOOR = 1e-12
+"""Where 1 − cos is 0 its logarithm stops here."""
 PROJECTION_COLOURS = {"gate": "#0072b2", "up": "#e69f00", "down": "#009e73"}
 
 
@@ -66,9 +71,11 @@ def finish(figure: go.Figure, title: str, *, height: int = 360) -> go.Figure:
     return figure
 
 
-def level(figure: go.Figure, y: float, *, dash: str = "dash", width: float = 1) -> None:
-    """Add a quiet horizontal line. `add_hline` takes five times as long."""
-    line = {"dash": dash, "width": width, "color": QUIET}
+def level(
+    figure: go.Figure, y: float, *, dash: str = "dash", width: float = 1, color: str = QUIET
+) -> None:
+    """Add a horizontal line. `add_hline` takes five times as long."""
+    line = {"dash": dash, "width": width, "color": color}
     figure.add_shape(type="line", xref="x domain", x0=0, x1=1, yref="y", y0=y, y1=y, line=line)
 
 
@@ -76,6 +83,11 @@ def mark(figure: go.Figure, x: float) -> None:
     """Add a quiet vertical line. `add_vline` takes five times as long."""
     line = {"dash": "dash", "width": 1, "color": QUIET}
     figure.add_shape(type="line", xref="x", x0=x, x1=x, yref="y domain", y0=0, y1=1, line=line)
+
+
+def logs(apart: np.ndarray | list[float]) -> np.ndarray:
+    """log10 of 1 − cos."""
+    return np.log10(np.maximum(apart, FLOOR))
 
 
 def widened(low: float, high: float, least: float = LEAST_SPAN) -> tuple[float, float]:

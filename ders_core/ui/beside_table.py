@@ -38,10 +38,9 @@ def table(plan: Plan, source: Checkpoint) -> pd.DataFrame:
     What bases take is new: before, it is what one expert takes.
     """
     rows = []
-    bases = [entry for entry in plan.entries if entry.base is not None and not entry.codec.keeps]
-    if bases:
+    if bases := with_bases(plan):
         codec = _same([entry.base.codec for entry in bases if entry.base is not None])
-        before, after = (sum(sizes) for sizes in zip(*map(_base_bytes, bases), strict=True))
+        before, after = (sum(sizes) for sizes in zip(*map(base_bytes, bases), strict=True))
         rows.append(_row(BASES, codec, before, after))
     for kind in kinds_of(source):
         tensors = [tensor for tensor in source.others.values() if tensor.kind == kind]
@@ -120,7 +119,12 @@ def _same(codecs: Sequence[Codec]) -> Codec | None:
     return codecs[0] if len(set(codecs)) == 1 else None
 
 
-def _base_bytes(entry: PlanEntry) -> tuple[int, int]:
+def with_bases(plan: Plan) -> list[PlanEntry]:
+    """The groups whose bases are stored."""
+    return [entry for entry in plan.entries if entry.base is not None and not entry.codec.keeps]
+
+
+def base_bytes(entry: PlanEntry) -> tuple[int, int]:
     """Of a group's bases as they are, and as they are stored; at most."""
     assert entry.base is not None
     shape = (entry.shape[1], entry.shape[2])

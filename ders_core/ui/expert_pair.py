@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -47,16 +48,16 @@ def expert_pair(
     return (first, second) if first != second else None
 
 
-def choose_clicked(event: Any) -> None:
-    """Choose the pair of a cell of the map that was clicked; before the boxes are drawn."""
+def choose_clicked(event: Any, order: Sequence[int]) -> None:
+    """Choose the pair of a cell of the map that was clicked; before the boxes are drawn. order: the
+    experts of its rows. A joint of the tree beside the map is no pair."""
     points = event["selection"]["points"] if event else []
     if not points or st.session_state.get(_SEEN) == points[0]:
         return
     st.session_state[_SEEN] = points[0]
-    names = [str(points[0].get(axis)) for axis in ("y", "x")]
-    if all(name[:1] == "E" and name[1:].isdecimal() for name in names):
-        for key, name in zip((FIRST, SECOND), names, strict=True):
-            st.session_state[key] = int(name[1:])
+    row, name = points[0].get("y"), str(points[0].get("x"))
+    if row in range(len(order)) and name[:1] == "E" and name[1:].isdecimal():
+        st.session_state[FIRST], st.session_state[SECOND] = order[row], int(name[1:])
 
 
 def _sentence(

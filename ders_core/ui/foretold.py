@@ -29,14 +29,15 @@ def forecast_cells(told: Forecast) -> None:
     """Predicted KL; where the calibration has no gradients, or there is none, gain and noise."""
     outlook = told.outlook
     if outlook.predicted_kl is not None:
-        _cell(PREDICTED_KL, outlook.predicted_kl, "From a sample of rows and experts.")
+        told_cell(PREDICTED_KL, outlook.predicted_kl, "From a sample of rows and experts.")
         return
     how = "From a sample of rows and experts, the mean over the replaced groups."
-    _cell(GAIN, outlook.gain, how)
-    _cell(NOISE, outlook.noise, how)
+    told_cell(GAIN, outlook.gain, how)
+    told_cell(NOISE, outlook.noise, how)
 
 
-def _cell(figure: Figure, value: float | None, how: str) -> None:
+def told_cell(figure: Figure, value: float | None, how: str) -> None:
+    """A figure of a forecast. how: a sentence that its help ends with."""
     st.metric(
         figure.short[0].upper() + figure.short[1:],
         "unknown" if value is None else figure.text(value),

@@ -115,7 +115,7 @@ def _entry(title: str, value: str, detail: str = "") -> None:
 
 
 def _predicted(source: Checkpoint | None) -> str:
-    """The size of the open checkpoint under the current recipe."""
+    """The size of the open checkpoint under the current recipe, and its share of the original."""
     if source is None:
         return ""
     recipe = session.recipe()
@@ -126,7 +126,7 @@ def _predicted(source: Checkpoint | None) -> str:
     except DersError:
         return "does not fit this checkpoint"
     bound = "" if plan.exact else "at most "
-    return f"→ {bound}{bytes_text(plan.bytes_after)} ({share_text(plan.ratio)} of original)"
+    return f"→ {bound}{bytes_text(plan.bytes_after)} ({share_text(plan.ratio)})"
 
 
 def _draw_again_if_emptied() -> None:

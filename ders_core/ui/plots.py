@@ -30,12 +30,23 @@ def made(
 
 
 def plot(
-    figure: go.Figure, key: str, data: pd.DataFrame, *, alt: str, selectable: bool = False
+    figure: go.Figure,
+    key: str,
+    data: pd.DataFrame,
+    *,
+    alt: str,
+    selectable: bool = False,
+    tree: pd.DataFrame | None = None,
 ) -> Any:
     """Show a figure and its CSV button. selectable: return the clicks on points. alt: a description
-    for screen readers."""
+    for screen readers. tree: what a second button downloads, of a tree in the figure."""
     event = _chart(figure, key, _config(key), alt, selectable=selectable)
-    csv_button(data, key)
+    if tree is None:
+        csv_button(data, key)
+    else:
+        with st.container(horizontal=True):
+            csv_button(data, key)
+            csv_button(tree, f"{key}_tree", "The joins of the tree.", label="CSV of the tree")
     return event
 
 
@@ -129,10 +140,15 @@ def _config(key: str) -> dict[str, Any]:
     }
 
 
-def csv_button(data: pd.DataFrame, key: str, help: str = "The numbers behind this plot.") -> None:
+def csv_button(
+    data: pd.DataFrame,
+    key: str,
+    help: str = "The numbers behind this plot.",
+    label: str = "CSV",
+) -> None:
     """A button that downloads a table, as `key`.csv. help: what it has."""
     st.download_button(
-        "CSV",
+        label,
         data=lambda: data.to_csv(index=False),
         file_name=f"{key}.csv",
         mime="text/csv",

@@ -20,6 +20,9 @@ OTHER = "other (YAML)"
 """What the table shows for a codec without a menu entry, and for groups of several codecs. These
 are written in YAML; the table leaves them as they are."""
 
+LOW_GAIN = 0.5
+"""Below it more of a delta is missing than is given back."""
+
 FIRST_CHOICE = "unbiased rounding"
 """What the menu for many groups shows first."""
 
@@ -146,6 +149,18 @@ def table(plan: Plan, analysis: Analysis | None, told: Forecast | None = None) -
             }
         )
     return pd.DataFrame(rows)
+
+
+def cliff_sentence(rows: pd.DataFrame) -> str | None:
+    """A warning where a little less would cost much; None elsewhere. rows: of `table`."""
+    low = int((rows[GAIN.key].astype(float) < LOW_GAIN).sum())
+    if not low:
+        return None
+    return (
+        f"Near a cliff: in {low} of {len(rows)} groups less than half of the deltas is given back. "
+        "What is missing points the same way in every layer, and KL grows with the square of the "
+        "sum. Raise the strength there, or take a codec that is unbiased."
+    )
 
 
 def _expected(entry: PlanEntry, analysis: Analysis | None) -> Expected | None:

@@ -97,6 +97,15 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     assert analysis.verdict.verdict == "upcycled"
     assert analysis.verdict.mean_cosine == pytest.approx(figures["mean_cosine"], abs=1e-6)
 
+    # A click on the map of pairs chooses its row and column, in the order of the tree beside it.
+    cells = page.locator(".st-key-similarity .nsewdrag[data-subplot=xy]")
+    expect(cells).to_have_count(1)
+    cells.click(position={"x": 9, "y": 120})  # the first column, and the third of eight rows
+    layer = int(re.findall(r"[?&]layer=(\d+)", page.url)[0])
+    order = analysis.expert_tree(layer, "up").order
+    expect(page).to_have_url(re.compile(rf"[?&]expert={order[2]}(&|$)"))
+    expect(page).to_have_url(re.compile(rf"[?&]with={order[0]}(&|$)"))
+
     # The browser goes away and comes back: the demo is open, and the first page answers.
     page.close()
     page = context.new_page()
@@ -120,6 +129,11 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     sidebar = page.get_by_test_id("stSidebar")
     expect(sidebar.get_by_text("quantized-2bit")).to_be_visible()
     expect(sidebar.get_by_text(bytes_text(plan.bytes_after))).to_be_visible()
+    page.get_by_text("Edit codec and strength in the table").scroll_into_view_if_needed()
+    totals = page.get_by_test_id("stBottom")  # in sight, wherever the page is scrolled to
+    expect(totals.get_by_text(bytes_text(plan.bytes_after))).to_be_in_viewport()
+    page.get_by_role("heading", name="Recipe").scroll_into_view_if_needed()
+    expect(totals.get_by_text(bytes_text(plan.bytes_after))).to_be_in_viewport()
     calm(page)
 
     # The run compresses, verifies and evaluates in the worker, as it was set before a look at
@@ -170,7 +184,7 @@ def test_from_nothing_to_an_export(visit: Callable[..., BrowserContext], studio:
     go(page, "Checkpoint")
     page.get_by_role("combobox", name="Model directory").fill(str(out))
     page.get_by_text(f"Add: {out}").or_(page.get_by_role("option", name=str(out))).first.click()
-    page.get_by_test_id("stBaseButton-primary").click()
+    page.locator(".st-key-open button").click()
     expect(page.get_by_text("Packed: ")).to_be_visible()
     go(page, "Redundancy")
     page.get_by_role("button", name="Analyse").click()

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from ders_core import figures
 from ders_core.analysis import Analysis, analyze, of_group
 from ders_core.analysis.group_table import TableInMemory
-from ders_core.checkpoint import Checkpoint
 from ders_core.figures import curves
 from ders_core.figures.curves import noise_floor
-from ders_core.figures.maps import cell_height, cluster_order, map_height
+from ders_core.figures.maps import cell_height, map_height
 from ders_core.figures.style import EXPERT_COLOURS, expert_colour
 from ders_core.packed.open import open_checkpoint
 
@@ -39,53 +34,6 @@ def test_the_map_shows_every_group(analysis: Analysis) -> None:
     assert 10 ** heat.z[1][2] == pytest.approx(wanted)
     ratio = figures.model_map(analysis, "norm_ratio").data[0]
     assert ratio.z[0][0] == pytest.approx(analysis.groups["norm_ratio"].iloc[0])
-
-
-def test_all_layers_share_one_colour_range(analysis: Analysis) -> None:
-    first = figures.similarity_heatmap(analysis, 0, "gate").data[0]
-    second = figures.similarity_heatmap(analysis, 1, "down").data[0]
-    assert (first.zmin, first.zmax) == (second.zmin, second.zmax)
-    deltas = figures.similarity_heatmap(analysis, 0, "gate", kind="deltas").data[0]
-    assert (deltas.zmin, deltas.zmax) == (-1, 1)
-
-
-def test_like_experts_stand_together() -> None:
-    apart = np.array([[0, 9, 1, 9], [9, 0, 9, 1], [1, 9, 0, 9], [9, 1, 9, 0]], dtype=float)
-    order = cluster_order(apart, [0] * 4)
-    assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
-
-
-def test_clusters_stand_together_whatever_the_tree_says() -> None:
-    random = np.random.default_rng(1)
-    apart = random.random((12, 12))
-    clusters = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
-    order = cluster_order(apart, clusters)
-    assert sorted(order) == list(range(12))
-    numbers = [clusters[expert] for expert in order]
-    assert sum(a != b for a, b in pairwise(numbers)) == 2
-
-
-def test_lines_and_a_strip_part_the_clusters(
-    checkpoint_of: Callable[..., Checkpoint], planted: Callable[..., torch.Tensor]
-) -> None:
-    which = [0, 1, 0, 2, 1, 0, 2, 1, 0, 0, 1, 2]
-    tables = analyze(checkpoint_of(planted(which)), spectra="none")
-    for kind in ("experts", "deltas"):
-        figure = figures.similarity_heatmap(tables, 0, "gate", kind=kind)
-        shown = [which[int(name.removeprefix("E"))] for name in figure.data[0].x]
-        lines = {shape.x0 for shape in figure.layout.shapes if shape.x0 == shape.x1}
-        edges = {place + 0.5 for place, (a, b) in enumerate(pairwise(shown)) if a != b}
-        assert lines == edges
-        assert len(edges) == 2
-        strip = [shape for shape in figure.layout.shapes if shape.type == "rect"]
-        for shape in strip:
-            inside = shown[int(shape.x0 + 0.5) : int(shape.x1 + 0.5)]
-            assert {expert_colour(number) for number in inside} == {shape.fillcolor}
-        assert {note.text for note in figure.layout.annotations} == {"base 0", "base 1", "base 2"}
-
-
-def test_one_base_has_no_lines(analysis: Analysis) -> None:
-    assert not figures.similarity_heatmap(analysis, 0, "gate").layout.shapes
 
 
 def test_maps_of_a_model_whose_layers_lack_a_projection(analysis: Analysis) -> None:
@@ -162,7 +110,7 @@ def test_the_pareto_line_leaves_out_what_is_beaten() -> None:
     )
     line, dots = figures.size_quality(runs).data
     assert list(line.x) == [0.2, 0.4, 0.9]
-    assert list(dots.text) == ["small", "beaten", "good", "large"]
+    assert [name.strip() for name in dots.text] == ["small", "beaten", "good", "large"]
     assert list(dots.error_y.array)[::2] == pytest.approx([0.2, 0.1])
     assert list(dots.error_y.arrayminus)[::2] == pytest.approx([0.1, 0.05])
     assert math.isnan(dots.error_y.array[1])
@@ -179,24 +127,6 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
     sentence = analysis.about_clusters(1, "down")
     assert "4 experts" in sentence
     assert page.count(sentence) == len(analysis.groups)
-
-
-@pytest.mark.parametrize("kind", ["experts", "deltas"])
-def test_every_cell_of_a_map_of_pairs_can_be_clicked(
-    analysis: Analysis, kind: Literal["experts", "deltas"]
-) -> None:
-    heat, points = figures.similarity_heatmap(analysis, 0, "gate", kind=kind).data
-    values = heat.z if kind == "deltas" else heat.customdata
-    cells = {
-        (x, y): values[row][column]
-        for row, y in enumerate(heat.y)
-        for column, x in enumerate(heat.x)
-        if kind == "deltas" or x != y
-    }
-    told = zip(points.x, points.y, points.customdata, strict=True)
-    assert {(x, y): value for x, y, value in told} == cells
-    assert heat.hoverinfo == "skip"
-    assert "customdata" in points.hovertemplate
 
 
 def test_so_can_those_of_the_model(analysis: Analysis) -> None:

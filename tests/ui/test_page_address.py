@@ -191,7 +191,14 @@ def test_a_link_and_a_click_show_their_pair_of_experts(
     assert f"**E2 and E1**: 1 − cos = {apart:.3g}" in words(other)
     other.selectbox(key="pair_second").set_value(2).run()
     assert "twice" in words(other)
-    # A click on a cell of the map chooses its pair.
-    app.session_state["similarity"] = {"selection": {"points": [{"x": "E3", "y": "E1"}]}}
-    app.run()
-    assert (app.query_params["expert"], app.query_params["with"]) == ("1", "3")
+    # A click on a cell of the map chooses its pair; one on a joint of the tree chooses nothing.
+    row = analysis.expert_tree(*group).order.index(1)
+    for point in ({"x": "E3", "y": row}, {"x": -3.1, "y": 0.5}, {"x": "E3", "y": 99}):
+        app.session_state["similarity"] = {"selection": {"points": [point]}}
+        app.run()
+        assert not app.exception
+        assert (app.query_params["expert"], app.query_params["with"]) == ("1", "3")
+    # So does what the colours have the range of.
+    assert app.query_params["range"] == "all layers"
+    app.segmented_control(key="red_range").set_value("this layer").run()
+    assert app.query_params["range"] == "this layer"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -150,6 +151,21 @@ def test_analysis_is_a_job_and_then_the_pages_show_it(
     assert not app.exception
     after = {metric.label: metric.value for metric in app.metric}
     assert (after["Expected gain"], after["Expected noise"]) == ("0.988", "0.107")
+    whole = open_checkpoint(mixtral_dir).group(0, "gate").read().double()
+    ratio = float((whole - whole.mean(0)).norm() / whole.norm())
+    wanted = math.hypot(1 - 0.988, 0.107) * ratio
+    assert float(after["Expected ‖Ŵ−W‖/‖W‖"]) == pytest.approx(wanted, rel=0.02)
+    before = drawn_spectrum(app)
+    app.slider(key="spec_quantized").set_value(1).run()
+    assert drawn_spectrum(app) != before
+
+
+def drawn_spectrum(app: AppTest) -> list[float]:
+    """What the plot of the spectrum shows as kept, of its latest version."""
+    charts = [each.proto for each in app.get("plotly_chart") if "spectrum" in each.proto.id]
+    latest = max(charts, key=lambda proto: int(proto.id.rpartition("_")[2]))
+    area: list[float] = json.loads(latest.spec)["data"][-1]["y"]
+    return area
 
 
 def test_redundancy_names_the_experts_that_share_a_base(
@@ -234,6 +250,7 @@ def test_recipe_presets_edits_undo_and_files(
     wanted = resolve(presets()["quantized-2bit"], checkpoint)
     shown = {metric.label: metric.value for metric in app.metric}
     assert shown["After"] == f"{wanted.bytes_after / 1e3:.3g} kB"
+    assert {"After", "Of original"} <= {metric.label for metric in bottom(app).metric}
     app.multiselect(key="set_projections").set_value(["down"]).run()
     app.selectbox(key="set_codec").set_value("low rank").run()
     app.number_input(key="set_low rank").set_value(5).run()
@@ -246,6 +263,10 @@ def test_recipe_presets_edits_undo_and_files(
     app.button(key="recipe_save").click().run()
     saved = Recipe.from_yaml((workspace.recipes / "edited.yaml").read_text(encoding="utf-8"))
     assert saved.rules == edited.rules
+    assert "No difference." in [code.value for code in app.code]
+    app.selectbox(key="recipe_difference").set_value("preset: quantized-2bit").run()
+    (lines,) = [code.value for code in app.code if code.language == "diff"]
+    assert "+  rank: 5" in [line.replace("    ", "  ") for line in lines.splitlines()]
     assert app.button(key="recipe_redo").disabled
     app.button(key="recipe_undo").click().run()
     app.button(key="recipe_undo").click().run()
@@ -258,6 +279,11 @@ def test_recipe_presets_edits_undo_and_files(
     app.session_state["presets"] = True
     app.run().button(key="preset_quantized-1bit").click().run()
     assert app.button(key="recipe_redo").disabled  # a change leaves nothing to redo
+
+
+def bottom(app: AppTest) -> Any:
+    """What stays at the bottom of the window while the page scrolls."""
+    return app._tree[3]
 
 
 def test_every_codec_of_the_menu_can_be_set_for_all(app: AppTest, mixtral_dir: Path) -> None:
