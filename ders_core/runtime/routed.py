@@ -17,13 +17,15 @@ import torch
 
 from ders_core.codecs.routed import RoutedDeltas, Routes
 from ders_core.runtime.activation import activated
+from ders_core.runtime.forms.form import ExpertsForm
 from ders_core.runtime.held import HeldGroup
 
 
 class RoutedLayer:
-    """groups: by projection, all of which have a `HeldGroup.routed`."""
+    """form: of the layer's experts. groups: by projection, all with a `HeldGroup.routed`."""
 
-    def __init__(self, groups: Mapping[str, HeldGroup]) -> None:
+    def __init__(self, form: ExpertsForm, groups: Mapping[str, HeldGroup]) -> None:
+        self._form = form
         self._down, self._down_deltas = groups["down"], _deltas(groups["down"])
         self._first = [groups[name] for name in ("gate", "up") if name in groups]
         self._first_deltas = [_deltas(group) for group in self._first]
@@ -31,28 +33,26 @@ class RoutedLayer:
         self._most_pairs = min(each.most_pairs for each in deltas)
 
     @classmethod
-    def of(cls, groups: Mapping[str, HeldGroup]) -> RoutedLayer | None:
+    def of(cls, form: ExpertsForm, groups: Mapping[str, HeldGroup]) -> RoutedLayer | None:
         """None where a group cannot be multiplied so."""
-        return cls(groups) if all(group.routed() for group in groups.values()) else None
+        return cls(form, groups) if all(group.routed() for group in groups.values()) else None
 
-    def takes(self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, *others: Any) -> bool:
+    def takes(self, x: torch.Tensor, chosen: torch.Tensor, *others: Any) -> bool:
         """Whether this computes these tokens `[n, d]` and is quicker than to decode: they are few,
         no gradient is asked for, and nothing stands between an expert and the sum over experts."""
         pairs = chosen.numel()
-        if not 0 < pairs <= self._most_pairs * min(pairs, owner.num_experts):
+        if not 0 < pairs <= self._most_pairs * min(pairs, self._form.num_experts):
             return False
         is_tracked = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *others))
-        return not (is_tracked or owner.has_post_expert_norm or torch.compiler.is_compiling())
+        return not (is_tracked or self._form.has_post_expert_norm or torch.compiler.is_compiling())
 
-    def compute(
-        self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def compute(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """As `PackedExperts.compute`, without gradients."""
         tokens, each = chosen.shape
         of_pair, pairs = _places(tokens, each)
         experts = chosen.reshape(-1).long()
         numbers, shares = experts.numpy(), weights.reshape(-1, 1).float()
-        outside = (numbers < 0) | (numbers >= owner.num_experts)
+        outside = (numbers < 0) | (numbers >= self._form.num_experts)
         if outside.any():
             numbers = np.where(outside, -1, numbers)
             experts = torch.from_numpy(np.where(outside, 0, numbers))
@@ -60,7 +60,8 @@ class RoutedLayer:
         inputs = x.detach().float().contiguous()
         inner = self._inner(inputs, of_pair, pairs, numbers)
         widths = [group.shape[1] for group in self._first]
-        hidden = activated(owner, experts, inner, widths) * shares
+        biases = self._form.first_biases()[experts] if self._form.has_bias else None
+        hidden = activated(self._form, inner, widths, biases) * shares
         summed = hidden.unflatten(0, (tokens, each)).sum(1)
         down = self._down
         if down.bases:
@@ -69,8 +70,8 @@ class RoutedLayer:
             total = summed.new_zeros(tokens, down.shape[1])
         routes = Routes(pairs, numbers, of_pair)
         self._down_deltas.add(hidden.contiguous().numpy(), total.numpy(), 0, routes)
-        if owner.has_bias:
-            biases = owner.down_proj_bias[experts].float() * shares
+        if self._form.has_bias:
+            biases = self._form.down_biases()[experts].float() * shares
             total += biases.unflatten(0, (tokens, each)).sum(1)
         return total.to(x.dtype)
 

@@ -1,0 +1,68 @@
+"""Switch Transformers: experts of two linear layers, called with a mask of one expert a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ders_core.runtime.forms.form import (
+    EXPERTS,
+    INNER,
+    TOKENS,
+    WIDTH,
+    Compute,
+    NamedForm,
+    register,
+    tried_tokens,
+)
+from ders_core.runtime.forms.linears import LinearsForm
+
+
+@register
+class SwitchForm(LinearsForm, NamedForm):
+    name: ClassVar[str] = "SwitchTransformersExperts"
+
+    def _each(self) -> list[Any]:
+        return [self.module[f"expert_{number}"] for number in range(self.module.num_experts)]
+
+    def projections(self) -> Mapping[str, Sequence[nn.Linear]]:
+        experts = self._each()
+        return {"up": [each.wi for each in experts], "down": [each.wo for each in experts]}
+
+    def act_fn(self, inner: torch.Tensor) -> torch.Tensor:
+        expert = self.module["expert_0"]
+        activated: torch.Tensor = expert.dropout(expert.act(inner))
+        return activated
+
+    def forward(
+        self,
+        compute: Compute,
+        hidden_states: torch.Tensor,
+        selected_experts: torch.Tensor,
+        routing_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """selected_experts: `[tokens, 1, experts]`, of zeros alone where an expert has no room."""
+        chosen = torch.where(selected_experts.any(-1), selected_experts.argmax(-1), -1)
+        return compute(hidden_states, chosen, routing_weights)
+
+    def small(self) -> nn.Module:
+        config = SimpleNamespace(
+            num_experts=EXPERTS,
+            d_model=WIDTH,
+            d_ff=INNER,
+            dropout_rate=0.0,
+            dense_act_fn="relu",
+        )
+        small: nn.Module = type(self.module)(config)
+        return small
+
+    def arguments(self, random: torch.Generator) -> tuple[Any, ...]:
+        """One token is given to no expert."""
+        numbers = torch.randint(EXPERTS, (TOKENS, 1), generator=random)
+        mask = nn.functional.one_hot(numbers, EXPERTS)
+        mask[1] = 0
+        return tried_tokens(random), mask, torch.rand(TOKENS, 1, generator=random)
