@@ -16,9 +16,10 @@ from ders_core.later import np, torch
 MOST_PAIRS = 16
 """Of one expert: of more, torch's products with decoded deltas are quicker."""
 
-
 WORTH = 8
 """Values of a whole matrix that take as long to multiply as one entry."""
+
+_Arrays = tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RowEntries:
         return self.parts["starts"].numel() - 1
 
     @cached_property
-    def _arrays(self) -> tuple[Any, ...]:
+    def _arrays(self) -> _Arrays:
         """What loops want of it, up to the steps of rows."""
         from ders_core.compute.kernels.row_entries import CODES
 
