@@ -64,8 +64,13 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
     model: without weights yet. Raises DersError, before anything is changed, if transformers
     computes this model's experts in a way that is not known here.
     """
-    layers = _loaded(model, held_layers(packed, open_checkpoint(packed.path)))
-    seats = seats_of(model, layers)
+    found = held_layers(packed, open_checkpoint(packed.path))
+    seats = seats_of(model, found)
+    layers = {
+        layer: groups
+        for layer, groups in found.items()
+        if layer in seats or not _is_left(model, groups)
+    }
     coded = {(group.layer, group.projection): group for group in packed.manifest.groups}
     otherwise = {
         group.layer
@@ -94,19 +99,12 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
     return Attachment(packed, layers, seats, frozenset(taken))
 
 
-def _loaded(model: nn.Module, layers: Groups) -> Groups:
-    """Those of which the class does not say that it leaves their tensors on disk, as it does with
-    layers that predict further tokens."""
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    patterns = [re.compile(pattern) for pattern in ignored]
-
-    def is_left(group: ExpertGroup) -> bool:
-        name = group.experts[0].info.name
-        return any(pattern.search(name) for pattern in patterns)
-
-    return {
-        layer: groups for layer, groups in layers.items() if not all(map(is_left, groups.values()))
-    }
+def _is_left(model: nn.Module, groups: Mapping[str, ExpertGroup]) -> bool:
+    """Whether the class says that it leaves these tensors on disk if it has no place for them, as
+    it does with layers that predict further tokens."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    names = (group.experts[0].info.name for group in groups.values())
+    return all(any(re.search(pattern, name) for pattern in patterns) for name in names)
 
 
 def _is_of(coded: PackedGroup, group: ExpertGroup) -> bool:
