@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ders_core.runtime.forms.form import EXPERTS, INNER, WIDTH, ExpertsForm
+from ders_core.runtime.forms.form import EXPERTS, INNER, WIDTH, ExpertsForm, NamedForm
 
 
 class LinearsForm(ExpertsForm):
@@ -43,6 +43,23 @@ class LinearsForm(ExpertsForm):
 
     def down_biases(self) -> torch.Tensor:
         return _biases(self.projections()["down"])
+
+
+class NumberedForm(LinearsForm, NamedForm):
+    """Of a dict of `expert_0` and so on, each with two layers, an activation and dropout."""
+
+    linears: ClassVar[tuple[str, str]]
+    """Names of the layers, up and down."""
+
+    def projections(self) -> Mapping[str, Sequence[nn.Linear]]:
+        experts = [self.module[f"expert_{number}"] for number in range(self.module.num_experts)]
+        named = zip(("up", "down"), self.linears, strict=True)
+        return {name: [getattr(each, layer) for each in experts] for name, layer in named}
+
+    def act_fn(self, inner: torch.Tensor) -> torch.Tensor:
+        expert = self.module["expert_0"]
+        activated: torch.Tensor = expert.dropout(expert.act(inner))
+        return activated
 
 
 class OwnForm(LinearsForm):

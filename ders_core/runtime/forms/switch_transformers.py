@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -15,28 +14,16 @@ from ders_core.runtime.forms.form import (
     TOKENS,
     WIDTH,
     Compute,
-    NamedForm,
     register,
     tried_tokens,
 )
-from ders_core.runtime.forms.linears import LinearsForm
+from ders_core.runtime.forms.linears import NumberedForm
 
 
 @register
-class SwitchForm(LinearsForm, NamedForm):
+class SwitchForm(NumberedForm):
     name: ClassVar[str] = "SwitchTransformersExperts"
-
-    def _each(self) -> list[Any]:
-        return [self.module[f"expert_{number}"] for number in range(self.module.num_experts)]
-
-    def projections(self) -> Mapping[str, Sequence[nn.Linear]]:
-        experts = self._each()
-        return {"up": [each.wi for each in experts], "down": [each.wo for each in experts]}
-
-    def act_fn(self, inner: torch.Tensor) -> torch.Tensor:
-        expert = self.module["expert_0"]
-        activated: torch.Tensor = expert.dropout(expert.act(inner))
-        return activated
+    linears: ClassVar[tuple[str, str]] = ("wi", "wo")
 
     def forward(
         self,
