@@ -2,7 +2,8 @@
 
 A packed file keeps entries in the order in which they were drawn, with places in the fewest bytes
 or in none, and only the whole of a matrix gives one of its rows. A model that computes holds them
-sorted instead, with places that take 0.7 bytes an entry of each ten (`coding.row_places`).
+sorted instead, with places that take 0.7 bytes an entry of each ten (`coding.row_places`). Drawn
+values in a few bits share scales in the order of the draw, which takes a byte more an entry.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts
+from ders_core.codecs.coding.packing import BYTE
 from ders_core.codecs.coding.row_places import low_bits, place_specs, read_places
+from ders_core.codecs.coding.small_codes import pack_small, small_bytes, unpack_small, width_of
 from ders_core.codecs.fitting.row_products import MOST_PAIRS, RowEntries
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedMatrices
 from ders_core.codecs.selection.values import VALUES_PER_SCALE
@@ -26,6 +29,9 @@ from ders_core.later import torch
 if TYPE_CHECKING:
     from ders_core.compute.grouped.products import GroupedProducts
 
+MOST_APART = 255 * VALUES_PER_SCALE
+"""Entries of one row in the order of a draw: a byte counts their scales."""
+
 MOST_TOKENS = 32
 """Up to which products of entries are quicker than to decode them once."""
 
@@ -34,7 +40,8 @@ class HeldEntries(DeltaCodec):
     """What `sparse` deltas of one shape are in memory; in no recipe and no file.
 
     Parts: of places, and the values in the model's dtype, or numbers of levels with these and
-    scales.
+    scales. The scales of `drawn` values are in the order of the draw: each entry tells its own, by
+    how many it comes after the first one of its row.
     """
 
     name: ClassVar[str] = "entries by row"
@@ -45,6 +52,7 @@ class HeldEntries(DeltaCodec):
     count: int = Field(description="entries")
     level_count: int | None = Field(description="of values; none where they are kept as they are")
     gain: float = Field(description="what values are multiplied by")
+    drawn: bool = Field(default=False, description="whether values were in another order")
 
     @property
     def label(self) -> str:
@@ -54,12 +62,21 @@ class HeldEntries(DeltaCodec):
         places = place_specs(shape, self.count)
         if self.level_count is None:
             return {**places, "values": TensorSpec(dtype, (self.count,))}
-        return {
+        coded = {
             **places,
-            "values": TensorSpec(Dtype.U8, (self.count,)),
+            "values": TensorSpec(Dtype.U8, (small_bytes(self.count, self._value_bits),)),
             "levels": TensorSpec(Dtype.F32, (self.level_count,)),
             "scales": TensorSpec(Dtype.F32, (-(-self.count // VALUES_PER_SCALE),)),
         }
+        if not self.drawn:
+            return coded
+        owners = TensorSpec(Dtype.U8, (self.count,))
+        return {**coded, "owners": owners, "firsts": TensorSpec(Dtype.I32, (shape[0],))}
+
+    @property
+    def _value_bits(self) -> int:
+        """Of the number of a level."""
+        return width_of(self.level_count) if self.drawn and self.level_count else BYTE
 
     def encode(self, delta: torch.Tensor, context: EncodeContext) -> Parts:
         raise AssertionError("entries are taken from what another codec made")
@@ -85,11 +102,19 @@ class HeldEntries(DeltaCodec):
         if self.level_count is None:
             found = values.float()
         else:
-            scales = parts["scales"].repeat_interleave(VALUES_PER_SCALE)[: self.count]
-            found = parts["levels"][values.int()] * scales
+            numbers = unpack_small(values, self._value_bits, self.count)
+            found = parts["levels"][numbers.int()] * self._scales(parts)
         delta = torch.zeros(shape, device=values.device)
         delta.view(-1)[read_places(parts, shape, self.count)] = found * self.gain
         return delta
+
+    def _scales(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Of each entry."""
+        scales = parts["scales"]
+        if not self.drawn:
+            return scales.repeat_interleave(VALUES_PER_SCALE)[: self.count]
+        firsts = parts["firsts"].repeat_interleave(parts["starts"].diff())
+        return scales[firsts + parts["owners"]]
 
     def product(
         self,
@@ -115,6 +140,8 @@ class HeldEntries(DeltaCodec):
         return RoutedMatrices(each, MOST_PAIRS)
 
     def grouped(self, coded: CodedExperts) -> GroupedProducts | None:
+        if self.drawn and self.level_count is not None:
+            return None
         from ders_core.compute.grouped.entries import GroupedEntries
 
         parts, low = coded.parts, low_bits(coded.shape, self.count)
@@ -123,4 +150,29 @@ class HeldEntries(DeltaCodec):
         return GroupedEntries(starts, marks, columns, low, parts["values"], self.gain, *tables)
 
     def _entries(self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> RowEntries:
-        return RowEntries(parts, low_bits(shape, self.count), self.gain)
+        return RowEntries(parts, low_bits(shape, self.count), self.gain, self._value_bits)
+
+
+def by_place(
+    stored: Mapping[str, torch.Tensor],
+    order: torch.Tensor,
+    places: torch.Tensor,
+    shape: tuple[int, int],
+) -> Parts:
+    """Values in the order of their places, as `HeldEntries` holds drawn ones.
+
+    stored: what `ValueCoder.held` gives. order: int64 `[count]`, where each is among these.
+    places: int64 `[count]`, ascending. Scales of one row lie at most 255 apart.
+    """
+    values = stored["values"][order]
+    if "scales" not in stored:
+        return {"values": values}
+    numbers, rows = order // VALUES_PER_SCALE, places // max(shape[1], 1)
+    firsts = torch.zeros(shape[0], dtype=torch.int64, device=order.device)
+    firsts.scatter_reduce_(0, rows, numbers, "amin", include_self=False)
+    return {
+        **stored,
+        "values": pack_small(values, width_of(len(stored["levels"]))),
+        "owners": (numbers - firsts[rows]).to(torch.uint8),
+        "firsts": firsts.to(torch.int32),
+    }

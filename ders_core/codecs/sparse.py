@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ders_core.codecs.choice import Choice, Strength
 from ders_core.codecs.codec import Codec, DeltaCodec, EncodeContext, Parts, register
+from ders_core.codecs.coding.block_draws import most_apart
 from ders_core.codecs.coding.patterns import parse_pattern
 from ders_core.codecs.coding.positions import POSITION_FORMS
 from ders_core.codecs.coding.row_places import stored_places
@@ -24,7 +25,7 @@ from ders_core.codecs.gain import (
     label_of,
     target_of,
 )
-from ders_core.codecs.held_entries import HeldEntries
+from ders_core.codecs.held_entries import MOST_APART, HeldEntries, by_place
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.selection.drawn import RandomSelection, WholeSelection
 from ders_core.codecs.selection.pattern import PatternSelection
@@ -342,14 +343,19 @@ class Sparse(DeltaCodec):
         return scattered(values, pieces, shape)
 
     def held_form(self, shape: tuple[int, int]) -> Codec:
-        """Entries by row, where their values in a few bits are in that order too."""
-        count, is_sorted = self.kept(shape), self.method != "random"
-        if not count or not (is_sorted or self.value_bits is None):
+        """Entries by row, unless a row of drawn ones has values in a few bits from afar."""
+        count = self.kept(shape)
+        levels, drawn = 2**self.value_bits if self.value_bits else None, self.method == "random"
+        if not count:
             return self
+        if drawn and levels:
+            far = count if self.draws == "matrix" else most_apart(shape, count)
+            if far > MOST_APART:
+                return self
         if self.pattern is not None and shape[1] % parse_pattern(self.pattern)[1]:
             return self  # the last block reaches beyond its row
-        levels = None if self.value_bits is None else 2**self.value_bits
-        return HeldEntries(count=count, level_count=levels, gain=self._decoding_gain(shape))
+        gain = self._decoding_gain(shape)
+        return HeldEntries(count=count, level_count=levels, gain=gain, drawn=drawn)
 
     def held_parts(
         self, parts: Mapping[str, torch.Tensor], shape: tuple[int, int], context: EncodeContext
@@ -361,7 +367,7 @@ class Sparse(DeltaCodec):
         stored = self._coder.held(parts, self.kept(shape))
         if self.method == "random":
             places, order = places.sort()
-            stored = {"values": stored["values"][order]}
+            stored = by_place(stored, order, places, shape)
         return {**stored_places(places, shape), **stored}
 
     def tunable(

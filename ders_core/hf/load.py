@@ -46,7 +46,8 @@ def load_model(
 
     mode: how it holds the experts of a packed checkpoint (see `ders_core.runtime.modes`): by
     default they are synthesized while they load. cache_bytes: of whole weights that the mode
-    `cached` keeps. dtype: by default the checkpoint's. Threads load one after another.
+    `cached` keeps. dtype: by default the checkpoint's. Threads load one after another. What it
+    takes in memory, `get_memory_footprint()` of the model tells.
     Raises CheckpointError if the directory is damaged or written meanwhile, or its tensors are not
     those of the model that its config describes; DersError if the device is absent or too small.
     """

@@ -87,12 +87,8 @@ class Expert(nn.Module):
 class Experts(nn.ModuleList):
     """The experts of a layer; each computes only the tokens that chose it.
 
-    Its attributes are those of transformers' modules of experts, by which what takes the place of
-    the weights computes (`ders_core.runtime`).
+    `ders_core.runtime` takes the place of the weights: `forms.linears` knows this class.
     """
-
-    has_post_expert_norm = False
-    is_concatenated = True
 
     def __init__(self, form: FFNShape, experts: int) -> None:
         super().__init__(Expert(form) for _ in range(experts))
@@ -118,33 +114,6 @@ class Experts(nn.ModuleList):
             "down": [expert.down_proj for expert in experts],
         }
         return {name: linears for name, linears in held.items() if linears}
-
-    @property
-    def gate_up_proj_bias(self) -> torch.Tensor:
-        """`[experts, 2 · inner]`"""
-        held = self.projections()
-        return torch.stack(
-            [
-                torch.cat([gate.bias, up.bias])
-                for gate, up in zip(held["gate"], held["up"], strict=True)
-            ]
-        )
-
-    @property
-    def up_proj_bias(self) -> torch.Tensor:
-        """`[experts, inner]`"""
-        return torch.stack([expert.up_proj.bias for expert in self._each()])
-
-    @property
-    def down_proj_bias(self) -> torch.Tensor:
-        """`[experts, d]`"""
-        return torch.stack([expert.down_proj.bias for expert in self._each()])
-
-    def _apply_gate(self, inner: torch.Tensor) -> torch.Tensor:
-        """act(gate) · up of both, side by side."""
-        gate, up = inner.chunk(2, -1)
-        hidden: torch.Tensor = self.act_fn(gate) * up
-        return hidden
 
     def forward(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Σ_k w_k E_k(x). x: `[tokens, d]`; chosen: int64 `[tokens, k]`; weights: of the same."""

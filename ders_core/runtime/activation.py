@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from ders_core.runtime.forms.form import ExpertsForm
+
 
 def activated(
-    owner: Any, experts: torch.Tensor, inner: torch.Tensor, widths: Sequence[int]
+    form: ExpertsForm, inner: torch.Tensor, widths: Sequence[int], biases: torch.Tensor | None
 ) -> torch.Tensor:
-    """What the down projection is given: `[pairs, inner]` in float32.
+    """What the down projection is given: `[pairs, d_h]`.
 
-    owner: the module, which has the activation and the biases. experts: int64 `[pairs]`, all of
-    which it has. inner: products with gate and up, side by side, as wide as `widths` says.
+    inner: products with gate and up, side by side, as wide as `widths` says. biases: those that
+    `first_biases` gives of the experts of these pairs, or of the one of all pairs.
     """
-    if not owner.has_gate:
-        biased = inner + owner.up_proj_bias[experts].float() if owner.has_bias else inner
-        hidden: torch.Tensor = owner.act_fn(biased)
-        return hidden
-    if not owner.is_concatenated:
+    if not form.is_concatenated:
         inner = torch.stack(inner.split(list(widths), 1), -1).flatten(1)
-    if owner.has_bias:
-        inner = inner + owner.gate_up_proj_bias[experts].float()
-    gated: torch.Tensor = owner._apply_gate(inner)
-    return gated
+    if biases is not None:
+        inner = inner + biases.to(inner.dtype)
+    return form.apply_gate(inner) if form.has_gate else form.act_fn(inner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -18,27 +18,23 @@ from ders_core.packed.reader import PackedCheckpoint
 from ders_core.packed.stacks import PackedGroup, PackedSource
 from ders_core.runtime.cache import WeightCache
 from ders_core.runtime.experts import PackedExperts
+from ders_core.runtime.forms.form import ExpertsForm
 from ders_core.runtime.held import HeldGroup, PackedHeldGroup, WholeGroup
-from ders_core.runtime.probe import computes_as_known
 from ders_core.runtime.resident import Groups, held_layers
-
-WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
-"""Parameters of transformers' modules of experts that groups take the place of."""
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+from ders_core.runtime.seats import seats_of
 
 
 @dataclass(frozen=True)
 class Attachment:
     """The modules of a model that computes from packed experts, before and after it is loaded.
 
-    modules: layer -> module, whose weights were taken away. taken: the original's tensors that the
-    model no longer takes, by name.
+    seats: layer -> forms of its modules, whose weights were taken away; of several, all hold the
+    same weights. taken: the original's tensors that the model no longer takes, by name.
     """
 
     packed: PackedCheckpoint
     layers: Groups
-    modules: Mapping[int, Any]
+    seats: Mapping[int, Sequence[ExpertsForm]]
     taken: frozenset[str]
 
     def hold(
@@ -53,11 +49,12 @@ class Attachment:
                 return PackedHeldGroup(self.packed.matrices, coded[group.key], device, dtype)
             return WholeGroup(group.read().to(device, dtype))
 
-        for layer, module in self.modules.items():
+        for layer, forms in self.seats.items():
             groups = {name: held(group) for name, group in self.layers[layer].items()}
-            for holder, name in _weights(module):
-                holder.__dict__.pop(name, None)
-            module.packed = PackedExperts(groups, cache)
+            for form in forms:
+                for holder, name in form.weights():
+                    holder.__dict__.pop(name, None)
+                form.module.packed = PackedExperts(form, groups, cache)
 
 
 def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
@@ -67,8 +64,13 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
     model: without weights yet. Raises DersError, before anything is changed, if transformers
     computes this model's experts in a way that is not known here.
     """
-    layers = held_layers(packed, open_checkpoint(packed.path))
-    modules = dict(_modules(model, layers))
+    found = held_layers(packed, open_checkpoint(packed.path))
+    seats = seats_of(model, found)
+    layers = {
+        layer: groups
+        for layer, groups in found.items()
+        if layer in seats or not _is_left(model, groups)
+    }
     coded = {(group.layer, group.projection): group for group in packed.manifest.groups}
     otherwise = {
         group.layer
@@ -76,7 +78,7 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
         for group in groups.values()
         if group.key in coded and not _is_of(coded[group.key], group)
     }
-    missing = (layers.keys() - modules.keys()) | otherwise
+    missing = (layers.keys() - seats.keys()) | otherwise
     if missing:
         listed = ", ".join(map(str, sorted(missing)[:4]))
         raise DersError(
@@ -84,17 +86,25 @@ def attach(model: nn.Module, packed: PackedCheckpoint) -> Attachment:
             "a way that packed weights do not fit; load it with the mode 'synthesized'"
         )
     taken: set[str] = set()
-    for layer, module in modules.items():
-        for holder, name in _weights(module):
-            if holder._parameters.pop(name, None) is not None:
-                setattr(holder, name, torch.empty(0))  # for what draws first weights at random
-        module.forward = MethodType(_forward, module)
-        taken |= {
-            matrix.info.name
-            for group in layers[layer].values()
-            for matrix in group.experts[: module.num_experts]
-        }
-    return Attachment(packed, layers, modules, frozenset(taken))
+    for layer, forms in seats.items():
+        for form in forms:
+            _take_weights(form)
+        for group in layers[layer].values():
+            taken.update(_taken_names(group, forms[0]))
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for target, source in [*ties.items()]:
+        if not {target, source} <= names:
+            del ties[target]
+    return Attachment(packed, layers, seats, frozenset(taken))
+
+
+def _is_left(model: nn.Module, groups: Mapping[str, ExpertGroup]) -> bool:
+    """Whether the class says that it leaves these tensors on disk if it has no place for them, as
+    it does with layers that predict further tokens."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    names = (group.experts[0].info.name for group in groups.values())
+    return all(any(re.search(pattern, name) for pattern in patterns) for name in names)
 
 
 def _is_of(coded: PackedGroup, group: ExpertGroup) -> bool:
@@ -103,67 +113,31 @@ def _is_of(coded: PackedGroup, group: ExpertGroup) -> bool:
     return places == list(coded.experts[: len(places)])
 
 
-def _forward(
-    self: Any,
-    hidden_states: torch.Tensor,
-    top_k_index: torch.Tensor,
-    top_k_weights: torch.Tensor,
-) -> torch.Tensor:
+def _take_weights(form: ExpertsForm) -> None:
+    """Leave the module without weights, and with another forward pass."""
+    for holder, name in form.weights():
+        if holder._parameters.pop(name, None) is not None:
+            setattr(holder, name, torch.empty(0))  # for what draws first weights at random
+    form.module.forward = MethodType(_forward, form.module)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """In the place of the method of a module of experts."""
-    result: torch.Tensor = self.packed.compute(self, hidden_states, top_k_index, top_k_weights)
-    return result
+    return self.packed.form.forward(self.packed.compute, *args, **kwargs)
 
 
-def _weights(module: Any) -> Iterator[tuple[Any, str]]:
-    """What holds the weights of a module of experts, and under which names."""
-    if not hasattr(module, "projections"):
-        yield from ((module, name) for name in WEIGHTS)
-        return
-    for linears in module.projections().values():
-        yield from ((linear, "weight") for linear in linears)
+def _taken_names(group: ExpertGroup, form: ExpertsForm) -> set[str]:
+    """The original's tensors that a group holds, and those of experts without a product."""
+    names = [matrix.info.name for matrix in group.experts[: form.num_experts]]
+    taken = set(names)
+    if form.surplus and len(taken) > 1:
+        prefix, suffix = _around_number(names[0], names[1])
+        numbers = range(len(names), len(names) + form.surplus)
+        taken |= {f"{prefix}{number}{suffix}" for number in numbers}
+    return taken
 
 
-def _modules(model: nn.Module, layers: Groups) -> Iterator[tuple[int, Any]]:
-    """(layer, module) of the modules that hold the experts of these layers: those that compute as
-    transformers' `use_experts_implementation` says, or as `ders_core.hf.moe_ffn.Experts`, with
-    weights of the groups' shapes."""
-    found: dict[int, list[Any]] = {}
-    for name, module in model.named_modules():
-        numbers = _NUMBER.findall(name)
-        is_like_transformers = hasattr(module, "is_transposed") or hasattr(module, "projections")
-        if numbers and hasattr(module, "_apply_gate") and is_like_transformers:
-            layer = int(numbers[-1])
-            if layer in layers and _fits(module, layers[layer]):
-                found.setdefault(layer, []).append(module)
-    known: dict[type, bool] = {}
-    for layer, modules in found.items():
-        module, kind = modules[0], type(modules[0])
-        if kind not in known:
-            known[kind] = hasattr(module, "projections") or computes_as_known(module)
-        if len(modules) == 1 and known[kind]:
-            yield layer, module
-
-
-def _fits(module: Any, groups: Mapping[str, ExpertGroup]) -> bool:
-    """Whether the module's weights have the shapes of the groups."""
-    if hasattr(module, "projections"):
-        held = module.projections()
-        return held.keys() == groups.keys() and all(
-            linear.weight.shape == groups[name].shape[1:]
-            for name, linears in held.items()
-            for linear in linears
-        )
-    projections = {"gate", "up", "down"} if module.has_gate else {"up", "down"}
-    if groups.keys() != projections:
-        return False
-    wanted = {"down_proj": groups["down"].shape[1:]}
-    out, width = groups["up"].shape[1:]
-    wanted["gate_up_proj" if module.has_gate else "up_proj"] = (
-        (2 * out, width) if module.has_gate else (out, width)
-    )
-    for name, (rows, columns) in wanted.items():
-        parameter = getattr(module, name, None)
-        shape = (columns, rows) if module.is_transposed else (rows, columns)
-        if parameter is None or tuple(parameter.shape) != (module.num_experts, *shape):
-            return False
-    return all(group.shape[0] >= module.num_experts for group in groups.values())
+def _around_number(first: str, second: str) -> tuple[str, str]:
+    """What stands before and after the one digit in which two names differ."""
+    place = next(n for n, pair in enumerate(zip(first, second, strict=True)) if len({*pair}) > 1)
+    return first[:place], first[place + 1 :]

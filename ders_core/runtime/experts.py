@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from ders_core.compute.precision import multiplies
+from ders_core.runtime.activation import activated
 from ders_core.runtime.cache import WeightCache
+from ders_core.runtime.forms.form import ExpertsForm
 from ders_core.runtime.grouped import GroupedLayer
 from ders_core.runtime.held import HeldGroup
 from ders_core.runtime.prepared import Prepared
@@ -28,12 +30,15 @@ FewTokens = RoutedLayer | GroupedLayer
 class PackedExperts(nn.Module):
     """What takes the place of the weights in a module of transformers that holds a layer's experts.
 
-    groups: by projection, `gate` only where there is one. cache: of whole weights, from which every
-    product is then taken; None: products are those of bases and deltas.
+    form: of that module. groups: by projection, `gate` only where there is one. cache: of whole
+    weights, from which every product is then taken; None: products are those of bases and deltas.
     """
 
-    def __init__(self, groups: Mapping[str, HeldGroup], cache: WeightCache | None) -> None:
+    def __init__(
+        self, form: ExpertsForm, groups: Mapping[str, HeldGroup], cache: WeightCache | None
+    ) -> None:
         super().__init__()
+        self.form = form
         self.groups = nn.ModuleDict(groups)
         self._cache = cache
         self._routed: Prepared[FewTokens] = Prepared()
@@ -59,46 +64,47 @@ class PackedExperts(nn.Module):
         if self._cache is not None:
             return None
         groups = {name: self.group(name) for name in self.groups}
-        return RoutedLayer.of(groups) or GroupedLayer.of(groups)
+        return RoutedLayer.of(self.form, groups) or GroupedLayer.of(self.form, groups)
 
     def group(self, projection: str) -> HeldGroup:
         group: Any = self.groups[projection]
         assert isinstance(group, HeldGroup)
         return group
 
-    def compute(
-        self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def compute(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Σ_k w_k E_k(x) `[tokens, d]` in x's dtype, summed in float32.
 
-        owner: the module, which has the activation and the biases. x: `[tokens, d]`; chosen: int64
-        `[tokens, k]`, a number that no expert has stands for none; weights: of the same shape.
+        x: `[tokens, d]`; chosen: int64 `[tokens, k]`, a number that no expert has stands for none;
+        weights: of the same shape.
         """
         routed = self._routed_layer()
-        if routed is not None and routed.takes(owner, x, chosen, weights):
-            return routed.compute(owner, x, chosen, weights)
+        if routed is not None and routed.takes(x, chosen, weights):
+            return routed.compute(x, chosen, weights)
         stored = x.dtype
         if not multiplies(x.dtype, x.device):
             x = x.float()
+        form = self.form
         first = [_Shared(self.group(name), x) for name in ("gate", "up") if name in self.groups]
+        widths = [each.group.shape[1] for each in first]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         last = _Sums(self.group("down"), total)
-        pairs = [*_routed(chosen, owner.num_experts)]
+        pairs = [*_routed(chosen, form.num_experts)]
         call = _Call(max((len(rows) for _, rows, _ in pairs), default=0))
+        biases = (form.first_biases(), form.down_biases()) if form.has_bias else None
         for expert, rows, places in pairs:
             taken, share = x[rows], weights.flatten()[places].unsqueeze(1)
             inner = [self._product(each.group, expert, call, taken, each, rows) for each in first]
-            hidden = _activated(owner, expert, inner).to(x.dtype)
-            bias = owner.down_proj_bias[expert] if owner.has_bias else None
-            if self._splits(last.group, expert, call) and not owner.has_post_expert_norm:
+            of_first = None if biases is None else biases[0][expert]
+            hidden = activated(form, torch.cat(inner, 1), widths, of_first).to(x.dtype)
+            if self._splits(last.group, expert, call) and not form.has_post_expert_norm:
                 last.add(expert, rows, hidden, share)
                 outer = last.group.delta_product(expert, hidden).float()
             else:
                 outer = self._product(last.group, expert, call, hidden).float()
-            if bias is not None:
-                outer = outer + bias
-            if owner.has_post_expert_norm:
-                outer = owner.post_expert_norm(outer.to(x.dtype))
+            if biases is not None:
+                outer = outer + biases[1][expert]
+            if form.has_post_expert_norm:
+                outer = form.post_expert_norm(outer.to(x.dtype))
             total.index_add_(0, rows, (outer * share).float())
         return last.total(x.dtype).to(stored)
 
@@ -196,17 +202,3 @@ def _routed(chosen: torch.Tensor, experts: int) -> Iterator[tuple[int, torch.Ten
     for expert, places in enumerate(order.split(counts)[:experts]):
         if len(places):
             yield expert, places // chosen.shape[1], places
-
-
-def _activated(owner: Any, expert: int, inner: list[torch.Tensor]) -> torch.Tensor:
-    """What the down projection is given `[n, inner]`, from products with gate and up."""
-    if not owner.has_gate:
-        (up,) = inner
-        up = up + owner.up_proj_bias[expert] if owner.has_bias else up
-        activated: torch.Tensor = owner.act_fn(up)
-        return activated
-    joined = torch.cat(inner, -1) if owner.is_concatenated else torch.stack(inner, -1).flatten(-2)
-    if owner.has_bias:
-        joined = joined + owner.gate_up_proj_bias[expert]
-    gated: torch.Tensor = owner._apply_gate(joined)
-    return gated

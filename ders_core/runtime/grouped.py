@@ -14,6 +14,7 @@ import torch
 
 from ders_core.compute.grouped.blocks import PairBlocks
 from ders_core.runtime.activation import activated
+from ders_core.runtime.forms.form import ExpertsForm
 from ders_core.runtime.held import HeldGroup
 
 if TYPE_CHECKING:
@@ -25,50 +26,51 @@ again. Reckoned, not measured."""
 
 
 class GroupedLayer:
-    """groups: by projection, all of which have a `HeldGroup.grouped`."""
+    """form: of the layer's experts. groups: by projection, all with a `HeldGroup.grouped`."""
 
-    def __init__(self, groups: Mapping[str, HeldGroup]) -> None:
+    def __init__(self, form: ExpertsForm, groups: Mapping[str, HeldGroup]) -> None:
+        self._form = form
         self._down, self._down_deltas = groups["down"], _deltas(groups["down"])
         self._first = [groups[name] for name in ("gate", "up") if name in groups]
         self._first_deltas = [_deltas(group) for group in self._first]
 
     @classmethod
-    def of(cls, groups: Mapping[str, HeldGroup]) -> GroupedLayer | None:
+    def of(cls, form: ExpertsForm, groups: Mapping[str, HeldGroup]) -> GroupedLayer | None:
         """None where a group cannot be multiplied so."""
-        return cls(groups) if all(group.grouped() for group in groups.values()) else None
+        return cls(form, groups) if all(group.grouped() for group in groups.values()) else None
 
-    def takes(self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, *others: Any) -> bool:
+    def takes(self, x: torch.Tensor, chosen: torch.Tensor, *others: Any) -> bool:
         """As of `RoutedLayer`."""
-        if not 0 < chosen.numel() <= MOST_PAIRS * owner.num_experts:
+        if not 0 < chosen.numel() <= MOST_PAIRS * self._form.num_experts:
             return False
         is_tracked = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *others))
-        return not (is_tracked or owner.has_post_expert_norm or torch.compiler.is_compiling())
+        return not (is_tracked or self._form.has_post_expert_norm or torch.compiler.is_compiling())
 
-    def compute(
-        self, owner: Any, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def compute(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """As `PackedExperts.compute`, without gradients."""
         from ders_core.compute.grouped.products import GroupedCall
 
         tokens, each = chosen.shape
         numbers = chosen.reshape(-1).long()
-        inside = (numbers >= 0) & (numbers < owner.num_experts)
+        inside = (numbers >= 0) & (numbers < self._form.num_experts)
         experts = torch.where(inside, numbers, 0)
         shares = torch.where(inside, weights.reshape(-1).float(), 0.0)
-        blocks = PairBlocks.of(numbers, owner.num_experts)
+        blocks = PairBlocks.of(numbers, self._form.num_experts)
         taken = GroupedCall(x.detach().contiguous(), each, blocks)
         inner = torch.cat([_started(group, taken.x) for group in self._first], 1)
         inner, column = inner.repeat_interleave(each, 0), 0
         for group, deltas in zip(self._first, self._first_deltas, strict=True):
             deltas.add(taken, inner, column)
             column += group.shape[1]
-        hidden = activated(owner, experts, inner, [group.shape[1] for group in self._first])
+        widths = [group.shape[1] for group in self._first]
+        biases = self._form.first_biases()[experts] if self._form.has_bias else None
+        hidden = activated(self._form, inner, widths, biases)
         summed = (hidden * shares.unsqueeze(1)).unflatten(0, (tokens, each)).sum(1)
         down, sums = self._down, hidden.new_zeros(len(hidden), self._down.shape[1])
         call = GroupedCall(hidden.to(x.dtype).contiguous(), 1, blocks, shares)
         self._down_deltas.add(call, sums, 0)
-        if owner.has_bias:
-            sums += owner.down_proj_bias[experts].float() * shares.unsqueeze(1)
+        if self._form.has_bias:
+            sums += self._form.down_biases()[experts].float() * shares.unsqueeze(1)
         total: torch.Tensor = sums.unflatten(0, (tokens, each)).sum(1)
         return total.add_(_started(down, summed.to(x.dtype))).to(x.dtype)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ders_core.codecs import DeltaCodec, EncodeContext
-from ders_core.codecs.fitting.stored_products import add_products, takes_matrices
+from ders_core.codecs.fitting.stored_products import FEW_TOKENS, StoredMatrix, takes_matrices
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, Routes
 from ders_core.compute import grouped, kernels
 from ders_core.compute.buffers import fresh
@@ -22,9 +22,6 @@ from ders_core.runtime.prepared import Prepared
 
 if TYPE_CHECKING:
     from ders_core.compute.grouped.products import GroupedProducts
-
-FEW_TOKENS = 16
-"""Up to which products with a base in 16 bits are quicker than to convert it to float32."""
 
 Wide = dict[int, torch.Tensor]
 """Number of a base -> the base in float32."""
@@ -49,6 +46,10 @@ class HeldGroup(nn.Module, ABC):
     def base_product(self, base: int, x: torch.Tensor) -> torch.Tensor:
         """x W_baseᵀ: `[n, in]` -> `[n, out]`, in x's dtype."""
         raise AssertionError("there is no base")
+
+    def stored_base(self) -> StoredMatrix | None:
+        """The one base, for products on a CPU; None if there is none."""
+        return None
 
     def delta_product(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         """x F(Δ_i)ᵀ: `[n, in]` -> `[n, out]`, in x's dtype, of an expert that splits."""
@@ -210,10 +211,12 @@ class PackedHeldGroup(HeldGroup):
         held = self._held(f"base {base}")
         if held.dtype is x.dtype or len(x) > FEW_TOKENS or not takes_matrices(held, x):
             return nn.functional.linear(x, held.to(x.dtype))
-        product, places = torch.zeros(len(x), self.shape[1]), np.arange(len(x))
-        routes = Routes(places, np.zeros_like(places), places)
-        add_products(held.unsqueeze(0), x.numpy(), product.numpy(), 0, routes)
+        product = torch.zeros(len(x), self.shape[1])
+        StoredMatrix(held).add(x.numpy(), product.numpy(), 0)
         return product
+
+    def stored_base(self) -> StoredMatrix | None:
+        return StoredMatrix(self._held("base 0")) if self.bases else None
 
     def delta_product(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         codec = self._codec.expert(expert)

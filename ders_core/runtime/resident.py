@@ -42,11 +42,14 @@ def resident_bytes(checkpoint: Checkpoint) -> tuple[int, int] | None:
 
 
 def held_layers(packed: PackedCheckpoint, checkpoint: Checkpoint) -> Groups:
-    """Every layer of which something is coded."""
+    """Every layer of a block of which something is coded: where experts of a block are of unlike
+    shapes, a model loads them together."""
     coded = {group.layer for group in packed.manifest.groups}
+    groups = checkpoint.groups()
+    blocks = {group.block.name for group in groups if group.layer in coded}
     layers: dict[int, dict[str, ExpertGroup]] = {}
-    for group in checkpoint.groups():
-        if group.layer in coded:
+    for group in groups:
+        if group.block.name in blocks:
             layers.setdefault(group.layer, {})[group.projection] = group
     return layers
 

@@ -20,6 +20,7 @@ from ders_core.codecs import Sparse
 from ders_core.codecs.coding import block_draws
 from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.coding.prng import expert_seed, random_positions
+from ders_core.codecs.held_entries import HeldEntries
 from ders_core.codecs.testing.inputs import DTYPES
 
 T = TypeVar("T")
@@ -157,7 +158,12 @@ def test_the_codec_in_blocks(dtype: torch.dtype, fields: dict[str, Any]) -> None
 
     with in_blocks_of(128):
         found, wanted = round_trip(), plainly(round_trip)
-        delta = codec.decode(codec.pack(weight, base, own), shape, own)
+        parts = codec.pack(weight, base, own)
+        delta = codec.decode(parts, shape, own)
+        held = codec.held_form(shape)
+        assert isinstance(held, HeldEntries)
+        by_row = held.decode(codec.held_parts(parts, shape, own), shape, own)
+    assert torch.equal(by_row, delta)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in found)
     places = defined(weight.numel(), codec.kept(shape), 11, 128)

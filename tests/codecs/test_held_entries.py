@@ -24,6 +24,8 @@ FORMS: list[dict[str, Any]] = [
     {"drop_rate": 0.8, "method": "della", "value_bits": 4, "budget": "row"},
     {"pattern": "2:4"},
     {"pattern": "1:16", "value_bits": 8},
+    {"drop_rate": 0.4, "value_bits": 4},
+    {"drop_rate": 0.9, "value_bits": 8, "draws": "matrix"},
 ]
 
 
@@ -69,10 +71,18 @@ def test_deltas_and_weights_are_the_codecs_own(
 
 
 def test_what_does_not_fit_stays_as_it_is() -> None:
-    """Blocks that reach beyond their row, and values whose scales are in the order of the draw."""
-    for codec in (Sparse(pattern="1:16"), Sparse(drop_rate=0.9, value_bits=8)):
-        assert codec.held_form((8, 100)) is codec
-    assert Sparse(pattern="1:16").held_form((8, 96)) is not codec
+    """Blocks that reach beyond their row, and values whose scales come from afar."""
+    block = Sparse(pattern="1:16")
+    assert block.held_form((8, 100)) is block
+    assert block.held_form((8, 96)) is not block
+    shape = 1024, 1024
+    for rate, draws, fits in (
+        (0.8, "blocks", True),
+        (0.4, "blocks", False),
+        (0.8, "matrix", False),
+    ):
+        drawn = make_codec({"codec": "sparse", "drop_rate": rate, "value_bits": 8, "draws": draws})
+        assert (drawn.held_form(shape) is not drawn) == fits
 
 
 def test_stages_of_a_chain_are_held_each_in_its_form() -> None:

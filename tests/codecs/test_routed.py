@@ -23,6 +23,7 @@ CODECS: tuple[DeltaCodec, ...] = (
     Sparse(drop_rate=0.5, rescale="none"),
     Sparse(drop_rate=0.7, method="magnitude"),
     Sparse(pattern="2:4", value_bits=8),
+    Sparse(drop_rate=0.6, value_bits=4),
     Chain(stages=(LowRank(rank=1), Quantized(bits=2, group_size=16))),
     LowRank(rank=5, factor_bits=4, leading=2),
     LowRank(rank=3, factor_bits=8),

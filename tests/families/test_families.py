@@ -47,7 +47,6 @@ from ders_core.codecs import (
     Sparse,
 )
 from ders_core.codecs.coding.prng import expert_seed
-from ders_core.errors import DersError
 from ders_core.hf.plugin import WITHOUT_THREADS, experts_held
 from ders_core.hf.routing import recorded_choices
 from ders_core.packed.open import open_checkpoint
@@ -78,22 +77,6 @@ EXACT: tuple[Codec, ...] = (Lossless(), Keep(), Lossless())
 
 PARTLY_FLOAT32 = {"minimax", "nllb-moe"}
 """Families that run in bfloat16 only as `from_pretrained` makes them: some weights stay float32."""
-
-
-NOT_HELD = {
-    "dbrx",
-    "diffusion_gemma",
-    "ernie4_5_vl_moe",
-    "jetmoe",
-    "llama4",
-    "llama4_text",
-    "longcat_flash",
-    "nllb-moe",
-    "step3p7",
-    "switch_transformers",
-}
-"""Families whose experts transformers does not compute by `use_experts_implementation`, or of which
-a layer has several sets. They are loaded with synthesized experts only."""
 
 
 @dataclass(frozen=True)
@@ -323,18 +306,13 @@ def test_logits_are_those_of_the_synthesized_weights(
 
 
 def _check_held(case: Case, packed: Path) -> None:
-    """With experts that stay packed, the model answers as with synthesized ones, but for sums; or
-    it is refused."""
+    """With experts that stay packed, the model answers as with synthesized ones, but for sums."""
 
     def answer(mode: Mode) -> torch.Tensor:
         with experts_held(mode):
             model = case.family.model_class.from_pretrained(packed, dtype=torch.float32)
         return case.answer(model)
 
-    if case.family.model_type in NOT_HELD:
-        with pytest.raises(DersError, match="load it with the mode 'synthesized'"):
-            answer("packed")
-        return
     expected = answer("synthesized")
     error = float((answer("packed") - expected).abs().max())
     assert error <= 2e-5 * float(expected.abs().max())

@@ -42,7 +42,7 @@ def test_layers_of_every_form(
     recipe = Recipe(name="grouped", rules=(Rule(codec=codec),), **base)
     compress(tmp_path / "original", tmp_path / "packed", recipe)
     monkeypatch.setattr(grouped, "can_run", lambda device: device.type == kernel_device.type)
-    monkeypatch.setattr(RoutedLayer, "of", lambda groups: None)
+    monkeypatch.setattr(RoutedLayer, "of", lambda form, groups: None)
     whole = family.model_class.from_pretrained(tmp_path / "packed", dtype=torch.float32)
     with experts_held("packed"):
         held = family.model_class.from_pretrained(tmp_path / "packed", dtype=torch.float32)
@@ -61,7 +61,7 @@ def test_layers_of_every_form(
     layer = second.packed._routed_layer()
     assert isinstance(layer, GroupedLayer)
     inputs = x.to(kernel_device), torch.tensor([[0, 2], [3, 4], [-1, 3]]).to(kernel_device)
-    assert layer.takes(second, *inputs, weights)
+    assert layer.takes(*inputs, weights)
     with torch.inference_mode():
         known = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
         expected = first(x, torch.tensor([[0, 2], [3, 0], [0, 3]]), weights * known)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MixtralForCausalLM, PreTrainedModel
 from transformers.integrations.moe import use_experts_implementation
 
 from ders_core.codecs import Chain, Codec, Keep, Lossless, LowRank, Quantized, Sparse
@@ -24,7 +25,8 @@ from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
 from ders_core.recipe.rule import BaseRule
 from ders_core.runtime.cache import WeightCache
-from ders_core.runtime.modes import Mode
+from ders_core.runtime.forms.common import CommonForm
+from ders_core.runtime.modes import MODES, Mode
 from ders_core.runtime.probe import computes_as_known
 from ders_core.runtime.resident import resident_bytes
 
@@ -161,6 +163,25 @@ def test_projections_that_were_told_apart_otherwise_are_refused(
         load_model(out, mode="packed")
 
 
+def test_layers_that_a_class_leaves_on_disk_are_left(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those that predict further tokens; other layers without a place are a reason to refuse."""
+    original, out = tmp_path / "original", tmp_path / "packed"
+    shutil.copytree(mixtral_dir, original)
+    config = json.loads((original / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (original / "config.json").write_text(json.dumps(config))
+    compress(original, out, Recipe(name="held", rules=(Rule(codec=Quantized(bits=2)),)))
+    with pytest.raises(DersError, match="layer 1 of this model"):
+        load_model(out, mode="packed")
+    ignored = [r"model\.layers\.1\."]
+    monkeypatch.setattr(MixtralForCausalLM, "_keys_to_ignore_on_load_unexpected", ignored)
+    whole, held = (load_model(out, dtype=torch.float32, mode=mode) for mode in MODES[::2])
+    assert hasattr(held.model.layers[0].mlp.experts, "packed")
+    expected = answer(whole)
+    assert float((answer(held) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
 def test_what_is_not_packed_is_refused(mixtral_dir: Path) -> None:
     with pytest.raises(DersError, match="is not packed"):
         load_model(mixtral_dir, mode="packed")
@@ -241,8 +262,8 @@ class Unusual(Usual):
 def test_a_class_that_computes_otherwise_is_found_out() -> None:
     with torch.device("meta"):
         usual, unusual = Usual(None), Unusual(None)
-    assert computes_as_known(usual)
-    assert not computes_as_known(unusual)
+    assert computes_as_known(CommonForm(usual))
+    assert not computes_as_known(CommonForm(unusual))
     assert usual.down_proj.is_meta
     assert usual.num_experts == 4
 

@@ -12,6 +12,7 @@ with mix(b·(i + 1)). So a matrix of one block has the positions of `random_posi
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,20 @@ class BlockDraw:
             moved = _permute(places[outside], bits, [key[block[outside]] for key in keys])
             places[outside] = moved
         return places + numbers[block] * BLOCK_VALUES
+
+
+def most_apart(shape: tuple[int, int], count: int) -> int:
+    """The most drawn entries from the first to the last one of a row of a matrix `[out, in]`, in
+    the order of drawing, whatever the seed is."""
+    (out, width), size = shape, math.prod(shape)
+    last = max(size // BLOCK_VALUES, 1) - 1
+    begins = np.arange(out, dtype=np.int64) * width
+    first_block, last_block = (
+        np.minimum(places // BLOCK_VALUES, last) for places in (begins, begins + width - 1)
+    )
+    ends = np.where(last_block == last, size, (last_block + 1) * BLOCK_VALUES)
+    before = first_block * BLOCK_VALUES * count // size
+    return int((ends * count // size + 1 - before).max())
 
 
 def _permute(values: torch.Tensor, bits: int, keys: list[torch.Tensor]) -> torch.Tensor:

@@ -16,16 +16,18 @@ from ders_core.later import np, torch
 MOST_PAIRS = 16
 """Of one expert: of more, torch's products with decoded deltas are quicker."""
 
-
 WORTH = 8
 """Values of a whole matrix that take as long to multiply as one entry."""
+
+_Arrays = tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any]
 
 
 @dataclass(frozen=True)
 class RowEntries:
     """A matrix. parts: as `codecs.held_entries` names them; numbers of levels may come without
-    scales. low: bits of a column that are kept. value_bits: of a number of a level. steps: what all
-    entries of a row are multiplied by, and of a column, float32 `[out]` and `[in]`."""
+    scales, and these without owners. low: bits of a column that are kept. value_bits: of a number
+    of a level. steps: what all entries of a row are multiplied by, and of a column, float32 `[out]`
+    and `[in]`."""
 
     parts: Mapping[str, torch.Tensor]
     low: int
@@ -38,7 +40,7 @@ class RowEntries:
         return self.parts["starts"].numel() - 1
 
     @cached_property
-    def _arrays(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any]:
+    def _arrays(self) -> _Arrays:
         """What loops want of it, up to the steps of rows."""
         from ders_core.compute.kernels.row_entries import CODES
 
@@ -47,15 +49,21 @@ class RowEntries:
         )
         places = (starts, marks.view(np.uint64), columns)
         values, none = self.parts["values"], np.empty(0, np.float32)
+        levels, scales = (
+            self.parts[name].numpy() if name in self.parts else none
+            for name in ("levels", "scales")
+        )
         if "levels" in self.parts:
-            scales = self.parts["scales"].numpy() if "scales" in self.parts else none
-            levels = self.parts["levels"].numpy()
-            stored = (values.numpy(), CODES, self.value_bits, levels, scales)
+            stored, kind = values.numpy(), CODES
         else:
-            kind = kernels.kind_of(values.dtype)
-            stored = (kernels.bits(values), kind, self.value_bits, none, none)
+            stored, kind = kernels.bits(values), kernels.kind_of(values.dtype)
+        owners, firsts = (
+            self.parts[name].numpy() if name in self.parts else np.empty(0, kind_of_numbers)
+            for name, kind_of_numbers in (("owners", np.uint8), ("firsts", np.int32))
+        )
         row_steps = none if self.steps is None else self.steps[0].numpy()
-        return (*places, self.low, *stored, np.float32(self.gain), row_steps)
+        coded = (stored, kind, self.value_bits, levels, scales, owners, firsts)
+        return (*places, self.low, *coded, np.float32(self.gain), row_steps)
 
     def multiply(
         self, x: np.ndarray, y: np.ndarray, column: int, inputs: np.ndarray, outputs: np.ndarray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 from ders_core.codecs.routed import RoutedDeltas, Routes
 from ders_core.compute import kernels
@@ -11,6 +12,10 @@ from ders_core.later import np, torch
 
 MOST_PAIRS = 8
 """Of one expert: of more, torch's products with its factors are quicker than loops."""
+
+
+FEW_TOKENS = 16
+"""Up to which products with a matrix in 16 bits are quicker than to convert it to float32."""
 
 
 def takes_matrices(*matrices: torch.Tensor) -> bool:
@@ -32,6 +37,45 @@ def add_products(
 
     _, out, width = matrices.shape
     by_row_pieces(work, out, out * width * len(routes.inputs))
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """One matrix `[out, in]` of floats for all tokens, as it is stored."""
+
+    weights: torch.Tensor
+
+    @cached_property
+    def _bits(self) -> np.ndarray:
+        return kernels.bits(self.weights.unsqueeze(0))
+
+    @cached_property
+    def _has_loops(self) -> bool:
+        return self.weights.dtype is torch.bfloat16 and takes_matrices(self.weights)
+
+    def add(self, x: np.ndarray, y: np.ndarray, column: int) -> None:
+        """y[:, column:column + out] += x Wᵀ, in float32: x `[n, in]`, y `[n, ≥ column + out]`, both
+        contiguous."""
+        (out, width), tokens = self.weights.shape, len(x)
+        if not self._has_loops or tokens > FEW_TOKENS:
+            weights = self.weights.float()
+            product = torch.nn.functional.linear(torch.from_numpy(x), weights)
+            y[:, column : column + out] += product.numpy()
+            return
+        from ders_core.compute.kernels import stored_products
+
+        bits, (places, first_expert) = self._bits, _places(tokens)
+
+        def work(first: int, last: int) -> None:
+            stored_products.add(bits, x, places, first_expert, y, column, places, first, last)
+
+        by_row_pieces(work, out, out * width * tokens)
+
+
+@cache
+def _places(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of so many tokens, and as many zeros: int64."""
+    return np.arange(tokens), np.zeros(tokens, np.int64)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ uint8, the low bits of each entry's column, of which there are `low`: 4, two to 
 
 values: the bits of floats of a kind of `floats`; or, with the kind CODES, uint8, numbers of levels
 of `bits` bits (1, 2, 4 or 8) side by side, the first in a byte's lowest bits. levels: float32,
-which scales multiply: float32, one for SCALED entries, or none. All is multiplied by gain.
+which scales multiply: float32, or none. All is multiplied by gain.
+
+owners: uint8 `[count]`, how many scales after the one of `firsts`, int32 `[out]`, each entry's is;
+or `[0]`, where SCALED entries one after another share one.
 
 row_steps: float32 `[out]`, or `[0]` for 1: what the entries of each row are multiplied by besides.
 """
@@ -79,6 +82,7 @@ def _read_places(
 
 @part_apart
 def _read_values(
+    row: int,
     first: int,
     count: int,
     values: np.ndarray,
@@ -86,12 +90,21 @@ def _read_values(
     bits: int,
     levels: np.ndarray,
     scales: np.ndarray,
+    owners: np.ndarray,
+    firsts: np.ndarray,
     gain: np.float32,
     found: np.ndarray,
 ) -> None:
-    """Write the values of a row into found, float32."""
+    """Write the values of a row into found, float32. first: the number of its first entry."""
     if kind == CODES:
         mask = (1 << bits) - 1
+        if owners.size:
+            for place in range(count):
+                begin = (first + place) * bits
+                level = levels[(np.int64(values[begin >> 3]) >> (begin & 7)) & mask]
+                scale = scales[firsts[row] + owners[first + place]]
+                found[place] = np.float32(level * scale) * gain
+            return
         for place in range(count):
             begin = (first + place) * bits
             level = levels[(np.int64(values[begin >> 3]) >> (begin & 7)) & mask]
@@ -119,6 +132,8 @@ def multiply(
     bits: int,
     levels: np.ndarray,
     scales: np.ndarray,
+    owners: np.ndarray,
+    firsts: np.ndarray,
     gain: np.float32,
     row_steps: np.ndarray,
     x: np.ndarray,
@@ -143,7 +158,9 @@ def multiply(
         count = _read_places(
             start, start + row * cells, end + (row + 1) * cells, low, marks, columns, places
         )
-        _read_values(start, count, values, kind, bits, levels, scales, gain, found)
+        _read_values(
+            row, start, count, values, kind, bits, levels, scales, owners, firsts, gain, found
+        )
         fours = count >> 2
         step = row_steps[row] if row_steps.size else np.float32(1)
         for pair in range(len(inputs)):
@@ -171,6 +188,8 @@ def add_onto(
     bits: int,
     levels: np.ndarray,
     scales: np.ndarray,
+    owners: np.ndarray,
+    firsts: np.ndarray,
     gain: np.float32,
     row_steps: np.ndarray,
     column_steps: np.ndarray,
@@ -195,7 +214,9 @@ def add_onto(
         count = _read_places(
             start, start + row * cells, end + (row + 1) * cells, low, marks, columns, places
         )
-        _read_values(start, count, values, kind, bits, levels, scales, gain, found)
+        _read_values(
+            row, start, count, values, kind, bits, levels, scales, owners, firsts, gain, found
+        )
         if base.size == 0:
             weights[row] = 0
         elif weight_kind == FLOAT32:  # in vectors

@@ -1,0 +1,107 @@
+"""Which modules of a model hold the experts of which layers of a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ders_core.checkpoint import ExpertGroup
+from ders_core.runtime.forms.common import CommonForm
+from ders_core.runtime.forms.form import FORMS, ExpertsForm
+from ders_core.runtime.forms.linears import OwnForm
+from ders_core.runtime.probe import computes_as_known
+from ders_core.runtime.resident import Groups
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """name: of the module in its model."""
+
+    name: str
+    form: ExpertsForm
+
+    def words_in(self, block: str) -> int:
+        """How many words of a block's name are in the module's."""
+        return len({*self.name.split(".")} & {*block.split(".")})
+
+
+def seats_of(model: nn.Module, layers: Groups) -> dict[int, list[ExpertsForm]]:
+    """Layer -> forms of the modules that hold its experts; several where a model ties their
+    weights. Left out: layers for which there is none, or more than one that may be it.
+
+    model: with its weights, perhaps on `meta`. A class is tried before it is taken for known.
+    """
+    seats: dict[tuple[str, ...], list[_Seat]] = {}
+    for name, module in model.named_modules():
+        form = form_of(module)
+        if form is not None:
+            seats.setdefault(_numbers(name), []).append(_Seat(name, form))
+    ties = _Ties.of(model)
+    found: dict[int, list[_Seat]] = {}
+    for layer, groups in layers.items():
+        block = next(iter(groups.values())).block.name
+        best = _best(seats.get(_numbers(block), ()), block, groups)
+        if best is not None:
+            others = (seat for seat in seats[_numbers(block)] if seat is not best)
+            tied = [seat for seat in others if ties.ties(best.form, seat.form)]
+            found[layer] = [best, *tied]
+    uses = Counter(seat.name for of_layer in found.values() for seat in of_layer)
+    known: dict[type, bool] = {}
+    for layer, of_layer in [*found.items()]:
+        for seat in of_layer:
+            kind = type(seat.form.module)
+            if kind not in known:
+                known[kind] = computes_as_known(seat.form)
+        if not all(known[type(seat.form.module)] and uses[seat.name] == 1 for seat in of_layer):
+            del found[layer]
+    return {layer: [seat.form for seat in of_layer] for layer, of_layer in found.items()}
+
+
+def form_of(module: nn.Module) -> ExpertsForm | None:
+    """How a module holds and computes experts, if it is of a kind that does."""
+    for kind in (CommonForm, OwnForm):
+        if kind.is_of(module):
+            return kind(module)
+    name = type(module).__name__
+    return FORMS[name](module) if name in FORMS else None
+
+
+def _best(seats: Sequence[_Seat], block: str, groups: Mapping[str, ExpertGroup]) -> _Seat | None:
+    """The one whose weights have the groups' shapes and whose name is most like the block's."""
+    shapes = {name: group.shape for name, group in groups.items()}
+    fitting = [seat for seat in seats if seat.form.fits(shapes)]
+    most = max((seat.words_in(block) for seat in fitting), default=0)
+    likest = [seat for seat in fitting if seat.words_in(block) == most]
+    return likest[0] if len(likest) == 1 else None
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(_NUMBER.findall(name))
+
+
+@dataclass(frozen=True)
+class _Ties:
+    """Parameters of a model that are one and the same. names: of its modules, by identity. roots:
+    name of a parameter -> name of the one with which it is tied."""
+
+    names: Mapping[int, str]
+    roots: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Ties:
+        names = {id(module): name for name, module in model.named_modules()}
+        return cls(names, getattr(model, "all_tied_weights_keys", {}))
+
+    def ties(self, first: ExpertsForm, second: ExpertsForm) -> bool:
+        """Whether all weights of both are tied with each other."""
+        return self._roots(first) == self._roots(second)
+
+    def _roots(self, form: ExpertsForm) -> list[str]:
+        names = [f"{self.names[id(holder)]}.{name}" for holder, name in form.weights()]
+        return [self.roots.get(name, name) for name in names]
