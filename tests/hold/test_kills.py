@@ -46,9 +46,11 @@ Rounds = Callable[[int, int], int]
 Contents = dict[str, bytes]
 
 SEED = 11
-OWN_BYTES = 20_000
 EVERY = 10_000
 """More kills than any command has changes."""
+
+OWN_BYTES = 20_000
+"""From here on, a staged group becomes a weight file. The model's groups take fewer and more."""
 
 MEASURED = ("ders_upcycle.jsonl", "ders_upcycle.json")
 """Files that tell of the seconds and the memory that a training took."""
