@@ -24,6 +24,7 @@ from ders_core.errors import Cancelled, OutputError
 from ders_core.files.dtype import Dtype
 from ders_core.files.model_files import INDEX
 from ders_core.files.spec import TensorSpec
+from ders_core.files.writer import write_file
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline import compress as compress_module
 from ders_core.pipeline import encode as encode_module
@@ -101,7 +102,6 @@ def test_a_large_group_is_written_once(
     """A file that is only given another name stays the same inode."""
     out, staged = tmp_path / "out", dict[int, int]()
     past_cache: dict[int, bool] = {}
-    write_file = encode_module.write_file
 
     def watched(path: Path, *given: Any, **options: Any) -> dict[str, str]:
         checksums = write_file(path, *given, **options)
