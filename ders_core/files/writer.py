@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,16 +66,29 @@ def shards(specs: Specs, max_bytes: int = MAX_SHARD_BYTES) -> dict[str, dict[str
     """File name -> its tensors. Files are filled in order, each up to `max_bytes` unless a single
     tensor is larger.
 
+    See `numbered` for the names.
+    """
+    return numbered(filled(specs, max_bytes))
+
+
+def filled(specs: Specs, max_bytes: int = MAX_SHARD_BYTES) -> list[dict[str, TensorSpec]]:
+    """The tensors of each of the files that `shards` makes."""
+    parts: list[dict[str, TensorSpec]] = [{}]
+    used = 0
+    for name, spec in specs.items():
+        if parts[-1] and used + spec.nbytes > max_bytes:
+            parts.append({})
+            used = 0
+        parts[-1][name] = spec
+        used += spec.nbytes
+    return parts
+
+
+def numbered(parts: Sequence[Specs]) -> dict[str, dict[str, TensorSpec]]:
+    """File name -> its tensors, in the order of `file_order`.
+
     One file is called model.safetensors; several are numbered as transformers numbers them.
     """
-    parts: list[dict[str, TensorSpec]] = [{}]
-    filled = 0
-    for name, spec in specs.items():
-        if parts[-1] and filled + spec.nbytes > max_bytes:
-            parts.append({})
-            filled = 0
-        parts[-1][name] = spec
-        filled += spec.nbytes
     if len(parts) == 1:
         return {"model.safetensors": file_order(parts[0])}
     return {
@@ -98,11 +111,12 @@ def write_file(
     metadata: Mapping[str, str] | None = NO_METADATA,
     *,
     sync: bool = True,
+    past_cache: bool = True,
 ) -> dict[str, str]:
     """Write one safetensors file, tensor by tensor in the order of `specs`.
 
     read: yields the bytes of the tensor of that name. metadata: as of `encode_header`. sync: as in
-    `written_aside`; what is not synced is read again soon, and stays in the page cache. Returns the
+    `written_aside`. past_cache: as in `written_from`; not for what is read again soon. Returns the
     hex SHA-256 of each tensor's bytes. Raises OSError.
     """
     checksums: dict[str, str] = {}
@@ -112,7 +126,7 @@ def write_file(
         aside = stack.enter_context(written_aside(path, sync=sync))
         open(aside, "wb").close()
         pool = stack.enter_context(ThreadPoolExecutor(1, "checksum"))
-        file = stack.enter_context(written_from(aside, 0, size, past_cache=sync))
+        file = stack.enter_context(written_from(aside, 0, size, past_cache=past_cache))
         file.write(header)
         for name, spec in specs.items():
             digest, count = hashlib.sha256(), 0

@@ -3,7 +3,8 @@
 Each group is encoded by a separate task and written to its place in the weight files, if the
 lengths of all tensors are known beforehand; else it is staged as one file inside the unfinished
 output (`ders_core.pipeline.staging`). An interrupted run continues from the finished groups. Then
-the rest is written, tensor by tensor: what is carried, and what was staged. The bytes depend on the
+the rest is written, tensor by tensor: what is carried, and small groups that were staged; large
+ones are weight files already (`ders_core.pipeline.last_writes`). The bytes depend on the
 checkpoint, the recipe and the device alone: each operation computes on one thread, whatever
 executes a task and however many experts of it are encoded side by side.
 
@@ -15,32 +16,34 @@ looked at again at the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.quantized import Scheme
 from ders_core.compute.buffers import memory_is_reused
-from ders_core.compute.progress import Meter, Progress, counted, quiet
+from ders_core.compute.progress import Meter, Progress, quiet
 from ders_core.compute.tasks import TaskRunner, one_by_one, with_next
 from ders_core.errors import CheckpointError
 from ders_core.files.address import hub_name
 from ders_core.files.checksum import file_checksum
 from ders_core.files.content import headers_hash
-from ders_core.files.in_place import write_at
 from ders_core.files.inputs import check_inputs, held_files, unchanged_inputs
-from ders_core.files.output import UNFINISHED, new_target, output_directory
+from ders_core.files.output import new_target, output_directory
 from ders_core.files.side_files import SideFile, local_bytes
-from ders_core.files.tensor import FileTensor, TensorReader
+from ders_core.files.tensor import FileTensor
+from ders_core.files.writer import Specs
 from ders_core.packed.manifest import FORMAT_VERSION, Encoded, Source, public_recipe
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.stacks import PackedGroup, PackedSource, PackedTensor
-from ders_core.packed.writer import PackedContents, finish_packed, write_packed
+from ders_core.packed.writer import PackedDescription, finish_packed
 from ders_core.pipeline.budget import missed, settle
 from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.encode import CheckpointRef, EncodeTask, encode
+from ders_core.pipeline.last_writes import complete_in_place, complete_staged
 from ders_core.pipeline.next_base import bases_ahead
+from ders_core.pipeline.own_files import bytes_of, is_own, most_copied
 from ders_core.pipeline.plan import (
     Key,
     Plan,
@@ -55,7 +58,7 @@ from ders_core.pipeline.plan import (
 from ders_core.pipeline.predicted import GroupCost, predicted_kl, removal_costs
 from ders_core.pipeline.renewal import outdated
 from ders_core.pipeline.report import OtherReport, Report, ReportEntry
-from ders_core.pipeline.staging import StagedGroup, Staging, check_against, check_foreign
+from ders_core.pipeline.staging import StagedGroup, Staging
 from ders_core.recipe import Recipe
 
 
@@ -88,12 +91,11 @@ def compress(
     budget = recipe.budget
     recipe = settle(recipe, source, progress=progress)
     plan = resolve(recipe, source)
-    files = weight_files(source, plan) if plan.exact else None
+    files: Mapping[str, Specs] | None = weight_files(source, plan) if plan.exact else None
     carried = carried_specs(source, plan)
     checked = source.packed_bytes or 0
-    written_last = (
-        plan.bytes_after if files is None else sum(spec.nbytes for spec in carried.values())
-    )
+    copied = [] if plan.exact else [plan.entry(key).bytes_after for key in plan.keys]
+    written_last = bytes_of(carried) + sum(nbytes for nbytes in copied if not is_own(nbytes))
     meter = Meter(checked + plan.bytes_before + written_last, progress)
     check_files(recipe, source, lambda nbytes, message: meter.report(message))
     specs = ((name, tensor.spec) for name, tensor in source.tensors.items())
@@ -106,8 +108,7 @@ def compress(
         "device": device,
     }
     beside = source.beside  # before there is an output, which may lie beside the model too
-    times = 2 if files is None else 1
-    needs = times * plan.bytes_after + local_bytes(beside.files)
+    needs = plan.bytes_after + most_copied(copied) + local_bytes(beside.files)
     with output_directory(out, work=work, resume=resume, needs=needs) as partial:
         source.store.check(meter.advance)
         meter.done = checked  # bytes of files, so of headers too
@@ -125,14 +126,13 @@ def compress(
                 f"{source.path} was written while it was read; wait until nothing writes to it, "
                 "then resume"
             )
-        contents = _contents(source, plan, groups, beside.files)
+        description = _description(source, plan, groups, beside.files)
+        readers = {name: source.tensors[name] for name in carried}
         if files is None:
-            check = check_against(groups.values())
-            written = write_packed(partial, contents, advance=meter.advance, check=check)
+            files, checksums = complete_staged(staging, partial, readers, groups, run, meter)
         else:
-            checksums = _write_rest(staging, contents, carried, groups.values(), run, meter)
-            staging.release()
-            written = finish_packed(partial, contents, files, checksums)
+            checksums = complete_in_place(staging, readers, groups.values(), run, meter)
+        written = finish_packed(partial, description, files, checksums)
         meter.finish("written")
         staging.remove()
     entries, others = _reports(plan, groups)
@@ -243,43 +243,14 @@ def _places(
     return {name: staging.places[name] for name in specs_of(source, plan, key)}
 
 
-def _write_rest(
-    staging: Staging,
-    contents: PackedContents,
-    carried: Iterable[str],
-    groups: Collection[StagedGroup],
-    run: str,
-    meter: Meter,
-) -> dict[str, str]:
-    """Write what is carried to its places, and read back what other runs wrote; returns the
-    checksums of all tensors."""
-    assert staging.places is not None
-    checksums = {name: sha256 for group in groups for name, sha256 in group.checksums.items()}
-    for group in check_foreign(groups, run):
-        meter.report(f"read back {group.report.title}")
-    for name in carried:
-        place = staging.places[name]
-        message = f"writing {place.file.name.removesuffix(UNFINISHED)}"
-        checksums[name] = write_at(
-            place, counted(contents.tensors[name].raw(), meter.advance, message)
-        )
-    return checksums
-
-
-def _contents(
+def _description(
     source: Checkpoint,
     plan: Plan,
     staged: Mapping[Key, StagedGroup],
     side_files: Sequence[SideFile],
-) -> PackedContents:
-    """The tensors that stay as they are, then each staged group's."""
-    tensors: dict[str, TensorReader] = {
-        name: source.tensors[name] for name in carried_specs(source, plan)
-    }
-    for group in staged.values():
-        tensors |= group.tensors
-    return PackedContents(
-        tensors=tensors,
+) -> PackedDescription:
+    """What the output has beside its weight files."""
+    return PackedDescription(
         groups=[
             _packed_group(source.group(*key, plan.recipe.extended), group, source.scheme)
             for key, group in staged.items()

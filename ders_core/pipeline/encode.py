@@ -19,7 +19,7 @@ from ders_core.decompose.decomposition import Decomposition, without_base
 from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, same_inputs
 from ders_core.files.tensor import FileTensor
-from ders_core.files.writer import file_order, write_file
+from ders_core.files.writer import METADATA, file_order, write_file
 from ders_core.later import torch
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.base_choice import bits_to_spare, is_doubtful, pays
@@ -28,6 +28,7 @@ from ders_core.pipeline.encoder import Encoder, Encoding
 from ders_core.pipeline.knowledge import group_knowledge, tensor_knowledge
 from ders_core.pipeline.next_base import next_base
 from ders_core.pipeline.notes import note_of, write_note
+from ders_core.pipeline.own_files import bytes_of, is_own
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.pipeline.plan import Key, base_form, stack_of
 from ders_core.pipeline.predicted import routers_behind
@@ -249,9 +250,14 @@ def _write(
     if task.places is None:
         named = {f"{stack.prefix}.{part}": tensor for part, tensor in parts.items()}
         specs = file_order({name: tensor.spec for name, tensor in named.items()})
-        nbytes = sum(spec.nbytes for spec in specs.values())
+        nbytes = bytes_of(specs)
         return nbytes, write_file(
-            Path(task.staged), specs, lambda name: named[name].raw(), sync=False
+            Path(task.staged),
+            specs,
+            lambda name: named[name].raw(),
+            METADATA,
+            sync=False,
+            past_cache=is_own(nbytes),  # what is joined is read again soon
         )
     placed = encoded.placed or PlacedGroup(stack.prefix, task.places)
     placed.append_all(parts)

@@ -27,7 +27,7 @@ def staged_of(note: Path) -> Path:
 
 def write_note(note: Path, value: dict[str, Any]) -> None:
     """Write a note, whose group's file is written already. Raises OSError."""
-    write_sealed(note, value | {HEADER: _header_sha256(staged_of(note))})
+    write_sealed(note, value | {HEADER: header_sha256(staged_of(note))})
 
 
 def read_note(note: Path) -> dict[str, Any] | None:
@@ -35,14 +35,21 @@ def read_note(note: Path) -> dict[str, Any] | None:
     the group's file is not as it was."""
     told = read_sealed(note)
     try:
-        if told is None or told.pop(HEADER, "") != _header_sha256(staged_of(note)):
+        if told is None or told.pop(HEADER, "") != header_sha256(staged_of(note)):
             return None
     except OSError:
         return None
     return told
 
 
-def _header_sha256(file: Path) -> str | None:
+def noted_header(note: Path) -> str | None:
+    """The `header_sha256` of the group's file when the note was written; None if there was no file,
+    or the note is not as it was."""
+    told = read_sealed(note)
+    return told.get(HEADER) if told is not None else None
+
+
+def header_sha256(file: Path) -> str | None:
     """Of a safetensors file: which tensors lie where; None if there is no file."""
     try:
         with open(file, "rb") as opened:

@@ -15,8 +15,9 @@ from ders_core.compute.progress import Advance, uncounted
 from ders_core.errors import CheckpointError, RecipeError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
-from ders_core.files.writer import METADATA, file_bytes, file_order, shards
+from ders_core.files.writer import METADATA, Specs, file_bytes, file_order, shards
 from ders_core.pipeline.calibration import Calibration
+from ders_core.pipeline.own_files import staged_files
 from ders_core.pipeline.selectors import check_experts, check_layers, check_others
 from ders_core.recipe import Recipe
 
@@ -220,18 +221,19 @@ def carried_specs(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
 def weight_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, TensorSpec]]:
     """The weight files of the output and the tensors in each, in their order; those of an `exact`
     plan are what is written. Raises CheckpointError if two tensors would have one name."""
-    specs = carried_specs(checkpoint, plan)
+    carried = carried_specs(checkpoint, plan)
+    specs, groups = dict(carried), dict[Key, Specs]()
     for key in plan.keys:
         # the order in which parts are staged and sharded
-        added = file_order(specs_of(checkpoint, plan, key))
-        double = next((name for name in added if name in specs), None)
+        groups[key] = file_order(specs_of(checkpoint, plan, key))
+        double = next((name for name in groups[key] if name in specs), None)
         if double is not None:
             raise CheckpointError(
                 f"{checkpoint.path} has a tensor {double!r}, whose name a part of the packed form "
                 "needs; rename it"
             )
-        specs |= added
-    return shards(specs)
+        specs |= groups[key]
+    return shards(specs) if plan.exact else staged_files(carried, groups)[0]
 
 
 def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounted) -> None:

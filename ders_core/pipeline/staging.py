@@ -2,11 +2,12 @@
 
 Where the lengths of all tensors are known before any is encoded, each group is written once: to its
 place in the weight files that the output will have. Where they depend on the data, a group is
-staged as one safetensors file, and the weight files are written from these in the end.
+staged as one safetensors file. In the end a large one is moved, and becomes a weight file; small
+ones are copied into weight files together (`ders_core.pipeline.own_files`).
 
 Next to either lies a note of the group, a JSON file: what the manifest and the report say about it,
 and the checksums of what was written. It is written last, so a group with a note is finished. An
-interrupted run continues from these.
+interrupted run continues from these; what a run moved that was killed in the end is moved back.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ from ders_core.errors import CheckpointError, OutputError
 from ders_core.files.checksum import checksum
 from ders_core.files.header import read_header
 from ders_core.files.in_place import laid_out, reserve
+from ders_core.files.model_files import INDEX, SUFFIX
 from ders_core.files.output import UNFINISHED
 from ders_core.files.tensor import FileTensor
 from ders_core.files.writer import METADATA, Specs
 from ders_core.packed.writer import CheckWritten
-from ders_core.pipeline.notes import note_of, read_note, staged_of, write_note
+from ders_core.pipeline.notes import (
+    header_sha256,
+    note_of,
+    noted_header,
+    read_note,
+    staged_of,
+    write_note,
+)
 from ders_core.pipeline.plan import Key
 from ders_core.pipeline.report import OtherReport, ReportEntry
 
@@ -117,6 +126,8 @@ class Staging:
         staged."""
         if files is not None:
             self.places = self._reserved(files)
+        else:
+            self._move_back()
         self.damaged = self._sweep()
         """How many groups were finished, and are to be encoded again."""
 
@@ -132,11 +143,14 @@ class Staging:
         told = read_note(note)
         if told is None:
             return False
+        if self.places is not None:
+            return set(told["checksums"]) <= self.places.keys()
         try:
-            there = read_header(staged_of(note))[0] if self.places is None else self.places
+            tensors, metadata = read_header(staged_of(note))
         except (CheckpointError, OSError):
             return False
-        return set(told["checksums"]) <= there.keys()
+        # earlier versions staged without the metadata that a weight file has
+        return set(told["checksums"]) <= tensors.keys() and metadata == METADATA
 
     def _reserved(self, files: Mapping[str, Specs]) -> dict[str, FileTensor]:
         places: dict[str, FileTensor] = {}
@@ -151,6 +165,18 @@ class Staging:
             for note in self._directory.glob("*.json"):  # of values that are gone
                 note.unlink()
         return places
+
+    def _move_back(self) -> None:
+        """Stage again what was moved by a run that was killed in the end; remove what it wrote."""
+        (self._partial / INDEX).unlink(missing_ok=True)
+        files = list(self._partial.glob(f"*{SUFFIX}"))
+        notes = {noted_header(note): note for note in self._directory.glob("*.json") if files}
+        for file in files:
+            note = notes.get(header_sha256(file))
+            if note is None or staged_of(note).exists():
+                file.unlink()
+            else:
+                os.rename(file, staged_of(note))
 
     def _unfinished(self, name: str) -> Path:
         return self._directory / f"{name}{UNFINISHED}"
@@ -179,6 +205,11 @@ class Staging:
         """Give the weight files, which are complete now, the names that they have in the output."""
         for name in self._files or ():
             os.rename(self._unfinished(name), self._partial / name)
+
+    def move(self, files: Mapping[str, Key]) -> None:
+        """Make weight files of staged groups. files: name of the weight file -> the group."""
+        for name, key in files.items():
+            os.rename(self.file(key), self._partial / name)
 
     def remove(self) -> None:
         shutil.rmtree(self._directory)

@@ -132,7 +132,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_read_again_soon_stays_in_the_cache(tmp_path: Path, direct: list[int]) -> None:
     values = torch.arange(40_000, dtype=torch.int32)
     specs = {"a": TensorSpec.like(values)}
-    write_file(tmp_path / "staged", specs, lambda name: tensor_bytes(values), sync=False)
+    write_file(tmp_path / "staged", specs, lambda name: tensor_bytes(values), past_cache=False)
     assert not direct
     write_file(tmp_path / "output", specs, lambda name: tensor_bytes(values))
     assert direct

@@ -34,6 +34,7 @@ from ders_core.jobs.worker import run_worker
 from ders_core.jobs.workspace import ROOTS_VARIABLE, Workspace
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.patch import apply_patch
+from ders_core.pipeline import own_files
 from ders_core.pipeline.compress import compress
 from ders_core.pipeline.export import export
 from ders_core.recipe import Recipe, Rule
@@ -47,6 +48,9 @@ Contents = dict[str, bytes]
 SEED = 11
 EVERY = 10_000
 """More kills than any command has changes."""
+
+OWN_BYTES = 20_000
+"""From here on, a staged group becomes a weight file. The model's groups take fewer and more."""
 
 MEASURED = ("ders_upcycle.jsonl", "ders_upcycle.json")
 """Files that tell of the seconds and the memory that a training took."""
@@ -229,10 +233,12 @@ def inputs(
 
 def prepare() -> None:
     """From now on, repairs write a training checkpoint after every other step, tunings score a few
-    forms, and what can be computed again is kept beside the temporary files."""
+    forms, some groups that are staged become weight files, and what can be computed again is kept
+    beside the temporary files."""
     RepairSettings.model_fields["save_every"].default = 2
     RepairSettings.model_rebuild(force=True)
     scoring.codecs_for = few_forms  # type: ignore[attr-defined]
+    own_files.OWN_BYTES = OWN_BYTES
     os.environ[CACHE_VARIABLE] = str(Path(os.environ["TMPDIR"]).with_name("cache"))
 
 

@@ -10,7 +10,7 @@ from support.encoded_once import EncodedOnce
 
 from ders_core.codecs import LowRank
 from ders_core.files.store import TensorStore
-from ders_core.files.writer import shards
+from ders_core.files.writer import filled, shards
 from ders_core.packed.manifest import Manifest
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
@@ -74,7 +74,8 @@ def test_predicted_bytes_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if shard_limit is not None:
-        monkeypatch.setattr(shards, "__defaults__", (shard_limit,))
+        for cut in (shards, filled):
+            monkeypatch.setattr(cut, "__defaults__", (shard_limit,))
     source: Path = request.getfixturevalue(directory)
     plan = resolve(presets()[preset], open_checkpoint(source))
     report = compress(source, tmp_path / "out", presets()[preset], runner=encoded_once)

@@ -17,7 +17,7 @@ from support.messages import raises_saying
 
 from ders_core.codecs import LowRank, Quantized
 from ders_core.errors import Cancelled, OutputError
-from ders_core.files.writer import shards
+from ders_core.files.writer import filled, shards
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.pipeline import compress as compress_module
 from ders_core.pipeline import encode as encode_module
@@ -106,9 +106,8 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
 def test_several_weight_files(
     mixtral_dir: Path, tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = partial(shards, max_bytes=60_000)
-    for module in ("ders_core.pipeline.plan", "ders_core.packed.writer"):
-        monkeypatch.setattr(f"{module}.shards", small)
+    monkeypatch.setattr("ders_core.pipeline.plan.shards", partial(shards, max_bytes=60_000))
+    monkeypatch.setattr("ders_core.pipeline.own_files.filled", partial(filled, max_bytes=60_000))
     with staged():
         compress(mixtral_dir, tmp_path / "staged", EXACT)
     for stop_at in (5, 11):
