@@ -71,7 +71,8 @@ def group_statistics(
     experts, out, width = group.shape
     where = torch.device(device)
     totals = _Totals(experts, out, width)
-    workspace = Workspace(group, where, max(1, experts * out * width // SAMPLE_VALUES))
+    every = max(1, experts * out * width // SAMPLE_VALUES)
+    workspace = Workspace(group.shape, group.dtype.torch, where, every)
     with side_by_side(where) as pool:
         for rows, weights in slabs(group, where):
             parts = list(pieces(rows.stop - rows.start, workspace.step))
