@@ -91,7 +91,7 @@ def first_screen(source: Checkpoint) -> None:
     st.markdown(f"## {plain(frame.label(source))}")
     st.markdown(
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
-        f"{verdict.sentence}{seen}"
+        f"{verdict.sentence if verdict else ''}{seen}"
     )
     if summary.packed:
         st.markdown(
