@@ -22,14 +22,11 @@ MORE_STEPS, MOSTLY, NEARLY = 20, 0.3, 0.05
 MOSTLY of the values seem to be nothing, below NEARLY of the last of the head: a delta of low rank,
 whose null space the first steps do not part from its smallest values."""
 
-HEAD_STEPS, SETTLED, SAFETY, ROUNDING = 10, 0.01, 5, 1e-6
+HEAD_STEPS, SETTLED, SAFETY, ROUNDING = 10, 0.005, 5, 1e-6
 """The head is done when no value has grown by more than this share in a step, or when that much is
 SAFETY times what it still misses if its growth goes on as a geometric series, or by no more than
 ROUNDING of the largest, which products in float32 make of nothing; but after this many steps at the
-latest."""
-
-WHOLE = 0.005
-"""The curve has all of delta when no larger share of its energy is missing."""
+latest. The curve has all of delta when no larger share of its energy is missing."""
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -103,7 +100,7 @@ def _is_whole(squares: np.ndarray, weights: np.ndarray, size: int, energy: float
     rank = size * float(weights[:count].sum())
     missing = energy - float(squares.sum())
     counted = squares.size - count >= BLOCK and rank - count <= _sampling_error(count) * count
-    return counted and missing <= WHOLE * energy
+    return counted and missing <= SETTLED * energy
 
 
 def _density(
