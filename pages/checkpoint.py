@@ -144,7 +144,7 @@ def first_screen(source: Checkpoint) -> None:
     two_bits = reads.plan(source, presets()["quantized-2bit"])
     saved = two_bits.bytes_before - two_bits.bytes_after
     with st.container(horizontal=True, vertical_alignment="center"):
-        if verdict.verdict == "scratch":
+        if verdict and verdict.verdict == "scratch":
             st.warning(
                 "These experts have no common start, so DeRS does not apply as it is meant; "
                 "you may still look and try."
