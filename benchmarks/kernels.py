@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -24,10 +23,6 @@ import torch
 
 import ders_core
 from ders_core.analysis.chunk_sums import Workspace
-from ders_core.checkpoint import ExpertGroup
-from ders_core.checkpoint.axes import Axes
-from ders_core.checkpoint.groups import Block
-from ders_core.checkpoint.matrix import Matrix, Slot
 from ders_core.codecs import Codec, EncodeContext, Quantized, Sparse
 from ders_core.codecs.coding.block_draws import BlockDraw
 from ders_core.codecs.coding.prng import random_positions
@@ -35,8 +30,6 @@ from ders_core.codecs.synthesis import difference
 from ders_core.compute.pieces import pieces
 from ders_core.decompose.averages import mean_of, median_of
 from ders_core.decompose.distortion import compare, is_finite
-from ders_core.files.spec import TensorSpec
-from ders_core.files.tensor import FileTensor
 
 SHAPE = (2048, 1024)
 ENTRIES = SHAPE[0] * SHAPE[1]
@@ -81,15 +74,11 @@ class SumsOfSimilarity:
     """What an analysis sums of a group's weights, a chunk at a time."""
 
     def __init__(self, experts: torch.Tensor) -> None:
-        axes = Axes.parse("out in")
-        slot = Slot(axes, {"out": SHAPE[0], "in": SHAPE[1]})
-        info = FileTensor("w", TensorSpec.like(experts[0]), Path("none"), 0, experts[0].nbytes)
-        matrices = tuple(Matrix(info, slot) for _ in experts)
-        self._group = ExpertGroup(Block("block", 0, 0, 0, None), "gate", matrices)
         self._experts = experts
 
     def __call__(self) -> None:
-        workspace = Workspace(self._group, torch.device("cpu"), every=14)
+        shape, dtype = (len(self._experts), *SHAPE), self._experts.dtype
+        workspace = Workspace(shape, dtype, torch.device("cpu"), every=14)
         for part in pieces(SHAPE[0], workspace.step):
             workspace.sums(0, self._experts, part)
 

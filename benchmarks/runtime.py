@@ -72,8 +72,8 @@ def one_layer(
     )
     model = MixtralForCausalLM(config).to(torch.bfloat16)
     with torch.no_grad():
-        experts = model.model.layers[0].mlp.experts
-        for weights in (experts.gate_up_proj, experts.down_proj):
+        block = model.model.layers[0].mlp.experts
+        for weights in (block.gate_up_proj, block.down_proj):
             for expert in range(1, len(weights)):
                 noise = 0.02 * weights[0].float().std() * torch.randn(weights[0].shape)
                 weights[expert] = weights[0] + noise.to(weights.dtype)

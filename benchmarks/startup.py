@@ -49,7 +49,8 @@ def commands(model: Path, packed: Path) -> dict[str, list[str]]:
         "ders info, 90 GB": [*ders, "info", str(model)],
         "ders plan, 90 GB": [*ders, "plan", str(model), "--recipe", "quantized-2bit"],
         "ders verify, 5 MB packed": [*ders, "verify", str(packed)],
-        "ders info, packed (decodes a sample)": [*ders, "info", str(packed)],
+        "ders info, packed": [*ders, "info", str(packed)],
+        "ders info --verdict, packed": [*ders, "info", str(packed), "--verdict"],
     }
 
 

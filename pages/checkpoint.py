@@ -89,7 +89,7 @@ def first_screen(source: Checkpoint) -> None:
     st.markdown(f"## {plain(frame.label(source))}")
     st.markdown(
         f"**{summary.experts} experts × {summary.moe_layers} layers{summary.routing}.** "
-        f"{verdict.sentence}{seen}"
+        f"{verdict.sentence if verdict else ''}{seen}"
     )
     if summary.packed:
         st.markdown(
@@ -139,7 +139,7 @@ def first_screen(source: Checkpoint) -> None:
         help="Share of all weight bytes that the routed experts take.",
         width="content",
     )
-    if verdict.verdict == "scratch":
+    if verdict and verdict.verdict == "scratch":
         st.warning(
             "These experts have no common start, so DeRS does not apply as it is meant; "
             "you may still look and try."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,10 @@ from ders_core.files.cache import opened
 from ders_core.files.inputs import Held, held_files, same_inputs, unchanged_inputs
 from ders_core.later import np, pd
 from ders_core.packed.open import open_checkpoint
+
+KEPT_BYTES = 256 << 20
+"""Of a group's weights, that are kept from one reading for its spectra. Larger groups, which take
+longer to compute with than to read, are read once more."""
 
 Rows = dict[str, "pd.DataFrame"]
 """The rows of one group, by the name of the table."""
@@ -70,12 +75,13 @@ def analyze(
 ) -> Analysis:
     """Similarity, norms, moments and histograms of every group, and singular values.
 
-    Each group is read once for everything but the spectra, and once more for them. layers: only
-    these. spectra: `curve` estimates those of matrices whose shorter side is above 1536 to 1 % of
-    cumulative energy, `exact` never estimates, `head` computes the 16 largest of these matrices,
-    `none` skips spectra. runner: executes the tasks, one for each group. known: an unfinished
-    analysis; if it is of the files as they are now, its groups are not read again. grown: called
-    with the tables so far whenever a layer is finished. progress counts bytes of experts.
+    Each group is read once for everything but the spectra, and if it is above KEPT_BYTES once more
+    for them. layers: only these. spectra: `curve` estimates those of matrices whose shorter side is
+    above 1536 to 1 % of cumulative energy, `exact` never estimates, `head` computes the 16 largest
+    of these matrices, `none` skips spectra. runner: executes the tasks, one for each group. known:
+    an unfinished analysis; if it is of the files as they are now, its groups are not read again.
+    grown: called with the tables so far whenever a layer is finished. progress counts bytes of
+    experts.
 
     Raises CheckpointError for a layer without experts, for non-finite weights, and if a file is
     written while it is read; ValueError for an unknown kind of spectra.
@@ -129,14 +135,18 @@ def analyze_group(task: AnalyzeTask) -> GroupTables:
         group = checkpoint.group(task.layer, task.projection)
         stored = group.as_it_lies()  # perhaps transposed, which is quicker to read
         base = fresh(stored.shape[1:], group.dtype.torch)
-        statistics = group_statistics(stored, task.device, base)
+        kept = spectra = None
+        nbytes = math.prod(stored.shape) * group.dtype.itemsize
+        if task.spectra != "none" and nbytes <= KEPT_BYTES:
+            kept = fresh(stored.shape, group.dtype.torch)
+        statistics = group_statistics(stored, task.device, base, kept)
         if stored is not group:
             statistics = statistics.transposed()
         if task.ahead:
             checkpoint.group(*task.ahead).read_ahead()
-        spectra = None
         if task.spectra != "none":
-            spectra = group_spectra(stored, base, statistics.norm_delta, task.spectra, task.device)
+            norms = statistics.norm_delta
+            spectra = group_spectra(stored, base, norms, task.spectra, task.device, kept)
     return GroupTables(*group.key, group.nbytes, _rows(group, statistics, spectra))
 
 

@@ -22,10 +22,11 @@ MORE_STEPS, MOSTLY, NEARLY = 20, 0.3, 0.05
 MOSTLY of the values seem to be nothing, below NEARLY of the last of the head: a delta of low rank,
 whose null space the first steps do not part from its smallest values."""
 
-HEAD_STEPS, SETTLED, SAFETY = 10, 0.005, 5
+HEAD_STEPS, SETTLED, SAFETY, ROUNDING = 10, 0.005, 5, 1e-6
 """The head is done when no value has grown by more than this share in a step, or when that much is
-SAFETY times what it still misses if its growth goes on as a geometric series; but after this many
-steps at the latest. The curve has all of delta when no larger share of its energy is missing."""
+SAFETY times what it still misses if its growth goes on as a geometric series, or by no more than
+ROUNDING of the largest, which products in float32 make of nothing; but after this many steps at the
+latest. The curve has all of delta when no larger share of its energy is missing."""
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -49,8 +50,8 @@ def head(delta: torch.Tensor) -> np.ndarray:
         grown_before, grown = grown, sigma - before
         slower = grown_before - grown
         missing = np.divide(grown**2, slower, out=np.full(HEAD, np.inf), where=slower > 0)
-        settled = (grown <= SETTLED * sigma) | (SAFETY * missing <= SETTLED * sigma)
-        if step and bool(settled.all()):
+        near = np.maximum(SETTLED * sigma, ROUNDING * sigma[0])
+        if step and bool(((grown <= near) | (SAFETY * missing <= near)).all()):
             break
     return sigma
 

@@ -60,21 +60,27 @@ class GroupStatistics:
 
 
 def group_statistics(
-    group: ExpertGroup, device: torch.device | str = "cpu", base: torch.Tensor | None = None
+    group: ExpertGroup,
+    device: torch.device | str = "cpu",
+    base: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
 ) -> GroupStatistics:
     """Read a group once, a few rows at a time, and once more where an expert is far smaller than
     others (see `ders_core.analysis.dwarfs`).
 
-    base: `[out, in]` in storage dtype on the CPU, to be filled with the base. Raises
-    CheckpointError for non-finite weights.
+    base, kept: `[out, in]` and `[K, out, in]` in storage dtype on the CPU, to be filled with the
+    base and with the weights. Raises CheckpointError for non-finite weights.
     """
     experts, out, width = group.shape
     where = torch.device(device)
     totals = _Totals(experts, out, width)
-    workspace = Workspace(group, where, max(1, experts * out * width // SAMPLE_VALUES))
+    every = max(1, experts * out * width // SAMPLE_VALUES)
+    workspace = Workspace(group.shape, group.dtype.torch, where, every)
     with side_by_side(where) as pool:
         for rows, weights in slabs(group, where):
             parts = list(pieces(rows.stop - rows.start, workspace.step))
+            if kept is not None:
+                kept[:, rows] = weights
 
             def work(
                 part: slice, first: int = rows.start, weights: torch.Tensor = weights

@@ -93,10 +93,12 @@ def group_spectra(
     norms: np.ndarray,
     kind: Spectra,
     device: torch.device | str = "cpu",
+    kept: torch.Tensor | None = None,
 ) -> list[Spectrum]:
     """One for each expert's delta.
 
-    base: `[out, in]` in storage dtype on the CPU. norms: ‖Δ_i‖ `[K]`. kind: not "none".
+    base: `[out, in]` in storage dtype on the CPU. norms: ‖Δ_i‖ `[K]`. kind: not "none". kept: the
+    weights `[K, out, in]` as `group_statistics` fills them; None to read each expert again.
     """
     where = torch.device(device)
     exact = kind == "exact" or min(base.shape) <= EXACT_BELOW
@@ -105,7 +107,7 @@ def group_spectra(
     threads = threads_for(group.shape[0], held, where)
     with ExitStack() as memory, side_by_side(where, threads) as pool:
         there = base.to(where)
-        desks = deque(_Desk(there, dtype, memory) for _ in range(threads))
+        desks = deque(_Desk(there, dtype, memory, kept) for _ in range(threads))
 
         def find(expert: int) -> Spectrum:
             norm = float(norms[expert])
@@ -142,10 +144,17 @@ def _spectrum_of_head(sigma: np.ndarray, norm: float) -> Spectrum:
 class _Desk:
     """Where one thread at a time makes deltas; its memory is used for one expert after another."""
 
-    def __init__(self, base: torch.Tensor, dtype: torch.dtype, memory: ExitStack) -> None:
+    def __init__(
+        self,
+        base: torch.Tensor,
+        dtype: torch.dtype,
+        memory: ExitStack,
+        kept: torch.Tensor | None,
+    ) -> None:
         shape = tuple(base.shape)
-        self._base = base
-        self._weight = memory.enter_context(borrow(shape, base.dtype))
+        self._base, self._kept = base, kept
+        if kept is None:
+            self._weight = memory.enter_context(borrow(shape, base.dtype))
         if base.device.type == "cpu":
             self._delta = memory.enter_context(borrow(shape, dtype))
         else:
@@ -153,8 +162,7 @@ class _Desk:
 
     def delta(self, group: ExpertGroup, expert: int) -> torch.Tensor:
         """Δ_i `[out, in]`, rounded once; valid until the next one."""
-        group.experts[expert].read_into(self._weight, slice(0, group.shape[1]))
-        weight = self._weight.to(self._base.device)
+        weight = self._read(group, expert).to(self._base.device)
         if self._delta.dtype == torch.float32 and kernels.takes_stored(weight, self._base):
             from ders_core.compute.kernels import differences
 
@@ -167,3 +175,10 @@ class _Desk:
         for rows in row_pieces(weight.shape, chunk_values(weight.device)):
             self._delta[rows] = weight[rows].float().sub_(self._base[rows].float())
         return self._delta
+
+    def _read(self, group: ExpertGroup, expert: int) -> torch.Tensor:
+        """W_i in storage dtype, on the CPU."""
+        if self._kept is not None:
+            return self._kept[expert]
+        group.experts[expert].read_into(self._weight, slice(0, group.shape[1]))
+        return self._weight

@@ -22,7 +22,7 @@ class Summary:
     each stack of layers -> its layers. shared: the experts besides the routed ones, in words.
     stored: the scheme of weights that are quantized already. left_aside: files beside the weights
     that are no part of the model and do not travel with it; linked_out: links to files elsewhere,
-    which do not either."""
+    which do not either. upcycled: None if no weights were read."""
 
     identity: str
     family: str
@@ -44,7 +44,7 @@ class Summary:
     expert_share: float
     left_aside: tuple[str, ...]
     linked_out: tuple[str, ...]
-    upcycled: Verdict
+    upcycled: Verdict | None
 
     @property
     def routing(self) -> str:
@@ -75,6 +75,17 @@ def summarize(checkpoint: str | Path | Checkpoint, verdict: Verdict | None = Non
 
     verdict: that of an analysis; no rows are read then."""
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    return _summary(source, verdict or sampled_verdict(source))
+
+
+def summarize_quickly(checkpoint: str | Path) -> Summary:
+    """As `summarize`, but without a verdict for a packed checkpoint, whose experts would have to
+    be decoded: that takes seconds, most of them to import torch."""
+    source = open_checkpoint(checkpoint)
+    return _summary(source, None if source.packed_bytes is not None else sampled_verdict(source))
+
+
+def _summary(source: Checkpoint, verdict: Verdict | None) -> Summary:
     beside = source.beside
     return Summary(
         identity=source.identity,
@@ -97,7 +108,7 @@ def summarize(checkpoint: str | Path | Checkpoint, verdict: Verdict | None = Non
         expert_share=source.expert_share,
         left_aside=beside.left_aside,
         linked_out=beside.linked_out,
-        upcycled=verdict or sampled_verdict(source),
+        upcycled=verdict,
     )
 
 

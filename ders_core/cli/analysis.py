@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     from ders_core.analysis import Analysis, Spectra
 
 
-def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
+def info(
+    checkpoint: CheckpointArg,
+    with_verdict: Annotated[
+        bool,
+        typer.Option(
+            "--verdict", help="of packed experts too whether they share one start: decodes a sample"
+        ),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Family, layers, experts, bytes, the experts' share, and whether they share one start."""
-    from ders_core.analysis.summary import summarize
+    from ders_core.analysis.summary import summarize, summarize_quickly
 
-    summary = summarize(checkpoint)
+    summary = summarize(checkpoint) if with_verdict else summarize_quickly(checkpoint)
     if as_json:
         print_json(summary.to_dict())
         return
@@ -48,10 +57,11 @@ def info(checkpoint: CheckpointArg, as_json: JsonFlag = False) -> None:
             *([["left aside", listed(summary.left_aside)]] if summary.left_aside else []),
             *([["links left out", listed(summary.linked_out)]] if summary.linked_out else []),
             ["identity", summary.identity[:16]],
-            ["upcycled?", verdict.short],
+            ["upcycled?", verdict.short if verdict else "packed, not decoded: ask by --verdict"],
         ],
     )
-    print_line(verdict.sentence)
+    if verdict:
+        print_line(verdict.sentence)
 
 
 def analyze(

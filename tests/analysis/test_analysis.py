@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from support.messages import raises_saying
 from ders_core.analysis import (
     Analysis,
     analyze,
+    analyzer,
     of_group,
 )
 from ders_core.analysis.tables import COLUMNS
 from ders_core.checkpoint import Checkpoint
+from ders_core.checkpoint.matrix import Matrix
 from ders_core.decompose.averages import around_mean
 from ders_core.errors import Cancelled, CheckpointError
 from ders_core.packed.open import open_checkpoint
@@ -112,6 +115,29 @@ def test_only_the_layers_asked_for(mixtral_dir: Path) -> None:
     assert tables.spectra.empty
     with raises_saying(CheckpointError, "no experts", "layer 9"):
         analyze(checkpoint, layers=[9])
+
+
+def test_a_group_that_fits_is_read_once(mixtral_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte more, and it is read again for its spectra, which are the same."""
+    checkpoint = open_checkpoint(mixtral_dir)
+    sizes = [math.prod(group.shape) * group.dtype.itemsize for group in checkpoint.groups()]
+    assert len(set(sizes)) == 1
+    read_into, read, tables = Matrix.read_into, 0, {}
+
+    def counted(matrix: Matrix, out: torch.Tensor, rows: slice) -> None:
+        nonlocal read
+        read += out.nbytes
+        read_into(matrix, out, rows)
+
+    monkeypatch.setattr(Matrix, "read_into", counted)
+    for kept, times in ((sizes[0], 1), (sizes[0] - 1, 2)):
+        monkeypatch.setattr(analyzer, "KEPT_BYTES", kept)
+        read = 0
+        tables[kept] = analyze(checkpoint, spectra="exact")
+        assert read == times * sum(sizes)
+    for name in COLUMNS:
+        one, other = (getattr(each, name) for each in tables.values())
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
 def test_progress_counts_bytes_and_can_stop(mixtral_dir: Path) -> None:

@@ -65,6 +65,8 @@ def test_headers_and_hashes_need_no_torch(mixtral_dir: Path) -> None:
         (["plan", str(mixtral_dir), "--recipe", "mixed"], "weight files"),
         (["plan", packed, "--recipe", "unbiased-0.6bit", "--json"], "bytes_after"),
         (["verify", packed], "as they were written"),
+        (["info", packed], "not decoded"),
+        (["info", packed, "--json"], '"upcycled": null'),
     ]
     check(facts, HEAVY)
 

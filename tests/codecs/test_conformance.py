@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -10,13 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.codec_support import STRENGTHS, context, gauss, inputs, second_moments
+from support.codec_support import STRENGTHS, gauss, inputs, second_moments
 
 from ders_core.codecs import CODECS, Codec, EncodeContext, Expected, Keep, Parts, make_codec
 from ders_core.codecs.testing import CHECKS, check_class, check_codec, examples_of
 from ders_core.codecs.testing.inputs import DTYPES
 from ders_core.codecs.testing.packing import check_packing
-from ders_core.compute.threads import one_thread
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 
@@ -114,31 +112,3 @@ def test_the_checks_see_faults(fault: str) -> None:
             check_codec(Faulty())
     finally:
         CODECS.unregister("faulty")
-
-
-def digests(threads: int) -> list[tuple[str, str]]:
-    """What each codec packs, where torch may use so many threads."""
-    before, packed = torch.get_num_threads(), []
-    torch.set_num_threads(threads)
-    try:
-        with one_thread():
-            delta, moments = gauss((150, 300)), second_moments(inputs(300))
-            for fields in [*STRENGTHS, {"codec": "lossless"}]:
-                codec = make_codec(fields).fit([delta])
-                digest = hashlib.sha256()
-                for model in (context(torch.bfloat16), context(torch.bfloat16, 5, moments)):
-                    parts = codec.pack(delta.bfloat16(), torch.zeros_like(delta).bfloat16(), model)
-                    for name in sorted(parts):
-                        digest.update(parts[name].flatten().view(torch.uint8).numpy().tobytes())
-                packed.append((codec.label, digest.hexdigest()))
-    finally:
-        torch.set_num_threads(before)
-    return packed
-
-
-@pytest.mark.slow
-def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
-    """As groups are encoded."""
-    packed = digests(1)
-    assert len(packed) == len(STRENGTHS) + 1
-    assert packed == digests(2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.codec_support import gauss, inputs, second_moments
 
-from ders_core.codecs.fitting.directions import OF_KEPT, OF_TAIL, leading
+from ders_core.codecs.fitting.directions import OF_KEPT, OF_TAIL, STEPS, leading
 from ders_core.codecs.fitting.metric import DAMPING, EXACT_BELOW, Weighed, metric_of
 from ders_core.compute.krylov import Dense
 
@@ -43,6 +43,34 @@ def test_directions_leave_no_more_than_is_stated(name: str, turned: bool) -> Non
     rounding = 1e-6 * kept
     assert error <= (1 + OF_TAIL) * tail + rounding
     assert error - tail <= OF_KEPT * kept + rounding
+
+
+class Counted(Dense):
+    """A matrix that counts its products with blocks."""
+
+    products = 0
+
+    def times(self, block: torch.Tensor) -> torch.Tensor:
+        self.products += 1
+        return super().times(block)
+
+    def back(self, block: torch.Tensor) -> torch.Tensor:
+        self.products += 1
+        return super().back(block)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_space_grows_no_longer_than_its_accuracy_needs(turned: bool) -> None:
+    """A step is a product with A and, but for the first one, another with Aᵀ. Three tell growth
+    from its end."""
+    products = {}
+    for name in ("a cliff", "nearly flat"):
+        matrix = MATRICES[name]()
+        counted = Counted(matrix.T.contiguous() if turned else matrix)
+        leading(counted, 24, seed=7)
+        products[name] = counted.products
+    assert products["a cliff"] == 2 * 3 - 1 < 2 * STEPS - 1
+    assert 2 * 3 - 1 < products["nearly flat"] <= 2 * STEPS - 1
 
 
 @pytest.mark.parametrize("turned", [False, True])

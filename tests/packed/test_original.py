@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from support.disk_forms import FORMS, extended, franken, only, write
 from support.messages import raises_saying
 from support.shell import ders
 
-from ders_core.analysis import SPECTRA, Analysis, analyze
+from ders_core.analysis import SPECTRA, Analysis, analyze, sampled_verdict
 from ders_core.checkpoint.streaming import matrices, slabs
 from ders_core.codecs import Chain, Entropy, Keep, LowRank, Quantized, Sparse
 from ders_core.decompose.bases.median import MedianBase
@@ -279,7 +280,11 @@ def test_from_the_shell(packed_dir: Path, tmp_path: Path) -> None:
     facts = json.loads(ders("info", packed_dir, "--json").stdout)
     assert facts["packed_bytes"] == PackedCheckpoint(packed_dir).bytes_total < facts["bytes_total"]
     assert facts["family"] == "mixtral"
+    assert facts["upcycled"] is None
     assert "stands for" in ders("info", packed_dir).stdout
+    decoded = json.loads(ders("info", packed_dir, "--verdict", "--json").stdout)
+    assert decoded == {**facts, "upcycled": asdict(sampled_verdict(open_checkpoint(packed_dir)))}
+    assert decoded["upcycled"]["verdict"] == "upcycled"
     planned = json.loads(ders("plan", packed_dir, "--recipe", "quantized-2bit", "--json").stdout)
     done = ders("compress", packed_dir, tmp_path / "again", "--recipe", "quantized-2bit")
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from support import forks
 from support.compress_support import TWO_BITS, Snapshot
 from support.forks import FORKS
 
-from ders_core.codecs import Quantized
+from ders_core.codecs import Entropy, Lossless, Quantized
 from ders_core.compute import threads as threads_module
 from ders_core.compute.threads import threads_of_torch
 from ders_core.packed.reader import PackedCheckpoint
@@ -129,12 +129,33 @@ def test_same_bytes_whatever_runs_it(
     assert snapshot(tmp_path / "out") == snapshot(packed_dir)
 
 
+@pytest.fixture(scope="module")
+def every_codec(mix: Recipe) -> Recipe:
+    """And those whose streams are as long as the weights make them."""
+    streams = (
+        Rule(layers="1", projections=("gate",), experts="1-3", codec=Entropy(bits=1)),
+        Rule(layers="1", projections=("up",), experts="0-2", codec=Lossless()),
+    )
+    return mix.model_copy(update={"rules": (*mix.rules, *streams)})
+
+
+@pytest.fixture(scope="module")
+def by_one_thread(
+    mixtral_dir: Path, every_codec: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`mixtral_dir` packed by `every_codec`."""
+    out = tmp_path_factory.mktemp("one") / "packed"
+    with threads_of_torch(1):
+        compress(mixtral_dir, out, every_codec)
+    return out
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_same_bytes_however_many_threads(
     threads: int,
     mixtral_dir: Path,
-    mix: Recipe,
-    packed_dir: Path,
+    every_codec: Recipe,
+    by_one_thread: Path,
     tmp_path: Path,
     snapshot: Snapshot,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,23 +179,23 @@ def test_same_bytes_however_many_threads(
 
     monkeypatch.setattr(encoder_module, "encode_expert", spy)
     with threads_of_torch(threads):
-        compress(mixtral_dir, tmp_path / "out", mix)
+        compress(mixtral_dir, tmp_path / "out", every_codec)
         assert torch.get_num_threads() == threads
         synthesize(tmp_path / "out", tmp_path / "back")
         verification = verify(tmp_path / "out", mixtral_dir)
     assert most == expected
-    assert snapshot(tmp_path / "out") == snapshot(packed_dir)
+    assert snapshot(tmp_path / "out") == snapshot(by_one_thread)
     if threads == 1:
         return
-    synthesize(packed_dir, tmp_path / "one")
+    synthesize(by_one_thread, tmp_path / "one")
     assert snapshot(tmp_path / "back") == snapshot(tmp_path / "one")
-    assert verification == verify(packed_dir, mixtral_dir)
+    assert verification == verify(by_one_thread, mixtral_dir)
     most, expected = 0, min(threads, 2)
     monkeypatch.setattr(threads_module, "WORKING_BYTES", 22 * 112 * 64)
     with threads_of_torch(threads):
-        compress(mixtral_dir, tmp_path / "bounded", mix)
+        compress(mixtral_dir, tmp_path / "bounded", every_codec)
     assert most == expected
-    assert snapshot(tmp_path / "bounded") == snapshot(packed_dir)
+    assert snapshot(tmp_path / "bounded") == snapshot(by_one_thread)
 
 
 def test_tasks_compute_on_one_thread(

@@ -1,0 +1,46 @@
+"""Sizes that are told from how often each level occurs, beside the streams that are written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ders_core.codecs.coding import level_stream
+from ders_core.codecs.coding.arrangement import Arrangement
+from ders_core.codecs.coding.steps import Steps
+
+SHAPE = 90, 110
+
+
+def written_and_told(likely: np.ndarray, classed: bool, seed: int) -> tuple[int, float]:
+    """Bytes of the stream of independent levels, each as likely as this, and what is told."""
+    random = np.random.default_rng(seed)
+    drawn = random.choice(len(likely), SHAPE, p=likely)
+    used, numbers = np.unique(drawn, return_inverse=True)
+    levels = used.astype(np.float32)
+    steps = None
+    if classed:
+        rows, columns = (torch.from_numpy(random.integers(-4, 5, side)) for side in SHAPE)
+        steps = Steps(rows, columns)
+    arrangement = Arrangement.of(SHAPE, steps)
+    arranged = arrangement.arranged(numbers.reshape(SHAPE).astype(np.uint16))
+    classes = [arranged[part] for part in arrangement.classes]
+    counts = np.stack([np.bincount(each, minlength=len(used)) for each in classes])
+    common = int(counts.sum(0).argmax())
+    stream = level_stream.write(steps, levels, common, classes, counts)
+    return stream.numel(), level_stream.stream_bytes(steps, counts)
+
+
+@pytest.mark.parametrize("classed", [False, True])
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(2, 40), falling=st.floats(0.02, 1.0), seed=st.integers(0, 2**32 - 1))
+def test_a_stream_takes_what_is_told(classed: bool, count: int, falling: float, seed: int) -> None:
+    """No more and hardly less: the trials that choose a step have nothing else to go by. A class
+    may spare a few bytes of its table."""
+    likely = falling ** np.arange(count)
+    written, told = written_and_told(likely / likely.sum(), classed, seed)
+    spared = 8 * (1 + (5 if classed else 1))
+    assert told - spared <= written <= told + 8
