@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from ders_core.pipeline.predicted import OtherCost
+from ders_core.pipeline.predicted import BEYOND_SQUARES, OtherCost
 from ders_core.pipeline.quality import GAIN, NOISE, PREDICTED_KL
 
 KEPT = "keep"
@@ -125,6 +125,8 @@ class Outlook:
         if self.predicted_kl is not None:
             predicted = PREDICTED_KL.text(self.predicted_kl)
             parts.append(f"predicted KL {predicted} nats a token, on text like the calibration's")
+            if self.predicted_kl > BEYOND_SQUARES:
+                parts.append("errors so large may cost far more, so measure it")
         if self.gain is not None and self.noise is not None:
             parts.append(
                 f"gain {GAIN.text(self.gain)}, noise {NOISE.text(self.noise)} "
