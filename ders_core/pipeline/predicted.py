@@ -25,8 +25,8 @@ OTHERS = "others"
 """In the place of a projection, for all tensors outside the experts before a layer's routers."""
 
 BEYOND_SQUARES = 0.1
-"""Nats a token. Errors whose prediction is above it cost more than their squares tell: a quarter
-more at 0.2, two thirds at 0.5; below 0.06 at most a tenth (`benchmarks/quadratic_law.py`)."""
+"""Nats a token. Errors whose prediction is above it cost more than their squares tell, a quarter
+to a half more; with predictions below 0.06 at most a tenth (`benchmarks/quadratic_law.py`)."""
 
 EXACT = 0.01
 """Gains this near to 1 cost nothing to speak of, whatever the base is."""

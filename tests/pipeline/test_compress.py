@@ -96,6 +96,13 @@ def test_groups_that_are_kept_do_not_count_for_the_outlook(
     assert kept.outlook.text == ""
 
 
+def test_a_large_prediction_says_that_it_may_be_too_low() -> None:
+    small, large = Outlook(predicted_kl=0.09).text, Outlook(predicted_kl=0.11).text
+    assert "0.09" in small
+    assert "0.11" in large
+    assert ("more" in small, "more" in large) == (False, True)
+
+
 def shuffled(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
     order = list(items)
     random.Random(3).shuffle(order)
