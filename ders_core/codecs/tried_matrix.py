@@ -74,7 +74,8 @@ class WholeDelta:
     @property
     def share(self) -> float:
         """Of the rows, which are judged."""
-        return sum(piece.stop - piece.start for piece in self.pieces) / self.delta.shape[0]
+        judged: int = sum(piece.stop - piece.start for piece in self.pieces)
+        return judged / self.delta.shape[0]
 
     def rows_of(self, decoded: torch.Tensor) -> torch.Tensor:
         """Those that are judged, of all."""

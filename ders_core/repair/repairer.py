@@ -37,6 +37,7 @@ from ders_core.packed.manifest import Repair
 from ders_core.pipeline.quality import Quality
 from ders_core.repair.collect import Placed, place
 from ders_core.repair.measure import compare, keep_answers
+from ders_core.repair.pace import chosen_rate
 from ders_core.repair.places import locate
 from ders_core.repair.result import NotBetter, RepairResult
 from ders_core.repair.settings import RepairSettings
@@ -213,8 +214,9 @@ def _train(
         before = compare(network, heldout, batch, store, "the packed model", meter.report)
         meter.report("finding what is trained in the model")
         placed = _placed(work, teacher, network)
-        rate = work.settings.rate_at(before.mean)
-        _fit(Student(network, placed), teacher, work, rate, folder, found, meter)
+        student = Student(network, placed)
+        rate = chosen_rate(student, work.settings, heldout, store, before, meter.report)
+        _fit(student, teacher, work, rate, folder, found, meter)
         changes = [change for unit in placed.units for change in unit.changes()]
     rewritten = write_weights(partial, work.packed, changes, meter.report)
     counts = Counter[str]()

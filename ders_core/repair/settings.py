@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,18 +42,10 @@ DEFAULT_TRAIN: tuple[str, ...] = (
 """All that is small and takes no bytes besides those that the file has."""
 
 
-USUAL_RATE = 3e-3
-
-NEAR = 0.01
-"""KL in nats a token. Adam's steps are noise of their own, of about 0.0002 at USUAL_RATE on the
-demo, in proportion to the squared rate; below this KL it would be more than a fiftieth of what
-there is to repair."""
-
-
 class RepairSettings(BaseModel):
     """train: words of TRAINABLE. window: tokens of context; batch: windows in a step. rate: of
     Adam, as a share of the root mean square of each tensor; it falls to 0 by a cosine. None: as
-    `rate_at` says. heldout_tokens: how many are measured at most. save_every: steps between
+    `pace` finds it. heldout_tokens: how many are measured at most. save_every: steps between
     training checkpoints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,13 +67,6 @@ class RepairSettings(BaseModel):
             wrong = f"{unknown[0]!r} cannot be trained" if unknown else "nothing is to be trained"
             raise ValueError(f"{wrong}; choose of {', '.join(TRAINABLE)}")
         return tuple(word for word in TRAINABLE if word in words)
-
-    def rate_at(self, kl: float) -> float:
-        """The rate for a packed model with this KL before the repair, in nats a token: the one that
-        was given, else USUAL_RATE, and less the nearer the model is to its original."""
-        if self.rate is not None:
-            return self.rate
-        return USUAL_RATE * math.sqrt(min(max(kl, 0.0) / NEAR, 1.0))
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> RepairSettings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import (
 from ders_core.compute.progress import Meter
 from ders_core.errors import Cancelled
 from ders_core.repair.divergence import mean_divergence
+from ders_core.repair.pace import sizes
 from ders_core.repair.result import NotBetter
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student, predictions
@@ -46,14 +46,11 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
 
 
 def parameter_groups(leaves: Sequence[Leaf], rate: float) -> list[dict[str, Any]]:
-    """Each tensor with a learning rate of `rate` times about its root mean square, to a power of
-    two, so that there are few groups."""
+    """Each tensor with a learning rate of `rate` times its size."""
     groups: dict[float, list[nn.Parameter]] = {}
-    for leaf in leaves:
-        size = float(leaf.start.float().square().mean().sqrt())
-        power = 2.0 ** round(math.log2(size)) if size > 0 and math.isfinite(size) else 0.0
-        groups.setdefault(power, []).append(leaf.parameter)
-    return [{"params": each, "lr": rate * power} for power, each in sorted(groups.items())]
+    for leaf, size in sizes(leaves):
+        groups.setdefault(size, []).append(leaf.parameter)
+    return [{"params": each, "lr": rate * size} for size, each in sorted(groups.items())]
 
 
 class RepairTrainer(WholeTrainer):

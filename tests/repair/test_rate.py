@@ -1,31 +1,63 @@
-"""The learning rate of a repair that was not given one: less, the nearer the model is."""
+"""The learning rate of a repair that was not given one: its noise stays small beside KL."""
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from support.repair_support import settings
 
+from ders_core.repair import pace
+from ders_core.repair.pace import NOISE, USUAL_RATE, rate_within
 from ders_core.repair.repairer import repair
 from ders_core.repair.result import NotBetter
-from ders_core.repair.settings import NEAR, USUAL_RATE
+from ders_core.repair.student import Student
 
 
-def test_it_falls_with_the_root_of_kl() -> None:
-    """So that the noise of the steps, which grows with its square, is the same share of KL."""
-    usual = settings(rate=None)
-    assert usual.rate_at(1.0) == usual.rate_at(NEAR) == USUAL_RATE
-    assert usual.rate_at(NEAR / 100) == pytest.approx(USUAL_RATE / 10)
-    assert usual.rate_at(-1e-12) == 0
-    assert settings(rate=0.2).rate_at(1e-6) == 0.2
+def test_it_falls_with_the_root_of_what_moves_add() -> None:
+    assert rate_within(0.02, NOISE * 0.02) == rate_within(0.02, -1e-9) == USUAL_RATE
+    assert rate_within(0.02, 100 * NOISE * 0.02) == pytest.approx(USUAL_RATE / 10)
+    assert rate_within(0.0, 1e-6) == rate_within(-1e-12, 1e-6) == 0
 
 
-def test_training_goes_by_what_was_measured_before(
-    loud_dir: Path, tuned_dir: Path, repair_texts: tuple[Path, Path], tmp_path: Path
+def test_training_goes_by_what_moves_by_chance_cost(
+    loud_dir: Path,
+    tuned_dir: Path,
+    repair_texts: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told, chosen = list[str](), settings(rate=None, steps=2)
+    """Each value is moved by the usual share of its tensor's size, and put back before training."""
+    told, seen = list[str](), dict[str, list[torch.Tensor]]()
+    written = Student.write
+
+    def write(student: Student) -> None:
+        """The first time values are moved, the second time put back."""
+        written(student)
+        weights = [each.detach().clone() for each in student.network.parameters()]
+        if not seen:
+            seen["moved"] = weights
+            for leaf, size in pace.sizes(student.leaves):
+                change = (leaf.parameter.detach() - leaf.start.float()).abs()
+                wanted = torch.full_like(change, USUAL_RATE * size)
+                near = 2.0**-23 * float(leaf.start.abs().max())
+                torch.testing.assert_close(change, wanted, rtol=1e-4, atol=near)
+        elif "put back" not in seen:
+            seen["put back"] = weights
+            for leaf in student.leaves:
+                assert torch.equal(leaf.parameter, leaf.start.float())
+
+    rises = list[tuple[float, float]]()
+
+    def within(kl: float, rise: float) -> float:
+        rises.append((kl, rise))
+        return rate_within(kl, rise)
+
+    monkeypatch.setattr(Student, "write", write)
+    monkeypatch.setattr(pace, "rate_within", within)
     with suppress(NotBetter):
         repair(
             tuned_dir,
@@ -33,10 +65,13 @@ def test_training_goes_by_what_was_measured_before(
             tmp_path / "out",
             text=repair_texts[0],
             heldout=repair_texts[1],
-            settings=chosen,
+            settings=settings(rate=None, steps=2),
             device="cpu",
             progress=lambda done, total, message: told.append(message),
         )
-    wanted = f"{chosen.rate_at(0.00476):.2g}"
+    ((kl, rise),) = rises
+    assert kl == pytest.approx(0.00476, rel=0.01)
+    assert math.isfinite(rise)
+    assert any(not torch.equal(a, b) for a, b in zip(seen["moved"], seen["put back"], strict=True))
     rates = [message.rpartition(" ")[2] for message in told if "at a rate of" in message]
-    assert [f"{float(rate):.2g}" for rate in rates] == [wanted] == ["0.0021"]
+    assert rates == [f"{rate_within(kl, rise):.3g}"]
