@@ -213,11 +213,11 @@ def test_weights_are_the_same_without_a_compiler(
     base = torch.from_numpy(random.standard_normal(shape)).to(dtype)
     base[::3, ::2] = -0.0
     entries = level_stream.read(stream, shape)
-    weight, delta = entries.onto(base), entries.matrix()
+    delta, weight = entries.matrix(), entries.onto(base)
     with NO_COMPILER:
         assert torch.equal(level_stream.write(known, levels, common, symbols, counts), stream)
         plainly = level_stream.read(stream, shape)
-        for one, other in ((plainly.onto(base), weight), (plainly.matrix(), delta)):
+        for one, other in ((plainly.matrix(), delta), (plainly.onto(base), weight)):
             assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 

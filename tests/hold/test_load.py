@@ -188,7 +188,7 @@ def test_pages_describe_a_checkpoint_once_whatever_its_size(
             "read_header": 1,
             "gather": 1,
             "content_identity": 1,
-            "resolve": 2,  # the preset that the first screen speaks of, and the current recipe
+            "resolve": 3,  # two bits without and with a coded base, and the current recipe
             "summarize": 1,
         }
         calls.clear()

@@ -139,6 +139,11 @@ def leaves_of_kinds(placed: Placed) -> Iterator[Any]:
         yield from {id(leaf): leaf for leaf in (alike[0], alike[-1])}.values()
 
 
+STEPS = (1e-3, 3e-5)
+"""Of differences, as shares of a tensor. Within a long one a choice of experts may flip, so that KL
+jumps; of a short one little is left in float32."""
+
+
 @pytest.mark.parametrize("name", ["precise_dir", "whole_dir", "biased_dir"])
 def test_gradients_are_those_of_differences(name: str, request: pytest.FixtureRequest) -> None:
     """Of KL, along the gradient of each kind of what is trained, all other things fixed. Norms
@@ -165,12 +170,17 @@ def test_gradients_are_those_of_differences(name: str, request: pytest.FixtureRe
         assert gradient is not None
         direction = gradient * (start.norm() / gradient.norm())  # another one has a lesser slope
         slope = float((gradient.double() * direction).sum())
-        ends = []
-        for step in (1e-3, -1e-3):
-            leaf.parameter.data = start + step * direction
-            ends.append(loss())
-        leaf.parameter.data = start
-        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=0.02), leaf.name
+
+        def steepness(step: float) -> float:
+            ends = []
+            for signed in (step, -step):
+                leaf.parameter.data = start + signed * direction
+                ends.append(loss())
+            leaf.parameter.data = start
+            return (ends[0] - ends[1]) / (2 * step)
+
+        near = pytest.approx(slope, rel=0.02)
+        assert any(steepness(step) == near for step in STEPS), leaf.name
     wanted_kinds = {
         "precise_dir": {"scales", "bases", "norms", "routers"},
         "whole_dir": {"scales"},
