@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,16 @@ STEPS = (1e-3, 3e-5)
 jumps; of a short one little is left in float32."""
 
 
+def steepness(leaf: Any, direction: torch.Tensor, step: float, loss: Callable[[], float]) -> float:
+    """Of a loss along a direction."""
+    start, ends = leaf.parameter.detach().clone(), []
+    for signed in (step, -step):
+        leaf.parameter.data = start + signed * direction
+        ends.append(loss())
+    leaf.parameter.data = start
+    return (ends[0] - ends[1]) / (2 * step)
+
+
 @pytest.mark.parametrize("name", ["precise_dir", "whole_dir", "biased_dir"])
 def test_gradients_are_those_of_differences(name: str, request: pytest.FixtureRequest) -> None:
     """Of KL, along the gradient of each kind of what is trained, all other things fixed. Norms
@@ -170,17 +180,8 @@ def test_gradients_are_those_of_differences(name: str, request: pytest.FixtureRe
         assert gradient is not None
         direction = gradient * (start.norm() / gradient.norm())  # another one has a lesser slope
         slope = float((gradient.double() * direction).sum())
-
-        def steepness(step: float) -> float:
-            ends = []
-            for signed in (step, -step):
-                leaf.parameter.data = start + signed * direction
-                ends.append(loss())
-            leaf.parameter.data = start
-            return (ends[0] - ends[1]) / (2 * step)
-
         near = pytest.approx(slope, rel=0.02)
-        assert any(steepness(step) == near for step in STEPS), leaf.name
+        assert any(steepness(leaf, direction, step, loss) == near for step in STEPS), leaf.name
     wanted_kinds = {
         "precise_dir": {"scales", "bases", "norms", "routers"},
         "whole_dir": {"scales"},
