@@ -57,12 +57,15 @@ def group_errors(delta: torch.Tensor, decoded: torch.Tensor, group_size: int) ->
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("group_size", [0, 7, 32, 128])
-def test_scales_are_at_least_as_good_as_every_shrunken_range(bits: int, group_size: int) -> None:
+def test_scales_are_better_than_the_best_shrunken_ranges(bits: int, group_size: int) -> None:
+    """Of all blocks together, and of each within a twentieth: few scales are tried."""
     delta = gauss((9, 75), seed=bits)
     codec = Quantized(bits=bits, group_size=group_size)
     _, decoded = round_trip(codec, delta, context())
     best, _ = quantized_reference(delta, bits, min(group_size, 75))
-    assert (group_errors(delta, decoded, min(group_size, 75)) <= best * (1 + 1e-4)).all()
+    errors = group_errors(delta, decoded, min(group_size, 75))
+    assert (errors <= 1.05 * best).all()
+    assert errors.sum() <= 0.995 * best.sum()
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
