@@ -131,7 +131,9 @@ def _settled(
     hidden: nothing is printed."""
     from ders_core.files.output import new_file
     from ders_core.files.writer import write_text
-    from ders_core.pipeline.budget import settled
+    from ders_core.pipeline.budget import LARGER, settled
+    from ders_core.pipeline.forecast import forecast
+    from ders_core.pipeline.sampling import SAMPLE
     from ders_core.pipeline.without_loss import lossless_note
 
     place = nullcontext() if file is None else new_file(file, needs=SETTLED_BYTES)
@@ -148,7 +150,11 @@ def _settled(
         print_line(f"about {bytes_text(result.told.bytes_after)} ({share} of original)")
         if result.told.outlook.text:
             print_line(result.told.outlook.text)
-        if note := lossless_note(result.plan, result.told):
+        with progress_bar("lossless") as progress:
+            told = forecast(
+                result.plan, source, progress=progress, sample=LARGER * SAMPLE, with_lossless=True
+            )
+        if note := lossless_note(result.plan, told):
             print_line(f"note: {note}")
     return result.recipe
 

@@ -228,7 +228,7 @@ class _Search:
         recipe = with_knob(self._recipe, 2**at, self._unknown)
         plan = resolve(recipe, self._checkpoint)
         try:
-            told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE, with_lossless=True)
+            told = forecast(plan, self._checkpoint, sample=LARGER * SAMPLE)
         except CodecError:  # steps finer than can be told
             return _Point(at, math.inf * self._coarser)
         self._least = min(self._least, told.bytes_after)

@@ -12,7 +12,7 @@ from ders_core.runtime.forms.form import ExpertsForm
 def activated(
     form: ExpertsForm, inner: torch.Tensor, widths: Sequence[int], biases: torch.Tensor | None
 ) -> torch.Tensor:
-    """What the down projection is given: `[pairs, d_h]`.
+    """What the down projection is given: `[pairs, d_h]`, in the wider dtype of both.
 
     inner: products with gate and up, side by side, as wide as `widths` says. biases: those that
     `first_biases` gives of the experts of these pairs, or of the one of all pairs.
@@ -20,5 +20,5 @@ def activated(
     if not form.is_concatenated:
         inner = torch.stack(inner.split(list(widths), 1), -1).flatten(1)
     if biases is not None:
-        inner = inner + biases.to(inner.dtype)
+        inner = inner + biases
     return form.apply_gate(inner) if form.has_gate else form.act_fn(inner)

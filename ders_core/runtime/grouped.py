@@ -63,7 +63,7 @@ class GroupedLayer:
             deltas.add(taken, inner, column)
             column += group.shape[1]
         widths = [group.shape[1] for group in self._first]
-        biases = self._form.first_biases()[experts] if self._form.has_bias else None
+        biases = self._form.first_biases()[experts].float() if self._form.has_bias else None
         hidden = activated(self._form, inner, widths, biases)
         summed = (hidden * shares.unsqueeze(1)).unflatten(0, (tokens, each)).sum(1)
         down, sums = self._down, hidden.new_zeros(len(hidden), self._down.shape[1])

@@ -31,7 +31,8 @@ def _agrees(form: ExpertsForm) -> bool:
     if own is None:
         return False
     for weight in trial.module.parameters():
-        weight.copy_(torch.randn(weight.shape, generator=random) / weight.shape[-1] ** 0.5)
+        width = weight.shape[-1] if weight.dim() else 1
+        weight.copy_(torch.randn(weight.shape, generator=random) / width**0.5)
     groups = {name: WholeGroup(matrix.clone()) for name, matrix in trial.matrices().items()}
     arguments = trial.arguments(random)
     expected = own(trial.module, *arguments)

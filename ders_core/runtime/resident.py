@@ -18,7 +18,8 @@ Groups = Mapping[int, Mapping[str, ExpertGroup]]
 
 def resident_bytes(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """Of all weights, synthesized and with packed experts, in the checkpoint's dtypes; None if the
-    checkpoint is not packed. A cache of whole weights comes on top."""
+    checkpoint is not packed. A cache of whole weights comes on top. Layers that a class leaves on
+    disk count too, since no header tells which they are."""
     if not isinstance(checkpoint.store, OriginalStore):
         return None
     packed = checkpoint.store.packed

@@ -62,7 +62,7 @@ class RoutedLayer:
             shares = shares * torch.from_numpy(~outside).unsqueeze(1)
         inputs = x.detach().float().contiguous()
         inner = self._inner(inputs, of_pair, pairs, numbers)
-        biases = self._form.first_biases()[experts] if self._form.has_bias else None
+        biases = self._form.first_biases()[experts].float() if self._form.has_bias else None
         hidden = activated(self._form, inner, self._widths, biases) * shares
         summed = hidden.unflatten(0, (tokens, each)).sum(1)
         total = torch.zeros(tokens, self._down.out)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ders_core.checkpoint import ExpertGroup
 from ders_core.runtime.forms.common import CommonForm
 from ders_core.runtime.forms.form import FORMS, ExpertsForm
 from ders_core.runtime.forms.linears import OwnForm
@@ -25,6 +24,13 @@ class _Seat:
 
     name: str
     form: ExpertsForm
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """As of its form; no, where the module does not have what the form reads."""
+        try:
+            return self.form.fits(shapes)
+        except Exception:  # a later version of a class may hold weights in any way
+            return False
 
     def words_in(self, block: str) -> int:
         """How many words of a block's name are in the module's."""
@@ -46,9 +52,11 @@ def seats_of(model: nn.Module, layers: Groups) -> dict[int, list[ExpertsForm]]:
     found: dict[int, list[_Seat]] = {}
     for layer, groups in layers.items():
         block = next(iter(groups.values())).block.name
-        best = _best(seats.get(_numbers(block), ()), block, groups)
+        shapes = {name: group.shape for name, group in groups.items()}
+        fitting = [seat for seat in seats.get(_numbers(block), ()) if seat.fits(shapes)]
+        best = _best(fitting, block)
         if best is not None:
-            others = (seat for seat in seats[_numbers(block)] if seat is not best)
+            others = (seat for seat in fitting if seat is not best)
             tied = [seat for seat in others if ties.ties(best.form, seat.form)]
             found[layer] = [best, *tied]
     uses = Counter(seat.name for of_layer in found.values() for seat in of_layer)
@@ -64,18 +72,18 @@ def seats_of(model: nn.Module, layers: Groups) -> dict[int, list[ExpertsForm]]:
 
 
 def form_of(module: nn.Module) -> ExpertsForm | None:
-    """How a module holds and computes experts, if it is of a kind that does."""
-    for kind in (CommonForm, OwnForm):
-        if kind.is_of(module):
-            return kind(module)
-    name = type(module).__name__
-    return FORMS[name](module) if name in FORMS else None
+    """How a module holds and computes experts, if it is of a kind that does and has what its form
+    reads."""
+    own = next((kind for kind in (CommonForm, OwnForm) if kind.is_of(module)), None)
+    kind = own or FORMS.get(type(module).__name__)
+    try:
+        return kind(module) if kind else None
+    except Exception:  # a later version of a class may hold experts in any way
+        return None
 
 
-def _best(seats: Sequence[_Seat], block: str, groups: Mapping[str, ExpertGroup]) -> _Seat | None:
-    """The one whose weights have the groups' shapes and whose name is most like the block's."""
-    shapes = {name: group.shape for name, group in groups.items()}
-    fitting = [seat for seat in seats if seat.form.fits(shapes)]
+def _best(fitting: Sequence[_Seat], block: str) -> _Seat | None:
+    """The one whose name is most like the block's, of those whose weights have the shapes."""
     most = max((seat.words_in(block) for seat in fitting), default=0)
     likest = [seat for seat in fitting if seat.words_in(block) == most]
     return likest[0] if len(likest) == 1 else None

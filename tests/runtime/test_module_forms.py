@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from support.moe_families import Family, family_of
+from torch import nn
 
 from ders_core.runtime.experts import PackedExperts
-from ders_core.runtime.forms.form import EXPERTS, FORMS, TOKENS, ExpertsForm
+from ders_core.runtime.forms.form import EXPERTS, FORMS, INNER, TOKENS, WIDTH, ExpertsForm
+from ders_core.runtime.forms.linears import OwnForm
 from ders_core.runtime.held import WholeGroup
 from ders_core.runtime.probe import computes_as_known
-from ders_core.runtime.seats import form_of
+from ders_core.runtime.seats import form_of, seats_of
 
 FAMILIES = {
     "DbrxExperts": "dbrx",
@@ -88,3 +91,53 @@ def test_experts_without_room_for_a_token_give_nothing() -> None:
     with torch.no_grad():
         mixed = trial.forward(PackedExperts(trial, groups, None).compute, x, mask, weights)
     assert [row for row in range(TOKENS) if not mixed[row].any()] == [1]
+
+
+ODD: dict[str, dict[str, Any]] = {
+    **{name: {} for name in FAMILIES},
+    "GptOssExperts": {"_apply_gate": None, "is_transposed": False},
+    "Experts": {"projections": lambda self: []},
+}
+"""Class -> all that a version of it has in common with the one that is known."""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_class_that_holds_experts_otherwise_is_left_out(name: str) -> None:
+    """A later version may have none of what is read of it; another module beside it is found."""
+    known = form_in("switch_transformers").small()
+    odd = type(name, (nn.Module,), ODD[name])()
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.ModuleDict({"odd": odd, "known": known})])
+    block = SimpleNamespace(name="model.layers.0.mlp.experts")
+    shapes = {"up": (EXPERTS, INNER, WIDTH), "down": (EXPERTS, WIDTH, INNER)}
+    groups: Any = {key: SimpleNamespace(shape=each, block=block) for key, each in shapes.items()}
+    [form] = seats_of(model, {0: groups})[0]
+    assert form.module is known
+
+
+def test_a_submodule_named_projections_is_no_method() -> None:
+    module = nn.Module()
+    module.projections = nn.Identity()
+    assert not OwnForm.is_of(module)
+
+
+def test_a_trial_leaves_the_module_as_it_is() -> None:
+    """Also one with buffers, and with a parameter of no dimension."""
+    form = form_in("muse_spark_text")
+    module: Any = form.module
+    module.register_buffer("mask", torch.zeros(2, dtype=torch.bfloat16, device="meta"))
+    module.register_buffer("none", None)
+    module.post_expert_norm = Scale()
+    assert computes_as_known(form)
+    assert (module.mask.dtype, module.mask.device.type) == (torch.bfloat16, "meta")
+
+
+class Scale(nn.Module):
+    """In the place of a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * x

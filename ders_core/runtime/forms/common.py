@@ -72,7 +72,7 @@ class CommonForm(ExpertsForm):
         return getattr(type(self.module).forward, "__wrapped__", None)
 
     def small(self) -> nn.Module:
-        """Of the module's own width, which norms have too."""
+        """Of the module's own width, which norms have too; buffers are ones."""
         width = self.matrices()["down"].shape[1]
         inner = 2 * INNER if self.has_gate else INNER
         parameters = {}
@@ -83,6 +83,10 @@ class CommonForm(ExpertsForm):
                 parameters[f"{name}_bias"] = nn.Parameter(torch.empty(EXPERTS, shape[0]))
         small: Any = copy.copy(self.module)
         small._parameters = parameters
+        small._buffers = {
+            name: None if buffer is None else torch.ones_like(buffer, device="cpu")
+            for name, buffer in self.module._buffers.items()
+        }
         small._modules = {
             name: child if child is None else _in_memory(child)
             for name, child in self.module._modules.items()

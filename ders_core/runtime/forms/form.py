@@ -3,7 +3,7 @@ classes that do it in a way of their own.
 
 To add one, write a form in a file of this package and decorate it with `register`. Its `name` is
 that of the class. Before a class is taken over, it is tried (`ders_core.runtime.probe`): a later
-version that computes otherwise is refused.
+version that holds or computes experts otherwise is refused.
 """
 
 from __future__ import annotations

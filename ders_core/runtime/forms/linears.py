@@ -67,7 +67,8 @@ class OwnForm(LinearsForm):
 
     @classmethod
     def is_of(cls, module: nn.Module) -> bool:
-        return hasattr(module, "projections")
+        """Whether its class has the method of that name; a submodule may have the name too."""
+        return callable(getattr(type(module), "projections", None))
 
     def projections(self) -> Mapping[str, Sequence[nn.Linear]]:
         linears: Mapping[str, Sequence[nn.Linear]] = self.module.projections()
