@@ -33,7 +33,7 @@ from ders_core.pipeline.quality import (
 )
 from ders_core.ui import frame, kept, reads, runs, session
 from ders_core.ui.answers import answers
-from ders_core.ui.asked_tasks import asked_tasks, tasks_field, tasks_table
+from ders_core.ui.asked_tasks import asked_tasks, tasks_fields, tasks_table
 from ders_core.ui.decision_report import report_button
 from ders_core.ui.job_details import delete_button, log_tail, steps_line
 from ders_core.ui.job_notes import describe_form, written
@@ -125,7 +125,7 @@ def new_run() -> None:
                 "Start", type="primary", icon=":material/play_arrow:", key="run_start"
             )
             trusted = trust_switch(source, "run_trust")
-            tasks = tasks_field(source)
+            tasks, questions = tasks_fields(source)
     if not started:
         return
     try:
@@ -146,7 +146,7 @@ def new_run() -> None:
                 "text": texts,
                 "max_tokens": int(tokens),
                 "trust_remote_code": trusted,
-                **asked_tasks(tasks, trusted=trusted),
+                **asked_tasks(tasks, questions, trusted=trusted),
             },
         )
     except DersError as error:

@@ -38,12 +38,13 @@ def evaluate(
         typer.Option(
             "--tasks",
             metavar="TASK",
-            help="also, or instead of a text: a task of lm-eval, such as arc_easy, or a task file; "
-            "may be repeated",
+            help="also, or instead of a text: a task of lm-eval, such as arc_easy, or a task file "
+            "(.yaml), which runs what it includes and the Python files that it names; may be "
+            "repeated",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="questions of each task, at most")
+        int | None, typer.Option(min=1, help="with --tasks: questions of each, at most")
     ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="CKPT", help="compare with this model")
@@ -65,6 +66,8 @@ def evaluate(
     mode = parse_mode(experts)
     if not text and not tasks:
         raise EvaluationError("nothing is asked; give a --text to measure on, or --tasks")
+    if limit is not None and not tasks:
+        raise typer.BadParameter("it belongs to --tasks", param_hint="--limit")
     named, asked = parse_named(text or ()), parse_tasks(tasks) if tasks else ()
     quality: Quality | None = None
     scores: tuple[TaskScore, ...] = ()
@@ -87,7 +90,10 @@ def evaluate(
                 mode=mode,
                 progress=progress,
             )
-        if asked:
+    if quality and not as_json:
+        print_quality(quality)  # now: it is not lost if tasks fail
+    if asked:
+        with progress_bar("eval", hidden=as_json) as progress:
             scores = evaluate_tasks(
                 model,
                 asked,
@@ -103,10 +109,8 @@ def evaluate(
         measured = quality.to_dict() if quality else {}
         tables = {"tasks": [score.model_dump(mode="json") for score in scores]} if scores else {}
         print_json(measured | tables)
-        return
-    if quality:
-        print_quality(quality)
-    print_tasks(scores)
+    else:
+        print_tasks(scores)
 
 
 def calibrate(

@@ -47,7 +47,7 @@ def _with_error(value: float, error: float | None) -> str:
 
 def parse_tasks(words: Iterable[str]) -> tuple[str, ...]:
     """Tasks as a person names them: several in a word have commas between them, a task file is a
-    path that ends in .yaml. Raises EvaluationError if there is none."""
+    path that ends in .yaml or .yml. Raises EvaluationError if there is none."""
     names = [name.strip() for word in words for name in word.split(",")]
     tasks = tuple(dict.fromkeys(filter(None, names)))
     if not tasks:
@@ -55,6 +55,11 @@ def parse_tasks(words: Iterable[str]) -> tuple[str, ...]:
     return tasks
 
 
+def is_task_file(task: str) -> bool:
+    """Whether a task is a file by its name; lm-eval runs such a file as code."""
+    return task.endswith(FILE_ENDINGS)
+
+
 def task_files(tasks: Iterable[str]) -> tuple[Path, ...]:
     """Those tasks that are files."""
-    return tuple(Path(task) for task in tasks if task.endswith(FILE_ENDINGS))
+    return tuple(Path(task) for task in tasks if is_task_file(task))

@@ -16,11 +16,12 @@ from ders_core.ui import kept
 from ders_core.units import visible
 
 
-def tasks_field(source: Checkpoint) -> str:
-    """What a person wrote, if lm-eval is installed; else "" and no field."""
+def tasks_fields(source: Checkpoint) -> tuple[str, int]:
+    """The tasks as a person wrote them, and the most questions of each, 0 for all. Where lm-eval is
+    not installed, no tasks and no fields."""
     if find_spec("lm_eval") is None:
-        return ""
-    return kept.field(
+        return "", 0
+    written = kept.field(
         st.text_input,
         "Tasks",
         key="run_tasks",
@@ -28,13 +29,24 @@ def tasks_field(source: Checkpoint) -> str:
         of=source.path,
         placeholder="arc_easy, piqa; none: text alone",
         help="Tasks of lm-eval, with commas between them, that both models are asked too. Data "
-        "sets come from the hub. A task file (.yaml) can run code, as a model's own code does.",
+        "sets come from the hub. A task file (.yaml) runs what it includes and the Python files "
+        "that it names, as a model's own code runs.",
     )
+    questions = kept.field(
+        st.number_input,
+        "Questions",
+        key="run_questions",
+        start=0,
+        of=source.path,
+        min_value=0,
+        help="Of each task, at most; 0: all.",
+    )
+    return written, questions
 
 
-def asked_tasks(written: str, *, trusted: bool) -> dict[str, Any]:
-    """The fields of a run's spec for what a person wrote; none for no tasks. Raises EvaluationError
-    for a task file that is not trusted."""
+def asked_tasks(written: str, questions: int, *, trusted: bool) -> dict[str, Any]:
+    """The fields of a run's spec for what a person wrote; none for no tasks. questions: of each, 0
+    for all. Raises EvaluationError for a task file that is not trusted."""
     if not written.strip():
         return {}
     tasks = parse_tasks([written])
@@ -43,7 +55,7 @@ def asked_tasks(written: str, *, trusted: bool) -> dict[str, Any]:
             "a task file can run code; turn on trust_remote_code if you have read it, or name a "
             "task that lm-eval knows"
         )
-    return {"tasks": tasks}
+    return {"tasks": tasks, "limit": questions or None}
 
 
 def tasks_table(scores: Sequence[TaskScore]) -> None:

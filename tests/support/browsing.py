@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from support.job_waits import STILLNESS
+from support.missing import missing
 from support.studio_process import Studio
 
 FLAGS = [
@@ -45,10 +44,7 @@ def chromium() -> Iterator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome")
     executable = next((path for name in names if (path := shutil.which(name))), None)
     if executable is None:
-        words = "no Chromium on this machine: the pages were NOT tested in a real browser"
-        if os.environ.get("CI"):
-            pytest.fail(words)
-        pytest.skip(words)
+        missing("no Chromium on this machine: the pages were NOT tested in a real browser")
     expect.set_options(timeout=1000 * STILLNESS)  # milliseconds; the machine may be busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)

@@ -1,4 +1,6 @@
-"""A run: compress a checkpoint, verify what was written, and evaluate it if there is a text."""
+"""A run: compress a checkpoint, verify what was written, and evaluate it if there is a text or
+tasks. What a text measured is kept before tasks begin; a run that is resumed does not measure it
+again."""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from ders_core.jobs.results import PackedResult
 from ders_core.jobs.workspace import place_label
 from ders_core.pipeline.quality import Quality
 from ders_core.pipeline.report import Outlook, Report
-from ders_core.pipeline.task_scores import TaskScore, task_files
+from ders_core.pipeline.task_scores import TaskScore, is_task_file
 
 if TYPE_CHECKING:
     from ders_core.files.named_texts import NamedTexts
@@ -26,6 +28,7 @@ PACKED = "packed"
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
 QUALITY = "quality.json"
+TASKS = "tasks.json"
 
 
 class RunSpec(Spec):
@@ -92,8 +95,7 @@ class Run(Kind[RunSpec, RunResult]):
         directory = context.directory()
         write_text(directory / RECIPE, spec.recipe)
         packed, device = directory / PACKED, context.device(spec.device)
-        for file in task_files(spec.tasks):
-            context.allowed(str(file))
+        spec = spec.model_copy(update={"tasks": _allowed_tasks(context, spec)})
         is_measured = bool(text is not None or spec.tasks) and not is_remote(checkpoint)
         if is_measured and not (directory / REPORT).exists():
             _check_evaluation(spec, checkpoint, text)
@@ -108,26 +110,33 @@ class Run(Kind[RunSpec, RunResult]):
             lambda: _verify(context, packed, checkpoint),
             directory / "verification.json",
         )
-        measured: dict[str, Any] = {}
-        if is_measured:
+        measured: dict[str, Any] | None = None
+        asked: dict[str, Any] = {}
+        if is_measured and text is not None:
             measured = context.step(
                 "evaluate",
                 lambda: _evaluate(context, spec, packed, checkpoint, text, device),
                 directory / QUALITY,
             )
-        elif is_remote(checkpoint):
+        if is_measured and spec.tasks:
+            asked = context.step(
+                "evaluate",
+                lambda: _ask(context, spec, packed, checkpoint, device),
+                directory / TASKS,
+            )
+        if is_remote(checkpoint):
             context.skip(
                 "evaluate", "the original is not on this machine; download it to measure quality"
             )
-        else:
+        elif not is_measured:
             context.skip("evaluate", "there is no text, so the quality was not measured")
         return RunResult.model_validate(
             {
                 "packed": str(packed),
                 "report": report,
                 "verification": verification,
-                "quality": measured if text is not None and measured else None,
-                "tasks": measured.get("tasks", ()),
+                "quality": measured,
+                "tasks": asked.get("tasks", ()),
                 "bytes_before": report["bytes_before"],
                 "bytes_after": report["bytes_after"],
                 "ratio": report["ratio"],
@@ -136,13 +145,23 @@ class Run(Kind[RunSpec, RunResult]):
         )
 
 
+def _allowed_tasks(context: TaskContext, spec: RunSpec) -> tuple[str, ...]:
+    """The tasks, of which files are full paths without links. Raises JobError for a file outside
+    the roots."""
+    return tuple(str(context.allowed(task)) if is_task_file(task) else task for task in spec.tasks)
+
+
 def _check_evaluation(spec: RunSpec, checkpoint: Path, text: NamedTexts | None) -> None:
     """Refuse before hours of compression what the evaluation would refuse after them."""
     from ders_core.evaluate import check_evaluation
     from ders_core.evaluate.tasks import check_tasks
+    from ders_core.hf import describe, load_tokenizer
 
     check_tasks(spec.tasks, trust_remote_code=spec.trust_remote_code)
-    if text is not None:
+    if text is None:
+        facts = describe(checkpoint, trust_remote_code=spec.trust_remote_code)
+        load_tokenizer(facts.path, trust_remote_code=spec.trust_remote_code)
+    else:
         check_evaluation(
             checkpoint,
             text=text,
@@ -199,33 +218,36 @@ def _evaluate(
     spec: RunSpec,
     packed: Path,
     checkpoint: Path,
-    text: NamedTexts | None,
+    text: NamedTexts,
     device: str,
 ) -> dict[str, Any]:
-    """The fields of `Quality` if there is a text, and `tasks` if there are any."""
+    """The fields of `Quality`."""
     from ders_core.evaluate import evaluate
+
+    return evaluate(
+        packed,
+        checkpoint,
+        text=text,
+        device=device,
+        max_tokens=spec.max_tokens,
+        trust_remote_code=spec.trust_remote_code,
+        progress=context.progress,
+    ).to_dict()
+
+
+def _ask(
+    context: TaskContext, spec: RunSpec, packed: Path, checkpoint: Path, device: str
+) -> dict[str, Any]:
+    """What both models reach, as `tasks`."""
     from ders_core.evaluate.tasks import evaluate_tasks
 
-    measured: dict[str, Any] = {}
-    if text is not None:
-        measured = evaluate(
-            packed,
-            checkpoint,
-            text=text,
-            device=device,
-            max_tokens=spec.max_tokens,
-            trust_remote_code=spec.trust_remote_code,
-            progress=context.progress,
-        ).to_dict()
-    if spec.tasks:
-        scores = evaluate_tasks(
-            packed,
-            spec.tasks,
-            checkpoint,
-            limit=spec.limit,
-            device=device,
-            trust_remote_code=spec.trust_remote_code,
-            progress=context.progress,
-        )
-        measured["tasks"] = [score.model_dump(mode="json") for score in scores]
-    return measured
+    scores = evaluate_tasks(
+        packed,
+        spec.tasks,
+        checkpoint,
+        limit=spec.limit,
+        device=device,
+        trust_remote_code=spec.trust_remote_code,
+        progress=context.progress,
+    )
+    return {"tasks": [score.model_dump(mode="json") for score in scores]}
