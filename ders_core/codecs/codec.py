@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -288,7 +288,8 @@ class DeltaCodec(Codec):
         A codec that does not act on rows is tried on all rows that these are of."""
         whole = delta.whole
         if whole is not None and not self.acts_by_rows:
-            decoded, nbytes = self.tried_delta(whole.delta, whole.context)
+            of_all = replace(whole.context, seed=context.seed)  # of this stage, in a chain
+            decoded, nbytes = self.tried_delta(whole.delta, of_all)
             return whole.rows_of(decoded), whole.share * nbytes
         parts = self.encode(delta.matrix, context)
         ragged = float(sum(parts[name].nbytes for name in self.ragged))

@@ -20,7 +20,7 @@ from ders_core.codecs.fitting.by_knob import coded_by_knob
 from ders_core.codecs.fitting.entries import Coded, Entries
 from ders_core.codecs.fitting.rounding import Unbiased
 from ders_core.codecs.fitting.tunable_streams import tunable_stream
-from ders_core.codecs.gain import GainField, expected_with, gain_factor, label_of
+from ders_core.codecs.gain import GainField, exceeds_delta, expected_with, gain_factor, label_of
 from ders_core.codecs.held_levels import (
     HELD,
     HeldLevels,
@@ -30,6 +30,7 @@ from ders_core.codecs.held_levels import (
 )
 from ders_core.codecs.ladder import LadderContext
 from ders_core.codecs.part_begins import PartBegins
+from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.tried_matrix import TriedDelta
 from ders_core.codecs.tunable import Tunable
@@ -142,11 +143,7 @@ class Entropy(DeltaCodec):
 
     def dump(self) -> dict[str, Any]:
         """Omit rounding and steps that have their default."""
-        return {
-            key: value
-            for key, value in super().dump().items()
-            if key not in ("rounding", "steps") or value != type(self).model_fields[key].default
-        }
+        return omit_defaults(self, super().dump(), ("rounding", "steps"))
 
     @classmethod
     def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:
@@ -188,7 +185,8 @@ class Entropy(DeltaCodec):
         """By chance in few bits; with a knob too, of which nobody knows the bits."""
         if self.rounding != "unbiased":
             return False
-        return self.bits is None or gaussian_error.of_unbiased_rounding(self.bits) > 1
+        error = gaussian_error.of_unbiased_rounding(self.bits) if self.bits else math.inf
+        return exceeds_delta(self.gain, error**2)
 
     @property
     def ragged(self) -> frozenset[str]:

@@ -61,6 +61,13 @@ def target_of(gain: Gain | None) -> float | None:
     return gain if isinstance(gain, float) else 1.0
 
 
+def exceeds_delta(gain: Gain | None, noise: float) -> bool:
+    """Whether the error of a code is larger than the delta, ‖aΔ + aE − Δ‖ > ‖Δ‖; `auto` is taken
+    for a gain of 1. noise: ‖E‖² / ‖Δ‖² at a gain of 1, which it has without any."""
+    target = 1.0 if gain is None else target_of(gain)
+    return target is not None and target * (1 + noise) > 2
+
+
 def gain_factor(
     gain: Gain,
     delta: torch.Tensor,

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ders_core.codecs.codec import DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.packing import BYTE
-from ders_core.codecs.coding.row_places import low_bits, place_specs, read_places
+from ders_core.codecs.coding.row_places import low_bits, place_specs, read_places, stored_places
 from ders_core.codecs.coding.small_codes import pack_small, small_bytes, unpack_small, width_of
 from ders_core.codecs.fitting.row_products import MOST_PAIRS, RowEntries
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas, RoutedMatrices
@@ -153,24 +153,23 @@ class HeldEntries(DeltaCodec):
         return RowEntries(parts, low_bits(shape, self.count), self.gain, self._value_bits)
 
 
-def by_place(
-    stored: Mapping[str, torch.Tensor],
-    order: torch.Tensor,
-    places: torch.Tensor,
-    shape: tuple[int, int],
+def drawn_by_row(
+    stored: Mapping[str, torch.Tensor], places: torch.Tensor, shape: tuple[int, int]
 ) -> Parts:
-    """Values in the order of their places, as `HeldEntries` holds drawn ones.
+    """The parts of `HeldEntries` for values in the order of a draw.
 
-    stored: what `ValueCoder.held` gives. order: int64 `[count]`, where each is among these.
-    places: int64 `[count]`, ascending. Scales of one row lie at most 255 apart.
+    stored: what `ValueCoder.held` gives. places: int64 `[count]`, of each value. Scales of one row
+    lie at most 255 apart.
     """
-    values = stored["values"][order]
+    places, order = places.sort()
+    parts, values = stored_places(places, shape), stored["values"][order]
     if "scales" not in stored:
-        return {"values": values}
+        return {**parts, "values": values}
     numbers, rows = order // VALUES_PER_SCALE, places // max(shape[1], 1)
     firsts = torch.zeros(shape[0], dtype=torch.int64, device=order.device)
     firsts.scatter_reduce_(0, rows, numbers, "amin", include_self=False)
     return {
+        **parts,
         **stored,
         "values": pack_small(values, width_of(len(stored["levels"]))),
         "owners": (numbers - firsts[rows]).to(torch.uint8),

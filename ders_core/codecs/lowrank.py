@@ -17,6 +17,7 @@ from ders_core.codecs.fitting.stored_products import RoutedFactors, takes_matric
 from ders_core.codecs.fitting.thin_factors import fitted_left, unit_of
 from ders_core.codecs.fitting.thin_products import row_products
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import add
@@ -102,12 +103,9 @@ class LowRank(DeltaCodec):
 
     def dump(self) -> dict[str, Any]:
         """Omit svd and leading that have their default, and leading_bits without leading."""
-        omitted = {"svd", "leading"} | ({"leading_bits"} if not self.leading else set())
+        fields = omit_defaults(self, super().dump(), ("svd", "leading"))
         return {
-            key: value
-            for key, value in super().dump().items()
-            if key not in omitted
-            or (key != "leading_bits" and value != type(self).model_fields[key].default)
+            name: value for name, value in fields.items() if self.leading or name != "leading_bits"
         }
 
     @classmethod

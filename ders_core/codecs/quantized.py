@@ -31,6 +31,7 @@ from ders_core.codecs.fitting.stored_scales import lines_of, stored_scales
 from ders_core.codecs.fitting.tunable_codes import tunable_codes
 from ders_core.codecs.gain import GainField, best_gain, expected_with, label_of, target_of
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.routed import CodedExperts, RoutedDeltas
 from ders_core.codecs.statistics import DeltaStatistics, Expected
 from ders_core.codecs.synthesis import difference
@@ -113,11 +114,7 @@ class Quantized(DeltaCodec):
 
     def dump(self) -> dict[str, Any]:
         """Omit grid and scale_bits that have their default."""
-        return {
-            key: value
-            for key, value in super().dump().items()
-            if key not in ("grid", "scale_bits") or value != type(self).model_fields[key].default
-        }
+        return omit_defaults(self, super().dump(), ("grid", "scale_bits"))
 
     @classmethod
     def ladder(cls, context: LadderContext) -> tuple[Codec, ...]:

@@ -20,18 +20,21 @@ from ders_core.codecs.fitting.row_factors import gain_of_rows, row_factors
 from ders_core.codecs.gain import (
     GainField,
     best_gain,
+    exceeds_delta,
     expected_with,
     gain_factor,
     label_of,
     target_of,
 )
-from ders_core.codecs.held_entries import MOST_APART, HeldEntries, by_place
+from ders_core.codecs.held_entries import MOST_APART, HeldEntries, drawn_by_row
 from ders_core.codecs.ladder import LadderContext
+from ders_core.codecs.plain_fields import omit_defaults
 from ders_core.codecs.selection.drawn import RandomSelection, WholeSelection
 from ders_core.codecs.selection.pattern import PatternSelection
 from ders_core.codecs.selection.placing import (
     Places,
     PlacesInPieces,
+    kept_places,
     placed,
     scaled_by_row,
     scattered,
@@ -187,8 +190,10 @@ class Sparse(DeltaCodec):
     @property
     def error_exceeds_delta(self) -> bool:
         """p / (1 − p) of ‖Δ‖² where what is drawn at random is divided by 1 − p."""
-        is_unbiased = self.rescale in (None, "unbiased") and self.gain in (None, "unbiased", "auto")
-        return self.method == "random" and is_unbiased and (self.drop_rate or 0.0) > 1 / 2
+        if self.method != "random" or self.rescale not in (None, "unbiased"):
+            return False
+        rate = self.drop_rate or 0.0
+        return exceeds_delta(self.gain, rate / (1 - rate))
 
     @property
     def is_hardware_friendly(self) -> bool:
@@ -196,12 +201,7 @@ class Sparse(DeltaCodec):
 
     def dump(self) -> dict[str, Any]:
         """Omit budget, spread, positions and draws that have their default."""
-        optional = ("budget", "spread", "positions", "draws")
-        return {
-            key: value
-            for key, value in super().dump().items()
-            if key not in optional or value != type(self).model_fields[key].default
-        }
+        return omit_defaults(self, super().dump(), ("budget", "spread", "positions", "draws"))
 
     def expected(self, statistics: DeltaStatistics) -> Expected | None:
         """Random: of the share 1 − p that is kept, a = 1 − p. Magnitude: the energy in the largest
@@ -366,8 +366,7 @@ class Sparse(DeltaCodec):
         places = torch.cat([*self._selection.places(parts, shape, context.seed, device)])
         stored = self._coder.held(parts, self.kept(shape))
         if self.method == "random":
-            places, order = places.sort()
-            stored = by_place(stored, order, places, shape)
+            return drawn_by_row(stored, places, shape)
         return {**stored_places(places, shape), **stored}
 
     def tunable(
@@ -375,10 +374,7 @@ class Sparse(DeltaCodec):
     ) -> Tunable:
         """The kept values; of values in a few bits, their scales and levels."""
         stored, pieces = self._stored(parts, shape, context)
-        pairs = [*placed(torch.arange(stored.numel(), device=stored.device), pieces)]
-        nothing = torch.zeros(0, dtype=torch.int64, device=stored.device)
-        order = torch.cat([nothing, *(kept for kept, _ in pairs)])
-        places = torch.cat([nothing, *(place for _, place in pairs)])
+        order, places = kept_places(stored, pieces)
         coder = self._coder.tunable(parts)
         gain = self._decoding_gain(shape)
 

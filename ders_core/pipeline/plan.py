@@ -29,8 +29,8 @@ WHOLE = 1 << 26
 """The same, where a codec does not act on rows."""
 
 HELD_AT_A_LOSS = (
-    "deltas hold the error of the coded bases, and their codecs make it larger; with "
-    "`base_error: shared`, or `version: 2`, all experts share it"
+    "deltas hold the error of the coded bases, and their codecs make it larger; with {} all "
+    "experts share it"
 )
 """Of a recipe whose word for `base_error` costs more than the other one."""
 
@@ -134,7 +134,9 @@ class Plan:
         for other in self.others:
             remarks.append(other.codec.remark(other.matrix))
         if self.recipe.suits_shared_error and not self.recipe.shares_base_error:
-            remarks.append(HELD_AT_A_LOSS)
+            is_said = self.recipe.base_error is not None
+            ways = "`base_error: shared`" if is_said else "`base_error: shared` or `version: 2`"
+            remarks.append(HELD_AT_A_LOSS.format(ways))
         return list(dict.fromkeys(filter(None, remarks)))
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,7 @@ from ders_core.decompose.base import Base, make_base
 from ders_core.decompose.bases.mean import MeanBase
 from ders_core.errors import RecipeError, gravest, sentence_of
 from ders_core.recipe.budget import Budget
-from ders_core.recipe.rule import BaseRule, CodecRule, OtherRule, Rule
+from ders_core.recipe.rule import BaseRule, CodecRule, GroupRule, OtherRule, Rule
 from ders_core.recipe.yaml_text import line_of, load_mapping
 
 RARE = ("extended", "base_error", "calibration", "budget", "base_codec", "others")
@@ -161,7 +162,7 @@ class Recipe(BaseModel):
         """Whether deltas had better not hold the error of the coded bases, because all codecs that
         lose something of them would make it larger."""
         of_deltas, of_bases = (
-            [rule.codec for rule in rules if not rule.codec.lossless]
+            [codec for codec in _codecs_that_count(rules) if not codec.lossless]
             for rules in (self.rules, self.base_codec)
         )
         if not of_deltas or not of_bases:
@@ -242,6 +243,16 @@ class Recipe(BaseModel):
     def to_yaml(self) -> str:
         """The text that `from_yaml` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _codecs_that_count(rules: Iterable[GroupRule]) -> list[Codec]:
+    """Of the last rule that is about all, and those after it."""
+    codecs: list[Codec] = []
+    for rule in rules:
+        if rule.is_of_all:
+            codecs.clear()
+        codecs.append(rule.codec)
+    return codecs
 
 
 def _recipe_error(error: ValidationError, text: str) -> RecipeError:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ders_core.checkpoint.layouts import Projection
+from ders_core.checkpoint.layouts import PROJECTIONS, Projection
 from ders_core.checkpoint.others import KINDS, Kind, OtherTensor
 from ders_core.codecs import Codec, make_codec
 from ders_core.errors import CodecError, gravest
@@ -104,6 +104,11 @@ class GroupRule(CodecRule):
         """Whether the rule is about this group."""
         return projection in self.projections and _contains(self.layers, layer)
 
+    @property
+    def is_of_all(self) -> bool:
+        """Whether it is about all that such rules can be about, whatever those before it say."""
+        return parse_numbers(self.layers) is None and set(PROJECTIONS) <= set(self.projections)
+
 
 class BaseRule(GroupRule):
     """The codec of the bases themselves."""
@@ -117,6 +122,10 @@ class Rule(GroupRule):
     def selects(self, layer: int, projection: str, expert: int) -> bool:
         """Whether the rule gives its codec to this expert's weight."""
         return self.is_of(layer, projection) and _contains(self.experts, expert)
+
+    @property
+    def is_of_all(self) -> bool:
+        return super().is_of_all and self.is_of_all_experts
 
     @property
     def is_of_all_experts(self) -> bool:

@@ -103,7 +103,7 @@ def test_eight_blocks_at_once(bits: int, size: int) -> None:
     per_row=st.integers(1, 3),
     size=st.sampled_from([1, 2, 3, 5, 8, 16, 17, 20, 32, 64, 100, 128, 256, 700]),
     kind=st.sampled_from(KINDS),
-    weighed=st.sampled_from(["no", "columns", "blocks", "padded"]),
+    weighed=st.sampled_from(["no", "columns", "blocks", "padded", "wide"]),
 )
 def test_scales_and_lines(
     levels: Levels, seed: int, rows: int, per_row: int, size: int, kind: str, weighed: str
@@ -113,6 +113,8 @@ def test_scales_and_lines(
     if weighed != "no":
         shape = (1, 1 if weighed == "columns" else per_row, size)
         weights = gauss(shape, seed, 1.0).abs() + 0.01
+        if weighed == "wide":
+            weights = 10.0 ** (3 * weights - 6).clamp_max(3)
         if weighed == "padded":
             weights *= gauss(shape, seed + 1) > 0
             weights[..., 0] = 1

@@ -16,6 +16,7 @@ SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 SPREADS = (0.7, 1.0, 1.3)
 REFINEMENTS = 2
 KINDS = ("usual", "grid", "heavy tails", "outliers", "even", "sparse")
+WITH_ZERO = Levels(torch.tensor([-1.0, 0.0, 0.0, 1.0]), uniform=False)
 
 
 def nearest(ratios: torch.Tensor, levels: Levels) -> torch.Tensor:
@@ -24,19 +25,22 @@ def nearest(ratios: torch.Tensor, levels: Levels) -> torch.Tensor:
     return table[torch.bucketize(ratios, (table[1:] + table[:-1]) / 2)]
 
 
-def errors(values: torch.Tensor, scale: torch.Tensor, levels: Levels) -> torch.Tensor:
-    """Σ (v − s·L)² of each block, float64; all of it where the scale is 0."""
+def errors(
+    values: torch.Tensor, scale: torch.Tensor, levels: Levels, weights: torch.Tensor
+) -> torch.Tensor:
+    """Σ w·(v − s·L)² of each block, float64; all of it where the scale is 0."""
     exact, step = values.double(), scale.double().unsqueeze(-1)
     level = nearest(exact / torch.where(step > 0, step, 1.0), levels)
-    return (exact - step * level).square().sum(-1)
+    return ((exact - step * level).square() * weights).sum(-1)
 
 
-def thorough(values: torch.Tensor, levels: Levels) -> torch.Tensor:
+def thorough(values: torch.Tensor, levels: Levels, weights: torch.Tensor) -> torch.Tensor:
     """The error of the best of ten scales, after two steps of least squares for fixed levels, as
     long as they make it less: float64 `[blocks]`."""
     exact = values.double()
     largest = exact.abs().amax(-1)
-    spread = exact.square().mean(-1).sqrt() * scales._gaussian_scale(levels)
+    mean = (exact.square() * weights).sum(-1) / weights.sum()
+    spread = mean.sqrt() * scales._gaussian_scale(levels)
     tried = [largest * share / levels.reach for share in SHRINKS]
     tried += [spread * share for share in SPREADS]
     best, least = tried[0], torch.full_like(largest, torch.inf)
@@ -45,9 +49,9 @@ def thorough(values: torch.Tensor, levels: Levels) -> torch.Tensor:
             scale = tried[number]
         else:
             level = nearest(exact / torch.where(best > 0, best, 1.0).unsqueeze(-1), levels)
-            power = level.square().sum(-1).clamp_min(1e-30)
-            scale = ((exact * level).sum(-1) / power).clamp_min(0)
-        error = errors(values, scale, levels)
+            power = (level.square() * weights).sum(-1).clamp_min(1e-30)
+            scale = ((exact * level * weights).sum(-1) / power).clamp_min(0)
+        error = errors(values, scale, levels, weights)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return least
@@ -78,9 +82,10 @@ def test_fewer_scales_are_tried_and_none_of_the_error_is_paid_for_it(
     """Over all blocks of a kind, each by its own energy, to a thousandth."""
     for size in (32, 128):
         values = blocks(kind, 256, size, levels.count)
+        even = torch.ones(1, size, dtype=torch.float64)
         energy = values.double().square().sum(-1).clamp_min(1e-30)
-        found = errors(values, scales.best_scales(values, None, levels), levels) / energy
-        wanted = thorough(values, levels) / energy
+        found = errors(values, scales.best_scales(values, None, levels), levels, even) / energy
+        wanted = thorough(values, levels, even) / energy
         assert float(found.sum()) <= 1.001 * float(wanted.sum())
 
 
@@ -108,9 +113,43 @@ def test_what_a_scale_that_is_tried_makes_of_a_block(
     )
     level = nearest((unit / scale.unsqueeze(-1)).double(), levels)
     power = (level.square() * heavy).sum(-1)
-    best = torch.where(power > 0, (exact * level * heavy).sum(-1) / power, scale.double())
+    fitting = (exact * level * heavy).sum(-1) / power
+    ratios = (unit / scale.unsqueeze(-1)).double()
+    whole = ((ratios.square() + (ratios - level).square()) * heavy).sum(-1)
+    best = torch.where(power > scales.LEAST_POWER * whole, fitting, scale.double())
     left = ((exact - best.unsqueeze(-1) * level).square() * heavy).sum(-1)
     # halfway between two levels float32 may choose the other one, which is as near
     halfway = 1e-5 * energy + 1e-12
     assert torch.allclose(error.double(), left, rtol=1e-3, atol=float(halfway.max()))
     assert torch.allclose(fitted.double(), best, rtol=1e-3, atol=1e-6)  # 0 of zeros
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "levels", [*LEVELS, WITH_ZERO], ids=lambda levels: f"{levels.count}-{levels.uniform}"
+)
+def test_weights_of_any_size(levels: Levels, kind: str) -> None:
+    """From 1e-6 to 1e3. Scales in float16 are no worse than those of largest magnitudes."""
+    for size in (32, 100, 128):
+        values = blocks(kind, 256, size, levels.count)
+        values /= values.abs().amax(-1, keepdim=True).clamp_min(1e-20)
+        chance = torch.rand(1, size, generator=torch.Generator().manual_seed(size))
+        weights = 10.0 ** (9 * chance - 6)
+        heavy = weights.double()
+        found = scales.best_scales(values, weights, levels).half()
+        plain = (values.abs().amax(-1) / levels.reach).half()
+        energy = (values.double().square() * heavy).sum(-1)
+        limit = 1.001 * errors(values, plain, levels, heavy) + 1e-6 * energy
+        assert (errors(values, found, levels, heavy) <= limit).all()
+
+
+@pytest.mark.parametrize("size", [100, 128])
+def test_a_level_on_a_column_of_hardly_any_weight(size: int) -> None:
+    """If the largest magnitude is there, a scale by which all else is 0 has no error by mistake."""
+    values, weights = torch.full((3, size), 0.375), torch.full((1, size), 4.0)
+    values[:, -1], weights[:, -1] = 1.0, 1e-6
+    heavy = weights.double()
+    for levels in (ternary(), WITH_ZERO):
+        found = scales.best_scales(values, weights, levels)
+        error = errors(values, found, levels, heavy)
+        assert (error <= 1.001 * thorough(values, levels, heavy)).all()

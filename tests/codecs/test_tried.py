@@ -18,6 +18,7 @@ from ders_core.errors import CodecError
 
 KNOB = {"codec": "entropy", "steps": "sensitive"}
 FEW = {"codec": "lowrank", "rank": 2, "factor_bits": 8}
+DRAWN = {"codec": "lowrank", "rank": 2, "svd": "randomized"}
 
 
 @pytest.mark.parametrize("knob", [3e-2, 1e-3, 1e-4])
@@ -43,12 +44,13 @@ def test_a_knob_tells_what_its_stream_holds(
         {"codec": "lowrank", "rank": 3, "factor_bits": 4},
         {"codec": "chain", "stages": [FEW, {"codec": "quantized", "bits": 2}]},
         {"codec": "chain", "stages": [{"codec": "quantized", "bits": 2}, FEW]},
+        {"codec": "chain", "stages": [{"codec": "quantized", "bits": 2}, DRAWN, DRAWN]},
     ],
 )
 def test_rows_of_a_whole_matrix_are_those_of_its_parts(fields: dict[str, Any]) -> None:
     """Of codecs that cannot be tried on these rows alone."""
-    weight, base = gauss((96, 40), 1), gauss((96, 40), 2)
-    context = EncodeContext(torch.float32, 5, second_moments(40))
+    weight, base = gauss((300, 200), 1), gauss((300, 200), 2)
+    context = EncodeContext(torch.float32, 5, second_moments(200))
     pieces = [slice(8, 24), slice(40, 56)]
 
     def rows(matrix: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,9 @@ NEARS = (1.07, 0.94, 1.03)
 
 TINY = 1e-30
 
+LEAST_POWER = 1e-3
+"""Of the sums that p in `_fitted` is a difference of. If it is less, float32 does not tell it."""
+
 
 def best_scales(values: torch.Tensor, weights: torch.Tensor | None, levels: Levels) -> torch.Tensor:
     """The scale s of each block with the least Σ w·(v − s·L[q])², `[blocks]` float32.
@@ -102,6 +105,7 @@ def search_arguments(levels: Levels) -> Search:
         np.float32(_gaussian_scale(levels) if levels.count > 2 else 1.0),
         np.float32(levels.reach),
         np.float32(TINY),
+        np.float32(LEAST_POWER),
     )
 
 
@@ -121,14 +125,16 @@ def _fitted(
     w·e·L and p = Σ w·L².
 
     unit: `[blocks, size]`; magnitudes where levels are 1 apart. energy: Σ w·u², from which p
-    follows; float32 tells it well unless the outermost level is far below the values, where errors
-    are large.
+    follows. Where that is too small for float32, the scale stays as it is: nearly all that weighs
+    is at level 0, or far beyond the outermost one.
     """
     inverse = 1 / torch.where(scale > TINY, scale, 1.0)
     error, level = _snapped(unit * inverse.unsqueeze(-1), levels)
     squares, shared = _summed(error.square(), weights), _summed(error * level, weights)
-    power = energy * inverse * inverse - (shared + shared) - squares
-    move = shared / power.clamp_min(TINY)
+    whole = energy * inverse * inverse
+    power = whole - (shared + shared) - squares
+    is_known = power > LEAST_POWER * (whole + squares)
+    move = torch.where(is_known, shared / torch.where(is_known, power, 1.0), 0.0)
     left = (squares - shared * move).clamp_min(0)
     return scale * (1 + move).clamp_min(0), scale.square() * left
 

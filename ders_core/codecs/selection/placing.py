@@ -66,6 +66,16 @@ def placed(
         yield kept, places
 
 
+def kept_places(
+    values: torch.Tensor, pieces: Iterable[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of the values whose place is not −1, and these places: int64."""
+    numbers = torch.arange(values.numel(), device=values.device)
+    pairs = [(numbers[:0], numbers[:0]), *placed(numbers, pieces)]
+    kept, places = zip(*pairs, strict=True)
+    return torch.cat(kept), torch.cat(places)
+
+
 def scattered(
     values: torch.Tensor,
     pieces: Iterable[torch.Tensor],

@@ -209,10 +209,12 @@ def _with_inverse(builder: Any, rows: Sequence[Any], numbers: Sequence[Any]) -> 
 def _better(builder: Any, rows: Sequence[Any], numbers: Sequence[Any]) -> Sequence[Any]:
     """The best scale for the levels that were found, if its error is less than the least one."""
     scale, inverse, energy, best, least, squares, shared = rows
-    power = builder.fmul(builder.fmul(energy, inverse), inverse)
-    power = builder.fsub(builder.fsub(power, builder.fadd(shared, shared)), squares)
-    move = builder.fdiv(shared, larger(builder, power, numbers[0]))
     nothing, one = zeros(FLOAT, LANES), constants(FLOAT, LANES, 1.0)
+    whole = builder.fmul(builder.fmul(energy, inverse), inverse)
+    power = builder.fsub(builder.fsub(whole, builder.fadd(shared, shared)), squares)
+    least_known = builder.fmul(numbers[0], builder.fadd(whole, squares))
+    is_known = builder.fcmp_ordered(">", power, least_known)
+    move = builder.select(is_known, builder.fdiv(shared, power), nothing)
     left = larger(builder, builder.fsub(squares, builder.fmul(shared, move)), nothing)
     error = builder.fmul(builder.fmul(scale, scale), left)
     fitted = builder.fmul(scale, larger(builder, builder.fadd(one, move), nothing))
@@ -239,6 +241,7 @@ def best_scales_of_eight(
     gaussian: np.float32,
     reach: np.float32,
     tiny: np.float32,
+    least_power: np.float32,
     values: np.ndarray,
     desk: np.ndarray,
     scales: np.ndarray,
@@ -267,6 +270,6 @@ def best_scales_of_eight(
         else:
             _scale_by_best(desk, (nears[number - shrinks.size], tiny))
         _fit(values, desk)
-        _compare(desk, (tiny,))
+        _compare(desk, (least_power,))
     for block in range(BLOCKS):
         scales[block] = desk[BEST, block] * desk[LARGEST, block]

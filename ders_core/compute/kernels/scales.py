@@ -31,6 +31,7 @@ Search = tuple[
     np.float32,
     np.float32,
     np.float32,
+    np.float32,
 ]
 """What `best_scales` takes between weights and scales."""
 
@@ -84,6 +85,7 @@ def best_scales(
     gaussian: np.float32,
     reach: np.float32,
     tiny: np.float32,
+    least_power: np.float32,
     scales: np.ndarray,
 ) -> None:
     """scales: `[n]`, gets the scale of each block.
@@ -92,7 +94,7 @@ def best_scales(
     table, borders, bins, fine, rough: as of `levels`; levels that are 1 apart lie around zero.
     spreads: multiples of `gaussian` times a block's root mean square that are tried. shrinks:
     scales that are, of a block whose largest magnitude is 1. nears: multiples of the best one so
-    far. reach: the outermost level.
+    far. reach: the outermost level. least_power: as of `codecs.fitting.scales`.
     """
     count, size = blocks.shape
     padded = (size + 3) // 4 * 4
@@ -123,6 +125,7 @@ def best_scales(
             gaussian,
             reach,
             tiny,
+            least_power,
             values,
             desk,
             scales[block : block + BLOCKS],
@@ -177,9 +180,10 @@ def best_scales(
                         errors[place] = np.float32(unit[place] * inverse) - levels[place]
                 squares, shared = summed_fits(errors, levels, heavy, terms)
             # the best scale for these levels, and its error
-            power = np.float32(np.float32(energy * inverse) * inverse)
-            power = np.float32(np.float32(power - np.float32(shared + shared)) - squares)
-            move = np.float32(shared / max(power, tiny))
+            whole = np.float32(np.float32(energy * inverse) * inverse)
+            power = np.float32(np.float32(whole - np.float32(shared + shared)) - squares)
+            is_known = power > np.float32(least_power * np.float32(whole + squares))
+            move = np.float32(shared / power) if is_known else zero
             left = max(np.float32(squares - np.float32(shared * move)), zero)
             error = np.float32(np.float32(scale * scale) * left)
             if error < least:
