@@ -121,12 +121,15 @@ def tune(
     from ders_core.files.output import new_file, new_target
     from ders_core.files.writer import write_text
     from ders_core.packed.open import open_checkpoint
+    from ders_core.tune.constraints import check_selecting
     from ders_core.tune.demand import check_known, constraints_of, demanded_bound
+    from ders_core.tune.units import units_of
 
     bound = demanded_bound(budget, max_kl, max_rise)
     check_known(calibration, text)
     constraints = constraints_of(keep, forbid or (), pin or (), floor or ())
     source = open_checkpoint(checkpoint)
+    check_selecting(constraints, units_of(source))
     target = new_target(output)
     if (pareto is None) != (not heldout):
         raise RecipeError("--pareto and --heldout go together: a series is measured on other text")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel
 
@@ -35,10 +37,13 @@ def compare(
     store: ReferenceStore,
     what: str,
     tell: Tell,
+    chosen: Sequence[int] | None = None,
 ) -> Measured:
-    """Run another model on the same windows."""
-    measured = Measured()
-    for number, window in enumerate(answers(model, windows, batch)):
+    """Run another model on the same windows. chosen: numbers of some of them, in their order; None:
+    all."""
+    numbers, measured = range(len(windows)) if chosen is None else chosen, Measured()
+    found = answers(model, windows[list(numbers)], batch)
+    for count, (number, window) in enumerate(zip(numbers, found, strict=True), 1):
         measured.compare(window, store.read(number))
-        tell(f"measuring {what}: window {number + 1} of {len(windows)}")
+        tell(f"measuring {what}: window {count} of {len(numbers)}")
     return measured

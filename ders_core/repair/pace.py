@@ -19,14 +19,19 @@ from ders_core.compute.progress import Tell
 from ders_core.evaluate.measured import Measured
 from ders_core.evaluate.reference import ReferenceStore
 from ders_core.repair.measure import compare
+from ders_core.repair.result import NotBetter
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student
+from ders_core.repair.text import spread
 from ders_core.repair.tuned import Leaf
 
 USUAL_RATE = 3e-3
 
 NOISE = 0.06
-"""What moves by chance may add to KL, as a share of the KL that there is to repair."""
+"""What moves by chance may add to KL, as a share of the KL that there is to repair. Of the demo
+packed by one knob to a tenth of its bytes, moves by USUAL_RATE add about so much: 0.054 of its KL,
+0.092 with gains; packed to a quarter they add 3.5 times its KL (`benchmarks/repair_noise.py`,
+`benchmarks/results/repair-noise-demo-cpu.txt`)."""
 
 TRIED_TOKENS = 4096
 """Of the text that is not trained on, at most, but always one window."""
@@ -49,23 +54,53 @@ def chosen_rate(
     tell: Tell,
 ) -> float:
     """The rate that was given, or the one at which moves by chance add `NOISE` of the KL that the
-    packed model has, but at most `USUAL_RATE`.
-
-    windows: those that `before` was measured on, `[n, tokens]`; store: what the original says of
-    them. The model and what is trained are afterwards as they were.
+    packed model has, but at most `USUAL_RATE`. Parameters, and what is raised: as of `by_chance`
+    and `rate_within`.
     """
     if settings.rate is not None:
         return settings.rate
-    few = windows[: max(1, TRIED_TOKENS // windows.shape[1])]
+    return rate_within(*by_chance(student, settings, windows, store, before, tell))
+
+
+def by_chance(
+    student: Student,
+    settings: RepairSettings,
+    windows: torch.Tensor,
+    store: ReferenceStore,
+    before: Measured,
+    tell: Tell,
+) -> tuple[float, float]:
+    """KL of the packed model on the windows that are tried, nats a token, and what moves of all
+    trained values by `USUAL_RATE` add to it.
+
+    windows: those that `before` was measured on, `[n, tokens]`, of which some are tried, spread
+    over all; store: what the original says of them. The model and what is trained are afterwards
+    as they were.
+    """
+    tried = spread(len(windows), max(1, TRIED_TOKENS // windows.shape[1]))
     with _moved(student, USUAL_RATE, settings.seed):
-        moved = compare(student.network, few, settings.batch, store, "moves by chance", tell)
-    kl = _mean(before.kl[: len(few)])
-    return rate_within(kl, _mean(moved.kl) - kl)
+        moved = compare(
+            student.network, windows, settings.batch, store, "moves by chance", tell, tried
+        )
+    every = before.kl
+    kl = _mean([every[number] for number in tried])
+    return kl, _mean(moved.kl) - kl
 
 
 def rate_within(kl: float, rise: float) -> float:
-    """kl: before the repair, nats a token. rise: what moves by `USUAL_RATE` add to it."""
-    allowed = NOISE * max(kl, 0.0)
+    """kl, rise: as of `by_chance`. Raises NotBetter if there is nothing to repair, or if what moves
+    add is not finite."""
+    if kl <= 0:
+        raise NotBetter(
+            "the packed model says what the original says on the tokens that were tried, so there "
+            "is nothing to repair; keep it as it is, or give a rate"
+        )
+    if not math.isfinite(rise / kl):
+        raise NotBetter(
+            f"KL is {kl:.4g}, and moves by chance of {USUAL_RATE:g} of each tensor's size add "
+            f"{rise:.4g} to it, so no rate follows; give one, lower than {USUAL_RATE:g}"
+        )
+    allowed = NOISE * kl
     return USUAL_RATE if rise <= allowed else USUAL_RATE * math.sqrt(allowed / rise)
 
 

@@ -35,10 +35,8 @@ from ders_core.hf.describe import ModelFacts
 from ders_core.hf.silence import silent
 from ders_core.packed.manifest import Repair
 from ders_core.pipeline.quality import Quality
-from ders_core.repair.collect import Placed, place
 from ders_core.repair.measure import compare, keep_answers
 from ders_core.repair.pace import chosen_rate
-from ders_core.repair.places import locate
 from ders_core.repair.result import NotBetter, RepairResult
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.student import Student
@@ -213,7 +211,7 @@ def _train(
         of_original = keep_answers(teacher, heldout, batch, store, meter.report)
         before = compare(network, heldout, batch, store, "the packed model", meter.report)
         meter.report("finding what is trained in the model")
-        placed = _placed(work, teacher, network)
+        placed = work.placed(teacher, network)
         student = Student(network, placed)
         rate = chosen_rate(student, work.settings, heldout, store, before, meter.report)
         _fit(student, teacher, work, rate, folder, found, meter)
@@ -237,26 +235,6 @@ def _vocabulary(facts: ModelFacts) -> int:
             "measured"
         )
     return facts.vocabulary
-
-
-def _placed(work: Work, teacher: PreTrainedModel, network: PreTrainedModel) -> Placed:
-    collected = work.collected
-    located = locate(
-        teacher,
-        work.original,
-        network,
-        collected.layers,
-        collected.coded | collected.matrices,
-        collected.plain.keys() - collected.matrices,
-        collected.slots,
-    )
-    placed = place(collected, located)
-    if not placed.leaves:
-        raise EvaluationError(
-            f"nothing of {', '.join(work.settings.train)} was found in the model that transformers "
-            f"makes of {work.packed.path} ({placed.left_out[0]}); choose other parts with --train"
-        )
-    return placed
 
 
 def _fit(

@@ -64,10 +64,11 @@ def read_windows(
     if heldout is None:
         pairs = [_split(rows, path) for rows, path in zip(texts, as_paths(text), strict=True)]
         training = torch.cat([first for first, _ in pairs])
-        held = _spread(torch.cat([last for _, last in pairs]), most)
+        held = torch.cat([last for _, last in pairs])
     else:
         others = [windows(path, most * (window - 1)) for path in as_paths(heldout)]
-        training, held = torch.cat(texts), _spread(torch.cat(others), most)
+        training, held = torch.cat(texts), torch.cat(others)
+    held = held[spread(len(held), most)]
     new = _unseen(held, training)
     kept = held[new]
     if len(kept) < LEAST_WINDOWS:
@@ -91,10 +92,10 @@ def _split(rows: torch.Tensor, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return rows[:-count], rows[-count:]
 
 
-def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """At most so many of the rows, at even distances, so that every text counts."""
-    count = min(len(rows), most)
-    return rows[[number * len(rows) // count for number in range(count)]]
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` numbers, at even distances, so that every text counts."""
+    chosen = min(count, most)
+    return [number * count // chosen for number in range(chosen)]
 
 
 def _unseen(held: torch.Tensor, training: torch.Tensor) -> torch.Tensor:

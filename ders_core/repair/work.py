@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ders_core.checkpoint import Checkpoint
 from ders_core.compute.progress import Meter, Tell
-from ders_core.errors import CheckpointError, RecipeError
+from ders_core.errors import CheckpointError, EvaluationError, RecipeError
 from ders_core.files.address import is_remote
 from ders_core.files.store import TensorStore
 from ders_core.files.texts import Texts, as_paths
 from ders_core.hf.describe import ModelFacts, describe, load_config
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
-from ders_core.repair.collect import Collected, collect
+from ders_core.repair.collect import Collected, Placed, collect, place
 from ders_core.repair.memory import Needed, check_memory, needed
+from ders_core.repair.places import locate
 from ders_core.repair.settings import RepairSettings
 from ders_core.repair.text import RepairText, read_windows
 
@@ -101,6 +103,28 @@ class Work:
             memory,
             trust,
         )
+
+    def placed(self, teacher: PreTrainedModel, network: PreTrainedModel) -> Placed:
+        """What is trained, with its places in the packed model `network`. teacher: the original.
+        Raises EvaluationError if nothing of it is found there."""
+        collected = self.collected
+        located = locate(
+            teacher,
+            self.original,
+            network,
+            collected.layers,
+            collected.coded | collected.matrices,
+            collected.plain.keys() - collected.matrices,
+            collected.slots,
+        )
+        placed = place(collected, located)
+        if not placed.leaves:
+            raise EvaluationError(
+                f"nothing of {', '.join(self.settings.train)} was found in the model that "
+                f"transformers makes of {self.packed.path} ({placed.left_out[0]}); choose other "
+                "parts with --train"
+            )
+        return placed
 
     def description(self, meter: Meter) -> dict[str, Any]:
         """What tells this repair from others, as JSON."""

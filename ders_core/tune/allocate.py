@@ -84,7 +84,8 @@ def solve(
 ) -> Allocation:
     """The allocation with the least predicted KL within a bound; for a bound of KL, with the least
     bytes. constraints: where several are about a unit, all of them count. friendly: forms alone
-    that hardware decodes easily. Raises RecipeError if nothing meets bound and constraints."""
+    that hardware decodes easily. Raises RecipeError if nothing meets bound and constraints, and if
+    a constraint is about no unit."""
     return Solver(scores, bound.measure, constraints=constraints, friendly=friendly).solve(bound)
 
 
@@ -99,7 +100,7 @@ class Solver:
         constraints: Sequence[Constraint] = (),
         friendly: bool = False,
     ) -> None:
-        """Raises RecipeError if the constraints leave a unit nothing."""
+        """Raises RecipeError if the constraints leave a unit nothing, or one is about none."""
         self._scores = scores
         self._problem = Problem.of(scores, measure, constraints, friendly=friendly)
         is_small = self._problem.candidate_count <= SMALL

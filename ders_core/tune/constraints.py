@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from ders_core.codecs import codec_class
+from ders_core.errors import RecipeError
 from ders_core.recipe.name_patterns import NamePatterns
-from ders_core.recipe.numbers import parse_numbers
+from ders_core.recipe.numbers import parse_numbers, spell_numbers
 from ders_core.tune.scores import Candidate, UnitScores
 from ders_core.tune.units import Part, Unit
 
@@ -67,3 +69,18 @@ def allowed(
         if all(constraint.allows(scored, candidate) for constraint in mine)
         and (candidate.codec.is_hardware_friendly or not friendly)
     ]
+
+
+def check_selecting(constraints: Sequence[Constraint], units: Iterable[Unit]) -> None:
+    """Raise RecipeError for a constraint that is about none of the units."""
+    known = list(units)
+    for constraint in constraints:
+        if any(constraint.selects(unit) for unit in known):
+            continue
+        parts = constraint.parts or get_args(Part)
+        layers = {u.layer for u in known if u.part in parts and u.layer is not None}
+        where = f"layers {spell_numbers(layers)}" if layers else "no layer"
+        raise RecipeError(
+            f"a constraint on layers {constraint.layers!r} is about nothing in this model; what it "
+            f"could be about lies in {where}"
+        )

@@ -58,7 +58,7 @@ def constraints_of(
 ) -> list[Constraint]:
     """All that a person decides beforehand. keep: layers. forbid: codecs. pins: LAYERS=CODEC, for
     deltas. floors: LAYERS=BITS a weight. Raises RecipeError and CodecError."""
-    constraints = [kept_layers(keep)] if keep else []
+    constraints = [] if keep is None else [kept_layers(keep)]
     constraints += [Constraint(without=tuple(forbid))] if forbid else []
     for pin in pins:
         layers, codec = _pair(pin, "0,5-7=quantized")

@@ -14,7 +14,7 @@ from ders_core.codecs import Keep
 from ders_core.errors import RecipeError
 from ders_core.later import np
 from ders_core.tune.bounds import Measure
-from ders_core.tune.constraints import Constraint, allowed
+from ders_core.tune.constraints import Constraint, allowed, check_selecting
 from ders_core.tune.coupling import Key, Loss, Slopes
 from ders_core.tune.finer import with_finer
 from ders_core.tune.knapsack import Options
@@ -211,7 +211,8 @@ class Problem:
         *,
         friendly: bool,
     ) -> Problem:
-        """Raises RecipeError if the constraints leave a unit nothing."""
+        """Raises RecipeError if the constraints leave a unit nothing, or one is about none."""
+        check_selecting(constraints, (scored.unit for scored in scores.units))
         tables = list[Table]()
         for number, scored in enumerate(scores.units):
             candidates = with_finer(allowed(scored, constraints, friendly=friendly))

@@ -51,17 +51,15 @@ def parts(source: Checkpoint, plan: Plan | None) -> list[Part]:
 
 
 def _left(source: Checkpoint, plan: Plan, shares: dict[str, float]) -> dict[str, float]:
-    """Of the original's bytes, what a plan leaves of each part."""
+    """Of the original's bytes, what a plan leaves of each part. Of bases, what is more than one
+    expert's worth counts as repeated."""
+    total = source.bytes_total
     bases = sum(base_bytes(entry)[1] for entry in with_bases(plan))
     kept = sum(entry.bytes_after // entry.shape[0] for entry in plan.entries if entry.codec.keeps)
-    experts = sum(entry.bytes_after for entry in plan.entries)
+    experts = sum(entry.bytes_after for entry in plan.entries) / total
     saved = sum(other.bytes_before - other.bytes_after for other in plan.others)
-    total = source.bytes_total
-    return {
-        "base": (bases + kept) / total,
-        "repeated": (experts - bases - kept) / total,
-        "other": shares["other"] - saved / total,
-    }
+    base = min((bases + kept) / total, shares["base"])
+    return {"base": base, "repeated": experts - base, "other": shares["other"] - saved / total}
 
 
 def composition(source: Checkpoint, plan: Plan | None) -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 from ders_core.checkpoint import Checkpoint
 from ders_core.jobs import Which
 from ders_core.recipe import Recipe, presets
-from ders_core.ui import kept, session
+from ders_core.ui import kept, runs, session
 from ders_core.ui.plain import plain
 from ders_core.ui.recipe_files import saved_recipes
 
@@ -22,7 +22,7 @@ MOST_RUNS = 50
 def difference(recipe: Recipe, source: Checkpoint) -> None:
     """A box of recipes, and the lines that differ. It starts with the saved one of the same name,
     or else the preset."""
-    others = _others(source)
+    others = offered_recipes(source)
     of_its_name = (f"saved: {recipe.name}", f"preset: {recipe.name}")
     chosen = kept.field(
         st.selectbox,
@@ -44,15 +44,16 @@ def difference(recipe: Recipe, source: Checkpoint) -> None:
     st.code(text or "No difference.", language="diff" if text else None)
 
 
-def _others(source: Checkpoint) -> dict[str, Callable[[], str]]:
+def offered_recipes(source: Checkpoint) -> dict[str, Callable[[], str]]:
     """What gives the YAML of saved recipes, of runs on the open checkpoint, the newest first, and
     of presets; by what the box calls them."""
     others: dict[str, Callable[[], str]] = {}
     for name, saved in saved_recipes().items():
         others[f"saved: {name}"] = saved.to_yaml
     which = Which(("run",), checkpoint=str(source.path))
-    for job in session.job_store().page(which, most=MOST_RUNS):
-        others.setdefault(f"run: {job.title}", partial(str, job.spec.get("recipe", "")))
+    jobs = session.job_store().page(which, most=MOST_RUNS)
+    for job, name in zip(jobs, runs.names(jobs), strict=True):
+        others[f"run: {name}"] = partial(str, job.spec.get("recipe", ""))
     for name, preset in presets().items():
         others[f"preset: {name}"] = preset.to_yaml
     return others

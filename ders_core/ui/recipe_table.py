@@ -159,7 +159,7 @@ def cliff_sentence(rows: pd.DataFrame) -> str | None:
     return (
         f"Near a cliff: in {low} of {len(rows)} groups less than half of the deltas is given back. "
         "What is missing points the same way in every layer, and KL grows with the square of the "
-        "sum. Raise the strength there, or take a codec that is unbiased."
+        "sum. Make the codec keep more there, or take a codec that is unbiased."
     )
 
 

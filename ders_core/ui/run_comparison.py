@@ -38,10 +38,8 @@ def run_comparison(jobs: Sequence[Job]) -> None:
 
 def layer_errors(jobs: Sequence[Job]) -> pd.DataFrame:
     """run, layer, projection, rel_error_weight: a row for each group of each run that is done."""
-    titles = [job.title for job in jobs]
     tables = []
-    for job in jobs:
-        name = job.title if titles.count(job.title) == 1 else f"{job.title} ({job.id})"
+    for job, name in zip(jobs, runs.names(jobs), strict=True):
         result = runs.readable(job)
         groups = pd.DataFrame() if result is None else runs.groups(result)
         if not groups.empty:

@@ -126,6 +126,15 @@ def readable(job: Job) -> RunResult | None:
         return None
 
 
+def names(jobs: Sequence[Job]) -> list[str]:
+    """Titles; of several with one title, each with its number too."""
+    titles = [job.title for job in jobs]
+    return [
+        title if titles.count(title) == 1 else f"{title} ({job.id})"
+        for job, title in zip(jobs, titles, strict=True)
+    ]
+
+
 def groups(result: RunResult) -> pd.DataFrame:
     """The report of a run, one row for each group; figures times their scale."""
     entries = result.report.entries if result.report else ()

@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support.repair_support import settings
+from support.messages import raises_saying
+from support.repair_support import WINDOW, settings
 
+from ders_core.codecs import Keep
+from ders_core.evaluate.measured import Measured
+from ders_core.pipeline.compress import compress
+from ders_core.recipe import Recipe, Rule
 from ders_core.repair import pace
+from ders_core.repair.measure import compare
 from ders_core.repair.pace import NOISE, USUAL_RATE, rate_within
 from ders_core.repair.repairer import repair
 from ders_core.repair.result import NotBetter
@@ -20,7 +27,74 @@ from ders_core.repair.student import Student
 def test_it_falls_with_the_root_of_what_moves_add() -> None:
     assert rate_within(0.02, NOISE * 0.02) == rate_within(0.02, -1e-9) == USUAL_RATE
     assert rate_within(0.02, 100 * NOISE * 0.02) == pytest.approx(USUAL_RATE / 10)
-    assert rate_within(0.0, 1e-6) == rate_within(-1e-12, 1e-6) == 0
+
+
+@pytest.mark.parametrize("kl", [0.0, -1e-12])
+def test_where_no_kl_is_there_is_nothing_to_repair(kl: float) -> None:
+    with raises_saying(NotBetter, "nothing to repair"):
+        rate_within(kl, 1e-6)
+
+
+@pytest.mark.parametrize(("kl", "rise"), [(0.02, math.nan), (0.02, math.inf), (math.nan, 0.1)])
+def test_no_rate_follows_from_what_is_not_finite(kl: float, rise: float) -> None:
+    with raises_saying(NotBetter, str(kl), str(rise), "rate"):
+        rate_within(kl, rise)
+
+
+def test_what_is_as_the_original_is_left_at_once(
+    loud_dir: Path, repair_texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    compress(loud_dir, tmp_path / "kept", Recipe(name="kept", rules=(Rule(codec=Keep()),)))
+    told = list[str]()
+    with raises_saying(NotBetter, "nothing to repair"):
+        repair(
+            tmp_path / "kept",
+            loud_dir,
+            tmp_path / "out",
+            text=repair_texts[0],
+            heldout=repair_texts[1],
+            settings=settings(rate=None),
+            device="cpu",
+            progress=lambda done, total, message: told.append(message),
+        )
+    assert not any(message.startswith("step ") for message in told)
+
+
+def test_windows_of_all_the_text_are_tried(
+    loud_dir: Path,
+    tuned_dir: Path,
+    repair_texts: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And each is compared with what the original says of it."""
+    tried, every = list[int](), list[float]()
+
+    def compared(*inputs: Any) -> Measured:
+        *all_windows, chosen = inputs
+        tried.extend(chosen)
+        every.extend(compare(*all_windows).kl)
+        return compare(*inputs)
+
+    def within(kl: float, rise: float) -> float:
+        assert kl + rise == pytest.approx(sum(every[number] for number in tried) / len(tried))
+        raise NotBetter("seen")
+
+    monkeypatch.setattr(pace, "TRIED_TOKENS", 3 * WINDOW)
+    monkeypatch.setattr(pace, "compare", compared)
+    monkeypatch.setattr(pace, "rate_within", within)
+    with raises_saying(NotBetter, "seen"):
+        repair(
+            tuned_dir,
+            loud_dir,
+            tmp_path / "out",
+            text=repair_texts[0],
+            heldout=repair_texts[1],
+            settings=settings(rate=None),
+            device="cpu",
+        )
+    assert len(every) == 10
+    assert tried == [0, 3, 6]
 
 
 def test_training_goes_by_what_moves_by_chance_cost(

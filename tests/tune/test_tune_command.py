@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.scored_model import Scored
@@ -13,7 +14,7 @@ from support.shell import ders, error_of
 
 from ders_core.codecs import Keep
 from ders_core.jobs import JobStore, Workspace
-from ders_core.jobs.kinds.tune import TuneResult
+from ders_core.jobs.kinds.tune import CALIBRATION, TuneResult
 from ders_core.jobs.worker import run_worker
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
@@ -80,11 +81,13 @@ def test_what_cannot_be_done_is_said(scored: Scored, tmp_path: Path) -> None:
         (("--budget", "40%"), "either"),
         (known, "either"),
         (("--budget", "40%", *known, "--keep", "x"), "layers"),
+        (("--budget", "40%", *known, "--keep", ""), "layers"),
         (("--budget", "40%", *known, "--forbid", "x"), "unknown codec"),
         (("--budget", "40%", *known, "--pin", "quantized"), "0,5-7=quantized"),
         (("--budget", "40%", *known, "--pin", "0=x"), "unknown codec"),
         (("--budget", "40%", *known, "--floor", "0=many"), "'many'"),
         (("--budget", "40%", *known, "--floor", "x=4"), "layers"),
+        (("--budget", "40%", *known, "--floor", "40=4"), "layers 0-1"),
         (("--max-rise", "1", *known), "1%"),
         (("--max-rise", "1%", "--max-kl", "1", *known), "either"),
     ):
@@ -116,3 +119,45 @@ def test_a_job_tunes(
     assert result.bytes_after <= 0.5 * open_checkpoint(scored.checkpoint.path).bytes_total
     assert load_recipe(result.recipe).calibration == scored.calibration
     assert {unit["unit"] for unit in result.units} >= {"layer 0, gate", "layer 0, gate, base"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "fact"),
+    [
+        ({"pin": ["0=quantised"]}, "quantised"),
+        ({"floor": ["40=4"]}, "layers '40'"),
+        ({"keep": "40"}, "layers '40'"),
+        ({"budget": "many"}, "'many'"),
+    ],
+    ids=["pin", "floor", "keep", "budget"],
+)
+def test_what_cannot_be_done_is_said_before_a_calibration(
+    scored: Scored,
+    tiny_text: str,
+    wish: dict[str, Any],
+    fact: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DERS_ROOTS", str(tmp_path_factory.getbasetemp()))
+    workspace, text = Workspace(tmp_path / "workspace"), tmp_path / "text.txt"
+    text.write_text(tiny_text, encoding="utf-8")
+    store = JobStore(workspace.store_path)
+    spec = {"checkpoint": str(scored.checkpoint.path), "budget": "50%", "text": str(text)}
+    number = store.submit("tune", spec | wish, "tuned").id
+    run_worker(workspace, stop_when_idle=True)
+    job = store.get(number)
+    assert job.state == "failed"
+    assert fact in (job.error or "")
+    assert not (workspace.run_dir(number) / CALIBRATION).exists()
+
+
+def test_the_command_says_it_before_a_calibration(
+    scored: Scored, tiny_text: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(tiny_text, encoding="utf-8")
+    words = ("--budget", "40%", "--text", text, "--keep", "40", "-o", tmp_path / "r.yaml")
+    assert "layers '40'" in error_of(ders("tune", scored.checkpoint.path, *words))
+    assert list(tmp_path.iterdir()) == [text]

@@ -187,5 +187,6 @@ def test_little_of_the_deltas_is_warned_of() -> None:
     sentence = cliff_sentence(pd.DataFrame({"gain": [0.4, None, 0.9, 0.5]}))
     assert sentence is not None
     assert "1 of 4 groups" in sentence
+    assert "Make the codec keep more there" in sentence  # a higher drop rate keeps less
     assert cliff_sentence(pd.DataFrame({"gain": [None, 0.5]})) is None
     assert cliff_sentence(pd.DataFrame({"gain": []})) is None

@@ -10,9 +10,13 @@ from support.ended_jobs import add_ended
 from support.stored_results import ENTRY
 
 from ders_core import figures
-from ders_core.jobs import JobStore
+from ders_core.jobs import JobStore, Workspace
+from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.quality import WEIGHT_ERROR
+from ders_core.ui import session
+from ders_core.ui.recipe_difference import offered_recipes
 from ders_core.ui.run_comparison import layer_errors, recipe_difference
+from ders_core.ui.runs import names
 
 
 def test_two_runs(tmp_path: Path) -> None:
@@ -39,3 +43,24 @@ def test_a_line_has_the_mean_of_each_layer(tmp_path: Path) -> None:
     (line,) = figures.errors_over_depth(errors).data
     assert list(line.x) == [0]
     assert list(line.y) == pytest.approx([0.02])
+
+
+def test_runs_of_one_title_are_told_apart(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite")
+    for _ in range(3):
+        add_ended(store, "run")
+    jobs = store.list(kind="run")
+    store.describe(jobs[0].id, "another")
+    assert names(store.list(kind="run")) == [
+        "another",
+        f"run ({jobs[1].id})",
+        f"run ({jobs[2].id})",
+    ]
+
+
+def test_the_difference_offers_each_of_them(workspace: Workspace, mixtral_dir: Path) -> None:
+    store, source = session.job_store(), open_checkpoint(mixtral_dir)
+    for bits in (1, 2):
+        add_ended(store, "run", checkpoint=str(source.path), recipe=f"bits: {bits}")
+    found = offered_recipes(source)
+    assert [found[f"run: run ({number})"]() for number in (1, 2)] == ["bits: 1", "bits: 2"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,10 @@ from ders_core.jobs.kind import KINDS, Device, Kind, Result, Spec
 from ders_core.jobs.workspace import place_label
 
 if TYPE_CHECKING:
+    from ders_core.checkpoint import Checkpoint
     from ders_core.jobs.context import TaskContext
+    from ders_core.tune.bounds import Bound
+    from ders_core.tune.constraints import Constraint
 
 CALIBRATION = "calibration.safetensors"
 RECIPE = "recipe.yaml"
@@ -79,15 +84,38 @@ class Tune(Kind[TuneSpec, TuneResult]):
         return spec.name or f"Tune {place_label(spec.checkpoint)}"
 
     def run(self, context: TaskContext, spec: TuneSpec) -> TuneResult:
-        checkpoint = context.allowed(spec.checkpoint)
+        demand = _Demand.of(spec, context.allowed(spec.checkpoint))
         given = context.allowed(spec.calibration) if spec.calibration else None
 
         def calibrated() -> dict[str, Any]:
-            return {"calibration": str(given or _calibrated(context, spec, checkpoint))}
+            return {"calibration": str(given or _calibrated(context, spec, demand.checkpoint.path))}
 
         calibration = Path(context.step("calibrate", calibrated)["calibration"])
-        tuned = context.step("tune", lambda: _tuned(context, spec, checkpoint, calibration))
+        tuned = context.step("tune", lambda: _tuned(context, spec, demand, calibration))
         return TuneResult.model_validate(tuned)
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """What a spec asks for, checked before any work."""
+
+    checkpoint: Checkpoint
+    bound: Bound
+    constraints: Sequence[Constraint]
+
+    @classmethod
+    def of(cls, spec: TuneSpec, place: Path) -> _Demand:
+        """Raises RecipeError and CodecError."""
+        from ders_core.packed.open import open_checkpoint
+        from ders_core.tune.constraints import check_selecting
+        from ders_core.tune.demand import constraints_of, demanded_bound
+        from ders_core.tune.units import units_of
+
+        bound = demanded_bound(spec.budget or None, spec.max_kl)
+        constraints = constraints_of(spec.keep or None, spec.forbid, spec.pin, spec.floor)
+        checkpoint = open_checkpoint(place)
+        check_selecting(constraints, units_of(checkpoint))
+        return cls(checkpoint, bound, constraints)
 
 
 def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Path) -> Path:
@@ -110,18 +138,16 @@ def _calibrated(context: TaskContext, spec: TuneSpec, checkpoint: Path) -> Path:
 
 
 def _tuned(
-    context: TaskContext, spec: TuneSpec, checkpoint: Path, calibration: Path
+    context: TaskContext, spec: TuneSpec, demand: _Demand, calibration: Path
 ) -> dict[str, Any]:
     from ders_core.files.writer import write_text
-    from ders_core.packed.open import open_checkpoint
-    from ders_core.tune.demand import constraints_of, demanded_bound
     from ders_core.tune.tuner import tune
 
     tuned = tune(
-        open_checkpoint(checkpoint),
-        demanded_bound(spec.budget or None, spec.max_kl),
+        demand.checkpoint,
+        demand.bound,
         calibration,
-        constraints=constraints_of(spec.keep, spec.forbid, spec.pin, spec.floor),
+        constraints=demand.constraints,
         friendly=spec.friendly,
         per_expert=spec.per_expert,
         name=(spec.name or "tuned")[:80],
