@@ -74,4 +74,5 @@ def _set(state: WidgetState, widget: Any, text: str) -> None:
 def _step(widget: Any) -> float:
     """One step up from the value, or down where that would be too much."""
     now = widget.min if widget.value is None else widget.value
-    return float(now + widget.step if now + widget.step <= widget.max else now - widget.step)
+    is_last = widget.max is not None and now + widget.step > widget.max
+    return float(now - widget.step if is_last else now + widget.step)
