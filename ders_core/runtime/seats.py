@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ders_core.runtime.forms.common import CommonForm
+from ders_core.runtime.forms.decorated import DecoratedForm
 from ders_core.runtime.forms.form import FORMS, ExpertsForm
 from ders_core.runtime.forms.linears import OwnForm
 from ders_core.runtime.probe import computes_as_known
@@ -74,7 +74,7 @@ def seats_of(model: nn.Module, layers: Groups) -> dict[int, list[ExpertsForm]]:
 def form_of(module: nn.Module) -> ExpertsForm | None:
     """How a module holds and computes experts, if it is of a kind that does and has what its form
     reads."""
-    own = next((kind for kind in (CommonForm, OwnForm) if kind.is_of(module)), None)
+    own = next((kind for kind in (DecoratedForm, OwnForm) if kind.is_of(module)), None)
     kind = own or FORMS.get(type(module).__name__)
     try:
         return kind(module) if kind else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,35 @@ from ders_core.repair import pace
 from ders_core.repair.measure import compare
 from ders_core.repair.pace import NOISE, USUAL_RATE, rate_within
 from ders_core.repair.repairer import repair
-from ders_core.repair.result import NotBetter
+from ders_core.repair.result import NotBetter, RepairResult
 from ders_core.repair.student import Student
+
+
+@pytest.fixture
+def told() -> list[str]:
+    """What repairs of this test report."""
+    return []
+
+
+@pytest.fixture
+def run(
+    loud_dir: Path, repair_texts: tuple[Path, Path], tmp_path: Path, told: list[str]
+) -> Callable[..., RepairResult]:
+    """Repair a packed checkpoint at a rate that is found. few: settings besides."""
+
+    def of(packed: Path, **few: Any) -> RepairResult:
+        return repair(
+            packed,
+            loud_dir,
+            tmp_path / "out",
+            text=repair_texts[0],
+            heldout=repair_texts[1],
+            settings=settings(rate=None, **few),
+            device="cpu",
+            progress=lambda done, total, message: told.append(message),
+        )
+
+    return of
 
 
 def test_it_falls_with_the_root_of_what_moves_add() -> None:
@@ -42,30 +70,16 @@ def test_no_rate_follows_from_what_is_not_finite(kl: float, rise: float) -> None
 
 
 def test_what_is_as_the_original_is_left_at_once(
-    loud_dir: Path, repair_texts: tuple[Path, Path], tmp_path: Path
+    loud_dir: Path, tmp_path: Path, run: Callable[..., RepairResult], told: list[str]
 ) -> None:
     compress(loud_dir, tmp_path / "kept", Recipe(name="kept", rules=(Rule(codec=Keep()),)))
-    told = list[str]()
     with raises_saying(NotBetter, "nothing to repair"):
-        repair(
-            tmp_path / "kept",
-            loud_dir,
-            tmp_path / "out",
-            text=repair_texts[0],
-            heldout=repair_texts[1],
-            settings=settings(rate=None),
-            device="cpu",
-            progress=lambda done, total, message: told.append(message),
-        )
+        run(tmp_path / "kept")
     assert not any(message.startswith("step ") for message in told)
 
 
 def test_windows_of_all_the_text_are_tried(
-    loud_dir: Path,
-    tuned_dir: Path,
-    repair_texts: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tuned_dir: Path, run: Callable[..., RepairResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And each is compared with what the original says of it."""
     tried, every = list[int](), list[float]()
@@ -84,28 +98,19 @@ def test_windows_of_all_the_text_are_tried(
     monkeypatch.setattr(pace, "compare", compared)
     monkeypatch.setattr(pace, "rate_within", within)
     with raises_saying(NotBetter, "seen"):
-        repair(
-            tuned_dir,
-            loud_dir,
-            tmp_path / "out",
-            text=repair_texts[0],
-            heldout=repair_texts[1],
-            settings=settings(rate=None),
-            device="cpu",
-        )
+        run(tuned_dir)
     assert len(every) == 10
     assert tried == [0, 3, 6]
 
 
 def test_training_goes_by_what_moves_by_chance_cost(
-    loud_dir: Path,
     tuned_dir: Path,
-    repair_texts: tuple[Path, Path],
-    tmp_path: Path,
+    run: Callable[..., RepairResult],
+    told: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each value is moved by the usual share of its tensor's size, and put back before training."""
-    told, seen = list[str](), dict[str, list[torch.Tensor]]()
+    seen = dict[str, list[torch.Tensor]]()
     written = Student.write
 
     def write(student: Student) -> None:
@@ -133,16 +138,7 @@ def test_training_goes_by_what_moves_by_chance_cost(
     monkeypatch.setattr(Student, "write", write)
     monkeypatch.setattr(pace, "rate_within", within)
     with suppress(NotBetter):
-        repair(
-            tuned_dir,
-            loud_dir,
-            tmp_path / "out",
-            text=repair_texts[0],
-            heldout=repair_texts[1],
-            settings=settings(rate=None, steps=2),
-            device="cpu",
-            progress=lambda done, total, message: told.append(message),
-        )
+        run(tuned_dir, steps=2)
     ((kl, rise),) = rises
     assert kl == pytest.approx(0.00476, rel=0.01)
     assert math.isfinite(rise)

@@ -25,7 +25,7 @@ from ders_core.pipeline.compress import compress
 from ders_core.recipe import Recipe, Rule
 from ders_core.recipe.rule import BaseRule
 from ders_core.runtime.cache import WeightCache
-from ders_core.runtime.forms.common import CommonForm
+from ders_core.runtime.forms.decorated import DecoratedForm
 from ders_core.runtime.modes import MODES, Mode
 from ders_core.runtime.probe import computes_as_known
 from ders_core.runtime.resident import resident_bytes
@@ -262,8 +262,8 @@ class Unusual(Usual):
 def test_a_class_that_computes_otherwise_is_found_out() -> None:
     with torch.device("meta"):
         usual, unusual = Usual(None), Unusual(None)
-    assert computes_as_known(CommonForm(usual))
-    assert not computes_as_known(CommonForm(unusual))
+    assert computes_as_known(DecoratedForm(usual))
+    assert not computes_as_known(DecoratedForm(unusual))
     assert usual.down_proj.is_meta
     assert usual.num_experts == 4
 

@@ -18,7 +18,7 @@ from ders_core.runtime.forms.form import (
 )
 
 
-class CommonForm(ExpertsForm):
+class DecoratedForm(ExpertsForm):
     """Of any class with that decorator."""
 
     def __init__(self, module: Any) -> None:
