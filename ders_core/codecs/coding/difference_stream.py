@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ders_core.codecs.coding.differences import CONTEXTS, PIECE, Base, Split, bits_of
-from ders_core.codecs.coding.frequencies import entropy_bytes
+from ders_core.codecs.coding.frequencies import row_bytes
 from ders_core.codecs.coding.level_stream import NOTHING_CODED, lanes_log2_of
 from ders_core.codecs.coding.level_tables import LevelTables, eighths_of
 from ders_core.codecs.coding.rans import (
@@ -45,7 +45,7 @@ def write(form: int, weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor |
     lows = _lows(*start.distances(bits))
     lows, counts = _coarsened(lows, start.codes(bits, lows, FARTHEST))
     noise_bits = int((counts.sum(1) * lows).sum())
-    taken = sum(entropy_bytes(row) for row in counts) + noise_bits / 8
+    taken = row_bytes(counts).sum() + noise_bits / 8
     if taken + FAR_BYTES * int(counts[:, -1].sum()) >= weight.nbytes:
         return None
     firsts, spans, counted = _windows(counts)
@@ -127,21 +127,26 @@ def _lows(distances: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _coarsened(lows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same with as many low bits more as make the stream smallest: what they take themselves,
     against whole bytes of entropy and of the table."""
-    chosen_lows, chosen = lows.copy(), counts.copy()
-    for number in np.flatnonzero(counts.any(1)):
-        row, best = counts[number], None
-        for more in range(COARSER + 1):
-            used = int(np.count_nonzero(row))
-            taken = int(entropy_bytes(row) + row.sum() * more / 8) + used + used // 2
-            if best is None or taken < best:
-                best = taken
-                chosen_lows[number], chosen[number] = lows[number] + more, row
-            halved = np.zeros_like(row)
-            quarter = (len(row) - 1) // 4
-            halved[quarter : 3 * quarter] = row[:-1].reshape(-1, 2).sum(1)
-            halved[-1] = row[-1]
-            row = halved
+    chosen_lows, chosen = lows.copy(), counts
+    best, entries = np.full(len(lows), np.iinfo(np.int64).max), counts.sum(1)
+    for more in range(COARSER + 1):
+        used = np.count_nonzero(counts, axis=1)
+        taken = (row_bytes(counts) + entries * more / 8).astype(np.int64) + used + used // 2
+        better = taken < best
+        best = np.where(better, taken, best)
+        chosen_lows = np.where(better, lows + more, chosen_lows)
+        chosen = np.where(better[:, None], counts, chosen)
+        counts = _halved(counts)
     return chosen_lows, chosen
+
+
+def _halved(counts: np.ndarray) -> np.ndarray:
+    """With one low bit more: two symbols become one; those in the last column stay there."""
+    halved = np.zeros_like(counts)
+    quarter = (counts.shape[1] - 1) // 4
+    halved[:, quarter : 3 * quarter] = counts[:, :-1:2] + counts[:, 1::2]
+    halved[:, -1] = counts[:, -1]
+    return halved
 
 
 def _windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -52,5 +52,11 @@ def eighths(numbers: np.ndarray) -> np.ndarray:
 
 def entropy_bytes(counts: np.ndarray) -> float:
     """Bytes that symbols of these counts take at least: n·H / 8."""
-    used = counts[counts > 0].astype(np.float64)
-    return float((used * np.log2(used.sum() / used)).sum()) / 8 if used.size else 0.0
+    return float(row_bytes(counts[None])[0])
+
+
+def row_bytes(counts: np.ndarray) -> np.ndarray:
+    """The same of each row of int64 `[rows, symbols]`: float64 `[rows]`."""
+    rows, symbols = np.nonzero(counts)
+    used, totals = counts[rows, symbols], counts.sum(1)
+    return np.bincount(rows, used * np.log2(totals[rows] / used), len(counts)) / 8

@@ -12,7 +12,7 @@ MOST_DIGITS = 5
 """Of a number that is mostly small: below 2³⁵."""
 
 FEW = 16
-"""So many numbers are sooner read one by one."""
+"""So many numbers are sooner read and written one by one."""
 
 
 class Writer:
@@ -28,12 +28,17 @@ class Writer:
     def put_small(self, numbers: np.ndarray | Sequence[int]) -> None:
         """Non-negative numbers that are mostly small: 7 bits a byte, the lowest first, with the
         high bit where more follow (LEB128)."""
+        if len(numbers) <= FEW:
+            few = b"".join(_digits(int(number)) for number in numbers)
+            self._pieces.append(np.frombuffer(few, dtype=np.uint8))
+            return
         left = np.asarray(numbers, dtype=np.int64)
-        digits = np.array([left >> 7 * place & 127 for place in range(MOST_DIGITS)])
-        lengths = 1 + sum((left >> 7 * place > 0).astype(int) for place in range(1, MOST_DIGITS))
-        place = np.arange(MOST_DIGITS)[:, None]
-        digits |= np.where(place < lengths - 1, 128, 0)
-        self.put(digits.T[(place < lengths).T], "u1")
+        rest = left[:, None] >> 7 * np.arange(MOST_DIGITS)
+        used = rest > 0
+        used[:, 0] = True
+        digits = rest & 127
+        digits[:, :-1] |= 128 * used[:, 1:]
+        self.put(digits[used], "u1")
 
     def tensor(self) -> torch.Tensor:
         """All of it: uint8 `[n]`."""
@@ -112,6 +117,15 @@ class Reader:
         piece = self._bytes[self._at :].view(dtype)
         self._at = len(self._bytes)
         return piece
+
+
+def _digits(number: int) -> bytearray:
+    digits = bytearray()
+    while number > 127:
+        digits.append(number & 127 | 128)
+        number >>= 7
+    digits.append(number)
+    return digits
 
 
 def damaged() -> CodecError:
