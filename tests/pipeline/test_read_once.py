@@ -16,7 +16,7 @@ from ders_core.codecs import Quantized
 from ders_core.decompose.base import Base
 from ders_core.decompose.bases.mean import MeanBase
 from ders_core.decompose.bases.none import NoBase
-from ders_core.files import tensor as tensor_module
+from ders_core.files import cold_reads
 from ders_core.packed.open import open_checkpoint
 from ders_core.pipeline.compress import compress
 from ders_core.recipe import ClusteredBase, Recipe, Rule
@@ -31,8 +31,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
         counts.update(range(begin, begin + len(memory)))
         fill(path, begin, memory)
 
-    fill = tensor_module.fill
-    monkeypatch.setattr(tensor_module, "fill", counted)
+    fill = cold_reads.fill
+    monkeypatch.setattr("ders_core.files.tensor.fill", counted)
     return counts
 
 
@@ -48,8 +48,12 @@ def test_a_held_group_gives_what_its_file_gives(mixtral_dir: Path, reads: Counte
     into = torch.empty_like(wanted[:, 1:4])
     group.read_into(into, slice(1, 4))
     assert torch.equal(into, wanted[:, 1:4])
+    for times in (1, 2):  # the first time its memory is given away
+        for matrix, values in zip(group.experts, wanted, strict=True):
+            assert torch.equal(matrix.read_whole(torch.empty_like(values)), values)
+        assert set(reads.values()) == {times}
+    assert torch.equal(group.read(), wanted)
     assert (group.shape, group.dtype, group.nbytes) == (wanted.shape, group.dtype, wanted.nbytes)
-    assert set(reads.values()) == {1}
 
 
 @pytest.mark.parametrize(("base", "times"), [(MeanBase(), 2), (ClusteredBase(clusters=2), 3)])
