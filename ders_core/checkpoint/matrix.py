@@ -97,6 +97,12 @@ class Matrix:
         else:
             out.copy_(self.read(rows))
 
+    def read_whole(self, memory: torch.Tensor) -> torch.Tensor:
+        """The matrix `[out, in]`, not to be changed: read into memory of its shape and dtype, or
+        where it is held already."""
+        self.read_into(memory, slice(0, self.shape[0]))
+        return memory
+
     def turned(self) -> Matrix:
         """The transpose `[in, out]`."""
         return replace(self, slot=replace(self.slot, turned=not self.slot.turned))

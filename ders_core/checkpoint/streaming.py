@@ -141,13 +141,13 @@ def each_matrix(
 def _whole(
     stack: MatrixStack, seen: Callable[[torch.Tensor], None] | None
 ) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """What reads an expert into memory of its shape. seen: as of `matrices`."""
+    """What reads an expert into memory of its shape, if it is not held. seen: as of `matrices`."""
 
     def fill(memory: torch.Tensor, expert: int) -> torch.Tensor:
-        stack.matrices[expert].read_into(memory, slice(0, stack.shape[1]))
+        weight = stack.matrices[expert].read_whole(memory)
         if seen is not None:
-            seen(memory)
-        return memory
+            seen(weight)
+        return weight
 
     return fill
 

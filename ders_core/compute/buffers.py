@@ -41,6 +41,13 @@ def fresh(
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE_BYTES or torch.device(device).type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return reused(shape, dtype)
+
+
+def reused(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """As `fresh` on the CPU, however small: for many tensors that go one by one while as many of
+    the same size come. The allocator gives the memory of small ones to others."""
+    size = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(_kept(size)).view(dtype).view(tuple(shape))
 
 

@@ -31,7 +31,7 @@ PART_BYTES = 1 << 20
 
 SLOW_BYTES = 1e9
 """A disk counts as slow below so many bytes a second, times the processor's cores. Compression
-works on a third of that, reads everything twice, and waits for most of it."""
+works on a third of that, reads large groups twice, and waits for most of it."""
 
 MEASURED_BYTES, MEASURED_TIMES = 32 << 20, 8
 """A disk is judged by the quickest of so many stretches of so many bytes: reads also wait for a

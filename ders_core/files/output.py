@@ -67,7 +67,7 @@ def new_target(out: str | Path, *, resume: bool = False) -> Path:
     if "\0" in str(target):
         raise OutputError(f"{str(out)!r} cannot be written: no name holds a zero byte")
     with writing(target):
-        if target.exists() or target.is_symlink():
+        if is_finished(target):
             raise OutputError(f"{target} exists already; choose another name or remove it")
         if target.name in ("", ".."):
             raise OutputError(f"{target} ends in no name; give the path of something new")
@@ -81,6 +81,15 @@ def new_target(out: str | Path, *, resume: bool = False) -> Path:
         if not resume:
             _check_begun(target)
     return target
+
+
+def is_finished(out: Path) -> bool:
+    """Whether there is an output, or anything else of its name. Removes what its process left if
+    that was killed right after the output got its name."""
+    if not os.path.lexists(out):
+        return False
+    sweep_outputs(out.parent, PARTIAL, STATE)
+    return True
 
 
 def _why_not(folder: Path) -> str:
@@ -116,7 +125,7 @@ def output_directory(
     target = new_target(out, resume=True)
     partial = partial_path(target)
     with writing(target):
-        sweep_outputs(target.parent, PARTIAL)
+        sweep_outputs(target.parent, PARTIAL, STATE)
         check_room(target.parent, needs - (bytes_below(partial) if resume else 0))
         with made_parents(target), output_lock(target) as lock, ExitStack() as stack:
             if target.exists() or target.is_symlink():

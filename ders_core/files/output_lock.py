@@ -1,7 +1,8 @@
 """The lock of an output that is being written, a hidden file beside it.
 
 A process that is killed leaves it behind, without the lock. The next one that writes into the same
-folder removes it, and the unfinished output that it describes, if nobody could continue that one.
+folder removes it, and the unfinished output that it describes, if nobody could continue that one;
+of an output that got its name just before the process died, the state that nobody needs any more.
 """
 
 from __future__ import annotations
@@ -91,13 +92,14 @@ def busy(target: Path) -> OutputError:
     return OutputError(f"{target} is being written by another process; wait for it or cancel it")
 
 
-def sweep_outputs(folder: Path, unfinished: str) -> None:
-    """Remove what dead processes left in a folder: locks of ours that nobody holds, and the
-    outputs, still named with the ending `unfinished`, that could not be continued."""
+def sweep_outputs(folder: Path, unfinished: str, state: str) -> None:
+    """Remove what dead processes left in a folder: locks of ours that nobody holds, the outputs,
+    still named with the ending `unfinished`, that could not be continued, and the file `state` in
+    the finished ones."""
     with suppress(OSError):
         for path in list(folder.glob(".*.lock")):
             with suppress(OSError):
-                _sweep(path, unfinished)
+                _sweep(path, unfinished, state)
 
 
 def _locked(path: Path) -> int | None:
@@ -118,7 +120,7 @@ def _locked(path: Path) -> int | None:
     return None
 
 
-def _sweep(path: Path, unfinished: str) -> None:
+def _sweep(path: Path, unfinished: str, state: str) -> None:
     handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         facts = os.fstat(handle)
@@ -128,9 +130,12 @@ def _sweep(path: Path, unfinished: str) -> None:
         entry = _entry(os.pread(handle, LARGEST, 0))
         if entry is None or not is_at(handle, path):
             return
-        partial = path.with_name(path.name[1 : -len(".lock")] + unfinished)
+        target = path.with_name(path.name[1 : -len(".lock")])
+        partial = target.with_name(target.name + unfinished)
         if "token" in entry and _token(partial) == entry["token"]:
             shutil.rmtree(partial)
+        if target.is_dir() and not target.is_symlink():
+            (target / state).unlink(missing_ok=True)
         path.unlink()
     finally:
         os.close(handle)

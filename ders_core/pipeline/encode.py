@@ -11,6 +11,7 @@ from typing import Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack, OtherTensor
 from ders_core.checkpoint.digest import WeightsDigest
+from ders_core.checkpoint.held import held
 from ders_core.codecs.group import GroupCodec, Stacked
 from ders_core.compute.buffers import keep_small_blocks
 from ders_core.compute.threads import one_thread, threads_for
@@ -165,7 +166,9 @@ def _decompositions(
     group: ExpertGroup, recipe: Recipe, device: str, calibration: Calibration | None
 ) -> Iterator[tuple[str, Decomposition]]:
     context = BaseContext(device, calibration.tokens_per_expert if calibration else None)
-    return recipe.base.decompositions(group, context)
+    # a GPU copies from pinned memory, into which the files are read
+    is_held = recipe.base.is_stored and torch.device(device).type == "cpu"
+    return recipe.base.decompositions(held(group) if is_held else group, context)
 
 
 def _group_of(task: EncodeTask, key: Key) -> object:

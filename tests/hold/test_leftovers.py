@@ -26,7 +26,7 @@ from support.shell import ders
 from ders_core.errors import OutputError
 from ders_core.files.aside import sweep_asides
 from ders_core.files.directory import filled_directory, new_directory, replaced_directory
-from ders_core.files.output import new_file, output_directory
+from ders_core.files.output import STATE, is_finished, new_file, output_directory
 from ders_core.files.output_lock import lock_path
 from ders_core.files.scratch import EMPTY_SECONDS, OWNER, scratch_directory, sweep_scratch
 
@@ -66,9 +66,9 @@ class Holder:
         os.kill(self._process, signal.SIGKILL)
         self._wait()
 
-    def end(self) -> None:
+    def end(self, status: int = 0) -> None:
         os.write(self._go, b"x")
-        assert self._wait() == 0
+        assert self._wait() == status
 
     def _wait(self) -> int:
         os.close(self._go)
@@ -203,6 +203,32 @@ def test_outputs_of_the_dead_are_removed_and_no_other(tmp_path: Path) -> None:
     living.end()
     assert {".living.lock", "living.partial"}.isdisjoint(names(tmp_path))
     assert (tmp_path / "living").is_dir()
+
+
+def write_beside(out: Path) -> None:
+    with output_directory(out.with_name("new")):
+        pass
+    out.with_name("new").rmdir()
+
+
+@pytest.mark.parametrize("later", [is_finished, write_beside])
+def test_the_state_of_an_output_whose_process_died_right_after_is_removed(
+    later: Callable[[Path], object], tmp_path: Path
+) -> None:
+    def fill_and_die_once_it_has_its_name(partial: Path) -> None:
+        def last(source: Path, target: Path) -> None:
+            rename(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        fill(partial)
+        rename, os.rename = os.rename, last  # type: ignore[assignment]
+
+    out = tmp_path / "out"
+    dead = Holder(lambda: output_directory(out, work={"a": 1}), fill_and_die_once_it_has_its_name)
+    dead.end(signal.SIGKILL)
+    assert (names(out), names(tmp_path)) == ([STATE, "shard"], [".out.lock", "out"])
+    later(out)
+    assert (names(out), names(tmp_path)) == (["shard"], ["out"])
 
 
 def test_a_directory_that_took_the_place_of_the_dead_one_stays(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Groups whose weights are held from when a base is made of them until deltas are.
+
+To read them twice takes a disk, a network, or the decoding of a quantized source twice as long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ders_core.checkpoint.groups import ExpertGroup
+from ders_core.checkpoint.matrix import Matrix
+from ders_core.compute.buffers import reused
+from ders_core.files.dtype import Dtype
+from ders_core.files.tensor import TensorReader
+from ders_core.later import np, torch
+
+HELD_BYTES = 1 << 28
+"""Of a group, at most. While its last experts are encoded, the next one is held already."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldMatrix(Matrix):
+    """A matrix whose rows stay in memory once they are read, until it is read whole; rows can be
+    read by several threads.
+
+    whole: where it is read from. memory: `[out, in]` in the dtype in which it is read; none once it
+    was given away. is_read: bool `[out]`, which rows are there.
+    """
+
+    whole: Matrix
+    memory: list[torch.Tensor]
+    is_read: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.whole.shape
+
+    @property
+    def dtype(self) -> Dtype:
+        return self.whole.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.whole.nbytes
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        if not self.memory:
+            return self.whole.read(rows)
+        return self._rows(self.memory[0], rows or slice(None)).clone()
+
+    def read_into(self, out: torch.Tensor, rows: slice) -> None:
+        if self.memory:
+            out.copy_(self._rows(self.memory[0], rows))
+        else:
+            self.whole.read_into(out, rows)
+
+    def read_whole(self, memory: torch.Tensor) -> torch.Tensor:
+        """Gives its memory away: it is free when the caller is done with the matrix."""
+        if not self.memory:
+            return self.whole.read_whole(memory)
+        return self._rows(self.memory.pop(), slice(None))
+
+    def _rows(self, memory: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Rows as a view of the memory."""
+        first, last, _ = rows.indices(self.shape[0])
+        missing = first + np.flatnonzero(~self.is_read[first:last])
+        for run in np.split(missing, 1 + np.flatnonzero(np.diff(missing) > 1)):
+            if run.size:
+                part = slice(int(run[0]), int(run[-1]) + 1)
+                self.whole.read_into(memory[part], part)
+                self.is_read[part] = True
+        return memory[first : max(first, last)]
+
+    def turned(self) -> Matrix:
+        raise NotImplementedError("a matrix that is held is read by rows")
+
+    @property
+    def lies_across(self) -> bool:
+        return self.whole.lies_across
+
+    def middle(self, lines: int, values: int) -> np.ndarray:
+        return self.whole.middle(lines, values)
+
+    def within(self, tensors: Mapping[str, TensorReader]) -> Matrix:
+        return self.whole.within(tensors)
+
+
+def held(group: ExpertGroup) -> ExpertGroup:
+    """The group, each of whose experts is held from when it is first read until it is read whole.
+    The group itself if they take more than `HELD_BYTES`, or are stored transposed: averages of
+    these are taken over columns."""
+    experts, *shape = group.shape
+    nbytes = experts * math.prod(shape) * group.dtype.itemsize
+    if nbytes > HELD_BYTES or group.experts[0].lies_across:
+        return group
+    with torch.inference_mode(False):  # threads that read are not in that mode
+        memory = [reused(shape, group.dtype.torch) for _ in range(experts)]
+    matrices = (
+        HeldMatrix(matrix.info, matrix.slot, matrix, [values], np.zeros(shape[0], bool))
+        for matrix, values in zip(group.experts, memory, strict=True)
+    )
+    return replace(group, experts=tuple(matrices))

@@ -1,0 +1,92 @@
+"""Groups that are held, against their files; and how often compression reads an expert's bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.compress_support import Snapshot
+
+from ders_core.checkpoint import held as held_module
+from ders_core.checkpoint.held import held
+from ders_core.codecs import Quantized
+from ders_core.decompose.base import Base
+from ders_core.decompose.bases.mean import MeanBase
+from ders_core.decompose.bases.none import NoBase
+from ders_core.files import cold_reads
+from ders_core.packed.open import open_checkpoint
+from ders_core.pipeline.compress import compress
+from ders_core.recipe import ClusteredBase, Recipe, Rule
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each byte of a file was read."""
+    counts: Counter[int] = Counter()
+
+    def counted(path: Path, begin: int, memory: np.ndarray) -> None:
+        counts.update(range(begin, begin + len(memory)))
+        fill(path, begin, memory)
+
+    fill = cold_reads.fill
+    monkeypatch.setattr("ders_core.files.tensor.fill", counted)
+    return counts
+
+
+def test_a_held_group_gives_what_its_file_gives(mixtral_dir: Path, reads: Counter[int]) -> None:
+    group = open_checkpoint(mixtral_dir).group(1, "down")
+    wanted, group = group.read(), held(group)
+    reads.clear()
+    for expert, rows in ((1, slice(2, 5)), (1, slice(4, 9)), (0, slice(3, 3)), (1, slice(9, None))):
+        piece = group.read(expert, rows)
+        assert torch.equal(piece, wanted[expert, rows])
+        piece.zero_()  # is the caller's
+    assert torch.equal(group.read(), wanted)
+    into = torch.empty_like(wanted[:, 1:4])
+    group.read_into(into, slice(1, 4))
+    assert torch.equal(into, wanted[:, 1:4])
+    for times in (1, 2):  # the first time its memory is given away
+        for matrix, values in zip(group.experts, wanted, strict=True):
+            assert torch.equal(matrix.read_whole(torch.empty_like(values)), values)
+        assert set(reads.values()) == {times}
+    assert torch.equal(group.read(), wanted)
+    assert (group.shape, group.dtype, group.nbytes) == (wanted.shape, group.dtype, wanted.nbytes)
+
+
+@pytest.mark.parametrize(("base", "times"), [(MeanBase(), 2), (ClusteredBase(clusters=2), 3)])
+def test_compression_reads_an_expert_once(
+    base: Base,
+    times: int,
+    mixtral_dir: Path,
+    tmp_path: Path,
+    snapshot: Snapshot,
+    reads: Counter[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = Recipe(name="x", rules=(Rule(codec=Quantized(bits=2)),), base=base)
+    groups = open_checkpoint(mixtral_dir).groups()
+    experts = {
+        byte
+        for group in groups
+        for matrix in group.experts
+        for tensor in matrix.info.sources()
+        for byte in range(tensor.begin, tensor.end)
+    }
+    compress(mixtral_dir, tmp_path / "held", recipe)
+    assert {reads[byte] for byte in experts} == {1}
+    reads.clear()
+    monkeypatch.setattr(held_module, "HELD_BYTES", max(group.nbytes for group in groups) - 1)
+    compress(mixtral_dir, tmp_path / "read", recipe)
+    assert {reads[byte] for byte in experts} == {times}
+    assert snapshot(tmp_path / "held") == snapshot(tmp_path / "read")
+
+
+def test_without_a_base_no_group_is_in_memory(
+    mixtral_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ders_core.pipeline.encode.held", lambda group: pytest.fail("held"))
+    recipe = Recipe(name="x", rules=(Rule(codec=Quantized(bits=2)),), base=NoBase())
+    compress(mixtral_dir, tmp_path / "out", recipe)
