@@ -1,9 +1,9 @@
 """Registries: a class in a new file is known by its name, and nothing else is edited.
 
-A registry imports every module of its package at its first lookup, but for `testing`, so that a
-new file there needs no other edit. A class from another distribution is loaded by an entry point
-of the registry's group (`[project.entry-points."ders_core.codecs"]`), or registers itself when it
-is imported.
+A name is looked for in the module of that name first. Where that has no such class, and for the
+list of all, a registry imports every module of its package but `testing`, so that a new file there
+needs no other edit. A class from another distribution is loaded by an entry point of the registry's
+group (`[project.entry-points."ders_core.codecs"]`), or registers itself when it is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ders_core.errors import DersError
@@ -57,14 +57,16 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
     def find(self, name: object) -> type[T]:
         """The class of that name. Raises the registry's error, which lists the known names."""
-        self._load()
-        if not isinstance(name, str) or name not in self._classes:
+        found = self._class_of(name)
+        if found is None:
             raise self._error(f"unknown {self._what} {name!r}; known are {', '.join(self)}")
-        return self._classes[name]
+        return found
 
     def __getitem__(self, name: str) -> type[T]:
-        self._load()
-        return self._classes[name]
+        found = self._class_of(name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         self._load()
@@ -73,6 +75,24 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def __len__(self) -> int:
         self._load()
         return len(self._classes)
+
+    def _class_of(self, name: object) -> type[T] | None:
+        if not isinstance(name, str):
+            return None
+        if not self._is_loaded:
+            with self._lock:  # another thread waits until the module is imported to its end
+                if name not in self._classes:
+                    self._import_one(name)
+                if name not in self._classes:
+                    self._load()
+        return self._classes.get(name)
+
+    def _import_one(self, name: str) -> None:
+        """Import the module of that name, if the package has it: the others can wait."""
+        if name.isidentifier() and name != "testing":
+            module = f"{self._package}.{name}"
+            if find_spec(module) is not None:
+                import_module(module)
 
     def _load(self) -> None:
         if self._is_loaded:
@@ -99,4 +119,6 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 @cache
 def installed_points() -> Any:
     """The entry points of all distributions, read once; what `select` chooses from."""
+    from importlib.metadata import entry_points  # imports what reads mail and zip files
+
     return entry_points()

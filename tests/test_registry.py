@@ -55,8 +55,10 @@ def registry_of(package: str) -> Registry[Thing]:
 def test_files_are_found_without_being_named(package: str) -> None:
     registry = registry_of(package)
     assert f"{package}.one" not in sys.modules  # nothing is imported before it is needed
+    assert registry.find("one").__name__ == "One"
+    assert f"{package}.two" not in sys.modules  # nor what has another name than that
     assert list(registry) == ["another", "one"]
-    assert registry.find("one").__name__ == registry["one"].__name__ == "One"
+    assert registry.find("another") is registry["another"]
     assert len(registry) == 2
     assert "three" not in registry
 

@@ -284,9 +284,9 @@ def dense_layouts() -> tuple[Layout, ...]:
     return _registry().dense
 
 
-_ENTRIES: TypeAdapter[list[Layout]] = TypeAdapter(
-    Annotated[list[Layout], Field(max_length=MOST_ENTRIES)]
-)
+@cache
+def _entries() -> TypeAdapter[list[Layout]]:
+    return TypeAdapter(Annotated[list[Layout], Field(max_length=MOST_ENTRIES)])
 
 
 def user_layouts(checkpoint: Path) -> list[Layout]:
@@ -308,7 +308,7 @@ def read_layouts(file: Path) -> list[Layout]:
         if size > MOST_BYTES:
             raise CheckpointError(f"{file} has {size} bytes, and at most {MOST_BYTES} are read")
         data = parse_yaml(read_bytes(file).decode("utf-8-sig"))
-        return _ENTRIES.validate_python(data if isinstance(data, list) else [data])
+        return _entries().validate_python(data if isinstance(data, list) else [data])
     except ValidationError as error:
         fault = gravest(error)  # its path begins with the number of the entry
         sentence = fault.at(*(fault.path[1:] or ("the entry",))).sentence()

@@ -155,6 +155,3 @@ def _print_analysis(analysis: Analysis) -> None:
         ],
     )
     print_line(analysis.verdict.sentence)
-
-
-COMMANDS = {"info": info, "analyze": analyze}

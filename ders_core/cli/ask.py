@@ -103,6 +103,3 @@ def _print_differences(replies: Replies) -> None:
         print("\nalong the original's reply")
         columns = ["original", "compressed", "", "token", "original's chance", "chance", "KL"]
         print_table(columns, rows)
-
-
-COMMANDS = {"ask": ask}

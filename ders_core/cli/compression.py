@@ -304,11 +304,3 @@ def synthesize(packed: PackedArg, out: OutArg, dtype: WrittenDtypeOption = "auto
         sums = run_synthesize(packed, out, dtype=dtype, progress=progress)
     print_line(f"{out}: {len(sums)} tensors written")
     print_links(TensorStore.open(packed).beside.linked_out)
-
-
-COMMANDS = {
-    "plan": plan,
-    "compress": compress,
-    "verify": verify,
-    "synthesize": synthesize,
-}

@@ -123,6 +123,3 @@ def rollback(
     with progress_bar("rollback") as progress:
         size = write_base(applied, out, progress=progress)
     print_line(f"{out}: {bytes_text(size)}")
-
-
-COMMANDS = {"export": export, "push": push, "apply": apply, "rollback": rollback}

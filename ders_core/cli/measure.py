@@ -225,6 +225,3 @@ def calibrate(
 
 def _measured(is_known: bool) -> str:
     return "measured" if is_known else "not measured"
-
-
-COMMANDS = {"eval": evaluate, "calibrate": calibrate}

@@ -128,6 +128,3 @@ def _print(found: Pilot, target: Path) -> None:
         print_line(f"risk: {risk.what} {risk.fallback}")
     print_line(found.sentence)
     print_line(f"written: {target}")
-
-
-COMMANDS = {"pilot": pilot}

@@ -147,6 +147,3 @@ def _print_proof(proof: Proof, as_json: bool) -> None:
         print_line(f"note: {remark}")
     if proof.best is not None:
         print_line(proof.sentence)
-
-
-COMMANDS = {"prove": prove}

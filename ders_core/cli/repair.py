@@ -135,6 +135,3 @@ def _print(result: RepairResult) -> None:
     print_line(
         f"{result.out}: {bytes_text(result.bytes)}, in {result.seconds:.0f} s on {result.device}"
     )
-
-
-COMMANDS = {"repair": repair}

@@ -98,6 +98,3 @@ def _candidates(
             raise CheckpointError(problem if is_named else f"{one.path}: {problem}")
         found.append(candidate(one, verification.groups, quality))
     return found
-
-
-COMMANDS = {"report": report}

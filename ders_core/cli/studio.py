@@ -100,6 +100,3 @@ def run_app(
         base_path=base_path,
         allowed_hosts=allow_host or (),
     )
-
-
-COMMANDS = {"demo": demo, "worker": worker, "app": run_app}

@@ -245,6 +245,3 @@ def _print(tuned: Tuned, target: Path) -> None:
             f"one knob for all in {bytes_text(knob.nbytes)}: {knob.predicted_kl:.3g} nats a token"
         )
     print_line(f"written: {target}")
-
-
-COMMANDS = {"tune": tune}

@@ -79,6 +79,3 @@ def upcycle(
     print_table(["", ""], rows)
     print_line(f"{out}: {result.steps} steps in {result.seconds:.1f} s on {result.device}")
     print_links(TensorStore.open(dense).beside.linked_out)
-
-
-COMMANDS = {"upcycle": upcycle}

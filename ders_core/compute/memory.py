@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from ders_core.later import torch
 
 CGROUPS = (
@@ -27,6 +25,8 @@ def free_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # of what only looks at headers, nothing gets here
+
     limits = [free for place in CGROUPS for free in [_container_free(*place)] if free is not None]
     return min([int(psutil.virtual_memory().available), *limits])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 from ders_core.checkpoint import ExpertGroup, MatrixStack
@@ -46,13 +47,25 @@ class Decomposition:
         def checked(expert: int, weight: torch.Tensor) -> R:
             return use(expert, self._checked(expert, weight))
 
-        for _, result in each_matrix(self.group, checked, threads, self.base.device, seen):
+        numbers = count()
+
+        def checked_before(weight: torch.Tensor) -> None:
+            self._checked(next(numbers), weight)
+            if seen is not None:
+                seen(weight)
+
+        device = self.base.device
+        if device.type == "cpu":
+            results = each_matrix(self.group, checked, threads, device, seen)
+        else:  # checked before it is copied there: the check would wait for the device
+            results = each_matrix(self.group, use, threads, device, checked_before)
+        for _, result in results:
             yield result
 
     def weight(self, expert: int) -> torch.Tensor:
         """W_i `[out, in]` in storage dtype, on the base's device. Raises CheckpointError for values
         that are not finite."""
-        return self._checked(expert, self.group.read(expert).to(self.base.device))
+        return self._checked(expert, self.group.read(expert)).to(self.base.device)
 
     def _checked(self, expert: int, weight: torch.Tensor) -> torch.Tensor:
         if not is_finite(weight):

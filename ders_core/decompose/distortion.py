@@ -28,6 +28,12 @@ class Squares:
     weight: float = 0.0
     shared: float = 0.0
 
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> Squares:
+        """Of the four numbers of `sums_of`."""
+        error, delta, weight, shared = sums
+        return cls(error, delta, weight, -shared)
+
     def __add__(self, other: Squares) -> Squares:
         return Squares(
             self.error + other.error,
@@ -59,21 +65,25 @@ def compare(
 ) -> Squares:
     """The sums for one expert's weight; tensors of any dtypes and one shape. Without a base, the
     sums with the delta are 0."""
-    tensors = (synthesized, weight) if base is None else (synthesized, weight, base)
-    if kernels.takes_stored(*tensors):
-        from ders_core.compute.kernels import differences
+    squares = Squares.of(sums_of(synthesized, weight, base).tolist())
+    return squares if base is not None else Squares(squares.error, 0.0, squares.weight, 0.0)
 
-        sums = torch.empty(4, dtype=torch.float64)
-        bits = [kernels.bits(tensor).reshape(-1) for tensor in tensors]
-        below = bits[1] if base is None else bits[2]
-        kind = kernels.kind_of(weight.dtype)
-        differences.squares(bits[0], bits[1], below, kind, sums.numpy())
-    else:
-        sums = _sums(*(tensor.reshape(-1) for tensor in tensors))
-    error, delta, energy, shared = sums.tolist()
-    if base is None:
-        delta, shared = 0.0, -0.0
-    return Squares(error, delta, energy, -shared)
+
+def sums_of(
+    synthesized: torch.Tensor, weight: torch.Tensor, base: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The sums of `compare`, float64 `[4]` on the device of the weight, which nothing waits for:
+    Σ(W−Ŵ)², Σ(W−base)², ΣW², Σ(W−Ŵ)(W−base). Those with the delta mean nothing without a base."""
+    tensors = (synthesized, weight) if base is None else (synthesized, weight, base)
+    if not kernels.takes_stored(*tensors):
+        return _sums(*(tensor.reshape(-1) for tensor in tensors))
+    from ders_core.compute.kernels import differences
+
+    sums = torch.empty(4, dtype=torch.float64)
+    bits = [kernels.bits(tensor).reshape(-1) for tensor in tensors]
+    below = bits[1] if base is None else bits[2]
+    differences.squares(bits[0], bits[1], below, kernels.kind_of(weight.dtype), sums.numpy())
+    return sums
 
 
 def _sums(

@@ -22,6 +22,7 @@ from ders_core.pipeline.knowledge import (
     Shared,
     encode_expert,
 )
+from ders_core.pipeline.leaving import on_cpu
 from ders_core.pipeline.placed import PlacedGroup
 from ders_core.recipe import Recipe
 
@@ -143,17 +144,16 @@ class Encoder:
         decomposition, form = stored.decomposition, stored.form
         stack, known = decomposition.group, self.known
 
-        def encode_one(number: int, weight: torch.Tensor) -> tuple[Parts, Losses]:
+        def encode_one(number: int, weight: torch.Tensor) -> EncodedExpert:
             is_first = fitted.members(fitted.uses[number])[0] == number
-            encoded = self.one(stored, fitted, number, weight, probes=is_first)
-            if not math.isfinite(encoded.losses.squares.error):  # as the matrix is finite
-                raise _too_large(stack, stack.matrix_name(number), fitted.expert(number).label)
-            return {name: part.cpu() for name, part in encoded.parts.items()}, encoded.losses
+            return self.one(stored, fitted, number, weight, probes=is_first)
 
         parts, losses = list[Parts](), Losses()
         # closed here, also where writing fails: else threads and memory stay with the error
         with closing(decomposition.each(encode_one, self.threads, seen)) as encoded:
-            for number, (packed, lost) in enumerate(encoded):
+            for number, (packed, lost) in enumerate(on_cpu(encoded)):
+                if not math.isfinite(lost.squares.error):  # as the matrix is finite
+                    raise _too_large(stack, stack.matrix_name(number), fitted.expert(number).label)
                 losses += lost
                 if placed is None:
                     parts.append(packed)

@@ -11,7 +11,7 @@ from ders_core.codecs import Codec, DeltaCodec, EncodeContext, Parts
 from ders_core.codecs.coding.prng import base_seed, expert_seed, tensor_seed
 from ders_core.codecs.curvature import Curvature
 from ders_core.codecs.fitting.codes import TOGETHER
-from ders_core.decompose.distortion import compare
+from ders_core.decompose.distortion import Squares, sums_of
 from ders_core.later import torch
 from ders_core.pipeline.believed import Inputs
 from ders_core.pipeline.calibration import Calibration
@@ -200,10 +200,21 @@ def _seed(stack: MatrixStack, number: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class EncodedExpert:
-    """parts: on the device of the weight."""
+    """parts: on the device of the weight. sums: `sums_of` the weight, and of the delta alone
+    where that differs, float64 `[1 or 2, 4]`, there too. judged: what it loses, by these."""
 
     parts: Parts
-    losses: Losses
+    sums: torch.Tensor
+    judged: Callable[[Squares, Squares], Losses]
+
+    def losses_by(self, sums: Sequence[Sequence[float]]) -> Losses:
+        """What it loses. sums: the numbers of `sums`."""
+        return self.judged(Squares.of(sums[0]), Squares.of(sums[-1]))
+
+    @property
+    def losses(self) -> Losses:
+        """What it loses; a GPU is waited for."""
+        return self.losses_by(self.sums.tolist())
 
 
 def encode_expert(
@@ -233,13 +244,17 @@ def encode_expert(
         probe = Probe.of(synthesized[rows], rounded_from[rows], delta, weight[rows])
     else:
         synthesized = codec.unpack(parts, base, context)
-    judged = synthesized
-    squares = own = compare(synthesized, weight, base)
+    judged, sums = synthesized, [sums_of(synthesized, weight, base)]
     if start is not base:
         judged = codec.unpack(parts, start, context)
-        own = compare(judged, weight, start)
+        sums.append(sums_of(judged, weight, start))
+    if inputs is None and charge is None:  # nothing else of the matrix is looked at
+        plain = partial(Losses, probe=probe)
+        return EncodedExpert(parts, torch.stack(sums), plain)
     judge = Judge(weight, start, context, charge, router, inputs, shrinks)
-    return EncodedExpert(parts, judge.losses(synthesized, judged, squares, own, probe))
+    squares, own = (Squares.of(sums[number].tolist()) for number in (0, -1))
+    losses = judge.losses(synthesized, judged, squares, own, probe)
+    return EncodedExpert(parts, torch.stack(sums), lambda *_: losses)
 
 
 def _probed_rows(count: int) -> slice:

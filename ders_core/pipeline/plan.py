@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ders_core.checkpoint import Checkpoint, ExpertGroup, MatrixStack
 from ders_core.checkpoint.others import Kind, OtherTensor
@@ -16,10 +16,12 @@ from ders_core.errors import CheckpointError, RecipeError
 from ders_core.files.dtype import Dtype
 from ders_core.files.spec import TensorSpec
 from ders_core.files.writer import METADATA, Specs, file_bytes, file_order, shards
-from ders_core.pipeline.calibration import Calibration
 from ders_core.pipeline.own_files import staged_files
 from ders_core.pipeline.selectors import check_experts, check_layers, check_others
 from ders_core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ders_core.pipeline.calibration import Calibration
 
 PIECE = 1 << 22
 """Values of a tensor outside the experts that are encoded as one matrix, about: threads share the
@@ -244,6 +246,8 @@ def check_files(recipe: Recipe, checkpoint: Checkpoint, step: Advance = uncounte
     recipe.base.check_files()
     if recipe.calibration is None:
         return
+    from ders_core.pipeline.calibration import Calibration  # most plans need none
+
     calibration = Calibration.open(recipe.calibration)
     calibration.check(checkpoint, step)
     if recipe.needs_of_calibration == "gradients" and not calibration.has_gradients:

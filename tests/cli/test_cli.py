@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.shell import ders
 
+from ders_core.cli.commands import COMMANDS
 from ders_core.packed.open import open_checkpoint
 from ders_core.packed.reader import PackedCheckpoint
 from ders_core.units import bytes_text
@@ -27,6 +29,15 @@ def packed(tmp_path_factory: pytest.TempPathFactory, mixtral_dir: Path) -> Path:
     assert done.returncode == 0, done.stderr
     assert "% of original" in done.stdout
     return out
+
+
+def test_help_has_the_summary_of_every_command() -> None:
+    """It is written without importing commands; each says the same by its docstring."""
+    told = " ".join(ders("--help").stdout.split())
+    for word, entry in COMMANDS.items():
+        assert f"{word} {entry.summary}" in told
+        command = getattr(import_module(f"ders_core.cli.{entry.module}"), entry.function)
+        assert entry.summary == " ".join(command.__doc__.partition("\n\n")[0].split())
 
 
 def test_info(qwen2_moe_dir: Path) -> None:

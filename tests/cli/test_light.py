@@ -15,18 +15,19 @@ from support.quantized_references import fp8_config, random_codes
 from ders_core.demo.unpack import TRAINED
 
 HEAVY = ("torch", "transformers", "dask", "distributed", "scipy", "numba", "pandas", "streamlit")
+SUMMARY = ("pydantic", "ders_core.pipeline", "ders_core.checkpoint", "ders_core.cli.options")
+TENSORS = ("numpy", "psutil")
+OTHER_CODECS = ("ders_core.codecs.entropy", "ders_core.codecs.lowrank", "ders_core.codecs.sparse")
+
 RUN = """
 import contextlib, io, json, sys
 from ders_core.cli.main import app
 
 printed = []
-for words in json.loads(sys.argv[1]):
+for words, unwanted in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         app(words, standalone_mode=False)
-    heavy = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
-    if words[0] == "plan" and "numpy" in sys.modules:  # a fifth of what a plan may take
-        heavy.append("numpy")
-    printed.append((out.getvalue(), heavy))
+    printed.append((out.getvalue(), [name for name in unwanted if name in sys.modules]))
 print(json.dumps(printed))
 """
 
@@ -44,35 +45,40 @@ def fp8_checkpoint(directory: Path) -> Path:
     return directory
 
 
-def check(facts: list[tuple[list[str], str]], unwanted: tuple[str, ...]) -> None:
-    """facts: words of a command, and what it prints, in this order in one process."""
-    commands = json.dumps([words for words, _ in facts])
+def check(facts: list[tuple[list[str], str, tuple[str, ...]]]) -> None:
+    """facts: words of a command, what it prints, and modules that neither it nor those before it
+    imported, in this order in one process."""
+    commands = json.dumps([(words, unwanted) for words, _, unwanted in facts])
     done = subprocess.run(
-        [sys.executable, "-c", RUN, commands, json.dumps(unwanted)],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", RUN, commands], capture_output=True, text=True, check=True
     )
-    for (words, fact), (text, heavy) in zip(facts, json.loads(done.stdout), strict=True):
+    for (words, fact, _), (text, heavy) in zip(facts, json.loads(done.stdout), strict=True):
         assert fact in text, words
         assert heavy == [], words
 
 
 def test_headers_and_hashes_need_no_torch(mixtral_dir: Path) -> None:
-    packed = str(TRAINED / "moe")
-    facts = [
-        (["--help"], "Commands"),
-        (["plan", str(mixtral_dir), "--recipe", "mixed"], "weight files"),
-        (["plan", packed, "--recipe", "unbiased-0.6bit", "--json"], "bytes_after"),
-        (["verify", packed], "as they were written"),
-        (["info", packed], "not decoded"),
-        (["info", packed, "--json"], '"upcycled": null'),
-    ]
-    check(facts, HEAVY)
+    packed, original = str(TRAINED / "moe"), str(mixtral_dir)
+    recipe = "unbiased-0.6bit"
+    check(
+        [
+            (["--help"], "Commands", (*HEAVY, *SUMMARY)),
+            (
+                ["plan", original, "--recipe", "quantized-2bit"],
+                "weight files",
+                (*HEAVY, *TENSORS, *OTHER_CODECS),
+            ),
+            (["plan", original, "--recipe", "mixed"], "weight files", (*HEAVY, *TENSORS)),
+            (["plan", packed, "--recipe", recipe, "--json"], "bytes_after", (*HEAVY, *TENSORS)),
+            (["verify", packed], "as they were written", HEAVY),
+            (["info", packed], "not decoded", HEAVY),
+            (["info", packed, "--json"], '"upcycled": null', HEAVY),
+        ]
+    )
 
 
 def test_the_first_look_at_an_original_needs_no_codec(mixtral_dir: Path, tmp_path: Path) -> None:
     """Nor torch: importing them would take a quarter of it."""
     fp8 = str(fp8_checkpoint(tmp_path / "fp8"))
-    facts = [(["info", str(mixtral_dir)], "mixtral"), (["info", fp8], "fp8")]
-    check(facts, (*HEAVY, "ders_core.codecs"))
+    unwanted = (*HEAVY, "psutil", "ders_core.codecs")
+    check([(["info", str(mixtral_dir)], "mixtral", unwanted), (["info", fp8], "fp8", unwanted)])

@@ -26,7 +26,6 @@ IMPORTED = [
     "pyarrow.parquet",
     "torch",
     "transformers",
-    "ders_core.cli.main",
     "ders_core.analysis.analyzer",
     "ders_core.evaluate",
     "ders_core.calibrate",
@@ -45,7 +44,7 @@ IMPORTED = [
     "ders_core.tune.tuner",
     *sorted(
         f"ders_core.{folder}.{file.stem}".replace("/", ".")
-        for folder in ("compute/kernels", "decompose/bases", "jobs/kinds", "upcycle/forms")
+        for folder in ("cli", "compute/kernels", "decompose/bases", "jobs/kinds", "upcycle/forms")
         for file in (PACKAGE / folder).glob("[a-z]*.py")
     ),
     "tests.support.before_forks",  # found from the folder in which tests are run
