@@ -15,6 +15,14 @@ FEW = 16
 """So many numbers are sooner read one by one."""
 
 
+def small_lengths(numbers: np.ndarray) -> np.ndarray:
+    """int64 `[n]`: the bytes that `put_small` makes of each number, int64 `[n]`."""
+    lengths = np.ones(len(numbers), np.int64)
+    for place in range(1, MOST_DIGITS):
+        lengths += numbers >> 7 * place > 0
+    return lengths
+
+
 class Writer:
     """Puts arrays behind each other."""
 
@@ -30,7 +38,7 @@ class Writer:
         high bit where more follow (LEB128)."""
         left = np.asarray(numbers, dtype=np.int64)
         digits = np.array([left >> 7 * place & 127 for place in range(MOST_DIGITS)])
-        lengths = 1 + sum((left >> 7 * place > 0).astype(int) for place in range(1, MOST_DIGITS))
+        lengths = small_lengths(left)
         place = np.arange(MOST_DIGITS)[:, None]
         digits |= np.where(place < lengths - 1, 128, 0)
         self.put(digits.T[(place < lengths).T], "u1")
