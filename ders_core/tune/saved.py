@@ -72,7 +72,7 @@ class _Rare(_Strict):
 
 
 class _File(_Strict):
-    version: Literal[3]
+    version: Literal[4]
     identity: str
     calibration: str
     per_expert: bool
